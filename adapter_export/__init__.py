@@ -18,21 +18,21 @@ import os
 from typing import TYPE_CHECKING
 
 from adapter_export import errors
-from adapter_export.api.adapters import compose, import_adapterhub, import_peft, load_adapter, pack, save
-from adapter_export.api.base import Base, capture, open_base
-from adapter_export.api.bundles import add, build, open_bundle, remove
-from adapter_export.api.compare import compare
-from adapter_export.api.evaluate import evaluate
-from adapter_export.api.inspect import Inspection, inspect
-from adapter_export.api.lint import lint
-from adapter_export.api.plan import plan
-from adapter_export.api.prove import check, self_test, verify
-from adapter_export.api.sign import sign, verify_signature
-from adapter_export.api.sites import Sites
-from adapter_export.api.smaller import distil, drop
-from adapter_export.api.sweep import sweep
-from adapter_export.api.train import attach, train
-from adapter_export.api.trainer import trainer_callback
+from adapter_export.api.adapters.adapters import compose, import_adapterhub, import_peft, load_adapter, pack, save
+from adapter_export.api.bundles.bundles import add, build, open_bundle, remove
+from adapter_export.api.bundles.compare import compare
+from adapter_export.api.bundles.evaluate import evaluate
+from adapter_export.api.bundles.inspect import Inspection, inspect
+from adapter_export.api.bundles.prove import check, self_test, verify
+from adapter_export.api.bundles.sign import sign, verify_signature
+from adapter_export.api.models.base import Base, capture, open_base
+from adapter_export.api.models.sites import Sites
+from adapter_export.api.training.lint import lint
+from adapter_export.api.training.plan import plan
+from adapter_export.api.training.smaller import distil, drop
+from adapter_export.api.training.sweep import sweep
+from adapter_export.api.training.train import attach, train
+from adapter_export.api.training.trainer import trainer_callback
 from adapter_export.version import __version__
 
 if TYPE_CHECKING:  # for annotations; each loads more than a program may need

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import adapter_export as ae
-from adapter_export.api.base import recorded_base
+from adapter_export.api.models.base import recorded_base
 from adapter_export.cli.output import Bar, emit_json, progress_bar, say, warn
 
 if TYPE_CHECKING:
     from adapter_export import Adapter
-    from adapter_export.api.prove import OnStep
+    from adapter_export.api.bundles.prove import OnStep
 
 
 def listed(text: str) -> list[str]:

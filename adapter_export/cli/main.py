@@ -24,34 +24,34 @@ _BUG, _INTERRUPTED = 5, 130
 
 
 class Entry(NamedTuple):
-    """A command that is imported when it is called: where it is, `module:attribute`, and its line in the list."""
+    """A command that is imported when it is called: `.module:attribute`, seen from `cli`, and its line in the list."""
 
     target: str
     help: str
 
 
 COMMANDS: Mapping[str, Entry] = {
-    "capture": Entry("adapter_export.cli.capture:capture", "Make a model archive from a Hugging Face folder."),
-    "sites": Entry("adapter_export.cli.sites:sites", "Show where adapters can act in a model."),
-    "plan": Entry("adapter_export.cli.practice:plan", "Say what adapters would cost in a model, before training."),
-    "train": Entry("adapter_export.cli.train:train", "Train an adapter on a table of labelled texts."),
-    "sweep": Entry("adapter_export.cli.practice:sweep", "Train adapters of many settings, and compare them."),
-    "lint": Entry("adapter_export.cli.practice:lint", "Look for the classic mistakes in an adapter."),
-    "drop": Entry("adapter_export.cli.practice:drop", "Say what an adapter loses without its lowest layers."),
-    "distil": Entry("adapter_export.cli.train:distil", "Let a smaller model learn from one with an adapter."),
-    "pack": Entry("adapter_export.cli.pack:pack", "Make an adapter from plain tensors of any framework."),
-    "import": Entry("adapter_export.cli.import_:import_", "Make an adapter of one that another library trained."),
-    "compose": Entry("adapter_export.cli.compose:compose", "Make one adapter of several: stacked, averaged, fused."),
-    "build": Entry("adapter_export.cli.build:build", "Export a model and its adapters as one bundle."),
-    "add": Entry("adapter_export.cli.add:add", "Add adapters to a bundle, without a new export."),
-    "remove": Entry("adapter_export.cli.add:remove", "Remove adapters from a bundle."),
-    "check": Entry("adapter_export.cli.check:check", "Prove that a bundle computes what it should."),
-    "verify": Entry("adapter_export.cli.check:verify", "Show that a bundle is whole and computes right here."),
-    "sign": Entry("adapter_export.cli.sign:sign", "Sign a bundle: say who made it."),
-    "evaluate": Entry("adapter_export.cli.evaluate:evaluate", "Measure an adapter of a bundle on labelled texts."),
-    "compare": Entry("adapter_export.cli.evaluate:compare", "Compare adapters, bundles and models on the same texts."),
-    "run": Entry("adapter_export.cli.run:run", "Run a bundle on texts, pictures, clips or arrays."),
-    "inspect": Entry("adapter_export.cli.inspect:inspect", "Show what is in a bundle, an adapter or a model."),
+    "capture": Entry(".models.capture:capture", "Make a model archive from a Hugging Face folder."),
+    "sites": Entry(".models.sites:sites", "Show where adapters can act in a model."),
+    "plan": Entry(".training.practice:plan", "Say what adapters would cost in a model, before training."),
+    "train": Entry(".training.train:train", "Train an adapter on a table of labelled texts."),
+    "sweep": Entry(".training.practice:sweep", "Train adapters of many settings, and compare them."),
+    "lint": Entry(".training.practice:lint", "Look for the classic mistakes in an adapter."),
+    "drop": Entry(".training.practice:drop", "Say what an adapter loses without its lowest layers."),
+    "distil": Entry(".training.train:distil", "Let a smaller model learn from one with an adapter."),
+    "pack": Entry(".adapters.pack:pack", "Make an adapter from plain tensors of any framework."),
+    "import": Entry(".adapters.import_:import_", "Make an adapter of one that another library trained."),
+    "compose": Entry(".adapters.compose:compose", "Make one adapter of several: stacked, averaged, fused."),
+    "build": Entry(".bundles.build:build", "Export a model and its adapters as one bundle."),
+    "add": Entry(".bundles.add:add", "Add adapters to a bundle, without a new export."),
+    "remove": Entry(".bundles.add:remove", "Remove adapters from a bundle."),
+    "check": Entry(".bundles.check:check", "Prove that a bundle computes what it should."),
+    "verify": Entry(".bundles.check:verify", "Show that a bundle is whole and computes right here."),
+    "sign": Entry(".bundles.sign:sign", "Sign a bundle: say who made it."),
+    "evaluate": Entry(".bundles.evaluate:evaluate", "Measure an adapter of a bundle on labelled texts."),
+    "compare": Entry(".bundles.evaluate:compare", "Compare adapters, bundles and models on the same texts."),
+    "run": Entry(".bundles.run:run", "Run a bundle on texts, pictures, clips or arrays."),
+    "inspect": Entry(".bundles.inspect:inspect", "Show what is in a bundle, an adapter or a model."),
 }
 
 
@@ -84,7 +84,7 @@ class LazyGroup(click.Group):
         if entry is None:
             return None
         module, attribute = entry.target.split(":")
-        command = getattr(importlib.import_module(module), attribute)
+        command = getattr(importlib.import_module(module, __package__), attribute)
         assert isinstance(command, click.Command)
         return command
 

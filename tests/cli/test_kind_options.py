@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from hand_made_sites import encoder, site
 
-from adapter_export.api.kinds import KindOptions, PackedOptions, make_kind
+from adapter_export.api.adapters.kinds import KindOptions, PackedOptions, make_kind
 from adapter_export.cli.main import main
 from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, Ia3Options, LoraOptions, PhmOptions

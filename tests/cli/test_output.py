@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from adapter_export.cli.bundles.results import bar
 from adapter_export.cli.output import duration, emit_json, progress_bar, show, size, steps
-from adapter_export.cli.results import bar
 from adapter_export.tables import Table
 
 

@@ -110,7 +110,7 @@ def test_a_table_names_the_adapters(
 def test_many_lines_in_their_order(
     cli: Any, mixed: Path, session: Session, encode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adapter_export.cli import run as running
+    from adapter_export.cli.bundles import run as running
 
     monkeypatch.setattr(running, "_WINDOW", 6)  # several windows, and no two with the same texts
     words = ["how", "far", "is", "the", "moon", "good", "film"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from adapter_export.cli.train import TrainingBar
+from adapter_export.cli.training.train import TrainingBar
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.graph.compose import COMPOSITION
 from adapter_export.graph.compose.attention import temperature_of

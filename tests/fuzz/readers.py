@@ -23,8 +23,8 @@ from small_bundle import Built, build_small
 from small_media import noise, png, wav
 from tiny_decoder import cached_graph
 
-from adapter_export.api.base import open_base
-from adapter_export.cli.rows import read_arrays, read_file
+from adapter_export.api.models.base import open_base
+from adapter_export.cli.bundles.rows import read_arrays, read_file
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.derivation import read_derivation
 from adapter_export.format.files import canonical_json

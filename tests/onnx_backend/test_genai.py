@@ -12,7 +12,7 @@ from tiny_decoder import open_cached
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from adapter_export.api.base import form_of, open_base
+from adapter_export.api.models.base import form_of, open_base
 from adapter_export.errors import BaseModelError, FileError, FormatError
 from adapter_export.format.manifest import InputRecord, OutputRecord
 from adapter_export.format.model_config import Generation

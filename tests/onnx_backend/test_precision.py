@@ -19,7 +19,7 @@ from onnx.utils import Extractor
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from tiny_onnx import random_adapter, save_tiny, tiny_model, token_inputs
 
-from adapter_export.api.bundles import PRECISIONS
+from adapter_export.api.bundles.bundles import PRECISIONS
 from adapter_export.bundle.build import build_bundle
 from adapter_export.bundle.proof.compare import Original
 from adapter_export.bundle.proof.prove import Reference, plan_check, prove

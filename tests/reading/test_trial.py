@@ -12,7 +12,7 @@ import pytest
 from small_bundle import build_small
 
 from adapter_export import text
-from adapter_export.api.base import open_base, read_tokenizer
+from adapter_export.api.models.base import open_base, read_tokenizer
 from adapter_export.errors import BaseModelError
 from adapter_export.onnx_backend.base import trial
 from adapter_export.reading.child import Limits

@@ -18,7 +18,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from small_encoder import load_encoder
 from small_task import LABELS, examples, make_adapter, prepared, review_data, reviews, sites_of
 
-from adapter_export.api.kinds import make_kind
+from adapter_export.api.adapters.kinds import make_kind
 from adapter_export.errors import TrainingError, UsageError
 from adapter_export.graph.heads import make_head
 from adapter_export.graph.tasks import Task

@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from adapter_export.api.fusion import FusionOptions, FusionType
+from adapter_export.api.training.fusion import FusionOptions, FusionType
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.compose import STATIC, adapter_fusion, average, stack, weighted_fusion
 from adapter_export.graph.kinds import BottleneckOptions

@@ -11,13 +11,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.adapters import OnNote, adapters_of, tell
-from adapter_export.api.base import Base, PathLike, check_free, open_base, read_tokenizer, require, silent
+from adapter_export.api.adapters.adapters import adapters_of
+from adapter_export.api.models.base import (
+    Base,
+    OnNote,
+    PathLike,
+    check_free,
+    open_base,
+    read_tokenizer,
+    require,
+    silent,
+    tell,
+)
 from adapter_export.api.option import Option
 from adapter_export.errors import AdapterError, BaseModelError, RequestError, UsageError, argument
 
 if TYPE_CHECKING:
-    from adapter_export.api.adapters import Adapters
+    from adapter_export.api.adapters.adapters import Adapters
     from adapter_export.bundle.proof.tensors import Origin
     from adapter_export.format.manifest import Flavour, Manifest, Precision
     from adapter_export.graph.adapter import Adapter

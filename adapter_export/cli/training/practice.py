@@ -10,11 +10,11 @@ import click
 
 import adapter_export as ae
 from adapter_export.api.option import Option
-from adapter_export.api.sweep import GIVEN, RUNS
+from adapter_export.api.training.sweep import GIVEN, RUNS
 from adapter_export.cli.bases import opened
 from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
 from adapter_export.cli.output import Bar, emit_json, progress_bar, say, show, steps, warn
-from adapter_export.cli.train import SECTIONS as TRAINING
+from adapter_export.cli.training.train import SECTIONS as TRAINING
 
 if TYPE_CHECKING:
     from adapter_export.practice.sweep import Run

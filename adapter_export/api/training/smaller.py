@@ -9,13 +9,24 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack, cast
 
-from adapter_export.api.adapters import OnNote, load_adapter, tell
-from adapter_export.api.base import Base, PathLike, check_free, check_trainable, form_of, open_base, require, silent
-from adapter_export.api.bundles import runner_of
-from adapter_export.api.kinds import at_least_1
+from adapter_export.api.adapters.adapters import load_adapter
+from adapter_export.api.adapters.kinds import at_least_1
+from adapter_export.api.adapters.tasks import check_thresholds
+from adapter_export.api.bundles.bundles import runner_of
+from adapter_export.api.models.base import (
+    Base,
+    OnNote,
+    PathLike,
+    check_free,
+    check_trainable,
+    form_of,
+    open_base,
+    require,
+    silent,
+    tell,
+)
 from adapter_export.api.option import LABEL, PAIR, SITE_MAP, SKIP_INCOMPLETE, START, TEXT, TRUST_PICKLE, Option
-from adapter_export.api.tasks import check_thresholds
-from adapter_export.api.train import (
+from adapter_export.api.training.train import (
     PassOptions,
     TaskOptions,
     as_own,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.base import PathLike, require
-from adapter_export.api.bundles import folder_of
+from adapter_export.api.bundles.bundles import folder_of
+from adapter_export.api.models.base import PathLike, require
 from adapter_export.api.option import Option
 from adapter_export.errors import UsageError, argument
 

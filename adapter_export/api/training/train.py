@@ -8,12 +8,22 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack, cast
 
-from adapter_export.api.adapters import OnNote, composition_record, load_adapter, load_members, tell
-from adapter_export.api.base import Base, PathLike, check_free, check_trainable, form_of, open_base, require
-from adapter_export.api.fusion import FusionOptions, fused, fusion_options, fusion_settings
-from adapter_export.api.kinds import KindOptions, at_least_1, kind_names, make_kind
+from adapter_export.api.adapters.adapters import composition_record, load_adapter, load_members
+from adapter_export.api.adapters.kinds import KindOptions, at_least_1, kind_names, make_kind
+from adapter_export.api.adapters.tasks import check_thresholds, thresholds_for
+from adapter_export.api.models.base import (
+    Base,
+    OnNote,
+    PathLike,
+    check_free,
+    check_trainable,
+    form_of,
+    open_base,
+    require,
+    tell,
+)
 from adapter_export.api.option import LABEL, SITE_MAP, SKIP_INCOMPLETE, START, TEXT, TRUST_PICKLE, Option
-from adapter_export.api.tasks import check_thresholds, thresholds_for
+from adapter_export.api.training.fusion import FusionOptions, fused, fusion_options, fusion_settings
 from adapter_export.errors import BaseModelError, TrainingError, UsageError, argument
 from adapter_export.format.labelled import Columns
 from adapter_export.graph.ops import ACTIVATIONS

@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.base import Base, PathLike, check_free, open_base, require, silent
-from adapter_export.api.kinds import at_least_1, check_different
+from adapter_export.api.adapters.kinds import at_least_1, check_different
+from adapter_export.api.models.base import Base, PathLike, check_free, open_base, require, silent
 from adapter_export.api.option import Option
 
 if TYPE_CHECKING:

@@ -11,18 +11,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.adapters import load_members
-from adapter_export.api.base import Base, PathLike, check_free, open_tokenizer
-from adapter_export.api.bundles import folder_of, model_of, origin_of, precision_of, runner_of, same_precision
+from adapter_export.api.adapters.adapters import load_members
+from adapter_export.api.bundles.bundles import folder_of, model_of, origin_of, precision_of, runner_of, same_precision
+from adapter_export.api.bundles.sign import verify_signature
+from adapter_export.api.models.base import Base, PathLike, check_free, open_tokenizer
 from adapter_export.api.option import Option
-from adapter_export.api.sign import verify_signature
 from adapter_export.errors import InputError, UsageError, argument
 from adapter_export.format.labelled import Columns, read_texts
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from adapter_export.api.adapters import Adapters
+    from adapter_export.api.adapters.adapters import Adapters
     from adapter_export.bundle.golden import Case
     from adapter_export.bundle.proof.compare import Original
     from adapter_export.bundle.proof.prove import Plan, Reference

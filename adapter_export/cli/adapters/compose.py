@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import adapter_export as ae
-from adapter_export.api.base import check_free
+from adapter_export.api.models.base import check_free
 from adapter_export.api.option import Option
 from adapter_export.cli.options import AdapterFolder, Force, Json, command
 

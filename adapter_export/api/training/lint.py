@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from adapter_export.api.adapters import load_adapter
-from adapter_export.api.base import Base, PathLike, open_base
+from adapter_export.api.adapters.adapters import load_adapter
+from adapter_export.api.models.base import Base, PathLike, open_base
 from adapter_export.api.option import PAIR, Option
 from adapter_export.errors import UsageError, argument
 
@@ -103,7 +103,7 @@ def _watched(
 
 
 def _read(base: Base, texts: list[tuple[str, str | None]]) -> dict[str, np.ndarray]:
-    from adapter_export.api.base import require
+    from adapter_export.api.models.base import require
     from adapter_export.runtime.texts import encoded
     from adapter_export.text import Pair, Tokenizer
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,18 +14,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
+from adapter_export.api.models.sites import Sites
 from adapter_export.api.option import Option
-from adapter_export.api.sites import Sites
 from adapter_export.errors import (
     BaseModelError,
     FileError,
     InputError,
     MissingExtraError,
     NoSitesError,
+    Note,
     OutputExistsError,
     UsageError,
     argument,
     command,
+    worded,
 )
 from adapter_export.format.lengths import Fit, parse_lengths
 from adapter_export.reading.files import open_regular, read_text
@@ -32,7 +35,6 @@ from adapter_export.reading.files import open_regular, read_text
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from adapter_export.api.adapters import OnNote
     from adapter_export.format.base_record import BaseRecord
     from adapter_export.format.golden_texts import GoldenTexts
     from adapter_export.format.lengths import Bounds, Lengths
@@ -50,6 +52,9 @@ if TYPE_CHECKING:
     Opened: TypeAlias = TorchBase | OnnxBase | GenaiFolder
 
 PathLike = Path | str
+
+OnNote = Callable[[Note], None]
+"""Is told what the caller should know; without one it is a warning."""
 
 Form = Literal["archive", "folder", "onnx", "genai"]
 """A torch archive, a Hugging Face folder, an ONNX file, a folder of onnxruntime-genai."""
@@ -515,10 +520,8 @@ def capture(
         BaseModelError: torch cannot export the model, or it is no base.
         OutputExistsError, WriteError: the archive cannot be written.
     """
-    from adapter_export.api.adapters import tell as pass_on
-
     path = Path(output)
-    tell = on_progress or silent
+    progress = on_progress or silent
     check_free(path, force=force)
     if isinstance(model, str | os.PathLike):
         model = Path(model)
@@ -537,7 +540,7 @@ def capture(
     from adapter_export.torch_backend.base.base import capture_pickled, save_base
     from adapter_export.torch_backend.base.inputs import described_inputs
 
-    tell(f"opening and capturing {model}" if isinstance(model, Path) else "capturing the module")
+    progress(f"opening and capturing {model}" if isinstance(model, Path) else "capturing the module")
     if not isinstance(model, Path):
         if example_inputs is None:
             example_inputs, axes = described_inputs(described)
@@ -551,10 +554,10 @@ def capture(
         from adapter_export.torch_backend.base.huggingface import capture_folder
 
         capture_folder(model, path, inputs=described, with_cache=with_cache, lengths=bounds, force=force)
-    tell("loading the archive as others will")
+    progress("loading the archive as others will")
     key = record_key(path, None)
     base = open_base(path)
-    pass_on(base.notes, on_note)
+    tell(base.notes, on_note)
     if key is not None:
         with suppress(NoSitesError):  # whoever asks for them is told
             _keep_record(base, key, None)
@@ -683,3 +686,12 @@ def check_free(output: Path, *, force: bool) -> None:
 
 def silent(_: str) -> None:
     """Hears nothing."""
+
+
+def tell(notes: Iterable[str], on_note: OnNote | None) -> None:
+    """Pass notes to the caller, or warn of them."""
+    for note in notes:
+        if on_note is None:
+            warnings.warn(worded(note), stacklevel=3)
+        else:
+            on_note(Note(note))

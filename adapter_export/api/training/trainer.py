@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapter_export.api.base import Base, PathLike, check_free, open_base, require
-from adapter_export.api.bundles import OnProgress, build
+from adapter_export.api.bundles.bundles import OnProgress, build
+from adapter_export.api.models.base import Base, PathLike, check_free, open_base, require
 from adapter_export.errors import BaseMismatchError, BaseModelError, UsageError, argument
 
 if TYPE_CHECKING:

@@ -17,21 +17,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
-from adapter_export.api.adapters import OnNote, load_adapter, tell
-from adapter_export.api.base import (
+from adapter_export.api.adapters.adapters import load_adapter
+from adapter_export.api.adapters.kinds import KindOptions, at_least_1, check_different, make_kind, swept_options
+from adapter_export.api.bundles.bundles import build
+from adapter_export.api.models.base import (
     Base,
+    OnNote,
     PathLike,
     check_free,
     check_trainable,
     open_base,
     require,
     silent,
+    tell,
 )
-from adapter_export.api.bundles import build
-from adapter_export.api.fusion import FusionOptions
-from adapter_export.api.kinds import KindOptions, at_least_1, check_different, make_kind, swept_options
 from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
-from adapter_export.api.train import TrainOptions, train
+from adapter_export.api.training.fusion import FusionOptions
+from adapter_export.api.training.train import TrainOptions, train
 from adapter_export.errors import AdapterExportError, FileError, Note, TrainingError, UsageError, WriteError, argument
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 import adapter_export as ae
-from adapter_export.api.base import check_free
+from adapter_export.api.models.base import check_free
 from adapter_export.api.option import Option
 from adapter_export.cli.main import Entry, LazyGroup
 from adapter_export.cli.options import AdapterFolder, Force, Json, SiteMapFile, TrustPickle, command, examples
@@ -87,9 +87,9 @@ adapterhub = _importer(
 
 LIBRARIES = {
     "adapterhub": Entry(
-        "adapter_export.cli.import_:adapterhub", "An adapter, with its head, that AdapterHub's library saved."
+        "adapter_export.cli.adapters.import_:adapterhub", "An adapter, with its head, that AdapterHub's library saved."
     ),
-    "peft": Entry("adapter_export.cli.import_:peft", "A LoRA or an IA3 that PEFT saved."),
+    "peft": Entry("adapter_export.cli.adapters.import_:peft", "A LoRA or an IA3 that PEFT saved."),
 }
 
 

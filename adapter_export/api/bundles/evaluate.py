@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from adapter_export.api.base import Base, PathLike, check_free, require
-from adapter_export.api.bundles import folder_of, model_of, runner_of
+from adapter_export.api.bundles.bundles import folder_of, model_of, runner_of
+from adapter_export.api.models.base import Base, PathLike, check_free, require
 from adapter_export.api.option import GROUP, LABEL, PAIR, SKIP_INCOMPLETE, START, TEXT, Option
 from adapter_export.errors import RequestError, UsageError, argument
 
 if TYPE_CHECKING:
-    from adapter_export.api.prove import OnStep
+    from adapter_export.api.bundles.prove import OnStep
     from adapter_export.bundle.opened import OpenedBundle
     from adapter_export.format.labelled import Columns, LabelledRow
     from adapter_export.graph.tasks import Task

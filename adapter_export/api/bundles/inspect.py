@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
-from adapter_export.api.base import FORM_NAMES, Base, PathLike, recorded_base
+from adapter_export.api.models.base import FORM_NAMES, Base, PathLike, recorded_base
 from adapter_export.api.option import Option
 from adapter_export.errors import UsageError, argument, command
 from adapter_export.graph.graph import Cost, cost
@@ -19,7 +19,7 @@ from adapter_export.sites.site import SUBLAYERS
 from adapter_export.tables import Table, size
 
 if TYPE_CHECKING:
-    from adapter_export.api.drawing import PlacementMap
+    from adapter_export.api.models.drawing import PlacementMap
     from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord
     from adapter_export.format.media import MediaRecord
     from adapter_export.format.signature_claim import SignatureClaim
@@ -54,7 +54,7 @@ class Inspection:
 
     def drawing(self) -> str:
         """The sites down, a column for each adapter, a box with its widths where it acts: the text of an SVG file."""
-        from adapter_export.api.drawing import draw
+        from adapter_export.api.models.drawing import draw
 
         return draw(self._map())
 
@@ -112,8 +112,8 @@ def inspect(
 
 
 def _bundle(path: Path, key: Path | None) -> Inspection:
-    from adapter_export.api.drawing import placement_map
-    from adapter_export.api.sign import verify_signature
+    from adapter_export.api.bundles.sign import verify_signature
+    from adapter_export.api.models.drawing import placement_map
     from adapter_export.format.adapter_files import read_adapter
     from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest, verify_files
     from adapter_export.format.signature_claim import read_claim
@@ -242,7 +242,7 @@ def _files(manifest: Manifest) -> Table:
 
 
 def _adapter(adapter: Adapter, path: Path | None) -> Inspection:
-    from adapter_export.api.drawing import placement_map
+    from adapter_export.api.models.drawing import placement_map
 
     head, components = adapter.head, []
     for owner, graph, widths in adapter.components():
@@ -314,7 +314,7 @@ def _flat(document: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
 
 
 def _model(base: Base) -> Inspection:
-    from adapter_export.api.drawing import placement_map
+    from adapter_export.api.models.drawing import placement_map
 
     sites = base.sites.map
     document = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import click
 
-from adapter_export.api.base import check_free
+from adapter_export.api.models.base import check_free
 from adapter_export.api.option import Option
 from adapter_export.cli.options import Force, Json, check_together, command
 from adapter_export.cli.output import emit_json, progress_bar, say, show, warn
@@ -20,8 +20,8 @@ from adapter_export.graph.tasks import ProblemType
 if TYPE_CHECKING:
     import numpy as np
 
-    from adapter_export.cli.results import Head, Result
-    from adapter_export.cli.rows import Rows, Text
+    from adapter_export.cli.bundles.results import Head, Result
+    from adapter_export.cli.bundles.rows import Rows, Text
     from adapter_export.runtime import Bundle, Session
     from adapter_export.runtime.media import MediaReader
     from adapter_export.runtime.texts import TextReader
@@ -126,7 +126,7 @@ def run(
     numbers, or the beginning of each vector. The base alone, and an adapter without a head, print a summary of the
     outputs. Rows with different adapters need the bundle's graph `bank`.
     """
-    from adapter_export.cli import rows as reading
+    from adapter_export.cli.bundles import rows as reading
     from adapter_export.runtime import Bundle
 
     check_together(
@@ -282,7 +282,7 @@ class _Call:
 
     def heads(self) -> list[Head]:
         """Return what the result of each row means."""
-        from adapter_export.cli.results import head_of
+        from adapter_export.cli.bundles.results import head_of
 
         known = {name: head_of(self.session, name) for name in dict.fromkeys(self.names)}
         return [known[name] for name in self.names]
@@ -304,7 +304,7 @@ class _Call:
 
     def show(self, batches: Sequence[_Batch], *, as_json: bool) -> None:
         """Write the result of each row, or without any head a summary of the outputs."""
-        from adapter_export.cli import results
+        from adapter_export.cli.bundles import results
 
         heads = self.heads()
         if len(set(heads)) == 1 and heads[0].task is None:
@@ -328,7 +328,7 @@ class _Call:
 
     def _result(self, row: int, head: Head, outputs: Sequence[Mapping[str, np.ndarray]]) -> Result:
         """Return the result of a row from the outputs of its rows in calls."""
-        from adapter_export.cli.results import Result
+        from adapter_export.cli.bundles.results import Result
         from adapter_export.runtime.answers import own_classes
 
         texts, cut = self.rows.facts(row), self.rows.cut_of(row)
@@ -342,7 +342,7 @@ class _Call:
 
     def write_lines(self, token_budget: int | None) -> None:
         """Run each row as a request of its own, and write one JSON document a line, in their order."""
-        from adapter_export.cli.results import full_facts
+        from adapter_export.cli.bundles.results import full_facts
         from adapter_export.runtime import Request
 
         heads = self.heads()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import adapter_export as ae
-from adapter_export.api.base import check_free
+from adapter_export.api.models.base import check_free
 from adapter_export.api.option import Option
 from adapter_export.cli.options import Force, Json, TrustPickle, command
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,11 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Unpack, cast
 
-from adapter_export.api.base import Base, PathLike, recorded_base
-from adapter_export.api.kinds import PackedOptions, kind_names, own_options, placed
+from adapter_export.api.adapters.kinds import PackedOptions, kind_names, own_options, placed
+from adapter_export.api.adapters.tasks import TaskFacts, with_facts
+from adapter_export.api.models.base import Base, OnNote, PathLike, recorded_base, tell
 from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
-from adapter_export.api.tasks import TaskFacts, with_facts
-from adapter_export.errors import AdapterError, FileError, Note, UsageError, argument, command, worded
+from adapter_export.errors import AdapterError, FileError, UsageError, argument, command
 from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.graph.tasks import DEFAULT_TYPE, ProblemType
 
@@ -34,9 +33,6 @@ Labels = Annotated[tuple[str, ...] | None, "The names of the head's classes, in 
 ByNumber = Annotated[
     bool, "Match layers by their numbers where the base has other names of modules or none, or another architecture."
 ]
-
-OnNote = Callable[[Note], None]
-"""Is told what the caller should know; without one it is a warning."""
 
 _FILES = ("adapter_graph.json", "weights.safetensors")
 
@@ -406,12 +402,3 @@ def _import_settings(base: Base, folder: Path, name: str | None, member: str | N
         return read_torch_file(path)
 
     return {**settings, "read_pickle": read_pickle}
-
-
-def tell(notes: Iterable[str], on_note: OnNote | None) -> None:
-    """Pass notes to the caller, or warn of them."""
-    for note in notes:
-        if on_note is None:
-            warnings.warn(worded(note), stacklevel=3)
-        else:
-            on_note(Note(note))

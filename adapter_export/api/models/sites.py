@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from adapter_export.tables import Table
 
 if TYPE_CHECKING:
-    from adapter_export.api.base import Base
+    from adapter_export.api.models.base import Base
     from adapter_export.sites.site import Site, SiteMap
     from adapter_export.sites.site_map import View
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
-from adapter_export.api.adapters import check_site_map
-from adapter_export.api.base import Base
+from adapter_export.api.adapters.adapters import check_site_map
+from adapter_export.api.models.base import Base
 from adapter_export.errors import BaseMismatchError, UsageError, argument
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Bundles: made, changed, proved, measured and signed."""

@@ -1,0 +1,1 @@
+"""Bases: opened or captured, their sites, a drawing of where adapters act."""

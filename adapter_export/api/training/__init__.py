@@ -1,0 +1,1 @@
+"""Training, and what is known before it and after it."""
