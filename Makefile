@@ -93,13 +93,17 @@ format: $(STAMP)
 
 # the SBOM is of an environment with the package and what it needs, and nothing else
 dist: $(STAMP)
-	rm -rf dist
+	rm -rf dist build/runtime
+	$(BIN)/python packages/runtime/stage.py build/runtime
 	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --outdir dist build/runtime
 	$(BIN)/twine check --strict dist/*
-	$(PYTHON) -m venv --clear --without-pip $(VENV)/dist
-	$(BIN)/python -m pip --python $(VENV)/dist install --quiet --disable-pip-version-check dist/*.whl
-	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --output-reproducible \
-		--output-file dist/adapter-export.cdx.json $(VENV)/dist/bin/python
+	for name in adapter-export adapter-export-runtime; do \
+		$(PYTHON) -m venv --clear --without-pip $(VENV)/dist && \
+		$(BIN)/python -m pip --python $(VENV)/dist install --quiet --disable-pip-version-check --find-links dist $$name && \
+		$(BIN)/cyclonedx-py environment --mc-type library --output-reproducible \
+			--output-file dist/$$name.cdx.json $(VENV)/dist/bin/python || exit; \
+	done
 
 clean:
-	rm -rf demo dist
+	rm -rf demo dist build

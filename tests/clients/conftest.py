@@ -188,7 +188,7 @@ def damaged_bundle(small_bundle: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def cpp_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the programs of `examples/cpp`."""
+    """The folder with the programs of `examples/cpp`, and what its package installs in `installed`."""
     install = f"on Debian, `apt-get install {' '.join(['cmake', 'g++', *CPP_PACKAGES.values()])}`"
     absent = [program for program in ("cmake", "g++") if shutil.which(program) is None]
     if absent:
@@ -202,6 +202,7 @@ def cpp_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # without optimisation, which takes longer than what it would save here
         succeed([cmake, "-S", EXAMPLES / "cpp", "-B", folder, "-DCMAKE_BUILD_TYPE=None"], folder)
         succeed([cmake, "--build", folder, "--parallel", "2"], folder)
+        succeed([cmake, "--install", folder, "--prefix", folder / "installed"], folder)
 
     return once(tmp_path_factory, "cpp", make)
 

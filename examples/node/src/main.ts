@@ -1,3 +1,4 @@
+#!/usr/bin/env node
 /**
  * node dist/main.js verify BUNDLE [--json]
  * node dist/main.js run BUNDLE --text TEXT [--pair TEXT]… [--text TEXT …]… [--load NAME=FILE]… [--adapter NAME]…
