@@ -17,6 +17,10 @@
     │   │   ├── HashError
     │   │   └── TensorError
     │   ├── SignatureError                a bundle that is not signed as it should be
+    │   ├── RemoteError                   what a hub or a registry does not give or take
+    │   │   ├── UnreachableError          it does not answer, or there is no network
+    │   │   ├── NotFoundError             it has no such repository, tag or revision
+    │   │   └── DeniedError               it wants other credentials
     │   ├── BaseModelError                a base model that cannot be used
     │   │   ├── UnsafeArchiveError
     │   │   └── NoSitesError
@@ -335,6 +339,22 @@ class TensorError(FormatError):
 
 class SignatureError(InputError):
     """A bundle that is not signed as it should be, or a key that cannot sign."""
+
+
+class RemoteError(InputError):
+    """What a hub or a registry does not give or take."""
+
+
+class UnreachableError(RemoteError):
+    """A hub or a registry that does not answer, or not now; trying again may help."""
+
+
+class NotFoundError(RemoteError):
+    """A repository, tag or revision that is not there."""
+
+
+class DeniedError(RemoteError):
+    """A hub or a registry that does not let these credentials, or none, do what was asked."""
 
 
 class BaseModelError(InputError):

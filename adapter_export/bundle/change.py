@@ -26,14 +26,14 @@ from adapter_export.errors import AdapterError, BaseModelError, FileError, argum
 from adapter_export.format.files import changed_folder
 from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.manifest import AdapterRecord, BankRecord, FanoutRecord, Manifest
-from adapter_export.format.manifest_json import MANIFEST_VERSION, REPORT_FILE, SIGNATURE_FILE, read_manifest
+from adapter_export.format.manifest_json import CARD_FILE, MANIFEST_VERSION, REPORT_FILE, SIGNATURE_FILE, read_manifest
 from adapter_export.format.media import GoldenMedia
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.runner import Runner
 from adapter_export.onnx_backend.graft.bank import bank_rows
 from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_sums, read_plan, slot_tensors
 
-_OF_THE_OLD = (SIGNATURE_FILE, REPORT_FILE)
+_OF_THE_OLD = (SIGNATURE_FILE, REPORT_FILE, CARD_FILE)
 """What says something of the bundle as it was before."""
 
 
@@ -175,6 +175,8 @@ def _tell_unsigned(folder: Path, note: OnStep) -> None:
     if (folder / SIGNATURE_FILE).exists():
         sign = command('sign("bundle", key=…)', f"sign {folder} --key KEY")
         note(f"the signature of the bundle before this change is gone; sign the new one with {sign}")
+    if (folder / CARD_FILE).exists():
+        note(f"`{CARD_FILE}`, the model card of the bundle before this change, is gone; `push` writes a new one")
 
 
 def _paths(record: AdapterRecord) -> Collection[str]:

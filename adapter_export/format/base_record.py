@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -18,15 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from adapter_export.errors import FileError, InputError, WriteError
-from adapter_export.format.files import canonical_json, new_file
+from adapter_export.format.files import cache_folder, canonical_json, new_file
 from adapter_export.format.manifest import InputRecord, OutputRecord
 from adapter_export.format.records import record_from_json
 from adapter_export.reading.documents import read_json
 from adapter_export.reading.files import sha256_of
 from adapter_export.sites.site import SiteMap
-
-CACHE_VARIABLE = "ADAPTER_EXPORT_CACHE"
-"""The environment variable with the folder of what may be deleted at any time; empty, nothing is kept."""
 
 _LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "numpy")
 
@@ -72,7 +68,7 @@ def record_key(model: Path, site_map: Path | None) -> str | None:
     Of an ONNX graph, the files with its weights are not in it: a record names them.
     """
     code = _digest(Path(__file__).parent.parent, "*.py")
-    if _folder() is None or code is None:
+    if cache_folder() is None or code is None:
         return None
     parts = {
         "model": _digest(model, "*") if model.is_dir() else sha256_of(model),
@@ -106,16 +102,8 @@ def _sha256(document: object) -> str:
     return hashlib.sha256(canonical_json(document)).hexdigest()
 
 
-def _folder() -> Path | None:
-    given = os.environ.get(CACHE_VARIABLE)
-    if given is not None:
-        return Path(given) if given else None
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "adapter-export"
-
-
 def _place(key: str) -> Path:
-    folder = _folder()
+    folder = cache_folder()
     assert folder is not None, "a key is made where there is a folder"
     return folder / "bases" / f"{key}.json"
 

@@ -38,6 +38,19 @@ _SWAP = 2
 """Of macOS's `renamex_np`: likewise."""
 
 
+CACHE_VARIABLE = "ADAPTER_EXPORT_CACHE"
+"""The environment variable with the folder of what may be deleted at any time; empty, nothing is kept."""
+
+
+def cache_folder() -> Path | None:
+    """Return the folder of what may be deleted at any time; none where nothing is to be kept."""
+    given = os.environ.get(CACHE_VARIABLE)
+    if given is not None:
+        return Path(given) if given else None
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "adapter-export"
+
+
 @contextmanager
 def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield a temporary path; the file written there takes the place of `path` if the block ends without an error.

@@ -28,7 +28,10 @@ SIGNATURE_FILE = "model.sig"
 REPORT_FILE = "check.json"
 """A report of `check`, which names the manifest by its hash and cannot be listed there; the signature covers it."""
 
-UNLISTED = (MANIFEST_FILE, SIGNATURE_FILE, REPORT_FILE)
+CARD_FILE = "README.md"
+"""The model card, for people: it has the digest of the manifest and cannot be listed there. Nothing reads it."""
+
+UNLISTED = (MANIFEST_FILE, SIGNATURE_FILE, REPORT_FILE, CARD_FILE)
 """The files of a bundle that its manifest does not list."""
 
 _SOURCE_FILES = ("adapter_graph.json", "weights.safetensors")

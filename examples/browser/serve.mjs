@@ -11,7 +11,7 @@ import { fileURLToPath } from "node:url";
 
 const TYPES = { ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm" };
 const MANIFEST = "manifest.json";
-const UNLISTED = [MANIFEST, "model.sig", "check.json"]; // the last two are made from the manifest: a signature, a report
+const UNLISTED = [MANIFEST, "model.sig", "check.json", "README.md"]; // the others are made from it: signature, report, model card
 
 /** What goes wrong with a request, and the status that says so. */
 class Refusal extends Error {

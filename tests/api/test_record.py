@@ -16,8 +16,7 @@ from tiny_onnx import save_tiny
 
 import adapter_export as ae
 from adapter_export.api.models.base import recorded_base
-from adapter_export.format.base_record import CACHE_VARIABLE
-from adapter_export.format.files import canonical_json
+from adapter_export.format.files import CACHE_VARIABLE, canonical_json
 
 
 @pytest.fixture

@@ -61,8 +61,8 @@ void Bundle::check_nothing_else() const {
     const auto name = entry->path().lexically_relative(folder_).generic_string();
     const auto& files = manifest_.files;
     const bool is_hidden = entry->path().filename().string().front() == '.';  // systems put such files there
-    // the manifest, and what is made from it: the signature, and the report of a check
-    const bool is_unlisted = name == "manifest.json" || name == "model.sig" || name == "check.json";
+    // the manifest, and what is made from it: the signature, the report of a check, and the model card
+    const bool is_unlisted = name == "manifest.json" || name == "model.sig" || name == "check.json" || name == "README.md";
     if (is_hidden) entry.disable_recursion_pending();
     if (is_hidden || is_unlisted || (entry->is_directory() && !entry->is_symlink())) continue;
     if (std::none_of(files.begin(), files.end(), [&](const auto& file) { return file.path == name; })) {

@@ -18,8 +18,8 @@ import { parseSafetensors } from "./safetensors.js";
 export type Choice = string | null;
 
 const MANIFEST = "manifest.json";
-/** What no manifest lists: itself, and what is made from it, the signature and the report of a check. */
-const UNLISTED = [MANIFEST, "model.sig", "check.json"];
+/** What no manifest lists: itself, and what is made from it: the signature, the report of a check and the model card. */
+const UNLISTED = [MANIFEST, "model.sig", "check.json", "README.md"];
 
 /** The files with the weights of the base, and with the adapters of the bank. */
 const [BASE_WEIGHTS, BANK_WEIGHTS] = ["base.bin", "bank.bin"];

@@ -1,0 +1,293 @@
+"""Take a bundle or an adapter from a hub or a registry into the cache, and from there wherever it is to go.
+
+What arrives is foreign: only files that its format knows are taken, into a folder of its own, with limits; it has its
+place in the cache when all hashes are right. Nothing half-taken stays, however the process ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from adapter_export.errors import (
+    BusyError,
+    FileError,
+    FormatError,
+    InputError,
+    OutputExistsError,
+    UnreachableError,
+    UsageError,
+    WriteError,
+)
+from adapter_export.format.files import CACHE_VARIABLE, cache_folder, canonical_json, locked, new_file, new_folder
+from adapter_export.format.manifest_json import CARD_FILE, REPORT_FILE, SIGNATURE_FILE
+from adapter_export.format.records import Pattern, record_from_json
+from adapter_export.hub.artifact import HEADS, Kind, Remote, Source, check_expected, kind_of, needed_files, read_whole
+from adapter_export.hub.huggingface import Hub, endpoint, is_offline
+from adapter_export.hub.reference import HubReference, Reference, parse_reference
+from adapter_export.hub.registry import Registry
+from adapter_export.reading.documents import read_json
+
+Proof = Callable[[Path], object]
+"""Is called with the folder of what was taken, before it is used; raises an error of this package to refuse it."""
+
+Tell = Callable[[str], object]
+
+_WAIT_SECONDS = 600.0
+"""How long to wait for another process that takes the same artifact."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a reference stood for.
+
+    Attributes:
+        reference: what was asked for.
+        kind: a bundle or an adapter.
+        pin: the digest of the registry's manifest, or the commit of the hub.
+        digest: the sha256 of `manifest.json` or `adapter_graph.json`, which has those of all other files.
+        path: its folder.
+    """
+
+    reference: str
+    kind: Kind
+    pin: str
+    digest: str
+    path: Path
+
+    @property
+    def pinned(self) -> str:
+        """The reference that can never stand for anything else."""
+        return str(parse_reference(self.reference).pinned(self.pin))
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is asked for, and by whom: see `fetch`."""
+
+    reference: Reference
+    expect: str | None
+    proof: Proof | None
+    note: Tell
+    tell: Tell
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a reference stood for when it was last asked for.
+
+    Attributes:
+        reference: itself.
+        pin: what it stood for.
+    """
+
+    reference: str
+    pin: Annotated[str, Pattern("pin", "(sha256:)?[0-9a-f]{40,64}", "a digest or a commit")]
+
+
+def fetch(
+    reference: str,
+    *,
+    expect: str | None = None,
+    proof: Proof | None = None,
+    plain_http: bool = False,
+    on_note: Tell | None = None,
+) -> Path:
+    """Return a folder of the cache with a bundle or an adapter; its hashes are right. Nobody may write into it.
+
+    Args:
+        reference: `hf://owner/name[@revision]` or `oci://host[:port]/repository[:tag|@sha256:…]`. One with a commit or
+            a digest is not asked for again; all others are asked for each time, unless `HF_HUB_OFFLINE` is set.
+        expect: the sha256 that `manifest.json` of the bundle or `adapter_graph.json` of the adapter must have.
+        proof: looks at the folder before it is used, such as whether it is signed.
+        plain_http: speak with the registry without TLS; on this machine itself that is always done.
+        on_note: is told where the reference stands for something else than before.
+
+    Raises:
+        UsageError: it is no reference.
+        UnreachableError, NotFoundError, DeniedError, RemoteError: the hub or the registry does not give it.
+        FormatError, HashError, FileError: what it gives is damaged, or not what is expected.
+        WriteError: the cache cannot be written.
+    """
+    return fetch_all(reference, expect=expect, proof=proof, plain_http=plain_http, on_note=on_note).path
+
+
+def fetch_all(
+    reference: str,
+    *,
+    expect: str | None = None,
+    proof: Proof | None = None,
+    plain_http: bool = False,
+    on_note: Tell | None = None,
+    on_progress: Tell | None = None,
+) -> Fetched:
+    """Do what `fetch` does, and say all that is known of it; `on_progress` is told each step."""
+    wanted, cache = parse_reference(reference), _cache()
+    expect = None if expect is None else expect.removeprefix("sha256:").lower()
+    order = _Order(wanted, expect, proof, on_note or _silent, on_progress or _silent)
+    known = wanted.pin or _known(cache, wanted)
+    if known is not None and (wanted.pin is not None or is_offline()):
+        found = _cached(cache, known, order)
+        if found is not None:
+            return found
+    with _source(wanted, plain_http=plain_http) as source:
+        try:
+            remote = source.resolve()
+        except UnreachableError as error:
+            if known is not None and _place(cache, wanted, known).is_dir():
+                fix = f"what it stood for last is in the cache: give `{wanted.pinned(known)}`"
+                raise UnreachableError(error.what, where=error.where, found=error.found, fix=fix) from error
+            raise
+        if known is not None and known != remote.pin:
+            order.note(f"`{wanted}` has moved: it was `{known}`, and is `{remote.pin}` now")
+        found = _cached(cache, remote.pin, order)
+        if found is None:
+            _take(source, remote, _place(cache, wanted, remote.pin), order)
+            found = _cached(cache, remote.pin, order)
+    if found is None:
+        raise FileError("was removed while it was taken", where=_place(cache, wanted, remote.pin), fix="run again")
+    if known != remote.pin:
+        with new_file(_record(cache, wanted), force=True) as temporary:
+            temporary.write_bytes(canonical_json(asdict(_Known(str(wanted), remote.pin))))
+    return found
+
+
+def _silent(_: str) -> None:
+    """Hears nothing."""
+
+
+@contextmanager
+def _source(reference: Reference, *, plain_http: bool) -> Iterator[Source]:
+    if isinstance(reference, HubReference):
+        yield Hub(reference)
+        return
+    if is_offline():
+        raise UnreachableError(
+            "is not in the cache, and `HF_HUB_OFFLINE` forbids the network",
+            where=reference,
+            fix="unset it, or pull this reference before",
+        )
+    with Registry(reference, plain_http=plain_http) as registry:
+        yield registry
+
+
+def pull(fetched: Fetched, output: Path, *, force: bool = False) -> Fetched:
+    """Copy what was fetched to a folder of the user's own.
+
+    Raises:
+        OutputExistsError: it is there, and `force` is not given.
+        WriteError: the operating system refused a write; nothing half-written stays.
+        FormatError, HashError: the copy is not what was fetched.
+    """
+    with new_folder(output, force=force) as temporary:
+        shutil.copytree(fetched.path, temporary, dirs_exist_ok=True)
+        check_expected(temporary, fetched.kind, fetched.digest)
+        read_whole(temporary, fetched.kind)
+    return Fetched(fetched.reference, fetched.kind, fetched.pin, fetched.digest, output)
+
+
+def _cache() -> Path:
+    folder = cache_folder()
+    if folder is None:
+        fix = f"set `{CACHE_VARIABLE}` to a folder, or leave it unset"
+        raise UsageError(
+            "what is taken from elsewhere needs a cache, and there is to be none", where=f"`{CACHE_VARIABLE}`", fix=fix
+        )
+    cache = folder / "remote"
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(cache, error.strerror or error) from error
+    return cache
+
+
+def _place(cache: Path, reference: Reference, pin: str) -> Path:
+    """Return the folder of an artifact; that of a digest is the same for all, for it says all that is in it."""
+    if not isinstance(reference, HubReference):
+        return cache / pin.replace(":", "-")
+    repository = hashlib.sha256(f"{endpoint()}/{reference.repository}".encode()).hexdigest()
+    return cache / f"hf-{repository[:32]}-{pin}"
+
+
+def _record(cache: Path, reference: Reference) -> Path:
+    return cache / "references" / f"{hashlib.sha256(str(reference).encode()).hexdigest()}.json"
+
+
+def _known(cache: Path, reference: Reference) -> str | None:
+    """Return what a reference last stood for; none where nobody knows, or the record is damaged."""
+    try:
+        known = record_from_json(_Known, read_json(_record(cache, reference)))
+    except InputError:
+        return None
+    return known.pin if known.reference == str(reference) else None
+
+
+def _cached(cache: Path, pin: str, order: _Order) -> Fetched | None:
+    """Return what the cache has; none if it has it not, or what it has is damaged: then it is removed."""
+    folder = _place(cache, order.reference, pin)
+    if not folder.is_dir():
+        return None
+    try:
+        kind = kind_of({path.name for path in folder.iterdir()}, folder)
+        read_whole(folder, kind)
+    except InputError as error:
+        with locked(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        order.note(f"what the cache had was damaged, and is taken again: {error}")
+        return None
+    digest = check_expected(folder, kind, order.expect)
+    if order.proof is not None:
+        order.proof(folder)
+    return Fetched(str(order.reference), kind, pin, digest, folder)
+
+
+def _take(source: Source, remote: Remote, folder: Path, order: _Order) -> None:
+    """Take an artifact to its place in the cache; if another process does so already, wait for that one."""
+    until = time.monotonic() + _WAIT_SECONDS
+    while True:
+        try:
+            with new_folder(folder) as temporary:
+                _download(source, remote, temporary, order)
+                if order.proof is not None:
+                    order.proof(temporary)
+            return
+        except OutputExistsError:  # another process was faster
+            return
+        except BusyError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+
+
+def _download(source: Source, remote: Remote, folder: Path, order: _Order) -> None:
+    where = order.reference
+    kind = kind_of(remote.files, where)
+    head = HEADS[kind]
+    source.download(remote.files[head], folder)
+    check_expected(folder, kind, order.expect)
+    needed = needed_files(folder, kind)
+    for path, size in needed.items():
+        found = remote.files.get(path)
+        if found is None or size not in (None, found.size):
+            raise FormatError(
+                f"does not have the files that its `{head}` lists",
+                where=where,
+                found=f"no `{path}`" if found is None else f"`{path}` of {found.size:,} bytes",
+                expected=f"`{path}`" if size is None else f"`{path}` of {size:,} bytes",
+                fix="push it again",
+            )
+    optional = [CARD_FILE, *([SIGNATURE_FILE, REPORT_FILE] if kind == "bundle" else [])]
+    files = [remote.files[path] for path in (*needed, *optional) if path in remote.files]
+    total, free = sum(file.size for file in files), shutil.disk_usage(folder).free
+    if total > free:
+        raise WriteError(folder.parent, f"{total:,} bytes are needed, and {free:,} are free")
+    for file in files:
+        order.tell(f"taking {file.path}")
+        source.download(file, folder)
+    read_whole(folder, kind)

@@ -1,0 +1,224 @@
+"""The Hugging Face Hub, by huggingface_hub, whose tokens, endpoint (`HF_ENDPOINT`), cache and offline mode it has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
+from huggingface_hub.constants import is_offline_mode
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+from adapter_export.errors import (
+    DeniedError,
+    FormatError,
+    HashError,
+    InputError,
+    NotFoundError,
+    RemoteError,
+    UnreachableError,
+    UsageError,
+    visible,
+)
+from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest
+from adapter_export.hub.artifact import Remote, RemoteFile, files_by_path
+from adapter_export.hub.reference import HubReference
+from adapter_export.reading.files import copy_hashed
+from adapter_export.reading.parsers import reason
+from adapter_export.version import __version__
+
+_TRANSPORT: type[Exception] = HfHubHTTPError.__bases__[0]
+"""What the library's HTTP client raises; which client that is depends on the release."""
+
+_UNAUTHORIZED, _FORBIDDEN, _TOO_MANY, _SERVER_ERROR = 401, 403, 429, 500
+_SHA256_DIGITS = 64
+
+
+def endpoint() -> str:
+    """The address of the hub."""
+    return HfApi().endpoint
+
+
+def is_offline() -> bool:
+    """Whether `HF_HUB_OFFLINE` forbids the network."""
+    return is_offline_mode()
+
+
+class Hub:
+    """One repository of the hub.
+
+    Args:
+        reference: to a revision of it.
+    """
+
+    def __init__(self, reference: HubReference) -> None:
+        self.reference = reference
+        self._api = HfApi(library_name="adapter-export", library_version=__version__)
+        self._snapshot: Path | None = None
+        self._commit: str | None = None
+
+    def resolve(self) -> Remote:
+        """Ask which commit the reference stands for, and which files it has; offline the library's cache says it.
+
+        Raises:
+            RemoteError: the hub does not answer, has none, or does not give it.
+            FormatError: a file has a name that leads out of its folder, or they are too many or too large.
+        """
+        name, revision = self.reference.repository, self.reference.revision
+        with self._asked():
+            if is_offline():
+                self._snapshot = Path(snapshot_download(name, revision=revision, local_files_only=True))
+                self._commit = self._snapshot.name
+                rows = [_row(self._snapshot, path) for path in self._snapshot.rglob("*") if path.is_file()]
+            else:
+                info = self._api.model_info(name, revision=revision, files_metadata=True)
+                self._commit = str(info.sha)
+                rows = [
+                    {"path": one.rfilename, "size": one.size or 0, "digest": one.lfs.sha256 if one.lfs else None}
+                    for one in info.siblings or ()
+                ]
+        if not re.fullmatch(r"[0-9a-f]{40,64}", self._commit):
+            raise RemoteError("the hub names no commit", where=self.reference, found=visible(self._commit))
+        return Remote(self._commit, files_by_path(rows, self.reference))
+
+    def download(self, file: RemoteFile, folder: Path) -> None:
+        """Write one file to its path in a folder.
+
+        Raises:
+            RemoteError: the hub does not give it.
+            FormatError: it has another size than the hub said.
+            HashError: it has other bytes than the hub said, where it said that.
+        """
+        place = folder / file.path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if self._snapshot is not None:
+            copy_hashed(self._snapshot / file.path, place, file.size)
+            return
+        where = f"{self.reference}, `{file.path}`"
+        with TemporaryDirectory(dir=folder, prefix=".") as beside:  # the library keeps notes of its own there
+            with self._asked():
+                path = self._api.hf_hub_download(
+                    self.reference.repository,
+                    file.path,
+                    revision=self._commit,
+                    local_dir=beside,
+                )
+            got = Path(beside, "got")
+            found, size = copy_hashed(Path(path), got, file.size + 1), got.stat().st_size
+            if size != file.size:
+                expected = f"{file.size:,} bytes"
+                raise FormatError(
+                    "the hub gave another number of bytes than it said",
+                    where=where,
+                    found=f"{size:,} bytes",
+                    expected=expected,
+                )
+            if file.digest is not None and found != file.digest:
+                raise HashError(where, "the hub gave other bytes than it said", found=found, expected=file.digest)
+            got.replace(place)
+
+    def push(self, files: Mapping[str, Path], *, private: bool, message: str, tell: Callable[[str], object]) -> str:
+        """Make one commit of the files of an artifact, in a repository that is made if there is none; return its id.
+
+        Files of a bundle that was there before, and that this one does not have, are deleted.
+
+        Raises:
+            RemoteError: the hub does not answer or does not take it.
+        """
+        name, revision = self.reference.repository, self.reference.revision
+        with self._asked():
+            tell(f"asking for {name}")
+            self._api.create_repo(name, private=private or None, exist_ok=True)
+            if revision is not None:
+                self._api.create_branch(name, branch=revision, exist_ok=True)
+            gone = self._listed_before() - files.keys()
+            tell(f"sending {len(files)} files")
+            adds = [CommitOperationAdd(path, file) for path, file in sorted(files.items())]
+            deletes = [CommitOperationDelete(path) for path in sorted(gone)]
+            done = self._api.create_commit(name, [*adds, *deletes], commit_message=message, revision=revision)
+        return str(done.oid)
+
+    def current(self) -> str | None:
+        """Return the commit that the reference stands for now; none if there is none."""
+        try:
+            with self._asked():
+                return self._api.model_info(self.reference.repository, revision=self.reference.revision).sha
+        except NotFoundError:
+            return None
+
+    def _listed_before(self) -> set[str]:
+        """Return the files of the bundle that the repository holds, of those that it still has."""
+        with suppress(InputError), TemporaryDirectory(prefix="adapter-export-") as folder:
+            remote = self.resolve()
+            if MANIFEST_FILE in remote.files:
+                self.download(remote.files[MANIFEST_FILE], Path(folder))
+                listed = {file.path for file in read_manifest(Path(folder)).files}
+                return listed & remote.files.keys()
+        return set()
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        """Turn what the library raises into errors of this package, and keep its progress bars from the terminal."""
+        where, bars = self.reference, not are_progress_bars_disabled()
+        disable_progress_bars()
+        try:
+            yield
+        except OfflineModeIsEnabled as error:
+            fix = "unset it, or pull this reference before"
+            raise UnreachableError("`HF_HUB_OFFLINE` forbids the network", where=where, fix=fix) from error
+        except LocalEntryNotFoundError as error:
+            what = (
+                "is not in the cache, and `HF_HUB_OFFLINE` forbids the network" if is_offline() else "the hub broke off"
+            )
+            fix = "unset it, or pull this reference before" if is_offline() else "run again"
+            raise UnreachableError(what, where=where, found=_said(error), fix=fix) from error
+        except GatedRepoError as error:
+            raise DeniedError(
+                "is open to those alone who asked for it", where=where, found=_said(error), fix=_TOKEN
+            ) from error
+        except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
+            fix = f"check its name and revision; if it is private, {_TOKEN}"
+            raise NotFoundError("is not there", where=where, found=_said(error), fix=fix) from error
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            if status in (_UNAUTHORIZED, _FORBIDDEN):
+                raise DeniedError(
+                    "the hub does not let you do that", where=where, found=_said(error), fix=_TOKEN
+                ) from error
+            if status == _TOO_MANY or status >= _SERVER_ERROR:
+                fix = "run again later"
+                raise UnreachableError("the hub cannot answer now", where=where, found=_said(error), fix=fix) from error
+            raise RemoteError("the hub refuses", where=where, found=_said(error)) from error
+        except HFValidationError as error:
+            raise UsageError("is no name of a repository", where=where, found=_said(error)) from error
+        except (_TRANSPORT, ConnectionError, TimeoutError) as error:
+            fix = "check the network and `HF_ENDPOINT`"
+            raise UnreachableError("the hub does not answer", where=where, found=_said(error), fix=fix) from error
+        finally:
+            if bars:
+                enable_progress_bars()
+
+
+_TOKEN = "log in with `hf auth login`, or set `HF_TOKEN`"
+
+
+def _said(error: Exception) -> str:
+    said = error.server_message if isinstance(error, HfHubHTTPError) else None
+    return visible(said or reason(error)).rstrip(".")
+
+
+def _row(folder: Path, path: Path) -> dict[str, object]:
+    return {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "digest": None}

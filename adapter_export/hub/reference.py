@@ -1,0 +1,112 @@
+"""References to what lies elsewhere: `hf://owner/name[@revision]` and `oci://host[:port]/repository[:tag|@digest]`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+
+from adapter_export.errors import UsageError
+
+_HUB = re.compile(r"hf://(?P<owner>\w[\w.-]*)/(?P<name>\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?", re.ASCII)
+
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_REGISTRY = re.compile(
+    r"oci://(?P<host>(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?)"
+    rf"/(?P<repository>{_PART}(?:/{_PART})*)"
+    r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
+)
+"""As the OCI distribution specification has names of repositories, tags and digests."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+DEFAULT_TAG = "latest"
+
+
+@dataclass(frozen=True)
+class HubReference:
+    """A repository of the Hugging Face Hub, `hf://owner/name[@revision]`.
+
+    Attributes:
+        repository: `owner/name`.
+        revision: a branch, a tag or a commit; none is the main branch.
+    """
+
+    repository: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"hf://{self.repository}" + (f"@{self.revision}" if self.revision else "")
+
+    @property
+    def pin(self) -> str | None:
+        """What can never mean anything else, if this is one: a commit."""
+        return self.revision if self.revision and _COMMIT.fullmatch(self.revision) else None
+
+    def pinned(self, pin: str) -> HubReference:
+        """Return the reference to one commit."""
+        return replace(self, revision=pin)
+
+
+@dataclass(frozen=True)
+class RegistryReference:
+    """An artifact in an OCI registry, `oci://host[:port]/repository[:tag|@sha256:…]`.
+
+    Attributes:
+        host: with its port, if one is given.
+        repository: its path in the registry.
+        tag: a name that its owner may move.
+        digest: `sha256:` and that of the manifest; it decides where a tag is given, too.
+    """
+
+    host: str
+    repository: str
+    tag: str | None = None
+    digest: str | None = None
+
+    def __str__(self) -> str:
+        return f"oci://{self.host}/{self.repository}{f'@{self.digest}' if self.digest else f':{self.version}'}"
+
+    @property
+    def version(self) -> str:
+        """The digest or the tag."""
+        return self.digest or self.tag or DEFAULT_TAG
+
+    @property
+    def pin(self) -> str | None:
+        """What can never mean anything else, if this is one: a digest."""
+        return self.digest
+
+    def pinned(self, pin: str) -> RegistryReference:
+        """Return the reference to one digest."""
+        return replace(self, tag=None, digest=pin)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the registry is on this machine, where nobody else hears what is said."""
+        name = re.sub(r":[0-9]+$", "", self.host).strip("[]")
+        try:
+            return name == "localhost" or ip_address(name).is_loopback
+        except ValueError:
+            return False
+
+
+Reference = HubReference | RegistryReference
+
+
+def parse_reference(text: str) -> Reference:
+    """Read a reference.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if found := _HUB.fullmatch(text):
+        return HubReference(f"{found['owner']}/{found['name']}", found["revision"])
+    if found := _REGISTRY.fullmatch(text):
+        return RegistryReference(found["host"], found["repository"], found["tag"], found["digest"])
+    raise UsageError(
+        "is no reference to a hub or a registry",
+        where=text,
+        expected="`hf://owner/name[@revision]` or `oci://host[:port]/repository[:tag|@sha256:…]`",
+        fix="check it for a typing error; repositories of registries are in lower case",
+    )

@@ -1,0 +1,403 @@
+"""OCI registries: a client of the distribution specification 1.1 for what is pushed and pulled here.
+
+Nothing that a registry says is believed: a manifest has the digest that it was asked by, a blob its own and its size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from adapter_export.errors import (
+    DeniedError,
+    FormatError,
+    HashError,
+    InputError,
+    NotFoundError,
+    RemoteError,
+    UnreachableError,
+    argument,
+    visible,
+)
+from adapter_export.hub.artifact import HEADS, Kind, Remote, RemoteFile, files_by_path
+from adapter_export.hub.reference import RegistryReference
+from adapter_export.reading.documents import parse_json, read_json
+from adapter_export.reading.files import open_regular, sha256_of
+
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+ARTIFACT_TYPES: Mapping[Kind, str] = {kind: f"application/vnd.adapter-export.{kind}.v1" for kind in HEADS}
+"""The `artifactType` of manifests, by which a registry's users know what it is."""
+
+TITLE = "org.opencontainers.image.title"
+"""The annotation of a layer with the path of its file, as ORAS writes and reads it."""
+
+_EMPTY = b"{}"
+_EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
+"""The config of an artifact that has none."""
+
+_MEDIA_TYPES: Mapping[str, str] = {
+    ".json": "application/json",
+    ".md": "text/markdown",
+    ".safetensors": "application/vnd.safetensors",
+    ".onnx": "application/vnd.onnx",
+    ".sig": "application/vnd.dev.sigstore.bundle.v0.3+json",
+}
+_ANY_TYPE = "application/octet-stream"
+
+_MOST_MANIFEST_BYTES = 4 * 2**20
+"""The least that every registry must take, and the most that is read."""
+
+_MOST_ANSWER_BYTES = 2**20
+_BLOCK_BYTES = 2**20
+_TIMEOUT = httpx.Timeout(60, connect=10)
+
+_CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
+
+
+class _Credentials(httpx.Auth):
+    """What a registry asks for before it answers: a name and a password, or a token that somebody gives for these.
+
+    Args:
+        origin: scheme, host and port of the registry; nobody else is told anything.
+        basic: name and password in base64; none asks as anybody.
+        tokens_from: whether a token may be asked for at this address.
+    """
+
+    def __init__(self, origin: str, basic: str | None, tokens_from: Callable[[httpx.URL], bool]) -> None:
+        self._origin, self._basic, self._tokens_from = httpx.URL(origin), basic, tokens_from
+        self._header: str | None = None
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """Send a request, again with credentials if they are asked for."""
+        url = request.url
+        own = (url.scheme, url.host, url.port) == (self._origin.scheme, self._origin.host, self._origin.port)
+        if own and self._header is not None:
+            request.headers["Authorization"] = self._header
+        response = yield request
+        if response.status_code != httpx.codes.UNAUTHORIZED or not own:
+            return
+        scheme, _, rest = response.headers.get("WWW-Authenticate", "").partition(" ")
+        asked = dict(_CHALLENGE.findall(rest))
+        if scheme.lower() == "basic" and self._basic is not None:
+            self._header = f"Basic {self._basic}"
+        elif scheme.lower() == "bearer" and (realm := asked.get("realm")) and self._tokens_from(httpx.URL(realm)):
+            given = {"Authorization": f"Basic {self._basic}"} if self._basic else {}
+            wanted = {name: asked[name] for name in ("service", "scope") if name in asked}
+            answer = yield httpx.Request("GET", httpx.URL(realm).copy_merge_params(wanted), headers=given)
+            document = _document(answer)
+            token = document.get("token", document.get("access_token"))
+            if not answer.is_success or not isinstance(token, str) or not token.isprintable():
+                return
+            self._header = f"Bearer {token}"
+        else:
+            return
+        request.headers["Authorization"] = self._header
+        yield request
+
+
+class Registry:
+    """One repository of a registry; with statement.
+
+    Args:
+        reference: to an artifact in it.
+        plain_http: speak without TLS, as is always done on this machine itself.
+    """
+
+    def __init__(self, reference: RegistryReference, *, plain_http: bool = False) -> None:
+        self.reference = reference
+        self._plain = plain_http or reference.is_loopback
+        origin = f"{'http' if self._plain else 'https'}://{reference.host}"
+        self._client = httpx.Client(
+            base_url=f"{origin}/v2/{reference.repository}/",
+            auth=_Credentials(origin, _saved_login(reference.host), self._may_ask),
+            headers={"Accept-Encoding": "identity"},
+            timeout=_TIMEOUT,
+            follow_redirects=True,
+            event_hooks={"request": [self._check_scheme]},
+            trust_env=not reference.is_loopback,
+        )
+
+    def __enter__(self) -> Registry:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close its connections."""
+        self._client.close()
+
+    def resolve(self) -> Remote:
+        """Read the manifest that the reference stands for now.
+
+        Raises:
+            RemoteError: it does not answer, has none, or does not give it.
+            FormatError: it is no manifest of an artifact of this package.
+            HashError: it is not the one with this digest.
+        """
+        where, digest = self.reference, self.reference.digest
+        with self._asked("GET", f"manifests/{where.version}", headers={"Accept": MANIFEST_TYPE}) as response:
+            data = _read(response, _MOST_MANIFEST_BYTES)
+        if data is None:
+            raise FormatError(
+                "is too large a manifest", where=where, expected=f"at most {_MOST_MANIFEST_BYTES:,} bytes"
+            )
+        found = hashlib.sha256(data).hexdigest()
+        if digest is not None and digest != f"sha256:{found}":
+            what = "the registry gave another manifest than was asked for"
+            raise HashError(where, what, found=found, expected=digest.removeprefix("sha256:"))
+        return Remote(f"sha256:{found}", _layers(data, where))
+
+    def download(self, file: RemoteFile, folder: Path) -> None:
+        """Write one file to its path in a folder, no byte more than its manifest says.
+
+        Raises:
+            RemoteError: the registry does not give it.
+            FormatError: it has another size.
+            HashError: it has other bytes.
+        """
+        place, sha256, size = folder / file.path, hashlib.sha256(), 0
+        where = f"{self.reference}, `{file.path}`"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with self._asked("GET", f"blobs/sha256:{file.digest}") as response, place.open("xb") as written:
+            for block in response.iter_raw(_BLOCK_BYTES):
+                size += len(block)
+                if size > file.size:
+                    break
+                sha256.update(block)
+                written.write(block)
+        if size != file.size:
+            raise FormatError(
+                "the registry gave another number of bytes than its manifest says",
+                where=where,
+                found=f"{size:,} bytes" if size < file.size else "more",
+                expected=f"{file.size:,} bytes",
+                fix="run again; if it stays so, push it again",
+            )
+        if sha256.hexdigest() != file.digest:
+            what = "the registry gave other bytes than its manifest says"
+            raise HashError(where, what, found=sha256.hexdigest(), expected=str(file.digest), fix="push it again")
+
+    def current(self) -> str | None:
+        """Return the digest that the reference stands for now; none if there is none."""
+        try:
+            return self.resolve().pin
+        except NotFoundError:
+            return None
+        except FormatError:
+            return "something else"
+
+    def push(
+        self, kind: Kind, files: Mapping[str, Path], annotations: Mapping[str, str], tell: Callable[[str], object]
+    ) -> str:
+        """Send the files of an artifact, those that are not there yet, and then its manifest; return its digest.
+
+        The same files and annotations always make the same manifest: it has no time in it.
+
+        Raises:
+            RemoteError: the registry does not answer or does not take it.
+            FileError: a file cannot be read.
+        """
+        layers = []
+        for path, file in sorted(files.items()):
+            tell(f"sending {path}")
+            digest, size = f"sha256:{sha256_of(file)}", file.stat().st_size
+            self._upload(digest, size, partial(_blocks, file))
+            media_type = _MEDIA_TYPES.get(file.suffix, _ANY_TYPE)
+            layers.append({"mediaType": media_type, "digest": digest, "size": size, "annotations": {TITLE: path}})
+        config = f"sha256:{hashlib.sha256(_EMPTY).hexdigest()}"
+        self._upload(config, len(_EMPTY), partial(iter, [_EMPTY]))
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "artifactType": ARTIFACT_TYPES[kind],
+            "config": {"mediaType": _EMPTY_TYPE, "digest": config, "size": len(_EMPTY)},
+            "layers": layers,
+            "annotations": dict(annotations),
+        }
+        data = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        version = self.reference.tag or (None if self.reference.digest else self.reference.version)
+        headers = {"Content-Type": MANIFEST_TYPE}
+        with self._asked("PUT", f"manifests/{version or digest}", headers=headers, content=data) as response:
+            kept = response.headers.get("Docker-Content-Digest", digest)
+        if kept != digest:
+            fix = "use a registry that keeps OCI manifests as they are"
+            raise RemoteError(
+                "the registry changed the manifest", where=self.reference, found=kept, expected=digest, fix=fix
+            )
+        return digest
+
+    def _upload(self, digest: str, size: int, blocks: Callable[[], Iterator[bytes]]) -> None:
+        with self._asked("HEAD", f"blobs/{digest}", missing=True) as response:
+            if response.is_success:
+                return
+        with self._asked("POST", "blobs/uploads/", headers={"Content-Length": "0"}) as response:
+            place = response.headers.get("Location")
+            url = None if place is None else response.url.join(place).copy_add_param("digest", digest)
+        if url is None:
+            raise RemoteError("the registry does not say where a file is to go", where=self.reference)
+        headers = {"Content-Type": _ANY_TYPE, "Content-Length": str(size)}
+        with self._asked("PUT", url, headers=headers, content=_Body(blocks)):
+            pass
+
+    @contextmanager
+    def _asked(
+        self, method: str, url: str | httpx.URL, *, missing: bool = False, **request: Any
+    ) -> Iterator[httpx.Response]:
+        """Send a request; what is no success, but for something that is `missing`, is an error."""
+        where = self.reference
+        try:
+            with self._client.stream(method, url, **request) as response:
+                if not response.is_success and not (missing and response.status_code == httpx.codes.NOT_FOUND):
+                    raise _refusal(response, where)
+                yield response
+        except httpx.TransportError as error:
+            what = "does not answer" if isinstance(error, httpx.TimeoutException | httpx.ConnectError) else "broke off"
+            fix = "check its name, the network and, for a registry without TLS, " + argument("plain_http", True)
+            raise UnreachableError(
+                f"the registry {what}", where=where, found=str(error) or type(error).__name__, fix=fix
+            ) from error
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+            raise RemoteError("the registry gave no answer that can be used", where=where, found=error) from error
+
+    def _check_scheme(self, request: httpx.Request) -> None:
+        """Refuse to leave TLS on the way: a redirection could say so."""
+        if request.url.scheme != "https" and not self._plain:
+            raise RemoteError(
+                "the registry leads to an address without TLS",
+                where=self.reference,
+                found=request.url.host,
+                fix=f"use another registry; on a network that you trust, {argument('plain_http', True)}",
+            )
+
+    def _may_ask(self, realm: httpx.URL) -> bool:
+        return realm.scheme == "https" or (self._plain and realm.scheme == "http")
+
+
+class _Body:
+    """The bytes of a file, as often as they are asked for: a request may have to be sent again with credentials."""
+
+    def __init__(self, blocks: Callable[[], Iterator[bytes]]) -> None:
+        self._blocks = blocks
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Begin again."""
+        return self._blocks()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with open_regular(path) as file:
+        yield from iter(partial(file.read, _BLOCK_BYTES), b"")
+
+
+def _read(response: httpx.Response, most: int) -> bytes | None:
+    """Return what was answered; none if it is more than that."""
+    data = bytearray()
+    for block in response.iter_raw():
+        data += block
+        if len(data) > most:
+            return None
+    return bytes(data)
+
+
+def _document(response: httpx.Response) -> Mapping[str, Any]:
+    """Return the JSON object that was answered; an empty one in place of anything else."""
+    try:
+        document = parse_json(_read(response, _MOST_ANSWER_BYTES) or b"", "answer")
+    except (FormatError, httpx.HTTPError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _refusal(response: httpx.Response, where: RegistryReference) -> RemoteError:
+    """Return the error for an answer that is no success."""
+    status, said = response.status_code, ""
+    errors = _document(response).get("errors")
+    if isinstance(errors, list) and errors and isinstance(errors[0], dict):
+        said = visible(str(errors[0].get("message", ""))[:200])
+    found = f"{status} {response.reason_phrase}{f': {said}' if said else ''}"
+    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        fix = f"log in with `docker login {where.host}` or `oras login {where.host}`"
+        return DeniedError("the registry does not let you do that", where=where, found=found, fix=fix)
+    if status == httpx.codes.NOT_FOUND:
+        return NotFoundError("is not there", where=where, found=found, fix="check its name, and its tag or digest")
+    if status == httpx.codes.TOO_MANY_REQUESTS or status >= httpx.codes.INTERNAL_SERVER_ERROR:
+        return UnreachableError("the registry cannot answer now", where=where, found=found, fix="run again later")
+    return RemoteError("the registry refuses", where=where, found=found)
+
+
+def _layers(data: bytes, where: RegistryReference) -> Mapping[str, RemoteFile]:
+    """Return the files of a manifest.
+
+    Raises:
+        FormatError: it is not of an artifact of this package, or a file has a name that leads out of its folder.
+    """
+    document = parse_json(data, where)
+    known = dict(document) if isinstance(document, dict) else {}
+    found, layers = known.get("artifactType"), known.get("layers")
+    if found not in ARTIFACT_TYPES.values() or not isinstance(layers, list):
+        raise FormatError(
+            "is no adapter and no bundle",
+            where=where,
+            found=f"a manifest of the type {visible(str(found or known.get('mediaType')))}",
+            expected=" or ".join(ARTIFACT_TYPES.values()),
+            fix="give what `push` sent",
+        )
+    rows = []
+    for layer in layers:
+        about = layer if isinstance(layer, dict) else {}
+        notes = about.get("annotations")
+        title = notes.get(TITLE) if isinstance(notes, dict) else None
+        algorithm, _, digest = str(about.get("digest")).partition(":")
+        rows.append(
+            {"path": title, "size": about.get("size"), "digest": digest if algorithm == "sha256" else algorithm}
+        )
+    return files_by_path(rows, where)
+
+
+def _saved_login(host: str) -> str | None:
+    """Return name and password in base64 that `docker login` saved for a host, or a helper has; none if there are none.
+
+    Raises:
+        InputError: Docker's file of logins cannot be read.
+    """
+    folder = os.environ.get("DOCKER_CONFIG")
+    path = (Path(folder) if folder else Path.home() / ".docker") / "config.json"
+    if not path.is_file():
+        return None
+    document: Any = read_json(path)
+    try:
+        saved = document.get("auths", {}).get(host, {}).get("auth")
+        helper = document.get("credHelpers", {}).get(host) or document.get("credsStore")
+        if saved:
+            b64decode(saved, validate=True)
+            return str(saved)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise FormatError(
+            "is no file of logins", where=path, expected="`auths` as `docker login` writes them"
+        ) from error
+    return None if not helper else _ask_helper(str(helper), host)
+
+
+def _ask_helper(helper: str, host: str) -> str | None:
+    """Return the login that a `docker-credential-…` program has for a host; none without such a program, or a login."""
+    if not re.fullmatch(r"[\w.-]+", helper):
+        return None
+    try:
+        done = subprocess.run(
+            [f"docker-credential-{helper}", "get"], input=host.encode(), capture_output=True, timeout=30, check=True
+        )
+        found: Any = parse_json(done.stdout, f"docker-credential-{helper}")
+        return b64encode(f"{found['Username']}:{found['Secret']}".encode()).decode()
+    except (OSError, subprocess.SubprocessError, InputError, LookupError, TypeError):
+        return None

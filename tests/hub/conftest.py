@@ -1,0 +1,41 @@
+"""A small bundle, the folder of an adapter, and a registry for all tests; each test has a cache of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from oci_registry import OciRegistry, oci_registry
+from once import once
+from tiny_onnx import build_tiny
+
+from adapter_export.format.manifest_json import read_manifest
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return once(tmp_path_factory, "hub_bundle", build_tiny) / "bundle"
+
+
+@pytest.fixture(scope="session")
+def adapter(bundle: Path) -> Path:
+    return bundle / read_manifest(bundle).adapters[0].source
+
+
+@pytest.fixture(scope="session")
+def other(bundle: Path) -> Path:
+    return bundle / read_manifest(bundle).adapters[1].source
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciRegistry]:
+    with oci_registry(tmp_path_factory.mktemp("registry")) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ADAPTER_EXPORT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    return tmp_path / "cache"

@@ -1,0 +1,303 @@
+"""What `push` sends to a real OCI registry comes back whole, is what others read too, and nothing else does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import socket
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from oci_registry import NAME, PASSWORD, OciRegistry, oci_registry
+
+from adapter_export.errors import (
+    AdapterExportError,
+    DeniedError,
+    FormatError,
+    HashError,
+    NotFoundError,
+    UnreachableError,
+)
+from adapter_export.hub import fetch, registry
+from adapter_export.hub.fetch import fetch_all
+from adapter_export.hub.push import Pushed, push_folder
+from adapter_export.runtime import Bundle
+
+
+def _push(folder: Path, reference: str, notes: list[str] | None = None, card: str | None = None) -> Pushed:
+    told = [] if notes is None else notes
+    return push_folder(
+        folder,
+        reference,
+        card=card,
+        licence="mit",
+        private=False,
+        plain_http=False,
+        on_note=told.append,
+        on_progress=lambda _: None,
+    )
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _nothing_left(cache: Path) -> bool:
+    return not [path for path in cache.rglob("*") if path.is_file()]
+
+
+@pytest.fixture(scope="module")
+def sent(bundle: Path, registry: OciRegistry, tmp_path_factory: pytest.TempPathFactory) -> Pushed:
+    return _push(bundle, f"oci://{registry.host}/team/tiny:1", card="# Tiny\n")
+
+
+def test_a_bundle_comes_back_as_it_was(bundle: Path, sent: Pushed, registry: OciRegistry) -> None:
+    found = fetch(sent.reference)
+    assert _files(found) == {**_files(bundle), "README.md": b"# Tiny\n"}
+    assert Bundle.open(found, expect=sent.digest).session(threads=1).adapters
+    assert sent.digest == hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
+    assert fetch(sent.pinned) == found
+
+
+def test_an_adapter_comes_back_as_it_was(adapter: Path, registry: OciRegistry) -> None:
+    sent = _push(adapter, f"oci://{registry.host}/team/adapter")
+    found = fetch_all(f"oci://{registry.host}/team/adapter:latest")
+    assert (found.kind, found.pin, found.digest) == ("adapter", sent.pin, sent.digest)
+    assert _files(found.path) == _files(adapter)
+
+
+def test_oras_reads_what_was_sent(bundle: Path, sent: Pushed, tmp_path: Path) -> None:
+    from oras.client import OrasClient
+
+    OrasClient(insecure=True).pull(sent.pinned.removeprefix("oci://"), outdir=str(tmp_path / "oras"))
+    assert _files(tmp_path / "oras") == {**_files(bundle), "README.md": b"# Tiny\n"}
+
+
+def test_the_manifest_is_that_of_an_artifact(sent: Pushed, registry: OciRegistry) -> None:
+    manifest = json.loads(registry.blob(sent.pin).read_bytes())
+    assert manifest["artifactType"] == "application/vnd.adapter-export.bundle.v1"
+    assert manifest["config"]["mediaType"] == "application/vnd.oci.empty.v1+json"
+    assert manifest["annotations"]["org.opencontainers.image.licenses"] == "mit"
+    assert manifest["annotations"]["adapter-export.digest"] == f"sha256:{sent.digest}"
+    titles = [layer["annotations"]["org.opencontainers.image.title"] for layer in manifest["layers"]]
+    assert titles == sorted(sent.files)
+
+
+def test_the_same_adapter_has_the_same_digest_everywhere(adapter: Path, registry: OciRegistry) -> None:
+    notes: list[str] = []
+    places = ("other/place:x", "other/place:x", "place:y")
+    assert len({_push(adapter, f"oci://{registry.host}/{place}", notes).pin for place in places}) == 1
+    assert not notes
+
+
+def test_a_tag_that_moves_is_said_on_both_sides(adapter: Path, other: Path, registry: OciRegistry) -> None:
+    reference, notes = f"oci://{registry.host}/team/moving:now", list[str]()
+    first = _push(adapter, reference, notes)
+    fetch(reference, on_note=notes.append)
+    assert not notes
+    second = _push(other, reference, notes)
+    fetch(reference, on_note=notes.append)
+    said = f"`{reference}` has moved: it was `{first.pin}`, and is `{second.pin}` now"
+    assert notes == [said, said]
+    assert fetch(first.pinned) != fetch(second.pinned)
+
+
+def test_what_is_expected_is_asked_before_anything_large_is_taken(sent: Pushed, cache: Path) -> None:
+    taken: list[str] = []
+    with pytest.raises(HashError, match="is not the one that is expected"):
+        fetch_all(sent.reference, expect="0" * 64, on_progress=taken.append)
+    assert not taken
+    assert _nothing_left(cache)
+    found = fetch(sent.reference, expect=f"sha256:{sent.digest}")
+    with pytest.raises(HashError, match="is not the one that is expected"):  # and of what the cache has
+        fetch(sent.reference, expect="0" * 64)
+    assert found.is_dir()
+
+
+def test_a_proof_refuses_before_it_is_kept(sent: Pushed, cache: Path) -> None:
+    def refuse(folder: Path) -> None:
+        assert (folder / "manifest.json").is_file()
+        raise FormatError("is not approved")
+
+    with pytest.raises(FormatError, match="is not approved"):
+        fetch(sent.reference, proof=refuse)
+    assert _nothing_left(cache)
+    fetch(sent.reference)
+    with pytest.raises(FormatError, match="is not approved"):  # what another took without that proof
+        fetch(sent.reference, proof=refuse)
+
+
+def test_what_is_damaged_in_the_cache_is_taken_again(sent: Pushed) -> None:
+    notes: list[str] = []
+    found = fetch(sent.pinned)
+    (found / "base.bin").write_bytes(b"other")
+    assert _files(fetch(sent.pinned, on_note=notes.append))["base.bin"] != b"other"
+    assert "was damaged, and is taken again" in notes[0]
+
+
+def test_a_pin_needs_no_registry_and_a_tag_says_so(adapter: Path, tmp_path: Path) -> None:
+    with oci_registry(tmp_path) as short:
+        sent = _push(adapter, f"oci://{short.host}/tiny:1")
+        found = fetch(sent.reference)
+    assert fetch(sent.pinned) == found
+    with pytest.raises(UnreachableError, match=f"does not answer.*is in the cache: give `{sent.pinned}`"):
+        fetch(sent.reference)
+    with pytest.raises(UnreachableError, match=r"does not answer.*plain_http"):
+        fetch(f"oci://{short.host}/another:1")
+    with pytest.raises(UnreachableError, match="does not answer"):
+        _push(adapter, sent.reference)
+
+
+def test_a_registry_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setattr(registry, "_TIMEOUT", httpx.Timeout(0.2))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        reference = f"oci://127.0.0.1:{silent.getsockname()[1]}/tiny:1"
+        with pytest.raises(UnreachableError, match="does not answer; found timed out"):
+            fetch(reference)
+    assert _nothing_left(cache)
+
+
+def test_only_loopback_is_asked_without_tls() -> None:
+    asked = httpx.Request("GET", "http://registry.example/v2/")
+    for host, plain, allowed in (
+        ("localhost:5000", False, True),
+        ("a.example", False, False),
+        ("a.example", True, True),
+    ):
+        client = registry.Registry(registry.RegistryReference(host, "tiny"), plain_http=plain)
+        if allowed:
+            client._check_scheme(asked)
+        else:
+            with pytest.raises(AdapterExportError, match="leads to an address without TLS"):
+                client._check_scheme(asked)
+
+
+def test_what_is_not_there_is_named(registry: OciRegistry, sent: Pushed, cache: Path) -> None:
+    for reference in (
+        f"oci://{registry.host}/team/tiny:none",
+        f"oci://{registry.host}/team/none:1",
+        f"oci://{registry.host}/team/tiny@sha256:{'0' * 64}",
+    ):
+        with pytest.raises(NotFoundError, match="is not there; found 404 Not Found: manifest unknown"):
+            fetch(reference)
+    assert _nothing_left(cache)
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciRegistry]:
+    with oci_registry(tmp_path_factory.mktemp("locked"), login=True) as running:
+        yield running
+
+
+def test_a_login_is_that_of_docker(locked: OciRegistry, adapter: Path, tmp_path: Path, cache: Path) -> None:
+    reference = f"oci://{locked.host}/team/adapter:1"
+    for run in (lambda: fetch(reference), lambda: _push(adapter, reference)):
+        with pytest.raises(DeniedError, match=r"does not let you do that; found 401 Unauthorized.*docker login"):
+            run()
+    assert _nothing_left(cache)
+    for password, allowed in (("wrong", False), (PASSWORD, True)):
+        auth = b64encode(f"{NAME}:{password}".encode()).decode()
+        (tmp_path / "docker").mkdir(exist_ok=True)
+        (tmp_path / "docker" / "config.json").write_text(json.dumps({"auths": {locked.host: {"auth": auth}}}))
+        if allowed:
+            _push(adapter, reference)
+            assert _files(fetch(reference)) == _files(adapter)
+        else:
+            with pytest.raises(DeniedError):
+                _push(adapter, reference)
+
+
+def _changed(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        (_changed, (HashError, "the registry gave other bytes than its manifest says")),
+        (lambda data: data[: len(data) // 2], (AdapterExportError, "broke off|another number of bytes")),
+        (lambda data: data * 2, (FormatError, "another number of bytes than its manifest says; found more")),
+    ],
+    ids=["changed", "truncated", "longer"],
+)
+def test_damage_in_the_registry_is_found(
+    change: Callable[[bytes], bytes], refusal: Any, adapter: Path, tmp_path: Path, cache: Path
+) -> None:
+    with oci_registry(tmp_path) as own:
+        sent = _push(adapter, f"oci://{own.host}/tiny:1")
+        blob = own.blob(hashlib.sha256((adapter / "weights.safetensors").read_bytes()).hexdigest())
+        blob.write_bytes(change(blob.read_bytes()))
+        with pytest.raises(refusal[0], match=refusal[1]):
+            fetch(sent.reference)
+    assert _nothing_left(cache)
+
+
+def _evil(document: dict[str, Any], title: object) -> None:
+    document["layers"][0]["annotations"]["org.opencontainers.image.title"] = title
+
+
+EVIL: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "up": (lambda document: _evil(document, "../x"), "a path that may leave its folder"),
+    "absolute": (lambda document: _evil(document, "/etc/x"), "a path that may leave its folder"),
+    "drive": (lambda document: _evil(document, "c:x"), "a path that may leave its folder"),
+    "no title": (lambda document: document["layers"][0].pop("annotations"), "null"),
+    "twice": (lambda document: document["layers"].append(document["layers"][0]), "lists a file twice"),
+    "case": (lambda document: _evil(document, "MANIFEST.json"), "lists a file twice"),
+    "a size below 0": (lambda document: document["layers"][0].update(size=-1), "-1"),
+    "a size that is none": (lambda document: document["layers"][0].update(size="1"), "expected an integer"),
+    "too large": (lambda document: document["layers"][0].update(size=2**60), "is too large"),
+    "another hash": (lambda document: document["layers"][0].update(digest="md5:0"), "64 lower-case"),
+    "an image": (lambda document: document.pop("artifactType"), "is no adapter and no bundle"),
+    "no layers": (lambda document: document.update(layers=None), "is no adapter and no bundle"),
+    "no head": (lambda document: document.update(layers=document["layers"][:3]), "is neither a bundle nor an adapter"),
+    "a file less": (
+        lambda document: document["layers"].pop(5),
+        "does not have the files that its `manifest.json` lists",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_a_manifest_of_somebody_else_is_refused(name: str, sent: Pushed, cache: Path, monkeypatch: Any) -> None:
+    change, words = EVIL[name]
+    host = sent.reference.removeprefix("oci://").split("/")[0]
+    manifest = httpx.get(f"http://{host}/v2/team/tiny/manifests/1", headers={"Accept": registry.MANIFEST_TYPE}).json()
+    change(manifest)
+    # a registry refuses some of these itself, and not every registry does: what arrives is what counts
+    data = json.dumps(manifest).encode()
+    monkeypatch.setattr(registry, "_read", lambda *_: data)
+    with pytest.raises(FormatError, match=words):
+        fetch(sent.reference)
+    assert _nothing_left(cache)
+
+
+def test_files_that_do_not_belong_to_it_are_not_taken(bundle: Path, registry: OciRegistry, sent: Pushed) -> None:
+    blob = b"import os"
+    digest = f"sha256:{hashlib.sha256(blob).hexdigest()}"
+    with httpx.Client(base_url=f"http://{registry.host}/v2/team/tiny/") as client:
+        accept = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
+        manifest = client.get("manifests/1", headers=accept).json()
+        place = client.post("blobs/uploads/").headers["Location"]
+        client.put(httpx.URL(place).copy_add_param("digest", digest), content=blob).raise_for_status()
+        layer = {"digest": digest, "size": len(blob), "mediaType": "text/x-python"}
+        manifest["layers"].append({**layer, "annotations": {"org.opencontainers.image.title": "modeling.py"}})
+        headers = {"Content-Type": accept["Accept"]}
+        client.put("manifests/more", content=json.dumps(manifest), headers=headers).raise_for_status()
+    assert _files(fetch(f"oci://{registry.host}/team/tiny:more")).keys() == _files(fetch(sent.reference)).keys()
+
+
+def test_what_is_damaged_is_not_sent(bundle: Path, registry: OciRegistry, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    (copy / "base.bin").write_bytes(_changed((copy / "base.bin").read_bytes()))
+    with pytest.raises(HashError):
+        _push(copy, f"oci://{registry.host}/team/damaged:1")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FormatError, match="is neither a bundle nor an adapter"):
+        _push(tmp_path / "empty", f"oci://{registry.host}/team/damaged:1")
+    with pytest.raises(NotFoundError):
+        fetch(f"oci://{registry.host}/team/damaged:1")
