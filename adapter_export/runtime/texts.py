@@ -295,7 +295,7 @@ class Reader(Protocol):
         """Return the inputs of a call."""
 
 
-def _own_tokens(result: np.ndarray, row: Any, reader: Reader) -> np.ndarray:
+def own_tokens(result: np.ndarray, row: Any, reader: Reader) -> np.ndarray:
     """Return what a head gives for the tokens of a row, without those that it was filled up with."""
     if result.ndim < 2 or not isinstance(reader, TextReader):
         return result
@@ -332,7 +332,7 @@ def answer_all(
             )
         for at, one in enumerate(some, start):
             output = reader.session.output(str(one.adapter)) or ""
-            results = [_own_tokens(own_classes(next(outputs)[output][0]), row, reader) for row in one.rows]
+            results = [own_tokens(own_classes(next(outputs)[output][0]), row, reader) for row in one.rows]
             with within(f"text {at}" if isinstance(reader, TextReader) else str(one.text)):
                 answers.append(answered(one, results))
     return answers

@@ -17,18 +17,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from answers import answers, text_answers
 from arrays import read_inputs
 from golden import Finding, findings
 from golden_texts import Fault
 
 from adapter_export.errors import AdapterExportError, RequestError
-from adapter_export.runtime import Bundle
-from adapter_export.runtime.texts import Asked
+from adapter_export.runtime import Bundle, Session
+from adapter_export.runtime.texts import Asked, TextReader
+from adapter_export.server.answers import Answer, Arrays, head_of, row_answer, text_answer, text_requests
 from adapter_export.text import Pair
 
 BASE = "-"
@@ -83,10 +83,56 @@ def run(bundle: Bundle, given: argparse.Namespace) -> None:
     if len(names) != rows:
         raise RequestError("not one adapter for each row", found=len(names), expected=rows)
     if inputs is None:
-        found = text_answers(bundle.texts(session), given.texts, names, given.weights)
+        found = _text_answers(bundle.texts(session), given.texts, names, given.weights)
     else:
-        found = answers(session, inputs, names, given.weights)
+        found = _answers(session, inputs, names, given.weights)
     print(json.dumps(found, indent=2, ensure_ascii=False))
+
+
+def _answers(
+    session: Session, inputs: Arrays, names: Sequence[str | None], weights: Sequence[Mapping[str, float]] = ()
+) -> list[Answer]:
+    """Run rows, each through an adapter or through the base alone.
+
+    Args:
+        session: the bundle's.
+        inputs: those of the base.
+        names: an adapter for each row.
+        weights: of a fusion that runs all rows: once for all of them, or once for each.
+    """
+    given = weights[0] if len(weights) == 1 else weights or None
+    same = len(set(names)) == 1
+    outputs = session.run(inputs, names[0], weights=given) if same else session.run(inputs, adapters=list(names))
+    masks = inputs.get("attention_mask", [None] * len(names))
+    rows = [{name: array[row] for name, array in outputs.items()} for row in range(len(names))]
+    return [
+        row_answer(session, head_of(session, name), row, mask)
+        for name, row, mask in zip(names, rows, masks, strict=True)
+    ]
+
+
+def _text_answers(
+    reader: TextReader,
+    texts: Sequence[Asked],
+    names: Sequence[str | None],
+    weights: Sequence[Mapping[str, float]] = (),
+) -> list[Answer]:
+    """Answer texts, each by an adapter of its own; the arguments are as of `_answers`."""
+    session, read = reader.session, reader.read(texts, adapters=names)
+    heads = [head_of(session, one.adapter) for one in read]
+    requests = [text_requests(reader, one) for one in read]
+    if weights:
+        given = list(weights) * len(read) if len(weights) == 1 else weights
+        if len(given) != len(read):
+            raise RequestError("give weights once, or once for each text", found=len(given), expected=len(read))
+        found = [
+            [session.run(row.inputs, row.adapter, weights=own) for row in rows]
+            for rows, own in zip(requests, given, strict=True)
+        ]
+    else:
+        outputs = iter(session.run_many([row for rows in requests for row in rows]))
+        found = [[next(outputs) for _ in rows] for rows in requests]
+    return [text_answer(reader, *one) for one in zip(heads, read, found, strict=True)]
 
 
 class _Text(argparse.Action):

@@ -1,4 +1,4 @@
-"""What one client may ask of the service, so that it cannot stop those of others."""
+"""What one client may ask of the server, so that it cannot stop those of others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import h11
-from fastapi import Request as HttpRequest
+from starlette.requests import Request as HttpRequest
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 LONGEST_TEXT = 100_000
@@ -19,13 +19,13 @@ MOST_ROWS = 256
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the service, which `service.py --help` explains.
+    """Limits of the server, each an option of `adapter-export serve`.
 
     Attributes:
         call: the largest body of a call, in bytes.
         adapter: the largest file of an adapter, in bytes.
-        loaded: the most adapters that are loaded beside those of the bundle.
-        waiting: the most rows that wait for the session.
+        loaded: the most adapters that are loaded beside those of the bundles.
+        waiting: the most rows that wait for the session of a bundle.
         connections: the most connections at a time.
         sending: how many seconds a client may take to send a request: its head, and again its body.
         answering: how many seconds a client waits for an answer.
@@ -41,11 +41,17 @@ class Limits:
 
 
 class RefusedError(Exception):
-    """A request that is refused for what it costs, with the status that says so."""
+    """A request that is refused with an HTTP status of its own.
 
-    def __init__(self, status: int, words: str) -> None:
+    Args:
+        status: of HTTP.
+        words: one sentence.
+        again: after how many seconds the client may ask again; never if not given.
+    """
+
+    def __init__(self, status: int, words: str, again: int | None = None) -> None:
         super().__init__(words)
-        self.status = status
+        self.status, self.again = status, again
 
 
 async def body_of(request: HttpRequest, most: int, seconds: float) -> bytes:

@@ -1,0 +1,133 @@
+"""What a client asks for in the plain API, as JSON that is read strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adapter_export.errors import RequestError
+from adapter_export.reading.documents import parse_json
+from adapter_export.runtime.texts import Asked
+from adapter_export.server.limits import LONGEST_TEXT, MOST_ROWS
+from adapter_export.text import Pair
+
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Words = Annotated[str, Field(max_length=LONGEST_TEXT)]
+Row = Annotated[list[Int64], Field(max_length=LONGEST_TEXT)]
+Document = TypeVar("Document", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """A document without keys that nobody knows."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class TextPair(Strict):
+    """Two texts that are read together."""
+
+    text: Words
+    pair: Words
+
+
+class Question(Strict):
+    """A question with its choices."""
+
+    text: Words
+    choices: list[Words] = Field(min_length=1, max_length=MOST_ROWS)
+
+
+class Call(Strict):
+    """Rows, as texts or as arrays, and one model for all of them, or an adapter for each.
+
+    `text`, alone, with `pair` or with `choices`, is one row, whose answer is no list.
+    """
+
+    model: str | None = None
+    text: Words | None = None
+    pair: Words | None = None
+    choices: list[Words] | None = Field(None, min_length=1, max_length=MOST_ROWS)
+    texts: list[Words | TextPair | Question] | None = Field(None, max_length=MOST_ROWS)
+    inputs: dict[str, Annotated[list[Row], Field(max_length=MOST_ROWS)]] | None = None
+    adapter: str | None = None
+    adapters: list[str | None] | None = Field(None, max_length=MOST_ROWS)
+    id: str | None = Field(None, max_length=200)
+
+    def asked(self) -> list[Asked] | None:
+        """Return the texts; none where there are arrays.
+
+        Raises:
+            RequestError: there is nothing to run on, or more than one thing.
+        """
+        given = [name for name in ("text", "texts", "inputs") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise RequestError(
+                "there are two things to run on",
+                found=", ".join(f"`{name}`" for name in given),
+                expected="`text`, `texts` or `inputs`",
+            )
+        if not given:
+            raise RequestError("there is nothing to run on", expected="`text`, `texts` or `inputs`")
+        if (self.pair is not None or self.choices is not None) and (
+            self.text is None or (self.pair is not None and self.choices is not None)
+        ):
+            raise RequestError("`pair` and `choices` belong to a `text`", expected="one of the two beside `text`")
+        if self.text is not None:
+            if self.choices is not None:
+                return [[Pair(self.text, choice) for choice in self.choices]]
+            return [self.text if self.pair is None else Pair(self.text, self.pair)]
+        if self.texts is not None and not self.texts:
+            raise RequestError("there is no text", expected="at least one")
+        return None if self.texts is None else list(map(_asked, self.texts))
+
+    def names(self, rows: int) -> list[str | None]:
+        """Return the adapter or the model of each row."""
+        if self.model is not None and (self.adapter is not None or self.adapters is not None):
+            raise RequestError("a call has one choice", expected="`model`, `adapter` or `adapters`")
+        given = self.adapter if self.model is None else self.model
+        names = self.adapters if self.adapters is not None else [given] * rows
+        if len(names) != rows or (self.adapters is not None and self.adapter is not None):
+            raise RequestError(
+                "give `adapter`, or `adapters` with one for each row", found=len(names), expected=rows
+            )
+        return names
+
+    def arrays(self, dtypes: Mapping[str, str]) -> list[dict[str, np.ndarray]]:
+        """Return the inputs of each row, [1, …], as the types that the bundle wants."""
+        inputs = {
+            name: [np.array(row, dtypes.get(name, "int64")) for row in rows] for name, rows in (self.inputs or {}).items()
+        }
+        return split_rows(inputs)
+
+
+def split_rows(inputs: Mapping[str, Sequence[np.ndarray] | np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Return the inputs of each row, [1, …]; RequestError if inputs have different numbers of rows."""
+    counts = {name: len(rows) for name, rows in inputs.items()}
+    most = max(counts.values(), default=0)
+    short = [name for name, count in counts.items() if count < most]
+    if short:
+        raise RequestError("the inputs have different numbers of rows", found=", ".join(f"`{name}`" for name in short))
+    return [{name: rows[index][None] for name, rows in inputs.items()} for index in range(most)]
+
+
+def _asked(text: str | TextPair | Question) -> Asked:
+    if isinstance(text, Question):
+        return [Pair(text.text, choice) for choice in text.choices]
+    return text if isinstance(text, str) else Pair(text.text, text.pair)
+
+
+def parse(kind: type[Document], data: bytes) -> Document:
+    """Read a document strictly: no key twice, no NaN, nothing that has no UTF-8.
+
+    Raises:
+        FormatError, RequestError: it is not JSON, or not of the expected form.
+    """
+    try:
+        return kind.model_validate(parse_json(data, "the request"))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"])) or None
+        raise RequestError("the request is not of the expected form", where=where, found=first["msg"]) from error

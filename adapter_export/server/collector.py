@@ -1,0 +1,134 @@
+"""Rows that arrive while the session is busy go into its next call together, each with its own adapter."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from adapter_export.errors import InputError
+from adapter_export.runtime import Request
+from adapter_export.server.limits import RefusedError
+
+RunMany = Callable[[Sequence[Request]], list[Any]]
+"""Such as `session.run_many`: an answer for each request, in order."""
+
+
+class _Waiting(NamedTuple):
+    request: Request
+    future: asyncio.Future[Any]
+    since: float
+
+
+class Collector:
+    """Runs requests in threads; make it inside a running event loop.
+
+    Continuous batching: a call begins as soon as one may, with all that waits, so that rows wait for others only while
+    nothing could have computed them; `max_wait` lets a call that could begin wait for company.
+
+    Args:
+        run_many: computes; called in a thread.
+        calls: how many calls of it run at a time.
+        most: how many requests at most go into one.
+        most_waiting: how many at most wait.
+        max_wait: how many seconds a request waits for others though a call could begin.
+        on_call: is told of each call: how many requests it has, and how many seconds the first of them waited.
+    """
+
+    def __init__(
+        self,
+        run_many: RunMany,
+        *,
+        calls: int = 1,
+        most: int = 32,
+        most_waiting: int = 4096,
+        max_wait: float = 0.0,
+        on_call: Callable[[int, float], None] | None = None,
+    ) -> None:
+        self._run_many = run_many
+        self._most, self._most_waiting, self._max_wait = most, most_waiting, max_wait
+        self._waiting: deque[_Waiting] = deque()
+        self._on_call = on_call
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(calls, "adapter-export-call")
+        self._free = calls
+        self._timer: asyncio.TimerHandle | None = None
+        self._running = set[asyncio.Task[None]]()
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return len(self._waiting)
+
+    async def answer(self, requests: Sequence[Request]) -> list[Any]:
+        """Return the answer of each request.
+
+        Raises:
+            InputError: one of them does not fit; it does not disturb those of others.
+            RefusedError: too many wait.
+        """
+        if len(self._waiting) + len(requests) > self._most_waiting:
+            raise RefusedError(503, "too many requests are waiting; try again later", again=1)
+        now = self._loop.time()
+        futures: list[asyncio.Future[Any]] = [self._loop.create_future() for _ in requests]
+        self._waiting.extend(map(_Waiting, requests, futures, [now] * len(requests)))
+        self._begin()
+        try:
+            return list(await asyncio.gather(*futures))
+        finally:
+            for future in futures:  # of a client that has gone, or whose other rows do not fit
+                future.cancel()
+
+    async def stop(self) -> None:
+        """Answer what waits, then end the threads."""
+        while self._waiting or self._running:
+            self._begin(in_time=False)
+            await asyncio.gather(*self._running)
+        self._threads.shutdown()
+
+    def _begin(self, *, in_time: bool = True) -> None:
+        """Begin calls with what waits, as many as may run."""
+        while self._waiting and self._waiting[0].future.done():
+            self._waiting.popleft()
+        while self._free and self._waiting:
+            left = self._waiting[0].since + self._max_wait - self._loop.time()
+            if in_time and left > 0 and len(self._waiting) < self._most:
+                if self._timer is None:
+                    self._timer = self._loop.call_later(left, self._timed)
+                return
+            some = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+            some = [one for one in some if not one.future.done()]
+            if some:
+                self._free -= 1
+                task = self._loop.create_task(self._call(some))
+                self._running.add(task)
+                task.add_done_callback(self._running.discard)
+
+    def _timed(self) -> None:
+        self._timer = None
+        self._begin()
+
+    async def _call(self, some: Sequence[_Waiting]) -> None:
+        if self._on_call is not None:
+            self._on_call(len(some), self._loop.time() - some[0].since)
+        await self._run(some)
+        self._free += 1
+        self._begin()
+
+    async def _run(self, some: Sequence[_Waiting]) -> None:
+        running = self._loop.run_in_executor(self._threads, self._run_many, [one.request for one in some])
+        (found,) = await asyncio.gather(running, return_exceptions=True)  # whatever happens, others are waiting
+        if isinstance(found, InputError) and len(some) > 1:
+            for one in some:  # one of them does not fit, and the others need not know
+                await self._run([one])
+            return
+        answers = [found] * len(some) if isinstance(found, BaseException) else found
+        for one, answer in zip(some, answers, strict=True):
+            if one.future.done():  # the client has gone
+                continue
+            if isinstance(answer, BaseException):
+                one.future.set_exception(answer)
+            else:
+                one.future.set_result(answer)

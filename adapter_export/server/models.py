@@ -1,0 +1,350 @@
+"""The models of a server by name: adapters of its bundles, their bases, and what is loaded beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adapter_export.errors import InputError, RequestError, UsageError, argument
+from adapter_export.graph.adapter import check_name
+from adapter_export.graph.tasks import Task
+from adapter_export.runtime import Bundle
+from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
+from adapter_export.runtime.graphs import Provider
+from adapter_export.server.collector import Collector
+from adapter_export.server.limits import Limits, RefusedError
+
+PIN = "@sha256:"
+"""Stands between the name of a model and the digest that it must have."""
+
+_SHOWN = 20
+"""How many names a message lists."""
+
+OnCall = Callable[["Served", int, float], None]
+"""Told of each call of a session: how many rows it has, and how many seconds the first of them waited."""
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How sessions compute.
+
+    Attributes:
+        provider: where.
+        threads: of one operation.
+        calls: how many calls of a session run at a time.
+        rows: the most rows of a call.
+        max_wait: how many seconds a row waits for others though a call could begin.
+        resident: how many adapters stay in memory, the others being read when a call needs them; all if not given.
+    """
+
+    provider: Provider = "cpu"
+    threads: int = 1
+    calls: int = 1
+    rows: int = 32
+    max_wait: float = 0.0
+    resident: int | None = None
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An adapter that was loaded beside those of a bundle: its file's bytes, and what its answers mean."""
+
+    name: str
+    data: bytes = field(repr=False)
+    labels: tuple[str, ...] | None = None
+    task: Task | None = None
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of its file."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+class Served:
+    """A bundle in one session, and what waits for it.
+
+    Args:
+        name: of the bundle.
+        bundle: that is served.
+        computing: how.
+        extras: adapters beside those of the bundle; those that were made for another base are left out (`dropped`).
+    """
+
+    def __init__(self, name: str, bundle: Bundle, computing: Computing, extras: Sequence[Extra] = ()) -> None:
+        self.name, self.bundle, self.computing = name, bundle, computing
+        demand = {} if computing.resident is None else {"resident": computing.resident}
+        self.session = bundle.session(
+            provider=computing.provider, threads=computing.threads, on_demand=bool(demand), **demand
+        )
+        self.reader = None if bundle.manifest.text is None else bundle.texts(self.session)
+        hashes = {file.path: file.sha256 for file in bundle.manifest.files}
+        self.digests = {record.name: hashes[record.onnx_adapter] for record in bundle.manifest.adapters}
+        self.extras: dict[str, Extra] = {}
+        self.dropped: list[str] = []
+        for extra in extras:
+            if model_version_of(extra.data, extra.name) == bundle.manifest.model_version and (
+                extra.name not in self.session.adapters
+            ):
+                self.load(extra)
+            else:
+                self.dropped.append(extra.name)
+        self.busy = Counter[str | None]()
+        self.collector: Collector | None = None
+
+    def load(self, extra: Extra) -> None:
+        """Load an adapter beside those of the bundle; errors are those of `Session.load_bytes`."""
+        self.session.load_bytes(
+            extra.name, extra.data, labels=extra.labels, task=extra.task, where=f"adapter `{extra.name}`"
+        )
+        self.extras[extra.name] = extra
+        self.digests[extra.name] = extra.digest
+
+    def start(self, limits: Limits, on_call: OnCall) -> None:
+        """Begin to run; inside an event loop."""
+        self.collector = Collector(
+            self.session.run_many,
+            calls=self.computing.calls,
+            most=self.computing.rows,
+            most_waiting=limits.waiting,
+            max_wait=self.computing.max_wait,
+            on_call=lambda rows, waited: on_call(self, rows, waited),
+        )
+
+    async def idle(self, adapter: str | None = None, *, altogether: bool = False) -> None:
+        """Wait until no request uses an adapter, or altogether any."""
+        while self.busy.total() if altogether else self.busy[adapter]:
+            await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        """Answer what waits, then end."""
+        if self.collector is not None:
+            await self.collector.stop()
+
+
+@dataclass(frozen=True)
+class Target:
+    """What answers: a bundle's session with one of its adapters; none is the base."""
+
+    served: Served
+    adapter: str | None
+
+    @property
+    def name(self) -> str:
+        """That of the model, with its bundle."""
+        return self.served.name if self.adapter is None else f"{self.served.name}/{self.adapter}"
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the adapter's file; of a base, that of the bundle's manifest, as the manifest itself says it."""
+        if self.adapter is None:
+            return self.served.bundle.manifest.checksum or self.served.bundle.manifest.base.rpartition(":")[2]
+        return self.served.digests[self.adapter]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep it from being unloaded until the block ends."""
+        self.served.busy[self.adapter] += 1
+        try:
+            yield
+        finally:
+            self.served.busy[self.adapter] -= 1
+
+
+class Models:
+    """Models by name: an adapter's own, `bundle/adapter`, or for a base that of its bundle; each may be pinned.
+
+    Everything that changes what is served runs in the event loop, one change at a time; requests that have begun finish
+    on what they began with.
+    """
+
+    def __init__(self, bundles: Mapping[str, Bundle], computing: Computing, limits: Limits, *, qualify: bool) -> None:
+        self._computing, self._limits, self._qualify = computing, limits, qualify
+        self._changing = asyncio.Lock()
+        self._on_call: OnCall = lambda *_: None
+        self._check(dict.fromkeys(bundles, ()))
+        self._served = {name: Served(name, bundle, computing) for name, bundle in bundles.items()}
+        self._check({name: served.session.adapters for name, served in self._served.items()})
+        self._ending = set[asyncio.Task[None]]()
+
+    def start(self, on_call: OnCall) -> None:
+        """Begin to run; inside an event loop."""
+        self._on_call = on_call
+        for served in self._served.values():
+            served.start(self._limits, on_call)
+
+    async def stop(self) -> None:
+        """Answer what waits, then end."""
+        await asyncio.gather(*self._ending, *(served.stop() for served in self._served.values()))
+
+    @property
+    def served(self) -> tuple[Served, ...]:
+        """The bundles."""
+        return tuple(self._served.values())
+
+    def names(self) -> dict[str, Target]:
+        """Return all models by the names that are shown: the shortest that each can be called by."""
+        found = {}
+        for served in self._served.values():
+            found[served.name] = Target(served, None)
+            for adapter in served.session.adapters:
+                name = f"{served.name}/{adapter}" if self._qualify else adapter
+                found[name] = Target(served, adapter)
+        return found
+
+    def find(self, name: str) -> Target | None:
+        """Return the model of a name, if there is one; RefusedError (404) if it has another digest than is asked."""
+        name, pin, digest = name.partition(PIN)
+        found = self._named(name)
+        if found is not None and pin and found.digest != digest:
+            raise RefusedError(404, f"model `{name}` has the digest sha256:{found.digest}; asked for was {digest}")
+        return found
+
+    def _named(self, name: str) -> Target | None:
+        first, slash, rest = name.partition("/")
+        if slash:
+            served = self._served.get(first)
+            return Target(served, rest) if served is not None and rest in served.digests else None
+        if name in self._served:
+            return Target(self._served[name], None)
+        found = [served for served in self._served.values() if name in served.digests]
+        return Target(found[0], name) if len(found) == 1 else None
+
+    def only(self) -> Served:
+        """Return the one bundle; RequestError if there are several."""
+        if len(self._served) > 1:
+            raise RequestError(
+                "no model is named, and there are several bundles",
+                expected=f"one of {listed(self.names())}",
+                fix="name a model; that of a bundle's base has the bundle's name",
+            )
+        return self.served[0]
+
+    async def load(self, extra: Extra, *, bundle: str | None = None) -> Served:
+        """Load an adapter beside those of the bundle that it was built for; else errors are those of `Session.load`."""
+        check_name(extra.name)
+        async with self._changing:  # or several at once would each see room for one
+            if sum(len(served.extras) for served in self._served.values()) >= self._limits.loaded:
+                raise RefusedError(409, f"{self._limits.loaded} adapters are loaded; unload one first")
+            served = self._for(extra, bundle)
+            taken = {} if self._qualify else self._served
+            if extra.name in taken or any(
+                extra.name in other.digests for other in taken.values() if other is not served
+            ):
+                raise RequestError(
+                    "a model of this name is there already", found=f"`{extra.name}`", fix="use another name"
+                )
+            await asyncio.to_thread(served.load, extra)
+            return served
+
+    def _for(self, extra: Extra, bundle: str | None) -> Served:
+        """Return the bundle that an adapter was built for; if that is none, the first one, which says what is wrong."""
+        if bundle is not None:
+            if bundle not in self._served:
+                raise RefusedError(404, f"there is no bundle `{bundle}`")
+            return self._served[bundle]
+        parse_adapter(extra.data, f"adapter `{extra.name}`")
+        version = model_version_of(extra.data, f"adapter `{extra.name}`")
+        fitting = [one for one in self._served.values() if one.bundle.manifest.model_version == version]
+        return next(iter(fitting), self.served[0])
+
+    async def unload(self, name: str) -> None:
+        """Forget an adapter, when no request uses it any more; RequestError if it is not loaded."""
+        async with self._changing:
+            target = self._named(name)
+            if target is None:
+                self.only().session.unload(name)  # says what is loaded
+                return
+            served, adapter = target.served, target.adapter
+            if adapter is None:
+                raise RefusedError(409, f"`{name}` is the base of a bundle, which is served until the server ends")
+            digest, extra = served.digests.pop(adapter), served.extras.pop(adapter, None)
+            try:
+                async with asyncio.timeout(self._limits.answering):
+                    await served.idle(adapter)
+            except TimeoutError:
+                served.digests[adapter] = digest
+                if extra is not None:
+                    served.extras[adapter] = extra
+                raise RefusedError(503, f"`{name}` is still in use; try again later", again=1) from None
+            served.session.unload(adapter)
+
+    async def reload(self, name: str, fresh: Bundle | None = None) -> bool:
+        """Serve what lies in the folder of a bundle now; return whether it is another one.
+
+        Requests that have begun finish on the old session, which ends after the last of them.
+
+        Raises:
+            RefusedError: 404, there is no such bundle.
+            FileError, FormatError, UsageError: the new one cannot be served; the old one is served further.
+        """
+        async with self._changing:
+            if name not in self._served:
+                raise RefusedError(404, f"there is no bundle `{name}`")
+            old = self._served[name]
+            bundle = fresh or await asyncio.to_thread(old.bundle.reload)
+            if bundle is old.bundle:
+                return False
+            new = await asyncio.to_thread(Served, name, bundle, self._computing, list(old.extras.values()))
+            adapters = {other.name: other.session.adapters for other in self._served.values()}
+            self._check({**adapters, name: new.session.adapters})
+            new.start(self._limits, self._on_call)
+            self._served = {**self._served, name: new}
+            task = asyncio.create_task(self._end(old))
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+            return True
+
+    @staticmethod
+    async def _end(old: Served) -> None:
+        await old.idle(altogether=True)
+        await old.stop()
+
+    def _check(self, adapters: Mapping[str, Sequence[str]]) -> None:
+        """Refuse names that two models have."""
+        if self._qualify:
+            return
+        owners: dict[str, str] = {}
+        for bundle, names in adapters.items():
+            for name in (bundle, *names):
+                other = owners.setdefault(name, bundle)
+                if other != bundle or (name == bundle and names.count(name)):
+                    raise UsageError(
+                        "two models have one name",
+                        found=f"`{name}` in `{other}` and in `{bundle}`",
+                        fix=f"give {argument('qualify', True)}, and name them `{other}/{name}` and `{bundle}/{name}`",
+                    )
+
+
+def listed(names: Mapping[str, object]) -> str:
+    """Return the first of some names as words."""
+    shown = ", ".join(f"`{name}`" for name in list(names)[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown or "none"
+
+
+def named_bundles(places: Sequence[str], open_: Callable[[Path], Bundle]) -> dict[str, Bundle]:
+    """Open bundles by name: that of the folder, or what stands before `=`.
+
+    Raises:
+        UsageError: two have one name.
+        InputError: one cannot be opened, or no model may have its name.
+    """
+    found: dict[str, Bundle] = {}
+    for place in places:
+        name, sign, path = place.partition("=")
+        if not sign or "/" in name:
+            path = place
+            name = Path(path).resolve().name
+        try:
+            check_name(name)
+        except InputError as error:
+            error.fix = f"give it as NAME={path}"
+            raise
+        if name in found:
+            raise UsageError("two bundles have one name", found=f"`{name}`", fix=f"give one as OTHER={path}")
+        found[name] = open_(Path(path))
+    return found

@@ -1,0 +1,181 @@
+"""Names that lead to models: an alias, shares between versions (canary), a shadow, and the way back. Pure data."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from adapter_export.errors import FormatError, InputError, RequestError
+from adapter_export.format.files import canonical_json, new_file
+from adapter_export.graph.adapter import check_name
+from adapter_export.reading.documents import read_json
+
+_VERSION = "1.0"
+_MOST_BEFORE = 100
+"""How many states before the present one are kept."""
+
+Known = Callable[[str], bool]
+"""Whether there is a model of this name."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where calls of a name go.
+
+    Attributes:
+        shares: the models that answer, and the share of the calls that each gets; together 1.
+        shadow: a model that computes the same calls, whose answers are compared and never given.
+    """
+
+    shares: Mapping[str, float]
+    shadow: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {"shares": dict(self.shares), "shadow": self.shadow}
+
+    def choose(self, name: str, request: str) -> str:
+        """Return the model that answers a request: always the same for one id of a request.
+
+        A share that grows takes calls over and gives none away, where the others keep their order.
+        """
+        digest = hashlib.sha256(f"{name}\0{request}".encode()).digest()
+        place, end = int.from_bytes(digest[:7]) / 2**56, 0.0
+        given = [(model, share) for model, share in sorted(self.shares.items()) if share]
+        for model, share in given:
+            end += share
+            if place < end:
+                return model
+        return given[-1][0]  # what rounding leaves between the sum and 1
+
+
+Table = Mapping[str, Route]
+
+
+@dataclass(frozen=True)
+class Routes:
+    """A table of routes, and the tables before it, the last one at the end."""
+
+    table: Table = field(default_factory=lambda: MappingProxyType({}))
+    before: tuple[Table, ...] = ()
+
+    def choose(self, name: str, request: str) -> tuple[str, str | None]:
+        """Return the model that answers for a name, and the one in its shadow; without a route, the name itself."""
+        route = self.table.get(name)
+        return (name, None) if route is None else (route.choose(name, request), route.shadow)
+
+    def having(self, name: str, route: Route, known: Known) -> Routes:
+        """Return routes with another one for a name.
+
+        Raises:
+            RequestError: shares are no shares, or it leads to nothing.
+            AdapterError: nothing may have the name.
+        """
+        check_name(name)
+        _check(name, route, known)
+        return self._then({**self.table, name: route})
+
+    def lacking(self, name: str) -> Routes:
+        """Return routes without one; RequestError if there is none of this name."""
+        if name not in self.table:
+            raise RequestError("there is no route of this name", found=f"`{name}`", expected=_names(self.table))
+        return self._then({other: route for other, route in self.table.items() if other != name})
+
+    def back(self) -> Routes:
+        """Return routes as they were before the last change; RequestError if there was none."""
+        if not self.before:
+            raise RequestError("nothing was changed that could be rolled back")
+        return Routes(self.before[-1], self.before[:-1])
+
+    def leading_to(self, model: str) -> list[str]:
+        """Return the names whose routes lead to a model."""
+        return [name for name, route in self.table.items() if model in {*route.shares, route.shadow}]
+
+    def document(self) -> dict[str, Any]:
+        """Return them as JSON, without those before."""
+        return {name: route.document() for name, route in self.table.items()}
+
+    def _then(self, table: Table) -> Routes:
+        return replace(self, table=table, before=(*self.before, self.table)[-_MOST_BEFORE:])
+
+
+def _check(name: str, route: Route, known: Known) -> None:
+    where = f"route `{name}`"
+    for share in route.shares.values():
+        if not (math.isfinite(share) and 0 <= share <= 1):
+            raise RequestError("a share that is none", where=where, found=share, expected="a number from 0 to 1")
+    total = math.fsum(route.shares.values())
+    if abs(total - 1) > 1e-6:
+        raise RequestError("the shares are not together 1", where=where, found=total, expected="1")
+    for model in (*route.shares, *filter(None, [route.shadow])):
+        if not known(model):
+            raise RequestError(
+                "leads to no model", where=where, found=f"`{model}`", fix="load the model first, or name another"
+            )
+
+
+def _names(table: Table) -> str:
+    return ", ".join(f"`{name}`" for name in table) or "none: there are no routes"
+
+
+def save_routes(routes: Routes, path: Path) -> None:
+    """Write a state file, under a temporary name that is renamed; WriteError if the system refuses."""
+    tables = [{name: route.document() for name, route in table.items()} for table in routes.before]
+    data = canonical_json({"version": _VERSION, "routes": routes.document(), "before": tables})
+    with new_file(path, force=True) as temporary:
+        temporary.write_bytes(data)
+
+
+def load_routes(path: Path) -> Routes:
+    """Read a state file; without one, there are no routes.
+
+    Raises:
+        FileError, FormatError: it cannot be read, or holds something else.
+    """
+    if not path.exists():
+        return Routes()
+    document = read_json(path)
+    if not isinstance(document, Mapping) or document.get("version") != _VERSION:
+        raise FormatError("is no state of `serve`", where=path, expected=f'`"version": "{_VERSION}"`')
+    before = document.get("before")
+    if not isinstance(before, list):
+        raise FormatError("is no state of `serve`", where=path, expected="a list `before`")
+    return Routes(_table(document.get("routes"), path), tuple(_table(one, path) for one in before))
+
+
+def _table(document: object, path: Path) -> Table:
+    try:
+        if not isinstance(document, Mapping):
+            raise RequestError("is no table of routes")
+        table = {check_name(str(name)): route_of(route) for name, route in document.items()}
+        for name, route in table.items():
+            _check(name, route, lambda _: True)
+    except InputError as error:
+        raise FormatError(error.what, where=path, found=error.found, expected=error.expected) from error
+    return MappingProxyType(table)
+
+
+def route_of(document: object) -> Route:
+    """Return the route that JSON describes: `{"shares": {"a": 0.9, "b": 0.1}, "shadow": "c"}` or `{"alias": "a"}`.
+
+    Raises:
+        RequestError: it describes none.
+    """
+    if isinstance(document, Mapping) and set(document) <= {"alias", "shares", "shadow"}:
+        alias, shares, shadow = (document.get(key) for key in ("alias", "shares", "shadow"))
+        if isinstance(alias, str) and shares is None:
+            shares = {alias: 1.0}
+        numbers = isinstance(shares, Mapping) and all(
+            isinstance(share, int | float) and not isinstance(share, bool) for share in shares.values()
+        )
+        if isinstance(shares, Mapping) and numbers and shares and (shadow is None or isinstance(shadow, str)):
+            return Route({str(model): float(share) for model, share in shares.items()}, shadow)
+    raise RequestError(
+        "is no route",
+        expected='`{"alias": "a"}` or `{"shares": {"a": 0.9, "b": 0.1}}`, either of them with `"shadow": "c"`',
+    )
