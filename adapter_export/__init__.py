@@ -27,6 +27,7 @@ from adapter_export.api.bundles.prove import check, self_test, verify
 from adapter_export.api.bundles.sign import sign, verify_signature
 from adapter_export.api.models.base import Base, capture, open_base
 from adapter_export.api.models.sites import Sites
+from adapter_export.api.serving.serve import serve
 from adapter_export.api.training.lint import lint
 from adapter_export.api.training.plan import plan
 from adapter_export.api.training.smaller import distil, drop
@@ -79,6 +80,7 @@ __all__ = [
     "remove",
     "save",
     "self_test",
+    "serve",
     "sign",
     "sweep",
     "train",

@@ -24,6 +24,7 @@ COMMANDS = (
     "compare",
     "run",
     "inspect",
+    "serve",
 )
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "transformers", "numpy", "matplotlib")
 LIMIT_S = 0.5

@@ -32,6 +32,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.runner import Runner
 from adapter_export.onnx_backend.graft.bank import bank_rows
 from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_sums, read_plan, slot_tensors
+from adapter_export.runtime.adapter_file import write_adapter_file
 
 _OF_THE_OLD = (SIGNATURE_FILE, REPORT_FILE, CARD_FILE)
 """What says something of the bundle as it was before."""
@@ -168,6 +169,33 @@ def _rewritten(manifest: Manifest) -> set[str]:
     golden = {path for path in (manifest.golden_texts, media) if path is not None}
     cut = set() if manifest.fanout is None else {manifest.graphs["fanout"], manifest.fanout.prefix}
     return {manifest.graphs["bank"], BANK_FILE, *cut, *golden} if "bank" in manifest.graphs else golden
+
+
+def write_fitted(adapter: Adapter, path: Path, folder: Path, manifest: Manifest) -> None:
+    """Write the `.onnx_adapter` file of a whole adapter for a bundle, which stays as it is.
+
+    Nothing is compared with a reference, as `add_adapters` does it.
+
+    Args:
+        adapter: for which the graph has slots.
+        path: of the new file.
+        folder: with the graphs of the bundle.
+        manifest: of the bundle.
+
+    Raises:
+        AdapterError: it does something for which the graph has no slots; `BaseMismatchError` is a kind of it.
+        BaseModelError: the bundle was built with a site map, of which an adapter does not tell.
+        WriteError: the operating system refused a write.
+    """
+    check_bases([adapter], manifest.base, allow_mismatch=False)
+    plan = read_plan(ir.load(folder / manifest.graphs["slots"]), folder)
+    if model_version_of(manifest.base, plan, None) != manifest.model_version:
+        fix = f"run {command('add(bundle, [adapter], against=base)', 'add BUNDLE ADAPTER --against MODEL')} with it"
+        raise BaseModelError("was built with a site map, which adapters do not name", where=folder, fix=fix)
+    _check_slots(adapter, plan, manifest)
+    if manifest.text is not None:
+        check_texts([adapter], manifest.text.digest, manifest.max_tokens or 0)
+    write_adapter_file(path, slot_tensors(plan, adapter), manifest.model_version)
 
 
 def _tell_unsigned(folder: Path, note: OnStep) -> None:

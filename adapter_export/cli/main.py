@@ -52,6 +52,7 @@ COMMANDS: Mapping[str, Entry] = {
     "compare": Entry(".bundles.evaluate:compare", "Compare adapters, bundles and models on the same texts."),
     "run": Entry(".bundles.run:run", "Run a bundle on texts, pictures, clips or arrays."),
     "inspect": Entry(".bundles.inspect:inspect", "Show what is in a bundle, an adapter or a model."),
+    "serve": Entry(".serving.serve:serve", "Serve bundles by HTTP, an adapter for each request."),
 }
 
 
@@ -59,6 +60,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Models": ("capture", "sites", "distil"),
     "Adapters": ("plan", "train", "sweep", "lint", "drop", "pack", "import", "compose"),
     "Bundles": ("build", "add", "remove", "check", "verify", "sign", "evaluate", "compare", "run", "inspect"),
+    "Serving": ("serve",),
 }
 """The commands as the help lists them."""
 

@@ -18,7 +18,7 @@ import onnxruntime as ort
 
 from adapter_export.errors import FileError, HashError, RequestError, UsageError, VersionError, argument
 from adapter_export.format.manifest import Manifest
-from adapter_export.format.manifest_json import open_whole, read_manifest, verify_files
+from adapter_export.format.manifest_json import open_whole, read_manifest, verify_files, write_manifest
 from adapter_export.reading.files import read_bytes
 from adapter_export.runtime.adapters import Adapters
 from adapter_export.runtime.graphs import Graphs, Optimization, Provider, open_session
@@ -147,6 +147,7 @@ class Bundle:
         try:
             private = _PrivateFolder()
             verify_files(manifest, folder, copied=copied, into=private.path)
+            write_manifest(manifest, private.path)
         except OSError as error:
             raise FileError(
                 f"there is no room for a private copy of what runs ({error.strerror or error})",
@@ -223,7 +224,7 @@ class Bundle:
         private = None if self._private is None else self._private.path
         adapters = Adapters(self.manifest, graphs.provider, resident, private)
         for record in self.manifest.adapters:
-            adapters.add_built(record, self._home, self._hashes.get(record.onnx_adapter), on_demand=on_demand)
+            adapters.add_built(record, self.home, self._hashes.get(record.onnx_adapter), on_demand=on_demand)
         return Session(graphs, adapters, resident, prefix_bytes)
 
     def texts(self, session: Session | None = None) -> TextReader:
@@ -265,13 +266,13 @@ class Bundle:
 
     def _graphs(self, provider: Provider, optimization: Optimization, threads: int | None) -> Graphs:
         def open_file(path: str) -> ort.InferenceSession:
-            return open_session(self._read(path), provider, optimization, threads, folder=self._home)
+            return open_session(self._read(path), provider, optimization, threads, folder=self.home)
 
         return Graphs(self.manifest, provider, open_file)
 
     @property
-    def _home(self) -> Path:
-        """Where what runs is read."""
+    def home(self) -> Path:
+        """The folder from which what runs is read: the private copy, if there is one, with the manifest."""
         return self.folder if self._private is None else self._private.path
 
     @cached_property
@@ -282,11 +283,11 @@ class Bundle:
 
     def _read(self, path: str) -> bytes:
         """Read a file of the bundle; `HashError` if another process changed it since the bundle was opened."""
-        data = read_bytes(self._home / path)
+        data = read_bytes(self.home / path)
         expected = self._hashes.get(path)
         if expected is not None and (found := hashlib.sha256(data).hexdigest()) != expected:
             fix = "open the bundle again; never write into the files of one that is in use"
-            raise HashError(self._home / path, found=found, expected=expected, fix=fix)
+            raise HashError(self.home / path, found=found, expected=expected, fix=fix)
         return data
 
 

@@ -1,280 +1,265 @@
-"""An HTTP service: one session, any number of requests at once, each with its own adapter.
-
-python service.py BUNDLE [--port PORT] [--call-bytes N] [--loaded N] [--sending SECONDS] [--answering SECONDS]
-
-GET    /adapters             the adapters that are loaded, with their tasks
-PUT    /adapters/NAME        load one: the body is an `.onnx_adapter` file; ?labels=a,b names its classes
-DELETE /adapters/NAME        forget one
-POST   /answer               {"adapter": "a", "texts": ["…", {"text": "…", "pair": "…"}]} → an answer to each text
-POST   /answer               {"adapters": ["a", "b"], "texts": ["…", "…"]} → each text by an adapter of its own
-POST   /run                  the same → the outputs; both take "inputs": {"input_ids": [[101, 102]], …} for "texts"
-GET    /statistics           what became of the adapters that are not in the bundle's bank
-"""
+"""The routes of HTTP: the plain API, health, metrics, administration and the page for people."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import socket
-import sys
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+import ipaddress
+import logging
+import secrets
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from dataclasses import asdict, dataclass
+from importlib import resources
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-import numpy as np
-import uvicorn
-from answers import Answer, head_of, row_answer, text_answer, text_requests
-from batching import Collector
 from fastapi import FastAPI
-from fastapi import Request as HttpRequest
-from fastapi.responses import JSONResponse
-from limits import LONGEST_TEXT, MOST_ROWS, Limits, RefusedError, body_of, impatient
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request as HttpRequest
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapter_export.errors import AdapterExportError, InputError, RequestError
+from adapter_export.errors import InputError, UsageError
 from adapter_export.reading.documents import parse_json
-from adapter_export.runtime import Bundle, Request, Session
-from adapter_export.runtime.texts import Asked, ReadText, TextReader
-from adapter_export.text import Pair
+from adapter_export.server.calls import Call, parse
+from adapter_export.server.control import Control
+from adapter_export.server.limits import Limits, RefusedError, body_of
+from adapter_export.server.protocol import add_protocol
+from adapter_export.server.service import Service
+from adapter_export.server.telemetry import Metrics, Tracer, log
 
-DEFAULT_PORT = 8080
-
-Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Words = Annotated[str, Field(max_length=LONGEST_TEXT)]
-Row = Annotated[list[Int64], Field(max_length=LONGEST_TEXT)]
 Found = TypeVar("Found")
 
+_STRANGERS = ("x-forwarded-for", "forwarded", "x-real-ip")
+"""Headers that a proxy adds, behind which anybody may be."""
 
-class TextPair(BaseModel):
-    """Two texts that are read together."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    text: Words
-    pair: Words
+_QUIET = ("/v2/health/live", "/v2/health/ready", "/metrics")
+"""What is asked all the time, and logged only when it fails."""
 
 
-class Question(BaseModel):
-    """A question with its choices."""
+@dataclass(frozen=True)
+class Facing:
+    """What an app needs beside its service.
 
-    model_config = ConfigDict(extra="forbid")
+    Attributes:
+        limits: of a client.
+        metrics: are counted.
+        tracer: of requests.
+        token: that administration takes; without one, only who sits at this machine may change anything.
+    """
 
-    text: Words
-    choices: list[Words] = Field(min_length=1, max_length=MOST_ROWS)
-
-
-class Call(BaseModel):
-    """What a request asks for: rows, as texts or as arrays, and one adapter for all of them or one for each."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    texts: list[Words | TextPair | Question] | None = Field(None, max_length=MOST_ROWS)
-    inputs: dict[str, Annotated[list[Row], Field(max_length=MOST_ROWS)]] | None = None
-    adapter: str | None = None
-    adapters: list[str | None] | None = Field(None, max_length=MOST_ROWS)
+    limits: Limits
+    metrics: Metrics
+    tracer: Tracer
+    token: str | None = None
 
 
-class Service:
-    """A bundle in one session, and what waits for it."""
+class Admission:
+    """Who may change what is served: who has the token, or without one, who sits at this machine.
 
-    def __init__(self, bundle: Bundle, limits: Limits) -> None:
-        self._limits = limits
-        self._built = {record.name for record in bundle.manifest.adapters}
-        self._loading = asyncio.Lock()
-        self._dtypes = {record.name: record.dtype for record in bundle.manifest.inputs}
-        self.session: Session = bundle.session()
-        self._own_head = bundle.manifest.head
-        self._reader = None if bundle.manifest.text is None else bundle.texts(self.session)
-        self._running: Collector | None = None
+    Pages of others that a browser on this machine shows are strangers, too: their requests name their `Origin`, and
+    one that comes by a name that leads here (DNS rebinding) another `Host`.
+    """
 
-    def start(self) -> None:
-        self._running = Collector(self.session.run_many, most_waiting=self._limits.waiting)
+    def __init__(self, token: str | None) -> None:
+        self._token = token
 
-    def stop(self) -> None:
-        if self._running is not None:
-            self._running.stop()
-
-    async def load(self, name: str, data: bytes, labels: list[str] | None) -> None:
-        async with self._loading:  # or several at once would each see room for one
-            if len(set(self.session.adapters) - self._built) >= self._limits.loaded:
-                raise RefusedError(409, f"{self._limits.loaded} adapters are loaded; unload one first")
-            await asyncio.to_thread(self.session.load_bytes, name, data, labels=labels, where=f"adapter `{name}`")
-
-    async def answer(self, data: bytes) -> list[Answer]:
-        call = await asyncio.to_thread(_call, data)
-        if call.texts is None:
-            requests = await asyncio.to_thread(self._requests, call, self._own_head)
-            heads = [head_of(self.session, request.adapter) for request in requests]
-            ran = await self._run(requests)
-            masks = [request.inputs.get("attention_mask", [None])[0] for request in requests]
-            outputs = [{name: array[0] for name, array in each.items()} for each in ran]
-            return [row_answer(self.session, *one) for one in zip(heads, outputs, masks, strict=True)]
-        reader, read = await asyncio.to_thread(self._read, call)  # a long text would stop all others meanwhile
-        rows = [text_requests(reader, one) for one in read]
-        heads = [head_of(self.session, one.adapter) for one in read]
-        found = iter(await self._run([row for own in rows for row in own]))
-        return [
-            text_answer(self.session, head, one, [next(found) for _ in own])
-            for head, one, own in zip(heads, read, rows, strict=True)
-        ]
-
-    async def run(self, data: bytes) -> list[dict[str, Any]]:
-        call = await asyncio.to_thread(_call, data)
-        ran = await self._run(await asyncio.to_thread(self._requests, call))
-        for outputs in ran:
-            for name, array in outputs.items():
-                if not np.isfinite(array).all():
-                    raise RequestError("an output is NaN or infinite, which JSON cannot say", where=f"`{name}`")
-        return [{name: array[0].tolist() for name, array in outputs.items()} for outputs in ran]
-
-    async def _run(self, requests: Sequence[Request]) -> list[Any]:
-        assert self._running is not None
-        return await self._running.answer(requests)
-
-    def adapters(self) -> dict[str, Any]:
-        found = {}
-        for name in self.session.adapters:
-            task = self.session.task(name)
-            found[name] = {"task": None if task is None else task.document()}
-        return found
-
-    def _requests(self, call: Call, default: str | None = None) -> list[Request]:
-        """One for each row: the session puts them together as it sees fit."""
-        if (call.texts is None) == (call.inputs is None):
-            raise RequestError("there is nothing to run on", expected="`texts` or `inputs`")
-        if call.texts is not None:
-            reader, read = self._read(call)
-            return [row for one in read for row in text_requests(reader, one)]
-        inputs = {
-            name: [np.array(row, self._dtypes.get(name, "int64")) for row in rows]
-            for name, rows in (call.inputs or {}).items()
-        }
-        names = _names(call, len(next(iter(inputs.values()), ())))
-        return [_row(inputs, index, default if name is None else name) for index, name in enumerate(names)]
-
-    def _read(self, call: Call) -> tuple[TextReader, list[ReadText]]:
-        if self._reader is None:
-            raise RequestError("this bundle has no tokenizer", fix="send `inputs`")
-        if call.inputs is not None:
-            raise RequestError("there are two things to run on", expected="`texts` or `inputs`")
-        if not call.texts:
-            raise RequestError("there is no text", expected="at least one")
-        return self._reader, self._reader.read(list(map(_asked, call.texts)), adapters=_names(call, len(call.texts)))
+    def check(self, request: HttpRequest) -> None:
+        """Raise RefusedError (401, 403) for strangers."""
+        if self._token is not None:
+            scheme, _, given = request.headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not secrets.compare_digest(given.encode(), self._token.encode()):
+                raise RefusedError(401, "this needs the header `authorization: Bearer TOKEN` with the admin token")
+            return
+        host = request.headers.get("host", "")
+        origin = request.headers.get("origin")
+        near = request.client is not None and _is_loopback(request.client.host)
+        own = _is_loopback(urlsplit(f"//{host}").hostname or "") and origin in (None, f"http://{host}")
+        if not near or not own or any(name in request.headers for name in _STRANGERS):
+            raise RefusedError(403, "only who sits at this machine may do this; start the server with an admin token")
 
 
-def _call(data: bytes) -> Call:
-    """Read a call strictly: no key twice, no NaN, nothing that has no UTF-8."""
+def _is_loopback(host: str) -> bool:
     try:
-        return Call.model_validate(parse_json(data, "the request"))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"])) or None
-        raise RequestError("the request is not of the expected form", where=where, found=first["msg"]) from error
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
-def _asked(text: str | TextPair | Question) -> Asked:
-    if isinstance(text, Question):
-        return [Pair(text.text, choice) for choice in text.choices]
-    return text if isinstance(text, str) else Pair(text.text, text.pair)
+class Watched:
+    """Counts, logs and traces each request, and gives it an id; a middleware of ASGI."""
+
+    def __init__(self, app: ASGIApp, control: Control, facing: Facing) -> None:
+        self._app, self._control, self._facing = app, control, facing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        named = headers.get("x-request-id", "")[:200]
+        key = named if named.isprintable() and named else uuid.uuid4().hex
+        scope.setdefault("state", {})["key"] = key
+        state: dict[str, Any] = scope["state"]
+        status, began = 500, time.perf_counter()
+
+        async def answered(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                given = MutableHeaders(scope=message)
+                given["x-request-id"] = key
+                if not self._control.ready:  # the client opens another one, to a server that stays
+                    given["connection"] = "close"
+            await send(message)
+
+        path, method = scope["path"], scope["method"]
+        with self._facing.tracer.span(f"{method} {path}", headers) as span:
+            try:
+                await self._app(scope, receive, answered)
+            finally:
+                seconds, model = time.perf_counter() - began, state.get("model")
+                self._facing.metrics.request(model, status, seconds)
+                if span is not None:
+                    span.set_attribute("http.request.method", method)
+                    span.set_attribute("url.path", path)
+                    span.set_attribute("http.response.status_code", status)
+                    span.set_attribute("adapter_export.model", model or "")
+                if path not in _QUIET or status >= 400:
+                    log(
+                        "request",
+                        id=key,
+                        method=method,
+                        path=path,
+                        status=status,
+                        ms=round(1000 * seconds, 2),
+                        **{name: state[name] for name in ("model", "adapter", "rows") if name in state},
+                    )
 
 
-def _names(call: Call, rows: int) -> list[str | None]:
-    """The adapter of each row."""
-    names = call.adapters if call.adapters is not None else [call.adapter] * rows
-    if len(names) != rows or (call.adapters is not None and call.adapter is not None):
-        raise RequestError("give `adapter`, or `adapters` with one for each row", found=len(names), expected=rows)
-    return names
-
-
-def _row(inputs: Mapping[str, Sequence[np.ndarray]], index: int, adapter: str | None) -> Request:
-    short = [name for name, rows in inputs.items() if len(rows) <= index]
-    if short:
-        raise RequestError("the inputs have different numbers of rows", found=", ".join(f"`{name}`" for name in short))
-    return Request({name: rows[index][None] for name, rows in inputs.items()}, adapter)
-
-
-def make_app(bundle: Bundle, limits: Limits) -> FastAPI:
-    """The service of a bundle."""
-    service = Service(bundle, limits)
+def make_app(service: Service, control: Control, facing: Facing) -> ASGIApp:
+    """Return the server's app."""
+    limits, admission = facing.limits, Admission(facing.token)
+    page = resources.files(__package__).joinpath("page.html").read_text("utf-8")
 
     async def in_time(answer: Awaitable[Found]) -> Found:
         try:
             async with asyncio.timeout(limits.answering):
                 return await answer
         except TimeoutError:
-            raise RefusedError(503, f"there was no answer within {limits.answering:g} seconds") from None
+            raise RefusedError(503, f"there was no answer within {limits.answering:g} seconds", again=1) from None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.start()
+        service.models.start(facing.metrics.call)
+        await control.start()
         yield
-        service.stop()
+        await control.stop()
+        await service.models.stop()
 
-    app = FastAPI(title="adapters of one base", lifespan=lifespan)
+    app = FastAPI(title="adapter-export serve", lifespan=lifespan)
+
+    def refusal(words: str, status: int, again: int | None = None) -> JSONResponse:
+        headers = {} if status in (401, 403, 404, 409) else {"connection": "close"} if status != 400 else {}
+        if again is not None:
+            headers["retry-after"] = str(again)
+        return JSONResponse({"error": words}, status_code=status, headers=headers)
 
     @app.exception_handler(InputError)
-    async def refuse(_: HttpRequest, error: InputError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, status_code=400)
+    @app.exception_handler(UsageError)
+    async def refuse(_: HttpRequest, error: Exception) -> JSONResponse:
+        return refusal(str(error), 400)
 
     @app.exception_handler(RefusedError)
-    async def refuse_for_its_cost(_: HttpRequest, error: RefusedError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, status_code=error.status, headers={"connection": "close"})
+    async def refuse_with_status(_: HttpRequest, error: RefusedError) -> JSONResponse:
+        return refusal(str(error), error.status, error.again)
+
+    @app.exception_handler(Exception)
+    async def fail(request: HttpRequest, error: Exception) -> JSONResponse:
+        log("bug", level=logging.ERROR, trace=True, id=request.state.key)
+        return refusal(f"{type(error).__name__}; this is a bug, and the log of the server has more", 500)
+
+    async def call_of(request: HttpRequest) -> tuple[Call, str]:
+        data = await body_of(request, limits.call, limits.sending)
+        call = parse(Call, data) if len(data) < 2**14 else await asyncio.to_thread(parse, Call, data)
+        return call, call.id or request.state.key
 
     @app.get("/adapters")
-    def adapters() -> dict[str, Any]:
-        return service.adapters()
+    async def adapters() -> Response:
+        return JSONResponse(service.adapters())
 
     @app.put("/adapters/{name}")
-    async def load(name: str, request: HttpRequest, labels: str | None = None) -> dict[str, Any]:
+    async def load(name: str, request: HttpRequest, labels: str | None = None, bundle: str | None = None) -> Response:
+        admission.check(request)
         data = await body_of(request, limits.adapter, limits.sending)
-        await in_time(service.load(name, data, None if labels is None else labels.split(",")))
-        return service.adapters()
+        named = None if labels is None else labels.split(",")
+        await in_time(control.do("load", name=name, data=data, labels=named, bundle=bundle))
+        return JSONResponse(service.adapters())
 
-    @app.delete("/adapters/{name}")
-    def unload(name: str) -> dict[str, Any]:
-        service.session.unload(name)
-        return service.adapters()
+    @app.delete("/adapters/{name:path}")
+    async def unload(name: str, request: HttpRequest) -> Response:
+        admission.check(request)
+        await in_time(control.do("unload", name=name))
+        return JSONResponse(service.adapters())
 
     @app.post("/answer")
-    async def answer(request: HttpRequest) -> list[dict[str, Any]]:
-        return await in_time(service.answer(await body_of(request, limits.call, limits.sending)))
+    async def answer(request: HttpRequest) -> Response:
+        call, key = await call_of(request)
+        found = await in_time(service.answer(call, key, request.state))
+        return JSONResponse(found[0] | {"model": call.model} if call.text is not None else found)
 
     @app.post("/run")
-    async def run(request: HttpRequest) -> list[dict[str, Any]]:
-        return await in_time(service.run(await body_of(request, limits.call, limits.sending)))
+    async def run(request: HttpRequest) -> Response:
+        call, key = await call_of(request)
+        return JSONResponse(await in_time(service.run(call, key, request.state)))
 
     @app.get("/statistics")
-    def statistics() -> dict[str, Any]:
-        return asdict(service.session.statistics)
+    async def statistics() -> Response:
+        found = {served.name: asdict(served.session.statistics) for served in service.models.served}
+        return JSONResponse(next(iter(found.values())) if len(found) == 1 else found)
 
-    return app
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        for served in service.models.served:
+            facing.metrics.look(served)
+        return Response(facing.metrics.exposition(), media_type=facing.metrics.content_type)
 
+    @app.get("/admin/routes")
+    async def routes(request: HttpRequest) -> Response:
+        admission.check(request)
+        return JSONResponse(service.routes.document())
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes one that is free")
-    parser.add_argument("--call-bytes", type=int, default=Limits.call, help="the largest body of a call")
-    parser.add_argument("--loaded", type=int, default=Limits.loaded, help="the most adapters beside the bundle's")
-    parser.add_argument("--sending", type=float, default=Limits.sending, help="seconds to send a head, or a body")
-    parser.add_argument("--answering", type=float, default=Limits.answering, help="seconds to wait for an answer")
-    given = parser.parse_args(arguments)
-    limits = Limits(given.call_bytes, loaded=given.loaded, sending=given.sending, answering=given.answering)
-    try:
-        app = make_app(Bundle.open(given.bundle), limits)
-        listening = socket.create_server(("127.0.0.1", given.port))
-    except (AdapterExportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"listening on http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
-    settings = uvicorn.Config(
-        app, http=impatient(limits.sending), limit_concurrency=limits.connections, log_level="warning"
-    )
-    uvicorn.Server(settings).run(sockets=[listening])
-    return 0
+    @app.put("/admin/routes/{name}")
+    async def route(name: str, request: HttpRequest) -> Response:
+        admission.check(request)
+        data = await body_of(request, limits.call, limits.sending)
+        await in_time(control.do("route", name=name, route=parse_json(data, "the request")))
+        return JSONResponse(service.routes.document())
 
+    @app.delete("/admin/routes/{name}")
+    async def unroute(name: str, request: HttpRequest) -> Response:
+        admission.check(request)
+        if name not in service.routes.table:
+            raise RefusedError(404, f"there is no route `{name}`")
+        await in_time(control.do("unroute", name=name))
+        return JSONResponse(service.routes.document())
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    @app.post("/admin/rollback")
+    async def rollback(request: HttpRequest) -> Response:
+        admission.check(request)
+        await in_time(control.do("rollback"))
+        return JSONResponse(service.routes.document())
+
+    @app.get("/")
+    async def front() -> Response:
+        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+        return HTMLResponse(page, headers={"content-security-policy": f"{policy}; frame-ancestors 'none'"})
+
+    async def authorised(request: HttpRequest) -> None:
+        admission.check(request)
+
+    add_protocol(app, service, control, limits, in_time, authorised)
+    return Watched(app, control, facing)

@@ -90,15 +90,14 @@ class Call(Strict):
         given = self.adapter if self.model is None else self.model
         names = self.adapters if self.adapters is not None else [given] * rows
         if len(names) != rows or (self.adapters is not None and self.adapter is not None):
-            raise RequestError(
-                "give `adapter`, or `adapters` with one for each row", found=len(names), expected=rows
-            )
+            raise RequestError("give `adapter`, or `adapters` with one for each row", found=len(names), expected=rows)
         return names
 
     def arrays(self, dtypes: Mapping[str, str]) -> list[dict[str, np.ndarray]]:
         """Return the inputs of each row, [1, …], as the types that the bundle wants."""
         inputs = {
-            name: [np.array(row, dtypes.get(name, "int64")) for row in rows] for name, rows in (self.inputs or {}).items()
+            name: [np.array(row, dtypes.get(name, "int64")) for row in rows]
+            for name, rows in (self.inputs or {}).items()
         }
         return split_rows(inputs)
 

@@ -15,6 +15,7 @@ from adapter_export.graph.adapter import check_name
 from adapter_export.graph.tasks import Task
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
+from adapter_export.runtime.bundle import RESIDENT
 from adapter_export.runtime.graphs import Provider
 from adapter_export.server.collector import Collector
 from adapter_export.server.limits import Limits, RefusedError
@@ -77,9 +78,11 @@ class Served:
 
     def __init__(self, name: str, bundle: Bundle, computing: Computing, extras: Sequence[Extra] = ()) -> None:
         self.name, self.bundle, self.computing = name, bundle, computing
-        demand = {} if computing.resident is None else {"resident": computing.resident}
         self.session = bundle.session(
-            provider=computing.provider, threads=computing.threads, on_demand=bool(demand), **demand
+            provider=computing.provider,
+            threads=computing.threads,
+            on_demand=computing.resident is not None,
+            resident=computing.resident or RESIDENT,
         )
         self.reader = None if bundle.manifest.text is None else bundle.texts(self.session)
         hashes = {file.path: file.sha256 for file in bundle.manifest.files}
@@ -140,7 +143,7 @@ class Target:
 
     @property
     def digest(self) -> str:
-        """The sha256 of the adapter's file; of a base, that of the bundle's manifest, as the manifest itself says it."""
+        """The sha256 of the adapter's file; of a base, the checksum of the bundle's manifest."""
         if self.adapter is None:
             return self.served.bundle.manifest.checksum or self.served.bundle.manifest.base.rpartition(":")[2]
         return self.served.digests[self.adapter]
@@ -286,7 +289,7 @@ class Models:
             if name not in self._served:
                 raise RefusedError(404, f"there is no bundle `{name}`")
             old = self._served[name]
-            bundle = fresh or await asyncio.to_thread(old.bundle.reload)
+            bundle = await asyncio.to_thread(old.bundle.reload) if fresh is None else fresh
             if bundle is old.bundle:
                 return False
             new = await asyncio.to_thread(Served, name, bundle, self._computing, list(old.extras.values()))

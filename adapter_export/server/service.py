@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from starlette.datastructures import State
 
-from adapter_export.errors import RequestError
+from adapter_export.errors import InputError, RequestError
 from adapter_export.runtime import Request
 from adapter_export.runtime.texts import Asked, ReadText
 from adapter_export.server.answers import Answer, Arrays, Head, head_of, row_answer, text_answer, text_requests
 from adapter_export.server.calls import Call
 from adapter_export.server.limits import RefusedError
-from adapter_export.server.models import Models, Served, Target, listed
+from adapter_export.server.models import PIN, Models, Served, Target, listed
+from adapter_export.server.resolver import Resolver
+from adapter_export.server.routes import Routes
+from adapter_export.server.telemetry import Metrics, log
+
+_MOST_SHADOWS = 64
+"""How many calls of shadows may wait; more are dropped, so that they never slow down answers for long."""
 
 
 @dataclass(frozen=True)
@@ -53,36 +60,75 @@ class Service:
 
     Args:
         models: that answer.
+        resolver: finds adapters that are not loaded.
+        metrics: hear of shadows.
+
+    Attributes:
+        routes: names that lead to models.
     """
 
-    def __init__(self, models: Models) -> None:
-        self.models = models
+    def __init__(self, models: Models, resolver: Resolver, metrics: Metrics) -> None:
+        self.models, self._resolver, self._metrics = models, resolver, metrics
+        self.routes = Routes()
+        self._resolving = asyncio.Lock()
+        self._shadows = set[asyncio.Task[None]]()
 
-    async def target(self, name: str, key: str) -> Target:
-        """Return what answers for a model's name; RefusedError (404) if nothing does.
+    async def target(self, name: str, key: str, state: State | None = None) -> Target:
+        """Return what answers for the name of a model or of a route; RefusedError (404) if nothing does.
 
         Args:
             name: of the model.
-            key: of the request, by which a route that shares calls out decides.
+            key: of the request, by which a route with shares decides.
+            state: of the request: is told the name of the `model`, of the `adapter` that answers, and its `shadows`.
         """
-        found = self.models.find(name)
+        chosen, shadow = self.routes.choose(name, key)
+        found = self.models.find(chosen) or await self.resolved(chosen)
         if found is None:
-            raise RefusedError(404, f"there is no model `{name}`; expected one of {listed(self.models.names())}")
+            known = listed({**self.models.names(), **self.routes.table})
+            what = (
+                f"there is no model `{name}`"
+                if chosen == name
+                else f"route `{name}` leads to `{chosen}`, which is gone"
+            )
+            raise RefusedError(404, f"{what}; expected one of {known}")
+        if state is not None:
+            state.model, state.adapter = name, found.name
+            if shadow is not None:
+                state.shadows = {**getattr(state, "shadows", {}), found: (name, shadow)}
         return found
 
-    async def answer(self, call: Call, key: str) -> list[Answer]:
+    async def resolved(self, name: str) -> Target | None:
+        """Return the model of a name that a resolver finds, loaded now; errors as of `Resolver.find`."""
+        async with self._resolving:
+            found = self.models.find(name.partition(PIN)[0])
+            if found is None:
+                extra = await asyncio.to_thread(self._resolver.find, name, self.models.served)
+                if extra is None:
+                    return None
+                await self.models.load(extra)
+        return self.models.find(name)
+
+    def adapters(self) -> dict[str, Any]:
+        """Return the adapters with their tasks, as JSON; those of several bundles by their names as models."""
+        found = {}
+        for name, target in self.models.names().items():
+            if target.adapter is not None:
+                task = target.served.session.task(target.adapter)
+                found[name] = {"task": None if task is None else task.document()}
+        return found
+
+    async def answer(self, call: Call, key: str, state: State) -> list[Answer]:
         """Return an answer to each row of a call, by the task of its adapter; the base's own head answers for a base.
 
         Raises:
             RequestError, RefusedError: it cannot be answered.
         """
-        rows = await self._rows(call, key, own_head=True)
-        computed = await self.compute(rows)
+        computed = await self.compute(await self._rows(call, key, state, own_head=True), state)
         return [one.answer() for one in computed]
 
-    async def run(self, call: Call, key: str) -> list[dict[str, Any]]:
+    async def run(self, call: Call, key: str, state: State) -> list[dict[str, Any]]:
         """Return the outputs of each row of a call; errors as of `answer`."""
-        computed = await self.compute(await self._rows(call, key, own_head=False))
+        computed = await self.compute(await self._rows(call, key, state, own_head=False), state)
         found: list[dict[str, Any]] = []
         for one in computed:
             for outputs in one.outputs:
@@ -92,13 +138,46 @@ class Service:
                 found.append({name: array[0].tolist() for name, array in outputs.items()})
         return found
 
-    async def compute(self, rows: Sequence[Row]) -> list[Computed]:
-        """Compute rows, those of one bundle together.
+    async def compute(self, rows: Sequence[Row], state: State) -> list[Computed]:
+        """Compute rows, those of one bundle together; then those of shadows, for which nobody waits.
 
         Raises:
             RequestError: one of them does not fit.
             RefusedError: too much waits.
         """
+        state.rows = len(rows)
+        computed = await self._computed(rows)
+        for target, (route, shadow) in getattr(state, "shadows", {}).items():
+            own = [at for at, row in enumerate(rows) if row.target == target]
+            if len(self._shadows) >= _MOST_SHADOWS or not own:
+                self._metrics.shadow(route, "dropped", len(own))
+                continue
+            task = asyncio.create_task(
+                self._shadow(route, shadow, [rows[at] for at in own], [computed[at] for at in own])
+            )
+            self._shadows.add(task)
+            task.add_done_callback(self._shadows.discard)
+        return computed
+
+    async def _shadow(self, route: str, model: str, rows: Sequence[Row], computed: Sequence[Computed]) -> None:
+        """Compute rows by the shadow of a route, and compare; whatever goes wrong is counted, and nobody's error."""
+        try:
+            target = self.models.find(model) or await self.resolved(model)
+            if target is None:
+                raise RequestError("the shadow is gone", found=f"`{model}`")
+            found = await self._computed([replace(row, target=target) for row in rows])
+            pairs = [(one.answer(), other.answer()) for one, other in zip(computed, found, strict=True)]
+        except (InputError, RefusedError) as error:
+            self._metrics.shadow(route, "failed", len(rows))
+            log("shadow", level=logging.WARNING, route=route, model=model, outcome="failed", reason=str(error))
+            return
+        for answer, other in pairs:
+            outcome = "same" if _alike(answer, other) else "different"
+            self._metrics.shadow(route, outcome)
+            if outcome == "different":
+                log("shadow", route=route, model=model, outcome=outcome, answer=_short(answer), other=_short(other))
+
+    async def _computed(self, rows: Sequence[Row]) -> list[Computed]:
         groups: dict[Served, list[int]] = {}
         for index, row in enumerate(rows):
             groups.setdefault(row.target.served, []).append(index)
@@ -126,41 +205,51 @@ class Service:
             for (one, row), head, own in zip(named, heads, requests, strict=True)
         ]
 
-    async def _rows(self, call: Call, key: str, *, own_head: bool) -> list[Row]:
+    async def _rows(self, call: Call, key: str, state: State, *, own_head: bool) -> list[Row]:
         asked = call.asked()
         count = len(next(iter((call.inputs or {}).values()), ())) if asked is None else len(asked)
         names = call.names(count)
-        targets = {name: await self._called(call, name, key) for name in dict.fromkeys(names)}
+        targets = {name: await self._called(call, name, key, state) for name in dict.fromkeys(names)}
         if asked is not None:
             return [Row(targets[name], text) for name, text in zip(names, asked, strict=True)]
         if own_head:
             targets = {name: _with_own_head(target) for name, target in targets.items()}
         dtypes = {
-            record.name: record.dtype
-            for target in targets.values()
-            for record in target.served.bundle.manifest.inputs
+            record.name: record.dtype for target in targets.values() for record in target.served.bundle.manifest.inputs
         }
         inputs = await asyncio.to_thread(call.arrays, dtypes)
         return [Row(targets[name], inputs=own) for name, own in zip(names, inputs, strict=True)]
 
-    async def _called(self, call: Call, name: str | None, key: str) -> Target:
+    async def _called(self, call: Call, name: str | None, key: str, state: State) -> Target:
         """Return what answers for a model, or, as in the services in other languages, for an adapter, or for none."""
         if name is None:
-            return Target(self.models.only(), None)
+            found = Target(self.models.only(), None)
+            state.model = state.adapter = found.name
+            return found
         if call.model is not None:
-            return await self.target(name, key)
+            return await self.target(name, key, state)
         try:
-            return await self.target(name, key)
+            return await self.target(name, key, state)
         except RefusedError:
             served = self.models.only()
             served.session.task(name)  # says what is loaded
             return Target(served, name)
 
 
-def key_of(given: str | None, route: str) -> float:
-    """Return a number from 0 to 1, always the same for a request of this id and a route."""
-    digest = hashlib.sha256(f"{route}\0{given}".encode()).digest()
-    return int.from_bytes(digest[:8]) / 2**64
+_FACTS, _NUMBERS = ("label", "labels", "choice", "answer", "start", "end"), ("numbers", "score", "vector")
+"""What of an answer a shadow is compared by."""
+
+
+def _alike(answer: Answer, other: Answer) -> bool:
+    return all(answer.get(fact) == other.get(fact) for fact in _FACTS) and all(
+        answer.get(fact) is other.get(fact) or np.allclose(answer[fact], other[fact], rtol=1e-3, atol=1e-3)
+        for fact in _NUMBERS
+        if (fact in answer) == (fact in other)
+    )
+
+
+def _short(answer: Answer) -> dict[str, Any]:
+    return {fact: answer[fact] for fact in ("adapter", *_FACTS, "score", "probability") if fact in answer}
 
 
 def _with_own_head(target: Target) -> Target:

@@ -1,4 +1,4 @@
-"""The Python service on a free loopback port: many requests at once, each with its own adapter."""
+"""`adapter-export serve` on a free loopback port, by the API that the services in C++ and Node have, too."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ import pytest
 from adapter_export.runtime import Bundle, Session
 from adapter_export.text import Tokenizer
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 TEXTS = ("Good.", "How far away is the moon?", "It was a long film, and nobody in it knew why.", "No")
 NAMES = ("wide", "narrow", "first")
 
 
 @pytest.fixture(scope="module")
 def service(conformance_bundle: Path) -> Iterator[httpx.Client]:
-    limits = ["--loaded", "3", "--sending", "3"]
-    command = [sys.executable, "service.py", str(conformance_bundle), "--port", "0", *limits]
-    with subprocess.Popen(command, cwd=EXAMPLES / "python", stdout=subprocess.PIPE, text=True) as process:
+    limits = ["--loaded", "3", "--sending", "3", "--drain", "0", "--quiet"]
+    command = [sys.executable, "-m", "adapter_export", "serve", str(conformance_bundle), "--port", "0", *limits]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -217,7 +216,7 @@ def test_a_long_text_stops_nobody_else(service: httpx.Client) -> None:
 def test_a_damaged_bundle_does_not_start(copied_bundle: Path) -> None:
     path = copied_bundle / "adapters/narrow.onnx_adapter"
     path.write_bytes(path.read_bytes()[:-1])
-    command = [sys.executable, "service.py", str(copied_bundle), "--port", "0"]
-    done = subprocess.run(command, cwd=EXAMPLES / "python", capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
+    command = [sys.executable, "-m", "adapter_export", "serve", str(copied_bundle), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 3
     assert "another size" in done.stderr

@@ -1,0 +1,1 @@
+"""Bundles in production: served, shipped, pushed and pulled."""

@@ -1,0 +1,137 @@
+"""What changes a running server: routes, adapters that come and go, bundles that are exchanged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from adapter_export.errors import RequestError
+from adapter_export.runtime import Bundle
+from adapter_export.server.limits import RefusedError
+from adapter_export.server.models import Extra
+from adapter_export.server.resolver import Resolver
+from adapter_export.server.routes import load_routes, route_of, save_routes
+from adapter_export.server.service import Service
+from adapter_export.server.telemetry import Metrics, log
+
+
+class Control:
+    """Changes a server, one change at a time.
+
+    Args:
+        service: that is changed.
+        resolver: finds adapters by name.
+        metrics: hear of reloads.
+        state: the file that keeps the routes, so that a restart has them; none are kept without it.
+
+    Attributes:
+        ready: whether new calls are welcome: not while the server drains.
+    """
+
+    def __init__(self, service: Service, resolver: Resolver, metrics: Metrics, state: Path | None = None) -> None:
+        self._service, self._resolver, self._metrics, self._state = service, resolver, metrics, state
+        self._changing = asyncio.Lock()
+        self.ready = False
+        if state is not None:
+            service.routes = load_routes(state)
+
+    async def start(self) -> None:
+        """Begin; inside an event loop."""
+        self.ready = True
+
+    async def stop(self) -> None:
+        """End."""
+        self.ready = False
+
+    async def do(self, change: str, **given: Any) -> dict[str, Any]:
+        """Change something, and return what there is to say of it as JSON.
+
+        Args:
+            change: `load`, `fetch`, `unload`, `reload`, `route`, `unroute` or `rollback`.
+            given: the arguments of the method of this name.
+
+        Raises:
+            InputError, UsageError, RefusedError: it cannot be done; nothing has changed.
+        """
+        async with self._changing:
+            done = await self._changes[change](self, **given)
+        log("change", change=change, model=given.get("name"), route=given.get("route"), **done)
+        return done
+
+    async def _load(
+        self, name: str, data: bytes, labels: Sequence[str] | None = None, bundle: str | None = None
+    ) -> dict[str, Any]:
+        """Load an adapter from the bytes of its file."""
+        extra = Extra(name, data, None if labels is None else tuple(labels))
+        served = await self._service.models.load(extra, bundle=bundle)
+        return {"bundle": served.name, "digest": extra.digest}
+
+    async def _fetch(self, name: str, source: str | None = None) -> dict[str, Any]:
+        """Load an adapter that a resolver finds by its name, or by a reference."""
+        models = self._service.models
+        if source is not None:
+            extra = await asyncio.to_thread(self._resolver.fetched, name, source, models.served)
+            served = await models.load(extra)
+            return {"bundle": served.name, "digest": extra.digest}
+        target = models.find(name) or await self._service.resolved(name)
+        if target is None:
+            raise RefusedError(404, f"there is no model `{name}`, and nobody finds one")
+        return {"bundle": target.served.name, "digest": target.digest}
+
+    async def _unload(self, name: str) -> dict[str, Any]:
+        """Forget an adapter, when its last request has been answered."""
+        leading = self._service.routes.leading_to(name)
+        if leading:
+            raise RefusedError(409, f"the route `{leading[0]}` leads to `{name}`; change that first")
+        await self._service.models.unload(name)
+        return {}
+
+    async def _reload(self, name: str, fresh: Bundle | None = None) -> dict[str, Any]:
+        """Serve what lies in the folder of a bundle now."""
+        changed = await self._service.models.reload(name, fresh)
+        served = next(one for one in self._service.models.served if one.name == name)
+        if changed:
+            self._metrics.reloaded(served)
+        return {"bundle": name, "changed": changed, "dropped": served.dropped}
+
+    async def _route(self, name: str, route: object) -> dict[str, Any]:
+        """Let a name lead to models."""
+        wanted = route_of(route)
+        known = set[str]()
+        for model in (*wanted.shares, *filter(None, [wanted.shadow])):
+            if self._service.models.find(model) or await self._service.resolved(model):
+                known.add(model)
+        await self._keep(self._service.routes.having(name, wanted, known.__contains__))
+        return {}
+
+    async def _unroute(self, name: str) -> dict[str, Any]:
+        """Forget a route."""
+        await self._keep(self._service.routes.lacking(name))
+        return {}
+
+    async def _rollback(self) -> dict[str, Any]:
+        """Go back to the routes before the last change."""
+        back = self._service.routes.back()
+        for name, route in back.table.items():
+            for model in route.shares:
+                if not (self._service.models.find(model) or await self._service.resolved(model)):
+                    raise RequestError("leads to no model any more", where=f"route `{name}`", found=f"`{model}`")
+        await self._keep(back)
+        return {}
+
+    async def _keep(self, routes: Any) -> None:
+        if self._state is not None:
+            await asyncio.to_thread(save_routes, routes, self._state)
+        self._service.routes = routes
+
+    _changes: ClassVar[Mapping[str, Callable[..., Awaitable[dict[str, Any]]]]] = {
+        "load": _load,
+        "fetch": _fetch,
+        "unload": _unload,
+        "reload": _reload,
+        "route": _route,
+        "unroute": _unroute,
+        "rollback": _rollback,
+    }

@@ -1,0 +1,172 @@
+"""The process that serves: sockets, signals and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from adapter_export.errors import AdapterExportError, UsageError
+from adapter_export.runtime import Bundle
+from adapter_export.server.app import Facing, make_app
+from adapter_export.server.control import Control
+from adapter_export.server.limits import Limits, RefusedError, impatient
+from adapter_export.server.models import Computing, Models, named_bundles
+from adapter_export.server.resolver import Fetch, Resolver
+from adapter_export.server.service import Service
+from adapter_export.server.telemetry import Metrics, Tracer, log, log_to_stderr
+
+OnReady = Callable[[str, Sequence[str]], object]
+"""Told the address, and the names of the models, when calls are answered."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server runs.
+
+    Attributes:
+        host: the address to listen at.
+        port: to listen at; 0 takes one that is free.
+        computing: how sessions compute.
+        limits: of clients.
+        qualify: whether models are named with their bundles.
+        adapters: a folder in which adapters are found by name.
+        state: the file that keeps the routes.
+        token: that administration takes.
+        drain: how many seconds new calls are answered after SIGTERM, while health says that the server is not ready.
+        quiet: whether requests are not logged.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    computing: Computing = field(default_factory=Computing)
+    limits: Limits = field(default_factory=Limits)
+    qualify: bool = False
+    adapters: Path | None = None
+    state: Path | None = None
+    token: str | None = field(default=None, repr=False)
+    drain: float = 5.0
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Made:
+    """An app, and what its process must know of."""
+
+    app: ASGIApp
+    control: Control
+    models: Models
+
+
+def make_server(bundles: dict[str, Bundle], settings: Settings, fetch: Fetch | None = None) -> Made:
+    """Open sessions and make the app; errors are those of `Bundle.session` and `Models`."""
+    metrics = Metrics()
+    models = Models(bundles, settings.computing, settings.limits, qualify=settings.qualify)
+    resolver = Resolver(settings.adapters, fetch, settings.limits.adapter)
+    service = Service(models, resolver, metrics)
+    control = Control(service, resolver, metrics, settings.state)
+    app = make_app(service, control, Facing(settings.limits, metrics, Tracer(), settings.token))
+    return Made(app, control, models)
+
+
+def serve_here(
+    places: Sequence[str], settings: Settings, fetch: Fetch | None = None, on_ready: OnReady = lambda *_: None
+) -> None:
+    """Serve bundles in this process until it is told to end: SIGTERM, or an interrupt.
+
+    Args:
+        places: folders of bundles, or `NAME=FOLDER`.
+        settings: how.
+        fetch: brings adapters of hubs and registries.
+        on_ready: is told when calls are answered.
+
+    Raises:
+        UsageError: models have the same name, or the port is taken.
+        InputError: a bundle cannot be opened.
+    """
+    logging.getLogger("uvicorn.error").propagate = False
+    if not settings.quiet:
+        log_to_stderr()
+    made = make_server(named_bundles(places, Bundle.open), settings, fetch)
+    listening = listen(settings)
+    signal.signal(
+        signal.SIGTERM, lambda *_: None
+    )  # uvicorn raises it again when it is done, which would end all at once
+    try:
+        _Server(made, settings, on_ready).run(sockets=[listening])
+    finally:
+        listening.close()
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Return a socket that listens; UsageError if the port is taken."""
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen ({error.strerror or error})",
+            found=f"{settings.host}:{settings.port}",
+            fix="choose another port; 0 takes one that is free",
+        ) from error
+
+
+class _Server(uvicorn.Server):
+    """A server that says when it is ready, drains on SIGTERM and reads its bundles again on SIGHUP."""
+
+    def __init__(self, made: Made, settings: Settings, on_ready: OnReady) -> None:
+        super().__init__(
+            uvicorn.Config(
+                made.app,
+                http=impatient(settings.limits.sending),
+                limit_concurrency=settings.limits.connections,
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                lifespan="on",
+                ws="none",
+            )
+        )
+        self._made, self._drain, self._on_ready = made, settings.drain, on_ready
+        self._tasks = set[asyncio.Task[None]]()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        if self.should_exit or not sockets:
+            return
+        if hasattr(signal, "SIGHUP"):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
+        host, port = sockets[0].getsockname()[:2]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._on_ready(address, list(self._made.models.names()))
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain first, if it was asked for; a second signal ends at once."""
+        if sig == signal.SIGTERM and self._made.control.ready and self._drain:
+            self._made.control.ready = False
+            loop = asyncio.get_running_loop()
+            loop.call_soon_threadsafe(loop.call_later, self._drain, super().handle_exit, sig, None)
+            return
+        super().handle_exit(sig, frame)
+
+    def _reload(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._reload_all())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _reload_all(self) -> None:
+        for served in self._made.models.served:
+            try:
+                await self._made.control.do("reload", name=served.name)
+            except (AdapterExportError, RefusedError) as error:
+                log("reload", level=logging.ERROR, bundle=served.name, error=str(error))

@@ -1,0 +1,371 @@
+"""The Open Inference Protocol v2, as clients of KServe, Triton and MLServer speak it.
+
+Its extensions `binary_tensor_data` and `model_repository` are Triton's:
+https://github.com/kserve/open-inference-protocol, https://github.com/triton-inference-server/server/tree/main/docs/protocol.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import Depends, FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import State
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from adapter_export.errors import RequestError
+from adapter_export.runtime.answers import own_classes
+from adapter_export.runtime.texts import Asked
+from adapter_export.server.calls import Strict, parse, split_rows
+from adapter_export.server.control import Control
+from adapter_export.server.limits import LONGEST_TEXT, MOST_ROWS, Limits, RefusedError, body_of
+from adapter_export.server.models import Target
+from adapter_export.server.service import Computed, Row, Service
+from adapter_export.text import Pair
+from adapter_export.version import __version__
+
+_DTYPES: Mapping[str, str] = {
+    "BOOL": "bool",
+    **{f"UINT{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+    **{f"INT{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"FP{bits}": f"float{bits}" for bits in (16, 32, 64)},
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_HEADER_LENGTH = "inference-header-content-length"
+_LEAST_VERSION = 12
+"""How many digits of a digest name a version."""
+
+TEXT, PAIR, ANSWER, LABEL, PROBABILITY = "text", "pair", "answer", "label", "probability"
+
+
+class _Tensor(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    shape: list[int] = Field(max_length=8)
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: list[Any] | None = None
+
+
+class _Output(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class _Infer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    id: str | None = Field(None, max_length=200)
+    parameters: dict[str, Any] = {}
+    inputs: list[_Tensor] = Field(min_length=1, max_length=64)
+    outputs: list[_Output] | None = None
+
+
+class _Load(Strict):
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+def add_protocol(
+    app: FastAPI,
+    service: Service,
+    control: Control,
+    limits: Limits,
+    in_time: Callable[[Awaitable[Any]], Awaitable[Any]],
+    authorised: Callable[..., Awaitable[None]],
+) -> None:
+    """Add the protocol's routes to an app."""
+
+    async def found(name: str, version: str | None, key: str, state: State | None = None) -> Target:
+        target = await service.target(name, key, state)
+        if version is not None and (len(version) < _LEAST_VERSION or not target.digest.startswith(version)):
+            raise RefusedError(404, f"model `{name}` has the version `{version_of(target)}`; asked for was `{version}`")
+        return target
+
+    @app.get("/v2")
+    async def server() -> Response:
+        extensions = ["binary_tensor_data", "model_repository"]
+        return JSONResponse({"name": "adapter-export", "version": __version__, "extensions": extensions})
+
+    @app.get("/v2/health/live")
+    async def live() -> Response:
+        return JSONResponse({"live": True})
+
+    @app.get("/v2/health/ready")
+    async def ready() -> Response:
+        return JSONResponse({"ready": control.ready}, status_code=200 if control.ready else 503)
+
+    @app.get("/v2/models/{name:path}/versions/{version}/ready")
+    @app.get("/v2/models/{name:path}/ready")
+    async def model_ready(name: str, request: HttpRequest, version: str | None = None) -> Response:
+        await found(name, version, request.state.key)
+        return JSONResponse({"name": name, "ready": True})
+
+    @app.post("/v2/models/{name:path}/versions/{version}/infer")
+    @app.post("/v2/models/{name:path}/infer")
+    async def infer(name: str, request: HttpRequest, version: str | None = None) -> Response:
+        data = await body_of(request, limits.call, limits.sending)
+        asked, tensors = _read(data, request.headers.get(_HEADER_LENGTH))
+        key = asked.id or request.state.key
+        target = await found(name, version, key, request.state)
+        computed = await in_time(service.compute(_rows(target, tensors), request.state))
+        outputs = dict(_outputs(computed, None if asked.outputs is None else [o.name for o in asked.outputs]))
+        return _written(name, target, asked, outputs)
+
+    @app.get("/v2/models/{name:path}/versions/{version}")
+    @app.get("/v2/models/{name:path}")
+    async def metadata(name: str, request: HttpRequest, version: str | None = None) -> Response:
+        target = await found(name, version, request.state.key)
+        return JSONResponse({"name": name, **_metadata(target)})
+
+    @app.post("/v2/repository/index")
+    async def index() -> Response:
+        models = service.models.names()
+        known = [
+            {"name": name, "version": version_of(target), "state": "READY", "reason": ""}
+            for name, target in models.items()
+        ]
+        routes = [
+            {"name": name, "version": "", "state": "READY", "reason": f"a route to {', '.join(route.shares)}"}
+            for name, route in service.routes.table.items()
+            if name not in models
+        ]
+        return JSONResponse([*known, *routes])
+
+    @app.post("/v2/repository/models/{name:path}/load", dependencies=[Depends(authorised)])
+    async def load(name: str, request: HttpRequest) -> Response:
+        data = await body_of(request, limits.call, limits.sending)
+        source = (parse(_Load, data).parameters if data else {}).get("source")
+        if source is not None and not isinstance(source, str):
+            raise RequestError("`source` is no reference", expected="a string such as `hf://owner/name`")
+        if any(served.name == name for served in service.models.served):
+            return JSONResponse(await in_time(control.do("reload", name=name)))
+        return JSONResponse(await in_time(control.do("fetch", name=name, source=source)))
+
+    @app.post("/v2/repository/models/{name:path}/unload", dependencies=[Depends(authorised)])
+    async def unload(name: str) -> Response:
+        await in_time(control.do("unload", name=name))
+        return JSONResponse({})
+
+
+def version_of(target: Target) -> str:
+    """Return the version of a model: the beginning of the digest of its file."""
+    return target.digest[:_LEAST_VERSION]
+
+
+def _metadata(target: Target) -> dict[str, Any]:
+    manifest, session = target.served.bundle.manifest, target.served.session
+    task = None if target.adapter is None else session.task(target.adapter)
+    texts = []
+    if target.served.reader is not None:
+        texts = [TEXT, PAIR] if task is not None and task.input == "pair" else [TEXT]
+    batch = manifest.inputs[0].axes[:1]
+    inputs = [{"name": name, "datatype": "BYTES", "shape": [-1], "parameters": {"optional": True}} for name in texts]
+    for record in manifest.inputs:
+        shape = [-1 if isinstance(axis, str) else axis for axis in record.axes]
+        inputs.append(
+            {
+                "name": record.name,
+                "datatype": _NAMES[record.dtype],
+                "shape": shape,
+                "parameters": {"optional": bool(texts)},
+            }
+        )
+    outputs: list[dict[str, Any]] = []
+    if task is not None:
+        outputs.append({"name": ANSWER, "datatype": "BYTES", "shape": [-1]})
+        if task.type == "single_label":
+            outputs.append({"name": LABEL, "datatype": "BYTES", "shape": [-1]})
+            outputs.append({"name": PROBABILITY, "datatype": "FP64", "shape": [-1]})
+    own = None if target.adapter is None else session.output(target.adapter)
+    wanted = {record.name for record in manifest.base_outputs} | {own}
+    for output in manifest.outputs:
+        if output.name in wanted and output.axes[:1] == batch:
+            shape = [-1 if isinstance(axis, str) else axis for axis in output.axes]
+            outputs.append({"name": output.name, "datatype": _NAMES[output.dtype], "shape": shape})
+    found = {"versions": [version_of(target)], "platform": "onnxruntime_onnx", "inputs": inputs, "outputs": outputs}
+    return found | ({} if task is None else {"parameters": {"task": task.document()}})
+
+
+def _read(data: bytes, header: str | None) -> tuple[_Infer, dict[str, np.ndarray]]:
+    """Return a request and its tensors; those of BYTES as arrays of `str`."""
+    end = len(data)
+    if header is not None:
+        if not header.isdecimal() or int(header) > len(data):
+            raise RequestError(f"`{_HEADER_LENGTH}` is not the length of the JSON", found=header)
+        end = int(header)
+    asked, place = parse(_Infer, data[:end]), end
+    tensors: dict[str, np.ndarray] = {}
+    for tensor in asked.inputs:
+        size = tensor.parameters.get("binary_data_size")
+        if (size is None) == (tensor.data is None):
+            raise RequestError(
+                "has no data, or twice", where=f"input `{tensor.name}`", expected="`data`, or binary data"
+            )
+        raw = None
+        if size is not None:
+            if not isinstance(size, int) or not 0 <= size <= len(data) - place:
+                raise RequestError("has less data than it says", where=f"input `{tensor.name}`", found=size)
+            raw, place = data[place : place + size], place + size
+        if tensor.name in tensors:
+            raise RequestError("is given twice", where=f"input `{tensor.name}`")
+        tensors[tensor.name] = _array(tensor, raw)
+    if place != len(data):
+        raise RequestError("there is more data than the inputs have", found=f"{len(data) - place} bytes")
+    return asked, tensors
+
+
+def _array(tensor: _Tensor, raw: bytes | None) -> np.ndarray:
+    where = f"input `{tensor.name}`"
+    count = math.prod(tensor.shape) if all(size >= 0 for size in tensor.shape) else -1
+    if tensor.datatype == "BYTES":
+        texts = list(_strings(raw, where)) if raw is not None else list(_flat(tensor.data))
+        if len(texts) != count or not all(isinstance(text, str) for text in texts):
+            raise RequestError("has other data than its shape and type", where=where, found=f"{len(texts)} values")
+        if any(len(text) > LONGEST_TEXT for text in texts):
+            raise RequestError("is too long", where=where, expected=f"at most {LONGEST_TEXT} characters")
+        return np.array(texts, dtype=object)
+    if tensor.datatype not in _DTYPES:
+        raise RequestError("is of an unknown type", where=where, found=tensor.datatype, expected=", ".join(_DTYPES))
+    dtype = np.dtype(_DTYPES[tensor.datatype])
+    if raw is not None:
+        if count < 0 or len(raw) != count * dtype.itemsize:
+            raise RequestError("has other data than its shape and type", where=where, found=f"{len(raw)} bytes")
+        return np.frombuffer(raw, dtype.newbyteorder("<")).reshape(tensor.shape).astype(dtype)
+    flat = list(_flat(tensor.data))
+    kinds = (bool,) if dtype.kind == "b" else (int,) if dtype.kind in "iu" else (int, float)
+    if len(flat) != count or not all(isinstance(x, kinds) and (dtype.kind == "b") == isinstance(x, bool) for x in flat):
+        raise RequestError("has other data than its shape and type", where=where, found=f"{len(flat)} values")
+    try:
+        return np.array(flat, dtype).reshape(tensor.shape)
+    except OverflowError:
+        raise RequestError("has a number that its type does not hold", where=where, expected=tensor.datatype) from None
+
+
+def _flat(data: Any) -> Iterator[Any]:
+    """Yield the values of lists in lists, which JSON's reader has bounded."""
+    if isinstance(data, list):
+        for one in data:
+            yield from _flat(one)
+    else:
+        yield data
+
+
+def _strings(raw: bytes, where: str) -> Iterator[str]:
+    """Yield the texts of binary data: each is four bytes of its length, and UTF-8."""
+    place = 0
+    while place < len(raw):
+        size = int.from_bytes(raw[place : place + 4], "little")
+        place += 4
+        if place + size > len(raw):
+            raise RequestError("has less data than it says", where=where, found=f"{size} bytes")
+        try:
+            yield raw[place : place + size].decode()
+        except UnicodeDecodeError as error:
+            raise RequestError("is not UTF-8", where=where, found=error.reason) from error
+        place += size
+
+
+def _rows(target: Target, tensors: Mapping[str, np.ndarray]) -> list[Row]:
+    """Return the rows of a request, texts or the inputs of the base."""
+    if TEXT not in tensors:
+        rows = [Row(target, inputs=own) for own in split_rows(tensors)]
+    else:
+        others = set(tensors) - {TEXT, PAIR}
+        if others:
+            raise RequestError("there are two things to run on", found=", ".join(sorted(others)))
+        firsts, seconds = tensors[TEXT], tensors.get(PAIR)
+        if firsts.dtype != object or (seconds is not None and (seconds.dtype != object or len(seconds) != len(firsts))):
+            raise RequestError("texts are of the type BYTES, as many as there are pairs")
+        asked: list[Asked] = list(firsts) if seconds is None else list(map(Pair, firsts, seconds))
+        rows = [Row(target, text=text) for text in asked]
+    if not 0 < len(rows) <= MOST_ROWS:
+        raise RequestError("has too many rows, or none", found=len(rows), expected=f"1 to {MOST_ROWS}")
+    return rows
+
+
+def _outputs(computed: Sequence[Computed], wanted: Sequence[str] | None) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the outputs that are asked for, [rows, …]; those of an adapter's task and its head if nothing is said."""
+    head = computed[0].head
+    available = [ANSWER, LABEL, PROBABILITY] if head.task is not None and head.task.type == "single_label" else []
+    available = available or ([ANSWER] if head.task is not None else [])
+    tensors = list(computed[0].outputs[0])
+    if wanted is None:
+        own = [] if head.output is None or tensors_differ(computed, head.output) else [head.output]
+        wanted = [*available, *own] if head.task is not None else tensors
+    answers = [one.answer() for one in computed] if {ANSWER, LABEL, PROBABILITY} & set(wanted) else []
+    for name in wanted:
+        if name not in (*available, *tensors):
+            raise RequestError(
+                "there is no such output",
+                found=f"`{name}`",
+                expected=", ".join(f"`{each}`" for each in (*available, *tensors)),
+            )
+        if name == ANSWER:
+            yield name, np.array([json.dumps(answer, ensure_ascii=False) for answer in answers], object)
+        elif name in available:
+            yield name, np.array([answer[name] for answer in answers], object if name == LABEL else np.float64)
+        elif tensors_differ(computed, name):
+            raise RequestError(
+                "the rows of an output differ in length",
+                where=f"output `{name}`",
+                fix=f"send one row, or ask for `{ANSWER}`" if available else "send one row at a time",
+            )
+        else:
+            rows = [
+                own_classes(one.outputs[0][name][0]) if name == head.output else one.outputs[0][name][0]
+                for one in computed
+            ]
+            yield name, np.stack(rows)
+
+
+def tensors_differ(computed: Sequence[Computed], name: str) -> bool:
+    """Return whether the rows of an output have different shapes."""
+    return len({one.outputs[0][name].shape for one in computed}) > 1
+
+
+def _written(name: str, target: Target, asked: _Infer, outputs: Mapping[str, np.ndarray]) -> Response:
+    """Return the response: tensors as JSON, or behind it where the client wants them binary."""
+    by_default = asked.parameters.get("binary_data_output") is True
+    wanted = {one.name: one.parameters.get("binary_data", by_default) is True for one in asked.outputs or ()}
+    described, blobs = [], list[bytes]()
+    for output, array in outputs.items():
+        is_text = array.dtype == object
+        record: dict[str, Any] = {
+            "name": output,
+            "datatype": "BYTES" if is_text else _NAMES[array.dtype.name],
+            "shape": list(array.shape),
+        }
+        if wanted.get(output, by_default):
+            blob = b"".join(map(_prefixed, array)) if is_text else np.ascontiguousarray(array).tobytes()
+            record["parameters"] = {"binary_data_size": len(blob)}
+            blobs.append(blob)
+        else:
+            if not is_text and not np.isfinite(array).all():
+                raise RequestError("an output is NaN or infinite, which JSON cannot say", where=f"`{output}`")
+            record["data"] = array.ravel().tolist()
+        described.append(record)
+    document = {
+        "model_name": name,
+        "model_version": version_of(target),
+        **({} if asked.id is None else {"id": asked.id}),
+        "parameters": {"model": target.name},
+        "outputs": described,
+    }
+    if not blobs:
+        return JSONResponse(document)
+    head = json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
+    headers = {_HEADER_LENGTH: str(len(head))}
+    return Response(head + b"".join(blobs), media_type="application/octet-stream", headers=headers)
+
+
+def _prefixed(text: str) -> bytes:
+    data = text.encode()
+    return len(data).to_bytes(4, "little") + data

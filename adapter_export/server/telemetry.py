@@ -1,0 +1,180 @@
+"""What is told about a running server: Prometheus metrics, a JSON line for each request, and OpenTelemetry traces."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from adapter_export.runtime.adapters import Counts
+from adapter_export.server.models import Served
+
+_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_PREFIX = "adapter_export"
+_NO_MODEL = "-"
+
+_log = logging.getLogger("adapter_export.server")
+
+
+class Metrics:
+    """Counters of this process; where several share a port, of all of them (`PROMETHEUS_MULTIPROC_DIR`)."""
+
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+
+    def __init__(self) -> None:
+        self._own = CollectorRegistry()
+        kind: dict[str, Any] = {"registry": self._own, "namespace": _PREFIX}
+        self._requests = Counter("requests", "Requests by model and status.", ("model", "status"), **kind)
+        self._seconds = Histogram(
+            "request_seconds", "Seconds from a request to its answer.", ("model",), buckets=_SECONDS, **kind
+        )
+        self._rows = Counter("rows", "Rows that were computed.", ("bundle",), **kind)
+        self._calls = Histogram("call_rows", "Rows of a call of a session.", ("bundle",), buckets=_ROWS, **kind)
+        self._waits = Histogram(
+            "wait_seconds", "Seconds that the first row of a call waited.", ("bundle",), buckets=_SECONDS, **kind
+        )
+        self._waiting = Gauge(
+            "waiting_rows", "Rows that wait for a session.", ("bundle",), multiprocess_mode="livesum", **kind
+        )
+        self._resident = Gauge(
+            "resident_adapters", "Adapters in a cache.", ("bundle", "cache"), multiprocess_mode="livesum", **kind
+        )
+        self._loads = Counter("adapter_loads", "Adapters that were put into a cache.", ("bundle", "cache"), **kind)
+        self._evictions = Counter("adapter_evictions", "Adapters that made room.", ("bundle", "cache"), **kind)
+        self._hits = Counter("adapter_hits", "Adapters that were found in a cache.", ("bundle", "cache"), **kind)
+        self._reloads = Counter("reloads", "Bundles that were exchanged.", ("bundle",), **kind)
+        self._shadows = Counter("shadow_rows", "Rows that a shadow computed, too.", ("route", "outcome"), **kind)
+        self._told: dict[tuple[int, str], Counts] = {}
+
+    def request(self, model: str | None, status: int, seconds: float) -> None:
+        """Count a request; `model` is none where none was found, so that strangers cannot make up names."""
+        name = model or _NO_MODEL
+        self._requests.labels(name, str(status)).inc()
+        self._seconds.labels(name).observe(seconds)
+
+    def call(self, served: Served, rows: int, waited: float) -> None:
+        """Count a call of a session, and what its caches did since the one before."""
+        self._rows.labels(served.name).inc(rows)
+        self._calls.labels(served.name).observe(rows)
+        self._waits.labels(served.name).observe(waited)
+        self.look(served)
+
+    def look(self, served: Served) -> None:
+        """Count what the caches of a session did since it was last looked at."""
+        waiting = 0 if served.collector is None else served.collector.waiting
+        self._waiting.labels(served.name).set(waiting)
+        statistics = served.session.statistics
+        for cache, counts in (("files", statistics.files), ("bank", statistics.bank)):
+            before = self._told.get((id(served.session), cache), Counts())
+            self._told[id(served.session), cache] = counts
+            names = (served.name, cache)
+            self._resident.labels(*names).set(counts.resident)
+            self._loads.labels(*names).inc(counts.loads - before.loads)
+            self._evictions.labels(*names).inc(counts.evictions - before.evictions)
+            self._hits.labels(*names).inc(counts.hits - before.hits)
+
+    def reloaded(self, served: Served) -> None:
+        """Count a bundle that was exchanged."""
+        self._reloads.labels(served.name).inc()
+        self._told = {key: counts for key, counts in self._told.items() if key[0] == id(served.session)}
+
+    def shadow(self, route: str, outcome: str, rows: int = 1) -> None:
+        """Count rows of a shadow: `same`, `different`, `failed` or `dropped`."""
+        self._shadows.labels(route, outcome).inc(rows)
+
+    def exposition(self) -> bytes:
+        """Return all of them in Prometheus's text format."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self._own)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+
+class _Line(logging.Formatter):
+    """A record as one line of JSON, which no text of a client can break or forge."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        facts = record.args if isinstance(record.args, Mapping) else {}
+        said = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.msg,
+            **facts,
+        }
+        if record.exc_info:
+            said["trace"] = self.formatException(record.exc_info)
+        return json.dumps(said, default=str)
+
+
+def log_to_stderr() -> None:
+    """Write what is logged to stderr, a JSON document a line."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Line())
+    _log.handlers, _log.propagate = [handler], False
+    _log.setLevel(logging.INFO)
+
+
+def log(event: str, *, level: int = logging.INFO, trace: bool = False, **facts: object) -> None:
+    """Log an event with what is known of it."""
+    if _log.isEnabledFor(level):
+        _log.log(level, event, facts, exc_info=trace)
+
+
+class Tracer:
+    """Spans of requests where OpenTelemetry's SDK is installed and its standard variables name an exporter."""
+
+    def __init__(self) -> None:
+        self._tracer: Any = _tracer()
+
+    @contextmanager
+    def span(self, name: str, headers: Mapping[str, str]) -> Iterator[Any]:
+        """Trace a request, as a part of the trace that its headers name; yields the span, or nothing."""
+        if self._tracer is None:
+            yield None
+            return
+        from opentelemetry import propagate, trace  # noqa: PLC0415 - an optional part of the extra
+
+        context = propagate.extract(headers)
+        with self._tracer.start_as_current_span(name, context, kind=trace.SpanKind.SERVER) as span:
+            yield span
+
+
+def _tracer() -> Any:
+    """Return OpenTelemetry's tracer, set up by `OTEL_*`; nothing where these name no exporter that is installed."""
+    chosen = os.environ.get("OTEL_TRACES_EXPORTER", "")
+    endpoint = any(
+        os.environ.get(name) for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    )
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or not (chosen or endpoint) or chosen == "none":
+        return None
+    if importlib.util.find_spec("opentelemetry.sdk") is None:
+        log("no traces", level=logging.WARNING, reason="opentelemetry-sdk is not installed")
+        return None
+    from opentelemetry import trace  # noqa: PLC0415 - an optional part of the extra
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter  # noqa: PLC0415
+
+    provider = TracerProvider()  # reads OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES and OTEL_TRACES_SAMPLER
+    if chosen == "console":
+        provider.add_span_processor(BatchSpanProcessor(ConsoleSpanExporter(out=sys.stderr)))
+    elif importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is None:
+        log("no traces", level=logging.WARNING, reason="opentelemetry-exporter-otlp-proto-http is not installed")
+        return None
+    else:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+    return trace.get_tracer("adapter_export.server")
