@@ -419,7 +419,7 @@ def prove(
     """
     bundle, whole, plan = plan.bundle, plan, _taken(plan, reference)
     expected, cases = [*plan.golden, *(computed or expect(plan, reference, on_step))], plan.cases or (plan.probe,)
-    outputs, ledger = list[OutputRecord](), list[ObligationRecord]()
+    outputs, ledger, texts = list[OutputRecord](), list[ObligationRecord](), bundle.texts()
     invariants, sites = [*plan.files, *_left_out(expected)], list[SiteRecord]()
     tolerance = None
     if not plan.quick:
@@ -442,7 +442,7 @@ def prove(
             for record in bundle.manifest.adapters if bundle.manifest.batch_invariant else ():
                 if record.mix is not None:
                     check_weights_apart(of_slots, record.mix, bundle.tensors(record.name), bundle.golden(record.name))
-        if original is None or (graph.flavour, graph.level) != ("slots", LEVEL):
+        if (graph.flavour, graph.level) != ("slots", LEVEL) or not (original or texts):  # which run it again
             bundle.close(graph.file, graph.level)
     if reference is not None and tolerance is not None:
         passed = all(result.passed for result in outputs)
@@ -466,7 +466,6 @@ def prove(
         invariants += traced.invariants
     for python in plan.runtimes:
         invariants += check_runtime(python, Graph(bundle, "slots", bundle.manifest.graphs["slots"]), plan.golden)
-    texts = bundle.texts()
     if texts is not None:
         small = not any(graph.pieces for graph in plan.graphs)
         invariants += replay(bundle, texts, plan.names, run=small and "slots" in plan.flavours)
