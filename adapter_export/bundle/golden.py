@@ -283,8 +283,10 @@ class Tolerance:
 
 
 def to_disturb(cases: Sequence[Case]) -> list[Case]:
-    """Return the core cases that show how far rounding moves a reference: of those that differ in their batch alone, the
-    smallest, since rows of one length are as many chances for an error to grow in one batch as in another."""
+    """Return core cases to measure how rounding moves a reference: the smallest of those that differ in batch alone.
+
+    Rows of one length are as many chances for an error to grow in one batch as in another.
+    """
     found: dict[object, Case] = {}
     for case in sorted([case for case in cases if case.core] or cases, key=lambda case: case.batch):
         rows = tuple((name, array.shape[1:]) for name, array in case.arrays.items())
