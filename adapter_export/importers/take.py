@@ -95,7 +95,7 @@ def unfit(tensor: np.ndarray) -> str | None:
 def conversions(tensors: Iterable[np.ndarray]) -> Iterator[str]:
     """What becomes of tensors that are not float32, in words."""
     counts = Counter(tensor.dtype.name for tensor in tensors)
-    for dtype in sorted(counts.keys() - {"float32"}):
+    for dtype in sorted(counts.keys() & (FLOAT_TYPES.keys() - {"float32"})):
         loss = "each number rounded once" if dtype == "float64" else "without loss"
         yield f"{counts[dtype]} tensors are {dtype} and were converted to float32, {loss}"
 

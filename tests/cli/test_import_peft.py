@@ -125,11 +125,14 @@ def test_without_head(cli, onnx: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_of_what_is_refused(cli, onnx: Path, llama: Path, tmp_path: Path) -> None:
-    cli.refused(3, "DoRA", "import", "peft", refused_folder("dora"), "--base", onnx, "-o", tmp_path / "a")
+    cli.refused(3, "pissa_niter_4", "import", "peft", refused_folder("pissa"), "--base", onnx, "-o", tmp_path / "a")
+    full = "import", "peft", adapter_folder("change_fourierft"), "--base", onnx, "-o", tmp_path / "a"
+    cli.refused(3, "`--dense`", *full)
     folder = refused_folder("last_token")
     cli.refused(3, "`--without-head`", "import", "peft", folder, "--base", llama, "-o", tmp_path / "a")
     assert not (tmp_path / "a").exists()
-    made = cli.json("import", "peft", folder, "--base", llama, "--without-head", "-o", tmp_path / "a")
+    assert len(cli.json(*full, "--dense", "--force")["sites"]) == 2
+    made = cli.json("import", "peft", folder, "--base", llama, "--without-head", "--force", "-o", tmp_path / "a")
     assert len(made["sites"]) == 2
 
 

@@ -51,7 +51,7 @@ def expected(name: str) -> Arrays:
 
 def import_peft(folder: Path, sites: SiteMap, **options: Any) -> Imported:
     """As the library does it where torch is there to read pickled tensors."""
-    return peft.import_peft(folder, sites, **{"read_pickle": read_torch_file, **options})
+    return peft.import_peft(folder, sites, **{"read_pickle": read_torch_file, "dense": True, **options})
 
 
 def changed(

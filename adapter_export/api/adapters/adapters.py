@@ -343,11 +343,14 @@ def import_peft(
         str | None, Option("The function behind the head's dense layer, likewise.", choices=ACTIVATIONS)
     ] = None,
     by_number: ByNumber = False,
+    dense: Annotated[
+        bool, "Allow a change of full rank, which makes an adapter as large as the layers that it acts on."
+    ] = False,
     without_head: WithoutHead = False,
     on_note: OnNote | None = None,
     **facts: Unpack[TaskFacts],
 ) -> Adapter:
-    """Make an adapter of a LoRA or an IA3 that PEFT saved.
+    """Make an adapter of one that PEFT saved, of every type whose change of the weights is fixed.
 
     Args:
         folder: has `adapter_config.json` and `adapter_model.safetensors` or `adapter_model.bin`, of which only tensors
@@ -379,7 +382,8 @@ def import_peft(
         return None if tensor is None else tensor.detach().float().numpy()
 
     settings = _import_settings(opened, source, name, member, by_number)
-    imported = peft.import_peft(source, opened.sites.complete, base_tensor=base_tensor, head=head, **settings)
+    settings |= {"base_tensor": base_tensor, "head": head, "dense": dense}
+    imported = peft.import_peft(source, opened.sites.complete, **settings)
     tell(imported.notes, on_note)
     return with_site_map(with_facts(imported.adapter, facts), opened)
 

@@ -60,7 +60,7 @@ peft = _importer(
         "adapter-export import peft lora_folder --base model.pt -o a",
         "adapter-export import peft lora_folder --base HF_FOLDER --labels negative,positive -o sentiment",
     ),
-    """Import a LoRA or an IA3 that PEFT saved in FOLDER.
+    """Import an adapter that PEFT saved in FOLDER: any whose change of the base's weights is fixed.
 
     FOLDER has `adapter_config.json` and `adapter_model.safetensors` or `adapter_model.bin`, of which only tensors are
     read. PEFT need not be installed, and torch only for a `.bin`. What cannot be expressed is refused by name.
@@ -89,7 +89,9 @@ LIBRARIES = {
     "adapterhub": Entry(
         "adapter_export.cli.adapters.import_:adapterhub", "An adapter, with its head, that AdapterHub's library saved."
     ),
-    "peft": Entry("adapter_export.cli.adapters.import_:peft", "A LoRA or an IA3 that PEFT saved."),
+    "peft": Entry(
+        "adapter_export.cli.adapters.import_:peft", "An adapter that PEFT saved, if its change of the weights is fixed."
+    ),
 }
 
 

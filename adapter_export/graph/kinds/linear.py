@@ -91,6 +91,25 @@ def lora_graph(factor: float, *, bias: bool = False, dropout: float = 0.0, gate:
     return chain.graph()
 
 
+def changed_layer_graph(*, scale: bool = False, dense: bool = False, bias: bool = False) -> AdapterGraph:
+    """Any other weight and bias of a linear layer: `s⊙h + B(A u) + c`, or `s⊙h + D u + c`.
+
+    Parameters `scaling.weight` [d] with `scale`, `delta.weight` [d_in, d] where it is `dense`, else `lora_A.weight`
+    [d_in, r] and `lora_B.weight` [r, d]; the bias is that of `delta` or `lora_B`.
+    """
+    chain = Chain("u")
+    if dense:
+        chain.linear("delta", "d_in", "d", bias=bias)
+    else:
+        chain.linear("lora_A", "d_in", "r", bias=False)
+        chain.linear("lora_B", "r", "d", bias=bias)
+    delta, chain.value = chain.value, "h"
+    if scale:
+        chain.owned("scale_features", "scaling", {"weight": ("d",)}, output="scaled")
+    chain.op("add", "result", delta)
+    return chain.graph()
+
+
 lora = Maker(
     "lora",
     "`h + (alpha/r)·B(A u)` at linear layers, `u` what the layer reads and `h` what it returns (Hu et al. 2022, §4.1)",

@@ -1,4 +1,4 @@
-"""Adapters of PEFT: LoRA and IA3; none of it needs that library."""
+"""Adapters of PEFT whose change of the weights is fixed; none of it needs that library."""
 
 from __future__ import annotations
 

@@ -77,44 +77,61 @@ _PREFIX = "base_model.model."
 _WRAPPED = (".modules_to_save.", ".base_layer.")
 """Names of wrappers that PEFT puts around modules; some versions leave them in the keys."""
 
-_NEEDED = {"lora": {"lora_A.weight", "lora_B.weight"}, "ia3": {"ia3_l"}}
-_ALLOWED = {"lora": {"lora_A.weight", "lora_B.weight", "lora_B.bias"}, "ia3": {"ia3_l"}}
+_ROOT = "base_model."
+"""What stands before the names of tensors that lie at no module."""
 
-_PARAMETER = re.compile(r"(?P<path>.+?)\.(?P<role>(?:lora_\w+|ia3_\w+)(?:\.\w+)?|weight|bias)")
+_NEEDED: Mapping[str, frozenset[str]] = {
+    "lora": frozenset({"lora_A.weight", "lora_B.weight"}),
+    "ia3": frozenset({"ia3_l"}),
+    "ln_tuning": frozenset({"ln_tuning_layers.weight"}),
+}
+_OPTIONAL: Mapping[str, frozenset[str]] = {
+    "lora": frozenset({"lora_B.bias", "lora_magnitude_vector"}),
+    "ln_tuning": frozenset({"ln_tuning_layers.bias"}),
+}
+
+_PREFIXES = {"lora": "lora_", "ia3": "ia3_", "ln_tuning": "ln_tuning_layers"}
 
 
 @dataclass(frozen=True)
 class Sorted:
     """The keys of tensors by module path, as PEFT has it behind `base_model.model.`, and by their name there.
 
-    `adapted` are matrices or vectors beside modules: `lora_A.weight` [r, in], `lora_B.weight` [out, r] and perhaps
-    `lora_B.bias` [out], or `ia3_l` [out, 1] or [1, in]. `saved` are the `weight` and `bias` of modules that were
-    trained as a whole, `biases` those of the base itself that were trained.
+    `adapted` are matrices or vectors beside modules, such as `lora_A.weight` [r, in], `lora_B.weight` [out, r] and
+    perhaps `lora_B.bias` [out], or `ia3_l` [out, 1] or [1, in]. `saved` are the `weight` and `bias` of modules that
+    were trained as a whole, `biases` those of the base itself that were trained. `own` lie at no module: they are the
+    whole adapter's.
     """
 
     adapted: dict[str, dict[str, str]] = field(default_factory=dict)
     saved: dict[str, dict[str, str]] = field(default_factory=dict)
     biases: dict[str, str] = field(default_factory=dict)
+    own: dict[str, str] = field(default_factory=dict)
 
 
 def sort_tensors(taker: Taker, options: Options, where: object) -> Sorted:
-    """Sort tensors by their keys.
+    """Sort tensors by their keys; those of a `method` count as used once its formula reads them.
 
     An AdapterError lists all that cannot be expressed, a TensorError all that are missing, left over or not finite.
     """
-    _check_expressible(taker.tensors, where)
+    if options.method is None:
+        _check_expressible(taker.tensors, where)
     found = Sorted()
     for key in taker.tensors:
         if ".original_module." in key:
             taker.forget([key])
-        elif _put(key, options, found):
+        elif _put(key, options, found) and options.method is None:
             taker.tensor(key)
+    for key in [*(key for roles in found.saved.values() for key in roles.values()), *found.biases.values()]:
+        taker.tensor(key)
     for path, roles in found.adapted.items():
-        for role in sorted(_NEEDED[options.kind] - roles.keys()):
+        for role in sorted(_NEEDED.get(options.kind, frozenset()) - roles.keys()):
             taker.fault(f"`{_PREFIX}{path}.{role}` is missing")
     if not found.adapted:
-        taker.fault(f"no {options.kind} tensor is there")
-    taker.check()
+        what = "the file holds what all layers share, and nothing of any layer: save it again with its indices"
+        taker.fault(what if found.own else f"no {options.kind} tensor is there")
+    if options.method is None or not found.adapted:
+        taker.check()
     return found
 
 
@@ -132,7 +149,7 @@ def _check_expressible(tensors: Tensors, where: object) -> None:
             "has tensors that cannot be expressed",
             where=where,
             found="; ".join(faults),
-            expected="LoRA and IA3 at linear layers",
+            expected="tensors at linear layers",
             fix="train it at linear layers only",
         )
 
@@ -142,11 +159,19 @@ def _put(key: str, options: Options, found: Sorted) -> bool:
     name = key.removeprefix(_PREFIX)
     for wrapper in _WRAPPED:
         name = name.replace(wrapper, ".")
-    parsed = _PARAMETER.fullmatch(name) if key.startswith(_PREFIX) else None
+    prefix = _PREFIXES[options.kind] if options.method is None else options.method.prefix
+    if not key.startswith(_PREFIX):
+        own = key.removeprefix(_ROOT)
+        if options.method is None or own == key or not re.match(prefix, own):
+            return False
+        found.own[own] = key
+        return True
+    parsed = re.fullmatch(rf"(?P<path>.+?)\.(?P<role>(?:{prefix})\w*(?:\.\w+)*|weight|bias)", name)
     if parsed is None:
         return False
     path, role = parsed["path"], parsed["role"]
-    if role in _ALLOWED[options.kind]:
+    allowed = _NEEDED.get(options.kind, frozenset()) | _OPTIONAL.get(options.kind, frozenset())
+    if role in allowed or (options.method is not None and role not in ("weight", "bias")):
         found.adapted.setdefault(path, {})[role] = key
     elif role in ("weight", "bias") and _is_saved(path, options):
         found.saved.setdefault(path, {})[role] = key

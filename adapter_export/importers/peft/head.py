@@ -19,6 +19,7 @@ from adapter_export.graph.adapter import Head
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.tasks import LABELLED, RESULT_WIDTHS, TOKEN_TYPES, ProblemType, Task
 from adapter_export.importers.peft.folder import Sorted
+from adapter_export.importers.peft.methods import Change
 from adapter_export.importers.peft.options import Options
 from adapter_export.importers.take import Recipe, Taker, listed
 
@@ -74,6 +75,9 @@ _GUESSED = (
     f"names; {argument('task', 'multi_label')} says otherwise"
 )
 
+ChangeAt = Callable[[str, tuple[int, ...]], Change | None]
+"""What the adapter does to a layer by its path and the shape [out, in] of its weight; none where tensors are unfit."""
+
 BaseTensor = Callable[[str], np.ndarray | None]
 """A tensor of the base by the name that it has in the adapter's model, such as `bert.pooler.dense.weight`."""
 
@@ -117,9 +121,18 @@ class MadeHead:
 
 
 def take_head(
-    found: Sorted, taker: Taker, options: Options, base: BaseTensor, width: int, choice: HeadChoice, where: object
+    found: Sorted,
+    taker: Taker,
+    changes: ChangeAt,
+    base: BaseTensor,
+    width: int,
+    options: Options,
+    choice: HeadChoice,
+    where: object,
 ) -> MadeHead:
     """The head that the saved modules are, if there are any; `width` is that of the final hidden state.
+
+    `changes` gives what the adapter does to a layer of the base that the head reads.
 
     Raises:
         AdapterError: modules were saved that are no head, or a head whose way to read the hidden state is not known.
@@ -140,7 +153,7 @@ def take_head(
     saved = _saved_type(options, choice, in_base, where)
     tokens = saved in TOKEN_TYPES if saved is not None else choice.pooling == TOKENS
     recipe = KnownHead(TOKENS) if tokens else _recipe(found, taker, choice, where)
-    return _Maker(found, taker, options, base, width, where).make(saved, recipe, choice)
+    return _Maker(found, taker, changes, base, width, where).make(saved, recipe, choice)
 
 
 def _saved_type(options: Options, choice: HeadChoice, in_base: Sequence[str], where: object) -> ProblemType | None:
@@ -215,9 +228,9 @@ class _Maker:
     """Puts the layers of a recipe together."""
 
     def __init__(
-        self, found: Sorted, taker: Taker, options: Options, base: BaseTensor, width: int, where: object
+        self, found: Sorted, taker: Taker, changes: ChangeAt, base: BaseTensor, width: int, where: object
     ) -> None:
-        self._found, self._taker, self._options = found, taker, options
+        self._found, self._taker, self._changes = found, taker, changes
         self._base, self._width, self._where = base, width, where
         self._used: set[str] = set()
 
@@ -290,16 +303,12 @@ class _Maker:
         if path in self._found.biases:
             bias = self._taker.tensors[self._found.biases[path]]
         weight, bias = weight.astype(np.float64), np.zeros(len(weight)) if bias is None else bias.astype(np.float64)
-        adapted = self._read(self._found.adapted.get(path, {}))
-        tensors = {name: tensor.astype(np.float64) for name, tensor in adapted.items()}
-        if "ia3_l" in tensors:
-            vector = tensors["ia3_l"]
+        adapted = self._found.adapted.get(path, {})
+        if "ia3_l" in adapted:
+            vector = self._taker.tensors[adapted["ia3_l"]].astype(np.float64)
             return Layer(weight * vector, bias if vector.shape[0] == 1 else bias * vector[:, 0])
-        if tensors:
-            factor = self._options.factor_at(path)
-            weight = weight + factor * tensors["lora_B.weight"] @ tensors["lora_A.weight"]
-            bias = bias + factor * tensors.get("lora_B.bias", np.zeros(len(bias)))
-        return Layer(weight, bias)
+        change = self._changes(path, weight.shape) if adapted else None
+        return Layer(*(change or Change()).applied(weight, bias))
 
 
 def _task(

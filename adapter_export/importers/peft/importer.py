@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from adapter_export.errors import AdapterError, TensorError, within
+from adapter_export.errors import AdapterError, TensorError, argument, within
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
-from adapter_export.graph.kinds.linear import ia3_graph, lora_graph
-from adapter_export.importers.match import Match, Target, alike, check_architecture, match
+from adapter_export.graph.kinds.linear import changed_layer_graph, ia3_graph, lora_graph
+from adapter_export.importers.match import (
+    Match,
+    Renaming,
+    Target,
+    alike,
+    check_architecture,
+    find_renaming,
+    match,
+)
 from adapter_export.importers.peft.folder import Sorted, read_folder, sort_tensors
 from adapter_export.importers.peft.head import BaseTensor, HeadChoice, MadeHead, take_head
-from adapter_export.importers.peft.options import Options, targeted
+from adapter_export.importers.peft.methods import Change, IncompleteError, Layer, Shared
+from adapter_export.importers.peft.methods.low_rank import lora as lora_of_weights
+from adapter_export.importers.peft.methods.method import Matrix
+from adapter_export.importers.peft.options import CHECKED_WITH, Options, targeted
 from adapter_export.importers.take import Imported, ReadPickle, Recipe, Source, Taker, as_it_is, listed, transposed
 from adapter_export.sites.site import LAYERS, Site, SiteMap
 
@@ -32,14 +44,16 @@ def import_peft(
     member: str | None = None,
     head: HeadChoice | None = None,
     by_number: bool = False,
+    dense: bool = False,
     model_type: str | None = None,
     read_pickle: ReadPickle | None = None,
 ) -> Imported:
-    """Import a LoRA or an IA3 that PEFT saved.
+    """Import an adapter of PEFT that is a fixed change of the base's weights.
 
     `base_tensor` gives the base's tensors by their names there, such as `encoder.layer.0.output.dense.bias`: needed
-    where biases of the base were trained, and for heads that read a layer of the base. The other arguments are those of
-    `import_adapterhub`; `head` is what is known of the head beside the folder.
+    where biases of the base were trained, where the change is computed from the base's weights, and for heads that read
+    a layer of the base. A change of full rank is as large as the layer itself: `dense` allows it. The other arguments
+    are those of `import_adapterhub`; `head` is what is known of the head beside the folder.
 
     Raises:
         AdapterError: options, modules or a head cannot be expressed, or the base lacks modules, or also calls them
@@ -52,10 +66,18 @@ def import_peft(
     found = sort_tensors(taker, options, where)
     with within(where):
         check_architecture(options.architecture, model_type, by_number=by_number)
-    matched = match([Target(path, path) for path in found.adapted], sites, where, by_number=by_number)
+    if options.kind == "ln_tuning":
+        renaming = find_renaming(found.adapted, _norms(sites), where) or Renaming()
+        matched = Match({}, renaming, False, (), where)
+    else:
+        matched = match([Target(path, path) for path in found.adapted], sites, where, by_number=by_number)
     in_base = _Base(sites, matched, base_tensor)
-    made = take_head(found, taker, options, in_base.tensor, sites.width, head or HeadChoice(), where)
-    updates = _updates(found, taker, in_base, made, where)
+    changes = _Changes(found, taker, options, in_base)
+    made = take_head(found, taker, changes.at, in_base.tensor, sites.width, options, head or HeadChoice(), where)
+    if options.kind == "ln_tuning":
+        updates = _norm_updates(found, in_base, where)
+    else:
+        updates = _updates(found, taker, in_base, made, where)
     lost = in_base.lost(found, options)
     if lost:
         raise TensorError(
@@ -68,14 +90,22 @@ def import_peft(
         _check_patterns(updates, options, where)
     order = {site.name: number for number, site in enumerate(sites)}
     names: dict[tuple[float, bool], str] = {}
+    cost = dict[str, int]()
     for update in sorted(updates, key=lambda update: order[update.site.name]):
         if options.kind == "ia3":
             _place_ia3(taker, update, options)
-        elif update.keys:
+        elif options.kind == "ln_tuning":
+            _place_norm(taker, update, in_base)
+        elif update.keys and options.kind == "lora" and not options.of_weights:
             _place_lora(taker, update, options, names)
+        elif update.keys:
+            change = changes.at(update.path)
+            if change is not None:
+                cost[update.site.name] = _place_change(taker, update, change, in_base.bias(update.path))
         else:
             _place_shift(taker, update)
     taker.check()
+    _check_cost(cost, dense, where)
     record = {"imported": {"from": "peft", "config": dict(read.config)}}
     adapter = Adapter(name, options.kind, base, taker.graphs, taker.placements, taker.weights, made.head, record)
     return Imported(adapter, (*_notes(matched, found, options), *taker.notes(), *made.notes))
@@ -96,6 +126,55 @@ class _Update:
     value: str = "h"
 
 
+def _norms(sites: SiteMap) -> dict[str, tuple[Site, str]]:
+    """The site of each norm behind a sum or the embeddings by its path, and the site value that it returns."""
+    found = {site.path: (site, "h") for site in sites.of_roles(("embeddings",)) if site.path is not None}
+    for site in sites.sublayers:
+        if site.norm is not None and site.norm.weight is not None:
+            found[site.norm.weight.removesuffix(".weight")] = (site, "y")
+    return found
+
+
+class _Changes:
+    """What the adapter does to each linear layer, by its path, computed from its tensors and the base's weights."""
+
+    def __init__(self, found: Sorted, taker: Taker, options: Options, base: _Base) -> None:
+        self._found, self._taker, self._options, self._base = found, taker, options, base
+        self._shared = Shared(options.config, taker, found.own)
+        self._known: dict[str, Change | None] = {}
+
+    def at(self, path: str, widths: tuple[int, ...] | None = None) -> Change | None:
+        """The change of a layer; none, and a fault of the file, where its tensors do not fit.
+
+        `widths` (out, in) are those of a layer that is no site; without them those of its site.
+        """
+        if path not in self._known:
+            self._known[path] = self._made(path, widths)
+        return self._known[path]
+
+    def _made(self, path: str, widths: tuple[int, ...] | None) -> Change | None:
+        formula = lora_of_weights if self._options.method is None else self._options.method.formula
+        if widths is None:
+            site = self._base.sites(path)[0]
+            widths = site.width, site.width_in
+        width, width_in = widths
+
+        def of_base(name: str) -> np.ndarray | None:
+            trained = self._found.biases.get(path) if name == "bias" else None
+            return self._base.tensor(f"{path}.{name}") if trained is None else self._taker.tensors[trained]
+
+        layer = Layer(path, width, width_in, self._found.adapted[path], self._shared, of_base)
+        try:
+            change = formula(layer).smaller()
+        except IncompleteError:
+            return None
+        except (ValueError, IndexError, np.linalg.LinAlgError) as error:
+            self._taker.fault(f"the tensors of `{path}` do not go together ({error})")
+            return None
+        bias = layer.bias if change.bias is None else change.bias
+        return replace(change, bias=bias)
+
+
 class _Base:
     """The base as the adapter sees it; `read` gives its tensors by their names there.
 
@@ -109,10 +188,7 @@ class _Base:
         for site in sites.of_roles(("linear",)):
             if site.path is not None:
                 self.linears.setdefault(site.path, []).append(site)
-        self.norms = {site.path: (site, "h") for site in sites.of_roles(("embeddings",)) if site.path is not None}
-        for site in sites.sublayers:
-            if site.norm is not None and site.norm.bias is not None:
-                self.norms[site.norm.bias.removesuffix(".bias")] = (site, "y")
+        self.norms = _norms(sites)
 
     def sites(self, path: str) -> Sequence[Site]:
         """The calls of a linear layer of the adapter's model."""
@@ -127,8 +203,15 @@ class _Base:
         known = self.matched.renaming(name)
         return None if known is None else self.read(known)
 
+    def bias(self, path: str) -> np.ndarray | None:
+        """The bias of a linear layer of the adapter's model, before training."""
+        found = self.tensor(f"{path}.bias")
+        return None if found is None else found.astype(np.float64)
+
     def lost(self, found: Sorted, options: Options) -> list[str]:
         """The modules that the config means and the adapter has no tensors for: a file that lost some."""
+        if options.kind == "ln_tuning":
+            return []
         if not self.matched.by_number:
             known = [path for path in map(self.matched.renaming.back, self.linears) if path is not None]
             return [path for path in targeted(options, known) if path not in found.adapted]
@@ -147,6 +230,21 @@ def _updates(found: Sorted, taker: Taker, base: _Base, head: MadeHead, where: ob
     ]
     norms = {path: base.norm(path) for path in shifts if not base.sites(path)}
     return updates + [_Update(path, norm[0], {}, shifts[path], norm[1]) for path, norm in norms.items() if norm]
+
+
+def _norm_updates(found: Sorted, base: _Base, where: object) -> list[_Update]:
+    """The sites of trained norms; an AdapterError lists those that have none."""
+    norms = {path: base.norm(path) for path in found.adapted}
+    missing = [path for path, norm in norms.items() if norm is None]
+    if missing:
+        raise AdapterError(
+            "has trained norms where no adapter can act",
+            where=where,
+            found=listed(missing),
+            expected="norms behind a sum or behind the embeddings, not before a sublayer or behind the last layer",
+            fix="merge it with PEFT (`merge_and_unload`) and take the result as a base",
+        )
+    return [_Update(path, norm[0], found.adapted[path], None, norm[1]) for path, norm in norms.items() if norm]
 
 
 def _shifts(found: Sorted, taker: Taker, base: _Base, head: MadeHead, where: object) -> dict[str, np.ndarray]:
@@ -223,6 +321,92 @@ def _place_lora(taker: Taker, update: _Update, options: Options, names: dict[tup
     taker.place(update.site, names[kept, bias], graph, recipes, widths, update.keys)
 
 
+def _place_change(taker: Taker, update: _Update, change: Change, own: np.ndarray | None) -> int:
+    """Place a change of a layer's weight and bias; returns the bytes that a dense matrix takes.
+
+    The layer's output has its `own` bias in it, scaled with the rest: what is added is the difference.
+    """
+    site, bias, own = update.site, change.bias, np.zeros(update.site.width) if own is None else own
+    shift = (own if bias is None else bias) - (own if change.scale is None else change.scale * own)
+    dense, scaled, shifted = change.dense is not None, change.scale is not None, bool(shift.any())
+    parts: dict[str, Matrix] = {}
+    if change.dense is not None:
+        parts["delta.weight"] = change.dense.T
+    elif change.up is not None and change.down is not None:
+        parts |= {"lora_A.weight": change.down.T, "lora_B.weight": change.up.T}
+    else:
+        parts |= {"lora_A.weight": np.zeros((site.width_in, 1)), "lora_B.weight": np.zeros((1, site.width))}
+    if change.scale is not None:
+        parts["scaling.weight"] = change.scale
+    if shifted:
+        parts["delta.bias" if dense else "lora_B.bias"] = shift
+    name = "_".join(["scaled"] * scaled + ["delta" if dense else "lora"] + ["bias"] * shifted)
+    graph = changed_layer_graph(scale=scaled, dense=dense, bias=shifted)
+    widths = {"d": site.width, "d_in": site.width_in, "r": 0 if dense else parts["lora_A.weight"].shape[1]}
+    fits = all(parts[name].shape == shape for name, shape in graph.parameter_shapes(widths).items())
+    if not fits:
+        found = ", ".join(f"{name} {list(part.shape)}" for name, part in parts.items())
+        taker.fault(f"the tensors of `{update.path}` make {found}, which does not fit {site.width_in} to {site.width}")
+        return 0
+    recipes = {name: Recipe((), partial(np.asarray, part)) for name, part in parts.items()}
+    taker.place(site, name, graph, recipes, widths, {})
+    return 4 * site.width * site.width_in if dense else 0
+
+
+def _check_cost(cost: Mapping[str, int], dense: bool, where: object) -> None:
+    """Refuse changes of full rank unless they are allowed: they are as large as the layers."""
+    full = [name for name, size in cost.items() if size]
+    if full and not dense:
+        raise AdapterError(
+            "changes the weights by matrices of full rank, which a slot can hold and which are as large as the layers",
+            where=where,
+            found=f"{sum(cost.values()) / 1e6:,.1f} MB at {len(full)} layers, and as many products in every call",
+            expected="changes of low rank",
+            fix=f"allow them with {argument('dense', True)}; where only one adapter is needed, merge it into the base "
+            "instead",
+        )
+
+
+def _place_norm(taker: Taker, update: _Update, base: _Base) -> None:
+    """Place a trained norm behind the base's own: `w'/w ⊙ v + (b' − b·w'/w)`."""
+    site, path = update.site, update.path
+    trained = {role.rpartition(".")[2]: taker.tensors[key].astype(np.float64) for role, key in update.keys.items()}
+    own = {role: base.tensor(f"{path}.{role}") for role in trained}
+    if any(one is None or one.shape != trained[role].shape for role, one in own.items()):
+        taker.fault(f"`{path}` is another norm in the base")
+        return
+    weight = np.asarray(own["weight"], np.float64)
+    if (weight == 0).any():
+        taker.fault(f"`{path}` has factors of zero in the base, behind which nothing is left to scale")
+        return
+    scale = trained["weight"] / weight
+    recipes = {"scaling.weight": Recipe((), lambda: scale)}
+    if "bias" in trained:
+        shift = trained["bias"] - np.asarray(own["bias"], np.float64) * scale
+        recipes |= {
+            "lora_A.weight": Recipe((), lambda: np.zeros((site.width, 1))),
+            "lora_B.weight": Recipe((), lambda: np.zeros((1, site.width))),
+            "lora_B.bias": Recipe((), lambda: shift),
+        }
+    name = f"norm_{update.value}" + ("_bias" if "bias" in trained else "")
+    graph = _norm_graph(update.value, bias="bias" in trained)
+    taker.place(site, name, graph, recipes, {"d": site.width, "d_in": site.width_in, "r": 1}, {})
+
+
+def _norm_graph(value: str, *, bias: bool) -> AdapterGraph:
+    """`s⊙v` in the place of `v`, with a bias `s⊙v + B(A v)`, whose matrices are zeros."""
+    chain = Chain(value)
+    if not bias:
+        chain.owned("scale_features", "scaling", {"weight": ("d",)})
+        return chain.graph(replaces=value)
+    chain.linear("lora_A", "d", "r", bias=False)
+    chain.linear("lora_B", "r", "d")
+    delta, chain.value = chain.value, value
+    chain.owned("scale_features", "scaling", {"weight": ("d",)}, output="scaled")
+    chain.op("add", "result", delta)
+    return chain.graph(replaces=value)
+
+
 def _place_shift(taker: Taker, update: _Update) -> None:
     """Place a bias alone: a LoRA of rank 1 whose matrices are zeros, so that it fills the slots of one with a bias.
 
@@ -275,6 +459,10 @@ def _notes(matched: Match, found: Sorted, options: Options) -> Iterator[str]:
     if matched.renaming.add:
         yield f"the adapter's modules are the base's behind `{matched.renaming.add}.`"
     yield from matched.notes()
+    formula = options.method is not None or options.of_weights or options.kind == "ln_tuning"
+    if formula and not f"{options.version}.".startswith(f"{CHECKED_WITH}."):
+        version = f"version {options.version}" if options.versioned else "a version that the config does not name"
+        yield f"PEFT saved it in {version}; the formula was checked with {CHECKED_WITH}: compare a few outputs"
     for pattern in options.idle_patterns(found.adapted):
         yield f"the pattern `{pattern}` matches no module of the adapter, in PEFT neither"
     for path in found.adapted:

@@ -11,40 +11,31 @@ import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from adapter_export.errors import AdapterError, FormatError
+from adapter_export.importers.peft.config import Config, Names, matching
+from adapter_export.importers.peft.methods import METHODS, Method
 
 # What PEFT can save and this package cannot say, by name and with the reason.
 
 _PROMPT = "it puts trained vectors among the tokens or the keys and values, which is no change at a site"
+_TO_LORA = "; `save_as_lora` of PEFT converts it to a LoRA, which rounds its change of the weights to a rank"
 
 KINDS: Mapping[str, str] = {
-    "ADALORA": "its update has trained singular values between the two matrices, and ranks of its own",
-    "VBLORA": "its matrices are put together from a bank of vectors",
-    "LN_TUNING": "it holds trained norms of the base, not an adapter beside it",
+    "ADAMSS": "it splits the base's weights into clusters that its folder does not hold",
+    "LILY": "it mixes its matrices by the mean over all tokens of a batch",
+    "POLY": "it mixes a set of modules by the task",
+    "PSOFT": "it rotates singular vectors of the base's weights, whose signs its folder does not hold" + _TO_LORA,
+    "SHADOW": "it trains a second network beside the base",
     "TRAINABLE_TOKENS": "it holds trained rows of the embeddings",
     "XLORA": "it mixes several adapters by a trained gate over two passes of the base",
-    "POLY": "it mixes a set of modules by the task",
-    **dict.fromkeys(
-        ("LOHA", "LOKR", "C3A", "FOURIERFT", "WAVEFT", "MISS"),
-        "its update is built of products that the language of adapter graphs has no op for",
-    ),
-    **dict.fromkeys(
-        ("VERA", "PVERA", "RANDLORA"), "its matrices are random numbers that are shared and perhaps not in the file"
-    ),
-    **dict.fromkeys(("OFT", "BOFT", "HRA", "ROAD"), "it multiplies the base's weights by a trained matrix"),
-    **dict.fromkeys(
-        ("HIRA", "DELORA", "SHIRA", "OSF"),
-        "what it computes depends on the base's weights, which an adapter graph cannot read",
-    ),
     **dict.fromkeys(("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"), _PROMPT),
     **dict.fromkeys(("CPT", "CARTRIDGE", "ADAPTION_PROMPT"), _PROMPT),
 }
-"""Why a `peft_type` is not read. A type that is not named here is refused as unknown."""
+"""Why a `peft_type` is not read. A type that is named neither here nor in `METHODS` is refused as unknown."""
 
 OPTIONS: Mapping[str, str] = {
-    "use_dora": "DoRA divides by the norm of the base's weights plus the update, which an adapter graph cannot read",
     "use_qalora": "QA-LoRA pools the input in groups, which no op of the language does",
     "use_bdlora": "block-diagonal LoRA has matrices of another shape",
     "layer_replication": "the base has its layers in another order and number than the one that it names",
@@ -66,57 +57,36 @@ OPTIONS: Mapping[str, str] = {
 PLAIN_STARTS = ("gaussian", "orthogonal", "eva", "mica")
 """Values of `init_lora_weights`, beside true and false, that leave the base's weights alone."""
 
+STARTS_OF_BASE = ("pissa", "olora")
+"""Values of it that take the start out of the base's weights, in a way that these alone decide."""
+
 
 _EMBEDDING = "LoRA on an embedding has no site: it acts on token numbers, not on what a layer reads"
 
 TENSORS: Mapping[str, str] = {
     "lora_embedding_A": _EMBEDDING,
     "lora_embedding_B": _EMBEDDING,
-    "lora_magnitude_vector": OPTIONS["use_dora"],
-    "lora_E": KINDS["ADALORA"],
-    "ranknum": KINDS["ADALORA"],
     "lora_diag": OPTIONS["kasa_config"],
     "trainable_tokens_delta": OPTIONS["trainable_token_indices"],
     "prompt_embeddings": _PROMPT,
-    "hada_w1_a": KINDS["LOHA"],
-    "lokr_w1": KINDS["LOKR"],
-    "vera_lambda_b": KINDS["VERA"],
 }
 """Why a tensor with such a word in its name is refused."""
 
 
-Kind = Literal["lora", "ia3"]
-Names = str | tuple[str, ...] | None
-"""Modules, as PEFT writes them: a regular expression that matches all of a path, or the ends of paths."""
+CHECKED_WITH = "0.21"
+"""The version of PEFT that the formulas were checked with."""
 
-_MOST = 1e9
-"""The largest number of an option; products of greater ones are no numbers of float32."""
-
-_KINDS: Mapping[str, Kind] = {"LORA": "lora", "IA3": "ia3"}
-"""By `peft_type`."""
-
-_READ = frozenset(
-    {
-        "peft_type",
-        "task_type",
-        "auto_mapping",
-        "r",
-        "lora_alpha",
-        "lora_dropout",
-        "rank_pattern",
-        "alpha_pattern",
-        "use_rslora",
-        "bias",
-        "lora_bias",
-        "target_modules",
-        "exclude_modules",
-        "feedforward_modules",
-        "modules_to_save",
-        "layers_to_transform",
-        "layers_pattern",
-        "init_lora_weights",
-    }
+_SHARED_KEYS = frozenset(
+    {"peft_type", "task_type", "auto_mapping", "bias", "target_modules", "exclude_modules", "modules_to_save"}
+    | {"layers_to_transform", "layers_pattern"}
 )
+
+_LORA_KEYS = frozenset(
+    {"r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "lora_bias", "use_dora"}
+    | {"init_lora_weights"}
+)
+
+_IA3_KEYS = frozenset({"feedforward_modules"})
 
 NO_MATTER = frozenset(
     {
@@ -135,6 +105,31 @@ NO_MATTER = frozenset(
 )
 """Keys that only say how an adapter was trained, on what, and by which version."""
 
+SHOWN_BY_TENSORS = frozenset(
+    {"r", "rank_pattern", "init_weights", "init_lora_weights", "init_r", "target_r", "block_size", "block_size_pattern"}
+    | {"boft_block_size", "boft_block_num", "boft_n_butterfly_factor", "oft_block_size", "decompose_both", "u"}
+    | {"decompose_factor", "n_frequency", "n_frequency_pattern", "proportional_parameters", "num_vectors", "gralora_k"}
+    | {
+        "vector_length",
+        "save_only_topk_weights",
+        "mini_r",
+        "effective_rank",
+        "hybrid_r",
+        "theta_d_length",
+        "weight_tying",
+    }
+    | {"sparsity", "select_top", "config_A_B", "config_C", "config_D_E", "depth", "delora_lambda", "lambda_pattern"}
+    | {"d_initial", "projection_prng_key", "save_projection", "sparse", "very_sparse", "mask_type", "random_seed"}
+    | {"init_vector_bank_bound", "init_logits_std", "init_scale", "init_theta_d_bound", "init_v_bound", "proj_seed"}
+    | {"save_indices", "save_precomputed_indices", "projection_seed", "generator_seed", "sparse_rate", "progressbar"}
+    | {"regularization_alpha", "runtime_offload_base_weight", "target_svd_config", "rank_dropout_scale"}
+    | {"tinit", "tfinal", "deltaT", "orth_reg_weight", "total_step", "beta1", "beta2", "use_effective_conv2d"}
+)
+"""Keys of the types in `METHODS` that say how a tensor began, how it was trained, or what its shape shows."""
+
+_DROPOUT = "_dropout"
+"""How keys end that say what is dropped in training."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -142,11 +137,13 @@ class Options:
 
     `model_class` and `architecture` (transformers' name) are those of the model that it was trained in, if the folder
     says them. `ranks` and `alphas` are others than `rank` and `alpha`, by regular expressions over module paths.
+    `dora` and `start` (`init_lora_weights`, where it is a text) are of LoRA; `method` is the formula of every type but
+    LoRA, IA3 and trained norms, which reads `config`.
     `saved` are the ends of the paths of modules that were trained as a whole, `layers` those that it acts on (all, if
     none are named) in lists called `layer_lists`, `feedforward` the modules of IA3 whose input is scaled.
     """
 
-    kind: Kind
+    kind: str
     task_type: str | None = None
     model_class: str | None = None
     architecture: str | None = None
@@ -156,26 +153,40 @@ class Options:
     ranks: Mapping[str, int] = field(default_factory=dict)
     alphas: Mapping[str, float] = field(default_factory=dict)
     rank_stabilised: bool = False  # alpha/√r (Kalajdzievski 2023, §3), not alpha/r
-    bias: Literal["none", "all", "lora_only"] = "none"
+    bias: str = "none"
     targets: Names = None
     excluded: Names = None
     saved: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
     layer_lists: tuple[str, ...] = ()
     feedforward: Names = ()
-    versioned: bool = True  # configs name PEFT's version since 0.18
+    version: str | None = None  # configs name PEFT's version since 0.18
+    dora: bool = False
+    start: str | None = None
+    config: Config = field(default_factory=lambda: Config({}, ""), repr=False)
+    method: Method | None = None
+
+    @property
+    def versioned(self) -> bool:
+        """Whether the config names the version of PEFT that wrote it."""
+        return self.version is not None
+
+    @property
+    def of_weights(self) -> bool:
+        """Whether a LoRA is computed from the base's own weights as well."""
+        return self.dora or self.start in STARTS_OF_BASE
 
     def rank_at(self, path: str) -> int:
         """The rank at a module."""
-        return self.ranks.get(_pattern(self.ranks, path), self.rank)
+        return self.ranks.get(matching(self.ranks, path), self.rank)
 
     def factor_at(self, path: str) -> float:
         """The factor on LoRA's update at a module, from the rank that the config gives it."""
-        return self._factor(path, self.alphas.get(_pattern(self.alphas, path), self.alpha))
+        return self._factor(path, self.alphas.get(matching(self.alphas, path), self.alpha))
 
     def idle_patterns(self, paths: Collection[str]) -> tuple[str, ...]:
         """Patterns for ranks or alphas that no module matches, where perhaps one was meant to."""
-        used = {_pattern(patterns, path) for patterns in (self.ranks, self.alphas) for path in paths}
+        used = {matching(patterns, path) for patterns in (self.ranks, self.alphas) for path in paths}
         return tuple(pattern for pattern in dict.fromkeys([*self.ranks, *self.alphas]) if pattern not in used)
 
     def rivals(self, path: str) -> tuple[str, ...]:
@@ -199,11 +210,6 @@ class Options:
         return alpha / math.sqrt(rank) if self.rank_stabilised else alpha / rank
 
 
-def _pattern(patterns: Mapping[str, object], path: str) -> str:
-    """The first pattern that matches a module (`peft.utils.other.get_pattern_key`), else the path itself."""
-    return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", path)), path)
-
-
 def read_options(config: object, where: object) -> Options:
     """Read the document of an `adapter_config.json`; `where` names it in messages.
 
@@ -217,19 +223,21 @@ def read_options(config: object, where: object) -> Options:
             expected="a JSON object as `save_pretrained` of PEFT writes it",
             fix="give the folder that PEFT wrote",
         )
-    kind, start = config["peft_type"], config.get("init_lora_weights", True)
-    if kind not in _KINDS:
+    kind = config["peft_type"]
+    reads = _READS.get(kind)
+    if reads is None:
         raise AdapterError(
             f"is an adapter of the kind {kind}, which cannot be imported",
             where=where,
             found=KINDS.get(kind, "a kind that this release does not know"),
-            expected=" or ".join(_KINDS),
-            fix="train a LoRA, an IA3 or a bottleneck adapter instead",
+            expected="a fixed change of the base's weights or biases: " + ", ".join(_READS),
+            fix="merge it into the base with PEFT (`merge_and_unload`) where PEFT can, and take the result as a base; "
+            "or train a LoRA, an IA3 or a bottleneck adapter instead",
         )
     faults = [
         f"`{key}` is {value!r}: {OPTIONS.get(key, 'it is not known to this release')}"
         for key, value in config.items()
-        if key not in _READ | NO_MATTER and not is_off(value)
+        if key not in reads | NO_MATTER and not is_off(value) and not (kind in METHODS and key.endswith(_DROPOUT))
     ]
     if faults:
         raise AdapterError(
@@ -238,18 +246,16 @@ def read_options(config: object, where: object) -> Options:
             found="; ".join(faults),
             fix="train it without them; if you know that an unknown one changes nothing, delete its key there",
         )
+    return _options(Config(config, where))
 
-    if not (isinstance(start, bool) or start is None or start in PLAIN_STARTS):
-        raise AdapterError(
-            f"was started by `init_lora_weights` {start!r}, and cannot be imported as it is",
-            where=where,
-            found="its start is taken out of the base's weights, so that it fits only a base that is changed in the "
-            "same way",
-            expected=f"true, false, {', '.join(PLAIN_STARTS)}",
-            fix="convert it to plain LoRA: `save_pretrained(folder, path_initial_model_for_weight_conversion=…)` in "
-            "PEFT, with the adapter as it was before training",
-        )
-    return _Reader(config, where).options()
+
+_READS: Mapping[str, frozenset[str]] = {
+    "LORA": _SHARED_KEYS | _LORA_KEYS,
+    "IA3": _SHARED_KEYS | _IA3_KEYS,
+    "LN_TUNING": _SHARED_KEYS,
+    **{kind: _SHARED_KEYS | SHOWN_BY_TENSORS | method.reads for kind, method in METHODS.items()},
+}
+"""The keys of the config that may have values, by `peft_type`."""
 
 
 def is_off(value: object) -> bool:
@@ -257,103 +263,62 @@ def is_off(value: object) -> bool:
     return value is None or value is False or value in ("", [], {})
 
 
-class _Reader:
-    """Reads values of known types."""
+def _options(config: Config) -> Options:
+    architecture = re.fullmatch(r"transformers\.models\.(\w+)\.modeling_\w+", config.mapped("parent_library") or "")
+    kind, bias = config.values["peft_type"], config.values.get("bias", "none")
+    shared: dict[str, Any] = {
+        "task_type": config.text("task_type"),
+        "model_class": config.mapped("base_model_class"),
+        "architecture": architecture[1] if architecture else None,
+        "targets": config.names("target_modules"),
+        "excluded": config.names("exclude_modules"),
+        "saved": config.listed("modules_to_save", str),
+        "version": config.text("peft_version"),
+        "config": config,
+    }
+    if kind == "IA3":
+        return Options("ia3", feedforward=config.names("feedforward_modules"), **shared)
+    if kind == "LN_TUNING":
+        return Options("ln_tuning", **shared)
+    shared["layers"] = config.listed("layers_to_transform", int)
+    shared["layer_lists"] = config.listed("layers_pattern", str)
+    if not isinstance(bias, str) or not re.fullmatch(r"none|all|\w+_only", bias):
+        raise config.wrong("bias", bias, f"none, all or {kind.lower()}_only")
+    shared["bias"] = bias
+    if kind != "LORA":
+        return Options(kind.lower(), method=METHODS[kind], **shared)
+    return Options(
+        "lora",
+        rank=config.count("r", 8),
+        alpha=config.number("lora_alpha", 8),
+        dropout=config.number("lora_dropout", 0.0, at_least=0.0),
+        ranks={key: int(number) for key, number in config.patterns("rank_pattern", at_least=1, whole=True).items()},
+        alphas=config.patterns("alpha_pattern"),
+        rank_stabilised=config.flag("use_rslora"),
+        dora=config.flag("use_dora"),
+        start=_start(config),
+        **shared,
+    )
 
-    def __init__(self, config: Mapping[str, Any], where: object) -> None:
-        self._config = config
-        self._where = where
 
-    def options(self) -> Options:
-        architecture = re.fullmatch(r"transformers\.models\.(\w+)\.modeling_\w+", self._mapped("parent_library") or "")
-        shared: dict[str, Any] = {
-            "task_type": self._text("task_type"),
-            "model_class": self._mapped("base_model_class"),
-            "architecture": architecture[1] if architecture else None,
-            "targets": self._names("target_modules"),
-            "excluded": self._names("exclude_modules"),
-            "saved": self._list("modules_to_save", str),
-            "versioned": self._text("peft_version") is not None,
-        }
-        if self._config["peft_type"] == "IA3":
-            return Options("ia3", feedforward=self._names("feedforward_modules"), **shared)
-        bias, stabilised = self._config.get("bias", "none"), self._config.get("use_rslora", False)
-        if bias not in ("none", "all", "lora_only"):
-            raise self._wrong("bias", bias, "none, all or lora_only")
-        if not isinstance(stabilised, bool):
-            raise self._wrong("use_rslora", stabilised, "true or false")
-        return Options(
-            "lora",
-            rank=int(self._number("r", self._config.get("r", 8), at_least=1, whole=True)),
-            alpha=self._number("lora_alpha", self._config.get("lora_alpha", 8)),
-            dropout=self._number("lora_dropout", self._config.get("lora_dropout", 0.0), at_least=0.0),
-            ranks={key: int(number) for key, number in self._patterns("rank_pattern", at_least=1, whole=True).items()},
-            alphas=self._patterns("alpha_pattern"),
-            rank_stabilised=stabilised,
-            bias=bias,
-            layers=self._list("layers_to_transform", int),
-            layer_lists=self._list("layers_pattern", str),
-            **shared,
+def _start(config: Config) -> str | None:
+    """How LoRA's matrices began, where that is a text; an AdapterError for a start that cannot be taken back."""
+    start = config.values.get("init_lora_weights")
+    if start is None or isinstance(start, bool):
+        return None
+    if start not in (*PLAIN_STARTS, *STARTS_OF_BASE):
+        raise AdapterError(
+            f"was started by `init_lora_weights` {start!r}, and cannot be imported as it is",
+            where=config.where,
+            found="its start is taken out of the base's weights in a way that these alone do not decide, so that it "
+            "fits only a base that is changed in the same way",
+            expected=f"true, false, {', '.join([*PLAIN_STARTS, *STARTS_OF_BASE])}",
+            fix="convert it to plain LoRA: `save_pretrained(folder, path_initial_model_for_weight_conversion=…)` in "
+            "PEFT, with the adapter as it was before training",
         )
-
-    def _text(self, key: str) -> str | None:
-        value = self._config.get(key)
-        if value is not None and not isinstance(value, str):
-            raise self._wrong(key, value, "a text")
-        return value
-
-    def _patterns(self, key: str, *, at_least: float = -math.inf, whole: bool = False) -> dict[str, float]:
-        value = self._config.get(key) or {}
-        if not isinstance(value, dict):
-            raise self._wrong(key, value, "an object of numbers by pattern")
-        for pattern in value:
-            self._check_pattern(key, pattern)
-        return {name: self._number(f"{key}.{name}", one, at_least=at_least, whole=whole) for name, one in value.items()}
-
-    def _number(self, key: str, value: object, *, at_least: float = -math.inf, whole: bool = False) -> float:
-        sort = "a whole number" if whole else "a number"
-        least = max(at_least, -_MOST)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int if whole else int | float)
-            or not least <= value <= _MOST
-        ):
-            raise self._wrong(key, value, f"{sort} of at least {least:g} and at most {_MOST:g}")
-        return value
-
-    def _names(self, key: str) -> Names:
-        value = self._config.get(key)
-        if isinstance(value, str):
-            self._check_pattern(key, value)
-            return value
-        return None if value is None else self._list(key, str)
-
-    def _list(self, key: str, sort: type) -> tuple[Any, ...]:
-        value = self._config.get(key)
-        values = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(isinstance(one, sort) and not isinstance(one, bool) for one in values):
-            raise self._wrong(key, value, f"a list of {'texts' if sort is str else 'whole numbers'}")
-        return tuple(values)
-
-    def _mapped(self, key: str) -> str | None:
-        mapping = self._config.get("auto_mapping")
-        name = mapping.get(key) if isinstance(mapping, dict) else None
-        return name if isinstance(name, str) else None
-
-    def _check_pattern(self, key: str, pattern: str) -> None:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise self._wrong(key, f"{pattern} ({error})", "a regular expression") from error
-
-    def _wrong(self, key: str, found: object, expected: str) -> FormatError:
-        return FormatError(
-            f"`{key}` has a value that PEFT does not write",
-            where=self._where,
-            found=found,
-            expected=expected,
-            fix="take the file from its source again, or correct it there",
-        )
+    if start == "olora" and config.flag("fan_in_fan_out"):
+        raise AdapterError("was started by `olora` at layers that are stored [in, out]", where=config.where)
+    return str(start)
 
 
 # Which of the base's modules a config means, to notice tensors that were lost.

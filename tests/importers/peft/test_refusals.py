@@ -34,7 +34,6 @@ def refused(folder: Path, error: type[AdapterExportError], *words: str) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("dora", ("`use_dora` is True", "DoRA")),
         (
             "embedding",
             ("word_embeddings.lora_embedding_A`", "word_embeddings.lora_embedding_B`", "LoRA on an embedding"),
@@ -43,19 +42,17 @@ def refused(folder: Path, error: type[AdapterExportError], *words: str) -> None:
         ("tokens", ("`trainable_token_indices`", "rows of the embeddings")),
         (
             "pissa",
-            ("`init_lora_weights` 'pissa'", "Convert it to plain LoRA", "path_initial_model_for_weight_conversion"),
+            (
+                "`init_lora_weights` 'pissa_niter_4'",
+                "Convert it to plain LoRA",
+                "path_initial_model_for_weight_conversion",
+            ),
         ),
-        ("olora", ("`init_lora_weights` 'olora'",)),
         ("replication", ("`layer_replication` is [[0, 2], [1, 2]]",)),
         ("alora", ("`alora_invocation_tokens` is [4]", "activated LoRA")),
         ("saved_norm", ("`embeddings.LayerNorm`", "`encoder.layer.1.output.LayerNorm`", "modules_to_save")),
         ("saved_embeddings", ("`embeddings.word_embeddings`", "modules_to_save")),
         ("output_layer", ("lm_head.base_layer.weight`", "a weight of the base itself")),
-        ("loha", ("LOHA", "products")),
-        ("lokr", ("LOKR", "products")),
-        ("vera", ("VERA", "random numbers")),
-        ("adalora", ("ADALORA", "singular values")),
-        ("oft", ("OFT", "multiplies the base's weights")),
         ("prefix", ("PREFIX_TUNING", "trained vectors")),
         ("prompt", ("PROMPT_TUNING", "trained vectors")),
     ],
@@ -86,8 +83,8 @@ def test_a_head_that_reads_the_last_token() -> None:
         ({"use_a_new_trick": True}, "`use_a_new_trick` is True: it is not known to this release"),
         ({"new_factor": 0.5}, "`new_factor` is 0.5"),
         ({"peft_type": "NEWEST"}, "a kind that this release does not know"),
-        ({"use_dora": True, "new_factor": 2}, "`use_dora` is True"),
-        ({"use_dora": True, "new_factor": 2}, "`new_factor` is 2"),
+        ({"use_qalora": True, "new_factor": 2}, "`use_qalora` is True"),
+        ({"use_qalora": True, "new_factor": 2}, "`new_factor` is 2"),
         ({"init_lora_weights": "pissa_niter_16"}, "pissa_niter_16"),
         ({"init_lora_weights": "loftq"}, "loftq"),
     ],

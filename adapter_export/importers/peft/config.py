@@ -1,0 +1,116 @@
+"""Values of known types in `adapter_config.json`, and patterns over module paths as PEFT matches them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adapter_export.errors import FormatError
+
+Names = str | tuple[str, ...] | None
+"""Modules, as PEFT writes them: a regular expression that matches all of a path, or the ends of paths."""
+
+_MOST = 1e9
+"""The largest number of an option; products of greater ones are no numbers of float32."""
+
+
+def matching(patterns: Iterable[str], path: str) -> str:
+    """The first pattern that matches a module (`peft.utils.other.get_pattern_key`), else the path itself."""
+    return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", path)), path)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The document of an `adapter_config.json`; `where` names it in the `FormatError` of a value of another type."""
+
+    values: Mapping[str, Any]
+    where: object
+
+    def text(self, key: str) -> str | None:
+        """A text, if it is given."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self.wrong(key, value, "a text")
+        return value
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self.wrong(key, value, "true or false")
+        return default if value is None else value
+
+    def number(self, key: str, default: float, *, at_least: float = -math.inf, whole: bool = False) -> float:
+        """A number, the default where none is given."""
+        value = self.values.get(key)
+        return default if value is None else self._checked(key, value, at_least, whole)
+
+    def count(self, key: str, default: int) -> int:
+        """A whole number of at least 1, the default where none is given."""
+        return int(self.number(key, default, at_least=1, whole=True))
+
+    def number_at(self, path: str, key: str, pattern_key: str, default: float) -> float:
+        """A number at a module: that of the first pattern that matches it, else that of `key`."""
+        patterns = self.patterns(pattern_key)
+        return patterns.get(matching(patterns, path), self.number(key, default))
+
+    def patterns(self, key: str, *, at_least: float = -math.inf, whole: bool = False) -> dict[str, float]:
+        """Numbers by regular expressions over module paths."""
+        value = self.values.get(key) or {}
+        if not isinstance(value, dict):
+            raise self.wrong(key, value, "an object of numbers by pattern")
+        for pattern in value:
+            self._check_pattern(key, pattern)
+        return {name: self._checked(f"{key}.{name}", one, at_least, whole) for name, one in value.items()}
+
+    def names(self, key: str) -> Names:
+        """Modules."""
+        value = self.values.get(key)
+        if isinstance(value, str):
+            self._check_pattern(key, value)
+            return value
+        return None if value is None else self.listed(key, str)
+
+    def listed(self, key: str, sort: type) -> tuple[Any, ...]:
+        """A list of texts or of whole numbers, or one of them."""
+        value = self.values.get(key)
+        values = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(isinstance(one, sort) and not isinstance(one, bool) for one in values):
+            raise self.wrong(key, value, f"a list of {'texts' if sort is str else 'whole numbers'}")
+        return tuple(values)
+
+    def mapped(self, key: str) -> str | None:
+        """A text of `auto_mapping`, which says what class the model had."""
+        mapping = self.values.get("auto_mapping")
+        name = mapping.get(key) if isinstance(mapping, dict) else None
+        return name if isinstance(name, str) else None
+
+    def wrong(self, key: str, found: object, expected: str) -> FormatError:
+        """The error of a value that PEFT does not write."""
+        return FormatError(
+            f"`{key}` has a value that PEFT does not write",
+            where=self.where,
+            found=found,
+            expected=expected,
+            fix="take the file from its source again, or correct it there",
+        )
+
+    def _checked(self, key: str, value: object, at_least: float, whole: bool) -> float:
+        sort = "a whole number" if whole else "a number"
+        least = max(at_least, -_MOST)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int if whole else int | float)
+            or not least <= value <= _MOST
+        ):
+            raise self.wrong(key, value, f"{sort} of at least {least:g} and at most {_MOST:g}")
+        return value
+
+    def _check_pattern(self, key: str, pattern: str) -> None:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise self.wrong(key, f"{pattern} ({error})", "a regular expression") from error

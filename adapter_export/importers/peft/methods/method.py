@@ -1,0 +1,178 @@
+"""What a type of PEFT does to a linear layer: the layer as its formula sees it, and the change that it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adapter_export.errors import AdapterError
+from adapter_export.importers.peft.config import Config
+from adapter_export.importers.take import Taker
+
+Matrix = npt.NDArray[np.floating[Any]]
+"""An array of float64."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """The layer `scale⊙(W u) + up·(down u) + dense·u + bias` in the place of `W u + b`.
+
+    `scale` [out], `down` [r, in], `up` [out, r], `dense` [out, in], `bias` [out]; what is none is not there, and
+    without a `bias` the layer keeps its own.
+    """
+
+    scale: Matrix | None = None
+    down: Matrix | None = None
+    up: Matrix | None = None
+    dense: Matrix | None = None
+    bias: Matrix | None = None
+
+    def smaller(self) -> Change:
+        """The same with the pair multiplied out where that takes fewer numbers, and no pair beside a dense matrix."""
+        if self.up is None or self.down is None:
+            return self
+        rank, (out, width_in) = len(self.down), (len(self.up), self.down.shape[1])
+        if self.dense is None and rank * (out + width_in) < out * width_in:
+            return self
+        product = self.up @ self.down
+        return replace(self, up=None, down=None, dense=product if self.dense is None else self.dense + product)
+
+    def applied(self, weight: Matrix, bias: Matrix) -> tuple[Matrix, Matrix]:
+        """The layer's weight [out, in] and bias [out] after the change."""
+        changed = weight if self.scale is None else self.scale[:, None] * weight
+        if self.up is not None and self.down is not None:
+            changed = changed + self.up @ self.down
+        if self.dense is not None:
+            changed = changed + self.dense
+        return changed, bias if self.bias is None else self.bias
+
+
+class IncompleteError(Exception):
+    """A tensor is missing, or does not fit; the taker has the fault."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all layers of one adapter have in common: its config, its tensors, and those that lie at no module.
+
+    `own` are the keys of the latter by their names, such as `vera_A`.
+    """
+
+    config: Config
+    taker: Taker
+    own: Mapping[str, str]
+
+    def tensor(self, key: str) -> Matrix:
+        """A tensor of floats by its key in the file."""
+        found = self.taker.tensor(key)
+        if found is None:
+            raise IncompleteError
+        return found.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One adapted linear layer of the base, `width_in` to `width` features.
+
+    `keys` are those of its tensors by their names there, `base` gives the base's tensors at the layer, `weight` or
+    `bias`, the latter as training left it.
+    """
+
+    path: str
+    width: int
+    width_in: int
+    keys: Mapping[str, str]
+    shared: Shared
+    base: Callable[[str], np.ndarray | None]
+
+    def __getitem__(self, name: str) -> Matrix:
+        """A tensor of floats; an IncompleteError, and a fault of the file, where it is missing."""
+        return self.shared.tensor(self.keys[name] if name in self.keys else self._missing(name))
+
+    def get(self, name: str) -> Matrix | None:
+        """A tensor of floats, if it is there."""
+        return self[name] if name in self.keys else None
+
+    def whole(self, name: str, most: int) -> npt.NDArray[np.int64]:
+        """A tensor of positions below `most`, of the layer or of the whole adapter."""
+        key = self.keys.get(name) or self.shared.own.get(name) or self._missing(name)
+        found = self.shared.taker.tensors[key]
+        self.shared.taker.forget([key])
+        numbers = found.astype(np.int64)
+        if found.dtype.kind not in "iuf" or (numbers != found).any() or (numbers < 0).any() or (numbers >= most).any():
+            self.shared.taker.fault(f"`{key}` holds something else than positions below {most}")
+            raise IncompleteError
+        return numbers
+
+    def ignore(self, *names: str) -> None:
+        """Count tensors that say nothing more as used."""
+        keys = (self.keys.get(name) or self.shared.own.get(name) for name in names)
+        self.shared.taker.forget(key for key in keys if key is not None)
+
+    def common(self, name: str, fix: str) -> Matrix:
+        """A tensor of the whole adapter; an AdapterError with the way out where it was not saved."""
+        if name not in self.shared.own:
+            raise AdapterError(
+                "was saved without something that its layers are computed from",
+                where=f"`{self.path}`",
+                found=f"no `base_model.{name}`",
+                fix=fix,
+            )
+        return self.shared.tensor(self.shared.own[name])
+
+    @property
+    def config(self) -> Config:
+        """The adapter's config."""
+        return self.shared.config
+
+    @cached_property
+    def weight(self) -> Matrix:
+        """The base's own weight, [out, in]."""
+        found, shape = self.base("weight"), (self.width, self.width_in)
+        if found is not None and found.shape == shape[::-1] and (found.shape != shape or self._stored_in_first):
+            found = found.T  # `Conv1D` of transformers
+        if found is None or found.shape != shape:
+            raise AdapterError(
+                "is computed from the base's own weights, which this base does not show",
+                where=f"`{self.path}`",
+                found="no such weight" if found is None else f"a weight {list(found.shape)}",
+                expected=f"a weight {list(shape)}",
+                fix="give the model that it was trained on as a torch archive or a Hugging Face folder",
+            )
+        return found.astype(np.float64)
+
+    @property
+    def _stored_in_first(self) -> bool:
+        return self.config.flag("fan_in_fan_out")
+
+    @cached_property
+    def bias(self) -> Matrix | None:
+        """The layer's bias [out], if it has one."""
+        found = self.base("bias")
+        return None if found is None else found.astype(np.float64)
+
+    def _missing(self, name: str) -> str:
+        key, role = next(((key, role) for role, key in self.keys.items()), ("", ""))
+        self.shared.taker.fault(f"`{key.removesuffix(role)}{name}` is missing")
+        raise IncompleteError
+
+
+Formula = Callable[[Layer], Change]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One `peft_type` whose change of the weights is fixed.
+
+    `prefix` is how the names of its tensors begin, a regular expression; `reads` are the keys of the config that
+    `formula` computes with.
+    """
+
+    formula: Formula
+    prefix: str
+    reads: frozenset[str] = frozenset()
