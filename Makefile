@@ -45,11 +45,11 @@ $(STAMP): pyproject.toml Makefile
 	@$(BIN)/python examples/demo_data.py
 	@touch $@
 
-# KServe's server wants an older protobuf than the other packages for the tests
+# KServe's server and Triton's client want an older protobuf than the other packages for the tests
 $(KSERVE): $(STAMP)
 	$(PYTHON) -m venv $(VENV)/kserve
 	$(VENV)/kserve/bin/python -m pip install --quiet --disable-pip-version-check \
-		'kserve>=0.15' 'numpy>=1.26' 'onnxruntime>=1.21' 'flatbuffers>=2' 'tokenizers>=0.20'
+		'kserve>=0.21' 'tritonclient[grpc]>=2.50' 'numpy>=1.26' 'onnxruntime>=1.21' 'flatbuffers>=2' 'tokenizers>=0.20'
 	@touch $@
 
 demo: $(STAMP)
@@ -104,9 +104,9 @@ dist: $(STAMP)
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python -m build --outdir dist build/runtime
 	$(BIN)/twine check --strict dist/*
-	for name in adapter-export adapter-export-runtime; do \
+	for name in adapter_export adapter_export_runtime; do \
 		$(PYTHON) -m venv --clear --without-pip $(VENV)/dist && \
-		$(BIN)/python -m pip --python $(VENV)/dist install --quiet --disable-pip-version-check --find-links dist $$name && \
+		$(BIN)/python -m pip --python $(VENV)/dist install --quiet --disable-pip-version-check dist/$$name-[0-9]*.whl && \
 		$(BIN)/cyclonedx-py environment --mc-type library --output-reproducible \
 			--output-file dist/$$name.cdx.json $(VENV)/dist/bin/python || exit; \
 	done

@@ -28,6 +28,7 @@ from adapter_export.api.bundles.sign import sign, verify_signature
 from adapter_export.api.models.base import Base, capture, open_base
 from adapter_export.api.models.sites import Sites
 from adapter_export.api.serving.serve import serve
+from adapter_export.api.serving.ship import ship
 from adapter_export.api.training.lint import lint
 from adapter_export.api.training.plan import plan
 from adapter_export.api.training.smaller import distil, drop
@@ -40,6 +41,7 @@ if TYPE_CHECKING:  # for annotations; each loads more than a program may need
     from adapter_export.bundle.report import Report as Report
     from adapter_export.bundle.signature import Signature as Signature
     from adapter_export.graph.adapter import Adapter as Adapter
+    from adapter_export.layouts.layout import Shipped as Shipped
     from adapter_export.practice.compare import Comparison as Comparison
     from adapter_export.practice.distil import Distillation as Distillation
     from adapter_export.practice.drop import Drop as Drop
@@ -81,6 +83,7 @@ __all__ = [
     "save",
     "self_test",
     "serve",
+    "ship",
     "sign",
     "sweep",
     "train",

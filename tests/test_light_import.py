@@ -25,6 +25,7 @@ COMMANDS = (
     "run",
     "inspect",
     "serve",
+    "ship",
 )
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "transformers", "numpy", "matplotlib")
 LIMIT_S = 0.5

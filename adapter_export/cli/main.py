@@ -53,6 +53,7 @@ COMMANDS: Mapping[str, Entry] = {
     "run": Entry(".bundles.run:run", "Run a bundle on texts, pictures, clips or arrays."),
     "inspect": Entry(".bundles.inspect:inspect", "Show what is in a bundle, an adapter or a model."),
     "serve": Entry(".serving.serve:serve", "Serve bundles by HTTP, an adapter for each request."),
+    "ship": Entry(".serving.ship:ship", "Write what Triton, KServe, Ray or Docker needs to serve a bundle."),
 }
 
 
@@ -60,7 +61,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Models": ("capture", "sites", "distil"),
     "Adapters": ("plan", "train", "sweep", "lint", "drop", "pack", "import", "compose"),
     "Bundles": ("build", "add", "remove", "check", "verify", "sign", "evaluate", "compare", "run", "inspect"),
-    "Serving": ("serve",),
+    "Serving": ("serve", "ship"),
 }
 """The commands as the help lists them."""
 

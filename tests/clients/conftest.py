@@ -20,8 +20,7 @@ import pytest
 from clients import CPP_PACKAGES, EXAMPLES, Client, missing_cpp_packages, succeed, tool
 from heads import with_head
 from once import once
-from small_bundle import LENGTHS, WIDTH, WORDS, build_small
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from small_bundle import LENGTHS, WIDTH, build_small, small_tokenizer
 from toolchain import skip_or_fail
 
 from adapter_export.bundle.build import build_bundle
@@ -49,8 +48,6 @@ TASKS = (
 )
 """Labels are in no order that a sorted object would have."""
 FIXED = {"tone": 0.25, "mood": 1.5}
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-OTHERS = "a who wrote it was good bad dull film book the and not ? . moon"
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +122,7 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     It has what the manifest does not list and clients pass over: a signature, and the report of a check.
     """
     folder = tmp_path_factory.mktemp("small")
-    built = build_small(folder, None, ("input_ids", "attention_mask"), _tokenizer(), _fusion, ["topic"]).folder
+    built = build_small(folder, None, ("input_ids", "attention_mask"), small_tokenizer(), _fusion, ["topic"]).folder
     for name in (SIGNATURE_FILE, REPORT_FILE):
         (built / name).write_text("{}")
     return built
@@ -139,7 +136,7 @@ def length_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Lengths, Pa
         for number, lengths in enumerate(LENGTHS):
             (folder / str(number)).mkdir()
             names = ("input_ids", "attention_mask")
-            build_small(folder / str(number), ["slots", "inputs"], names, _tokenizer(), lengths=lengths)
+            build_small(folder / str(number), ["slots", "inputs"], names, small_tokenizer(), lengths=lengths)
 
     folder = once(tmp_path_factory, "lengths", make)
     return {lengths: folder / str(number) / "bundle" for number, lengths in enumerate(LENGTHS)}
@@ -167,17 +164,6 @@ def _fusion(topic: Adapter, tone: Adapter, mood: Adapter) -> list[Adapter]:
         weighted_fusion(tone, mood, name="fusion", weights={"tone": 0.9, "mood": -0.4}, head="tone"),
         weighted_fusion(tone, mood, name="fixed", weights=FIXED, head="tone"),
     ]
-
-
-def _tokenizer() -> str:
-    words = {word: number for number, word in enumerate([*SPECIAL, *OTHERS.split()])}
-    assert len(words) == WORDS
-    made = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
-    made.normalizer = normalizers.BertNormalizer()
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = [(word, words[word]) for word in ("[CLS]", "[SEP]")]
-    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
-    return str(made.to_str())
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import numpy_helper, parser, shape_inference
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from adapter_export.bundle.build import build_bundle
 from adapter_export.format.lengths import Lengths
@@ -22,6 +23,8 @@ from adapter_export.onnx_backend.base.base import LENGTHS_KEY, OnnxBase, open_on
 from adapter_export.onnx_backend.runner import CutRunner
 
 WIDTH, INNER, WORDS, LAYERS = 16, 32, 20, 2
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+OTHERS = "a who wrote it was good bad dull film book the and not ? . moon"
 LENGTHS = (Lengths(16, 16), Lengths(8, 40, 8, (24,)))
 """Those of bases that take some lengths alone."""
 
@@ -169,3 +172,15 @@ def build_small(
         bake=bake,
     )
     return Built(folder / "bundle", folder / "base.onnx", base, manifest)
+
+
+def small_tokenizer() -> str:
+    """A `tokenizer.json` of as many words as the base knows."""
+    words = {word: number for number, word in enumerate([*SPECIAL, *OTHERS.split()])}
+    assert len(words) == WORDS
+    made = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer()
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = [(word, words[word]) for word in ("[CLS]", "[SEP]")]
+    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
+    return str(made.to_str())
