@@ -57,7 +57,7 @@ class Control:
         """
         async with self._changing:
             done = await self._changes[change](self, **given)
-        log("change", change=change, model=given.get("name"), route=given.get("route"), **done)
+        log("change", change=change, name=given.get("name"), route=given.get("route"), **done)
         return done
 
     async def _load(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -95,12 +96,12 @@ def serve_here(
     logging.getLogger("uvicorn.error").propagate = False
     if not settings.quiet:
         log_to_stderr()
-    made = make_server(named_bundles(places, Bundle.open), settings, fetch)
     listening = listen(settings)
     signal.signal(
         signal.SIGTERM, lambda *_: None
     )  # uvicorn raises it again when it is done, which would end all at once
     try:
+        made = make_server(named_bundles(places, Bundle.open), settings, fetch)
         _Server(made, settings, on_ready).run(sockets=[listening])
     finally:
         listening.close()
@@ -113,7 +114,7 @@ def listen(settings: Settings) -> socket.socket:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         raise UsageError(
-            f"cannot listen ({error.strerror or error})",
+            f"cannot listen ({os.strerror(error.errno) if error.errno else error})",
             found=f"{settings.host}:{settings.port}",
             fix="choose another port; 0 takes one that is free",
         ) from error

@@ -81,7 +81,7 @@ def add_protocol(
     in_time: Callable[[Awaitable[Any]], Awaitable[Any]],
     authorised: Callable[..., Awaitable[None]],
 ) -> None:
-    """Add the protocol's routes to an app."""
+    """Add the protocol's routes to an app; of two decorators, the lower one is tried first."""
 
     async def found(name: str, version: str | None, key: str, state: State | None = None) -> Target:
         target = await service.target(name, key, state)
@@ -102,14 +102,14 @@ def add_protocol(
     async def ready() -> Response:
         return JSONResponse({"ready": control.ready}, status_code=200 if control.ready else 503)
 
-    @app.get("/v2/models/{name:path}/versions/{version}/ready")
     @app.get("/v2/models/{name:path}/ready")
+    @app.get("/v2/models/{name:path}/versions/{version}/ready")
     async def model_ready(name: str, request: HttpRequest, version: str | None = None) -> Response:
         await found(name, version, request.state.key)
         return JSONResponse({"name": name, "ready": True})
 
-    @app.post("/v2/models/{name:path}/versions/{version}/infer")
     @app.post("/v2/models/{name:path}/infer")
+    @app.post("/v2/models/{name:path}/versions/{version}/infer")
     async def infer(name: str, request: HttpRequest, version: str | None = None) -> Response:
         data = await body_of(request, limits.call, limits.sending)
         asked, tensors = _read(data, request.headers.get(_HEADER_LENGTH))
@@ -119,8 +119,8 @@ def add_protocol(
         outputs = dict(_outputs(computed, None if asked.outputs is None else [o.name for o in asked.outputs]))
         return _written(name, target, asked, outputs)
 
-    @app.get("/v2/models/{name:path}/versions/{version}")
     @app.get("/v2/models/{name:path}")
+    @app.get("/v2/models/{name:path}/versions/{version}")
     async def metadata(name: str, request: HttpRequest, version: str | None = None) -> Response:
         target = await found(name, version, request.state.key)
         return JSONResponse({"name": name, **_metadata(target)})

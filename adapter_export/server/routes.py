@@ -168,8 +168,8 @@ def route_of(document: object) -> Route:
     """
     if isinstance(document, Mapping) and set(document) <= {"alias", "shares", "shadow"}:
         alias, shares, shadow = (document.get(key) for key in ("alias", "shares", "shadow"))
-        if isinstance(alias, str) and shares is None:
-            shares = {alias: 1.0}
+        if alias is not None:
+            shares = {alias: 1.0} if isinstance(alias, str) and shares is None else None
         numbers = isinstance(shares, Mapping) and all(
             isinstance(share, int | float) and not isinstance(share, bool) for share in shares.values()
         )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from adapter_export.api.models.base import PathLike, require
 from adapter_export.api.option import Option
 from adapter_export.errors import UsageError, argument
+
+if TYPE_CHECKING:
+    from adapter_export.server.resolver import Fetch
 
 
 def serve(
@@ -21,6 +24,7 @@ def serve(
         PathLike | None,
         Option("A folder in which adapters that are not loaded are found by name.", "DIR", "--adapters"),
     ] = None,
+    hub: Annotated[bool, "Let administrators load adapters from `hf://…` and `oci://…`."] = False,
     admin_token: str | None = None,
     state: Annotated[PathLike | None, Option("The file that keeps routes, so that a restart has them.", "FILE")] = None,
     drain: Annotated[float, "Seconds in which calls are answered after SIGTERM, and health says `not ready`."] = 5.0,
@@ -85,4 +89,12 @@ def serve(
         drain=drain,
         quiet=quiet,
     )
-    serve_here([str(place) for place in places], settings, None, on_ready or (lambda *_: None))
+    serve_here([str(place) for place in places], settings, _fetch() if hub else None, on_ready or (lambda *_: None))
+
+
+def _fetch() -> Fetch:
+    require("huggingface_hub", "hub", "fetching adapters")
+    require("httpx", "hub", "fetching adapters")
+    from adapter_export.hub import fetch
+
+    return fetch

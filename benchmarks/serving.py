@@ -1,0 +1,287 @@
+"""A server under 16 clients, beside its session in one process, a process for each adapter, and AdapterHub in FastAPI.
+
+    python benchmarks/serving.py                                # eight adapters of MiniLM, 16 clients
+    python benchmarks/serving.py --write                        # and put the table and the picture into docs/
+    python benchmarks/serving.py --adapters 32 --rounds 10 --without adapterhub
+
+Each client asks for one text after the other, each for another adapter. Ways take turns, and each ratio is of two of
+one round. One thread computes in every way; the server's own work, and the clients', has other cores if there are any.
+AdapterHub runs in the environment of `make bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+from kit.adapters import random_houlsby
+from kit.machine import description, load_average, warn_if_busy
+from kit.part import tell
+from kit.tables import Table, spread
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+import adapter_export as ae
+from adapter_export.format.adapter_files import write_adapter
+from adapter_export.format.files import new_file
+from adapter_export.runtime import Bundle
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
+ALTERNATIVES = HERE.parent / ".venv" / "alternatives" / "bin" / "python"
+SESSION, SERVE, EACH, HUB = "the session, in process", "`serve`", "a process for each adapter", "AdapterHub in FastAPI"
+TEXTS = [
+    f"How far is the {thing} from the {place}, and who was the first to {verb} it?"
+    for thing in ("moon", "sea", "capital", "old bridge")
+    for place in ("earth", "station", "border")
+    for verb in ("measure", "see", "walk")
+]
+
+
+@dataclass
+class Way:
+    """Something that answers.
+
+    Attributes:
+        ask: answers so many requests, and returns the seconds that each took.
+        rates: requests per second, round by round.
+        late: the seconds of single requests.
+        memory: of all its processes, in bytes, pages that they share counted once.
+    """
+
+    ask: Callable[[int], list[float]]
+    rates: list[float] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
+    memory: float = 0.0
+
+
+def main() -> None:
+    """Measure, print, and write if that was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapters", type=int, default=8)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--requests", type=int, default=480, help="of one round")
+    parser.add_argument("--python", type=Path, default=ALTERNATIVES, help="the one that has AdapterHub")
+    parser.add_argument("--without", nargs="*", default=[], choices=["adapterhub", "each"])
+    parser.add_argument("--bundles", type=Path, help="a folder in which what is built is kept")
+    parser.add_argument("--write", action="store_true", help="replace the table and the picture in docs/")
+    given = parser.parse_args()
+    load = load_average()
+    warn_if_busy(load)
+    with ExitStack() as stack:
+        folder = given.bundles or Path(stack.enter_context(TemporaryDirectory(prefix="serving-")))
+        names = [f"a{number}" for number in range(given.adapters)]
+        _prepare(folder, names)
+        ways = {SESSION: _in_process(folder / "bundle", names, given.clients)}
+        one = [(folder / "bundle", names)]
+        ways[SERVE] = stack.enter_context(_served(one, given.clients))
+        if "each" not in given.without:
+            each = [(folder / name, [name]) for name in names]
+            ways[EACH] = stack.enter_context(_served(each, given.clients))
+        if "adapterhub" not in given.without:
+            ways[HUB] = stack.enter_context(_adapterhub(folder, names, given))
+        _measure(ways, given.rounds, given.requests)
+    table = _table(ways, given)
+    machine = description(load, "cpu")
+    print(machine, table.markdown(), sep="\n\n")
+    if given.write:
+        page = DOCS / "serving.md"
+        begin, end = "<!-- load: begin -->", "<!-- load: end -->"
+        text = re.sub(
+            f"(?s){begin}.*{end}", lambda _: f"{begin}\n{machine}\n\n{table.markdown()}\n{end}", page.read_text("utf-8")
+        )
+        with new_file(page, force=True) as temporary:
+            temporary.write_text(text, "utf-8")
+        _draw(ways)
+
+
+def _prepare(folder: Path, names: Sequence[str]) -> None:
+    """Build a bundle of all adapters, and one of each."""
+    if (folder / "bundle").exists():
+        return
+    sys.path.insert(0, str(HERE.parent / "examples"))
+    import demo_data
+
+    tell("building bundles")
+    folder.mkdir(exist_ok=True)
+    (folder / "base").symlink_to(demo_data.base_folder().resolve())
+    base = ae.capture(folder / "base", folder / "model.pt")
+    exported = base.exported(folder)
+    for number, name in enumerate(names):
+        write_adapter(random_houlsby(name, exported, 64, number), folder / "adapters" / name)
+    plain = {"without_own_head": True}
+    folders = [folder / "adapters" / name for name in names]
+    ae.build(base, folders, folder / "bundle", flavours=["slots", "bank"], **plain)
+    for path in folders:
+        ae.build(base, [path], folder / path.name, flavours=["slots"], **plain)
+
+
+def _in_process(path: Path, names: Sequence[str], clients: int) -> Way:
+    """What the session can do at most: as many texts in a call as there are clients, read and answered."""
+    bundle = Bundle.open(path)
+    texts, session = itertools.cycle(TEXTS), bundle.session(threads=1)
+    reader, adapters = bundle.texts(session), itertools.cycle(names)
+
+    def ask(requests: int) -> list[float]:
+        late = []
+        for _ in range(requests // clients):
+            began = time.perf_counter()
+            found = reader.answer(
+                [next(texts) for _ in range(clients)], adapters=[next(adapters) for _ in range(clients)]
+            )
+            for one in found:
+                json.dumps(one.document())
+            late += [time.perf_counter() - began] * clients
+        return late
+
+    return Way(ask, memory=_memory([psutil.Process()]))
+
+
+@contextmanager
+def _served(bundles: Sequence[tuple[Path, Sequence[str]]], clients: int) -> Iterator[Way]:
+    """A server for each bundle; each request goes to the one that has its adapter."""
+    with ExitStack() as stack:
+        places, processes = {}, []
+        for path, names in bundles:
+            words = [sys.executable, "-m", "adapter_export", "serve", str(path), "--port=0", "--drain=0", "--quiet"]
+            process, port = stack.enter_context(_started(words))
+            processes.append(psutil.Process(process.pid))
+            places |= dict.fromkeys(names, port)
+        way = Way(_asking(places, clients, lambda name, text: ("/answer", {"model": name, "text": text})))
+        way.ask(2 * clients)
+        way.memory = _memory(processes)
+        yield way
+
+
+@contextmanager
+def _adapterhub(folder: Path, names: Sequence[str], given: argparse.Namespace) -> Iterator[Way]:
+    """AdapterHub's own model behind FastAPI: it has one active adapter, so requests wait for each other."""
+    if not given.python.exists():
+        sys.exit(f"error: AdapterHub is not there: {given.python} is missing. `make bench` installs it.")
+    words = [str(given.python), str(HERE / "kit" / "adapterhub_service.py"), str(folder / "base"), *names]
+    with _started(words) as (process, port):
+        way = Way(_asking(dict.fromkeys(names, port), given.clients, lambda name, text: ("/", {"a": name, "t": text})))
+        way.ask(2 * given.clients)
+        way.memory = _memory([psutil.Process(process.pid)])
+        yield way
+
+
+@contextmanager
+def _started(words: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A server, as soon as it says where it listens."""
+    around = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=around) as process:
+        try:
+            assert process.stdout is not None
+            yield process, int(process.stdout.readline().rpartition(":")[2])
+        finally:
+            process.terminate()
+
+
+def _asking(
+    places: dict[str, int], clients: int, call: Callable[[str, str], tuple[str, dict[str, str]]]
+) -> Callable[[int], list[float]]:
+    """Clients that ask one request after the other, each on connections that stay open."""
+    names, texts = itertools.cycle(places), itertools.cycle(TEXTS)
+
+    async def client(left: Iterator[int], late: list[float]) -> None:
+        streams: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
+        for _ in left:
+            name = next(names)
+            path, document = call(name, next(texts))
+            began = time.perf_counter()
+            port = places[name]
+            if port not in streams:
+                streams[port] = await asyncio.open_connection("127.0.0.1", port)
+            reader, writer = streams[port]
+            body = json.dumps(document).encode()
+            writer.write(
+                b"POST %s HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % (path.encode(), len(body)) + body
+            )
+            head = await reader.readuntil(b"\r\n\r\n")
+            size = re.search(rb"content-length: (\d+)", head)
+            answer = await reader.readexactly(int(size[1] if size else 0))
+            assert head.startswith(b"HTTP/1.1 200"), head + answer
+            late.append(time.perf_counter() - began)
+        for _, writer in streams.values():
+            writer.close()
+
+    async def all_clients(requests: int) -> list[float]:
+        late: list[float] = []
+        left = iter(range(requests))
+        await asyncio.gather(*(client(left, late) for _ in range(clients)))
+        return late
+
+    return lambda requests: asyncio.run(all_clients(requests))
+
+
+def _memory(processes: Sequence[psutil.Process]) -> float:
+    return float(sum(process.memory_full_info().pss for process in processes))
+
+
+def _measure(ways: dict[str, Way], rounds: int, requests: int) -> None:
+    names = list(ways)
+    for turn in range(rounds):
+        tell(f"round {turn + 1} of {rounds}")
+        for place in range(len(names)):
+            way = ways[names[(place + turn) % len(names)]]
+            began = time.perf_counter()
+            late = way.ask(requests)
+            way.rates.append(len(late) / (time.perf_counter() - began))
+            way.late += late
+
+
+def _table(ways: dict[str, Way], given: argparse.Namespace) -> Table:
+    rows = []
+    for name, way in ways.items():
+        ratios = [own / other for own, other in zip(way.rates, ways[SESSION].rates, strict=True)]
+        late = statistics.quantiles(way.late, n=100, method="inclusive")
+        rows.append(
+            [
+                name,
+                spread(way.rates, 0),
+                spread(ratios, 2),
+                round(1000 * late[49]),
+                round(1000 * late[94]),
+                f"{way.memory / 1e6:,.0f}",
+            ]
+        )
+    columns = ["", "requests per second", "over the session", "median, ms", "95 %, ms", "memory, MB"]
+    title = f"{given.clients} clients, {given.adapters} adapters"
+    return Table(title, columns, rows, "A text of 20 tokens each, each for another adapter; one thread computes.")
+
+
+def _draw(ways: dict[str, Way]) -> None:
+    """Draw requests per second, and memory."""
+    figure = Figure(figsize=(8, 2.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    speed, memory = figure.subplots(1, 2, sharey=True)
+    names = [name.replace("`", "") for name in ways]
+    speed.barh(names, [statistics.median(way.rates) for way in ways.values()], color="#2f5fd0")
+    speed.set_xlabel("requests per second")
+    memory.barh(names, [way.memory / 1e6 for way in ways.values()], color="#c3c9d6")
+    memory.set_xlabel("memory, MB")
+    speed.invert_yaxis()
+    for axes in (speed, memory):
+        axes.spines[["top", "right"]].set_visible(False)
+    with new_file(DOCS / "serving-load.svg", force=True) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

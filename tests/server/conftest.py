@@ -1,0 +1,42 @@
+"""A server of two small bundles in a process of its own, and apps without one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from once import once
+from served import served
+from small_bundle import build_small, small_tokenizer
+
+
+@pytest.fixture(scope="session")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle `film` that reads texts: `topic`, `tone` and `mood`."""
+
+    def make(folder: Path) -> None:
+        build_small(folder, ["slots", "bank"], ("input_ids", "attention_mask"), small_tokenizer())
+        (folder / "bundle").rename(folder / "film")
+
+    return once(tmp_path_factory, "film", make) / "film"
+
+
+@pytest.fixture(scope="session")
+def tenants(film: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which adapters are found: `visitor`, a file with its task, and `guest`, a whole adapter."""
+    folder = tmp_path_factory.mktemp("tenants")
+    shutil.copy(film / "adapters" / "tone.onnx_adapter", folder / "visitor.onnx_adapter")
+    (folder / "visitor.json").write_text('{"task": {"type": "single_label", "labels": ["cold", "warm"]}}')
+    shutil.copytree(film / "adapters" / "mood", folder / "guest")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(film: Path, tenants: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A server of `film`, which finds `tenants`; tests leave it as they find it."""
+    state = tmp_path_factory.mktemp("state") / "routes.json"
+    with served(film, "--drain", "0", "--quiet", "--adapters", tenants, "--state", state) as found:
+        yield found.client

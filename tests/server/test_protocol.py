@@ -1,0 +1,153 @@
+"""The Open Inference Protocol v2, by hand and by Triton's own client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+
+from adapter_export.runtime import Bundle
+from adapter_export.runtime.texts import TextReader
+from adapter_export.version import __version__
+
+TEXTS = ["who wrote it ?", "a good film and the book was not dull .", "moon"]
+
+
+@pytest.fixture(scope="module")
+def reader(film: Path) -> TextReader:
+    return Bundle.open(film).texts()
+
+
+@pytest.fixture
+def client(server: httpx.Client) -> Iterator[triton.InferenceServerClient]:
+    made = triton.InferenceServerClient(f"{server.base_url.host}:{server.base_url.port}")
+    yield made
+    made.close()
+
+
+def _texts(name: str, texts: list[str], *, binary: bool) -> triton.InferInput:
+    given = triton.InferInput(name, [len(texts)], "BYTES")
+    given.set_data_from_numpy(np.array([text.encode() for text in texts], object), binary_data=binary)
+    return given
+
+
+@pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
+@pytest.mark.parametrize("model", ["topic", "tone", "film/mood"])
+def test_texts(client: triton.InferenceServerClient, reader: TextReader, model: str, binary: bool) -> None:
+    wanted = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("answer", "label", "logits")]
+    found = client.infer(model, [_texts("text", TEXTS, binary=binary)], outputs=wanted, request_id="7")
+    expected = reader.answer(TEXTS, model.rpartition("/")[2])
+    answers = [json.loads(text) for text in found.as_numpy("answer")]
+    for answer, one, label in zip(answers, expected, found.as_numpy("label"), strict=True):
+        said = one.document()
+        assert answer["label"] == said["label"] == (label.decode() if binary else label)
+        assert answer["probabilities"] == pytest.approx(said["probabilities"], abs=1e-5)
+    logits = found.as_numpy("logits").astype(np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert logits.dtype == np.float64
+    assert logits.shape == (3, len(answers[0]["probabilities"]))
+    np.testing.assert_allclose(shares, [list(one["probabilities"].values()) for one in answers], atol=1e-5)
+    assert found.get_response()["id"] == "7"
+
+
+@pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
+@pytest.mark.parametrize(("model", "output"), [("topic", "logits"), ("film", "hidden")])
+def test_tensors(
+    client: triton.InferenceServerClient, reader: TextReader, model: str, output: str, binary: bool
+) -> None:
+    """All outputs of a base, and the head of an adapter, if none are named."""
+    arrays = {
+        "input_ids": np.array([[2, 5, 6, 3], [2, 7, 3, 0]]),
+        "attention_mask": np.array([[1, 1, 1, 1], [1, 1, 1, 0]]),
+    }
+    given = []
+    for name, array in arrays.items():
+        given.append(triton.InferInput(name, list(array.shape), "INT64"))
+        given[-1].set_data_from_numpy(array, binary_data=binary)
+    wanted = None if binary else [triton.InferRequestedOutput(output, binary_data=False)]
+    found = client.infer(model, given, outputs=wanted).as_numpy(output)
+    expected = reader.session.run(arrays, None if model == "film" else model)[output]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_what_a_server_says_of_itself(client: triton.InferenceServerClient, film: Path) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.get_server_metadata()["version"] == __version__
+    digest = {file.path: file.sha256 for file in Bundle.open(film).manifest.files}["adapters/topic.onnx_adapter"]
+    known = client.get_model_metadata("topic")
+    assert known["versions"] == [digest[:12]]
+    assert {one["name"]: one["datatype"] for one in known["inputs"]} == {
+        "text": "BYTES",
+        "input_ids": "INT64",
+        "attention_mask": "INT64",
+    }
+    assert known["outputs"][0] == {"name": "answer", "datatype": "BYTES", "shape": [-1]}
+    assert client.is_model_ready("topic")
+    assert client.is_model_ready("topic", digest[:12])
+    assert client.is_model_ready(f"topic@sha256:{digest}")
+    assert not client.is_model_ready("topic", "0123456789ab")
+    assert not client.is_model_ready("nobody")
+    assert {"film", "topic", "tone", "mood"} <= {one["name"] for one in client.get_model_repository_index()}
+
+
+def _input(**changed: Any) -> dict[str, Any]:
+    return {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"], **changed}
+
+
+def _ids(one: object, name: str = "input_ids") -> dict[str, Any]:
+    return {"name": name, "shape": [1, 1], "datatype": "INT64", "data": [one]}
+
+
+@pytest.mark.parametrize(
+    ("model", "request_", "status", "words"),
+    [
+        ("nobody", {"inputs": [_input()]}, 404, "no model `nobody`"),
+        (f"topic@sha256:{'0' * 64}", {"inputs": [_input()]}, 404, "has the digest"),
+        ("topic", {"inputs": [_input(shape=[2])]}, 400, "other data than its shape"),
+        ("topic", {"inputs": [_input(shape=[-1])]}, 400, "other data than its shape"),
+        ("topic", {"inputs": [_input(datatype="TEXT")]}, 400, "unknown type"),
+        ("topic", {"inputs": [_input(data=[1])]}, 400, "other data than its shape"),
+        ("topic", {"inputs": [_input(data=None)]}, 400, "no data"),
+        ("topic", {"inputs": [_input(), _input()]}, 400, "given twice"),
+        ("topic", {"inputs": [_input(data=["a" * 100_001])]}, 400, "too long"),
+        ("topic", {"inputs": [_input(shape=[257], data=["a"] * 257)]}, 400, "too many rows"),
+        ("topic", {"inputs": [_input(shape=[0], data=[])]}, 400, "too many rows, or none"),
+        ("topic", {"inputs": [_input(), _input(name="input_ids")]}, 400, "two things to run on"),
+        ("topic", {"inputs": [_ids(2.5)]}, 400, "other data"),
+        ("topic", {"inputs": [_ids(2**70)]}, 400, "that its type does not hold"),
+        ("topic", {"inputs": [_ids([2])]}, 400, "no `attention_mask`"),
+        ("topic", {"inputs": [_ids(99), _ids(1, name="attention_mask")]}, 400, "out of range"),
+        ("topic", {"inputs": [_input()], "outputs": [{"name": "other"}]}, 400, "no such output"),
+        ("topic", {"inputs": [_input(parameters={"binary_data_size": 3}, data=None)]}, 400, "less data than it says"),
+        ("topic", {"inputs": []}, 400, "expected form"),
+        ("film", {"inputs": [_input(shape=[2], data=["a", "a good book"])]}, 400, "differ in length"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    server: httpx.Client, model: str, request_: dict[str, Any], status: int, words: str
+) -> None:
+    answer = server.post(f"/v2/models/{model}/infer", json=request_)
+    assert answer.status_code == status, answer.text
+    assert words in answer.json()["error"]
+
+
+@pytest.mark.parametrize("length", ["x", "-1", "100000", "3"])
+def test_a_head_of_another_length_is_refused(server: httpx.Client, length: str) -> None:
+    body = json.dumps({"inputs": [_input()]})
+    answer = server.post("/v2/models/topic/infer", content=body, headers={"inference-header-content-length": length})
+    assert answer.status_code == 400, answer.text
+
+
+@pytest.mark.parametrize("raw", [b"\x05\x00\x00\x00abc", b"\x02\x00\x00\x00\xff\xfe", b"\x01"])
+def test_texts_that_are_none_are_refused(server: httpx.Client, raw: bytes) -> None:
+    head = json.dumps({"inputs": [{**_input(parameters={"binary_data_size": len(raw)}), "data": None}]}).encode()
+    headers = {"inference-header-content-length": str(len(head))}
+    assert server.post("/v2/models/topic/infer", content=head + raw, headers=headers).status_code == 400

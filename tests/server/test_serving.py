@@ -1,0 +1,287 @@
+"""Routes, adapters that are found, limits, and what strangers may not do; a server in a process of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from served import served
+from starlette.testclient import TestClient
+
+from adapter_export.errors import UsageError
+from adapter_export.format.files import new_folder
+from adapter_export.runtime import Bundle
+from adapter_export.server.limits import Limits
+from adapter_export.server.models import named_bundles
+from adapter_export.server.process import Settings, make_server
+
+TEXT = "a good film , and the book was not dull ."
+
+
+def _answer(server: httpx.Client, model: str, text: str = TEXT, **call: object) -> dict:
+    answer = server.post("/answer", json={"model": model, "text": text, **call})
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def _alike(found: dict, expected: dict) -> None:
+    assert found["label"] == expected["label"]
+    assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
+
+
+def test_a_model_by_its_name(server: httpx.Client, film: Path) -> None:
+    expected = Bundle.open(film).texts().answer([TEXT], "tone")[0].document()
+    for name in ("tone", "film/tone"):
+        found = _answer(server, name)
+        _alike(found, expected)
+        assert (found["model"], found["adapter"]) == (name, "tone")
+    unknown = server.post("/answer", json={"model": "nobody", "text": TEXT})
+    assert unknown.status_code == 404
+    assert "no model `nobody`; expected one of `film`, `topic`" in unknown.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ({"model": "tone", "text": TEXT, "texts": [TEXT]}, "two things"),
+        ({"model": "tone"}, "nothing to run on"),
+        ({"model": "tone", "adapter": "tone", "text": TEXT}, "one choice"),
+        ({"model": "tone", "pair": TEXT}, "nothing to run on"),
+        ({"model": "tone", "texts": [TEXT], "pair": TEXT}, "belong to a `text`"),
+        ({"model": "tone", "text": TEXT, "choices": [TEXT]}, "of another kind"),
+    ],
+)
+def test_a_call_that_does_not_fit_is_refused(server: httpx.Client, call: dict, words: str) -> None:
+    answer = server.post("/answer", json=call)
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]
+
+
+def test_aliases_shares_and_the_way_back(server: httpx.Client) -> None:
+    assert server.put("/admin/routes/best", json={"alias": "tone"}).status_code == 200
+    assert _answer(server, "best")["adapter"] == "tone"
+    server.put("/admin/routes/best", json={"shares": {"tone": 0.5, "mood": 0.5}})
+    found = Counter(_answer(server, "best", id=str(number))["adapter"] for number in range(40))
+    assert min(found["tone"], found["mood"]) > 8
+    assert len({_answer(server, "best", id="7")["adapter"] for _ in range(5)}) == 1
+    bad = server.put("/admin/routes/best", json={"shares": {"tone": 1.5}})
+    assert (bad.status_code, "share" in bad.json()["error"]) == (400, True)
+    assert server.put("/admin/routes/best", json={"alias": "nobody"}).status_code == 400
+    assert server.delete("/adapters/tone").status_code == 409
+    assert server.post("/admin/rollback").json()["best"]["shares"] == {"tone": 1.0}
+    assert _answer(server, "best")["adapter"] == "tone"
+    assert server.delete("/admin/routes/best").json() == {}
+    assert server.delete("/admin/routes/best").status_code == 404
+    assert server.post("/answer", json={"model": "best", "text": TEXT}).status_code == 404
+
+
+def test_a_shadow_is_compared_and_never_given(server: httpx.Client) -> None:
+    server.put("/admin/routes/seen", json={"alias": "tone", "shadow": "mood"})
+    server.put("/admin/routes/twin", json={"alias": "tone", "shadow": "tone"})
+    for name in ("seen", "twin", "twin"):
+        assert _answer(server, name)["adapter"] == "tone"
+    wanted = [
+        'shadow_rows_total{outcome="different",route="seen"} 1.0',
+        'shadow_rows_total{outcome="same",route="twin"} 2.0',
+    ]
+    ends = time.monotonic() + 10
+    while not all(line in server.get("/metrics").text for line in wanted):
+        assert time.monotonic() < ends, server.get("/metrics").text
+        time.sleep(0.02)
+    for name in ("seen", "twin"):
+        server.delete(f"/admin/routes/{name}")
+
+
+def test_adapters_are_found_by_name(server: httpx.Client, film: Path, tenants: Path) -> None:
+    """A file with its task, and a whole adapter, which becomes the same file as in the bundle."""
+    found, tone = _answer(server, "visitor"), _answer(server, "tone")
+    assert list(found["probabilities"]) == ["cold", "warm"]
+    np.testing.assert_allclose(list(found["probabilities"].values()), list(tone["probabilities"].values()), atol=1e-5)
+    digest = hashlib.sha256((film / "adapters" / "mood.onnx_adapter").read_bytes()).hexdigest()
+    _alike(_answer(server, f"guest@sha256:{digest}"), _answer(server, "mood"))
+    wrong = server.post("/answer", json={"model": f"guest@sha256:{'0' * 64}", "text": TEXT})
+    assert (wrong.status_code, "digest" in wrong.json()["error"]) == (404, True)
+    for name in ("../film", "%2e%2e", "no-one", "visitor/x"):
+        assert server.post("/answer", json={"model": name, "text": TEXT}).status_code == 404
+    assert server.post("/v2/repository/models/visitor/unload").status_code == 200
+    assert "visitor" not in server.get("/adapters").json()
+    assert server.post("/v2/repository/models/visitor/load").json()["bundle"] == "film"
+    assert server.post("/v2/repository/models/nobody/load").status_code == 404
+    for name in ("visitor", "guest"):
+        server.delete(f"/adapters/{name}")
+
+
+def test_numbers_for_prometheus(server: httpx.Client) -> None:
+    def value(name: str) -> float:
+        line = next((one for one in server.get("/metrics").text.splitlines() if one.startswith(name)), "0")
+        return float(line.split()[-1])
+
+    names = ['requests_total{model="topic",status="200"}', 'rows_total{bundle="film"}']
+    before = [value(f"adapter_export_{name}") for name in names]
+    server.post("/answer", json={"model": "topic", "texts": [TEXT, "moon"]})
+    server.post("/answer", json={"model": "x" * 50, "text": TEXT})
+    after = [value(f"adapter_export_{name}") for name in names]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [1, 2]
+    text = server.get("/metrics").text
+    assert "xxxxx" not in text
+    for name in ("request_seconds_bucket", "call_rows_count", "waiting_rows", "resident_adapters", "adapter_loads"):
+        assert f"adapter_export_{name}" in text
+
+
+def test_the_page_takes_names_as_text_alone(server: httpx.Client) -> None:
+    answer = server.get("/")
+    script = answer.text.partition("<script>")[2].partition("</script>")[0]
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|Function\(|https?:", script)
+    policy = answer.headers["content-security-policy"]
+    assert "script-src 'sha256-" in policy
+    assert "default-src 'none'" in policy
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"origin": "https://elsewhere.example"}, {"x-forwarded-for": "8.8.8.8"}, {"host": "elsewhere.example"}],
+    ids=["a page of others", "behind a proxy", "another name"],
+)
+def test_strangers_change_nothing(server: httpx.Client, headers: dict[str, str]) -> None:
+    for method, path in (
+        ("PUT", "/admin/routes/x"),
+        ("POST", "/admin/rollback"),
+        ("PUT", "/adapters/x"),
+        ("DELETE", "/adapters/tone"),
+        ("POST", "/v2/repository/models/film/load"),
+        ("POST", "/v2/repository/models/tone/unload"),
+    ):
+        assert server.request(method, path, headers=headers, json={"alias": "tone"}).status_code == 403, path
+    assert "tone" in server.get("/adapters").json()
+
+
+def _app(*places: Path | str, **settings: object) -> TestClient:
+    made = make_server(named_bundles([str(place) for place in places], Bundle.open), Settings(**settings))
+    return TestClient(made.app, "http://127.0.0.1", client=("127.0.0.1", 1), raise_server_exceptions=False)
+
+
+def test_a_token_lets_in_from_anywhere(film: Path) -> None:
+    with _app(film, token="secret", quiet=True) as client:
+        far = {"x-forwarded-for": "8.8.8.8"}
+        assert client.post("/admin/rollback").status_code == 401
+        assert client.post("/admin/rollback", headers={"authorization": "Bearer other"}).status_code == 401
+        given = {"authorization": "Bearer secret", **far}
+        assert client.put("/admin/routes/x", headers=given, json={"alias": "tone"}).status_code == 200
+
+
+def test_two_bundles_with_one_name(film: Path) -> None:
+    with pytest.raises(UsageError, match=r"two models have one name; found `topic` in `film` and in `other`"):
+        _app(film, f"other={film}")
+    with _app(film, f"other={film}", qualify=True) as client:
+        assert client.post("/answer", json={"model": "other/tone", "text": TEXT}).json()["adapter"] == "tone"
+        assert client.post("/answer", json={"model": "tone", "text": TEXT}).status_code == 404
+        assert "several bundles" in client.post("/answer", json={"texts": [TEXT]}).json()["error"]
+        both = client.post("/answer", json={"adapters": ["film/tone", "other/mood"], "texts": [TEXT, TEXT]}).json()
+        assert [one["adapter"] for one in both] == ["tone", "mood"]
+    with pytest.raises(UsageError, match="two bundles have one name"):
+        named_bundles([str(film), f"film={film}"], Bundle.open)
+
+
+def test_what_waits_has_a_bound(film: Path) -> None:
+    with _app(film, limits=Limits(waiting=3), quiet=True) as client:
+        answer = client.post("/answer", json={"model": "tone", "texts": [TEXT] * 4})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert client.post("/answer", json={"model": "tone", "texts": [TEXT] * 3}).status_code == 200
+
+
+def test_nothing_is_lost_while_a_bundle_is_exchanged_an_alias_turns_and_the_server_ends(
+    film: Path, tmp_path: Path
+) -> None:
+    """Every answer is right for the adapter that it names; a restart has the routes of before."""
+    place, state = tmp_path / "film", tmp_path / "routes.json"
+    shutil.copytree(film, place)
+    reader = Bundle.open(film).texts()
+    expected = {name: reader.answer([TEXT], name)[0].document() for name in ("tone", "mood")}
+    with served(place, "--drain", "0.5", "--state", state) as found:
+        client, process = found.client, found.process
+        client.put("/admin/routes/best", json={"alias": "tone"}).raise_for_status()
+        counts, done = Counter[str](), threading.Event()
+
+        def ask(_: int) -> None:
+            with httpx.Client(base_url=client.base_url, timeout=30, trust_env=False) as own:
+                while not done.is_set():
+                    answer = _answer(own, "best")
+                    _alike(answer, expected[answer["adapter"]])
+                    counts[answer["adapter"]] += 1
+
+        with ThreadPoolExecutor(4) as pool:
+            asking = [pool.submit(ask, number) for number in range(4)]
+            for turn in range(6):
+                with new_folder(place, force=True) as temporary:
+                    shutil.copytree(film, temporary, dirs_exist_ok=True)
+                    document = json.loads((film / "manifest.json").read_text())
+                    del document["checksum"]  # of another digest, and the same answers
+                    (temporary / "manifest.json").write_text(json.dumps({**document, "producer": f"test {turn}"}))
+                client.put("/admin/routes/best", json={"alias": ("mood", "tone")[turn % 2]}).raise_for_status()
+                if turn % 2:
+                    assert client.post("/v2/repository/models/film/load").json()["changed"]
+                else:
+                    process.send_signal(signal.SIGHUP)
+                time.sleep(0.15)
+            done.set()
+            for one in asking:
+                one.result()
+        assert min(counts["tone"], counts["mood"]) > 10
+        reloads = float(re.search(r'reloads_total{bundle="film"} (\S+)', client.get("/metrics").text)[1])
+        assert reloads >= 3
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        assert client.get("/v2/health/ready").status_code == 503
+        last = client.post("/answer", json={"model": "best", "text": TEXT})  # it drains, and answers
+        assert (last.status_code, last.headers["connection"]) == (200, "close")
+        lines = [json.loads(line) for line in found.ended().splitlines() if line.startswith("{")]
+    assert len([line for line in lines if line.get("model") == "best" and line["status"] == 200]) == 1 + counts.total()
+    assert {line["event"] for line in lines} == {"request", "change"}
+    with _app(place, state=state, quiet=True) as client:
+        assert client.get("/admin/routes").json()["best"]["shares"] == {"tone": 1.0}
+
+
+def test_a_damaged_bundle_is_not_taken(film: Path, tmp_path: Path) -> None:
+    """The old one is served further."""
+    place = shutil.copytree(film, tmp_path / "film")
+    with _app(place, quiet=True) as client:
+        document = json.loads((film / "manifest.json").read_text())
+        del document["checksum"]
+        (place / "manifest.json").write_text(json.dumps({**document, "producer": "other"}))
+        (place / "adapters" / "tone.onnx_adapter").write_bytes(b"damaged")
+        answer = client.post("/v2/repository/models/film/load")
+        assert answer.status_code == 400, answer.text
+        assert client.post("/answer", json={"model": "tone", "text": TEXT}).json()["label"]
+
+
+def test_traces_by_the_standard_variables(film: Path) -> None:
+    with served(film, "--drain", "0", OTEL_TRACES_EXPORTER="console", OTEL_SERVICE_NAME="films") as found:
+        trace = "0af7651916cd43dd8448eb211c80319c"
+        headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01", "x-request-id": "mine"}
+        answer = found.client.post("/answer", json={"model": "tone", "text": TEXT}, headers=headers)
+        assert answer.headers["x-request-id"] == "mine"
+        text = found.ended()
+    assert f'"trace_id": "0x{trace}"' in text
+    assert '"service.name": "films"' in text
+    assert '"adapter_export.model": "tone"' in text
+    assert '"id": "mine"' in text
+
+
+def test_a_port_that_is_taken(film: Path, server: httpx.Client) -> None:
+    words = [sys.executable, "-m", "adapter_export", "serve", str(film), "--port", str(server.base_url.port)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "cannot listen (Address already in use)" in done.stderr

@@ -1,0 +1,49 @@
+"""`adapter-export serve` in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server, and a client of it; `log` is the file that has what it wrote to stderr."""
+
+    client: httpx.Client
+    process: subprocess.Popen[str]
+    log: Path
+
+    def ended(self) -> str:
+        """End it as a platform does, wait, and return what it wrote."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(60) == 0
+        return self.log.read_text()
+
+
+@contextmanager
+def served(*places: str | Path, **environment: str) -> Iterator[Served]:
+    """Serve bundles on a free port until the block ends; options stand among the places."""
+    words = [sys.executable, "-m", "adapter_export", "serve", *map(str, places), "--port", "0"]
+    with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w+") as log:
+        around = {**os.environ, **environment}
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True, env=around) as process:
+            try:
+                assert process.stdout is not None
+                line = process.stdout.readline()
+                assert line.startswith("listening on "), Path(log.name).read_text()
+                with httpx.Client(base_url=line.split()[-1], timeout=30, trust_env=False) as client:
+                    yield Served(client, process, Path(log.name))
+            finally:
+                if process.poll() is None:
+                    process.kill()
