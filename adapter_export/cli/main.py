@@ -54,6 +54,8 @@ COMMANDS: Mapping[str, Entry] = {
     "inspect": Entry(".bundles.inspect:inspect", "Show what is in a bundle, an adapter or a model."),
     "serve": Entry(".serving.serve:serve", "Serve bundles by HTTP, an adapter for each request."),
     "ship": Entry(".serving.ship:ship", "Write what Triton, KServe, Ray or Docker needs to serve a bundle."),
+    "push": Entry(".serving.hub:push", "Send a bundle or an adapter to a hub or a registry."),
+    "pull": Entry(".serving.hub:pull", "Take a bundle or an adapter from a hub or a registry."),
 }
 
 
@@ -61,7 +63,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Models": ("capture", "sites", "distil"),
     "Adapters": ("plan", "train", "sweep", "lint", "drop", "pack", "import", "compose"),
     "Bundles": ("build", "add", "remove", "check", "verify", "sign", "evaluate", "compare", "run", "inspect"),
-    "Serving": ("serve", "ship"),
+    "Serving": ("serve", "ship", "push", "pull"),
 }
 """The commands as the help lists them."""
 

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
-from adapter_export.format.records import SEMVER, Count, NotEmpty, NotNegative, Positive, Sha256
+from adapter_export.errors import FormatError, within
+from adapter_export.format.records import (
+    SEMVER,
+    Count,
+    NotEmpty,
+    NotNegative,
+    Positive,
+    Sha256,
+    record_from_json,
+    version_checked,
+)
 from adapter_export.graph.ops import Interval
+from adapter_export.reading.documents import read_json
 
 REPORT_VERSION = "1.0.0"
 """The version of the format of reports."""
@@ -501,3 +513,24 @@ class CheckReport:
     digest: Sha256 | None = None
     ledger: tuple[ObligationRecord, ...] = ()
     nodes: tuple[NodeRecord, ...] = ()
+
+
+def read_report(path: Path, digest: str) -> CheckReport:
+    """Read an earlier report on the bundle whose manifest has this digest.
+
+    Raises:
+        FileError: it cannot be read.
+        FormatError: it is none, or one on another bundle; `VersionError` is a kind of it.
+    """
+    document = read_json(path)
+    with version_checked(document, REPORT_VERSION, path), within(path):
+        report = record_from_json(CheckReport, document)
+    if report.digest != digest:
+        raise FormatError(
+            "is a report on another bundle",
+            where=path,
+            found=f"a manifest of digest {report.digest or 'that it does not say'}",
+            expected=digest,
+            fix="give a report on this bundle",
+        )
+    return report

@@ -24,6 +24,7 @@ from adapter_export.errors import (
     UnreachableError,
     UsageError,
     WriteError,
+    within,
 )
 from adapter_export.format.files import CACHE_VARIABLE, cache_folder, canonical_json, locked, new_file, new_folder
 from adapter_export.format.manifest_json import CARD_FILE, REPORT_FILE, SIGNATURE_FILE
@@ -177,7 +178,7 @@ def _source(reference: Reference, *, plain_http: bool) -> Iterator[Source]:
         yield registry
 
 
-def pull(fetched: Fetched, output: Path, *, force: bool = False) -> Fetched:
+def copy_fetched(fetched: Fetched, output: Path, *, force: bool = False) -> Fetched:
     """Copy what was fetched to a folder of the user's own.
 
     Raises:
@@ -287,7 +288,8 @@ def _download(source: Source, remote: Remote, folder: Path, order: _Order) -> No
     total, free = sum(file.size for file in files), shutil.disk_usage(folder).free
     if total > free:
         raise WriteError(folder.parent, f"{total:,} bytes are needed, and {free:,} are free")
+    order.tell(f"taking {len(files) + 1} files, {total / 1e6:,.1f} MB")
     for file in files:
-        order.tell(f"taking {file.path}")
         source.download(file, folder)
-    read_whole(folder, kind)
+    with within(where):
+        read_whole(folder, kind)

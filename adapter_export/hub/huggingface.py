@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,15 +26,14 @@ from adapter_export.errors import (
     DeniedError,
     FormatError,
     HashError,
-    InputError,
     NotFoundError,
     RemoteError,
     UnreachableError,
     UsageError,
     visible,
 )
-from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest
-from adapter_export.hub.artifact import Remote, RemoteFile, files_by_path
+from adapter_export.format.manifest_json import UNLISTED
+from adapter_export.hub.artifact import HEADS, Remote, RemoteFile, files_by_path, needed_files
 from adapter_export.hub.reference import HubReference
 from adapter_export.reading.files import copy_hashed
 from adapter_export.reading.parsers import reason
@@ -130,22 +129,20 @@ class Hub:
                 raise HashError(where, "the hub gave other bytes than it said", found=found, expected=file.digest)
             got.replace(place)
 
-    def push(self, files: Mapping[str, Path], *, private: bool, message: str, tell: Callable[[str], object]) -> str:
+    def push(self, files: Mapping[str, Path], *, private: bool, message: str) -> str:
         """Make one commit of the files of an artifact, in a repository that is made if there is none; return its id.
 
-        Files of a bundle that was there before, and that this one does not have, are deleted.
+        Files of the bundle or adapter that was there before, and that this one does not have, are deleted.
 
         Raises:
             RemoteError: the hub does not answer or does not take it.
         """
         name, revision = self.reference.repository, self.reference.revision
         with self._asked():
-            tell(f"asking for {name}")
             self._api.create_repo(name, private=private or None, exist_ok=True)
             if revision is not None:
                 self._api.create_branch(name, branch=revision, exist_ok=True)
-            gone = self._listed_before() - files.keys()
-            tell(f"sending {len(files)} files")
+            gone = self._own_before() - files.keys()
             adds = [CommitOperationAdd(path, file) for path, file in sorted(files.items())]
             deletes = [CommitOperationDelete(path) for path in sorted(gone)]
             done = self._api.create_commit(name, [*adds, *deletes], commit_message=message, revision=revision)
@@ -159,15 +156,17 @@ class Hub:
         except NotFoundError:
             return None
 
-    def _listed_before(self) -> set[str]:
-        """Return the files of the bundle that the repository holds, of those that it still has."""
-        with suppress(InputError), TemporaryDirectory(prefix="adapter-export-") as folder:
+    def _own_before(self) -> set[str]:
+        """Return the files of the bundle or the adapter that the repository holds; what else is there stays."""
+        own: set[str] = set()
+        with suppress(FormatError, NotFoundError), TemporaryDirectory(prefix="adapter-export-") as folder:
             remote = self.resolve()
-            if MANIFEST_FILE in remote.files:
-                self.download(remote.files[MANIFEST_FILE], Path(folder))
-                listed = {file.path for file in read_manifest(Path(folder)).files}
-                return listed & remote.files.keys()
-        return set()
+            for kind, head in HEADS.items():
+                if head in remote.files:
+                    own |= {head, *(UNLISTED if kind == "bundle" else ())}
+                    self.download(remote.files[head], Path(folder))
+                    own |= needed_files(Path(folder), kind).keys()
+        return own & remote.files.keys()
 
     @contextmanager
     def _asked(self) -> Iterator[None]:
@@ -207,6 +206,9 @@ class Hub:
         except (_TRANSPORT, ConnectionError, TimeoutError) as error:
             fix = "check the network and `HF_ENDPOINT`"
             raise UnreachableError("the hub does not answer", where=where, found=_said(error), fix=fix) from error
+        except RuntimeError as error:  # of a thread of the library, with what went wrong as its cause
+            found = _said(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+            raise UnreachableError("the hub broke off", where=where, found=found, fix="run again") from error
         finally:
             if bars:
                 enable_progress_bars()

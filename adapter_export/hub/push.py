@@ -93,17 +93,18 @@ def push_folder(
             files[CARD_FILE] = Path(temporary, CARD_FILE)
             files[CARD_FILE].write_text(card, encoding="utf-8")
         size = sum(file.stat().st_size for file in files.values())
+        on_progress(f"sending {len(files)} files, {size / 1e6:,.1f} MB")
         if isinstance(where, HubReference):
             hub = Hub(where)
             before = hub.current()
-            pin = hub.push(files, private=private, message=f"Push {kind} {digest[:12]}", tell=on_progress)
+            pin = hub.push(files, private=private, message=f"Push {kind} {digest[:12]}")
         else:
             annotations = {"adapter-export.digest": f"sha256:{digest}"}
             if licence is not None:
                 annotations["org.opencontainers.image.licenses"] = licence
             with Registry(where, plain_http=plain_http) as registry:
                 before = registry.current()
-                pin = registry.push(kind, files, annotations, on_progress)
+                pin = registry.push(kind, files, annotations)
     if before is not None and before != pin:
         on_note(f"`{where}` has moved: it was `{before}`, and is `{pin}` now")
     return Pushed(str(where), kind, pin, digest, tuple(sorted(files)), size)

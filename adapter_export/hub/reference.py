@@ -39,6 +39,11 @@ class HubReference:
         return f"hf://{self.repository}" + (f"@{self.revision}" if self.revision else "")
 
     @property
+    def name(self) -> str:
+        """The last part of its name."""
+        return self.repository.rpartition("/")[2]
+
+    @property
     def pin(self) -> str | None:
         """What can never mean anything else, if this is one: a commit."""
         return self.revision if self.revision and _COMMIT.fullmatch(self.revision) else None
@@ -71,6 +76,11 @@ class RegistryReference:
     def version(self) -> str:
         """The digest or the tag."""
         return self.digest or self.tag or DEFAULT_TAG
+
+    @property
+    def name(self) -> str:
+        """The last part of its name."""
+        return self.repository.rpartition("/")[2]
 
     @property
     def pin(self) -> str | None:

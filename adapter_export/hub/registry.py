@@ -196,9 +196,7 @@ class Registry:
         except FormatError:
             return "something else"
 
-    def push(
-        self, kind: Kind, files: Mapping[str, Path], annotations: Mapping[str, str], tell: Callable[[str], object]
-    ) -> str:
+    def push(self, kind: Kind, files: Mapping[str, Path], annotations: Mapping[str, str]) -> str:
         """Send the files of an artifact, those that are not there yet, and then its manifest; return its digest.
 
         The same files and annotations always make the same manifest: it has no time in it.
@@ -209,7 +207,6 @@ class Registry:
         """
         layers = []
         for path, file in sorted(files.items()):
-            tell(f"sending {path}")
             digest, size = f"sha256:{sha256_of(file)}", file.stat().st_size
             self._upload(digest, size, partial(_blocks, file))
             media_type = _MEDIA_TYPES.get(file.suffix, _ANY_TYPE)

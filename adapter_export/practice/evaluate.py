@@ -16,6 +16,7 @@ from sklearn.calibration import calibration_curve
 from adapter_export.bundle.effects import effects, note_of
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.errors import MissedGateError, UsageError, argument
+from adapter_export.format.adapter_files import GRAPH_FILE
 from adapter_export.numerics.judge import Decisions, Floats, Indices, Judged, Metric
 from adapter_export.practice.asked import Asked, Results, judge, metrics_of, shown_text, slice_values
 from adapter_export.practice.record import Held, hold_record
@@ -366,9 +367,12 @@ def evaluation(
     if setting.slices is not None:
         values = slice_values(asked.rows, setting.slices)
         sliced = slice_by(values, judged, resamples=setting.resamples, seed=setting.seed)
+    source = f"{bundle.record(setting.adapter).source}/{GRAPH_FILE}"
     return Evaluation(
         bundle=str(bundle.folder),
         adapter=setting.adapter,
+        digest=bundle.digest,
+        source=next(file.sha256 for file in bundle.manifest.files if file.path == source),
         task=asked.task.type,
         data=setting.data.name,
         sha256=digest,
@@ -397,6 +401,8 @@ class Evaluation:
     Attributes:
         bundle: its path.
         adapter: the name of the adapter.
+        digest: the sha256 of the manifest of the bundle.
+        source: the sha256 of the adapter's `adapter_graph.json`.
         task: its problem type.
         data: the name of the file.
         sha256: of its contents.
@@ -419,6 +425,8 @@ class Evaluation:
 
     bundle: str
     adapter: str
+    digest: str
+    source: str
     task: str
     data: str
     sha256: str

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from oci_registry import OciRegistry
 from peft_folders import adapter_folder, base_folder
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -49,8 +50,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("default")
-def test_the_page_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_runs(
+    folder: Path, registry: OciRegistry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("REGISTRY", registry.host)
     run(PAGE)
     assert "computing golden vectors of `lora`" in capsys.readouterr().out
 

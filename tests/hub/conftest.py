@@ -1,12 +1,10 @@
-"""A small bundle, the folder of an adapter, and a registry for all tests; each test has a cache of its own."""
+"""A small bundle, the folder of an adapter; each test has a cache of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from oci_registry import OciRegistry, oci_registry
 from once import once
 from tiny_onnx import build_tiny
 
@@ -26,12 +24,6 @@ def adapter(bundle: Path) -> Path:
 @pytest.fixture(scope="session")
 def other(bundle: Path) -> Path:
     return bundle / read_manifest(bundle).adapters[1].source
-
-
-@pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciRegistry]:
-    with oci_registry(tmp_path_factory.mktemp("registry")) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -52,7 +52,6 @@ class HubServer:
         url: for `HF_ENDPOINT`.
         repositories: by `owner/name`.
         asked: each request, such as `GET /api/models/…`.
-        cut: files whose bytes end early, by path.
         status: what is answered to everything, in place of an answer.
     """
 
@@ -60,7 +59,6 @@ class HubServer:
     repositories: dict[str, Repository] = field(default_factory=dict)
     lfs: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
-    cut: set[str] = field(default_factory=set)
     status: int | None = None
 
 
@@ -111,14 +109,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, document: object, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         self._send(json.dumps(document).encode(), status, {"Content-Type": "application/json", **(headers or {})})
 
-    def _send(self, data: bytes, status: int, headers: Mapping[str, str], *, cut: bool = False) -> None:
+    def _send(self, data: bytes, status: int, headers: Mapping[str, str]) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(data)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data[: len(data) // 2] if cut else data)
-        self.close_connection = self.close_connection or cut
+            self.wfile.write(data)
 
     def _repository(self, name: str) -> Repository | None:
         found = self.state.repositories.get(name)
@@ -155,6 +152,11 @@ class _Handler(BaseHTTPRequestHandler):
             sha, files = found
             rows = [_sibling(path, data) for path, data in files.items()]
             self._json({"id": name, "modelId": name, "sha": sha, "siblings": rows, "tags": [], "private": False})
+
+    def _tree(self, body: bytes, name: str, revision: str) -> None:
+        if (found := self._commit_of(name, revision)) is not None:
+            rows = [{"type": "file", "path": path, "oid": "0", "size": len(data)} for path, data in found[1].items()]
+            self._json(rows)
 
     def _yaml(self, body: bytes) -> None:
         self._json({"errors": [], "warnings": []})
@@ -204,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         etag = f'"{hashlib.sha256(files[path]).hexdigest()}"'
         headers = {"X-Repo-Commit": sha, "ETag": etag, "Content-Type": "application/octet-stream"}
-        self._send(files[path], 200, headers, cut=path in self.state.cut)
+        self._send(files[path], 200, headers)
 
 
 def _sibling(path: str, data: bytes) -> dict[str, object]:
@@ -223,6 +225,7 @@ _ROUTES = {
     rf"POST /api/models/{_NAME}/commit/(?P<revision>.+)": "commit",
     rf"POST /{_NAME}\.git/info/lfs/objects/batch": "batch",
     r"PUT /lfs/(?P<oid>[0-9a-f]{64})": "put",
+    rf"GET /api/models/{_NAME}/tree/(?P<revision>.+)": "tree",
     rf"GET /api/models/{_NAME}(?:/revision/(?P<revision>.+))?": "info",
     rf"(?:GET|HEAD) /{_NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)": "resolve",
 }

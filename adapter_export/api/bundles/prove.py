@@ -98,8 +98,9 @@ def check(
         NothingComparedError: nothing was compared.
         OutputExistsError, WriteError: the page cannot be written.
     """
-    from adapter_export.bundle.proof.ledger import ratchet, read_report
+    from adapter_export.bundle.proof.ledger import ratchet
     from adapter_export.bundle.proof.prove import plan_check, prove, steps
+    from adapter_export.format.check_report import read_report
 
     if report is not None:
         check_free(Path(report), force=force)

@@ -52,7 +52,7 @@ def sign(
         InputError: the bundle is damaged, or the report is on another bundle or says that it failed.
         OutputExistsError, WriteError: the signature cannot be written.
     """
-    _require_library()
+    require_signatures()
     from adapter_export.bundle.signature import sign_bundle
 
     if certificate_chain and certificate is None:
@@ -93,7 +93,7 @@ def verify_signature(
         SignatureError: the bundle is not signed, by somebody else, or is not what was signed.
         FileError, FormatError: a file cannot be read.
     """
-    _require_library()
+    require_signatures()
     from adapter_export.bundle.signature import verify_signature
 
     if (key is None) == (not certificates):
@@ -102,6 +102,7 @@ def verify_signature(
     return verify_signature(folder_of(bundle), key=None if key is None else Path(key), chain=chain)
 
 
-def _require_library() -> None:
+def require_signatures() -> None:
+    """Import the library of signatures; without it, it is a `MissingExtraError`."""
     for library in ("model_signing", "OpenSSL"):  # the first imports the second, and does not say so in its metadata
         require(library, "sign", "a signature")

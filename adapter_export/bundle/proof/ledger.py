@@ -7,13 +7,10 @@ earlier report on the same bundle is a ratchet: what was shown then may not be o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from adapter_export.bundle.golden import Case
 from adapter_export.bundle.report import BASE
-from adapter_export.errors import FormatError, within
 from adapter_export.format.check_report import (
-    REPORT_VERSION,
     CheckReport,
     InvariantRecord,
     ObligationRecord,
@@ -23,8 +20,6 @@ from adapter_export.format.check_report import (
     Status,
 )
 from adapter_export.format.manifest import Manifest
-from adapter_export.format.records import record_from_json, version_checked
-from adapter_export.reading.documents import read_json
 
 _EXACT = frozenset(
     {"files", "schema", "graph", "adapter files", "bank rows", "fanout rows", "baked tensors"}
@@ -136,27 +131,6 @@ def not_asked(
         claim = "constants, nodes and outputs follow from the model"
         reason = "no model was given: golden vectors alone are compared"
         yield ObligationRecord("model", claim, "open", "the model that it was built from", reason)
-
-
-def read_report(path: Path, digest: str) -> CheckReport:
-    """Read an earlier report on the bundle whose manifest has this digest.
-
-    Raises:
-        FileError: it cannot be read.
-        FormatError: it is none, or one on another bundle; `VersionError` is a kind of it.
-    """
-    document = read_json(path)
-    with version_checked(document, REPORT_VERSION, path), within(path):
-        report = record_from_json(CheckReport, document)
-    if report.digest != digest:
-        raise FormatError(
-            "is a report on another bundle",
-            where=path,
-            found=f"a manifest of digest {report.digest or 'that it does not say'}",
-            expected=digest,
-            fix="give a report on this bundle",
-        )
-    return report
 
 
 def ratchet(last: CheckReport, ledger: Sequence[ObligationRecord], where: str) -> Iterator[ObligationRecord]:

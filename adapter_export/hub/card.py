@@ -1,0 +1,387 @@
+"""Model cards, written from what is known of an artifact and nothing else: what nobody knows is left out.
+
+Names, labels and files are words of others; in the text of a card they can be no markup.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from adapter_export.errors import HashError, visible, within
+from adapter_export.format.adapter_files import read_adapter
+from adapter_export.format.check_report import CheckReport, read_report
+from adapter_export.format.manifest import Manifest
+from adapter_export.format.manifest_json import MANIFEST_FILE, REPORT_FILE, read_manifest
+from adapter_export.format.records import Count, Sha256, record_from_json
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.ops import Interval
+from adapter_export.graph.tasks import CAUSAL_LM, ProblemType, Task
+from adapter_export.hub.artifact import Kind, digest_of
+from adapter_export.hub.reference import parse_reference
+
+LIBRARY = "adapter-export"
+
+_PIPELINES: Mapping[ProblemType, str] = {
+    "single_label": "text-classification",
+    "multi_label": "text-classification",
+    "multiple_choice": "multiple-choice",
+    "token": "token-classification",
+    "span": "question-answering",
+    "embedding": "sentence-similarity",
+    "ranking": "text-ranking",
+}
+"""The Hub's names of tasks on texts; it has none for numbers."""
+
+_MEDIA_PIPELINES: Mapping[str, str] = {"image": "image-classification", "audio": "audio-classification"}
+
+_MOST_LABELS = 60
+_MOST_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class ScoreRecord:
+    """A metric on some rows.
+
+    Attributes:
+        value: of the metric; null where it is not defined.
+        low: the lower end of its interval of 95 %.
+        high: the upper end.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `evaluate` found, as its JSON has it.
+
+    Attributes:
+        adapter: the name of the adapter.
+        digest: the sha256 of the bundle's manifest.
+        source: the sha256 of the adapter's `adapter_graph.json`.
+        task: its problem type.
+        data: the name of the file.
+        sha256: of that file.
+        rows: how many rows were answered.
+        runtime: what computed the answers.
+        resamples: the draws of the intervals.
+        scores: by the name of the metric.
+    """
+
+    adapter: str
+    digest: Sha256
+    source: Sha256
+    task: str
+    data: str
+    sha256: Sha256
+    rows: Annotated[int, Interval(1)]
+    runtime: str
+    resamples: Count
+    scores: Mapping[str, ScoreRecord]
+
+
+def measured_from_json(document: object, where: object) -> Measured:
+    """Read what `evaluate --json` wrote.
+
+    Raises:
+        FormatError: it is something else.
+    """
+    names = Measured.__dataclass_fields__
+    known = {key: value for key, value in document.items() if key in names} if isinstance(document, dict) else document
+    with within(where):
+        return record_from_json(Measured, known)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One adapter, as the card tells of it."""
+
+    name: str
+    kind: str
+    parameters: int
+    task: Task | None
+    training: Mapping[str, Any]
+    source: str
+
+
+def model_card(
+    folder: Path,
+    kind: Kind,
+    reference: str,
+    *,
+    licence: str | None,
+    base_model: str | None,
+    measured: Sequence[Measured],
+) -> str:
+    """Return the text of a card, its metadata first.
+
+    Args:
+        folder: of a whole bundle or adapter.
+        kind: which of the two.
+        reference: where it goes; the card's title is the last part of its name.
+        licence: by its name on the Hub, as its owner gives it.
+        base_model: the Hub's name of the base, as its owner gives it.
+        measured: what `evaluate` found on this very artifact.
+
+    Raises:
+        HashError: something was measured on another artifact.
+        FormatError: the report in the bundle is on another one.
+    """
+    digest = digest_of(folder, kind)
+    for one in measured:
+        found = one.digest if kind == "bundle" else one.source
+        if found != digest:
+            what = f"the evaluation on `{visible(one.data)}` is of another {kind}"
+            raise HashError(folder, what, found=found, expected=digest, fix="evaluate this one")
+    name = parse_reference(reference).name
+    manifest = read_manifest(folder) if kind == "bundle" else None
+    entries = list(_of_bundle(folder, manifest) if manifest is not None else _of_adapter(read_adapter(folder), digest))
+    report = None
+    if manifest is not None and (folder / REPORT_FILE).is_file():
+        report = read_report(folder / REPORT_FILE, digest)
+    pipelines = {_pipeline(entry) for entry in entries if entry.task is not None or _is_language(entry)}
+    results = list(_results(measured, {entry.name: entry for entry in entries}))
+    data = ModelCardData(
+        library_name=LIBRARY,
+        license=licence,
+        base_model=base_model,
+        base_model_relation=None if base_model is None else "adapter",
+        pipeline_tag=pipelines.pop() if len(pipelines) == 1 else None,
+        tags=[
+            LIBRARY,
+            kind,
+            "adapters",
+            *(["onnx"] if kind == "bundle" else []),
+            *sorted({one.kind for one in entries}),
+        ],
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    lines = [
+        *(_about_bundle(name, manifest, folder) if manifest is not None else _about_adapter(name, entries[0], folder)),
+        *_adapters(entries),
+        *_data(entries),
+        *_scores(entries, measured),
+        *([] if report is None else _check(report)),
+        *_use(kind, reference, digest),
+    ]
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"))
+
+
+def escaped(text: object) -> str:
+    """Return words of others as they may stand in a line of Markdown: as they are read, never as markup."""
+    plain = visible(" ".join(str(text).split()))
+    if len(plain) > _MOST_CHARACTERS:
+        plain = f"{plain[:_MOST_CHARACTERS]}…"
+    plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]#!|~$:@]|(?<=www)\.)", r"\\\1", plain)
+
+
+def _of_bundle(folder: Path, manifest: Manifest) -> Iterator[_Entry]:
+    hashes = {file.path: file.sha256 for file in manifest.files}
+    for record in manifest.adapters:
+        adapter = read_adapter(folder / record.source)
+        source = hashes[f"{record.source}/adapter_graph.json"]
+        yield _Entry(record.name, record.kind, record.parameters, record.task, adapter.training, source)
+
+
+def _of_adapter(adapter: Adapter, digest: str) -> Iterator[_Entry]:
+    parameters = sum(int(tensor.size) for tensor in adapter.weights.values())
+    task = None if adapter.head is None else adapter.head.task
+    yield _Entry(adapter.name, adapter.kind, parameters, task, adapter.training, digest)
+
+
+def _is_language(entry: _Entry) -> bool:
+    return bool(entry.training.get("task") == CAUSAL_LM)
+
+
+def _pipeline(entry: _Entry) -> str | None:
+    if _is_language(entry):
+        return "text-generation"
+    if entry.task is None:
+        return None
+    if entry.task.input in _MEDIA_PIPELINES:
+        return _MEDIA_PIPELINES[entry.task.input] if entry.task.labels else None
+    return _PIPELINES.get(entry.task.type)
+
+
+def _results(measured: Iterable[Measured], entries: Mapping[str, _Entry]) -> Iterator[EvalResult]:
+    for one in measured:
+        entry = entries.get(one.adapter)
+        for metric, found in one.scores.items():
+            if found.value is not None:
+                interval = None if found.low is None else {"interval_95": [found.low, found.high]}
+                yield EvalResult(
+                    task_type=(None if entry is None else _pipeline(entry)) or one.task,
+                    task_name=one.adapter,
+                    dataset_type=one.data,
+                    dataset_name=one.data,
+                    dataset_args={"sha256": one.sha256, "rows": one.rows},
+                    metric_type=metric,
+                    metric_value=found.value,
+                    metric_args=interval,
+                )
+
+
+def _about_bundle(name: str, manifest: Manifest, folder: Path) -> Iterator[str]:
+    count = len(manifest.adapters)
+    size = sum(file.bytes for file in manifest.files) + (folder / MANIFEST_FILE).stat().st_size
+    yield f"# {escaped(name)}"
+    yield ""
+    yield (
+        f"One ONNX graph of a frozen base model, and {count} adapter{'' if count == 1 else 's'} that can be switched "
+        "for each request or each row of a batch. Made by adapter-export."
+    )
+    yield ""
+    yield from _table(
+        ("what", "value"),
+        [
+            ("base", escaped(manifest.base)),
+            ("precision of the base", escaped(manifest.base_precision)),
+            ("graphs", escaped(", ".join(sorted(manifest.graphs)))),
+            ("inputs", escaped(", ".join(record.name for record in manifest.inputs))),
+            *([] if manifest.max_tokens is None else [("longest text", f"{manifest.max_tokens:,} tokens")]),
+            ("ONNX Runtime", f"{escaped(manifest.minimum_onnxruntime)} or newer"),
+            ("size", f"{size:,} bytes in {len(manifest.files) + 1} files"),
+            ("made by", escaped(manifest.producer)),
+        ],
+    )
+
+
+def _about_adapter(name: str, entry: _Entry, folder: Path) -> Iterator[str]:
+    adapter = read_adapter(folder)
+    yield f"# {escaped(name)}"
+    yield ""
+    yield f"An adapter of the kind {escaped(entry.kind)} for a frozen base model, in the format of adapter-export."
+    yield ""
+    sites = list(adapter.placements)
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    yield from _table(
+        ("what", "value"),
+        [
+            ("base", escaped(adapter.base)),
+            *([("sites", f"{len(sites)}, from {escaped(sites[0])} to {escaped(sites[-1])}")] if sites else []),
+            ("size", f"{size:,} bytes"),
+            *_known("made by", entry.training.get("producer")),
+        ],
+    )
+
+
+def _known(what: str, value: object) -> list[tuple[str, str]]:
+    return [(what, escaped(value))] if isinstance(value, str | int | float) else []
+
+
+def _adapters(entries: Sequence[_Entry]) -> Iterator[str]:
+    rows = []
+    for entry in entries:
+        labels = () if entry.task is None else entry.task.labels
+        more = f" and {len(labels) - _MOST_LABELS} more" if len(labels) > _MOST_LABELS else ""
+        task = "" if entry.task is None else escaped(f"{entry.task.type}, {entry.task.input}")
+        words = ", ".join(map(escaped, labels[:_MOST_LABELS])) + more
+        rows.append((escaped(entry.name), escaped(entry.kind), task, words, f"{entry.parameters:,}"))
+    yield from _section("Adapters", ("adapter", "kind", "task", "labels", "parameters"), rows)
+
+
+def _data(entries: Sequence[_Entry]) -> Iterator[str]:
+    rows = []
+    for entry in entries:
+        sources = entry.training.get("data")
+        for part, one in sources.items() if isinstance(sources, Mapping) else ():
+            if isinstance(one, Mapping):
+                count = one.get("rows")
+                rows.append(
+                    (
+                        escaped(entry.name),
+                        escaped(part),
+                        escaped(one["file"]) if "file" in one else "",
+                        f"{count:,}" if isinstance(count, int) else "",
+                        escaped(str(one.get("sha256", ""))[:12]),
+                    )
+                )
+    yield from _section("Data of training", ("adapter", "part", "file", "rows", "sha256"), rows)
+
+
+def _scores(entries: Sequence[_Entry], measured: Sequence[Measured]) -> Iterator[str]:
+    rows = [
+        (
+            escaped(one.adapter),
+            escaped(metric),
+            f"{found.value:.4f}",
+            "" if found.low is None or found.high is None else f"{found.low:.4f} to {found.high:.4f}",
+            escaped(one.data),
+            f"{one.rows:,}",
+            escaped(one.runtime),
+        )
+        for one in measured
+        for metric, found in one.scores.items()
+        if found.value is not None
+    ]
+    for entry in entries:
+        for part in ("test", "validation"):
+            scores = entry.training.get(part)
+            for metric, value in scores.items() if isinstance(scores, Mapping) else ():
+                if isinstance(value, float):
+                    rows.append(
+                        (escaped(entry.name), escaped(metric), f"{value:.4f}", "", f"{part} in training", "", "")
+                    )
+    yield from _section("Scores", ("adapter", "metric", "value", "95 % interval", "data", "rows", "by"), rows)
+    if any(row[3] for row in rows):
+        yield ""
+        yield "Intervals: percentile bootstrap over rows. Scores on validation data decided which epoch was kept."
+
+
+def _check(report: CheckReport) -> Iterator[str]:
+    counts = {status: sum(owed.status == status for owed in report.ledger) for status in ("proved", "tested", "open")}
+    ratios = [found.ratio for found in report.outputs]
+    rows = [
+        ("verdict", report.verdict),
+        ("compared", escaped(f"{report.runtime} with {report.reference or 'golden vectors'}")),
+        *([("largest error", f"{max(ratios):.2f} of its budget")] if ratios else []),
+        *(
+            [("must hold", ", ".join(f"{count:,} {status}" for status, count in counts.items()))]
+            if report.ledger
+            else []
+        ),
+    ]
+    yield from _section("Does it compute what the model computes?", ("what", "value"), rows)
+
+
+def _use(kind: Kind, reference: str, digest: str) -> Iterator[str]:
+    where = str(parse_reference(reference))
+    yield ""
+    yield "## Use"
+    yield ""
+    yield "```sh"
+    yield "pip install 'adapter-export[hub]'"
+    yield f"adapter-export pull {where} --expect {digest} -o {kind}"
+    yield f"adapter-export {'verify' if kind == 'bundle' else 'inspect'} {kind}"
+    if kind == "adapter":
+        yield "adapter-export build MODEL --adapters adapter -o bundle"
+    yield "```"
+    yield ""
+    yield f"The digest of this {kind} is `sha256:{digest}`: it decides every file that is run."
+
+
+def _section(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield a section with a table; nothing where there are no rows. Columns in which nothing is known are left out."""
+    if rows:
+        kept = [at for at in range(len(head)) if any(row[at] for row in rows)]
+        yield ""
+        yield f"## {title}"
+        yield ""
+        yield from _table([head[at] for at in kept], [[row[at] for at in kept] for row in rows])
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"

@@ -1,0 +1,44 @@
+"""Give a bundle to others by a registry, move its tag to another one, and back: what a digest is good for.
+
+    python examples/share.py BUNDLE oci://127.0.0.1:5000/team/questions
+
+BUNDLE has two adapters or more. A registry on this machine: `apt-get install docker-registry`, then
+`docker-registry serve config.yml`; any other is as good, and `hf://me/questions` too.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import adapter_export as ae
+
+
+def main(bundle: str, reference: str) -> None:
+    with TemporaryDirectory() as folder:
+        first = ae.push(bundle, reference, license="apache-2.0", on_note=print)
+        print(f"sent {first.bytes:,} bytes to {first.reference}")
+
+        pulled = ae.pull(first.reference, Path(folder, "pulled"), expect=first.digest)
+        print(f"whoever pulls it has {', '.join(ae.open_bundle(pulled.path).session().adapters)}")
+
+        changed = shutil.copytree(bundle, Path(folder, "changed"))
+        gone = ae.open_bundle(changed).session().adapters[0]
+        ae.remove(changed, [gone])
+        second = ae.push(changed, reference, license="apache-2.0", on_note=print)
+        print(f"the tag stands for a bundle without `{gone}` now")
+
+        try:
+            ae.pull(reference, Path(folder, "again"), expect=first.digest, on_note=print)
+        except ae.errors.HashError as error:
+            print(f"who expects the first one is told: {error.what}")
+
+        back = ae.pull(first.pinned, Path(folder, "back"))
+        assert back.digest == first.digest != second.digest
+        print(f"and still has it by its digest: {first.pinned.rpartition('@')[2][:19]}…")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

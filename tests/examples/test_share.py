@@ -1,0 +1,25 @@
+"""The example that pushes, pulls and pins a bundle runs."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+from oci_registry import OciRegistry
+from tiny_onnx import build_tiny
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "share.py"
+
+
+def test_a_tag_moves_and_a_digest_stays(
+    registry: OciRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPTER_EXPORT_CACHE", str(tmp_path / "cache"))
+    bundle = build_tiny(tmp_path)
+    runpy.run_path(str(EXAMPLE))["main"](str(bundle), f"oci://{registry.host}/examples/tiny:now")
+    said = capsys.readouterr().out
+    assert "whoever pulls it has wide, narrow" in said
+    assert said.count("has moved: it was `sha256:") == 2
+    assert "who expects the first one is told: is not the one that is expected" in said
+    assert "and still has it by its digest: sha256:" in said

@@ -1,0 +1,172 @@
+"""`hf://` by huggingface_hub itself, against a hub on this machine that knows the routes it asks for.
+
+Xet storage is off: its server is not to be had. Large files go by LFS, as huggingface_hub does without Xet.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import TOKEN, HubServer, Repository, hub_server
+from huggingface_hub import constants, snapshot_download
+
+from adapter_export.errors import (
+    AdapterExportError,
+    DeniedError,
+    FormatError,
+    NotFoundError,
+    UnreachableError,
+)
+from adapter_export.hub import fetch
+from adapter_export.hub.fetch import fetch_all
+from adapter_export.hub.push import Pushed, push_folder
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Use 'content=<...>':DeprecationWarning"
+)  # the library of its own client
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with hub_server() as running:
+        # the library reads its environment when it is imported
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        template = f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield running
+
+
+def _push(folder: Path, reference: str, notes: list[str] | None = None) -> Pushed:
+    told: Callable[[str], object] = (lambda _: None) if notes is None else notes.append
+    return push_folder(
+        folder,
+        reference,
+        card="# Card\n",
+        licence=None,
+        private=False,
+        plain_http=False,
+        on_note=told,
+        on_progress=lambda _: None,
+    )
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_bundle_comes_back_as_it_was(hub: HubServer, bundle: Path) -> None:
+    sent = _push(bundle, "hf://me/tiny")
+    found = fetch("hf://me/tiny")
+    assert _files(found) == {**_files(bundle), "README.md": b"# Card\n"}
+    assert sent.pinned == f"hf://me/tiny@{hub.repositories['me/tiny'].branches['main']}"
+    hub.asked.clear()
+    assert fetch(sent.pinned) == found
+    assert not hub.asked  # a commit is never asked for again
+    assert fetch("hf://me/tiny") == found
+    assert not [asked for asked in hub.asked if "resolve" in asked]
+
+
+def test_branches_move_and_old_files_go(hub: HubServer, bundle: Path, adapter: Path) -> None:
+    notes: list[str] = []
+    first = _push(bundle, "hf://me/tiny@next", notes)
+    assert first.pin == fetch_all("hf://me/tiny@next", on_note=notes.append).pin
+    assert fetch_all("hf://me/tiny@next", on_note=notes.append).pin == first.pin
+    assert not [note for note in notes if first.pin in note]
+    second = _push(adapter, "hf://me/tiny@next", notes)
+    assert fetch_all("hf://me/tiny@next", on_note=notes.append).pin == second.pin
+    assert notes[-2:] == [f"`hf://me/tiny@next` has moved: it was `{first.pin}`, and is `{second.pin}` now"] * 2
+    files = hub.repositories["me/tiny"].commits[second.pin]
+    assert files.keys() == {".gitattributes", "README.md", "adapter_graph.json", "weights.safetensors"}
+
+
+def test_an_own_file_in_the_repository_stays_and_is_not_taken(hub: HubServer, adapter: Path) -> None:
+    _push(adapter, "hf://me/one")
+    hub.repositories["me/one"].commit("main", {"modeling.py": b"import os", "pytorch_model.bin": b"\x80"})
+    assert sorted(path.name for path in fetch("hf://me/one").iterdir()) == [
+        "README.md",
+        "adapter_graph.json",
+        "weights.safetensors",
+    ]
+    _push(adapter, "hf://me/one")
+    assert "modeling.py" in hub.repositories["me/one"].commits[fetch_all("hf://me/one").pin]
+
+
+def test_offline_the_caches_are_enough(
+    hub: HubServer, adapter: Path, other: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _push(adapter, "hf://me/one")
+    _push(other, "hf://me/other")
+    found = fetch("hf://me/one")
+    snapshot_download("me/other", endpoint=hub.url)  # as another program does
+    hub.asked.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch("hf://me/one") == found
+    assert _files(fetch("hf://me/other")) == {**_files(other), "README.md": b"# Card\n"}
+    for reference in ("hf://me/third", "oci://127.0.0.1:1/third:1"):
+        with pytest.raises(UnreachableError, match=r"is not in the cache, and `HF_HUB_OFFLINE` forbids the network"):
+            fetch(reference)
+    with pytest.raises(UnreachableError, match="`HF_HUB_OFFLINE` forbids the network"):
+        _push(adapter, "hf://me/one")
+    assert not hub.asked
+
+
+def _none_left(cache: Path) -> bool:
+    return not [path for path in cache.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda hub: hub.repositories.clear(), NotFoundError, "is not there; found Repository not found"),
+        (lambda hub: setattr(hub.repositories["me/one"], "gated", True), DeniedError, "those alone who asked"),
+        (lambda hub: setattr(hub, "status", 503), UnreachableError, "the hub cannot answer now"),
+        (lambda hub: setattr(hub, "status", 403), DeniedError, "does not let you do that"),
+        (lambda hub: setattr(hub, "status", 418), AdapterExportError, "the hub refuses"),
+        (lambda hub: _commit(hub, {"weights.safetensors": b"other"}), FormatError, "is not a safetensors file"),
+        (lambda hub: _commit(hub, {"weights.safetensors": None}), FormatError, "does not have the files"),
+        (lambda hub: _commit(hub, {"adapter_graph.json": None}), FormatError, "neither a bundle nor an adapter"),
+        (lambda hub: _commit(hub, {"../evil.json": b"{}"}), FormatError, "a path that may leave its folder"),
+    ],
+    ids=["gone", "gated", "503", "403", "418", "changed", "a file less", "no head", "up"],
+)
+def test_what_does_not_arrive_whole_leaves_nothing(
+    change: Callable[[HubServer], object], error: type, words: str, hub: HubServer, adapter: Path, cache: Path
+) -> None:
+    _push(adapter, "hf://me/one")
+    change(hub)
+    with pytest.raises(error, match=words) as raised:
+        fetch("hf://me/one")
+    assert raised.value.exit_code == 3
+    assert _none_left(cache)
+
+
+def _commit(hub: HubServer, files: dict[str, bytes | None]) -> None:
+    hub.repositories["me/one"].commit("main", files)
+
+
+def test_a_token_is_needed_to_push(hub: HubServer, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_another")
+    hub.repositories["me/one"] = Repository()
+    with pytest.raises(AdapterExportError, match="hf auth login"):
+        _push(adapter, "hf://me/one")
+
+
+def test_a_hub_that_is_gone_is_named(adapter: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    for run in (lambda: fetch("hf://me/one"), lambda: _push(adapter, "hf://me/one")):
+        with pytest.raises(UnreachableError, match="the hub does not answer"):
+            run()
+
+
+def test_what_is_damaged_is_not_sent(hub: HubServer, adapter: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(adapter, tmp_path / "copy")
+    (copy / "weights.safetensors").write_bytes((copy / "weights.safetensors").read_bytes()[:-1])
+    with pytest.raises(FormatError):
+        _push(copy, "hf://me/one")
+    assert not hub.repositories
