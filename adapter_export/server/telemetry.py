@@ -10,10 +10,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from adapter_export.runtime.adapters import Counts
 from adapter_export.server.models import Served
@@ -99,6 +100,11 @@ class Metrics:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
+
+
+def forget_process(process: int, folder: Path) -> None:
+    """Count no rows as waiting, and no adapters as resident, of a process that has ended."""
+    mark_process_dead(process, str(folder))  # type: ignore[no-untyped-call]
 
 
 class _Line(logging.Formatter):

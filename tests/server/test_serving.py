@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from served import served
 from starlette.testclient import TestClient
+from traffic import Traffic, two_versions
 
 from adapter_export.errors import UsageError
-from adapter_export.format.files import new_folder
 from adapter_export.runtime import Bundle
 from adapter_export.server.limits import Limits
 from adapter_export.server.models import named_bundles
-from adapter_export.server.process import Settings, make_server
+from adapter_export.server.process import Settings, listen, make_server
 
 TEXT = "a good film , and the book was not dull ."
 
@@ -202,56 +201,69 @@ def test_what_waits_has_a_bound(film: Path) -> None:
         assert client.post("/answer", json={"model": "tone", "texts": [TEXT] * 3}).status_code == 200
 
 
-def test_nothing_is_lost_while_a_bundle_is_exchanged_an_alias_turns_and_the_server_ends(
-    film: Path, tmp_path: Path
-) -> None:
-    """Every answer is right for the adapter that it names; a restart has the routes of before."""
-    place, state = tmp_path / "film", tmp_path / "routes.json"
-    shutil.copytree(film, place)
-    reader = Bundle.open(film).texts()
-    expected = {name: reader.answer([TEXT], name)[0].document() for name in ("tone", "mood")}
-    with served(place, "--drain", "0.5", "--state", state) as found:
+def test_nothing_is_lost_or_wrong_while_a_bundle_is_exchanged_and_an_alias_turns(film: Path, tmp_path: Path) -> None:
+    """Ten thousand texts; then the server drains, tells what it did, and a restart has the routes of before."""
+    versions, state = two_versions(film, tmp_path), tmp_path / "routes.json"
+    place = shutil.copytree(film, tmp_path / "film")
+    around = {"OTEL_TRACES_EXPORTER": "console", "OTEL_SERVICE_NAME": "films"}
+    with served(place, "--drain", "0.5", "--state", state, **around) as found:
         client, process = found.client, found.process
+        counts = asyncio.run(Traffic(client.base_url, place, versions).run(250, clients=8, rows=40, pause=0.1))
+        assert counts["right"] == 10_000, counts
+        assert min(counts["deployed"], counts["turned"]) >= 3
+        process.send_signal(signal.SIGHUP)
+        trace = "0af7651916cd43dd8448eb211c80319c"
+        headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01", "x-request-id": "mine"}
+        assert client.get("/adapters", headers=headers).headers["x-request-id"] == "mine"
         client.put("/admin/routes/best", json={"alias": "tone"}).raise_for_status()
-        counts, done = Counter[str](), threading.Event()
-
-        def ask(_: int) -> None:
-            with httpx.Client(base_url=client.base_url, timeout=30, trust_env=False) as own:
-                while not done.is_set():
-                    answer = _answer(own, "best")
-                    _alike(answer, expected[answer["adapter"]])
-                    counts[answer["adapter"]] += 1
-
-        with ThreadPoolExecutor(4) as pool:
-            asking = [pool.submit(ask, number) for number in range(4)]
-            for turn in range(6):
-                with new_folder(place, force=True) as temporary:
-                    shutil.copytree(film, temporary, dirs_exist_ok=True)
-                    document = json.loads((film / "manifest.json").read_text())
-                    del document["checksum"]  # of another digest, and the same answers
-                    (temporary / "manifest.json").write_text(json.dumps({**document, "producer": f"test {turn}"}))
-                client.put("/admin/routes/best", json={"alias": ("mood", "tone")[turn % 2]}).raise_for_status()
-                if turn % 2:
-                    assert client.post("/v2/repository/models/film/load").json()["changed"]
-                else:
-                    process.send_signal(signal.SIGHUP)
-                time.sleep(0.15)
-            done.set()
-            for one in asking:
-                one.result()
-        assert min(counts["tone"], counts["mood"]) > 10
-        reloads = float(re.search(r'reloads_total{bundle="film"} (\S+)', client.get("/metrics").text)[1])
-        assert reloads >= 3
         process.send_signal(signal.SIGTERM)
         time.sleep(0.1)
         assert client.get("/v2/health/ready").status_code == 503
         last = client.post("/answer", json={"model": "best", "text": TEXT})  # it drains, and answers
         assert (last.status_code, last.headers["connection"]) == (200, "close")
-        lines = [json.loads(line) for line in found.ended().splitlines() if line.startswith("{")]
-    assert len([line for line in lines if line.get("model") == "best" and line["status"] == 200]) == 1 + counts.total()
-    assert {line["event"] for line in lines} == {"request", "change"}
+        log = found.ended()
+    assert f'"trace_id": "0x{trace}"' in log
+    assert '"service.name": "films"' in log
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith('{"time"')]
+    answers = [line for line in lines if line["event"] == "request" and line["path"] == "/answer"]
+    assert len(answers) == 251
+    assert {(line["model"], line["status"]) for line in answers} == {("best", 200)}
+    assert any(line.get("id") == "mine" for line in lines)
+    assert sum(line.get("change") == "reload" for line in lines) >= 4
     with _app(place, state=state, quiet=True) as client:
         assert client.get("/admin/routes").json()["best"]["shares"] == {"tone": 1.0}
+
+
+def test_workers_are_alike(film: Path) -> None:
+    """What one of them is asked, all do; one that dies has a successor that does it, too."""
+    with served(film, "--drain", "0", "--workers", "2") as found:
+        client = found.client
+
+        def everywhere(ask: Callable[[httpx.Client], object]) -> list[object]:
+            answers = []
+            for _ in range(8):  # connections go to either worker
+                with httpx.Client(base_url=client.base_url, timeout=30, trust_env=False) as own:
+                    answers.append(ask(own))
+            return answers
+
+        data = (film / "adapters" / "tone.onnx_adapter").read_bytes()
+        client.put("/adapters/new", content=data, params={"labels": "left,right"}).raise_for_status()
+        client.put("/admin/routes/best", json={"alias": "new"}).raise_for_status()
+        assert client.put("/admin/routes/best", json={"alias": "nobody"}).status_code == 400
+        assert not client.post("/v2/repository/models/film/load").json()["changed"]
+        assert set(everywhere(lambda own: _answer(own, "best")["adapter"])) == {"new"}
+        workers = psutil.Process(found.process.pid).children()
+        assert len(workers) == 2
+        workers[0].kill()
+        workers[0].wait()
+        ends = time.monotonic() + 30
+        while len(fresh := psutil.Process(found.process.pid).children()) < 2 or '"new"' not in found.log.read_text():
+            assert time.monotonic() < ends
+            time.sleep(0.05)
+        assert fresh[0].pid != workers[0].pid
+        assert set(everywhere(lambda own: _answer(own, "best")["adapter"])) == {"new"}
+        assert 'requests_total{model="best",status="200"} 16.0' in client.get("/metrics").text
+        found.ended()
 
 
 def test_a_damaged_bundle_is_not_taken(film: Path, tmp_path: Path) -> None:
@@ -267,21 +279,6 @@ def test_a_damaged_bundle_is_not_taken(film: Path, tmp_path: Path) -> None:
         assert client.post("/answer", json={"model": "tone", "text": TEXT}).json()["label"]
 
 
-def test_traces_by_the_standard_variables(film: Path) -> None:
-    with served(film, "--drain", "0", OTEL_TRACES_EXPORTER="console", OTEL_SERVICE_NAME="films") as found:
-        trace = "0af7651916cd43dd8448eb211c80319c"
-        headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01", "x-request-id": "mine"}
-        answer = found.client.post("/answer", json={"model": "tone", "text": TEXT}, headers=headers)
-        assert answer.headers["x-request-id"] == "mine"
-        text = found.ended()
-    assert f'"trace_id": "0x{trace}"' in text
-    assert '"service.name": "films"' in text
-    assert '"adapter_export.model": "tone"' in text
-    assert '"id": "mine"' in text
-
-
-def test_a_port_that_is_taken(film: Path, server: httpx.Client) -> None:
-    words = [sys.executable, "-m", "adapter_export", "serve", str(film), "--port", str(server.base_url.port)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "cannot listen (Address already in use)" in done.stderr
+def test_a_port_that_is_taken(server: httpx.Client) -> None:
+    with pytest.raises(UsageError, match=r"cannot listen \(Address already in use\)"):
+        listen(Settings(port=server.base_url.port or 0))

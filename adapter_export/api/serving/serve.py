@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from adapter_export.api.models.base import PathLike, require
 from adapter_export.api.option import Option
 from adapter_export.errors import UsageError, argument
-
-if TYPE_CHECKING:
-    from adapter_export.server.resolver import Fetch
 
 
 def serve(
@@ -29,6 +26,7 @@ def serve(
     state: Annotated[PathLike | None, Option("The file that keeps routes, so that a restart has them.", "FILE")] = None,
     drain: Annotated[float, "Seconds in which calls are answered after SIGTERM, and health says `not ready`."] = 5.0,
     quiet: Annotated[bool, "Do not log requests."] = False,
+    workers: Annotated[int, Option("Processes that share the port and the files of the bundles.", least=1)] = 1,
     provider: Annotated[Literal["cpu", "cuda"], "Where to compute."] = "cpu",
     threads: Annotated[int, Option("Threads of one operation.", least=1)] = 1,
     calls: Annotated[int, Option("Calls of a session that run at a time.", least=1)] = 1,
@@ -63,6 +61,11 @@ def serve(
     from adapter_export.server.limits import Limits
     from adapter_export.server.models import Computing
     from adapter_export.server.process import Settings, serve_here
+    from adapter_export.server.workers import serve_workers
+
+    if hub:
+        require("huggingface_hub", "hub", "fetching adapters")
+        require("httpx", "hub", "fetching adapters")
 
     for name, value in (("drain", drain), ("max_wait", max_wait), ("sending", sending), ("answering", answering)):
         if not 0 <= value < float("inf"):
@@ -84,17 +87,14 @@ def serve(
         ),
         qualify=qualify,
         adapters=None if adapters_dir is None else Path(adapters_dir),
+        hub=hub,
         state=None if state is None else Path(state),
         token=admin_token,
         drain=drain,
         quiet=quiet,
     )
-    serve_here([str(place) for place in places], settings, _fetch() if hub else None, on_ready or (lambda *_: None))
-
-
-def _fetch() -> Fetch:
-    require("huggingface_hub", "hub", "fetching adapters")
-    require("httpx", "hub", "fetching adapters")
-    from adapter_export.hub import fetch
-
-    return fetch
+    named, ready = [str(place) for place in places], on_ready or (lambda *_: None)
+    if workers == 1:
+        serve_here(named, settings, ready)
+    else:
+        serve_workers(named, settings, workers, ready)

@@ -20,10 +20,10 @@ from adapter_export.cli.output import emit_json
     like=ae.serve,
     sections={
         "adapters": ("qualify", "adapters_dir", "hub", "resident", "loaded", "state"),
-        "calls": ("provider", "threads", "calls", "call_rows", "max_wait"),
+        "calls": ("workers", "provider", "threads", "calls", "call_rows", "max_wait"),
         "limits": ("call_bytes", "waiting", "connections", "sending", "answering"),
     },
-    common=("adapters_dir", "state"),
+    common=("adapters_dir", "state", "workers"),
 )
 def serve(bundles: Sequence[str], *, as_json: Json = False, **options: Any) -> None:
     """Serve BUNDLES by HTTP: an adapter's name is a model, and that of a bundle its base.

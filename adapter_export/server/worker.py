@@ -1,0 +1,144 @@
+"""One of several processes that answer at one port: it makes the changes that the one that watches tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapter_export.errors import InputError, UsageError
+from adapter_export.runtime import Bundle
+from adapter_export.server.limits import Limits, RefusedError
+from adapter_export.server.models import Computing
+from adapter_export.server.process import Settings, make_server, run_server
+
+MOST_LINE = 2**24
+"""The longest line between processes, in bytes; the files of adapters lie in a folder."""
+
+Apply = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker is to do, as its first line says.
+
+    Attributes:
+        settings: of the server.
+        bundles: the folders with the private copies, by name.
+        folder: for files that workers share.
+        made: changes that were made before it came.
+    """
+
+    settings: Settings
+    bundles: Mapping[str, str]
+    folder: Path
+    made: Sequence[tuple[str, dict[str, Any]]]
+
+    @classmethod
+    def of(cls, line: str) -> Task:
+        """Read it from its line."""
+        told = json.loads(line)
+        settings = told["settings"]
+        settings |= {"computing": Computing(**settings["computing"]), "limits": Limits(**settings["limits"])}
+        settings |= {name: settings[name] and Path(settings[name]) for name in ("adapters", "state")}
+        return cls(Settings(**settings), told["bundles"], Path(told["folder"]), told["made"])
+
+
+def refusal(error: Exception) -> list[Any]:
+    """Return an error of a change as JSON."""
+    if isinstance(error, RefusedError):
+        return [error.status, str(error), error.again]
+    return [400, str(error), None]
+
+
+class Relay:
+    """Talks with the process that watches."""
+
+    def __init__(self, connection: socket.socket, task: Task) -> None:
+        self._connection, self._task = connection, task
+        self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._numbers = itertools.count()
+        self._tasks = set[asyncio.Task[None]]()
+
+    async def start(self, apply: Apply) -> None:
+        """Make the changes that were made before, then listen for others."""
+        self._reader, self._writer = await asyncio.open_connection(sock=self._connection, limit=MOST_LINE)
+        for change, given in self._task.made:
+            await apply(change, given)
+        self._spawn(self._listen(apply))
+
+    def say(self, **message: object) -> None:
+        """Send a message."""
+        self._writer.write(json.dumps(message).encode() + b"\n")
+
+    async def ask(self, change: str, given: dict[str, Any]) -> dict[str, Any]:
+        """Have a change made in all workers, and return what there is to say of it.
+
+        Raises:
+            RefusedError: it cannot be made.
+        """
+        if "data" in given:  # a file that all can read, and that a later worker reads, too
+            with tempfile.NamedTemporaryFile(dir=self._task.folder, delete=False) as file:
+                file.write(given.pop("data"))
+            given["path"] = file.name
+        number = next(self._numbers)
+        self._asked[number] = asyncio.get_running_loop().create_future()
+        self.say(ask=number, change=change, given=given)
+        try:
+            return await self._asked[number]
+        finally:
+            del self._asked[number]
+
+    async def _listen(self, apply: Apply) -> None:
+        while line := await self._reader.readline():
+            message = json.loads(line)
+            if "apply" in message:
+                self._spawn(self._apply(apply, message))
+            elif (future := self._asked.get(message["answer"])) is not None and not future.done():
+                if "refused" in message:
+                    future.set_exception(RefusedError(*message["refused"]))
+                else:
+                    future.set_result(message["done"])
+        os.kill(os.getpid(), signal.SIGTERM)  # nobody watches any more
+
+    async def _apply(self, apply: Apply, message: Mapping[str, Any]) -> None:
+        try:
+            done = await apply(message["apply"], message["given"])
+        except (InputError, UsageError, RefusedError) as error:
+            self.say(number=message["number"], refused=refusal(error))
+        else:
+            self.say(number=message["number"], done=done)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def main(connection: int, listening: int) -> None:
+    """Answer at a socket that another process listens at."""
+    pair = socket.socket(fileno=connection)
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        part = pair.recv(2**16)
+        if not part:
+            return
+        line += part
+    task = Task.of(line.decode())
+    relay = Relay(pair, task)
+    bundles = {name: Bundle.open(home, verify=False, copy=False) for name, home in task.bundles.items()}
+    made = make_server(bundles, task.settings, relay)
+    run_server(made, task.settings, socket.socket(fileno=listening), lambda _, names: relay.say(ready=list(names)))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

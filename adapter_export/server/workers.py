@@ -1,0 +1,201 @@
+"""Several processes that share a port and the files of the bundles: this one watches, and workers answer.
+
+It opens each bundle once; workers map its private copy. A change that a client asks of one worker is made in all of
+them, one change at a time, and again in a worker that takes the place of one that died. They talk in lines of JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from adapter_export.errors import AdapterExportError
+from adapter_export.runtime import Bundle
+from adapter_export.server.limits import RefusedError
+from adapter_export.server.models import named_bundles
+from adapter_export.server.process import OnReady, Settings, address_of, listen
+from adapter_export.server.telemetry import forget_process, log, log_to_stderr
+from adapter_export.server.worker import MOST_LINE, refusal
+
+_ROUTES = ("route", "unroute", "rollback")
+_MOST_MADE = 500
+"""How many changes are made again in a new worker: many more than can be rolled back."""
+
+_PAUSE = 1.0
+"""Seconds before a worker that died has a successor, so that one that cannot live costs little."""
+
+
+def serve_workers(places: Sequence[str], settings: Settings, workers: int, on_ready: OnReady = lambda *_: None) -> None:
+    """Serve bundles in several processes until this one is told to end; arguments and errors as of `serve_here`."""
+    if not settings.quiet:
+        log_to_stderr()
+    with listen(settings) as listening, tempfile.TemporaryDirectory(prefix="adapter-export-serve-") as folder:
+        bundles = named_bundles(places, Bundle.open)
+        asyncio.run(_Watch(bundles, settings, listening, Path(folder)).run(workers, on_ready))
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A process that answers, and what it was asked."""
+
+    process: asyncio.subprocess.Process
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    asked: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    names: Sequence[str] = ()
+
+    def send(self, **message: object) -> None:
+        """Send it a message."""
+        self.writer.write(json.dumps(message, default=str).encode() + b"\n")
+
+
+class _Watch:
+    """The process that watches."""
+
+    def __init__(self, bundles: dict[str, Bundle], settings: Settings, listening: socket.socket, folder: Path) -> None:
+        self._bundles, self._settings, self._listening, self._folder = bundles, settings, listening, folder
+        self._old: list[Bundle] = []  # whose last calls are being answered
+        self._workers: list[_Worker] = []
+        self._made: list[tuple[str, dict[str, Any]]] = []
+        self._changing, self._ending = asyncio.Lock(), asyncio.Event()
+        self._numbers = itertools.count()
+        self._tasks = set[asyncio.Task[None]]()
+
+    async def run(self, count: int, on_ready: OnReady) -> None:
+        """Start workers, and watch them until the end."""
+        (self._folder / "metrics").mkdir()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ending.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload_all()))
+        await asyncio.gather(*(self._start(index) for index in range(count)))
+        if not self._ending.is_set():
+            on_ready(address_of(self._listening), self._workers[0].names)
+        await self._ending.wait()
+        for worker in self._workers:
+            with suppress(ProcessLookupError):
+                worker.process.terminate()
+        await asyncio.gather(*(worker.process.wait() for worker in self._workers))
+
+    async def _start(self, index: int) -> None:
+        """Start a worker and wait until it answers; no change is made meanwhile."""
+        async with self._changing:
+            own, others = socket.socketpair()
+            words = [sys.executable, "-m", "adapter_export.server.worker", str(others.fileno())]
+            words.append(str(self._listening.fileno()))
+            fds = (others.fileno(), self._listening.fileno())
+            around = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._folder / "metrics")}
+            process = await asyncio.create_subprocess_exec(
+                *words, pass_fds=fds, env=around, stdin=asyncio.subprocess.DEVNULL
+            )
+            others.close()
+            worker = _Worker(process, *await asyncio.open_connection(sock=own, limit=MOST_LINE))
+            settings = self._settings if index == 0 else replace(self._settings, keeps_state=False)
+            keeps = self._settings.state is not None  # the file has the routes
+            worker.send(
+                settings=asdict(settings),
+                bundles={name: bundle.home for name, bundle in self._bundles.items()},
+                folder=self._folder,
+                made=[one for one in self._made if not (keeps and one[0] in _ROUTES)],
+            )
+            self._spawn(self._listen(worker))
+            self._spawn(self._live(worker, index))
+            ended = asyncio.create_task(process.wait())
+            ready = asyncio.create_task(worker.ready.wait())
+            await asyncio.wait([ended, ready], return_when=asyncio.FIRST_COMPLETED)
+            ready.cancel()
+            ended.cancel()
+            if worker.ready.is_set():
+                self._workers.append(worker)
+            elif not self._workers:
+                self._ending.set()  # it will not live the next time either, and has said why
+
+    async def _live(self, worker: _Worker, index: int) -> None:
+        """Put another one into the place of a worker that ends before the end."""
+        await worker.process.wait()
+        forget_process(worker.process.pid, self._folder / "metrics")
+        if worker in self._workers:
+            self._workers.remove(worker)
+            for future in worker.asked.values():
+                future.cancel()
+        if not self._ending.is_set():
+            log("worker", level=logging.ERROR, process=worker.process.pid, ended=worker.process.returncode)
+            await asyncio.sleep(_PAUSE)
+            await self._start(index)
+
+    async def _listen(self, worker: _Worker) -> None:
+        while line := await worker.reader.readline():
+            message = json.loads(line)
+            if "ready" in message:
+                worker.names = message["ready"]
+                worker.ready.set()
+            elif "ask" in message:
+                self._spawn(self._answer(worker, message))
+            elif (future := worker.asked.pop(message["number"], None)) is not None and not future.done():
+                if "refused" in message:
+                    future.set_exception(RefusedError(*message["refused"]))
+                else:
+                    future.set_result(message["done"])
+
+    async def _answer(self, worker: _Worker, message: dict[str, Any]) -> None:
+        try:
+            done = await self._change(message["change"], message["given"])
+        except (AdapterExportError, RefusedError) as error:
+            worker.send(answer=message["ask"], refused=refusal(error))
+        else:
+            worker.send(answer=message["ask"], done=done)
+
+    async def _change(self, change: str, given: dict[str, Any]) -> dict[str, Any]:
+        """Make a change in all workers; the first one says whether it can be made."""
+        async with self._changing:
+            fresh = None
+            if change == "reload" and given["name"] in self._bundles:
+                old = self._bundles[given["name"]]
+                fresh = await asyncio.to_thread(old.reload)
+                if fresh is old:
+                    return {"bundle": given["name"], "changed": False, "dropped": []}
+                given = {**given, "home": str(fresh.home)}
+            first, *others = list(self._workers)
+            done = await self._apply(first, change, given)
+            await asyncio.gather(*(self._apply(worker, change, given) for worker in others))
+            if fresh is not None:
+                self._old = [*self._old, self._bundles[given["name"]]][-2 * len(self._bundles) :]
+                self._bundles[given["name"]] = fresh
+            else:
+                self._made = [*self._made, (change, given)][-_MOST_MADE:]
+            return done
+
+    async def _apply(self, worker: _Worker, change: str, given: dict[str, Any]) -> dict[str, Any]:
+        number = next(self._numbers)
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        worker.asked[number] = future
+        worker.send(apply=change, given=given, number=number)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            raise RefusedError(503, "a worker ended meanwhile; ask again", again=1) from None
+
+    async def _reload_all(self) -> None:
+        for name in list(self._bundles):
+            try:
+                await self._change("reload", {"name": name})
+            except (AdapterExportError, RefusedError) as error:
+                log("reload", level=logging.ERROR, bundle=name, error=str(error))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
