@@ -122,7 +122,14 @@ def match(targets: Collection[Target], sites: SiteMap, where: object, *, by_numb
         return Match({path: (site,) for path, site in numbered.items()}, Renaming(), True, known, where)
     said = argument("by_number", True)
     fix = f"if layers of the same number are the same in both models, give {said}; else the one it was trained on"
-    raise _not_there([target.path for target in targets], known, where, fix if numbered else None)
+    if numbered:
+        raise _not_there([target.path for target in targets], known, where, fix)
+    # where most have a layer of their number in the base, the trouble are the others
+    lost = [path for path, site in _numbered(targets, sites).items() if site is None]
+    if 0 < len(lost) < len(targets):
+        fix = f"train it without these; the other {len(targets) - len(lost)} would be matched by number with {said}"
+        raise _not_there(lost, known, where, fix)
+    raise _not_there([target.path for target in targets], known, where)
 
 
 def check_architecture(adapter: str | None, base: str | None, *, by_number: bool) -> None:
@@ -232,6 +239,14 @@ def sites_by_number(targets: Collection[Target], sites: SiteMap) -> dict[str, Si
     Nothing at all where one has no number, or several, a name that is not known, or a layer that the base has not, or
     where two would be one site.
     """
+    found = _numbered(targets, sites)
+    complete = {path: site for path, site in found.items() if site is not None}
+    apart = len({site.name for site in complete.values()}) == len(targets)
+    return complete if apart and len(complete) == len(targets) else {}
+
+
+def _numbered(targets: Collection[Target], sites: SiteMap) -> dict[str, Site | None]:
+    """The site of each module by number and name, none where there is none."""
     known = {site.name: site for site in sites.of_roles((*LAYERS, *SUBLAYERS))}
     found: dict[str, Site | None] = {}
     for target in targets:
@@ -240,11 +255,9 @@ def sites_by_number(targets: Collection[Target], sites: SiteMap) -> dict[str, Si
         if target.role == "linear":
             path = f".{target.path}"
             names = [name for name, ends in _NAMES.items() if path.endswith(tuple(f".{end}" for end in ends))]
-        if len(numbers) == 1 and names and not any(word in target.path for word in _OTHER_STREAMS):
-            found[target.path] = known.get(f"layers.{int(numbers[0])}.{names[0]}")
-    complete = {path: site for path, site in found.items() if site is not None}
-    apart = len({site.name for site in complete.values()}) == len(targets)
-    return complete if apart and len(complete) == len(targets) else {}
+        clear = len(numbers) == 1 and names and not any(word in target.path for word in _OTHER_STREAMS)
+        found[target.path] = known.get(f"layers.{int(numbers[0])}.{names[0]}") if clear else None
+    return found
 
 
 def alike(found: Iterable[Site], sites: SiteMap) -> list[Site]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
@@ -41,7 +41,7 @@ def fitting_kind(tensors: Tensors, name: str, **given: Any) -> Kind:
         _require(name, given, "activation")
         shown = _shown_by_bottlenecks({key: tensors[key] for key in names}, maker.defaults)
     elif isinstance(maker.defaults, LoraOptions):
-        shown = _shown_by_lora({key: tensors[key] for key in names})
+        shown = _shown_by_lora({key: tensors[key] for key in names}, given.get("on"))
         if not set(given.get("on", shown["on"])) <= set(given.get("alphas", {})):
             _require(name, given, "alpha")
     else:
@@ -80,12 +80,15 @@ def _shown_by_bottlenecks(tensors: Tensors, defaults: BottleneckOptions) -> dict
     return shown
 
 
-def _shown_by_lora(tensors: Tensors) -> dict[str, Any]:
+def _shown_by_lora(tensors: Tensors, on: Collection[str] | None = None) -> dict[str, Any]:
+    """The options that tensors show; `on` are the names or ends of names by which layers were called, if they were."""
     ranks: dict[str, set[int]] = {}
     for name, tensor in tensors.items():
         found = _LORA_A.fullmatch(name)
         if found and tensor.ndim == 2:
-            ranks.setdefault(found["stream"] + found["on"], set()).add(tensor.shape[1])
+            name = found["stream"] + found["on"]
+            called = [end for end in on or () if f".{name}".endswith(f".{end}")]
+            ranks.setdefault(called[0] if called else name, set()).add(tensor.shape[1])
     if not ranks:
         raise AdapterError(
             "the tensors hold no LoRA",
@@ -102,7 +105,7 @@ def _shown_by_lora(tensors: Tensors) -> dict[str, Any]:
         )
     return {
         "on": tuple(ranks),
-        "ranks": {on: rank for on, (rank,) in ranks.items()},
+        "ranks": {name: rank for name, (rank,) in ranks.items() if on is None or name in on},
         "bias": any(name.endswith(".lora_B.bias") for name in tensors),
         "gate": any(name.endswith(".gate.weight") for name in tensors),
     }

@@ -18,6 +18,9 @@ SITES = encoder()
 HIDDEN: dict[str, dict[str, Any]] = {"lora": {"alpha": 8}, "ia3": {}}
 """What the tensors of a kind do not show, where it is not the activation."""
 
+NAMES = (("query", "value"), ("attention.query", "attention.value"))
+"""The layers of LoRA by the ends of their names, and whole."""
+
 
 def tensors_of(kind: Kind) -> dict[str, np.ndarray]:
     return random_tensors(kind, SITES)
@@ -97,6 +100,13 @@ def test_what_nothing_shows_must_be_given(name: str, options: dict[str, Any], me
     tensors = tensors_of(small(KINDS[name]())) if name in KINDS else {}
     with pytest.raises(UsageError, match=message):
         fitting_kind(tensors, name, **options)
+
+
+def test_layers_may_be_called_by_the_ends_of_their_names() -> None:
+    tensors = tensors_of(KINDS["lora"](LoraOptions(rank=3)))
+    short, long = (fitting_kind(tensors, "lora", alpha=6, on=names) for names in NAMES)
+    assert packed(tensors, short).placements == packed(tensors, long).placements
+    assert [graph.nodes for graph in short.graphs.values()] == [graph.nodes for graph in long.graphs.values()]
 
 
 def test_other_tensors_than_lora_are_refused() -> None:

@@ -9,7 +9,7 @@ import pytest
 from peft_folders import linear_site
 
 from adapter_export.errors import AdapterError
-from adapter_export.importers.match import Renaming, Target, alike, find_renaming, sites_by_number
+from adapter_export.importers.match import Renaming, Target, alike, find_renaming, match, sites_by_number
 from adapter_export.sites.site import Site, SiteMap
 
 LAYERS = [f"encoder.layer.{layer}.{name}" for layer in range(2) for name in ("query", "output.dense", "value")]
@@ -109,6 +109,14 @@ def test_by_their_numbers_where_no_path_agrees(paths: tuple[str | None, ...]) ->
 def test_what_no_number_finds(path: str) -> None:
     assert by_number([path], renamed_sites(*(None,) * 6)) == {}
     assert by_number(["encoder.layer.0.output.dense", path], renamed_sites(*(None,) * 6)) == {}
+
+
+def test_only_the_module_without_a_layer_is_the_trouble() -> None:
+    paths = [f"encoder.layer.{layer}.output.dense" for layer in range(2)]
+    with pytest.raises(AdapterError) as caught:
+        match([Target(path, path) for path in [*paths, "pooler.dense"]], renamed_sites(*(None,) * 6), "a")
+    assert "found `pooler.dense`;" in str(caught.value)
+    assert "the other 2" in str(caught.value)
 
 
 def test_two_modules_are_never_one_site() -> None:
