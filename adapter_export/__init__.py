@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from adapter_export import errors
 from adapter_export.api.adapters.adapters import compose, import_adapterhub, import_peft, load_adapter, pack, save
+from adapter_export.api.adapters.merge import merge
 from adapter_export.api.bundles.bundles import add, build, open_bundle, remove
 from adapter_export.api.bundles.compare import compare
 from adapter_export.api.bundles.evaluate import evaluate
@@ -78,6 +79,7 @@ __all__ = [
     "inspect",
     "lint",
     "load_adapter",
+    "merge",
     "open_base",
     "open_bundle",
     "pack",

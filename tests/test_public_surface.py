@@ -54,7 +54,8 @@ def test_exit_codes_stay(name: str, code: int) -> None:
 
 
 def test_the_commands_stay() -> None:
-    making = ["capture", "sites", "plan", "train", "sweep", "lint", "drop", "distil", "pack", "import", "compose"]
+    training = ["plan", "train", "sweep", "lint", "drop", "distil"]
+    making = ["capture", "sites", *training, "pack", "import", "compose", "merge"]
     using = ["build", "add", "remove", "check", "verify", "sign", "evaluate", "compare", "run", "inspect"]
     serving = ["serve", "ship", "push", "pull"]
     assert list(COMMANDS) == [*making, *using, *serving]
@@ -63,7 +64,7 @@ def test_the_commands_stay() -> None:
 def test_the_verbs_stay() -> None:
     """A new verb: export it, show it in `docs/python.md`, and name it here."""
     making = {"capture", "open_base", "train", "attach", "trainer_callback", "pack", "load_adapter", "save"}
-    making |= {"plan", "sweep", "lint", "drop", "distil", "import_adapterhub", "import_peft", "compose"}
+    making |= {"plan", "sweep", "lint", "drop", "distil", "import_adapterhub", "import_peft", "compose", "merge"}
     bundles = {"build", "add", "remove", "open_bundle", "check", "self_test", "verify", "evaluate"}
     bundles |= {"compare", "inspect", "sign", "verify_signature", "serve", "ship", "push", "pull"}
     assert set(adapter_export.__all__) == {*making, *bundles, "Base", "Inspection", "Sites", "errors", "__version__"}

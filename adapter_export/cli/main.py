@@ -42,6 +42,7 @@ COMMANDS: Mapping[str, Entry] = {
     "pack": Entry(".adapters.pack:pack", "Make an adapter from plain tensors of any framework."),
     "import": Entry(".adapters.import_:import_", "Make an adapter of one that another library trained."),
     "compose": Entry(".adapters.compose:compose", "Make one adapter of several: stacked, averaged, fused."),
+    "merge": Entry(".adapters.merge:merge", "Write a model with an adapter inside its weights."),
     "build": Entry(".bundles.build:build", "Export a model and its adapters as one bundle."),
     "add": Entry(".bundles.add:add", "Add adapters to a bundle, without a new export."),
     "remove": Entry(".bundles.add:remove", "Remove adapters from a bundle."),
@@ -61,7 +62,7 @@ COMMANDS: Mapping[str, Entry] = {
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Models": ("capture", "sites", "distil"),
-    "Adapters": ("plan", "train", "sweep", "lint", "drop", "pack", "import", "compose"),
+    "Adapters": ("plan", "train", "sweep", "lint", "drop", "pack", "import", "compose", "merge"),
     "Bundles": ("build", "add", "remove", "check", "verify", "sign", "evaluate", "compare", "run", "inspect"),
     "Serving": ("serve", "ship", "push", "pull"),
 }

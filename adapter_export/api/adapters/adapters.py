@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Unpack, cast
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from adapter_export.graph.adapter import Adapter
     from adapter_export.importers.take import Tensors
+    from adapter_export.numerics.merge import Layer
+    from adapter_export.sites.site import Site
     from adapter_export.sites.site_map import GivenSites
 
     Adapters: TypeAlias = Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike]
@@ -375,17 +378,23 @@ def import_peft(
         config = opened.path / "config.json"
         head = replace(head, known_labels=known_labels(config), known_problem=known_problem(config))
 
-    def base_tensor(key: str) -> np.ndarray | None:
-        if opened.is_onnx:
-            return opened.onnx.tensor(key)
-        tensor = opened.torch.program.state_dict.get(key)
-        return None if tensor is None else tensor.detach().float().numpy()
-
     settings = _import_settings(opened, source, name, member, by_number)
-    settings |= {"base_tensor": base_tensor, "head": head, "dense": dense}
+    settings |= {"base_tensor": opened.tensor, "layer_at": _finding(opened), "head": head, "dense": dense}
     imported = peft.import_peft(source, opened.sites.complete, **settings)
     tell(imported.notes, on_note)
     return with_site_map(with_facts(imported.adapter, facts), opened)
+
+
+def _finding(base: Base) -> Callable[[Site], Layer | None]:
+    """Return what finds a layer of the base; the base is opened once one is asked for."""
+
+    @cache
+    def finder() -> Callable[[Site], Layer | None]:
+        from adapter_export.api.models.layers import layer_finder
+
+        return layer_finder(base)
+
+    return lambda site: finder()(site)
 
 
 def _import_settings(base: Base, folder: Path, name: str | None, member: str | None, by_number: bool) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from adapter_export.format.lengths import Fit, parse_lengths
 from adapter_export.reading.files import open_regular, read_text
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch.nn import Module
 
     from adapter_export.format.base_record import BaseRecord
@@ -172,6 +173,16 @@ class Base:
             return sum(tensor.numel() for tensor in self.torch.program.parameters())
         tensors = (value.const_value for value in self.onnx.model.graph.initializers.values())
         return sum(tensor.size for tensor in tensors if tensor is not None and tensor.dtype.is_floating_point())
+
+    def tensor(self, name: str) -> np.ndarray | None:
+        """Return a tensor of floats by its name in the torch model, float32 of an archive; none where there is none.
+
+        A matrix of an ONNX graph is as torch's `Linear` holds it, [out, in].
+        """
+        if self.is_onnx:
+            return self.onnx.tensor(name)
+        found = self.torch.program.state_dict.get(name)
+        return None if found is None or not found.is_floating_point() else found.detach().float().numpy()
 
     @property
     def texts(self) -> GoldenTexts | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from adapter_export.importers.peft.methods.low_rank import lora as lora_of_weigh
 from adapter_export.importers.peft.methods.method import Matrix
 from adapter_export.importers.peft.options import CHECKED_WITH, Options, targeted
 from adapter_export.importers.take import Imported, ReadPickle, Recipe, Source, Taker, as_it_is, listed, transposed
+from adapter_export.numerics.merge import Layer as BaseLayer
 from adapter_export.sites.site import LAYERS, Site, SiteMap
 
 
@@ -41,6 +42,7 @@ def import_peft(
     name: str,
     base: str,
     base_tensor: BaseTensor = lambda _: None,
+    layer_at: LayerAt = lambda _: None,
     member: str | None = None,
     head: HeadChoice | None = None,
     by_number: bool = False,
@@ -51,9 +53,10 @@ def import_peft(
     """Import an adapter of PEFT that is a fixed change of the base's weights.
 
     `base_tensor` gives the base's tensors by their names there, such as `encoder.layer.0.output.dense.bias`: needed
-    where biases of the base were trained, where the change is computed from the base's weights, and for heads that read
-    a layer of the base. A change of full rank is as large as the layer itself: `dense` allows it. The other arguments
-    are those of `import_adapterhub`; `head` is what is known of the head beside the folder.
+    where biases or norms of the base were trained, and for heads that read a layer of the base. `layer_at` gives the
+    layers behind its sites, whatever their tensors are called, where the change is computed from the base's weights. A
+    change of full rank is as large as the layer itself: `dense` allows it. The other arguments are those of
+    `import_adapterhub`; `head` is what is known of the head beside the folder.
 
     Raises:
         AdapterError: options, modules or a head cannot be expressed, or the base lacks modules, or also calls them
@@ -71,7 +74,7 @@ def import_peft(
         matched = Match({}, renaming, False, (), where)
     else:
         matched = match([Target(path, path) for path in found.adapted], sites, where, by_number=by_number)
-    in_base = _Base(sites, matched, base_tensor)
+    in_base = _Base(sites, matched, base_tensor, layer_at)
     changes = _Changes(found, taker, options, in_base)
     made = take_head(found, taker, changes.at, in_base.tensor, sites.width, options, head or HeadChoice(), where)
     if options.kind == "ln_tuning":
@@ -109,6 +112,10 @@ def import_peft(
     record = {"imported": {"from": "peft", "config": dict(read.config)}}
     adapter = Adapter(name, options.kind, base, taker.graphs, taker.placements, taker.weights, made.head, record)
     return Imported(adapter, (*_notes(matched, found, options), *taker.notes(), *made.notes))
+
+
+LayerAt = Callable[[Site], BaseLayer | None]
+"""The layer of the base behind a site; none where the base does not show it."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,7 @@ class _Changes:
 
         def of_base(name: str) -> np.ndarray | None:
             trained = self._found.biases.get(path) if name == "bias" else None
-            return self._base.tensor(f"{path}.{name}") if trained is None else self._taker.tensors[trained]
+            return self._base.layer(path, name) if trained is None else self._taker.tensors[trained]
 
         layer = Layer(path, width, width_in, self._found.adapted[path], self._shared, of_base)
         try:
@@ -182,8 +189,8 @@ class _Base:
     embeddings go through, and the value that it returns.
     """
 
-    def __init__(self, sites: SiteMap, matched: Match, read: BaseTensor) -> None:
-        self.map, self.matched, self.read = sites, matched, read
+    def __init__(self, sites: SiteMap, matched: Match, read: BaseTensor, layer_at: LayerAt) -> None:
+        self.map, self.matched, self.read, self.layer_at = sites, matched, read, layer_at
         self.linears: dict[str, list[Site]] = {}
         for site in sites.of_roles(("linear",)):
             if site.path is not None:
@@ -205,8 +212,14 @@ class _Base:
 
     def bias(self, path: str) -> np.ndarray | None:
         """The bias of a linear layer of the adapter's model, before training."""
-        found = self.tensor(f"{path}.bias")
-        return None if found is None else found.astype(np.float64)
+        return self.layer(path, "bias")
+
+    def layer(self, path: str, name: str) -> np.ndarray | None:
+        """The `weight` [out, in] or the `bias` of a linear layer of the adapter's model, before training."""
+        sites = self.sites(path)
+        found = self.layer_at(sites[0]) if sites else None
+        tensor = self.tensor(f"{path}.{name}") if found is None else found.weight if name == "weight" else found.bias
+        return None if tensor is None else tensor.astype(np.float64)
 
     def lost(self, found: Sorted, options: Options) -> list[str]:
         """The modules that the config means and the adapter has no tensors for: a file that lost some."""

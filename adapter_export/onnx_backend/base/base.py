@@ -140,8 +140,25 @@ class OnnxBase:
             return None
         if tensor.ndim != 2:
             return tensor
-        layouts = {_reads_in_first(node, index) for node, index in value.uses()}
-        return None if len(layouts) != 1 or None in layouts else tensor.T if layouts == {True} else tensor
+        in_first = self.holds_in_first(name)
+        return None if in_first is None else tensor.T if in_first else tensor
+
+    def bias_behind(self, product: str) -> str | None:
+        """The name of the bias [out] of the linear layer whose product this value is; none if it has none."""
+        nodes = (node for node in self.model.graph if any(value.name == product for value in node.outputs))
+        node = next(nodes, None)
+        if node is None:
+            return None
+        adding = [node] if node.op_type == "Gemm" else [reader for reader, _ in node.outputs[0].uses()]
+        if len(adding) != 1 or adding[0].op_type not in ("Gemm", "Add"):
+            return None
+        constants = (value for value in adding[0].inputs if value is not None and value.const_value is not None)
+        return next((value.name for value in constants if value.shape is not None and len(value.shape) == 1), None)
+
+    def holds_in_first(self, name: str) -> bool | None:
+        """Whether the graph holds a matrix as [in, out]; none where it is not clear which axis is which."""
+        layouts = {_reads_in_first(node, index) for node, index in self.model.graph.initializers[name].uses()}
+        return layouts.pop() if len(layouts) == 1 else None
 
 
 def _reads_in_first(node: ir.Node, index: int) -> bool | None:

@@ -1,0 +1,148 @@
+"""An adapter merged into the weights of a base: possible where it is a fixed change of layers, whatever its kind.
+
+Whether it is one, is seen from what it computes: a layer with the adapter is evaluated in float64 on all unit vectors,
+which gives the only weight and bias that it can be, and on random vectors, which show whether it is that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from adapter_export.errors import AdapterError
+from adapter_export.graph.adapter import Adapter
+from adapter_export.numerics.evaluate import evaluate
+from adapter_export.sites.site import LAYERS, Site, SiteMap
+
+Matrix = npt.NDArray[np.float64]
+
+_RANDOM_ROWS = 8
+_TOLERANCE = 1e-9
+"""How much a layer with an adapter may differ from the weight and bias that it seems to be, as a part of its values."""
+
+_OTHER_WAY = "merge an adapter of linear layers, such as LoRA, or build a bundle, in which it stays separate"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the base: `weight` [out, in] and perhaps `bias` [out], or of a norm both [d], in float64.
+
+    `names` are those of both in the base, `calls` how often the base applies it, `in_first` whether the base holds the
+    matrix as [in, out].
+    """
+
+    names: tuple[str, str]
+    weight: Matrix
+    bias: Matrix | None
+    calls: int = 1
+    in_first: bool = False
+
+
+def merged_layers(
+    adapter: Adapter, sites: SiteMap, layer_at: Callable[[Site], Layer | None]
+) -> dict[str, tuple[Layer, Matrix, Matrix | None]]:
+    """Each layer that an adapter changes, by the name of its weight, with the weight and the bias after the change.
+
+    `layer_at` gives the layer behind a site; none where the base does not show it.
+
+    Raises:
+        AdapterError: it is no fixed change of the layer, the layer has no bias that could take its own, or the base
+            also applies the layer where the adapter does not act.
+    """
+    known = {site.name: site for site in sites}
+    at: dict[str, dict[str, list[Site]]] = {}
+    layers: dict[str, Layer] = {}
+    for name in adapter.placements:
+        site = known[name]
+        layer = layer_at(site)
+        if layer is None:
+            raise _refusal(adapter, name, "no weight of the base stands there that a change could be added to")
+        layers[layer.names[0]] = layer
+        at.setdefault(layer.names[0], {}).setdefault(site.h if site.role in LAYERS else site.name, []).append(site)
+    found = {}
+    for weight_name, calls in at.items():
+        layer = layers[weight_name]
+        results = [_changed(adapter, layer, own) for own in calls.values()]
+        first = results[0]
+        alike = all(np.array_equal(one, other) for result in results for one, other in zip(first, result, strict=True))
+        if len(calls) < layer.calls or not alike:
+            what = f"the base applies it {layer.calls} times, and the adapter does not change it alike in all of them"
+            raise _refusal(adapter, next(iter(calls.values()))[0].name, what)
+        weight, bias = first
+        if layer.bias is None and bias.any():
+            raise _refusal(adapter, next(iter(calls.values()))[0].name, "the layer has no bias that could take its own")
+        found[weight_name] = (layer, weight, None if layer.bias is None else bias)
+    return found
+
+
+def _changed(adapter: Adapter, layer: Layer, sites: Sequence[Site]) -> tuple[Matrix, Matrix]:
+    """The weight and the bias of a layer with what acts at its sites: the whole of it, or parts of a fused one."""
+    graphs = {site.name: adapter.graphs[adapter.placements[site.name].graph] for site in sites}
+    if sites[0].role not in LAYERS:
+        return _changed_norm(adapter, layer, sites[0])
+    if len(sites) > 1 and any(graph.replaces == "u" for graph in graphs.values()):
+        raise _refusal(adapter, sites[0].name, "it changes both what the layer reads and parts of what it returns")
+    width_in = layer.weight.shape[1]
+    bias = np.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+    random = np.random.default_rng(0).standard_normal((_RANDOM_ROWS, width_in))
+    read = np.vstack([np.zeros((1, width_in)), np.eye(width_in), random])
+    value = read @ layer.weight.T + bias
+    for site in sites:
+        graph, parameters = graphs[site.name], adapter.parameters(site.name)
+        places = _features(site, len(layer.weight))
+        values = {"u": read[:, None], "h": value[:, None][..., places]}  # each vector is a text of its own
+        result = np.asarray(evaluate(graph, {name: values[name] for name in graph.inputs}, parameters), np.float64)[
+            :, 0
+        ]
+        if graph.replaces == "u":
+            value = result @ layer.weight.T + bias
+        else:
+            value = value.copy()
+            value[:, places] = result
+    made = value[0], value[1 : width_in + 1] - value[0]
+    seems = random @ made[1] + made[0]
+    if np.abs(seems - value[width_in + 1 :]).max() > _TOLERANCE * np.abs(value).max():
+        raise _refusal(adapter, sites[0].name, "its result is not linear in what it reads")
+    return made[1].T, made[0]
+
+
+def _changed_norm(adapter: Adapter, layer: Layer, site: Site) -> tuple[Matrix, Matrix]:
+    """The factors and the bias of a norm behind which the adapter scales and shifts each feature."""
+    graph, width = adapter.graphs[adapter.placements[site.name].graph], len(layer.weight)
+    random = np.random.default_rng(0).standard_normal((_RANDOM_ROWS, width))
+    read = np.vstack([np.zeros((1, width)), np.ones((1, width)), random])
+    if graph.inputs != (graph.replaces,):
+        raise _refusal(adapter, site.name, "it acts on a whole sublayer, which is no linear layer")
+    value = np.asarray(evaluate(graph, {graph.replaces: read[None]}, adapter.parameters(site.name))[0], np.float64)
+    shift, scale = value[0], value[1] - value[0]
+    if np.abs(random * scale + shift - value[2:]).max() > _TOLERANCE * np.abs(value).max():
+        raise _refusal(adapter, site.name, "it acts on a whole sublayer, and is no factor and sum of each feature")
+    bias = np.zeros(width) if layer.bias is None else layer.bias
+    return layer.weight * scale, bias * scale + shift
+
+
+def _features(site: Site, width: int) -> slice | list[int]:
+    """The features of a layer's output that a site stands for."""
+    if site.role != "part":
+        return slice(None)
+    (start, end), block = next(iter(site.parts.values())), width // site.blocks
+    return [number * block + place for number in range(site.blocks) for place in range(start, end)]
+
+
+def _refusal(adapter: Adapter, site: str, found: str) -> AdapterError:
+    return AdapterError(
+        "cannot be merged into the base",
+        where=f"adapter `{adapter.name}`, `{site}`",
+        found=found,
+        expected="a fixed change of the weights and biases of linear layers, or of norms behind a sum",
+        fix=_OTHER_WAY,
+    )
+
+
+def stored(layer: Layer, weight: Matrix, bias: Matrix | None) -> dict[str, Matrix]:
+    """New tensors by their names in the base, as it holds them."""
+    name, of_bias = layer.names
+    return {name: weight.T if layer.in_first else weight} | ({} if bias is None else {of_bias: bias})
