@@ -145,9 +145,9 @@ def build_bundle(
             check_caches(made, base.inputs)
             return made
 
-        of_base = writer.golden(golden(None))
-        of_adapters = [golden(adapter) for adapter in adapters]
-        pairs = list(zip(adapters, of_adapters, strict=True))
+        pairs = [(adapter, golden(adapter)) for adapter in adapters]
+        headed = next((vectors for adapter, vectors in pairs if not adapter.placements), None)  # the base, and a head
+        of_base = writer.golden(golden(None) if headed is None else headed.of_base(names))
         records = [writer.adapter(adapter, vectors, baked.get(adapter.name)) for adapter, vectors in pairs]
         text = golden_texts = None
         if tokenizer is not None and tokens.maximum is not None:

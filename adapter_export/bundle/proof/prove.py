@@ -27,6 +27,7 @@ from adapter_export.bundle.golden import (
     named,
     scale,
     silent,
+    to_disturb,
 )
 from adapter_export.bundle.media import compare_processors, replay_media
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
@@ -377,7 +378,6 @@ def steps(plan: Plan, reference: Reference | None, original: Original | None = N
     """Return how many steps `prove` takes."""
     lived = len(plan.cases) if reference and reference.live and None in plan.names else 0
     plan = _taken(plan, reference)
-    core = [case for case in plan.cases if case.core]
     measured = reference and plan.bundle.allowance(plan.cases or (plan.probe,)).error(reference.runner)
     planned = [
         *plan.golden,
@@ -385,7 +385,7 @@ def steps(plan: Plan, reference: Reference | None, original: Original | None = N
     ]
     computed = len(plan.names) - (_headed_base(plan) is not None)
     total = lived + (computed * len(plan.cases) if reference else 0)
-    total += computed * len(core or plan.cases) * DRAWS if measured else 0
+    total += computed * len(to_disturb(plan.cases)) * DRAWS if measured else 0
     for graph in plan.graphs:
         total += len(trials(plan, graph, planned)) + (0 if plan.quick else len(_mixed(plan, graph)))
     if reference and _tries_words(plan):
@@ -419,7 +419,7 @@ def prove(
     """
     bundle, whole, plan = plan.bundle, plan, _taken(plan, reference)
     expected, cases = [*plan.golden, *(computed or expect(plan, reference, on_step))], plan.cases or (plan.probe,)
-    outputs, ledger = list[OutputRecord](), list[ObligationRecord]()
+    outputs, ledger, texts = list[OutputRecord](), list[ObligationRecord](), bundle.texts()
     invariants, sites = [*plan.files, *_left_out(expected)], list[SiteRecord]()
     tolerance = None
     if not plan.quick:
@@ -442,7 +442,7 @@ def prove(
             for record in bundle.manifest.adapters if bundle.manifest.batch_invariant else ():
                 if record.mix is not None:
                     check_weights_apart(of_slots, record.mix, bundle.tensors(record.name), bundle.golden(record.name))
-        if original is None or (graph.flavour, graph.level) != ("slots", LEVEL):
+        if (graph.flavour, graph.level) != ("slots", LEVEL) or not (original or texts):  # which run it again
             bundle.close(graph.file, graph.level)
     if reference is not None and tolerance is not None:
         passed = all(result.passed for result in outputs)
@@ -466,7 +466,6 @@ def prove(
         invariants += traced.invariants
     for python in plan.runtimes:
         invariants += check_runtime(python, Graph(bundle, "slots", bundle.manifest.graphs["slots"]), plan.golden)
-    texts = bundle.texts()
     if texts is not None:
         small = not any(graph.pieces for graph in plan.graphs)
         invariants += replay(bundle, texts, plan.names, run=small and "slots" in plan.flavours)
@@ -539,14 +538,14 @@ def _needed(plan: Plan, reference: Reference, golden: Golden) -> Mapping[str, fl
 def _remeasured(
     plan: Plan, graph: Graph, reference: Reference, results: Sequence[OutputRecord], expected: Sequence[Golden]
 ) -> list[OutputRecord]:
-    """Compare again what is a little off in cases that are no core: how far rounding moves them was not measured."""
-    found = list(results)
+    """Compare again what is a little off in cases for which it was not measured how far rounding moves them."""
+    found, measured = list(results), {case.name for case in to_disturb(plan.cases)}
     off = [one for one in results if not one.passed and one.against == "reference" and one.compared and not one.mixed]
     for name, case in dict.fromkeys((one.adapter, one.case) for one in off if one.ratio < _AMPLIFIED):
         golden = next(one for one in expected if (one.against, one.adapter) == ("reference", name))
         at = next(at for at, one in enumerate(golden.cases) if one.name == case)
         own = golden.cases[at]
-        if own.core:
+        if own.name in measured:
             continue
         source, output = (None, None) if name is None else (plan.bundle.source(name), plan.bundle.record(name).output)
         wider = _maker(plan, reference).measured(golden, at, source, output)
