@@ -68,6 +68,9 @@ _INPUTS: Mapping[str, Callable[[tokenizers.Encoding], list[int]]] = {
 _LIMITS = Limits(seconds=60.0, bytes=2 * 2**30)
 """What a tokenizer of others may take; the largest in use, of 33 MB, takes 2 seconds and half of it."""
 
+_BYTES, _COPIES = 400 * 2**20, 128
+"""The memory for a smaller one: for itself, and for each byte of its file; a trie of 250,000 words takes 120."""
+
 _TRIED_ON = ("", "a", "a" * 40, "A b c, d. 1 2 3!", "\u4f60\u597d \U0001f600 \u0301", "\n\t  \u00a0", "x" * 10_000)
 """Texts of many kinds: a tokenizer that crashes on all of one kind is found."""
 
@@ -86,7 +89,8 @@ def try_tokenizer(text: str) -> None:
     """
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
     if digest not in _tried:
-        try_out(f"{__name__}:open_and_encode", text, limits=_LIMITS, refusal=_no_tokenizer)
+        limits = Limits(_LIMITS.seconds, min(_LIMITS.bytes, _BYTES + _COPIES * len(text)))
+        try_out(f"{__name__}:open_and_encode", text, limits=limits, refusal=_no_tokenizer)
         _tried.add(digest)
 
 

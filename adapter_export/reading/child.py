@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from adapter_export import errors
@@ -35,7 +36,7 @@ class Limits:
 
     Attributes:
         seconds: until it is stopped.
-        bytes: of memory that it asks for; files that it maps do not count.
+        bytes: of memory that it asks for; files that it maps do not count, nor what Python and the libraries take.
     """
 
     seconds: float
@@ -68,7 +69,7 @@ def try_out(function: str, *arguments: str, limits: Limits, refusal: Callable[[s
     except OSError:
         return
     if done.returncode == _MEMORY:
-        raise refusal(f"more than {limits.bytes / 1e9:.0f} GB of memory")
+        raise refusal(f"more than {limits.bytes / 1e6:,.0f} MB of memory")
     if done.returncode:
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit status {done.returncode}"
@@ -82,13 +83,14 @@ def answer() -> None:
     """Do what standard input asks for; on standard output, the error that it raised, as JSON, or `null`."""
     task = json.loads(sys.stdin.read())
     output, sys.stdout = sys.stdout, sys.stderr
-    if resource is not None:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_DATA, (task["bytes"], task["bytes"]))
     module, _, name = task["function"].partition(":")
-    facts = None
+    function, facts = getattr(importlib.import_module(module), name), None
+    if resource is not None:
+        most = _taken() + task["bytes"]
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     try:
-        getattr(importlib.import_module(module), name)(*task["arguments"])
+        function(*task["arguments"])
     except MemoryError:
         os._exit(_MEMORY)
     except AdapterExportError as error:
@@ -99,3 +101,12 @@ def answer() -> None:
     output.write(f"{json.dumps(facts)}\n")
     output.flush()
     os._exit(0)  # threads of a library that are at work still are not waited for
+
+
+def _taken() -> int:
+    """The bytes of memory that this process has asked for so far, where the system says it."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[5])
+    except OSError:
+        return 0
+    return pages * resource.getpagesize()

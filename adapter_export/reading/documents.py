@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -56,7 +59,7 @@ def parse_json(data: bytes, where: object, most_values: int = MOST_VALUES) -> ob
             fix="check that it is the file that you mean",
         )
     try:
-        with within(where):
+        with within(where), _without_collector():
             document = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
         if _SURROGATE.search(data):  # half of a pair, which Python's reader accepts and no writer may write
             json.dumps(document, ensure_ascii=False).encode()
@@ -72,6 +75,18 @@ def parse_json(data: bytes, where: object, most_values: int = MOST_VALUES) -> ob
             fix="take the file from its source again, or correct it there",
         ) from error
     return document
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep Python's collector from going through all values again and again: there are no cycles in a document."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

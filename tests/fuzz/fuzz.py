@@ -8,28 +8,33 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import io
 import json
+import math
 import multiprocessing
 import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
 
-from readers import Reader, heavy_readers, light_readers
+from readers import HEAVY, LIGHT, Reader, heavy_readers, light_readers
 
 from adapter_export.errors import AdapterExportError
 from adapter_export.onnx_backend import session
+from adapter_export.reading import child
 
 MOST_SECONDS, MOST_BYTES = 2.0, 500 * 10**6
 """Of one execution: time of the processor, and memory beyond what the process has."""
@@ -38,17 +43,42 @@ _HANGS = 60
 """The seconds after which a process is taken to hang: a loaded machine gives it little of a processor."""
 
 
-def prepared(folder: Path) -> dict[str, Reader]:
-    """All readers; the time for one run of a graph is cut to what an execution may take."""
+def _forked(_: object, *, input: str, timeout: float, **__: object) -> subprocess.CompletedProcess[str]:
+    """Do what `subprocess.run` does for a trial, in a fork of this process: in milliseconds, with the same limits."""
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as log:
+        if not (worker := os.fork()):
+            try:
+                signal.alarm(math.ceil(timeout))
+                os.dup2(log.fileno(), 2)
+                sys.stdin, sys.stdout = io.StringIO(input), said
+                child.answer()
+            finally:
+                traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(1)
+        ended = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+        if ended == -signal.SIGALRM:
+            raise subprocess.TimeoutExpired("a fork", timeout)
+        for file in (said, log):
+            file.seek(0)
+        return subprocess.CompletedProcess("a fork", ended, said.read(), log.read())
+
+
+def prepare() -> None:
+    """Cut the time for one run of a graph to what an execution may take, and let trials be forks."""
     session._MOST_SECONDS = MOST_SECONDS / 2
-    for name in ("light", "heavy"):
-        (folder / name).mkdir(parents=True)
-    return light_readers(folder / "light") | heavy_readers(folder / "heavy")
+    vars(child)["subprocess"] = SimpleNamespace(run=_forked, TimeoutExpired=subprocess.TimeoutExpired)
+
+
+def _used() -> tuple[float, int]:
+    """The time of the processor and the most memory so far, in seconds and bytes, trials included."""
+    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in both), 1024 * sum(one.ru_maxrss for one in both)
 
 
 def outcome(reader: Reader, folder: Path) -> str | None:
     """Read a folder; what is wrong with how that ended, if anything is."""
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    start, before = _used()
     wrong = None
     try:
         reader.read(folder)
@@ -60,8 +90,8 @@ def outcome(reader: Reader, folder: Path) -> str | None:
         places = traceback.extract_tb(error.__traceback__)
         ours = next((place for place in reversed(places) if "adapter_export" in place.filename), places[-1])
         wrong = f"{type(error).__name__} at {Path(ours.filename).name}:{ours.lineno}: {str(error)[:120]}"
-    seconds = time.process_time() - start
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    end, after = _used()
+    seconds, grown = end - start, after - before
     if wrong is None and seconds > MOST_SECONDS:
         wrong = f"{seconds:.1f} seconds"
     if wrong is None and grown > MOST_BYTES:
@@ -78,6 +108,8 @@ def _work(name: str, reader: Reader, seed: int, seconds: float, kept: Path, pipe
     resource.setrlimit(data, (8 * 10**9, resource.getrlimit(data)[1]))
     scratch = Path(tempfile.mkdtemp(prefix="fuzz-"))
     end, count, seen = time.monotonic() + seconds, 0, Counter[str]()
+    reader.write(scratch, None)
+    reader.read(scratch)  # what was not changed is right
     try:
         while time.monotonic() < end:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -125,10 +157,20 @@ def _watched(name: str, reader: Reader, seed: int, seconds: float, kept: Path) -
             worker.join()
             found = f"ends with {worker.exitcode} at {last}"
         worker.join()
+        if last < seed:
+            raise RuntimeError(f"`{name}` does not read what was not changed")
         folder = kept / str(last)
         reader.write(folder, Random(f"{name} {last}"))
         yield counted + 1, f"{found} ({folder})"
         seed = last + 1
+
+
+def _made(names: Collection[str]) -> Iterator[tuple[str, Reader]]:
+    """Make these readers; those with torch last, since forks of a small process take less time."""
+    for group, make in ((LIGHT, light_readers), (HEAVY, heavy_readers)):
+        with tempfile.TemporaryDirectory() as folder:
+            readers = make(Path(folder)) if set(group) & set(names) else {}
+            yield from ((name, readers[name]) for name in group if name in names)
 
 
 def main() -> int:
@@ -140,23 +182,21 @@ def main() -> int:
     parser.add_argument("--again", type=Path, help="a folder that was found, with `--only` its reader")
     parser.add_argument("--json", type=Path, help="write the figures here")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as made:
-        readers = {name: one for name, one in prepared(Path(made)).items() if name in (given.only or [name])}
+    chosen = [name for name in (*LIGHT, *HEAVY) if name in (given.only or [name])]
+    kept, figures = Path(tempfile.mkdtemp(prefix="fuzz-found-")), {}
+    prepare()
+    for name, reader in _made(chosen):
         if given.again is not None:
-            (reader,) = readers.values()
             reader.read(given.again)
             return 0
-        kept = Path(tempfile.mkdtemp(prefix="fuzz-found-"))
-        figures = {}
-        for name, reader in readers.items():
-            count, found, place = 0, list[str](), kept / name.replace(" ", "-")
-            for more, wrong in _watched(name, reader, given.seed, given.seconds / len(readers), place):
-                count += more
-                found += [] if wrong is None else [wrong]
-            figures[name] = {"executions": count, "findings": found}
-            print(f"{name:16} {count:9,} executions, {len(found)} findings", *found, sep="\n  ", flush=True)
+        count, found, place = 0, list[str](), kept / name.replace(" ", "-")
+        for more, wrong in _watched(name, reader, given.seed, given.seconds / len(chosen), place):
+            count += more
+            found += [] if wrong is None else [wrong]
+        figures[name] = {"executions": count, "findings": found}
+        print(f"{name:16} {count:9,} executions, {len(found)} findings", *found, sep="\n  ", flush=True)
     total = sum(one["executions"] for one in figures.values())
-    print(f"{total:,} executions of {len(readers)} readers; what was found is in {kept}")
+    print(f"{total:,} executions of {len(chosen)} readers; what was found is in {kept}")
     if given.json is not None:
         given.json.write_text(json.dumps(figures, indent=2))
     return int(any(one["findings"] for one in figures.values()))

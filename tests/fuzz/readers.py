@@ -36,12 +36,25 @@ from adapter_export.format.tensors import read_tensors
 from adapter_export.importers.adapterhub import import_adapterhub
 from adapter_export.importers.peft import import_peft
 from adapter_export.onnx_backend.base.base import open_onnx
+from adapter_export.onnx_backend.base.trial import try_graph
 from adapter_export.reading.documents import parse_json
 from adapter_export.reading.files import read_text
 from adapter_export.runtime.adapter_file import parse_adapter
 from adapter_export.runtime.media import read_clip, read_picture
 from adapter_export.sites.site import SiteMap
 from adapter_export.text import Pair, Tokenizer, try_tokenizer
+
+LIGHT = (
+    *("manifest", "derivation", "adapter", "safetensors", "onnx_adapter", "onnx", "onnx of a cache"),
+    *("onnx of fused", "site map", "tokenizer", "golden texts", "npz", "picture", "clip", "csv", "jsonl", "rows"),
+)
+"""The names of the readers that need no torch."""
+
+HEAVY = (
+    *("archive", "torch file", "old torch file", "AdapterHub", "AdapterHub LoRA", "PEFT LoRA", "PEFT IA3"),
+    *("PEFT head", "checkpoint"),
+)
+"""The names of the others."""
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -184,6 +197,11 @@ def _tokens(path: Path) -> object:
     return [tokenizer.rows([text]) for text in texts], tokenizer.windows("a b word " * 20, 8)
 
 
+def _graph(path: Path) -> object:
+    try_graph(path)  # as everything that reads a base opens it
+    return open_onnx(path)
+
+
 def _npz(**arrays: np.ndarray) -> bytes:
     packed = io.BytesIO()
     np.savez(packed, **arrays)
@@ -257,9 +275,9 @@ def light_readers(made: Path) -> dict[str, Reader]:
             "a.onnx_adapter",
             (bundle / record.onnx_adapter).read_bytes(),
         ),
-        "onnx": _of(change.of_onnx, open_onnx, "base.onnx", built.model.read_bytes()),
-        "onnx of a cache": _of(change.of_onnx, open_onnx, "a.onnx", cached_graph().SerializeToString()),
-        "onnx of fused": _of(change.of_onnx, open_onnx, "a.onnx", _fused().SerializeToString()),
+        "onnx": _of(change.of_onnx, _graph, "base.onnx", built.model.read_bytes()),
+        "onnx of a cache": _of(change.of_onnx, _graph, "a.onnx", cached_graph().SerializeToString()),
+        "onnx of fused": _of(change.of_onnx, _graph, "a.onnx", _fused().SerializeToString()),
         "site map": _of(change.of_json, read_site_map, "s.json", canonical_json(_SITE_MAP)),
         "tokenizer": _of(change.of_json, _tokens, "tokenizer.json", canonical_json(_TOKENIZER)),
         "golden texts": _of(change.of_json, read_golden_texts, "t.json", canonical_json(_TEXTS)),
@@ -297,11 +315,12 @@ def heavy_readers(made: Path) -> dict[str, Reader]:
     for zipped, file in states.items():
         torch.save({"a": torch.randn(3, 4), "b": torch.ones(2)}, file, _use_new_zipfile_serialization=zipped)
     bert, peft = FIXTURES / "adapterhub" / "bert", FIXTURES / "peft"
-    folders = {"bert": bert / "model", "peft": peft / "bases" / "bert"}
+    folders = {"bert": bert / "model", "peft": peft / "bases" / "bert", "head": peft / "bases" / "distilbert"}
     sites: dict[str, SiteMap] = {name: open_base(folder).sites.complete for name, folder in folders.items()}
     options: dict[str, Any] = {"name": "a", "base": "sha256:0", "read_pickle": read_torch_file, "model_type": "bert"}
     hub = partial(import_adapterhub, sites=sites["bert"], **options)
     of_peft = partial(import_peft, sites=sites["peft"], **options)
+    of_head = partial(import_peft, sites=sites["head"], **{**options, "model_type": "distilbert"})
     config = ("adapter_config.json", "adapter.safetensors")
     return {
         "archive": _of(change.of_zip(_entry), load_base, "model.pt", (made / "model.pt").read_bytes()),
@@ -315,7 +334,8 @@ def heavy_readers(made: Path) -> dict[str, Reader]:
         "AdapterHub": _folder(hub, bert / "seq_bn_inv", *config),
         "AdapterHub LoRA": _folder(hub, bert / "lora", *config),
         "PEFT LoRA": _folder(of_peft, peft / "adapters" / "bert_lora_bias", *_PEFT),
-        "PEFT IA3": _folder(of_peft, peft / "adapters" / "bert_ia3_classify", *_PEFT),
+        "PEFT IA3": _folder(of_peft, peft / "adapters" / "bert_ia3", *_PEFT),
+        "PEFT head": _folder(of_head, peft / "adapters" / "distilbert_lora_classify", *_PEFT),
         "checkpoint": _of(
             change.of_safetensors, lambda path: read_checkpoint(path, {}), "c.safetensors", _checkpoint()
         ),

@@ -43,7 +43,7 @@ def _try(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch, limits: Li
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("crash", r"a crash \(signal 11\)"), ("grow", "more than 1 GB of memory"), ("leave", "status 9")],
+    [("crash", r"a crash \(signal 11\)"), ("grow", "more than 1,074 MB of memory"), ("leave", "status 9")],
 )
 def test_what_ends_the_child_is_named(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BaseModelError, match=words):

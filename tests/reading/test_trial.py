@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -73,5 +74,7 @@ def test_a_tokenizer_whose_windows_take_all_memory_is_named(
     _repeated(document, 1)
     text.try_tokenizer(json.dumps(document))
     change(document)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     with pytest.raises(BaseModelError, match=f"is not a tokenizer; found .*{words}"):
         text.try_tokenizer(json.dumps(document))
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(before, 700_000), "kB, of a small file"

@@ -146,8 +146,8 @@ def _bottleneck(config: Mapping[str, Any], version: str | None) -> tuple[Bottlen
     if isinstance(old, dict):  # of version 1: two fields now (`BnConfig.__setattr__`)
         known["inv_adapter"] = old.get("block_type")
         known["inv_adapter_reduction_factor"] = old.get("reduction_factor")
-    if version is None and known.get("non_linearity") in _WITHOUT_VERSION:
-        old = known["non_linearity"]
+    old = known.get("non_linearity")
+    if version is None and isinstance(old, str) and old in _WITHOUT_VERSION:
         known["non_linearity"] = _WITHOUT_VERSION[old]
         notes.append(f"the file has no version: its activation `{old}` is what is called `{_WITHOUT_VERSION[old]}` now")
     _check_fields(known, {field.name for field in fields(BottleneckConfig)})

@@ -124,11 +124,15 @@ class TestConfigs:
             ({"reduction_factor": None}, r"`\$\.reduction_factor`"),
             ({"leave_out": "all"}, r"`\$\.leave_out`"),
             ({"mh_adapter": 1}, r"`\$\.mh_adapter`"),
+            ({"non_linearity": {"": 0}}, r"`\$\.non_linearity`"),
         ],
     )
     def test_values_of_wrong_types(self, change: dict[str, Any], message: str, copied: Copy, bert: Made) -> None:
-        with pytest.raises(FormatError, match=message):
-            load(edit(copied("bert/seq_bn"), config=change), bert)
+        folder = edit(copied("bert/seq_bn"), config=change)
+        for _ in range(2):
+            with pytest.raises(FormatError, match=message):
+                load(folder, bert)
+            edit(folder, version=None)
 
     def test_a_missing_field(self, copied: Copy, bert: Made) -> None:
         folder = copied("bert/seq_bn")
