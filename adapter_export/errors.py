@@ -235,6 +235,19 @@ def within(place: object) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def moved(copy: object, original: object) -> Iterator[None]:
+    """Errors of this package that the block raises name files of `original`, which the caller has, and not the copy."""
+    try:
+        yield
+    except AdapterExportError as error:
+        for name in ("where", "found"):
+            said = getattr(error, name)
+            setattr(error, name, None if said is None else said.replace(str(copy), str(original)))
+        error.args = (error.sentence(),)
+        raise
+
+
 class UsageError(AdapterExportError):
     """The call itself is wrong: an option, a combination of options, an argument."""
 

@@ -156,7 +156,7 @@ def _opened(bundle: Path | OpenedBundle, progress: OnStep) -> tuple[OpenedBundle
     """Open a bundle that is to be changed, and return what writes into it."""
     if isinstance(bundle, Path):
         progress("comparing the files of the bundle with their hashes")
-        bundle = OpenedBundle.open(bundle)
+        bundle = OpenedBundle.open(bundle, copy=False)
     plan = read_plan(bundle.slots_model, bundle.folder / bundle.manifest.graphs["slots"])
     return bundle, BundleWriter(
         bundle.folder, plan, head_sums(plan, bundle.base_outputs), bundle.manifest.model_version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ import onnxruntime as ort
 
 from adapter_export.bundle.golden import Allowance, Case, Golden, read_golden
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, FormatError
+from adapter_export.errors import AdapterError, FormatError, moved
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.check_report import Form
 from adapter_export.format.derivation import Derivation, read_derivation
@@ -35,7 +36,7 @@ from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.onnx_backend.runner import Pieces, weights_are_many
 from adapter_export.onnx_backend.session import open_session
 from adapter_export.reading.files import read_bytes
-from adapter_export.runtime.bundle import Bundle, reader
+from adapter_export.runtime.bundle import Bundle, PrivateFolder, check_release, copy_verified, reader
 from adapter_export.runtime.graphs import Graphs, Optimization, run_session
 from adapter_export.runtime.graphs import open_session as open_file
 from adapter_export.runtime.session import Session
@@ -60,10 +61,19 @@ class OpenedBundle:
 
     A staged one is being made: its manifest need not be written, and nobody has listed its files. A graph with many
     weights then runs piece by piece, so that they are not in memory all at once.
+
+    Attributes:
+        folder: where it lies; messages and reports name it.
+        home: where its files are read: a private copy, or `folder` itself.
+        manifest: what is in it.
+        staged: whether it is being made.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, *, staged: bool = False) -> None:
-        self.folder, self.manifest, self.staged = folder, manifest, staged
+    def __init__(
+        self, folder: Path, manifest: Manifest, *, staged: bool = False, private: PrivateFolder | None = None
+    ) -> None:
+        self.folder, self.manifest, self.staged, self._private = folder, manifest, staged, private
+        self.home = folder if private is None else private.path
         self._models: dict[str, ir.Model] = {}
         self._sessions: dict[tuple[str, Optimization], ort.InferenceSession] = {}
         self._runtimes: dict[Optimization, Session] = {}
@@ -73,16 +83,22 @@ class OpenedBundle:
         self._tokenizer: Tokenizer | None = None
 
     @classmethod
-    def open(cls, folder: Path, *, expect: str | None = None) -> OpenedBundle:
+    def open(cls, folder: Path, *, expect: str | None = None, copy: bool = True) -> OpenedBundle:
         """Open a bundle, and compare its files with their hashes, and its manifest with the one that is expected.
 
+        What is read and run later is a private copy of the bytes that were compared. Without `copy`, for who holds the
+        bundle's lock or runs nothing of it, the files themselves are read.
+
         Raises:
-            FileError, FormatError: it cannot be read, or its files are not those that were written.
+            FileError, FormatError: it cannot be read, its files are not those that were written, or there is no room.
         """
 
         def verified(manifest: Manifest) -> OpenedBundle:
-            verify_files(manifest, folder)
-            return cls(folder, manifest)
+            if not copy:
+                verify_files(manifest, folder)
+                return cls(folder, manifest)
+            private = copy_verified(manifest, folder, {file.path for file in manifest.files})
+            return cls(folder, manifest, private=private)
 
         return open_whole(folder, verified, expect=expect)
 
@@ -138,7 +154,7 @@ class OpenedBundle:
             return FormatError("is not an ONNX model", where=self.folder / file, found=reason, fix=fix)
 
         if file not in self._models:
-            self._models[file] = read_model(self.folder / file, refusal)
+            self._models[file] = read_model(self.home / file, refusal)
         return self._models[file]
 
     def record(self, name: str) -> AdapterRecord:
@@ -148,11 +164,12 @@ class OpenedBundle:
     def tensors(self, name: str | None) -> Weights:
         """Return a tensor for every slot, from the file for all programs; for the base what its default is."""
         if name not in self._tensors:
-            self._tensors[name] = (
-                {slot.name: np.full(slot.neutral, slot.neutral_value, np.float32) for slot in self.manifest.slots}
-                if name is None
-                else read_tensors(self.folder / self.record(name).safetensors)
-            )
+            with self._named():
+                self._tensors[name] = (
+                    {slot.name: np.full(slot.neutral, slot.neutral_value, np.float32) for slot in self.manifest.slots}
+                    if name is None
+                    else read_tensors(self.home / self.record(name).safetensors)
+                )
         return self._tensors[name]
 
     def golden(self, name: str | None) -> Golden:
@@ -163,13 +180,15 @@ class OpenedBundle:
         """
         if name not in self._golden:
             record = self.manifest.golden if name is None else self.record(name).golden
-            self._golden[name] = read_golden(self.folder, name, record, self.manifest.inputs)
+            with self._named():
+                self._golden[name] = read_golden(self.home, name, record, self.manifest.inputs)
         return self._golden[name]
 
     def source(self, name: str) -> Adapter:
         """Return an adapter as it was given to the build; errors as `read_source`."""
         if name not in self._sources:
-            self._sources[name] = read_source(self.folder, self.record(name))
+            with self._named():
+                self._sources[name] = read_source(self.home, self.record(name))
         return self._sources[name]
 
     def tokenizer(self) -> Tokenizer:
@@ -182,7 +201,7 @@ class OpenedBundle:
         if self._tokenizer is None:
             record = self.manifest.text
             assert record is not None
-            text = read_bytes(self.folder / record.tokenizer).decode("utf-8", "replace")
+            text = read_bytes(self.home / record.tokenizer).decode("utf-8", "replace")
             self._tokenizer = reader(text, self.manifest)
         return self._tokenizer
 
@@ -193,7 +212,8 @@ class OpenedBundle:
             FileError, FormatError: they cannot be read.
         """
         path = self.manifest.golden_texts
-        return None if path is None else read_golden_texts(self.folder / path)
+        with self._named():
+            return None if path is None else read_golden_texts(self.home / path)
 
     def media(self) -> GoldenMedia | None:
         """Return the golden media; none where files cannot be read.
@@ -202,7 +222,8 @@ class OpenedBundle:
             FileError, FormatError: they cannot be read.
         """
         record = self.manifest.media
-        return None if record is None or record.golden is None else read_golden_media(self.folder / record.golden)
+        with self._named():
+            return None if record is None or record.golden is None else read_golden_media(self.home / record.golden)
 
     def derivation(self) -> Derivation | None:
         """Return how the constants of the graph with slots came to be; none of a bundle of an older release.
@@ -211,7 +232,8 @@ class OpenedBundle:
             FileError, FormatError: it cannot be read.
         """
         path = self.manifest.derivation
-        return None if path is None else read_derivation(self.folder / path)
+        with self._named():
+            return None if path is None else read_derivation(self.home / path)
 
     def session(self, file: str, level: Optimization = LEVEL) -> ort.InferenceSession:
         """Return the one session of a graph at a level.
@@ -220,7 +242,8 @@ class OpenedBundle:
             FormatError: ONNX Runtime cannot open it.
         """
         if (file, level) not in self._sessions:
-            self._sessions[file, level] = open_file(self.folder / file, "cpu", level)
+            with self._named():
+                self._sessions[file, level] = open_file(self.home / file, "cpu", level)
         return self._sessions[file, level]
 
     def close(self, file: str, level: Optimization) -> None:
@@ -231,6 +254,17 @@ class OpenedBundle:
         if file == self.manifest.graphs["slots"]:
             self._runtimes.pop(level, None)
 
+    @cached_property
+    def served(self) -> Bundle:
+        """The bundle as the Python runtime serves it, on the same files.
+
+        Raises:
+            VersionError: ONNX Runtime is too old.
+        """
+        if not self.staged:
+            check_release(self.manifest, self.folder)
+        return Bundle(self.folder, self.manifest, self._private is not None, self._private)
+
     def runtime_session(self, level: Optimization = LEVEL) -> Session:
         """Return a session of the Python runtime with all adapters loaded, on the one session of each graph.
 
@@ -238,19 +272,20 @@ class OpenedBundle:
             FormatError: an adapter does not fit the graph; `VersionError` is a kind of it: ONNX Runtime is too old.
         """
         if level not in self._runtimes:
-            bundle = Bundle(self.folder, self.manifest, False)
-            if not self.staged:
-                bundle = Bundle.open(self.folder, verify=False)
             graphs = Graphs(self.manifest, "cpu", lambda file: self.session(file, level))
-            self._runtimes[level] = bundle.session_on(graphs)
+            self._runtimes[level] = self.served.session_on(graphs)
         return self._runtimes[level]
 
     def native_run(self, name: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
         """Run the graph with slots with an adapter that ONNX Runtime itself loads and activates."""
         adapter, options = ort.LoraAdapter(), ort.RunOptions()
-        adapter.Load(str(self.folder / self.record(name).onnx_adapter))
+        adapter.Load(str(self.home / self.record(name).onnx_adapter))
         options.add_active_adapter(adapter)  # which must outlive the run: `options` does not keep it
         return run_session(self.session(self.manifest.graphs["slots"]), arrays, options=options)
+
+    def _named(self) -> AbstractContextManager[None]:
+        """Name the bundle's own files in errors, and not those of the private copy."""
+        return moved(self.home, self.folder)
 
 
 def read_source(folder: Path, record: AdapterRecord) -> Adapter:
@@ -328,10 +363,10 @@ class Graph:
             yield from (self.run(arrays, chosen) for arrays, chosen in requests)
             return
         model, count = self.bundle.model(self.file), max(1, _RESULT_BYTES // max(1, result_bytes))
-        open_session(model, self.bundle.folder)  # that the whole can be opened is not seen from its pieces
+        open_session(model, self.bundle.home)  # that the whole can be opened is not seen from its pieces
         for start in range(0, len(requests), count):
             some = requests[start : start + count]
-            results = Pieces(model, self.bundle.folder).run_all([self.feeds(*request) for request in some])
+            results = Pieces(model, self.bundle.home).run_all([self.feeds(*request) for request in some])
             for (_, chosen), found in zip(some, results, strict=True):
                 yield {name: found[name] for name in self._outputs(chosen, found)}
 
@@ -353,7 +388,7 @@ class Graph:
         fanout = self.bundle.manifest.fanout
         assert fanout is not None  # or there is no graph of this flavour
         if self.pieces:
-            return {**texts, **Pieces(self.bundle.model(fanout.prefix), self.bundle.folder).run(texts)}
+            return {**texts, **Pieces(self.bundle.model(fanout.prefix), self.bundle.home).run(texts)}
         return {**texts, **run_session(self.bundle.session(fanout.prefix, self.level), texts)}
 
     def _outputs(self, chosen: Sequence[str | None], there: Iterable[str]) -> list[str]:

@@ -86,7 +86,7 @@ def sign_bundle(
             between = chain or [certificate]  # the library does not take none
             config.use_certificate_signer(private_key=key, signing_certificate=certificate, certificate_chain=between)
     with locked(folder):
-        bundle = OpenedBundle.open(folder)
+        bundle = OpenedBundle.open(folder, copy=False)
         with new_file(folder / SIGNATURE_FILE, force=force) as temporary:
             if report is not None:
                 _keep(report, folder / REPORT_FILE, bundle.digest, force=force)

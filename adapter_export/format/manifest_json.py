@@ -99,13 +99,17 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
         FormatError: the manifest says what its reader would refuse.
         WriteError: the operating system refused.
     """
-    path = folder / MANIFEST_FILE
-    document = asdict(manifest)
-    del document["checksum"]
-    data = checked_json(document)
+    path, data = folder / MANIFEST_FILE, manifest_bytes(manifest)
     _from_json(parse_json(data, path), path)
     with new_file(path, force=True) as temporary:
         temporary.write_bytes(data)
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """Return the file of a manifest."""
+    document = asdict(manifest)
+    del document["checksum"]
+    return checked_json(document)
 
 
 def _from_json(document: object, path: Path) -> Manifest:

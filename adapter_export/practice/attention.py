@@ -72,7 +72,7 @@ def attention(bundle: OpenedBundle, name: str, texts: Iterable[Mapping[str, np.n
         RequestError: ONNX Runtime cannot compute them.
     """
     adapter, norms = bundle.source(name), site_norms(bundle.slots_model)
-    session = open_session(with_site_outputs(bundle.slots_model), bundle.folder, optimize=False)
+    session = open_session(with_site_outputs(bundle.slots_model), bundle.home, optimize=False)
     graphs = {
         site: bind_base_norm(adapter.graphs[at.graph], norms.get(site)) for site, at in adapter.placements.items()
     }

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from adapter_export.errors import FileError, HashError, RequestError, UsageError, VersionError, argument
+from adapter_export.errors import FileError, HashError, RequestError, UsageError, VersionError, argument, moved
 from adapter_export.format.manifest import Manifest
-from adapter_export.format.manifest_json import open_whole, read_manifest, verify_files, write_manifest
+from adapter_export.format.manifest_json import MANIFEST_FILE, manifest_bytes, open_whole, read_manifest, verify_files
 from adapter_export.reading.files import read_bytes
 from adapter_export.runtime.adapters import Adapters
 from adapter_export.runtime.graphs import Graphs, Optimization, Provider, open_session
@@ -39,7 +39,7 @@ _PREFIX = "adapter-export-bundle-"
 """What the names of private folders begin with."""
 
 
-class _PrivateFolder:
+class PrivateFolder:
     """A temporary folder of this process, removed with the object, or at the end of the process.
 
     A lock on it (`flock`) tells other processes that it is in use; systemd's cleaner of old files keeps to it, too.
@@ -90,6 +90,48 @@ def _remove(folder: Path, lock: int | None, process: int) -> None:
             os.close(lock)
 
 
+def copy_verified(manifest: Manifest, folder: Path, paths: Collection[str], otherwise: str = "") -> PrivateFolder:
+    """Compare the files of a bundle with their hashes, and keep some of them, as they were compared.
+
+    Args:
+        manifest: of the bundle.
+        folder: of the bundle.
+        paths: the files to keep.
+        otherwise: what to do where there is no room, beside making some.
+
+    Raises:
+        FileError: there is no room for them; else as `verify_files`.
+        FormatError: as `verify_files`.
+    """
+    try:
+        private = PrivateFolder()
+        verify_files(manifest, folder, copied=paths, into=private.path)
+        (private.path / MANIFEST_FILE).write_bytes(manifest_bytes(manifest))
+    except OSError as error:
+        needed = sum(file.bytes for file in manifest.files if file.path in paths)
+        raise FileError(
+            f"there is no room for a private copy of what runs ({error.strerror or error})",
+            where=folder,
+            found=error.filename,
+            expected=f"{needed / 1e6:,.1f} MB where temporary files go: `TMPDIR`, else /var/tmp",
+            fix="; ".join(filter(None, ["set the variable `TMPDIR` to a folder with room", otherwise])),
+        ) from error
+    return private
+
+
+def check_release(manifest: Manifest, folder: Path) -> None:
+    """Raise `VersionError` if a bundle needs a newer ONNX Runtime."""
+    found, needed = _release(ort.__version__), _release(manifest.minimum_onnxruntime)
+    if found < needed:
+        raise VersionError(
+            "needs a newer ONNX Runtime",
+            where=folder,
+            found=f"onnxruntime {ort.__version__}",
+            expected=f"{manifest.minimum_onnxruntime} or newer",
+            fix="run `pip install --upgrade onnxruntime`",
+        )
+
+
 @dataclass(frozen=True)
 class Bundle:
     """An exported base with its adapters.
@@ -103,7 +145,7 @@ class Bundle:
     folder: Path
     manifest: Manifest
     verified: bool
-    _private: _PrivateFolder | None = field(default=None, repr=False, compare=False)
+    _private: PrivateFolder | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: Path | str, *, verify: bool = True, expect: str | None = None, copy: bool = True) -> Bundle:
@@ -128,36 +170,16 @@ class Bundle:
 
     @classmethod
     def _opened(cls, folder: Path, manifest: Manifest, *, verify: bool, copy: bool) -> Bundle:
-        found, needed = _release(ort.__version__), _release(manifest.minimum_onnxruntime)
-        if found < needed:
-            raise VersionError(
-                "needs a newer ONNX Runtime",
-                where=folder,
-                found=f"onnxruntime {ort.__version__}",
-                expected=f"{manifest.minimum_onnxruntime} or newer",
-                fix="run `pip install --upgrade onnxruntime`",
-            )
+        check_release(manifest, folder)
         if not verify:
             return cls(folder, manifest, False)
         if not copy:
             verify_files(manifest, folder)
             return cls(folder, manifest, True)
         adapters = {record.onnx_adapter for record in manifest.adapters}
-        copied = {file.path: file.bytes for file in manifest.files if "/" not in file.path or file.path in adapters}
-        try:
-            private = _PrivateFolder()
-            verify_files(manifest, folder, copied=copied, into=private.path)
-            write_manifest(manifest, private.path)
-        except OSError as error:
-            raise FileError(
-                f"there is no room for a private copy of what runs ({error.strerror or error})",
-                where=folder,
-                found=error.filename,
-                expected=f"{sum(copied.values()) / 1e6:,.1f} MB where temporary files go: `TMPDIR`, else /var/tmp",
-                fix="set the variable `TMPDIR` to a folder with room; where nobody can write into the bundle, "
-                "`Bundle.open(…, copy=False)` needs none",
-            ) from error
-        return cls(folder, manifest, True, private)
+        run = [file.path for file in manifest.files if "/" not in file.path or file.path in adapters]
+        otherwise = "where nobody can write into the bundle, `Bundle.open(…, copy=False)` needs none"
+        return cls(folder, manifest, True, copy_verified(manifest, folder, run, otherwise))
 
     def reload(self, *, expect: str | None = None) -> Bundle:
         """Open the bundle that lies in the folder now; this one itself, if it is still there.
@@ -223,8 +245,9 @@ class Bundle:
         """Open a session as `session` does, on graphs that are open."""
         private = None if self._private is None else self._private.path
         adapters = Adapters(self.manifest, graphs.provider, resident, private)
-        for record in self.manifest.adapters:
-            adapters.add_built(record, self.home, self._hashes.get(record.onnx_adapter), on_demand=on_demand)
+        with moved(self.home, self.folder):
+            for record in self.manifest.adapters:
+                adapters.add_built(record, self.home, self._hashes.get(record.onnx_adapter), on_demand=on_demand)
         return Session(graphs, adapters, resident, prefix_bytes)
 
     def texts(self, session: Session | None = None) -> TextReader:
@@ -266,7 +289,8 @@ class Bundle:
 
     def _graphs(self, provider: Provider, optimization: Optimization, threads: int | None) -> Graphs:
         def open_file(path: str) -> ort.InferenceSession:
-            return open_session(self._read(path), provider, optimization, threads, folder=self.home)
+            with moved(self.home, self.folder):
+                return open_session(self._read(path), provider, optimization, threads, folder=self.home)
 
         return Graphs(self.manifest, provider, open_file)
 

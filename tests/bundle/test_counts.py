@@ -16,6 +16,7 @@ from small_bundle import Built, build_small
 from adapter_export.bundle import opened
 from adapter_export.bundle.change import add_adapters
 from adapter_export.bundle.proof.prove import plan_check, prove
+from adapter_export.format import manifest_json
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.manifest import FileRecord
 from adapter_export.onnx_backend.base import flow
@@ -38,6 +39,7 @@ class Counts:
         self.opened: Counter[tuple[str, str]] = Counter()
         self.analysed = 0
         self._wrap(patch, hashlib, "file_digest", lambda file, _: self.hashed.update([Path(file.name).name]))
+        self._wrap(patch, manifest_json, "copy_hashed", lambda path, *_: self.hashed.update([path.name]))
         self._wrap(patch, opened, "read_model", lambda path, _: self.read.update([Path(path).name]))
         self._wrap(patch, ort, "InferenceSession", self._session)
         self._wrap(patch, flow, "FlowGraph", self._analysis)

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from deployment import write_over
 from small_bundle import Built
 
+import adapter_export as ae
 from adapter_export.bundle.proof.prove import plan_check, prove
-from adapter_export.bundle.report import verification
+from adapter_export.bundle.report import Report, verification
 from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
+
+
+@pytest.mark.parametrize("call", [ae.check, ae.verify])
+def test_what_is_checked_is_what_was_verified(built: Built, copy: Path, call: Callable[..., Report]) -> None:
+    """Files that are written over while a check runs change nothing, and the report names the bundle itself."""
+    done = Counter[int]()
+
+    def step(number: int, *_: object) -> None:
+        done[number] += 1
+        if number == 0:
+            write_over(copy)
+
+    found, expected = call(copy, on_step=step), call(built.folder)
+    assert done[0] == 1
+    assert found.passed
+    assert found == replace(expected, bundle=str(copy))
+
 
 NAMES = {None, "topic", "tone", "mood"}
 

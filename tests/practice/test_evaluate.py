@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from answering import TAGS, World, make_world, sentences, write
+from deployment import write_over
 from small_task import reviews
 
 import adapter_export as ae
@@ -72,6 +73,22 @@ def test_one_label(world: World, topics: Path) -> None:
     assert found.notes == ()
     assert found.calibration is not None
     assert sum(one.count for one in found.calibration.bins) == 40
+
+
+def test_what_answers_is_what_was_verified(world: World, topics: Path, tmp_path: Path) -> None:
+    """Files that are written over while texts are answered change nothing."""
+    one, two = (shutil.copytree(world.bundle, tmp_path / name) for name in ("one", "two"))
+    found = measured(world, "topic", topics)
+    assert found.bundle == str(world.bundle)
+    changed = ae.evaluate(one, topics, adapter="topic", resamples=20, on_step=lambda *_: write_over(one))
+    assert changed == replace(found, bundle=str(one))
+
+    def step(said: str) -> None:
+        if said.startswith("answering"):
+            write_over(two)
+
+    compared = ae.compare(two, world.bundle, data=topics, only=["topic"], rounds=1, resamples=20, on_progress=step)
+    assert [side.scores for side in compared.contestants] == [found.scores] * 2
 
 
 def test_a_part_of_the_rows(world: World, topics: Path) -> None:

@@ -67,6 +67,14 @@ def flip(path: Path, bit: int) -> None:
         file.write(bytes([byte ^ 1 << bit % 8]))
 
 
+def write_over(folder: Path) -> None:
+    """Put noise in the place of every file, as `cp` would: into the very files."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("r+b") as file:
+                file.write(np.random.default_rng(0).bytes(path.stat().st_size))
+
+
 def bits(folder: Path, count: int, seed: int = 0) -> Iterable[tuple[str, int]]:
     """Bits of the files of a bundle, each file equally often; a third of them in the manifest."""
     rng = np.random.default_rng(seed)

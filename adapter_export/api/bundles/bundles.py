@@ -325,7 +325,7 @@ def add(
     from adapter_export.format.files import locked
     from adapter_export.runtime import Bundle
 
-    opened = OpenedBundle.open(folder_of(bundle))
+    opened = OpenedBundle.open(folder_of(bundle), copy=False)
     base = model_of(opened.manifest, against)
     chosen, slots = adapters_of(adapters, base), opened.numerics
     notes: list[str] = []

@@ -474,13 +474,11 @@ def _calls(
     entries: Sequence[_Entry], asked: Sequence[Asked], readers: dict[int, Reader], at: int
 ) -> tuple[list[Callable[[], object]], int | None]:
     """Return a call for each contestant with one text, on sessions of one thread, and the tokens of the text."""
-    from adapter_export.runtime.bundle import Bundle
-
     sessions = {}
     for entry in entries:
         key, bundle = id(entry.bundle), entry.bundle
         if key not in sessions:
-            sessions[key] = Bundle(bundle.folder, bundle.manifest, verified=True).session(threads=1)
+            sessions[key] = bundle.served.session(threads=1)
     calls: list[Callable[[], object]] = []
     for entry, own in zip(entries, asked, strict=True):
         arrays = readers[id(entry.bundle)].arrays([own.read[at].rows[0]])

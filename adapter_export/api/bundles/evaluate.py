@@ -148,9 +148,7 @@ def reader_of(bundle: OpenedBundle, task: Task) -> Reader:
     Raises:
         RequestError: the bundle cannot read them.
     """
-    from adapter_export.runtime.bundle import Bundle
-
-    served = Bundle(bundle.folder, bundle.manifest, verified=True)
+    served = bundle.served
     return {"image": served.images, "audio": served.audio}.get(task.input, served.texts)(bundle.runtime_session())
 
 

@@ -279,7 +279,7 @@ def _text_cases(plan: Plan, texts: Sequence[str]) -> list[Case]:
     from adapter_export.bundle.golden import case_of
 
     inputs = plan.bundle.manifest.inputs
-    tokenizer = open_tokenizer(plan.bundle.folder, plan.bundle.manifest, fix=f"leave {argument('data')} out")
+    tokenizer = open_tokenizer(plan.bundle.home, plan.bundle.manifest, fix=f"leave {argument('data')} out")
     cases = []
     for start in range(0, len(texts), _ROWS_AT_ONCE):
         arrays = tokenizer.batch(texts[start : start + _ROWS_AT_ONCE], [record.name for record in inputs])

@@ -45,12 +45,12 @@ class Copy:
     def __init__(self, bundle: OpenedBundle, folder: Path) -> None:
         self._bundle, self.folder = bundle, folder
         self.manifest, self.changed, self.rng = bundle.manifest, set[str](), np.random.default_rng()
-        shutil.copytree(bundle.folder, folder, dirs_exist_ok=True)
+        shutil.copytree(bundle.home, folder, dirs_exist_ok=True)
 
     def renew(self, seed: int) -> None:
         """Take back what was changed, and draw anew from a seed."""
         for path in self.changed:
-            whole, here = self._bundle.folder / path, self.folder / path
+            whole, here = self._bundle.home / path, self.folder / path
             if whole.is_dir():
                 shutil.rmtree(here)
                 shutil.copytree(whole, here)

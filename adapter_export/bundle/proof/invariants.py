@@ -117,7 +117,7 @@ def _check_graphs(bundle: OpenedBundle) -> Iterator[InvariantRecord]:
     """Compare inputs, outputs, slots with their defaults, where the weights lie, which base and which slots."""
     sizes = {file.path: file.bytes for file in bundle.manifest.files}
     if bundle.staged:
-        sizes = {path.name: path.stat().st_size for path in bundle.folder.iterdir()}
+        sizes = {path.name: path.stat().st_size for path in bundle.home.iterdir()}
     files: list[tuple[Form | None, str]] = [(each, file) for each in FORMS for file in bundle.files_of(each)]
     if bundle.manifest.fanout is not None:
         files.append((None, bundle.manifest.fanout.prefix))
@@ -227,11 +227,16 @@ def same_bits(first: np.ndarray | None, second: np.ndarray | None) -> bool:
 
 def _check_twins(bundle: OpenedBundle, name: str) -> InvariantRecord:
     """The two files of an adapter, for ONNX Runtime and for everyone else, hold the same tensors, bit for bit."""
-    path, others = bundle.folder / bundle.record(name).onnx_adapter, bundle.tensors(name)
+    path, others = bundle.home / bundle.record(name).onnx_adapter, bundle.tensors(name)
 
     def refusal(reason: str) -> FormatError:
         fix = "build the bundle again"
-        return FormatError("is not an adapter file of ONNX Runtime", where=path, found=reason, fix=fix)
+        return FormatError(
+            "is not an adapter file of ONNX Runtime",
+            where=bundle.folder / bundle.record(name).onnx_adapter,
+            found=reason,
+            fix=fix,
+        )
 
     with parsing(refusal):
         adapter = ort.AdapterFormat.read_adapter(str(path))  # the values point into it, so it must outlive them
@@ -422,7 +427,7 @@ def with_padding(bundle: OpenedBundle) -> Manifest:
     """Return the manifest of a bundle with what padding changes: a row of 5 tokens is compared with it padded to 9."""
     model = bundle.slots_model
     if bundle.staged and weights_are_many(model):
-        return _with_padding(bundle.manifest, Pieces(model, bundle.folder).run_all)
+        return _with_padding(bundle.manifest, Pieces(model, bundle.home).run_all)
     session = bundle.session(bundle.manifest.graphs["slots"])
     return _with_padding(bundle.manifest, lambda requests: [run_session(session, feeds) for feeds in requests])
 

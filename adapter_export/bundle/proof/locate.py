@@ -188,7 +188,7 @@ def _noise(walk: Lockstep) -> ObligationRecord:
     runs = [run_session(graph.bundle.session(graph.file), walk.feeds, names) for _ in range(2)]
     others: tuple[tuple[Optimization, int | None], ...] = (("all", 1), ("none", None))
     for level, threads in others:
-        session = open_graph(model, optimization=level, threads=threads, folder=graph.bundle.folder)
+        session = open_graph(model, optimization=level, threads=threads, folder=graph.bundle.home)
         runs.append(run_session(session, walk.feeds, names))
     floats = [name for name in names if runs[0][name].dtype.kind == "f"]
     apart = [max((_largest(run[name], runs[0][name]) for name in floats), default=0.0) for run in runs[1:]]
@@ -261,7 +261,7 @@ def _of_levels(graph: Graph, case: Case, adapter: str | None, outputs: Sequence[
     bad = next(level for level in ("basic", "extended", "all") if levels.get(level) is False)
     name = next(one.output for one in outputs if not one.passed and one.level == bad)
     feeds = graph.feeds(case.arrays, (adapter,) * case.batch)
-    fusion = fusion_of(graph.bundle.model(graph.file), graph.bundle.folder, feeds, name)
+    fusion = fusion_of(graph.bundle.model(graph.file), graph.bundle.home, feeds, name)
     yield f"right at `none`, wrong at `{bad}`: ONNX Runtime's optimization" + (f", `{fusion}`" if fusion else "")
 
 

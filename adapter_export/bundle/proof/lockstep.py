@@ -44,7 +44,7 @@ class Lockstep:
     @cached_property
     def steps(self) -> Steps:
         """The graph, taken apart."""
-        return Steps(self.graph.bundle.model(self.graph.file), self.graph.bundle.folder)
+        return Steps(self.graph.bundle.model(self.graph.file), self.graph.bundle.home)
 
     @cached_property
     def known(self) -> list[str]:

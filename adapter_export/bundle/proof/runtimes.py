@@ -60,7 +60,7 @@ def check_runtime(python: str, graph: Graph, golden: Sequence[Golden]) -> Iterat
         for number, (each, at) in enumerate(requests):
             case = each.cases[at]
             np.savez(folder / f"{number}.npz", **graph.feeds(case.arrays, (each.adapter,) * case.batch))  # type: ignore[arg-type]
-        said = _run(python, graph.bundle.folder.resolve() / graph.file, len(requests), folder)
+        said = _run(python, graph.bundle.home.resolve() / graph.file, len(requests), folder)
         release = f"onnxruntime {said['version']}"
         if "error" in said:
             yield InvariantRecord(NAME, release, "failed", f"cannot run {graph.file}: {said['error']}")
@@ -103,7 +103,7 @@ def check_providers(
 def _on_provider(name: str, graph: Graph, golden: Sequence[Golden]) -> Iterator[tuple[str, ComparisonRecord]]:
     options, settings = ort.SessionOptions(), dict(PROVIDERS.values()).get(name, {})
     options.log_severity_level = 4
-    path = str(graph.bundle.folder / graph.file)
+    path = str(graph.bundle.home / graph.file)
     session = ort.InferenceSession(path, options, providers=[(name, settings)])
     if session.get_providers()[0] != name:  # it falls back to the CPU with a log line only
         raise RequestError(f"{name} does not start here", found=f"a session on {session.get_providers()[0]}")

@@ -43,7 +43,7 @@ class SiteProbe:
     def of(cls, bundle: OpenedBundle) -> SiteProbe:
         """Open that of a bundle."""
         model = bundle.slots_model
-        session = open_session(with_site_outputs(model), bundle.folder, optimize=False)
+        session = open_session(with_site_outputs(model), bundle.home, optimize=False)
         return cls(session, bundle.manifest, site_norms(model))
 
     def check(self, case: Case, adapter: Adapter, record: AdapterRecord, tensors: Weights) -> list[SiteRecord]:
