@@ -188,7 +188,7 @@ def write_fitted(adapter: Adapter, path: Path, folder: Path, manifest: Manifest)
         WriteError: the operating system refused a write.
     """
     check_bases([adapter], manifest.base, allow_mismatch=False)
-    plan = read_plan(ir.load(folder / manifest.graphs["slots"]), folder)
+    plan = read_plan(OpenedBundle(folder, manifest).slots_model, folder)
     if model_version_of(manifest.base, plan, None) != manifest.model_version:
         fix = f"run {command('add(bundle, [adapter], against=base)', 'add BUNDLE ADAPTER --against MODEL')} with it"
         raise BaseModelError("was built with a site map, which adapters do not name", where=folder, fix=fix)

@@ -28,6 +28,12 @@ FREE = {
     "format/files.py": "writes, and syncs what it wrote",
     "bundle/proof/faults.py": "plants faults in copies of the user's own bundle",
     "bundle/proof/runtimes.py": "reads what its own program wrote, under another Python",
+    "layouts/files/": "programs for other environments, which the tool copies",
+    "layouts/layout.py": "files of the package itself",
+    "server/app.py::make_app": "a page of the package itself",
+    "server/worker.py::of": "a line of the process that started it",
+    "server/worker.py::_listen": "lines of the process that started it",
+    "server/workers.py::_listen": "lines of a process that it started",
     "onnx_backend/base/external.py::_checkable": "a graph that was written a moment ago",
     "onnx_backend/quantise/": "graphs that quantisers and optimisers made in this process",
     "onnx_backend/base/normalise.py::_is_there": "opens a graph of one node, which it makes",
@@ -46,7 +52,7 @@ def _calls(tree: ast.AST, function: str = "", guarded: bool = False) -> Iterator
     """All calls with the name of the function they stand in, and whether that is in a block of `parsing`."""
     for node in ast.iter_child_nodes(tree):
         inside, name = guarded, function
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             name = node.name
         if isinstance(node, ast.With):
             inside = guarded or any(
