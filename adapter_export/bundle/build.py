@@ -53,7 +53,7 @@ from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.onnx_backend.base.tried import axes
 from adapter_export.onnx_backend.graft.bank import IDS_INPUT, bank_rows, bank_tensors, insert_bank, is_fillable
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.slots import adapter_output, head_records, head_sums, plan_slots
+from adapter_export.onnx_backend.slots import Reserved, adapter_output, head_records, head_sums, plan_slots
 from adapter_export.reading.files import read_bytes, sha256_of
 from adapter_export.text import Tokenizer, tokenizer_digest
 from adapter_export.version import __version__
@@ -79,6 +79,7 @@ def build_bundle(
     copy_weights: bool = False,
     flavours: Sequence[Flavour] | None = None,
     bake: Sequence[str] = (),
+    reserved: Sequence[Reserved] = (),
     force: bool = False,
     progress: OnStep | None = None,
     note: OnStep | None = None,
@@ -92,7 +93,7 @@ def build_bundle(
     the base was made of: by default of the graph's own constants. `flavours` are the graphs to
     write beside the one with slots: all if not given, without a bank where there cannot be one. `note` is told of
     that, and of adapters that change nothing. The adapters in `bake` get a graph of their own, in which they are
-    constant.
+    constant. `reserved` gets slots beside those of the adapters, for adapters that will be added.
 
     Raises:
         UsageError: there are no adapters, a tokenizer for a base that does not say how many tokens it takes, without
@@ -117,7 +118,7 @@ def build_bundle(
         check_texts(adapters, tokenizer_digest(tokenizer), tokens.maximum)
     if media is not None:
         check_media(adapters, media.record)
-    plan, progress = plan_slots(adapters, base.sites), progress or silent
+    plan, progress = plan_slots(adapters, base.sites, reserved), progress or silent
     names = [record.name for record in base.outputs]
     with new_folder(out, force=force) as folder, ThreadPoolExecutor(1) as pool:
         writer = BundleWriter(folder, plan, head_sums(plan, names), model_version(base, plan))

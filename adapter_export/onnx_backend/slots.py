@@ -18,6 +18,7 @@ from adapter_export.format.adapter_files import graph_from_json, graph_to_json
 from adapter_export.format.manifest import Axis, HeadRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD, SHARED, Adapter
 from adapter_export.graph.graph import HEAD_VALUES, READABLE, SITE_VALUES, AdapterGraph, bind_base_norm, first_free
+from adapter_export.graph.kinds import Kind
 from adapter_export.graph.ops import Dim
 from adapter_export.graph.slot_form import (
     has_neutral_parameters,
@@ -164,15 +165,33 @@ def topology_key(graph: AdapterGraph) -> str:
     return json.dumps([nodes, dict(form.parameters), result, form.replaces, sorted(form.shared)], sort_keys=True)
 
 
-def plan_slots(adapters: Sequence[Adapter], sites: SiteMap) -> SlotPlan:
-    """The union of the slots of all adapters, of any topologies and widths.
+@dataclass(frozen=True)
+class Reserved:
+    """A graph for which a plan has slots although no adapter of the build may have it: at a site, or as a head."""
+
+    owner: str
+    graph_name: str
+    graph: AdapterGraph
+
+
+def reserved_kinds(kinds: Iterable[Kind], sites: SiteMap) -> list[Reserved]:
+    """What whole kinds reserve; an `AdapterError` says where the base has no site for one."""
+    return [
+        Reserved(site.name, component.graph_name, component.graph)
+        for kind in kinds
+        for site, component in kind.placed(sites)
+    ]
+
+
+def plan_slots(adapters: Sequence[Adapter], sites: SiteMap, reserved: Sequence[Reserved] = ()) -> SlotPlan:
+    """The union of the slots of all adapters, of any topologies and widths, and of what is reserved beside them.
 
     `AdapterError`: adapters act where the base has no site, or are of other widths, and all of them are listed; or two
     slots would have one name. `NotNeutralError`: a graph that cannot lie idle, as `slot_form`.
     """
     check_fit(adapters, sites)
-    forms = _forms(adapters)
-    names = _graph_names(adapters)
+    forms = _forms(adapters, reserved)
+    names = _graph_names(adapters, reserved)
     groups = []
     owners = {**{site.name: site_widths(site) for site in sites}, HEAD: {"d": sites.width}}
     for owner, fixed in owners.items():
@@ -251,21 +270,23 @@ def _check_idle(group: SlotGroup, idle: Weights, shared: Collection[str], adapte
         )
 
 
-def _forms(adapters: Sequence[Adapter]) -> dict[str, dict[str, AdapterGraph]]:
+def _forms(adapters: Sequence[Adapter], reserved: Sequence[Reserved]) -> dict[str, dict[str, AdapterGraph]]:
     """Return the graphs that go into slots, by owner and topology; always the same of several spellings of one."""
     forms: dict[str, dict[str, AdapterGraph]] = {}
-    for adapter in adapters:
-        for owner, graph, _ in adapter.components():
-            with within(f"adapter `{adapter.name}`, `{owner}`"):
-                form, here = slot_form(graph), forms.setdefault(owner, {})
-            key = topology_key(form)
-            here[key] = min(here.get(key, form), form, key=lambda graph: json.dumps(asdict(graph)))
+    of_adapters = ((adapter.name, owner, graph) for adapter in adapters for owner, graph, _ in adapter.components())
+    for name, owner, graph in (*of_adapters, *((one.graph_name, one.owner, one.graph) for one in reserved)):
+        with within(f"adapter `{name}`, `{owner}`"):
+            form, here = slot_form(graph), forms.setdefault(owner, {})
+        key = topology_key(form)
+        here[key] = min(here.get(key, form), form, key=lambda graph: json.dumps(asdict(graph)))
     return forms
 
 
-def _graph_names(adapters: Sequence[Adapter]) -> dict[str, str]:
+def _graph_names(adapters: Sequence[Adapter], reserved: Sequence[Reserved]) -> dict[str, str]:
     """One name for each topology; where two want the same name, the later one is numbered."""
     wanted: dict[str, str] = {}
+    for one in reserved:
+        wanted.setdefault(topology_key(one.graph), one.graph_name)
     for adapter in adapters:
         graphs = list(adapter.graphs.items())
         if adapter.head is not None:

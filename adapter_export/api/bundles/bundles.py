@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from adapter_export.numerics.sample_inputs import InputCase
     from adapter_export.onnx_backend.base.base import Numerics, OnnxBase
     from adapter_export.onnx_backend.quantise.precision import Deviation
+    from adapter_export.onnx_backend.slots import Reserved
     from adapter_export.runtime import Bundle
+    from adapter_export.sites.site import SiteMap
 
 OnProgress = Callable[[str], None]
 """Is told each step before it begins."""
@@ -106,6 +108,14 @@ def build(
         Sequence[str],
         Option("Also write a graph in which this adapter is constant, for a device with no other. Repeatable.", "NAME"),
     ] = (),
+    reserve: Annotated[
+        tuple[str, ...],
+        Option(
+            "Slots for adapters that will be added: kinds, such as `lora`, `houlsby:relu` for another activation, "
+            "`all` for every kind with its own, and `head:mean` or `head:first` for classifiers. Idle slots take time.",
+            "A,B,…",
+        ),
+    ] = (),
     copy_weights: Annotated[
         bool,
         "Copy the base's weights into the bundle. By default they are hard-linked (no extra disk or time), so that "
@@ -175,12 +185,30 @@ def build(
             copy_weights=copy_weights,
             flavours=wanted,
             bake=bake,
+            reserved=reserved_by(reserve, graph.sites),
             force=force,
             progress=say,
             note=notes.append,
         )
     tell(notes, on_note)
     return Bundle(path, manifest, verified=True)
+
+
+def reserved_by(names: Sequence[str], sites: SiteMap) -> list[Reserved]:
+    """Return the graphs that names such as `houlsby:relu` and `head:first` reserve."""
+    from adapter_export.graph.adapter import HEAD
+    from adapter_export.graph.heads import classification_head
+    from adapter_export.graph.kinds import KINDS, kind_named
+    from adapter_export.onnx_backend.slots import Reserved, reserved_kinds
+
+    kinds, heads = [], []
+    for name in dict.fromkeys(one for given in names for one in (KINDS if given == "all" else (given,))):
+        kind, _, choice = name.partition(":")
+        if kind == HEAD:
+            heads.append(Reserved(HEAD, HEAD, classification_head(choice or "mean")))
+        else:
+            kinds.append(kind_named(kind).changed(**({"activation": choice} if choice else {})))
+    return [*reserved_kinds(kinds, sites), *heads]
 
 
 def _check_apart(own: Adapter, others: Sequence[Adapter]) -> None:
