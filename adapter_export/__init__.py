@@ -24,6 +24,7 @@ from adapter_export.api.bundles.bundles import add, build, open_bundle, remove
 from adapter_export.api.bundles.compare import compare
 from adapter_export.api.bundles.evaluate import evaluate
 from adapter_export.api.bundles.inspect import Inspection, inspect
+from adapter_export.api.bundles.offline import run_many
 from adapter_export.api.bundles.prove import check, self_test, verify
 from adapter_export.api.bundles.sign import sign, verify_signature
 from adapter_export.api.models.base import Base, capture, open_base
@@ -87,6 +88,7 @@ __all__ = [
     "pull",
     "push",
     "remove",
+    "run_many",
     "save",
     "self_test",
     "serve",

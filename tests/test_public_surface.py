@@ -66,7 +66,7 @@ def test_the_verbs_stay() -> None:
     making = {"capture", "open_base", "train", "attach", "trainer_callback", "pack", "load_adapter", "save"}
     making |= {"plan", "sweep", "lint", "drop", "distil", "import_adapterhub", "import_peft", "compose", "merge"}
     bundles = {"build", "add", "remove", "open_bundle", "check", "self_test", "verify", "evaluate"}
-    bundles |= {"compare", "inspect", "sign", "verify_signature", "serve", "ship", "push", "pull"}
+    bundles |= {"compare", "inspect", "sign", "verify_signature", "run_many", "serve", "ship", "push", "pull"}
     assert set(adapter_export.__all__) == {*making, *bundles, "Base", "Inspection", "Sites", "errors", "__version__"}
     for name in making | bundles:
         verb = getattr(adapter_export, name)

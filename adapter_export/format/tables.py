@@ -35,7 +35,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     guess = "jsonl" if first.lstrip().startswith("{") else "tsv" if "\t" in first else "csv"
     form = _SUFFIXES.get(path.suffix.lower(), guess)
     if form == "jsonl":
-        return ((number, _json_object(line, path, number)) for number, line in enumerate(lines, 1) if line.strip())
+        return ((number, json_object(line, path, number)) for number, line in enumerate(lines, 1) if line.strip())
     return _by_column(_csv_cells(lines, path) if form == "csv" else _tsv_cells(lines), path)
 
 
@@ -56,8 +56,13 @@ def check_columns(
             )
 
 
-def text_lines(data: bytes, path: Path) -> list[str]:
+def text_lines(data: bytes, path: Path, first: int = 1) -> list[str]:
     """Return the lines of a file in UTF-8, with their ends, without a byte order mark.
+
+    Args:
+        data: the file, or a part of it that begins with a line.
+        path: for messages.
+        first: the number of the first line.
 
     Raises:
         DataError: it is not UTF-8; the message names the line.
@@ -65,10 +70,24 @@ def text_lines(data: bytes, path: Path) -> list[str]:
     try:
         return _LINE.findall(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + first
         raise DataError(
             "is not UTF-8", where=f"{path}, line {line}", found=error.reason, fix="save the file as UTF-8"
         ) from error
+
+
+def json_object(line: str, path: Path, number: int) -> Mapping[str, Any]:
+    """Return the object in a line of JSON lines.
+
+    Raises:
+        DataError: it is none.
+    """
+    where = f"{path}, line {number}"
+    with parsing(lambda reason: DataError(f"is not JSON ({reason})", where=where, expected="one object a line")):
+        row = json.loads(line)
+    if not isinstance(row, dict):
+        raise DataError("is not a JSON object", where=where, found=type(row).__name__, expected="one object a line")
+    return row
 
 
 def _csv_cells(lines: list[str], path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -126,12 +145,3 @@ def _by_column(rows: Iterator[tuple[int, list[str]]], path: Path) -> Iterator[Ro
                 fix="put quotes around cells that hold the separator",
             )
         yield number, dict(zip(header, cells, strict=True))
-
-
-def _json_object(line: str, path: Path, number: int) -> Mapping[str, Any]:
-    where = f"{path}, line {number}"
-    with parsing(lambda reason: DataError(f"is not JSON ({reason})", where=where, expected="one object a line")):
-        row = json.loads(line)
-    if not isinstance(row, dict):
-        raise DataError("is not a JSON object", where=where, found=type(row).__name__, expected="one object a line")
-    return row

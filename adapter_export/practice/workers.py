@@ -12,6 +12,7 @@ from socket import create_connection
 from typing import Any
 
 from adapter_export.errors import UsageError, argument
+from adapter_export.reading.parsers import parsing
 
 _SECONDS = 10.0
 """How long the head of a cluster may take to answer."""
@@ -81,14 +82,15 @@ class RayWorkers(ExitStack):
 
         if not ray.is_initialized():
             local: dict[str, Any] = {"num_cpus": (count or 1) * processors} if address == "local" else {}
-            try:
+
+            def refusal(reason: str) -> UsageError:
+                return UsageError("no Ray cluster answers", where=argument("ray", address), found=reason)
+
+            with parsing(refusal):  # `ray.init` raises plain `Exception`, too
                 host, _, port = address.removeprefix("ray://").rpartition(":")
                 if port.isdecimal():  # Ray itself waits for minutes
                     create_connection((host, int(port)), _SECONDS).close()
                 ray.init(address=address, log_to_driver=False, include_dashboard=False if local else None, **local)
-            except (OSError, OverflowError, RuntimeError, ValueError) as error:
-                found = str(error).split("\n")[0]
-                raise UsageError("no Ray cluster answers", where=argument("ray", address), found=found) from error
             self.callback(ray.shutdown)
         resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self.count = max(1, int(resources.get("CPU", 1)) // processors) if count is None else count

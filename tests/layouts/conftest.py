@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from once import once
-from small_bundle import build_small, small_tokenizer
+from small_bundle import text_bundle
 from toolchain import skip_or_fail
 
 STAGE = Path(__file__).parents[2] / "packages" / "runtime" / "stage.py"
@@ -18,11 +18,7 @@ STAGE = Path(__file__).parents[2] / "packages" / "runtime" / "stage.py"
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`topic`, `tone` and `mood`, in the flavours that there are by default."""
-
-    def make(folder: Path) -> None:
-        build_small(folder, None, ("input_ids", "attention_mask"), small_tokenizer())
-
-    return once(tmp_path_factory, "to_ship", make) / "bundle"
+    return text_bundle(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +28,8 @@ def slim(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     def make(folder: Path) -> None:
         subprocess.run([sys.executable, STAGE, folder / "source"], check=True)
 
-    source = once(tmp_path_factory, "slim", make) / "source"
-    return {**os.environ, "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
+    places = [str(once(tmp_path_factory, "slim", make) / "source"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places)), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,19 @@
-"""A bundle on Ray Serve, started here."""
+"""A bundle on Ray: on Ray Serve, and through Ray Data. Starting Ray takes long, so there is one test of both."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 from clients import alike
-from servers import free_port
+from servers import QUIET_RAY, free_port, ray_cluster
+from small_bundle import OTHERS
 
 import adapter_export as ae
 
@@ -24,11 +29,13 @@ import yaml
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
+import adapter_export as ae
+
 port, texts = int(sys.argv[1]), json.loads(sys.argv[2])
 config = ServeDeploySchema.model_validate(yaml.safe_load(open("serve_config.yaml")))
 (application,) = config.applications
 module, name = application.import_path.split(":")
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+ray.init(sys.argv[3], log_to_driver=False)
 serve.start(http_options={"host": "127.0.0.1", "port": port})
 made = getattr(__import__(module), name)(application.args)
 serve.run(made, name=application.name, route_prefix=application.route_prefix)
@@ -37,20 +44,41 @@ with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=Fal
         answer = client.post("/", json={"texts": texts}, headers={"serve_multiplexed_model_id": adapter})
         print(json.dumps([answer.status_code, answer.json()]))
 serve.shutdown()
+done = ae.run_many(*sys.argv[4:], adapter_column="who", shard_rows=100, ray="auto", workers=1)
+print(json.dumps([done.shards, done.reused]))
 ray.shutdown()
 """
 
 
-def test_each_call_is_answered_by_the_adapter_that_it_names(bundle: Path, slim: dict[str, str], tmp_path: Path) -> None:
+def _table(path: Path) -> Path:
+    random, words = np.random.default_rng(0), OTHERS.split()
+    texts = [" ".join(random.choice(words, random.integers(1, 12))) for _ in range(500)]
+    table = pyarrow.table({"text": texts, "who": ["topic", "tone", "mood", "tone", "tone"] * 100})
+    pyarrow.parquet.write_table(table, path, row_group_size=170)
+    return path
+
+
+def test_calls_and_tables_are_answered_by_the_adapters_that_they_name(
+    bundle: Path, slim: dict[str, str], tmp_path: Path
+) -> None:
+    table, out = _table(tmp_path / "rows.parquet"), tmp_path / "out"
+    expected = ae.run_many(bundle, table, tmp_path / "expected", adapter_column="who", shard_rows=100).folder
+    shutil.copytree(expected, out)
+    for number in (1, 4):  # as if it had been killed
+        (out / f"shard-{number:05d}.jsonl").unlink()
     shipped = ae.ship(bundle, tmp_path / "ray", layout="ray", name="small")
-    environment = {**slim, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": f"{slim['PYTHONPATH']}:{shipped.folder}"}
-    words = [sys.executable, "-c", CALLS, str(free_port()), json.dumps(TEXTS)]
-    done = subprocess.run(words, cwd=shipped.folder, env=environment, capture_output=True, text=True, check=False)
+    environment = {**slim, **QUIET_RAY, "PYTHONPATH": f"{slim['PYTHONPATH']}:{shipped.folder}"}
+    with ray_cluster(tmp_path, environment) as address:
+        words = [sys.executable, "-c", CALLS, str(free_port()), json.dumps(TEXTS), address, bundle, table, out]
+        done = subprocess.run(words, cwd=shipped.folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    *answered, refused = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    *answered, refused, shards = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     reader = ae.open_bundle(bundle).texts()
     for (status, document), adapter in zip(answered, ("tone", "topic"), strict=True):
         assert status == 200
         alike(document["answers"], [one.document() for one in reader.answer(TEXTS, adapter)])
     assert refused[0] == 400
     assert "`nobody`" in refused[1]["error"]
+    assert shards == [5, 3]
+    for path in sorted(expected.iterdir()):
+        assert (out / path.name).read_bytes() == path.read_bytes(), path.name

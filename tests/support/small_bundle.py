@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
+from once import once
 from onnx import numpy_helper, parser, shape_inference
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -186,3 +188,12 @@ def small_tokenizer() -> str:
     special = [(word, words[word]) for word in ("[CLS]", "[SEP]")]
     made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
     return str(made.to_str())
+
+
+def text_bundle(factory: pytest.TempPathFactory) -> Path:
+    """The bundle with that tokenizer, in the flavours that there are by default; made once for a run."""
+
+    def make(folder: Path) -> None:
+        build_small(folder, None, ("input_ids", "attention_mask"), small_tokenizer())
+
+    return once(factory, "small_texts", make) / "bundle"

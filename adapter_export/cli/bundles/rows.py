@@ -14,53 +14,24 @@ import numpy as np
 
 from adapter_export.errors import DataError, FormatError, UsageError, within
 from adapter_export.format.files import new_file
-from adapter_export.format.labelled import choices, short, text_cell
-from adapter_export.format.tables import check_columns, read_rows, text_lines
+from adapter_export.format.tables import read_rows, text_lines
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.tasks import TOKEN_TYPES, Task
+from adapter_export.offline.rows import Columns, Text
 from adapter_export.reading.files import read_bytes, read_stream
 from adapter_export.reading.parsers import parsing
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answers import Span, answer
 from adapter_export.runtime.inputs import check_inputs
-from adapter_export.runtime.texts import Asked, LongTexts, ReadText, TextAnswer, Token, answered
+from adapter_export.runtime.texts import LongTexts, ReadText, TextAnswer, Token, answered
 from adapter_export.text import Pair
 
 Arrays = dict[str, np.ndarray]
-
-_BASE = ("", "-", None)
-"""How a cell of a table names the base alone."""
 
 _MOST_UNPACKED = 4 * 2**30
 """The most bytes of the arrays of an `.npz`, which may be compressed to a thousandth."""
 
 _NPZ, _SAFETENSORS = ".npz", ".safetensors"
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text, a pair or a question with its choices, its place for messages, and the adapter that its row names."""
-
-    text: Asked
-    where: str
-    adapter: str | None = None
-
-    @property
-    def name(self) -> str:
-        """What stands for it in results: the first of two texts."""
-        return self.text if isinstance(self.text, str) else _first(self.text)
-
-    @property
-    def second(self) -> str | list[str] | None:
-        """The second text of a pair, or the choices."""
-        if isinstance(self.text, Pair):
-            return self.text.second
-        return None if isinstance(self.text, str) else [pair.second for pair in self.text if isinstance(pair, Pair)]
-
-
-def _first(text: Asked) -> str:
-    pair = text if isinstance(text, Pair) else text[0]
-    return pair.first if isinstance(pair, Pair) else " ".join(map(str, text))
 
 
 def read_texts(given: Sequence[str], pairs: Sequence[str] = ()) -> list[Text]:
@@ -111,27 +82,8 @@ def _of_lines(lines: Iterable[str], where: str) -> Iterator[Text]:
 
 
 def _of_table(path: Path, column: str, pair_column: str | None, adapter_column: str | None) -> Iterator[Text]:
-    wanted = [name for name in (column, pair_column, adapter_column) if name is not None]
-    fix = "name the columns with `--text-column`, `--pair-column` and `--adapter-column`"
-    for number, cells in read_rows(path):
-        where = f"{path}, line {number}"
-        check_columns(cells, wanted, where, fix)
-        text, adapter = cells[column], None if adapter_column is None else cells[adapter_column]
-        if not isinstance(text, str) or not text.strip():
-            found = f"`{text}` in the column `{column}`"
-            raise DataError("has no text", where=where, found=found, fix="give it one, or leave the row out")
-        if adapter is not None and not isinstance(adapter, str):
-            expected = "a name, or `-` for the base"
-            raise DataError("names no adapter", where=where, found=f"`{adapter}`", expected=expected)
-        asked: Asked = text
-        if pair_column is not None:
-            second = cells[pair_column]
-            seconds = choices(second, where) if isinstance(second, list) else text_cell(second)
-            if seconds is None:
-                found = f"`{short(second)}` in the column `{pair_column}`"
-                raise DataError("has no second text", where=where, found=found, fix="give it one, or leave the row out")
-            asked = Pair(text, seconds) if isinstance(seconds, str) else [Pair(text, one) for one in seconds]
-        yield Text(asked, where, None if adapter in _BASE else adapter.strip())
+    columns = Columns(column, pair_column, adapter_column)
+    return (columns.text(cells, f"{path}, line {number}") for number, cells in read_rows(path))
 
 
 @dataclass(frozen=True)

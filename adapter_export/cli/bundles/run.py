@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
 
+import adapter_export as ae
 from adapter_export.api.models.base import check_free
 from adapter_export.api.option import Option
 from adapter_export.cli.options import Force, Json, check_together, command
-from adapter_export.cli.output import emit_json, progress_bar, say, show, warn
+from adapter_export.cli.output import Bar, emit_json, progress_bar, say, show, warn
 from adapter_export.errors import UsageError, within
 from adapter_export.graph.tasks import ProblemType
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from adapter_export.cli.bundles.results import Head, Result
-    from adapter_export.cli.bundles.rows import Rows, Text
+    from adapter_export.cli.bundles.rows import Rows
+    from adapter_export.offline.rows import Text
     from adapter_export.runtime import Bundle, Session
     from adapter_export.runtime.media import MediaReader
     from adapter_export.runtime.texts import TextReader
@@ -29,8 +32,6 @@ if TYPE_CHECKING:
 _BASE = "-"
 _FEW = 3
 _ROWS_AT_ONCE = 32
-_WINDOW = 2048
-"""How many rows are sorted by length at a time: more would need more memory, and hardly save more padding."""
 
 
 @command(
@@ -39,6 +40,7 @@ _WINDOW = 2048
     "adapter-export run bundle --adapters trec,sentiment,- --text 'How far is the moon?'",
     "adapter-export run bundle --adapter fused --weights calm=0.3,warm=0.7 --text 'How far is the moon?'",
     "adapter-export run bundle --data requests.jsonl --adapter-column adapter --many > answers.jsonl",
+    "adapter-export run bundle --adapter trec --data reviews.parquet --many --shards answers --ray auto",
     "adapter-export run bundle --adapter sentiment < sentences.txt",
     "adapter-export run bundle --adapter digits --image seven.png",
     "adapter-export run bundle --arrays inputs.npz --out outputs.npz",
@@ -57,6 +59,7 @@ _WINDOW = 2048
             "arrays",
         ),
         "calls": ("many", "token_budget", "allow_mixed_rows", "provider", "threads"),
+        "shards": ("shards", "shard_rows", "ray", "workers"),
     },
 )
 def run(
@@ -117,6 +120,15 @@ def run(
     threads: Annotated[
         int | None, Option("Threads of one operation; ONNX Runtime's choice if not given.", least=1)
     ] = None,
+    shards: Annotated[
+        Path | None,
+        Option("Write the answers of `--many` to this folder in shards; the same command goes on after an end.", "DIR"),
+    ] = None,
+    shard_rows: Annotated[int | None, Option("Rows of a shard; 16,384 if not given.", "N", least=1)] = None,
+    ray: Annotated[
+        str | None, Option("Compute `--shards` with Ray Data: `auto`, `local`, or an address.", "ADDRESS")
+    ] = None,
+    workers: Annotated[int | None, Option("Shards at a time on Ray.", "N", least=1)] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -127,6 +139,7 @@ def run(
     outputs. Rows with different adapters need the bundle's graph `bank`.
     """
     from adapter_export.cli.bundles import rows as reading
+    from adapter_export.offline.rows import Text
     from adapter_export.runtime import Bundle
 
     check_together(
@@ -136,6 +149,10 @@ def run(
             *((files, other) for files in ("images", "clips") for other in ("long_texts", "pairs")),
             ("many", "out"),
             ("many", "weights"),
+            *(
+                ("shards", other)
+                for other in ("adapters", "adapter_file", "texts", "images", "clips", "arrays", "fan_out", "weights")
+            ),
             ("arrays", "long_texts"),
             ("arrays", "pairs"),
         ),
@@ -149,6 +166,8 @@ def run(
             "token_budget": ("many", "is that of"),
             "weights": ("adapter", "are those of an"),
             "fan_out": ("adapters", "takes the list of"),
+            "shards": ("many", "are those of"),
+            **dict.fromkeys(("shard_rows", "ray", "workers"), ("shards", "is that of")),
         },
     )
     if out is not None:
@@ -158,13 +177,27 @@ def run(
         raise UsageError("only windows have a stride", found=f"`--long-texts {long_texts}`", fix="give `windows`")
     if out is not None and long_texts == "windows":
         raise UsageError("`--out` has one row for each text, and windows are several", fix="leave one of them out")
+    if shards is not None:
+        if data is None:
+            raise UsageError("`--shards` are those of `--data`, which is not given")
+        options: dict[str, Any] = {} if shard_rows is None else {"shard_rows": shard_rows}
+        options |= {"adapter": adapter, "adapter_column": adapter_column, "token_budget": token_budget}
+        options |= {"text_column": text_column, "pair_column": pair_column, "long_texts": long_texts, "stride": stride}
+        options |= {"allow_mixed_rows": allow_mixed_rows, "provider": provider, "threads": threads or 1, "force": force}
+        with _shards_bar() as on_shard:
+            done = ae.run_many(bundle, data, shards, ray=ray, workers=workers, on_shard=on_shard, **options)
+        if as_json:
+            emit_json({"folder": str(done.folder), "shards": done.shards, "reused": done.reused})
+        else:
+            say(f"wrote {done.folder}: {done.shards:,} shards, of which {done.reused:,} were there before")
+        return
     opened = Bundle.open(bundle)
     found: list[Text] = []
     given = None
     if arrays is not None:
         given = reading.ArrayRows(opened, reading.read_arrays(arrays))
     elif images or clips:
-        found = [reading.Text(path, f"file {at}") for at, path in enumerate(images or clips)]
+        found = [Text(path, f"file {at}") for at, path in enumerate(images or clips)]
     elif data is None:
         found = reading.read_texts(texts, pairs)
     else:
@@ -204,6 +237,23 @@ def run(
             reading.write_arrays(out, batches[0].outputs, force=force)
         call.show(batches, as_json=as_json)
     _warn_of_cuts(rows.cut, clips=bool(clips))
+
+
+@contextmanager
+def _shards_bar() -> Iterator[Callable[[int, int], None]]:
+    """Yield what draws how many shards have answers, of how many."""
+    with ExitStack() as stack:
+        bars: list[Bar] = []
+        reached = 0
+
+        def reach(done: int, total: int) -> None:
+            nonlocal reached
+            if not bars:
+                bars.append(stack.enter_context(progress_bar("answering shards", total)))
+            bars[0].advance(done - reached)
+            reached = done
+
+        yield reach
 
 
 def _reader(bundle: Bundle, session: Session) -> TextReader:
@@ -343,6 +393,7 @@ class _Call:
     def write_lines(self, token_budget: int | None) -> None:
         """Run each row as a request of its own, and write one JSON document a line, in their order."""
         from adapter_export.cli.bundles.results import full_facts
+        from adapter_export.offline.job import WINDOW
         from adapter_export.runtime import Request
 
         heads = self.heads()
@@ -356,8 +407,8 @@ class _Call:
             finished = reached
 
         with progress_bar("running", len(self.rows)) as bar:
-            for start in range(0, len(self.rows), _WINDOW):
-                window = range(start, min(start + _WINDOW, len(self.rows)))
+            for start in range(0, len(self.rows), WINDOW):
+                window = range(start, min(start + WINDOW, len(self.rows)))
                 calls = {row: self.rows.calls(row) for row in window}
                 requests = [Request(arrays, self.names[row]) for row in window for arrays in calls[row]]
                 with within(f"rows from {start} on"):

@@ -1,0 +1,112 @@
+"""Answer tables of any length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from adapter_export.api.adapters.kinds import at_least_1
+from adapter_export.api.bundles.bundles import folder_of
+from adapter_export.api.models.base import PathLike, require
+from adapter_export.errors import UsageError, argument
+
+if TYPE_CHECKING:
+    from adapter_export.offline.job import Answered, OnShard
+    from adapter_export.runtime import Bundle
+
+
+def run_many(
+    bundle: Bundle | PathLike,
+    data: PathLike,
+    output: PathLike,
+    *,
+    adapter: str | None = None,
+    adapter_column: str | None = None,
+    text_column: str = "text",
+    pair_column: str | None = None,
+    long_texts: Literal["cut", "refuse", "windows"] = "cut",
+    stride: int | None = None,
+    token_budget: int | None = None,
+    allow_mixed_rows: bool = False,
+    shard_rows: int = 16_384,
+    ray: str | None = None,
+    workers: int | None = None,
+    provider: Literal["cpu", "cuda"] = "cpu",
+    threads: int = 1,
+    force: bool = False,
+    on_shard: OnShard | None = None,
+) -> Answered:
+    """Answer every row of a table of any length, in shards that are written when they are whole.
+
+    ::
+
+        done = ae.run_many("bundle", "reviews.parquet", "answers", adapter="sentiment", ray="auto")
+
+    The same call goes on where it was killed. A shard has the same answers wherever it is computed: with a multiple of
+    2,048 as `shard_rows`, those that `adapter-export run --many` writes of the same file.
+
+    Args:
+        bundle: the bundle, or its folder; on a cluster, all machines see it there.
+        data: a Parquet or JSON lines file, or a folder of such files; likewise.
+        output: the folder for `shard-00000.jsonl` and so on, with one document for each row; likewise.
+        adapter: of all rows; the base's own head if neither this nor a column names one.
+        adapter_column: the column that names the adapter of each row.
+        text_column: the column with the texts.
+        pair_column: the column with the second texts of pairs, or with lists of choices.
+        long_texts: as in `TextReader.answer`.
+        stride: likewise.
+        token_budget: as in `Session.run_many`.
+        allow_mixed_rows: as in `Session.run`.
+        shard_rows: how many rows a shard has.
+        ray: compute with Ray Data on a cluster: `auto`, `local`, or its address.
+        workers: how many shards are computed at a time on Ray; as many as there is room for if not given.
+        provider: where to compute.
+        threads: of one operation, and processors of a worker.
+        force: replace the answers of another job.
+        on_shard: is told how many shards have answers now, and how many there are.
+
+    Returns:
+        The folder, how many shards there are, and how many were there before.
+
+    Raises:
+        UsageError: arguments do not go together, or no cluster answers.
+        MissingExtraError: Ray or pyarrow is not installed.
+        OutputExistsError, FileError: the folder holds something else, or the answers of another job.
+        DataError, RequestError: a row is broken, or does not fit its adapter; finished shards stay.
+    """
+    from adapter_export.format.manifest_json import MANIFEST_FILE
+    from adapter_export.offline.job import Job, run_job
+    from adapter_export.offline.rows import Columns
+    from adapter_export.reading.files import sha256_of
+    from adapter_export.runtime.batches import TOKEN_BUDGET
+
+    if adapter is not None and adapter_column is not None:
+        raise UsageError(f"{argument('adapter')} and {argument('adapter_column')} do not go together")
+    if workers is not None and ray is None:
+        raise UsageError(f"{argument('workers')} are those of {argument('ray')}, which is not given")
+    if ray is not None:
+        require("ray", "ray", argument("ray"))
+        require("pandas", "ray", argument("ray"))
+    folder = folder_of(bundle).absolute()
+    job = Job(
+        bundle=str(folder),
+        digest=sha256_of(folder / MANIFEST_FILE),
+        columns=Columns(text_column, pair_column, adapter_column),
+        adapter=adapter,
+        long=long_texts,
+        stride=stride,
+        token_budget=TOKEN_BUDGET if token_budget is None else at_least_1("token_budget", token_budget),
+        allow_mixed_rows=allow_mixed_rows,
+        provider=provider,
+        threads=at_least_1("threads", threads),
+    )
+    return run_job(
+        job,
+        Path(data).absolute(),
+        Path(output),
+        shard_rows=at_least_1("shard_rows", shard_rows),
+        ray=ray,
+        workers=workers if workers is None else at_least_1("workers", workers),
+        on_shard=on_shard or (lambda *_: None),
+        force=force,
+    )

@@ -1,0 +1,1 @@
+"""Tables of any length through a bundle, shard by shard."""

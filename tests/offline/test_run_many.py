@@ -1,0 +1,140 @@
+"""Tables of any length: shards, wherever they are computed, and after whatever happened to a process."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from click.testing import CliRunner
+from small_bundle import OTHERS, text_bundle
+
+import adapter_export as ae
+from adapter_export.cli.main import main
+from adapter_export.errors import DataError, FileError, OutputExistsError, RequestError, UsageError
+
+NAMES = ("topic", "tone", "mood")
+
+
+def _rows(count: int) -> list[dict[str, str]]:
+    random, words = np.random.default_rng(0), OTHERS.split()
+    texts = (" ".join(random.choice(words, random.integers(1, 12))) for _ in range(count))
+    return [{"text": text, "who": NAMES[at % 3]} for at, text in enumerate(texts)]
+
+
+def _lines(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def _joined(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.glob("shard-*.jsonl")))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return text_bundle(tmp_path_factory)
+
+
+def test_shards_are_what_one_process_writes_byte_for_byte(bundle: Path, tmp_path: Path) -> None:
+    table = _lines(tmp_path / "rows.jsonl", _rows(2500))
+    options = ["run", str(bundle), "--data", str(table), "--adapter-column", "who", "--many"]
+    whole = CliRunner().invoke(main, options)
+    shards = CliRunner().invoke(main, [*options, "--shards", str(tmp_path / "out"), "--shard-rows", "2048", "--json"])
+    assert shards.exit_code == 0, shards.output
+    assert json.loads(shards.stdout) == {"folder": str(tmp_path / "out"), "shards": 2, "reused": 0}
+    assert _joined(tmp_path / "out") == whole.stdout_bytes
+
+
+def test_a_killed_process_is_gone_on_with(bundle: Path, tmp_path: Path) -> None:
+    table, out = _lines(tmp_path / "rows.jsonl", _rows(900)), tmp_path / "out"
+    options = ["--data", str(table), "--adapter-column", "who", "--many", "--shards", str(out), "--shard-rows", "100"]
+    command = [sys.executable, "-m", "adapter_export", "run", str(bundle), *options]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as killed:
+        while not (out / "shard-00001.jsonl").exists():
+            assert killed.poll() is None
+            time.sleep(0.002)
+        killed.send_signal(signal.SIGKILL)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.jsonl")}
+    assert 2 <= len(before) < 9
+    done = ae.run_many(bundle, table, out, adapter_column="who", shard_rows=100)
+    assert (done.shards, done.reused) == (9, len(before))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    whole = ae.run_many(bundle, table, tmp_path / "whole", adapter_column="who", shard_rows=100)
+    assert _joined(out) == _joined(whole.folder)
+
+
+@pytest.mark.parametrize(
+    ("row", "error", "words"),
+    [
+        ({"text": "who", "who": "nobody"}, RequestError, "`nobody`"),
+        ({"text": "", "who": "tone"}, DataError, "line 3: has no text"),
+        ({"text": "a\0b", "who": "tone"}, RequestError, "line 3"),
+        (["who"], DataError, "line 3: is not a JSON object"),
+        ({"words": "who"}, DataError, "no column `text`"),
+    ],
+)
+def test_a_row_that_cannot_be_answered_is_named_and_shards_before_it_stay(
+    bundle: Path, tmp_path: Path, row: Any, error: type[Exception], words: str
+) -> None:
+    table = _lines(tmp_path / "rows.jsonl", [*_rows(2), row])
+    with pytest.raises(error, match=words):
+        ae.run_many(bundle, table, tmp_path / "out", adapter_column="who", shard_rows=2)
+    assert [path.name for path in (tmp_path / "out").glob("shard-*")] == ["shard-00000.jsonl"]
+
+
+@pytest.fixture
+def answered(bundle: Path, tmp_path: Path) -> Path:
+    """A folder with the answers of `topic` to `rows.jsonl`."""
+    return ae.run_many(bundle, _lines(tmp_path / "rows.jsonl", _rows(4)), tmp_path / "out", adapter="topic").folder
+
+
+def test_the_answers_of_another_job_stay(bundle: Path, tmp_path: Path, answered: Path) -> None:
+    before = _joined(answered)
+    again = ae.run_many(bundle, tmp_path / "rows.jsonl", answered, adapter="topic")
+    assert again.reused == again.shards == 1
+    with pytest.raises(FileError, match="another `adapter`"):
+        ae.run_many(bundle, tmp_path / "rows.jsonl", answered, adapter="tone")
+    _lines(tmp_path / "rows.jsonl", _rows(5))
+    with pytest.raises(FileError, match="another `data`"):
+        ae.run_many(bundle, tmp_path / "rows.jsonl", answered, adapter="topic")
+    assert _joined(answered) == before
+    ae.run_many(bundle, tmp_path / "rows.jsonl", answered, adapter="tone", force=True)
+    assert _joined(answered).count(b'"tone"') == 5
+    (tmp_path / "other").mkdir()
+    _lines(tmp_path / "other" / "rows.jsonl", [])
+    with pytest.raises(OutputExistsError):
+        ae.run_many(bundle, tmp_path / "rows.jsonl", tmp_path / "other", adapter="tone", force=True)
+
+
+def test_a_folder_of_files_is_read_in_the_order_of_their_names(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    rows = _rows(5)
+    _lines(tmp_path / "in" / "b.jsonl", rows[3:])
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:3]), tmp_path / "in" / "a.parquet")
+    (tmp_path / "in" / "_SUCCESS").touch()
+    done = ae.run_many(bundle, tmp_path / "in", tmp_path / "out", adapter="topic")
+    texts = [json.loads(line)["text"] for line in _joined(done.folder).splitlines()]
+    assert texts == [row["text"] for row in rows]
+    (tmp_path / "in" / "c.csv").touch()
+    with pytest.raises(DataError, match="neither Parquet nor JSON lines"):
+        ae.run_many(bundle, tmp_path / "in", tmp_path / "out", adapter="topic")
+
+
+def test_a_damaged_parquet_is_named(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1" + bytes(40) + b"PAR1")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        ae.run_many(bundle, tmp_path / "rows.parquet", tmp_path / "out", adapter="topic")
+
+
+def test_workers_need_ray(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="`workers` are those of `ray`"):
+        ae.run_many(bundle, tmp_path / "rows.jsonl", tmp_path / "out", workers=2)
