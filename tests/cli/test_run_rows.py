@@ -110,9 +110,9 @@ def test_a_table_names_the_adapters(
 def test_many_lines_in_their_order(
     cli: Any, mixed: Path, session: Session, encode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adapter_export.cli.bundles import run as running
+    from adapter_export.offline import job
 
-    monkeypatch.setattr(running, "_WINDOW", 6)  # several windows, and no two with the same texts
+    monkeypatch.setattr(job, "WINDOW", 6)  # several windows, and no two with the same texts
     words = ["how", "far", "is", "the", "moon", "good", "film"]
     texts = [" ".join(words[: 1 + index * 5 % 7]) for index in range(20)]
     (tmp_path / "a.txt").write_text("\n".join([*texts[:9], "", *texts[9:]]) + "\n", encoding="utf-8")
