@@ -64,6 +64,7 @@ VARIANTS = (
     Variant("`fp32`, `--optimize`", optimize=True),
     Variant("`fp16`", "fp16"),
     Variant("`int8`", "int8"),
+    Variant("`int8`, `--optimize`", "int8", optimize=True),
     Variant("`int8-weights`", "int8-weights"),
     Variant("`int8-weights`, `--float32-activations`", "int8-weights", float32_activations=True),
     Variant("`int8-weights`, `--int8-embeddings`", "int8-weights", int8_embeddings=True),
@@ -108,7 +109,8 @@ def _build(variant: Variant, base: OnnxBase, adapter: Adapter, folder: Path) -> 
         float32_activations=variant.float32_activations,
     )
     if variant.optimize:
-        made, _ = optimized(base, work)
+        (work / "fused").mkdir()
+        made, _ = optimized(made, work / "fused")
     cases = input_cases(made.inputs, seed=0, max_tokens=7)
     build_bundle(made, [adapter], out, references=CutRunner(made), cases=cases)
     return out

@@ -37,7 +37,7 @@ def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def fused(plain: tuple[OnnxBase, TorchRunner], tmp_path_factory: pytest.TempPathFactory) -> OnnxBase:
     made, fusions = optimized(plain[0], tmp_path_factory.mktemp("fused"))
-    assert fusions["skip_layer_normalization"] >= 3
+    assert fusions["bias_gelu"] >= 1
     return made
 
 
@@ -45,7 +45,7 @@ def test_operators_are_fused_and_the_sites_are_where_they_were(
     plain: tuple[OnnxBase, TorchRunner], fused: OnnxBase
 ) -> None:
     ops = Counter(node.op_type for node in fused.model.graph)
-    assert ops["SkipLayerNormalization"] >= 3
+    assert ops["SkipLayerNormalization"] == 0  # which takes longer than a sum and a norm
     assert len(fused.model.graph) < len(plain[0].model.graph)
     found, expected = ([(s.name, s.role, s.width, s.path) for s in base.sites.sublayers] for base in (fused, plain[0]))
     assert found == expected

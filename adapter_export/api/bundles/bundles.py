@@ -95,7 +95,7 @@ def build(
     float32_activations: Annotated[
         bool, "Take activations in float32 beside weights of 8 or 4 bits, not in 8 bits: more exact, and slower."
     ] = False,
-    optimize: Annotated[bool, "Fuse attention, norms and activations before the slots go in."] = False,
+    optimize: Annotated[bool, "Fuse attention and activations before the slots go in."] = False,
     flavours: Annotated[
         tuple[str, ...] | None,
         Option(
@@ -147,7 +147,9 @@ def build(
     from adapter_export.runtime import Bundle
 
     path, say = Path(output), on_progress or silent
-    _check_precision(base_precision, int8_embeddings, float32_activations, optimize)
+    _check_precision(base_precision, int8_embeddings, float32_activations)
+    if optimize:
+        require("onnxscript", "torch", argument("optimize", True))
     check_free(path, force=force)
     opened = open_base(base)
     chosen = adapters_of(adapters, opened)
@@ -223,13 +225,7 @@ def _check_apart(own: Adapter, others: Sequence[Adapter]) -> None:
         )
 
 
-def _check_precision(precision: Precision, int8_embeddings: bool, float32_activations: bool, optimize: bool) -> None:
-    if optimize and precision != "fp32":  # weights of fused operators would stay in float32, without a reference
-        raise UsageError(
-            f"{argument('optimize')} and {argument('base_precision')} do not go together",
-            found=argument("base_precision", precision),
-            fix="leave one of them out; ONNX Runtime fuses what it can when it loads the graph",
-        )
+def _check_precision(precision: Precision, int8_embeddings: bool, float32_activations: bool) -> None:
     if int8_embeddings and precision in ("fp32", "fp16"):
         raise UsageError(
             f"{argument('int8_embeddings')} goes with quantised weights",
@@ -242,8 +238,6 @@ def _check_precision(precision: Precision, int8_embeddings: bool, float32_activa
             found=argument("base_precision", precision),
             fix=f"give {argument('base_precision', 'int8-weights')} or `int4-weights` with it",
         )
-    if optimize:
-        require("onnxscript", "torch", argument("optimize", True))
 
 
 def _tokenizer(base: Base, given: PathLike | None, max_tokens: int | None) -> str | None:
@@ -411,7 +405,7 @@ def _prepared(
     """Yield the base as it goes into a bundle, and what computes its golden vectors.
 
     That is the model itself, or the quantised base cut open at its sites where the precision is another: the model in
-    float32 says nothing about rounding in 8 bits.
+    float32 says nothing about rounding in 8 bits. Fused operators are compared with what they were made of.
     """
     from adapter_export.onnx_backend.runner import CutRunner
     from adapter_export.sites.site_map import check_complete
@@ -426,24 +420,30 @@ def _prepared(
             from adapter_export.torch_backend.runner import node_values
 
             check_same_sites(base.sites.map, plain, partial(node_values, base.torch), base.max_tokens)
-        if optimize:
-            from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
-
-            say("fusing operators of the base")
-            out = folder / "optimized"
-            out.mkdir()
-            made, fusions = optimized(plain, out)
-            say("fused " + (", ".join(f"{count} {name}" for name, count in fusions.items()) or "nothing"))
-            for found in _deviations(plain, made, say):
-                check_deviation(found)
-            yield made, runner_of(base, allow_mismatch)
-        elif precision != "fp32":
+        made = plain
+        if precision != "fp32":
             say(f"bringing the base into {precision}")
             made = _in_precision(plain, precision, int8_embeddings, float32_activations, folder)
             _deviations(plain, made, say)
-            yield made, CutRunner(made)
-        else:
-            yield plain, runner_of(base, allow_mismatch)
+        references = runner_of(base, allow_mismatch) if made is plain else CutRunner(made)
+        if optimize:
+            if made is not plain:  # rounding to few bits would hide a wrong fusion
+                _fused(plain, folder / "plain", say)
+            made = _fused(made, folder / "optimized", say)
+        yield made, references
+
+
+def _fused(base: OnnxBase, out: Path, say: OnProgress) -> OnnxBase:
+    """Return a base with fused operators; `BaseModelError`: it computes something else."""
+    from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
+
+    say("fusing operators of the base")
+    out.mkdir()
+    made, fusions = optimized(base, out)
+    say("fused " + (", ".join(f"{count} {name}" for name, count in fusions.items()) or "nothing"))
+    for found in _deviations(base, made, say):
+        check_deviation(found)
+    return made
 
 
 @contextmanager
@@ -461,19 +461,20 @@ def same_precision(base: Base, wanted: Numerics) -> Iterator[tuple[Runner, Calla
             tables = wanted.int8_tables and wanted.precision != "int8"
             exact = wanted.stored == "float32"
             made = _in_precision(plain, wanted.precision, tables, exact, folder)
-            yield CutRunner(made), lambda _: made
-            return
+            runner: Runner = CutRunner(made)
+        else:
+            made, runner = None, runner_of(base, allow_mismatch=True)
 
         def again(optimize: bool) -> OnnxBase:
-            plain = base.exported(folder)
+            unfused = base.exported(folder) if made is None else made
             if not optimize:
-                return plain
+                return unfused
             from adapter_export.onnx_backend.quantise.optimize import optimized
 
             (folder / "optimized").mkdir()
-            return optimized(plain, folder / "optimized")[0]
+            return optimized(unfused, folder / "optimized")[0]
 
-        yield runner_of(base, allow_mismatch=True), again
+        yield runner, again
 
 
 def origin_of(base: Base, precision: Precision, *, optimized: bool) -> Origin:
@@ -481,7 +482,7 @@ def origin_of(base: Base, precision: Precision, *, optimized: bool) -> Origin:
     from adapter_export.bundle.proof.tensors import Origin
 
     own = precision_of(base) == precision
-    libraries = () if own and not optimized else ("onnxscript",) if optimized else ("onnxruntime",)
+    libraries = (*(() if own else ("onnxruntime",)), *(("onnxscript",) if optimized else ()))
     if base.is_onnx:
         return replace(Origin.of(base.onnx), made_by=libraries, optimized=optimized)
     from adapter_export.torch_backend.base.base import tensors

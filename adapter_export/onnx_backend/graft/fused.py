@@ -40,7 +40,8 @@ def take_bias(node: ir.Node) -> ir.Value | None:
     """
     bias = fused_bias(node)
     if bias is not None:
-        node.replace_input_with(node.inputs.index(bias, 1), None)
+        last = max(at for at, value in enumerate(node.inputs) if value is bias)  # a norm's own bias may be the same one
+        node.replace_input_with(last, None)
     if bias is not None and node.op_type in UNBIASED:
         node.resize_inputs(1)
         node.op_type = UNBIASED[node.op_type]

@@ -422,7 +422,8 @@ def _remapped(base: OnnxBase, given: GivenSites, rewritten: SiteMap | None) -> G
 class Deviation:
     """The largest difference of an element of an output of a rewritten base from that of the base it was made of.
 
-    `scale` is the output's largest absolute value, `allowed` what two correct computations in float32 may differ by.
+    `scale` is the output's largest absolute value, `allowed` what two correct computations in the precision of the base
+    that it was made of may differ by.
     """
 
     output: str
@@ -437,12 +438,13 @@ def deviations(base: OnnxBase, made: OnnxBase, cases: Sequence[InputCase]) -> li
         raise NothingComparedError("the rewritten base was not compared with the base: there are no inputs")
     before, after = open_session(base.model, base.folder), open_session(made.model, made.folder)
     pairs = [(run_session(before, case.arrays), run_session(after, case.arrays)) for case in cases]
-    size = extent(base.flow)
+    size, stored = extent(base.flow), numerics(base.model).stored
     inner = max(size.inner, *(length for case in cases for array in case.arrays.values() for length in array.shape))
     found = []
     for name in (record.name for record in base.outputs if record.dtype in FLOAT_TYPES):
         absolute = max(float(np.abs(new[name] - old[name]).max(initial=0)) for old, new in pairs)
         scale = max(float(np.abs(old[name]).max(initial=0)) for old, _ in pairs)
-        allowed = budget(pairs[0][0][name].dtype.name, inner=inner, depth=size.depth, scale=scale).absolute
-        found.append(Deviation(name, absolute, scale, allowed))
+        dtype = pairs[0][0][name].dtype.name
+        allowed = budget(dtype, inner=inner, depth=size.depth, scale=scale, rounded_to=stored)
+        found.append(Deviation(name, absolute, scale, allowed.absolute))
     return found
