@@ -10,12 +10,13 @@ from contextlib import contextmanager, nullcontext
 import click
 import rich.table
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
+from rich.segment import Segment
 from rich.text import Text
 
-from adapter_export.errors import worded
+from adapter_export.errors import visible, worded
 from adapter_export.tables import Table
 from adapter_export.tables import size as size
 
@@ -24,15 +25,27 @@ _VERDICTS = {"passed": "green", "pass": "green", "failed": "bold red", "FAIL": "
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
 
+class _Console(Console):
+    """A console on which text of others cannot steer the terminal: signs that could are shown as escapes."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Render as `Console` does."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
 def console(*, stderr: bool = False) -> Console:
     """Return a console on stdout, for results, or on stderr, for everything else."""
-    found = Console(stderr=stderr, highlight=False, soft_wrap=False)
-    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=_PLAIN_WIDTH)
+    found = _Console(stderr=stderr, highlight=False, soft_wrap=False)
+    return found if found.is_terminal else _Console(stderr=stderr, highlight=False, width=_PLAIN_WIDTH)
 
 
-def emit_json(document: Mapping[str, object]) -> None:
-    """Write one JSON document to stdout."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=_plain))
+def emit_json(document: Mapping[str, object], *, indent: int | None = 2) -> None:
+    """Write a JSON document to stdout, in which signs that could steer a terminal are escapes; no `indent`: a line."""
+    text = json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False, default=_plain)
+    if not text.replace("\n", "").isprintable():
+        text = "".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text)
+    click.echo(text)
 
 
 def _plain(value: object) -> object:
@@ -43,12 +56,21 @@ def _plain(value: object) -> object:
 
 def say(message: str) -> None:
     """Write a line for the user to stderr."""
-    click.echo(message, err=True)
+    click.echo(visible(message), err=True)
 
 
 def warn(message: str) -> None:
     """Write a warning to stderr."""
-    click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {message}", err=True)
+    _say_marked("warning:", "yellow", message)
+
+
+def say_failed(message: str) -> None:
+    """Write what is not as it should be to stderr."""
+    _say_marked("failed:", "red", message)
+
+
+def _say_marked(mark: str, colour: str, message: str) -> None:
+    click.echo(f"{click.style(mark, fg=colour, bold=True)} {visible(message)}", err=True)
 
 
 def shown(found: Table) -> rich.table.Table:

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from deployment import write_over
 from small_bundle import Built
+from small_disk import small_disk
 
 import adapter_export as ae
 from adapter_export.bundle.proof.prove import plan_check, prove
 from adapter_export.bundle.report import Report, verification
+from adapter_export.errors import FileError
 from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
 
@@ -34,6 +36,13 @@ def test_what_is_checked_is_what_was_verified(built: Built, copy: Path, call: Ca
     assert done[0] == 1
     assert found.passed
     assert found == replace(expected, bundle=str(copy))
+
+
+def test_without_room_for_what_is_checked(built: Built) -> None:
+    with small_disk(1_000), pytest.raises(FileError, match=r"no room for a private copy.*TMPDIR") as caught:
+        ae.verify(built.folder)
+    assert str(built.folder) in str(caught.value)
+    assert "copy=False" not in str(caught.value), "which is no way of `verify`"
 
 
 NAMES = {None, "topic", "tone", "mood"}

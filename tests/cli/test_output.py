@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adapter_export.cli.bundles.results import bar
-from adapter_export.cli.output import duration, emit_json, progress_bar, show, size, steps
+from adapter_export.cli.output import duration, emit_json, progress_bar, say, show, size, steps, warn
 from adapter_export.tables import Table
 
 
@@ -46,6 +46,24 @@ def test_markup_in_cells_is_left_as_it_is(capsys: pytest.CaptureFixture[str]) ->
     show("[i]a title[/i]", Table(("text",), [("[bold]not markup[/bold]",)], "[b]nor here[/b]"))
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("[i]a title[/i]", "[bold]not markup[/bold]", "[b]nor here[/b]"))
+
+
+def test_text_of_others_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """In labels, names and configs: titles of windows, colours, signs that turn the direction of text."""
+    foreign = "\x1b]0;owned\x07 \x9b31m \u202elived"
+    show(f"of {foreign}", Table((foreign,), [(foreign,)], foreign))
+    emit_json({"label": foreign})
+    say(foreign)
+    warn(foreign)
+    with progress_bar(foreign, 1) as progress:
+        progress.advance(note=foreign)
+    with steps() as begin:
+        begin(foreign)
+    found = capsys.readouterr()
+    for text, times in ((found.out, 5), (found.err, 5)):
+        assert not set(text) & set("\x1b\x07\x9b\u202e")
+        assert text.count("owned") == times
+    assert json.loads(found.out[found.out.index("{") :])["label"] == foreign
 
 
 def test_a_bar_outside_a_terminal_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:

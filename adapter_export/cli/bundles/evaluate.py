@@ -13,7 +13,7 @@ import adapter_export as ae
 from adapter_export.api.option import Option
 from adapter_export.cli.bases import opened, stepping
 from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
-from adapter_export.cli.output import emit_json, say, show, steps, warn
+from adapter_export.cli.output import emit_json, say, say_failed, show, steps, warn
 from adapter_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def evaluate(
         found = ae.evaluate(bundle, data, gate=_gates(gate), against=base, force=force, on_step=on_step, **options)
     _show(found, as_json=as_json)
     for fault in found.faults():
-        say(f"{click.style('failed:', fg='red', bold=True)} {fault.sentence('shell')}")
+        say_failed(fault.sentence("shell"))
     if options.get("page") is not None:
         say(f"the page is {options['page']}.")
     if not found.passed:

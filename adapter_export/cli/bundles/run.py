@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import click
 
 import adapter_export as ae
 from adapter_export.api.models.base import check_free
@@ -420,4 +417,4 @@ class _Call:
                 for row in window:
                     found = [{name: array[0] for name, array in next(outputs).items()} for _ in calls[row]]
                     result = self._result(row, heads[row], found)
-                    click.echo(json.dumps(full_facts(result), ensure_ascii=False, allow_nan=False))
+                    emit_json(full_facts(result), indent=None)

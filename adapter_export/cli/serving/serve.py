@@ -10,7 +10,7 @@ import click
 
 import adapter_export as ae
 from adapter_export.cli.options import Json, command
-from adapter_export.cli.output import emit_json
+from adapter_export.cli.output import emit_json, say
 
 
 @command(
@@ -39,7 +39,7 @@ def serve(bundles: Sequence[str], *, as_json: Json = False, **options: Any) -> N
             emit_json({"listening": address, "models": list(models)})
         else:
             click.echo(f"listening on {address}")
-            click.echo(f"models: {', '.join(models)}", err=True)
+            say(f"models: {', '.join(models)}")
 
     token = os.environ.get("ADAPTER_EXPORT_ADMIN_TOKEN")
     ae.serve(bundles, admin_token=token, on_ready=say_ready, **options)
