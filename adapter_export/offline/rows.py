@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adapter_export.errors import DataError
+from adapter_export.errors import DataError, argument
 from adapter_export.format.labelled import choices, short, text_cell
 from adapter_export.format.tables import check_columns
 from adapter_export.runtime.texts import Asked
@@ -57,7 +57,8 @@ class Columns:
 
     def text(self, cells: Mapping[str, Any], where: str) -> Text:
         """Return what stands in a row; DataError if it has no text, or names no adapter."""
-        fix = "name the columns with `--text-column`, `--pair-column` and `--adapter-column`"
+        flags = [argument(name) for name in ("text_column", "pair_column", "adapter_column")]
+        fix = f"name the columns with {', '.join(flags[:-1])} and {flags[-1]}"
         check_columns(cells, self.names, where, fix)
         text = cells[self.text_column]
         adapter = None if self.adapter_column is None else cells[self.adapter_column]
