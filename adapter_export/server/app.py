@@ -212,16 +212,20 @@ def make_app(service: Service, control: Control, facing: Facing) -> ASGIApp:
         await in_time(control.do("unload", name=name))
         return JSONResponse(service.adapters())
 
-    @app.post("/answer")
     async def answer(request: HttpRequest) -> Response:
         call, key = await call_of(request)
         found = await in_time(service.answer(call, key, request.state))
         return JSONResponse(found[0] | {"model": call.model} if call.text is not None else found)
 
-    @app.post("/run")
     async def run(request: HttpRequest) -> Response:
         call, key = await call_of(request)
         return JSONResponse(await in_time(service.run(call, key, request.state)))
+
+    for path, endpoint in (
+        ("/answer", answer),
+        ("/run", run),
+    ):  # not by FastAPI, whose own way to a function takes time
+        app.add_route(path, endpoint, methods=["POST"])
 
     @app.get("/statistics")
     async def statistics() -> Response:

@@ -6,15 +6,17 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-import h11
 from starlette.requests import Request as HttpRequest
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 LONGEST_TEXT = 100_000
 """Characters. No base reads as many, and what is longer than it reads is cut."""
 
 MOST_ROWS = 256
 """Of one request."""
+
+_LONGEST_HEAD = 2**16
+"""Of a request, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -75,26 +77,39 @@ async def body_of(request: HttpRequest, most: int, seconds: float) -> bytes:
     return bytes(data)
 
 
-def impatient(seconds: float) -> type[H11Protocol]:
-    """The protocol of a server that closes a connection whose request has begun, and has no whole head in time."""
+def impatient(seconds: float) -> type[HttpToolsProtocol]:
+    """Return the protocol of a server that closes a connection on which a head does not come whole, and in time."""
 
-    class Impatient(H11Protocol):
+    class Impatient(HttpToolsProtocol):
         waiting: asyncio.TimerHandle | None = None
+        head = 0
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self.waiting = self.loop.call_later(seconds, transport.close)
+            self.wait()
 
         def data_received(self, data: bytes) -> None:
+            self.head += len(data)
+            if self.waiting is not None and self.head > _LONGEST_HEAD + len(data):
+                self.transport.close()
+                return
             super().data_received(data)
-            if self.conn.their_state is not h11.IDLE:
-                self.stop_waiting()
-            elif self.waiting is None:  # the next request on a connection that is kept alive
-                self.waiting = self.loop.call_later(seconds, self.transport.close)
+
+        def on_message_begin(self) -> None:
+            self.wait()
+            super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            self.stop_waiting()
+            super().on_headers_complete()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self.stop_waiting()
             super().connection_lost(exc)
+
+        def wait(self) -> None:
+            if self.waiting is None:
+                self.waiting, self.head = self.loop.call_later(seconds, self.transport.close), 0
 
         def stop_waiting(self) -> None:
             if self.waiting is not None:

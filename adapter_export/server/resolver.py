@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter_export.bundle.change import write_fitted
 from adapter_export.errors import AdapterError, FormatError, InputError
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.records import record_from_json
@@ -94,6 +93,8 @@ def _of_file(name: str, path: Path, most: int) -> Extra:
 
 def _of_adapter(name: str, folder: Path, bundles: Sequence[Served]) -> Extra:
     """Make the file of a whole adapter for the first bundle of its base that takes it."""
+    from adapter_export.bundle.change import write_fitted  # noqa: PLC0415 - loads onnx, for a second
+
     adapter = read_adapter(folder)
     fitting = [one.bundle for one in bundles if one.bundle.manifest.base == adapter.base]
     refused: InputError | None = None
