@@ -158,8 +158,8 @@ def _served(bundles: Sequence[tuple[Path, Sequence[str]]], clients: int) -> Iter
     with ExitStack() as stack:
         places, processes = {}, []
         for path, names in bundles:
-            words = [sys.executable, "-m", "adapter_export", "serve", str(path), "--port=0", "--drain=0", "--quiet"]
-            process, port = stack.enter_context(_started(words))
+            options = [f"bundle={path.resolve()}", "--port=0", "--drain=0", "--quiet"]
+            process, port = stack.enter_context(_started([sys.executable, "-m", "adapter_export", "serve", *options]))
             processes.append(psutil.Process(process.pid))
             places |= dict.fromkeys(names, port)
         way = Way(_asking(places, clients, lambda name, text: ("/answer", {"model": name, "text": text})))
@@ -173,7 +173,7 @@ def _adapterhub(folder: Path, names: Sequence[str], given: argparse.Namespace) -
     """AdapterHub's own model behind FastAPI: it has one active adapter, so requests wait for each other."""
     if not given.python.exists():
         sys.exit(f"error: AdapterHub is not there: {given.python} is missing. `make bench` installs it.")
-    words = [str(given.python), str(HERE / "kit" / "adapterhub_service.py"), str(folder / "base"), *names]
+    words = [str(given.python), "-m", "kit.adapterhub_service", str((folder / "base").resolve()), *names]
     with _started(words) as (process, port):
         way = Way(_asking(dict.fromkeys(names, port), given.clients, lambda name, text: ("/", {"a": name, "t": text})))
         way.ask(2 * given.clients)
@@ -185,7 +185,8 @@ def _adapterhub(folder: Path, names: Sequence[str], given: argparse.Namespace) -
 def _started(words: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A server, as soon as it says where it listens."""
     around = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=around) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(words, text=True, env=around, cwd=HERE, **pipes) as process:
         try:
             assert process.stdout is not None
             yield process, int(process.stdout.readline().rpartition(":")[2])

@@ -51,6 +51,15 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciRegistry]:
 
 
 @pytest.fixture(scope="session")
+def platform_python() -> str:
+    """A Python with KServe's server and Triton's client, which want an older protobuf than the others."""
+    python = Path(sys.prefix) / "kserve" / "bin" / "python"
+    if not python.exists():
+        skip_or_fail("KServe and Triton's client are missing: run `make setup`")
+    return str(python)
+
+
+@pytest.fixture(scope="session")
 def genai_is_there() -> None:
     """onnxruntime-genai, with its model builder."""
     if importlib.util.find_spec("onnxruntime_genai") is None:

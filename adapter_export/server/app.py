@@ -27,7 +27,7 @@ from adapter_export.errors import InputError, UsageError
 from adapter_export.reading.documents import parse_json
 from adapter_export.server.calls import Call, parse
 from adapter_export.server.control import Control
-from adapter_export.server.limits import Limits, RefusedError, body_of
+from adapter_export.server.limits import Limits, RefusedError, body_of, status_of
 from adapter_export.server.protocol import add_protocol
 from adapter_export.server.service import Service
 from adapter_export.server.telemetry import Metrics, Tracer, log
@@ -170,15 +170,15 @@ def make_app(service: Service, control: Control, facing: Facing) -> ASGIApp:
     app = FastAPI(title="adapter-export serve", lifespan=lifespan)
 
     def refusal(words: str, status: int, again: int | None = None) -> JSONResponse:
-        headers = {} if status in (401, 403, 404, 409) else {"connection": "close"} if status != 400 else {}
+        headers = {"connection": "close"} if status in (408, 413, 503) else {}
         if again is not None:
             headers["retry-after"] = str(again)
         return JSONResponse({"error": words}, status_code=status, headers=headers)
 
     @app.exception_handler(InputError)
     @app.exception_handler(UsageError)
-    async def refuse(_: HttpRequest, error: Exception) -> JSONResponse:
-        return refusal(str(error), 400)
+    async def refuse(_: HttpRequest, error: InputError | UsageError) -> JSONResponse:
+        return refusal(str(error), status_of(error))
 
     @app.exception_handler(RefusedError)
     async def refuse_with_status(_: HttpRequest, error: RefusedError) -> JSONResponse:

@@ -9,6 +9,8 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from adapter_export.errors import AdapterExportError, NotFoundError, RemoteError
+
 LONGEST_TEXT = 100_000
 """Characters. No base reads as many, and what is longer than it reads is cut."""
 
@@ -54,6 +56,13 @@ class RefusedError(Exception):
     def __init__(self, status: int, words: str, again: int | None = None) -> None:
         super().__init__(words)
         self.status, self.again = status, again
+
+
+def status_of(error: AdapterExportError) -> int:
+    """Return the HTTP status that says what kind of an error it is."""
+    if isinstance(error, NotFoundError):
+        return 404
+    return 502 if isinstance(error, RemoteError) else 400
 
 
 async def body_of(request: HttpRequest, most: int, seconds: float) -> bytes:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adapter_export.errors import InputError, RequestError, UsageError, argument
+from adapter_export.errors import RequestError, UsageError, argument
 from adapter_export.graph.adapter import check_name
 from adapter_export.graph.tasks import Task
 from adapter_export.runtime import Bundle
@@ -316,6 +317,9 @@ class Models:
             for name in (bundle, *names):
                 other = owners.setdefault(name, bundle)
                 if other != bundle or (name == bundle and names.count(name)):
+                    if name in (bundle, other):
+                        fix = f"give that bundle another name, OTHER=FOLDER, or {argument('qualify', True)}"
+                        raise UsageError("a bundle and an adapter have one name", found=f"`{name}`", fix=fix)
                     raise UsageError(
                         "two models have one name",
                         found=f"`{name}` in `{other}` and in `{bundle}`",
@@ -329,8 +333,12 @@ def listed(names: Mapping[str, object]) -> str:
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown or "none"
 
 
-def named_bundles(places: Sequence[str], open_: Callable[[Path], Bundle]) -> dict[str, Bundle]:
-    """Open bundles by name: that of the folder, or what stands before `=`.
+def named_bundles(places: Sequence[str], fetch: Callable[[str], Path] | None = None) -> dict[str, Bundle]:
+    """Open bundles by name: that of the folder or of the repository, or what stands before `=`.
+
+    Args:
+        places: folders, or references such as `oci://host/repository:tag`.
+        fetch: brings what a reference names onto this machine.
 
     Raises:
         UsageError: two have one name.
@@ -340,14 +348,15 @@ def named_bundles(places: Sequence[str], open_: Callable[[Path], Bundle]) -> dic
     for place in places:
         name, sign, path = place.partition("=")
         if not sign or "/" in name:
-            path = place
-            name = Path(path).resolve().name
-        try:
-            check_name(name)
-        except InputError as error:
-            error.fix = f"give it as NAME={path}"
-            raise
+            path, is_remote = place, "://" in place
+            name = re.split("[@:]", place.rpartition("/")[2])[0] if is_remote else Path(place).resolve().name
+        check_name(name)
         if name in found:
             raise UsageError("two bundles have one name", found=f"`{name}`", fix=f"give one as OTHER={path}")
-        found[name] = open_(Path(path))
+        if "://" in path:
+            if fetch is None:
+                fix = f"give {argument('hub', True)}, or the folder of a bundle"
+                raise UsageError("a bundle of a hub or a registry, and nothing fetches it", found=f"`{path}`", fix=fix)
+            path = str(fetch(path))
+        found[name] = Bundle.open(path)
     return found

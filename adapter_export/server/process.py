@@ -40,7 +40,7 @@ class Settings:
         limits: of clients.
         qualify: whether models are named with their bundles.
         adapters: a folder in which adapters are found by name.
-        hub: whether administrators may load adapters of hubs and registries.
+        hub: whether bundles of hubs and registries may be served, and administrators load adapters of them.
         state: the file that keeps the routes.
         keeps_state: whether this process writes it.
         token: that administration takes.
@@ -78,14 +78,17 @@ def make_server(bundles: dict[str, Bundle], settings: Settings, relay: Relayed |
     """
     metrics = Metrics()
     models = Models(bundles, settings.computing, settings.limits, qualify=settings.qualify)
-    resolver = Resolver(settings.adapters, _fetch() if settings.hub else None, settings.limits.adapter)
+    resolver = Resolver(settings.adapters, fetcher(settings), settings.limits.adapter)
     service = Service(models, resolver, metrics)
     control = Control(service, resolver, metrics, settings.state, keeps_state=settings.keeps_state, relay=relay)
     app = make_app(service, control, Facing(settings.limits, metrics, Tracer(), settings.token))
     return Made(app, control, models)
 
 
-def _fetch() -> Fetch:
+def fetcher(settings: Settings) -> Fetch | None:
+    """Return what brings bundles and adapters of hubs and registries, if that is wanted."""
+    if not settings.hub:
+        return None
     from adapter_export.hub import fetch  # noqa: PLC0415 - an extra
 
     return fetch
@@ -104,7 +107,8 @@ def serve_here(places: Sequence[str], settings: Settings, on_ready: OnReady = la
         InputError: a bundle cannot be opened.
     """
     with listen(settings) as listening:
-        run_server(make_server(named_bundles(places, Bundle.open), settings), settings, listening, on_ready)
+        bundles = named_bundles(places, fetcher(settings))
+        run_server(make_server(bundles, settings), settings, listening, on_ready)
 
 
 def run_server(made: Made, settings: Settings, listening: socket.socket, on_ready: OnReady) -> None:

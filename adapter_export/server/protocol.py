@@ -64,6 +64,8 @@ class _Infer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: str | None = Field(None, max_length=200)
+    model_name: str | None = None  # KServe's client repeats what the address says
+    model_version: str | None = None
     parameters: dict[str, Any] = {}
     inputs: list[_Tensor] = Field(min_length=1, max_length=64)
     outputs: list[_Output] | None = None

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapter_export.errors import InputError, UsageError
+from adapter_export.errors import AdapterExportError, InputError, UsageError
 from adapter_export.runtime import Bundle
-from adapter_export.server.limits import Limits, RefusedError
+from adapter_export.server.limits import Limits, RefusedError, status_of
 from adapter_export.server.models import Computing
 from adapter_export.server.process import Settings, make_server, run_server
 
@@ -53,11 +53,11 @@ class Task:
         return cls(Settings(**settings), told["bundles"], Path(told["folder"]), told["made"])
 
 
-def refusal(error: Exception) -> list[Any]:
+def refusal(error: AdapterExportError | RefusedError) -> list[Any]:
     """Return an error of a change as JSON."""
     if isinstance(error, RefusedError):
         return [error.status, str(error), error.again]
-    return [400, str(error), None]
+    return [status_of(error), str(error), None]
 
 
 class Relay:

@@ -25,7 +25,7 @@ from adapter_export.errors import AdapterExportError
 from adapter_export.runtime import Bundle
 from adapter_export.server.limits import RefusedError
 from adapter_export.server.models import named_bundles
-from adapter_export.server.process import OnReady, Settings, address_of, listen
+from adapter_export.server.process import OnReady, Settings, address_of, fetcher, listen
 from adapter_export.server.telemetry import forget_process, log, log_to_stderr
 from adapter_export.server.worker import MOST_LINE, refusal
 
@@ -42,7 +42,7 @@ def serve_workers(places: Sequence[str], settings: Settings, workers: int, on_re
     if not settings.quiet:
         log_to_stderr()
     with listen(settings) as listening, tempfile.TemporaryDirectory(prefix="adapter-export-serve-") as folder:
-        bundles = named_bundles(places, Bundle.open)
+        bundles = named_bundles(places, fetcher(settings))
         asyncio.run(_Watch(bundles, settings, listening, Path(folder)).run(workers, on_ready))
 
 

@@ -1,4 +1,4 @@
-"""AdapterHub's model behind FastAPI, as its users serve it: `python adapterhub_service.py BASE ADAPTER…`."""
+"""AdapterHub's model behind FastAPI, as its users serve it: `python -m kit.adapterhub_service BASE ADAPTER…`."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from once import once
 from small_bundle import text_bundle
-from toolchain import skip_or_fail
 
 STAGE = Path(__file__).parents[2] / "packages" / "runtime" / "stage.py"
 
@@ -30,12 +29,3 @@ def slim(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
     places = [str(once(tmp_path_factory, "slim", make) / "source"), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places)), "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-@pytest.fixture(scope="session")
-def platform_python() -> str:
-    """A Python with KServe's server and Triton's client, which want an older protobuf than the others."""
-    python = Path(sys.prefix) / "kserve" / "bin" / "python"
-    if not python.exists():
-        skip_or_fail("KServe and Triton's client are missing: run `make setup`")
-    return str(python)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,3 +152,30 @@ def test_texts_that_are_none_are_refused(server: httpx.Client, raw: bytes) -> No
     head = json.dumps({"inputs": [{**_input(parameters={"binary_data_size": len(raw)}), "data": None}]}).encode()
     headers = {"inference-header-content-length": str(len(head))}
     assert server.post("/v2/models/topic/infer", content=head + raw, headers=headers).status_code == 400
+
+
+KSERVE = """
+import asyncio, json, sys
+from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
+
+async def call(address, texts):
+    client = InferenceRESTClient(RESTConfig(protocol="v2", timeout=60))
+    assert await client.is_server_ready(address)
+    assert await client.is_model_ready(address, "tone")
+    text = InferInput("text", [len(texts)], "BYTES")
+    text.data = texts
+    found = await client.infer(address, InferRequest("tone", [text]), model_name="tone")
+    print(json.dumps({output.name: output.data for output in found.outputs}))
+
+asyncio.run(call(sys.argv[1], json.loads(sys.argv[2])))
+"""
+
+
+def test_kserves_own_client(server: httpx.Client, reader: TextReader, platform_python: str) -> None:
+    words = [platform_python, "-c", KSERVE, str(server.base_url), json.dumps(TEXTS)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    expected = [one.document() for one in reader.answer(TEXTS, "tone")]
+    assert found["label"] == [one["label"] for one in expected]
+    assert found["probability"] == pytest.approx([one["probability"] for one in expected], abs=1e-5)

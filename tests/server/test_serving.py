@@ -17,15 +17,17 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from oci_registry import OciRegistry
 from served import served
 from starlette.testclient import TestClient
 from traffic import Traffic, two_versions
 
+import adapter_export as ae
 from adapter_export.errors import UsageError
 from adapter_export.runtime import Bundle
 from adapter_export.server.limits import Limits
 from adapter_export.server.models import named_bundles
-from adapter_export.server.process import Settings, listen, make_server
+from adapter_export.server.process import Settings, fetcher, listen, make_server
 
 TEXT = "a good film , and the book was not dull ."
 
@@ -168,7 +170,8 @@ def test_strangers_change_nothing(server: httpx.Client, headers: dict[str, str])
 
 
 def _app(*places: Path | str, **settings: object) -> TestClient:
-    made = make_server(named_bundles([str(place) for place in places], Bundle.open), Settings(**settings))
+    found = Settings(**settings)
+    made = make_server(named_bundles([str(place) for place in places], fetcher(found)), found)
     return TestClient(made.app, "http://127.0.0.1", client=("127.0.0.1", 1), raise_server_exceptions=False)
 
 
@@ -190,8 +193,10 @@ def test_two_bundles_with_one_name(film: Path) -> None:
         assert "several bundles" in client.post("/answer", json={"texts": [TEXT]}).json()["error"]
         both = client.post("/answer", json={"adapters": ["film/tone", "other/mood"], "texts": [TEXT, TEXT]}).json()
         assert [one["adapter"] for one in both] == ["tone", "mood"]
+    with pytest.raises(UsageError, match=r"a bundle and an adapter have one name; found `tone`"):
+        _app(f"tone={film}")
     with pytest.raises(UsageError, match="two bundles have one name"):
-        named_bundles([str(film), f"film={film}"], Bundle.open)
+        named_bundles([str(film), f"film={film}"])
 
 
 def test_what_waits_has_a_bound(film: Path) -> None:
@@ -277,6 +282,28 @@ def test_a_damaged_bundle_is_not_taken(film: Path, tmp_path: Path) -> None:
         answer = client.post("/v2/repository/models/film/load")
         assert answer.status_code == 400, answer.text
         assert client.post("/answer", json={"model": "tone", "text": TEXT}).json()["label"]
+
+
+def test_from_a_registry(film: Path, registry: OciRegistry) -> None:
+    """A bundle, and an adapter that an administrator loads."""
+    bundle, adapter = (f"oci://{registry.host}/team/{name}" for name in ("films:1", "mood:2"))
+    ae.push(film, bundle, license="mit")
+    ae.push(film / "adapters" / "mood", adapter, license="mit")
+    with pytest.raises(UsageError, match="nothing fetches it"):
+        _app(bundle)
+    with _app(bundle, hub=True, quiet=True) as client:
+
+        def load(source: object, status: int) -> None:
+            answer = client.post("/v2/repository/models/new/load", json={"parameters": {"source": source}})
+            assert answer.status_code == status, answer.text
+
+        load("oci://127.0.0.1:9/team/mood", 502)
+        load(f"oci://{registry.host}/team/nobody", 404)
+        load("elsewhere://team/mood", 400)
+        load(7, 400)
+        load(adapter, 200)
+        assert client.post("/answer", json={"model": "films/tone", "text": TEXT}).json()["adapter"] == "tone"
+        _alike(*(client.post("/answer", json={"model": name, "text": TEXT}).json() for name in ("new", "mood")))
 
 
 def test_a_port_that_is_taken(server: httpx.Client) -> None:

@@ -21,7 +21,7 @@ def serve(
         PathLike | None,
         Option("A folder in which adapters that are not loaded are found by name.", "DIR", "--adapters"),
     ] = None,
-    hub: Annotated[bool, "Let administrators load adapters from `hf://…` and `oci://…`."] = False,
+    hub: Annotated[bool, "Serve bundles, and let administrators load adapters, from `hf://…` and `oci://…`."] = False,
     admin_token: str | None = None,
     state: Annotated[PathLike | None, Option("The file that keeps routes, so that a restart has them.", "FILE")] = None,
     drain: Annotated[float, "Seconds in which calls are answered after SIGTERM, and health says `not ready`."] = 5.0,
@@ -46,7 +46,8 @@ def serve(
     """Serve bundles by HTTP until the process is told to end; call it in the main thread.
 
     Args:
-        bundles: their folders, or `NAME=FOLDER`; an adapter's name is a model, and that of a bundle its base.
+        bundles: their folders, or `NAME=FOLDER`, or with `hub` references such as `oci://host/repository:tag`. An
+            adapter's name is a model, and that of a bundle its base.
         admin_token: lets whoever has it change routes and adapters; without one, only who sits at this machine may.
         on_ready: is told the address and the names of the models when calls are answered.
 
