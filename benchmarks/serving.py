@@ -211,9 +211,8 @@ def _asking(
                 streams[port] = await asyncio.open_connection("127.0.0.1", port)
             reader, writer = streams[port]
             body = json.dumps(document).encode()
-            writer.write(
-                b"POST %s HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % (path.encode(), len(body)) + body
-            )
+            kind = f"content-type: application/json\r\ncontent-length: {len(body)}"
+            writer.write(f"POST {path} HTTP/1.1\r\nhost: a\r\n{kind}\r\n\r\n".encode() + body)
             head = await reader.readuntil(b"\r\n\r\n")
             size = re.search(rb"content-length: (\d+)", head)
             answer = await reader.readexactly(int(size[1] if size else 0))

@@ -173,6 +173,8 @@ def make_app(service: Service, control: Control, facing: Facing) -> ASGIApp:
         headers = {"connection": "close"} if status in (408, 413, 503) else {}
         if again is not None:
             headers["retry-after"] = str(again)
+        if status == 401:
+            headers["www-authenticate"] = "Bearer"
         return JSONResponse({"error": words}, status_code=status, headers=headers)
 
     @app.exception_handler(InputError)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ PIN = "@sha256:"
 
 _SHOWN = 20
 """How many names a message lists."""
+
+_uses = itertools.count(1)
 
 OnCall = Callable[["Served", int, float], None]
 """Told of each call of a session: how many rows it has, and how many seconds the first of them waited."""
@@ -54,12 +57,16 @@ class Computing:
 
 @dataclass(frozen=True)
 class Extra:
-    """An adapter that was loaded beside those of a bundle: its file's bytes, and what its answers mean."""
+    """An adapter that was loaded beside those of a bundle: its file's bytes, and what its answers mean.
+
+    One that a resolver `found` by its name makes room for others, and is found again when it is called.
+    """
 
     name: str
     data: bytes = field(repr=False)
     labels: tuple[str, ...] | None = None
     task: Task | None = None
+    found: bool = False
 
     @property
     def digest(self) -> str:
@@ -97,7 +104,7 @@ class Served:
                 self.load(extra)
             else:
                 self.dropped.append(extra.name)
-        self.busy = Counter[str | None]()
+        self.busy, self.used = Counter[str | None](), Counter[str | None]()
         self.collector: Collector | None = None
 
     def load(self, extra: Extra) -> None:
@@ -153,6 +160,7 @@ class Target:
     def held(self) -> Iterator[None]:
         """Keep it from being unloaded until the block ends."""
         self.served.busy[self.adapter] += 1
+        self.served.used[self.adapter] = next(_uses)
         try:
             yield
         finally:
@@ -232,8 +240,7 @@ class Models:
         """Load an adapter beside those of the bundle that it was built for; else errors are those of `Session.load`."""
         check_name(extra.name)
         async with self._changing:  # or several at once would each see room for one
-            if sum(len(served.extras) for served in self._served.values()) >= self._limits.loaded:
-                raise RefusedError(409, f"{self._limits.loaded} adapters are loaded; unload one first")
+            self._make_room()
             served = self._for(extra, bundle)
             taken = {} if self._qualify else self._served
             if extra.name in taken or any(
@@ -244,6 +251,21 @@ class Models:
                 )
             await asyncio.to_thread(served.load, extra)
             return served
+
+    def _make_room(self) -> None:
+        """Forget the adapter that was used least of late of those that are found again; RefusedError if there is none.
+
+        One that is in use stays.
+        """
+        extras = [(served, extra) for served in self._served.values() for extra in served.extras.values()]
+        if len(extras) < self._limits.loaded:
+            return
+        idle = [(served, extra.name) for served, extra in extras if extra.found and not served.busy[extra.name]]
+        if not idle:
+            raise RefusedError(409, f"{self._limits.loaded} adapters are loaded; unload one first")
+        served, name = min(idle, key=lambda one: one[0].used[one[1]])
+        del served.digests[name], served.extras[name]
+        served.session.unload(name)
 
     def _for(self, extra: Extra, bundle: str | None) -> Served:
         """Return the bundle that an adapter was built for; if that is none, the first one, which says what is wrong."""
@@ -261,8 +283,7 @@ class Models:
         async with self._changing:
             target = self._named(name)
             if target is None:
-                self.only().session.unload(name)  # says what is loaded
-                return
+                raise RefusedError(404, f"there is no model `{name}`; expected one of {listed(self.names())}")
             served, adapter = target.served, target.adapter
             if adapter is None:
                 raise RefusedError(409, f"`{name}` is the base of a bundle, which is served until the server ends")
@@ -293,7 +314,8 @@ class Models:
             bundle = await asyncio.to_thread(old.bundle.reload) if fresh is None else fresh
             if bundle is old.bundle:
                 return False
-            new = await asyncio.to_thread(Served, name, bundle, self._computing, list(old.extras.values()))
+            extras = [one for one in old.extras.values() if not one.found]
+            new = await asyncio.to_thread(Served, name, bundle, self._computing, extras)
             adapters = {other.name: other.session.adapters for other in self._served.values()}
             self._check({**adapters, name: new.session.adapters})
             new.start(self._limits, self._on_call)

@@ -105,7 +105,7 @@ class Service:
                 extra = await asyncio.to_thread(self._resolver.find, name, self.models.served)
                 if extra is None:
                     return None
-                await self.models.load(extra)
+                await self.models.load(replace(extra, found=True))
         return self.models.find(name)
 
     def adapters(self) -> dict[str, Any]:
@@ -217,7 +217,7 @@ class Service:
         dtypes = {
             record.name: record.dtype for target in targets.values() for record in target.served.bundle.manifest.inputs
         }
-        inputs = await asyncio.to_thread(call.arrays, dtypes)
+        inputs = call.arrays(dtypes)  # here, since models must not be unloaded before they are held
         return [Row(targets[name], inputs=own) for name, own in zip(names, inputs, strict=True)]
 
     async def _called(self, call: Call, name: str | None, key: str, state: State) -> Target:

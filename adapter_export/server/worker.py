@@ -11,6 +11,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,8 @@ def main(connection: int, listening: int) -> None:
     relay = Relay(pair, task)
     bundles = {name: Bundle.open(home, verify=False, copy=False) for name, home in task.bundles.items()}
     made = make_server(bundles, task.settings, relay)
-    run_server(made, task.settings, socket.socket(fileno=listening), lambda _, names: relay.say(ready=list(names)))
+    with suppress(KeyboardInterrupt):  # the one that watches is interrupted, too, and says so
+        run_server(made, task.settings, socket.socket(fileno=listening), lambda _, names: relay.say(ready=list(names)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from adapter_export.errors import AdapterExportError
+from adapter_export.errors import AdapterExportError, UsageError, argument
 from adapter_export.runtime import Bundle
 from adapter_export.server.limits import RefusedError
 from adapter_export.server.models import named_bundles
@@ -39,6 +39,8 @@ _PAUSE = 1.0
 
 def serve_workers(places: Sequence[str], settings: Settings, workers: int, on_ready: OnReady = lambda *_: None) -> None:
     """Serve bundles in several processes until this one is told to end; arguments and errors as of `serve_here`."""
+    if os.name == "nt":
+        raise UsageError("processes cannot share a port on Windows", fix=f"leave {argument('workers')} out")
     if not settings.quiet:
         log_to_stderr()
     with listen(settings) as listening, tempfile.TemporaryDirectory(prefix="adapter-export-serve-") as folder:
@@ -168,7 +170,9 @@ class _Watch:
                 if fresh is old:
                     return {"bundle": given["name"], "changed": False, "dropped": []}
                 given = {**given, "home": str(fresh.home)}
-            first, *others = list(self._workers)
+            if not self._workers:
+                raise RefusedError(503, "no worker answers; ask again", again=1)
+            first, *others = self._workers
             done = await self._apply(first, change, given)
             await asyncio.gather(*(self._apply(worker, change, given) for worker in others))
             if fresh is not None:

@@ -199,6 +199,17 @@ def test_two_bundles_with_one_name(film: Path) -> None:
         named_bundles([str(film), f"film={film}"])
 
 
+def test_adapters_that_are_found_make_room(film: Path, tenants: Path) -> None:
+    with _app(film, adapters=tenants, limits=Limits(loaded=1), quiet=True) as client:
+        for name in ("visitor", "guest", "visitor"):
+            assert client.post("/answer", json={"model": name, "text": TEXT}).status_code == 200
+            assert {"visitor", "guest"} & set(client.get("/adapters").json()) == {name}
+        data = (film / "adapters" / "tone.onnx_adapter").read_bytes()
+        assert client.put("/adapters/kept", content=data).status_code == 200
+        assert client.post("/answer", json={"model": "guest", "text": TEXT}).status_code == 409
+        assert client.delete("/adapters/nobody").status_code == 404
+
+
 def test_what_waits_has_a_bound(film: Path) -> None:
     with _app(film, limits=Limits(waiting=3), quiet=True) as client:
         answer = client.post("/answer", json={"model": "tone", "texts": [TEXT] * 4})
