@@ -6,6 +6,7 @@
 
 Each client asks for one text after the other, each for another adapter. Ways take turns, and each ratio is of two of
 one round. One thread computes in every way; the server's own work, and the clients', has other cores if there are any.
+Where others use the machine, many processes get a larger part of it: then look at the processor time of a request.
 AdapterHub runs in the environment of `make bench`.
 """
 
@@ -58,14 +59,18 @@ class Way:
 
     Attributes:
         ask: answers so many requests, and returns the seconds that each took.
+        processes: that answer.
         rates: requests per second, round by round.
         late: the seconds of single requests.
+        costs: processor seconds of a request in all processes, round by round.
         memory: of all its processes, in bytes, pages that they share counted once.
     """
 
     ask: Callable[[int], list[float]]
+    processes: Sequence[psutil.Process]
     rates: list[float] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)
     memory: float = 0.0
 
 
@@ -149,7 +154,10 @@ def _in_process(path: Path, names: Sequence[str], clients: int) -> Way:
             late += [time.perf_counter() - began] * clients
         return late
 
-    return Way(ask, memory=_memory([psutil.Process()]))
+    way = Way(ask, [psutil.Process()])
+    way.ask(2 * clients)
+    way.memory = _memory(way.processes)
+    return way
 
 
 @contextmanager
@@ -162,7 +170,8 @@ def _served(bundles: Sequence[tuple[Path, Sequence[str]]], clients: int) -> Iter
             process, port = stack.enter_context(_started([sys.executable, "-m", "adapter_export", "serve", *options]))
             processes.append(psutil.Process(process.pid))
             places |= dict.fromkeys(names, port)
-        way = Way(_asking(places, clients, lambda name, text: ("/answer", {"model": name, "text": text})))
+        ask = _asking(places, clients, lambda name, text: ("/answer", {"model": name, "text": text}))
+        way = Way(ask, processes)
         way.ask(2 * clients)
         way.memory = _memory(processes)
         yield way
@@ -175,9 +184,10 @@ def _adapterhub(folder: Path, names: Sequence[str], given: argparse.Namespace) -
         sys.exit(f"error: AdapterHub is not there: {given.python} is missing. `make bench` installs it.")
     words = [str(given.python), "-m", "kit.adapterhub_service", str((folder / "base").resolve()), *names]
     with _started(words) as (process, port):
-        way = Way(_asking(dict.fromkeys(names, port), given.clients, lambda name, text: ("/", {"a": name, "t": text})))
+        ask = _asking(dict.fromkeys(names, port), given.clients, lambda name, text: ("/", {"a": name, "t": text}))
+        way = Way(ask, [psutil.Process(process.pid)])
         way.ask(2 * given.clients)
-        way.memory = _memory([psutil.Process(process.pid)])
+        way.memory = _memory(way.processes)
         yield way
 
 
@@ -234,15 +244,21 @@ def _memory(processes: Sequence[psutil.Process]) -> float:
     return float(sum(process.memory_full_info().pss for process in processes))
 
 
+def _processor_seconds(processes: Sequence[psutil.Process]) -> float:
+    times = [process.cpu_times() for process in processes]
+    return sum(one.user + one.system for one in times)
+
+
 def _measure(ways: dict[str, Way], rounds: int, requests: int) -> None:
     names = list(ways)
     for turn in range(rounds):
         tell(f"round {turn + 1} of {rounds}")
         for place in range(len(names)):
             way = ways[names[(place + turn) % len(names)]]
-            began = time.perf_counter()
+            began, cost = time.perf_counter(), _processor_seconds(way.processes)
             late = way.ask(requests)
             way.rates.append(len(late) / (time.perf_counter() - began))
+            way.costs.append((_processor_seconds(way.processes) - cost) / len(late))
             way.late += late
 
 
@@ -256,12 +272,14 @@ def _table(ways: dict[str, Way], given: argparse.Namespace) -> Table:
                 name,
                 spread(way.rates, 0),
                 spread(ratios, 2),
+                spread([1000 * cost for cost in way.costs], 1),
                 round(1000 * late[49]),
                 round(1000 * late[94]),
                 f"{way.memory / 1e6:,.0f}",
             ]
         )
-    columns = ["", "requests per second", "over the session", "median, ms", "95 %, ms", "memory, MB"]
+    columns = ["", "requests per second", "over the session", "processor time of a request, ms"]
+    columns += ["median, ms", "95 %, ms", "memory, MB"]
     title = f"{given.clients} clients, {given.adapters} adapters"
     return Table(title, columns, rows, "A text of 20 tokens each, each for another adapter; one thread computes.")
 

@@ -71,7 +71,7 @@ class Resolver:
             InputError: it cannot be had, is damaged, or fits none of the bundles.
         """
         if self.fetch is None:
-            raise RefusedError(400, "this server fetches nothing; install the extra `hub` and start it with `--hub`")
+            raise RefusedError(400, "this server was started without leave to fetch from hubs and registries")
         folder = self.fetch(reference)
         files = sorted(folder.glob("*.onnx_adapter"))
         if (folder / "adapter_graph.json").is_file():

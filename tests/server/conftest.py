@@ -8,20 +8,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from once import once
 from served import served
-from small_bundle import build_small, small_tokenizer
+from small_bundle import text_bundle
 
 
 @pytest.fixture(scope="session")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle `film` that reads texts: `topic`, `tone` and `mood`."""
-
-    def make(folder: Path) -> None:
-        build_small(folder, ["slots", "bank"], ("input_ids", "attention_mask"), small_tokenizer())
-        (folder / "bundle").rename(folder / "film")
-
-    return once(tmp_path_factory, "film", make) / "film"
+    return shutil.copytree(text_bundle(tmp_path_factory), tmp_path_factory.mktemp("film") / "film")
 
 
 @pytest.fixture(scope="session")
