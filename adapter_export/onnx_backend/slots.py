@@ -27,10 +27,12 @@ from adapter_export.graph.slot_form import (
     slot_form,
     slot_weights,
 )
+from adapter_export.graph.strength import strength_parameters
 from adapter_export.graph.tasks import HeadOutput, head_result
 from adapter_export.numerics.evaluate import check_fit, evaluate, site_widths
 from adapter_export.numerics.runner import head_output
 from adapter_export.reading.documents import parse_json
+from adapter_export.runtime.strength import STRENGTH_KEY
 from adapter_export.sites.site import SiteMap
 
 SLOT_PREFIX = "adapter."
@@ -368,6 +370,10 @@ def describe_plan(model: ir.Model, plan: SlotPlan) -> None:
         groups.append([group.owner, group.graph_name, graphs.index(graph), dict(group.site_widths), group.alone])
     model.metadata_props[TOPOLOGY_KEY] = plan.digest
     model.metadata_props[PLAN_KEY] = json.dumps({"graphs": graphs, "groups": groups})
+    scaled = {group.graph_name: strength_parameters(group.graph) for group in plan.groups if group.owner != HEAD}
+    model.metadata_props[STRENGTH_KEY] = json.dumps(
+        {name: None if found is None else sorted(found) for name, found in scaled.items()}
+    )
 
 
 def read_plan(model: ir.Model, where: object) -> SlotPlan:

@@ -26,10 +26,12 @@ class Request:
     Attributes:
         inputs: an array for each input of the base, of one row or several.
         adapter: the adapter to run with; none is the base.
+        strength: how much of the adapter's updates is added, as in `Session.run`.
     """
 
     inputs: Mapping[str, np.ndarray]
     adapter: str | None = None
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TypedDict, Unpack, cast
 
 import numpy as np
 import onnxruntime as ort
@@ -30,6 +30,10 @@ from adapter_export.runtime.batches import TOKEN_BUDGET, Item, Progress, Request
 from adapter_export.runtime.graphs import Arrays, Graphs, Provider, on_device, run_bound, run_values
 from adapter_export.runtime.inputs import Inputs, Weighting, check_inputs, check_rows, weight_tensors
 from adapter_export.runtime.prefixes import Prefixes, digest_of
+from adapter_export.runtime.strength import Strengths
+
+Strength = float | Sequence[float]
+"""How much of an adapter's updates is added: for all rows, or a number for each."""
 
 Chosen = Entry | list[Entry | None] | None
 """The adapter of all rows, or one for each; none is the base."""
@@ -40,6 +44,7 @@ class Choice(TypedDict, total=False):
 
     adapters: Sequence[str | None] | None
     weights: Weighting | None
+    strength: Strength | None
     allow_mixed_rows: bool
 
 
@@ -58,6 +63,7 @@ class Session:
         self._adapters = adapters
         self._bank = Bank(graphs, adapters, resident)
         self._prefixes = Prefixes(graphs, prefix_bytes)
+        self._strengths = Strengths(graphs, adapters)
         self._resident = resident
         self._maskable = batches.padded_axes(graphs.manifest)
         self._base_outputs = {record.name for record in graphs.manifest.base_outputs}
@@ -118,6 +124,7 @@ class Session:
         *,
         adapters: Sequence[str | None] | None = None,
         weights: Weighting | None = None,
+        strength: Strength | None = None,
         allow_mixed_rows: bool = False,
     ) -> Arrays:
         """Compute the outputs.
@@ -128,6 +135,8 @@ class Session:
             adapters: instead, an adapter for each row; none is the base. Needs the bundle's graph `bank`.
             weights: with an `adapter` that is a weighted fusion: a number for each of its members, by name, in the
                 place of its own; for all rows, or a mapping for each row.
+            strength: a number for all rows, or one for each row, which needs the graph `bank`: 0.5 adds half of what an
+                adapter adds at its sites, 0 nothing, -1 takes it off. Heads stay.
             allow_mixed_rows: put rows of different adapters or weights into one call although the base lets the rows of
                 a batch influence each other.
 
@@ -141,7 +150,7 @@ class Session:
                 lacks the graph, or rows would influence each other.
             InputError: the file of an adapter that is read on demand is not what it was.
         """
-        chosen = self._chosen(adapter, adapters, weights)
+        chosen = self._chosen(adapter, adapters, weights, strength, inputs)
         return self._compute(inputs, chosen, weights, allow_mixed_rows)
 
     def fan_out(
@@ -199,7 +208,7 @@ class Session:
         Raises:
             RequestError: as `run`.
         """
-        entry = self._chosen(adapter, None, weights)
+        entry = self._chosen(adapter, None, weights, None, inputs)
         assert not isinstance(entry, list)
         arrays = check_inputs(inputs, self._manifest.inputs, self._manifest.lengths)
         feeds = {name: on_device(array, self.provider) for name, array in arrays.items()}
@@ -220,7 +229,7 @@ class Session:
             inputs: an array for each input of the base.
             adapter: the adapter of all rows; if none is chosen, the base's own head.
             context: for each row which of its tokens may be the answer to a question, bool [tokens]; of `span` only.
-            choice: `adapters`, `weights` and `allow_mixed_rows`, as in `run`.
+            choice: `adapters`, `weights`, `strength` and `allow_mixed_rows`, as in `run`.
 
         Raises:
             RequestError: as `run`; or an adapter has no head, or nobody knows what its results mean.
@@ -391,17 +400,36 @@ class Session:
                 fix="open sessions in the children, of a bundle that may be opened before the fork",
             )
 
-    def _chosen(self, adapter: str | None, adapters: Sequence[str | None] | None, weights: Weighting | None) -> Chosen:
+    def _chosen(
+        self,
+        adapter: str | None,
+        adapters: Sequence[str | None] | None,
+        weights: Weighting | None,
+        strength: Strength | None,
+        inputs: Inputs,
+    ) -> Chosen:
         """Return what a call chooses; each name is looked up once, so that its rows are alike."""
         self._check_process()
         if adapter is not None and adapters is not None:
             raise RequestError("one call has one choice", expected="`adapter` or `adapters`")
         if weights is not None and adapter is None:
             raise RequestError("weights are those of a fusion's members", expected="`adapter`, the name of the fusion")
+        if strength is not None and weights is not None:
+            what = "weights are the strengths of a fusion's members"
+            raise RequestError(what, where="`strength`", fix="multiply the weights by it")
+        several = isinstance(strength, Sequence) and not isinstance(strength, str)
+        if adapters is None and several:
+            adapters, adapter = [adapter] * len(next(iter(inputs.values()), ())), None
         if adapters is None:
-            return None if adapter is None else self._adapters.entry(adapter)
+            entry = None if adapter is None else self._adapters.entry(adapter)
+            return entry if entry is None or strength is None else self._strengths.at(entry, cast("float", strength))
         found = {name: None if name is None else self._adapters.entry(name) for name in dict.fromkeys(adapters)}
-        return [found[name] for name in adapters]
+        each = strength if isinstance(strength, Sequence) else [1.0 if strength is None else strength] * len(adapters)
+        if len(each) != len(adapters):
+            expected = f"{len(adapters)}, one for each row"
+            raise RequestError("strengths of another number than rows", found=len(each), expected=expected)
+        rows = ((found[name], one) for name, one in zip(adapters, each, strict=True))
+        return [None if entry is None else self._strengths.at(entry, one) for entry, one in rows]
 
     def _compute(self, inputs: Inputs, chosen: Chosen, weights: Weighting | None, allow_mixed_rows: bool) -> Arrays:
         arrays = check_inputs(inputs, self._manifest.inputs, self._manifest.lengths)
@@ -472,6 +500,7 @@ class Session:
         *,
         adapters: Sequence[str | None] | None = None,
         weights: Weighting | None = None,
+        strength: Strength | None = None,
         allow_mixed_rows: bool = False,
     ) -> tuple[list[np.ndarray], list[Entry]]:
         """Return what the heads give for each row, if they can answer, and each row's adapter."""
@@ -479,7 +508,7 @@ class Session:
             adapter = self._manifest.head
         if adapter is None and adapters is None:
             raise RequestError("no adapter is chosen", expected="`adapter`, or `adapters` with one for each row")
-        chosen = self._chosen(adapter, adapters, weights)
+        chosen = self._chosen(adapter, adapters, weights, strength, inputs)
         entries = [check_type(entry, problem)[0] for entry in (chosen if isinstance(chosen, list) else [chosen])]
         outputs = self._compute(inputs, chosen, weights, allow_mixed_rows)
         if isinstance(chosen, list):
@@ -499,6 +528,7 @@ class Session:
             with within(f"request {index}"):
                 arrays = check_inputs(request.inputs, self._manifest.inputs, self._manifest.lengths)
                 entry = None if request.adapter is None else self._adapters.entry(request.adapter)
+                entry = None if entry is None else self._strengths.at(entry, request.strength)
                 if entry not in padded:  # as `build` found by trying
                     may_pad = neutral and (entry is None or not self._adapters.acts_in(entry, counting))
                     padded[entry] = self._maskable if may_pad else frozenset()

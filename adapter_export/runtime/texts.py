@@ -224,6 +224,7 @@ class TextReader:
         *,
         adapters: Sequence[str | None] | None = None,
         weights: Weighting | None = None,
+        strength: float | None = None,
         long: LongTexts = "cut",
         stride: int | None = None,
         allow_mixed_rows: bool = False,
@@ -243,6 +244,7 @@ class TextReader:
             long: as in `read`.
             stride: as in `read`.
             weights: as in `Session.run`, for an `adapter` that is a weighted fusion: for all texts.
+            strength: as in `Session.run`, for all texts.
             allow_mixed_rows: as in `Session.run`.
             token_budget: as in `Session.run_many`.
             progress: as in `Session.run_many`.
@@ -251,7 +253,7 @@ class TextReader:
             RequestError: as `read` and `Session.run`; or an adapter has no head, or nobody knows what its results mean.
         """
         read = self.read(texts, adapter, adapters=adapters, long=long, stride=stride)
-        return answer_all(self, read, weights, allow_mixed_rows, token_budget, progress)
+        return answer_all(self, read, weights, allow_mixed_rows, token_budget, progress, strength)
 
     def _task(self, name: str | None) -> Task | None:
         """Return what an adapter's texts are made tokens by; RequestError if that is another tokenizer."""
@@ -309,6 +311,7 @@ def answer_all(
     allow_mixed_rows: bool,
     token_budget: int,
     progress: Progress | bool | None,
+    strength: float | None = None,
 ) -> list[TextAnswer]:
     """Answer what was read; the arguments and errors are those of `TextReader.answer`."""
     for name in dict.fromkeys(one.adapter for one in read):
@@ -318,7 +321,8 @@ def answer_all(
     for start in range(0, len(read), step):
         some = read[start : start + step]
         if weights is None:
-            requests = [Request(reader.arrays([row]), one.adapter) for one in some for row in one.rows]
+            share = 1.0 if strength is None else strength
+            requests = [Request(reader.arrays([row]), one.adapter, share) for one in some for row in one.rows]
             outputs = iter(
                 reader.session.run_many(
                     requests, token_budget=token_budget, progress=progress, allow_mixed_rows=allow_mixed_rows
@@ -326,7 +330,7 @@ def answer_all(
             )
         else:
             outputs = iter(
-                reader.session.run(reader.arrays([row]), one.adapter, weights=weights)
+                reader.session.run(reader.arrays([row]), one.adapter, weights=weights, strength=strength)
                 for one in some
                 for row in one.rows
             )

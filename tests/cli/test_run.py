@@ -37,6 +37,19 @@ def test_the_probabilities_are_those_of_the_session(cli, bundle: Path) -> None:
     assert [row["probabilities"] for row in found] == [pytest.approx(dict(one.probabilities)) for one in expected]
 
 
+def test_an_adapter_of_no_strength_is_its_head_on_the_base(cli, bundle: Path) -> None:
+    found = [
+        cli.json("run", bundle, "--adapter", "topic", "--strength", strength, *_text_options())["predictions"]
+        for strength in ("0", "1")
+    ]
+    whole = cli.json("run", bundle, "--adapter", "topic", *_text_options())["predictions"]
+    assert found[1] == whole
+    assert found[0] != whole
+    cli.refused(
+        2, "--strength", "run", bundle, "--adapters", "topic,tone", "--fan-out", "--strength", "2", "--text", "a"
+    )
+
+
 def test_few_texts_show_every_class_and_many_one_line_each(cli, bundle: Path) -> None:
     few = cli.done("run", bundle, "--adapter", "topic", *_text_options()).stdout
     assert few.count("█") > 0

@@ -35,6 +35,7 @@ _ROWS_AT_ONCE = 32
     "adapter-export run bundle --adapter trec --text 'How far is the moon?' --text 'Who wrote Faust?'",
     "adapter-export run bundle --adapters trec,sentiment,- --text 'How far?' --text 'Well done.' --text 'And?'",
     "adapter-export run bundle --adapters trec,sentiment,- --text 'How far is the moon?'",
+    "adapter-export run bundle --adapter trec --strength 0.5 --text 'How far is the moon?'",
     "adapter-export run bundle --adapter fused --weights calm=0.3,warm=0.7 --text 'How far is the moon?'",
     "adapter-export run bundle --data requests.jsonl --adapter-column adapter --many > answers.jsonl",
     "adapter-export run bundle --adapter trec --data reviews.parquet --many --shards answers --ray auto",
@@ -42,7 +43,17 @@ _ROWS_AT_ONCE = 32
     "adapter-export run bundle --adapter digits --image seven.png",
     "adapter-export run bundle --arrays inputs.npz --out outputs.npz",
     sections={
-        "adapters": ("adapter", "adapters", "fan_out", "adapter_column", "weights", "adapter_file", "labels", "task"),
+        "adapters": (
+            "adapter",
+            "adapters",
+            "fan_out",
+            "adapter_column",
+            "weights",
+            "strength",
+            "adapter_file",
+            "labels",
+            "task",
+        ),
         "input": (
             "text",
             "pair",
@@ -75,6 +86,10 @@ def run(
     weights: Annotated[
         Mapping[str, float] | None,
         Option("Weights for all members of an `--adapter` that is a weighted fusion, in the place of its own."),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        Option("How much of an adapter's updates is added: 0.5 half, 0 nothing, -1 takes them off. Heads stay.", "S"),
     ] = None,
     adapter_file: Annotated[
         Path | None, Option("Load this `.onnx_adapter` file, built for the same graph, too.", "FILE")
@@ -150,6 +165,9 @@ def run(
                 ("shards", other)
                 for other in ("adapters", "adapter_file", "texts", "images", "clips", "arrays", "fan_out", "weights")
             ),
+            ("many", "strength"),
+            ("fan_out", "strength"),
+            ("weights", "strength"),
             ("arrays", "long_texts"),
             ("arrays", "pairs"),
         ),
@@ -224,7 +242,8 @@ def run(
         asked = opened.images if images else opened.audio if clips else None
         reader = _reader(opened, session) if asked is None else asked(session)
     rows = given or reading.TextRows(reader, found, names, long_texts, stride)
-    call = _Call(session, rows, names, [record.name for record in opened.manifest.base_outputs], allow_mixed_rows)
+    base = [record.name for record in opened.manifest.base_outputs]
+    call = _Call(session, rows, names, base, allow_mixed_rows, strength)
     if many:
         call.write_lines(token_budget)
     else:
@@ -326,6 +345,7 @@ class _Call:
     names: tuple[str | None, ...]
     base: Sequence[str]
     allow_mixed_rows: bool
+    strength: float | None = None
 
     def heads(self) -> list[Head]:
         """Return what the result of each row means."""
@@ -343,9 +363,10 @@ class _Call:
             pairs = zip(self.names[start:end], feed.parts, strict=True)
             names = [name for name, count in pairs for _ in range(count)]
             if len(set(names)) == 1:
-                outputs = self.session.run(feed.arrays, names[0], weights=weights)
+                outputs = self.session.run(feed.arrays, names[0], weights=weights, strength=self.strength)
             else:
-                outputs = self.session.run(feed.arrays, adapters=names, allow_mixed_rows=self.allow_mixed_rows)
+                mixed = self.allow_mixed_rows
+                outputs = self.session.run(feed.arrays, adapters=names, strength=self.strength, allow_mixed_rows=mixed)
             found.append(_Batch(range(start, end), feed.parts, outputs))
         return found
 
