@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -65,47 +65,6 @@ _TIMEOUT = httpx.Timeout(60, connect=10)
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 
 
-class _Credentials(httpx.Auth):
-    """What a registry asks for before it answers: a name and a password, or a token that somebody gives for these.
-
-    Args:
-        origin: scheme, host and port of the registry; nobody else is told anything.
-        basic: name and password in base64; none asks as anybody.
-        tokens_from: whether a token may be asked for at this address.
-    """
-
-    def __init__(self, origin: str, basic: str | None, tokens_from: Callable[[httpx.URL], bool]) -> None:
-        self._origin, self._basic, self._tokens_from = httpx.URL(origin), basic, tokens_from
-        self._header: str | None = None
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Send a request, again with credentials if they are asked for."""
-        url = request.url
-        own = (url.scheme, url.host, url.port) == (self._origin.scheme, self._origin.host, self._origin.port)
-        if own and self._header is not None:
-            request.headers["Authorization"] = self._header
-        response = yield request
-        if response.status_code != httpx.codes.UNAUTHORIZED or not own:
-            return
-        scheme, _, rest = response.headers.get("WWW-Authenticate", "").partition(" ")
-        asked = dict(_CHALLENGE.findall(rest))
-        if scheme.lower() == "basic" and self._basic is not None:
-            self._header = f"Basic {self._basic}"
-        elif scheme.lower() == "bearer" and (realm := asked.get("realm")) and self._tokens_from(httpx.URL(realm)):
-            given = {"Authorization": f"Basic {self._basic}"} if self._basic else {}
-            wanted = {name: asked[name] for name in ("service", "scope") if name in asked}
-            answer = yield httpx.Request("GET", httpx.URL(realm).copy_merge_params(wanted), headers=given)
-            document = _document(answer)
-            token = document.get("token", document.get("access_token"))
-            if not answer.is_success or not isinstance(token, str) or not token.isprintable():
-                return
-            self._header = f"Bearer {token}"
-        else:
-            return
-        request.headers["Authorization"] = self._header
-        yield request
-
-
 class Registry:
     """One repository of a registry; with statement.
 
@@ -117,10 +76,10 @@ class Registry:
     def __init__(self, reference: RegistryReference, *, plain_http: bool = False) -> None:
         self.reference = reference
         self._plain = plain_http or reference.is_loopback
-        origin = f"{'http' if self._plain else 'https'}://{reference.host}"
+        self._origin = httpx.URL(f"{'http' if self._plain else 'https'}://{reference.host}")
+        self._login, self._authorization = _saved_login(reference.host), dict[str, str]()
         self._client = httpx.Client(
-            base_url=f"{origin}/v2/{reference.repository}/",
-            auth=_Credentials(origin, _saved_login(reference.host), self._may_ask),
+            base_url=self._origin.join(f"/v2/{reference.repository}/"),
             headers={"Accept-Encoding": "identity"},
             timeout=_TIMEOUT,
             follow_redirects=True,
@@ -252,12 +211,20 @@ class Registry:
         self, method: str, url: str | httpx.URL, *, missing: bool = False, **request: Any
     ) -> Iterator[httpx.Response]:
         """Send a request; what is no success, but for something that is `missing`, is an error."""
-        where = self.reference
+        where, asked = self.reference, self._origin.join(self._client.base_url).join(url)
+        is_own = asked.netloc == self._origin.netloc and asked.scheme == self._origin.scheme
+        headers = request.pop("headers", {})
         try:
-            with self._client.stream(method, url, **request) as response:
-                if not response.is_success and not (missing and response.status_code == httpx.codes.NOT_FOUND):
-                    raise _refusal(response, where)
-                yield response
+            for is_last in (False, True):
+                sent = {**headers, **(self._authorization if is_own else {})}
+                with self._client.stream(method, asked, headers=sent, **request) as response:
+                    is_closed = response.status_code == httpx.codes.UNAUTHORIZED and is_own and not is_last
+                    if is_closed and self._log_in(response.headers.get("WWW-Authenticate", "")):
+                        continue
+                    if not response.is_success and not (missing and response.status_code == httpx.codes.NOT_FOUND):
+                        raise _refusal(response, where)
+                    yield response
+                    return
         except httpx.TransportError as error:
             what = "does not answer" if isinstance(error, httpx.TimeoutException | httpx.ConnectError) else "broke off"
             fix = "check its name, the network and, for a registry without TLS, " + argument("plain_http", True)
@@ -277,8 +244,25 @@ class Registry:
                 fix=f"use another registry; on a network that you trust, {argument('plain_http', True)}",
             )
 
-    def _may_ask(self, realm: httpx.URL) -> bool:
-        return realm.scheme == "https" or (self._plain and realm.scheme == "http")
+    def _log_in(self, challenge: str) -> bool:
+        """Find what the registry asks for: the saved login itself, or a token that somebody gives for it."""
+        scheme, _, rest = challenge.partition(" ")
+        asked = dict(_CHALLENGE.findall(rest))
+        if scheme.lower() == "basic" and self._login is not None:
+            self._authorization = {"Authorization": f"Basic {self._login}"}
+            return True
+        if scheme.lower() != "bearer" or "realm" not in asked:
+            return False
+        wanted = {name: asked[name] for name in ("service", "scope") if name in asked}
+        given = {} if self._login is None else {"Authorization": f"Basic {self._login}"}
+        url = httpx.URL(asked["realm"]).copy_merge_params(wanted)
+        with self._client.stream("GET", url, headers=given) as response:
+            document = _document(response) if response.is_success else {}
+        token = document.get("token", document.get("access_token"))
+        if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
+            return False
+        self._authorization = {"Authorization": f"Bearer {token}"}
+        return True
 
 
 class _Body:

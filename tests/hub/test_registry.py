@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import socket
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from oci_registry import NAME, PASSWORD, OciRegistry, oci_registry
+from oci_registry import NAME, PASSWORD, OciRegistry, oci_registry, token_registry
 
 from adapter_export.errors import (
+    AbandonedFileWarning,
     AdapterExportError,
     DeniedError,
     FormatError,
@@ -188,28 +192,65 @@ def test_what_is_not_there_is_named(registry: OciRegistry, sent: Pushed, cache: 
     assert _nothing_left(cache)
 
 
-@pytest.fixture(scope="module")
-def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciRegistry]:
-    with oci_registry(tmp_path_factory.mktemp("locked"), login=True) as running:
-        yield running
+def _log_in(folder: Path, host: str, password: str) -> None:
+    """Write what `docker login` writes."""
+    auth = b64encode(f"{NAME}:{password}".encode()).decode()
+    (folder / "docker").mkdir(exist_ok=True)
+    (folder / "docker" / "config.json").write_text(json.dumps({"auths": {host: {"auth": auth}}}))
 
 
-def test_a_login_is_that_of_docker(locked: OciRegistry, adapter: Path, tmp_path: Path, cache: Path) -> None:
-    reference = f"oci://{locked.host}/team/adapter:1"
-    for run in (lambda: fetch(reference), lambda: _push(adapter, reference)):
-        with pytest.raises(DeniedError, match=r"does not let you do that; found 401 Unauthorized.*docker login"):
-            run()
-    assert _nothing_left(cache)
-    for password, allowed in (("wrong", False), (PASSWORD, True)):
-        auth = b64encode(f"{NAME}:{password}".encode()).decode()
-        (tmp_path / "docker").mkdir(exist_ok=True)
-        (tmp_path / "docker" / "config.json").write_text(json.dumps({"auths": {locked.host: {"auth": auth}}}))
-        if allowed:
+@pytest.mark.parametrize("start", [partial(oci_registry, login=True), token_registry], ids=["password", "token"])
+def test_a_login_is_that_of_docker(start: Any, adapter: Path, tmp_path: Path, cache: Path) -> None:
+    with start(tmp_path) as closed:
+        reference = f"oci://{closed.host}/team/adapter:1"
+        for run in (lambda: fetch(reference), lambda: _push(adapter, reference)):
+            with pytest.raises(DeniedError, match=r"does not let you do that; found 401 Unauthorized.*docker login"):
+                run()
+        _log_in(tmp_path, closed.host, "wrong")
+        with pytest.raises(DeniedError):
             _push(adapter, reference)
-            assert _files(fetch(reference)) == _files(adapter)
-        else:
-            with pytest.raises(DeniedError):
-                _push(adapter, reference)
+        assert _nothing_left(cache)
+        _log_in(tmp_path, closed.host, PASSWORD)
+        _push(adapter, reference)
+        assert _files(fetch(reference)) == _files(adapter)
+
+
+def test_a_helper_may_have_the_login(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "docker-credential-tests"
+    program.write_text(
+        f'#!/bin/sh\nread host\necho "{{\\"Username\\": \\"{NAME}\\", \\"Secret\\": \\"{PASSWORD}\\"}}"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "docker").mkdir()
+    (tmp_path / "docker" / "config.json").write_text('{"credsStore": "tests"}')
+    with oci_registry(tmp_path, login=True) as closed:
+        assert _push(adapter, f"oci://{closed.host}/team/adapter:1").kind == "adapter"
+
+
+def test_an_interrupt_leaves_nothing_and_a_kill_is_cleared_away(sent: Pushed, cache: Path) -> None:
+    def interrupt(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch_all(sent.reference, on_progress=interrupt)
+    assert _nothing_left(cache)
+    killed = cache / "remote" / f".{sent.pin.replace(':', '-')}.0123abcd.tmp"
+    killed.mkdir(parents=True)
+    (killed / "manifest.json").write_text("{")
+    with pytest.warns(AbandonedFileWarning, match="was removed: the process that wrote it was killed"):
+        found = fetch(sent.reference)
+    assert [path for path in (cache / "remote").iterdir() if path.name.startswith(".")] == []
+    assert found.name == sent.pin.replace(":", "-")
+
+
+def test_several_at_once_take_it_once(adapter: Path, registry: OciRegistry) -> None:
+    sent = _push(adapter, f"oci://{registry.host}/team/busy:1")
+    taken: list[str] = []
+    with ThreadPoolExecutor(6) as pool:
+        found = {one.path for one in pool.map(lambda _: fetch_all(sent.pinned, on_progress=taken.append), range(6))}
+    assert len(found) == 1
+    assert taken == ["taking 2 files, 0.0 MB"]
 
 
 def _changed(data: bytes) -> bytes:
