@@ -12,10 +12,10 @@ from string import Template
 from typing import Literal
 
 from adapter_export.bundle.write import BANK_FILE
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import FormatError, UsageError, argument
 from adapter_export.format.files import new_folder
 from adapter_export.format.manifest import Manifest
-from adapter_export.format.manifest_json import UNLISTED, open_whole, verify_files
+from adapter_export.format.manifest_json import UNLISTED, open_whole, read_manifest, verify_files
 from adapter_export.layouts.triton import model_config
 from adapter_export.reading.files import read_bytes
 from adapter_export.version import __version__
@@ -98,6 +98,8 @@ def _copied(bundle: Path, layout: Layout, folder: Path, name: str, manifest: Man
     for path in UNLISTED:
         if (bundle / path).is_file():
             (place / path).write_bytes(read_bytes(bundle / path))
+    if read_manifest(place) != manifest:  # then `open_whole` begins anew
+        raise FormatError("was exchanged while it was copied", where=bundle, fix="try again")
     return manifest
 
 

@@ -1,6 +1,6 @@
 """The answers of a bundle to a table of any length: in shards, each written when it is whole, here or by Ray Data.
 
-A shard has the same answers wherever it is computed: its rows go into calls by its own rows alone.
+A shard has the same answers whoever computes it: what goes into one call depends on the rows of the shard alone.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def run_job(
         UsageError: there is no such cluster.
     """
     shards, digests = shards_of(table_files(data), shard_rows)
-    facts = {name: value for name, value in asdict(job).items() if name not in ("bundle", "threads")}
+    facts = {name: value for name, value in asdict(job).items() if name != "bundle"}
     identity = {**facts, "data": digests, "shard_rows": shard_rows, "version": __version__}
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     with locked(output):

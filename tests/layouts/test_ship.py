@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -33,7 +35,7 @@ def test_the_command_says_what_it_wrote(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_the_image_is_slim_and_runs_without_rights(bundle: Path, tmp_path: Path) -> None:
-    """There is no Docker here: what the files say is looked at, and the command line in them is parsed."""
+    """There is no Docker here: hadolint lints the files, and the command line in them is parsed."""
     folder = ae.ship(bundle, tmp_path / "image", layout="docker", name="small").folder
     assert ae.open_bundle(folder / "bundle").manifest == ae.open_bundle(bundle).manifest
     file = (folder / "Dockerfile").read_text("utf-8")
@@ -51,6 +53,12 @@ def test_the_image_is_slim_and_runs_without_rights(bundle: Path, tmp_path: Path)
     found = main.get_command(click.Context(main), command)
     assert found is not None
     found.make_context(command, arguments)
+    linter = Path(sys.prefix) / "bin" / "hadolint"
+    other = ae.ship(bundle, tmp_path / "kserve", layout="kserve", name="small").folder
+    done = subprocess.run(
+        [linter, folder / "Dockerfile", other / "Dockerfile"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
     service = yaml.safe_load((folder / "docker-compose.yml").read_text("utf-8"))["services"]["small"]
     assert service["read_only"]
     assert service["cap_drop"] == ["ALL"]
