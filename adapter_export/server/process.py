@@ -25,6 +25,9 @@ from adapter_export.server.resolver import Fetch, Resolver
 from adapter_export.server.service import Service
 from adapter_export.server.telemetry import Metrics, Tracer, log, log_to_stderr
 
+_KEEP_ALIVE = 75
+"""Seconds until an idle connection is closed: longer than pools of clients keep theirs, so that they close first."""
+
 OnReady = Callable[[str, Sequence[str]], object]
 """Told the address, and the names of the models, when calls are answered."""
 
@@ -149,6 +152,7 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 made.app,
                 http=impatient(settings.limits.sending),
+                timeout_keep_alive=_KEEP_ALIVE,
                 limit_concurrency=settings.limits.connections,
                 log_config=None,
                 log_level="warning",

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from clients import tool
 from oci_registry import OciRegistry
 from served import served
 from starlette.testclient import TestClient
@@ -149,6 +151,23 @@ def test_the_page_takes_names_as_text_alone(server: httpx.Client) -> None:
     policy = answer.headers["content-security-policy"]
     assert "script-src 'sha256-" in policy
     assert "default-src 'none'" in policy
+
+
+def test_the_page_in_a_browser(server: httpx.Client, film: Path, tmp_path: Path) -> None:
+    """It asks what its link says, and shows a label that is HTML as it is written."""
+    label = "<img src=x onerror=\"document.title='open'\">"
+    data = (film / "adapters" / "tone.onnx_adapter").read_bytes()
+    server.put("/adapters/evil", content=data, params={"labels": f"{label},{label}2"}).raise_for_status()
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path}"]
+    page = f"{server.base_url}?model=evil&text=moon"
+    words = [tool("chromium", "chromium"), *flags, "--virtual-time-budget=6000", "--dump-dom", page]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    server.delete("/adapters/evil").raise_for_status()
+    assert "<title>adapter-export serve</title>" in done.stdout
+    assert "<img" not in done.stdout.partition("<script>")[0]
+    assert re.search(r"<strong>&lt;img src=x onerror=.*&gt;2?</strong>", done.stdout), done.stdout
+    assert "4 models, ready" in done.stdout or "5 models, ready" in done.stdout
 
 
 @pytest.mark.parametrize(
