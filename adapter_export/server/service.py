@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from adapter_export.server.routes import Routes
 from adapter_export.server.telemetry import Metrics, log
 
 _MOST_SHADOWS = 64
-"""How many calls of shadows may wait; more are dropped, so that they never slow down answers for long."""
+"""How many calls of shadows may wait; more are dropped."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,8 @@ class Service:
     async def _shadow(self, route: str, model: str, rows: Sequence[Row], computed: Sequence[Computed]) -> None:
         """Compute rows by the shadow of a route, and compare; whatever goes wrong is counted, and nobody's error."""
         try:
+            while any(served.collector and served.collector.waiting for served in self.models.served):
+                await asyncio.sleep(0.01)  # others, who wait for their answers, come first
             target = self.models.find(model) or await self.resolved(model)
             if target is None:
                 raise RequestError("the shadow is gone", found=f"`{model}`")
@@ -172,7 +175,7 @@ class Service:
             log("shadow", level=logging.WARNING, route=route, model=model, outcome="failed", reason=str(error))
             return
         for answer, other in pairs:
-            outcome = "same" if _alike(answer, other) else "different"
+            outcome = "same" if same_answers(answer, other) else "different"
             self._metrics.shadow(route, outcome)
             if outcome == "different":
                 log("shadow", route=route, model=model, outcome=outcome, answer=_short(answer), other=_short(other))
@@ -236,20 +239,24 @@ class Service:
             return Target(served, name)
 
 
-_FACTS, _NUMBERS = ("label", "labels", "choice", "answer", "start", "end"), ("numbers", "score", "vector")
-"""What of an answer a shadow is compared by."""
+_FACTS = ("label", "labels", "choice", "answer", "start", "end", "score", "probability")
+"""What of an answer is logged where a shadow's differs."""
 
 
-def _alike(answer: Answer, other: Answer) -> bool:
-    return all(answer.get(fact) == other.get(fact) for fact in _FACTS) and all(
-        answer.get(fact) is other.get(fact) or np.allclose(answer[fact], other[fact], rtol=1e-3, atol=1e-3)
-        for fact in _NUMBERS
-        if (fact in answer) == (fact in other)
-    )
+def same_answers(one: object, other: object) -> bool:
+    """Return whether two answers say the same: labels and places are equal, numbers close; shares may differ."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        keys = [set(each) - {"adapter", "probability", "probabilities"} for each in (one, other)]
+        return keys[0] == keys[1] and all(same_answers(one[key], other[key]) for key in keys[0])
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_answers, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-3)
+    return one == other
 
 
 def _short(answer: Answer) -> dict[str, Any]:
-    return {fact: answer[fact] for fact in ("adapter", *_FACTS, "score", "probability") if fact in answer}
+    return {fact: answer[fact] for fact in ("adapter", *_FACTS) if fact in answer}
 
 
 def _with_own_head(target: Target) -> Target:

@@ -30,6 +30,7 @@ from adapter_export.runtime import Bundle
 from adapter_export.server.limits import Limits
 from adapter_export.server.models import named_bundles
 from adapter_export.server.process import Settings, fetcher, listen, make_server
+from adapter_export.server.service import same_answers
 
 TEXT = "a good film , and the book was not dull ."
 
@@ -216,6 +217,18 @@ def test_two_bundles_with_one_name(film: Path) -> None:
         _app(f"tone={film}")
     with pytest.raises(UsageError, match="two bundles have one name"):
         named_bundles([str(film), f"film={film}"])
+
+
+def test_what_shadows_are_compared_by() -> None:
+    token = {"tokens": [{"token": "a", "label": "x", "probability": 0.9}]}
+    assert same_answers(
+        {"adapter": "a", "label": "x", "probability": 0.9}, {"adapter": "b", "label": "x", "probability": 0.7}
+    )
+    assert same_answers(token, {"tokens": [{"token": "a", "label": "x", "probability": 0.6}]})
+    assert not same_answers(token, {"tokens": [{"token": "a", "label": "y", "probability": 0.9}]})
+    assert not same_answers({"numbers": [1.0, 2.0]}, {"numbers": [1.0, 2.1]})
+    assert same_answers({"vector": [1.0, 2.0]}, {"vector": [1.0, 2.0001]})
+    assert not same_answers({"vector": [1.0]}, {"label": "x"})
 
 
 def test_adapters_that_are_found_make_room(film: Path, tenants: Path) -> None:
