@@ -104,6 +104,7 @@ class Served:
                 self.load(extra)
             else:
                 self.dropped.append(extra.name)
+        self.closing = set[str]()  # no new call may name them
         self.busy, self.used = Counter[str | None](), Counter[str | None]()
         self.collector: Collector | None = None
 
@@ -114,6 +115,16 @@ class Served:
         )
         self.extras[extra.name] = extra
         self.digests[extra.name] = extra.digest
+
+    def forget(self, adapter: str) -> None:
+        """Unload an adapter that no request uses."""
+        self.session.unload(adapter)
+        del self.digests[adapter]
+        self.extras.pop(adapter, None)
+
+    def has(self, adapter: str) -> bool:
+        """Return whether a call may name an adapter."""
+        return adapter in self.digests and adapter not in self.closing
 
     def start(self, limits: Limits, on_call: OnCall) -> None:
         """Begin to run; inside an event loop."""
@@ -203,7 +214,7 @@ class Models:
         found = {}
         for served in self._served.values():
             found[served.name] = Target(served, None)
-            for adapter in served.session.adapters:
+            for adapter in filter(served.has, list(served.digests)):
                 name = f"{served.name}/{adapter}" if self._qualify else adapter
                 found[name] = Target(served, adapter)
         return found
@@ -220,10 +231,10 @@ class Models:
         first, slash, rest = name.partition("/")
         if slash:
             served = self._served.get(first)
-            return Target(served, rest) if served is not None and rest in served.digests else None
+            return Target(served, rest) if served is not None and served.has(rest) else None
         if name in self._served:
             return Target(self._served[name], None)
-        found = [served for served in self._served.values() if name in served.digests]
+        found = [served for served in self._served.values() if served.has(name)]
         return Target(found[0], name) if len(found) == 1 else None
 
     def only(self) -> Served:
@@ -264,8 +275,7 @@ class Models:
         if not idle:
             raise RefusedError(409, f"{self._limits.loaded} adapters are loaded; unload one first")
         served, name = min(idle, key=lambda one: one[0].used[one[1]])
-        del served.digests[name], served.extras[name]
-        served.session.unload(name)
+        served.forget(name)
 
     def _for(self, extra: Extra, bundle: str | None) -> Served:
         """Return the bundle that an adapter was built for; if that is none, the first one, which says what is wrong."""
@@ -287,16 +297,15 @@ class Models:
             served, adapter = target.served, target.adapter
             if adapter is None:
                 raise RefusedError(409, f"`{name}` is the base of a bundle, which is served until the server ends")
-            digest, extra = served.digests.pop(adapter), served.extras.pop(adapter, None)
+            served.closing.add(adapter)
             try:
                 async with asyncio.timeout(self._limits.answering):
                     await served.idle(adapter)
+                served.forget(adapter)
             except TimeoutError:
-                served.digests[adapter] = digest
-                if extra is not None:
-                    served.extras[adapter] = extra
                 raise RefusedError(503, f"`{name}` is still in use; try again later", again=1) from None
-            served.session.unload(adapter)
+            finally:
+                served.closing.discard(adapter)
 
     async def reload(self, name: str, fresh: Bundle | None = None) -> bool:
         """Serve what lies in the folder of a bundle now; return whether it is another one.

@@ -234,9 +234,8 @@ class Service:
         try:
             return await self.target(name, key, state)
         except RefusedError:
-            served = self.models.only()
-            served.session.task(name)  # says what is loaded
-            return Target(served, name)
+            self.models.only().session.task(name)  # says what is loaded, as the others do
+            raise
 
 
 _FACTS = ("label", "labels", "choice", "answer", "start", "end", "score", "probability")

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -229,6 +230,27 @@ def test_what_shadows_are_compared_by() -> None:
     assert not same_answers({"numbers": [1.0, 2.0]}, {"numbers": [1.0, 2.1]})
     assert same_answers({"vector": [1.0, 2.0]}, {"vector": [1.0, 2.0001]})
     assert not same_answers({"vector": [1.0]}, {"label": "x"})
+
+
+def test_an_adapter_goes_when_its_last_call_is_answered(film: Path) -> None:
+    with _app(film, quiet=True) as client:
+        data = (film / "adapters" / "tone.onnx_adapter").read_bytes()
+        client.put("/adapters/new", content=data).raise_for_status()
+
+        def ask(key: str) -> list[int]:
+            calls = {"adapter": {"adapter": "new", "texts": [TEXT] * 20}, "model": {"model": "new", "text": TEXT}}
+            found = [0]
+            while found[-1] in (0, 200):
+                found.append(client.post("/answer", json=calls[key]).status_code)
+            return found[1:]
+
+        with ThreadPoolExecutor(4) as pool:
+            asking = [pool.submit(ask, key) for key in ("adapter", "model") * 2]
+            time.sleep(0.2)
+            client.delete("/adapters/new").raise_for_status()
+            found = [one.result() for one in asking]
+        assert all(statuses[-1] in (400, 404) and len(statuses) > 2 for statuses in found)
+        assert "new" not in client.get("/adapters").json()
 
 
 def test_adapters_that_are_found_make_room(film: Path, tenants: Path) -> None:
