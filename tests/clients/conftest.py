@@ -26,7 +26,7 @@ from toolchain import skip_or_fail
 from adapter_export.bundle.build import build_bundle
 from adapter_export.bundle.write import FLAVOURS
 from adapter_export.format.lengths import Lengths
-from adapter_export.format.manifest_json import REPORT_FILE, SIGNATURE_FILE
+from adapter_export.format.manifest_json import CARD_FILE, REPORT_FILE, SIGNATURE_FILE
 from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.compose import weighted_fusion
 from adapter_export.graph.heads import HeadOptions, make_head
@@ -119,11 +119,11 @@ def copied_bundle(conformance_bundle: Path, tmp_path: Path) -> Path:
 def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers of width 16 with a tokenizer of 20 words, in every flavour, with a case of one token.
 
-    It has what the manifest does not list and clients pass over: a signature, and the report of a check.
+    It has what the manifest does not list and clients pass over: a signature, the report of a check, a model card.
     """
     folder = tmp_path_factory.mktemp("small")
     built = build_small(folder, None, ("input_ids", "attention_mask"), small_tokenizer(), _fusion, ["topic"]).folder
-    for name in (SIGNATURE_FILE, REPORT_FILE):
+    for name in (SIGNATURE_FILE, REPORT_FILE, CARD_FILE):
         (built / name).write_text("{}")
     return built
 
