@@ -44,6 +44,10 @@ def layer_finder(base: Base) -> Callable[[Site], Layer | None]:
         weight, bias = base.tensor(weight_name), base.tensor(bias_name)
         if weight is None or weight.ndim != (1 if product is None else 2):
             return None
+        if product is not None:
+            added = product.epilogue == "bias" or site.h != product.outputs[0]
+            if added != (bias is not None):  # something is added that is not seen, or nothing is
+                return None
         if base.is_onnx:
             in_first = product is not None and bool(base.onnx.holds_in_first(weight_name))
         else:  # `Conv1D` of transformers is no `linear`

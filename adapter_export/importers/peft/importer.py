@@ -42,7 +42,7 @@ def import_peft(
     name: str,
     base: str,
     base_tensor: BaseTensor = lambda _: None,
-    layer_at: LayerAt = lambda _: None,
+    layer_at: LayerAt | None = None,
     member: str | None = None,
     head: HeadChoice | None = None,
     by_number: bool = False,
@@ -115,7 +115,7 @@ def import_peft(
 
 
 LayerAt = Callable[[Site], BaseLayer | None]
-"""The layer of the base behind a site; none where the base does not show it."""
+"""The layer of the base behind a site, with all that it adds; none where the base does not show it."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class _Base:
     embeddings go through, and the value that it returns.
     """
 
-    def __init__(self, sites: SiteMap, matched: Match, read: BaseTensor, layer_at: LayerAt) -> None:
+    def __init__(self, sites: SiteMap, matched: Match, read: BaseTensor, layer_at: LayerAt | None) -> None:
         self.map, self.matched, self.read, self.layer_at = sites, matched, read, layer_at
         self.linears: dict[str, list[Site]] = {}
         for site in sites.of_roles(("linear",)):
@@ -217,8 +217,11 @@ class _Base:
     def layer(self, path: str, name: str) -> np.ndarray | None:
         """The `weight` [out, in] or the `bias` of a linear layer of the adapter's model, before training."""
         sites = self.sites(path)
-        found = self.layer_at(sites[0]) if sites else None
-        tensor = self.tensor(f"{path}.{name}") if found is None else found.weight if name == "weight" else found.bias
+        if self.layer_at is None or not sites:
+            tensor = self.tensor(f"{path}.{name}")
+        else:  # a name alone does not show that this is all that the layer adds
+            found = self.layer_at(sites[0])
+            tensor = None if found is None else found.weight if name == "weight" else found.bias
         return None if tensor is None else tensor.astype(np.float64)
 
     def lost(self, found: Sorted, options: Options) -> list[str]:

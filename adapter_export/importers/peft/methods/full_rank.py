@@ -167,16 +167,16 @@ def c3a(layer: Layer) -> Change:
 
 def fourierft(layer: Layer) -> Change:
     """`W + s·Re(F⁻¹(S))`, S zero but for n trained numbers (Gao et al. 2024, §3)."""
-    spectrum = _scattered(layer, layer["fourierft_spectrum"], layer.config.count("random_loc_seed", 777))
+    spectrum = _scattered(layer, layer["fourierft_spectrum"])
     return Change(dense=np.fft.ifft2(spectrum).real * layer.config.number("scaling", 150.0))
 
 
 def waveft(layer: Layer) -> Change:
     """`W + s·S`, S zero but for n trained numbers, or the inverse Haar transform of it."""
-    numbers, seed = layer["waveft_spectrum"], layer.config.count("random_loc_seed", 777)
+    numbers = layer["waveft_spectrum"]
     factor, family = layer.config.number("scaling", 25.0), layer.config.text("wavelet_family") or "db1"
     if not layer.config.flag("use_idwt", True):
-        return Change(dense=factor * _scattered(layer, numbers, seed))
+        return Change(dense=factor * _scattered(layer, numbers))
     if family != "db1":
         raise AdapterError(
             "has a wavelet that is not known here",
@@ -187,7 +187,7 @@ def waveft(layer: Layer) -> Change:
         )
     rows, columns = layer.width + layer.width % 2, layer.width_in + layer.width_in % 2
     spectrum = np.zeros((rows, columns))
-    spectrum[: layer.width, : layer.width_in] = _scattered(layer, numbers, seed)
+    spectrum[: layer.width, : layer.width_in] = _scattered(layer, numbers)
     (low, across), (along, both) = (np.split(half, 2, axis=1) for half in np.split(spectrum, 2))
     tiles = np.empty((rows // 2, 2, columns // 2, 2))
     for row, one in enumerate((1, -1)):
@@ -196,8 +196,9 @@ def waveft(layer: Layer) -> Change:
     return Change(dense=factor / 2 * tiles.reshape(rows, columns)[: layer.width, : layer.width_in])
 
 
-def _scattered(layer: Layer, numbers: Matrix, seed: int) -> Matrix:
+def _scattered(layer: Layer, numbers: Matrix) -> Matrix:
     """A matrix [out, in] with these numbers at places that are drawn as `torch.randperm` draws them."""
+    seed = int(layer.config.number("random_loc_seed", 777, at_least=0, whole=True))
     found = np.zeros(layer.width * layer.width_in)
     found[first_of_permutation(found.size, len(numbers), seed)] = numbers
     return found.reshape(layer.width, layer.width_in)
