@@ -24,6 +24,7 @@ from transformers import AutoModel
 
 from adapter_export.format.tensors import read_tensors
 from adapter_export.runtime import Bundle
+from adapter_export.runtime.graphs import on_device, run_bound
 from kit.graphs import Graph
 from kit.subject import inputs_of
 from kit.timing import Call, Pace, Times, clock_of, interleaved, ratio
@@ -34,9 +35,9 @@ SAME = 1e-3
 """How far results may lie apart at most; kernels sum up in other orders."""
 LORA_RANK = 8
 OURS, WHOLE = "slots, float32", "AdapterHub, eager"
-RECOMMENDED = "slots, base in int8"
+RECOMMENDED = "slots, base in int8, optimized"
 PRODUCTS = "its products with weights alone"
-ROUGH = (RECOMMENDED, PRODUCTS, "slots, weights of the base in int8")
+ROUGH = (RECOMMENDED, PRODUCTS, "slots, base in int8", "slots, weights of the base in int8")
 """Ways whose results are not compared: they compute with fewer bits, or something else."""
 
 
@@ -95,7 +96,8 @@ class Subject:
         self.bundles = {
             OURS: self.bundle,
             "slots, base optimized": Bundle.open(folder / "optimized"),
-            RECOMMENDED: Bundle.open(folder / "int8"),
+            "slots, base in int8": Bundle.open(folder / "int8"),
+            RECOMMENDED: Bundle.open(folder / "int8-optimized"),
             "slots, weights of the base in int8": Bundle.open(folder / "int8-weights"),
         }
         self.lora = Bundle.open(folder / "bundle-lora")
@@ -127,6 +129,8 @@ class Subject:
             record = bundle.manifest.adapters[0]
             fed = {**inputs, **read_tensors(bundle.folder / record.safetensors)}
             calls[name] = self.graph(bundle.folder / bundle.manifest.graphs["slots"]).call(fed)
+            if name == OURS:  # as other programs open it, who leave no optimizer out
+                calls["slots, float32, ONNX Runtime's settings"] = self._by_default(bundle, fed)
         (baked,) = [one.baked for one in self.bundle.manifest.adapters if one.baked]
         calls["a session for each, adapter as constants"] = self.graph(self.bundle.folder / baked).call(inputs)
         bank = self.bundle.manifest.bank
@@ -140,6 +144,16 @@ class Subject:
         calls["base in ONNX Runtime, no adapter"] = self.graph(self.folder / "exported" / "base.onnx").call(inputs)
         calls[PRODUCTS] = self.graph(self.folder / "exported" / "products.onnx").call(self._operands(inputs))
         return calls
+
+    def _by_default(self, bundle: Bundle, fed: Mapping[str, np.ndarray]) -> Call:
+        """A call of the graph with slots in a session whose number of threads alone is set."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = self.threads, 4
+        path = bundle.folder / bundle.manifest.graphs["slots"]
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        values = {name: on_device(array) for name, array in fed.items()}
+        names = [output.name for output in session.get_outputs()]
+        return lambda: run_bound(session, names, values, "cpu")
 
     def _operands(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Random inputs of the graph that has products alone."""

@@ -49,7 +49,14 @@ ROWS: Mapping[str, Mapping[str, list[object]]] = {
         ]
     },
     "fanout": {"One text for 3 adapters": ["1 × 2", "1 × 5"]},
-    "callers": {"Many callers on one session": [1, 2]},
+    "callers": {
+        "Many callers on one session": [1, 2],
+        "All cores": [
+            "a caller for each core, one thread",
+            "the same, and a session for each",
+            "one caller, all cores for an operation",
+        ],
+    },
     "tenants": {"Many adapters": ["1 × 1", "3 × 7"]},
     "memory": {
         "Memory with many adapters": [
