@@ -63,7 +63,7 @@ def write_layout(bundle: Path, layout: Layout, folder: Path, *, name: str, force
         )
     with new_folder(folder, force=force) as temporary:
         manifest = open_whole(bundle, partial(_copied, bundle, layout, temporary, name))
-        words = {"name": name, "version": __version__, **_extras(manifest)}
+        words = {"name": name, "version": __version__, "minimum": manifest.minimum_onnxruntime, **_extras(manifest)}
         files = []
         for source in sorted((_FILES / layout).rglob("*")):
             if source.is_file() and source.suffix != ".pyc":
