@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,8 @@ def test_a_minute_of_changed_files(tmp_path: Path) -> None:
     """The same changes each time: what is red here is another reader, and not another draw."""
     figures = tmp_path / "figures.json"
     command = [sys.executable, str(Path(__file__).parent / "fuzz.py"), "--seconds", "60", "--json", str(figures)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(figures.read_text())
     assert tuple(found) == (*LIGHT, *HEAVY)
