@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 SECONDS ?= 3600
+SEED ?= 0
 FAULTS ?=
 ALTERNATIVES := $(VENV)/alternatives/.installed
 KSERVE := $(VENV)/kserve/.installed
@@ -26,7 +27,7 @@ help:
 	@echo 'make faults  plant faults in bundles of three bases, and check 200 that are right (about an hour);'
 	@echo '             a part with FAULTS="--base minilm --seeds 2 --right 0"'
 	@echo 'make peft    compare every type of PEFT with what is imported of it, and write the table (a minute)'
-	@echo 'make fuzz    feed changed files to every reader of foreign files (an hour; SECONDS=60 for a minute)'
+	@echo 'make fuzz    feed changed files to every reader of foreign files (an hour; SECONDS=60 for a minute, SEED=N)'
 	@echo 'make trust   flip bits, kill and race writers, exchange a bundle under a million requests (an hour or more)'
 	@echo 'make traffic a million requests to a server, while its bundle is exchanged and an alias turns (half an hour)'
 	@echo 'make test    lint, types, layers, tests'
@@ -74,7 +75,7 @@ faults: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bundle/faults.py $(FAULTS)
 
 fuzz: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS) --seed $(SEED)
 
 # PEFT lies in a folder of its own: beside transformers, it would change how that starts
 peft: $(STAMP)
