@@ -69,7 +69,7 @@ def files_by_path(rows: Iterable[Mapping[str, object]], where: object) -> Mappin
     """Return the files that somebody lists, as objects with `path`, `size` and `digest`.
 
     Raises:
-        FormatError: a path leads out of its folder, two are the same but for case, or they are too many or too large.
+        FormatError: a path leads out of its folder, or two are the same but for case.
     """
     files: dict[str, RemoteFile] = {}
     with within(where):
@@ -77,7 +77,6 @@ def files_by_path(rows: Iterable[Mapping[str, object]], where: object) -> Mappin
             file = record_from_json(RemoteFile, row, f"$.files[{index}]")
             if files.setdefault(file.path.casefold(), file) is not file:
                 raise FormatError("lists a file twice", found=f"`{visible(file.path)}`")
-        _check_bounds(files.values())
     return {file.path: file for file in files.values()}
 
 
@@ -132,8 +131,12 @@ def needed_files(folder: Path, kind: Kind) -> Mapping[str, int | None]:
     return {file.path: file.bytes for file in read_manifest(folder).files}
 
 
-def _check_bounds(files: Collection[RemoteFile]) -> None:
-    """Refuse what no artifact needs, before anything of it is taken."""
+def check_bounds(files: Collection[RemoteFile], where: object) -> None:
+    """Refuse what no artifact needs, before it is taken.
+
+    Raises:
+        FormatError: too many files or bytes.
+    """
     heads = set(HEADS.values())
     total = sum(file.size for file in files)
     large = next((one for one in files if one.size > (MOST_JSON_BYTES if one.path in heads else MOST_BYTES)), None)
@@ -141,6 +144,7 @@ def _check_bounds(files: Collection[RemoteFile]) -> None:
         found = f"{len(files):,} files of {total:,} bytes"
         raise FormatError(
             "is too large",
+            where=where,
             found=found if large is None else f"`{large.path}` of {large.size:,} bytes",
             expected=f"at most {MOST_FILES:,} files, {MOST_BYTES:,} bytes each and {MOST_TOTAL_BYTES:,} together",
             fix="check that it is the one that you mean",

@@ -29,7 +29,17 @@ from adapter_export.errors import (
 from adapter_export.format.files import CACHE_VARIABLE, cache_folder, canonical_json, locked, new_file, new_folder
 from adapter_export.format.manifest_json import CARD_FILE, REPORT_FILE, SIGNATURE_FILE
 from adapter_export.format.records import Pattern, record_from_json
-from adapter_export.hub.artifact import HEADS, Kind, Remote, Source, check_expected, kind_of, needed_files, read_whole
+from adapter_export.hub.artifact import (
+    HEADS,
+    Kind,
+    Remote,
+    Source,
+    check_bounds,
+    check_expected,
+    kind_of,
+    needed_files,
+    read_whole,
+)
 from adapter_export.hub.huggingface import Hub, endpoint, is_offline
 from adapter_export.hub.reference import HubReference, Reference, parse_reference
 from adapter_export.hub.registry import Registry
@@ -270,6 +280,7 @@ def _download(source: Source, remote: Remote, folder: Path, order: _Order) -> No
     where = order.reference
     kind = kind_of(remote.files, where)
     head = HEADS[kind]
+    check_bounds([remote.files[head]], where)
     source.download(remote.files[head], folder)
     check_expected(folder, kind, order.expect)
     needed = needed_files(folder, kind)
@@ -285,6 +296,7 @@ def _download(source: Source, remote: Remote, folder: Path, order: _Order) -> No
             )
     optional = [CARD_FILE, *([SIGNATURE_FILE, REPORT_FILE] if kind == "bundle" else [])]
     files = [remote.files[path] for path in (*needed, *optional) if path in remote.files]
+    check_bounds(files, where)
     total, free = sum(file.size for file in files), shutil.disk_usage(folder).free
     if total > free:
         raise WriteError(folder.parent, f"{total:,} bytes are needed, and {free:,} are free")

@@ -74,7 +74,7 @@ class Hub:
 
         Raises:
             RemoteError: the hub does not answer, has none, or does not give it.
-            FormatError: a file has a name that leads out of its folder, or they are too many or too large.
+            FormatError: a file has a name that leads out of its folder.
         """
         name, revision = self.reference.repository, self.reference.revision
         with self._asked():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from adapter_export.errors import FileError
+from adapter_export.errors import FileError, UsageError
 from adapter_export.format.manifest_json import CARD_FILE, UNLISTED
 from adapter_export.hub.artifact import HEADS, Kind, digest_of, kind_of, needed_files, read_whole
 from adapter_export.hub.huggingface import Hub
@@ -80,11 +80,14 @@ def push_folder(
         on_progress: is told each step.
 
     Raises:
-        UsageError: it is no reference.
+        UsageError: it is no reference, or one with a digest or a commit.
         RemoteError: the hub or the registry does not answer or does not take it.
         FileError, FormatError, HashError: there is no whole bundle or adapter.
     """
     where, kind = parse_reference(reference), whole_artifact(folder)
+    if where.pin is not None:
+        fix = "give a tag or a branch, or neither"
+        raise UsageError("stands for what it is forever, and nothing can be sent there", where=where, fix=fix)
     digest, head = digest_of(folder, kind), HEADS[kind]
     also = [name for name in (UNLISTED if kind == "bundle" else (CARD_FILE,)) if (folder / name).is_file()]
     files = {name: folder / name for name in (head, *needed_files(folder, kind), *also)}

@@ -20,7 +20,7 @@ from adapter_export.errors import (
     NotFoundError,
     UnreachableError,
 )
-from adapter_export.hub import fetch
+from adapter_export.hub import artifact, fetch
 from adapter_export.hub.fetch import fetch_all
 from adapter_export.hub.push import Pushed, push_folder
 
@@ -85,9 +85,12 @@ def test_branches_move_and_old_files_go(hub: HubServer, bundle: Path, adapter: P
     assert files.keys() == {".gitattributes", "README.md", "adapter_graph.json", "weights.safetensors"}
 
 
-def test_an_own_file_in_the_repository_stays_and_is_not_taken(hub: HubServer, adapter: Path) -> None:
+def test_an_own_file_in_the_repository_stays_and_is_not_taken(
+    hub: HubServer, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _push(adapter, "hf://me/one")
-    hub.repositories["me/one"].commit("main", {"modeling.py": b"import os", "pytorch_model.bin": b"\x80"})
+    hub.repositories["me/one"].commit("main", {"modeling.py": b"import os", "pytorch_model.bin": b"\x80" * 1000})
+    monkeypatch.setattr(artifact, "MOST_TOTAL_BYTES", sum(path.stat().st_size for path in adapter.iterdir()) + 10)
     assert sorted(path.name for path in fetch("hf://me/one").iterdir()) == [
         "README.md",
         "adapter_graph.json",

@@ -26,6 +26,7 @@ from adapter_export.errors import (
     HashError,
     NotFoundError,
     UnreachableError,
+    UsageError,
 )
 from adapter_export.hub import fetch, registry
 from adapter_export.hub.fetch import fetch_all
@@ -342,3 +343,5 @@ def test_what_is_damaged_is_not_sent(bundle: Path, registry: OciRegistry, tmp_pa
         _push(tmp_path / "empty", f"oci://{registry.host}/team/damaged:1")
     with pytest.raises(NotFoundError):
         fetch(f"oci://{registry.host}/team/damaged:1")
+    with pytest.raises(UsageError, match="nothing can be sent there"):
+        _push(bundle, f"oci://{registry.host}/team/damaged@sha256:{'0' * 64}")

@@ -75,7 +75,6 @@ def push(
 
     folder, notes = folder_of(path), list[str]()
     has_card = (folder / CARD_FILE).is_file()
-    described = bool(license or base_model or evaluations)
     if (card is not None or has_card) and (base_model or evaluations):
         given = argument("card") if card is not None else f"the `{CARD_FILE}` in {folder}"
         fix = f"say in it what there is to say, or take {given} away"
@@ -113,7 +112,7 @@ def push(
         on_note=notes.append,
         on_progress=on_progress or silent,
     )
-    if not described and card is None and not has_card:
+    if license is None and card is None and not has_card:
         notes.append(f"the model card names no licence: {argument('license')} gives one")
     tell(notes, on_note)
     return pushed
