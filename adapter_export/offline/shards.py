@@ -70,7 +70,7 @@ def table_files(data: Path) -> list[Path]:
 
 
 def shards_of(files: Sequence[Path], rows: int) -> tuple[list[Shard], list[str]]:
-    """Return shards of so many lines or rows, the last of each file perhaps shorter, and the sha256 of each file.
+    """Return shards of so many rows, the last of each file perhaps shorter, and the sha256 of each file.
 
     Raises:
         FileError: a file cannot be read.
@@ -123,14 +123,16 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _scan(path: Path, rows: int) -> tuple[tuple[int, int], str, list[tuple[int, int]]]:
-    """Return the state of a file, its sha256, and where each `rows`-th line begins, with its number; last its end."""
-    digest, marks, at, number = hashlib.sha256(), list[tuple[int, int]](), 0, 0
+    """Return the state of a file, its sha256, and where each `rows`-th row begins, with its line; last the end."""
+    digest, marks, at, number, row = hashlib.sha256(), list[tuple[int, int]](), 0, 0, 0
     with open_regular(path) as file:
         found = os.fstat(file.fileno())
         try:
             for line in file:
-                if number % rows == 0:
-                    marks.append((at, number + 1))
+                if line.strip():  # an empty line is no row
+                    if row % rows == 0:
+                        marks.append((at, number + 1))
+                    row += 1
                 digest.update(line)
                 at, number = at + len(line), number + 1
         except (OSError, MemoryError) as error:

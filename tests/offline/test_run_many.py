@@ -46,6 +46,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_shards_are_what_one_process_writes_byte_for_byte(bundle: Path, tmp_path: Path) -> None:
     table = _lines(tmp_path / "rows.jsonl", _rows(2500))
+    table.write_text(
+        "\n" + table.read_text("utf-8").replace("\n", "\n\n", 700), encoding="utf-8"
+    )  # empty lines are no rows
     options = ["run", str(bundle), "--data", str(table), "--adapter-column", "who", "--many"]
     whole = CliRunner().invoke(main, options)
     shards = CliRunner().invoke(main, [*options, "--shards", str(tmp_path / "out"), "--shard-rows", "2048", "--json"])
