@@ -22,7 +22,7 @@ help:
 	@echo 'make setup   make .venv with the package, its extras, the demo base and its data'
 	@echo 'make demo    train two adapters on a real base, build, check and run them (under 10 minutes on two cores)'
 	@echo 'make bench   measure swapping on an idle machine, beside AdapterHub, PEFT and optimum, and write'
-	@echo '             benchmarks/RESULTS.md (about ten minutes)'
+	@echo '             benchmarks/RESULTS.md, and docs/serving.md (about fifteen minutes)'
 	@echo 'make zoo     take more than a hundred architectures through the pipeline (about 20 minutes on two cores)'
 	@echo 'make faults  plant faults in bundles of three bases, and check 200 that are right (about an hour);'
 	@echo '             a part with FAULTS="--base minilm --seeds 2 --right 0"'
@@ -61,12 +61,13 @@ demo: $(STAMP)
 $(ALTERNATIVES): $(STAMP)
 	$(PYTHON) -m venv $(VENV)/alternatives
 	$(VENV)/alternatives/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
-		'adapters>=1.3' 'peft>=0.21' 'optimum-onnx[onnxruntime]>=0.1'
+		'adapters>=1.3' 'peft>=0.21' 'optimum-onnx[onnxruntime]>=0.1' fastapi uvicorn
 	@touch $@
 
 bench: $(STAMP) $(ALTERNATIVES)
 	$(BIN)/python benchmarks/all.py --write
 	$(BIN)/python benchmarks/alternatives.py --write
+	$(BIN)/python benchmarks/serving.py --write
 
 zoo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/zoo/zoo.py --workers $(WORKERS)

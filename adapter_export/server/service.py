@@ -224,7 +224,7 @@ class Service:
         return [Row(targets[name], inputs=own) for name, own in zip(names, inputs, strict=True)]
 
     async def _called(self, call: Call, name: str | None, key: str, state: State) -> Target:
-        """Return what answers for a model, or, as in the services in other languages, for an adapter, or for none."""
+        """Return what answers for a model, or, as in the service in C++, for an adapter, or for none."""
         if name is None:
             found = Target(self.models.only(), None)
             state.model = state.adapter = found.name

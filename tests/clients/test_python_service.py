@@ -1,4 +1,4 @@
-"""`adapter-export serve` on a free loopback port, by the API that the services in C++ and Node have, too."""
+"""`adapter-export serve` on a free loopback port, by the API that the service in C++ has, too."""
 
 from __future__ import annotations
 
