@@ -204,6 +204,7 @@ class Bundle:
         fallback: Provider | None = None,
         optimization: Optimization = "all",
         threads: int | None = None,
+        packed: bool = True,
         on_demand: bool = False,
         resident: int = RESIDENT,
         prefix_bytes: int = 0,
@@ -215,6 +216,8 @@ class Bundle:
             fallback: where to compute if `provider` is not available; a `RuntimeWarning` and `Session.provider` say so.
             optimization: how far ONNX Runtime may rewrite the graph.
             threads: how many threads one operation may use.
+            packed: let ONNX Runtime copy weights into the order in which its kernels read them. Without it, it computes
+                on the mapped file, whose memory all processes share; a call with few rows takes up to half longer.
             on_demand: read the file of an adapter when a call needs it, instead of now: for thousands of adapters.
             resident: how many adapters that are not in the bundle's bank a mixed batch finds in place, and how many of
                 those that are read on demand stay in memory; the one that was used least of late makes room.
@@ -231,11 +234,11 @@ class Bundle:
                 "a session needs room for an adapter", found=f"`resident` {resident}", expected="1 or more"
             )
         try:
-            graphs = self._graphs(provider, optimization, threads)
+            graphs = self._graphs(provider, optimization, threads, packed)
         except UsageError as error:
             if fallback is None:
                 raise
-            graphs = self._graphs(fallback, optimization, threads)
+            graphs = self._graphs(fallback, optimization, threads, packed)
             warnings.warn(f"runs on `{fallback}`: {error}", RuntimeWarning, stacklevel=2)
         return self.session_on(graphs, on_demand=on_demand, resident=resident, prefix_bytes=prefix_bytes)
 
@@ -287,10 +290,14 @@ class Bundle:
         """Return what reads clips, WAV files, for the adapters of the bundle, and answers them; else as `images`."""
         return MediaReader(media_record(self.manifest, "audio", self.folder), self.manifest, session or self.session())
 
-    def _graphs(self, provider: Provider, optimization: Optimization, threads: int | None) -> Graphs:
+    def _graphs(self, provider: Provider, optimization: Optimization, threads: int | None, packed: bool) -> Graphs:
+        settings = {} if packed else {"session.disable_prepacking": "1"}
+
         def open_file(path: str) -> ort.InferenceSession:
             with moved(self.home, self.folder):
-                return open_session(self._read(path), provider, optimization, threads, folder=self.home)
+                return open_session(
+                    self._read(path), provider, optimization, threads, folder=self.home, settings=settings
+                )
 
         return Graphs(self.manifest, provider, open_file)
 

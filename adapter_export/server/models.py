@@ -45,6 +45,7 @@ class Computing:
         rows: the most rows of a call.
         max_wait: how many seconds a row waits for others though a call could begin.
         resident: how many adapters stay in memory, the others being read when a call needs them; all if not given.
+        packed: as of `Bundle.session`.
     """
 
     provider: Provider = "cpu"
@@ -53,6 +54,7 @@ class Computing:
     rows: int = 32
     max_wait: float = 0.0
     resident: int | None = None
+    packed: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Served:
         self.session = bundle.session(
             provider=computing.provider,
             threads=computing.threads,
+            packed=computing.packed,
             on_demand=computing.resident is not None,
             resident=computing.resident or RESIDENT,
         )

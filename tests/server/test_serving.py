@@ -29,7 +29,7 @@ import adapter_export as ae
 from adapter_export.errors import UsageError
 from adapter_export.runtime import Bundle
 from adapter_export.server.limits import Limits
-from adapter_export.server.models import named_bundles
+from adapter_export.server.models import Computing, named_bundles
 from adapter_export.server.process import Settings, fetcher, listen, make_server
 from adapter_export.server.service import same_answers
 
@@ -262,6 +262,11 @@ def test_adapters_that_are_found_make_room(film: Path, tenants: Path) -> None:
         assert client.put("/adapters/kept", content=data).status_code == 200
         assert client.post("/answer", json={"model": "guest", "text": TEXT}).status_code == 409
         assert client.delete("/adapters/nobody").status_code == 404
+
+
+def test_weights_that_are_not_packed(server: httpx.Client, film: Path) -> None:
+    with _app(film, computing=Computing(packed=False), quiet=True) as client:
+        _alike(client.post("/answer", json={"model": "tone", "text": TEXT}).json(), _answer(server, "tone"))
 
 
 def test_what_waits_has_a_bound(film: Path) -> None:

@@ -27,6 +27,9 @@ def serve(
     drain: Annotated[float, "Seconds in which calls are answered after SIGTERM, and health says `not ready`."] = 5.0,
     quiet: Annotated[bool, "Do not log requests."] = False,
     workers: Annotated[int, Option("Processes that share the port and the files of the bundles.", least=1)] = 1,
+    mapped_weights: Annotated[
+        bool, "Compute on the file of the weights, whose memory workers share, without a packed copy in each."
+    ] = False,
     provider: Annotated[Literal["cpu", "cuda"], "Where to compute."] = "cpu",
     threads: Annotated[int, Option("Threads of one operation.", least=1)] = 1,
     calls: Annotated[int, Option("Calls of a session that run at a time.", least=1)] = 1,
@@ -77,7 +80,7 @@ def serve(
     settings = Settings(
         host=host,
         port=port,
-        computing=Computing(provider, threads, calls, call_rows, max_wait / 1000, resident),
+        computing=Computing(provider, threads, calls, call_rows, max_wait / 1000, resident, not mapped_weights),
         limits=Limits(
             call=call_bytes,
             loaded=loaded,

@@ -20,7 +20,7 @@ from adapter_export.cli.output import emit_json, say
     like=ae.serve,
     sections={
         "adapters": ("qualify", "adapters_dir", "hub", "resident", "loaded", "state"),
-        "calls": ("workers", "provider", "threads", "calls", "call_rows", "max_wait"),
+        "calls": ("workers", "mapped_weights", "provider", "threads", "calls", "call_rows", "max_wait"),
         "limits": ("call_bytes", "waiting", "connections", "sending", "answering"),
     },
     common=("adapters_dir", "state", "workers"),
