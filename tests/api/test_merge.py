@@ -52,7 +52,7 @@ def test_layers_of_a_fused_one_and_of_conv1d(tmp_path_factory: pytest.TempPathFa
     )
     merged = ae.merge(base, adapter.adapter, tmp_path / "m.pt")
     assert merged.error < 2e-5 < merged.scale
-    assert {name.rpartition(".")[0].rpartition(".")[2] for name in merged.layers} == {"c_attn", "c_fc"}
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in merged.tensors} == {"c_attn", "c_fc"}
 
 
 def test_a_head_becomes_the_base_s_own(bert: Path, tmp_path: Path) -> None:

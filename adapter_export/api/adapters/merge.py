@@ -41,13 +41,13 @@ _MOST_TOKENS = 12
 class Merged:
     """A base with an adapter inside.
 
-    `layers` are the changed ones by the names of their weights, `error` the largest difference of an output to that of
-    base and adapter, `scale` the largest output, `compared` how many values were compared.
+    `tensors` are the names of the weights and biases that were written anew, `error` the largest difference of an
+    output to that of base and adapter, `scale` the largest output, `compared` how many values were compared.
     """
 
     path: Path
     fingerprint: str
-    layers: tuple[str, ...]
+    tensors: tuple[str, ...]
     error: float
     scale: float
     compared: int

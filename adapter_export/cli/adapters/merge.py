@@ -45,9 +45,11 @@ def merge(
         warn(f"{note}.")
     if as_json:
         facts = {"error": merged.error, "scale": merged.scale, "compared": merged.compared, "notes": notes}
-        document = {"model": str(output), "fingerprint": merged.fingerprint, "layers": list(merged.layers), **facts}
+        document = {"model": str(output), "fingerprint": merged.fingerprint, "tensors": list(merged.tensors), **facts}
         emit_json(document)
         return
-    say(f"wrote {output}: {len(merged.layers)} tensors of {model.name} changed, fingerprint {merged.fingerprint[:19]}…")
+    say(
+        f"wrote {output}: {len(merged.tensors)} tensors of {model.name} are new, fingerprint {merged.fingerprint[:19]}…"
+    )
     say(f"{merged.compared:,} values, up to {merged.scale:.3g}, are within {merged.error:.1e} of model and adapter.")
     say(f"Next: adapter-export build {output} -o bundle")

@@ -376,7 +376,7 @@ def _check_cost(cost: Mapping[str, int], dense: bool, where: object) -> None:
         raise AdapterError(
             "changes the weights by matrices of full rank, which a slot can hold and which are as large as the layers",
             where=where,
-            found=f"{sum(cost.values()) / 1e6:,.1f} MB at {len(full)} layers, and as many products in every call",
+            found=f"{sum(cost.values()):,} bytes at {len(full)} layers, and a product for each 4 of them in every call",
             expected="changes of low rank",
             fix=f"allow them with {argument('dense', True)}; where only one adapter is needed, merge it into the base "
             "instead",
