@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -78,9 +79,17 @@ class Admission:
         host = request.headers.get("host", "")
         origin = request.headers.get("origin")
         near = request.client is not None and _is_loopback(request.client.host)
-        own = _is_loopback(urlsplit(f"//{host}").hostname or "") and origin in (None, f"http://{host}")
+        own = _is_loopback(_named(host)) and origin in (None, f"http://{host}")
         if not near or not own or any(name in request.headers for name in _STRANGERS):
             raise RefusedError(403, "only who sits at this machine may do this; start the server with an admin token")
+
+
+def _named(host: str) -> str:
+    """Return the name in a header `Host`, without its port; nothing if it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _is_loopback(host: str) -> bool:
@@ -167,7 +176,8 @@ def make_app(service: Service, control: Control, facing: Facing) -> ASGIApp:
         await control.stop()
         await service.models.stop()
 
-    app = FastAPI(title="adapter-export serve", lifespan=lifespan)
+    # without FastAPI's own pages, whose scripts come from elsewhere
+    app = FastAPI(title="adapter-export serve", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
 
     def refusal(words: str, status: int, again: int | None = None) -> JSONResponse:
         headers = {"connection": "close"} if status in (408, 413, 503) else {}
@@ -181,6 +191,10 @@ def make_app(service: Service, control: Control, facing: Facing) -> ASGIApp:
     @app.exception_handler(UsageError)
     async def refuse(_: HttpRequest, error: InputError | UsageError) -> JSONResponse:
         return refusal(str(error), status_of(error))
+
+    @app.exception_handler(HTTPException)
+    async def refuse_unknown(request: HttpRequest, error: HTTPException) -> JSONResponse:
+        return refusal(f"{error.detail}: {request.method} {request.url.path}", error.status_code)
 
     @app.exception_handler(RefusedError)
     async def refuse_with_status(_: HttpRequest, error: RefusedError) -> JSONResponse:

@@ -116,9 +116,7 @@ def serve_here(places: Sequence[str], settings: Settings, on_ready: OnReady = la
 
 def run_server(made: Made, settings: Settings, listening: socket.socket, on_ready: OnReady) -> None:
     """Answer until this process is told to end."""
-    logging.getLogger("uvicorn.error").propagate = False
-    if not settings.quiet:
-        log_to_stderr()
+    log_to_stderr(quiet=settings.quiet)
     signal.signal(
         signal.SIGTERM, lambda *_: None
     )  # or uvicorn, which raises it again at its end, would clean up nothing

@@ -116,7 +116,7 @@ class _Line(logging.Formatter):
         said = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "event": record.msg,
+            "event": record.msg if facts else record.getMessage(),
             **facts,
         }
         if record.exc_info:
@@ -124,12 +124,13 @@ class _Line(logging.Formatter):
         return json.dumps(said, default=str)
 
 
-def log_to_stderr() -> None:
-    """Write what is logged to stderr, a JSON document a line."""
+def log_to_stderr(*, quiet: bool) -> None:
+    """Write what is logged to stderr, a JSON document a line; only what is wrong where it is to be quiet."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Line())
-    _log.handlers, _log.propagate = [handler], False
-    _log.setLevel(logging.INFO)
+    for logger in (_log, logging.getLogger("uvicorn.error")):
+        logger.handlers, logger.propagate = [handler], False
+    _log.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 def log(event: str, *, level: int = logging.INFO, trace: bool = False, **facts: object) -> None:

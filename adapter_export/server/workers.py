@@ -41,8 +41,7 @@ def serve_workers(places: Sequence[str], settings: Settings, workers: int, on_re
     """Serve bundles in several processes until this one is told to end; arguments and errors as of `serve_here`."""
     if os.name == "nt":
         raise UsageError("processes cannot share a port on Windows", fix=f"leave {argument('workers')} out")
-    if not settings.quiet:
-        log_to_stderr()
+    log_to_stderr(quiet=settings.quiet)
     with listen(settings) as listening, tempfile.TemporaryDirectory(prefix="adapter-export-serve-") as folder:
         bundles = named_bundles(places, fetcher(settings))
         asyncio.run(_Watch(bundles, settings, listening, Path(folder)).run(workers, on_ready))

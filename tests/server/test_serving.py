@@ -53,6 +53,8 @@ def test_a_model_by_its_name(server: httpx.Client, film: Path) -> None:
         found = _answer(server, name)
         _alike(found, expected)
         assert (found["model"], found["adapter"]) == (name, "tone")
+    for path in ("/docs", "/openapi.json", "/v2/models"):
+        assert (server.get(path).status_code, path in server.get(path).json()["error"]) == (404, True)
     unknown = server.post("/answer", json={"model": "nobody", "text": TEXT})
     assert unknown.status_code == 404
     assert "no model `nobody`; expected one of `film`, `topic`" in unknown.json()["error"]
@@ -174,8 +176,13 @@ def test_the_page_in_a_browser(server: httpx.Client, film: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(
     "headers",
-    [{"origin": "https://elsewhere.example"}, {"x-forwarded-for": "8.8.8.8"}, {"host": "elsewhere.example"}],
-    ids=["a page of others", "behind a proxy", "another name"],
+    [
+        {"origin": "https://elsewhere.example"},
+        {"x-forwarded-for": "8.8.8.8"},
+        {"host": "elsewhere.example"},
+        {"host": "["},
+    ],
+    ids=["a page of others", "behind a proxy", "another name", "no name"],
 )
 def test_strangers_change_nothing(server: httpx.Client, headers: dict[str, str]) -> None:
     for method, path in (

@@ -25,7 +25,7 @@ def serve(
     admin_token: str | None = None,
     state: Annotated[PathLike | None, Option("The file that keeps routes, so that a restart has them.", "FILE")] = None,
     drain: Annotated[float, "Seconds in which calls are answered after SIGTERM, and health says `not ready`."] = 5.0,
-    quiet: Annotated[bool, "Do not log requests."] = False,
+    quiet: Annotated[bool, "Log only what is wrong."] = False,
     workers: Annotated[int, Option("Processes that share the port and the files of the bundles.", least=1)] = 1,
     mapped_weights: Annotated[
         bool, "Compute on the file of the weights, whose memory workers share, without a packed copy in each."
