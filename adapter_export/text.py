@@ -87,9 +87,10 @@ def try_tokenizer(text: str) -> None:
     Raises:
         BaseModelError: the child crashed, took too long or too much memory; or it is no tokenizer.
     """
-    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    data = text.encode(errors="surrogatepass")
+    digest = hashlib.sha256(data).hexdigest()
     if digest not in _tried:
-        limits = Limits(_LIMITS.seconds, min(_LIMITS.bytes, _BYTES + _COPIES * len(text)))
+        limits = Limits(_LIMITS.seconds, min(_LIMITS.bytes, _BYTES + _COPIES * len(data)))
         try_out(f"{__name__}:open_and_encode", text, limits=limits, refusal=_no_tokenizer)
         _tried.add(digest)
 
