@@ -90,6 +90,7 @@ class RayWorkers(ExitStack):
                 host, _, port = address.removeprefix("ray://").rpartition(":")
                 if port.isdecimal():  # Ray itself waits for minutes
                     create_connection((host, int(port)), _SECONDS).close()
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it reports to its makers
                 ray.init(address=address, log_to_driver=False, include_dashboard=False if local else None, **local)
             self.callback(ray.shutdown)
         resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]

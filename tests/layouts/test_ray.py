@@ -78,6 +78,7 @@ def test_calls_and_tables_are_answered_by_the_adapters_that_they_name(
         "PYTHONPATH": f"{slim['PYTHONPATH']}:{shipped.folder}",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_raylet_start_wait_time_s": "30",
+        "RAY_agent_register_timeout_ms": "100000",
     }
     words = [sys.executable, "-c", CALLS, str(free_port()), json.dumps(TEXTS), bundle, table, out]
     done = subprocess.run(words, cwd=shipped.folder, env=environment, capture_output=True, text=True, check=False)
