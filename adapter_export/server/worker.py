@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ from adapter_export.runtime import Bundle
 from adapter_export.server.limits import Limits, RefusedError, status_of
 from adapter_export.server.models import Computing
 from adapter_export.server.process import Settings, make_server, run_server
+from adapter_export.server.telemetry import log, log_to_stderr
 
 MOST_LINE = 2**24
 """The longest line between processes, in bytes; the files of adapters lie in a folder."""
@@ -136,8 +138,13 @@ def main(connection: int, listening: int) -> None:
         line += part
     task = Task.of(line.decode())
     relay = Relay(pair, task)
-    bundles = {name: Bundle.open(home, verify=False, copy=False) for name, home in task.bundles.items()}
-    made = make_server(bundles, task.settings, relay)
+    log_to_stderr(quiet=task.settings.quiet)
+    try:
+        bundles = {name: Bundle.open(home, verify=False, copy=False) for name, home in task.bundles.items()}
+        made = make_server(bundles, task.settings, relay)
+    except AdapterExportError as error:
+        log("worker", level=logging.ERROR, error=str(error))
+        sys.exit(error.exit_code)
     with suppress(KeyboardInterrupt):  # the one that watches is interrupted, too, and says so
         run_server(made, task.settings, socket.socket(fileno=listening), lambda _, names: relay.say(ready=list(names)))
 

@@ -83,6 +83,9 @@ class _Watch:
             loop.add_signal_handler(number, self._ending.set)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload_all()))
         await asyncio.gather(*(self._start(index) for index in range(count)))
+        if not self._workers:
+            fix = f"see what they wrote to stderr, or leave {argument('workers')} out"
+            raise UsageError("no worker could start", fix=fix)
         if not self._ending.is_set():
             on_ready(address_of(self._listening), self._workers[0].names)
         await self._ending.wait()
