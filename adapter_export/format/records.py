@@ -20,17 +20,20 @@ from __future__ import annotations
 import re
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from functools import cache, partial
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from adapter_export.errors import AdapterError, FormatError, GraphError, VersionError
 from adapter_export.graph.ops import Interval
 
 Record = TypeVar("Record")
 Value = TypeVar("Value")
+
+_Reader = Callable[[Any, str], Any]
+"""Makes a value of the one in JSON that stands at a JSON path."""
 
 
 @dataclass(frozen=True)
@@ -137,18 +140,19 @@ def record_from_json(kind: type[Record], document: object, path: str = "$") -> R
     Raises:
         FormatError: an unknown or missing key, or a value that its hint does not allow; the message has the JSON path.
     """
-    hints, needed = hints_of(kind), required_keys(kind)
+    hints, needed, either = hints_of(kind), required_keys(kind), at_least_one_of(kind)
     if not isinstance(document, dict):
         raise _fault(path, document, "an object")
-    wrong = [f"unknown key `{key}`" for key in document if key not in hints]
-    wrong += [f"no key `{key}`" for key in hints if key in needed - document.keys()]
-    either = at_least_one_of(kind)
-    if either and not document.keys() & set(either):
-        wrong.append(f"none of the keys {', '.join(f'`{key}`' for key in either)}")
-    if wrong:
+    keys = document.keys()
+    if not needed <= keys <= hints.keys() or (either and keys.isdisjoint(either)):
+        wrong = [f"unknown key `{key}`" for key in document if key not in hints]
+        wrong += [f"no key `{key}`" for key in hints if key in needed - keys]
+        if either and keys.isdisjoint(either):
+            wrong.append(f"none of the keys {', '.join(f'`{key}`' for key in either)}")
         expected = "the keys " + ", ".join(f"`{key}`" for key in hints)
         raise FormatError("breaks the format", where=f"`{path}`", found="; ".join(wrong), expected=expected)
-    values = {key: _value(hints[key], value, f"{path}.{key}") for key, value in document.items()}
+    readers = _readers(cast(Any, kind))
+    values = {key: readers[key](value, f"{path}.{key}") for key, value in document.items()}
     try:
         return kind(**values)
     except AdapterError as error:  # what a record checks itself, such as that labels go with the type of a task
@@ -192,76 +196,123 @@ def members_of(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _value(hint: Any, value: Any, path: str) -> Any:
-    if type(value) is hint:  # a string, number or truth value without a rule
-        return value
+@cache
+def _readers(kind: Any) -> Mapping[str, _Reader]:
+    """Return what reads the value of each key of a record."""
+    return {key: _reader(hint) for key, hint in hints_of(kind).items()}
+
+
+@cache
+def _reader(hint: Any) -> _Reader:
+    """Return what reads the values of a hint: looked up once for it, as files have a million values."""
     kind, rules = split_hint(hint)
     members = members_of(kind)
-    result = _value(_chosen(members, value, path), value, path) if len(members) > 1 else _plain_value(kind, value, path)
-    for rule in rules:
-        if result not in rule:
-            what = rule.what if isinstance(rule, Pattern) else "breaks the format"
-            raise FormatError(what, where=f"`{path}`", found=_shown(value), expected=rule)
-    return result
+    read = _union_reader(members) if len(members) > 1 else _plain_reader(kind)
+    if not rules:
+        return read
+
+    def checked(value: Any, path: str) -> Any:
+        result = read(value, path)
+        for rule in rules:
+            if result not in rule:
+                what = rule.what if isinstance(rule, Pattern) else "breaks the format"
+                raise FormatError(what, where=f"`{path}`", found=_shown(value), expected=rule)
+        return result
+
+    return checked
 
 
-def _chosen(members: tuple[Any, ...], value: Any, path: str) -> Any:
-    """The member of a union whose JSON type the value has; of several records the one with its tag (`Literal`)."""
-    fitting = [member for member in members if _fits(split_hint(member)[0], value)]
-    if not fitting:
-        raise _fault(path, value, " or ".join(dict.fromkeys(_name(split_hint(member)[0]) for member in members)))
-    if len(fitting) == 1:
-        return fitting[0]
-    tag = next(key for key, hint in hints_of(fitting[0]).items() if get_origin(hint) is Literal)
-    without = next((kind for kind in fitting if tag not in required_keys(kind)), None)
+def _union_reader(members: tuple[Any, ...]) -> _Reader:
+    """Return what reads a value by the member whose JSON type it has."""
+    kinds = [split_hint(member)[0] for member in members]
+    choices = [(kind, _test(kind), _reader(member)) for kind, member in zip(kinds, members, strict=True)]
+
+    def read_union(value: Any, path: str) -> Any:
+        fitting = [(kind, read) for kind, fits, read in choices if fits(value)]
+        if len(fitting) == 1:
+            return fitting[0][1](value, path)
+        if not fitting:
+            raise _fault(path, value, " or ".join(dict.fromkeys(map(_name, kinds))))
+        return record_from_json(_tagged([kind for kind, _ in fitting], value, path), value, path)
+
+    return read_union
+
+
+def _tagged(kinds: Sequence[Any], value: Mapping[str, Any], path: str) -> Any:
+    """Return the one of several records that the tag (`Literal`) of an object names."""
+    tag = next(key for key, hint in hints_of(kinds[0]).items() if get_origin(hint) is Literal)
+    without = next((kind for kind in kinds if tag not in required_keys(kind)), None)
     if tag not in value and without is not None:
         return without
-    by_tag = {choice: kind for kind in fitting for choice in get_args(hints_of(kind)[tag])}
+    by_tag = {choice: kind for kind in kinds for choice in get_args(hints_of(kind)[tag])}
     if not isinstance(value.get(tag), str) or value[tag] not in by_tag:
         raise _fault(f"{path}.{tag}", value.get(tag), _one_of(by_tag))
     return by_tag[value[tag]]
 
 
-def _plain_value(kind: Any, value: Any, path: str) -> Any:
-    if kind is Any:
-        return value
-    if not _fits(kind, value):
-        raise _fault(path, value, _name(kind))
+def _plain_reader(kind: Any) -> _Reader:
+    """Return what reads the values of a hint that is no union and has no rules."""
     if is_dataclass(kind) and isinstance(kind, type):
-        return record_from_json(kind, value, path)
-    origin = get_origin(kind)
-    if origin is Literal:
-        if value not in get_args(kind):
-            raise _fault(path, value, _one_of(get_args(kind)))
-        return value
+        return partial(record_from_json, kind)
+    fits, expected, origin = _test(kind), _name(kind), get_origin(kind)
+    kinds = get_args(kind)
     if origin is tuple:
-        kinds = get_args(kind)
-        if kinds[-1] is Ellipsis:
-            kinds = kinds[:1] * len(value)
-        if len(kinds) != len(value):
-            raise _fault(path, value, f"{len(kinds)} values")
-        return tuple(_value(of, value[index], f"{path}[{index}]") for index, of in enumerate(kinds))
+        same = _reader(kinds[0]) if kinds[-1] is Ellipsis else None
+        each = [] if same else [_reader(of) for of in kinds]
+
+        def read_list(value: Any, path: str) -> Any:
+            if not fits(value):
+                raise _fault(path, value, expected)
+            if same is not None:
+                return tuple([same(item, f"{path}[{index}]") for index, item in enumerate(value)])
+            if len(each) != len(value):
+                raise _fault(path, value, f"{len(each)} values")
+            return tuple([read(value[index], f"{path}[{index}]") for index, read in enumerate(each)])
+
+        return read_list
     if origin is Mapping:
-        of_key, of_value = get_args(kind)
-        return {
-            _value(of_key, key, f"{path}.{key}"): _value(of_value, item, f"{path}.{key}") for key, item in value.items()
-        }
-    return kind(value) if kind in (int, float) else value
+        key_of, value_of = map(_reader, kinds)
+
+        def read_mapping(value: Any, path: str) -> Any:
+            if not fits(value):
+                raise _fault(path, value, expected)
+            return {key_of(key, f"{path}.{key}"): value_of(item, f"{path}.{key}") for key, item in value.items()}
+
+        return read_mapping
+    choices, exact = kinds if origin is Literal else None, kind if kind in (int, float) else None
+
+    def read_value(value: Any, path: str) -> Any:
+        if type(value) is kind:
+            return value
+        if not fits(value):
+            raise _fault(path, value, expected)
+        if choices is not None and value not in choices:
+            raise _fault(path, value, _one_of(choices))
+        return value if exact is None else exact(value)
+
+    return read_value
 
 
-def _fits(kind: Any, value: Any) -> bool:
-    """Whether a value has the JSON type of a hint; JSON has one kind of number, so `64.0` is an integer."""
+def _test(kind: Any) -> Callable[[Any], bool]:
+    """Return what says whether a value has the JSON type of a hint.
+
+    JSON has one kind of number, so `64.0` is an integer.
+    """
     if kind is Any:
-        return True
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
+        return lambda _: True
     if kind is int:
-        return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        return lambda value: (
+            (isinstance(value, int) and not isinstance(value, bool))
+            or (isinstance(value, float) and value.is_integer())
+        )
     if kind is float:
-        return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
+        return lambda value: (
+            isinstance(value, float)
+            or (isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max)
+        )
     origin = get_origin(kind)
     json_type = str if origin is Literal else list if origin is tuple else kind if kind in _JSON_NAMES else dict
-    return isinstance(value, json_type)
+    return lambda value: isinstance(value, json_type)
 
 
 def _name(kind: Any) -> str:
