@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -10,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def _tracer() -> Any:
     )
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or not (chosen or endpoint) or chosen == "none":
         return None
-    if importlib.util.find_spec("opentelemetry.sdk") is None:
+    if not _installed("opentelemetry.sdk"):
         log("no traces", level=logging.WARNING, reason="opentelemetry-sdk is not installed")
         return None
     from opentelemetry import trace  # noqa: PLC0415 - an optional part of the extra
@@ -176,7 +176,7 @@ def _tracer() -> Any:
     provider = TracerProvider()  # reads OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES and OTEL_TRACES_SAMPLER
     if chosen == "console":
         provider.add_span_processor(BatchSpanProcessor(ConsoleSpanExporter(out=sys.stderr)))
-    elif importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is None:
+    elif not _installed("opentelemetry.exporter.otlp.proto.http"):
         log("no traces", level=logging.WARNING, reason="opentelemetry-exporter-otlp-proto-http is not installed")
         return None
     else:
@@ -185,3 +185,10 @@ def _tracer() -> Any:
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
     return trace.get_tracer("adapter_export.server")
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # nor is a package above it
+        return False

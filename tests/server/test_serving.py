@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -32,6 +34,7 @@ from adapter_export.server.limits import Limits
 from adapter_export.server.models import Computing, named_bundles
 from adapter_export.server.process import Settings, fetcher, listen, make_server
 from adapter_export.server.service import same_answers
+from adapter_export.server.telemetry import Tracer
 
 TEXT = "a good film , and the book was not dull ."
 
@@ -281,6 +284,20 @@ def test_what_waits_has_a_bound(film: Path) -> None:
         answer = client.post("/answer", json={"model": "tone", "texts": [TEXT] * 4})
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert client.post("/answer", json={"model": "tone", "texts": [TEXT] * 3}).status_code == 200
+
+
+@pytest.mark.parametrize("missing", ["opentelemetry", "opentelemetry.exporter"])
+def test_a_server_without_an_exporter_says_so_and_traces_nothing(
+    missing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in [name for name in sys.modules if name == missing or name.startswith(f"{missing}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    monkeypatch.setattr(logging.getLogger("adapter_export.server"), "propagate", True)
+    with Tracer().span("a call", {}) as span:
+        assert span is None
+    assert "is not installed" in str(caplog.records[0].args)
 
 
 def test_nothing_is_lost_or_wrong_while_a_bundle_is_exchanged_and_an_alias_turns(film: Path, tmp_path: Path) -> None:
