@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chromium import QUIET
 from clients import tool
 from small_bundle import Built
 
@@ -227,8 +228,7 @@ def test_the_page_says_what_was_tried_and_quotes_nothing_as_markup(report: Repor
 def test_the_page_prints_on_two_sheets(report: Report, tmp_path: Path) -> None:
     file, printed = tmp_path / "page.html", tmp_path / "page.pdf"
     file.write_text(page(report, date="2026-01-02", command="adapter-export check bundle"), "utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    words = [tool("chromium", "chromium"), *flags, f"--user-data-dir={tmp_path / 'profile'}", "--no-pdf-header-footer"]
+    words = [tool("chromium", "chromium"), *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--no-pdf-header-footer"]
     subprocess.run([*words, f"--print-to-pdf={printed}", file.as_uri()], check=True, capture_output=True, timeout=120)
     assert 1 <= len(re.findall(rb"/Type\s*/Page\b", printed.read_bytes())) <= 2
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chromium import QUIET
 from clients import CPP_PACKAGES, EXAMPLES, Client, missing_cpp_packages, succeed, tool
 from heads import with_head
 from once import once
@@ -219,8 +220,7 @@ def node_client(tmp_path_factory: pytest.TempPathFactory) -> Client:
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a browser that runs until the end."""
     profile = tmp_path_factory.mktemp("chromium")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    words = [tool("chromium", "chromium"), *flags, "--remote-debugging-port=0", f"--user-data-dir={profile}"]
+    words = [tool("chromium", "chromium"), *QUIET, "--remote-debugging-port=0", f"--user-data-dir={profile}"]
     with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
         try:
             yield _address(profile / "DevToolsActivePort")

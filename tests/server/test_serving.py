@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from chromium import QUIET
 from clients import tool
 from oci_registry import OciRegistry
 from served import served
@@ -165,11 +166,9 @@ def test_the_page_in_a_browser(server: httpx.Client, film: Path, tmp_path: Path)
     label = "<img src=x onerror=\"document.title='open'\">"
     data = (film / "adapters" / "tone.onnx_adapter").read_bytes()
     server.put("/adapters/evil", content=data, params={"labels": f"{label},{label}2"}).raise_for_status()
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    flags += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path}"]
     page = f"{server.base_url}?model=evil&text=moon"
-    words = [tool("chromium", "chromium"), *flags, "--virtual-time-budget=6000", "--dump-dom", page]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    words = [tool("chromium", "chromium"), *QUIET, f"--user-data-dir={tmp_path}", "--virtual-time-budget=6000"]
+    done = subprocess.run([*words, "--dump-dom", page], capture_output=True, text=True, timeout=120, check=False)
     server.delete("/adapters/evil").raise_for_status()
     assert "<title>adapter-export serve</title>" in done.stdout
     assert "<img" not in done.stdout.partition("<script>")[0]
