@@ -150,7 +150,7 @@ class TestOnDemand:
 
     @pytest.mark.parametrize("resident", [2, 300], ids=["mapped", "read"])
     def test_a_file_may_change_and_go(self, bundle: Bundle, tmp_path: Path, resident: int) -> None:
-        session, folder = bundle.session(threads=1, resident=resident), bundle._home
+        session, folder = bundle.session(threads=1, resident=resident), bundle.home
         other = bundle.session(threads=1)
         other.load("late", bundle.folder / "adapters/narrow.onnx_adapter", on_demand=True)
         before, path = set(folder.iterdir()), tmp_path / "a.onnx_adapter"

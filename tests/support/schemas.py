@@ -6,7 +6,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from jsonschema import Draft202012Validator
+from jsonschema_rs import Draft202012Validator
 from make_schemas import RECORDS
 
 from adapter_export.errors import FormatError
@@ -17,7 +17,7 @@ SCHEMAS = Path(__file__).parents[2] / "schemas"
 
 @cache
 def validator(name: str) -> Draft202012Validator:
-    """The published schema `schemas/<name>.schema.json`, in the hands of the library `jsonschema`."""
+    """The published schema `schemas/<name>.schema.json`, in the hands of the library `jsonschema-rs`."""
     return Draft202012Validator(json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8")))
 
 
