@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import pytest
 from clients import alike
 from servers import free_port
 from small_bundle import OTHERS
@@ -64,6 +65,7 @@ def _table(path: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("one_cluster")
 def test_calls_and_tables_are_answered_by_the_adapters_that_they_name(
     bundle: Path, slim: dict[str, str], tmp_path: Path
 ) -> None:

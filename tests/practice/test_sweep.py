@@ -253,6 +253,7 @@ def test_a_cluster_that_does_not_answer_is_named() -> None:
         RayWorkers("127.0.0.1:1", None, 1, 0)
 
 
+@pytest.mark.usefixtures("one_cluster")
 def test_ray_trains_too(text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_agent_register_timeout_ms", "100000")  # it gives its helpers too little on a busy machine
