@@ -19,6 +19,7 @@ import asyncio
 import json
 import sys
 
+import httpx
 import yaml
 from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 from kserve import V1beta1InferenceService, V1beta1PredictorSpec
@@ -47,7 +48,7 @@ async def call():
     print(json.dumps((await v1.infer(address, {"instances": texts}, model_name="topic"))["predictions"]))
     try:
         await client.infer(address, request(["a\\0b"]), model_name="tone")
-    except Exception as error:
+    except httpx.HTTPStatusError as error:
         print(json.dumps(str(error)))
 
 

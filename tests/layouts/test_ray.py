@@ -36,13 +36,7 @@ port, texts = int(sys.argv[1]), json.loads(sys.argv[2])
 config = ServeDeploySchema.model_validate(yaml.safe_load(open("serve_config.yaml")))
 (application,) = config.applications
 module, name = application.import_path.split(":")
-for attempt in range(4):
-    try:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-        break
-    except Exception:  # its daemon gives its helpers 15 seconds to start, too little on a busy machine
-        if attempt == 3:
-            raise
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 serve.start(http_options={"host": "127.0.0.1", "port": port})
 made = getattr(__import__(module), name)(application.args)
 serve.run(made, name=application.name, route_prefix=application.route_prefix)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from adapter_export.graph.adapter import Adapter
     from adapter_export.importers.take import Tensors
-    from adapter_export.numerics.merge import Layer
+    from adapter_export.numerics.merged_layers import Layer
     from adapter_export.sites.site import Site
     from adapter_export.sites.site_map import GivenSites
 

@@ -77,7 +77,7 @@ def merge(
         ParityError: the merged base does not compute what base and adapter do; nothing is written.
         OutputExistsError, WriteError: it cannot be written.
     """
-    from adapter_export.numerics.merge import merged_layers, stored
+    from adapter_export.numerics.merged_layers import merged_layers, stored
 
     path, say = Path(output), on_progress or silent
     check_free(path, force=force)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from adapter_export.api.models.base import Base
-    from adapter_export.numerics.merge import Layer
+    from adapter_export.numerics.merged_layers import Layer
     from adapter_export.sites.site import Site
     from adapter_export.sites.view import FlowNode
 
@@ -17,7 +17,7 @@ def layer_finder(base: Base) -> Callable[[Site], Layer | None]:
     """Return what finds the weight and the bias behind a site; none where the base does not show them as tensors."""
     import numpy as np
 
-    from adapter_export.numerics.merge import Layer
+    from adapter_export.numerics.merged_layers import Layer
     from adapter_export.sites.linear import layer_of
     from adapter_export.sites.site import LAYERS
     from adapter_export.sites.view import FlowIndex

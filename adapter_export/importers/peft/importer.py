@@ -31,7 +31,7 @@ from adapter_export.importers.peft.methods.low_rank import lora as lora_of_weigh
 from adapter_export.importers.peft.methods.method import Matrix
 from adapter_export.importers.peft.options import CHECKED_WITH, Options, targeted
 from adapter_export.importers.take import Imported, ReadPickle, Recipe, Source, Taker, as_it_is, listed, transposed
-from adapter_export.numerics.merge import Layer as BaseLayer
+from adapter_export.numerics.merged_layers import Layer as BaseLayer
 from adapter_export.sites.site import LAYERS, Site, SiteMap
 
 
