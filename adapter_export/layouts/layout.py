@@ -9,14 +9,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from string import Template
+from tempfile import TemporaryDirectory
 from typing import Literal
+
+import onnx_ir as ir
 
 from adapter_export.bundle.write import BANK_FILE
 from adapter_export.errors import FormatError, UsageError, argument
 from adapter_export.format.files import new_folder
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import UNLISTED, open_whole, read_manifest, verify_files
-from adapter_export.layouts.triton import model_config
+from adapter_export.format.tensors import read_tensors
+from adapter_export.layouts.triton import in_one, model_config, take_in_one
+from adapter_export.onnx_backend.base.external import read_model
 from adapter_export.reading.files import read_bytes
 from adapter_export.version import __version__
 
@@ -73,8 +78,8 @@ def write_layout(bundle: Path, layout: Layout, folder: Path, *, name: str, force
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_text(text if path.suffix == ".py" else Template(text).substitute(words), encoding="utf-8")
                 files.append(path.as_posix())
-        repository = sorted((temporary / "model_repository").rglob("*.*"))
-        files += [path.relative_to(temporary).as_posix() for path in repository]
+        written = (*(temporary / "model_repository").rglob("*.*"), *(temporary / "adapters").glob("*"))
+        files += [path.relative_to(temporary).as_posix() for path in written]
     return Shipped(folder, layout, name, tuple(sorted(files)))
 
 
@@ -89,6 +94,7 @@ def _copied(bundle: Path, layout: Layout, folder: Path, name: str, manifest: Man
     """Copy what the layout has of a bundle: the bytes that are compared with their hashes are those of the copy."""
     if layout == "triton":
         _write_repository(bundle, folder / "model_repository", name, manifest)
+        _write_adapters(bundle, folder / "adapters", manifest)
         return manifest
     if layout == "ray" and manifest.text is None:
         fix = f"give {argument('layout', 'docker')}, or build it again with {argument('tokenizer')}"
@@ -104,14 +110,37 @@ def _copied(bundle: Path, layout: Layout, folder: Path, name: str, manifest: Man
 
 
 def _write_repository(bundle: Path, folder: Path, name: str, manifest: Manifest) -> None:
-    """Write a model for each graph into which Triton can feed adapters: `slots` by tensors, `bank` by row."""
+    """Write a model for each way to choose adapters by a call: `slots` by an adapter's tensors, `bank` by row."""
     weights = [file.path for file in manifest.files if "/" not in file.path and file.path.endswith(".bin")]
     flavours: list[Literal["slots", "bank"]] = ["slots", "bank"] if "bank" in manifest.graphs else ["slots"]
     for flavour in flavours:
         model = name if flavour == "slots" else f"{name}-{flavour}"
         needed = [file for file in weights if flavour == "bank" or file != BANK_FILE]
-        _copy(bundle, manifest, [manifest.graphs[flavour], *needed], folder / model / "1")
+        graph = manifest.graphs[flavour]
+        _copy(bundle, manifest, [graph, *needed], folder / model / "1")
+        if flavour == "slots":
+            _take_in_one(folder / model / "1" / graph, manifest, bundle / graph)
         (folder / model / "config.pbtxt").write_text(model_config(manifest, flavour, model), encoding="utf-8")
+
+
+def _take_in_one(path: Path, manifest: Manifest, where: Path) -> None:
+    model = read_model(path, lambda reason: FormatError("is not an ONNX model", where=where, found=reason))
+    take_in_one(model, manifest)
+    ir.save(model, path)
+
+
+def _write_adapters(bundle: Path, folder: Path, manifest: Manifest) -> None:
+    """Write what a call sends to run an adapter: the bytes of float32 numbers, little-endian."""
+    files = [record.safetensors for record in manifest.adapters]
+    with TemporaryDirectory(dir=folder.parent) as copy:
+        _copy(bundle, manifest, files, Path(copy) / "read")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for record in manifest.adapters:
+            numbers = in_one(
+                manifest, read_tensors(Path(copy) / "read" / record.safetensors), f"adapter `{record.name}`"
+            )
+            (folder / f"{record.name}.bin").write_bytes(numbers.astype("<f4").tobytes())
 
 
 def _copy(bundle: Path, manifest: Manifest, paths: Sequence[str], folder: Path) -> None:

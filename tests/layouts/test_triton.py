@@ -6,7 +6,11 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
+import pytest
 from clients import alike
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 from servers import free_port, running
 
 import adapter_export as ae
@@ -20,6 +24,7 @@ def test_a_client_sends_an_adapter_and_gets_its_answers(
     shipped = ae.ship(bundle, tmp_path / "triton", layout="triton", name="small")
     assert {"model_repository/small/1/model.onnx", "model_repository/small-bank/config.pbtxt"} <= set(shipped.files)
     assert not (shipped.folder / "model_repository/small/1/bank.bin").exists()
+    _no_part_of_an_adapter_runs(bundle, shipped.folder)
     port = free_port()
     rules = [platform_python, Path(__file__).with_name("triton_rules.py"), shipped.folder / "model_repository", port]
     with running(rules, tmp_path, slim, (tmp_path / "ready").exists):
@@ -38,3 +43,24 @@ def test_a_client_sends_an_adapter_and_gets_its_answers(
             alike([json.loads(line) for line in done.stdout.splitlines()], expected)
         refused = call("tone", "--model", "small", "--by", "bank")
     assert "unexpected inference input 'adapter_ids'" in refused.stderr
+
+
+def _no_part_of_an_adapter_runs(bundle: Path, folder: Path) -> None:
+    """An adapter is one input: with it the graph is the bundle's, without it the base, and anything else an error."""
+    graph = onnxruntime.InferenceSession(folder / "model_repository/small/1/model.onnx")
+    session = ae.open_bundle(bundle).session()
+    (given,) = graph.get_overridable_initializers()
+    names = [output.name for output in graph.get_outputs()]
+    inputs = {"input_ids": np.array([[2, 5, 6, 3]]), "attention_mask": np.ones((1, 4), np.int64)}
+    for adapter in ("tone", "topic", "mood"):
+        numbers = np.fromfile(folder / "adapters" / f"{adapter}.bin", "<f4")
+        found = dict(zip(names, graph.run(None, {**inputs, given.name: numbers}), strict=True))
+        for output, expected in session.run(inputs, adapter).items():
+            np.testing.assert_allclose(found[output], expected, rtol=1e-4, atol=1e-5)
+        half = np.concatenate([numbers[: len(numbers) // 2], numbers[:1]])
+        for wrong in (numbers[:-1], np.append(numbers, np.float32(0)), half, numbers[:1], np.roll(numbers, 1)):
+            with pytest.raises((Fail, InvalidArgument, RuntimeException)):
+                graph.run(None, {**inputs, given.name: wrong})
+    found = dict(zip(names, graph.run(None, inputs), strict=True))
+    for output, expected in session.run(inputs, None).items():
+        np.testing.assert_allclose(found[output], expected, rtol=1e-4, atol=1e-5)

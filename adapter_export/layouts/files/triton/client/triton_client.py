@@ -3,8 +3,8 @@
     python triton_client.py BUNDLE --model NAME --adapter trec --text 'How far is the moon?'
 
 Texts become tokens here, and results become answers here, by the runtime of adapter-export. With `--by slots` the
-tensors of the adapter go with each call; with `--by bank`, for a model whose graph holds the adapters, the number of
-its row does.
+tensors of the adapter go with each call, as one input; with `--by bank`, for a model whose graph holds the adapters,
+the number of its row does.
 """
 
 from __future__ import annotations
@@ -77,13 +77,18 @@ class TritonSession:
         return {bank.ids: np.full(rows, bank.rows.index(request.adapter), np.int64)}
 
     def _read(self, adapter: str) -> Mapping[str, np.ndarray]:
-        """Return a tensor for every slot: an adapter that lacks one would be mixed with another."""
+        """Return the one input that holds an adapter: how many numbers each slot has, lengths, numbers."""
         path = self._record(adapter).onnx_adapter
         data = (self._bundle.folder / path).read_bytes()
         (expected,) = (file.sha256 for file in self._bundle.manifest.files if file.path == path)
         if hashlib.sha256(data).hexdigest() != expected:
             raise RequestError("was changed since the bundle was opened", where=path)
-        return parse_adapter(data, path)
+        tensors, slots = parse_adapter(data, path), self._bundle.manifest.slots
+        free = {slot.name: [place for place, axis in enumerate(slot.axes) if isinstance(axis, str)] for slot in slots}
+        ordered = [tensors[slot.name] for slot in slots]
+        lengths = [tensors[slot.name].shape[place] for slot in slots for place in free[slot.name][1:]]
+        header = np.array([*(tensor.size for tensor in ordered), *lengths], np.float32)
+        return {"adapter": np.concatenate([header, *(tensor.ravel() for tensor in ordered)])}
 
     def _record(self, adapter: str) -> Any:
         if adapter not in self._records:
