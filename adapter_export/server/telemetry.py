@@ -169,8 +169,7 @@ def _tracer() -> Any:
     if not _installed("opentelemetry.sdk"):
         log("no traces", level=logging.WARNING, reason="opentelemetry-sdk is not installed")
         return None
-    from opentelemetry import trace  # noqa: PLC0415 - an optional part of the extra
-    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - an optional part of the extra
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter  # noqa: PLC0415
 
     provider = TracerProvider()  # reads OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES and OTEL_TRACES_SAMPLER
@@ -183,8 +182,7 @@ def _tracer() -> Any:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
 
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    trace.set_tracer_provider(provider)
-    return trace.get_tracer("adapter_export.server")
+    return provider.get_tracer("adapter_export.server")  # not for all of the process: FastAPI would trace requests, too
 
 
 def _installed(module: str) -> bool:
