@@ -20,7 +20,7 @@ from adapter_export.importers import adapterhub
 from adapter_export.importers.take import Imported
 from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.sites.discover import discover
-from adapter_export.sites.site import SiteMap
+from adapter_export.sites.site import Site, SiteMap
 from adapter_export.torch_backend.base.base import TorchBase, load_base
 from adapter_export.torch_backend.base.huggingface import capture_folder
 from adapter_export.torch_backend.base.pickles import read_torch_file
@@ -82,5 +82,11 @@ def adapterhub_base(factory: pytest.TempPathFactory, name: str) -> Made:
 
 
 def import_adapterhub(folder: Path, sites: SiteMap, **options: Any) -> Imported:
-    """As the library does it where torch is there to read pickled tensors."""
-    return adapterhub.import_adapterhub(folder, sites, **{"read_pickle": read_torch_file, **options})
+    """As the library does it where torch is there to read pickled tensors, with the weights of the fixture's base."""
+    weights = FIXTURES / folder.parent.name / "model" / "model.safetensors"
+
+    def weight_at(site: Site) -> np.ndarray | None:
+        return load_file(weights).get(f"{site.path}.weight") if weights.exists() else None
+
+    options = {"read_pickle": read_torch_file, "weight_at": weight_at, **options}
+    return adapterhub.import_adapterhub(folder, sites, **options)

@@ -323,7 +323,14 @@ def import_adapterhub(
 
     opened, source = recorded_base(base), Path(folder)
     settings = _import_settings(opened, source, name, member, by_number)
-    imported = adapterhub.import_adapterhub(source, opened.sites.complete, with_head=not without_head, **settings)
+    layer_at = _finding(opened)
+
+    def weight_at(site: Site) -> np.ndarray | None:
+        layer = layer_at(site)
+        return None if layer is None else layer.weight
+
+    settings |= {"with_head": not without_head, "weight_at": weight_at}
+    imported = adapterhub.import_adapterhub(source, opened.sites.complete, **settings)
     tell(imported.notes, on_note)
     return with_site_map(with_facts(imported.adapter, facts), opened)
 

@@ -13,14 +13,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, FormatError, UsageError, argument, within
+from adapter_export.errors import AdapterError, FormatError, argument, within
 from adapter_export.format.records import record_from_json
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.attention import FIRST_TEMPERATURE, FusionOptions, attend
 from adapter_export.graph.compose.members import Composition, Here, Member, Merged, compose
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.kinds.adapterhub import BottleneckConfig
-from adapter_export.importers.adapterhub.config import LoraConfig
+from adapter_export.importers.adapterhub.config import LoraConfig, Method
 from adapter_export.importers.adapterhub.folder import (
     FUSION_CONFIG,
     Block,
@@ -43,8 +43,6 @@ from adapter_export.sites.site import SiteMap
 
 _IGNORED = ("gate.weight", "gate.bias", "adapter_norm_after.weight", "adapter_norm_after.bias")
 """What a fusion leaves out of its members: it takes what they add before gates and norms."""
-
-Method = BottleneckConfig | LoraConfig
 
 
 @dataclass(frozen=True)
@@ -80,15 +78,14 @@ def compile_setup(
     setup: Setup, sites: SiteMap, name: str, base: str, *, by_number: bool, read_pickle: ReadPickle | None
 ) -> tuple[Adapter, tuple[str, ...]]:
     """Make one adapter of a composition, without a head, and say what a user should know."""
-    methods: dict[str, Method] = {one: member.config.method for one, member in setup.members.items()}
-    _check_methods(setup, methods)
+    methods = _methods(setup)
     acting = _acting(setup.block, methods, sites)
     members, notes = [], dict[str, None]()
     for number, (one, method) in enumerate(_in_place(setup.block, methods).items(), 1):
         adapter, told = _import_member(setup, one, method, sites, base, by_number=by_number)
         members.append(Member(adapter.name, number, adapter))
         notes |= dict.fromkeys(told)
-    _check_low_rank(members, methods, sites)
+    _check_low_rank(members, setup.block, methods, sites)
     fusions = dict(_fusions(setup, acting, sites, by_number=by_number, read_pickle=read_pickle))
     weights = {key: tensor for fusion in fusions.values() for key, tensor in fusion.taker.weights.items()}
     embeddings = {site.name for site in sites.of_roles((EMBEDDINGS,))}
@@ -110,81 +107,87 @@ def compile_setup(
     return replace(made, placements=placements), (*notes, *_notes(setup, methods, fusions.values()))
 
 
-def _check_methods(setup: Setup, methods: Mapping[str, Method]) -> None:
-    low_rank = [name for name, method in methods.items() if isinstance(method, LoraConfig)]
-    if low_rank and len(low_rank) < len(methods):
-        raise AdapterError(
-            "only bottlenecks can be fused or stacked, and LoRA and IA3 averaged among themselves",
-            found=f"`{low_rank[0]}` is LoRA or IA3",
-            fix=f"give {argument('member', low_rank[0], option='name')} to import it alone",
-        )
+def _methods(setup: Setup) -> dict[str, Method]:
+    """The method of each member; an AdapterError for what the library does not put together in this way."""
+    methods: dict[str, Method] = {}
+    for name, member in setup.members.items():
+        if len(member.config.methods) > 1:
+            raise AdapterError(
+                "a union in a composition, whose two methods would be composed in two ways",
+                found=f"`{name}`",
+                fix=f"give {argument('member', name, option='name')} to import it alone",
+            )
+        methods[name] = member.config.methods[0]
+    low_rank = {name: method for name, method in methods.items() if isinstance(method, LoraConfig)}
+    if not low_rank:
+        return methods
     block = setup.block
-    if low_rank and (block.kind != "Average" or len(block.children) != len(low_rank)):
-        raise UsageError(
-            "a composition of LoRA or IA3 that is not imported as a whole",
-            where=setup.path,
-            found=f"`{block.kind}` of {listed(block.names)}",
-            expected="an `Average` of single adapters",
+    flat = len(block.children) == len(methods)
+    if not flat or not (block.kind == "Stack" or (block.kind == "Average" and len(low_rank) == len(methods))):
+        raise AdapterError(
+            "LoRA and IA3 are stacked, with bottlenecks among them or not, or averaged among themselves",
+            found=f"`{block.kind}` of {listed(block.names)}, of which `{next(iter(low_rank))}` is LoRA or IA3",
+            expected="a `Stack` of single adapters, or an `Average` of single LoRA or IA3",
+            fix=f"give {argument('member', next(iter(low_rank)), option='name')} to import it alone",
+        )
+    later = list(low_rank)[1:]
+    wrong = [name for name in low_rank if low_rank[name].use_dora or (name in later and low_rank[name].use_gating)]
+    if len(low_rank) > 1 and wrong:
+        raise AdapterError(
+            "is a stack or an average with DoRA, or with a gate that reads another value than the matrices beside it",
+            found=listed(wrong),
             fix=f"give {argument('member', option='name')} with one of its adapters",
         )
+    return methods
 
 
-def _check_low_rank(members: Sequence[Member], methods: Mapping[str, Method], sites: SiteMap) -> None:
-    if not any(isinstance(method, LoraConfig) for method in methods.values()):
+def _check_low_rank(members: Sequence[Member], block: Block, methods: Mapping[str, Method], sites: SiteMap) -> None:
+    low_rank = [isinstance(method, LoraConfig) for method in methods.values()]
+    adapters = [one.adapter for one, low in zip(members, low_rank, strict=True) if low]
+    if not adapters:
         return
-    adapters = [one.adapter for one in members]
-    if len({adapter.kind for adapter in adapters}) > 1 or len({tuple(one.placements) for one in adapters}) > 1:
+    places = {tuple(one.placements) for one in adapters}
+    if len({one.kind for one in adapters}) > 1 or (block.kind == "Average" and len(places) > 1):
         raise AdapterError(
-            "its members act in different places or ways, and AdapterHub's library cannot run their average",
+            "its members act in different places or ways, and AdapterHub's library cannot run them together",
             found=", ".join(f"`{one.name}`: {one.kind} at {len(one.placements)} layers" for one in adapters),
             expected="the same method at the same layers in all of them",
         )
-    fused = [site.name for site in sites if site.name in adapters[0].placements and site.parts]
-    if fused:
-        raise AdapterError("AdapterHub's library cannot run an average at fused layers", found=f"`{fused[0]}`")
+    fused = [site.name for site in sites if any(site.name in one for one in places) and site.parts]
+    if fused and len(members) > 1:
+        raise AdapterError("AdapterHub's library cannot compose LoRA or IA3 at fused layers", found=f"`{fused[0]}`")
+    narrow = [site for site in sites if site.role == "linear" and site.width != site.width_in]
+    both = [site.name for site in narrow if sum(site.name in one.placements for one in adapters) > 1]
+    if both and block.kind == "Stack" and adapters[0].kind == "lora":
+        raise AdapterError(
+            "in a stack the second LoRA reads what the first one adds, B₂(A₂ B₁(A₁ u)), which is not as wide as the "
+            "layer's input here: AdapterHub's library cannot run it",
+            found=f"`{both[0]}`",
+            fix=f"give {argument('member', option='name')} with one of its adapters",
+        )
 
 
 def _acting(block: Block, methods: Mapping[str, Method], sites: SiteMap) -> dict[str, list[str]]:
     """The bottlenecks that act at each sublayer, after a look at what the library can run."""
     kinds = {one: as_kind(config, one) for one, config in methods.items() if isinstance(config, BottleneckConfig)}
-    parallel = {name for name, method in methods.items() if isinstance(method, BottleneckConfig) and method.is_parallel}
     acting = {}
     for site in sites.sublayers:
         here = [name for name, kind in kinds.items() if kind.component_at(site) is not None]
         with within(f"`{site.name}`"):
             for each in block.blocks():
-                _check_block(each, here, parallel)
+                _check_block(each, here)
         acting[site.name] = here
     return acting
 
 
-def _check_block(block: Block, acting: Sequence[str], parallel: Collection[str]) -> None:
+def _check_block(block: Block, acting: Collection[str]) -> None:
     here = [name for name in block.names if name in acting]
-    beside = [name for name in here if name in parallel]
-    if block.kind == "Stack":
-        children = [child for child in block.children if isinstance(child, Block) or child in acting]
-        found = [child for child in children if child in parallel]
-        if found and len(children) > 1:
-            raise AdapterError(
-                "a stack with a parallel adapter loses what the layer and the adapters before it compute in AdapterHub",
-                found=f"`{found[0]}`",
-            )
-    elif here and len(here) < len(block.names):
+    if block.kind != "Stack" and here and len(here) < len(block.names):
         raise AdapterError(
             "its members act in different places, and AdapterHub's library cannot run a "
             f"`{block.kind}` of which some act at a site and some do not",
             found=f"nothing of {listed(name for name in block.names if name not in acting)}",
             expected="`mh_adapter`, `output_adapter` and `leave_out` that are the same in all of them",
-        )
-    elif beside and block.kind == "Fuse":
-        raise AdapterError(
-            "a fusion of parallel adapters adds output and residual twice in AdapterHub, which cannot be expressed",
-            found=listed(beside),
-        )
-    elif beside and len(beside) < len(block.names):
-        raise AdapterError(
-            "an average of parallel and other adapters loses or doubles what the layer computes in AdapterHub",
-            found=listed(beside),
         )
 
 
@@ -195,10 +198,12 @@ def _in_place(block: Block, methods: Mapping[str, Method]) -> dict[str, Method]:
         found |= {child: methods[child]} if isinstance(child, str) else _in_place(child, methods)
         name = child if isinstance(child, str) else child.names[-1]
         config, first = found[name], methods[block.names[0]]
-        if isinstance(config, LoraConfig) or isinstance(first, LoraConfig):
+        if isinstance(config, LoraConfig):
             continue
-        if block.kind == "Average" and isinstance(child, str):
+        if block.kind == "Average" and isinstance(child, str) and isinstance(first, BottleneckConfig):
             read, residual = first.original_ln_before, first.residual_before_ln
+            if first.is_parallel:  # then `h` and the residual are `x` for all
+                read, residual = False, True
             config = replace(config, original_ln_before=read, residual_before_ln=residual)
         elif block.kind == "Fuse":  # what it adds alone
             config = replace(config, residual_before_ln=True, use_gating=False, ln_after=False, dropout=0.0)
@@ -219,7 +224,7 @@ def _import_member(
     with within(member.folder.path):
         if isinstance(method, LoraConfig):
             kind: str = method.kind
-            notes += import_low_rank(method, names, taker, sites, by_number=by_number)
+            notes += import_low_rank(method, names, taker, sites, None, by_number=by_number)
         else:
             kind = "bottleneck"
             method, more = without_unused_inverse(method, saved.document, names)
@@ -267,7 +272,8 @@ def _fusions(
         owner = "fusion" if number == 1 else f"fusion_{number}"
         own = {full: tensor for full, tensor in saved.tensors.items() if full not in others}
         taker = Taker(own, f"{saved.weights.parent.name}/{saved.weights.name}")
-        keys, _ = keys_at_sites(names.of("adapter_fusion_layer"), sublayer_target, sites, by_number=by_number)
+        layers = names.of("adapter_fusion_layer")
+        keys, _ = keys_at_sites(layers, lambda path: sublayer_target(path, sites), sites, by_number=by_number)
         recipes: dict[str, Recipe] = {}
         for part, there in (("query", config.query), ("key", config.key), ("value", config.value)):
             if there:
@@ -316,11 +322,10 @@ class _Composer:
             return self._average(block, value)
         if block.kind == "Fuse":
             return self._fuse(block, value)
-        for child in block.children:
-            if isinstance(child, Block):
-                value = self._of(child, value)
-            elif child in self._here:
-                value = self._single(child, value)
+        acting = [child for child in block.children if isinstance(child, Block) or child in self._here]
+        lost = [at for at, child in enumerate(acting) if self._is_parallel(child)]
+        for child in acting[lost[-1] if lost else 0 :]:  # a parallel one reads `x`, and loses what is before it
+            value = self._of(child, value) if isinstance(child, Block) else self._single(child, value)
         return value
 
     def _average(self, block: Block, value: str) -> str:
@@ -329,8 +334,10 @@ class _Composer:
         for child, weight in zip(block.children, block.weights, strict=True):
             if isinstance(child, Block):
                 result = self._of(child, self._read(block.names[0], value))
+            elif self._is_parallel(child):
+                result = self._chain.delta(self._here[child], {"x": self._read(block.names[0], value)})
             else:
-                result = self._single(child, value)
+                result = self._single(child, "x" if self._is_parallel(block.names[0]) else value)
             factor = weight / len(block.children)
             parts.append(self._chain.once(Node("scale", (result,), f"{result}_part", {}, {"factor": factor})))
         total = parts[0]
@@ -342,7 +349,9 @@ class _Composer:
         fusion, last = self._fusions[block], self._methods[block.names[-1]]
         assert isinstance(last, BottleneckConfig), "only bottlenecks are fused"
         read = residual = self._read(block.names[-1], value)
-        if last.residual_before_ln == "post_add":
+        if last.is_parallel:
+            value = "x"  # what a parallel one hands on in the place of `h`
+        elif last.residual_before_ln == "post_add":
             residual = self._chain.once(Node("add", (value, "x"), f"{value}_sum"))
         elif last.residual_before_ln is True:
             residual = value
@@ -352,7 +361,9 @@ class _Composer:
             reads = read
             for one in before:
                 reads = self._single(one, reads)
-            added.append(self._chain.delta(self._here[name], {"h": reads}))
+            if isinstance(child, Block) and self._is_parallel(name):
+                reads = "x"
+            added.append(self._chain.delta(self._here[name], {"x" if self._is_parallel(name) else "h": reads}))
         config = fusion.config
         options = FusionOptions(
             query=config.query,
@@ -374,14 +385,34 @@ class _Composer:
             return "x"
         return self._chain.normed_sum(value) if method.original_ln_before else value
 
+    def _is_parallel(self, child: Block | str) -> bool:
+        """Whether an adapter, or the one that says what a composition reads, reads `x` in the place of `h`."""
+        if isinstance(child, Block):
+            child = child.last_names[-1] if child.kind == "Fuse" else child.names[0]
+        method = self._methods[child]
+        return isinstance(method, BottleneckConfig) and method.is_parallel
+
     def _single(self, name: str, value: str) -> str:
         one = self._here[name]
+        if isinstance(self._methods[name], LoraConfig) and value != "h" and self._only_adds(name):
+            return self._chain.delta(_reading(one, "x"), {"x": value})  # in a stack, what the one before it adds
         return (self._chain.delta if self._only_adds(name) else self._chain.result)(one, {"h": value})
 
     def _only_adds(self, name: str) -> bool:
         """Whether the library adds the residual once, behind the whole composition."""
         method = self._methods[name]
         return method.composition_mode == "add" if isinstance(method, LoraConfig) else method.is_parallel
+
+
+def _reading(one: Here, value: str) -> Here:
+    """A LoRA that reads a value as wide as its layer's output in the place of `u`."""
+    graph = one.graph
+    nodes = tuple(
+        replace(node, inputs=tuple(value if name == "u" else name for name in node.inputs)) for node in graph.nodes
+    )
+    shapes = {name: tuple("d" if dim == "d_in" else dim for dim in shape) for name, shape in graph.parameters.items()}
+    inputs = tuple(value if name == "u" else name for name in graph.inputs)
+    return Here(one.member, replace(graph, inputs=inputs, nodes=nodes, parameters=shapes))
 
 
 def _notes(setup: Setup, methods: Mapping[str, Method], fusions: Iterable[_Fusion]) -> Iterator[str]:
@@ -400,6 +431,12 @@ def _notes(setup: Setup, methods: Mapping[str, Method], fusions: Iterable[_Fusio
     if ignored:
         names = listed(ignored)
         yield f"a fusion takes what its members add before their gates and norms: those of {names} have no effect"
+    parallel = [name for name, method in methods.items() if isinstance(method, BottleneckConfig) and method.is_parallel]
+    if parallel and any(block.kind == "Stack" and len(block.children) > 1 for block in setup.block.blocks()):
+        yield (
+            f"AdapterHub's library loses in a stack what is before a parallel adapter ({listed(parallel)}), and what "
+            "the layer computes where another one comes behind it: so does the imported adapter"
+        )
     others = sum(fusion.others for fusion in fusions)
     if others:
         yield f"{others} tensors of other fusions lie in the file, and were left out"

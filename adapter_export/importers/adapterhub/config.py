@@ -29,12 +29,23 @@ _WITHOUT_EFFECT = ("attention_type", "new_attention_norm")
 """Fields of version 1 that no version of the library reads in its forward pass."""
 
 _REFUSED = {
-    "prefix_tuning": "prefix tuning puts learned keys and values before each attention",
-    "prompt_tuning": "prompt tuning makes the text longer",
-    "reft": "ReFT acts on single positions",
-    "mtl_lora": "MTL-LoRA mixes several up-projections",
-    "union": "a union joins several methods in one adapter",
+    "prefix_tuning": (
+        "prefix tuning computes (1 − λ)·attention(q, K, V) + λ·attention(q, P_k, P_v), and λ needs the sum of the "
+        "base's own attention scores, which no site has",
+        "train `scaled_par_bn` instead, the nearest form at a site",
+    ),
+    "prompt_tuning": (
+        "prompt tuning reads [P; x], trained vectors before the text, and moves the positions, the mask and the cache "
+        "of the base",
+        "train `scaled_par_bn` or LoRA instead",
+    ),
+    "reft": (
+        "ReFT adds Rᵀ(W y + b − R y) to the first and last tokens alone, and no site says where in its text a token "
+        "stands",
+        "train `adapter_plus` instead, which adds U f(D y) to every token",
+    ),
 }
+"""By `architecture`: the formula that does not fit, and the way out."""
 
 
 _MOST = 1e9
@@ -43,9 +54,9 @@ _MOST = 1e9
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """`LoRAConfig` by its own names: LoRA where `composition_mode` is `add`, else IA3."""
+    """`LoRAConfig` and `MTLLoRAConfig` by their own names: LoRA where `composition_mode` is `add`, else IA3."""
 
-    architecture: Literal["lora"]
+    architecture: Literal["lora", "mtl_lora"]
     r: int
     alpha: float
     attn_matrices: tuple[str, ...]
@@ -62,6 +73,14 @@ class LoraConfig:
     vera_d: float | None = None
     vera_b: float | None = None
     dtype: str | None = None
+    n_up_projection: int = 1
+    task_specific_matrix_type: Literal["singular_values"] = "singular_values"
+    weights_sharpness: float = 0.05
+
+    @property
+    def is_vera(self) -> bool:
+        """Whether its two matrices are those of VeRA, which all layers share."""
+        return self.vera_d is not None or self.vera_b is not None
 
     @property
     def kind(self) -> Literal["lora", "ia3"]:
@@ -69,11 +88,17 @@ class LoraConfig:
         return "lora" if self.composition_mode == "add" else "ia3"
 
 
+Method = BottleneckConfig | LoraConfig
+
+
 @dataclass(frozen=True)
 class Config:
-    """What an `adapter_config.json` says; `notes` is what was changed on reading, as the library itself does."""
+    """What an `adapter_config.json` says; `notes` is what was changed on reading, as the library itself does.
 
-    method: BottleneckConfig | LoraConfig
+    A union has two methods, a bottleneck and LoRA or IA3; all else has one.
+    """
+
+    methods: tuple[Method, ...]
     name: str
     hidden_size: int
     model_type: str | None
@@ -92,18 +117,39 @@ def read_config(document: Mapping[str, Any]) -> Config:
             fix="give the folder that `model.save_adapter(folder, name)` wrote",
         )
     with within("`config`"):
-        architecture = method.get("architecture")
-        if isinstance(architecture, str) and architecture in _REFUSED:
-            raise _inexpressible(f"`{architecture}`", _REFUSED[architecture])
-        if architecture not in (None, "lora"):
-            raise FormatError(
-                "an unknown method",
-                found=f"`architecture`: `{architecture}`",
-                expected="none (a bottleneck) or `lora`",
-            )
-        read, notes = _bottleneck(method, version) if architecture is None else _lora(method, version)
+        read = [_method(each, version) for each in _joined(method)]
+    methods, notes = tuple(one for one, _ in read), tuple(note for _, told in read for note in told)
+    if len({type(one) for one in methods}) < len(methods):
+        raise AdapterError(
+            "is a union of two methods of one kind, of which each site could have only one",
+            found=f"{len(methods)} members",
+            expected="a bottleneck, and LoRA or IA3",
+            fix="train them as two adapters",
+        )
     model_type = document.get("model_type")
-    return Config(read, name, width, model_type if isinstance(model_type, str) else None, notes)
+    return Config(methods, name, width, model_type if isinstance(model_type, str) else None, notes)
+
+
+def _joined(method: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The members of a union, or the method itself."""
+    members = method.get("configs") if method.get("architecture") == "union" else [method]
+    if not isinstance(members, list) or not members or not all(isinstance(one, dict) for one in members):
+        raise FormatError("a union without members", found=f"`configs`: {members}")
+    return members
+
+
+def _method(method: Mapping[str, Any], version: str | None) -> tuple[Method, tuple[str, ...]]:
+    architecture = method.get("architecture")
+    if isinstance(architecture, str) and architecture in _REFUSED:
+        why, fix = _REFUSED[architecture]
+        raise AdapterError(why, found=f"`{architecture}`", expected="a bottleneck, LoRA or IA3", fix=fix)
+    if architecture not in (None, "lora", "mtl_lora"):
+        raise FormatError(
+            "an unknown method",
+            found=f"`architecture`: `{architecture}`",
+            expected="none (a bottleneck), `lora`, `mtl_lora` or `union`",
+        )
+    return _bottleneck(method, version) if architecture is None else _lora(method, version)
 
 
 def _version(document: Mapping[str, Any]) -> str | None:
@@ -127,15 +173,6 @@ def _numbers(version: str) -> tuple[int, int] | None:
     """The first two numbers of `adapters.1.3.0`, `1.0.0.dev0`, `3.2`."""
     found = re.match(r"(\d{1,6})\.(\d{1,6})", version.removeprefix(_PREFIX))
     return (int(found[1]), int(found[2])) if found else None
-
-
-def _inexpressible(found: str, why: str) -> AdapterError:
-    return AdapterError(
-        f"{why}, which cannot be expressed as an adapter graph",
-        found=found,
-        expected="a bottleneck, LoRA or IA3",
-        fix="train one of those instead",
-    )
 
 
 def _bottleneck(config: Mapping[str, Any], version: str | None) -> tuple[BottleneckConfig, tuple[str, ...]]:
@@ -171,10 +208,14 @@ def _lora(config: Mapping[str, Any], version: str | None) -> tuple[LoraConfig, t
         raise FormatError(
             "has a rank or a factor of no LoRA", found=f"`r` {read.r}, `alpha` {read.alpha}", expected=expected
         )
-    if read.use_dora:
-        raise _inexpressible("`use_dora`", "DoRA normalises the base's own weights")
-    if read.vera_d is not None or read.vera_b is not None:
-        raise _inexpressible("`vera_d`, `vera_b`", "VeRA shares frozen random matrices")
+    if read.weights_sharpness == 0:
+        raise FormatError("the weights of its up-projections are divided by zero", found="`weights_sharpness`: 0")
+    if read.use_dora and read.use_gating:
+        raise AdapterError(
+            "is `m/‖W + B A‖ ⊙ (h + g·B A u)` with a gate g for each text, which no importer makes yet",
+            found="`use_dora`, `use_gating`",
+            fix="train DoRA without gates",
+        )
     numbers = _numbers(version) if version is not None and version.startswith(_PREFIX) else None
     if numbers is None or numbers >= (1, 1) or read.alpha == read.r:
         return read, ()
@@ -220,8 +261,8 @@ def check_base(
             fix=f"give the model that it was trained on as {argument('base')}",
         )
     check_architecture(config.model_type, model_type, by_number=by_number)
-    method = config.method
-    if isinstance(method, LoraConfig):
+    method = next((one for one in config.methods if isinstance(one, BottleneckConfig)), None)
+    if method is None:
         return
     if config.model_type == "albert" and method.mh_adapter:
         raise AdapterError(

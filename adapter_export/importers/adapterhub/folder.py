@@ -18,7 +18,7 @@ from adapter_export.importers.adapterhub.config import Config, read_config
 from adapter_export.importers.match import Target
 from adapter_export.importers.take import ReadPickle, Tensors, listed, read_file
 from adapter_export.reading.documents import read_json
-from adapter_export.sites.site import Role
+from adapter_export.sites.site import Role, SiteMap
 
 ADAPTER_CONFIG = "adapter_config.json"
 FUSION_CONFIG = "adapter_fusion_config.json"
@@ -238,15 +238,27 @@ _MODULES_BEHIND: dict[str, Role] = {
 """How the path of a module ends that is one of the base's, in BERT and its kin."""
 
 
-def sublayer_target(path: str) -> Target:
-    """Where the bottleneck of a module acts; an AdapterError if the module has an unknown name."""
+def sublayer_target(path: str, sites: SiteMap) -> Target:
+    """Where the bottleneck of a module acts; an AdapterError if nothing tells behind what.
+
+    A module of another name, such as T5's `decoder.block.0.layer.1`, tells it where the base has one sublayer in it.
+    """
     for end, role in (_CONTAINERS_BEHIND | _MODULES_BEHIND).items():
         if f".{path}".endswith(f".{end}"):
             return Target(path, path if end in _MODULES_BEHIND else path[: -len(end)].rstrip("."), role)
+    names = path.split(".")
+    for start in range(len(names)):  # the base may have another prefix
+        inside = f".{'.'.join(names[start:])}."
+        roles = {site.role for site in sites.sublayers if inside in f".{site.path}."}
+        if roles:
+            break
+    if len(roles) == 1 and any(name.isdecimal() for name in names[start:]):
+        return Target(path, path, roles.pop())
     raise AdapterError(
         "a bottleneck in a module of an unknown name",
         found=f"`{path}`",
-        expected=", ".join(f"`….{end}`" for end in (*_CONTAINERS_BEHIND, *_MODULES_BEHIND)),
+        expected=", ".join(f"`….{end}`" for end in (*_CONTAINERS_BEHIND, *_MODULES_BEHIND))
+        + ", or a module of the base with one sublayer in it",
     )
 
 
@@ -341,14 +353,14 @@ def read_setup(path: Path, read_pickle: ReadPickle | None) -> Setup:
 def _block(document: Mapping[str, Any], path: Path, outside: str = "") -> Block:
     kind, children = document.get("type"), document.get("children")
     if kind not in ("Stack", "Average", "Fuse"):
-        raise _not_whole(path, f"`{kind}`")
+        raise _not_whole(path, f"`{kind}`", str(kind))
     if not isinstance(children, list) or not children or not all(isinstance(child, dict) for child in children):
         raise FormatError("a composition without children", found=f"`children`: {children}")
     allowed = ("single",) if outside == "Fuse" else _NESTED[kind]
     strangers = [str(child.get("type")) for child in children if child.get("type") not in allowed]
     if strangers:
         behind = f" in a `{outside}`" if outside == "Fuse" else ""
-        raise _not_whole(path, f"`{strangers[0]}` in a `{kind}`{behind}")
+        raise _not_whole(path, f"`{strangers[0]}` in a `{kind}`{behind}", strangers[0])
     read: list[Block | str] = []
     for child in children:
         names = child.get("children")
@@ -383,12 +395,22 @@ def _weights(document: Mapping[str, Any], count: int) -> tuple[float, ...]:
     return tuple(float(np.float32(weight)) for weight in weights)  # the library rounds them, too
 
 
-def _not_whole(path: Path, found: str) -> UsageError:
+_BY_ROW = ("Parallel", "BatchSplit", "MultiTask")
+
+
+def _not_whole(path: Path, found: str, kind: str = "") -> UsageError:
     names = ", ".join(f"`{name}`" for name in adapters_in(path))
+    what, fix = "its composition is not imported as a whole", f"give {argument('member', option='name')} with one of"
+    fix = f"{fix} its adapters: {names}"
+    if kind in _BY_ROW:
+        what = "gives each row of a batch its own adapter, Aᵢ(h) in row i, which is a choice of the request"
+        fix += "; build all of them into one bundle, and name one for each row: `session.run(inputs, adapters=[…])`"
+    elif kind == "Split":
+        what = "gives each part of a text its own adapter, Aᵢ(h) from token sᵢ on, and no site says where it stands"
     return UsageError(
-        "its composition is not imported as a whole",
+        what,
         where=path,
         found=found,
         expected="`Stack`, `Average` and `Fuse`, nested as the library allows it",
-        fix=f"give {argument('member', option='name')} with one of its adapters: {names}",
+        fix=fix,
     )

@@ -31,7 +31,12 @@ from adapter_export.importers.adapterhub.folder import (
     read_saved,
     read_setup,
 )
-from adapter_export.importers.adapterhub.methods import import_bottleneck, import_low_rank, without_unused_inverse
+from adapter_export.importers.adapterhub.methods import (
+    WeightAt,
+    import_bottleneck,
+    import_low_rank,
+    without_unused_inverse,
+)
 from adapter_export.importers.take import Imported, ReadPickle, Taker, as_it_is, listed, transposed, zeros
 from adapter_export.sites.site import SiteMap
 
@@ -59,13 +64,14 @@ def import_adapterhub(
     by_number: bool = False,
     model_type: str | None = None,
     read_pickle: ReadPickle | None = None,
+    weight_at: WeightAt | None = None,
 ) -> Imported:
     """Import an adapter that AdapterHub's library saved, or a composition that it saved as a setup.
 
     `folder` has one adapter, several, or a setup; `base` is the fingerprint of the base, `model_type` its architecture
     by its name in transformers, if it is known. `member` says which adapter of several is meant; in a setup, none is
     the whole. With `by_number`, layers are matched by their numbers if no path agrees, whatever the architecture.
-    Without `read_pickle`, safetensors alone are read.
+    Without `read_pickle`, safetensors alone are read; without `weight_at`, DoRA is refused.
 
     Raises:
         UsageError: there are several and none is named, or a composition is not imported as a whole.
@@ -93,18 +99,20 @@ def import_adapterhub(
         with within(read.adapter.path):
             config = read_config(document)
             check_base(config, read.interface, sites, model_type, by_number=by_number)
-        names, notes, method = names_of(read.adapter.tensors, config.name), config.notes, config.method
+        names, notes = names_of(read.adapter.tensors, config.name), config.notes
         taker = Taker(read.adapter.tensors, f"`{read.adapter.weights.name}`")
         with within(path):
-            if isinstance(method, LoraConfig):
-                kind: str = method.kind
-                notes += import_low_rank(method, names, taker, sites, by_number=by_number)
-            else:
-                method, more = without_unused_inverse(method, document, names)
-                learned = method.scaling if isinstance(method.scaling, str) else False
-                acts = (method.original_ln_before, method.original_ln_after, method.mh_adapter, method.output_adapter)
-                kind = _NAMES.get((method.is_parallel, *acts, method.phm_layer, learned), "bottleneck")
-                notes += import_bottleneck(method, names, taker, sites, kind, by_number=by_number) + more
+            for method in config.methods:
+                if isinstance(method, LoraConfig):
+                    kind: str = method.kind
+                    notes += import_low_rank(method, names, taker, sites, weight_at, by_number=by_number)
+                else:
+                    method, more = without_unused_inverse(method, document, names)
+                    learned = method.scaling if isinstance(method.scaling, str) else False
+                    acts = method.original_ln_before, method.original_ln_after, method.mh_adapter, method.output_adapter
+                    kind = _NAMES.get((method.is_parallel, *acts, method.phm_layer, learned), "bottleneck")
+                    notes += import_bottleneck(method, names, taker, sites, kind, by_number=by_number) + more
+            kind = kind if len(config.methods) == 1 else "union"
             taker.check()
         notes += tuple(taker.notes())
         made = Adapter(name, kind, base, taker.graphs, taker.placements, taker.weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.adapterhub import BottleneckConfig, bottleneck_config
 from adapter_export.graph.kinds.kind import Kind, Share
-from adapter_export.graph.kinds.linear import lora_graph
+from adapter_export.graph.kinds.linear import changed_layer_graph, lora_graph
 from adapter_export.importers.adapterhub.config import LoraConfig
 from adapter_export.importers.adapterhub.folder import Keys, Names, sublayer_target
 from adapter_export.importers.match import Target, inside, match
@@ -42,18 +42,20 @@ def import_bottleneck(
             "`AutoAdapterModel` in which it was trained",
         )
     made = as_kind(config, kind)
-    keys, told = keys_at_sites(names.of("adapters"), sublayer_target, sites, by_number=by_number)
+    keys, told = keys_at_sites(
+        names.of("adapters"), lambda path: sublayer_target(path, sites), sites, by_number=by_number
+    )
+    inverted = next(iter(sites.of_roles((EMBEDDINGS,))), None)  # the encoder's, where there is a decoder as well
     if names.inverse is not None:
-        inverted = sites.of_roles((EMBEDDINGS,))
-        if not inverted:
+        if inverted is None:
             raise AdapterError(
                 "has an invertible adapter after the embeddings, and no such site was found in the base",
                 fix="give a base that starts from tokens, or train without `inv_adapter`",
             )
-        keys[inverted[0].name] = names.inverse
+        keys[inverted.name] = names.inverse
     for site in sites:
         component = made.component_at(site)
-        if component is None:
+        if component is None or (site.role == EMBEDDINGS and site is not inverted):
             continue
         if site.name not in keys:
             taker.fault(f"every tensor of `{site.name}`{f' (`{site.path}`)' if site.path else ''} is missing")
@@ -236,18 +238,30 @@ class _Form:
     widths: Mapping[str, int]
 
 
+WeightAt = Callable[[Site], np.ndarray | None]
+"""Gives the base's weight [out, in] behind a site, if it is known."""
+
+
 def import_low_rank(
-    config: LoraConfig, names: Names, taker: Taker, sites: SiteMap, *, by_number: bool
+    config: LoraConfig, names: Names, taker: Taker, sites: SiteMap, weight_at: WeightAt | None, *, by_number: bool
 ) -> tuple[str, ...]:
     """Take LoRA or IA3 to the linear layers of a base, as `import_bottleneck` does."""
+    if config.is_vera and not names.shared:
+        raise AdapterError(
+            "is a VeRA without the matrices that its layers share; nothing that is computed with it can be right",
+            found="no tensor `shared_parameters.…`",
+            expected="`lora_A` and `lora_B`",
+            fix="the library loses them when it saves from a bare model such as `BertModel`: save it again from the "
+            "`AutoAdapterModel` in which it was trained",
+        )
     keys, notes = keys_at_sites(
         names.of("loras"), lambda path: Target(path, path), sites, "LoRA and IA3", by_number=by_number
     )
     _check_layers(config, keys, sites, taker)
     for site in sites.of_roles(LAYERS):
         if site.name in keys and site.layer not in config.leave_out:
-            form = _form(config, site)
-            taker.place(site, form.graph_name, form.graph, form.recipes, form.widths, keys[site.name])
+            form = _form(config, site, weight_at)
+            taker.place(site, form.graph_name, form.graph, form.recipes, form.widths, keys[site.name], names.shared)
     return notes
 
 
@@ -275,8 +289,17 @@ def _check_layers(config: LoraConfig, placed: Mapping[str, object], sites: SiteM
         taker.fault(f"there are {len(own)} linear layers in each layer, and the config asks for {wanted}")
 
 
-def _form(config: LoraConfig, site: Site) -> _Form:
+def _form(config: LoraConfig, site: Site, weight_at: WeightAt | None) -> _Form:
     fused = _enabled(config, site) if site.role == "linear" and site.parts else ()
+    if fused and (config.use_dora or config.is_vera or config.architecture != "lora"):
+        raise AdapterError(
+            "AdapterHub runs DoRA, VeRA and MTL-LoRA at single linear layers alone, and this one is query, key and "
+            "value in one",
+            where=f"`{site.name}`",
+            fix="train LoRA there instead",
+        )
+    if config.use_dora:
+        return _dora(config, site, weight_at)
     if config.composition_mode == "scale":
         if fused and config.use_gating:
             raise AdapterError(
@@ -306,8 +329,10 @@ def _lora(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> _Form:
     """`h + (alpha/r)·B(A u)`; of a fused layer's products side by side, each writes its own part."""
     factor = 1.0 if config.use_gating else config.alpha / config.r
     graph = lora_graph(factor, dropout=config.dropout, gate=config.use_gating)
-    recipes = {"lora_A.weight": transposed("lora_A", ("d_in", "r")), "lora_B.weight": transposed("lora_B", ("r", "d"))}
+    down, up = _matrices(config)
+    recipes = {"lora_A.weight": down, "lora_B.weight": Recipe(up.sources, lambda *found: up.make(*found).T)}
     widths = {"d": site.width, "d_in": site.width_in, "r": config.r * (len(fused) or 1), "r1": config.r}
+    widths["n"] = config.n_up_projection
     if fused:
         third = site.width // len(_FUSED)
 
@@ -317,6 +342,70 @@ def _lora(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> _Form:
 
         recipes["lora_B.weight"] = Recipe((Source("lora_B", (third * len(fused), "r1")),), spread)
     return _Form("lora_gate" if config.use_gating else "lora", graph, {**recipes, **_gate("d_in")}, widths)
+
+
+def _matrices(config: LoraConfig) -> tuple[Recipe, Recipe]:
+    """A [d_in, r] and B [d, r] of the product: the file's own, or what VeRA and MTL-LoRA make of theirs."""
+    if config.is_vera:  # `vera_B @ lora_B @ vera_D @ lora_A`
+        sources = (
+            Source("vera_B", ("d", "d")),
+            Source("lora_B", ("d", "r"), shared=True),
+            Source("vera_D", ("r", "r")),
+        )
+        down = Recipe((Source("lora_A", ("r", "d_in"), shared=True),), np.transpose)
+        return down, Recipe(sources, lambda outer, b, inner: _wide(outer) @ _wide(b) @ _wide(inner))
+    down = transposed("lora_A", ("d_in", "r"))
+    if config.architecture == "lora":
+        return down, as_it_is("lora_B", ("d", "r"))
+
+    def weighed(ups: np.ndarray, factors: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """`Σ wᵢ·Bᵢ diag(v)`, w a softmax (`MTLLoRA.forward`)."""
+        sharp = _wide(weights) / config.weights_sharpness
+        shares = np.exp(sharp - sharp.max())
+        return np.asarray(np.tensordot(shares / shares.sum(), _wide(ups), 1) * factors)
+
+    sources = Source("lora_B", ("n", "d", "r")), Source("task_specific.values", ("r",)), Source("weights", ("n",))
+    return down, Recipe(sources, weighed)
+
+
+def _wide(tensor: np.ndarray) -> np.ndarray:
+    return tensor.astype(np.float64)
+
+
+def _dora(config: LoraConfig, site: Site, weight_at: WeightAt | None) -> _Form:
+    """`s⊙h + s⊙(alpha/r)·B(A u)`, `s = m/‖W + B A‖` for each output (`compute_dora_deltaw`)."""
+    weight = None if weight_at is None else weight_at(site)
+    if weight is None:
+        raise AdapterError(
+            "is `m/‖W + B A‖ ⊙ (h + B A u)`, and the base does not show the weight W of this layer as a tensor",
+            where=f"`{site.name}`",
+            found="`use_dora`",
+            fix="give the model's own folder as the base",
+        )
+    down, up = _matrices(config)
+    count, magnitude = len(up.sources), Source("m.weight", ("d", 1))
+
+    def parts(found: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The factor of each output, and B."""
+        b = _wide(up.make(*found[:count]))
+        norms = np.linalg.norm(weight + b @ _wide(down.make(*found[count:-1])).T, axis=1)
+        return _wide(found[-1])[:, 0] / norms, b
+
+    def factors(*found: np.ndarray) -> np.ndarray:
+        return parts(found)[0]
+
+    def scaled(*found: np.ndarray) -> np.ndarray:
+        scale, b = parts(found)
+        return np.asarray((scale[:, None] * b * (config.alpha / config.r)).T)
+
+    sources = (*up.sources, *down.sources, magnitude)
+    recipes = {
+        "scaling.weight": Recipe(sources, factors),
+        "lora_A.weight": down,
+        "lora_B.weight": Recipe(sources, scaled),
+    }
+    widths = {"d": site.width, "d_in": site.width_in, "r": config.r, "n": config.n_up_projection}
+    return _Form("scaled_lora", changed_layer_graph(scale=True), recipes, widths)
 
 
 def _in_thirds(stacked: np.ndarray, at: int, part: int, third: int) -> np.ndarray:

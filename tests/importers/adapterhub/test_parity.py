@@ -35,8 +35,15 @@ CASES = sorted(
 FUSIONS = sorted(str(path.relative_to(FIXTURES)) for path in (FIXTURES / "bert").glob("fusion_*"))
 IN_NUMPY = [case for case in CASES if not case.startswith(("llama", "vit", "bart"))]
 
-ROUNDED_ONCE = {"bert/phm_factorized_rule", "bert/phm_factorized_rule_per_layer"}
-"""A product of two factors is one parameter here, and rounded to float32."""
+ROUNDED_ONCE = {
+    "bert/phm_factorized_rule",
+    "bert/phm_factorized_rule_per_layer",
+    "bert/dora",
+    "bert/dvora",
+    "bert/mtl_lora",
+    "bert/vera",
+}
+"""A product of several tensors is one parameter here, and rounded to float32."""
 
 SWITCHED = {
     "bert/everything",

@@ -156,9 +156,13 @@ def single(name: str) -> dict[str, Any]:
 
 
 TREES: dict[str, tuple[type[Exception], dict[str, Any]]] = {
-    r"its composition is not imported as a whole.*found `Parallel`.*`a`, `b`": (
+    r"each row of a batch its own adapter.*found `Parallel`.*`a`, `b`; build all of them.*adapters=\[": (
         UsageError,
         {"type": "Parallel", "children": [single("a"), single("b")]},
+    ),
+    r"each part of a text its own adapter, Aᵢ\(h\) from token.*found `Split` in a `Stack`": (
+        UsageError,
+        {"type": "Stack", "children": [{"type": "Split", "children": [single("a"), single("b")]}]},
     ),
     r"found `Average` in a `Average`": (
         UsageError,
@@ -195,35 +199,36 @@ def test_compositions_that_cannot_be_read(message: str, copied: Copy, bert: Made
         imported(folder, bert)
 
 
-PARALLEL = {"is_parallel": True}
-REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    r"a stack with a parallel adapter loses .*found `b`": ("Stack", PARALLEL, "b"),
-    r"an average of parallel and other adapters loses or doubles.*found `b`": ("Average", PARALLEL, "b"),
-    r"layers.0.ffn`.*act in different places.*`Average`.*nothing of `b`": ("Average", {"leave_out": [0]}, "b"),
-}
-
-
-@pytest.mark.parametrize("message", REFUSED)
-def test_what_the_library_cannot_run_is_refused(message: str, copied: Copy, bert: Made) -> None:
-    kind, changes, name = REFUSED[message]
+def test_members_that_act_in_different_places_are_refused(copied: Copy, bert: Made) -> None:
     folder = copied("bert/setup_stack")
-    compose(folder, kind, "a", "b")
-    change_config(folder / name, **changes)
-    with pytest.raises(AdapterError, match=message):
+    compose(folder, "Average", "a", "b")
+    change_config(folder / "b", leave_out=[0])
+    with pytest.raises(AdapterError, match=r"layers.0.ffn`.*act in different places.*`Average`.*nothing of `b`"):
         imported(folder, bert)
 
 
-def test_low_rank_adapters_are_averaged_among_themselves(copied: Copy, bert: Made) -> None:
-    folder = copied("bert/setup_average_lora")
+def test_what_a_parallel_adapter_loses_is_told(bert: Made) -> None:
+    for case, name in (("setup_stack_parallel_last", "b"), ("setup_stack_parallel_first", "a")):
+        (note,) = imported(case, bert).notes
+        assert f"loses in a stack what is before a parallel adapter (`{name}`)" in note
+
+
+def test_low_rank_adapters_are_composed_as_the_library_can(copied: Copy, bert: Made) -> None:
+    folder = copied("bert/setup_stack_lora_bottleneck")
+    compose(folder, "Average", "a", "b")
+    with pytest.raises(AdapterError, match=r"LoRA and IA3 are stacked.*found `Average` of `a`, `b`.*member=.a.`"):
+        imported(folder, bert)
     compose(folder, "Stack", "a", "b")
-    with pytest.raises(UsageError, match=r"LoRA or IA3 that is not imported as a whole.*found `Stack` of `a`, `b`"):
-        imported(folder, bert)
     shutil.rmtree(folder / "b")
     shutil.copytree(FIXTURES / "bert/setup_average_ia3/b", folder / "b")
-    compose(folder, "Average", "a", "b")
     with pytest.raises(AdapterError, match="its members act in different places or ways"):
         imported(folder, bert)
-    shutil.rmtree(folder / "b")
-    shutil.copytree(FIXTURES / "bert/setup_stack/b", folder / "b")
-    with pytest.raises(AdapterError, match=r"only bottlenecks can be fused or stacked.*member=.a.`"):
+    change_config(folder / "a", use_dora=True)
+    with pytest.raises(AdapterError, match=r"a stack or an average with DoRA.*found `a`"):
+        imported(folder, bert)
+    wide = copied("bert/lora_ffn_only")
+    shutil.copytree(wide, folder / "c")
+    shutil.copytree(wide, folder / "d")
+    compose(folder, "Stack", "c", "d")
+    with pytest.raises(AdapterError, match=r"second LoRA reads what the first one adds.*found `layers\.0\.ffn\.down`"):
         imported(folder, bert)
