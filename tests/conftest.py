@@ -11,7 +11,6 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from filelock import FileLock
 from oci_registry import OciRegistry, oci_registry
 from once import once
 from toolchain import skip_or_fail
@@ -31,13 +30,6 @@ def pytest_collection_finish() -> None:
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep records of bases out of the home of whoever runs the tests."""
     os.environ["ADAPTER_EXPORT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture
-def one_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Start Ray while no other worker has it started: two on one machine starve each other."""
-    with FileLock(tmp_path_factory.getbasetemp().parent / "ray.lock"):
-        yield
 
 
 @pytest.fixture(scope="session")

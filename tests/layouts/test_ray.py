@@ -1,4 +1,4 @@
-"""A bundle on Ray: on Ray Serve, and through Ray Data. Starting Ray takes long, so there is one test of both."""
+"""Ray Serve, Ray Data, and a sweep on Ray. Starting Ray takes long, so there is one test of all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-import pytest
 from clients import alike
 from servers import free_port
 from small_bundle import OTHERS
@@ -45,8 +44,12 @@ with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=Fal
         answer = client.post("/", json={"texts": texts}, headers={"serve_multiplexed_model_id": adapter})
         print(json.dumps([answer.status_code, answer.json()]))
 serve.shutdown()
-done = ae.run_many(*sys.argv[3:], adapter_column="who", shard_rows=100, ray="auto", workers=1)
+bundle, table, out, model, sweep = sys.argv[3:]
+done = ae.run_many(bundle, table, out, adapter_column="who", shard_rows=100, ray="auto", workers=1)
 print(json.dumps([done.shards, done.reused]))
+given = {"kinds": ("ia3",), "seeds": (0,), "epochs": 1, "batch_size": 4, "bottlenecks": (2,)}
+found = ae.sweep(model, "train.tsv", sweep, ray="auto", on_note=lambda note: None, **given)
+print(json.dumps([found.adapter, ae.load_adapter(f"{sweep}/runs/{found.adapter}").training["threads"]]))
 ray.shutdown()
 """
 
@@ -59,9 +62,8 @@ def _table(path: Path) -> Path:
     return path
 
 
-@pytest.mark.usefixtures("one_cluster")
-def test_calls_and_tables_are_answered_by_the_adapters_that_they_name(
-    bundle: Path, slim: dict[str, str], tmp_path: Path
+def test_ray_answers_calls_and_tables_and_trains(
+    bundle: Path, slim: dict[str, str], text_folder: Path, tmp_path: Path
 ) -> None:
     table, out = _table(tmp_path / "rows.parquet"), tmp_path / "out"
     expected = ae.run_many(bundle, table, tmp_path / "expected", adapter_column="who", shard_rows=100).folder
@@ -76,10 +78,13 @@ def test_calls_and_tables_are_answered_by_the_adapters_that_they_name(
         "RAY_raylet_start_wait_time_s": "30",
         "RAY_agent_register_timeout_ms": "100000",
     }
-    words = [sys.executable, "-c", CALLS, str(free_port()), json.dumps(TEXTS), bundle, table, out]
+    rows = [f"play {number} is {('fine', 'dull')[number % 2]}\t{('good', 'bad')[number % 2]}" for number in range(20)]
+    (shipped.folder / "train.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n", encoding="utf-8")
+    places = [bundle, table, out, text_folder / "model.pt", tmp_path / "sweep"]
+    words = [sys.executable, "-c", CALLS, str(free_port()), json.dumps(TEXTS), *places]
     done = subprocess.run(words, cwd=shipped.folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    *answered, refused, shards = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    *answered, refused, shards, swept = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     reader = ae.open_bundle(bundle).texts()
     for (status, document), adapter in zip(answered, ("tone", "topic"), strict=True):
         assert status == 200
@@ -87,5 +92,6 @@ def test_calls_and_tables_are_answered_by_the_adapters_that_they_name(
     assert refused[0] == 400
     assert "`nobody`" in refused[1]["error"]
     assert shards == [5, 3]
+    assert swept == ["ia3-0.001-seed0", 1]
     for path in sorted(expected.iterdir()):
         assert (out / path.name).read_bytes() == path.read_bytes(), path.name

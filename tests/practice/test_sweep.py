@@ -15,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-import ray
 from safetensors import safe_open
 
 import adapter_export as ae
@@ -251,18 +250,3 @@ def test_a_damaged_checkpoint_is_named_and_forgotten_on_request(text_folder: Pat
 def test_a_cluster_that_does_not_answer_is_named() -> None:
     with pytest.raises(UsageError, match="no Ray cluster answers"):
         RayWorkers("127.0.0.1:1", None, 1, 0)
-
-
-@pytest.mark.usefixtures("one_cluster")
-def test_ray_trains_too(text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_agent_register_timeout_ms", "100000")  # it gives its helpers too little on a busy machine
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        given = {**QUICK, "kinds": ("ia3",), "seeds": (0,)}
-        model, data = text_folder / "model.pt", table(tmp_path)
-        found = ae.sweep(model, data, tmp_path / "sweep", ray="auto", on_note=lambda note: None, **given)
-    finally:
-        ray.shutdown()
-    assert found.adapter == "ia3-0.001-seed0"
-    assert ae.load_adapter(tmp_path / "sweep" / "runs" / found.adapter).training["threads"] == 1
