@@ -26,10 +26,13 @@ Compute = Callable[[Mapping[str, np.ndarray], Collection[str]], Arrays]
 def check_same_sites(in_torch: SiteMap, exported: OnnxBase, compute: Compute, max_tokens: int | None) -> None:
     """Refuse a base whose sites in torch, by which adapters are trained, are others than in its ONNX graph.
 
-    Their names and widths are compared, and on one input of at most `max_tokens` their values, within rounding.
-    `BaseModelError` names the first site that differs.
+    Their names and widths are compared, and on one input of at most `max_tokens` their values, within rounding. A layer
+    outside of all sublayers may be a site in one alone: what acts there does not fit the other. `BaseModelError` names
+    the first site that differs.
     """
-    ours, theirs = tuple(in_torch.sites), tuple(exported.sites.sites)
+    here, there = ({site.name for site in sites} for sites in (in_torch.sites, exported.sites.sites))
+    ours = _in_both(in_torch, there)
+    theirs = _in_both(exported.sites, here)
     for site, its in zip(ours, theirs, strict=False):
         if _facts(site) != _facts(its):
             raise _differs(site.name, f"{_facts(its)} in the ONNX graph", f"{_facts(site)}, as in torch")
@@ -61,6 +64,12 @@ def check_same_sites(in_torch: SiteMap, exported: OnnxBase, compute: Compute, ma
         ):
             apart = f"`{other}` in the ONNX graph is another value than `{value}` in torch"
             raise _differs(f"{owner}`, `{name}", apart, "equal values on one input, rounding aside")
+
+
+def _in_both(sites: SiteMap, known: Collection[str]) -> list[Site]:
+    """The sites to compare: all in the sublayers, then those outside by name, which views may evaluate in any order."""
+    outside = [site for site in sites.sites if site.is_outside and site.name in known]
+    return [site for site in sites.sites if not site.is_outside] + sorted(outside, key=lambda site: site.name)
 
 
 def _facts(site: Site) -> str:

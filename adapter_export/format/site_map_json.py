@@ -24,7 +24,7 @@ from adapter_export.reading.documents import read_json
 from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues, View
 
-SITE_MAP_VERSION = "1.0.0"
+SITE_MAP_VERSION = "1.1.0"
 """The version of the format of site maps."""
 
 _SiteName = Annotated[
@@ -102,11 +102,11 @@ class SublayerRecord:
 
 @dataclass(frozen=True)
 class LinearRecord:
-    """A linear layer inside a sublayer.
+    """A linear layer inside a sublayer, or outside of all of them.
 
     Attributes:
         role: what it is.
-        layer: that of the sublayer, counted from 0.
+        layer: that of the sublayer, counted from 0; not there for a layer outside.
         parts: the slices [start, end) of the output of a fused linear layer, such as `query`; each is a site of its own
             beside the layer.
         blocks: into how many equal blocks the output of a fused linear layer is cut first, such as one for each head;
@@ -118,7 +118,7 @@ class LinearRecord:
     AT_LEAST_ONE_OF: ClassVar = ("torch", "onnx")
 
     role: Literal["linear"]
-    layer: Count
+    layer: OrAbsent[Count] = None
     parts: Mapping[str, tuple[Count, Count]] = field(default_factory=dict)
     blocks: Positive = 1
     torch: OrAbsent[LinearValuesRecord] = None

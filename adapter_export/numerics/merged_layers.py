@@ -30,8 +30,8 @@ _OTHER_WAY = "merge an adapter of linear layers, such as LoRA, or build a bundle
 class Layer:
     """A layer of the base: `weight` [out, in] and perhaps `bias` [out], or of a norm both [d], in float64.
 
-    `names` are those of both in the base, `calls` how often the base applies it, `in_first` whether the base holds the
-    matrix as [in, out].
+    `names` are those of both in the base, `calls` how often the base uses its weight, `in_first` whether the base holds
+    the matrix as [in, out].
     """
 
     names: tuple[str, str]
@@ -69,7 +69,7 @@ def merged_layers(
         first = results[0]
         alike = all(np.array_equal(one, other) for result in results for one, other in zip(first, result, strict=True))
         if len(calls) < layer.calls or not alike:
-            what = f"the base applies it {layer.calls} times, and the adapter does not change it alike in all of them"
+            what = f"the base uses its weight {layer.calls} times, and the adapter does not change all of them alike"
             raise _refusal(adapter, next(iter(calls.values()))[0].name, what)
         weight, bias = first
         if layer.bias is None and bias.any():

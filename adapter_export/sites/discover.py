@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from adapter_export.errors import NoSitesError
 from adapter_export.sites.coverage import coverage_of
-from adapter_export.sites.linear import layer_of, linear_sites
+from adapter_export.sites.linear import layer_of, linear_sites, outside_sites
 from adapter_export.sites.site import Norm, Role, Site, SiteMap
 from adapter_export.sites.streams import Residual, Stream, layers_of, named_streams, role_of
 from adapter_export.sites.view import FlowGraph, FlowIndex, FlowNode, is_stream
@@ -55,6 +55,9 @@ def discover(flow: FlowGraph) -> SiteMap:
         for sublayer in sites:
             found += [*linear_sites(index, sublayer, ends - {sublayer.h}, sources[sublayer.x or ""]), sublayer]
     covered = coverage_of(index, [site for sites in sublayers for site in sites], final)
+    for site in outside_sites(index, found):
+        behind = (at for at, other in enumerate(found) if index.position(other.h) >= index.position(site.h))
+        found.insert(next(behind, len(found)), site)
     return SiteMap(tuple(with_calls(index, found)), final, _width(flow, final), covered)
 
 
@@ -204,20 +207,22 @@ def with_calls(index: FlowIndex, sites: Iterable[Site]) -> Iterator[Site]:
 
     DeBERTa projects its relative positions with the layers of queries and keys (He et al. 2021, §3.1); exporters may
     have computed that already. A module shows by its path, which may stand for matrices of several shapes, and its
-    matrix.
+    matrix. A layer outside of all sublayers that has no path may be such a call of a layer inside.
     """
     sites = list(sites)
     products = [node for node in index.nodes if node.linear]
     layers = ((product, layer_of(index, product)) for product in products)
     found = {layer.h: product for product, layer in layers if layer is not None}
-    inside = [found[site.h] for site in sites if site.role == "linear" and site.h in found]
-    calls, known = (Counter(name for node in nodes for name in _names(index, node)) for nodes in (products, inside))
+    layer_sites = [site for site in sites if site.role == "linear" and site.h in found]
+    own = [found[site.h] for site in layer_sites if not (site.is_outside and site.path is None)]
+    calls, known = (Counter(name for node in nodes for name in _names(index, node)) for nodes in (products, own))
     for site in sites:
         if site.role != "linear" or site.h not in found:
             yield site
             continue
         names = _names(index, found[site.h])
-        more = max((calls[name] - known[name] for name in names), default=0)
+        itself = found[site.h] not in own
+        more = max((calls[name] - known[name] - itself for name in names), default=0)
         of_weights = max((index.flow.other_calls.get(str(name[0]), 0) for name in names), default=0)
         yield replace(site, other_calls=more + of_weights)
 

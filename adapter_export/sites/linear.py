@@ -1,8 +1,9 @@
-"""The linear layers inside the sublayers of a base, as sites, told apart by what happens to their outputs.
+"""The linear layers of a base as sites: those inside its sublayers, told apart by what happens to their outputs.
 
 Attention multiplies queries with keys and, behind a softmax, the probabilities with values (Vaswani et al. 2017,
 §3.2.1); without a softmax it multiplies keys with values first and queries with the result (Katharopoulos et al. 2020,
-§3.2). In an ffn with two branches the gate is the one that goes through the activation (Shazeer 2020, §2).
+§3.2). In an ffn with two branches the gate is the one that goes through the activation (Shazeer 2020, §2). Those
+outside of all sublayers, such as poolers and language heads, have the paths of their modules for names.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from typing import NamedTuple
 
-from adapter_export.sites.site import Site
+from adapter_export.sites.site import SUBLAYERS, Site
+from adapter_export.sites.streams import source_of
 from adapter_export.sites.view import FlowIndex, FlowNode, Piece, is_stream, pieces_of
 
 PACKED = ("query", "key", "value")
@@ -35,6 +37,9 @@ _KEPT = frozenset({"query", "key", "value", "output", "gate", "up", "down", *_JO
 """Names that say what a layer does; no layer has one of them for the name of its module alone."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+
+_PATH = re.compile(r"(?!(head|shared)(\.|$))[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""Paths of modules that can be names of sites: `head` and `shared` begin the names of other tensors of an adapter."""
 
 _SWAPS = frozenset({"transpose", "permute", "t", "mt", "movedim", "swapaxes"})
 """Operations that let axes change places."""
@@ -279,6 +284,41 @@ def linear_sites(index: FlowIndex, sublayer: Site, ends: Collection[str], source
             parts={role: (piece.start, piece.end) for role, piece in parts.items()},
             blocks=max((piece.blocks for piece in parts.values()), default=1),
             sequence_first=is_sequence_first(index, layer.u, [source]),
+        )
+
+
+def outside_sites(index: FlowIndex, sites: Sequence[Site]) -> Iterator[Site]:
+    """The linear layers that lie in no sublayer, in the order of evaluation, with names that no other site has.
+
+    `sites` are all others. A layer on which no output of the base depends is
+    none of them, nor is a router.
+    """
+    placed = {site.h for site in sites if site.role == "linear"}
+    starts = {site.h: site.x for site in sites if site.role in SUBLAYERS and site.x is not None}
+    for h, x in starts.items():
+        inside = index.between(source_of(index, x, h) or x, h)
+        placed |= {value for at in inside for value in index.nodes[at].outputs}
+    found = [node for node in index.nodes if node.linear and not _routes(index, node)]
+    layers = [layer for node in found if (layer := layer_of(index, node)) is not None and layer.h not in placed]
+    layers.sort(key=lambda layer: index.position(layer.h))
+    times = Counter(layer.product.path for layer in layers)
+    taken = {site.name for site in sites}
+    for layer in layers:
+        path = layer.product.path
+        named = [] if path is None or times[path] > 1 else [path, f"outside.{path}"]
+        names = chain(named, (f"outside.linear{number}" for number in count()))
+        name = next(name for name in names if _PATH.fullmatch(name) and name not in taken)
+        taken.add(name)
+        yield Site(
+            name=name,
+            role="linear",
+            layer=None,
+            width=index.flow.width(layer.h) or 0,
+            width_in=index.flow.width(layer.u) or 0,
+            h=layer.h,
+            u=layer.u,
+            path=path,
+            sequence_first=is_sequence_first(index, layer.u, starts.values()),
         )
 
 

@@ -33,14 +33,15 @@ class Norm:
 class Site:
     """One place in the base, as values of its dataflow graph (names of the view that found it).
 
-    A sublayer has all values. A linear layer inside it has `u` and `h` alone, the embeddings have `h` alone; each value
-    is [batch, tokens, width], or [batch·tokens, width] in a base that flattens them there. A split of a fused linear
-    layer (role `part`) names the values of the whole layer, and stands for some of the features of its `h`.
+    A sublayer has all values. A linear layer, inside it or outside of all of them, has `u` and `h` alone, the
+    embeddings have `h` alone; each value is [batch, tokens, width], or [batch·tokens, width] in a base that flattens
+    them there, or [batch, width] behind a pooling. A split of a fused linear layer (role `part`) names the values of
+    the whole layer, and stands for some of the features of its `h`.
 
     Attributes:
         name: such as `layers.3.attention.query` or `embeddings`; in a base of encoder and decoder with the stream
-            first, `decoder.layers.3.cross_attention`.
-        layer: counted from 0, those of a decoder on from the encoder's; none for the embeddings.
+            first, `decoder.layers.3.cross_attention`; outside of all sublayers the module path, such as `pooler.dense`.
+        layer: counted from 0, those of a decoder on from the encoder's; none for the embeddings and what lies outside.
         width: the width `d` of `h`; at a sublayer that of the residual stream.
         width_in: the width `d_in` of `u`; `d` where there is no `u`.
         h: the sublayer's output, before the residual add; a linear layer's output with its bias.
@@ -81,6 +82,11 @@ class Site:
     def place(self) -> str:
         """Its name without the layer: `attention.query` of `layers.3.attention.query`, `decoder.ffn` likewise."""
         return _LAYER.sub("", self.name, count=1)
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether it is a linear layer outside of all sublayers, such as a pooler or a language head."""
+        return self.role == "linear" and self.layer is None
 
     def part(self, name: str) -> Site:
         """A split of this fused linear layer as a site of its own, beside it."""

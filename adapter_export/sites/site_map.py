@@ -17,7 +17,7 @@ from adapter_export.sites.discover import (
     stream_values,
     with_calls,
 )
-from adapter_export.sites.linear import is_sequence_first, linear_sites
+from adapter_export.sites.linear import is_sequence_first, linear_sites, outside_sites
 from adapter_export.sites.site import SUBLAYERS, Norm, Role, Site, SiteMap
 from adapter_export.sites.streams import source_of, whole_sum
 from adapter_export.sites.view import FlowGraph, FlowIndex, is_stream
@@ -92,16 +92,17 @@ def sites_of(flow: FlowGraph, view: View, given: GivenSites | None = None) -> Si
             raise check.unfit(name, "nothing was found there", f"one of {known}")
     named = {name: check.site(name, site) for name, site in given.sites.items() if site is not None}
     replaced = tuple(f"{name}." for name in given.sites)
-    chosen = {
-        site.name: site for site in found.sites if site.name not in given.sites and not site.name.startswith(replaced)
-    }
+    inside = [site for site in found.sites if not site.is_outside]
+    chosen = {site.name: site for site in inside if site.name not in given.sites and not site.name.startswith(replaced)}
     ends = stream_values(site for site in (*chosen.values(), *named.values()) if site.role in SUBLAYERS)
     linear = {site.h for site in (*chosen.values(), *named.values()) if site.role == "linear"}
     for site in named.values():
         source = None if site.x is None else source_of(check.index, site.x, site.h)
-        inside = () if source is None else linear_sites(check.index, site, ends - {site.h}, source)
-        chosen |= {inner.name: inner for inner in inside if inner.h not in linear}
+        layers = () if source is None else linear_sites(check.index, site, ends - {site.h}, source)
+        chosen |= {inner.name: inner for inner in layers if inner.h not in linear}
     chosen |= named
+    known = [*chosen.values(), *(site for site in inside if site.name not in chosen)]  # what is left out lies nowhere
+    chosen |= {site.name: site for site in outside_sites(check.index, known) if site.name not in given.sites}
     check.stream("final", final)
     if flow.rank(final) != 3:
         raise check.unfit("final", check.shape(final), "the shape [batch, tokens, width]")

@@ -44,7 +44,7 @@ def _changed(at: int, **values: Any) -> Callable[[SiteMap], SiteMap]:
 
 
 def _without_last(sites: SiteMap) -> SiteMap:
-    return replace(sites, sites=sites.sites[:-1])
+    return replace(sites, sites=tuple(site for site in sites.sites if site != sites.sublayers[-1]))
 
 
 def _swapped(sites: SiteMap) -> SiteMap:
@@ -71,7 +71,7 @@ FAULTS: dict[str, tuple[Callable[[SiteMap], SiteMap], str]] = {
     "another role": (_changed(1, role="embeddings"), "embeddings"),
     "another width": (_changed(1, width=3), "→ 3 of"),
     "a value missing": (_changed(1, u=None), "found"),
-    "missing": (_without_last, "alone"),
+    "missing": (_without_last, "`layers.1.ffn`"),
     "in another order": (_swapped, "found"),
     **{f"another {name}": (_value_of_another(name), f"`, `{name}`") for name in "hxuy"},
     "another result": (_other_result, "site `head`, `hidden`"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from once import once
 from peft_folders import FIXTURES
-from transformers import T5EncoderModel
+from transformers import LlamaForCausalLM, T5EncoderModel
 
 from adapter_export.torch_backend.base.base import load_base, save_base
 from adapter_export.torch_backend.base.huggingface import capture_folder
@@ -26,9 +26,12 @@ def peft_base(factory: pytest.TempPathFactory, name: str) -> Path:
 
 
 def _capture(folder: Path, path: Path) -> None:
-    """The base as `capture` makes it; of T5, the encoder alone."""
-    if folder.name != "t5":
+    """The base as `capture` makes it; of T5, the encoder alone, of `tied` all with its language head."""
+    kinds = {"t5": T5EncoderModel, "tied": LlamaForCausalLM}
+    if folder.name not in kinds:
         capture_folder(folder, path)
         return
     ids = torch.ones(2, 7, dtype=torch.int64)
-    save_base(T5EncoderModel.from_pretrained(folder), {"input_ids": ids, "attention_mask": ids}, path)
+    model = kinds[folder.name].from_pretrained(folder)
+    model.config.use_cache = False
+    save_base(model, {"input_ids": ids, "attention_mask": ids}, path)

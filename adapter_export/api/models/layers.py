@@ -30,6 +30,8 @@ def layer_finder(base: Base) -> Callable[[Site], Layer | None]:
             if (layer := layer_of(index, node)) is not None:
                 products[layer.h] = node
 
+    uses = _reader_counter(base)
+
     def at(site: Site) -> Layer | None:
         product = products.get(site.h) if site.role in LAYERS else None
         if product is not None:
@@ -56,8 +58,22 @@ def layer_finder(base: Base) -> Callable[[Site], Layer | None]:
             (weight_name, bias_name),
             (weight.T if in_first and not base.is_onnx else weight).astype(np.float64),
             None if bias is None else bias.astype(np.float64),
-            max(calls[weight_name], 1) + site.other_calls,
+            max(calls[weight_name], uses(weight_name), 1) + site.other_calls,
             in_first,
         )
 
     return at
+
+
+def _reader_counter(base: Base) -> Callable[[str], int]:
+    """Return what counts the nodes that read a tensor of a base: a language head may have that of the embeddings."""
+    if base.is_onnx:
+        initializers = base.onnx.model.graph.initializers
+        return lambda name: len(initializers[name].uses()) if name in initializers else 0
+    from operator import attrgetter
+
+    flat, counts = base.torch.flat, Counter[int]()
+    for node in flat.graph.find_nodes(op="get_attr"):
+        tensor = attrgetter(node.target)(flat)
+        counts[tensor.data_ptr()] += len(node.users) if tensor.numel() else 0
+    return lambda name: counts[attrgetter(name)(flat).data_ptr()] if name in base.torch.program.state_dict else 0

@@ -62,8 +62,8 @@ class Sites:
     def not_placed(self) -> tuple[str, ...]:
         """The layers with trained weights at which no adapter can act, by their torch paths, or names in the graph.
 
-        Poolers, language heads and convolutions are such layers; a linear layer of a block among them is a sign that
-        the structure was not understood, and that a site map is needed.
+        Convolutions are such layers; a linear layer of a block among them is a sign that the structure was not
+        understood, and that a site map is needed.
         """
         if self._not_placed is not None:
             return self._not_placed
@@ -114,6 +114,8 @@ class Sites:
                 inside = [f"{name.removeprefix(start)} ▫" for name in inner if name.startswith(start)]
                 if inside:
                     lines.append(f"│   {line}   └── {'  '.join(inside)}")
+        outside = [f"{site.name} ▫" for site in self.map if site.is_outside]
+        lines += [f"├── outside  {'  '.join(outside)}"] if outside else []
         own = "" if self.base.own_head_facts() is None else f" ({OWN_HEAD})"
         return "\n".join([*lines, f"└── {self.map.final}  ▣ head{own}"])
 

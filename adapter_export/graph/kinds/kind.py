@@ -85,7 +85,8 @@ _FUSED = {"qkv": ("query", "key", "value"), "qk": ("query", "key"), "kv": ("key"
 class Places:
     """A choice of sites: by roles (`ffn`, or `decoder.ffn` in one of several streams), and linear layers by names.
 
-    `linears` are names, or ends of names, of linear layers or splits of fused ones. The layers in `leave_out` are left
+    `linears` are names, or ends of names, of linear layers or splits of fused ones; layers outside of all sublayers are
+    meant by their whole names alone. The layers in `leave_out` are left
     out (AdapterDrop, Rücklé et al. 2021, §3).
     """
 
@@ -116,7 +117,7 @@ class Places:
 
 
 def _is_named(site: Site, name: str) -> bool:
-    return f".{site.place}".endswith(f".{name}")
+    return site.name == name if site.is_outside else f".{site.place}".endswith(f".{name}")
 
 
 def _fused_instead(absent: Iterable[str], sites: Iterable[Site]) -> str | None:

@@ -99,13 +99,14 @@ class Sorted:
 
     `adapted` are matrices or vectors beside modules, such as `lora_A.weight` [r, in], `lora_B.weight` [out, r] and
     perhaps `lora_B.bias` [out], or `ia3_l` [out, 1] or [1, in]. `saved` are the `weight` and `bias` of modules that
-    were trained as a whole, `biases` those of the base itself that were trained. `own` lie at no module: they are the
-    whole adapter's.
+    were trained as a whole, `biases` those of the base itself that were trained. `kept` are weights of the base that
+    PEFT saves along with a change of the language head. `own` lie at no module: they are the whole adapter's.
     """
 
     adapted: dict[str, dict[str, str]] = field(default_factory=dict)
     saved: dict[str, dict[str, str]] = field(default_factory=dict)
     biases: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
     own: dict[str, str] = field(default_factory=dict)
 
 
@@ -122,7 +123,8 @@ def sort_tensors(taker: Taker, options: Options, where: object) -> Sorted:
             taker.forget([key])
         elif _put(key, options, found) and options.method is None:
             taker.tensor(key)
-    for key in [*(key for roles in found.saved.values() for key in roles.values()), *found.biases.values()]:
+    saved = (key for roles in found.saved.values() for key in roles.values())
+    for key in [*saved, *found.biases.values(), *found.kept.values()]:
         taker.tensor(key)
     for path, roles in found.adapted.items():
         for role in sorted(_NEEDED.get(options.kind, frozenset()) - roles.keys()):
@@ -143,7 +145,6 @@ def _check_expressible(tensors: Tensors, where: object) -> None:
         for key, tensor in tensors.items()
         if ".lora_" in key and tensor.ndim > 2
     ]
-    faults += [f"`{key}`: a weight of the base itself" for key in tensors if key.endswith(".base_layer.weight")]
     if faults:
         raise AdapterError(
             "has tensors that cannot be expressed",
@@ -175,6 +176,8 @@ def _put(key: str, options: Options, found: Sorted) -> bool:
         found.adapted.setdefault(path, {})[role] = key
     elif role in ("weight", "bias") and _is_saved(path, options):
         found.saved.setdefault(path, {})[role] = key
+    elif key.endswith(".base_layer.weight"):
+        found.kept[path] = key
     elif role == "bias" and options.bias != "none":
         found.biases[path] = key
     else:

@@ -76,6 +76,7 @@ def import_peft(
         matched = match([Target(path, path) for path in found.adapted], sites, where, by_number=by_number)
     in_base = _Base(sites, matched, base_tensor, layer_at)
     changes = _Changes(found, taker, options, in_base)
+    _check_kept(found, taker, in_base, where)
     made = take_head(found, taker, changes.at, in_base.tensor, sites.width, options, head or HeadChoice(), where)
     if options.kind == "ln_tuning":
         updates = _norm_updates(found, in_base, where)
@@ -111,7 +112,11 @@ def import_peft(
     _check_cost(cost, dense, where)
     record = {"imported": {"from": "peft", "config": dict(read.config)}}
     adapter = Adapter(name, options.kind, base, taker.graphs, taker.placements, taker.weights, made.head, record)
-    return Imported(adapter, (*_notes(matched, found, options), *taker.notes(), *made.notes))
+    notes = [
+        f"`{path}` of the base is among what the config names, and the adapter leaves it as it is"
+        for path in in_base.untouched(found, options)
+    ]
+    return Imported(adapter, (*_notes(matched, found, options), *notes, *taker.notes(), *made.notes))
 
 
 LayerAt = Callable[[Site], BaseLayer | None]
@@ -229,11 +234,24 @@ class _Base:
         if options.kind == "ln_tuning":
             return []
         if not self.matched.by_number:
-            known = [path for path in map(self.matched.renaming.back, self.linears) if path is not None]
-            return [path for path in targeted(options, known) if path not in found.adapted]
+            return [path for path in self._targeted(options, outside=False) if path not in found.adapted]
         few = options.layers or options.excluded or isinstance(options.targets, str)
         numbered = [site for sites in self.matched.sites.values() for site in sites]
         return [] if few else [site.name for site in alike(numbered, self.map)]
+
+    def untouched(self, found: Sorted, options: Options) -> list[str]:
+        """The layers outside of all sublayers that the config means and the adapter has no tensors for.
+
+        The model that it was trained in may have had none, as a classifier of tokens has no pooler.
+        """
+        if options.kind == "ln_tuning" or self.matched.by_number:
+            return []
+        return [path for path in self._targeted(options, outside=True) if path not in found.adapted]
+
+    def _targeted(self, options: Options, *, outside: bool) -> Iterator[str]:
+        """The paths in the adapter's model of the layers that the config means, in the sublayers or outside."""
+        paths = [path for path, sites in self.linears.items() if sites[0].is_outside == outside]
+        return targeted(options, (path for path in map(self.matched.renaming.back, paths) if path is not None))
 
 
 def _updates(found: Sorted, taker: Taker, base: _Base, head: MadeHead, where: object) -> list[_Update]:
@@ -286,6 +304,24 @@ def _shifts(found: Sorted, taker: Taker, base: _Base, head: MadeHead, where: obj
             fix="train it with `bias='none'` or `'lora_only'`",
         )
     return shifts
+
+
+def _check_kept(found: Sorted, taker: Taker, base: _Base, where: object) -> None:
+    """Refuse weights of the base that PEFT saved along, as it does for language heads, if they are other ones."""
+    faults = []
+    for path, key in found.kept.items():
+        kept, own = taker.tensors[key], base.layer(path, "weight")
+        if own is None or own.shape != kept.shape or not np.array_equal(own.astype(kept.dtype), kept):
+            shape = "none" if own is None else f"another one, {list(own.shape)}"
+            faults.append(f"`{key}` {list(kept.shape)}, of which the base has {shape}")
+    if faults:
+        raise AdapterError(
+            "holds weights of the base that are not those of this one",
+            where=where,
+            found="; ".join(faults),
+            expected="the weights that the base has there, which PEFT saves along with a change of the language head",
+            fix="give the base that it was trained on; one whose vocabulary was resized is another base",
+        )
 
 
 def _check_patterns(updates: Sequence[_Update], options: Options, where: object) -> None:

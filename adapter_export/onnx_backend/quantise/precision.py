@@ -362,7 +362,14 @@ def write_rewritten(model: ir.Model, base: OnnxBase, folder: Path, done: str) ->
                 fix="build it without that, and report this with the base",
             )
     paths = {site.name: site.path for site in base.sites}
-    sites = tuple(replace(site, path=paths.get(site.name, site.path)) for site in made.sites.sites)
+    # a layer outside of all sublayers has its name of its path, and is known by its value where that is lost
+    outside = {(site.h, site.width_in): site for site in base.sites.sites if site.is_outside}
+    again = [outside.get((site.h, site.width_in)) if site.is_outside else site for site in made.sites.sites]
+    sites = tuple(
+        replace(site, name=known.name, path=paths.get(known.name, site.path))
+        for site, known in zip(made.sites.sites, again, strict=True)
+        if known is not None
+    )
     return replace(made, sites=replace(made.sites, sites=sites), lengths=base.lengths)
 
 

@@ -16,7 +16,15 @@ from adapter_export.sites.site import SiteMap
 # Their recorded layers are compared as wholes, in `test_parity.py`: a pooler is part of the head, the outputs of base
 # layers were recorded with their trained biases, images have other paths in their files than in the model, and changes
 # of weights were computed in float64 and rounded once.
-ELSEWHERE = ("bert_lora_classify_pooler", "bert_lora_bias_lora_only", "bert_lora_bias_all", "vit", "deit", "change_")
+ELSEWHERE = (
+    "bert_lora_classify_pooler",
+    "bert_lora_bias_lora_only",
+    "bert_lora_bias_all",
+    "vit",
+    "deit",
+    "change_",
+    "tied",
+)
 
 
 def recorded(name: str) -> dict[str, Arrays]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peft_folders import Arrays, adapter_folder, bare_bert, changed, import_peft, linear_site, refused_folder
+from peft_folders import TENSORS, Arrays, adapter_folder, bare_bert, changed, import_peft, linear_site, refused_folder
+from safetensors.numpy import load_file
 
 from adapter_export.errors import AdapterError, AdapterExportError, FileError, FormatError, TensorError
 from adapter_export.importers.take import Imported
@@ -52,7 +53,6 @@ def refused(folder: Path, error: type[AdapterExportError], *words: str) -> None:
         ("alora", ("`alora_invocation_tokens` is [4]", "activated LoRA")),
         ("saved_norm", ("`embeddings.LayerNorm`", "`encoder.layer.1.output.LayerNorm`", "modules_to_save")),
         ("saved_embeddings", ("`embeddings.word_embeddings`", "modules_to_save")),
-        ("output_layer", ("lm_head.base_layer.weight`", "a weight of the base itself")),
         ("prefix", ("PREFIX_TUNING", "trained vectors")),
         ("prompt", ("PROMPT_TUNING", "trained vectors")),
     ],
@@ -61,14 +61,28 @@ def test_what_peft_can_save_and_no_graph_can_say(name: str, words: tuple[str, ..
     refused(refused_folder(name), AdapterError, *words)
 
 
-def test_a_head_that_reads_the_last_token() -> None:
-    llama = SiteMap(
-        tuple(linear_site(f"layers.{n}.attention.query", f"layers.{n}.self_attn.q_proj", 32, 32) for n in range(2)),
-        "final",
-        32,
+def llama() -> SiteMap:
+    queries = (linear_site(f"layers.{n}.attention.query", f"layers.{n}.self_attn.q_proj", 32, 32) for n in range(2))
+    head = replace(linear_site("x.0", "lm_head", 32, 60), name="lm_head", layer=None)
+    return SiteMap((*queries, head), "final", 32)
+
+
+def test_the_weight_that_is_saved_with_a_language_head_must_be_the_bases() -> None:
+    folder, sites = refused_folder("output_layer"), llama()
+    sites = replace(
+        sites, sites=tuple(replace(site, path=f"model.{site.path}") for site in sites.sites[:2]) + sites.sites[2:]
     )
+    own = load_file(folder / TENSORS)["base_model.model.lm_head.base_layer.weight"]
+    found = imported(folder, sites, base_tensor={"lm_head.weight": own}.get)
+    assert "lm_head" in found.adapter.placements
+    for tensors in ({}, {"lm_head.weight": own + 1e-6}, {"lm_head.weight": own[:-1]}):
+        with pytest.raises(AdapterError, match=r"lm_head\.base_layer\.weight` \[60, 32\], of which the base has"):
+            imported(folder, sites, base_tensor=tensors.get)
+
+
+def test_a_head_that_reads_the_last_token() -> None:
     with pytest.raises(AdapterError, match=r"base is called `model`.*the last token"):
-        imported(refused_folder("last_token"), llama)
+        imported(refused_folder("last_token"), llama())
 
 
 @pytest.mark.parametrize(
@@ -239,7 +253,7 @@ def test_renamed_modules_are_matched_by_number_if_the_user_says_so() -> None:
 
 
 def test_trained_biases_need_the_base_and_a_linear_layer() -> None:
-    refused(refused_folder("bias_of_pooler"), AdapterError, "`pooler.dense.bias` belongs to no linear layer")
+    refused(adapter_folder("bert_lora_bias_all_pooler"), AdapterError, "`pooler.dense.bias` belongs to no linear layer")
     bert, _ = bare_bert()
     with pytest.raises(AdapterError, match=r"the base has no `encoder\.layer\.0\.attention\.self\.query\.bias` \[32\]"):
         import_peft(adapter_folder("bert_lora_bias_lora_only"), bert, base="sha256:0", name="a")
