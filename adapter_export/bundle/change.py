@@ -278,7 +278,7 @@ def _check_slots(adapter: Adapter, plan: SlotPlan, manifest: Manifest) -> None:
         f"`{slot.name}` {list(tensors[slot.name].shape)}, not {list(slot.axes)}"
         for slot in manifest.slots
         for axis, size in zip(slot.axes, tensors[slot.name].shape, strict=True)
-        if isinstance(axis, int) and axis != size
+        if isinstance(axis, int) and axis != size and tensors[slot.name].shape != slot.neutral
     ]
     if faults:
         raise AdapterError(

@@ -124,7 +124,8 @@ class SlotRecord:
         parameter: its name in that graph.
         axes: its shape. A name, such as `b`, is a width that each adapter chooses; within one adapter, one site and one
             graph, one name has one length.
-        neutral: the shape of its default, which leaves the base as it is.
+        neutral: the shape of its default, which leaves the base as it is. It may be shorter than `axes` where these are
+            numbers: a tensor has either shape, the shorter one only if it is the default.
         neutral_value: the number of which the default is full.
     """
 
@@ -135,6 +136,13 @@ class SlotRecord:
     axes: tuple[Axis, ...]
     neutral: tuple[Positive, ...]
     neutral_value: float = 0.0
+
+    @property
+    def graph_axes(self) -> tuple[Axis, ...]:
+        """Its axes as the graph has them: one of two lengths is free there."""
+        free = f"{self.parameter}.width"
+        both = zip(self.axes, self.neutral, strict=True)
+        return tuple(axis if isinstance(axis, str) or axis == idle else free for axis, idle in both)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ following zeros and site values through the ops, all projections and norms being
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -211,6 +211,50 @@ def neutral_parameters(graph: AdapterGraph, widths: Mapping[str, int]) -> Weight
 def has_neutral_parameters(graph: AdapterGraph) -> bool:
     """Return whether `neutral_parameters` finds some."""
     return _neutral_ones(graph) is not None
+
+
+def repeated_zeros(graph: AdapterGraph, fixed: Collection[str]) -> frozenset[str]:
+    """The parameters that may be one long along their last axis where all of their numbers are zero.
+
+    Those are matrices of which both axes have `fixed` lengths, such as `Q`, `K` and `V` of a fusion, and biases beside
+    them, if whatever reads their results repeats a single number. Written so, they take no room while they lie idle.
+    """
+    users = {name: [node for node in graph.nodes if name in node.parameters.values()] for name in graph.parameters}
+    matrices = {
+        name
+        for name, shape in graph.parameters.items()
+        if len(shape) == 2 and set(shape) <= set(fixed) and all(node.op == "linear" for node in users[name])
+    }
+    while True:
+        narrow = _made_by(graph, matrices)
+        wide = set[str]().union(*(made for value, made in narrow.items() if not _is_repeated(graph, value, narrow)))
+        if not wide:
+            break
+        matrices -= wide
+    biases = {name for name, shape in graph.parameters.items() if len(shape) == 1 and users[name]}
+    beside = {name for name in biases if all(node.parameters.get("weight") in matrices for node in users[name])}
+    return frozenset(matrices | beside)
+
+
+def _made_by(graph: AdapterGraph, matrices: Collection[str]) -> dict[str, set[str]]:
+    """The values that are as wide as the results of some matrices, each with those that it comes from."""
+    found: dict[str, set[str]] = {}
+    for node in graph.nodes:
+        values = node.inputs[len(node.inputs) // 2 :] if node.op == "softmax_mix" else node.inputs
+        if node.op == "linear" and node.parameters["weight"] in matrices:
+            found[node.output] = {node.parameters["weight"]}
+        elif node.op in _SCALARS | {"softmax_mix"} and found.keys() >= set(values):
+            found[node.output] = set().union(*(found[name] for name in values))
+    return found
+
+
+def _is_repeated(graph: AdapterGraph, value: str, narrow: Collection[str]) -> bool:
+    """Return whether whatever reads a value of one number does with it what it does with that number repeated."""
+    reading = [node for node in graph.nodes if value in node.inputs]
+    return value != graph.result and all(
+        node.op == "dot" or node.output in narrow or (node.op == "add" and not set(node.inputs) <= set(narrow))
+        for node in reading
+    )
 
 
 def degree_idle(graph: AdapterGraph) -> int:

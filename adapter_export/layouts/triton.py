@@ -107,7 +107,7 @@ def take_in_one(model: ir.Model, manifest: Manifest) -> None:
     parts = [ir.Value(name=f"{ADAPTER_INPUT}/header"), *(ir.Value(name=f"{slot.name}/numbers") for slot in slots)]
     tape.op_multi_out("Split", [given, sizes], {"axis": 0}, outputs=parts)
     for slot, part in zip(slots, parts[1:], strict=True):
-        shape = integers(*(axis if isinstance(axis, int) else -1 for axis in slot.axes))
+        shape = integers(*(axis if isinstance(axis, int) else -1 for axis in slot.graph_axes))
         for place in _chosen_together(slot):
             at = len(slots) + chosen.index((slot.name, place))
             shape = op("ScatterElements", shape, integers(place), op("Slice", header, integers(at), integers(at + 1)))
@@ -123,7 +123,7 @@ def take_in_one(model: ir.Model, manifest: Manifest) -> None:
 
 def _chosen_together(slot: SlotRecord) -> list[int]:
     """Return the axes of a slot whose lengths its number of numbers does not tell: all that are free but the first."""
-    return [place for place, axis in enumerate(slot.axes) if isinstance(axis, str)][1:]
+    return [place for place, axis in enumerate(slot.graph_axes) if isinstance(axis, str)][1:]
 
 
 def _tensor(name: str, dtype: str, axes: Sequence[Axis], *, optional: bool = False) -> str:

@@ -24,6 +24,7 @@ from adapter_export.graph.slot_form import (
     has_neutral_parameters,
     neutral_parameters,
     neutral_widths,
+    repeated_zeros,
     slot_form,
     slot_weights,
 )
@@ -54,7 +55,8 @@ class SlotGroup:
 
     `owner` is the site, or `head`; `graph_name` is the same at every site. `site_widths` are the symbols that the base
     fixes, such as `d`; all others are free per adapter. `alone`: no other topology is there, so that the slots' names
-    do without its name.
+    do without its name. `short`: it has full matrices, whose zeros are one long along their last axis; not so in
+    graphs that older releases made.
     """
 
     owner: str
@@ -62,6 +64,7 @@ class SlotGroup:
     graph: AdapterGraph
     site_widths: Mapping[str, int]
     alone: bool
+    short: bool = False
 
     @property
     def prefix(self) -> str:
@@ -92,13 +95,22 @@ class SlotGroup:
         """Return whether its result is zero with its neutral parameters, if it is a head."""
         return has_neutral_parameters(self.graph)
 
+    @cached_property
+    def shortened(self) -> frozenset[str]:
+        """The parameters whose neutral tensors, zeros, are one long along an axis that the base fixes."""
+        return repeated_zeros(self.graph, self.site_widths) if self.short else frozenset()
+
     def neutral(self) -> Weights:
         """Its neutral parameters, by parameter; zeros for a head that has none: its output is not read then."""
         widths = neutral_widths(self.graph, self.site_widths)
         if self.owner == HEAD and not self.gives_zeros_idle:
             shapes = self.graph.parameter_shapes(widths)
             return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-        return neutral_parameters(self.graph, widths)
+        found = neutral_parameters(self.graph, widths)
+        return {
+            name: tensor[..., :1] if name in self.shortened and not tensor.any() else tensor
+            for name, tensor in found.items()
+        }
 
     def try_out(self, parameters: Weights) -> tuple[Mapping[str, Array], Array]:
         """Random values that the graph may read, at one batch of one size, and its result for them in float64."""
@@ -136,7 +148,8 @@ class SlotPlan:
     def digest(self) -> str:
         """The topology of the whole graph as `sha256:<hex>`: graphs of one digest take the same adapter files."""
         facts = [
-            [group.owner, group.graph_name, group.alone, group.key, dict(group.site_widths)] for group in self.groups
+            [group.owner, group.graph_name, group.alone, group.key, dict(group.site_widths), *sorted(group.shortened)]
+            for group in self.groups
         ]
         return f"sha256:{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}"
 
@@ -201,7 +214,8 @@ def plan_slots(adapters: Sequence[Adapter], sites: SiteMap, reserved: Sequence[R
         for _, name, key in here:
             form = forms[owner][key]
             widths = {symbol: fixed[symbol] for symbol in form.symbols() if symbol in fixed}
-            groups.append(SlotGroup(owner, name, form, widths, alone=len(here) == 1))
+            short = owner != HEAD and bool(repeated_zeros(form, widths))
+            groups.append(SlotGroup(owner, name, form, widths, alone=len(here) == 1, short=short))
     plan = SlotPlan(tuple(groups))
     slots: dict[str, SlotRecord] = {}
     for slot in plan.slots:
@@ -367,7 +381,8 @@ def describe_plan(model: ir.Model, plan: SlotPlan) -> None:
         graph = graph_to_json(group.graph)
         if graph not in graphs:
             graphs.append(graph)
-        groups.append([group.owner, group.graph_name, graphs.index(graph), dict(group.site_widths), group.alone])
+        facts = group.owner, group.graph_name, graphs.index(graph), dict(group.site_widths), group.alone
+        groups.append([*facts, True] if group.short else [*facts])
     model.metadata_props[TOPOLOGY_KEY] = plan.digest
     model.metadata_props[PLAN_KEY] = json.dumps({"graphs": graphs, "groups": groups})
     scaled = {group.graph_name: strength_parameters(group.graph) for group in plan.groups if group.owner != HEAD}

@@ -442,7 +442,8 @@ def _faults(tensors: Weights, manifest: Manifest) -> Iterator[str]:
             continue
         tensor = tensors[slot.name]
         axes = list(zip(slot.axes, tensor.shape, strict=False))
-        fixed = all(isinstance(axis, str) or axis == size for axis, size in axes)
+        idle = tensor.shape == slot.neutral and bool((tensor == slot.neutral_value).all())
+        fixed = idle or all(isinstance(axis, str) or axis == size for axis, size in axes)
         if tensor.ndim != len(slot.axes) or not fixed or 0 in tensor.shape:
             yield f"`{slot.name}` has shape {list(tensor.shape)}, not {list(slot.axes)}"
         if tensor.dtype != np.float32:

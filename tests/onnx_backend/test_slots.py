@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_onnx import WIDTH, random_adapter
+from tiny_onnx import WIDTH, random_adapter, token_inputs
 
 from adapter_export.errors import AdapterError, GraphError, NotNeutralError
 from adapter_export.graph.adapter import Adapter, Placement
+from adapter_export.graph.compose import adapter_fusion
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.kinds import BottleneckOptions, Kind, classification_head, houlsby, parallel, pfeiffer
+from adapter_export.graph.kinds.linear import changed_layer_graph
 from adapter_export.onnx_backend.base.base import OnnxBase
-from adapter_export.onnx_backend.slots import plan_slots, slot_tensors, topology_key
+from adapter_export.onnx_backend.graft.bank import bank_rows, insert_bank
+from adapter_export.onnx_backend.graft.insert import insert_slots
+from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.slots import PLAN_KEY, plan_slots, read_plan, slot_tensors, topology_key
+from adapter_export.runtime.graphs import run_session
 
 RELU, GELU = BottleneckOptions("relu"), BottleneckOptions("gelu")
 
@@ -161,3 +168,58 @@ class TestMisfits:
         adapter = Adapter("a", "custom", base.fingerprint, {"plain": graph}, {site: Placement("plain", {})}, {})
         with pytest.raises(NotNeutralError, match=r"adapter `a`, `layers.0.attention`.*a power of 3.*put a norm"):
             plan_slots([adapter], base.sites)
+
+
+class TestIdleMatrices:
+    """A full matrix that lies idle is one column of zeros, which ONNX Runtime repeats."""
+
+    @pytest.fixture
+    def adapters(self, base: OnnxBase) -> list[Adapter]:
+        pair = [random_adapter(name, pfeiffer(RELU), base, bottleneck=3) for name in "ab"]
+        fused = adapter_fusion(*pair, name="fused")
+        graph = changed_layer_graph(dense=True, scale=True, bias=True)
+        shapes = {"delta.weight": (WIDTH, WIDTH), "delta.bias": (WIDTH,), "scaling.weight": (WIDTH,)}
+        rng = np.random.default_rng(0)
+        weights = {f"layers.0.attention.query.{name}": rng.normal(0, 0.2, shape) for name, shape in shapes.items()}
+        weights = {name: tensor.astype(np.float32) for name, tensor in weights.items()}
+        placements = {"layers.0.attention.query": Placement("delta", {"d": WIDTH, "d_in": WIDTH})}
+        return [*pair, fused, Adapter("delta", "any", base.fingerprint, {"delta": graph}, placements, weights)]
+
+    def test_the_files_of_others_hold_a_column(self, base: OnnxBase, adapters: list[Adapter]) -> None:
+        plan = plan_slots(adapters, base.sites)
+        full = {slot.name: slot for slot in plan.slots if slot.graph_axes != slot.axes}
+        parameters = {slot.parameter for slot in full.values()}
+        names = ("query.weight", "query.bias", "key.weight", "key.bias", "value.weight")
+        assert parameters == {"delta.weight", "delta.bias", *(f"fusion.{name}" for name in names)}
+        for adapter in adapters:
+            for name, tensor in slot_tensors(plan, adapter).items():
+                if name in full:
+                    acts = adapter.name == ("delta" if "delta" in full[name].parameter else "fused")
+                    assert tensor.shape == (full[name].axes if acts else full[name].neutral)
+                    assert tensor.shape[-1] == (WIDTH if acts else 1)
+
+    def test_beside_them_each_computes_what_it_computes_alone(self, base: OnnxBase, adapters: list[Adapter]) -> None:
+        together, inputs = plan_slots(adapters, base.sites), token_inputs(5, 3)
+        session = open_session(insert_slots(base, together), base.folder)
+        bank = open_session(insert_bank(base, together, bank_rows(together, (), adapters)), base.folder)
+        plain = run_session(session, dict(inputs))["hidden"]
+        for row, adapter in enumerate(adapters, 1):
+            alone = plan_slots([adapter], base.sites)
+            own = open_session(insert_slots(base, alone), base.folder)
+            wanted = run_session(own, {**inputs, **slot_tensors(alone, adapter)})["hidden"]
+            found = run_session(session, {**inputs, **slot_tensors(together, adapter)})["hidden"]
+            in_row = run_session(bank, {**inputs, "adapter_ids": np.full(2, row)})["hidden"]
+            assert np.abs(wanted - plain).max() > 0.05
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
+            np.testing.assert_allclose(in_row, wanted, rtol=0, atol=2e-5)
+
+    def test_a_graph_of_an_older_release_keeps_its_slots(self, base: OnnxBase, adapters: list[Adapter]) -> None:
+        plan = plan_slots(adapters, base.sites)
+        older = replace(plan, groups=tuple(replace(group, short=False) for group in plan.groups))
+        model = insert_slots(base, older)
+        assert {len(group) for group in json.loads(model.metadata_props[PLAN_KEY])["groups"]} == {5}
+        again = read_plan(model, "model")
+        assert again == older
+        assert again.digest != plan.digest
+        assert all(slot.graph_axes == slot.axes for slot in again.slots)
+        assert read_plan(insert_slots(base, plan), "model") == plan

@@ -151,7 +151,7 @@ def _interface(model: ir.Model, manifest: Manifest, flavour: Form | None) -> Ite
     below = {} if manifest.fanout is None else {one.name: (one.dtype, one.axes) for one in manifest.fanout.values}
     wanted: dict[str, tuple[str, Sequence[Axis]]] = {one.name: (one.dtype, one.axes) for one in manifest.inputs}
     if flavour in ("slots", "inputs"):
-        wanted |= {slot.name: ("float32", slot.axes) for slot in manifest.slots}
+        wanted |= {slot.name: ("float32", slot.graph_axes) for slot in manifest.slots}
     elif flavour in ("bank", "fanout") and manifest.bank is not None:
         wanted[manifest.bank.ids] = ("int64", ("batch",))
         if flavour == "fanout" and manifest.fanout is not None:

@@ -75,7 +75,7 @@ class ParameterBinding:
         neutral = group.neutral()
         for record in group.records():
             if record.name not in self._slots:
-                shape = ir.Shape([group.axis_name(axis, record.parameter) for axis in record.axes])
+                shape = ir.Shape([group.axis_name(axis, record.parameter) for axis in record.graph_axes])
                 tensor = ir.Tensor(neutral[record.parameter], name=record.name)
                 self._slots[record.name] = self.graft.add_slot(record.name, shape, tensor)
         return {record.parameter: self._slots[record.name] for record in group.records()}
@@ -325,7 +325,7 @@ def _faults(graph: ir.Graph, slot: SlotRecord, is_input: bool) -> Iterator[str]:
     if tensor is None or tuple(tensor.shape.numpy()) != slot.neutral or tensor.dtype != ir.DataType.FLOAT:
         yield f"`{slot.name}` has another default than {list(slot.neutral)} float32"
     sizes = [dim if isinstance(dim, int) else None for dim in value.shape or ()]
-    if sizes != [axis if isinstance(axis, int) else None for axis in slot.axes]:
+    if sizes != [axis if isinstance(axis, int) else None for axis in slot.graph_axes]:
         yield f"`{slot.name}` has shape {value.shape}"
     uses = [(node.op_type, index) for node, index in value.uses()]
     rearranging = ("Cast", "Transpose", "Identity")  # these would copy the tensor in every run

@@ -95,6 +95,15 @@ bool is_neutral(const Array& array, const SlotRecord& slot) {
          std::all_of(numbers, numbers + array.count(), [&](float number) { return number == slot.neutral_value; });
 }
 
+// What a tensor's axes must be: an idle one may be shorter along those that are numbers.
+std::vector<Axis> axes_of(const SlotRecord& slot, const Array& array) {
+  auto axes = slot.axes;
+  for (std::size_t i = 0; is_neutral(array, slot) && i < axes.size(); ++i) {
+    if (axes[i].name.empty()) axes[i].size = slot.neutral[i];
+  }
+  return axes;
+}
+
 // The head whose slots an adapter fills; none if all of them lie idle.
 std::optional<HeadRecord> filled_head(const Arrays& tensors, const Manifest& manifest, const std::string& where) {
   std::set<std::string> busy;
@@ -177,7 +186,8 @@ void check_adapter(const Arrays& tensors, const Manifest& manifest, const std::s
     const auto found = tensors.find(slot.name);
     if (found == tensors.end()) {
       faults += "`" + slot.name + "` is missing; ";
-    } else if (found->second.dtype != "float32" || !fits(found->second.shape, slot.axes, sizes, slot.site + "/" + slot.graph + "/")) {
+    } else if (found->second.dtype != "float32" ||
+               !fits(found->second.shape, axes_of(slot, found->second), sizes, slot.site + "/" + slot.graph + "/")) {
       faults += "`" + slot.name + "` is " + found->second.dtype + " " + to_text(found->second.shape) + "; ";
     } else if (!is_finite(found->second)) {
       faults += "`" + slot.name + "` holds NaN or Inf; ";

@@ -50,7 +50,7 @@ export function checkAdapter(tensors: Map<string, Tensor>, manifest: Manifest, w
   for (const slot of manifest.slots) {
     const tensor = tensors.get(slot.name);
     if (!tensor) faults.push(`\`${slot.name}\` is missing`);
-    else if (tensor.type !== "float32" || !fits(tensor.dims, slot.axes, sizes, `${slot.site}/${slot.graph}/`)) {
+    else if (tensor.type !== "float32" || !fits(tensor.dims, axesOf(slot, tensor), sizes, `${slot.site}/${slot.graph}/`)) {
       faults.push(`\`${slot.name}\` is ${tensor.type} [${tensor.dims.join(", ")}]`);
     } else if (!(tensor.data as Float32Array).every(Number.isFinite)) faults.push(`\`${slot.name}\` holds NaN or Inf`);
   }
@@ -96,6 +96,12 @@ function filledHead(tensors: Map<string, Tensor>, manifest: Manifest, where: str
   const found = manifest.heads.filter((head) => filled.some((slot) => slot.graph === head.graph));
   if (found.length > 1) throw new Fault({ what: "fills several heads", where });
   return found[0] ?? null;
+}
+
+/** What a tensor's axes must be: an idle one may be shorter along those that are numbers. */
+function axesOf(slot: SlotRecord, tensor: Tensor): Axis[] {
+  if (!isNeutral(tensor, slot)) return slot.axes;
+  return slot.axes.map((axis, at) => (typeof axis === "number" ? slot.neutral[at]! : axis));
 }
 
 function isNeutral(tensor: Tensor, slot: SlotRecord): boolean {

@@ -84,7 +84,9 @@ class TritonSession:
         if hashlib.sha256(data).hexdigest() != expected:
             raise RequestError("was changed since the bundle was opened", where=path)
         tensors, slots = parse_adapter(data, path), self._bundle.manifest.slots
-        free = {slot.name: [place for place, axis in enumerate(slot.axes) if isinstance(axis, str)] for slot in slots}
+        free = {
+            slot.name: [place for place, axis in enumerate(slot.graph_axes) if isinstance(axis, str)] for slot in slots
+        }
         ordered = [tensors[slot.name] for slot in slots]
         lengths = [tensors[slot.name].shape[place] for slot in slots for place in free[slot.name][1:]]
         header = np.array([*(tensor.size for tensor in ordered), *lengths], np.float32)
