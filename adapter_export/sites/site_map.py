@@ -101,8 +101,8 @@ def sites_of(flow: FlowGraph, view: View, given: GivenSites | None = None) -> Si
         layers = () if source is None else linear_sites(check.index, site, ends - {site.h}, source)
         chosen |= {inner.name: inner for inner in layers if inner.h not in linear}
     chosen |= named
-    known = [*chosen.values(), *(site for site in inside if site.name not in chosen)]  # what is left out lies nowhere
-    chosen |= {site.name: site for site in outside_sites(check.index, known) if site.name not in given.sites}
+    within = [*chosen.values(), *(site for site in inside if site.name not in chosen)]  # what is left out lies nowhere
+    chosen |= {site.name: site for site in outside_sites(check.index, within) if site.name not in given.sites}
     check.stream("final", final)
     if flow.rank(final) != 3:
         raise check.unfit("final", check.shape(final), "the shape [batch, tokens, width]")

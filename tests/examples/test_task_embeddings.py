@@ -18,9 +18,9 @@ def test_rows_choose_their_task(capsys: pytest.CaptureFixture[str]) -> None:
         name: [int(one) for one in re.findall(r"(\d+)%", rest)]
         for name, rest in re.findall(r"^(\w+) +(.*%)$", said, re.M)
     }
-    assert list(shares) == ["retrieval", "classification", "clustering"]
+    assert list(shares) == ["retrieval", "classification", "clustering", "separation", "matching"]
     for at, found in enumerate(shares.values()):
         assert found[at] == max(found) > 90
     apart = re.findall(r"gives the same, (\S+) apart", said)
-    assert len(apart) == 3
+    assert len(apart) == 5
     assert all(float(one) < 1e-5 for one in apart)
