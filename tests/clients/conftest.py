@@ -123,7 +123,8 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     It has what the manifest does not list and clients pass over: a signature, the report of a check, a model card.
     """
     folder = tmp_path_factory.mktemp("small")
-    built = build_small(folder, None, ("input_ids", "attention_mask"), small_tokenizer(), _fusion, ["topic"]).folder
+    flavours, names = [*FLAVOURS], ("input_ids", "attention_mask")
+    built = build_small(folder, flavours, names, small_tokenizer(), _fusion, ["topic"]).folder
     for name in (SIGNATURE_FILE, REPORT_FILE, CARD_FILE):
         (built / name).write_text("{}")
     return built

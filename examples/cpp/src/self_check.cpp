@@ -193,3 +193,22 @@ std::vector<Finding> self_check(const Bundle& bundle) {
   for (const auto& [adapter, worst] : worst_of_texts(bundle)) findings.push_back({kTexts, adapter, false, worst});
   return findings;
 }
+
+nlohmann::ordered_json document(const std::vector<Finding>& findings) {
+  auto found = nlohmann::ordered_json::array();
+  for (const auto& [flavour, adapter, mixed, worst] : findings) {
+    nlohmann::ordered_json entry = {{"flavour", flavour}, {"adapter", nullptr}, {"mixed", mixed}, {"worst", worst}};
+    if (adapter) entry["adapter"] = *adapter;
+    if (flavour == kTexts) entry["tokenized"] = false;
+    found.push_back(entry);
+  }
+  return found;
+}
+
+void check(const std::vector<Finding>& findings) {
+  if (findings.empty()) throw Fault({"holds no graph that this client can run"});
+  const auto is_good = [](const Finding& finding) { return finding.worst <= 1; };  // NaN fails
+  if (!std::all_of(findings.begin(), findings.end(), is_good)) {
+    throw Fault({"this machine does not compute what the reference computed"});
+  }
+}

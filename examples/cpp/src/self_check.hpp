@@ -1,6 +1,7 @@
 // The bundle held against its golden vectors, in every way that this machine can run it, and against its golden texts.
 #pragma once
 
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -16,3 +17,9 @@ struct Finding {
 };
 
 std::vector<Finding> self_check(const Bundle& bundle);
+
+// Findings as `verify --json` prints them.
+nlohmann::ordered_json document(const std::vector<Finding>& findings);
+
+// Throws Fault if there are none, or one is wrong.
+void check(const std::vector<Finding>& findings);

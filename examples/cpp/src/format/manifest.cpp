@@ -43,8 +43,8 @@ InputRecord input(const json& record) {
 
 SlotRecord slot(const json& record) {
   known(record, {"name", "site", "graph", "parameter", "axes", "neutral", "neutral_value"});
-  return {record.at("name"), record.at("site"), record.at("graph"), axes(record.at("axes")), record.at("neutral"),
-          value_or(record, "neutral_value", 0.0F)};
+  return {record.at("name"), record.at("site"), record.at("graph"), record.at("parameter"), axes(record.at("axes")),
+          record.at("neutral"), value_or(record, "neutral_value", 0.0F)};
 }
 
 GoldenRecord golden(const json& record) {
@@ -81,10 +81,18 @@ BankRecord bank(const json& record) {
   return found;
 }
 
-FanoutRecord fanout(const json& record) {
+FanoutRecord fanout(const json& record, const std::string& batch) {
   known(record, {"prefix", "rows", "values"});
   FanoutRecord found{record.at("prefix"), record.at("rows"), {}};
-  for (const auto& value : record.at("values")) found.values.push_back(known(value, {"name", "dtype", "axes"}).at("name"));
+  for (const auto& value : record.at("values")) {
+    const auto shape = axes(known(value, {"name", "dtype", "axes"}).at("axes"));
+    const auto is_batch = [&](const Axis& axis) { return !batch.empty() && axis.name == batch; };
+    if (std::count_if(shape.begin(), shape.end(), is_batch) != 1) {
+      throw Fault({"a value of the fan-out without one axis of the texts", "", value.at("name")});
+    }
+    const auto at = std::find_if(shape.begin(), shape.end(), is_batch) - shape.begin();
+    found.values.push_back({value.at("name"), static_cast<std::size_t>(at)});
+  }
   return found;
 }
 
@@ -141,7 +149,7 @@ void check_names(const Manifest& manifest) {
   }
   if (manifest.fanout) {
     others.push_back(manifest.fanout->rows);
-    others.insert(others.end(), manifest.fanout->values.begin(), manifest.fanout->values.end());
+    for (const auto& value : manifest.fanout->values) others.push_back(value.name);
   }
   for (const auto& name : others) {
     if (std::find(inputs.begin(), inputs.end(), name) == inputs.end()) continue;
@@ -213,7 +221,10 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
   for (const auto& record : document.at("adapters")) manifest.adapters.push_back(adapter(record));
   for (const auto& record : document.at("files")) manifest.files.push_back(file(record));
   if (document.contains("bank") && !document.at("bank").is_null()) manifest.bank = bank(document.at("bank"));
-  if (document.contains("fanout") && !document.at("fanout").is_null()) manifest.fanout = fanout(document.at("fanout"));
+  if (document.contains("fanout") && !document.at("fanout").is_null()) {
+    const bool has_batch = !manifest.inputs.empty() && !manifest.inputs.front().axes.empty();
+    manifest.fanout = fanout(document.at("fanout"), has_batch ? manifest.inputs.front().axes.front().name : std::string{});
+  }
   manifest.golden = golden(document.at("golden"));
   manifest.golden_texts = value_or(document, "golden_texts", std::string{});
   if (document.contains("head") && !document.at("head").is_null()) manifest.head = document.at("head").get<std::string>();

@@ -49,6 +49,7 @@ struct SlotRecord {
   std::string name;
   std::string site;   // `head` for those of heads
   std::string graph;  // free axes of one name, site and graph have one length
+  std::string parameter;  // of that graph
   std::vector<Axis> axes;
   std::vector<std::int64_t> neutral;  // the shape with which it does nothing …
   float neutral_value = 0;            // … when it is filled with this number
@@ -95,11 +96,17 @@ struct BankRecord {
   std::vector<std::string> tensors;  // their names
 };
 
+// What crosses from the lower graph of a fan-out to the upper one.
+struct FanoutValue {
+  std::string name;
+  std::size_t batch;  // which of its axes has the rows of the inputs
+};
+
 // The bank in two graphs, below and above its first adapter: a row is computed once up to there, for all adapters.
 struct FanoutRecord {
-  std::string prefix;               // the file of the lower graph
-  std::string rows;                 // the input of the upper one that chooses a row of the inputs for each of its rows
-  std::vector<std::string> values;  // what the lower one gives and the upper one takes
+  std::string prefix;  // the file of the lower graph
+  std::string rows;    // the input of the upper one that chooses a row of the inputs for each of its rows
+  std::vector<FanoutValue> values;
 };
 
 struct FileRecord {

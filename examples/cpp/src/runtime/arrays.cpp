@@ -1,5 +1,6 @@
 #include "arrays.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <numeric>
@@ -26,6 +27,15 @@ const Type& type_of(const std::string& dtype) {
   if (found == kTypes.end()) throw Fault({"a type that this client does not know", "", "`" + dtype + "`"});
   return found->second;
 }
+
+// What lies before an axis: how often the axis is gone through; and how many bytes one place along it has.
+struct Strides {
+  Strides(const Array& array, std::size_t axis) : outer(1), inner(bytes_of(array.dtype)) {
+    for (std::size_t at = 0; at < axis; ++at) outer *= static_cast<std::size_t>(array.shape[at]);
+    for (std::size_t at = axis + 1; at < array.shape.size(); ++at) inner *= static_cast<std::size_t>(array.shape[at]);
+  }
+  std::size_t outer, inner;
+};
 
 }  // namespace
 
@@ -72,6 +82,37 @@ Array int64_array(const std::vector<std::int64_t>& numbers, const Shape& shape) 
   }
   std::memcpy(array.bytes.data(), numbers.data(), array.bytes.size());
   return array;
+}
+
+Array taken(const Array& array, std::size_t axis, const std::vector<std::size_t>& places) {
+  const Strides strides(array, axis);
+  const auto length = static_cast<std::size_t>(array.shape[axis]);
+  Shape shape = array.shape;
+  shape[axis] = static_cast<std::int64_t>(places.size());
+  Array found = make_array(array.dtype, shape);
+  auto* target = found.bytes.data();
+  for (std::size_t outer = 0; outer < strides.outer; ++outer) {
+    for (const auto place : places) {
+      target = std::copy_n(array.bytes.data() + (outer * length + place) * strides.inner, strides.inner, target);
+    }
+  }
+  return found;
+}
+
+Array joined(const std::vector<const Array*>& parts, std::size_t axis) {
+  Shape shape = parts.front()->shape;
+  shape[axis] = 0;
+  for (const auto* part : parts) shape[axis] += part->shape[axis];
+  Array found = make_array(parts.front()->dtype, shape);
+  auto* target = found.bytes.data();
+  const Strides strides(found, axis);
+  for (std::size_t outer = 0; outer < strides.outer; ++outer) {
+    for (const auto* part : parts) {
+      const auto bytes = static_cast<std::size_t>(part->shape[axis]) * strides.inner;
+      target = std::copy_n(part->bytes.data() + outer * bytes, bytes, target);
+    }
+  }
+  return found;
 }
 
 Ort::Value view(const Array& array) {

@@ -41,6 +41,12 @@ std::size_t bytes_of(const std::string& dtype);
 std::string dtype_of(ONNXTensorElementDataType type);
 std::string to_text(const Shape& shape);
 
+// Some places along an axis, in this order.
+Array taken(const Array& array, std::size_t axis, const std::vector<std::size_t>& places);
+
+// Arrays that are alike but for an axis, one behind the other along it.
+Array joined(const std::vector<const Array*>& parts, std::size_t axis);
+
 // A value that refers to the array's memory: the array must outlive it, and keep its place.
 Ort::Value view(const Array& array);
 

@@ -65,3 +65,9 @@ Arrays Graph::run(const Feeds& feeds, std::vector<std::string> outputs, const Or
   }
   return found;
 }
+
+std::optional<std::string> Graph::metadata(const std::string& key) const {
+  Ort::AllocatorWithDefaultOptions allocator;
+  const auto found = session_.GetModelMetadata().LookupCustomMetadataMapAllocated(key.c_str(), allocator);
+  return found ? std::optional<std::string>(found.get()) : std::nullopt;
+}

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,9 @@ class Graph {
   // Compute some outputs, every one if none are named. With `active`, its tensors stand for the defaults of the slots.
   // Throws RequestFault if ONNX Runtime cannot compute these inputs.
   Arrays run(const Feeds& feeds, std::vector<std::string> outputs, const Ort::LoraAdapter* active = nullptr) const;
+
+  // What the file of the graph says under a key of its metadata; none if it says nothing.
+  std::optional<std::string> metadata(const std::string& key) const;
 
  private:
   mutable Ort::Session session_;

@@ -3,11 +3,16 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <set>
+#include <sstream>
 
 #include "fault.hpp"
+#include "json_text.hpp"
 
 namespace {
+
+constexpr double kStrongest = 1000;
 
 using Sizes = std::map<std::string, std::int64_t>;
 
@@ -254,6 +259,53 @@ Array weight_tensor(const std::optional<MixRecord>& mix, const std::vector<Weigh
     if (!good) throw RequestFault({"a fusion needs a finite weight for each of its members", where});
   }
   return array;
+}
+
+StrengthParameters strength_parameters(const std::optional<std::string>& metadata, const Manifest& manifest) {
+  const std::string where = "`adapter_export.strength` in the metadata of the graph";
+  if (!metadata) {
+    throw RequestFault({"the bundle does not say how its adapters are scaled", where, "a bundle of an earlier release", "",
+                        "build it again, or leave the strength out"});
+  }
+  const auto document = parse_json(*metadata);
+  StrengthParameters found;
+  for (const auto& slot : manifest.slots) {
+    if (slot.site == "head" || found.count(slot.graph)) continue;
+    if (!document.contains(slot.graph)) throw Fault({"does not name all graphs of the bundle", where, "", "", "build it again"});
+    const auto& names = document.at(slot.graph);
+    found.emplace(slot.graph, names.is_null() ? std::nullopt : std::optional(names.get<std::vector<std::string>>()));
+  }
+  return found;
+}
+
+Arrays scaled_tensors(const Arrays& tensors, const Manifest& manifest, const StrengthParameters& parameters,
+                      double strength, const std::string& where) {
+  check_strength(strength);
+  Arrays found;
+  for (const auto& slot : manifest.slots) {
+    const auto own = tensors.find(slot.name);
+    if (slot.site == "head" || own == tensors.end() || is_neutral(own->second, slot)) continue;
+    const auto& scaled = parameters.at(slot.graph);
+    if (!scaled) {
+      throw RequestFault({"has no strength: what it computes is not what it replaces plus an update that can be scaled",
+                          where + ", graph `" + slot.graph + "`", "", "strength 1", "leave the strength out for this adapter"});
+    }
+    if (std::find(scaled->begin(), scaled->end(), slot.parameter) == scaled->end()) continue;
+    auto& array = found.emplace(slot.name, own->second).first->second;
+    const double neutral = slot.neutral_value;
+    auto* numbers = array.data<float>();
+    std::transform(numbers, numbers + array.count(), numbers, [&](float number) {
+      return static_cast<float>(neutral + strength * (static_cast<double>(number) - neutral));
+    });
+  }
+  return found;
+}
+
+void check_strength(double strength) {
+  if (strength >= -kStrongest && strength <= kStrongest) return;  // not true of NaN
+  std::ostringstream text;
+  text << strength;
+  throw RequestFault({"is no strength", "`strength`", text.str(), "a number from -1000 to 1000"});
 }
 
 Arrays neutral_tensors(const Manifest& manifest) {

@@ -42,5 +42,20 @@ using Weights = std::map<std::string, float>;  // what the members of a fusion w
 // Throws RequestFault if it is no fusion, or a member has no finite weight: one left out would be a guess.
 Array weight_tensor(const std::optional<MixRecord>& mix, const std::vector<Weights>& rows, const std::string& where);
 
+// By the names of graphs at sites, the parameters by which what they add is made larger or smaller; none where there are
+// none.
+using StrengthParameters = std::map<std::string, std::optional<std::vector<std::string>>>;
+
+// What the metadata of a graph with slots says of them. Throws RequestFault if it says nothing.
+StrengthParameters strength_parameters(const std::optional<std::string>& metadata, const Manifest& manifest);
+
+// Those tensors of an adapter that are others where what it adds is `strength` times as large; heads stay as they are.
+// Throws RequestFault if that is no strength, or the adapter has none: what it computes is no sum with such a part.
+Arrays scaled_tensors(const Arrays& tensors, const Manifest& manifest, const StrengthParameters& parameters,
+                      double strength, const std::string& where);
+
+// Throws RequestFault if a strength is not from −1000 to 1000: more is no request, but an error of units.
+void check_strength(double strength);
+
 // The neutral tensors of every slot, with which the graph is the base.
 Arrays neutral_tensors(const Manifest& manifest);

@@ -1,14 +1,18 @@
 #include "switchboard.hpp"
 
 #include <algorithm>
-#include <mutex>
+#include <numeric>
 #include <set>
 
 #include "adapter_file.hpp"
 #include "fault.hpp"
+#include "files.hpp"
 #include "request.hpp"
 
 namespace {
+
+constexpr const char* kStrengthKey = "adapter_export.strength";  // in the metadata of the graph
+constexpr float kMasked = -3e38F;                                // as in a bank; a softmax makes it 0
 
 Feeds feeds_of(const Arrays& arrays) {
   Feeds feeds;
@@ -86,6 +90,61 @@ void check_rows(const Arrays& inputs, const Manifest& manifest, const std::vecto
   check_mixed(manifest, rows);
 }
 
+Arrays taken_rows(const Arrays& arrays, const std::vector<std::size_t>& rows) {
+  Arrays found;
+  for (const auto& [name, array] : arrays) found.emplace(name, taken(array, 0, rows));
+  return found;
+}
+
+// A call with some of the rows.
+struct Part {
+  std::vector<std::size_t> rows;
+  Outcome outcome;
+};
+
+// An output of several calls as that of one, as wide as the widest; where a row has nothing, it is masked.
+Array gathered(const std::vector<Part>& parts, const std::string& name, std::size_t rows) {
+  Shape shape;
+  for (const auto& part : parts) {
+    const auto found = part.outcome.outputs.find(name);
+    if (found == part.outcome.outputs.end()) continue;
+    if (shape.empty()) shape = found->second.shape;
+    shape.back() = std::max(shape.back(), found->second.shape.back());
+  }
+  shape.front() = static_cast<std::int64_t>(rows);
+  Array all = make_array("float32", shape);
+  std::fill_n(all.data<float>(), all.count(), kMasked);
+  const std::size_t wide = static_cast<std::size_t>(shape.back()), lines = all.count() / rows / wide;
+  for (const auto& part : parts) {
+    const auto found = part.outcome.outputs.find(name);
+    if (found == part.outcome.outputs.end()) continue;
+    const auto own = static_cast<std::size_t>(found->second.shape.back());
+    const auto* source = found->second.data<float>();
+    for (const auto row : part.rows) {
+      for (std::size_t line = row * lines; line < (row + 1) * lines; ++line, source += own) {
+        std::copy_n(source, own, all.data<float>() + line * wide);
+      }
+    }
+  }
+  return all;
+}
+
+std::size_t size_of(const Arrays& arrays) {
+  std::size_t bytes = 0;
+  for (const auto& [_, array] : arrays) bytes += array.bytes.size();
+  return bytes;
+}
+
+// A sha256 of all that a row of the inputs holds.
+std::string key_of(const Arrays& inputs, std::size_t row) {
+  std::string bytes;
+  for (const auto& [_, array] : taken_rows(inputs, {row})) {
+    bytes += to_text(array.shape);
+    bytes.append(reinterpret_cast<const char*>(array.bytes.data()), array.bytes.size());
+  }
+  return sha256(bytes);
+}
+
 }  // namespace
 
 Switchboard::Switchboard(const Bundle& bundle, const std::string& flavour, Feeding feeding, int threads)
@@ -103,18 +162,51 @@ Outcome Switchboard::run(const Arrays& inputs, const Choice& adapter, const std:
   if (weights.size() > 1) check_rows(inputs, manifest_, weights);
   else check_inputs(inputs, manifest_);
   const auto held = adapter ? resident(*adapter) : nullptr;  // alive until the end of this call
-  const bool native = held && feeding_ == Feeding::native;
-  if (native && !weights.empty()) throw RequestFault({"weights of a fusion need an adapter whose tensors are fed"});
+  Arrays others;
+  if (!weights.empty()) {
+    if (held && feeding_ == Feeding::native) throw RequestFault({"weights of a fusion need an adapter whose tensors are fed"});
+    const auto mix = held ? held->mix : std::nullopt;
+    const auto given = weight_tensor(mix, weights, "adapter `" + adapter.value_or("base") + "`");
+    for (const auto& slot : mix->slots) others.emplace(slot, given);
+  }
+  return run_held(inputs, held.get(), others);
+}
+
+Outcome Switchboard::run(const Arrays& inputs, const std::vector<ScaledAdapter>& rows) const {
+  check_rows(inputs, manifest_, rows);
+  std::map<ScaledAdapter, std::vector<std::size_t>> groups;
+  for (std::size_t row = 0; row < rows.size(); ++row) groups[rows[row]].push_back(row);
+  std::vector<Part> parts;
+  for (const auto& [adapter, places] : groups) {
+    const auto held = adapter.name ? resident(*adapter.name) : nullptr;
+    const auto others = held ? scaled(*held, adapter) : Arrays{};
+    parts.push_back({places, run_held(taken_rows(inputs, places), held.get(), others)});
+  }
+  Outcome found{{}, std::vector<Head>(rows.size()), true};
+  for (const auto& part : parts) {
+    for (const auto row : part.rows) found.heads[row] = part.outcome.heads.front();
+  }
+  for (const auto& name : outputs_of(manifest_, found.heads)) found.outputs.emplace(name, gathered(parts, name, rows.size()));
+  return found;
+}
+
+// The tensors that a strength changes.
+Arrays Switchboard::scaled(const Resident& held, const ScaledAdapter& adapter) const {
+  check_strength(adapter.strength);
+  if (adapter.strength == 1) return {};
+  if (feeding_ == Feeding::native) throw RequestFault({"a strength needs an adapter whose tensors are fed"});
+  const auto parameters = strength_parameters(graph_.metadata(kStrengthKey), manifest_);
+  return scaled_tensors(held.tensors, manifest_, parameters, adapter.strength, "adapter `" + *adapter.name + "`");
+}
+
+// Checked inputs through an adapter, with others in the place of some of its tensors.
+Outcome Switchboard::run_held(const Arrays& inputs, const Resident* held, const Arrays& others) const {
   Feeds feeds = feeds_of(inputs);
   feeds.merge(feeds_of(held ? held->tensors : neutral_));
-  Array given;
-  if (!weights.empty()) {
-    const auto mix = held ? held->mix : std::nullopt;
-    given = weight_tensor(mix, weights, "adapter `" + adapter.value_or("base") + "`");
-    for (const auto& slot : mix->slots) feeds[slot] = &given;
-  }
+  for (const auto& [name, array] : others) feeds[name] = &array;
   const std::vector<Head> heads(batch_of(inputs), held ? held->head : Head{});
-  return {graph_.run(feeds, outputs_of(manifest_, heads), native ? &held->native : nullptr), heads};
+  const auto* native = held && feeding_ == Feeding::native ? &held->native : nullptr;
+  return {graph_.run(feeds, outputs_of(manifest_, heads), native), heads};
 }
 
 void Switchboard::load(const std::string& name, const std::string& bytes, const Claim& claim) {
@@ -185,15 +277,87 @@ Outcome Bank::run(const Arrays& inputs, const std::vector<Choice>& rows) const {
   return {graph_.run(feeds, outputs_of(manifest_, heads)), heads, true};
 }
 
-Fanout::Fanout(const Bundle& bundle, int threads)
+KeptRows::Values KeptRows::find(const std::string& key) {
+  const std::lock_guard lock(mutex_);
+  const auto found = places_.find(key);
+  if (found == places_.end()) return nullptr;
+  ++counts_.hits;
+  kept_.splice(kept_.begin(), kept_, found->second);
+  return found->second->second;
+}
+
+void KeptRows::keep(const std::string& key, Values values) {
+  const std::lock_guard lock(mutex_);
+  ++counts_.loads;
+  if (places_.count(key)) return;
+  bytes_ += size_of(*values);
+  kept_.emplace_front(key, std::move(values));
+  places_.emplace(key, kept_.begin());
+  for (; bytes_ > limit_; ++counts_.evictions) {
+    bytes_ -= size_of(*kept_.back().second);
+    places_.erase(kept_.back().first);
+    kept_.pop_back();
+  }
+}
+
+KeptCounts KeptRows::counts() const {
+  const std::lock_guard lock(mutex_);
+  auto found = counts_;
+  found.resident = kept_.size();
+  return found;
+}
+
+Fanout::Fanout(const Bundle& bundle, int threads, std::size_t kept_bytes)
     : manifest_(bundle.manifest()), lower_(bundle.graph_at(fanout_of(manifest_).prefix), threads),
-      upper_(bundle.graph("fanout"), threads) {
+      upper_(bundle.graph("fanout"), threads), kept_(kept_bytes > 0 ? std::make_unique<KeptRows>(kept_bytes) : nullptr) {
   bank_of(manifest_);
+  if (kept_ && !manifest_.batch_invariant) {
+    throw Fault({"texts cannot be kept up to the first adapter", "", "a graph in which rows of a batch influence each other"});
+  }
 }
 
 Arrays Fanout::below(const Arrays& inputs) const {
   check_inputs(inputs, manifest_);
-  return lower_.run(feeds_of(inputs), fanout_of(manifest_).values);
+  if (!kept_) return computed(inputs);
+  std::vector<std::string> keys;
+  std::map<std::string, KeptRows::Values> found;
+  std::vector<std::size_t> missing;  // the first row of each that is not there
+  for (std::size_t row = 0; row < batch_of(inputs); ++row) {
+    const auto& key = keys.emplace_back(key_of(inputs, row));
+    if (found.count(key)) continue;
+    if (!found.emplace(key, kept_->find(key)).first->second) missing.push_back(row);
+  }
+  const auto& records = fanout_of(manifest_).values;
+  if (!missing.empty()) {
+    const auto values = computed(taken_rows(inputs, missing));
+    for (std::size_t at = 0; at < missing.size(); ++at) {
+      auto own = std::make_shared<Arrays>();
+      for (const auto& record : records) own->emplace(record.name, taken(values.at(record.name), record.batch, {at}));
+      const auto& key = keys[missing[at]];
+      found[key] = own;
+      kept_->keep(key, std::move(own));
+    }
+  }
+  Arrays all;
+  for (const auto& record : records) {
+    std::vector<const Array*> rows;
+    for (const auto& key : keys) rows.push_back(&found.at(key)->at(record.name));
+    all.emplace(record.name, joined(rows, record.batch));
+  }
+  return all;
+}
+
+Arrays Fanout::computed(const Arrays& inputs) const {
+  std::vector<std::string> names;
+  for (const auto& value : fanout_of(manifest_).values) names.push_back(value.name);
+  return lower_.run(feeds_of(inputs), names);
+}
+
+Outcome Fanout::run(const Arrays& inputs, const std::vector<Choice>& adapters) const {
+  const auto values = below(inputs);
+  std::vector<std::int64_t> rows(batch_of(inputs));
+  std::iota(rows.begin(), rows.end(), 0);
+  return run(inputs, values, rows, adapters);
 }
 
 Outcome Fanout::run(const Arrays& inputs, const Arrays& values, const std::vector<std::int64_t>& rows,

@@ -1,0 +1,122 @@
+/*
+ * Bundles of adapter-export, for every language that calls C: link `libadapter_export_c`.
+ *
+ * Each function that can fail returns a status. If it is not AE_OK, nothing else was given back but a sentence that says
+ * what is wrong, where, and what to do next, in `*error`, which the caller frees by `ae_free`; `error` may be NULL. No
+ * exception leaves a function, no argument has a default, and a pointer that must not be NULL and is gives AE_REQUEST.
+ * Texts are UTF-8 and end with a zero byte.
+ *
+ * Any number of threads may use one `ae_bundle` at once, while adapters are loaded and unloaded. `ae_close` must come
+ * after every other call with it has returned. Results and lists are never changed, and outlive their bundle.
+ */
+#ifndef ADAPTER_EXPORT_H
+#define ADAPTER_EXPORT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define AE_API __declspec(dllexport)
+#else
+#define AE_API __attribute__((visibility("default")))
+#endif
+
+typedef enum ae_status {
+  AE_OK = 0,
+  AE_REQUEST = 1,  /* this call cannot be served; the bundle is sound, and the next call may succeed */
+  AE_BUNDLE = 2,   /* the bundle is damaged, or this machine cannot run it */
+  AE_INTERNAL = 3, /* anything else, such as no memory */
+} ae_status;
+
+typedef struct ae_bundle ae_bundle; /* an open bundle with the adapters that are loaded */
+typedef struct ae_result ae_result; /* what a call computed */
+typedef struct ae_list ae_list;     /* some texts */
+
+/* An array: row-major, with the type that the manifest names: "int64", "int32", "float32" or "bool". */
+typedef struct ae_array {
+  const char *name;
+  const char *dtype;
+  const int64_t *shape;
+  size_t rank;
+  const void *data;
+  size_t bytes;
+} ae_array;
+
+/* What rows run through: an adapter, NULL being the base with its own head if it has one; and how many times what the
+ * adapter adds is added, from -1000 to 1000: 1 is the adapter as it was trained, 0 the base. */
+typedef struct ae_choice {
+  const char *adapter;
+  double strength;
+} ae_choice;
+
+/* What became of the rows of which the part below all adapters may be kept. */
+typedef struct ae_kept {
+  uint64_t hits, loads, evictions, resident;
+} ae_kept;
+
+/* Open a bundle: every file is held against its hash, and what runs is a private copy.
+ * `threads`: of a call inside ONNX Runtime, at least 1.
+ * `kept_bytes`: how much memory may keep what lies below all adapters, for rows that come again with another adapter; 0
+ * keeps nothing, and more needs a bundle with the graph `fanout`. */
+AE_API ae_status ae_open(const char *folder, int32_t threads, uint64_t kept_bytes, ae_bundle **bundle, char **error);
+AE_API void ae_close(ae_bundle *bundle);
+
+/* Hold the bundle against its golden vectors, in every way that this machine can run it. `*findings` is JSON, as of
+ * `bundle_client verify --json`; also where the status is AE_BUNDLE since one of them is wrong. */
+AE_API ae_status ae_verify(const ae_bundle *bundle, char **findings, char **error);
+
+/* The names of the adapters that are loaded. */
+AE_API ae_status ae_adapters(const ae_bundle *bundle, ae_list **names, char **error);
+
+/* The problem type of an adapter, and its labels in the order of its results. `*type` is NULL if nobody knows it. */
+AE_API ae_status ae_task(const ae_bundle *bundle, const char *adapter, char **type, ae_list **labels, char **error);
+
+/* Load an adapter from the bytes of an `.onnx_adapter` file that was made for this bundle.
+ * `type` and `labels` say what its results mean. With `type` NULL and labels, it is the classification that its head can
+ * do; with neither, its answers are its results as they are. */
+AE_API ae_status ae_load(ae_bundle *bundle, const char *name, const void *bytes, size_t size, const char *type,
+                         const char *const *labels, size_t label_count, char **error);
+
+/* Forget an adapter; calls that run with it at this moment end well. */
+AE_API ae_status ae_unload(ae_bundle *bundle, const char *name, char **error);
+
+/* Run the rows of some inputs, with one choice for all rows or one for each.
+ * `context`: NULL, or for each row a byte for each token, 1 for those that may be the answer to a question, `context_bytes`
+ * in all. Without it, every token but padding may be.
+ * Rows that share adapter and strength are computed together. Rows of several adapters of the bundle, at strength 1, are
+ * one call if it has a bank. An output that is NaN or infinite is an error. */
+AE_API ae_status ae_run(const ae_bundle *bundle, const ae_array *inputs, size_t input_count, const ae_choice *choices,
+                        size_t choice_count, const uint8_t *context, size_t context_bytes, ae_result **result,
+                        char **error);
+
+/* How many rows a result has, and the answer of one as JSON: "adapter", and the keys of its task (docs/format.md,
+ * "Answers"). `*json` is NULL where nobody knows the task: then there are the arrays alone. */
+AE_API size_t ae_result_rows(const ae_result *result);
+AE_API ae_status ae_result_answer(const ae_result *result, size_t row, char **json, char **error);
+
+/* The arrays of a result: the base's outputs, and those of the rows' heads. What they point to lives as long as the
+ * result. Where rows had several choices, an output is as wide as the widest, and a number below -1e30 is none of the
+ * row's own. */
+AE_API size_t ae_result_outputs(const ae_result *result);
+AE_API ae_status ae_result_output(const ae_result *result, size_t at, ae_array *output, char **error);
+AE_API void ae_result_free(ae_result *result);
+
+AE_API ae_status ae_kept_rows(const ae_bundle *bundle, ae_kept *counts, char **error);
+
+/* The texts of a list; NULL behind its end. They live as long as the list. */
+AE_API size_t ae_list_size(const ae_list *list);
+AE_API const char *ae_list_at(const ae_list *list, size_t at);
+AE_API void ae_list_free(ae_list *list);
+
+/* Free a text that was given back: an error, findings, a type, an answer. NULL is fine, here and for the others. */
+AE_API void ae_free(char *text);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,293 @@
+package adapterexport;
+
+import static java.lang.foreign.ValueLayout.ADDRESS;
+import static java.lang.foreign.ValueLayout.JAVA_BYTE;
+import static java.lang.foreign.ValueLayout.JAVA_DOUBLE;
+import static java.lang.foreign.ValueLayout.JAVA_LONG;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Collections;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.concurrent.locks.ReadWriteLock;
+import java.util.concurrent.locks.ReentrantReadWriteLock;
+import java.util.function.Function;
+
+/**
+ * An open bundle of adapter-export, with the adapters that are loaded.
+ *
+ * <p>Any number of threads may use it at once, while adapters are loaded and unloaded; {@code close} waits for them. All
+ * methods but {@code open} throw {@link RequestException} for a call that cannot be served.
+ */
+public final class AdapterBundle implements AutoCloseable {
+
+  /** A call that cannot be served; the bundle is sound, and the next call may succeed. */
+  public static final class RequestException extends RuntimeException {
+    RequestException(String message) {
+      super(message);
+    }
+  }
+
+  /** A bundle that is damaged, or that this machine cannot run. */
+  public static final class BundleException extends RuntimeException {
+    BundleException(String message) {
+      super(message);
+    }
+  }
+
+  /**
+   * An array, row-major, its numbers in the order of bytes of this machine.
+   *
+   * @param dtype the type that the manifest names: {@code int64}, {@code int32}, {@code float32} or {@code bool}.
+   * @param data all of it between position and limit; it is read where it lies if it is direct.
+   */
+  public record Tensor(String dtype, long[] shape, ByteBuffer data) {
+    /** Rows of equal lengths, such as ids or a mask. */
+    public static Tensor of(long[][] rows) {
+      int width = rows.length == 0 ? 0 : rows[0].length;
+      ByteBuffer data = buffer(8L * rows.length * width);
+      for (long[] row : rows) {
+        if (row.length != width) throw new RequestException("rows of different lengths; expected lists of one length; pad them.");
+        for (long number : row) data.putLong(number);
+      }
+      return new Tensor("int64", new long[] {rows.length, width}, data.flip());
+    }
+
+    /** Numbers of float32, row-major. */
+    public static Tensor of(float[] numbers, long... shape) {
+      ByteBuffer data = buffer(4L * numbers.length);
+      for (float number : numbers) data.putFloat(number);
+      return new Tensor("float32", shape, data.flip());
+    }
+
+    /** The numbers of a float32 array, row-major. */
+    public float[] floats() {
+      if (!dtype.equals("float32")) throw new IllegalStateException("an array of " + dtype + ", not of float32");
+      float[] found = new float[data.remaining() / 4];
+      data.duplicate().order(ByteOrder.nativeOrder()).asFloatBuffer().get(found);
+      return found;
+    }
+
+    private static ByteBuffer buffer(long bytes) {
+      return ByteBuffer.allocate(Math.toIntExact(bytes)).order(ByteOrder.nativeOrder());
+    }
+  }
+
+  /**
+   * What rows run through.
+   *
+   * @param adapter its name; null is the base, with its own head if it has one.
+   * @param strength how many times what the adapter adds is added, from −1000 to 1000.
+   */
+  public record Choice(String adapter, double strength) {
+    public Choice(String adapter) {
+      this(adapter, 1);
+    }
+  }
+
+  /** What an adapter answers: its problem type, and its labels in the order of its results. */
+  public record Task(String type, List<String> labels) {}
+
+  /**
+   * What a call computed.
+   *
+   * @param answers for each row JSON with the keys of its task (docs/format.md, "Answers"); none where nobody knows the task.
+   * @param outputs arrays by name. Where rows had several choices, a number below −1e30 is none of the row's own.
+   */
+  public record Result(List<Optional<String>> answers, Map<String, Tensor> outputs) {}
+
+  /** What became of the rows of which the part below all adapters may be kept. */
+  public record Kept(long hits, long loads, long evictions, long resident) {}
+
+  private final MemorySegment handle;
+  private final ReadWriteLock lock = new ReentrantReadWriteLock();
+  private boolean isClosed = false;
+
+  private AdapterBundle(MemorySegment handle) {
+    this.handle = handle;
+  }
+
+  /**
+   * Opens a bundle: every file is held against its hash.
+   *
+   * @param threads of a call inside ONNX Runtime.
+   * @param keptBytes how much memory may keep what lies below all adapters, for rows that come again with another adapter;
+   *     more than 0 needs a bundle with the graph {@code fanout}.
+   */
+  public static AdapterBundle open(Path folder, int threads, long keptBytes) {
+    if (keptBytes < 0) throw new RequestException("`keptBytes`: is no number of bytes; found " + keptBytes + ".");
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment bundle = arena.allocate(ADDRESS);
+      Native.OPEN.call(arena, Native.text(arena, folder.toString()), threads, keptBytes, bundle);
+      return new AdapterBundle(bundle.get(ADDRESS, 0));
+    }
+  }
+
+  /** Holds the bundle against its golden vectors; returns the findings as JSON, and throws if one of them is wrong. */
+  public String verify() {
+    return using(arena -> {
+      MemorySegment findings = arena.allocate(ADDRESS);
+      try {
+        Native.VERIFY.call(arena, handle, findings);
+        return Native.text(findings.get(ADDRESS, 0));
+      } finally {
+        Native.free(findings.get(ADDRESS, 0));
+      }
+    });
+  }
+
+  /** The names of the adapters that are loaded. */
+  public List<String> adapters() {
+    return using(arena -> {
+      MemorySegment names = arena.allocate(ADDRESS);
+      Native.ADAPTERS.call(arena, handle, names);
+      return Native.takenList(names.get(ADDRESS, 0));
+    });
+  }
+
+  /** What an adapter answers; none where nobody knows it. */
+  public Optional<Task> task(String adapter) {
+    return using(arena -> {
+      MemorySegment type = arena.allocate(ADDRESS), labels = arena.allocate(ADDRESS);
+      Native.TASK.call(arena, handle, Native.text(arena, adapter), type, labels);
+      List<String> found = Native.takenList(labels.get(ADDRESS, 0));
+      return Native.taken(type).map(name -> new Task(name, found));
+    });
+  }
+
+  /**
+   * Loads an adapter from the bytes of an {@code .onnx_adapter} file that was made for this bundle.
+   *
+   * @param type what its results mean; null with labels is the classification that its head can do, and without them nobody
+   *     knows it.
+   */
+  public void load(String name, byte[] file, String type, List<String> labels) {
+    using(arena -> {
+      MemorySegment texts = arena.allocate(ADDRESS, Math.max(1, labels.size()));
+      for (int at = 0; at < labels.size(); at++) texts.setAtIndex(ADDRESS, at, Native.text(arena, labels.get(at)));
+      MemorySegment said = type == null ? MemorySegment.NULL : Native.text(arena, type);
+      MemorySegment bytes = arena.allocateFrom(JAVA_BYTE, file);
+      Native.LOAD.call(arena, handle, Native.text(arena, name), bytes, bytes.byteSize(), said, texts, (long) labels.size());
+      return null;
+    });
+  }
+
+  /** Forgets an adapter; calls that run with it at this moment end well. */
+  public void unload(String name) {
+    using(arena -> {
+      Native.UNLOAD.call(arena, handle, Native.text(arena, name));
+      return null;
+    });
+  }
+
+  /** Runs rows, with one choice for all of them or one for each; every token but padding may answer a question. */
+  public Result run(Map<String, Tensor> inputs, Choice... choices) {
+    return run(inputs, List.of(choices), null);
+  }
+
+  /**
+   * Runs rows, with one choice for all of them or one for each.
+   *
+   * @param context for each row a 1 for each token that may be the answer to a question, one row behind the other; or null.
+   */
+  public Result run(Map<String, Tensor> inputs, List<Choice> choices, byte[] context) {
+    return using(arena -> {
+      MemorySegment arrays = arena.allocate(Native.ARRAY, Math.max(1, inputs.size()));
+      int at = 0;
+      for (Map.Entry<String, Tensor> input : inputs.entrySet()) {
+        write(arrays.asSlice(Native.ARRAY.byteSize() * at++, Native.ARRAY), input.getKey(), input.getValue(), arena);
+      }
+      MemorySegment rows = arena.allocate(Native.CHOICE, Math.max(1, choices.size()));
+      for (int row = 0; row < choices.size(); row++) {
+        Choice choice = choices.get(row);
+        MemorySegment name = choice.adapter() == null ? MemorySegment.NULL : Native.text(arena, choice.adapter());
+        rows.set(ADDRESS, Native.CHOICE.byteSize() * row, name);
+        rows.set(JAVA_DOUBLE, Native.CHOICE.byteSize() * row + ADDRESS.byteSize(), choice.strength());
+      }
+      MemorySegment tokens = context == null ? MemorySegment.NULL : arena.allocateFrom(JAVA_BYTE, context);
+      MemorySegment result = arena.allocate(ADDRESS);
+      Native.RUN.call(
+          arena, handle, arrays, (long) inputs.size(), rows, (long) choices.size(), tokens, tokens.byteSize(), result);
+      return read(result.get(ADDRESS, 0), arena);
+    });
+  }
+
+  /** What became of the rows of which the part below all adapters may be kept. */
+  public Kept kept() {
+    return using(arena -> {
+      MemorySegment counts = arena.allocate(JAVA_LONG, 4);
+      Native.KEPT_ROWS.call(arena, handle, counts);
+      long[] found = counts.toArray(JAVA_LONG);
+      return new Kept(found[0], found[1], found[2], found[3]);
+    });
+  }
+
+  /** Waits until no other call uses the bundle, and frees it. */
+  @Override
+  public void close() {
+    lock.writeLock().lock();
+    try {
+      if (!isClosed) Native.close(handle);
+      isClosed = true;
+    } finally {
+      lock.writeLock().unlock();
+    }
+  }
+
+  private <T> T using(Function<Arena, T> work) {
+    lock.readLock().lock();
+    try (Arena arena = Arena.ofConfined()) {
+      if (isClosed) throw new IllegalStateException("the bundle is closed");
+      return work.apply(arena);
+    } finally {
+      lock.readLock().unlock();
+    }
+  }
+
+  private static void write(MemorySegment array, String name, Tensor tensor, Arena arena) {
+    MemorySegment given = MemorySegment.ofBuffer(tensor.data()), shape = arena.allocateFrom(JAVA_LONG, tensor.shape());
+    MemorySegment data = given.isNative() ? given : arena.allocate(given.byteSize(), JAVA_LONG.byteAlignment()).copyFrom(given);
+    array.set(ADDRESS, 0, Native.text(arena, name));
+    array.set(ADDRESS, Native.offset("dtype"), Native.text(arena, tensor.dtype()));
+    array.set(ADDRESS, Native.offset("shape"), shape);
+    array.set(JAVA_LONG, Native.offset("rank"), tensor.shape().length);
+    array.set(ADDRESS, Native.offset("data"), data);
+    array.set(JAVA_LONG, Native.offset("bytes"), data.byteSize());
+  }
+
+  private static Result read(MemorySegment result, Arena arena) {
+    try {
+      List<Optional<String>> answers = new ArrayList<>();
+      MemorySegment json = arena.allocate(ADDRESS);
+      for (long row = 0; row < Native.size(Native.RESULT_ROWS, result); row++) {
+        Native.RESULT_ANSWER.call(arena, result, row, json);
+        answers.add(Native.taken(json));
+      }
+      Map<String, Tensor> outputs = new LinkedHashMap<>();
+      MemorySegment array = arena.allocate(Native.ARRAY);
+      for (long at = 0; at < Native.size(Native.RESULT_OUTPUTS, result); at++) {
+        Native.RESULT_OUTPUT.call(arena, result, at, array);
+        outputs.put(Native.text(array.get(ADDRESS, 0)), tensor(array));
+      }
+      return new Result(List.copyOf(answers), Collections.unmodifiableMap(outputs));
+    } finally {
+      Native.freeResult(result);
+    }
+  }
+
+  /** A copy of an array that lives as long as its result. */
+  private static Tensor tensor(MemorySegment array) {
+    long rank = array.get(JAVA_LONG, Native.offset("rank")), bytes = array.get(JAVA_LONG, Native.offset("bytes"));
+    long[] shape = array.get(ADDRESS, Native.offset("shape")).reinterpret(rank * JAVA_LONG.byteSize()).toArray(JAVA_LONG);
+    byte[] data = array.get(ADDRESS, Native.offset("data")).reinterpret(bytes).toArray(JAVA_BYTE);
+    String dtype = Native.text(array.get(ADDRESS, Native.offset("dtype")));
+    return new Tensor(dtype, shape, ByteBuffer.wrap(data).order(ByteOrder.nativeOrder()).asReadOnlyBuffer());
+  }
+}
