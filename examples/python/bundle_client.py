@@ -3,11 +3,13 @@
     python bundle_client.py verify BUNDLE [--json]
     python bundle_client.py run BUNDLE --text TEXT [--pair TEXT ...] [--text ...] [--adapter NAME]...
     python bundle_client.py run BUNDLE --inputs ARRAYS.json [--load NAME=FILE]... [--adapter NAME]...
+    python bundle_client.py run BUNDLE ... --adapter NAME --strength NUMBER [--strength ...]
     python bundle_client.py run BUNDLE ... --adapter FUSION --weights MEMBER=NUMBER,MEMBER=NUMBER [--weights ...]
 
 --pair is the second text of the --text before it; several are the choices of a question. One --adapter holds for all
 rows; one for each row makes a mixed batch, `-` standing for none. --weights are those of the members of a weighted
-fusion, for all rows or for each. --load takes an `.onnx_adapter` file that was built for this bundle.
+fusion, for all rows or for each; --strength is how many times what an adapter adds is added, for all rows or for each.
+--load takes an `.onnx_adapter` file that was built for this bundle.
 
 Exit code 0: passed. 1: something failed, and stderr says what. 2: the command line is wrong.
 """
@@ -18,6 +20,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +85,27 @@ def run(bundle: Bundle, given: argparse.Namespace) -> None:
     names = names * rows if len(names) == 1 else names
     if len(names) != rows:
         raise RequestError("not one adapter for each row", found=len(names), expected=rows)
+    strengths = given.strength * rows if len(given.strength) == 1 else given.strength
+    if strengths and len(strengths) != rows:
+        raise RequestError(
+            "strengths of another number than rows", found=len(strengths), expected=f"{rows}, one for each row"
+        )
+    if strengths and given.weights:
+        what = "weights are the strengths of a fusion's members"
+        raise RequestError(what, where="`strength`", fix="multiply the weights by it")
     if inputs is None:
-        found = _text_answers(bundle.texts(session), given.texts, names, given.weights)
+        found = _text_answers(bundle.texts(session), given.texts, names, given.weights, strengths)
     else:
-        found = _answers(session, inputs, names, given.weights)
+        found = _answers(session, inputs, names, given.weights, strengths)
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 
 def _answers(
-    session: Session, inputs: Arrays, names: Sequence[str | None], weights: Sequence[Mapping[str, float]] = ()
+    session: Session,
+    inputs: Arrays,
+    names: Sequence[str | None],
+    weights: Sequence[Mapping[str, float]] = (),
+    strengths: Sequence[float] = (),
 ) -> list[Answer]:
     """Run rows, each through an adapter or through the base alone.
 
@@ -99,10 +114,15 @@ def _answers(
         inputs: those of the base.
         names: an adapter for each row.
         weights: of a fusion that runs all rows: once for all of them, or once for each.
+        strengths: one for each row, or none.
     """
     given = weights[0] if len(weights) == 1 else weights or None
-    same = len(set(names)) == 1
-    outputs = session.run(inputs, names[0], weights=given) if same else session.run(inputs, adapters=list(names))
+    if strengths:
+        outputs = session.run(inputs, adapters=list(names), strength=strengths)
+    elif len(set(names)) == 1:
+        outputs = session.run(inputs, names[0], weights=given)
+    else:
+        outputs = session.run(inputs, adapters=list(names))
     masks = inputs.get("attention_mask", [None] * len(names))
     rows = [{name: array[row] for name, array in outputs.items()} for row in range(len(names))]
     return [
@@ -116,11 +136,15 @@ def _text_answers(
     texts: Sequence[Asked],
     names: Sequence[str | None],
     weights: Sequence[Mapping[str, float]] = (),
+    strengths: Sequence[float] = (),
 ) -> list[Answer]:
     """Answer texts, each by an adapter of its own; the arguments are as of `_answers`."""
     session, read = reader.session, reader.read(texts, adapters=names)
     heads = [head_of(session, one.adapter) for one in read]
-    requests = [text_requests(reader, one) for one in read]
+    each = strengths or [1.0] * len(read)
+    requests = [
+        [replace(row, strength=own) for row in text_requests(reader, one)] for one, own in zip(read, each, strict=True)
+    ]
     if weights:
         given = list(weights) * len(read) if len(weights) == 1 else weights
         if len(given) != len(read):
@@ -182,6 +206,7 @@ def main(arguments: list[str]) -> int:
         running.add_argument(option, action=_Text, dest="texts", default=[], metavar="TEXT")
     running.add_argument("--inputs", type=Path, metavar="ARRAYS.json")
     running.add_argument("--adapter", action="append", default=[], help="for all rows, or once for each")
+    running.add_argument("--strength", action="append", default=[], type=float, metavar="NUMBER")
     running.add_argument("--weights", action="append", default=[], type=_weights, metavar="MEMBER=NUMBER,...")
     running.add_argument("--load", action="append", default=[], type=_pair, metavar="NAME=FILE")
     given = parser.parse_args(arguments)

@@ -50,20 +50,13 @@ def found(small_bundle: Path, cpp_build: Path, tmp_path_factory: pytest.TempPath
     if int((re.findall(r"\d+", succeed([javac, "-version"], folder)) or ["0"])[0]) < RELEASE:
         skip_or_fail(f"`javac` is older than {RELEASE}: on Debian, `apt-get install openjdk-25-jdk-headless`")
     sources = [*(EXAMPLES / "java" / "src").rglob("*.java"), Path(__file__).with_name("Cases.java")]
-    succeed([javac, "--release", str(RELEASE), "-d", folder / "classes", *sources], folder)
+    succeed([javac, "-J-XX:TieredStopAtLevel=1", "--release", str(RELEASE), "-d", folder / "classes", *sources], folder)
     damaged = shutil.copytree(small_bundle, folder / "damaged")
     (damaged / "base.bin").write_bytes((damaged / "base.bin").read_bytes()[:-1] + b"\x01")
     _write_files(small_bundle, folder / "files")
+    options = ["-XX:TieredStopAtLevel=1", "--enable-native-access=ALL-UNNAMED", "-cp", folder / "classes"]
     library = f"-Dadapter_export.library={cpp_build / 'libadapter_export_c.so'}"
-    words: list[str | Path] = [
-        java,
-        "-XX:TieredStopAtLevel=1",
-        "--enable-native-access=ALL-UNNAMED",
-        library,
-        "-cp",
-        folder / "classes",
-    ]
-    words += ["Cases", small_bundle, damaged, folder / "files"]
+    words: list[str | Path] = [java, *options, library, "Cases", small_bundle, damaged, folder / "files"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return dict(line.split("\t", 1) for line in done.stdout.splitlines())

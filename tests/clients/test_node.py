@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from clients import Client, last_line
+from clients import Client, alike, last_line
 
 
 def test_what_is_written_over_its_files_changes_nothing(
@@ -21,3 +21,19 @@ def test_what_is_written_over_its_files_changes_nothing(
     assert before[0][0]["label"]
     assert before == after
     assert list((tmp_path / "large").glob("adapter-bundle-*")) == []
+
+
+def test_a_text_that_comes_again_is_not_computed_again_below_its_adapter(
+    node_client: Client, small_bundle: Path, three_rows: Path
+) -> None:
+    node, program = node_client.command
+    script = replace(node_client, command=(node, str(Path(__file__).with_name("kept.mjs"))))
+    done = script.call(Path(program).parent, small_bundle, three_rows)
+    assert done.returncode == 0, last_line(done) or done.returncode
+    kept, nothing_kept, plain = json.loads(done.stdout)
+    assert kept["answers"][2] == kept["answers"][0] != kept["answers"][1]
+    assert kept["kept"] == {"hits": 3, "loads": 3, "evictions": 0, "resident": 3}
+    assert nothing_kept["answers"] == kept["answers"]
+    assert nothing_kept["kept"] == {"hits": 0, "loads": 6, "evictions": 6, "resident": 0}
+    alike(kept["answers"], plain["answers"])
+    assert plain["kept"] is None

@@ -66,6 +66,23 @@ def _other(adapter: str, weights: str) -> list[str]:
     return ["--adapter", adapter, "--weights", weights]
 
 
+def test_strengths(client: Client, small_bundle: Path, three_rows: Path, session: Session) -> None:
+    """A row at a strength of its own, also below 0; at 0 there is the base, and the head."""
+    names, strengths = ["tone", "topic", "tone"], [0.5, -1.0, 0.0]
+    words = [word for name in names for word in ("--adapter", name)]
+    words += [word for strength in strengths for word in ("--strength", f"{strength:g}")]
+    rows = client.run(small_bundle, three_rows, *words)
+    expected = session.classify(_arrays(three_rows), adapters=names, strength=strengths)
+    for row, name, one, whole in zip(
+        rows, names, expected, session.classify(_arrays(three_rows), adapters=names), strict=True
+    ):
+        assert row["adapter"] == name
+        _holds(row, one)
+        assert abs(one.probability - whole.probability) > 100 * CLOSE
+    wrong = ["--adapter", "tone", "--strength", "1001"]
+    client.refuses("`strength`: is no strength", "run", small_bundle, "--inputs", three_rows, *wrong)
+
+
 def test_an_adapter_that_is_loaded_runs_on_one_token(
     client: Client, small_bundle: Path, session: Session, tmp_path: Path
 ) -> None:
@@ -86,7 +103,7 @@ def test_a_bundle_without_adapters(client: Client, damaged_bundle: Path) -> None
     document = json.loads(path.read_text())
     kept = {"slots": document["graphs"]["slots"], "inputs": document["graphs"]["inputs"]}
     del document["checksum"]
-    document.update(adapters=[], bank=None, graphs=kept, text=None, golden_texts=None, derivation=None)
+    document.update(adapters=[], bank=None, fanout=None, graphs=kept, text=None, golden_texts=None, derivation=None)
     used = {*kept.values(), document["golden"]["path"], "base.bin"}
     for file in document["files"]:
         if file["path"] not in used:

@@ -19,15 +19,19 @@ export interface Command {
   load: [name: string, path: string][];
   adapters: Choice[];
   weights: Weights[];
+  /** One for all rows, or one for each. */
+  strengths: number[];
 }
 
 export function usage(program: string): string {
   return `usage: ${program} verify BUNDLE [--json]
        ${program} run BUNDLE (TEXT… | --inputs ARRAYS.json) [--load NAME=FILE]… [--adapter NAME]…
+       ${program} run BUNDLE (TEXT… | --inputs ARRAYS.json) --adapter NAME --strength NUMBER [--strength …]…
        ${program} run BUNDLE (TEXT… | --inputs ARRAYS.json) --adapter FUSION --weights MEMBER=NUMBER,… [--weights …]…
 TEXT is --text TEXT, a pair --text FIRST --pair SECOND, or a question with its choices --text QUESTION --pair A --pair B …
 One --adapter holds for all rows; one for each row makes a mixed batch, \`-\` standing for none. --weights
-are those of the members of a weighted fusion, for all rows or for each. --load takes an \`.onnx_adapter\` file that was built for this bundle.`;
+are those of the members of a weighted fusion, for all rows or for each. --strength is how many times what an adapter
+adds is added, for all rows or for each. --load takes an \`.onnx_adapter\` file that was built for this bundle.`;
 }
 
 /** Throws Usage if it is not clear what to do. */
@@ -42,19 +46,21 @@ export function parse(words: string[]): Command {
   const adapters = values.adapter.map((adapter) => (adapter === "-" ? null : adapter));
   if (values.weights.length && values.adapter.length !== 1) throw new Usage("--weights go with one --adapter");
   const weights = values.weights.map(weightsOf);
-  return { weights, name, bundle, json, texts, inputs, load: values.load.map(pair), adapters };
+  const strengths = values.strength.map(numberOf);
+  return { strengths, weights, name, bundle, json, texts, inputs, load: values.load.map(pair), adapters };
 }
 
 /** One choice holds for all rows. */
-export function callOf({ adapters, weights }: Command): Call {
-  if (adapters.length > 1) return { adapters };
-  return { adapter: adapters[0] ?? null, ...(weights.length ? { weights } : {}) };
+export function callOf({ adapters, weights, strengths }: Command): Call {
+  const strength = strengths.length > 1 ? strengths : strengths[0];
+  const given = { ...(weights.length ? { weights } : {}), ...(strength === undefined ? {} : { strength }) };
+  return adapters.length > 1 ? { adapters, ...given } : { adapter: adapters[0] ?? null, ...given };
 }
 
 function parsed(words: string[]) {
   try {
     return parseArgs({
-      args: words,
+      args: signed(words),
       allowPositionals: true,
       tokens: true,
       options: {
@@ -63,6 +69,7 @@ function parsed(words: string[]) {
         pair: { type: "string", multiple: true, default: [] },
         inputs: { type: "string" },
         adapter: { type: "string", multiple: true, default: [] },
+        strength: { type: "string", multiple: true, default: [] },
         weights: { type: "string", multiple: true, default: [] },
         load: { type: "string", multiple: true, default: [] },
       },
@@ -70,6 +77,12 @@ function parsed(words: string[]) {
   } catch (error) {
     throw new Usage(String(error));
   }
+}
+
+/** A number below 0 is the value of what stands before it; the parser would take it for an option. */
+function signed(words: string[]): string[] {
+  const isValue = (at: number) => words[at - 1] === "--strength" && /^-\.?\d/.test(words[at] ?? "");
+  return words.flatMap((word, at) => (isValue(at) ? [] : isValue(at + 1) ? [`${word}=${words[at + 1]}`] : [word]));
 }
 
 /** A second text belongs to the text before it; several are choices. */
@@ -93,6 +106,12 @@ function pair(text: string): [string, string] {
   const at = text.indexOf("=");
   if (at < 1) throw new Usage(`\`${text}\` is not of the form NAME=VALUE`);
   return [text.slice(0, at), text.slice(at + 1)];
+}
+
+function numberOf(text: string): number {
+  const found = text.trim() ? Number(text) : NaN;
+  if (Number.isNaN(found)) throw new Usage(`\`${text}\` is no number`);
+  return found;
 }
 
 function weightsOf(text: string): Weights {

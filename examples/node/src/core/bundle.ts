@@ -8,10 +8,13 @@ import {
   type FanoutRecord,
   type FileRecord,
   type GoldenRecord,
+  HEAD,
   type Manifest,
   checkPath,
   parseManifest,
 } from "./manifest.js";
+import { metadataOf } from "./onnxMetadata.js";
+import type { StrengthParameters } from "./request.js";
 import { parseSafetensors } from "./safetensors.js";
 
 /** An adapter, or none: the base as it is. */
@@ -23,6 +26,9 @@ const UNLISTED = [MANIFEST, "model.sig", "check.json", "README.md"];
 
 /** The files with the weights of the base, and with the adapters of the bank. */
 const [BASE_WEIGHTS, BANK_WEIGHTS] = ["base.bin", "bank.bin"];
+
+/** In the metadata of the graphs, which parameters scale what an adapter adds: JSON. */
+const STRENGTH_KEY = "adapter_export.strength";
 
 /** Where a bundle lies: a folder, or a server. */
 export interface Place {
@@ -125,6 +131,22 @@ export class Bundle {
     const graph = this.adapter(adapter).baked;
     if (!graph) throw new Fault({ what: `has no graph with \`${adapter}\` baked in`, where: this.place.name });
     return this.openGraph(graph, [BASE_WEIGHTS]);
+  }
+
+  /** By which parameters adapters are scaled; read from the graph `inputs`. Throws a Fault if it does not say. */
+  async strengthParameters(): Promise<StrengthParameters> {
+    const graph = this.manifest.graphs.inputs ?? "";
+    const where = `\`${STRENGTH_KEY}\` in the metadata of \`${graph}\``;
+    const found = metadataOf(await this.read(graph), STRENGTH_KEY);
+    if (found === null) {
+      const [what, fix] = ["the bundle does not say how its adapters are scaled", "build it again, or leave the strength out"];
+      throw new Fault({ what, where, found: "a bundle of an earlier release", fix });
+    }
+    const document = JSON.parse(found) as StrengthParameters;
+    if (this.manifest.slots.some(({ site, graph: name }) => site !== HEAD && document[name] === undefined)) {
+      throw new Fault({ what: "does not name all graphs of the bundle", where, fix: "build it again" });
+    }
+    return document;
   }
 
   private openGraph(graph: string, weights: string[]): Promise<InferenceSession> {

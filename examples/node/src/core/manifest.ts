@@ -29,6 +29,7 @@ export interface SlotRecord {
   /** `head` for those of heads. */
   site: string;
   graph: string;
+  parameter: string;
   axes: Axis[];
   neutral: number[];
   neutral_value?: number;

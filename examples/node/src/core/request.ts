@@ -129,6 +129,46 @@ export function weightTensors(mix: MixRecord | null, rows: Record<string, number
   return new Map(slots.map((slot) => [slot, tensor]));
 }
 
+/** By the names of graphs at sites, the parameters by which what they add is made larger or smaller; null where there are none. */
+export type StrengthParameters = Record<string, string[] | null>;
+
+/** More is no request, but an error of units. */
+const STRONGEST = 1000;
+
+/**
+ * Those tensors of an adapter that are others where what it adds is `strength` times as large; heads stay as they are.
+ * Throws a Fault if the adapter has no strength: what it computes is no sum with such a part.
+ */
+export function scaledTensors(
+  tensors: Map<string, Tensor>,
+  manifest: Manifest,
+  parameters: StrengthParameters,
+  strength: number,
+  where: string,
+): Map<string, Tensor> {
+  const busy = manifest.slots.filter((slot) => slot.site !== HEAD && !isNeutral(tensors.get(slot.name)!, slot));
+  return new Map(
+    busy.flatMap((slot) => {
+      const scaled = parameters[slot.graph];
+      if (!scaled) {
+        const what = "has no strength: what it computes is not what it replaces plus an update that can be scaled";
+        const fix = "leave the strength out for this adapter";
+        throw new Fault({ what, where: `${where}, graph \`${slot.graph}\``, expected: "strength 1", fix });
+      }
+      const [own, neutral] = [tensors.get(slot.name)!, Math.fround(slot.neutral_value ?? 0)];
+      const numbers = () => (own.data as Float32Array).map((number) => neutral + strength * (number - neutral));
+      return scaled.includes(slot.parameter) ? [[slot.name, new Tensor("float32", numbers(), own.dims)] as const] : [];
+    }),
+  );
+}
+
+/** Throws a Fault if a number is no strength. */
+export function checkStrength(strength: number): void {
+  if (typeof strength === "number" && strength >= -STRONGEST && strength <= STRONGEST) return;
+  const expected = `a number from ${-STRONGEST} to ${STRONGEST}`;
+  throw new Fault({ what: "is no strength", where: "`strength`", found: String(strength), expected });
+}
+
 /** The tensors with which the graph is the base. */
 export function neutralTensors(manifest: Manifest): Map<string, Tensor> {
   return new Map(

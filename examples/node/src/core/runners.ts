@@ -10,7 +10,20 @@ import { parseAdapterFile } from "./adapterFile.js";
 import type { Bundle, Choice } from "./bundle.js";
 import { Fault } from "./fault.js";
 import type { MixRecord } from "./manifest.js";
-import { type Head, type Inputs, checkAdapter, checkInputs, checkModelVersion, headOf, neutralTensors, weightTensors } from "./request.js";
+import {
+  type Head,
+  type Inputs,
+  type StrengthParameters,
+  checkAdapter,
+  checkInputs,
+  checkModelVersion,
+  checkStrength,
+  headOf,
+  neutralTensors,
+  scaledTensors,
+  weightTensors,
+} from "./request.js";
+import { type KeptCounts, KeptRows, joined, keyOf, taken, takenRows } from "./rows.js";
 import type { Task } from "./task.js";
 
 export type Outputs = Record<string, Tensor>;
@@ -35,6 +48,7 @@ interface Chosen {
 /** One adapter for the whole batch: its tensors are inputs of the call. */
 export class FedAdapters {
   private readonly loaded = new Map<Choice, Chosen>();
+  private parameters: Promise<StrengthParameters> | null = null;
 
   private constructor(
     private readonly bundle: Bundle,
@@ -81,15 +95,27 @@ export class FedAdapters {
     return this.chosen(choice).head;
   }
 
-  /** @param weights of a fusion, in the place of its own: once for all rows, or once for each. */
-  async run(inputs: Inputs, choice: Choice, weights: Weights[] = []): Promise<Result> {
+  /**
+   * @param weights of a fusion, in the place of its own: once for all rows, or once for each.
+   * @param strength how many times what the adapter adds is added.
+   */
+  async run(inputs: Inputs, choice: Choice, weights: Weights[] = [], strength = 1): Promise<Result> {
     if (weights.length > 1) checkRows(inputs, this.bundle, weights.map(sorted));
     else checkInputs(inputs, this.bundle.manifest);
     const chosen = this.chosen(choice);
     const heads = Array<Head>(batchOf(inputs)).fill(chosen.head);
-    const own = weights.length ? weightTensors(chosen.mix, weights, `adapter \`${choice ?? "base"}\``) : [];
+    const where = `adapter \`${choice ?? "base"}\``;
+    const own = weights.length ? weightTensors(chosen.mix, weights, where) : await this.scaled(chosen, choice, strength, where);
     const feeds = { ...inputs, ...Object.fromEntries([...chosen.tensors, ...own]) };
     return { outputs: await run(this.session, feeds, outputsOf(this.bundle, heads)), heads };
+  }
+
+  private async scaled({ tensors }: Chosen, choice: Choice, strength: number, where: string): Promise<Map<string, Tensor>> {
+    if (choice === null) return new Map();
+    checkStrength(strength);
+    if (strength === 1) return new Map();
+    this.parameters ??= this.bundle.strengthParameters();
+    return scaledTensors(tensors, this.bundle.manifest, await this.parameters, strength, where);
   }
 
   private chosen(choice: Choice): Chosen {
@@ -129,16 +155,63 @@ export class Fanout {
     private readonly bundle: Bundle,
     private readonly lower: InferenceSession,
     private readonly upper: InferenceSession,
+    private readonly rows: KeptRows | null,
   ) {}
 
-  static async open(bundle: Bundle): Promise<Fanout> {
-    return new Fanout(bundle, await bundle.open("prefix"), await bundle.open("fanout"));
+  /**
+   * @param keptBytes in how many bytes what `below` gives for a row is kept, for calls with this very row, its padding and
+   *     mask included. Throws a Fault if rows would be kept that influence each other.
+   */
+  static async open(bundle: Bundle, keptBytes = 0): Promise<Fanout> {
+    if (keptBytes > 0 && !bundle.manifest.batch_invariant) {
+      const found = "a graph in which rows of a batch influence each other";
+      throw new Fault({ what: "texts cannot be kept up to the first adapter", found });
+    }
+    const rows = keptBytes > 0 ? new KeptRows(keptBytes) : null;
+    return new Fanout(bundle, await bundle.open("prefix"), await bundle.open("fanout"), rows);
+  }
+
+  headOf(choice: Choice): Head {
+    return headOfRow(this.bundle, choice);
+  }
+
+  /** What became of the rows that could be kept. */
+  get kept(): KeptCounts | null {
+    return this.rows?.counts ?? null;
   }
 
   /** What no adapter has a part in. It may be kept, for a call with these very inputs. */
   async below(inputs: Inputs): Promise<Outputs> {
     checkInputs(inputs, this.bundle.manifest);
-    return run(this.lower, inputs);
+    const { rows } = this;
+    if (!rows) return run(this.lower, inputs);
+    const keys = await Promise.all(Array.from({ length: batchOf(inputs) }, (_, row) => keyOf(inputs, row)));
+    const found = new Map([...new Set(keys)].map((key) => [key, rows.find(key)]));
+    const missing = [...found].flatMap(([key, values]) => (values ? [] : [keys.indexOf(key)]));
+    const computed = missing.length ? await run(this.lower, takenRows(inputs, missing)) : {};
+    const axes = this.axes();
+    missing.forEach((row, at) => {
+      const own = Object.fromEntries(axes.map(([name, axis]) => [name, taken(computed[name]!, [at], axis)]));
+      found.set(keys[row]!, own);
+      rows.keep(keys[row]!, own);
+    });
+    return Object.fromEntries(axes.map(([name, axis]) => [name, joined(keys.map((key) => found.get(key)![name]!), axis)]));
+  }
+
+  /** Each value that crosses, and which of its axes has the rows. */
+  private axes(): [name: string, axis: number][] {
+    const batch = this.bundle.manifest.inputs[0]!.axes[0]!;
+    return this.bundle.fanout.values.map(({ name, axes }) => {
+      const places = axes.flatMap((axis, at) => (axis === batch ? [at] : []));
+      if (places.length !== 1) throw new Fault({ what: "a value of the fan-out without one axis of the texts", where: name });
+      return [name, places[0]!];
+    });
+  }
+
+  /** Each row through an adapter of its own. */
+  async runRows(inputs: Inputs, choices: Choice[]): Promise<Result> {
+    checkRows(inputs, this.bundle, choices);
+    return this.run(inputs, [...choices.keys()], choices);
   }
 
   /**
@@ -224,13 +297,13 @@ function checkMixed(bundle: Bundle, rows: unknown[]): void {
 }
 
 /** One choice for each row. */
-function checkRows(inputs: Inputs, bundle: Bundle, rows: unknown[]): void {
+export function checkRows(inputs: Inputs, bundle: Bundle, rows: unknown[]): void {
   checkInputs(inputs, bundle.manifest);
   checkMixed(bundle, rows);
   const [found, expected] = [rows.length, batchOf(inputs)];
   if (found !== expected) throw new Fault({ what: "not one adapter for each row", found: `${found}`, expected: `${expected}` });
 }
 
-function batchOf(inputs: Inputs): number {
+export function batchOf(inputs: Inputs): number {
   return Object.values(inputs)[0]!.dims[0]!;
 }
