@@ -17,6 +17,7 @@ from adapter_export.bundle.proof.invariants import with_padding
 from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.bundle.proof.tensors import Origin
 from adapter_export.bundle.report import BASE
+from adapter_export.bundle.rounded import rounded
 from adapter_export.bundle.texts import TextMaker
 from adapter_export.bundle.write import (
     FLAVOURS,
@@ -26,6 +27,7 @@ from adapter_export.bundle.write import (
     check_texts,
     model_version,
 )
+from adapter_export.dtypes import AdapterPrecision
 from adapter_export.errors import AdapterError, BaseModelError, UsageError, argument
 from adapter_export.format.axes import narrowed
 from adapter_export.format.derivation import DERIVATION_FILE, write_derivation
@@ -80,6 +82,7 @@ def build_bundle(
     flavours: Sequence[Flavour] | None = None,
     bake: Sequence[str] = (),
     reserved: Sequence[Reserved] = (),
+    precisions: Mapping[str, AdapterPrecision] | None = None,
     force: bool = False,
     progress: OnStep | None = None,
     note: OnStep | None = None,
@@ -93,7 +96,8 @@ def build_bundle(
     the base was made of: by default of the graph's own constants. `flavours` are the graphs to
     write beside the one with slots: all if not given, without a bank where there cannot be one. `note` is told of
     that, and of adapters that change nothing. The adapters in `bake` get a graph of their own, in which they are
-    constant. `reserved` gets slots beside those of the adapters, for adapters that will be added.
+    constant. `reserved` gets slots beside those of the adapters, for adapters that will be added. Adapters named in
+    `precisions` are rounded to what their files hold then, and everything is computed with what is left of them.
 
     Raises:
         UsageError: there are no adapters, a tokenizer for a base that does not say how many tokens it takes, without
@@ -114,6 +118,8 @@ def build_bundle(
     tokens = token_lengths(base.inputs, lengths)
     _check_request(adapters, bake, tokenizer, tokens.maximum)
     check_bases(adapters, base.fingerprint, allow_mismatch=allow_base_mismatch)
+    stored = precisions or {}
+    adapters = [rounded(adapter, stored.get(adapter.name, "float32")) for adapter in adapters]
     if tokenizer is not None and tokens.maximum is not None:
         check_texts(adapters, tokenizer_digest(tokenizer), tokens.maximum)
     if media is not None:
@@ -149,7 +155,10 @@ def build_bundle(
         pairs = [(adapter, golden(adapter)) for adapter in adapters]
         headed = next((vectors for adapter, vectors in pairs if not adapter.placements), None)  # the base, and a head
         of_base = writer.golden(golden(None) if headed is None else headed.of_base(names))
-        records = [writer.adapter(adapter, vectors, baked.get(adapter.name)) for adapter, vectors in pairs]
+        records = [
+            writer.adapter(adapter, vectors, baked.get(adapter.name), stored.get(adapter.name, "float32"))
+            for adapter, vectors in pairs
+        ]
         text = golden_texts = None
         if tokenizer is not None and tokens.maximum is not None:
             (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8", newline="")

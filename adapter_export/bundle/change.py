@@ -13,6 +13,7 @@ from adapter_export.bundle.golden import Golden, GoldenMaker, OnStep, check_cach
 from adapter_export.bundle.media import MediaMaker, check_media
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.prove import prove_new
+from adapter_export.bundle.rounded import rounded
 from adapter_export.bundle.texts import TextMaker
 from adapter_export.bundle.write import (
     BANK_FILE,
@@ -22,6 +23,7 @@ from adapter_export.bundle.write import (
     check_texts,
     model_version_of,
 )
+from adapter_export.dtypes import AdapterPrecision
 from adapter_export.errors import AdapterError, BaseModelError, FileError, argument, command
 from adapter_export.format.files import changed_folder
 from adapter_export.format.golden_texts import GoldenTexts
@@ -45,6 +47,7 @@ def add_adapters(
     references: Runner,
     site_map: str | None = None,
     allow_base_mismatch: bool = False,
+    precision: AdapterPrecision = "float32",
     progress: OnStep | None = None,
     note: OnStep | None = None,
 ) -> Manifest:
@@ -52,7 +55,8 @@ def add_adapters(
 
     The topologies of the adapters must be among those that the bundle was built with. `references` computes golden
     vectors in the precision of the bundle, and is never the exported graph; `site_map` is the digest of the site map
-    that its base was opened with. `note` is told of adapters that change nothing, and of a signature that is gone.
+    that its base was opened with. The adapters are rounded to the `precision` of their files. `note` is told of
+    adapters that change nothing, and of a signature that is gone.
 
     Raises:
         AdapterError: a name is taken, an adapter does something for which the graph has no slots, or it cannot share a
@@ -67,6 +71,7 @@ def add_adapters(
     manifest = old.manifest
     check_names([adapter.name for adapter in adapters], [record.name for record in manifest.adapters])
     check_bases(adapters, manifest.base, allow_mismatch=allow_base_mismatch)
+    adapters = [rounded(adapter, precision) for adapter in adapters]
     if model_version_of(manifest.base, writer.plan, site_map) != writer.model_version:
         raise BaseModelError(
             "was built with another site map, or without one",
@@ -102,7 +107,10 @@ def add_adapters(
         _check_unchanged(old)
         progress("writing the adapters")
         writer = replace(writer, folder=folder)
-        records = [writer.adapter(adapter, vectors) for adapter, vectors in zip(adapters, golden, strict=True)]
+        records = [
+            writer.adapter(adapter, vectors, precision=precision)
+            for adapter, vectors in zip(adapters, golden, strict=True)
+        ]
         after = replace(manifest, adapters=(*manifest.adapters, *records))
         return _finish(old, writer, after, adapters, (texts, media), progress, note or silent)
 

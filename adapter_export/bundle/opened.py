@@ -14,7 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from adapter_export.bundle.golden import Allowance, Case, Golden, read_golden
-from adapter_export.dtypes import Weights
+from adapter_export.dtypes import Weights, widened
 from adapter_export.errors import AdapterError, FormatError, moved
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.check_report import Form
@@ -168,7 +168,7 @@ class OpenedBundle:
                 self._tensors[name] = (
                     {slot.name: np.full(slot.neutral, slot.neutral_value, np.float32) for slot in self.manifest.slots}
                     if name is None
-                    else read_tensors(self.home / self.record(name).safetensors)
+                    else widened(read_tensors(self.home / self.record(name).safetensors))
                 )
         return self._tensors[name]
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from adapter_export.bundle.golden import Golden, write_golden
 from adapter_export.bundle.report import BASE
+from adapter_export.dtypes import AdapterPrecision, narrowed
 from adapter_export.errors import AdapterError, BaseMismatchError, OutputExistsError, argument
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.files import new_file
@@ -106,8 +107,10 @@ class BundleWriter:
         self._new(path)
         return write_golden(golden, self.folder, path)
 
-    def adapter(self, adapter: Adapter, golden: Golden, baked: str | None = None) -> AdapterRecord:
-        """Write everything about one adapter but its baked graph.
+    def adapter(
+        self, adapter: Adapter, golden: Golden, baked: str | None = None, precision: AdapterPrecision = "float32"
+    ) -> AdapterRecord:
+        """Write everything about one adapter but its baked graph; it has been rounded to the precision of its files.
 
         Raises:
             AdapterError: it does something for which the graph has no slots.
@@ -115,9 +118,9 @@ class BundleWriter:
         """
         tensors = slot_tensors(self.plan, adapter)
         source = f"adapters/{adapter.name}"
-        write_adapter_file(self._new(f"{source}.onnx_adapter"), tensors, self.model_version)
-        write_tensors(self._new(f"{source}.safetensors"), tensors)
-        write_adapter(adapter, self.folder / source)
+        write_adapter_file(self._new(f"{source}.onnx_adapter"), tensors, self.model_version, precision)
+        write_tensors(self._new(f"{source}.safetensors"), narrowed(tensors, precision))
+        write_adapter(adapter, self.folder / source, precision=precision)
         return AdapterRecord(
             name=adapter.name,
             kind=adapter.kind,
@@ -131,6 +134,7 @@ class BundleWriter:
             output=adapter_output(self.heads, adapter),
             baked=baked,
             mix=mix_record(self.plan, adapter),
+            precision=precision,
         )
 
     def texts(self, texts: GoldenTexts) -> str:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from adapter_export.dtypes import AdapterPrecision, narrowed, widened
 from adapter_export.errors import FileError, FormatError, HashError, within
 from adapter_export.format.files import check_checksum, checked_json, new_folder
 from adapter_export.format.records import (
@@ -168,7 +169,7 @@ class BaseRecord:
 
 @dataclass(frozen=True)
 class WeightsRecord:
-    """The file with the tensors `<site>.<parameter>` and `head.<parameter>`, float32 only.
+    """The file with the tensors `<site>.<parameter>` and `head.<parameter>`: float32, or float16 or int8 with a scale.
 
     Attributes:
         file: beside this file.
@@ -213,27 +214,31 @@ class AdapterDocument:
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_adapter(adapter: Adapter, folder: Path, *, force: bool = False) -> None:
+def write_adapter(
+    adapter: Adapter, folder: Path, *, precision: AdapterPrecision = "float32", force: bool = False
+) -> None:
     """Write the two files of an adapter to a folder; the same adapter always gives the same bytes.
+
+    In another precision than float32 its numbers are rounded, if they are not by then.
 
     Raises:
         FormatError: as `adapter_bytes`.
         OutputExistsError: `folder` exists and `force` is not given.
         WriteError: the operating system refused; `folder` is as it was before.
     """
-    graph, weights = adapter_bytes(adapter)
+    graph, weights = adapter_bytes(adapter, precision)
     with new_folder(folder, force=force) as temporary:
         (temporary / GRAPH_FILE).write_bytes(graph)
         (temporary / WEIGHTS_FILE).write_bytes(weights)
 
 
-def adapter_bytes(adapter: Adapter) -> tuple[bytes, bytes]:
+def adapter_bytes(adapter: Adapter, precision: AdapterPrecision = "float32") -> tuple[bytes, bytes]:
     """The bytes of the two files of an adapter: its graphs, and its weights.
 
     Raises:
         FormatError: it holds what the format cannot say, such as a site name with a space.
     """
-    weights = tensor_bytes(adapter.weights)
+    weights = tensor_bytes(narrowed(adapter.weights, precision))
     document = _to_json(adapter, hashlib.sha256(weights).hexdigest())
     data = checked_json(document)
     with within(f"adapter `{adapter.name}`"):
@@ -280,7 +285,7 @@ def parse_adapter(data: bytes, tensors: bytes, places: tuple[object, object], wh
                 graphs[name] = of_site.graph()
         placements = _placements(record.sites)
     check_checksum(data, record.checksum, path)
-    weights = parse_tensors(tensors, weights_path)
+    weights = widened(parse_tensors(tensors, weights_path), weights_path)
     found = hashlib.sha256(tensors).hexdigest()
     if found != record.weights.sha256:
         raise HashError(weights_path, found=found, expected=record.weights.sha256)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
+from adapter_export.dtypes import AdapterPrecision
 from adapter_export.format.lengths import Bounds, Fit, Lengths, axis_lengths
 from adapter_export.format.media import MediaRecord
 from adapter_export.format.records import (
@@ -262,6 +263,8 @@ class AdapterRecord:
         baked: the graph in which the adapter is constant: it has no slots, and its outputs are the adapter's. Null if
             there is none.
         mix: the weights that a request may give it. Null if it is no weighted fusion.
+        precision: how its files store its tensors. They are float32 numbers, rounded once: a float16 is one of these,
+            and an int8 is one times the factor for its place along the last axis, `<name>.scale`.
     """
 
     name: FileName
@@ -276,6 +279,7 @@ class AdapterRecord:
     output: str | None = None
     baked: RelativePath | None = None
     mix: MixRecord | None = None
+    precision: AdapterPrecision = "float32"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from adapter_export.bundle.write import BANK_FILE
+from adapter_export.dtypes import widened
 from adapter_export.errors import FormatError, UsageError, argument
 from adapter_export.format.files import new_folder
 from adapter_export.format.manifest import Manifest
@@ -138,7 +139,7 @@ def _write_adapters(bundle: Path, folder: Path, manifest: Manifest) -> None:
         folder.mkdir()
         for record in manifest.adapters:
             numbers = in_one(
-                manifest, read_tensors(Path(copy) / "read" / record.safetensors), f"adapter `{record.name}`"
+                manifest, widened(read_tensors(Path(copy) / "read" / record.safetensors)), f"adapter `{record.name}`"
             )
             (folder / f"{record.name}.bin").write_bytes(numbers.astype("<f4").tobytes())
 

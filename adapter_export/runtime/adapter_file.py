@@ -18,7 +18,7 @@ import onnxruntime as ort
 from flatbuffers import encode, number_types
 from flatbuffers.table import Table
 
-from adapter_export.dtypes import Weights
+from adapter_export.dtypes import AdapterPrecision, Weights, narrowed, widened
 from adapter_export.errors import FormatError, TensorError, WriteError
 from adapter_export.reading.files import read_bytes
 from adapter_export.reading.parsers import parsing
@@ -26,19 +26,26 @@ from adapter_export.runtime.graphs import FAILURES
 
 _IDENTIFIER = b"TORT"
 _FORMAT_VERSION = 1
-_FLOAT = 1
+_TYPES = {1: "<f4", 3: "i1", 10: "<f2"}
+"""NumPy's names for the types of tensors, by their numbers in ONNX: float32, int8 and float16."""
 
 # A field's place in the table that finds it: 4 bytes of sizes, then 2 bytes per field.
 _FORMAT, _MODEL_VERSION, _PARAMETERS = 4, 8, 10
 _NAME, _DIMS, _DATA_TYPE, _RAW_DATA = 4, 6, 8, 10
 
 
-def write_adapter_file(path: Path, tensors: Weights, model_version: int) -> None:
-    """Write a tensor for every slot and the graph's number, and read the file again; WriteError if not all arrived."""
+def write_adapter_file(
+    path: Path, tensors: Weights, model_version: int, precision: AdapterPrecision = "float32"
+) -> None:
+    """Write a tensor for every slot and the graph's number, and read the file again; WriteError if not all arrived.
+
+    ONNX Runtime itself can activate files in float32 alone.
+    """
+    stored = narrowed(tensors, precision)
     adapter = ort.AdapterFormat()
     adapter.set_adapter_version(1)  # ONNX Runtime compares neither number with anything
     adapter.set_model_version(model_version)
-    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(tensors[name]) for name in sorted(tensors)})
+    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(stored[name]) for name in sorted(stored)})
     try:
         adapter.export_adapter(str(path))
     except FAILURES as error:
@@ -55,22 +62,26 @@ def write_adapter_file(path: Path, tensors: Weights, model_version: int) -> None
 
 Bytes = bytes | mmap.mmap
 
-Places = Mapping[str, tuple[int, tuple[int, ...]]]
-"""By the names of tensors: where the first byte lies in an adapter file, and the shape."""
+Places = Mapping[str, tuple[int, tuple[int, ...], str]]
+"""By the names of tensors: where the first byte lies in an adapter file, the shape, and NumPy's name for the type."""
 
 
 def parse_adapter(data: Bytes, where: object) -> Weights:
-    """Return the tensors of an adapter file, by name, as read-only views of its bytes; errors as of `find_tensors`."""
-    return tensors_at(data, find_tensors(data, where))
+    """Return the float32 tensors of an adapter file, by name; errors as of `find_tensors` and `widened`.
+
+    Those that are float32 in the file are read-only views of its bytes.
+    """
+    return tensors_at(data, find_tensors(data, where), where)
 
 
-def tensors_at(data: Bytes, places: Places) -> Weights:
-    """Return the tensors that lie in a file at known places, as read-only views of its bytes."""
+def tensors_at(data: Bytes, places: Places, where: object = None) -> Weights:
+    """Return the tensors that lie in a file at known places, as `parse_adapter` does."""
     views = {
-        name: np.frombuffer(data, "<f4", math.prod(shape), start).reshape(shape)
-        for name, (start, shape) in places.items()
+        name: np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
+        for name, (start, shape, dtype) in places.items()
     }
-    return {name: np.require(view, np.float32, "A") for name, view in views.items()}
+    native = {name: np.require(view, view.dtype.newbyteorder("="), "A") for name, view in views.items()}
+    return widened(native, where)
 
 
 def find_tensors(data: Bytes, where: object) -> Places:
@@ -78,7 +89,7 @@ def find_tensors(data: Bytes, where: object) -> Places:
 
     Raises:
         FormatError: it is not an adapter file, is truncated or damaged, or is of another format version.
-        TensorError: a name occurs twice, a tensor is not float32, or has another size than its shape says.
+        TensorError: a name occurs twice, a tensor is of another type, or has another size than its shape says.
     """
     if data[4:8] != _IDENTIFIER:
         raise FormatError(
@@ -93,7 +104,7 @@ def find_tensors(data: Bytes, where: object) -> Places:
         version = root.GetSlot(_FORMAT, 0, number_types.Int32Flags)
         if version != _FORMAT_VERSION:
             raise FormatError("is of an unknown format version", where=where, found=version, expected=_FORMAT_VERSION)
-        tensors: dict[str, tuple[int, tuple[int, ...]]] = {}
+        tensors: dict[str, tuple[int, tuple[int, ...], str]] = {}
         place = root.Offset(_PARAMETERS)
         for index in range(root.VectorLen(place) if place else 0):
             start = root.Vector(place) + index * number_types.UOffsetTFlags.bytewidth
@@ -123,23 +134,23 @@ def _root(data: Bytes) -> Table:
     return Table(data, encode.Get(number_types.UOffsetTFlags.packer_type, data, 0))
 
 
-def _parameter(table: Table, where: object) -> tuple[str, tuple[int, tuple[int, ...]]]:
+def _parameter(table: Table, where: object) -> tuple[str, tuple[int, tuple[int, ...], str]]:
     # a string has the layout of a vector of bytes, and vectors are compared with the end of the file
     name = table.GetVectorAsNumpy(number_types.Uint8Flags, _place(table, _NAME)).tobytes().decode()
     dims = tuple(int(dim) for dim in table.GetVectorAsNumpy(number_types.Int64Flags, _place(table, _DIMS)))
     raw = table.GetVectorAsNumpy(number_types.Uint8Flags, _place(table, _RAW_DATA))
     kind = table.GetSlot(_DATA_TYPE, 0, number_types.Int32Flags)
-    if kind != _FLOAT:
-        found = f"`{name}` of type {kind}"
-        raise TensorError("holds a tensor of another type", where=where, found=found, expected=f"{_FLOAT} (float32)")
-    if min(dims, default=0) < 1 or math.prod(dims) * np.float32().nbytes != raw.nbytes:
+    if kind not in _TYPES:
+        found, expected = f"`{name}` of type {kind}", "1 (float32), 10 (float16) or 3 (int8)"
+        raise TensorError("holds a tensor of another type", where=where, found=found, expected=expected)
+    if min(dims, default=0) < 1 or math.prod(dims) * np.dtype(_TYPES[kind]).itemsize != raw.nbytes:
         raise TensorError(
             "holds a tensor whose size is not that of its shape",
             where=where,
             found=f"`{name}` {list(dims)} in {raw.nbytes} bytes",
-            expected="at least 1 along each axis, 4 bytes for each element",
+            expected=f"at least 1 along each axis, {np.dtype(_TYPES[kind]).itemsize} bytes for each element",
         )
-    return name, (table.Vector(_place(table, _RAW_DATA)), dims)
+    return name, (table.Vector(_place(table, _RAW_DATA)), dims, _TYPES[kind])
 
 
 def _place(table: Table, field: int) -> int:

@@ -20,6 +20,7 @@ from adapter_export.onnx_backend.runner import CutRunner
 
 
 def test_every_kind_goes_into_a_bundle_that_was_built_with_two(tmp_path: Path) -> None:
+    """Those that are added have 8 bits."""
     base = open_onnx(save_tiny(tmp_path))
     made = {}
     for seed, (name, maker) in enumerate(KINDS.items()):
@@ -39,8 +40,10 @@ def test_every_kind_goes_into_a_bundle_that_was_built_with_two(tmp_path: Path) -
     )
     assert any("silu" in slot.graph for slot in manifest.slots)
     later = [adapter for adapter in made.values() if adapter not in first]
-    manifest = add_adapters(tmp_path / "bundle", later, references=runner)
-    assert {record.name for record in manifest.adapters} == made.keys()
+    manifest = add_adapters(tmp_path / "bundle", later, references=runner, precision="int8")
+    assert {record.name: record.precision for record in manifest.adapters} == {
+        name: "float32" if adapter in first else "int8" for name, adapter in made.items()
+    }
 
 
 def test_what_cannot_be_reserved(tmp_path: Path) -> None:

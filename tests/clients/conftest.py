@@ -53,7 +53,7 @@ FIXED = {"tone": 0.25, "mood": 1.5}
 
 @pytest.fixture(scope="session")
 def conformance_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MiniLM with three adapters of different topology, width and number of classes, in every flavour."""
+    """MiniLM with three adapters of different topology, width, number of classes and precision, in every flavour."""
 
     def make(folder: Path) -> None:
         _build_minilm(*map(request.getfixturevalue, ("minilm_archive", "minilm_graph")), folder)
@@ -81,6 +81,7 @@ def _build_minilm(archive: Path, graph: Path, folder: Path) -> None:
         max_tokens=torch_base.max_tokens,
         flavours=list(FLAVOURS),
         bake=["wide"],
+        precisions={"narrow": "float16", "first": "int8"},
     )
 
 

@@ -312,7 +312,7 @@ def test_all_faults_of_the_tensors_are_listed(folder: Path) -> None:
     tensors: dict[str, np.ndarray] = dict(read_tensors(folder / "weights.safetensors"))
     tensors["more"] = tensors.pop("head.classifier.bias")
     tensors["layers.10.ffn.down.weight"] = tensors["layers.10.ffn.down.weight"].T
-    tensors["layers.2.ffn.up.bias"] = tensors["layers.2.ffn.up.bias"].astype(np.float16)
+    tensors["layers.2.ffn.up.bias"] = tensors["layers.2.ffn.up.bias"].astype(np.float64)
     tensors["layers.2.ffn.up.weight"][0, 0] = np.nan
     tensors["layers.2.ffn.down.bias"][0] = np.inf
     put_weights(folder, tensor_bytes(tensors))
@@ -322,7 +322,7 @@ def test_all_faults_of_the_tensors_are_listed(folder: Path) -> None:
         "`head.classifier.bias` is missing",
         "`more` is left over",
         "`layers.10.ffn.down.weight` has shape [2, 8], not [8, 2]",
-        "`layers.2.ffn.up.bias` is float16, not float32",
+        "`layers.2.ffn.up.bias` is float64, not float32",
         "`layers.2.ffn.up.weight` holds 1 NaN or Inf",
         "`layers.2.ffn.down.bias` holds 1 NaN or Inf",
     ):

@@ -29,6 +29,7 @@ from adapter_export.errors import AdapterError, BaseModelError, RequestError, Us
 if TYPE_CHECKING:
     from adapter_export.api.adapters.adapters import Adapters
     from adapter_export.bundle.proof.tensors import Origin
+    from adapter_export.dtypes import AdapterPrecision
     from adapter_export.format.manifest import Flavour, Manifest, Precision
     from adapter_export.graph.adapter import Adapter
     from adapter_export.numerics.runner import Runner
@@ -47,6 +48,15 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8-weights", "in
 _FEW_TOKENS = 2
 """The length of the golden vectors of a large base: each row of a product costs."""
 
+ADAPTER_PRECISIONS: tuple[AdapterPrecision, ...] = ("float32", "float16", "int8")
+
+AdapterPrecisionOption = Annotated[
+    "AdapterPrecision",
+    Option(
+        "How the files of adapters store them. In fewer bits they are rounded once, and computed with in float32.",
+        choices=ADAPTER_PRECISIONS,
+    ),
+]
 AllowBaseMismatch = Annotated[bool, "Take adapters that were trained on other weights of the base."]
 
 
@@ -91,6 +101,7 @@ def build(
             choices=PRECISIONS,
         ),
     ] = "fp32",
+    adapter_precision: AdapterPrecisionOption = "float32",
     int8_embeddings: Annotated[bool, "Keep embeddings in 8 bits beside weights of 8 or 4 bits."] = False,
     float32_activations: Annotated[
         bool, "Take activations in float32 beside weights of 8 or 4 bits, not in 8 bits: more exact, and slower."
@@ -188,6 +199,7 @@ def build(
             flavours=wanted,
             bake=bake,
             reserved=reserved_by(reserve, graph.sites),
+            precisions={one.name: adapter_precision for one in chosen if one is not own},
             force=force,
             progress=say,
             note=notes.append,
@@ -322,6 +334,7 @@ def add(
     *,
     against: Base | PathLike,
     allow_base_mismatch: AllowBaseMismatch = False,
+    adapter_precision: AdapterPrecisionOption = "float32",
     on_progress: OnProgress | None = None,
     on_note: OnNote | None = None,
 ) -> Bundle:
@@ -359,6 +372,7 @@ def add(
             references=references,
             site_map=None if base.given is None else base.given.digest,
             allow_base_mismatch=allow_base_mismatch,
+            precision=adapter_precision,
             progress=on_progress,
             note=notes.append,
         )

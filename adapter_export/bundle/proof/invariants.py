@@ -19,13 +19,14 @@ from adapter_export.bundle.golden import Case, Golden
 from adapter_export.bundle.opened import BY_ROW, Graph, OpenedBundle
 from adapter_export.bundle.proof.compare import compare
 from adapter_export.bundle.report import BASE, FORMS
-from adapter_export.dtypes import Weights
+from adapter_export.dtypes import Weights, narrowed
 from adapter_export.errors import BaseModelError, FormatError, RequestError
 from adapter_export.format.axes import names as names_of
 from adapter_export.format.check_report import Form, InvariantRecord, verdict
 from adapter_export.format.lengths import Bounds, Lengths, axis_lengths
 from adapter_export.format.manifest import Axis, BankRecord, BankTensor, InputRecord, Manifest, MixRecord, token_axis
 from adapter_export.format.manifest_json import MANIFEST_FILE
+from adapter_export.format.tensors import read_tensors
 from adapter_export.numerics.budget import Budget
 from adapter_export.numerics.runner import Arrays
 from adapter_export.numerics.sample_inputs import MOST_AT_EDGES, input_cases, outside_case
@@ -226,14 +227,19 @@ def same_bits(first: np.ndarray | None, second: np.ndarray | None) -> bool:
 
 
 def _check_twins(bundle: OpenedBundle, name: str) -> InvariantRecord:
-    """The two files of an adapter, for ONNX Runtime and for everyone else, hold the same tensors, bit for bit."""
-    path, others = bundle.home / bundle.record(name).onnx_adapter, bundle.tensors(name)
+    """The two files of an adapter, for ONNX Runtime and for everyone else, hold the same tensors, bit for bit.
+
+    They are stored in the precision that the manifest says.
+    """
+    record = bundle.record(name)
+    path, others = bundle.home / record.onnx_adapter, read_tensors(bundle.home / record.safetensors)
+    wanted = {slot: tensor.dtype for slot, tensor in narrowed(bundle.tensors(name), record.precision).items()}
 
     def refusal(reason: str) -> FormatError:
         fix = "build the bundle again"
         return FormatError(
             "is not an adapter file of ONNX Runtime",
-            where=bundle.folder / bundle.record(name).onnx_adapter,
+            where=bundle.folder / record.onnx_adapter,
             found=reason,
             fix=fix,
         )
@@ -242,6 +248,7 @@ def _check_twins(bundle: OpenedBundle, name: str) -> InvariantRecord:
         adapter = ort.AdapterFormat.read_adapter(str(path))  # the values point into it, so it must outlive them
         own = {name: value.numpy().copy() for name, value in adapter.get_parameters().items()}
     apart = sorted(slot for slot in own.keys() | others.keys() if not same_bits(own.get(slot), others.get(slot)))
+    apart += sorted(slot for slot, dtype in wanted.items() if slot not in own or own[slot].dtype != dtype)
     detail = f"two files that differ: {', '.join(apart)}" if apart else f"{len(own)} tensors, bit for bit"
     complete = bool(own) or not bundle.manifest.slots  # a head that only pools fills no slot
     return InvariantRecord("adapter files", name, verdict(not apart and complete), detail)

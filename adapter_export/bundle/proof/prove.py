@@ -773,7 +773,8 @@ def _invariants(plan: Plan, graph: Graph, tolerance: Tolerance | None, on_step: 
             yield check_row_order(of_runtime, case, name, tolerance)
             on_step(f"{name or BASE}: row order")
     for name in plan.adapters if tolerance is not None or bundle.staged else ():
-        yield check_native(name, of_runtime(small.arrays, name), bundle.native_run(name, small.arrays))
+        if bundle.record(name).precision == "float32":  # ONNX Runtime itself widens nothing
+            yield check_native(name, of_runtime(small.arrays, name), bundle.native_run(name, small.arrays))
         on_step(f"{name}: active adapter")
 
 

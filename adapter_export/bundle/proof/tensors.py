@@ -20,6 +20,7 @@ import onnx_ir as ir
 from adapter_export.bundle.opened import OpenedBundle, task_facts
 from adapter_export.bundle.proof.claims import check_sites
 from adapter_export.bundle.proof.invariants import same_bits
+from adapter_export.bundle.rounded import rounded
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterExportError, BaseModelError
 from adapter_export.format.check_report import Form, ObligationRecord, SpanRecord, Status
@@ -473,7 +474,7 @@ def check_slots(bundle: OpenedBundle, names: Sequence[str], given: Mapping[str, 
         facts += [("kind", own.kind, record.kind), ("base", own.base, record.base)]
         other = [what for what, one, said in facts if one != said]
         try:
-            expected = slot_tensors(plan, own)
+            expected = slot_tensors(plan, rounded(own, record.precision))
         except AdapterExportError as error:
             expected, other = {}, [error.message]
         wrong = [slot for slot in expected if not same_bits(found.get(slot), expected[slot])]

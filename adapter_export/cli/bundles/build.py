@@ -36,6 +36,7 @@ _WEIGHTS_WORDS = {"base.bin": "the base's weights", "bank.bin": "the adapters of
                 "without_own_head",
                 "allow_base_mismatch",
                 "base_precision",
+                "adapter_precision",
                 "int8_embeddings",
                 "float32_activations",
                 "optimize",

@@ -7,9 +7,11 @@
 
 #include "arrays.hpp"
 
+// Its tensors are float32, whatever they were in the file.
 struct AdapterFile {
   std::int32_t model_version = 0;
   Arrays tensors;
+  bool is_widened = false;  // from float16 or int8, which ONNX Runtime itself does not do
 };
 
 // What the bytes of a file hold. Throws RequestFault if they are no such file, or are damaged; `where` names them.

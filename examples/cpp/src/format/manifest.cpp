@@ -66,7 +66,7 @@ std::optional<Task> task(const json& adapter) {
 
 AdapterRecord adapter(const json& record) {
   known(record, {"name", "kind", "parameters", "onnx_adapter", "safetensors", "source", "base", "golden", "task", "output",
-                 "baked", "mix"});
+                 "baked", "mix", "precision"});
   return {record.at("name"), {value_or(record, "output", std::string{}), task(record)}, record.at("onnx_adapter"),
           record.at("safetensors"), value_or(record, "baked", std::string{}), golden(record.at("golden")), mix(record)};
 }

@@ -152,9 +152,9 @@ Switchboard::Switchboard(const Bundle& bundle, const std::string& flavour, Feedi
   if (flavour == "inputs") neutral_ = neutral_tensors(manifest_);
   for (const auto& record : manifest_.adapters) {
     const auto bytes = bundle.read(record.onnx_adapter);
-    auto tensors = checked(bytes, record.onnx_adapter);
-    check_head(tensors, manifest_, record.head, record.onnx_adapter);
-    keep(record.name, made({record.head, true, record.mix, std::move(tensors)}, bytes));
+    auto file = checked(bytes, record.onnx_adapter);
+    check_head(file.tensors, manifest_, record.head, record.onnx_adapter);
+    keep(record.name, made({record.head, true, record.mix, std::move(file.tensors)}, bytes, file.is_widened));
   }
 }
 
@@ -205,27 +205,27 @@ Outcome Switchboard::run_held(const Arrays& inputs, const Resident* held, const 
   feeds.merge(feeds_of(held ? held->tensors : neutral_));
   for (const auto& [name, array] : others) feeds[name] = &array;
   const std::vector<Head> heads(batch_of(inputs), held ? held->head : Head{});
-  const auto* native = held && feeding_ == Feeding::native ? &held->native : nullptr;
+  const auto* native = held && held->native ? &held->native : nullptr;
   return {graph_.run(feeds, outputs_of(manifest_, heads), native), heads};
 }
 
 void Switchboard::load(const std::string& name, const std::string& bytes, const Claim& claim) {
   const auto where = "adapter `" + name + "`";
-  auto tensors = checked(bytes, where);
-  auto head = head_of(tensors, manifest_, claim, where);
-  keep(name, made({std::move(head), false, std::nullopt, std::move(tensors)}, bytes));
+  auto file = checked(bytes, where);
+  auto head = head_of(file.tensors, manifest_, claim, where);
+  keep(name, made({std::move(head), false, std::nullopt, std::move(file.tensors)}, bytes, file.is_widened));
 }
 
-Arrays Switchboard::checked(const std::string& bytes, const std::string& where) const {
+AdapterFile Switchboard::checked(const std::string& bytes, const std::string& where) const {
   auto file = parse_adapter_file(bytes, where);
   check_adapter(file.tensors, manifest_, where);
   check_model_version(file.model_version, manifest_, where);
-  return std::move(file.tensors);
+  return file;
 }
 
 // ONNX Runtime copies the bytes; a native adapter has the tensors then, and they need not be there twice.
-Switchboard::Resident Switchboard::made(Resident resident, const std::string& bytes) const {
-  if (feeding_ == Feeding::plain) return resident;
+Switchboard::Resident Switchboard::made(Resident resident, const std::string& bytes, bool is_widened) const {
+  if (feeding_ == Feeding::plain || is_widened) return resident;
   resident.tensors.clear();
   resident.native = Ort::LoraAdapter::CreateLoraAdapterFromArray(bytes.data(), bytes.size(), nullptr);
   return resident;

@@ -10,12 +10,13 @@
 #include <string>
 #include <vector>
 
+#include "adapter_file.hpp"
 #include "bundle.hpp"
 #include "graph.hpp"
 #include "request.hpp"
 
 enum class Feeding {
-  native,  // ONNX Runtime's own adapters, for the flavour `slots`
+  native,  // ONNX Runtime's own adapters, for the flavour `slots`; those in fewer bits than float32 are fed
   plain,   // the adapter's tensors as inputs of the call, for the flavours `slots` and `inputs`
 };
 
@@ -75,8 +76,8 @@ class Switchboard {
 
   Outcome run_held(const Arrays& inputs, const Resident* held, const Arrays& others) const;
   Arrays scaled(const Resident& held, const ScaledAdapter& adapter) const;
-  Arrays checked(const std::string& bytes, const std::string& where) const;
-  Resident made(Resident resident, const std::string& bytes) const;
+  AdapterFile checked(const std::string& bytes, const std::string& where) const;
+  Resident made(Resident resident, const std::string& bytes, bool is_widened) const;
   std::shared_ptr<const Resident> resident(const std::string& name) const;
   void keep(const std::string& name, Resident resident);
 

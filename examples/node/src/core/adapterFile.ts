@@ -14,7 +14,8 @@ export interface AdapterFile {
 
 const IDENTIFIER = "TORT";
 const FORMAT_VERSION = 1;
-const FLOAT = 1;
+const [FLOAT, INT8, FLOAT16] = [1, 3, 10]; // the types of ONNX
+const SCALE = ".scale"; // behind the name of an int8 tensor, in that of its factors
 
 /** The fields, by their numbers in the schema: of the file, and of a tensor in it. */
 const [FORMAT, MODEL_VERSION, PARAMETERS] = [0, 2, 3];
@@ -36,14 +37,42 @@ function parse(buffer: Flatbuffer): AdapterFile {
   const format = buffer.int32(root, FORMAT);
   if (format !== FORMAT_VERSION) throw new Error(`format version ${format}`);
   const tensors = new Map<string, Tensor>();
+  const integers: string[] = [];
   for (const place of buffer.tables(root, PARAMETERS)) {
     const name = new TextDecoder("utf-8", { fatal: true }).decode(buffer.vector(place, NAME, 1));
     if (tensors.has(name)) throw new Error(`\`${name}\` twice`);
-    if (buffer.int32(place, TYPE) !== FLOAT) throw new Error(`\`${name}\` is not float32`);
+    const type = buffer.int32(place, TYPE);
+    if (type === INT8) integers.push(name);
     const dims = Array.from(new BigInt64Array(buffer.vector(place, DIMS, 8).buffer), Number);
-    tensors.set(name, new Tensor("float32", new Float32Array(buffer.vector(place, DATA, 1).buffer), dims));
+    tensors.set(name, new Tensor("float32", numbers(buffer.vector(place, DATA, 1).buffer, type, name), dims));
   }
+  for (const name of integers) scale(tensors.get(name) as Tensor, tensors.get(name + SCALE), name);
+  for (const name of integers) tensors.delete(name + SCALE);
   return { modelVersion: buffer.int32(root, MODEL_VERSION), tensors };
+}
+
+/** Numbers in float32; int8 without its scale. */
+function numbers(buffer: ArrayBuffer, type: number, name: string): Float32Array {
+  if (type === FLOAT) return new Float32Array(buffer);
+  if (type === FLOAT16) return Float32Array.from(new Uint16Array(buffer), widened);
+  if (type === INT8) return Float32Array.from(new Int8Array(buffer));
+  throw new Error(`\`${name}\` is not float32, float16 or int8`);
+}
+
+/** A float16 as the same number (IEEE 754). */
+function widened(half: number): number {
+  const [exponent, mantissa] = [(half >> 10) & 0x1f, half & 0x3ff];
+  const size = exponent === 0x1f ? (mantissa ? NaN : Infinity) : (exponent ? mantissa + 1024 : mantissa) * 2 ** (Math.max(exponent, 1) - 25);
+  return half >> 15 ? -size : size;
+}
+
+/** Multiplies integers by the factors for their places along the last axis, [1, …, out]; that is exact. */
+function scale(tensor: Tensor, factors: Tensor | undefined, name: string): void {
+  const last = tensor.dims.length - 1;
+  const dims = tensor.dims.map((size, axis) => (axis === last ? size : 1));
+  if (factors?.dims.join() !== dims.join()) throw new Error(`\`${name}\` has no scale that fits`);
+  const [data, by] = [tensor.data as Float32Array, factors.data as Float32Array];
+  for (let at = 0; at < data.length; at++) data[at] = (data[at] as number) * (by[at % by.length] as number);
 }
 
 /** A flatbuffer; every reading outside of it throws. Tables have numbered fields, found by a table of their offsets. */

@@ -136,7 +136,7 @@ const KEYS = {
   input: "name dtype axes role limit? next?",
   slot: "name site graph parameter axes neutral neutral_value?",
   adapter:
-    "name kind parameters onnx_adapter safetensors source base golden task? output? baked? mix?",
+    "name kind parameters onnx_adapter safetensors source base golden task? output? baked? mix? precision?",
   head: "graph output result",
   mix: "slots members",
   bank: "ids rows fillable tensors",
