@@ -103,7 +103,8 @@ def widened(tensors: Mapping[str, np.ndarray], where: object = None) -> Weights:
                     found=f"`{name}` {list(tensor.shape)}",
                     expected=f"`{name}{SCALE}`, float32 {list(shape)}",
                 )
-            found[name] = tensor.astype(np.float32) * scale
+            with np.errstate(over="ignore", invalid="ignore"):  # whoever uses them looks for NaN and infinity
+                found[name] = tensor.astype(np.float32) * scale
         else:
             found[name] = tensor.astype(np.float32) if tensor.dtype == np.float16 else tensor
     return found

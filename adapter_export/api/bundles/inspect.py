@@ -155,7 +155,7 @@ def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator
             adapter.name,
             adapter.kind,
             f"{adapter.parameters:,}",
-            size(sizes[adapter.onnx_adapter]),
+            size(sizes[adapter.onnx_adapter]) + ("" if adapter.precision == "float32" else f", {adapter.precision}"),
             _task_name(_type_of(adapter.task), has_head=adapter.output is not None),
             _label_list(None if adapter.task is None else adapter.task.labels),
             "yes" if adapter.base == manifest.base else "no",
