@@ -12,7 +12,6 @@
 namespace {
 
 constexpr double kUnequal = std::numeric_limits<double>::infinity();
-constexpr float kMasked = -1e30F;  // the logits of classes that an adapter of a bank does not have are below
 
 using Run = std::function<Arrays(const Arrays& inputs)>;
 using RunRows = std::function<Arrays(const Arrays& inputs, const std::vector<Choice>& rows)>;

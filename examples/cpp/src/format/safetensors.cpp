@@ -41,7 +41,7 @@ Array parse_tensor(const nlohmann::json& record, std::string_view body) {
   return array;
 }
 
-Arrays parse(std::string_view bytes) {
+Arrays parse_tensors(std::string_view bytes) {
   std::uint64_t length = 0;
   if (bytes.size() < sizeof length) throw std::out_of_range("it is too short");
   std::memcpy(&length, bytes.data(), sizeof length);  // little-endian, as every machine that onnxruntime runs on
@@ -61,7 +61,7 @@ Arrays parse(std::string_view bytes) {
 
 Arrays parse_safetensors(const std::string& bytes, const std::string& where) {
   try {
-    return parse(bytes);
+    return parse_tensors(bytes);
   } catch (const std::exception& error) {  // one of ours, or one of the JSON library
     throw Fault({"is no safetensors file, or is damaged", where, error.what(), "", "take the file from its source again"});
   }

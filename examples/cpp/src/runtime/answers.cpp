@@ -8,7 +8,6 @@
 
 namespace {
 
-constexpr float kMasked = -1e30F;          // in a bank, the logits of classes that an adapter does not have are below
 constexpr std::size_t kLongestSpan = 30;  // tokens
 
 using Numbers = std::vector<double>;

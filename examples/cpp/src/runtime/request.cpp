@@ -26,7 +26,7 @@ bool fits(const Shape& shape, const std::vector<Axis>& axes, Sizes& sizes, const
   return true;
 }
 
-std::string to_text(const std::vector<Axis>& axes) {
+std::string axes_text(const std::vector<Axis>& axes) {
   std::string text = "[";
   for (const auto& axis : axes) text += (text == "[" ? "" : ", ") + (axis.name.empty() ? std::to_string(axis.size) : axis.name);
   return text + "]";
@@ -175,7 +175,7 @@ void check_inputs(const Arrays& inputs, const Manifest& manifest) {
     }
     if (!fits(array.shape, record.axes, sizes)) {
       throw RequestFault({"an input has a wrong shape", "`" + record.name + "`", to_text(array.shape),
-                          to_text(record.axes) + ", at least 1 along each axis, equal where the name is"});
+                          axes_text(record.axes) + ", at least 1 along each axis, equal where the name is"});
     }
     check_lengths(array, record, manifest);
     if (record.limit) check_ids(array, record);

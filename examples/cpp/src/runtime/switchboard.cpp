@@ -12,7 +12,7 @@
 namespace {
 
 constexpr const char* kStrengthKey = "adapter_export.strength";  // in the metadata of the graph
-constexpr float kMasked = -3e38F;                                // as in a bank; a softmax makes it 0
+constexpr float kAbsent = -3e38F;                                // as in a bank; a softmax makes it 0
 
 Feeds feeds_of(const Arrays& arrays) {
   Feeds feeds;
@@ -113,7 +113,7 @@ Array gathered(const std::vector<Part>& parts, const std::string& name, std::siz
   }
   shape.front() = static_cast<std::int64_t>(rows);
   Array all = make_array("float32", shape);
-  std::fill_n(all.data<float>(), all.count(), kMasked);
+  std::fill_n(all.data<float>(), all.count(), kAbsent);
   const std::size_t wide = static_cast<std::size_t>(shape.back()), lines = all.count() / rows / wide;
   for (const auto& part : parts) {
     const auto found = part.outcome.outputs.find(name);

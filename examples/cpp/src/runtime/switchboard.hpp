@@ -30,10 +30,12 @@ struct ScaledAdapter {
   }
 };
 
+constexpr float kMasked = -1e30F;  // in a bank, the logits of classes that a row's adapter does not have are below
+
 struct Outcome {
   Arrays outputs;           // those of the base, and those of the rows' heads
   std::vector<Head> heads;  // for each row that of the very adapter that ran
-  bool is_masked = false;   // whether logits of classes that a row's adapter does not have are below −1e30
+  bool is_masked = false;   // whether logits of classes that a row's adapter does not have are below kMasked
 };
 
 // The graphs with slots, one adapter for the whole batch.
