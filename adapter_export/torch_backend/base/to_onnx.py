@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict
@@ -187,7 +187,13 @@ _SPELLINGS = {
 }
 """Ops that torch itself replaces by these."""
 
-_RESHAPES = frozenset({_ATEN.reshape.default, _ATEN.contiguous.default, _ATEN.flatten.using_ints, _ATEN.unflatten.int})
+_REVERSED = frozenset({_ATEN.rsub.Scalar, _ATEN.rsub.Tensor})
+"""`1 - mask`, as most models write the mask of their attention."""
+
+_FLATTENINGS = frozenset({_ATEN.flatten.using_ints, _ATEN.unflatten.int})
+"""Become a `view` to sizes of inputs, around which fusions of attention are found."""
+
+_RESHAPES = _FLATTENINGS | {_ATEN.reshape.default, _ATEN.contiguous.default}
 """The composite views that are left to the exporter; torch decomposes all others."""
 
 
@@ -196,6 +202,7 @@ def _translatable(program: ExportedProgram) -> ExportedProgram | None:
     module = deepcopy(program.graph_module)  # the exporter changes it
     graph = module.graph
     known = {decompositions[0].fx_target for decompositions in _registry().functions.values()}
+    sizes = _sizes_of_inputs(graph)
     for node in [node for node in graph.nodes if node.op not in ("placeholder", "output")]:
         if node.target in _ASSERTIONS:
             graph.erase_node(node)
@@ -217,6 +224,14 @@ def _translatable(program: ExportedProgram) -> ExportedProgram | None:
             if isinstance(length, int):
                 node.args, node.kwargs = (source, -(-length // count), node.kwargs.get("dim", axis)), {}
                 node.target = _ATEN.split.Tensor
+        elif node.target in _FLATTENINGS:
+            axes = [size if isinstance(size, int) else sizes.get(str(size)) for size in node.meta["val"].shape]
+            if None not in axes:
+                node.args, node.kwargs, node.target = (node.all_input_nodes[0], axes), {}, _ATEN.view.default
+        elif node.target in _REVERSED:
+            subtrahend, minuend, *factor = node.args
+            node.args, node.target = (minuend, subtrahend), _ATEN.sub.Tensor
+            node.kwargs = {**node.kwargs, **({"alpha": factor[0]} if factor else {})}
         node.target = _SPELLINGS.get(node.target, node.target)
         if node.op != "call_function" or not _returns(node) or node.target not in known or not _is_plain(node.target):
             return None
@@ -231,6 +246,20 @@ def _translatable(program: ExportedProgram) -> ExportedProgram | None:
         constants=program.constants,
         verifiers=program.verifiers,
     )
+
+
+def _sizes_of_inputs(graph: torch.fx.Graph) -> dict[str, torch.fx.Node]:
+    """Add nodes of the sizes that inputs have, by what they are called in shapes; unused ones are dead code."""
+    inputs, made = graph.find_nodes(op="placeholder"), dict[str, torch.fx.Node]()
+    for source in inputs:
+        value = source.meta.get("val")
+        shape: Sequence[Any] = value.shape if isinstance(value, torch.Tensor) else ()
+        for axis, size in enumerate(shape):
+            if isinstance(size, torch.SymInt) and str(size) not in made:
+                with graph.inserting_after(inputs[-1]):
+                    made[str(size)] = graph.call_function(_ATEN.sym_size.int, (source, axis))
+                made[str(size)].meta["val"] = size
+    return made
 
 
 def _keeps_shape(node: torch.fx.Node) -> bool:
