@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -70,8 +72,9 @@ def tokenizer_json() -> str:
     return tokenizer.to_str()
 
 
-def save_encoder(path: Path, *, pre_norm: bool = False) -> Path:
-    """The encoder as an archive; its weights are normal with standard deviation 0.2."""
+@cache
+def _archive(pre_norm: bool) -> bytes:
+    """The archive, which a process traces once."""
     torch.manual_seed(0)
     module = Encoder(pre_norm).eval()
     with torch.no_grad():
@@ -79,7 +82,15 @@ def save_encoder(path: Path, *, pre_norm: bool = False) -> Path:
             if "norm" not in name:
                 tensor.normal_(0, 0.2)
     example = {"input_ids": torch.ones(2, 5, dtype=torch.long), "attention_mask": torch.ones(2, 5, dtype=torch.long)}
-    save_base(module, example, path, tokenizer=tokenizer_json(), max_tokens=MAX_TOKENS)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.pt"
+        save_base(module, example, path, tokenizer=tokenizer_json(), max_tokens=MAX_TOKENS)
+        return path.read_bytes()
+
+
+def save_encoder(path: Path, *, pre_norm: bool = False) -> Path:
+    """The encoder as an archive; its weights are normal with standard deviation 0.2."""
+    path.write_bytes(_archive(pre_norm))
     return path
 
 

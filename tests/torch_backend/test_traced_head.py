@@ -25,6 +25,7 @@ class Whole(nn.Module):
     def __init__(self, head: Parts) -> None:
         super().__init__()
         self.encoder, self.head = Encoder(), head
+        self.encoder.layers = self.encoder.layers[:1]
         self.dense, self.other, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
         self.norm, self.plain = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH, elementwise_affine=False, eps=1e-3)
         self.matrix, self.bias = nn.Parameter(torch.zeros(WIDTH, 3)), nn.Parameter(torch.zeros(3))
