@@ -97,6 +97,8 @@ class Cases {
     say("refused: nobody", () -> bundle.run(rows(0, 3), new Choice("nobody")));
     say("refused: a zero", () -> bundle.run(rows(0, 3), new Choice("tone\0")));
     say("refused: strength", () -> bundle.run(rows(0, 3), new Choice("tone", Double.NaN)));
+    Choice[] unlike = {new Choice("tone", 0.5), new Choice("tone", Double.NaN), new Choice("tone")};
+    say("refused: strength of a row", () -> bundle.run(rows(0, 3), unlike));
     say("refused: choices", () -> bundle.run(rows(0, 3), new Choice("tone"), new Choice("tone")));
     say("refused: no choice", () -> bundle.run(rows(0, 3)));
     say("refused: no mask", () -> bundle.run(Map.of("input_ids", Tensor.of(IDS)), new Choice("tone")));

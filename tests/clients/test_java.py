@@ -28,6 +28,7 @@ REFUSED = {
     "nobody": "RequestException: adapter `nobody`: is not loaded",
     "a zero": "RequestException: a text holds a zero character.",
     "strength": "RequestException: `strength`: is no strength; found nan; expected a number from -1000 to 1000.",
+    "strength of a row": "RequestException: `strength`: is no strength; found nan",
     "choices": "RequestException: not one adapter for each row; found 2; expected 3.",
     "no choice": "RequestException: not one adapter for each row; found 0; expected 3.",
     "no mask": "RequestException: `attention_mask`: an input is missing.",

@@ -280,7 +280,6 @@ StrengthParameters strength_parameters(const std::optional<std::string>& metadat
 
 Arrays scaled_tensors(const Arrays& tensors, const Manifest& manifest, const StrengthParameters& parameters,
                       double strength, const std::string& where) {
-  check_strength(strength);
   Arrays found;
   for (const auto& slot : manifest.slots) {
     const auto own = tensors.find(slot.name);

@@ -50,7 +50,7 @@ using StrengthParameters = std::map<std::string, std::optional<std::vector<std::
 StrengthParameters strength_parameters(const std::optional<std::string>& metadata, const Manifest& manifest);
 
 // Those tensors of an adapter that are others where what it adds is `strength` times as large; heads stay as they are.
-// Throws RequestFault if that is no strength, or the adapter has none: what it computes is no sum with such a part.
+// Throws RequestFault if the adapter has no strength: what it computes is no sum with such a part.
 Arrays scaled_tensors(const Arrays& tensors, const Manifest& manifest, const StrengthParameters& parameters,
                       double strength, const std::string& where);
 

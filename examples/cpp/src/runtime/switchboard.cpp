@@ -108,8 +108,14 @@ Array gathered(const std::vector<Part>& parts, const std::string& name, std::siz
   for (const auto& part : parts) {
     const auto found = part.outcome.outputs.find(name);
     if (found == part.outcome.outputs.end()) continue;
-    if (shape.empty()) shape = found->second.shape;
-    shape.back() = std::max(shape.back(), found->second.shape.back());
+    auto own = found->second.shape;
+    const bool has_rows = own.size() >= 2 && own.front() == static_cast<std::int64_t>(part.rows.size());
+    if (!has_rows || found->second.dtype != "float32") throw Fault({"is no output whose rows can be put together", name});
+    if (shape.empty()) shape = own;
+    const auto wide = std::max(shape.back(), own.back());
+    own.front() = shape.front();
+    shape.back() = own.back() = wide;
+    if (own != shape) throw Fault({"has other shapes in other calls", name, to_text(own), to_text(shape)});
   }
   shape.front() = static_cast<std::int64_t>(rows);
   Array all = make_array("float32", shape);
@@ -173,6 +179,9 @@ Outcome Switchboard::run(const Arrays& inputs, const Choice& adapter, const std:
 }
 
 Outcome Switchboard::run(const Arrays& inputs, const std::vector<ScaledAdapter>& rows) const {
+  for (const auto& row : rows) {
+    if (row.name) check_strength(row.strength);  // NaN would be in the group of any number
+  }
   check_rows(inputs, manifest_, rows);
   std::map<ScaledAdapter, std::vector<std::size_t>> groups;
   for (std::size_t row = 0; row < rows.size(); ++row) groups[rows[row]].push_back(row);
@@ -192,7 +201,6 @@ Outcome Switchboard::run(const Arrays& inputs, const std::vector<ScaledAdapter>&
 
 // The tensors that a strength changes.
 Arrays Switchboard::scaled(const Resident& held, const ScaledAdapter& adapter) const {
-  check_strength(adapter.strength);
   if (adapter.strength == 1) return {};
   if (feeding_ == Feeding::native) throw RequestFault({"a strength needs an adapter whose tensors are fed"});
   const auto parameters = strength_parameters(graph_.metadata(kStrengthKey), manifest_);

@@ -143,7 +143,7 @@ export class Bundle {
       throw new Fault({ what, where, found: "a bundle of an earlier release", fix });
     }
     const document = JSON.parse(found) as StrengthParameters;
-    if (this.manifest.slots.some(({ site, graph: name }) => site !== HEAD && document[name] === undefined)) {
+    if (this.manifest.slots.some(({ site, graph: name }) => site !== HEAD && !Object.hasOwn(document, name))) {
       throw new Fault({ what: "does not name all graphs of the bundle", where, fix: "build it again" });
     }
     return document;

@@ -37,11 +37,14 @@ export class Service {
   private fanout: Promise<Fanout> | null = null;
   private readonly keptBytes: number;
 
+  /** Throws a Fault if `keptBytes` is no number of bytes. */
   constructor(
     readonly bundle: Bundle,
     { keptBytes = 0 }: Options = {},
   ) {
     this.keptBytes = keptBytes;
+    if (keptBytes >= 0) return;
+    throw new Fault({ what: "is no number of bytes", where: "`keptBytes`", found: String(keptBytes), expected: "0 or more" });
   }
 
   /** What became of the texts that could be kept; null where none may be. */
