@@ -10,6 +10,7 @@ import pytest
 from adapterhub_bases import FIXTURES, Made, import_adapterhub
 
 from adapter_export.errors import AdapterError, TensorError
+from adapter_export.importers.adapterhub.folder import sublayer_target
 from adapter_export.sites.site import SiteMap
 
 KINDS = ("seq_bn", "double_seq_bn", "lora")
@@ -80,3 +81,18 @@ def test_modules_around_all_layers_are_no_place(bert: Made) -> None:
     around = replace(bert.sites, sites=tuple(sites))
     with pytest.raises(AdapterError, match="modules that the base does not have"):
         import_adapterhub(FIXTURES / "distilbert/seq_bn", around, name="a", base="x")
+
+
+def test_the_one_sublayer_in_a_module_says_where_it_acts(bert: Made) -> None:
+    """T5 names its modules by numbers: `decoder.block.0.layer.1` is cross-attention, in an encoder the FFN."""
+    inside = {"attention": "layer.0.SelfAttention.o", "ffn": "layer.1.DenseReluDense.wo"}
+    sites = [
+        replace(site, path=f"encoder.block.{site.layer}.{inside[site.role]}") if site.role in inside else site
+        for site in bert.sites.sites
+    ]
+    t5 = SiteMap(tuple(sites), bert.sites.final, bert.sites.width)
+    for path, role in (("transformer.encoder.block.1.layer.0", "attention"), ("encoder.block.0.layer.1", "ffn")):
+        assert sublayer_target(path, t5).role == role
+    for path in ("encoder.block.0", "encoder.block.0.layer.2", "encoder"):  # two sublayers, none, all of them
+        with pytest.raises(AdapterError, match=rf"unknown name; found `{path}`.*with one sublayer in it"):
+            sublayer_target(path, t5)
