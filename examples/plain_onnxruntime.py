@@ -3,6 +3,7 @@
     python plain_onnxruntime.py bundle                              # hold the bundle against its golden vectors
     python plain_onnxruntime.py bundle "Who wrote Hamlet?" "Dull."  # and classify texts with every adapter
 
+ONNX Runtime activates adapters in float32, which is what `build` writes unless it is given `--adapter-precision`.
 Needs `pip install onnxruntime numpy`, and `tokenizers` for texts. Exit code 0 if all golden vectors hold, 1 if not.
 """
 

@@ -11,6 +11,7 @@ import onnxruntime as ort
 from golden_texts import Fault, replay_texts
 from safetensors.numpy import load_file
 
+from adapter_export.dtypes import widened
 from adapter_export.runtime import Bundle, Session
 
 Arrays = Mapping[str, np.ndarray]
@@ -87,7 +88,7 @@ def _with_tensors(bundle: Bundle, run: Run) -> Run:
     """Feed every slot: with an adapter's tensors, or for the base with neutral ones."""
     neutral = {s.name: np.full(s.neutral, s.neutral_value, np.float32) for s in bundle.manifest.slots}
     tensors = {None: neutral}
-    tensors |= {each.name: load_file(bundle.folder / each.safetensors) for each in bundle.manifest.adapters}
+    tensors |= {each.name: widened(load_file(bundle.folder / each.safetensors)) for each in bundle.manifest.adapters}
     return lambda inputs, names: run({**inputs, **tensors[names[0]]}, names)
 
 
