@@ -29,7 +29,7 @@ from adapter_export.bundle.write import FLAVOURS
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest_json import CARD_FILE, REPORT_FILE, SIGNATURE_FILE
 from adapter_export.graph.adapter import HEAD, Adapter, Head
-from adapter_export.graph.compose import weighted_fusion
+from adapter_export.graph.compose import adapter_fusion, weighted_fusion
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds import Kind, classification_head, houlsby, parallel, pfeiffer
 from adapter_export.graph.tasks import Task
@@ -161,11 +161,11 @@ def _of_every_type(topic: Adapter, tone: Adapter, mood: Adapter) -> list[Adapter
 
 
 def _fusion(topic: Adapter, tone: Adapter, mood: Adapter) -> list[Adapter]:
-    """One whose weights a call may give, and one that has such weights."""
-    del topic
+    """One whose weights a call may give, one that has such weights, and one with matrices as wide as the base."""
     return [
         weighted_fusion(tone, mood, name="fusion", weights={"tone": 0.9, "mood": -0.4}, head="tone"),
         weighted_fusion(tone, mood, name="fixed", weights=FIXED, head="tone"),
+        adapter_fusion(topic, mood, name="attended", head="mood"),
     ]
 
 

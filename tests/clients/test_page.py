@@ -63,8 +63,8 @@ def test_a_text_by_the_chosen_adapter(seen: dict[str, Any], session: Session, in
 
 def test_a_text_by_all_adapters(seen: dict[str, Any], session: Session, inputs: dict[str, np.ndarray]) -> None:
     shown = seen["all"]
-    assert "5 rows in one call" in shown["latency"]
-    assert [block["title"] for block in shown["blocks"]] == ["topic", "tone", "mood", "fusion", "fixed"]
+    assert "6 rows in one call" in shown["latency"]
+    assert [block["title"] for block in shown["blocks"]] == ["topic", "tone", "mood", "fusion", "fixed", "attended"]
     for block in shown["blocks"]:
         _holds(block, dict(session.classify(inputs, block["title"])[0].probabilities))
 

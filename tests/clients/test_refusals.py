@@ -133,6 +133,13 @@ def _file_with_nan(bundle: Path, path: Path, tensors: dict[str, np.ndarray]) -> 
     write_adapter_file(bundle, path, {**tensors, name: np.full_like(tensors[name], np.nan)})
 
 
+def _file_with_a_short_matrix(bundle: Path, path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """ONNX Runtime would repeat its column, as it does with the zeros of an idle one."""
+    name = next(name for name in tensors if name.endswith("fusion.value.weight"))
+    assert tensors[name].shape[-1] == 1
+    write_adapter_file(bundle, path, {**tensors, name: np.ones_like(tensors[name])})
+
+
 def _file_that_overflows(bundle: Path, path: Path, tensors: dict[str, np.ndarray]) -> None:
     """All of its numbers are finite, and those that the head computes from them are not."""
     largest = np.finfo(np.float32).max
@@ -151,6 +158,7 @@ FILES = {
     "a tensor like an input": (_file_with_an_input, "`input_ids` is the name of a data input"),
     "a tensor is missing": (_file_without_a_tensor, "is missing"),
     "NaN": (_file_with_nan, "holds NaN"),
+    "a short matrix": (_file_with_a_short_matrix, "[16, 1]"),
     "an overflow": (_file_that_overflows, "an output is NaN or infinite"),
     "half": (_half_a_file, "damaged"),
 }

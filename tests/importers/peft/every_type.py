@@ -36,8 +36,9 @@ from adapter_export.torch_backend.runner import TorchRunner
 ROOT = Path(__file__).parents[3]
 BASES = ROOT / "tests" / "fixtures" / "peft" / "bases"
 STD = 0.2
+OUTPUTS = ("last_hidden_state", "pooler_output")
 TARGETS = {
-    "bert": ["query", "value", "intermediate.dense", "output.dense"],
+    "bert": ["query", "value", "intermediate.dense", "output.dense", "pooler.dense"],
     "llama": ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
 }
 
@@ -131,8 +132,8 @@ def opened(name: str, folder: Path) -> Opened:
     return Opened(base, TorchRunner(base.torch), open_onnx(folder / f"{name}.onnx"), inputs)
 
 
-def saved(case: Case, base: str, folder: Path, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Save an adapter with PEFT; returns what PEFT computes once it has loaded it."""
+def saved(case: Case, base: str, folder: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Save an adapter with PEFT; returns what PEFT computes once it has loaded it, by output."""
     torch.manual_seed(0)
     options = dict(case.options)
     options.setdefault("target_modules", TARGETS[base])
@@ -150,22 +151,23 @@ def saved(case: Case, base: str, folder: Path, inputs: Mapping[str, np.ndarray])
     loaded = peft.PeftModel.from_pretrained(hf.AutoModel.from_pretrained(BASES / base), folder).eval()
     with torch.no_grad():
         output = loaded(**{name: torch.from_numpy(array) for name, array in inputs.items()})
-    return output.last_hidden_state.numpy()
+    return {name: output[name].numpy() for name in OUTPUTS if name in output}
 
 
 def errors_of(case: Case, base: Opened, name: str, folder: Path) -> tuple[float, str]:
     """The largest difference to PEFT in both backends, and the sorts of graphs that came of it."""
     wanted = saved(case, name, folder, base.inputs)
     adapter = ae.import_peft(folder, base.model, dense=True, name="a")
-    plain = base.runner.run(dict(base.inputs), None)["last_hidden_state"]
-    assert np.abs(plain - wanted).max() > 1e-3, "PEFT's adapter does nothing"
+    plain = base.runner.run(dict(base.inputs), None)
+    assert all(np.abs(plain[key] - wanted[key]).max() > 1e-3 for key in wanted), "PEFT's adapter does nothing"
     plan = plan_slots([adapter], base.onnx.sites)
     session = open_session(insert_slots(base.onnx, plan), base.onnx.folder)
     outputs = [
-        base.runner.run(dict(base.inputs), adapter)["last_hidden_state"],
-        run_session(session, dict(base.inputs) | dict(slot_tensors(plan, adapter)))["last_hidden_state"],
+        base.runner.run(dict(base.inputs), adapter),
+        run_session(session, dict(base.inputs) | dict(slot_tensors(plan, adapter))),
     ]
-    return max(float(np.abs(output - wanted).max()) for output in outputs), ", ".join(adapter.graphs)
+    errors = [np.abs(output[key] - wanted[key]).max() for output in outputs for key in wanted]
+    return float(max(errors)), ", ".join(adapter.graphs)
 
 
 FORMULAS = {
