@@ -21,7 +21,8 @@ def test_archive_folder_and_graph_have_the_same_sites(cli, model: Path, hf_folde
     ]
     assert _places(cli.json("sites", hf_folder)) == _places(archive)
     inside = ("attention.query", "attention.key", "attention.value", "attention.output", "ffn.up", "ffn.down")
-    assert [site["name"] for site in archive["linear"]] == [f"layers.{at}.{name}" for at in range(2) for name in inside]
+    names = [f"layers.{at}.{name}" for at in range(2) for name in inside]
+    assert [site["name"] for site in archive["linear"]] == [*names, "pooler.dense"]
     assert {site["name"]: site["norm"]["kind"] for site in archive["sites"]}["layers.1.ffn"] == "layer"
     assert archive["embeddings"][0]["path"] == "embeddings.LayerNorm"
 
@@ -35,6 +36,7 @@ def test_the_table_and_the_drawing_show_them(cli, model: Path) -> None:
     assert "query ▫  key ▫  value ▫  output ▫" in found
     assert "encoder.layer.*.attention.self.query" in found
     assert "layers.0.ffn.up …  (2)" in found
+    assert "outside  pooler.dense ▫" in found
 
 
 @pytest.mark.parametrize(

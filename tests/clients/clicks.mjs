@@ -35,7 +35,7 @@ async function steps(page) {
   await page.waitForFunction((count) => document.getElementById("latency").textContent.startsWith(`${count} tokens`), {}, text.split(" ").length + 2);
   found.tone = await page.evaluate(shown);
   await page.click("#all");
-  await titled("topic", "tone", "mood", "fusion", "fixed");
+  await titled("topic", "tone", "mood", "fusion", "fixed", "attended");
   found.all = await page.evaluate(shown);
   await page.screenshot({ path: picture, fullPage: true });
   await page.click("input[value='no adapter'] + span");
