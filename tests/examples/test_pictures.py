@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
+
+import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pictures.py"
 
 
-def test_the_example_answers_pictures(tmp_path: Path) -> None:
-    words = [sys.executable, str(EXAMPLE), "--folder", str(tmp_path / "made"), "--epochs", "1", "--rows", "60"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    answers = [line for line in done.stdout.splitlines() if line.startswith("data/test/")]
+@pytest.mark.filterwarnings("default")
+def test_the_example_answers_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(EXAMPLE), "--folder", str(tmp_path / "made"), "--epochs", "1", "--rows", "60"]
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    said = capsys.readouterr().out
+    answers = [line for line in said.splitlines() if line.startswith("data/test/")]
     assert answers
     assert {line.split(": ")[1][0] for line in answers} <= set("56789")
-    assert "accuracy" in done.stdout
+    assert "accuracy" in said

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from small_encoder import WORDS, tokenizer_json
 from tokenizers import Tokenizer
@@ -34,13 +35,15 @@ def tiny_folder(folder: Path) -> Path:
     return folder
 
 
-def test_it_trains_builds_and_checks(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("default")
+def test_it_trains_builds_and_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("accelerate") is None:
         skip_or_fail("accelerate is missing, which the Trainer needs: run `make setup`, or `pip install accelerate`")
     assert len(EXAMPLE.read_text().splitlines()) < 40
     model, output = tiny_folder(tmp_path / "model"), tmp_path / "output"
     output.mkdir()
-    subprocess.run([sys.executable, EXAMPLE, model, output], check=True, timeout=300)
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(model), str(output)])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
     adapter = ae.load_adapter(output / "reviews")
     assert adapter.name == "reviews"
     assert adapter.head is not None
