@@ -55,8 +55,7 @@ def together(model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFacto
     calls["student"] = [*distil(model, adapters, folder), "-o", str(folder / "student")]
     other = str(folder / "{rank}.tsv")
     calls["refused"] = ["train", str(model), "--data", other, *OPTIONS, "-o", str(folder / "refused")]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, shared_training.__file__, json.dumps(calls), str(folder)]
+    command = [sys.executable, shared_training.__file__, json.dumps(calls), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
     assert found.returncode == 0, found.stderr
