@@ -1,6 +1,6 @@
 /**
  * The page in Chromium: served, opened, closed. CHROMIUM names the browser's program, or the address of one that runs,
- * `ws://…`.
+ * `ws://…`: it is left running, with the tab of the first call, which every later call takes to its own page.
  */
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -21,17 +21,17 @@ const FLAGS = [
 ];
 const PATIENCE = 120_000;
 
-/** A browser, and what closes it. */
+/** A page without content, and what closes its browser. */
 async function opened() {
   const where = process.env.CHROMIUM ?? "/usr/bin/chromium";
   if (where.startsWith("ws:")) {
     const browser = await puppeteer.connect({ browserWSEndpoint: where });
-    const context = await browser.createBrowserContext();
-    return { context, close: () => context.close().then(() => browser.disconnect()) };
+    const [page] = await browser.pages(); // a new one would start processes, which takes longer than most calls
+    return { page: page ?? (await browser.newPage()), close: () => browser.disconnect() };
   }
   const profile = await mkdtemp(join(tmpdir(), "chromium-"));
   const browser = await puppeteer.launch({ executablePath: where, headless: true, userDataDir: profile, args: FLAGS });
-  return { context: browser, close: () => browser.close().then(() => rm(profile, { recursive: true, force: true })) };
+  return { page: await browser.newPage(), close: () => browser.close().then(() => rm(profile, { recursive: true, force: true })) };
 }
 
 /** Open the page on a bundle, and give it to `work` when it is ready. Throws what it shows as an error. */
@@ -40,7 +40,7 @@ export async function withPage(bundle, work) {
   let browser;
   try {
     browser = await opened();
-    const page = await browser.context.newPage();
+    const { page } = browser;
     page.setDefaultTimeout(PATIENCE);
     await page.goto(address);
     await page.waitForSelector("[data-ready], [data-failed]");

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chromium import QUIET
-from clients import CPP_PACKAGES, EXAMPLES, Client, missing_cpp_packages, succeed, tool
+from clients import CPP_PACKAGES, EXAMPLES, Again, Client, missing_cpp_packages, succeed, tool
 from heads import with_head
 from once import once
 from small_bundle import LENGTHS, WIDTH, build_small, small_tokenizer
@@ -211,11 +211,21 @@ def _install(example: str, folder: Path) -> None:
     succeed([npm, "run", "build"], folder / example)
 
 
+def _kept(client: Client) -> Iterator[Client]:
+    """A client of one file that a process of its own runs again and again."""
+    interpreter, program = client.command
+    driver = Path(__file__).with_name("again.py" if interpreter == sys.executable else "again.mjs")
+    again = Again((interpreter, driver), program, client.environment)
+    yield replace(client, again=again)
+    again.close()
+
+
 @pytest.fixture(scope="session")
-def node_client(tmp_path_factory: pytest.TempPathFactory) -> Client:
+def node_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     node = tool("node", "nodejs")
     folder = once(tmp_path_factory, "node", partial(_install, "node")) / "node"
-    return Client((node, str(folder / "dist" / "main.js")), frozenset({"inputs", "bank", "fanout", "baked"}))
+    flavours = frozenset({"inputs", "bank", "fanout", "baked"})
+    yield from _kept(Client((node, str(folder / "dist" / "main.js")), flavours))
 
 
 @pytest.fixture(scope="session")
@@ -240,18 +250,19 @@ def _address(file: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def browser_client(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Client:
+def browser_client(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Client]:
     """The page, driven by its command line."""
     node = tool("node", "nodejs")
     folder = once(tmp_path_factory, "browser", partial(_install, "browser")) / "browser"
     flavours = frozenset({"inputs", "bank", "fanout", "baked"})
-    return Client((node, str(folder / "client.mjs")), flavours, {"CHROMIUM": chromium})
+    yield from _kept(Client((node, str(folder / "client.mjs")), flavours, {"CHROMIUM": chromium}))
 
 
 @pytest.fixture(scope="session")
-def python_client() -> Client:
+def python_client() -> Iterator[Client]:
     program = EXAMPLES / "python" / "bundle_client.py"
-    return Client((sys.executable, str(program)), frozenset({"slots", "inputs", "bank", "fanout", "baked"}))
+    flavours = frozenset({"slots", "inputs", "bank", "fanout", "baked"})
+    yield from _kept(Client((sys.executable, str(program)), flavours))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ def test_what_is_written_over_its_files_changes_nothing(
     node_client: Client, damaged_bundle: Path, three_rows: Path, tmp_path: Path
 ) -> None:
     node, program = node_client.command
-    script = replace(node_client, command=(node, str(Path(__file__).with_name("live.mjs"))))
+    script = replace(node_client.alone(), command=(node, str(Path(__file__).with_name("live.mjs"))))
     (tmp_path / "large").mkdir()
     done = script.call(Path(program).parent, damaged_bundle, three_rows, TMPDIR=str(tmp_path / "large"))
     assert done.returncode == 0, last_line(done) or done.returncode
@@ -27,7 +27,7 @@ def test_a_text_that_comes_again_is_not_computed_again_below_its_adapter(
     node_client: Client, small_bundle: Path, three_rows: Path
 ) -> None:
     node, program = node_client.command
-    script = replace(node_client, command=(node, str(Path(__file__).with_name("kept.mjs"))))
+    script = replace(node_client.alone(), command=(node, str(Path(__file__).with_name("kept.mjs"))))
     done = script.call(Path(program).parent, small_bundle, three_rows)
     assert done.returncode == 0, last_line(done) or done.returncode
     kept, nothing_kept, plain = json.loads(done.stdout)

@@ -202,6 +202,9 @@ def test_a_call(client: Client, small_bundle: Path, tmp_path: Path, call: str) -
     client.refuses(words, "run", small_bundle, "--inputs", path, *arguments)
 
 
-def test_a_command_line_that_is_wrong(client: Client, small_bundle: Path) -> None:
-    assert client.call("run", small_bundle).returncode == 2
-    assert client.call("look", small_bundle).returncode == 2
+def test_exit_codes(client: Client, small_bundle: Path) -> None:
+    """Of a process of its own, as a user's: of a command line that is wrong, and of a bundle."""
+    alone = client.alone()
+    assert alone.call("run", small_bundle).returncode == 2
+    assert alone.call("look", small_bundle).returncode == 2
+    alone.refuses("manifest.json", "verify", small_bundle / "adapters")

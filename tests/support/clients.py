@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,40 @@ CLIENTS = ("cpp_client", "node_client", "browser_client", "python_client")
 SECONDS = 300
 
 
+class Again:
+    """A process that runs a program again and again, each time from its first line, with what it imports loaded once.
+
+    Args:
+        driver: `again.mjs` or `again.py` of `tests/clients`, with what runs it.
+        program: the program.
+        environment: variables that it needs.
+    """
+
+    def __init__(self, driver: Sequence[str | Path], program: str | Path, environment: Mapping[str, str]) -> None:
+        words = [*map(str, driver), str(program)]
+        around = {**os.environ, **environment}
+        self._process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=around
+        )
+
+    def call(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """What the program says, and its exit code."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        patience = threading.Timer(SECONDS, self._process.kill)
+        patience.start()
+        try:
+            self._process.stdin.write(json.dumps(words) + "\n")
+            self._process.stdin.flush()
+            found = json.loads(self._process.stdout.readline())
+        finally:
+            patience.cancel()
+        return subprocess.CompletedProcess(list(words), found["code"], found["stdout"], found["stderr"])
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
 @dataclass(frozen=True)
 class Client:
     """A program with the command line that all clients share.
@@ -32,14 +67,22 @@ class Client:
         flavours: what it can run.
         environment: variables that it needs.
         tokenizes: whether it has a tokenizer.
+        again: a process that runs it; without one, and for a call with variables of its own, each call starts one.
     """
 
     command: tuple[str, ...]
     flavours: frozenset[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     tokenizes: bool = True
+    again: Again | None = None
+
+    def alone(self) -> Client:
+        """The client as its user calls it: a process for each call."""
+        return replace(self, again=None)
 
     def call(self, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        if self.again and not environment:
+            return self.again.call([*map(str, arguments)])
         words = [*self.command, *map(str, arguments)]
         around = {**os.environ, **self.environment, **environment}
         return subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False, env=around)
