@@ -15,6 +15,8 @@ from oci_registry import OciRegistry, oci_registry
 from once import once
 from toolchain import skip_or_fail
 
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # jsonschema would compile a grammar that no test needs
+
 hypothesis.settings.register_profile("project", deadline=None)  # the machine may do something else
 hypothesis.settings.load_profile("project")
 
