@@ -67,11 +67,11 @@ class Cases {
       }
       say("kept tone again", () -> bits(bundle.run(rows(0, 1), new Choice("tone")), "hidden"));
       say("kept mixed", () -> bits(bundle.run(rows(0, 3), new Choice("tone"), new Choice(null), new Choice("topic")), "hidden"));
-      say("kept", bundle::kept);
+      say("kept", bundle::prefixes);
     }
     try (AdapterBundle bundle = AdapterBundle.open(folder, 1, 1)) {
       for (int call = 0; call < 2; call++) bundle.run(rows(0, 1), new Choice("tone"));
-      say("nothing kept", bundle::kept);
+      say("nothing kept", bundle::prefixes);
     }
   }
 

@@ -127,8 +127,8 @@ def test_a_text_that_comes_again_gives_the_same_bits(found: dict[str, str], sess
     assert found["kept tone again"] == found["kept tone"]
     mixed = session.run(INPUTS, adapters=["tone", None, "topic"])["hidden"]
     np.testing.assert_allclose(_numbers(found["kept mixed"]), mixed, rtol=0, atol=1e-5)
-    assert found["kept"] == "Kept[hits=3, loads=3, evictions=0, resident=3]"
-    assert found["nothing kept"] == "Kept[hits=0, loads=2, evictions=2, resident=0]"
+    assert found["kept"] == "PrefixCounts[hits=3, loads=3, evictions=0, resident=3]"
+    assert found["nothing kept"] == "PrefixCounts[hits=0, loads=2, evictions=2, resident=0]"
 
 
 def test_adapter_files(found: dict[str, str], session: Session) -> None:

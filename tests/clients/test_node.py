@@ -32,8 +32,8 @@ def test_a_text_that_comes_again_is_not_computed_again_below_its_adapter(
     assert done.returncode == 0, last_line(done) or done.returncode
     kept, nothing_kept, plain = json.loads(done.stdout)
     assert kept["answers"][2] == kept["answers"][0] != kept["answers"][1]
-    assert kept["kept"] == {"hits": 3, "loads": 3, "evictions": 0, "resident": 3}
+    assert kept["prefixes"] == {"hits": 3, "loads": 3, "evictions": 0, "resident": 3}
     assert nothing_kept["answers"] == kept["answers"]
-    assert nothing_kept["kept"] == {"hits": 0, "loads": 6, "evictions": 6, "resident": 0}
+    assert nothing_kept["prefixes"] == {"hits": 0, "loads": 6, "evictions": 6, "resident": 0}
     alike(kept["answers"], plain["answers"])
-    assert plain["kept"] is None
+    assert plain["prefixes"] is None

@@ -9,7 +9,7 @@ export { Bundle, type Choice } from "./core/bundle.js";
 export { Fault } from "./core/fault.js";
 export type { Manifest } from "./core/manifest.js";
 export type { Inputs } from "./core/request.js";
-export type { KeptCounts } from "./core/rows.js";
+export type { PrefixCounts } from "./core/rows.js";
 export { failure, selfCheck } from "./core/selfCheck.js";
 export { type Call, type Options, Service } from "./core/service.js";
 export type { Task } from "./core/task.js";

@@ -54,15 +54,15 @@ typedef struct ae_choice {
 } ae_choice;
 
 /* What became of the rows of which the part below all adapters may be kept. */
-typedef struct ae_kept {
+typedef struct ae_counts {
   uint64_t hits, loads, evictions, resident;
-} ae_kept;
+} ae_counts;
 
 /* Open a bundle: every file is held against its hash, and what runs is a private copy.
  * `threads`: of a call inside ONNX Runtime, at least 1.
- * `kept_bytes`: how much memory may keep what lies below all adapters, for rows that come again with another adapter; 0
+ * `prefix_bytes`: how much memory may keep what lies below all adapters, for rows that come again with another adapter; 0
  * keeps nothing, and more needs a bundle with the graph `fanout`. */
-AE_API ae_status ae_open(const char *folder, int32_t threads, uint64_t kept_bytes, ae_bundle **bundle, char **error);
+AE_API ae_status ae_open(const char *folder, int32_t threads, uint64_t prefix_bytes, ae_bundle **bundle, char **error);
 AE_API void ae_close(ae_bundle *bundle);
 
 /* Hold the bundle against its golden vectors, in every way that this machine can run it. `*findings` is JSON, as of
@@ -105,7 +105,7 @@ AE_API size_t ae_result_outputs(const ae_result *result);
 AE_API ae_status ae_result_output(const ae_result *result, size_t at, ae_array *output, char **error);
 AE_API void ae_result_free(ae_result *result);
 
-AE_API ae_status ae_kept_rows(const ae_bundle *bundle, ae_kept *counts, char **error);
+AE_API ae_status ae_prefix_counts(const ae_bundle *bundle, ae_counts *counts, char **error);
 
 /* The texts of a list; NULL behind its end. They live as long as the list. */
 AE_API size_t ae_list_size(const ae_list *list);

@@ -21,9 +21,9 @@ struct ae_result {
 };
 
 struct ae_bundle {
-  ae_bundle(const char* folder, int given_threads, std::size_t kept_bytes)
+  ae_bundle(const char* folder, int given_threads, std::size_t prefix_bytes)
       : bundle(folder), threads(given_threads), switchboard(bundle, "slots", Feeding::plain, threads),
-        fanout(kept_bytes > 0 ? std::make_unique<Fanout>(bundle, threads, kept_bytes) : nullptr) {}
+        fanout(prefix_bytes > 0 ? std::make_unique<Fanout>(bundle, threads, prefix_bytes) : nullptr) {}
 
   // Whether all rows are in the graphs whose adapters are rows.
   bool holds(const std::vector<ScaledAdapter>& rows) const {
@@ -147,10 +147,10 @@ Contexts contexts_of(const std::uint8_t* context, std::size_t bytes, std::size_t
 
 }  // namespace
 
-ae_status ae_open(const char* folder, std::int32_t threads, std::uint64_t kept_bytes, ae_bundle** bundle, char** error) {
+ae_status ae_open(const char* folder, std::int32_t threads, std::uint64_t prefix_bytes, ae_bundle** bundle, char** error) {
   return guarded(error, [&] {
     if (threads < 1) throw RequestFault({"is no number of threads", "`threads`", std::to_string(threads), "1 or more"});
-    there(bundle, "bundle") = new ae_bundle(&there(folder, "folder"), threads, kept_bytes);
+    there(bundle, "bundle") = new ae_bundle(&there(folder, "folder"), threads, prefix_bytes);
   });
 }
 
@@ -239,10 +239,10 @@ ae_status ae_result_output(const ae_result* result, std::size_t at, ae_array* ou
 
 void ae_result_free(ae_result* result) { delete result; }
 
-ae_status ae_kept_rows(const ae_bundle* bundle, ae_kept* counts, char** error) {
+ae_status ae_prefix_counts(const ae_bundle* bundle, ae_counts* counts, char** error) {
   return guarded(error, [&] {
     const auto& fanout = there(bundle, "bundle").fanout;
-    const auto found = fanout ? fanout->kept() : KeptCounts{};
+    const auto found = fanout ? fanout->prefixes() : PrefixCounts{};
     there(counts, "counts") = {found.hits, found.loads, found.evictions, found.resident};
   });
 }

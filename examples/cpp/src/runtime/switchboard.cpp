@@ -285,7 +285,7 @@ Outcome Bank::run(const Arrays& inputs, const std::vector<Choice>& rows) const {
   return {graph_.run(feeds, outputs_of(manifest_, heads)), heads, true};
 }
 
-KeptRows::Values KeptRows::find(const std::string& key) {
+PrefixCache::Values PrefixCache::find(const std::string& key) {
   const std::lock_guard lock(mutex_);
   const auto found = places_.find(key);
   if (found == places_.end()) return nullptr;
@@ -294,7 +294,7 @@ KeptRows::Values KeptRows::find(const std::string& key) {
   return found->second->second;
 }
 
-void KeptRows::keep(const std::string& key, Values values) {
+void PrefixCache::keep(const std::string& key, Values values) {
   const std::lock_guard lock(mutex_);
   ++counts_.loads;
   if (places_.count(key)) return;
@@ -308,16 +308,16 @@ void KeptRows::keep(const std::string& key, Values values) {
   }
 }
 
-KeptCounts KeptRows::counts() const {
+PrefixCounts PrefixCache::counts() const {
   const std::lock_guard lock(mutex_);
   auto found = counts_;
   found.resident = kept_.size();
   return found;
 }
 
-Fanout::Fanout(const Bundle& bundle, int threads, std::size_t kept_bytes)
+Fanout::Fanout(const Bundle& bundle, int threads, std::size_t prefix_bytes)
     : manifest_(bundle.manifest()), lower_(bundle.graph_at(fanout_of(manifest_).prefix), threads),
-      upper_(bundle.graph("fanout"), threads), kept_(kept_bytes > 0 ? std::make_unique<KeptRows>(kept_bytes) : nullptr) {
+      upper_(bundle.graph("fanout"), threads), kept_(prefix_bytes > 0 ? std::make_unique<PrefixCache>(prefix_bytes) : nullptr) {
   bank_of(manifest_);
   if (kept_ && !manifest_.batch_invariant) {
     throw Fault({"texts cannot be kept up to the first adapter", "", "a graph in which rows of a batch influence each other"});
@@ -328,7 +328,7 @@ Arrays Fanout::below(const Arrays& inputs) const {
   check_inputs(inputs, manifest_);
   if (!kept_) return computed(inputs);
   std::vector<std::string> keys;
-  std::map<std::string, KeptRows::Values> found;
+  std::map<std::string, PrefixCache::Values> found;
   std::vector<std::size_t> missing;  // the first row of each that is not there
   for (std::size_t row = 0; row < batch_of(inputs); ++row) {
     const auto& key = keys.emplace_back(key_of(inputs, row));

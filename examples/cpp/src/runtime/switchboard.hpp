@@ -106,14 +106,14 @@ class Bank {
 };
 
 // What became of the rows that could be kept.
-struct KeptCounts {
+struct PrefixCounts {
   std::size_t hits = 0, loads = 0, evictions = 0, resident = 0;
 };
 
 // What was computed for the rows that came last, up to a number of bytes; any number of threads may use it.
-class KeptRows {
+class PrefixCache {
  public:
-  explicit KeptRows(std::size_t limit) : limit_(limit) {}
+  explicit PrefixCache(std::size_t limit) : limit_(limit) {}
 
   using Values = std::shared_ptr<const Arrays>;
 
@@ -121,7 +121,7 @@ class KeptRows {
   Values find(const std::string& key);
   // Another thread may have been faster: the first stays. The least recently used go.
   void keep(const std::string& key, Values values);
-  KeptCounts counts() const;
+  PrefixCounts counts() const;
 
  private:
   using Kept = std::list<std::pair<std::string, Values>>;
@@ -129,7 +129,7 @@ class KeptRows {
   std::size_t limit_, bytes_ = 0;
   Kept kept_;  // the most recently used first
   std::map<std::string, Kept::iterator> places_;
-  KeptCounts counts_;
+  PrefixCounts counts_;
   mutable std::mutex mutex_;
 };
 
@@ -138,7 +138,7 @@ class Fanout {
  public:
   // What `below` gives for a row is kept in so many bytes, for calls with this very row, its padding and mask included.
   // Throws Fault if rows would be kept that influence each other.
-  explicit Fanout(const Bundle& bundle, int threads = 1, std::size_t kept_bytes = 0);
+  explicit Fanout(const Bundle& bundle, int threads = 1, std::size_t prefix_bytes = 0);
 
   // What no adapter has a part in. It may be kept, for calls with these very inputs.
   Arrays below(const Arrays& inputs) const;
@@ -151,14 +151,14 @@ class Fanout {
   Outcome run(const Arrays& inputs, const Arrays& values, const std::vector<std::int64_t>& rows,
               const std::vector<Choice>& adapters) const;
 
-  KeptCounts kept() const { return kept_ ? kept_->counts() : KeptCounts{}; }
+  PrefixCounts prefixes() const { return kept_ ? kept_->counts() : PrefixCounts{}; }
 
  private:
   Arrays computed(const Arrays& inputs) const;
 
   Manifest manifest_;
   Graph lower_, upper_;
-  std::unique_ptr<KeptRows> kept_;
+  std::unique_ptr<PrefixCache> kept_;
 };
 
 // A graph in which an adapter is constant, for a device that needs one only.

@@ -104,7 +104,7 @@ public final class AdapterBundle implements AutoCloseable {
   public record Result(List<Optional<String>> answers, Map<String, Tensor> outputs) {}
 
   /** What became of the rows of which the part below all adapters may be kept. */
-  public record Kept(long hits, long loads, long evictions, long resident) {}
+  public record PrefixCounts(long hits, long loads, long evictions, long resident) {}
 
   private final MemorySegment handle;
   private final ReadWriteLock lock = new ReentrantReadWriteLock();
@@ -118,14 +118,14 @@ public final class AdapterBundle implements AutoCloseable {
    * Opens a bundle: every file is held against its hash.
    *
    * @param threads of a call inside ONNX Runtime.
-   * @param keptBytes how much memory may keep what lies below all adapters, for rows that come again with another adapter;
+   * @param prefixBytes how much memory may keep what lies below all adapters, for rows that come again with another adapter;
    *     more than 0 needs a bundle with the graph {@code fanout}.
    */
-  public static AdapterBundle open(Path folder, int threads, long keptBytes) {
-    if (keptBytes < 0) throw new RequestException("`keptBytes`: is no number of bytes; found " + keptBytes + ".");
+  public static AdapterBundle open(Path folder, int threads, long prefixBytes) {
+    if (prefixBytes < 0) throw new RequestException("`prefixBytes`: is no number of bytes; found " + prefixBytes + ".");
     try (Arena arena = Arena.ofConfined()) {
       MemorySegment bundle = arena.allocate(ADDRESS);
-      Native.OPEN.call(arena, Native.text(arena, folder.toString()), threads, keptBytes, bundle);
+      Native.OPEN.call(arena, Native.text(arena, folder.toString()), threads, prefixBytes, bundle);
       return new AdapterBundle(bundle.get(ADDRESS, 0));
     }
   }
@@ -220,12 +220,12 @@ public final class AdapterBundle implements AutoCloseable {
   }
 
   /** What became of the rows of which the part below all adapters may be kept. */
-  public Kept kept() {
+  public PrefixCounts prefixes() {
     return using(arena -> {
       MemorySegment counts = arena.allocate(JAVA_LONG, 4);
-      Native.KEPT_ROWS.call(arena, handle, counts);
+      Native.PREFIX_COUNTS.call(arena, handle, counts);
       long[] found = counts.toArray(JAVA_LONG);
-      return new Kept(found[0], found[1], found[2], found[3]);
+      return new PrefixCounts(found[0], found[1], found[2], found[3]);
     });
   }
 

@@ -46,7 +46,7 @@ final class Native {
   static final Function UNLOAD = function("ae_unload", ADDRESS, ADDRESS);
   static final Function RUN =
       function("ae_run", ADDRESS, ADDRESS, JAVA_LONG, ADDRESS, JAVA_LONG, ADDRESS, JAVA_LONG, ADDRESS);
-  static final Function KEPT_ROWS = function("ae_kept_rows", ADDRESS, ADDRESS);
+  static final Function PREFIX_COUNTS = function("ae_prefix_counts", ADDRESS, ADDRESS);
   static final Function RESULT_ANSWER = function("ae_result_answer", ADDRESS, JAVA_LONG, ADDRESS);
   static final Function RESULT_OUTPUT = function("ae_result_output", ADDRESS, JAVA_LONG, ADDRESS);
   static final MethodHandle RESULT_ROWS = handle("ae_result_rows", FunctionDescriptor.of(JAVA_LONG, ADDRESS));

@@ -63,7 +63,7 @@ export async function keyOf(inputs: Inputs, row: number): Promise<string> {
 }
 
 /** What became of the rows that could be kept. */
-export interface KeptCounts {
+export interface PrefixCounts {
   hits: number;
   loads: number;
   evictions: number;
@@ -71,14 +71,14 @@ export interface KeptCounts {
 }
 
 /** What was computed for the rows that came last, up to a number of bytes. */
-export class KeptRows {
+export class PrefixCache {
   private readonly kept = new Map<string, Tensors>(); // the least recently used first
   private bytes = 0;
   private readonly counted = { hits: 0, loads: 0, evictions: 0 };
 
   constructor(private readonly limit: number) {}
 
-  get counts(): KeptCounts {
+  get counts(): PrefixCounts {
     return { ...this.counted, resident: this.kept.size };
   }
 

@@ -23,7 +23,7 @@ import {
   scaledTensors,
   weightTensors,
 } from "./request.js";
-import { type KeptCounts, KeptRows, joined, keyOf, taken, takenRows } from "./rows.js";
+import { type PrefixCounts, PrefixCache, joined, keyOf, taken, takenRows } from "./rows.js";
 import type { Task } from "./task.js";
 
 export type Outputs = Record<string, Tensor>;
@@ -155,19 +155,19 @@ export class Fanout {
     private readonly bundle: Bundle,
     private readonly lower: InferenceSession,
     private readonly upper: InferenceSession,
-    private readonly rows: KeptRows | null,
+    private readonly rows: PrefixCache | null,
   ) {}
 
   /**
-   * @param keptBytes in how many bytes what `below` gives for a row is kept, for calls with this very row, its padding and
+   * @param prefixBytes in how many bytes what `below` gives for a row is kept, for calls with this very row, its padding and
    *     mask included. Throws a Fault if rows would be kept that influence each other.
    */
-  static async open(bundle: Bundle, keptBytes = 0): Promise<Fanout> {
-    if (keptBytes > 0 && !bundle.manifest.batch_invariant) {
+  static async open(bundle: Bundle, prefixBytes = 0): Promise<Fanout> {
+    if (prefixBytes > 0 && !bundle.manifest.batch_invariant) {
       const found = "a graph in which rows of a batch influence each other";
       throw new Fault({ what: "texts cannot be kept up to the first adapter", found });
     }
-    const rows = keptBytes > 0 ? new KeptRows(keptBytes) : null;
+    const rows = prefixBytes > 0 ? new PrefixCache(prefixBytes) : null;
     return new Fanout(bundle, await bundle.open("prefix"), await bundle.open("fanout"), rows);
   }
 
@@ -176,7 +176,7 @@ export class Fanout {
   }
 
   /** What became of the rows that could be kept. */
-  get kept(): KeptCounts | null {
+  get prefixes(): PrefixCounts | null {
     return this.rows?.counts ?? null;
   }
 

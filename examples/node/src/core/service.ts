@@ -3,7 +3,7 @@ import { type Answer, answers } from "./answers.js";
 import type { Bundle, Choice } from "./bundle.js";
 import { Fault } from "./fault.js";
 import { type Inputs, checkInputs } from "./request.js";
-import { type KeptCounts, takenRows } from "./rows.js";
+import { type PrefixCounts, takenRows } from "./rows.js";
 import { Bank, Fanout, FedAdapters, type Result, type Weights, batchOf, checkRows } from "./runners.js";
 import type { Task } from "./task.js";
 import { type Asked, type ReadText, type TextAnswer, TextReader, contextOf } from "./text.js";
@@ -24,7 +24,7 @@ export interface Options {
    * How much memory may keep what lies below all adapters, for texts that come again with another adapter; 0 keeps nothing, and
    * more needs a bundle with the graph `fanout`.
    */
-  keptBytes?: number;
+  prefixBytes?: number;
 }
 
 type By = { adapter: Choice };
@@ -35,21 +35,21 @@ export class Service {
   private reader: Promise<TextReader> | null = null;
 
   private fanout: Promise<Fanout> | null = null;
-  private readonly keptBytes: number;
+  private readonly prefixBytes: number;
 
-  /** Throws a Fault if `keptBytes` is no number of bytes. */
+  /** Throws a Fault if `prefixBytes` is no number of bytes. */
   constructor(
     readonly bundle: Bundle,
-    { keptBytes = 0 }: Options = {},
+    { prefixBytes = 0 }: Options = {},
   ) {
-    this.keptBytes = keptBytes;
-    if (keptBytes >= 0) return;
-    throw new Fault({ what: "is no number of bytes", where: "`keptBytes`", found: String(keptBytes), expected: "0 or more" });
+    this.prefixBytes = prefixBytes;
+    if (prefixBytes >= 0) return;
+    throw new Fault({ what: "is no number of bytes", where: "`prefixBytes`", found: String(prefixBytes), expected: "0 or more" });
   }
 
   /** What became of the texts that could be kept; null where none may be. */
-  async kept(): Promise<KeptCounts | null> {
-    return this.keptBytes > 0 ? (await this.fanning()).kept : null;
+  async prefixes(): Promise<PrefixCounts | null> {
+    return this.prefixBytes > 0 ? (await this.fanning()).prefixes : null;
   }
 
   /** Load an adapter from the bytes of an `.onnx_adapter` file that was built for this bundle: no new session. */
@@ -154,12 +154,12 @@ export class Service {
 
   /** Whether a call runs where rows are kept: with adapters of the bundle as they are. */
   private keeps({ adapter = null, adapters, weights, strength }: Call): boolean {
-    if (!this.keptBytes || weights || strength !== undefined) return false;
+    if (!this.prefixBytes || weights || strength !== undefined) return false;
     return (adapters ?? [adapter]).every((name) => this.bundle.bank.rows.includes(name));
   }
 
   private fanning(): Promise<Fanout> {
-    return (this.fanout ??= Fanout.open(this.bundle, this.keptBytes));
+    return (this.fanout ??= Fanout.open(this.bundle, this.prefixBytes));
   }
 
   private opened(): Promise<FedAdapters> {
