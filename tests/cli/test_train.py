@@ -133,7 +133,7 @@ def kill_at_first_checkpoint(arguments: list[object], partial: Path) -> None:
 
 
 def test_a_killed_run_goes_on_when_the_command_is_repeated(cli, model: Path, data: Path, tmp_path: Path) -> None:
-    options = ("--data", data, *QUICK, "--epochs", "25", "--patience", "25", "--dropout", "0.2", "-o")
+    options = ("--data", data, *QUICK, "--epochs", "12", "--patience", "12", "--dropout", "0.2", "-o")
     cli.done("train", model, *options, tmp_path / "whole")
     kill_at_first_checkpoint(["train", model, *options, tmp_path / "a"], tmp_path / "a.partial")
     assert not (tmp_path / "a").exists()

@@ -1,6 +1,6 @@
-"""A training run as a process of its own, which may kill itself at a step.
+"""A training run in one process after the other, each of which kills itself at a step.
 
-python interrupted_training.py ARCHIVE CHECKPOINTS OUTPUT STEP      STEP 0 lets it live
+python interrupted_training.py ARCHIVE CHECKPOINTS STEP…     the processes are forks: torch is loaded once
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from small_task import prepared, review_data
 
 from adapter_export.dtypes import Weights
-from adapter_export.format.tensors import write_tensors
 from adapter_export.torch_backend.base.base import load_base
 from adapter_export.torch_backend.train.record import Silent, StepRecord, TrainingSettings
 from adapter_export.torch_backend.train.train import train
@@ -47,5 +46,11 @@ def run(archive: Path, checkpoints: Path, step: int = 0) -> Weights:
 
 
 if __name__ == "__main__":
-    archive, checkpoints, output = map(Path, sys.argv[1:4])
-    write_tensors(output, run(archive, checkpoints, int(sys.argv[4])))
+    for fatal in map(int, sys.argv[3:]):
+        child = os.fork()
+        if not child:
+            run(Path(sys.argv[1]), Path(sys.argv[2]), fatal)
+            sys.exit("it was not killed")
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code != -signal.SIGKILL:
+            sys.exit(f"step {fatal}: ended with {code}")

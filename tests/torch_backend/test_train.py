@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +17,6 @@ from small_task import make_adapter, prepared, review_data, with_random_weights
 from torch import Tensor
 
 from adapter_export.errors import TrainingError
-from adapter_export.format.tensors import read_tensors
 from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.base import TorchBase, fingerprint
 from adapter_export.torch_backend.train.checkpoint import CHECKPOINT_FILE
@@ -118,17 +116,15 @@ def test_it_stops_when_nothing_gets_better(base, data) -> None:
 
 def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
     """Killed between two checkpoints, then after the last step of an epoch, before it was validated."""
-    archive, output = save_encoder(tmp_path / "model.pt"), tmp_path / "weights.safetensors"
-    for step in (5, 16, 0):
-        command = [sys.executable, interrupted_training.__file__, archive, tmp_path / "partial", output, step]
-        found = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-        assert found.returncode == (-signal.SIGKILL if step else 0), found.stderr
+    archive = save_encoder(tmp_path / "model.pt")
+    command = [sys.executable, interrupted_training.__file__, archive, tmp_path / "partial", 5, 16]
+    found = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
     threads = torch.get_num_threads()
     try:
-        whole = interrupted_training.run(archive, tmp_path / "whole")
+        broken, whole = (interrupted_training.run(archive, tmp_path / name) for name in ("partial", "whole"))
     finally:
         torch.set_num_threads(threads)
-    broken = read_tensors(output)
     assert whole.keys() == broken.keys()
     assert all(np.array_equal(whole[name], broken[name]) for name in whole)
 
