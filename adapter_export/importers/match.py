@@ -67,7 +67,8 @@ class Match:
         """Raise an AdapterError that lists the modules that the base lacks, or also calls where no site is."""
         missing = [path for path in paths if not self.sites.get(path)]
         if missing:
-            raise _not_there(missing, self.known, self.where)
+            some = "give a base that has these and whose outputs depend on them, or train it without them"
+            raise _not_there(missing, self.known, self.where, some if len(missing) < len(paths) else None)
         twice = dict.fromkeys(site.path or site.name for path in paths for site in self.sites[path] if site.other_calls)
         if twice:
             raise AdapterError(

@@ -252,6 +252,11 @@ def test_renamed_modules_are_matched_by_number_if_the_user_says_so() -> None:
     assert "matched by their numbers" in found.notes[0]
 
 
+def test_a_pooler_needs_a_base_with_one() -> None:
+    words = "found `pooler.dense`;", "Give a base that has these and whose outputs depend on them"
+    refused(adapter_folder("bert_lora_all_linear"), AdapterError, *words)
+
+
 def test_trained_biases_need_the_base_and_a_linear_layer() -> None:
     refused(adapter_folder("bert_lora_bias_all_pooler"), AdapterError, "`pooler.dense.bias` belongs to no linear layer")
     bert, _ = bare_bert()
