@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapter_export.errors import AdapterExportError
-from adapter_export.format.adapter_files import graph_from_json, graph_to_json, read_adapter, write_adapter
+from adapter_export.format.adapter_files import (
+    graph_from_json,
+    graph_to_json,
+    parse_adapter,
+    read_adapter,
+    write_adapter,
+)
 from adapter_export.graph.adapter import Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.kinds import classification_head
@@ -215,11 +222,7 @@ def test_a_damaged_adapter_is_refused_or_unharmed(damages: list[tuple[str, Calla
 def test_every_flipped_bit_of_the_json_is_seen() -> None:
     """Not one of them gives another adapter, nor an error that is not one of ours."""
     expected = read_adapter(GOLDEN)
-    data = (GOLDEN / FILES[0]).read_bytes()
-    with tempfile.TemporaryDirectory() as place:
-        damaged = Path(place) / "damaged"
-        shutil.copytree(GOLDEN, damaged)
-        for at in range(len(data)):
-            (damaged / FILES[0]).write_bytes(flip(data, at, at % 8))
-            found = read_or_error(damaged)
-            assert isinstance(found, AdapterExportError) or equal(found, expected)
+    data, tensors = ((GOLDEN / name).read_bytes() for name in FILES)
+    for at in range(len(data)):
+        with suppress(AdapterExportError):
+            assert equal(parse_adapter(flip(data, at, at % 8), tensors, FILES, GOLDEN), expected)
