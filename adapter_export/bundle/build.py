@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -211,6 +212,7 @@ def build_bundle(
         progress("verifying the bundle against its golden vectors")
         opened = OpenedBundle(folder, manifest, staged=True)
         opened.extent = analysed
+        opened.manifest = replace(opened.manifest, batch_invariant=opened.batch_invariant)
         opened.manifest = with_padding(opened) if base.pads or tokens.unbroken else opened.manifest
         prove_new(opened)
         for said in filter(None, map(note_of, effects(opened, [adapter.name for adapter in adapters]))):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -15,12 +15,14 @@ import onnxruntime as ort
 
 from adapter_export.bundle.golden import Allowance, Case, Golden, read_golden
 from adapter_export.dtypes import Weights, widened
-from adapter_export.errors import AdapterError, FormatError, moved
+from adapter_export.errors import AdapterError, FormatError, RequestError, moved
 from adapter_export.format.adapter_files import read_adapter
+from adapter_export.format.axes import names as names_of
 from adapter_export.format.check_report import Form
 from adapter_export.format.derivation import Derivation, read_derivation
 from adapter_export.format.files import canonical_json
 from adapter_export.format.golden_texts import GoldenTexts, read_golden_texts
+from adapter_export.format.lengths import axis_lengths
 from adapter_export.format.manifest import AdapterRecord, Manifest
 from adapter_export.format.manifest_json import open_whole, verify_files
 from adapter_export.format.media import GoldenMedia, read_golden_media
@@ -30,6 +32,7 @@ from adapter_export.graph.compose.sums import weighted_members
 from adapter_export.graph.tasks import Task
 from adapter_export.numerics.budget import Extent, extent
 from adapter_export.numerics.runner import Arrays
+from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.base import Numerics, numerics
 from adapter_export.onnx_backend.base.external import read_model
 from adapter_export.onnx_backend.base.flow import flow_graph
@@ -51,6 +54,11 @@ BY_ROW: tuple[Form, ...] = ("bank", "fanout")
 Request = tuple[Mapping[str, np.ndarray], Sequence[str | None]]
 """The data inputs of one run, and the adapter of each row of the batch; none is the base. Graphs but that of the bank
 have one adapter for all rows: the first."""
+
+_TRIED_TOKENS = 5
+_SAME_SHAPE = 2e-5
+"""What two runs of one shape may differ by, of the largest value, whatever the precision: where the words of other rows
+choose no kernel, nothing at all."""
 
 _RESULT_BYTES = 2**26
 """How many bytes of results are in memory at a time where a graph runs piece by piece."""
@@ -116,6 +124,22 @@ class OpenedBundle:
     def numerics(self) -> Numerics:
         """How the graph with slots computes."""
         return numerics(self.slots_model)
+
+    @cached_property
+    def batch_invariant(self) -> bool:
+        """Whether rows do not depend on each other: by the base's operators, and as it was tried out."""
+        return self.numerics.batch_invariant and _rows_are_apart(self.manifest, self.run_slots)
+
+    def run_slots(self, requests: Sequence[Mapping[str, np.ndarray]]) -> list[Arrays]:
+        """Run the graph with slots on inputs, and on tensors of slots that are not neutral.
+
+        Raises:
+            RequestError: it cannot compute them.
+        """
+        if self.staged and weights_are_many(self.slots_model):
+            return Pieces(self.slots_model, self.home).run_all(requests)
+        session = self.session(self.manifest.graphs["slots"])
+        return [run_session(session, feeds) for feeds in requests]
 
     @cached_property
     def extent(self) -> Extent:
@@ -319,6 +343,31 @@ def task_facts(found: Task | None, expected: Task | None) -> list[tuple[str, obj
         return [("task", found, expected)]
     names = {field.name: "labels" if field.name == "labels" else f"{field.name} in its task" for field in fields(Task)}
     return [(said, getattr(found, name), getattr(expected, name)) for name, said in names.items()]
+
+
+def _rows_are_apart(manifest: Manifest, run: Callable[[Sequence[Mapping[str, np.ndarray]]], list[Arrays]]) -> bool:
+    """Whether each of two rows gives the same where the other one is as itself; true of a base that does not take two.
+
+    All runs have one shape, so that kernels add up in one order: even in 8 bits no rounding tells them apart.
+    """
+    rows = {record.axes[0] for record in manifest.inputs if record.axes}
+    free = {name for record in manifest.inputs for axis in record.axes for name in names_of(axis)}
+    shape = {name: axis_lengths(name, manifest.lengths).near(2 if name in rows else _TRIED_TOKENS) for name in free}
+    own = {record.name for record in manifest.inputs if record.axes and record.axes[0] in free}
+    arrays = input_cases(manifest.inputs, seed=0, shapes=[shape])[0].arrays
+    if not own or any(len(arrays[name]) != 2 for name in own):
+        return True
+    alike = [{name: array[[row, row]] if name in own else array for name, array in arrays.items()} for row in (0, 1)]
+    try:
+        mixed, *found = run([arrays, *alike])
+    except RequestError:  # a base that does not take this shape
+        return True
+    outputs = [record.name for record in manifest.base_outputs if record.axes and record.axes[0] in rows]
+    return all(
+        np.allclose(mixed[name][row], of_row[name][row], 0, _SAME_SHAPE * np.abs(of_row[name]).max(), equal_nan=True)
+        for row, of_row in enumerate(found)
+        for name in outputs
+    )
 
 
 @dataclass(frozen=True)

@@ -344,9 +344,9 @@ class Manifest:
         base_precision: how the graphs compute the base: in float32, in float16, with weights and activations of 8 bits,
             or with weights of 8 or 4 bits and float32 activations. Inputs, outputs, adapters and heads are float32 in
             any case.
-        batch_invariant: whether a row's outputs do not depend on the other rows of its batch, rounding aside. False
-            where activations are quantised by one scale for the whole batch: then rows of different users do not belong
-            into one call.
+        batch_invariant: whether a row's outputs do not depend on the other rows of its batch: not at all on what they
+            say, and on their number by rounding alone. `build` has tried it out. False where activations are quantised
+            by one scale for the whole batch: then rows of different users do not belong into one call.
         padding_neutral: whether tokens that a mask hides change nothing in the base, rounding aside, so that requests
             of different lengths may share a batch; false as well where nothing can be padded. `build` has tried it out.
         counts_padding: the graphs of adapters (`graph` of slots) in whose slots such tokens do change something, unless

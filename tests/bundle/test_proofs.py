@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from inner_norm import with_inner_norm
+from tampering import rehash
 from tiny_onnx import random_adapter, save_tiny, tiny_model
 
+import adapter_export as ae
 from adapter_export.bundle.build import build_bundle
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.invariants import _with_padding, check_proofs
@@ -65,6 +67,22 @@ def test_a_base_without_a_mask_cannot_be_padded(tmp_path: Path) -> None:
     base = open_onnx(save_tiny(tmp_path, tiny_model(inputs="int64[batch, tokens] input_ids", mask=mask)))
     manifest = _built(base, [random_adapter("a", pfeiffer(), base, labels="ab")], tmp_path)
     assert (manifest.padding_neutral, manifest.counts_padding) == (False, ())
+
+
+def test_rows_that_share_a_scale_are_found_whatever_computes_it(tmp_path: Path) -> None:
+    mask = """
+    numbers = Cast <to = 1> (input_ids)
+    largest = ReduceMax <axes = [0, 1]> (numbers)
+    penalty = Div(numbers, largest)
+    axis = Constant <value = int64[1] {1}> ()
+    bias = Unsqueeze(penalty, axis)
+    """
+    base = open_onnx(save_tiny(tmp_path, tiny_model(inputs="int64[batch, tokens] input_ids", mask=mask)))
+    assert not _built(base, [random_adapter("a", pfeiffer(), base, labels="ab")], tmp_path).batch_invariant
+    rehash(tmp_path / "bundle", lambda said: replace(said, batch_invariant=True))
+    assert any(
+        "batch_invariant" in owed.where for owed in ae.verify(tmp_path / "bundle").ledger if owed.status == "failed"
+    )
 
 
 class TestRuns:

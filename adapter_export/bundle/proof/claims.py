@@ -44,7 +44,7 @@ def check_claims(
     heads, computing = head_sums(plan, bundle.base_outputs), bundle.numerics
     facts: list[tuple[str, object, object]] = [
         ("base_precision", said.base_precision, computing.precision),
-        ("batch_invariant", said.batch_invariant, computing.batch_invariant),
+        ("batch_invariant", said.batch_invariant, bundle.batch_invariant),
         ("opset", said.opset, model.opset_imports.get("")),
         ("minimum_onnxruntime", said.minimum_onnxruntime, oldest_runtime(model)),
         ("slots", said.slots, plan.slots),

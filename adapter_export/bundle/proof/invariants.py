@@ -32,7 +32,6 @@ from adapter_export.numerics.runner import Arrays
 from adapter_export.numerics.sample_inputs import MOST_AT_EDGES, input_cases, outside_case
 from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY
 from adapter_export.onnx_backend.graft.bank import is_fillable
-from adapter_export.onnx_backend.runner import Pieces, weights_are_many
 from adapter_export.onnx_backend.slots import read_plan
 from adapter_export.reading.parsers import parsing
 from adapter_export.runtime.bank import MASK_BELOW
@@ -432,11 +431,7 @@ def check_weights_apart(
 
 def with_padding(bundle: OpenedBundle) -> Manifest:
     """Return the manifest of a bundle with what padding changes: a row of 5 tokens is compared with it padded to 9."""
-    model = bundle.slots_model
-    if bundle.staged and weights_are_many(model):
-        return _with_padding(bundle.manifest, Pieces(model, bundle.home).run_all)
-    session = bundle.session(bundle.manifest.graphs["slots"])
-    return _with_padding(bundle.manifest, lambda requests: [run_session(session, feeds) for feeds in requests])
+    return _with_padding(bundle.manifest, bundle.run_slots)
 
 
 def check_proofs(bundle: OpenedBundle) -> Iterator[InvariantRecord]:

@@ -265,7 +265,7 @@ def trials(plan: Plan, graph: Graph, expected: Sequence[Golden]) -> list[Trial]:
     found = [
         Trial(golden.cases[at], (golden.adapter,) * golden.cases[at].batch, ((golden, at),)) for golden, at in there
     ]
-    if bank is None or not plan.bundle.numerics.batch_invariant or len(bank.rows) < 2:
+    if bank is None or not plan.bundle.batch_invariant or len(bank.rows) < 2:
         return found
     alike: dict[tuple[str, str], list[Expected]] = {}
     for golden, at in there:
@@ -745,7 +745,7 @@ def _left_out(expected: Sequence[Golden]) -> Iterator[InvariantRecord]:
 def _mixed(plan: Plan, graph: Graph) -> list[tuple[str | None, ...]]:
     """The mixed batches to take apart, where rows do not depend on each other by themselves."""
     bank, batch = plan.bundle.manifest.bank, plan.probe.batch
-    if bank is None or not graph.by_row or not plan.bundle.numerics.batch_invariant or batch == 1:
+    if bank is None or not graph.by_row or not plan.bundle.batch_invariant or batch == 1:
         return []
     return [chosen for chosen in dealt(bank.rows, batch) if set(plan.names) & set(chosen)]
 
@@ -757,7 +757,7 @@ def _invariants(plan: Plan, graph: Graph, tolerance: Tolerance | None, on_step: 
         for chosen in _mixed(plan, graph):
             yield check_apart(graph.run, case, chosen, tolerance)
             on_step("rows of a batch")
-        if graph.flavour == "fanout" and bundle.manifest.bank is not None and bundle.numerics.batch_invariant:
+        if graph.flavour == "fanout" and bundle.manifest.bank is not None and bundle.batch_invariant:
             names = [name for name in plan.names if name in bundle.manifest.bank.rows]
             yield check_fan_out(graph, case, names, tolerance)
     if not _is_main(graph) or graph.pieces:
