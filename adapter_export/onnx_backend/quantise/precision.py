@@ -45,8 +45,8 @@ _FLOAT32_LEVEL, _INT8_LEVEL = 1, 4
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 32, 64
 """Weights of `MatMulNBits` that share one scale: what is most exact, and what is fastest beside 8-bit activations.
 
-In larger ones (with 4 bits, in those above 32) tokens are multiplied two by two, and the last of an odd number by another
-kernel: what rounding to 8 bits makes of that difference moves a token by a hundredth."""
+In larger ones (with 4 bits, in those above 32) tokens are multiplied two by two, and the last of an odd number by
+another kernel: what rounding to 8 bits makes of that difference moves a token by a hundredth."""
 
 _LARGEST_ACTIVATION, _ZERO = 127, 128
 _LARGEST_WEIGHT = 63
