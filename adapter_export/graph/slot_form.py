@@ -252,7 +252,9 @@ def _is_repeated(graph: AdapterGraph, value: str, narrow: Collection[str]) -> bo
     """Return whether whatever reads a value of one number does with it what it does with that number repeated."""
     reading = [node for node in graph.nodes if value in node.inputs]
     return value != graph.result and all(
-        node.op == "dot" or node.output in narrow or (node.op == "add" and not set(node.inputs) <= set(narrow))
+        node.op == "dot"
+        or (node.op != "linear" and node.output in narrow)
+        or (node.op == "add" and not set(node.inputs) <= set(narrow))
         for node in reading
     )
 

@@ -13,6 +13,7 @@ from adapter_export.graph.compose import adapter_fusion
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.kinds import BottleneckOptions, Kind, classification_head, houlsby, parallel, pfeiffer
 from adapter_export.graph.kinds.linear import changed_layer_graph
+from adapter_export.graph.slot_form import repeated_zeros
 from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.graft.bank import bank_rows, insert_bank
 from adapter_export.onnx_backend.graft.insert import insert_slots
@@ -212,6 +213,19 @@ class TestIdleMatrices:
             assert np.abs(wanted - plain).max() > 0.05
             np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
             np.testing.assert_allclose(in_row, wanted, rtol=0, atol=2e-5)
+
+    def test_what_another_matrix_reads_stays_as_it_is(self) -> None:
+        nodes = (
+            Node("linear", ("u",), "first", {"weight": "v"}),
+            Node("linear", ("first",), "second", {"weight": "w"}),
+            Node("scale", ("second",), "scaled", attributes={"factor": 2.0}),
+            Node("add", ("h", "scaled"), "sum"),
+        )
+        graph = AdapterGraph(("h", "u"), {"v": ("d_in", "d"), "w": ("d", "d")}, nodes, "sum")
+        assert repeated_zeros(graph, ("d", "d_in")) == {"w"}
+        bent = (nodes[0], Node("relu", ("first",), "bent"), Node("add", ("h", "bent"), "sum"))
+        graph = AdapterGraph(("h", "u"), {"v": ("d_in", "d")}, bent, "sum")
+        assert not repeated_zeros(graph, ("d", "d_in"))
 
     def test_a_graph_of_an_older_release_keeps_its_slots(self, base: OnnxBase, adapters: list[Adapter]) -> None:
         plan = plan_slots(adapters, base.sites)
