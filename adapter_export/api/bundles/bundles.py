@@ -154,7 +154,7 @@ def build(
         OutputExistsError, WriteError: the bundle cannot be written.
     """
     from adapter_export.bundle.build import build_bundle
-    from adapter_export.bundle.write import FLAVOURS
+    from adapter_export.bundle.write import FLAVOURS, check_bases
     from adapter_export.runtime import Bundle
 
     path, say = Path(output), on_progress or silent
@@ -168,6 +168,7 @@ def build(
     if own is not None:
         _check_apart(own, chosen)
         chosen = (*chosen, own)
+    check_bases(chosen, opened.fingerprint, allow_mismatch=allow_base_mismatch)  # the export takes long
     if opened.is_onnx and not opened.lengths and max_tokens is None:
         opened = _tried(opened, say)
     known = opened.max_tokens
