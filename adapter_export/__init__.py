@@ -29,6 +29,7 @@ from adapter_export.api.bundles.prove import check, self_test, verify
 from adapter_export.api.bundles.sign import sign, verify_signature
 from adapter_export.api.models.base import Base, capture, open_base
 from adapter_export.api.models.sites import Sites
+from adapter_export.api.serving.bench import bench
 from adapter_export.api.serving.hub import pull, push
 from adapter_export.api.serving.serve import serve
 from adapter_export.api.serving.ship import ship
@@ -48,6 +49,7 @@ if TYPE_CHECKING:  # for annotations; each loads more than a program may need
     from adapter_export.hub.push import Pushed as Pushed
     from adapter_export.layouts.layout import Shipped as Shipped
     from adapter_export.practice.compare import Comparison as Comparison
+    from adapter_export.practice.concurrency import Benchmark as Benchmark
     from adapter_export.practice.distil import Distillation as Distillation
     from adapter_export.practice.drop import Drop as Drop
     from adapter_export.practice.evaluate import Evaluation as Evaluation
@@ -66,6 +68,7 @@ __all__ = [
     "__version__",
     "add",
     "attach",
+    "bench",
     "build",
     "capture",
     "check",

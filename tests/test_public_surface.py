@@ -57,7 +57,7 @@ def test_the_commands_stay() -> None:
     training = ["plan", "train", "sweep", "lint", "drop", "distil"]
     making = ["capture", "sites", *training, "pack", "import", "compose", "merge"]
     using = ["build", "add", "remove", "check", "verify", "sign", "evaluate", "compare", "run", "inspect"]
-    serving = ["serve", "ship", "push", "pull"]
+    serving = ["serve", "bench", "ship", "push", "pull"]
     assert list(COMMANDS) == [*making, *using, *serving]
 
 
@@ -66,7 +66,8 @@ def test_the_verbs_stay() -> None:
     making = {"capture", "open_base", "train", "attach", "trainer_callback", "pack", "load_adapter", "save"}
     making |= {"plan", "sweep", "lint", "drop", "distil", "import_adapterhub", "import_peft", "compose", "merge"}
     bundles = {"build", "add", "remove", "open_bundle", "check", "self_test", "verify", "evaluate"}
-    bundles |= {"compare", "inspect", "sign", "verify_signature", "run_many", "serve", "ship", "push", "pull"}
+    bundles |= {"compare", "inspect", "sign", "verify_signature", "run_many", "serve", "bench"}
+    bundles |= {"ship", "push", "pull"}
     assert set(adapter_export.__all__) == {*making, *bundles, "Base", "Inspection", "Sites", "errors", "__version__"}
     for name in making | bundles:
         verb = getattr(adapter_export, name)

@@ -54,6 +54,7 @@ COMMANDS: Mapping[str, Entry] = {
     "run": Entry(".bundles.run:run", "Run a bundle on texts, pictures, clips or arrays."),
     "inspect": Entry(".bundles.inspect:inspect", "Show what is in a bundle, an adapter or a model."),
     "serve": Entry(".serving.serve:serve", "Serve bundles by HTTP, an adapter for each request."),
+    "bench": Entry(".serving.bench:bench", "Measure how to serve a bundle on this machine."),
     "ship": Entry(".serving.ship:ship", "Write what Triton, KServe, Ray or Docker needs to serve a bundle."),
     "push": Entry(".serving.hub:push", "Send a bundle or an adapter to a hub or a registry."),
     "pull": Entry(".serving.hub:pull", "Take a bundle or an adapter from a hub or a registry."),
@@ -64,7 +65,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Models": ("capture", "sites", "distil"),
     "Adapters": ("plan", "train", "sweep", "lint", "drop", "pack", "import", "compose", "merge"),
     "Bundles": ("build", "add", "remove", "check", "verify", "sign", "evaluate", "compare", "run", "inspect"),
-    "Serving": ("serve", "ship", "push", "pull"),
+    "Serving": ("serve", "bench", "ship", "push", "pull"),
 }
 """The commands as the help lists them."""
 
