@@ -100,8 +100,8 @@ def test_with_fused_operators(minilm: OnnxBase, tmp_path: Path) -> None:
     assert report.passed
 
 
-def test_weights_are_in_the_fastest_blocks(minilm: OnnxBase, tmp_path: Path) -> None:
+def test_weights_are_in_blocks_that_leave_rows_alone(minilm: OnnxBase, tmp_path: Path) -> None:
     """A table of two rows, which is looked up and not multiplied, does not make them smaller."""
     made = with_precision(minilm, "int8-weights", tmp_path)
     blocks = {node.attributes.get_int("block_size", 0) for node in made.model.graph if node.op_type == "MatMulNBits"}
-    assert blocks == {128}
+    assert blocks == {64}

@@ -146,7 +146,8 @@ def test_the_sites_are_those_that_a_person_lists(base: AdaptedBase) -> None:
     in_torch = discover(flow_graph(base.in_torch.module()))
     for sites in (in_torch, base.in_onnx.sites):
         assert [(site.name, site.path) for site in sites.sublayers] == listed(base.name)
-        assert [site.name for site in sites.of_roles(("linear",))] == LINEARS
+        outside = ["lm_head"] if base.name == "t5" else []
+        assert [site.name for site in sites.of_roles(("linear",))] == [*LINEARS, *outside]
     assert _facts(in_torch) == _facts(base.in_onnx.sites)
 
 

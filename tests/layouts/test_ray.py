@@ -77,6 +77,8 @@ def test_ray_answers_calls_and_tables_and_trains(
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_raylet_start_wait_time_s": "30",
         "RAY_agent_register_timeout_ms": "100000",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # of seconds in which a busy machine may start nothing
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     }
     rows = [f"play {number} is {('fine', 'dull')[number % 2]}\t{('good', 'bad')[number % 2]}" for number in range(20)]
     (shipped.folder / "train.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n", encoding="utf-8")
