@@ -186,7 +186,7 @@ def choices(
 
 def base_work(sites: SiteMap) -> int:
     """The multiply-accumulates per token of the linear layers in the sublayers; 0 where none of them is a site."""
-    return sum(site.width_in * site.width for site in sites.of_roles(("linear",)))
+    return sum(site.width_in * site.width for site in sites.of_roles(("linear",)) if not site.is_outside)
 
 
 def shaped(kind: Kind, sites: SiteMap) -> Adapter:
