@@ -442,6 +442,8 @@ def prove(
             for record in bundle.manifest.adapters if bundle.manifest.batch_invariant else ():
                 if record.mix is not None:
                     check_weights_apart(of_slots, record.mix, bundle.tensors(record.name), bundle.golden(record.name))
+        if (graph.flavour, graph.level) == ("slots", LEVEL):
+            _ = bundle.batch_invariant  # tried out while the graph is open
         if (graph.flavour, graph.level) != ("slots", LEVEL) or not (original or texts):  # which run it again
             bundle.close(graph.file, graph.level)
     if reference is not None and tolerance is not None:
