@@ -72,6 +72,7 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target):
+            _check_free(target, path, force)  # who had the lock before may have written it
             try:
                 yield temporary
                 _check_free(target, path, force)

@@ -57,12 +57,15 @@ class PrivateFolder:
                     _remove_abandoned(left)
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-            lock = None if fcntl is None else os.open(self.path, os.O_RDONLY)
+            try:
+                lock = None if fcntl is None else os.open(self.path, os.O_RDONLY)
+            except FileNotFoundError:  # another process took it for abandoned before it was opened
+                continue
             self._end = weakref.finalize(self, _remove, self.path, lock, os.getpid())
             with suppress(OSError):  # a file system without locks, where nothing is removed, either
                 if lock is not None:
                     fcntl.flock(lock, fcntl.LOCK_EX)
-            if self.path.exists():  # or else another process took it for abandoned before it was locked
+            if self.path.exists():  # or else it was taken for abandoned before it was locked
                 return
             self._end()
 

@@ -87,6 +87,21 @@ def test_leaves_what_appears_meanwhile_alone(new: New, tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
+def test_what_the_holder_of_the_lock_before_wrote_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = files._acquired
+
+    def acquired(lock: Path, named: Path) -> int:
+        (tmp_path / "new").write_text("of another")  # whose lock was released a moment ago
+        return taken(lock, named)
+
+    monkeypatch.setattr(files, "_acquired", acquired)
+    with pytest.raises(OutputExistsError), new_file(tmp_path / "new"):
+        pytest.fail("was made again")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
 @pytest.mark.parametrize("old", ["a file", "a folder", "a link to a file", "a link to a folder", "a broken link"])
 def test_force_replaces_at_the_end(new: New, tmp_path: Path, old: str) -> None:
     target, other = tmp_path / "out", tmp_path / "other"

@@ -108,6 +108,22 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert answers(used.session())
         assert answers(again.session())
 
+    def test_that_another_process_takes_for_abandoned_is_made_again(
+        self, built: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made, real = list[str](), tempfile.mkdtemp
+
+        def make(*given: object, **settings: str) -> str:
+            made.append(real(*given, **settings))  # type: ignore[call-overload]
+            if len(made) == 1:
+                Path(made[0]).rmdir()  # before it could be locked
+            return made[-1]
+
+        monkeypatch.setattr(tempfile, "mkdtemp", make)
+        opened = Bundle.open(built)
+        assert [str(path) for path in temporary.iterdir()] == made[1:]
+        assert answers(opened.session(threads=1))
+
     def test_without_room_for_it(self, built: Path, temporary: Path) -> None:
         with small_disk(1_000), pytest.raises(FileError, match=r"no room for a private copy.*TMPDIR.*copy=False"):
             Bundle.open(built)
