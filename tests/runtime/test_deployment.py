@@ -193,8 +193,8 @@ class TestReload:
 
     def test_under_load(self, built: Path, second: Path, tmp_path: Path) -> None:
         """A million requests: `make trust`."""
-        counts = Service(tmp_path / "bundle", (built, second)).run(threads=4, requests=2_000)
-        assert counts["right"] == 2_000
+        counts = Service(tmp_path / "bundle", (built, second)).run(threads=4, requests=2_000, reloads=2)
+        assert counts["right"] >= 2_000
         assert counts["wrong"] == 0
         assert counts["reloaded"] > 1
         assert counts["switched"] > 10

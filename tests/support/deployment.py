@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -137,10 +138,16 @@ class Service:
         session.load("latest0.0", self.files[0], labels=["yes", "no"])
         return session, self.expected[bundle.manifest.checksum], ["latest0.0"]
 
-    def answer(self, requests: int, seed: int) -> Counter[str]:
-        """Answer requests, each by the session that is current when it comes in, and compare with what is expected."""
-        rng, counts = np.random.default_rng(seed), Counter[str]()
-        for kind in rng.choice(["wide", "mixed", "latest"], requests):
+    def answer(self, requests: int, seed: int, reloads: int = 0) -> Counter[str]:
+        """Answer requests, each by the session that is current when it comes in, and compare with what is expected.
+
+        A fast machine goes on until there were so many reloads, for half a minute at most.
+        """
+        rng, counts, until = np.random.default_rng(seed), Counter[str](), time.monotonic() + 30
+        while counts["right"] + counts["wrong"] < requests or (
+            self.counts["reloaded"] < reloads and time.monotonic() < until
+        ):
+            kind = rng.choice(["wide", "mixed", "latest"])
             session, expected, alias = self.current
             if kind == "mixed":
                 found, right = session.run(INPUTS, adapters=MIXED)["logits"], expected["mixed"]
@@ -184,12 +191,12 @@ class Service:
             with suppress(RequestError):
                 session.unload(old)
 
-    def run(self, threads: int, requests: int) -> Counter[str]:
+    def run(self, threads: int, requests: int, reloads: int = 0) -> Counter[str]:
         """Answer requests in threads while a deployer, a reloader and a switch of the alias do their work."""
         with ThreadPoolExecutor(3) as others, ThreadPoolExecutor(threads) as workers:
             running = [others.submit(work) for work in (self._deploy, self._reload, self._switch)]
             try:
-                for counts in workers.map(lambda seed: self.answer(requests // threads, seed), range(threads)):
+                for counts in workers.map(lambda seed: self.answer(requests // threads, seed, reloads), range(threads)):
                     self.counts += counts
             finally:
                 self.done.set()
