@@ -73,7 +73,7 @@ def in_one(manifest: Manifest, tensors: Weights, where: str) -> np.ndarray:
     if header.max(initial=0) > 2**24:  # the integers that float32 has without gaps
         largest = max(zip(manifest.slots, ordered, strict=True), key=lambda pair: pair[1].size)[0].name
         raise UsageError(
-            "is too large for Triton's one input", where=where, found=f"`{largest}`", expected="2²⁴ numbers"
+            "is too large for Triton's one input", where=where, found=f"`{largest}`", expected="at most 2²⁴ numbers"
         )
     return np.concatenate([header.astype(np.float32), *(tensor.ravel() for tensor in ordered)])
 

@@ -1,6 +1,7 @@
 """Run a program once for each line on stdin, a list of arguments as JSON; what it imports is loaded once.
 
-python again.py PROGRAM: prints for each what it said and its exit code, as JSON.
+python again.py PROGRAM: prints for each what it said and its exit code, as JSON. An error that the program does not
+catch ends this one, too, so that the test fails in which it came up.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import io
 import json
 import runpy
 import sys
-import traceback
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -23,8 +23,5 @@ for line in sys.stdin:
             runpy.run_path(program, run_name="__main__")
         except SystemExit as ended:
             code = ended.code or 0
-        except Exception:  # noqa: BLE001 - as the interpreter does
-            traceback.print_exc()
-            code = 1
     sys.stdout.write(json.dumps({"stdout": stdout.getvalue(), "stderr": stderr.getvalue(), "code": code}) + "\n")
     sys.stdout.flush()
