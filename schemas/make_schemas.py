@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from adapter_export.format.adapter_files import AdapterDocument
-from adapter_export.format.check_report import CheckReport
+from adapter_export.format.check_report import CheckReport, SelfTestReport
 from adapter_export.format.derivation import Derivation
 from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.manifest import Manifest
@@ -32,7 +32,6 @@ from adapter_export.format.records import (
     required_keys,
     split_hint,
 )
-from adapter_export.format.self_test import SelfTestReport
 from adapter_export.format.signature_claim import SignatureClaim
 from adapter_export.format.site_map_json import SiteMapDocument
 from adapter_export.graph.ops import Interval

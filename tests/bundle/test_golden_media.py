@@ -23,7 +23,7 @@ from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
 from adapter_export.format.media import MediaRecord, Normalize
 from adapter_export.runtime.media import apply_steps, read_medium
-from adapter_export.torch_backend.base.own_media import own_media
+from adapter_export.torch_backend.base.own_processors import own_media
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 

@@ -174,7 +174,7 @@ def test_clips_are_learnt_and_answered_by_whispers_encoder(tmp_path: Path) -> No
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     from adapter_export.torch_backend.base.base import save_base
-    from adapter_export.torch_backend.base.own_media import own_media
+    from adapter_export.torch_backend.base.own_processors import own_media
 
     config = WhisperConfig(
         d_model=16,

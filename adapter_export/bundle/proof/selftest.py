@@ -22,8 +22,14 @@ from adapter_export.bundle.proof.prove import Plan, Reference, expect, plan_chec
 from adapter_export.bundle.proof.tensors import Source, check_slots, check_tensors
 from adapter_export.bundle.report import BASE, FORMS, Report, failures
 from adapter_export.errors import AdapterExportError, RequestError
-from adapter_export.format.check_report import Form, ObligationRecord
-from adapter_export.format.self_test import SELF_TEST_VERSION, FaultRecord, FaultStatus, SelfTestReport
+from adapter_export.format.check_report import (
+    SELF_TEST_VERSION,
+    FaultRecord,
+    FaultStatus,
+    Form,
+    ObligationRecord,
+    SelfTestReport,
+)
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.sample_inputs import word_cases
 from adapter_export.tables import Table

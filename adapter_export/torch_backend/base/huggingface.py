@@ -33,11 +33,9 @@ from adapter_export.reading.parsers import parsing
 from adapter_export.text import tokenizer_digest
 from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
 from adapter_export.torch_backend.base.capture import AxisNames, Inputs, live, most_tokens
-from adapter_export.torch_backend.base.folder_inputs import prepared_by
 from adapter_export.torch_backend.base.inputs import Examples, Prepared, described_inputs, obvious_inputs
 from adapter_export.torch_backend.base.own_head import EMBEDDING, OwnHead, own_head, with_tokenizer
-from adapter_export.torch_backend.base.own_media import own_media
-from adapter_export.torch_backend.base.own_texts import CONFIG, own_texts
+from adapter_export.torch_backend.base.own_processors import CONFIG, own_media, own_texts, prepared_by
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.sentence_folder import MODULES_FILE, SentenceFolder, read_sentence_folder
 

@@ -1,25 +1,37 @@
-"""A base's own head: what the model that it comes from computes of the final hidden state, proved to be that."""
+"""A base's own head: what the model that it comes from computes of the final hidden state, proved to be that.
+
+The graph of `torch.export` says what a head computes, so no architecture is known by name: its operations become those
+of an adapter graph, one by one, and a head with any other operation is refused by the name of that operation.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import operator
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from adapter_export.errors import InputError
+from adapter_export.dtypes import Weights
+from adapter_export.errors import AdapterError, InputError
+from adapter_export.format.axes import masks_of
 from adapter_export.graph.adapter import HEAD, OWN_HEAD, Adapter, Head
+from adapter_export.graph.graph import HEAD_VALUES, AdapterGraph, Node
+from adapter_export.graph.ops import Dim, Shape
 from adapter_export.graph.tasks import CLASSES, Task
 from adapter_export.numerics.budget import budget, extent
 from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.sites.discover import discover
 from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.base import TorchBase, base_of
 from adapter_export.torch_backend.base.capture import settled
 from adapter_export.torch_backend.base.inputs import Examples
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line
-from adapter_export.torch_backend.base.traced_head import TracedHead, trace_head
 from adapter_export.torch_backend.view import flow_graph
 
 _MOST_TOKENS = 16
@@ -131,3 +143,400 @@ def with_tokenizer(task: Task | None, digest: str | None, truncation: object) ->
     if task is None:
         return None
     return dataclasses.replace(task, tokenizer=digest, truncation="left" if truncation == "left" else "right")
+
+
+@dataclass(frozen=True)
+class TracedHead:
+    """What a model's head computes of the final hidden state: its graph, the widths of its symbols, its tensors."""
+
+    graph: AdapterGraph
+    widths: Mapping[str, int]
+    weights: Weights
+
+
+def trace_head(whole: TorchBase, outputs: Sequence[str], *, vectors: bool = False) -> TracedHead:
+    """The head that computes these outputs of a model; several are its columns, such as start and end of an answer.
+
+    Linears are called `dense_1` … and, unless the result is vectors, the last one `classifier`, as `head_graph` calls
+    them, so that heads that compute the same share their slots.
+
+    Raises:
+        NoSitesError: the model has no final hidden state.
+        AdapterError: the head has an operation that the language of heads does not have; the error names it.
+    """
+    module, names = whole.flat, [record.name for record in whole.outputs]
+    missing = [name for name in outputs if name not in names]
+    if missing:
+        raise AdapterError(
+            "the model does not return what its class promises",
+            found=", ".join(f"`{name}`" for name in names),
+            expected=", ".join(f"`{name}`" for name in outputs),
+        )
+    final = discover(flow_graph(module)).final
+    masks = masks_of(whole.inputs, whole.axes(final)[1])
+    (returned,) = module.graph.find_nodes(op="output")
+    values = dict(zip(names, returned.all_input_nodes, strict=True))
+    return _Translator(module, final, masks[0] if len(masks) == 1 else None).head(
+        [values[name] for name in outputs], vectors=vectors
+    )
+
+
+_ACTIVATIONS = {
+    **{name: name for name in ("relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu", "relu6", "mish", "elu")},
+    "gelu_tanh": "gelu_tanh",
+}
+_SAME = frozenset({"contiguous", "clone", "alias", "detach", "lift_fresh_copy", "to", "_to_copy", "view", "reshape"})
+_SAME |= {"expand", "flatten", "unsafe_view", "_unsafe_view", "type_as"}
+"""Operations that change nothing where shape and type stay."""
+
+_OF_MASKS = frozenset({"unsqueeze", "expand", "expand_as", "to", "_to_copy", "type_as", "contiguous", "clone"})
+"""Operations through which a mask is still that mask."""
+
+_UNIT = 1e-12
+"""The least length that `l2_normalise` divides by."""
+
+
+class _Translator:
+    """Turns the nodes of a model's graph behind the final hidden state into those of a head's graph."""
+
+    def __init__(self, module: fx.GraphModule, final: str, mask: str | None) -> None:
+        self._module, self._mask = module, mask
+        (node,) = (node for node in module.graph.nodes if node.name == final)
+        self._names = {final: "hidden", _through(node).name: "hidden"}
+        self._dims: dict[str, Dim] = {"hidden": HEAD_VALUES["hidden"][-1]}
+        self._nodes: list[Node] = []
+        self._parameters: dict[str, Shape] = {}
+        self._weights: Weights = {}
+        self._widths: dict[str, int] = {"d": int(node.meta["val"].shape[-1])}
+
+    def head(self, outputs: Sequence[fx.Node], *, vectors: bool) -> TracedHead:
+        result = self._value(outputs[0] if len(outputs) == 1 else self._joined(outputs))
+        linears = [node.output for node in self._nodes if node.op == "linear"]
+        named = not vectors and bool(linears) and self._dims[linears[-1]] == self._dims[result]
+        return self._renamed(result, {linears[-1]: "classifier", str(self._dims[result]): CLASSES} if named else {})
+
+    def _renamed(self, result: str, names: Mapping[str, str]) -> TracedHead:
+        def parameter(name: str) -> str:
+            owner, _, role = name.rpartition(".")
+            return f"{names.get(owner, owner)}.{role}"
+
+        nodes = tuple(
+            Node(
+                node.op,
+                tuple(names.get(name, name) for name in node.inputs),
+                names.get(node.output, node.output),
+                {role: parameter(name) for role, name in node.parameters.items()},
+                node.attributes,
+            )
+            for node in self._nodes
+        )
+        shapes = {
+            parameter(name): tuple(names.get(dim, dim) if isinstance(dim, str) else dim for dim in shape)
+            for name, shape in self._parameters.items()
+        }
+        read = {name for node in nodes for name in node.inputs}
+        inputs = tuple(name for name in HEAD_VALUES if name in read)
+        graph = AdapterGraph(inputs, shapes, nodes, names.get(result, result))
+        widths = {names.get(symbol, symbol): width for symbol, width in self._widths.items()}
+        return TracedHead(
+            graph,
+            {symbol: widths[symbol] for symbol in graph.symbols()},
+            {parameter(name): tensor for name, tensor in self._weights.items()},
+        )
+
+    def _joined(self, outputs: Sequence[fx.Node]) -> fx.Node:
+        """The value whose columns, in this order, are the outputs."""
+        columns = [self._column(node) for node in outputs]
+        source = columns[0][0]
+        if columns != [(source, index) for index in range(_size(source, -1))]:
+            raise _unknown(outputs[0], "outputs that are no columns of one value")
+        return source
+
+    def _column(self, node: fx.Node) -> tuple[fx.Node, int]:
+        node = _through(node)
+        if _op(node) == "squeeze" and node.args[1] in (-1, [-1], 2, [2]):
+            node = _through(_first(node))
+        if node.target is operator.getitem:
+            split = _first(node)
+            if _op(split) == "split" and split.args[1] == 1 and _last_axis(split, 2):
+                return _through(_first(split)), cast(int, node.args[1])
+        if _op(node) == "select" and _last_axis(node, 1):
+            return _through(_first(node)), cast(int, node.args[2])
+        raise _unknown(node)
+
+    def _value(self, node: fx.Node) -> str:
+        """The name of a node's value in the head's graph."""
+        node = _through(node) if node.name not in self._names else node
+        if node.name not in self._names:
+            op = _op(node)
+            known = _RULES.get(op)
+            if node.op != "call_function" or (known is None and op not in _ACTIVATIONS):
+                raise _unknown(node)
+            self._names[node.name] = self._activation(node) if known is None else known(self, node)
+        return self._names[node.name]
+
+    def _add(
+        self,
+        op: str,
+        *inputs: str,
+        tensors: Mapping[str, np.ndarray] | None = None,
+        attributes: Mapping[str, float] | None = None,
+    ) -> str:
+        """Append an op; its tensors are `<output>.<role>`."""
+        stem = {"linear": "dense", "layer_norm": "norm"}.get(op, op)
+        output = f"{stem}_{1 + sum(node.op == op for node in self._nodes)}"
+        read = self._dims[inputs[0]]
+        dims: dict[str, tuple[Dim, ...]] = {"weight": (read,), "bias": (read,)}
+        width = read
+        if op == "linear":
+            width = f"e{output.removeprefix('dense_')}"
+            dims = {"weight": (read, width), "bias": (width,)}
+            assert tensors is not None
+            self._widths[width] = tensors["weight"].shape[1]
+        for role, tensor in (tensors or {}).items():
+            self._parameters[f"{output}.{role}"] = dims[role]
+            self._weights[f"{output}.{role}"] = np.ascontiguousarray(tensor, np.float32)
+        roles = {role: f"{output}.{role}" for role in tensors or {}}
+        self._nodes.append(Node(op, inputs, output, roles, attributes or {}))
+        self._dims[output] = width
+        return output
+
+    def _tensor(self, node: Any) -> np.ndarray | None:
+        """A weight of the model, perhaps with its axes turned; none for anything else."""
+        if not isinstance(node, fx.Node):
+            return None
+        if _op(node) in {"t", "transpose", "permute", "numpy_T"} and node.meta["val"].dim() == 2:
+            turned = self._tensor(_first(node))
+            return None if turned is None else turned.T
+        if node.op != "get_attr":
+            return None
+        value = operator.attrgetter(str(node.target))(self._module)
+        return value.detach().numpy() if isinstance(value, torch.Tensor) else None
+
+    def _activation(self, node: fx.Node) -> str:
+        op, attributes = _op(node), {}
+        if op == "gelu" and node.kwargs.get("approximate", "none") == "tanh":
+            op = "gelu_tanh"
+        if op == "leaky_relu":
+            attributes = {"slope": float(node.args[1]) if len(node.args) > 1 else 0.01}  # type: ignore[arg-type]
+        if op == "elu" and len(node.args) > 1 and node.args[1] != 1:
+            raise _unknown(node)
+        return self._add(op, self._value(_first(node)), attributes=attributes)
+
+    def _linear(self, node: fx.Node) -> str:
+        source, weight, *rest = node.args
+        return self._product(node, source, self._turned(weight), rest[0] if rest else None)
+
+    def _matmul(self, node: fx.Node) -> str:
+        return self._product(node, node.args[0], self._tensor(node.args[1]), None)
+
+    def _addmm(self, node: fx.Node) -> str:
+        bias, source, weight = node.args[:3]
+        if node.kwargs:
+            raise _unknown(node)
+        return self._product(node, source, self._tensor(weight), bias)
+
+    def _turned(self, weight: Any) -> np.ndarray | None:
+        tensor = self._tensor(weight)
+        return None if tensor is None else tensor.T
+
+    def _product(self, node: fx.Node, source: Any, weight: np.ndarray | None, bias: Any) -> str:
+        offset = self._tensor(bias)
+        if weight is None or weight.ndim != 2 or (bias is not None and offset is None):
+            raise _unknown(node)
+        tensors = {"weight": weight} | ({} if offset is None else {"bias": offset})
+        return self._add("linear", self._value(source), tensors=tensors)
+
+    def _sum(self, node: fx.Node) -> str:
+        """A product and its bias, or two values."""
+        one, other = node.args[:2]
+        if node.kwargs or not isinstance(one, fx.Node) or not isinstance(other, fx.Node):
+            raise _unknown(node)
+        product = _through(one)
+        if self._tensor(other) is not None and _op(product) in {"matmul", "mm"} and len(product.users) == 1:
+            return self._product(node, product.args[0], self._tensor(product.args[1]), other)
+        return self._add("add", self._value(one), self._value(other))
+
+    def _times(self, node: fx.Node) -> str:
+        one, other = node.args[:2]
+        if not isinstance(one, fx.Node):
+            one, other = other, one
+        assert isinstance(one, fx.Node)
+        if isinstance(other, int | float):
+            return self._add("scale", self._value(one), attributes={"factor": float(other)})
+        if not isinstance(other, fx.Node):
+            raise _unknown(node)
+        for value, weight in ((one, other), (other, one)):
+            tensor = self._tensor(weight)
+            if tensor is not None and tensor.shape == (_size(value, -1),):
+                return self._add("scale_features", self._value(value), tensors={"weight": tensor})
+        return self._add("multiply", self._value(one), self._value(other))
+
+    def _divided(self, node: fx.Node) -> str:
+        """By a number; a masked mean; or a vector by its length."""
+        above, below = node.args[:2]
+        assert isinstance(above, fx.Node)
+        if isinstance(below, int | float) and below:
+            return self._add("scale", self._value(above), attributes={"factor": 1 / below})
+        if not isinstance(below, fx.Node):
+            raise _unknown(node)
+        pooled = self._masked_sum(above)
+        if pooled is not None and self._is_count(below):
+            return self._add("mean_pool", self._value(pooled), "mask")
+        if self._is_length(below, above):
+            return self._add("l2_normalise", self._value(above))
+        raise _unknown(node)
+
+    def _masked_sum(self, node: fx.Node) -> fx.Node | None:
+        """The value that a node sums over the tokens that the mask keeps."""
+        node = _through(node)
+        product = _through(_first(node)) if _sums_tokens(node) else node
+        if _op(product) != "mul" or product is node:
+            return None
+        one, other = product.args[:2]
+        pairs = [(one, other), (other, one)]
+        return next((value for value, mask in pairs if isinstance(value, fx.Node) and self._is_mask(mask)), None)
+
+    def _is_mask(self, node: Any) -> bool:
+        while isinstance(node, fx.Node) and _op(node) in _OF_MASKS:
+            node = node.args[0]
+        return isinstance(node, fx.Node) and node.op == "placeholder" and node.name == self._mask
+
+    def _is_count(self, node: fx.Node) -> bool:
+        """Whether it is the number of tokens that the mask keeps, at least something up to 1."""
+        node = _through(node)
+        if _op(node) in {"clamp", "clamp_min"}:
+            least = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
+            if not isinstance(least, int | float) or least > 1 or len(node.args) > 2 or "max" in node.kwargs:
+                return False
+            node = _through(_first(node))
+        if _op(node) == "unsqueeze":
+            node = _through(_first(node))
+        return _sums_tokens(node) and self._is_mask(_first(node))
+
+    def _is_length(self, node: fx.Node, vector: fx.Node) -> bool:
+        if _op(node) in {"expand_as", "expand"}:
+            node = _first(node)
+        if _op(node) not in {"clamp", "clamp_min"} or node.args[1:] != (_UNIT,) or node.kwargs:
+            return False
+        norm = _first(node)
+        if _op(norm) not in {"linalg_vector_norm", "norm"} or _through(_first(norm)) is not _through(vector):
+            return False
+        order, axes, kept = (*norm.args[1:], *[None] * 3)[:3]
+        axis = axes[0] if isinstance(axes, list | tuple) and len(axes) == 1 else None
+        return order in (2, 2.0) and kept is True and axis in (-1, vector.meta["val"].dim() - 1)
+
+    def _selected(self, node: fx.Node) -> str:
+        source = _through(_first(node))
+        if node.args[1:] != (1, 0) or source.meta["val"].dim() != 3:
+            raise _unknown(node)
+        return self._add("first_token", self._value(source))
+
+    def _squeezed(self, node: fx.Node) -> str:
+        """The first token, cut out as a text of one token."""
+        cut = _through(_first(node))
+        if _op(cut) != "slice" or tuple(cut.args[1:]) != (1, 0, 1) or node.args[1] not in (1, [1]):
+            raise _unknown(node)
+        return self._add("first_token", self._value(_first(cut)))
+
+    def _mean(self, node: fx.Node) -> str:
+        """The mean over the tokens, which is a masked one where no token can be padding."""
+        source, axes, *rest = node.args
+        kept = rest[0] if rest else node.kwargs.get("keepdim", False)
+        assert isinstance(source, fx.Node)
+        if self._mask is not None or axes not in ([1], 1) or kept or source.meta["val"].dim() != 3:
+            raise _unknown(node)
+        return self._add("mean_pool", self._value(source), "mask")
+
+    def _normed(self, node: fx.Node) -> str:
+        source, shape, weight, bias, epsilon = (*node.args, *(None, None, 1e-5)[len(node.args) - 2 :])[:5]
+        assert isinstance(shape, list | tuple)
+        tensors = {"weight": np.ones(tuple(shape), np.float32) if weight is None else self._tensor(weight)}
+        if bias is not None:
+            tensors["bias"] = self._tensor(bias)
+        found = {role: tensor for role, tensor in tensors.items() if tensor is not None and len(shape) == 1}
+        if len(found) != len(tensors) or not isinstance(source, fx.Node):
+            raise _unknown(node)
+        return self._add(
+            "layer_norm",
+            self._value(source),
+            tensors=found,
+            attributes={"epsilon": float(epsilon)},  # type: ignore[arg-type]
+        )
+
+    def _dropped(self, node: fx.Node) -> str:
+        rate = float(node.args[1])  # type: ignore[arg-type]
+        value = self._value(_first(node))
+        return self._add("dropout", value, attributes={"rate": rate}) if rate else value
+
+
+_RULES: Mapping[str, Callable[[_Translator, fx.Node], str]] = {
+    "linear": _Translator._linear,
+    "addmm": _Translator._addmm,
+    "matmul": _Translator._matmul,
+    "mm": _Translator._matmul,
+    "add": _Translator._sum,
+    "mul": _Translator._times,
+    "div": _Translator._divided,
+    "select": _Translator._selected,
+    "squeeze": _Translator._squeezed,
+    "mean": _Translator._mean,
+    "layer_norm": _Translator._normed,
+    "dropout": _Translator._dropped,
+}
+"""How each operation of torch is said in the language of heads."""
+
+
+def _op(node: fx.Node) -> str:
+    """The name of an operator without namespace and overload; empty for what is no operator."""
+    return str(node.target).removeprefix("aten.").partition(".")[0] if node.op == "call_function" else ""
+
+
+def _first(node: fx.Node) -> fx.Node:
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        raise _unknown(node)
+    return source
+
+
+def _through(node: fx.Node) -> fx.Node:
+    """What a node only passes on."""
+    while _op(node) in _SAME | {"slice"} and _unchanged(node):
+        node = _first(node)
+    return node
+
+
+def _unchanged(node: fx.Node) -> bool:
+    source = _first(node)
+    if _op(node) == "slice":
+        _, _, start, end, step = (*node.args, *(0, 0, sys.maxsize, 1)[len(node.args) - 1 :])[:5]
+        return bool(start in (0, None) and end in (sys.maxsize, None) and step == 1)
+    before, after = source.meta.get("val"), node.meta.get("val")
+    if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
+        return False
+    alike = [str(size) for size in before.shape] == [str(size) for size in after.shape]
+    return alike and before.dtype is after.dtype
+
+
+def _sums_tokens(node: fx.Node) -> bool:
+    return _op(node) == "sum" and len(node.args) > 1 and node.args[1] in ([1], 1, (1,))
+
+
+def _size(node: fx.Node, axis: int) -> int:
+    return int(node.meta["val"].shape[axis])
+
+
+def _last_axis(node: fx.Node, place: int) -> bool:
+    axis = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
+    return axis in (-1, _first(node).meta["val"].dim() - 1)
+
+
+def _unknown(node: fx.Node, what: str | None = None) -> AdapterError:
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack.values()), ("", ""))[0] if stack else ""
+    found = f"`{node.target}`" if node.op == "call_function" else f"`{node.name}`, which is no hidden state"
+    return AdapterError(
+        "the head computes something that the language of heads does not have",
+        where=f"`{path}`" if path else None,
+        found=what or found,
+    )

@@ -17,7 +17,7 @@ from adapter_export.format.manifest import InputRecord
 from adapter_export.format.media import CapturedMedia, Fit
 from adapter_export.graph.tasks import ProblemType
 from adapter_export.runtime.media import WORDS, read_medium
-from adapter_export.torch_backend.base.own_media import OwnProcessor
+from adapter_export.torch_backend.base.own_processors import OwnProcessor
 from adapter_export.torch_backend.train.data import Rows
 
 

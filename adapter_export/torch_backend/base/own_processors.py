@@ -1,18 +1,26 @@
-"""The processor of a Hugging Face folder: what transformers computes of pictures and clips, and steps that do so."""
+"""What transformers makes of texts, pictures and clips by the files of a Hugging Face folder: ids, and inputs.
+
+These are the inputs that a capture begins with, the golden texts and media of the base, and steps that compute the same
+of pictures and clips without transformers.
+"""
 
 from __future__ import annotations
 
 import io
 import wave
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import transformers
+from torch import Tensor
 
 from adapter_export.errors import BaseModelError, InputError, MissingExtraError, Note, within
+from adapter_export.format.golden_texts import GOLDEN_TEXTS_VERSION, GoldenText, GoldenTexts, GoldenTextSet
 from adapter_export.format.media import (
     ABSOLUTE,
     GOLDEN_MEDIA_FILE,
@@ -28,9 +36,13 @@ from adapter_export.format.media import (
     processor_digest,
     steps_of,
 )
+from adapter_export.numerics.sample_texts import different, sample_texts
 from adapter_export.reading.documents import parse_json, read_json
+from adapter_export.reading.files import read_text
 from adapter_export.reading.parsers import parsing
 from adapter_export.runtime.media import WORDS, apply_steps, pillow, read_medium
+from adapter_export.text import TOKENIZER_FILE, Pair, Tokenizer, try_tokenizer
+from adapter_export.torch_backend.base.inputs import SAMPLES, Prepared
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 
 _TYPES: Mapping[str, Medium] = {"image_processor_type": "image", "feature_extractor_type": "audio"}
@@ -38,6 +50,22 @@ _TYPES: Mapping[str, Medium] = {"image_processor_type": "image", "feature_extrac
 
 _INPUTS = ("pixel_values", "input_features", "input_values")
 """What processors make, by the names of Hugging Face."""
+
+CONFIG = "tokenizer_config.json"
+
+_LIMIT = 512
+"""The longest text for a model that names no limit."""
+
+_SHOWN = 3
+
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_SIZES = ((70, 90), (110, 60))
+"""Height and width of two images; what does not differ between them, the processor makes equal."""
+
+_SECONDS = (0.25, 0.4)
+"""The length of two sounds."""
+
+_TYPE_IDS, _PAIR_TOKENS = "token_type_ids", 64
 
 
 class OwnProcessor:
@@ -180,3 +208,129 @@ def _clips(rate: int) -> dict[str, bytes]:
             writer.writeframes((samples * 32767).astype("<i2").tobytes())
         found[title] = file.getvalue()
     return found
+
+
+def own_texts(folder: Path, max_tokens: int | None) -> tuple[GoldenTexts | None, tuple[str, ...]]:
+    """Return golden texts with the ids that transformers makes, and notes: on which texts `tokenizer.json` differs.
+
+    None where the folder has no `tokenizer.json`, or no `tokenizer_config.json` that names the class of the tokenizer:
+    then transformers guesses one, and `tokenizer.json` alone says what ids are.
+    """
+    file = folder / TOKENIZER_FILE
+    if not file.is_file() or not _names_a_class(folder / CONFIG):
+        return None, ()
+    try:
+        text = read_text(file)
+        try_tokenizer(text)
+        ours = Tokenizer.from_json(text, max_tokens or _LIMIT)
+    except InputError:  # whoever needs it says so
+        return None, ()
+    try:
+        with parsing(BaseModelError):
+            own: Any = transformers.AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, truncation_side=ours.side
+            )
+            texts = tuple(_texts(own, ours.max_tokens))
+    except BaseModelError as error:
+        note = f"transformers cannot use the tokenizer ({error.what}): ids are those of `{TOKENIZER_FILE}` alone"
+        return None, (Note(note),)
+    made_by = f"transformers {transformers.__version__} {type(own).__name__}"
+    found = GoldenTexts(GOLDEN_TEXTS_VERSION, str(ours.digest), made_by, (GoldenTextSet(None, None, 0.0, None, texts),))
+    wrong = different(ours, found)
+    if not wrong:
+        return found, ()
+    named = ", ".join(f"`{name}`" for name in wrong[:_SHOWN]) + (" …" if len(wrong) > _SHOWN else "")
+    differs = f"`{TOKENIZER_FILE}` gives other ids than transformers for {len(wrong)} of {len(texts)} texts ({named})"
+    fix = (
+        "save both again with `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`, or nothing can be built"
+    )
+    return found, (Note(f"{differs}; {fix}"),)
+
+
+def _names_a_class(config: Path) -> bool:
+    if not config.is_file():
+        return False
+    try:
+        document = read_json(config)
+    except InputError:
+        return False
+    return isinstance(document, dict) and isinstance(document.get("tokenizer_class"), str)
+
+
+def _texts(own: Any, limit: int) -> Sequence[GoldenText]:
+    found = []
+    for name, text in sample_texts(limit):
+        first, second = text if isinstance(text, Pair) else (text, None)
+        parts = (first,) if second is None else (first, second)
+        made = own(*parts, truncation=True, max_length=limit, return_token_type_ids=True)
+        ids, types = made["input_ids"], made["token_type_ids"]
+        if ids:
+            found.append(GoldenText(name, first, second, tuple(ids), tuple(types)))
+    return found
+
+
+def prepared_by(folder: Path) -> Prepared:
+    """What its tokenizer and its processor make; nothing is known of a folder without them."""
+    values: dict[str, tuple[Tensor, Mapping[int, str]]] = {}
+    if any((folder / name).is_file() for name in _PROCESSOR_FILES):
+        noise = np.random.default_rng(0)
+        images = [noise.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _SIZES]
+        values = _made(folder, transformers.AutoImageProcessor, lambda own, n: own(images[n], return_tensors="pt"))
+        values = values or _made(folder, transformers.AutoFeatureExtractor, _heard)
+    return Prepared(_typed(folder), values)
+
+
+def _typed(folder: Path) -> bool | None:
+    """Whether its tokenizer tells the texts of a pair apart: by its settings, by its class, by what it makes of one."""
+    with suppress(InputError):
+        config = read_json(folder / CONFIG)
+        config = config if isinstance(config, dict) else {}
+        names = config.get("model_input_names")
+        kind = getattr(transformers, str(config.get("tokenizer_class")), None)
+        if not isinstance(names, list) and str(getattr(kind, "__module__", "")).startswith("transformers.models."):
+            names = kind.model_input_names  # type: ignore[union-attr]
+        if isinstance(names, list):
+            return _TYPE_IDS in names
+    with suppress(InputError):
+        made = Tokenizer.from_folder(folder, _PAIR_TOKENS).batch([Pair("a", "b")], [_TYPE_IDS])
+        return bool(made[_TYPE_IDS].any())
+    return None
+
+
+def _heard(own: Any, number: int) -> Mapping[str, Any]:
+    noise = np.random.default_rng(number).standard_normal(int(own.sampling_rate * _SECONDS[number]))
+    return own(noise.astype(np.float32), sampling_rate=own.sampling_rate, return_tensors="pt")  # type: ignore[no-any-return]
+
+
+def _made(
+    folder: Path, auto: Any, call: Callable[[Any, int], Mapping[str, Any]]
+) -> dict[str, tuple[Tensor, Mapping[int, str]]]:
+    """The tensors that its processor makes of the first of two inputs; axes that differ in the second are dynamic.
+
+    Empty where transformers has no such processor for the folder, or it wants something else.
+    """
+    try:
+        with parsing(partial(BaseModelError, where=folder)):
+            own = auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+            first, second = (call(own, number) for number in range(2))
+    except BaseModelError:
+        return {}
+    names: dict[tuple[int, int], str] = {}
+    found: dict[str, tuple[Tensor, Mapping[int, str]]] = {}
+    for name, tensor in first.items():
+        other = second.get(name)
+        if not isinstance(tensor, Tensor) or not isinstance(other, Tensor) or tensor.dim() != other.dim():
+            continue
+        axes = {0: "batch"}
+        for place in range(1, tensor.dim()):
+            lengths = tensor.shape[place], other.shape[place]
+            if lengths[0] != lengths[1]:
+                axes[place] = names.setdefault(lengths, _axis(tensor, place))
+        found[name] = tensor, axes
+    return found
+
+
+def _axis(tensor: Tensor, place: int) -> str:
+    if tensor.dim() > 3:
+        return {1: "width", 2: "height"}.get(tensor.dim() - place, f"axis_{place}")
+    return SAMPLES if tensor.dim() == 2 else "frames"
