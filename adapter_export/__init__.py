@@ -21,11 +21,11 @@ from adapter_export import errors
 from adapter_export.api.adapters.adapters import compose, import_adapterhub, import_peft, load_adapter, pack, save
 from adapter_export.api.adapters.merge import merge
 from adapter_export.api.bundles.bundles import add, build, open_bundle, remove
+from adapter_export.api.bundles.check import check, self_test, verify
 from adapter_export.api.bundles.compare import compare
 from adapter_export.api.bundles.evaluate import evaluate
 from adapter_export.api.bundles.inspect import Inspection, inspect
 from adapter_export.api.bundles.offline import run_many
-from adapter_export.api.bundles.prove import check, self_test, verify
 from adapter_export.api.bundles.sign import sign, verify_signature
 from adapter_export.api.models.base import Base, capture, open_base
 from adapter_export.api.models.sites import Sites
@@ -48,14 +48,14 @@ if TYPE_CHECKING:  # for annotations; each loads more than a program may need
     from adapter_export.hub.fetch import Fetched as Fetched
     from adapter_export.hub.push import Pushed as Pushed
     from adapter_export.layouts.layout import Shipped as Shipped
-    from adapter_export.practice.compare import Comparison as Comparison
+    from adapter_export.practice.adapter_costs import Plan as Plan
+    from adapter_export.practice.comparison import Comparison as Comparison
     from adapter_export.practice.concurrency import Benchmark as Benchmark
-    from adapter_export.practice.distil import Distillation as Distillation
     from adapter_export.practice.drop import Drop as Drop
-    from adapter_export.practice.evaluate import Evaluation as Evaluation
-    from adapter_export.practice.lint import Lint as Lint
-    from adapter_export.practice.plan import Plan as Plan
-    from adapter_export.practice.sweep import Sweep as Sweep
+    from adapter_export.practice.evaluation import Evaluation as Evaluation
+    from adapter_export.practice.mistakes import Lint as Lint
+    from adapter_export.practice.student import Distillation as Distillation
+    from adapter_export.practice.sweep_results import Sweep as Sweep
     from adapter_export.runtime import Bundle as Bundle
 
 # ONNX Runtime 1.29 and later report models and machines to Microsoft, unless this is set before it is imported

@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from adapter_export.errors import BaseModelError, FileError, InputError, MissingExtraError, RequestError
 from adapter_export.reading.child import Limits, try_out
-from adapter_export.reading.files import read_text
 from adapter_export.reading.parsers import parsing
+from adapter_export.reading.regular_files import read_text
 
 if TYPE_CHECKING:
     import tokenizers

@@ -24,9 +24,9 @@ from adapter_export.graph.kinds import BottleneckOptions, PhmOptions, bottleneck
 from adapter_export.graph.numpy_lowering import forward as numpy_ops
 from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.numerics.budget import ACCUMULATION, ROUNDING, budget
-from adapter_export.numerics.evaluate import evaluate, rounding_scale
-from adapter_export.onnx_backend.lowering import Writer, emit
-from adapter_export.torch_backend import lowering as torch_ops
+from adapter_export.numerics.evaluate_adapter import evaluate, rounding_scale
+from adapter_export.onnx_backend.onnx_lowering import Writer, emit
+from adapter_export.torch_backend import torch_lowering as torch_ops
 
 WEIGHT_STD = 0.2
 PRODUCT_STD = 4.0

@@ -30,7 +30,7 @@ from onnx import TensorProto, helper
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import houlsby
-from adapter_export.onnx_backend.base.base import open_onnx
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
 
 WIDTH, VOCABULARY, SEED, BOTTLENECK = 2048, 8192, 0, 16
 GIGABYTE = 10**9

@@ -34,7 +34,7 @@ from transformers import AutoModel
 import adapter_export as ae
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.train.data import training_batches
-from adapter_export.torch_backend.train.train import rate_factor
+from adapter_export.torch_backend.train.train_loop import rate_factor
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 PAGE = Path(__file__).parents[1] / "docs" / "practice.md"

@@ -26,18 +26,18 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.manifest import Precision
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.quantise.optimize import optimized
 from adapter_export.onnx_backend.quantise.precision import with_precision
-from adapter_export.onnx_backend.runner import CutRunner
 from adapter_export.runtime import Bundle, Session
 from adapter_export.text import Tokenizer
-from adapter_export.torch_backend.base.huggingface import open_folder
+from adapter_export.torch_backend.base.huggingface_folder import open_folder
 from adapter_export.torch_backend.base.to_onnx import export_onnx
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))

@@ -22,8 +22,8 @@ from adapter_export.format.adapter_files import write_adapter
 from adapter_export.graph.initialise import initialise
 from adapter_export.graph.kinds import KINDS, Kind, classification_head
 from adapter_export.importers.plain import pack
-from adapter_export.numerics.evaluate import evaluate, gradients
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.numerics.evaluate_adapter import evaluate, gradients
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.sites.site import Site
 from adapter_export.text import Tokenizer
 

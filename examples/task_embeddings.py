@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import ModernBertConfig, ModernBertModel
 
 import adapter_export as ae
-from adapter_export.runtime.texts import TextReader
+from adapter_export.runtime.text_reader import TextReader
 
 TOPICS = {"space": ("moon", "comet", "planet"), "stage": ("play", "opera", "dance"), "food": ("soup", "bread", "rice")}
 TONES = {"good": ("fine", "lovely", "great"), "bad": ("dull", "awful", "poor")}

@@ -81,7 +81,7 @@ def foreign_graphs() -> Path:
 def minilm_archive(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real base as an archive."""
     # torch and transformers take seconds to import: only for the tests that need them
-    from adapter_export.torch_backend.base.huggingface import capture_folder
+    from adapter_export.torch_backend.base.huggingface_folder import capture_folder
 
     def make(folder: Path) -> None:
         capture_folder(minilm_folder, folder / "model.pt")
@@ -92,8 +92,8 @@ def minilm_archive(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def minilm_graph(minilm_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real base as an ONNX graph, alone in its folder with its weights."""
-    from adapter_export.torch_backend.base.base import load_base
     from adapter_export.torch_backend.base.to_onnx import export_onnx
+    from adapter_export.torch_backend.base.torch_base import load_base
 
     def make(folder: Path) -> None:
         export_onnx(load_base(minilm_archive), folder / "model.onnx")
@@ -107,7 +107,7 @@ def tiny_bert_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import BertConfig, BertModel
 
-    from adapter_export.torch_backend.base.base import save_base
+    from adapter_export.torch_backend.base.torch_base import save_base
 
     def make(folder: Path) -> None:
         torch.manual_seed(0)

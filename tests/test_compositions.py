@@ -18,15 +18,15 @@ from adapter_export.graph.compose import STATIC, FusionOptions, adapter_fusion, 
 from adapter_export.graph.compose.members import own_tensors
 from adapter_export.graph.compose.sums import MIX
 from adapter_export.graph.kinds import KINDS, BottleneckOptions
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.slots import SlotPlan, plan_slots, slot_tensors, topology_key
 from adapter_export.runtime.graphs import run_session
-from adapter_export.torch_backend.base.base import TorchBase, load_base
 from adapter_export.torch_backend.base.to_onnx import export_onnx
-from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.base.torch_base import TorchBase, load_base
+from adapter_export.torch_backend.torch_runner import TorchRunner
 
 TOLERANCE = 2e-5
 ARRAYS = {name: tensor.numpy() for name, tensor in inputs().items()}

@@ -10,11 +10,11 @@ import pytest
 
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.manifest_json import read_manifest
-from adapter_export.onnx_backend.base.base import open_onnx
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.runtime import Bundle
 from adapter_export.torch_backend.attach import attach
-from adapter_export.torch_backend.base.base import load_base
 from adapter_export.torch_backend.base.to_onnx import export_onnx
+from adapter_export.torch_backend.base.torch_base import load_base
 
 PAGE = Path(__file__).parents[1] / "docs" / "bases.md"
 

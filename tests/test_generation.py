@@ -16,24 +16,24 @@ import pytest
 from replacing import adapter_at
 from tiny_llama import EXAMPLE, example, save_rounded
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import BaseModelError
 from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import lora
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import open_onnx
 from adapter_export.onnx_backend.base.genai import GenaiFolder, open_genai
-from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
+from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.discover import discover
-from adapter_export.torch_backend.base.base import TorchBase, load_base
-from adapter_export.torch_backend.base.huggingface import capture_folder
+from adapter_export.torch_backend.base.huggingface_folder import capture_folder
 from adapter_export.torch_backend.base.to_onnx import export_onnx
-from adapter_export.torch_backend.runner import TorchRunner
-from adapter_export.torch_backend.view import flow_graph
+from adapter_export.torch_backend.base.torch_base import TorchBase, load_base
+from adapter_export.torch_backend.fx_view import flow_graph
+from adapter_export.torch_backend.torch_runner import TorchRunner
 
 PROMPT, TOKENS = [5, 9, 33, 71], 16
 PLANS = {

@@ -35,9 +35,9 @@ from adapter_export.graph.numpy_lowering.backward import BACKWARD
 from adapter_export.graph.ops import ACTIVATIONS, BOUND_OPS, OPS
 from adapter_export.graph.slot_form import fold_weights, inference_form, neutral_parameters, neutral_widths
 from adapter_export.numerics.budget import graph_budget
-from adapter_export.numerics.evaluate import evaluate, rounding_scale
-from adapter_export.onnx_backend.lowering import MINIMUM_OPSET, Writer, emit, lowerings
-from adapter_export.torch_backend import lowering as torch_ops
+from adapter_export.numerics.evaluate_adapter import evaluate, rounding_scale
+from adapter_export.onnx_backend.onnx_lowering import MINIMUM_OPSET, Writer, emit, lowerings
+from adapter_export.torch_backend import torch_lowering as torch_ops
 
 LOWERED = tuple(op for op in OPS if op not in BOUND_OPS)
 SHAPES = ((1, 1), (3, 7), (2, 64))

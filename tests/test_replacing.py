@@ -12,27 +12,27 @@ import torch
 from replacing import OTHERS, PROJECTIONS, ROLES, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
 from small_encoder import Encoder, inputs, save_encoder
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.prove import plan_check
-from adapter_export.bundle.proof.sites import SiteProbe
+from adapter_export.bundle.proof.site_probe import SiteProbe
 from adapter_export.errors import AdapterError, NotNeutralError
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.discover import discover
 from adapter_export.torch_backend.attach import attach
-from adapter_export.torch_backend.base.base import TorchBase, load_base
 from adapter_export.torch_backend.base.to_onnx import export_onnx
-from adapter_export.torch_backend.runner import TorchRunner
-from adapter_export.torch_backend.view import flow_graph
+from adapter_export.torch_backend.base.torch_base import TorchBase, load_base
+from adapter_export.torch_backend.fx_view import flow_graph
+from adapter_export.torch_backend.torch_runner import TorchRunner
 
 TOLERANCE = 2e-5
 INPUTS = inputs()

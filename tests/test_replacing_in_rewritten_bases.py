@@ -13,27 +13,27 @@ import pytest
 from replacing import OTHERS, PROJECTIONS, ROLES, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
 from small_encoder import Encoder, inputs, save_encoder
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.prove import plan_check
-from adapter_export.bundle.proof.sites import SiteProbe
+from adapter_export.bundle.proof.site_probe import SiteProbe
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.base.flow import flow_graph
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import exposed, insert_slots, with_site_outputs
+from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.quantise.optimize import optimized
 from adapter_export.onnx_backend.quantise.precision import with_precision
-from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.view import FlowIndex
-from adapter_export.torch_backend.base.base import load_base
 from adapter_export.torch_backend.base.to_onnx import export_onnx
+from adapter_export.torch_backend.base.torch_base import load_base
 
 INPUTS = inputs()
 ARRAYS = {name: tensor.numpy() for name, tensor in INPUTS.items()}

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from adapter_export.bundle.effects import effects, note_of
 from adapter_export.bundle.golden import Golden, GoldenMaker, OnStep, check_caches, silent
-from adapter_export.bundle.media import MediaMaker, check_media
+from adapter_export.bundle.golden_media import MediaMaker, check_media
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.bundle.rounded import rounded
@@ -32,7 +32,7 @@ from adapter_export.format.manifest_json import CARD_FILE, MANIFEST_VERSION, REP
 from adapter_export.format.media import GoldenMedia
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.runner import Runner
-from adapter_export.onnx_backend.graft.bank import bank_rows
+from adapter_export.onnx_backend.graft.bank_graph import bank_rows
 from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_sums, read_plan, slot_tensors
 from adapter_export.runtime.adapter_file import write_adapter_file
 

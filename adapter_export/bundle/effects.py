@@ -19,7 +19,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import BASE_NORM, bind_base_norm
 from adapter_export.numerics.budget import graph_budget
-from adapter_export.numerics.evaluate import borrowed, evaluate, evaluate_site, site_scale
+from adapter_export.numerics.evaluate_adapter import borrowed, evaluate, evaluate_site, site_scale
 from adapter_export.onnx_backend.graft.insert import site_norms
 from adapter_export.sites.site import Norm
 

@@ -33,12 +33,12 @@ from adapter_export.graph.tasks import Task
 from adapter_export.numerics.budget import Extent, extent
 from adapter_export.numerics.runner import Arrays
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import Numerics, numerics
 from adapter_export.onnx_backend.base.external import read_model
 from adapter_export.onnx_backend.base.flow import flow_graph
-from adapter_export.onnx_backend.runner import Pieces, weights_are_many
-from adapter_export.onnx_backend.session import open_session
-from adapter_export.reading.files import read_bytes
+from adapter_export.onnx_backend.base.onnx_base import Numerics, numerics
+from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.onnx_runner import Pieces, weights_are_many
+from adapter_export.reading.regular_files import read_bytes
 from adapter_export.runtime.bundle import Bundle, PrivateFolder, check_release, copy_verified, reader
 from adapter_export.runtime.graphs import Graphs, Optimization, run_session
 from adapter_export.runtime.graphs import open_session as open_file

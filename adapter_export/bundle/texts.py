@@ -26,7 +26,7 @@ from adapter_export.onnx_backend.slots import HeadSum, adapter_output
 from adapter_export.runtime.answers import TokenLabels, answer, document, within_reach
 from adapter_export.runtime.bundle import reader
 from adapter_export.runtime.session import Session
-from adapter_export.runtime.texts import context_of, encoded, prepared
+from adapter_export.runtime.text_reader import context_of, encoded, prepared
 from adapter_export.text import EncodedText, Pair, Tokenizer, unfillable
 
 CHECK = "golden texts"

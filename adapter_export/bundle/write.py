@@ -32,7 +32,7 @@ from adapter_export.format.tensors import write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.sums import MIX, weighted_members
 from adapter_export.graph.tasks import CAUSAL_LM
-from adapter_export.onnx_backend.base.base import OnnxBase
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.graft.fanout import ROWS_INPUT, cut_bank
 from adapter_export.onnx_backend.graft.insert import baked
 from adapter_export.onnx_backend.slots import HeadSum, SlotPlan, adapter_output, slot_tensors, topology_key

@@ -13,7 +13,7 @@ from adapter_export.cli.output import Bar, emit_json, progress_bar, say, warn
 
 if TYPE_CHECKING:
     from adapter_export import Adapter
-    from adapter_export.api.bundles.prove import OnStep
+    from adapter_export.api.bundles.check import OnStep
 
 
 def listed(text: str) -> list[str]:

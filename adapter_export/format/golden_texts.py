@@ -23,7 +23,7 @@ from adapter_export.format.records import (
     version_checked,
 )
 from adapter_export.reading.documents import parse_json
-from adapter_export.reading.files import read_bytes
+from adapter_export.reading.regular_files import read_bytes
 from adapter_export.text import Pair
 
 GOLDEN_TEXTS_VERSION = "1.0.0"

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adapter_export.errors import DataError, FileError, UsageError, argument
-from adapter_export.format.tables import check_columns, read_rows
+from adapter_export.format.table_files import check_columns, read_rows
 from adapter_export.graph.tasks import MEDIA_TYPES, ProblemType
-from adapter_export.reading.files import sha256_of
+from adapter_export.reading.regular_files import sha256_of
 
 SEPARATOR = "|"
 """Stands between the labels of a text, or between the choices of a question, where they are one string."""

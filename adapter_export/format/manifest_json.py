@@ -15,7 +15,7 @@ from adapter_export.format.manifest import FileRecord, Manifest, MixRecord
 from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import HEAD, SHARED
 from adapter_export.reading.documents import parse_json
-from adapter_export.reading.files import copy_hashed, read_bytes, sha256_of, unreadable
+from adapter_export.reading.regular_files import copy_hashed, read_bytes, sha256_of, unreadable
 
 MANIFEST_VERSION = "1.0.0"
 """The version of the manifest format that is written, and the newest that is read."""

@@ -25,7 +25,7 @@ from adapter_export.format.records import (
 )
 from adapter_export.graph.ops import Interval
 from adapter_export.reading.documents import parse_json
-from adapter_export.reading.files import read_bytes
+from adapter_export.reading.regular_files import read_bytes
 
 MEDIA_VERSION = "1.0.0"
 """The version of golden media that is written, and the newest that is read."""

@@ -11,8 +11,8 @@ from safetensors.numpy import save
 
 from adapter_export.errors import FormatError, TensorError, WriteError
 from adapter_export.reading.documents import parse_json
-from adapter_export.reading.files import read_bytes
 from adapter_export.reading.parsers import parsing
+from adapter_export.reading.regular_files import read_bytes
 
 _DTYPES = {
     "F64": "float64",

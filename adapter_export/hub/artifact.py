@@ -16,7 +16,7 @@ from adapter_export.format.manifest_json import (
 )
 from adapter_export.format.records import Count, RelativePath, Sha256, record_from_json
 from adapter_export.reading.documents import MOST_JSON_BYTES
-from adapter_export.reading.files import MOST_BYTES, sha256_of
+from adapter_export.reading.regular_files import MOST_BYTES, sha256_of
 
 Kind = Literal["bundle", "adapter"]
 

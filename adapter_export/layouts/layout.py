@@ -30,7 +30,7 @@ from adapter_export.format.manifest import Axis, Manifest, SlotRecord
 from adapter_export.format.manifest_json import UNLISTED, open_whole, read_manifest, verify_files
 from adapter_export.format.tensors import read_tensors
 from adapter_export.onnx_backend.base.external import read_model
-from adapter_export.reading.files import read_bytes
+from adapter_export.reading.regular_files import read_bytes
 from adapter_export.version import __version__
 
 Layout = Literal["triton", "kserve", "ray", "docker"]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from adapter_export.errors import AdapterError
 from adapter_export.graph.adapter import Adapter
-from adapter_export.numerics.evaluate import evaluate
+from adapter_export.numerics.evaluate_adapter import evaluate
 from adapter_export.sites.site import LAYERS, Site, SiteMap
 
 Matrix = npt.NDArray[np.float64]

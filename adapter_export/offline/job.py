@@ -26,15 +26,15 @@ from adapter_export.errors import (
     within,
 )
 from adapter_export.format.files import canonical_json, locked, new_file
-from adapter_export.format.tables import Row, json_object, text_lines
+from adapter_export.format.table_files import Row, json_object, text_lines
 from adapter_export.offline.rows import Columns, Text
-from adapter_export.practice.workers import RayWorkers
+from adapter_export.practice.run_workers import RayWorkers
 from adapter_export.reading.documents import read_json
-from adapter_export.reading.files import open_regular, sha256_of, unreadable
 from adapter_export.reading.parsers import parsing
+from adapter_export.reading.regular_files import open_regular, sha256_of, unreadable
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.graphs import Provider
-from adapter_export.runtime.texts import LongTexts, TextReader, answer_all
+from adapter_export.runtime.text_reader import LongTexts, TextReader, answer_all
 from adapter_export.version import __version__
 
 WINDOW = 2048

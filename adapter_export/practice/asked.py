@@ -40,7 +40,7 @@ from adapter_export.numerics.judge import (
 from adapter_export.numerics.runner import Runner, run
 from adapter_export.runtime.answers import TokenLabels, activated
 from adapter_export.runtime.batches import Request
-from adapter_export.runtime.texts import Reader, ReadText, answered
+from adapter_export.runtime.text_reader import Reader, ReadText, answered
 from adapter_export.text import Pair
 
 Results = Sequence[Sequence[np.ndarray]]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from adapter_export.errors import argument, worded
-from adapter_export.practice.plan import sample
+from adapter_export.practice.adapter_costs import sample
 from adapter_export.runtime import Bundle, Session
 from adapter_export.tables import Table, html_of
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.judge import Metric
-from adapter_export.onnx_backend.base.base import OnnxBase
-from adapter_export.practice.evaluate import Score
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+from adapter_export.practice.adapter_costs import Latency, sample
+from adapter_export.practice.evaluation import Score
 from adapter_export.practice.latency import ratio, slots_call, times
-from adapter_export.practice.plan import Latency, sample
 from adapter_export.runtime.graphs import open_session
 from adapter_export.tables import Table, html_of
 

@@ -15,11 +15,11 @@ import onnxruntime as ort
 from adapter_export.bundle.write import FLAVOURS
 from adapter_export.dtypes import Array
 from adapter_export.graph.adapter import Adapter
-from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.base.external import write_model
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
-from adapter_export.practice.plan import Latency, Setup, sample
+from adapter_export.practice.adapter_costs import Latency, Setup, sample
 from adapter_export.runtime.graphs import open_session, run_session
 
 _ROUNDS, _WARM_UP = 15, 2

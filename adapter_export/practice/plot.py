@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from adapter_export.errors import UsageError
 from adapter_export.format.files import new_file
 from adapter_export.numerics.judge import Metric
+from adapter_export.practice.adapter_costs import Choice, Plan
 from adapter_export.practice.drop import Drop
-from adapter_export.practice.plan import Choice, Plan
-from adapter_export.practice.sweep import Cost, Sweep, Trial
+from adapter_export.practice.sweep_results import Cost, Sweep, Trial
 
 
 def check_picture(path: Path) -> None:

@@ -10,7 +10,7 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from adapter_export.practice.sweep import Range, Setting, Space
+from adapter_export.practice.sweep_results import Range, Setting, Space
 
 _DIGITS = 3
 """Significant ones of a learning rate that is drawn from a range: more would look like more than it means."""

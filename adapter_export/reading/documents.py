@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from adapter_export.errors import FormatError, within
-from adapter_export.reading.files import read_bytes
+from adapter_export.reading.regular_files import read_bytes
 
 MOST_JSON_BYTES = 256 * 2**20
 """The largest document that is read."""

@@ -13,9 +13,9 @@ from adapter_export.errors import RequestError
 from adapter_export.format.axes import masks_of
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.tasks import ProblemType, Task
-from adapter_export.runtime.adapters import Entry
 from adapter_export.runtime.bank import MASK_BELOW
 from adapter_export.runtime.graphs import Arrays
+from adapter_export.runtime.loaded_adapters import Entry
 
 LONGEST_SPAN = 30
 """The most tokens of the span that answers a question."""

@@ -15,8 +15,8 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import FormatError, RequestError, argument
 from adapter_export.format.manifest import BankRecord, BankTensor, Flavour, HeadRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD
-from adapter_export.runtime.adapters import Adapters, Counts, Entry, Uses, head_width
 from adapter_export.runtime.graphs import Arrays, Feeds, Graphs, on_device, run_values
+from adapter_export.runtime.loaded_adapters import Adapters, Counts, Entry, Uses, head_width
 
 MASKED = -3e38
 """What is added to the results of classes that a row's adapter does not have; a softmax makes them 0."""

@@ -11,9 +11,9 @@ import numpy as np
 from adapter_export.errors import RequestError, UsageError
 from adapter_export.format.axes import length, names
 from adapter_export.format.manifest import Axis, Manifest
-from adapter_export.runtime.adapters import Entry
 from adapter_export.runtime.answers import own_classes
 from adapter_export.runtime.graphs import Arrays
+from adapter_export.runtime.loaded_adapters import Entry
 
 TOKEN_BUDGET = 512
 """How many tokens `run_many` puts into a call by default: on a CPU, larger calls save nothing."""

@@ -19,12 +19,12 @@ import onnxruntime as ort
 from adapter_export.errors import FileError, HashError, RequestError, UsageError, VersionError, argument, moved
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import MANIFEST_FILE, manifest_bytes, open_whole, read_manifest, verify_files
-from adapter_export.reading.files import read_bytes
-from adapter_export.runtime.adapters import Adapters
+from adapter_export.reading.regular_files import read_bytes
 from adapter_export.runtime.graphs import Graphs, Optimization, Provider, open_session
-from adapter_export.runtime.media import WORDS, MediaReader, media_record
+from adapter_export.runtime.loaded_adapters import Adapters
+from adapter_export.runtime.media_reader import WORDS, MediaReader, media_record
 from adapter_export.runtime.session import Session
-from adapter_export.runtime.texts import TextReader
+from adapter_export.runtime.text_reader import TextReader
 from adapter_export.text import Tokenizer
 
 try:

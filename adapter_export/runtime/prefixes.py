@@ -11,8 +11,8 @@ import numpy as np
 
 from adapter_export.errors import UsageError, argument
 from adapter_export.format.manifest import FanoutRecord
-from adapter_export.runtime.adapters import Counts
 from adapter_export.runtime.graphs import Arrays, Feeds, Graphs, on_device, run_session
+from adapter_export.runtime.loaded_adapters import Counts
 
 
 def digest_of(arrays: Iterable[np.ndarray]) -> bytes:

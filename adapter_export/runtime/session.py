@@ -13,7 +13,6 @@ import onnxruntime as ort
 from adapter_export.errors import RequestError, UsageError, within
 from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.runtime import batches
-from adapter_export.runtime.adapters import Adapters, Claim, Entry, Statistics
 from adapter_export.runtime.answers import (
     Answer,
     Prediction,
@@ -27,8 +26,9 @@ from adapter_export.runtime.answers import (
 )
 from adapter_export.runtime.bank import Bank
 from adapter_export.runtime.batches import TOKEN_BUDGET, Item, Progress, Request
+from adapter_export.runtime.check_inputs import Inputs, Weighting, check_inputs, check_rows, weight_tensors
 from adapter_export.runtime.graphs import Arrays, Graphs, Provider, on_device, run_bound, run_values
-from adapter_export.runtime.inputs import Inputs, Weighting, check_inputs, check_rows, weight_tensors
+from adapter_export.runtime.loaded_adapters import Adapters, Claim, Entry, Statistics
 from adapter_export.runtime.prefixes import Prefixes, digest_of
 from adapter_export.runtime.strength import Strengths
 

@@ -15,8 +15,8 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import FormatError, RequestError
 from adapter_export.graph.adapter import HEAD
 from adapter_export.reading.documents import parse_json
-from adapter_export.runtime.adapters import Adapters, Entry, Loaded
 from adapter_export.runtime.graphs import Graphs
+from adapter_export.runtime.loaded_adapters import Adapters, Entry, Loaded
 
 STRENGTH_KEY = "adapter_export.strength"
 """The key, in the metadata of the graph with slots, of the parameters that scale what each of its graphs adds: JSON."""

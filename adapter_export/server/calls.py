@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapter_export.errors import RequestError
 from adapter_export.reading.documents import parse_json
-from adapter_export.runtime.texts import Asked
+from adapter_export.runtime.text_reader import Asked
 from adapter_export.server.limits import LONGEST_TEXT, MOST_ROWS
 from adapter_export.text import Pair
 

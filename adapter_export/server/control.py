@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from adapter_export.errors import RequestError
-from adapter_export.reading.files import read_bytes
+from adapter_export.reading.regular_files import read_bytes
 from adapter_export.runtime import Bundle
 from adapter_export.server.limits import RefusedError
 from adapter_export.server.models import Extra

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapter_export.errors import RequestError
 from adapter_export.runtime.answers import own_classes
-from adapter_export.runtime.texts import Asked
+from adapter_export.runtime.text_reader import Asked
 from adapter_export.server.calls import Strict, parse, split_rows
 from adapter_export.server.control import Control
 from adapter_export.server.limits import LONGEST_TEXT, MOST_ROWS, Limits, RefusedError, body_of

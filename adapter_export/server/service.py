@@ -15,13 +15,13 @@ from starlette.datastructures import State
 
 from adapter_export.errors import InputError, RequestError
 from adapter_export.runtime import Request
-from adapter_export.runtime.texts import Asked, ReadText
-from adapter_export.server.answers import Answer, Arrays, Head, head_of, row_answer, text_answer, text_requests
+from adapter_export.runtime.text_reader import Asked, ReadText
 from adapter_export.server.calls import Call
 from adapter_export.server.limits import RefusedError
 from adapter_export.server.models import PIN, Models, Served, Target, listed
 from adapter_export.server.resolver import Resolver
 from adapter_export.server.routes import Routes
+from adapter_export.server.row_answers import Answer, Arrays, Head, head_of, row_answer, text_answer, text_requests
 from adapter_export.server.telemetry import Metrics, log
 
 _MOST_SHADOWS = 64

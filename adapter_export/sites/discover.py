@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from adapter_export.errors import NoSitesError
 from adapter_export.sites.coverage import coverage_of
-from adapter_export.sites.linear import layer_of, linear_sites, outside_sites
+from adapter_export.sites.linear_layers import layer_of, linear_sites, outside_sites
 from adapter_export.sites.site import Norm, Role, Site, SiteMap
 from adapter_export.sites.streams import Residual, Stream, layers_of, named_streams, role_of
 from adapter_export.sites.view import FlowGraph, FlowIndex, FlowNode, is_stream

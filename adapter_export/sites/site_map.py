@@ -17,7 +17,7 @@ from adapter_export.sites.discover import (
     stream_values,
     with_calls,
 )
-from adapter_export.sites.linear import is_sequence_first, linear_sites, outside_sites
+from adapter_export.sites.linear_layers import is_sequence_first, linear_sites, outside_sites
 from adapter_export.sites.site import SUBLAYERS, Norm, Role, Site, SiteMap
 from adapter_export.sites.streams import source_of, whole_sum
 from adapter_export.sites.view import FlowGraph, FlowIndex, is_stream

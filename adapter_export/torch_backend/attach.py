@@ -18,14 +18,14 @@ from adapter_export.format.axes import masks_of
 from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.compose.attention import temperature_of
 from adapter_export.graph.tasks import Task
-from adapter_export.numerics.evaluate import check_fit
+from adapter_export.numerics.evaluate_adapter import check_fit
 from adapter_export.numerics.runner import head_output
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.base.base import TorchBase
-from adapter_export.torch_backend.lowering import GraphLayer
+from adapter_export.torch_backend.base.torch_base import TorchBase
+from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.splice import splice
-from adapter_export.torch_backend.view import flow_graph
+from adapter_export.torch_backend.torch_lowering import GraphLayer
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,11 @@ from adapter_export.sites.site import Site, SiteMap
 from adapter_export.sites.site_map import GivenSites, check_complete, sites_of
 from adapter_export.sites.view import FlowIndex
 from adapter_export.torch_backend.attach import AttachedAdapter, attach
-from adapter_export.torch_backend.base.base import TorchBase, base_of, weight_facts
-from adapter_export.torch_backend.base.capture import AxisNames, Inputs, named_tensors, settled
-from adapter_export.torch_backend.base.inputs import obvious_inputs
+from adapter_export.torch_backend.base.capture_module import AxisNames, Inputs, named_tensors, settled
+from adapter_export.torch_backend.base.example_inputs import obvious_inputs
+from adapter_export.torch_backend.base.torch_base import TorchBase, base_of, weight_facts
+from adapter_export.torch_backend.fx_view import flow_graph, modules_of
 from adapter_export.torch_backend.splice import cut_piece, every_token, join_piece
-from adapter_export.torch_backend.view import flow_graph, modules_of
 
 ATTRIBUTE = "adapter"
 """The submodule under which a module has its adapter, so that `parameters()`, `train()` and `to()` reach it."""

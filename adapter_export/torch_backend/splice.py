@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from adapter_export.graph.adapter import HEAD
-from adapter_export.numerics.evaluate import check_tokens
+from adapter_export.numerics.evaluate_adapter import check_tokens
 from adapter_export.sites.edits import Edit, Ref, Rewiring, plan_edits
 from adapter_export.sites.site import SiteMap
 from adapter_export.sites.view import FlowIndex, Piece
-from adapter_export.torch_backend.lowering import GraphLayer
-from adapter_export.torch_backend.view import flow_graph
+from adapter_export.torch_backend.fx_view import flow_graph
+from adapter_export.torch_backend.torch_lowering import GraphLayer
 
 
 def cut_piece(whole: Tensor, start: int, end: int, blocks: int) -> Tensor:

@@ -9,8 +9,8 @@ from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.kinds import classification_head, houlsby
 from adapter_export.graph.slot_form import fold_weights, inference_form
 from adapter_export.graph.tasks import Task
-from adapter_export.onnx_backend.base.base import OnnxBase
-from adapter_export.onnx_backend.lowering import Writer, emit
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+from adapter_export.onnx_backend.onnx_lowering import Writer, emit
 
 LABELS = ("a", "b", "c", "d", "e", "f")
 

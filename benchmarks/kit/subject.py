@@ -11,13 +11,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.manifest import Flavour
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.runtime import Bundle
 from kit.adapters import random_houlsby
 
@@ -97,9 +97,9 @@ def _minilm() -> Path:
 def _opened(model: Path, folder: Path) -> tuple[Path, OnnxBase]:
     if model.suffix == ".onnx":
         return model, open_onnx(model)
-    from adapter_export.torch_backend.base.base import load_base
-    from adapter_export.torch_backend.base.huggingface import capture_folder
+    from adapter_export.torch_backend.base.huggingface_folder import capture_folder
     from adapter_export.torch_backend.base.to_onnx import export_onnx
+    from adapter_export.torch_backend.base.torch_base import load_base
 
     if model.is_dir():
         capture_folder(model, folder / "model.pt")

@@ -30,8 +30,8 @@ from golden_texts import Fault
 
 from adapter_export.errors import AdapterExportError, RequestError
 from adapter_export.runtime import Bundle, Session
-from adapter_export.runtime.texts import Asked, TextReader
-from adapter_export.server.answers import Answer, Arrays, head_of, row_answer, text_answer, text_requests
+from adapter_export.runtime.text_reader import Asked, TextReader
+from adapter_export.server.row_answers import Answer, Arrays, head_of, row_answer, text_answer, text_requests
 from adapter_export.text import Pair
 
 BASE = "-"

@@ -12,7 +12,7 @@ from adapter_export.errors import FormatError, InputError
 from adapter_export.format.golden_texts import GoldenText, GoldenTextSet, read_golden_texts
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answers import document
-from adapter_export.runtime.texts import TextReader, encoded, prepared
+from adapter_export.runtime.text_reader import TextReader, encoded, prepared
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from exported_bases import ExportedBase
 from once import once
 from small_bases import ARCHITECTURES
 
-from adapter_export.onnx_backend.base.base import open_onnx
-from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.torch_backend.base.to_onnx import export_onnx
+from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
 
 
 @pytest.fixture(scope="session")

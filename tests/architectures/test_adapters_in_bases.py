@@ -23,15 +23,15 @@ from torch.nn import functional as F
 
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import houlsby
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.runner import TorchRunner
-from adapter_export.torch_backend.view import flow_graph
+from adapter_export.torch_backend.fx_view import flow_graph
+from adapter_export.torch_backend.torch_runner import TorchRunner
 
 SHAPES = ((3, 5), (1, 9))
 TOLERANCE = 1e-4

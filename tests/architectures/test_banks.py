@@ -14,7 +14,7 @@ from tiny_onnx import random_adapter
 
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import houlsby, pfeiffer
-from adapter_export.onnx_backend.base.base import OnnxBase
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 
 CHOSEN = ("gpt2", "gpt_neox", "llama", "deberta_v2", "albert", "t5_encoder", "vit", "whisper_encoder", "swiglu_block")
 """Rows of tokens in one axis; parallel sublayers; RMS norms; shared layers; images and sound; a bare stream."""

@@ -20,24 +20,24 @@ from tiny_onnx import random_adapter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import LoraOptions, houlsby, lora
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.base.base import load_base, save_base
-from adapter_export.torch_backend.base.huggingface import capture_folder
+from adapter_export.torch_backend.base.huggingface_folder import capture_folder
 from adapter_export.torch_backend.base.to_onnx import export_onnx
-from adapter_export.torch_backend.runner import TorchRunner
-from adapter_export.torch_backend.view import flow_graph
+from adapter_export.torch_backend.base.torch_base import load_base, save_base
+from adapter_export.torch_backend.fx_view import flow_graph
+from adapter_export.torch_backend.torch_runner import TorchRunner
 
 SHAPES = ((3, 7, 5), (1, 4, 9))
 """Batch, tokens of the encoder, tokens of the decoder."""

@@ -17,15 +17,15 @@ from small_bases import ARCHITECTURES
 from tiny_onnx import random_adapter
 from torch import Tensor, nn
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.proof.prove import Reference, plan_check, prove
 from adapter_export.errors import AdapterError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import Ia3Options, LoraOptions, ia3, lora
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.slots import plan_slots
-from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.torch_runner import TorchRunner
 
 FUSED: Mapping[str, tuple[str, Mapping[str, list[int]]]] = {
     "gpt2": ("model.h.{n}.attn.c_attn", {"query": [*range(16)], "value": [*range(32, 48)]}),

@@ -12,14 +12,14 @@ from replacing import OTHERS, adapter_at, behind_the_norm, scaled, scaled_plus
 from small_bases import ARCHITECTURES
 
 from adapter_export.graph.adapter import Adapter
-from adapter_export.onnx_backend.base.base import OnnxBase
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
-from adapter_export.torch_backend.base.base import TorchBase
-from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.base.torch_base import TorchBase
+from adapter_export.torch_backend.torch_runner import TorchRunner
 
 CHOSEN = ("gpt2", "gpt_neox", "llama", "swiglu_block")
 """Products of rows; parallel sublayers; RMS norms; one projection for three."""

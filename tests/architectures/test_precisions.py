@@ -14,13 +14,13 @@ import pytest
 from exported_bases import ExportedBase
 from tiny_onnx import random_adapter
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.format.manifest import Precision
 from adapter_export.graph.kinds import houlsby
 from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
 from adapter_export.onnx_backend.quantise.precision import deviations, with_precision
-from adapter_export.onnx_backend.runner import CutRunner
 from adapter_export.runtime import Bundle
 
 

@@ -20,17 +20,17 @@ from adapter_export.errors import AdapterError
 from adapter_export.format.site_map_json import read_site_map, write_site_map
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import Kind, LoraOptions, houlsby, lora
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site_map import sites_of
-from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
 from adapter_export.torch_backend.base.to_onnx import export_onnx
-from adapter_export.torch_backend.runner import TorchRunner
-from adapter_export.torch_backend.view import flow_graph
+from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
+from adapter_export.torch_backend.fx_view import flow_graph
+from adapter_export.torch_backend.torch_runner import TorchRunner
 
 D = 16
 AXES = {"src": {0: "batch", 1: "source"}, "tgt": {0: "batch", 1: "target"}}

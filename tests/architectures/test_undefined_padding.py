@@ -14,7 +14,7 @@ from random_kinds import random_of_kind
 import adapter_export as ae
 from adapter_export.graph.kinds import houlsby
 from adapter_export.numerics.sample_inputs import InputCase, less_padded
-from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.torch_runner import TorchRunner
 
 WINDOW = 2
 LENGTHS = np.array([7, 4, 1])

@@ -9,7 +9,7 @@ import pytest
 from small_bundle import Built, build_small
 from tiny_onnx import save_tiny
 
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 
 
 @pytest.fixture(scope="session")

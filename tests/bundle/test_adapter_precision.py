@@ -12,12 +12,12 @@ from small_bundle import Built, make_adapter
 import adapter_export as ae
 from adapter_export.bundle.change import add_adapters
 from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.proof.exact_tensors import check_slots
 from adapter_export.bundle.proof.invariants import check_files
-from adapter_export.bundle.proof.tensors import check_slots
 from adapter_export.bundle.rounded import rounded
 from adapter_export.dtypes import AdapterPrecision, narrowed, widened
 from adapter_export.errors import TensorError
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 TENSORS = {
     "down": np.random.default_rng(0).normal(0, 0.2, (48, 16)).astype(np.float32),

@@ -11,15 +11,15 @@ import pytest
 from random_kinds import random_of_kind
 from tiny_onnx import save_tiny, token_inputs
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.opened import Graph, OpenedBundle
 from adapter_export.bundle.proof.prove import plan_check, prove
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import KINDS, BottleneckConfig, Kind, bottleneck_config
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import open_onnx
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.runtime import Bundle
 
 ODD = BottleneckConfig(

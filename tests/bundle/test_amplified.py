@@ -11,9 +11,9 @@ import pytest
 from adapterhub_bases import FIXTURES, Made, adapterhub_base, import_adapterhub
 from random_kinds import random_of_kind
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.golden import Allowance, Case, Golden, GoldenMaker, case_of
-from adapter_export.bundle.proof.compare import compare
+from adapter_export.bundle.proof.compare_arrays import compare
 from adapter_export.bundle.proof.prove import Reference, plan_check, prove
 from adapter_export.bundle.write import FLAVOURS
 from adapter_export.dtypes import Weights
@@ -26,8 +26,8 @@ from adapter_export.numerics.budget import Extent
 from adapter_export.numerics.runner import Arrays
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.base.base import TorchBase, load_base
-from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.base.torch_base import TorchBase, load_base
+from adapter_export.torch_backend.torch_runner import TorchRunner
 
 Change = Callable[[Adapter], Adapter]
 

@@ -13,7 +13,7 @@ import tokenizers
 from small_disk import small_disk
 from tiny_onnx import build_tiny, mixed_adapters, random_adapter, save_tiny, tiny_model
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import (
     AdapterError,
     BaseMismatchError,
@@ -31,8 +31,8 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import pfeiffer
 from adapter_export.numerics.runner import Arrays, Runner, Undefined
 from adapter_export.numerics.sample_inputs import InputCase, input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.text import tokenizer_digest
 
 SUPPORT = Path(__file__).parents[1] / "support"

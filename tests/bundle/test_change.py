@@ -18,7 +18,7 @@ import onnxruntime as ort
 import pytest
 from tiny_onnx import random_adapter, save_tiny, token_inputs
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.change import add_adapters, remove_adapters
 from adapter_export.errors import (
     AbandonedFileWarning,
@@ -37,8 +37,8 @@ from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, classification_head, houlsby, parallel, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 
 def _adapters(base: OnnxBase) -> dict[str, Adapter]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from adapter_export.bundle.proof.compare import compare, missing, unexpected
+from adapter_export.bundle.proof.compare_arrays import compare, missing, unexpected
 from adapter_export.format.check_report import MasksRecord, WorstRecord
 from adapter_export.numerics.budget import Budget
 

@@ -20,7 +20,7 @@ from adapter_export.format import manifest_json
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.manifest import FileRecord
 from adapter_export.onnx_backend.base import flow
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 
 class Counts:

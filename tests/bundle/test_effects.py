@@ -11,7 +11,7 @@ import pytest
 from random_kinds import random_of_kind
 from tiny_onnx import random_adapter
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.change import add_adapters
 from adapter_export.bundle.effects import effects, note_of, site_change
 from adapter_export.bundle.opened import OpenedBundle
@@ -21,8 +21,8 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import KINDS, BottleneckConfig, bottleneck_config, houlsby
 from adapter_export.graph.slot_form import has_neutral_parameters, neutral_parameters
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.sites.site import Norm
 from schemas import validate
 

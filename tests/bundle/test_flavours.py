@@ -12,7 +12,7 @@ import pytest
 from inner_norm import with_inner_norm
 from tiny_onnx import random_adapter, token_inputs
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.bundle.write import FLAVOURS
@@ -29,9 +29,9 @@ from adapter_export.graph.kinds import (
     pfeiffer,
 )
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase
-from adapter_export.onnx_backend.graft.bank import bank_rows
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+from adapter_export.onnx_backend.graft.bank_graph import bank_rows
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.slots import head_sums, plan_slots
 from adapter_export.runtime.bank import MASK_BELOW
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from small_bundle import build_small
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.opened import read_source
 from adapter_export.errors import AdapterError
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.graph.compose import weighted_fusion
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 
 def test_members_in_another_order_are_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from adapter_export.errors import AdapterError, RequestError
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
 from adapter_export.format.media import MediaRecord, Normalize
-from adapter_export.runtime.media import apply_steps, read_medium
+from adapter_export.runtime.media_reader import apply_steps, read_medium
 from adapter_export.torch_backend.base.own_processors import own_media
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"

@@ -76,7 +76,7 @@ def test_the_answers_are_those_of_torch(made: Path) -> None:
     """By the torch module itself with the adapter attached, and arithmetic of this test."""
     base = ae.open_base(made / "model.pt")
     texts = {one.adapter: one for one in read_golden_texts(made / "bundle" / "golden" / "texts.json").sets}
-    from adapter_export.torch_backend.runner import TorchRunner
+    from adapter_export.torch_backend.torch_runner import TorchRunner
 
     runner = TorchRunner(base.torch)
     for name in ("topic", "tags", "likeness", "vector"):

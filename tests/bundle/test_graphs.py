@@ -18,7 +18,7 @@ from adapter_export.bundle.write import FLAVOURS
 from adapter_export.errors import FormatError, UsageError
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from schemas import validate
 
 Change = Callable[[dict[str, np.ndarray]], None]

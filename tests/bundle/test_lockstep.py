@@ -30,10 +30,10 @@ from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import UsageError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.runner import Arrays, Runner
-from adapter_export.onnx_backend import runner as pieces
+from adapter_export.onnx_backend import onnx_runner as pieces
 from adapter_export.onnx_backend.base.flow import module_path
-from adapter_export.onnx_backend.runner import CutRunner, with_outputs
-from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.onnx_runner import CutRunner, with_outputs
 from adapter_export.runtime.graphs import Optimization, run_session
 from schemas import validate
 
@@ -93,7 +93,7 @@ def torch_base(text_folder: Path) -> ae.Base:
 
 @pytest.fixture(scope="module")
 def torch_runner(torch_base: ae.Base) -> Runner:
-    from adapter_export.torch_backend.runner import TorchRunner
+    from adapter_export.torch_backend.torch_runner import TorchRunner
 
     return TorchRunner(torch_base.torch, sites=torch_base.sites.map)
 
@@ -163,7 +163,7 @@ class TestWhichSideIsWrong:
     """A torch base has float64 as a third witness."""
 
     def test_a_reference_that_is_off_is_named_as_such(self, text_folder: Path, torch_base: ae.Base) -> None:
-        from adapter_export.torch_backend.runner import TorchRunner
+        from adapter_export.torch_backend.torch_runner import TorchRunner
 
         class Off(TorchRunner):
             def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Arrays:

@@ -11,7 +11,7 @@ from tiny_onnx import build_tiny, random_adapter, save_tiny
 from adapter_export.bundle.write import model_version
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.graph.kinds import BottleneckOptions, houlsby
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.quantise.precision import with_precision
 from adapter_export.onnx_backend.slots import SlotPlan, plan_slots
 from adapter_export.sites.site_map import GivenSites

@@ -13,7 +13,7 @@ from tampering import rehash
 from tiny_onnx import random_adapter, save_tiny, tiny_model
 
 import adapter_export as ae
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.invariants import _with_padding, check_proofs
 from adapter_export.errors import RequestError
@@ -22,8 +22,8 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, pfeiffer
 from adapter_export.numerics.runner import Arrays
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 GATED = pfeiffer(BottleneckOptions(gate=True))
 

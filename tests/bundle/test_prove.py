@@ -24,8 +24,8 @@ from adapter_export.errors import UsageError
 from adapter_export.format.check_report import SpanRecord
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.sample_inputs import padding_of
-from adapter_export.onnx_backend.base.base import OnnxBase
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from schemas import validate
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from adapter_export.bundle.proof.compare import compare, missing
+from adapter_export.bundle.proof.compare_arrays import compare, missing
 from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import NothingComparedError, ParityError
 from adapter_export.format.check_report import ComparisonRecord, InvariantRecord, OutputRecord, SiteRecord

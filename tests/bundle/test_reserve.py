@@ -10,13 +10,13 @@ from tiny_onnx import save_tiny
 
 import adapter_export as ae
 from adapter_export.api.bundles.bundles import reserved_by
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.change import add_adapters
 from adapter_export.errors import UsageError
 from adapter_export.graph.kinds import KINDS
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import open_onnx
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 
 def test_every_kind_goes_into_a_bundle_that_was_built_with_two(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from adapter_export.bundle.proof.faults import FAULTS, Copy
 from adapter_export.bundle.proof.prove import Reference
 from adapter_export.bundle.proof.selftest import self_test
 from adapter_export.errors import ParityError, UsageError
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from schemas import validate
 
 LOCATED = {

@@ -15,7 +15,7 @@ from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import AdapterError, HashError, NothingComparedError, TensorError
 from adapter_export.format.adapter_files import read_adapter, write_adapter
 from adapter_export.format.manifest import Manifest
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 UP = "adapter.layers.0.ffn.bottleneck_relu.up.weight"
 

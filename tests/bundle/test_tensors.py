@@ -32,7 +32,7 @@ from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import pfeiffer
 from adapter_export.numerics.runner import Arrays
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from schemas import validate
 
 WORDS_UP = "adapter.layers.0.ffn.bottleneck_relu.up.weight"

@@ -14,9 +14,9 @@ from once import once
 import adapter_export as ae
 from adapter_export.bundle.views import check_same_sites
 from adapter_export.errors import BaseModelError
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.runner import node_values
+from adapter_export.torch_backend.torch_runner import node_values
 
 Pair = tuple[ae.Base, OnnxBase]
 

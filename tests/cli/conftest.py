@@ -138,8 +138,8 @@ def model(cli: Cli, hf_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def graph(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small BERT as an ONNX graph, which `build` needs no export for."""
-    from adapter_export.torch_backend.base.base import load_base
     from adapter_export.torch_backend.base.to_onnx import export_onnx
+    from adapter_export.torch_backend.base.torch_base import load_base
 
     def make(folder: Path) -> None:
         export_onnx(load_base(model), folder / "model.onnx")

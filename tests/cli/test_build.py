@@ -56,8 +56,8 @@ def test_an_onnx_base_that_takes_fewer_tokens_need_not_say_so(
     import torch
     from transformers import BertConfig, BertModel
 
-    from adapter_export.torch_backend.base.base import load_base
     from adapter_export.torch_backend.base.to_onnx import export_onnx
+    from adapter_export.torch_backend.base.torch_base import load_base
 
     torch.manual_seed(1)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

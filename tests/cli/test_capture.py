@@ -10,7 +10,7 @@ def test_the_archive_is_the_model(cli, hf_folder: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModel
 
-    from adapter_export.torch_backend.base.base import load_base
+    from adapter_export.torch_backend.base.torch_base import load_base
 
     made = cli.json("capture", hf_folder, "-o", tmp_path / "deep" / "model.pt")
     assert made["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]

@@ -42,7 +42,7 @@ def pickled(encoder: nn.Module, tmp_path: Path) -> Path:
 
 
 def test_a_described_module_becomes_a_base(cli, encoder: nn.Module, pickled: Path, tmp_path: Path) -> None:
-    from adapter_export.torch_backend.base.base import load_base
+    from adapter_export.torch_backend.base.torch_base import load_base
 
     made = cli.json("capture", "--trust-pickle", pickled, "--input", SRC, "--max-tokens", 30, "-o", tmp_path / "m.pt")
     assert made["inputs"] == ["src"]
@@ -59,7 +59,7 @@ def test_a_described_module_becomes_a_base(cli, encoder: nn.Module, pickled: Pat
 def test_tokens_by_their_usual_names_need_no_description(cli, hf_folder: Path, tmp_path: Path) -> None:
     from transformers import AutoModel
 
-    from adapter_export.torch_backend.base.base import load_base
+    from adapter_export.torch_backend.base.torch_base import load_base
 
     torch.save(AutoModel.from_pretrained(hf_folder).eval(), tmp_path / "mine.pt")
     out, folder_out = tmp_path / "m.pt", tmp_path / "folder.pt"
@@ -77,7 +77,7 @@ def test_an_old_pickle_is_read_as_well(cli, encoder: nn.Module, tmp_path: Path) 
 
 
 def test_weights_of_fewer_bits_become_float32(cli, encoder: nn.Module, tmp_path: Path) -> None:
-    from adapter_export.torch_backend.base.base import load_base
+    from adapter_export.torch_backend.base.torch_base import load_base
 
     half = copy.deepcopy(encoder).to(torch.bfloat16)
     torch.save(half, tmp_path / "mine.pt")

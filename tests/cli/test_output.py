@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapter_export.cli.bundles.results import bar
+from adapter_export.cli.bundles.run_results import bar
 from adapter_export.cli.output import duration, emit_json, progress_bar, say, show, size, steps, warn
 from adapter_export.tables import Table
 

@@ -24,7 +24,7 @@ from once import once
 from small_bundle import LENGTHS, WIDTH, build_small, small_tokenizer
 from toolchain import skip_or_fail
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.write import FLAVOURS
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest_json import CARD_FILE, REPORT_FILE, SIGNATURE_FILE
@@ -34,7 +34,7 @@ from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds import Kind, classification_head, houlsby, parallel, pfeiffer
 from adapter_export.graph.tasks import Task
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 
 SHAPES = ({"batch": 1, "sequence": 1}, {"batch": 4, "sequence": 7}, {"batch": 3, "sequence": 19})
 TASKS = (
@@ -62,8 +62,8 @@ def conformance_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.
 
 
 def _build_minilm(archive: Path, graph: Path, folder: Path) -> None:
-    from adapter_export.torch_backend.base.base import load_base
-    from adapter_export.torch_backend.runner import TorchRunner
+    from adapter_export.torch_backend.base.torch_base import load_base
+    from adapter_export.torch_backend.torch_runner import TorchRunner
 
     torch_base, base = load_base(archive), open_onnx(graph)
     adapters = [

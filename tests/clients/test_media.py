@@ -10,7 +10,7 @@ from clients import CLIENTS, Client
 from small_media import noise
 
 from adapter_export.runtime import Bundle
-from adapter_export.runtime.media import apply_steps
+from adapter_export.runtime.media_reader import apply_steps
 
 pytestmark = pytest.mark.parametrize("client", CLIENTS, indirect=True)
 

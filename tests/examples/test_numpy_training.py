@@ -12,11 +12,11 @@ import pytest
 from tiny_onnx import save_tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import open_onnx
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.runtime import Bundle
 
 PROGRAM = Path(__file__).parents[2] / "examples" / "numpy_training.py"

@@ -16,7 +16,7 @@ from toolchain import skip_or_fail
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import adapter_export as ae
-from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.torch_runner import TorchRunner
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_with_trainer.py"
 

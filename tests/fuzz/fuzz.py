@@ -33,7 +33,7 @@ sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "suppor
 from readers import HEAVY, LIGHT, Reader, heavy_readers, light_readers
 
 from adapter_export.errors import AdapterExportError
-from adapter_export.onnx_backend import session
+from adapter_export.onnx_backend import model_session
 from adapter_export.reading import child
 
 MOST_SECONDS, MOST_BYTES = 2.0, 500 * 10**6
@@ -66,7 +66,7 @@ def _forked(_: object, *, input: str, timeout: float, **__: object) -> subproces
 
 def prepare() -> None:
     """Cut the time for one run of a graph to what an execution may take, and let trials be forks."""
-    session._MOST_SECONDS = MOST_SECONDS / 2
+    model_session._MOST_SECONDS = MOST_SECONDS / 2
     vars(child)["subprocess"] = SimpleNamespace(run=_forked, TimeoutExpired=subprocess.TimeoutExpired)
 
 

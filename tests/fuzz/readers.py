@@ -24,7 +24,7 @@ from small_media import noise, png, wav
 from tiny_decoder import cached_graph
 
 from adapter_export.api.models.base import open_base
-from adapter_export.cli.bundles.rows import read_arrays, read_file
+from adapter_export.cli.bundles.run_rows import read_arrays, read_file
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.derivation import read_derivation
 from adapter_export.format.files import canonical_json
@@ -35,12 +35,12 @@ from adapter_export.format.site_map_json import read_site_map
 from adapter_export.format.tensors import read_tensors
 from adapter_export.importers.adapterhub import import_adapterhub
 from adapter_export.importers.peft import import_peft
-from adapter_export.onnx_backend.base.base import open_onnx
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.base.trial import try_graph
 from adapter_export.reading.documents import parse_json
-from adapter_export.reading.files import read_text
+from adapter_export.reading.regular_files import read_text
 from adapter_export.runtime.adapter_file import parse_adapter
-from adapter_export.runtime.media import read_clip, read_picture
+from adapter_export.runtime.media_reader import read_clip, read_picture
 from adapter_export.sites.site import SiteMap
 from adapter_export.text import Pair, Tokenizer, try_tokenizer
 
@@ -306,8 +306,8 @@ def heavy_readers(made: Path) -> dict[str, Reader]:
     import torch
     from archives import save_plainly
 
-    from adapter_export.torch_backend.base.base import load_base
     from adapter_export.torch_backend.base.pickles import read_torch_file
+    from adapter_export.torch_backend.base.torch_base import load_base
     from adapter_export.torch_backend.train.checkpoint import read_checkpoint
 
     save_plainly(made / "model.pt")

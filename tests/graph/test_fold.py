@@ -15,7 +15,7 @@ from adapter_export.errors import GraphError
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, bottleneck
 from adapter_export.graph.slot_form import fold_weights, inference_form
-from adapter_export.numerics.evaluate import evaluate
+from adapter_export.numerics.evaluate_adapter import evaluate
 
 WIDTHS = {"d": 8, "d_in": 8, "b": 3}
 SQUARE = {"w": ("d", "d")}

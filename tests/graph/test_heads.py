@@ -12,7 +12,7 @@ from heads import heads
 from adapter_export.errors import UsageError
 from adapter_export.graph.heads import HeadOptions, classification_head, head_graph, make_head
 from adapter_export.graph.tasks import ProblemType, head_result
-from adapter_export.numerics.evaluate import evaluate
+from adapter_export.numerics.evaluate_adapter import evaluate
 
 D, B, T = 6, 3, 5
 RNG = np.random.default_rng(0)

@@ -21,7 +21,7 @@ from adapter_export.graph.kinds import (
     lora_graph,
 )
 from adapter_export.graph.kinds.adapterhub import nice_graph
-from adapter_export.numerics.evaluate import evaluate
+from adapter_export.numerics.evaluate_adapter import evaluate
 
 WIDTHS = {"d": 384, "d_in": 384, "b": 64}
 ZERO_UP = ("zero_up", "kaiming_zero_up")

@@ -13,7 +13,7 @@ from adapter_export.graph.graph import SITE_VALUES, AdapterGraph, Node
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, bottleneck, classification_head
 from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.graph.slot_form import NEUTRAL_WIDTH, neutral_parameters, neutral_widths
-from adapter_export.numerics.evaluate import evaluate
+from adapter_export.numerics.evaluate_adapter import evaluate
 
 WIDTHS = {"d": 8, "d_in": 8}
 PRODUCT = Node("linear", ("h",), "p", {"weight": "w"})

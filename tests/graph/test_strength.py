@@ -12,8 +12,8 @@ from adapter_export.graph.graph import AdapterGraph, bind_base_norm
 from adapter_export.graph.kinds import KINDS
 from adapter_export.graph.kinds.linear import changed_layer_graph
 from adapter_export.graph.slot_form import neutral_parameters, slot_form
-from adapter_export.graph.strength import strength_parameters
-from adapter_export.numerics.evaluate import evaluate
+from adapter_export.graph.strength_parameters import strength_parameters
+from adapter_export.numerics.evaluate_adapter import evaluate
 
 SITES = encoder()
 WIDTHS = {"d": 16, "d_in": 16, "b": 4, "r": 2, "f": 4, "g": 4}

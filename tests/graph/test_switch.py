@@ -19,7 +19,7 @@ from adapter_export.graph.slot_form import (
     slot_form,
     slot_weights,
 )
-from adapter_export.numerics.evaluate import evaluate
+from adapter_export.numerics.evaluate_adapter import evaluate
 
 PRODUCT = Node("linear", ("h",), "p", {"weight": "w"})
 SQUARE = {"w": ("d", "d")}

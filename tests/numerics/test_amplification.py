@@ -11,7 +11,7 @@ import pytest
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.kinds import ia3_graph
 from adapter_export.numerics.budget import MOST_AMPLIFIED, budget, product_error
-from adapter_export.numerics.evaluate import evaluate_site
+from adapter_export.numerics.evaluate_adapter import evaluate_site
 from adapter_export.numerics.runner import DRAWS, Arrays, moved_by_rounding, with_errors
 from adapter_export.sites.site import Norm, Site, SiteMap
 

@@ -16,8 +16,8 @@ from random_graphs import WIDTHS, graphs
 from adapter_export.graph.graph import AdapterGraph, Node, interpret
 from adapter_export.graph.kinds import BottleneckOptions, bottleneck, classification_head
 from adapter_export.graph.ops import ACTIVATIONS, BOUND_OPS, OPS
-from adapter_export.numerics.evaluate import evaluate, gradients
-from adapter_export.torch_backend.lowering import LOWERINGS
+from adapter_export.numerics.evaluate_adapter import evaluate, gradients
+from adapter_export.torch_backend.torch_lowering import LOWERINGS
 
 Arrays = dict[str, np.ndarray]
 STEP = 1e-6

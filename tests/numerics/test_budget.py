@@ -13,7 +13,7 @@ from adapter_export.graph.graph import AdapterGraph, Node, interpret
 from adapter_export.graph.kinds import BottleneckOptions, bottleneck, classification_head
 from adapter_export.graph.numpy_lowering.forward import LOWERINGS
 from adapter_export.numerics.budget import ACCUMULATION, ROUNDING, budget, graph_budget
-from adapter_export.numerics.evaluate import evaluate, rounding_scale
+from adapter_export.numerics.evaluate_adapter import evaluate, rounding_scale
 
 MINILM = {"inner": 1536, "depth": 36}
 MINILM_DEVIATION = 2.2e-6

@@ -10,7 +10,7 @@ from adapter_export.errors import AdapterError
 from adapter_export.graph.adapter import Adapter, Head, Placement
 from adapter_export.graph.kinds import BottleneckOptions, bottleneck, classification_head
 from adapter_export.graph.tasks import Task
-from adapter_export.numerics.evaluate import evaluate, evaluate_head, evaluate_site, site_scale
+from adapter_export.numerics.evaluate_adapter import evaluate, evaluate_head, evaluate_site, site_scale
 
 GRAPH = bottleneck("h", BottleneckOptions(activation="relu", scaling=2.0))
 RNG = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from adapter_export.errors import AdapterError, GraphError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph, Node, bind_base_norm
 from adapter_export.graph.kinds import BottleneckOptions, houlsby
-from adapter_export.numerics.evaluate import check_fit, check_tokens, evaluate_site
+from adapter_export.numerics.evaluate_adapter import check_fit, check_tokens, evaluate_site
 from adapter_export.sites.site import Norm, Role, Site, SiteMap
 
 UNKNOWN = Norm("unknown", 0.0, None, None)

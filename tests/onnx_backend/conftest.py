@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tiny_onnx import save_tiny
 
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,10 @@ from tiny_onnx import save_tiny, tiny_model, token_inputs
 from adapter_export.errors import AdapterError, AdapterExportError, NotNeutralError
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.graph import AdapterGraph, Node
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.graft.bank import bank_rows, insert_bank
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.graft.bank_graph import bank_rows, insert_bank
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.slots import head_sums, plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 

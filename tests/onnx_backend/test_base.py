@@ -12,8 +12,8 @@ from tiny_onnx import VOCABULARY, WIDTH, save_tiny, tiny_model, token_inputs
 
 from adapter_export.errors import BaseModelError, FileError, InputError
 from adapter_export.format.manifest import InputRecord, OutputRecord
-from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY, OnnxBase, open_onnx
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import FINGERPRINT_KEY, OnnxBase, open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 
 class TestDescription:

@@ -16,13 +16,13 @@ from onnxruntime.transformers.optimizer import optimize_model
 from tiny_onnx import random_adapter
 from transformers import AutoModel
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import NoSitesError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, houlsby
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 
 KIND = houlsby(BottleneckOptions("relu"))

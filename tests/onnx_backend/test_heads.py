@@ -9,7 +9,7 @@ import pytest
 from heads import TAGS, TOPICS, heads, with_head
 from tiny_onnx import WIDTH, random_adapter, save_tiny, token_inputs
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.proof.prove import Reference, plan_check, prove
 from adapter_export.bundle.report import failures
 from adapter_export.bundle.write import model_version
@@ -18,10 +18,10 @@ from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, houlsby
 from adapter_export.graph.tasks import Task
-from adapter_export.numerics.evaluate import evaluate_head
+from adapter_export.numerics.evaluate_adapter import evaluate_head
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.slots import head_sums, plan_slots, slot_tensors
 from adapter_export.runtime import Bundle, Session
 from adapter_export.runtime.adapter_file import write_adapter_file

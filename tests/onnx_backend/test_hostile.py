@@ -13,9 +13,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from adapter_export.errors import BaseModelError, FileError, NoSitesError
-from adapter_export.onnx_backend import session
-from adapter_export.onnx_backend.base import base
-from adapter_export.onnx_backend.base.base import open_onnx
+from adapter_export.onnx_backend import model_session
+from adapter_export.onnx_backend.base import onnx_base
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.base.structure import ATTRIBUTES
 
 _D = 8
@@ -96,7 +96,7 @@ def test_a_function_that_calls_itself_is_named(tmp_path: Path) -> None:
 
 
 def test_a_loop_without_an_end_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_MOST_SECONDS", 0.5)
+    monkeypatch.setattr(model_session, "_MOST_SECONDS", 0.5)
     with pytest.raises(BaseModelError, match="did not come to an end"):
         open_onnx(_saved(tmp_path / "a.onnx", _endless()))
 
@@ -194,7 +194,7 @@ def test_a_mistake_of_our_own_is_not_blamed_on_the_graph(tmp_path: Path, monkeyp
     def mistaken(_: object) -> None:
         raise KeyError("a mistake")
 
-    monkeypatch.setattr(base, "flow_graph", mistaken)
+    monkeypatch.setattr(onnx_base, "flow_graph", mistaken)
     with pytest.raises(KeyError):
         open_onnx(_saved(tmp_path / "a.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])]))
 

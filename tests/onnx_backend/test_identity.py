@@ -12,7 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 from tiny_onnx import tiny_model
 
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 
 
 def _inside(model: onnx.ModelProto, folder: Path) -> Path:

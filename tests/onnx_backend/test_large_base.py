@@ -15,8 +15,8 @@ from tiny_onnx import build_tiny, save_tiny, tiny_model
 
 from adapter_export.errors import HashError
 from adapter_export.format.manifest_json import read_manifest, verify_files
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.base.external import readable, write_model
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "large_base.py"
 

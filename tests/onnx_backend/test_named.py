@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from adapter_export.onnx_backend.base.base import open_onnx
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
 
 WEIGHT = np.random.default_rng(0).normal(0, 0.2, (4, 4)).astype(np.float32)  # [out, in], square
 

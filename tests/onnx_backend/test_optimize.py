@@ -11,17 +11,17 @@ import pytest
 from small_encoder import load_encoder
 from tiny_onnx import random_adapter, save_tiny, tiny_model
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.proof.prove import Reference, plan_check, prove
 from adapter_export.errors import BaseModelError
 from adapter_export.graph.kinds import BottleneckOptions, houlsby, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
 from adapter_export.onnx_backend.quantise.precision import Deviation, deviations
-from adapter_export.onnx_backend.runner import CutRunner
 from adapter_export.torch_backend.base.to_onnx import export_onnx
-from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.torch_runner import TorchRunner
 
 SHAPES = [{"batch": 1, "tokens": 1}, {"batch": 3, "tokens": 7}]
 

@@ -17,10 +17,10 @@ from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.errors import ParityError, RequestError
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.format.tensors import read_tensors
-from adapter_export.onnx_backend import runner as pieces
-from adapter_export.onnx_backend.base.base import OnnxBase
-from adapter_export.onnx_backend.runner import Pieces
-from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend import onnx_runner as pieces
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.onnx_runner import Pieces
 from adapter_export.runtime.graphs import run_session
 
 SMALL = 2560

@@ -20,8 +20,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from tiny_onnx import random_adapter, save_tiny, tiny_model, token_inputs
 
 from adapter_export.api.bundles.bundles import PRECISIONS
-from adapter_export.bundle.build import build_bundle
-from adapter_export.bundle.proof.compare import Original
+from adapter_export.bundle.build_bundle import build_bundle
+from adapter_export.bundle.proof.compare_arrays import Original
 from adapter_export.bundle.proof.prove import Reference, plan_check, prove
 from adapter_export.bundle.report import Report
 from adapter_export.errors import BaseModelError, UsageError
@@ -29,11 +29,11 @@ from adapter_export.format.manifest import Manifest, Precision
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, houlsby, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase, numerics, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots
+from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.quantise.precision import with_precision
-from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.onnx_backend.session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.bundle import Bundle
 from adapter_export.runtime.graphs import run_session

@@ -10,12 +10,12 @@ import pytest
 from onnx import helper, numpy_helper, parser
 from replacing import adapter_at, scaled_plus
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import BaseModelError
 from adapter_export.graph.compose import weighted_fusion
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 WIDTH = 8
 

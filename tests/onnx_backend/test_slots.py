@@ -14,10 +14,10 @@ from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.kinds import BottleneckOptions, Kind, classification_head, houlsby, parallel, pfeiffer
 from adapter_export.graph.kinds.linear import changed_layer_graph
 from adapter_export.graph.slot_form import repeated_zeros
-from adapter_export.onnx_backend.base.base import OnnxBase
-from adapter_export.onnx_backend.graft.bank import bank_rows, insert_bank
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+from adapter_export.onnx_backend.graft.bank_graph import bank_rows, insert_bank
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.slots import PLAN_KEY, plan_slots, read_plan, slot_tensors, topology_key
 from adapter_export.runtime.graphs import run_session
 

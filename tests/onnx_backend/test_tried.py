@@ -16,9 +16,9 @@ from adapter_export.errors import RequestError
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.kinds import pfeiffer
-from adapter_export.onnx_backend.base.base import open_onnx
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.base.tried import axes, equal_axes, length_limits
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 POSITIONS = """
     real = Cast <to = 1> (attention_mask)

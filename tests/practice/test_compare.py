@@ -27,11 +27,11 @@ from adapter_export.graph.heads import make_head
 from adapter_export.graph.kinds import BottleneckOptions
 from adapter_export.graph.tasks import Task
 from adapter_export.numerics.judge import Judged, judge_classes, judge_numbers, judge_spans
-from adapter_export.practice.compare import MOST_PAIRED, Comparison, Contestant, Setting, comparison, holm
+from adapter_export.practice.comparison import MOST_PAIRED, Comparison, Contestant, Setting, comparison, holm
 from adapter_export.tables import one_line
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import attach
-from adapter_export.torch_backend.base.base import load_base, save_base
+from adapter_export.torch_backend.base.torch_base import load_base, save_base
 from schemas import validate
 
 SETTING = Setting("single_label", "rows.tsv", "0" * 64, 200, 0, 0, None)

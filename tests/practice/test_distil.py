@@ -16,8 +16,8 @@ from click.testing import CliRunner
 import adapter_export as ae
 from adapter_export.cli.main import main
 from adapter_export.errors import AdapterError, BaseMismatchError, DataError, TrainingError, UsageError
-from adapter_export.practice.distil import Distillation, Side, timed
-from adapter_export.practice.evaluate import Score
+from adapter_export.practice.evaluation import Score
+from adapter_export.practice.student import Distillation, Side, timed
 from adapter_export.torch_backend.train.record import Silent, StepRecord
 
 QUICK: dict[str, Any] = {"epochs": 4, "batch_size": 8, "learning_rate": 0.01}

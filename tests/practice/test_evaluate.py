@@ -27,7 +27,7 @@ from adapter_export.errors import (
     UsageError,
 )
 from adapter_export.practice.asked import Asked
-from adapter_export.practice.evaluate import Evaluation, compare
+from adapter_export.practice.evaluation import Evaluation, compare
 from adapter_export.text import Pair
 
 
@@ -400,7 +400,7 @@ def test_rows_that_rounding_may_decide_are_named_and_allowed(trained: Path) -> N
     from adapter_export.bundle.opened import OpenedBundle
     from adapter_export.format.labelled import Columns, labelled_rows
     from adapter_export.practice.asked import ask
-    from adapter_export.practice.evaluate import hold_record
+    from adapter_export.practice.evaluation import hold_record
 
     opened = OpenedBundle.open(trained / "bundle")
     rows, _ = labelled_rows(trained / "test.tsv", Columns(), "single_label")

@@ -20,7 +20,7 @@ from adapter_export.errors import MistakeError, TensorError, UsageError
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.kinds import BottleneckOptions, houlsby, kind_named
-from adapter_export.practice.lint import RULES
+from adapter_export.practice.mistakes import RULES
 from adapter_export.torch_backend.train.fresh import fresh_adapter
 
 UP, DOWN = "layers.1.ffn.up.weight", "layers.1.ffn.down.weight"

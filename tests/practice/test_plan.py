@@ -15,7 +15,7 @@ import adapter_export as ae
 from adapter_export.cli.main import main
 from adapter_export.errors import UsageError
 from adapter_export.graph.kinds import KINDS, kind_named
-from adapter_export.practice.plan import Choice, base_work, choices, recommend, sample
+from adapter_export.practice.adapter_costs import Choice, base_work, choices, recommend, sample
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.train.fresh import fresh_adapter
 from adapter_export.torch_backend.train.memory import training_memory

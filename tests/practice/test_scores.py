@@ -10,7 +10,7 @@ import pytest
 
 from adapter_export.errors import UsageError
 from adapter_export.numerics.judge import CHOICES, CLASSES, NUMBERS, Judged, judge_classes, judge_numbers, judge_ranking
-from adapter_export.practice.evaluate import (
+from adapter_export.practice.evaluation import (
     Score,
     calibrate,
     check_gates,

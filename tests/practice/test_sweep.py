@@ -20,10 +20,10 @@ from safetensors import safe_open
 import adapter_export as ae
 from adapter_export.errors import DataError, FileError, TrainingError, UsageError
 from adapter_export.numerics.judge import Metric
-from adapter_export.practice.plan import Latency
+from adapter_export.practice.adapter_costs import Latency
+from adapter_export.practice.run_workers import Processes, RayWorkers
 from adapter_export.practice.search import Search
-from adapter_export.practice.sweep import Range, Run, Setting, Space, Sweep, Trial
-from adapter_export.practice.workers import Processes, RayWorkers
+from adapter_export.practice.sweep_results import Range, Run, Setting, Space, Sweep, Trial
 
 QUICK = {"epochs": 1, "batch_size": 4, "bottlenecks": (2,), "kinds": ("pfeiffer", "ia3")}
 
@@ -102,7 +102,7 @@ def test_a_process_that_dies_takes_its_own_call_alone() -> None:
 
 _PARENT = """
 import os, time
-from adapter_export.practice.workers import Processes
+from adapter_export.practice.run_workers import Processes
 if __name__ == "__main__":
     workers = Processes(1)
     print(workers.submit(os.getpid).result(), flush=True)

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from safetensors.numpy import save
 
 from adapter_export.bundle.golden import read_golden
-from adapter_export.cli.bundles.rows import read_arrays
+from adapter_export.cli.bundles.run_rows import read_arrays
 from adapter_export.errors import (
     AdapterError,
     BaseModelError,
@@ -25,9 +25,9 @@ from adapter_export.errors import (
     TrainingError,
 )
 from adapter_export.format.manifest import GoldenRecord, InputRecord
-from adapter_export.format.tables import read_rows
+from adapter_export.format.table_files import read_rows
 from adapter_export.graph.adapter import check_name
-from adapter_export.onnx_backend.base.base import open_onnx
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
 from adapter_export.torch_backend.base.pickles import _pickles, read_torch_file
 from adapter_export.torch_backend.train.checkpoint import read_checkpoint

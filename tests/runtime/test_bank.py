@@ -11,12 +11,12 @@ import pytest
 from inner_norm import with_inner_norm
 from tiny_onnx import random_adapter, save_tiny, token_inputs
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import HashError, RequestError
 from adapter_export.graph.kinds import pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import open_onnx
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.runtime import Bundle, Request, Session
 
 INPUTS = token_inputs(5, 3, 1, 7, 2)

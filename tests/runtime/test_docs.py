@@ -13,12 +13,12 @@ import tokenizers
 from small_media import noise, png
 from tiny_onnx import random_adapter, save_tiny
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.graph.compose import weighted_fusion
 from adapter_export.graph.kinds import houlsby
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import open_onnx
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 PAGE = Path(__file__).parents[2] / "docs" / "runtime.md"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.S | re.M)

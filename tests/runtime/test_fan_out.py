@@ -17,14 +17,14 @@ from tiny_decoder import open_cached
 from tiny_onnx import random_adapter
 
 import adapter_export as ae
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import BaseModelError, FormatError, RequestError, UsageError
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import write_manifest
 from adapter_export.graph.kinds import pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.graft.fanout import cut_bank
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.runtime import Bundle, Request
 from adapter_export.runtime.graphs import open_session, run_session
 

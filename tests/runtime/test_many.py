@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from tiny_onnx import random_adapter, save_tiny, tiny_model, token_inputs
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import RequestError, UsageError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import open_onnx
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.runtime import Bundle, Request, Session
 
 NAMES = (None, "wide", "narrow", "pfeiffer", "plain")

@@ -11,7 +11,7 @@ from small_media import encoded, noise, png, wav
 
 from adapter_export.errors import DataError, RequestError
 from adapter_export.format.media import CenterCrop, Fit, Normalize, Rescale, ResizeShortestEdge, Standardize
-from adapter_export.runtime.media import apply_steps, read_clip, read_medium, read_picture
+from adapter_export.runtime.media_reader import apply_steps, read_clip, read_medium, read_picture
 
 TONE = 0.5 * np.sin(np.arange(800) / 9)
 

@@ -7,7 +7,7 @@ import pytest
 
 from adapter_export.errors import RequestError
 from adapter_export.format.manifest import InputRecord
-from adapter_export.runtime.inputs import check_inputs
+from adapter_export.runtime.check_inputs import check_inputs
 
 RECORDS = (
     InputRecord("ids", "int64", ("batch", "tokens"), "ids", 10),

@@ -16,8 +16,8 @@ from adapter_export.bundle.write import model_version
 from adapter_export.errors import AdapterError, FileError, FormatError, RequestError, TensorError
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.kinds import BottleneckOptions, houlsby
-from adapter_export.onnx_backend.base.base import open_onnx
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime import Bundle, Session
 from adapter_export.runtime.adapter_file import write_adapter_file

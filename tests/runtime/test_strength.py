@@ -10,8 +10,8 @@ import pytest
 from tiny_onnx import mixed_adapters, save_tiny, token_inputs
 
 from adapter_export.errors import RequestError
-from adapter_export.onnx_backend.base.base import open_onnx
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.runtime import Request, Session
 
 INPUTS = token_inputs(5, 3, 1)

@@ -11,13 +11,13 @@ import pytest
 from safetensors.numpy import load_file
 from small_bundle import WORDS, Built, build_small
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import RequestError
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.manifest import MixRecord
 from adapter_export.graph.compose import average, weighted_fusion
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.runtime import Bundle, Request
 from adapter_export.runtime.session import Session
 

@@ -14,7 +14,7 @@ import pytest
 import tritonclient.http as triton
 
 from adapter_export.runtime import Bundle
-from adapter_export.runtime.texts import TextReader
+from adapter_export.runtime.text_reader import TextReader
 from adapter_export.version import __version__
 
 TEXTS = ["who wrote it ?", "a good film and the book was not dull .", "moon"]

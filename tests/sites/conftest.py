@@ -20,9 +20,9 @@ from adapter_export.onnx_backend.base.flow import flow_graph as onnx_flow
 from adapter_export.onnx_backend.base.normalise import open_sums
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.base.sums import open_sums as open_torch_sums
+from adapter_export.torch_backend.base.expand_sums import open_sums as open_torch_sums
 from adapter_export.torch_backend.base.to_onnx import converted
-from adapter_export.torch_backend.view import flow_graph as torch_flow
+from adapter_export.torch_backend.fx_view import flow_graph as torch_flow
 
 DECOMPOSED = frozenset({"bert", "cohere", "torch_pre_norm", "hand_written"})
 """The bases whose ONNX graphs are those of torch's own call, in which masks, reshapes and chunks are decomposed."""

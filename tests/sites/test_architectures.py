@@ -15,7 +15,7 @@ from adapter_export.errors import NoSitesError
 from adapter_export.onnx_backend.base.flow import flow_graph as onnx_flow
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.view import flow_graph as torch_flow
+from adapter_export.torch_backend.fx_view import flow_graph as torch_flow
 
 ALBERT = "encoder.albert_layer_groups.0.albert_layers.0"  # one module for all layers
 

@@ -14,12 +14,12 @@ from partial_bases import BASES
 import adapter_export as ae
 from adapter_export.errors import NoSitesError
 from adapter_export.graph.adapter import Adapter
-from adapter_export.onnx_backend.base.base import open_onnx
 from adapter_export.onnx_backend.base.flow import flow_graph as onnx_flow
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import Coverage
 from adapter_export.sites.site_map import GivenSites, sites_of
-from adapter_export.torch_backend.view import flow_graph as torch_flow
+from adapter_export.torch_backend.fx_view import flow_graph as torch_flow
 
 COMPLETE = {
     "subtracting": 4,

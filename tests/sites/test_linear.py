@@ -9,7 +9,7 @@ import pytest
 from adapter_export.onnx_backend.base.flow import flow_graph as onnx_flow
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import Norm, Site, SiteMap
-from adapter_export.torch_backend.view import flow_graph as torch_flow
+from adapter_export.torch_backend.fx_view import flow_graph as torch_flow
 
 # Per site of the first layer: its name in the layer, the widths of what it reads and gives, its module, its parts.
 LISTED = {

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from adapter_export.sites.view import FlowGraph, FlowNode
-from adapter_export.torch_backend.view import flow_graph
+from adapter_export.torch_backend.fx_view import flow_graph
 
 
 class Written(nn.Module):

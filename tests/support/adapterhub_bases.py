@@ -18,15 +18,15 @@ from safetensors.numpy import load_file
 
 from adapter_export.importers import adapterhub
 from adapter_export.importers.take import Imported
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import Site, SiteMap
-from adapter_export.torch_backend.base.base import TorchBase, load_base
-from adapter_export.torch_backend.base.huggingface import capture_folder
+from adapter_export.torch_backend.base.huggingface_folder import capture_folder
 from adapter_export.torch_backend.base.pickles import read_torch_file
 from adapter_export.torch_backend.base.to_onnx import export_onnx
-from adapter_export.torch_backend.runner import TorchRunner
-from adapter_export.torch_backend.view import flow_graph
+from adapter_export.torch_backend.base.torch_base import TorchBase, load_base
+from adapter_export.torch_backend.fx_view import flow_graph
+from adapter_export.torch_backend.torch_runner import TorchRunner
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "adapterhub"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from adapter_export.graph.adapter import Adapter
-from adapter_export.onnx_backend.base.base import OnnxBase
-from adapter_export.torch_backend.base.base import TorchBase
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+from adapter_export.torch_backend.base.torch_base import TorchBase
 
 
 @dataclass(frozen=True)

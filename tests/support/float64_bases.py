@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from adapter_export.graph.adapter import Adapter
-from adapter_export.numerics.evaluate import evaluate_site
+from adapter_export.numerics.evaluate_adapter import evaluate_site
 from adapter_export.sites.site import Norm
 
 Array = np.ndarray

@@ -14,9 +14,9 @@ import torch
 from small_task import prepared, review_data
 
 from adapter_export.dtypes import Weights
-from adapter_export.torch_backend.base.base import load_base
+from adapter_export.torch_backend.base.torch_base import load_base
 from adapter_export.torch_backend.train.record import Silent, StepRecord, TrainingSettings
-from adapter_export.torch_backend.train.train import train
+from adapter_export.torch_backend.train.train_loop import train
 
 
 class Fatal(Silent):

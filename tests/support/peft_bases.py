@@ -10,9 +10,9 @@ from once import once
 from peft_folders import FIXTURES
 from transformers import LlamaForCausalLM, T5EncoderModel
 
-from adapter_export.torch_backend.base.base import load_base, save_base
-from adapter_export.torch_backend.base.huggingface import capture_folder
+from adapter_export.torch_backend.base.huggingface_folder import capture_folder
 from adapter_export.torch_backend.base.to_onnx import export_onnx
+from adapter_export.torch_backend.base.torch_base import load_base, save_base
 
 
 def peft_base(factory: pytest.TempPathFactory, name: str) -> Path:

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from adapter_export.cli.main import main
-from adapter_export.torch_backend.train import distil, language, train  # noqa: F401 - loaded once for both
+from adapter_export.torch_backend.train import distil_loop, language, train_loop  # noqa: F401 - loaded once for both
 
 
 def call(calls: dict[str, list[str]], folder: Path) -> None:

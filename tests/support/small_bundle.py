@@ -14,15 +14,15 @@ from once import once
 from onnx import numpy_helper, parser, shape_inference
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.adapter import Adapter, Head
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, classification_head
 from adapter_export.graph.tasks import Task
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import LENGTHS_KEY, OnnxBase, open_onnx
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import LENGTHS_KEY, OnnxBase, open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 WIDTH, INNER, WORDS, LAYERS = 16, 32, 20, 2
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
+from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
 
 WIDTH = 16
 MAX_TOKENS = 24

@@ -13,10 +13,10 @@ from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel, attach
-from adapter_export.torch_backend.base.base import TorchBase
+from adapter_export.torch_backend.base.torch_base import TorchBase
+from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.train.data import TextExamples, TrainingData, class_indices
 from adapter_export.torch_backend.train.fresh import fresh_adapter
-from adapter_export.torch_backend.view import flow_graph
 
 LABELS = ("bad", "good")
 

@@ -9,14 +9,14 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, parser, shape_inference
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds import BottleneckOptions, Kind, classification_head, houlsby, parallel, pfeiffer
 from adapter_export.graph.tasks import Task
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.runner import CutRunner
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 WIDTH, VOCABULARY, LAYERS = 16, 40, 2
 FIRST_TOKEN = classification_head("first")

@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 
 from adapter_export.errors import BaseModelError, FileError, InputError, UnsafeArchiveError
 from adapter_export.torch_backend.base.archive import screen, write_clean
-from adapter_export.torch_backend.base.base import TorchBase, load_base
+from adapter_export.torch_backend.base.torch_base import TorchBase, load_base
 
 
 @pytest.fixture(scope="module")

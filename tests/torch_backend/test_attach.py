@@ -16,9 +16,9 @@ from adapter_export.errors import AdapterError, BaseMismatchError, RequestError
 from adapter_export.format.adapter_files import read_adapter, write_adapter
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions
-from adapter_export.numerics.evaluate import evaluate
+from adapter_export.numerics.evaluate_adapter import evaluate
 from adapter_export.torch_backend.attach import attach
-from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
+from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
 from adapter_export.torch_backend.train.fresh import relative_change
 
 ACTIVATED = {"relu": torch.relu, "gelu": nn.functional.gelu, "silu": nn.functional.silu}

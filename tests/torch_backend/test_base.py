@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from adapter_export.errors import BaseModelError, OutputExistsError, RequestError, UsageError, WriteError
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import InputRecord, OutputRecord
-from adapter_export.torch_backend.base.base import TorchBase, fingerprint, load_base, save_base
+from adapter_export.torch_backend.base.torch_base import TorchBase, fingerprint, load_base, save_base
 
 Point = namedtuple("Point", "left right")
 

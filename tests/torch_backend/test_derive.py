@@ -13,9 +13,9 @@ from torch import nn
 from adapter_export.errors import BaseModelError
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.base.base import TorchBase, base_of, load_base, write_base
 from adapter_export.torch_backend.base.derive import layers_of, with_layers, with_weights
-from adapter_export.torch_backend.view import flow_graph
+from adapter_export.torch_backend.base.torch_base import TorchBase, base_of, load_base, write_base
+from adapter_export.torch_backend.fx_view import flow_graph
 
 FOUR = {**SIZE, "num_hidden_layers": 4, "vocab_size": 50, "max_position_embeddings": 40}
 MASK = torch.tensor([[1] * 7, [1] * 5 + [0] * 2])

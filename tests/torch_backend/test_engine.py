@@ -23,7 +23,7 @@ from adapter_export.errors import TrainingError, UsageError
 from adapter_export.graph.heads import make_head
 from adapter_export.graph.tasks import Task
 from adapter_export.torch_backend.attach import attach
-from adapter_export.torch_backend.base.base import TorchBase
+from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.train.cache import HiddenCache
 from adapter_export.torch_backend.train.checkpoint import CHECKPOINT_FILE
 from adapter_export.torch_backend.train.data import Rows, TextExamples, TrainingData, balanced
@@ -31,7 +31,7 @@ from adapter_export.torch_backend.train.devices import Engine
 from adapter_export.torch_backend.train.fresh import fresh_adapter, with_head
 from adapter_export.torch_backend.train.objectives import class_loss, label_loss
 from adapter_export.torch_backend.train.record import Silent, StepRecord, TrainingSettings
-from adapter_export.torch_backend.train.train import train
+from adapter_export.torch_backend.train.train_loop import train
 
 _ALONE = "ADAPTER_EXPORT_TEST_ALONE"
 

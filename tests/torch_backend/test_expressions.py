@@ -11,7 +11,7 @@ from torch.utils._sympy.functions import FloorDiv, Mod
 
 from adapter_export.errors import BaseModelError
 from adapter_export.format.lengths import Lengths
-from adapter_export.torch_backend.base.lengths import program_facts
+from adapter_export.torch_backend.base.length_facts import program_facts
 from adapter_export.torch_backend.base.program_file import is_guard, is_size_expression
 
 A, B = sympy.symbols("s0 s77", positive=True, integer=True)

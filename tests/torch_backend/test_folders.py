@@ -17,11 +17,11 @@ from torch import nn
 import adapter_export as ae
 from adapter_export.errors import BaseModelError, UsageError
 from adapter_export.format.manifest import InputRecord
-from adapter_export.torch_backend.base.base import load_base, save_base
-from adapter_export.torch_backend.base.capture import capture, dense_experts
-from adapter_export.torch_backend.base.huggingface import _open_base, capture_folder, open_folder
-from adapter_export.torch_backend.base.inputs import Prepared, described_inputs, obvious_inputs
+from adapter_export.torch_backend.base.capture_module import capture, dense_experts
+from adapter_export.torch_backend.base.example_inputs import Prepared, described_inputs, obvious_inputs
+from adapter_export.torch_backend.base.huggingface_folder import _open_base, capture_folder, open_folder
 from adapter_export.torch_backend.base.own_processors import prepared_by
+from adapter_export.torch_backend.base.torch_base import load_base, save_base
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 WORDS = {"vocab_size": 50, "max_position_embeddings": 40}

@@ -12,7 +12,7 @@ from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.heads import make_head
 from adapter_export.graph.kinds import KINDS
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.base.base import TorchBase
+from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.train.fresh import fresh_adapter, with_prior
 
 

@@ -17,12 +17,12 @@ from adapter_export.graph.compose.attention import temperature_of
 from adapter_export.graph.compose.members import own_tensors
 from adapter_export.graph.heads import make_head
 from adapter_export.torch_backend.attach import AdaptedModel, attach
-from adapter_export.torch_backend.base.base import TorchBase
+from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.train.checkpoint import run_identity
 from adapter_export.torch_backend.train.data import TrainingData
 from adapter_export.torch_backend.train.fresh import with_head
 from adapter_export.torch_backend.train.record import TrainingSettings
-from adapter_export.torch_backend.train.train import train
+from adapter_export.torch_backend.train.train_loop import train
 
 QUICK = TrainingSettings(epochs=2, batch_size=16, learning_rate=0.01)
 

@@ -39,10 +39,10 @@ from adapter_export.graph.kinds import KINDS, BottleneckOptions
 from adapter_export.sites.site import Site, SiteMap
 from adapter_export.torch_backend import hooks
 from adapter_export.torch_backend.attach import attach
-from adapter_export.torch_backend.base.base import TorchBase, load_base, save_base
-from adapter_export.torch_backend.base.inputs import obvious_inputs
+from adapter_export.torch_backend.base.example_inputs import obvious_inputs
+from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
 from adapter_export.torch_backend.hooks import attach_to_module
-from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.torch_runner import TorchRunner
 from adapter_export.torch_backend.train.fresh import fresh_adapter
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

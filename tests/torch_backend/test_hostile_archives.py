@@ -11,8 +11,8 @@ import torch
 from archives import read_entries, save_plainly, write_entries
 
 from adapter_export.errors import UnsafeArchiveError
-from adapter_export.torch_backend.base.base import load_base
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, quiet
+from adapter_export.torch_backend.base.torch_base import load_base
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from transformers import AutoModel, PreTrainedModel
 
 from adapter_export.errors import BaseModelError, FileError, OutputExistsError
 from adapter_export.format.lengths import Lengths
-from adapter_export.torch_backend.base.base import load_base
-from adapter_export.torch_backend.base.huggingface import capture_folder, open_folder
+from adapter_export.torch_backend.base.huggingface_folder import capture_folder, open_folder
+from adapter_export.torch_backend.base.torch_base import load_base
 
 SIZES = {
     "vocab_size": 99,

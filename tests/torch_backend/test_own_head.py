@@ -18,10 +18,10 @@ from transformers import AutoModel, PreTrainedModel
 import adapter_export as ae
 from adapter_export.errors import AdapterError, BaseModelError, UsageError
 from adapter_export.graph.adapter import OWN_HEAD
-from adapter_export.torch_backend.base.base import HEAD_GRAPH, HEAD_WEIGHTS, load_base, save_base
-from adapter_export.torch_backend.base.huggingface import capture_folder, open_folder
-from adapter_export.torch_backend.base.inputs import obvious_inputs
+from adapter_export.torch_backend.base.example_inputs import obvious_inputs
+from adapter_export.torch_backend.base.huggingface_folder import capture_folder, open_folder
 from adapter_export.torch_backend.base.own_head import own_head
+from adapter_export.torch_backend.base.torch_base import HEAD_GRAPH, HEAD_WEIGHTS, load_base, save_base
 
 SIZES = {
     "vocab_size": 99,

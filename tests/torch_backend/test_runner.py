@@ -14,8 +14,8 @@ from small_task import make_adapter, with_random_weights
 from adapter_export.errors import BaseMismatchError, RequestError
 from adapter_export.numerics.runner import Runner
 from adapter_export.torch_backend.attach import attach
-from adapter_export.torch_backend.base.base import TorchBase
-from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.base.torch_base import TorchBase
+from adapter_export.torch_backend.torch_runner import TorchRunner
 
 
 @pytest.fixture(scope="module")

@@ -14,22 +14,22 @@ from small_encoder import BAD, GOOD, OTHER, WIDTH, load_encoder
 from small_task import make_adapter, sites_of, with_random_weights
 from torch.nn import functional as F
 
-from adapter_export.bundle.build import build_bundle
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import DataError
 from adapter_export.format.labelled import Columns, GivenSpan
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds import houlsby
 from adapter_export.graph.tasks import ProblemType
-from adapter_export.numerics.evaluate import evaluate_head
+from adapter_export.numerics.evaluate_adapter import evaluate_head
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import open_onnx
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.runtime import Bundle
 from adapter_export.text import Pair, Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel, attach
-from adapter_export.torch_backend.base.base import TorchBase
 from adapter_export.torch_backend.base.to_onnx import export_onnx
-from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.base.torch_base import TorchBase
+from adapter_export.torch_backend.torch_runner import TorchRunner
 from adapter_export.torch_backend.train.data import TextExamples, TrainingData
 from adapter_export.torch_backend.train.fresh import fresh_adapter
 from adapter_export.torch_backend.train.objectives import (
@@ -40,7 +40,7 @@ from adapter_export.torch_backend.train.objectives import (
 )
 from adapter_export.torch_backend.train.record import Silent, StepRecord, TrainingSettings
 from adapter_export.torch_backend.train.task import TaskFiles, TextTask, read_task
-from adapter_export.torch_backend.train.train import evaluate, train
+from adapter_export.torch_backend.train.train_loop import evaluate, train
 
 TAGS = {**dict.fromkeys(GOOD, "praise"), **dict.fromkeys(BAD, "blame")}
 

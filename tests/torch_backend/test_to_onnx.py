@@ -15,11 +15,11 @@ from small_encoder import load_encoder
 from torch import Tensor, nn
 
 from adapter_export.errors import BaseModelError, OutputExistsError, WriteError
-from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY, LENGTHS_KEY, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import FINGERPRINT_KEY, LENGTHS_KEY, open_onnx
 from adapter_export.sites.discover import discover
-from adapter_export.torch_backend.base.base import TorchBase, base_of, load_base, save_base
 from adapter_export.torch_backend.base.to_onnx import OPSET, export_onnx, to_onnx
-from adapter_export.torch_backend.view import flow_graph
+from adapter_export.torch_backend.base.torch_base import TorchBase, base_of, load_base, save_base
+from adapter_export.torch_backend.fx_view import flow_graph
 
 
 @pytest.fixture(scope="module")

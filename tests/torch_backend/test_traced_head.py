@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapter_export.errors import AdapterError
-from adapter_export.numerics.evaluate import evaluate
-from adapter_export.torch_backend.base.base import base_of
+from adapter_export.numerics.evaluate_adapter import evaluate
 from adapter_export.torch_backend.base.own_head import trace_head
+from adapter_export.torch_backend.base.torch_base import base_of
 
 Parts = Callable[["Whole", Tensor, Tensor], Tensor]
 

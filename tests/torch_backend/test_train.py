@@ -18,12 +18,12 @@ from torch import Tensor
 
 from adapter_export.errors import TrainingError
 from adapter_export.torch_backend.attach import attach
-from adapter_export.torch_backend.base.base import TorchBase, fingerprint
+from adapter_export.torch_backend.base.torch_base import TorchBase, fingerprint
 from adapter_export.torch_backend.train.checkpoint import CHECKPOINT_FILE
 from adapter_export.torch_backend.train.data import TrainingData
 from adapter_export.torch_backend.train.objectives import Scores
 from adapter_export.torch_backend.train.record import EpochRecord, Silent, StepRecord, TrainingSettings
-from adapter_export.torch_backend.train.train import evaluate, train
+from adapter_export.torch_backend.train.train_loop import evaluate, train
 
 QUICK = TrainingSettings(epochs=2, batch_size=8, learning_rate=0.01)
 

@@ -173,8 +173,8 @@ def test_clips_are_learnt_and_answered_by_whispers_encoder(tmp_path: Path) -> No
     from transformers import WhisperConfig, WhisperFeatureExtractor
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-    from adapter_export.torch_backend.base.base import save_base
     from adapter_export.torch_backend.base.own_processors import own_media
+    from adapter_export.torch_backend.base.torch_base import save_base
 
     config = WhisperConfig(
         d_model=16,

@@ -13,12 +13,12 @@ from adapter_export.graph.kinds import KINDS
 from adapter_export.sites.discover import discover
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel, attach
-from adapter_export.torch_backend.base.base import TorchBase, fingerprint, load_base
+from adapter_export.torch_backend.base.torch_base import TorchBase, fingerprint, load_base
+from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.train.data import TextExamples, TrainingData
 from adapter_export.torch_backend.train.fresh import fresh_adapter, relative_change
 from adapter_export.torch_backend.train.record import TrainingSettings
-from adapter_export.torch_backend.train.train import train
-from adapter_export.torch_backend.view import flow_graph
+from adapter_export.torch_backend.train.train_loop import train
 
 QUESTIONS = (
     "Who wrote Hamlet ?",

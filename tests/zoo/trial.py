@@ -23,7 +23,7 @@ from adapter_export.errors import AdapterExportError, BaseModelError, InputError
 from adapter_export.graph.kinds import houlsby
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.base.capture import settled
+from adapter_export.torch_backend.base.capture_module import settled
 
 TOLERANCE = 1e-4
 """Of the largest value: the live module and the captured graph order their sums differently, and no more."""

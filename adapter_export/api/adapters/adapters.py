@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Unpack, cast
 
 from adapter_export.api.adapters.kinds import PackedOptions, kind_names, own_options, placed
-from adapter_export.api.adapters.tasks import TaskFacts, with_facts
+from adapter_export.api.adapters.task_facts import TaskFacts, with_facts
 from adapter_export.api.models.base import Base, OnNote, PathLike, recorded_base, tell
 from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.errors import AdapterError, FileError, UsageError, argument, command

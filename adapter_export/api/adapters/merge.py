@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from adapter_export.format.lengths import Bounds
     from adapter_export.format.manifest import InputRecord
     from adapter_export.graph.adapter import Adapter
-    from adapter_export.onnx_backend.base.base import OnnxBase
-    from adapter_export.torch_backend.base.base import TorchBase
+    from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+    from adapter_export.torch_backend.base.torch_base import TorchBase
 
     Outputs = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
@@ -131,9 +131,9 @@ def _merge_torch(
     import torch
 
     from adapter_export.graph.adapter import OWN_HEAD
-    from adapter_export.torch_backend.base.base import write_base
     from adapter_export.torch_backend.base.derive import with_weights
-    from adapter_export.torch_backend.runner import TorchRunner
+    from adapter_export.torch_backend.base.torch_base import write_base
+    from adapter_export.torch_backend.torch_runner import TorchRunner
 
     state, notes = base.program.state_dict, list[str]()
     weights = {name: torch.from_numpy(array.copy()).to(state[name].dtype) for name, array in tensors.items()}
@@ -171,10 +171,10 @@ def _merge_onnx(
     import onnx_ir as ir
 
     from adapter_export.format.files import new_file
-    from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY, open_onnx
     from adapter_export.onnx_backend.base.external import in_memory, read_model, settle_external_data
+    from adapter_export.onnx_backend.base.onnx_base import FINGERPRINT_KEY, open_onnx
     from adapter_export.onnx_backend.graft.insert import insert_slots
-    from adapter_export.onnx_backend.session import open_session
+    from adapter_export.onnx_backend.model_session import open_session
     from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
     from adapter_export.runtime.graphs import run_session
 

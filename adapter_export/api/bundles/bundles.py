@@ -28,13 +28,13 @@ from adapter_export.errors import AdapterError, BaseModelError, RequestError, Us
 
 if TYPE_CHECKING:
     from adapter_export.api.adapters.adapters import Adapters
-    from adapter_export.bundle.proof.tensors import Origin
+    from adapter_export.bundle.proof.exact_tensors import Origin
     from adapter_export.dtypes import AdapterPrecision
     from adapter_export.format.manifest import Flavour, Manifest, Precision
     from adapter_export.graph.adapter import Adapter
     from adapter_export.numerics.runner import Runner
     from adapter_export.numerics.sample_inputs import InputCase
-    from adapter_export.onnx_backend.base.base import Numerics, OnnxBase
+    from adapter_export.onnx_backend.base.onnx_base import Numerics, OnnxBase
     from adapter_export.onnx_backend.quantise.precision import Deviation
     from adapter_export.onnx_backend.slots import Reserved
     from adapter_export.runtime import Bundle
@@ -153,7 +153,7 @@ def build(
         ParityError: the exported graph does not compute what the reference computes.
         OutputExistsError, WriteError: the bundle cannot be written.
     """
-    from adapter_export.bundle.build import build_bundle
+    from adapter_export.bundle.build_bundle import build_bundle
     from adapter_export.bundle.write import FLAVOURS, check_bases
     from adapter_export.runtime import Bundle
 
@@ -289,8 +289,8 @@ def _flavours(given: Sequence[str] | None, base: Base) -> list[Flavour] | None:
 
 def _tried(base: Base, say: OnProgress) -> Base:
     """Return a base with the lengths that its graph takes, as running it shows; a large one is not run."""
-    from adapter_export.onnx_backend.base.base import with_tried_lengths
     from adapter_export.onnx_backend.base.external import is_large
+    from adapter_export.onnx_backend.base.onnx_base import with_tried_lengths
 
     if is_large(base.onnx.model):
         return base
@@ -422,7 +422,7 @@ def _prepared(
     That is the model itself, or the quantised base cut open at its sites where the precision is another: the model in
     float32 says nothing about rounding in 8 bits. Fused operators are compared with what they were made of.
     """
-    from adapter_export.onnx_backend.runner import CutRunner
+    from adapter_export.onnx_backend.onnx_runner import CutRunner
     from adapter_export.sites.site_map import check_complete
 
     with TemporaryDirectory(prefix="adapter-export-") as temporary:
@@ -432,7 +432,7 @@ def _prepared(
         check_complete(plain.sites, base.given)
         if not base.is_onnx:
             from adapter_export.bundle.views import check_same_sites
-            from adapter_export.torch_backend.runner import node_values
+            from adapter_export.torch_backend.torch_runner import node_values
 
             check_same_sites(base.sites.map, plain, partial(node_values, base.torch), base.max_tokens)
         made = plain
@@ -467,7 +467,7 @@ def same_precision(base: Base, wanted: Numerics) -> Iterator[tuple[Runner, Calla
 
     That is told whether operators are to be fused, and is called within the context.
     """
-    from adapter_export.onnx_backend.runner import CutRunner
+    from adapter_export.onnx_backend.onnx_runner import CutRunner
 
     with TemporaryDirectory(prefix="adapter-export-") as temporary:
         folder = Path(temporary)
@@ -494,13 +494,13 @@ def same_precision(base: Base, wanted: Numerics) -> Iterator[tuple[Runner, Calla
 
 def origin_of(base: Base, precision: Precision, *, optimized: bool) -> Origin:
     """Return what a bundle's constants follow from: the tensors of a model, and the libraries that make its graph."""
-    from adapter_export.bundle.proof.tensors import Origin
+    from adapter_export.bundle.proof.exact_tensors import Origin
 
     own = precision_of(base) == precision
     libraries = (*(() if own else ("onnxruntime",)), *(("onnxscript",) if optimized else ()))
     if base.is_onnx:
         return replace(Origin.of(base.onnx), made_by=libraries, optimized=optimized)
-    from adapter_export.torch_backend.base.base import tensors
+    from adapter_export.torch_backend.base.torch_base import tensors
 
     program = base.torch.program
     digest = hashlib.sha256(str(program.graph).encode()).hexdigest()
@@ -525,7 +525,7 @@ def precision_of(base: Base) -> Precision:
     """Return the precision of a base as it is; a torch base is run in float32."""
     if not base.is_onnx:
         return "fp32"
-    from adapter_export.onnx_backend.base.base import numerics
+    from adapter_export.onnx_backend.base.onnx_base import numerics
 
     return numerics(base.onnx.model).precision
 
@@ -533,10 +533,10 @@ def precision_of(base: Base) -> Precision:
 def runner_of(base: Base, allow_mismatch: bool) -> Runner:
     """Return what runs a base as it is, in torch where there is a torch model."""
     if base.is_onnx:
-        from adapter_export.onnx_backend.runner import CutRunner
+        from adapter_export.onnx_backend.onnx_runner import CutRunner
 
         return CutRunner(base.onnx)
-    from adapter_export.torch_backend.runner import TorchRunner
+    from adapter_export.torch_backend.torch_runner import TorchRunner
 
     return TorchRunner(base.torch, sites=base.sites.map, allow_mismatch=allow_mismatch)
 

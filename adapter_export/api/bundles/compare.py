@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
     from adapter_export.graph.tasks import Task
     from adapter_export.practice.asked import Asked
-    from adapter_export.practice.attention import Attention
-    from adapter_export.practice.compare import Comparison, Contestant
+    from adapter_export.practice.comparison import Comparison, Contestant
+    from adapter_export.practice.member_attention import Attention
     from adapter_export.runtime import Bundle
-    from adapter_export.runtime.texts import Reader
+    from adapter_export.runtime.text_reader import Reader
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def compare(
     from adapter_export.format.files import new_file
     from adapter_export.format.labelled import Columns, data_digest
     from adapter_export.practice.asked import ask, by_bundle, judge, shown_text
-    from adapter_export.practice.compare import Setting, comparison, timed
-    from adapter_export.practice.page import comparison_page
+    from adapter_export.practice.comparison import Setting, comparison, timed
+    from adapter_export.practice.evaluation_page import comparison_page
 
     say = on_progress or silent
     if report is not None:
@@ -429,7 +429,7 @@ def _fusions(
     entries: Sequence[_Entry], asked: Sequence[Asked], readers: dict[int, Reader], say: OnProgress
 ) -> list[Attention]:
     """Return what the fusions among the contestants listen to, called by their names here."""
-    from adapter_export.practice.attention import attention, is_fusion
+    from adapter_export.practice.member_attention import attention, is_fusion
 
     found = []
     for entry, own in zip(entries, asked, strict=True):
@@ -442,7 +442,7 @@ def _fusions(
 
 
 def _described(entry: _Entry) -> Contestant:
-    from adapter_export.practice.compare import Contestant
+    from adapter_export.practice.comparison import Contestant
 
     bundle, record = entry.bundle, entry.bundle.record(entry.adapter)
     sizes = {file.path: file.bytes for file in bundle.manifest.files}

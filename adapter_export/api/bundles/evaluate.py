@@ -13,13 +13,13 @@ from adapter_export.api.option import GROUP, LABEL, PAIR, SKIP_INCOMPLETE, START
 from adapter_export.errors import RequestError, UsageError, argument
 
 if TYPE_CHECKING:
-    from adapter_export.api.bundles.prove import OnStep
+    from adapter_export.api.bundles.check import OnStep
     from adapter_export.bundle.opened import OpenedBundle
     from adapter_export.format.labelled import Columns, LabelledRow
     from adapter_export.graph.tasks import Task
-    from adapter_export.practice.evaluate import Evaluation
+    from adapter_export.practice.evaluation import Evaluation
     from adapter_export.runtime import Bundle
-    from adapter_export.runtime.texts import Reader
+    from adapter_export.runtime.text_reader import Reader
 
 MEDIA = ("image", "audio")
 """The inputs of tasks that are files."""
@@ -76,8 +76,8 @@ def evaluate(
     from adapter_export.format.files import new_file
     from adapter_export.format.labelled import Columns, data_digest
     from adapter_export.practice.asked import ask, by_bundle, by_model
-    from adapter_export.practice.evaluate import Setting, evaluation
-    from adapter_export.practice.page import page as page_of
+    from adapter_export.practice.evaluation import Setting, evaluation
+    from adapter_export.practice.evaluation_page import page as page_of
 
     if page is not None:
         check_free(Path(page), force=force)

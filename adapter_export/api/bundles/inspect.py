@@ -117,7 +117,7 @@ def _bundle(path: Path, key: Path | None) -> Inspection:
     from adapter_export.format.adapter_files import read_adapter
     from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest, verify_files
     from adapter_export.format.signature_claim import read_claim
-    from adapter_export.reading.files import sha256_of
+    from adapter_export.reading.regular_files import sha256_of
 
     digest = sha256_of(path / MANIFEST_FILE) if key is None else verify_signature(path, key=key).digest
     manifest, claim = read_manifest(path, expect=digest), read_claim(path, verified=key is not None)

@@ -77,7 +77,7 @@ def run_many(
     from adapter_export.format.manifest_json import MANIFEST_FILE
     from adapter_export.offline.job import Job, run_job
     from adapter_export.offline.rows import Columns
-    from adapter_export.reading.files import sha256_of
+    from adapter_export.reading.regular_files import sha256_of
     from adapter_export.runtime.batches import TOKEN_BUDGET
 
     if adapter is not None and adapter_column is not None:

@@ -30,7 +30,7 @@ from adapter_export.errors import (
     worded,
 )
 from adapter_export.format.lengths import Fit, parse_lengths
-from adapter_export.reading.files import open_regular, read_text
+from adapter_export.reading.regular_files import open_regular, read_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord
     from adapter_export.format.media import CapturedMedia
     from adapter_export.graph.adapter import Adapter
-    from adapter_export.onnx_backend.base.base import OnnxBase
     from adapter_export.onnx_backend.base.genai import GenaiFolder
+    from adapter_export.onnx_backend.base.onnx_base import OnnxBase
     from adapter_export.sites.site_map import GivenSites
     from adapter_export.sites.view import FlowGraph
     from adapter_export.text import Tokenizer
-    from adapter_export.torch_backend.base.base import TorchBase
-    from adapter_export.torch_backend.base.capture import AxisNames, Inputs
+    from adapter_export.torch_backend.base.capture_module import AxisNames, Inputs
+    from adapter_export.torch_backend.base.torch_base import TorchBase
 
     Opened: TypeAlias = TorchBase | OnnxBase | GenaiFolder
 
@@ -280,7 +280,7 @@ class Base:
         """The graph in which sites are found."""
         if self.is_onnx:
             return self.onnx.flow
-        from adapter_export.torch_backend.view import flow_graph
+        from adapter_export.torch_backend.fx_view import flow_graph
 
         return flow_graph(self.torch.flat)
 
@@ -288,7 +288,7 @@ class Base:
         """Return the base as an ONNX graph, exported into a folder if it is none."""
         if self.is_onnx:
             return self.onnx
-        from adapter_export.onnx_backend.base.base import open_onnx
+        from adapter_export.onnx_backend.base.onnx_base import open_onnx
         from adapter_export.torch_backend.base.to_onnx import export_onnx
 
         if on_progress is not None:
@@ -354,7 +354,7 @@ def recorded_base(model: PathLike | Base, *, site_map: PathLike | None = None, t
 def _keep_record(base: Base, key: str, site_map: Path | None) -> None:
     """Write the record of a base that was opened from its path, unless what lies there is no longer what it was."""
     from adapter_export.format.base_record import BaseRecord, keep_record, record_key
-    from adapter_export.reading.files import sha256_of
+    from adapter_export.reading.regular_files import sha256_of
 
     path, weights = cast("Path", base.path), set[Path]()
     if base.form == "onnx":
@@ -389,7 +389,7 @@ def _given(site_map: PathLike | None) -> GivenSites | None:
 def _open(path: Path, form: Form, given: GivenSites | None, site_map: PathLike | None, trust_pickle: bool) -> Opened:
     """Return the model of a path in its backend."""
     if form == "onnx":
-        from adapter_export.onnx_backend.base.base import open_onnx
+        from adapter_export.onnx_backend.base.onnx_base import open_onnx
         from adapter_export.onnx_backend.base.trial import try_graph
 
         try_graph(path, site_map)
@@ -403,10 +403,10 @@ def _open(path: Path, form: Form, given: GivenSites | None, site_map: PathLike |
     require("torch", "torch", "opening this model")
     if form == "folder":
         require("transformers", "hf", "opening a Hugging Face folder")
-        from adapter_export.torch_backend.base.huggingface import open_folder
+        from adapter_export.torch_backend.base.huggingface_folder import open_folder
 
         return open_folder(path)
-    from adapter_export.torch_backend.base.base import load_base
+    from adapter_export.torch_backend.base.torch_base import load_base
 
     return load_base(path, trust_pickle=trust_pickle)
 
@@ -548,8 +548,8 @@ def capture(
     require("torch", "torch", "capturing a model")
     text = None if tokenizer is None else read_tokenizer(Path(tokenizer))
     from adapter_export.format.base_record import record_key
-    from adapter_export.torch_backend.base.base import capture_pickled, save_base
-    from adapter_export.torch_backend.base.inputs import described_inputs
+    from adapter_export.torch_backend.base.example_inputs import described_inputs
+    from adapter_export.torch_backend.base.torch_base import capture_pickled, save_base
 
     progress(f"opening and capturing {model}" if isinstance(model, Path) else "capturing the module")
     if not isinstance(model, Path):
@@ -562,7 +562,7 @@ def capture(
         capture_pickled(model, path, described, lengths=bounds, tokenizer=text, max_tokens=max_tokens, force=force)
     else:
         require("transformers", "hf", "opening a Hugging Face folder")
-        from adapter_export.torch_backend.base.huggingface import capture_folder
+        from adapter_export.torch_backend.base.huggingface_folder import capture_folder
 
         capture_folder(model, path, inputs=described, with_cache=with_cache, lengths=bounds, force=force)
     progress("loading the archive as others will")

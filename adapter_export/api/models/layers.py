@@ -18,7 +18,7 @@ def layer_finder(base: Base) -> Callable[[Site], Layer | None]:
     import numpy as np
 
     from adapter_export.numerics.merged_layers import Layer
-    from adapter_export.sites.linear import layer_of
+    from adapter_export.sites.linear_layers import layer_of
     from adapter_export.sites.site import LAYERS
     from adapter_export.sites.view import FlowIndex
 

@@ -16,7 +16,7 @@ from adapter_export.errors import UsageError, argument
 if TYPE_CHECKING:
     from adapter_export.hub.fetch import Fetched
     from adapter_export.hub.push import Pushed
-    from adapter_export.practice.evaluate import Evaluation
+    from adapter_export.practice.evaluation import Evaluation
     from adapter_export.runtime import Bundle
 
 _PLAIN_HTTP = (
@@ -71,7 +71,7 @@ def push(
     from adapter_export.hub.card import measured_from_json, model_card
     from adapter_export.hub.push import push_folder, whole_artifact
     from adapter_export.reading.documents import read_json
-    from adapter_export.reading.files import read_text
+    from adapter_export.reading.regular_files import read_text
 
     folder, notes = folder_of(path), list[str]()
     has_card = (folder / CARD_FILE).is_file()

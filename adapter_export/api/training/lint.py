@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from adapter_export.graph.adapter import Adapter
-    from adapter_export.practice.lint import Lint, SiteValues
+    from adapter_export.practice.mistakes import Lint, SiteValues
 
 _ROWS, _TOKENS = 64, 64
 """What the base reads while the adapter is looked at."""
@@ -51,7 +51,7 @@ def lint(
         BaseModelError, AdapterError: it is no base, or the adapter has no place in it.
         DataError: the data cannot be read.
     """
-    from adapter_export.practice.lint import Subject, lint_adapter
+    from adapter_export.practice.mistakes import Subject, lint_adapter
 
     if fresh and base is None:
         raise UsageError(f"{argument('fresh')} measures the adapter in its base", found="no base", fix="give it one")
@@ -82,8 +82,8 @@ def _watched(
     import numpy as np
     import torch
 
-    from adapter_export.practice.lint import SiteValues
-    from adapter_export.practice.plan import sample
+    from adapter_export.practice.adapter_costs import sample
+    from adapter_export.practice.mistakes import SiteValues
     from adapter_export.torch_backend.attach import attach
     from adapter_export.torch_backend.train.fresh import relative_change
 
@@ -104,7 +104,7 @@ def _watched(
 
 def _read(base: Base, texts: list[tuple[str, str | None]]) -> dict[str, np.ndarray]:
     from adapter_export.api.models.base import require
-    from adapter_export.runtime.texts import encoded
+    from adapter_export.runtime.text_reader import encoded
     from adapter_export.text import Pair, Tokenizer
 
     if base.tokenizer is None:

@@ -13,7 +13,7 @@ from adapter_export.api.models.base import Base, PathLike, check_free, open_base
 from adapter_export.api.option import Option
 
 if TYPE_CHECKING:
-    from adapter_export.practice.plan import Latency, Plan
+    from adapter_export.practice.adapter_costs import Latency, Plan
 
 
 def plan(
@@ -47,7 +47,7 @@ def plan(
         OutputExistsError, WriteError: the picture cannot be written.
     """
     from adapter_export.graph.kinds import kind_named
-    from adapter_export.practice.plan import Plan, Setup, base_work, choices, recommend, sample
+    from adapter_export.practice.adapter_costs import Plan, Setup, base_work, choices, recommend, sample
 
     tell = on_progress or silent
     picture = None if plot is None else Path(plot)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack, cast
 
 from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.adapters.kinds import at_least_1
-from adapter_export.api.adapters.tasks import check_thresholds
+from adapter_export.api.adapters.task_facts import check_thresholds
 from adapter_export.api.bundles.bundles import runner_of
 from adapter_export.api.models.base import (
     Base,
@@ -45,11 +45,11 @@ from adapter_export.version import __version__
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
-    from adapter_export.practice.distil import Distillation
     from adapter_export.practice.drop import Drop
+    from adapter_export.practice.student import Distillation
     from adapter_export.torch_backend.attach import AdaptedModel
     from adapter_export.torch_backend.train.data import Examples
-    from adapter_export.torch_backend.train.distil import Student
+    from adapter_export.torch_backend.train.distil_loop import Student
     from adapter_export.torch_backend.train.record import Progress, TrainingResult
     from adapter_export.torch_backend.train.task import TaskFiles, TextTask
 
@@ -159,15 +159,15 @@ def distil(
     require("accelerate", "torch", "distillation")
     import numpy as np
 
-    from adapter_export.practice.distil import compared, timed
+    from adapter_export.practice.student import compared, timed
     from adapter_export.torch_backend.train.data import TrainingData
     from adapter_export.torch_backend.train.devices import Engine
-    from adapter_export.torch_backend.train.distil import Lesson, Teacher
+    from adapter_export.torch_backend.train.distil_loop import Lesson, Teacher
     from adapter_export.torch_backend.train.measure import judged
-    from adapter_export.torch_backend.train.media import MediaSource
+    from adapter_export.torch_backend.train.media_examples import MediaSource
     from adapter_export.torch_backend.train.record import TrainingSettings, training_record
-    from adapter_export.torch_backend.train.train import answered, evaluate
-    from adapter_export.torch_backend.train.train import train as learn
+    from adapter_export.torch_backend.train.train_loop import answered, evaluate
+    from adapter_export.torch_backend.train.train_loop import train as learn
 
     lesson = Lesson(soft, hidden, hard, temperature, match)
     chosen = own_options(given, PassOptions)
@@ -300,13 +300,13 @@ def drop(
 
     from adapter_export.format.adapter_files import write_adapter
     from adapter_export.practice.drop import Drop, Dropped, findings, time_dropped
-    from adapter_export.practice.evaluate import score
+    from adapter_export.practice.evaluation import score
     from adapter_export.practice.plot import check_picture, draw_drop
     from adapter_export.torch_backend.attach import attach
     from adapter_export.torch_backend.train.measure import judged
     from adapter_export.torch_backend.train.record import TrainingSettings
     from adapter_export.torch_backend.train.task import read_examples
-    from adapter_export.torch_backend.train.train import answered
+    from adapter_export.torch_backend.train.train_loop import answered
 
     if picture is not None:
         check_picture(picture)
@@ -544,7 +544,7 @@ def _attached(
     from adapter_export.graph.adapter import Adapter as AdapterType
     from adapter_export.torch_backend.attach import AdaptedModel
     from adapter_export.torch_backend.base.derive import ends_of, layers_of, with_layers
-    from adapter_export.torch_backend.train.distil import Student
+    from adapter_export.torch_backend.train.distil_loop import Student
     from adapter_export.torch_backend.train.fresh import head_alone, with_prior
 
     sites, own = base.sites.complete, base.torch
@@ -605,7 +605,7 @@ def _plain(base: Base, folder: Path, examples: Examples) -> Path:
 def _write(base: Base, graph: Path, report: Distillation, result: TrainingResult, output: Path, *, force: bool) -> None:
     """Write the student, its graph, the report and the learning curve, and forget the checkpoints."""
     from adapter_export.format.files import canonical_json, new_folder
-    from adapter_export.torch_backend.base.base import write_base
+    from adapter_export.torch_backend.base.torch_base import write_base
     from adapter_export.torch_backend.train.objectives import OBJECTIVES
     from adapter_export.torch_backend.train.record import CURVE_FILE, draw_curve
 

@@ -39,9 +39,9 @@ from adapter_export.errors import AdapterExportError, FileError, Note, TrainingE
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
     from adapter_export.numerics.judge import Metric
+    from adapter_export.practice.run_workers import Workers
     from adapter_export.practice.search import Search
-    from adapter_export.practice.sweep import Range, Run, Setting, Space, Sweep, Trial
-    from adapter_export.practice.workers import Workers
+    from adapter_export.practice.sweep_results import Range, Run, Setting, Space, Sweep, Trial
 
 OnRun = Callable[["Run", int], None]
 """Is told of a training that ended, and how many there are in all."""
@@ -136,7 +136,7 @@ def sweep(
         TrainingError: the folder holds another sweep, or every setting failed.
         OutputExistsError, WriteError: something cannot be written. What is finished stays.
     """
-    from adapter_export.practice.sweep import Run, Space, Sweep, Trial
+    from adapter_export.practice.sweep_results import Run, Space, Sweep, Trial
 
     for path in (plot, bundle):
         if path is not None:
@@ -300,7 +300,7 @@ def _outcome(future: Future[_Outcome]) -> _Outcome:
 def _scored(folder: Path, seed: int) -> tuple[Run, Metric]:
     """Return the scores of a finished training, and the metric that decided which epoch was kept."""
     from adapter_export.numerics.judge import Metric
-    from adapter_export.practice.sweep import Run
+    from adapter_export.practice.sweep_results import Run
     from adapter_export.torch_backend.train.measure import LOSS, deciding
 
     adapter = load_adapter(folder)
@@ -316,8 +316,8 @@ def _timed(
     base: Base, trials: list[Trial], shapes: Mapping[Setting, Adapter], tokens: int, say: Callable[[str], None]
 ) -> list[Trial]:
     """Measure the latency of each setting."""
+    from adapter_export.practice.adapter_costs import Setup
     from adapter_export.practice.latency import latencies
-    from adapter_export.practice.plan import Setup
 
     with TemporaryDirectory(prefix="adapter-export-") as folder:
         onnx = base.exported(Path(folder), say)
@@ -344,7 +344,7 @@ def _options(setting: Setting) -> dict[str, Any]:
 
 def _shaped(base: Base, setting: Setting, training: Mapping[str, Any]) -> Adapter:
     """Return an adapter of a setting, untrained; one that does not fit the base is an error."""
-    from adapter_export.practice.plan import shaped
+    from adapter_export.practice.adapter_costs import shaped
 
     options = {**training, **_options(setting)}
     own = {name: options[name] for name in KindOptions.__annotations__ if name in options}
@@ -353,7 +353,7 @@ def _shaped(base: Base, setting: Setting, training: Mapping[str, Any]) -> Adapte
 
 def _values(name: str, given: tuple[Any, ...] | str, number: type, trials: int | None) -> tuple[Any, ...] | Range:
     """Read a list or, where settings are searched, a range; all must be above 0."""
-    from adapter_export.practice.sweep import Range
+    from adapter_export.practice.sweep_results import Range
 
     try:
         ends = tuple(map(number, given.split(".."))) if isinstance(given, str) else tuple(given)
@@ -407,7 +407,7 @@ def _identity(
 
 def _digest(path: Path) -> str:
     """Return the sha256 of a file, of the tokenizer in a folder, or of all files there and their names."""
-    from adapter_export.reading.files import sha256_of
+    from adapter_export.reading.regular_files import sha256_of
 
     if (path / "tokenizer.json").is_file():
         return sha256_of(path / "tokenizer.json")
@@ -468,7 +468,7 @@ def _check_same(known: object, identity: Mapping[str, Any], folder: Path) -> Non
 
 
 def _workers(count: int | None, ray: str | None, threads: int | None, device: object) -> Workers:
-    from adapter_export.practice.workers import Processes, RayWorkers, ThisProcess
+    from adapter_export.practice.run_workers import Processes, RayWorkers, ThisProcess
 
     if ray is not None:
         require("ray", "ray", argument("ray"))

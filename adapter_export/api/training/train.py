@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack, ca
 
 from adapter_export.api.adapters.adapters import composition_record, load_adapter, load_members
 from adapter_export.api.adapters.kinds import KindOptions, at_least_1, kind_names, make_kind
-from adapter_export.api.adapters.tasks import check_thresholds, thresholds_for
+from adapter_export.api.adapters.task_facts import check_thresholds, thresholds_for
 from adapter_export.api.models.base import (
     Base,
     OnNote,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from adapter_export.sites.site import SiteMap
     from adapter_export.text import Tokenizer
     from adapter_export.torch_backend.attach import AttachedAdapter
-    from adapter_export.torch_backend.base.capture import AxisNames, Inputs
+    from adapter_export.torch_backend.base.capture_module import AxisNames, Inputs
     from adapter_export.torch_backend.train.language import LanguageExamples
     from adapter_export.torch_backend.train.record import Progress, TrainingResult
     from adapter_export.torch_backend.train.task import TextTask
@@ -274,11 +274,11 @@ def train(
     from adapter_export.torch_backend.train.devices import Engine
     from adapter_export.torch_backend.train.fresh import fresh_adapter, relative_change, with_prior
     from adapter_export.torch_backend.train.language import LanguageFiles, check_causal, read_language
-    from adapter_export.torch_backend.train.media import MediaExamples, MediaSource
+    from adapter_export.torch_backend.train.media_examples import MediaExamples, MediaSource
     from adapter_export.torch_backend.train.record import TrainingSettings, training_record
     from adapter_export.torch_backend.train.task import TaskFiles, read_task
-    from adapter_export.torch_backend.train.train import evaluate
-    from adapter_export.torch_backend.train.train import train as learn
+    from adapter_export.torch_backend.train.train_loop import evaluate
+    from adapter_export.torch_backend.train.train_loop import train as learn
 
     settings = TrainingSettings(**own_options(given, LoopOptions), **fusion_settings(fusion), metric=metric)
     logs = Path("adapter-export.logs") if path is None else path.with_name(f"{path.name}.logs")
@@ -518,7 +518,7 @@ def check_head(given: Mapping[str, Any]) -> None:
 def fresh_head(given: Mapping[str, Any], rows: TextTask, width: int, *, paired: bool) -> Head:
     """Return the head that the options ask for, for what the data hold, with the record of its task."""
     from adapter_export.graph.heads import HeadOptions, make_head
-    from adapter_export.torch_backend.train.media import MediaExamples
+    from adapter_export.torch_backend.train.media_examples import MediaExamples
 
     options = HeadOptions(
         pooling=given.get("pooling", "mean"),
@@ -605,7 +605,7 @@ def source_of_rows(
     """Return what makes a base's inputs of rows, a `Tokenizer` or a `MediaSource`, and the columns that it reads."""
     if base.media is None or writing:
         return _tokenizer(base, tokenizer, max_tokens), columns
-    from adapter_export.torch_backend.train.media import MediaSource
+    from adapter_export.torch_backend.train.media_examples import MediaSource
 
     medium = base.media.record.medium
     _check_texts_alone(medium, given, pair=columns.pair, tokenizer=tokenizer, max_tokens=max_tokens)
@@ -616,7 +616,7 @@ def source_of_rows(
 
 def check_rows(base: Base, rows: TextTask, batch_size: int) -> None:
     """Refuse rows of which the base can make no batch, or tokens that it does not have."""
-    from adapter_export.torch_backend.train.media import MediaExamples
+    from adapter_export.torch_backend.train.media_examples import MediaExamples
 
     if isinstance(rows.training, MediaExamples):
         rows.training.check_lengths(batch_size)

@@ -12,7 +12,7 @@ from adapter_export.errors import BaseMismatchError, BaseModelError, UsageError,
 
 if TYPE_CHECKING:
     from adapter_export.torch_backend.attach import AttachedAdapter
-    from adapter_export.torch_backend.trainer import AdapterCallback
+    from adapter_export.torch_backend.attached_trainer import AdapterCallback
 
 
 def trainer_callback(
@@ -55,9 +55,9 @@ def trainer_callback(
         UsageError: the bundle cannot be built of the attached model.
     """
     require("transformers", "hf", "the `Trainer` of transformers")
-    from adapter_export.reading.files import sha256_of
+    from adapter_export.reading.regular_files import sha256_of
     from adapter_export.sites.site_map import SITE_MAP_KEY
-    from adapter_export.torch_backend.trainer import AdapterCallback
+    from adapter_export.torch_backend.attached_trainer import AdapterCallback
 
     output = Path(output)
     check_free(output, force=force)

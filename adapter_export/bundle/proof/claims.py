@@ -16,8 +16,8 @@ from adapter_export.format.manifest import SiteRecord, token_axis
 from adapter_export.format.manifest_json import MANIFEST_FILE
 from adapter_export.numerics.budget import MOST_AMPLIFIED
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.base import OnnxBase, embedding_rows
-from adapter_export.onnx_backend.graft.bank import bank_tensors, is_fillable
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, embedding_rows
+from adapter_export.onnx_backend.graft.bank_graph import bank_tensors, is_fillable
 from adapter_export.onnx_backend.graft.insert import NODE_PATH_KEY, site_values
 from adapter_export.onnx_backend.graft.surgery import NODE_SITE_KEY
 from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_records, head_sums, read_plan

@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from adapter_export.bundle.golden import Case, Golden
 from adapter_export.bundle.opened import BY_ROW, Graph, OpenedBundle
-from adapter_export.bundle.proof.compare import compare
+from adapter_export.bundle.proof.compare_arrays import compare
 from adapter_export.bundle.report import BASE, FORMS
 from adapter_export.dtypes import Weights, narrowed
 from adapter_export.errors import BaseModelError, FormatError, RequestError
@@ -30,14 +30,14 @@ from adapter_export.format.tensors import read_tensors
 from adapter_export.numerics.budget import Budget
 from adapter_export.numerics.runner import Arrays
 from adapter_export.numerics.sample_inputs import MOST_AT_EDGES, input_cases, outside_case
-from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY
-from adapter_export.onnx_backend.graft.bank import is_fillable
+from adapter_export.onnx_backend.base.onnx_base import FINGERPRINT_KEY
+from adapter_export.onnx_backend.graft.bank_graph import is_fillable
 from adapter_export.onnx_backend.slots import read_plan
 from adapter_export.reading.parsers import parsing
 from adapter_export.runtime.bank import MASK_BELOW
 from adapter_export.runtime.batches import padded_axes
+from adapter_export.runtime.check_inputs import check_inputs
 from adapter_export.runtime.graphs import run_session
-from adapter_export.runtime.inputs import check_inputs
 
 _SHOWN = 5
 """How many faults a message lists."""

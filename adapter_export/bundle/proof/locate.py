@@ -35,7 +35,7 @@ from adapter_export.format.files import canonical_json
 from adapter_export.numerics import runner as numerics
 from adapter_export.numerics.runner import Arrays, Runner
 from adapter_export.onnx_backend.graft.insert import result_of, site_values
-from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.slots import REPLACED
 from adapter_export.onnx_backend.steps import Step
 from adapter_export.runtime.graphs import Optimization, run_session

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from adapter_export.bundle.golden import Allowance, Case
 from adapter_export.bundle.opened import Graph
-from adapter_export.bundle.proof.compare import absolute_difference, compare
+from adapter_export.bundle.proof.compare_arrays import absolute_difference, compare
 from adapter_export.bundle.proof.invariants import same_bits
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import FLOAT_TYPES
@@ -24,7 +24,7 @@ from adapter_export.format.check_report import InvariantRecord, NodeRecord, Witn
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import EXACT, Budget, budget
 from adapter_export.numerics.runner import Arrays, NodeValue, Runner
-from adapter_export.onnx_backend.runner import Pieces
+from adapter_export.onnx_backend.onnx_runner import Pieces
 from adapter_export.onnx_backend.steps import Step, Steps, given
 
 _HUGE = 1e30

@@ -29,10 +29,11 @@ from adapter_export.bundle.golden import (
     silent,
     to_disturb,
 )
-from adapter_export.bundle.media import compare_processors, replay_media
+from adapter_export.bundle.golden_media import compare_processors, replay_media
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.proof.claims import check_claims
-from adapter_export.bundle.proof.compare import Original, agreements, compare, missing, unexpected
+from adapter_export.bundle.proof.compare_arrays import Original, agreements, compare, missing, unexpected
+from adapter_export.bundle.proof.exact_tensors import Source, check_cut, check_slots, check_tensors
 from adapter_export.bundle.proof.invariants import (
     check_apart,
     check_fan_out,
@@ -50,8 +51,7 @@ from adapter_export.bundle.proof.ledger import not_asked, of_invariants, of_outp
 from adapter_export.bundle.proof.locate import Trace, trace, typical
 from adapter_export.bundle.proof.runtimes import check_providers, check_runtime
 from adapter_export.bundle.proof.shapes import check_coverage, check_words, smallest_case, word_steps
-from adapter_export.bundle.proof.sites import SiteProbe
-from adapter_export.bundle.proof.tensors import Source, check_cut, check_slots, check_tensors
+from adapter_export.bundle.proof.site_probe import SiteProbe
 from adapter_export.bundle.report import BASE, FORMS, Report
 from adapter_export.bundle.texts import Contract, check_contract, replay
 from adapter_export.errors import BaseModelError, RequestError, UsageError, argument

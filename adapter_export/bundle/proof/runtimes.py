@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from adapter_export.bundle.golden import Golden
 from adapter_export.bundle.opened import Graph
-from adapter_export.bundle.proof.compare import compare, missing
+from adapter_export.bundle.proof.compare_arrays import compare, missing
 from adapter_export.bundle.report import BASE
 from adapter_export.errors import RequestError, UsageError, argument
 from adapter_export.format.check_report import ComparisonRecord, InvariantRecord, ObligationRecord, Status, verdict

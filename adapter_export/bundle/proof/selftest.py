@@ -15,11 +15,11 @@ from typing import Any
 from adapter_export.bundle.golden import SEED, Case, Golden, case_of
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.proof.claims import check_claims
+from adapter_export.bundle.proof.exact_tensors import Source, check_slots, check_tensors
 from adapter_export.bundle.proof.faults import FAULTS, Area, Copy, Fault
 from adapter_export.bundle.proof.invariants import same_bits
 from adapter_export.bundle.proof.ledger import of_invariants
 from adapter_export.bundle.proof.prove import Plan, Reference, expect, plan_check, prove
-from adapter_export.bundle.proof.tensors import Source, check_slots, check_tensors
 from adapter_export.bundle.report import BASE, FORMS, Report, failures
 from adapter_export.errors import AdapterExportError, RequestError
 from adapter_export.format.check_report import (

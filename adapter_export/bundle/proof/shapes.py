@@ -9,7 +9,7 @@ import numpy as np
 
 from adapter_export.bundle.golden import SEED, Case, Golden, OnStep, Tolerance, case_of
 from adapter_export.bundle.opened import Graph
-from adapter_export.bundle.proof.compare import compare
+from adapter_export.bundle.proof.compare_arrays import compare
 from adapter_export.bundle.report import BASE
 from adapter_export.errors import RequestError
 from adapter_export.format.check_report import ComparisonRecord, ObligationRecord, SpanRecord

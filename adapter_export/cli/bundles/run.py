@@ -19,12 +19,12 @@ from adapter_export.graph.tasks import ProblemType
 if TYPE_CHECKING:
     import numpy as np
 
-    from adapter_export.cli.bundles.results import Head, Result
-    from adapter_export.cli.bundles.rows import Rows
+    from adapter_export.cli.bundles.run_results import Head, Result
+    from adapter_export.cli.bundles.run_rows import Rows
     from adapter_export.offline.rows import Text
     from adapter_export.runtime import Bundle, Session
-    from adapter_export.runtime.media import MediaReader
-    from adapter_export.runtime.texts import TextReader
+    from adapter_export.runtime.media_reader import MediaReader
+    from adapter_export.runtime.text_reader import TextReader
 
 _BASE = "-"
 _FEW = 3
@@ -150,7 +150,7 @@ def run(
     numbers, or the beginning of each vector. The base alone, and an adapter without a head, print a summary of the
     outputs. Rows with different adapters need the bundle's graph `bank`.
     """
-    from adapter_export.cli.bundles import rows as reading
+    from adapter_export.cli.bundles import run_rows
     from adapter_export.offline.rows import Text
     from adapter_export.runtime import Bundle
 
@@ -186,7 +186,7 @@ def run(
         },
     )
     if out is not None:
-        reading.check_suffix(out)
+        run_rows.check_suffix(out)
         check_free(out, force=force)
     if stride is not None and long_texts != "windows":
         raise UsageError("only windows have a stride", found=f"`--long-texts {long_texts}`", fix="give `windows`")
@@ -210,13 +210,13 @@ def run(
     found: list[Text] = []
     given = None
     if arrays is not None:
-        given = reading.ArrayRows(opened, reading.read_arrays(arrays))
+        given = run_rows.ArrayRows(opened, run_rows.read_arrays(arrays))
     elif images or clips:
         found = [Text(path, f"file {at}") for at, path in enumerate(images or clips)]
     elif data is None:
-        found = reading.read_texts(texts, pairs)
+        found = run_rows.read_texts(texts, pairs)
     else:
-        found = reading.read_file(data, text_column, pair_column, adapter_column)
+        found = run_rows.read_file(data, text_column, pair_column, adapter_column)
     session = opened.session(provider=provider, threads=threads, on_demand=True)
     if adapter_file is not None:
         name = adapter_file.name.partition(".")[0]
@@ -241,7 +241,7 @@ def run(
     if given is None:
         asked = opened.images if images else opened.audio if clips else None
         reader = _reader(opened, session) if asked is None else asked(session)
-    rows = given or reading.TextRows(reader, found, names, long_texts, stride)
+    rows = given or run_rows.TextRows(reader, found, names, long_texts, stride)
     base = [record.name for record in opened.manifest.base_outputs]
     call = _Call(session, rows, names, base, allow_mixed_rows, strength)
     if many:
@@ -250,7 +250,7 @@ def run(
         at_once = 1 if clips else _ROWS_AT_ONCE  # clips may differ in length
         batches = call.batches(weights, size=len(rows) if out or arrays else at_once)
         if out is not None:
-            reading.write_arrays(out, batches[0].outputs, force=force)
+            run_rows.write_arrays(out, batches[0].outputs, force=force)
         call.show(batches, as_json=as_json)
     _warn_of_cuts(rows.cut, clips=bool(clips))
 
@@ -349,7 +349,7 @@ class _Call:
 
     def heads(self) -> list[Head]:
         """Return what the result of each row means."""
-        from adapter_export.cli.bundles.results import head_of
+        from adapter_export.cli.bundles.run_results import head_of
 
         known = {name: head_of(self.session, name) for name in dict.fromkeys(self.names)}
         return [known[name] for name in self.names]
@@ -372,18 +372,18 @@ class _Call:
 
     def show(self, batches: Sequence[_Batch], *, as_json: bool) -> None:
         """Write the result of each row, or without any head a summary of the outputs."""
-        from adapter_export.cli.bundles import results
+        from adapter_export.cli.bundles import run_results
 
         heads = self.heads()
         if len(set(heads)) == 1 and heads[0].task is None:
             outputs = [batch.outputs for batch in batches]
-            results.show_outputs(heads[0].adapter, outputs, self.rows.cut, as_json=as_json)
+            run_results.show_outputs(heads[0].adapter, outputs, self.rows.cut, as_json=as_json)
             return
         found = [result for batch in batches for result in self._results(batch, heads)]
         if as_json:
-            emit_json(results.document(found))
+            emit_json(run_results.document(found))
             return
-        show(*results.tables(found))
+        show(*run_results.tables(found))
         if {result.type for result in found} == {"embedding"}:
             say("`--out FILE.npz` or `--json` gives the vectors whole.")
 
@@ -396,7 +396,7 @@ class _Call:
 
     def _result(self, row: int, head: Head, outputs: Sequence[Mapping[str, np.ndarray]]) -> Result:
         """Return the result of a row from the outputs of its rows in calls."""
-        from adapter_export.cli.bundles.results import Result
+        from adapter_export.cli.bundles.run_results import Result
         from adapter_export.runtime.answers import own_classes
 
         texts, cut = self.rows.facts(row), self.rows.cut_of(row)
@@ -410,7 +410,7 @@ class _Call:
 
     def write_lines(self, token_budget: int | None) -> None:
         """Run each row as a request of its own, and write one JSON document a line, in their order."""
-        from adapter_export.cli.bundles.results import full_facts
+        from adapter_export.cli.bundles.run_results import full_facts
         from adapter_export.offline.job import WINDOW
         from adapter_export.runtime import Request
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from adapter_export.importers.adapterhub.importer import import_adapterhub
+from adapter_export.importers.adapterhub.adapterhub_importer import import_adapterhub
 
 __all__ = ["import_adapterhub"]

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from adapter_export.importers.peft.importer import import_peft
+from adapter_export.importers.peft.peft_importer import import_peft
 
 __all__ = ["import_peft"]

@@ -18,9 +18,9 @@ from adapter_export.format.model_config import class_type
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.tasks import LABELLED, RESULT_WIDTHS, TOKEN_TYPES, ProblemType, Task
-from adapter_export.importers.peft.folder import Sorted
 from adapter_export.importers.peft.methods import Change
-from adapter_export.importers.peft.options import Options
+from adapter_export.importers.peft.peft_folder import Sorted
+from adapter_export.importers.peft.peft_options import Options
 from adapter_export.importers.take import Recipe, Taker, listed
 
 

@@ -34,8 +34,8 @@ from adapter_export.onnx_backend.base.flow import (
 )
 from adapter_export.onnx_backend.base.operators import required_inputs, stacked
 from adapter_export.onnx_backend.base.structure import check_parts
-from adapter_export.onnx_backend.lowering import MINIMUM_OPSET
-from adapter_export.onnx_backend.session import open_session, try_session
+from adapter_export.onnx_backend.model_session import open_session, try_session
+from adapter_export.onnx_backend.onnx_lowering import MINIMUM_OPSET
 from adapter_export.reading.parsers import parsing
 from adapter_export.runtime.graphs import FAILURES
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from adapter_export.errors import BaseModelError, RequestError
 from adapter_export.format.site_map_json import read_site_map
-from adapter_export.onnx_backend.base.base import open_onnx
 from adapter_export.onnx_backend.base.normalise import small_cases
-from adapter_export.onnx_backend.session import open_session, try_session
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
+from adapter_export.onnx_backend.model_session import open_session, try_session
 from adapter_export.reading.child import Limits, try_out
-from adapter_export.reading.files import sha256_of
+from adapter_export.reading.regular_files import sha256_of
 
 _SECONDS, _BYTES_A_SECOND = 120.0, 20 * 2**20
 """The time for a graph, and how fast its weights are read from the slowest disk."""

@@ -18,7 +18,7 @@ from adapter_export.errors import BaseModelError, RequestError
 from adapter_export.format.axes import names
 from adapter_export.format.manifest import Axis, InputRecord
 from adapter_export.numerics.sample_inputs import LENGTHS, input_cases
-from adapter_export.onnx_backend.session import open_session, try_session
+from adapter_export.onnx_backend.model_session import open_session, try_session
 
 _LONGER = (65, 401, 1025, 4097, 16385)
 """The lengths at which a graph is tried that takes no short input, as one with convolutions over samples of sound."""

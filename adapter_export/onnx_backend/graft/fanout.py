@@ -20,7 +20,7 @@ from adapter_export.onnx_backend.base import operators
 from adapter_export.onnx_backend.base.flow import activations_of, all_read, has_shapes, with_inferred_shapes
 from adapter_export.onnx_backend.base.tried import axes
 from adapter_export.onnx_backend.graft.surgery import Graft
-from adapter_export.onnx_backend.lowering import Writer
+from adapter_export.onnx_backend.onnx_lowering import Writer
 
 ROWS_INPUT = "input_rows"
 

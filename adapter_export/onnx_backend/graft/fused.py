@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from adapter_export.errors import BaseModelError
 from adapter_export.onnx_backend.base.operators import SUM_OUTPUT, SUMMANDS, UNBIASED, fused_bias
-from adapter_export.onnx_backend.lowering import Writer
+from adapter_export.onnx_backend.onnx_lowering import Writer
 
 _NORMS = {
     "SkipLayerNormalization": "LayerNormalization",

@@ -15,10 +15,10 @@ from adapter_export.errors import AdapterExportError, BaseModelError, FormatErro
 from adapter_export.format.manifest import SlotRecord
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.graph import BORROWED_WEIGHT, READABLE, bind_base_norm, needs_base_norm
-from adapter_export.numerics.evaluate import check_tokens
-from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY, OnnxBase
+from adapter_export.numerics.evaluate_adapter import check_tokens
+from adapter_export.onnx_backend.base.onnx_base import FINGERPRINT_KEY, OnnxBase
 from adapter_export.onnx_backend.graft.surgery import NODE_SITE_KEY, Graft, SiteGraft
-from adapter_export.onnx_backend.lowering import Writer, emit
+from adapter_export.onnx_backend.onnx_lowering import Writer, emit
 from adapter_export.onnx_backend.slots import (
     PLAN_KEY,
     SLOT_PREFIX,

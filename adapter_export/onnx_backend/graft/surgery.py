@@ -8,11 +8,11 @@ import onnx_ir as ir
 
 from adapter_export.errors import BaseModelError, NoSitesError
 from adapter_export.graph.graph import BORROWED_BIAS, BORROWED_WEIGHT, first_free
-from adapter_export.onnx_backend.base.base import OnnxBase
 from adapter_export.onnx_backend.base.flow import activations_of, node_names
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.base.operators import UNNAMED_SUM, is_skip_norm, sum_output
 from adapter_export.onnx_backend.graft import fused
-from adapter_export.onnx_backend.lowering import Writer
+from adapter_export.onnx_backend.onnx_lowering import Writer
 from adapter_export.onnx_backend.slots import SLOT_PREFIX
 from adapter_export.sites.edits import Edit, Place, Ref, Rewiring, plan_edits
 from adapter_export.sites.site import LAYERS, Site

@@ -13,7 +13,7 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
 from adapter_export.errors import BaseModelError, argument
-from adapter_export.onnx_backend.base.base import OnnxBase
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.base.operators import SUMMANDS, fused_bias, is_skip_norm
 from adapter_export.onnx_backend.graft.fused import open_sum, take_bias
 from adapter_export.onnx_backend.quantise.precision import Deviation, in_memory, write_rewritten

@@ -30,10 +30,10 @@ from adapter_export.format.manifest import Precision
 from adapter_export.numerics.budget import budget, extent
 from adapter_export.numerics.sample_inputs import InputCase
 from adapter_export.onnx_backend.base import external
-from adapter_export.onnx_backend.base.base import FINGERPRINT_KEY, OnnxBase, numerics, open_onnx
 from adapter_export.onnx_backend.base.flow import with_inferred_shapes
 from adapter_export.onnx_backend.base.normalise import correct_shapes
-from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.base.onnx_base import FINGERPRINT_KEY, OnnxBase, numerics, open_onnx
+from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap

@@ -14,8 +14,8 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, Tensor
 from adapter_export.errors import BaseModelError, NoSitesError
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.base.base import TorchBase, fingerprint
-from adapter_export.torch_backend.view import flow_graph
+from adapter_export.torch_backend.base.torch_base import TorchBase, fingerprint
+from adapter_export.torch_backend.fx_view import flow_graph
 
 
 def with_weights(base: TorchBase, weights: Mapping[str, Tensor]) -> TorchBase:

@@ -28,11 +28,11 @@ from adapter_export.numerics.budget import budget, extent
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.sites.discover import discover
 from adapter_export.torch_backend.attach import attach
-from adapter_export.torch_backend.base.base import TorchBase, base_of
-from adapter_export.torch_backend.base.capture import settled
-from adapter_export.torch_backend.base.inputs import Examples
+from adapter_export.torch_backend.base.capture_module import settled
+from adapter_export.torch_backend.base.example_inputs import Examples
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line
-from adapter_export.torch_backend.view import flow_graph
+from adapter_export.torch_backend.base.torch_base import TorchBase, base_of
+from adapter_export.torch_backend.fx_view import flow_graph
 
 _MOST_TOKENS = 16
 """The longest input that a head is proved with: it computes the same for every token, or for one of them."""

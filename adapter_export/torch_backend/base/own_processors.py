@@ -38,11 +38,11 @@ from adapter_export.format.media import (
 )
 from adapter_export.numerics.sample_texts import different, sample_texts
 from adapter_export.reading.documents import parse_json, read_json
-from adapter_export.reading.files import read_text
 from adapter_export.reading.parsers import parsing
-from adapter_export.runtime.media import WORDS, apply_steps, pillow, read_medium
+from adapter_export.reading.regular_files import read_text
+from adapter_export.runtime.media_reader import WORDS, apply_steps, pillow, read_medium
 from adapter_export.text import TOKENIZER_FILE, Pair, Tokenizer, try_tokenizer
-from adapter_export.torch_backend.base.inputs import SAMPLES, Prepared
+from adapter_export.torch_backend.base.example_inputs import SAMPLES, Prepared
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 
 _TYPES: Mapping[str, Medium] = {"image_processor_type": "image", "feature_extractor_type": "audio"}

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from adapter_export.errors import BaseModelError, FormatError, command, within
-from adapter_export.reading.files import open_regular, read_bytes
 from adapter_export.reading.parsers import parsing
+from adapter_export.reading.regular_files import open_regular, read_bytes
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, KeyError)

@@ -22,10 +22,10 @@ from torch.onnx._internal.fx.passes import type_promotion
 from adapter_export.errors import BaseModelError
 from adapter_export.format.files import new_file
 from adapter_export.sites.discover import OTHER_CALLS_KEY
-from adapter_export.torch_backend.base.base import TorchBase
+from adapter_export.torch_backend.base.program_signature import Signature
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
-from adapter_export.torch_backend.base.signature import Signature
-from adapter_export.torch_backend.view import flow_graph
+from adapter_export.torch_backend.base.torch_base import TorchBase
+from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.version import __version__
 
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from adapter_export.torch_backend.attach import AdaptedModel
+from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.train.data import Examples, Rows, evaluation_batches
-from adapter_export.torch_backend.view import flow_graph
 
 _READS_PADDING = "gate"
 """The op of an adapter whose result depends on what the base makes of padding."""

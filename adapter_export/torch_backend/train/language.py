@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from adapter_export.errors import BaseModelError, DataError, RequestError, UsageError, argument
 from adapter_export.format.labelled import Columns, some, text_cell
 from adapter_export.format.manifest import InputRecord
-from adapter_export.format.tables import check_columns, read_rows, text_lines
+from adapter_export.format.table_files import check_columns, read_rows, text_lines
 from adapter_export.graph.tasks import CAUSAL_LM, Learnt
-from adapter_export.reading.files import read_stream, sha256_of
+from adapter_export.reading.regular_files import read_stream, sha256_of
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.train.data import Rows, _sha256, split_groups

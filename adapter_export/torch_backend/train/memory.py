@@ -11,7 +11,7 @@ import torch
 from adapter_export.graph.adapter import Adapter
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.attach import attach
-from adapter_export.torch_backend.base.base import TorchBase
+from adapter_export.torch_backend.base.torch_base import TorchBase
 
 _COPIES = 4
 """Of a tensor that learns with Adam: itself, its gradient, and two moments."""

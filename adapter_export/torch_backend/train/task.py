@@ -16,7 +16,7 @@ from adapter_export.format.media import Medium
 from adapter_export.graph.tasks import DEFAULT_TYPE, Learnt, ProblemType
 from adapter_export.text import Pair, Side, Tokenizer
 from adapter_export.torch_backend.train.data import TextExamples, class_indices, label_names, split, split_groups
-from adapter_export.torch_backend.train.media import MediaExamples, MediaSource
+from adapter_export.torch_backend.train.media_examples import MediaExamples, MediaSource
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds import BottleneckOptions, ia3_graph
 from adapter_export.graph.kinds.bottleneck import Wiring, wired
 from adapter_export.graph.slot_form import neutral_parameters, slot_form
-from adapter_export.numerics.evaluate import BORROWED, evaluate_site
+from adapter_export.numerics.evaluate_adapter import BORROWED, evaluate_site
 from adapter_export.sites.site import Norm
 
 SITE, WIDTH = "layers.0.ffn", 6

@@ -13,7 +13,7 @@ from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.compose import STATIC, adapter_fusion, average, stack, weighted_fusion
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.slot_form import has_neutral_parameters, neutral_parameters
-from adapter_export.numerics.evaluate import evaluate_site
+from adapter_export.numerics.evaluate_adapter import evaluate_site
 from adapter_export.sites.site import Norm
 
 SITE = "layers.0.ffn"

@@ -17,7 +17,7 @@ from adapter_export.graph.graph import BORROWED_BIAS, BORROWED_WEIGHT, bind_base
 from adapter_export.graph.kinds import KINDS, BottleneckConfig, bottleneck_config
 from adapter_export.graph.kinds.adapterhub import activation_named
 from adapter_export.graph.kinds.kind import Component
-from adapter_export.numerics.evaluate import evaluate
+from adapter_export.numerics.evaluate_adapter import evaluate
 from adapter_export.sites.site import Norm, Site
 
 D, B, N, BASE_EPSILON = 12, 8, 4, 1e-12

@@ -19,7 +19,7 @@ from adapter_export.graph.kinds import (
     pfeiffer,
 )
 from adapter_export.graph.ops import ACTIVATIONS
-from adapter_export.numerics.evaluate import evaluate
+from adapter_export.numerics.evaluate_adapter import evaluate
 
 WIDTHS = {"d": 12, "d_in": 12, "b": 5}
 RNG = np.random.default_rng(0)

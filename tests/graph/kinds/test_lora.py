@@ -23,7 +23,7 @@ from adapter_export.graph.kinds import (
 )
 from adapter_export.graph.kinds.adapterhub import nice_graph
 from adapter_export.graph.slot_form import fold_weights, inference_form
-from adapter_export.numerics.evaluate import evaluate
+from adapter_export.numerics.evaluate_adapter import evaluate
 from adapter_export.sites.site import Site
 
 RNG = np.random.default_rng(0)

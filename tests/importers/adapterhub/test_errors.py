@@ -24,7 +24,7 @@ from adapter_export.errors import (
     UsageError,
     VersionError,
 )
-from adapter_export.importers.adapterhub.folder import choose
+from adapter_export.importers.adapterhub.adapterhub_folder import choose
 from adapter_export.importers.take import Imported
 from adapter_export.torch_backend.base.pickles import read_torch_file
 

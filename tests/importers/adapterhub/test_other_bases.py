@@ -10,7 +10,7 @@ import pytest
 from adapterhub_bases import FIXTURES, Made, import_adapterhub
 
 from adapter_export.errors import AdapterError, TensorError
-from adapter_export.importers.adapterhub.folder import sublayer_target
+from adapter_export.importers.adapterhub.adapterhub_folder import sublayer_target
 from adapter_export.sites.site import SiteMap
 
 KINDS = ("seq_bn", "double_seq_bn", "lora")

@@ -16,11 +16,11 @@ from safetensors.numpy import load_file
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.slot_form import KEEP, slot_form
 from adapter_export.graph.tasks import Task
-from adapter_export.numerics.evaluate import evaluate_head
+from adapter_export.numerics.evaluate_adapter import evaluate_head
 from adapter_export.numerics.runner import Arrays
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.runner import CutRunner
-from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.site import SiteMap

@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from adapter_export.errors import AdapterError, FormatError, UsageError
 from adapter_export.importers.take import Imported
-from adapter_export.numerics.evaluate import evaluate_head
+from adapter_export.numerics.evaluate_adapter import evaluate_head
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 

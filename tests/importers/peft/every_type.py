@@ -24,14 +24,14 @@ import transformers as hf
 import adapter_export as ae
 from adapter_export.errors import InputError
 from adapter_export.importers.peft.methods import METHODS
-from adapter_export.importers.peft.options import KINDS
-from adapter_export.onnx_backend.base.base import open_onnx
+from adapter_export.importers.peft.peft_options import KINDS
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 from adapter_export.torch_backend.base.to_onnx import export_onnx
-from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.torch_runner import TorchRunner
 
 ROOT = Path(__file__).parents[3]
 BASES = ROOT / "tests" / "fixtures" / "peft" / "bases"

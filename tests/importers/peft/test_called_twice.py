@@ -12,12 +12,12 @@ from peft_folders import import_peft, refused_folder
 from safetensors.numpy import load_file
 
 from adapter_export.errors import AdapterError
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.base.base import TorchBase, load_base
-from adapter_export.torch_backend.runner import TorchRunner
-from adapter_export.torch_backend.view import flow_graph
+from adapter_export.torch_backend.base.torch_base import TorchBase, load_base
+from adapter_export.torch_backend.fx_view import flow_graph
+from adapter_export.torch_backend.torch_runner import TorchRunner
 
 FOLDER = refused_folder("called_twice")
 QUERIES = {f"layers.{n}.attention.query" for n in range(2)}

@@ -14,7 +14,7 @@ from adapter_export.errors import AdapterError, TensorError, UsageError
 from adapter_export.graph.tasks import Task
 from adapter_export.importers.peft.head import HeadChoice
 from adapter_export.importers.take import Imported
-from adapter_export.numerics.evaluate import evaluate_head
+from adapter_export.numerics.evaluate_adapter import evaluate_head
 from adapter_export.sites.site import SiteMap
 
 STRANGE = "base_model.model.strange.encoder.layer."

@@ -10,7 +10,7 @@ from peft_folders import CASES, Arrays, adapter_folder, base_folder, expected, i
 from safetensors.numpy import load_file
 
 from adapter_export.graph.adapter import Adapter
-from adapter_export.numerics.evaluate import evaluate, evaluate_head
+from adapter_export.numerics.evaluate_adapter import evaluate, evaluate_head
 from adapter_export.sites.site import SiteMap
 
 # Their recorded layers are compared as wholes, in `test_parity.py`: a pooler is part of the head, the outputs of base

@@ -12,14 +12,14 @@ from peft_bases import peft_base
 from peft_folders import CASES, Arrays, adapter_folder, base_folder, expected, import_peft
 
 from adapter_export.graph.adapter import Adapter
-from adapter_export.onnx_backend.base.base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.session import open_session
+from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.base.base import TorchBase, load_base
-from adapter_export.torch_backend.runner import TorchRunner
+from adapter_export.torch_backend.base.torch_base import TorchBase, load_base
+from adapter_export.torch_backend.torch_runner import TorchRunner
 
 TOLERANCE = 2e-5
 

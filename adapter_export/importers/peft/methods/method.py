@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapter_export.errors import AdapterError
-from adapter_export.importers.peft.config import Config
+from adapter_export.importers.peft.peft_values import Config
 from adapter_export.importers.take import Taker
 
 Matrix = npt.NDArray[np.floating[Any]]

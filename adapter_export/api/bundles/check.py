@@ -1,0 +1,353 @@
+"""Prove that a bundle computes what it should, with the model that it was built from or by itself."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from adapter_export.api.adapters.adapters import load_members
+from adapter_export.api.bundles.bundles import folder_of, model_of, origin_of, precision_of, runner_of, same_precision
+from adapter_export.api.bundles.sign import verify_signature
+from adapter_export.api.models.base import Base, PathLike, check_free, open_tokenizer
+from adapter_export.api.option import Option
+from adapter_export.errors import InputError, UsageError, argument
+from adapter_export.format.labelled import Columns, read_texts
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from adapter_export.api.adapters.adapters import Adapters
+    from adapter_export.bundle.golden import Case
+    from adapter_export.bundle.proof.compare_arrays import Original
+    from adapter_export.bundle.proof.prove import Plan, Reference
+    from adapter_export.bundle.proof.selftest import SelfTest
+    from adapter_export.bundle.report import Report
+    from adapter_export.format.manifest import Manifest
+    from adapter_export.graph.adapter import Adapter
+    from adapter_export.numerics.runner import Arrays
+    from adapter_export.runtime import Bundle
+
+OnStep = Callable[[int, int, str], None]
+"""Is told after each step how many are done, how many there are, and what it was; once before the first one."""
+
+_ROWS_AT_ONCE = 16
+
+
+def check(
+    bundle: Bundle | PathLike,
+    *,
+    against: Base | PathLike | None = None,
+    only: Annotated[Sequence[str], Option("Check this adapter alone, or `base`; may be repeated.", "ADAPTER")] = (),
+    flavours: Annotated[
+        Sequence[str],
+        Option(
+            "Check this graph alone: slots, inputs, bank, fanout or baked; may be repeated.", "FLAVOUR", "--flavour"
+        ),
+    ] = (),
+    cases: Annotated[Sequence[str], Option("Try this shape alone; may be repeated.", "CASE", "--case")] = (),
+    adapters: Adapters | None = None,
+    last: PathLike | None = None,
+    data: Annotated[
+        PathLike | None,
+        Option("A table (csv, tsv, jsonl) of texts on which the bundle's classes are compared with MODEL's.", "FILE"),
+    ] = None,
+    text: Annotated[str | None, Option("The column of FILE that holds the texts.", "COLUMN")] = None,
+    nodes: Annotated[bool, Option("Show every node beside that of MODEL.")] = False,
+    quick: Annotated[bool, Option("Leave out most shapes and words, and nodes.")] = False,
+    repro: Annotated[PathLike | None, Option("Write the node that is wrong as a test case of ONNX.", "FOLDER")] = None,
+    runtimes: Annotated[
+        Sequence[str], Option("Run golden vectors in this Python, too; may be repeated.", "PYTHON", "--runtime")
+    ] = (),
+    report: Annotated[PathLike | None, Option("Write a page of HTML, complete in itself.", "FILE")] = None,
+    force: bool = False,
+    on_step: OnStep | None = None,
+) -> Report:
+    """Check that a bundle computes what it should.
+
+    Every output of every graph is compared at a matrix of shapes, every adapter at every site with float64 arithmetic,
+    and what must hold in any case is tried. A bundle in another precision than the model is compared with the model in
+    that same precision; how far that is from the model itself is reported beside.
+
+    Args:
+        bundle: the bundle, or its folder.
+        against: the model that the bundle was built from; without it the golden vectors in the bundle are the
+            reference, and torch is not needed.
+        nodes: keep every node that was compared in the report, not only those that are wrong.
+        repro: a folder, for each fault with a node that is wrong: that node as a graph of its own, in the layout of
+            ONNX's test cases.
+        runtimes: other Pythons, such as one of an environment with the oldest ONNX Runtime that is to run the bundle.
+        force: replace what is at `report` and `repro`.
+        adapters: adapters, their folders or names, as in `build`: the slots of the bundle are compared with these, and
+            not only with its own copies of them.
+        last: an earlier report on this bundle, as `--json` writes it: what was shown then may not be open now.
+        on_step: is told of each step.
+
+    Returns:
+        What was found. A bundle that computes something else is no error: `report.raise_for_failure()` makes it one.
+
+    Raises:
+        UsageError: arguments do not go together, or name what is not there.
+        FormatError: `last` is no report, or one on another bundle.
+        InputError: the bundle or the model cannot be used.
+        NothingComparedError: nothing was compared.
+        OutputExistsError, WriteError: the page cannot be written.
+    """
+    from adapter_export.bundle.proof.ledger import ratchet
+    from adapter_export.bundle.proof.prove import plan_check, prove, steps
+    from adapter_export.format.check_report import read_report
+
+    if report is not None:
+        check_free(Path(report), force=force)
+    if (data is None) != (text is None) or (data is not None and against is None):
+        together = f"{argument('data')}, {argument('text')} and {argument('against')} go together"
+        raise UsageError(together, fix=f"give all three, or {argument('against')} alone")
+    for name, asked in (("nodes", nodes), ("repro", repro is not None)):
+        if asked and against is None:
+            needed = f"{argument(name)} needs {argument('against')}"
+            raise UsageError(needed, fix="give the model that the bundle was built from")
+    if nodes and quick:
+        raise UsageError(f"{argument('nodes', True)} and {argument('quick', True)} do not go together")
+    place = None if repro is None else Path(repro)
+    if place is not None:
+        check_free(place, force=force)
+    plan = plan_check(
+        folder_of(bundle),
+        only=only,
+        cases=cases,
+        flavours=flavours,
+        brief=quick,
+        every_node=nodes,
+        repro=place,
+        runtimes=runtimes,
+    )
+    before = None if last is None else read_report(Path(last), plan.bundle.digest)
+    own = {adapter.name: adapter for adapter in _given(plan, adapters, against)}
+    texts = None
+    if data is not None and text is not None:
+        texts = [one for one, _ in read_texts(Path(data), Columns(text))]
+    with _sides(plan, against, texts) as (reference, original):
+        found = prove(plan, reference, _counted(on_step, steps(plan, reference, original)), original, own=own)
+    found.require_compared()
+    if before is not None and last is not None:
+        found = replace(found, ledger=(*found.ledger, *ratchet(before, found.ledger, Path(last).name)))
+    if report is not None:
+        from adapter_export.bundle.proof.certificate import page
+        from adapter_export.format.files import new_file
+
+        many = {"only": only, "flavour": flavours, "case": cases}
+        given = [("against", found.against), ("data", data), ("text", text)]
+        given += [(name, value) for name, values in many.items() for value in values]
+        words = [word for name, value in given if value is not None for word in (f"--{name}", str(value))]
+        flags = [f"--{name}" for name, on in {"quick": quick}.items() if on]
+        called = shlex.join(["adapter-export", "check", found.bundle, *words, *flags])
+        date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        with new_file(Path(report), force=force) as temporary:
+            temporary.write_text(page(found, date=date, command=called), "utf-8")
+    return found
+
+
+def self_test(
+    bundle: Bundle | PathLike,
+    *,
+    against: Base | PathLike | None = None,
+    kinds: Sequence[str] = (),
+    seed: int = 0,
+    on_step: OnStep | None = None,
+) -> SelfTest:
+    """Plant faults of about a hundred kinds in a copy of a bundle, and see which of them `check` finds and locates.
+
+    The bundle itself stays as it is; it has to pass first.
+
+    Args:
+        bundle: the bundle, or its folder.
+        against: the model that the bundle was built from; without it the golden vectors are the reference.
+        kinds: the names of some kinds; all if none are given.
+        seed: chooses the places.
+        on_step: is told of each step.
+
+    Returns:
+        What became of each fault; `passed` if none was missed.
+
+    Raises:
+        UsageError: there is no such kind.
+        ParityError: the bundle does not pass as it is.
+        InputError: the bundle or the model cannot be used.
+    """
+    from adapter_export.bundle.proof.faults import FAULTS
+    from adapter_export.bundle.proof.prove import plan_check
+    from adapter_export.bundle.proof.selftest import SelfTest, self_test
+
+    known = [fault.name for fault in FAULTS]
+    unknown = [kind for kind in kinds if kind not in known]
+    if unknown:
+        raise UsageError("no such kind of fault", found=unknown[0], expected=", ".join(known))
+    plan, found = plan_check(folder_of(bundle), brief=True), []
+    told = _counted(on_step, len(kinds) or len(known))
+    with _sides(plan, against, None) as (reference, _):
+        for one in self_test(plan.bundle, reference, kinds, seed):
+            found.append(one)
+            told(f"{one.name}: {one.status}")
+    return SelfTest(str(plan.bundle.folder), None if reference is None else reference.path, seed, tuple(found))
+
+
+def _given(plan: Plan, adapters: Adapters | None, against: Base | PathLike | None) -> list[Adapter]:
+    """Read the user's own adapters; one that the bundle does not hold is a `UsageError`."""
+    near = against.path if isinstance(against, Base) else None if against is None else Path(against)
+    given = [] if adapters is None else load_members(adapters, near)
+    unknown = [f"`{adapter.name}`" for adapter in given if adapter.name not in plan.bundle.names]
+    if unknown:
+        known = ", ".join(f"`{name}`" for name in plan.bundle.names if name is not None)
+        where, found = argument("adapters"), ", ".join(unknown)
+        raise UsageError("the bundle has no adapter of this name", where=where, found=found, expected=f"of {known}")
+    return given
+
+
+@contextmanager
+def _sides(
+    plan: Plan, against: Base | PathLike | None, texts: Sequence[str] | None
+) -> Iterator[tuple[Reference | None, Original | None]]:
+    """Yield the reference in the bundle's precision, and the model as it is where the two differ or texts are given."""
+    if against is None:
+        yield None, None
+        return
+    from adapter_export.bundle.proof.compare_arrays import Original
+    from adapter_export.bundle.proof.exact_tensors import Source
+    from adapter_export.bundle.proof.prove import Reference
+    from adapter_export.bundle.texts import Contract
+
+    base = _of_record(model_of(plan.bundle.manifest, against), plan.bundle.manifest)
+    path, contract = (
+        str(base.path),
+        Contract(base.tokenizer, base.texts, base.own_head, None if base.media is None else base.media.record.digest),
+    )
+    wanted = plan.bundle.numerics
+    live, not_live = _live(base) if None in plan.names else (None, None)
+
+    derivation = plan.bundle.derivation()
+    origin = origin_of(base, wanted.precision, optimized=derivation is not None and derivation.optimized)
+    with same_precision(base, wanted) as (runner, again):
+        source = Source(origin, again)
+        reference = Reference(path, runner, contract, base.inputs, base.lengths, live, not_live, source)
+        if texts is None and wanted.precision == precision_of(base):
+            yield reference, None
+            return
+        cases = plan.cases if texts is None else _text_cases(plan, texts)
+        inputs = "random inputs" if texts is None else f"{len(texts):,} texts"
+        yield reference, Original(runner_of(base, allow_mismatch=True), cases, inputs)
+
+
+def _of_record(base: Base, manifest: Manifest) -> Base:
+    """Return the base; that of a folder captured as the bundle's was, where the folder alone gives other lengths."""
+    from adapter_export.bundle.proof.invariants import check_record
+
+    if base.form != "folder" or base.path is None:
+        return base
+    alike = {record.name for record in base.inputs} == {record.name for record in manifest.inputs}
+    if alike and all(found.passed for found in check_record(manifest, base.inputs, base.lengths)):
+        return base
+    from adapter_export.format.axes import names
+    from adapter_export.torch_backend.base.huggingface_folder import open_folder
+
+    named = {name for record in manifest.inputs for axis in record.axes for name in names(axis)}
+    lengths = {axis: own for axis, own in manifest.lengths.items() if axis in named}
+    try:
+        again = replace(base, source=open_folder(base.path, inputs=manifest.inputs, lengths=lengths))
+    except (InputError, UsageError):  # the report says what the base does not take
+        return base
+    return again if again.fingerprint == base.fingerprint else base
+
+
+def _live(base: Base) -> tuple[Callable[[Mapping[str, np.ndarray]], Arrays] | None, str | None]:
+    """Return what runs the live model of a folder, or why none can be run; neither for another base."""
+    if base.form != "folder" or base.path is None:
+        return None, None
+    from adapter_export.torch_backend.base.huggingface_folder import live_folder
+
+    try:
+        return live_folder(base.path, base.torch), None
+    except InputError as error:
+        return None, error.message
+
+
+def _text_cases(plan: Plan, texts: Sequence[str]) -> list[Case]:
+    from adapter_export.bundle.golden import case_of
+
+    inputs = plan.bundle.manifest.inputs
+    tokenizer = open_tokenizer(plan.bundle.home, plan.bundle.manifest, fix=f"leave {argument('data')} out")
+    cases = []
+    for start in range(0, len(texts), _ROWS_AT_ONCE):
+        arrays = tokenizer.batch(texts[start : start + _ROWS_AT_ONCE], [record.name for record in inputs])
+        cases.append(case_of(f"texts {start + 1}…", arrays, inputs))
+    return cases
+
+
+def verify(
+    bundle: Bundle | PathLike,
+    *,
+    expect: Annotated[str | None, Option("The digest that BUNDLE must have, as `inspect` shows it.", "DIGEST")] = None,
+    key: Annotated[PathLike | None, Option("The public key, PEM, that must have signed BUNDLE.", "PUBLIC")] = None,
+    certificates: Annotated[
+        Sequence[str],
+        Option(
+            "A PEM file of authorities: BUNDLE must be signed by one with their certificate; may be repeated.",
+            "FILE",
+            "--certificate",
+        ),
+    ] = (),
+    on_step: OnStep | None = None,
+) -> Report:
+    """Show that a bundle is whole, and that it computes its golden vectors on this machine.
+
+    Needs neither torch nor the model. All files, graphs and adapters are compared with each other, and the golden
+    vectors run in every flavour of the graph; `check` with the model goes further.
+
+    Args:
+        bundle: the bundle, or its folder.
+        expect: the sha256 of its manifest, which has the hashes of all other files.
+        key: the public key of whoever must have signed it.
+        certificates: in place of a key, the certificates of authorities: one of them vouches for whoever signed it.
+        on_step: is told of each step.
+
+    Returns:
+        What was found; `raise_for_failure()` makes an error of a result that is off.
+
+    Raises:
+        SignatureError: the bundle is not signed as it should be.
+        MissingExtraError: the library of signatures is not installed.
+        InputError: the bundle is damaged, is not the one that is expected, or something in it does not fit.
+        NothingComparedError: nothing was compared.
+    """
+    from adapter_export.bundle.opened import OpenedBundle
+    from adapter_export.bundle.proof.prove import plan_check, prove, steps
+    from adapter_export.format.check_report import InvariantRecord
+    from adapter_export.format.manifest_json import read_manifest
+
+    folder, shown = folder_of(bundle), list[InvariantRecord]()
+    if key is not None or certificates:
+        read_manifest(folder, expect=expect)
+        signature = verify_signature(folder, key=key, certificates=certificates)
+        expect = signature.digest
+        detail = f"{len(signature.files)} files, signed by {signature.signer}"
+        shown.append(InvariantRecord("signature", "bundle", "passed", detail))
+    plan = plan_check(OpenedBundle.open(folder, expect=expect), quick=True)
+    report = prove(plan, None, _counted(on_step, steps(plan, None)))
+    report.require_compared()
+    return replace(report, invariants=(*shown, *report.invariants))
+
+
+def _counted(on_step: OnStep | None, total: int) -> Callable[[str], None]:
+    if on_step is None:
+        return lambda _: None
+    on_step(0, total, "")
+    numbers = itertools.count(1)
+
+    def step(note: str) -> None:
+        on_step(next(numbers), total, note)
+
+    return step

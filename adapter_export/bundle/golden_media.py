@@ -1,0 +1,139 @@
+"""Golden media of a bundle: answers by a reference, replayed as a client reads pictures and clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from adapter_export.bundle.golden import Allowance, Golden
+from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.report import BASE
+from adapter_export.bundle.texts import answer_faults, is_decided
+from adapter_export.errors import AdapterError, InputError, MissingExtraError, RequestError
+from adapter_export.format.check_report import InvariantRecord, verdict
+from adapter_export.format.media import GoldenMedia, GoldenMediaAnswer, GoldenMediaSet, GoldenSample, MediaRecord, said
+from adapter_export.graph.adapter import Adapter
+from adapter_export.numerics.runner import Runner, run
+from adapter_export.onnx_backend.slots import HeadSum, adapter_output
+from adapter_export.runtime.answers import answer, document
+from adapter_export.runtime.media_reader import apply_steps, check_answered, read_medium
+
+CHECK = "golden media"
+"""The name of the check in reports."""
+
+
+def check_media(adapters: Sequence[Adapter], record: MediaRecord) -> None:
+    """Raise an `AdapterError` for an adapter that reads texts, or was trained with another processor."""
+    for adapter in adapters:
+        try:
+            check_answered(record, None if adapter.head is None else adapter.head.task, f"adapter `{adapter.name}`")
+        except InputError as error:
+            raise AdapterError(
+                error.what, where=error.where, found=error.found, expected=error.expected, fix=error.fix
+            ) from error
+
+
+@dataclass(frozen=True)
+class MediaMaker:
+    """Makes the answers to golden media.
+
+    Attributes:
+        record: that of the bundle.
+        outputs: the names of the base's outputs.
+        references: computes the answers; never the exported graph.
+        allowance: decides how far answers may be off.
+    """
+
+    record: MediaRecord
+    outputs: Sequence[str]
+    references: Runner
+    allowance: Allowance
+
+    def sets(
+        self, media: GoldenMedia, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]
+    ) -> GoldenMedia:
+        """Return the media with the answers of these adapters, of those that answer, beside the answers they have."""
+        found = [
+            self._set(media.samples, adapter, adapter_output(heads, adapter), golden) for adapter, golden in adapters
+        ]
+        return replace(media, sets=(*media.sets, *filter(None, found)))
+
+    def _set(
+        self, samples: Sequence[GoldenSample], adapter: Adapter, output: str | None, golden: Golden
+    ) -> GoldenMediaSet | None:
+        task = None if adapter.head is None else adapter.head.task
+        if task is None or output is None:
+            return None
+        results = [
+            run(self.references, {self.record.input: one.array[None]}, adapter, self.outputs, output)[output][0]
+            for one in samples
+        ]
+        budgets = [golden.budgets[output], self.allowance.budget(*results)]
+        allowed = max(budgets, key=lambda budget: budget.absolute)
+        answers = tuple(
+            GoldenMediaAnswer(one.name, document(answer(task, result)), is_decided(task, result, allowed.absolute))
+            for one, result in zip(samples, results, strict=True)
+        )
+        return GoldenMediaSet(adapter.name, self.references.description, allowed.absolute, allowed.reason, answers)
+
+
+def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool) -> Iterator[InvariantRecord]:
+    """Make the input of golden media and answer them as a client does, and compare both with what they say.
+
+    `run` is false where the graph is too large to be run for this.
+    """
+    record, media = bundle.manifest.media, bundle.media()
+    if record is None:
+        return
+    if media is None or record.steps is None:
+        yield InvariantRecord(CHECK, BASE, "passed", f"no client reads files: the processor {record.unknown}")
+        return
+    faults = [] if media.digest == record.digest else [f"of the processor {media.digest[:12]}…"]
+    detail = f"{len(media.samples)} files within {media.absolute:.1e} of {media.processor}: {said(record.steps)}"
+    try:
+        faults += [fault for sample in media.samples for fault in _value_faults(record, sample, media.absolute)]
+    except MissingExtraError as error:
+        detail = f"files not read ({error.what})"
+    yield InvariantRecord(CHECK, BASE, verdict(not faults), "; ".join(faults[:3]) or detail)
+    sets = {one.adapter: one for one in media.sets}
+    for adapter in bundle.manifest.adapters:
+        if adapter.name not in names or adapter.task is None:
+            continue
+        one, faults = sets.get(adapter.name), []
+        if one is None:
+            yield InvariantRecord(CHECK, adapter.name, "failed", "there are none of it")
+        elif run:
+            session = bundle.runtime_session()
+            arrays = {sample.name: sample.array[None] for sample in media.samples}
+            for wanted in one.answers:
+                try:
+                    found = document(session.answer({record.input: arrays[wanted.sample]}, adapter.name)[0])
+                    differ = list(answer_faults(found, wanted.answer, one.absolute, decided=wanted.decided))
+                except RequestError as error:  # such as NaN
+                    differ = [error.what]
+                faults += [f"`{wanted.sample}`: {fault}" for fault in differ]
+            detail = f"{len(one.answers)} answers within {one.absolute:.1e}"
+            yield InvariantRecord(CHECK, adapter.name, verdict(not faults), "; ".join(faults[:3]) or detail)
+
+
+def compare_processors(digest: str, model: str) -> InvariantRecord:
+    """Compare the digest of a bundle's processor with that of the model it was built from."""
+    detail = "that of the model" if digest == model else f"{digest[:12]}…, and the model has {model[:12]}…"
+    return InvariantRecord(CHECK, "model", verdict(digest == model), f"the processor is {detail}")
+
+
+def _value_faults(record: MediaRecord, sample: GoldenSample, absolute: float) -> Iterator[str]:
+    try:
+        contents = read_medium(sample.data, record.medium, record.sampling_rate, f"`{sample.name}`")
+    except MissingExtraError:
+        raise
+    except InputError as error:
+        yield f"`{sample.name}` is refused: {error}"
+        return
+    found, expected = apply_steps(contents, record.steps or ()), sample.array
+    if found.shape != expected.shape:
+        yield f"`{sample.name}` found {list(found.shape)}, expected {list(expected.shape)}"
+    elif not (largest := float(np.abs(found - expected).max())) <= absolute:
+        yield f"`{sample.name}` is off by {largest:.1e}, allowed {absolute:.1e}"

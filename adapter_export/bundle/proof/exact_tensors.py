@@ -1,0 +1,492 @@
+"""Tensors, exactly: every constant of a bundle's graphs and every slot follows bit by bit from what it was built of.
+
+`build` looks each constant up among the tensors of the model, and writes how it came to be. A check replays that, makes
+the graph anew where the same libraries are at hand, and compares both with the bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+import onnx_ir as ir
+
+from adapter_export.bundle.opened import OpenedBundle, task_facts
+from adapter_export.bundle.proof.claims import check_sites
+from adapter_export.bundle.proof.invariants import same_bits
+from adapter_export.bundle.rounded import rounded
+from adapter_export.dtypes import Weights
+from adapter_export.errors import AdapterExportError, BaseModelError
+from adapter_export.format.check_report import Form, ObligationRecord, SpanRecord, Status
+from adapter_export.format.derivation import DERIVATION_FILE, DERIVATION_VERSION, ConstantRecord, Derivation
+from adapter_export.format.manifest_json import MANIFEST_FILE
+from adapter_export.graph.adapter import Adapter
+from adapter_export.onnx_backend.base.external import read_model, readable, settle_external_data
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+from adapter_export.onnx_backend.graft.bank_graph import BankRows, insert_bank
+from adapter_export.onnx_backend.graft.fanout import cut_bank
+from adapter_export.onnx_backend.graft.insert import insert_slots
+from adapter_export.onnx_backend.slots import SLOT_PREFIX, SlotPlan, read_plan, slot_tensors
+from adapter_export.reading.regular_files import sha256_of
+
+_FEW = 16
+"""Constants of fewer elements are numbers and shapes: equal bits elsewhere would say nothing."""
+
+_SAMPLE = 64
+_SHOWN = 3
+
+
+_OURS = ("adapter-export", "onnx", "onnx-ir")
+
+
+class _Mapped(Mapping[str, np.ndarray]):
+    """The elements of tensors, mapped from their file for as long as somebody holds them: not all are there at once."""
+
+    def __init__(self, tensors: Mapping[str, ir.TensorProtocol]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return values_of(self._tensors[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a base was made of: the model's tensors by name, a digest of its program, and libraries."""
+
+    tensors: Mapping[str, np.ndarray]
+    program: str
+    made_by: tuple[str, ...] = ()
+    optimized: bool = False
+
+    @classmethod
+    def of(cls, base: OnnxBase) -> Origin:
+        """Return that of an ONNX file, as it is before anything is done to it."""
+        model = read_model(base.path, partial(BaseModelError, "is not an ONNX model", where=base.path))
+        settle_external_data(model, base.path)
+        return cls(_Mapped(constants(model)), sha256_of(base.path))
+
+    def derivation(self, model: ir.Model, golden: Sequence[str]) -> Derivation:
+        """Return how each constant of a graph with slots follows from the tensors; `golden` are the golden cases."""
+        finder = _Finder.of(self.tensors)
+        records = (finder.record(name, values_of(tensor)) for name, tensor in constants(model).items())
+        made_by = libraries((*_OURS, *self.made_by))
+        return Derivation(DERIVATION_VERSION, self.program, made_by, self.optimized, tuple(records), tuple(golden))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a bundle was built from, as the user has it; `again` makes its base anew, with operators fused or not."""
+
+    origin: Origin
+    again: Callable[[bool], OnnxBase]
+
+
+def constants(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """Return every constant of a graph and of those in it: initializers that nobody feeds, and tensors in nodes."""
+    fed = {value.name for value in model.graph.inputs}
+    found = {
+        name: value.const_value
+        for graph in model.graphs()
+        for name, value in graph.initializers.items()
+        if name not in fed and value.const_value is not None
+    }
+    for node in model.graph.all_nodes():
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.TENSOR:
+                found[node.outputs[0].name or node.name or ""] = attribute.value
+    return found
+
+
+def values_of(tensor: ir.TensorProtocol) -> np.ndarray:
+    """Return the elements of a constant; those of large ones are mapped, not read."""
+    return np.asarray(readable(tensor).numpy())
+
+
+def libraries(names: Sequence[str]) -> dict[str, str]:
+    """Return the version of each library that is installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class _Finder:
+    """Looks a constant up among the tensors of a model, by type and shape first."""
+
+    tensors: Mapping[str, np.ndarray]
+    by_shape: Mapping[tuple[str, tuple[int, ...]], Sequence[str]]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, np.ndarray]) -> _Finder:
+        by_shape: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+        for name, tensor in tensors.items():
+            by_shape.setdefault((tensor.dtype.name, tensor.shape), []).append(name)
+        return cls(tensors, by_shape)
+
+    def record(self, name: str, array: np.ndarray) -> ConstantRecord:
+        """Return the first way to make it, its own name before others."""
+        for way in self._ways(name, array):
+            if same_bits(rebuilt(way, self.tensors, array), array):
+                return way
+        return ConstantRecord(name, "made", sha256=_digest(array))
+
+    def _ways(self, name: str, array: np.ndarray) -> Iterator[ConstantRecord]:
+        if name in self.tensors and self.tensors[name].shape == array.shape:
+            yield ConstantRecord(name, "as is", (name,))
+        if array.size < _FEW:
+            return
+        if (source := self._alike(array)) is not None:
+            yield ConstantRecord(name, "as is", (source,))
+        if array.ndim == 2 and (source := self._alike(array.T)) is not None:
+            yield ConstantRecord(name, "transposed", (source,), transposed=True)
+        yield from self._parts(name, array)
+        yield from self._slices(name, array)
+
+    def _alike(self, array: np.ndarray) -> str | None:
+        """The first tensor with the same shape that agrees at some elements, and then in all."""
+        at = np.unravel_index(np.linspace(0, array.size - 1, min(_SAMPLE, array.size)).astype(int), array.shape)
+        sample = array[at].tobytes()
+        for name in self.by_shape.get((array.dtype.name, array.shape), ()):
+            if self.tensors[name][at].tobytes() == sample and same_bits(self.tensors[name], array):
+                return name
+        return None
+
+    def _parts(self, name: str, array: np.ndarray) -> Iterator[ConstantRecord]:
+        """Those that fused operators read side by side, such as query, key and value."""
+        for axis in range(array.ndim):
+            for count in (3, 2):
+                if array.shape[axis] % count == 0 and array.size // count >= _FEW:
+                    parts = np.split(array, count, axis)
+                    for turned in (False, True) if array.ndim == 2 else (False,):
+                        sources = [self._alike(part.T if turned else part) for part in parts]
+                        if None not in sources:
+                            names = tuple(source or "" for source in sources)
+                            yield ConstantRecord(name, "concatenated", names, transposed=turned, axis=axis)
+
+    def _slices(self, name: str, array: np.ndarray) -> Iterator[ConstantRecord]:
+        """A piece of a longer tensor along one axis, or one of the same elements in another shape."""
+        large = (names for (dtype, shape), names in self.by_shape.items() if dtype == array.dtype.name
+                 and math.prod(shape) >= array.size)  # fmt: skip
+        for source in itertools.chain.from_iterable(large):
+            tensor = self.tensors[source]
+            if tensor.size == array.size and tensor.shape != array.shape:
+                yield ConstantRecord(name, "reshaped", (source,))
+            if tensor.ndim != array.ndim:
+                continue
+            longer = [axis for axis in range(array.ndim) if tensor.shape[axis] != array.shape[axis]]
+            if len(longer) == 1:
+                (axis,) = longer
+                first = np.take(array, [0], axis)
+                others = tuple(other for other in range(array.ndim) if other != axis)
+                for start in np.flatnonzero((tensor == first).all(others))[:_SHOWN]:
+                    yield ConstantRecord(name, "sliced", (source,), axis=axis, start=int(start))
+
+
+def rebuilt(record: ConstantRecord, tensors: Mapping[str, np.ndarray], like: np.ndarray) -> np.ndarray | None:
+    """Return what a record says that a constant is; none where the model has no such tensors, or of other shapes."""
+    try:
+        parts = [tensors[name].T if record.transposed else tensors[name] for name in record.sources]
+        array = np.concatenate(parts, record.axis or 0) if len(parts) > 1 else parts[0]
+        if record.start is not None and record.axis is not None:
+            array = array[(slice(None),) * record.axis + (slice(record.start, record.start + like.shape[record.axis]),)]
+        return array.reshape(like.shape) if record.how == "reshaped" else array
+    except (KeyError, IndexError, ValueError):
+        return None
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def check_tensors(
+    bundle: OpenedBundle, source: Source, forms: Sequence[Form], *, brief: bool
+) -> Iterator[ObligationRecord]:
+    """Yield an obligation for each constant of the graph with slots, and for the nodes and constants of each graph.
+
+    A brief check does not make the graph again, which takes an export of a torch base.
+    """
+    plan, file = read_plan(bundle.slots_model, bundle.folder), bundle.manifest.graphs["slots"]
+    derivation = bundle.derivation()
+    remade = _Remade.of(bundle, source, plan, derivation, brief=brief)
+    yield remade.obligation(file)
+    tensors, records = source.origin.tensors, dict[str, ConstantRecord]()
+    same = derivation is not None and derivation.program == source.origin.program
+    if derivation is not None:
+        # of a bundle that was built from another file of this model, the map may name tensors that only that one has
+        held = (record for record in derivation.constants if same or tensors.keys() >= {*record.sources})
+        records = {record.name: record for record in held}
+    finder = _Finder.of(tensors)
+    if remade.base is not None and remade.model is not None:
+        yield check_sites(bundle, remade.base, remade.model)
+    for name, tensor in constants(bundle.slots_model).items():
+        array = values_of(tensor)
+        known = records.get(name) or (None if same else finder.record(name, array))
+        yield _constant(file, name, array, known, tensors, remade)
+    for form in forms:
+        for other in bundle.files_of(form) if form not in ("slots", "fanout") else ():
+            yield from _as_in_slots(bundle, form, other, remade, plan)
+
+
+@dataclass(frozen=True)
+class _Remade:
+    """The graph with slots, made anew of the model: none where that cannot be, `why`; `differs` is what is not so."""
+
+    base: OnnxBase | None
+    model: ir.Model | None
+    constants: Mapping[str, ir.TensorProtocol]
+    differs: str | None
+    why: str
+    by: str
+
+    @classmethod
+    def of(
+        cls, bundle: OpenedBundle, source: Source, plan: SlotPlan, derivation: Derivation | None, *, brief: bool
+    ) -> _Remade:
+        here = {} if derivation is None else libraries(list(derivation.made_by))
+        by = ", ".join(f"{name} {number}" for name, number in here.items()) or "this release"
+        if brief:
+            why = "a quick check does not make the graph again"
+        elif derivation is not None and here != derivation.made_by:
+            other = [f"{name} {number}" for name, number in derivation.made_by.items() if here.get(name) != number]
+            why = f"made by {', '.join(other)}; here is {by}"
+        elif derivation is not None and derivation.program != source.origin.program:
+            why = "the bundle was built from another program with these weights, or from this one captured otherwise"
+        else:
+            try:
+                base = source.again(derivation is not None and derivation.optimized)
+                model = insert_slots(base, plan)
+            except AdapterExportError as error:
+                return cls(None, None, {}, None, f"the model cannot be made again: {error.message}", by)
+            differs = next(node_differences(bundle.slots_model, model), None)
+            if differs is None or derivation is not None:
+                return cls(base, model, constants(model), differs, "", by)
+            why = f"the bundle does not say what made it, and its graph differs from what {by} makes: {differs}"
+        return cls(None, None, {}, None, why, by)
+
+    def obligation(self, file: str) -> ObligationRecord:
+        claim = "every node is what exporting the model again gives"
+        if self.model is None:
+            return ObligationRecord(f"nodes/{file}", claim, "open", file, self.why)
+        status: Status = "proved" if self.differs is None else "failed"
+        detail = self.differs or f"{len(self.model.graph)} nodes, made again by {self.by}"
+        return ObligationRecord(f"nodes/{file}", claim, status, file, detail)
+
+
+def _constant(
+    file: str,
+    name: str,
+    array: np.ndarray,
+    record: ConstantRecord | None,
+    tensors: Mapping[str, np.ndarray],
+    remade: _Remade,
+) -> ObligationRecord:
+    """Return whether a constant is what the map says, and what the graph that is made again has in its place."""
+    made, direct = remade.constants.get(name), record is not None and bool(record.sources)
+    said = "a number, shape or folded tensor of the exporter" if record is None or not direct else _words(record)
+
+    def result(status: Status, detail: str) -> ObligationRecord:
+        return ObligationRecord(f"constant/{file}/{name}", said, status, f"{file}: {name}", detail)
+
+    if record is not None and direct:
+        expected = rebuilt(record, tensors, array)
+        if expected is None:
+            return result("failed", f"the map says {said}; the model has no such tensor")
+        if not same_bits(expected, array):
+            return result("failed", f"not {said} of the model: {_difference(array, expected)}")
+    if made is not None and not same_bits(values := values_of(made), array):
+        return result("failed", f"not what exporting the model again gives: {_difference(array, values)}")
+    if direct:
+        return result("proved", f"{said}, {array.size:,} elements, bit for bit")
+    if made is not None:
+        return result("proved", f"{array.size:,} elements as {remade.by} makes them again, bit for bit")
+    if record is None:
+        reason = remade.why or "no constant of this name is made again"
+        return result("open", f"`{DERIVATION_FILE}` does not cover it; {reason}")
+    if record.sha256 not in (None, _digest(array)):
+        return result("failed", f"not the bytes that `{DERIVATION_FILE}` says")
+    return result("open", remade.why or "no constant of this name is made again")
+
+
+def _words(record: ConstantRecord) -> str:
+    names = ", ".join(f"`{name}`" for name in record.sources)
+    where = "" if record.axis is None else f" along axis {record.axis}"
+    start = "" if record.start is None else f" from {record.start}"
+    turned = ", each transposed" if record.transposed and record.how != "transposed" else ""
+    return f"{names} {record.how}{where}{start}{turned}"
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> str:
+    """Say in one clause how two arrays differ."""
+    if (found.dtype, found.shape) != (expected.dtype, expected.shape):
+        return f"{found.dtype.name} {list(found.shape)}, expected {expected.dtype.name} {list(expected.shape)}"
+    step = found.dtype.itemsize
+    one, two = (np.frombuffer(each.tobytes(), np.uint8).reshape(-1, step) for each in (found, expected))
+    wrong = np.flatnonzero((one != two).any(1))
+    at = np.unravel_index(int(wrong[0]), found.shape)
+    index = ", ".join(map(str, at))
+    numbers = f"[{index}] is {found[at]!s}, expected {expected[at]!s}"
+    return f"{len(wrong):,} of {found.size:,} elements, the first {numbers}"
+
+
+def node_differences(found: ir.Model, expected: ir.Model, *, inputs: bool = True) -> Iterator[str]:
+    """Yield how the nodes of two graphs differ, one after the other; their constants are compared on their own."""
+    pairs = list(zip(found.graph.all_nodes(), expected.graph.all_nodes(), strict=False))
+    for one, two in pairs:
+        first, second = (ir.serde.serialize_node(node) for node in (one, two))
+        for attribute in (*first.attribute, *second.attribute):
+            attribute.ClearField("t")
+        if first.SerializeToString(deterministic=True) != second.SerializeToString(deterministic=True):
+            yield f"node `{one.name or one.outputs[0].name}` ({_at(one)}): {_node_difference(first, second)}"
+    counts = [sum(1 for _ in model.graph.all_nodes()) for model in (found, expected)]
+    if counts[0] != counts[1]:
+        longer = list((found if counts[0] > counts[1] else expected).graph.all_nodes())[len(pairs)]
+        yield f"{counts[0]} nodes, not {counts[1]}: `{longer.name or longer.outputs[0].name}` ({_at(longer)})"
+    for what in ("inputs", "outputs") if inputs else ("outputs",):
+        names = [[value.name for value in getattr(model.graph, what)] for model in (found, expected)]
+        if names[0] != names[1]:
+            yield f"{what} {names[0]}, not {names[1]}"
+
+
+def _at(node: ir.Node) -> str:
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    return node.op_type if scopes is None else f"{node.op_type}, {scopes}"
+
+
+def _node_difference(found: object, expected: object) -> str:
+    for descriptor in found.DESCRIPTOR.fields:  # type: ignore[attr-defined]
+        one, two = (getattr(each, descriptor.name) for each in (found, expected))
+        if one != two:
+            texts = [" ".join(str(each).split())[:120] or "nothing" for each in (one, two)]
+            return f"its `{descriptor.name}` is {texts[0]}, not {texts[1]}"
+    return "other bytes"
+
+
+def _as_in_slots(
+    bundle: OpenedBundle, form: Form, file: str, remade: _Remade, plan: SlotPlan
+) -> Iterator[ObligationRecord]:
+    """Yield whether another graph has the constants of the one with slots, and its nodes; a bank is made again."""
+    model, slots = bundle.model(file), bundle.slots_model
+    own, shared = constants(model), constants(slots)
+    # nodes of adapters are others in a bank
+    there = [name for name in shared if form != "bank" or not name.startswith(SLOT_PREFIX)]
+    wrong = [f"`{name}`" for name in there if name not in own or not _is_same(own[name], shared[name])]
+    names = ", ".join(wrong[:_SHOWN])
+    yield ObligationRecord(
+        f"constants/{file}",
+        "the constants are those of the graph with slots",
+        "failed" if wrong else "proved",
+        f"{file}: {names}" if wrong else file,
+        f"{len(wrong)} are not: {names}" if wrong else f"{len(there)}, bit for bit",
+        (SpanRecord("constants", len(there) - len(wrong), len(there)),),
+    )
+    more = own.keys() - set(there) - {slot.name for slot in plan.slots}
+    again: ir.Model | None = slots
+    if form == "bank":
+        again = None
+        bank, held = bundle.manifest.bank, model.graph.initializers
+        if remade.base is not None and bank is not None:
+            rows = {each.name: held[each.name].const_value for each in bank.tensors if each.name in held}
+            tensors = {name: values_of(tensor) for name, tensor in rows.items() if tensor is not None}
+            again = insert_bank(remade.base, plan, BankRows(bank.rows, tensors))
+            made = constants(again)
+            more = {name for name in more if name not in made or not _is_same(made[name], own[name])}
+    claim = f"every node is {'what making it again gives' if form == 'bank' else 'that of the graph with slots'}"
+    if again is None:
+        yield ObligationRecord(f"nodes/{file}", claim, "open", file, remade.why)
+        return
+    differs = next(node_differences(model, again, inputs=form == "bank"), None)
+    if more and differs is None:
+        differs = f"constants that are not: {', '.join(sorted(more)[:_SHOWN])}"
+    status: Status = "proved" if differs is None else "failed"
+    yield ObligationRecord(f"nodes/{file}", claim, status, file, differs or f"{len(model.graph)} nodes")
+
+
+def check_cut(bundle: OpenedBundle) -> Iterator[ObligationRecord]:
+    """Yield whether the graphs below and above the first adapter are what cutting the bank again gives."""
+    said, bank = bundle.manifest.fanout, bundle.manifest.bank
+    assert said is not None
+    assert bank is not None  # or there is no such graph
+    again = cut_bank(bundle.model(bundle.manifest.graphs["bank"]), bank)
+    claim = "every node and constant is what cutting the graph `bank` again gives"
+    for file, expected in ((said.prefix, again.prefix), (bundle.manifest.graphs["fanout"], again.upper)):
+        model, made = bundle.model(file), constants(expected)
+        own = constants(model)
+        apart = [f"`{name}`" for name in made.keys() | own.keys()
+                 if name not in made or name not in own or not _is_same(made[name], own[name])]  # fmt: skip
+        differs = next(node_differences(model, expected), None)
+        if apart and differs is None:
+            differs = f"constants that are not: {', '.join(sorted(apart)[:_SHOWN])}"
+        status: Status = "proved" if differs is None else "failed"
+        detail = differs or f"{len(model.graph)} nodes, {len(own)} constants, bit for bit"
+        yield ObligationRecord(f"cut/{file}", claim, status, file, detail)
+    same = said.values == again.values
+    detail = (
+        "as the graph `bank` says" if same else f"says {list(said.values)}, but cutting it gives {list(again.values)}"
+    )
+    yield ObligationRecord(
+        "manifest/fanout.values",
+        "`fanout.values` are what they say",
+        "proved" if same else "failed",
+        f"{MANIFEST_FILE}: fanout.values",
+        detail,
+    )
+
+
+def _is_same(one: ir.TensorProtocol, two: ir.TensorProtocol) -> bool:
+    """Whether two tensors have the same bits; the same place of one file need not be read."""
+    places = [
+        (each.path, each.offset, each.dtype, each.shape) for each in (one, two) if isinstance(each, ir.ExternalTensor)
+    ]
+    return (len(places) == 2 and places[0] == places[1]) or same_bits(values_of(one), values_of(two))
+
+
+def check_slots(bundle: OpenedBundle, names: Sequence[str], given: Mapping[str, Adapter]) -> Iterator[ObligationRecord]:
+    """Yield whether the files of each adapter are its weights, folded: of the user's own, or of the bundle's copies."""
+    plan = read_plan(bundle.slots_model, bundle.folder)
+    for name in names:
+        record, source = bundle.record(name), bundle.source(name)
+        found, where = bundle.tensors(name), record.safetensors
+        expected = slot_tensors(plan, source)
+        wrong = [slot for slot in expected if not same_bits(found.get(slot), expected[slot])]
+        yield _slots(f"slots/{name}", "every slot is the adapter in the bundle, folded", where, found, expected, wrong)
+        if name not in given:
+            detail = "the sources are the bundle's own copies; give the adapters as you have them"
+            yield ObligationRecord(f"source/{name}", "the adapter is the user's", "open", record.source, detail)
+            continue
+        own, head = given[name], given[name].head
+        facts = task_facts(None if head is None else head.task, record.task)
+        facts += [("kind", own.kind, record.kind), ("base", own.base, record.base)]
+        other = [what for what, one, said in facts if one != said]
+        try:
+            expected = slot_tensors(plan, rounded(own, record.precision))
+        except AdapterExportError as error:
+            expected, other = {}, [error.message]
+        wrong = [slot for slot in expected if not same_bits(found.get(slot), expected[slot])]
+        yield _slots(f"source/{name}", "the adapter is the user's", where, found, expected, [*other, *wrong])
+
+
+def _slots(
+    obligation: str, claim: str, where: str, found: Weights, expected: Weights, wrong: Sequence[str]
+) -> ObligationRecord:
+    both = next((slot for slot in wrong if slot in found and slot in expected), None)
+    more = "" if both is None else f"; `{both}`: {_difference(found[both], expected[both])}"
+    names = ", ".join(f"`{each}`" for each in wrong[:_SHOWN]) + (" …" if len(wrong) > _SHOWN else "")
+    detail = f"{len(wrong)} differ: {names}{more}" if wrong else f"{len(expected)} tensors, bit for bit"
+    span = SpanRecord("tensors", len(expected) - len(set(wrong) & expected.keys()), len(expected))
+    return ObligationRecord(obligation, claim, "failed" if wrong else "proved", where, detail, (span,))

@@ -1,0 +1,107 @@
+"""Every adapter at every site: what the exported graph makes of the values that arrive there, compared with float64.
+
+The graph itself shows what adapters may read at each site and the result there, and what the head reads. So each site
+is judged on the values that it was given: an error before it does not count against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+
+from adapter_export.bundle.golden import Case, scale
+from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.proof.compare_arrays import compare, missing
+from adapter_export.dtypes import Weights
+from adapter_export.format.check_report import ComparisonRecord, SiteRecord
+from adapter_export.format.manifest import AdapterRecord, Manifest
+from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.numerics.budget import Budget, graph_budget
+from adapter_export.numerics.evaluate_adapter import BORROWED, evaluate_head, evaluate_site, site_scale
+from adapter_export.numerics.runner import Arrays
+from adapter_export.onnx_backend.graft.insert import exposed, result_of, site_norms, with_site_outputs
+from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.slots import REPLACED
+from adapter_export.runtime.graphs import run_session
+from adapter_export.sites.site import Norm
+
+IDLE = Budget(0.0, "an idle slot returns what it replaces")
+
+
+@dataclass(frozen=True)
+class SiteProbe:
+    """A session on a bundle's graph that shows its inner values, not optimised; the norms that adapters apply."""
+
+    session: ort.InferenceSession
+    manifest: Manifest
+    norms: Mapping[str, Norm]
+
+    @classmethod
+    def of(cls, bundle: OpenedBundle) -> SiteProbe:
+        """Open that of a bundle."""
+        model = bundle.slots_model
+        session = open_session(with_site_outputs(model), bundle.home, optimize=False)
+        return cls(session, bundle.manifest, site_norms(model))
+
+    def check(self, case: Case, adapter: Adapter, record: AdapterRecord, tensors: Weights) -> list[SiteRecord]:
+        """Compare every site of the graph in the order of evaluation, then the head; `tensors` fill every slot."""
+        values = run_session(self.session, {**case.arrays, **tensors})
+        paths = {site.name: site.path for site in self.manifest.sites}
+        return [
+            SiteRecord(**vars(found), adapter=record.name, case=case.name, site=owner, path=paths.get(owner))
+            for owner, found in self._comparisons(values, case, adapter, record.output)
+        ]
+
+    def _comparisons(
+        self, values: Arrays, case: Case, adapter: Adapter, output: str | None
+    ) -> Iterator[tuple[str, ComparisonRecord]]:
+        for site, replaced in self._places(values, adapter):
+            yield site, _compare_site(values, adapter, site, replaced, self.norms.get(site))
+        if adapter.head is None:
+            return
+        hidden, found = values.get(exposed(HEAD, "hidden")), values.get(output or "")
+        if hidden is None or found is None:
+            yield HEAD, missing(IDLE)
+            return
+        masks = [case.arrays[record.name] for record in self.manifest.inputs if record.role == "mask"]
+        fitting = [mask for mask in masks if mask.shape == hidden.shape[:2]]
+        expected = evaluate_head(adapter, hidden, fitting[0] if fitting else np.ones(hidden.shape[:2]))
+        allowed = _budget(adapter, HEAD, found, scale(expected), hidden.shape[1])
+        yield HEAD, compare(found, expected.astype(found.dtype), allowed)
+
+    def _places(self, values: Arrays, adapter: Adapter) -> Iterator[tuple[str, str]]:
+        """What an adapter replaces, and what has slots, in the order of evaluation."""
+        replaced = {site: adapter.graphs[placement.graph].replaces for site, placement in adapter.placements.items()}
+        slots = {slot.site for slot in self.manifest.slots}
+        for site in self.manifest.sites:
+            shown = [name for name in REPLACED if exposed(site.name, result_of(name)) in values]
+            lost = site.name in slots and not shown
+            acts = {replaced[site.name]} if site.name in replaced else {"h"} if lost else set[str]()
+            yield from ((site.name, name) for name in REPLACED if name in {*shown, *acts})
+
+
+def _compare_site(values: Arrays, adapter: Adapter, site: str, replaced: str, norm: Norm | None) -> ComparisonRecord:
+    """Compare what stands in the place of one of a site's values."""
+    placement = adapter.placements.get(site)
+    graph = None if placement is None else adapter.graphs[placement.graph]
+    acts = graph is not None and graph.replaces == replaced
+    needed = (*graph.inputs, replaced) if graph is not None and acts else (replaced,)
+    shown = {name: values.get(exposed(site, name)) for name in (*needed, *BORROWED, result_of(replaced))}
+    there = {name: value for name, value in shown.items() if value is not None}
+    if not there.keys() >= {*needed, result_of(replaced)}:
+        return missing(IDLE)
+    found = there.pop(result_of(replaced))
+    if not acts:
+        return compare(found, there[replaced], IDLE)
+    expected = evaluate_site(adapter, site, there, norm)
+    tokens = found.shape[-2] if found.ndim > 1 else 1
+    allowed = _budget(adapter, site, found, site_scale(adapter, site, there, norm), tokens)
+    return compare(found, expected.astype(found.dtype), allowed)
+
+
+def _budget(adapter: Adapter, owner: str, found: np.ndarray, scale: float, tokens: int) -> Budget:
+    graph, widths = next((graph, widths) for name, graph, widths in adapter.components() if name == owner)
+    return graph_budget(found.dtype.name, graph, widths, scale=scale, tokens=tokens)

@@ -1,0 +1,262 @@
+"""A folder of AdapterHub, of one adapter or of a setup, becomes an adapter for a base, with its prediction head.
+
+Heads are those of `heads/base.py`: dropout, dense and activation by turns, on one token or on all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from adapter_export.dtypes import Weights
+from adapter_export.errors import AdapterError, FormatError, UsageError, argument, within
+from adapter_export.graph.adapter import Adapter, Head
+from adapter_export.graph.heads import HeadOptions, make_head
+from adapter_export.graph.kinds.adapterhub import activation_named
+from adapter_export.graph.tasks import RESULT_WIDTHS, TOKEN_TYPES, ProblemType, Task
+from adapter_export.importers.adapterhub.adapterhub_config import LoraConfig, check_base, read_config
+from adapter_export.importers.adapterhub.adapterhub_folder import (
+    HEAD_CONFIG,
+    Saved,
+    Setup,
+    choose,
+    folder_name,
+    is_setup,
+    names_of,
+    read_adapter_folder,
+    read_saved,
+    read_setup,
+)
+from adapter_export.importers.adapterhub.compositions import compile_setup
+from adapter_export.importers.adapterhub.methods import (
+    WeightAt,
+    import_bottleneck,
+    import_low_rank,
+    without_unused_inverse,
+)
+from adapter_export.importers.take import Imported, ReadPickle, Taker, as_it_is, listed, transposed, zeros
+from adapter_export.sites.site import SiteMap
+
+_NAMES: dict[tuple[object, ...], str] = {
+    # parallel, norm before, norm after, attention, ffn, Kronecker products, learned factors
+    (False, True, True, False, True, False, False): "seq_bn",
+    (False, False, True, True, True, False, False): "double_seq_bn",
+    (True, False, True, False, True, False, False): "par_bn",
+    (True, False, True, False, True, False, "learned"): "scaled_par_bn",
+    (False, True, False, False, True, False, "channel"): "adapter_plus",
+    (False, False, True, True, True, True, False): "compacter",
+    (False, True, True, False, True, True, False): "compacter++",
+}
+"""What AdapterHub calls a config whose name its files do not hold: the class is lost when it is saved."""
+
+
+def import_adapterhub(
+    folder: Path,
+    sites: SiteMap,
+    *,
+    name: str,
+    base: str,
+    member: str | None = None,
+    with_head: bool = True,
+    by_number: bool = False,
+    model_type: str | None = None,
+    read_pickle: ReadPickle | None = None,
+    weight_at: WeightAt | None = None,
+) -> Imported:
+    """Import an adapter that AdapterHub's library saved, or a composition that it saved as a setup.
+
+    `folder` has one adapter, several, or a setup; `base` is the fingerprint of the base, `model_type` its architecture
+    by its name in transformers, if it is known. `member` says which adapter of several is meant; in a setup, none is
+    the whole. With `by_number`, layers are matched by their numbers if no path agrees, whatever the architecture.
+    Without `read_pickle`, safetensors alone are read; without `weight_at`, DoRA is refused.
+
+    Raises:
+        UsageError: there are several and none is named, or a composition is not imported as a whole.
+        FileError, FormatError, VersionError, TensorError: the folder's files break their format.
+        MissingExtraError: the tensors are pickled, and nothing reads a pickle.
+        AdapterError: it does not fit the base, or cannot be expressed; the message names what.
+    """
+    path = choose(folder, member)
+    if is_setup(path) and path == folder:
+        setup = read_setup(path, read_pickle)
+        for one in setup.members.values():
+            with within(one.folder.adapter.path):
+                check_base(one.config, one.folder.interface, sites, model_type, by_number=by_number)
+        with within(path):
+            made, notes = compile_setup(setup, sites, name, base, by_number=by_number, read_pickle=read_pickle)
+        saved = _setup_head(setup, read_pickle) if with_head else None
+        members = {name: one.folder for name, one in setup.members.items()}
+        others = [name for name, one in members.items() if one.head is not None and one.head is not saved]
+        left_out = [f"the heads of {listed(others)} were left out"] if others else []
+        configs = {name: dict(one.adapter.document["config"]) for name, one in members.items()}
+        record: dict[str, Any] = {"setup": dict(setup.document), "members": configs}
+    else:
+        read = read_adapter_folder(path, read_pickle)
+        document = read.adapter.document
+        with within(read.adapter.path):
+            config = read_config(document)
+            check_base(config, read.interface, sites, model_type, by_number=by_number)
+        names, notes = names_of(read.adapter.tensors, config.name), config.notes
+        taker = Taker(read.adapter.tensors, f"`{read.adapter.weights.name}`")
+        with within(path):
+            for method in config.methods:
+                if isinstance(method, LoraConfig):
+                    kind: str = method.kind
+                    notes += import_low_rank(method, names, taker, sites, weight_at, by_number=by_number)
+                else:
+                    method, more = without_unused_inverse(method, document, names)
+                    learned = method.scaling if isinstance(method.scaling, str) else False
+                    acts = method.original_ln_before, method.original_ln_after, method.mh_adapter, method.output_adapter
+                    kind = _NAMES.get((method.is_parallel, *acts, method.phm_layer, learned), "bottleneck")
+                    notes += import_bottleneck(method, names, taker, sites, kind, by_number=by_number) + more
+            kind = kind if len(config.methods) == 1 else "union"
+            taker.check()
+        notes += tuple(taker.notes())
+        made = Adapter(name, kind, base, taker.graphs, taker.placements, taker.weights)
+        saved = read.head if with_head else None
+        left_out = ["its head was left out"] if read.head is not saved else []
+        kept = ("model_name", "model_class", "model_type", "version")
+        record = {"name": config.name, "config": dict(document["config"])}
+        record |= {key: document[key] for key in kept if document.get(key)}
+    head, weights, told = _import_head(saved, sites.width)
+    record = {"imported_from": {"library": "adapters", **record}}
+    adapter = replace(made, weights={**made.weights, **weights}, head=head, training=record)
+    return Imported(adapter, (*notes, *told, *left_out))
+
+
+def _setup_head(setup: Setup, read_pickle: ReadPickle | None) -> Saved | None:
+    """The head that was saved for the setup, else that of a stack's last adapter (`parse_heads_from_composition`)."""
+    if isinstance(setup.head, str) or setup.head is True:
+        folder = setup.path if setup.head is True else setup.path / folder_name(setup.head)
+        return read_saved(folder / HEAD_CONFIG, read_pickle)
+    if setup.head:
+        raise AdapterError("was saved with several heads", where=setup.path, found=f"`{setup.head}`", fix=_WITHOUT)
+    last = setup.block.children[-1]
+    return setup.members[last].folder.head if setup.block.kind == "Stack" and isinstance(last, str) else None
+
+
+# Prediction heads.
+
+_WITHOUT = f"give {argument('without_head', True)} to import the adapter alone"
+
+_TASKS: Mapping[str, ProblemType] = {
+    "classification": "single_label",
+    "multilabel_classification": "multi_label",
+    "image_classification": "single_label",
+    "tagging": "token",
+    "question_answering": "span",
+    "multiple_choice": "multiple_choice",
+}
+_REFUSED = {
+    "dependency_parsing": "it compares pairs of words",
+    "masked_lm": "it predicts tokens",
+    "causal_lm": "it predicts tokens",
+    "seq2seq_lm": "it predicts tokens",
+}
+_MOST_LAYERS = 100
+
+
+def _import_head(saved: Saved | None, width: int) -> tuple[Head | None, Weights, tuple[str, ...]]:
+    """The head of a `head_config.json` and its tensors, if there is one, its weights, and what a user should know."""
+    if saved is None:
+        return None, {}, ()
+    with within(saved.path):
+        config = _config(saved)
+        task, numbers = _task(config)
+        activation = config.get("activation_function")
+        try:
+            options = HeadOptions(
+                pooling="mean" if task.type in TOKEN_TYPES else "first",
+                dense=config["layers"] - 1,
+                activation=activation_named(str(activation)) if activation else "identity",
+                dropout=float(config.get("dropout_prob") or 0.0),
+            )
+            head = make_head(task, width=width, numbers=numbers, options=options)
+        except UsageError as error:
+            raise AdapterError(error.what, found=error.found, expected=error.expected, fix=_WITHOUT) from error
+    name, keys, others = str(saved.document.get("name")), dict[str, str](), dict[str, None]()
+    for full in saved.tensors:
+        owner, _, tensor = full.removeprefix("heads.").partition(".")
+        if full.startswith("heads.") and owner != name and owner.startswith(name):
+            others[f"`{owner}`"] = None
+        else:
+            keys[tensor if owner == name else full] = full
+    taker = Taker({full: saved.tensors[full] for full in keys.values()}, saved.weights)
+    step = 3 if activation else 2  # dropouts and activations are numbered, too
+    layers = [*(f"dense_{number}" for number in range(1, config["layers"])), "classifier"]
+    recipes = {}
+    for number, layer in enumerate(layers):
+        for role, recipe in (("weight", transposed), ("bias", as_it_is)):
+            parameter = f"{layer}.{role}"
+            recipes[parameter] = recipe(f"{1 + step * number}.{role}", head.graph.parameters[parameter])
+    if config.get("bias", True) is False:
+        recipes["classifier.bias"] = zeros("classes")
+    taker.take_head(head, recipes, keys)
+    taker.check()
+    notes = [*taker.notes()]
+    if others:
+        notes.append(
+            f"the file also holds {', '.join(others)}: the library saves heads by the beginnings of their names"
+        )
+    return head, taker.weights, tuple(notes)
+
+
+def _config(saved: Saved) -> Mapping[str, Any]:
+    config = saved.document.get("config")
+    if not isinstance(config, dict) or not isinstance(config.get("layers"), int):
+        raise AdapterError(
+            "is the head of a model that has only one, and no config of its own",
+            found=f"`model_class`: `{saved.document.get('model_class')}`",
+            expected="a head that was added to an `AutoAdapterModel`",
+            fix=f"{_WITHOUT}, or convert it with the library's `AutoAdapterModel`",
+        )
+    kind, layers, dropout = str(config.get("head_type")), config["layers"], config.get("dropout_prob") or 0.0
+    if kind not in _TASKS:
+        raise AdapterError(
+            "a kind of head that cannot be expressed",
+            found=f"`{kind}`: {_REFUSED.get(kind, 'it is not known')}",
+            fix=_WITHOUT,
+        )
+    if config.get("use_pooler"):
+        raise AdapterError(
+            "the head reads the base's own pooler, whose weights are not in the file",
+            found="`use_pooler`: true",
+            fix=_WITHOUT,
+        )
+    if not 1 <= layers <= _MOST_LAYERS:
+        raise FormatError("has no number of layers", found=f"`layers`: {layers}", expected=f"1 to {_MOST_LAYERS}")
+    if not isinstance(dropout, int | float) or not math.isfinite(dropout):
+        raise FormatError("has no rate of dropout", found=f"`dropout_prob`: `{dropout}`", expected="a number")
+    return config
+
+
+def _task(config: Mapping[str, Any]) -> tuple[Task, int]:
+    """The task, with its labels in the order of the logits, and how many numbers there are."""
+    problem = _TASKS[config["head_type"]]
+    if problem == "multiple_choice":  # the library gives it no `num_labels`: one number for each choice
+        return Task(problem, input="pair"), RESULT_WIDTHS[problem]
+    numbers = config.get("num_labels")
+    if not isinstance(numbers, int) or isinstance(numbers, bool) or numbers < 1:
+        raise FormatError("has no number of classes", found=f"`num_labels`: {numbers}", expected="at least 1")
+    if problem == "span":
+        if numbers != RESULT_WIDTHS[problem]:
+            raise AdapterError(
+                "a head for questions that gives no start and end",
+                found=f"`num_labels`: {numbers}",
+                expected=f"{RESULT_WIDTHS[problem]}",
+                fix=_WITHOUT,
+            )
+        return Task(problem, input="pair"), numbers
+    if problem == "single_label" and numbers == 1:
+        return Task("regression"), 1
+    names = config.get("label2id")
+    if names is None:
+        return Task(problem, tuple(f"LABEL_{number}" for number in range(numbers))), numbers
+    if not isinstance(names, dict) or sorted(map(str, names.values())) != sorted(map(str, range(numbers))):
+        raise FormatError(
+            "labels and classes differ", found=f"`label2id`: {names}", expected=f"a name for each of 0 to {numbers - 1}"
+        )
+    return Task(problem, tuple(sorted(names, key=lambda label: int(names[label])))), numbers

@@ -1,0 +1,526 @@
+"""A folder that PEFT wrote becomes an adapter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from adapter_export.errors import AdapterError, TensorError, argument, within
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.chain import Chain
+from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.kinds.linear import changed_layer_graph, ia3_graph, lora_graph
+from adapter_export.importers.match import (
+    Match,
+    Renaming,
+    Target,
+    alike,
+    check_architecture,
+    find_renaming,
+    match,
+)
+from adapter_export.importers.peft.head import BaseTensor, HeadChoice, MadeHead, take_head
+from adapter_export.importers.peft.methods import Change, IncompleteError, Layer, Shared
+from adapter_export.importers.peft.methods.low_rank import lora as lora_of_weights
+from adapter_export.importers.peft.methods.method import Matrix
+from adapter_export.importers.peft.peft_folder import Sorted, read_folder, sort_tensors
+from adapter_export.importers.peft.peft_options import CHECKED_WITH, Options, targeted
+from adapter_export.importers.take import Imported, ReadPickle, Recipe, Source, Taker, as_it_is, listed, transposed
+from adapter_export.numerics.merged_layers import Layer as BaseLayer
+from adapter_export.sites.site import LAYERS, Site, SiteMap
+
+
+def import_peft(
+    folder: Path,
+    sites: SiteMap,
+    *,
+    name: str,
+    base: str,
+    base_tensor: BaseTensor = lambda _: None,
+    layer_at: LayerAt | None = None,
+    member: str | None = None,
+    head: HeadChoice | None = None,
+    by_number: bool = False,
+    dense: bool = False,
+    model_type: str | None = None,
+    read_pickle: ReadPickle | None = None,
+) -> Imported:
+    """Import an adapter of PEFT that is a fixed change of the base's weights.
+
+    `base_tensor` gives the base's tensors by their names there, such as `encoder.layer.0.output.dense.bias`: needed
+    where biases or norms of the base were trained, and for heads that read a layer of the base. `layer_at` gives the
+    layers behind its sites, whatever their tensors are called, where the change is computed from the base's weights. A
+    change of full rank is as large as the layer itself: `dense` allows it. The other arguments are those of
+    `import_adapterhub`; `head` is what is known of the head beside the folder.
+
+    Raises:
+        AdapterError: options, modules or a head cannot be expressed, or the base lacks modules, or also calls them
+            where no site is; all of them are listed.
+        TensorError: tensors are missing, left over or do not fit; all of them are listed.
+        UsageError: what is said of the head does not fit.
+    """
+    read = read_folder(folder, member, read_pickle)
+    options, where, taker = read.options, read.path, Taker(read.tensors, read.path)
+    found = sort_tensors(taker, options, where)
+    with within(where):
+        check_architecture(options.architecture, model_type, by_number=by_number)
+    if options.kind == "ln_tuning":
+        renaming = find_renaming(found.adapted, _norms(sites), where) or Renaming()
+        matched = Match({}, renaming, False, (), where)
+    else:
+        matched = match([Target(path, path) for path in found.adapted], sites, where, by_number=by_number)
+    in_base = _Base(sites, matched, base_tensor, layer_at)
+    changes = _Changes(found, taker, options, in_base)
+    _check_kept(found, taker, in_base, where)
+    made = take_head(found, taker, changes.at, in_base.tensor, sites.width, options, head or HeadChoice(), where)
+    if options.kind == "ln_tuning":
+        updates = _norm_updates(found, in_base, where)
+    else:
+        updates = _updates(found, taker, in_base, made, where)
+    lost = in_base.lost(found, options)
+    if lost:
+        raise TensorError(
+            "tensors are missing for modules that the config names",
+            where=where,
+            found=listed(lost),
+            fix="take the file from its source again; if it is right, name these in `exclude_modules` of the config",
+        )
+    if options.kind == "lora":
+        _check_patterns(updates, options, where)
+    order = {site.name: number for number, site in enumerate(sites)}
+    names: dict[tuple[float, bool], str] = {}
+    cost = dict[str, int]()
+    for update in sorted(updates, key=lambda update: order[update.site.name]):
+        if options.kind == "ia3":
+            _place_ia3(taker, update, options)
+        elif options.kind == "ln_tuning":
+            _place_norm(taker, update, in_base)
+        elif update.keys and options.kind == "lora" and not options.of_weights:
+            _place_lora(taker, update, options, names)
+        elif update.keys:
+            change = changes.at(update.path)
+            if change is not None:
+                cost[update.site.name] = _place_change(taker, update, change, in_base.bias(update.path))
+        else:
+            _place_shift(taker, update)
+    taker.check()
+    _check_cost(cost, dense, where)
+    record = {"imported": {"from": "peft", "config": dict(read.config)}}
+    adapter = Adapter(name, options.kind, base, taker.graphs, taker.placements, taker.weights, made.head, record)
+    notes = [
+        f"`{path}` of the base is among what the config names, and the adapter leaves it as it is"
+        for path in in_base.untouched(found, options)
+    ]
+    return Imported(adapter, (*_notes(matched, found, options), *notes, *taker.notes(), *made.notes))
+
+
+LayerAt = Callable[[Site], BaseLayer | None]
+"""The layer of the base behind a site, with all that it adds; none where the base does not show it."""
+
+
+@dataclass(frozen=True)
+class _Update:
+    """What the module at `path`, as the adapter names it, does at one of its calls in the base.
+
+    `keys` are those of its tensors, as in `Sorted.adapted`; none where a bias alone was trained. `shift` [out] is what
+    a trained bias of the base adds: to `h`, or to `y` behind a norm that follows a sum.
+    """
+
+    path: str
+    site: Site
+    keys: Mapping[str, str]
+    shift: np.ndarray | None = None
+    value: str = "h"
+
+
+def _norms(sites: SiteMap) -> dict[str, tuple[Site, str]]:
+    """The site of each norm behind a sum or the embeddings by its path, and the site value that it returns."""
+    found = {site.path: (site, "h") for site in sites.of_roles(("embeddings",)) if site.path is not None}
+    for site in sites.sublayers:
+        if site.norm is not None and site.norm.weight is not None:
+            found[site.norm.weight.removesuffix(".weight")] = (site, "y")
+    return found
+
+
+class _Changes:
+    """What the adapter does to each linear layer, by its path, computed from its tensors and the base's weights."""
+
+    def __init__(self, found: Sorted, taker: Taker, options: Options, base: _Base) -> None:
+        self._found, self._taker, self._options, self._base = found, taker, options, base
+        self._shared = Shared(options.config, taker, found.own)
+        self._known: dict[str, Change | None] = {}
+
+    def at(self, path: str, widths: tuple[int, ...] | None = None) -> Change | None:
+        """The change of a layer; none, and a fault of the file, where its tensors do not fit.
+
+        `widths` (out, in) are those of a layer that is no site; without them those of its site.
+        """
+        if path not in self._known:
+            self._known[path] = self._made(path, widths)
+        return self._known[path]
+
+    def _made(self, path: str, widths: tuple[int, ...] | None) -> Change | None:
+        formula = lora_of_weights if self._options.method is None else self._options.method.formula
+        if widths is None:
+            site = self._base.sites(path)[0]
+            widths = site.width, site.width_in
+        width, width_in = widths
+
+        def of_base(name: str) -> np.ndarray | None:
+            trained = self._found.biases.get(path) if name == "bias" else None
+            return self._base.layer(path, name) if trained is None else self._taker.tensors[trained]
+
+        layer = Layer(path, width, width_in, self._found.adapted[path], self._shared, of_base)
+        try:
+            change = formula(layer).smaller()
+        except IncompleteError:
+            return None
+        except (ValueError, IndexError, np.linalg.LinAlgError) as error:
+            self._taker.fault(f"the tensors of `{path}` do not go together ({error})")
+            return None
+        bias = layer.bias if change.bias is None else change.bias
+        return replace(change, bias=bias)
+
+
+class _Base:
+    """The base as the adapter sees it; `read` gives its tensors by their names there.
+
+    `linears` are the sites of each linear layer by module path, `norms` the site of each norm that a sum or the
+    embeddings go through, and the value that it returns.
+    """
+
+    def __init__(self, sites: SiteMap, matched: Match, read: BaseTensor, layer_at: LayerAt | None) -> None:
+        self.map, self.matched, self.read, self.layer_at = sites, matched, read, layer_at
+        self.linears: dict[str, list[Site]] = {}
+        for site in sites.of_roles(("linear",)):
+            if site.path is not None:
+                self.linears.setdefault(site.path, []).append(site)
+        self.norms = _norms(sites)
+
+    def sites(self, path: str) -> Sequence[Site]:
+        """The calls of a linear layer of the adapter's model."""
+        return self.matched.sites.get(path) or self.linears.get(self.matched.renaming(path) or "", [])
+
+    def norm(self, path: str) -> tuple[Site, str] | None:
+        """The site of a norm of the adapter's model, and the site value that the norm returns."""
+        return self.norms.get(self.matched.renaming(path) or "")
+
+    def tensor(self, name: str) -> np.ndarray | None:
+        """A tensor of the base by its name in the adapter's model."""
+        known = self.matched.renaming(name)
+        return None if known is None else self.read(known)
+
+    def bias(self, path: str) -> np.ndarray | None:
+        """The bias of a linear layer of the adapter's model, before training."""
+        return self.layer(path, "bias")
+
+    def layer(self, path: str, name: str) -> np.ndarray | None:
+        """The `weight` [out, in] or the `bias` of a linear layer of the adapter's model, before training."""
+        sites = self.sites(path)
+        if self.layer_at is None or not sites:
+            tensor = self.tensor(f"{path}.{name}")
+        else:  # a name alone does not show that this is all that the layer adds
+            found = self.layer_at(sites[0])
+            tensor = None if found is None else found.weight if name == "weight" else found.bias
+        return None if tensor is None else tensor.astype(np.float64)
+
+    def lost(self, found: Sorted, options: Options) -> list[str]:
+        """The modules that the config means and the adapter has no tensors for: a file that lost some."""
+        if options.kind == "ln_tuning":
+            return []
+        if not self.matched.by_number:
+            return [path for path in self._targeted(options, outside=False) if path not in found.adapted]
+        few = options.layers or options.excluded or isinstance(options.targets, str)
+        numbered = [site for sites in self.matched.sites.values() for site in sites]
+        return [] if few else [site.name for site in alike(numbered, self.map)]
+
+    def untouched(self, found: Sorted, options: Options) -> list[str]:
+        """The layers outside of all sublayers that the config means and the adapter has no tensors for.
+
+        The model that it was trained in may have had none, as a classifier of tokens has no pooler.
+        """
+        if options.kind == "ln_tuning" or self.matched.by_number:
+            return []
+        return [path for path in self._targeted(options, outside=True) if path not in found.adapted]
+
+    def _targeted(self, options: Options, *, outside: bool) -> Iterator[str]:
+        """The paths in the adapter's model of the layers that the config means, in the sublayers or outside."""
+        paths = [path for path, sites in self.linears.items() if sites[0].is_outside == outside]
+        return targeted(options, (path for path in map(self.matched.renaming.back, paths) if path is not None))
+
+
+def _updates(found: Sorted, taker: Taker, base: _Base, head: MadeHead, where: object) -> list[_Update]:
+    shifts = _shifts(found, taker, base, head, where)
+    base.matched.require([path for path in found.adapted if base.sites(path) or path not in head.used])
+    updates = [
+        _Update(path, site, found.adapted.get(path, {}), shifts.get(path))
+        for path in dict.fromkeys([*found.adapted, *shifts])
+        for site in base.sites(path)
+    ]
+    norms = {path: base.norm(path) for path in shifts if not base.sites(path)}
+    return updates + [_Update(path, norm[0], {}, shifts[path], norm[1]) for path, norm in norms.items() if norm]
+
+
+def _norm_updates(found: Sorted, base: _Base, where: object) -> list[_Update]:
+    """The sites of trained norms; an AdapterError lists those that have none."""
+    norms = {path: base.norm(path) for path in found.adapted}
+    missing = [path for path, norm in norms.items() if norm is None]
+    if missing:
+        raise AdapterError(
+            "has trained norms where no adapter can act",
+            where=where,
+            found=listed(missing),
+            expected="norms behind a sum or behind the embeddings, not before a sublayer or behind the last layer",
+            fix="merge it with PEFT (`merge_and_unload`) and take the result as a base",
+        )
+    return [_Update(path, norm[0], found.adapted[path], None, norm[1]) for path, norm in norms.items() if norm]
+
+
+def _shifts(found: Sorted, taker: Taker, base: _Base, head: MadeHead, where: object) -> dict[str, np.ndarray]:
+    """What each trained bias adds to that of the base; nothing for those that training left alone."""
+    shifts, faults = {}, []
+    for path, key in found.biases.items():
+        bias, own = taker.tensors[key], base.tensor(f"{path}.bias")
+        if own is None or own.shape != bias.shape:
+            faults.append(f"the base has no `{path}.bias` {list(bias.shape)} to compare with")
+        elif (shift := bias.astype(np.float64) - own).any():
+            shifts[path] = shift
+    faults += [
+        f"`{path}.bias` belongs to no linear layer and no norm behind a sum"
+        for path in shifts
+        if not (base.sites(path) or base.norm(path) or path in head.used)
+    ]
+    if faults:
+        raise AdapterError(
+            "has trained biases of the base that cannot be expressed",
+            where=where,
+            found="; ".join(faults),
+            expected="biases of linear layers, and of norms behind sums and embeddings",
+            fix="train it with `bias='none'` or `'lora_only'`",
+        )
+    return shifts
+
+
+def _check_kept(found: Sorted, taker: Taker, base: _Base, where: object) -> None:
+    """Refuse weights of the base that PEFT saved along, as it does for language heads, if they are other ones."""
+    faults = []
+    for path, key in found.kept.items():
+        kept, own = taker.tensors[key], base.layer(path, "weight")
+        if own is None or own.shape != kept.shape or not np.array_equal(own.astype(kept.dtype), kept):
+            shape = "none" if own is None else f"another one, {list(own.shape)}"
+            faults.append(f"`{key}` {list(kept.shape)}, of which the base has {shape}")
+    if faults:
+        raise AdapterError(
+            "holds weights of the base that are not those of this one",
+            where=where,
+            found="; ".join(faults),
+            expected="the weights that the base has there, which PEFT saves along with a change of the language head",
+            fix="give the base that it was trained on; one whose vocabulary was resized is another base",
+        )
+
+
+def _check_patterns(updates: Sequence[_Update], options: Options, where: object) -> None:
+    """Refuse patterns that versions of PEFT read differently, where nothing says which one wrote them."""
+    paths = dict.fromkeys(update.path for update in updates if update.keys and not options.versioned)
+    factors = {path: (options.older_factor_at(path), options.factor_at(path)) for path in paths}
+    faults = [
+        f"`{path}`: the factor {older:g} before version 0.15 and {newer:g} since"
+        for path, (older, newer) in factors.items()
+        if older != newer
+    ]
+    if faults:
+        raise AdapterError(
+            "has an `alpha_pattern` that versions of PEFT read differently, and names no version",
+            where=where,
+            found="; ".join(faults),
+            fix="add the `peft_version` that trained it to the config if it is 0.15 or newer; else write whole paths "
+            "in the pattern, with the alphas that were used",
+        )
+
+
+def _place_lora(taker: Taker, update: _Update, options: Options, names: dict[tuple[float, bool], str]) -> None:
+    """Place `h + factor·B(A u)`.
+
+    A trained bias of the base stands beside the update, not inside its factor: then the factor goes into the weights,
+    in float64 and rounded once.
+    """
+    factor, shift, own_bias = options.factor_at(update.path), update.shift, "lora_B.bias" in update.keys
+    recipes = {
+        "lora_A.weight": transposed("lora_A.weight", ("d_in", "r")),
+        "lora_B.weight": transposed("lora_B.weight", ("r", "d")),
+        "lora_B.bias": as_it_is("lora_B.bias", ("d",)),
+    }
+    kept, bias = factor, own_bias
+    if shift is not None:
+        summand, kept, bias = shift, 1.0, True
+        biases = (Source("lora_B.bias", ("d",)),) if own_bias else ()
+        recipes["lora_B.weight"] = Recipe(
+            (Source("lora_B.weight", ("d", "r")),), lambda matrix: matrix.T.astype(np.float64) * factor
+        )
+        recipes["lora_B.bias"] = Recipe(
+            biases, lambda *own: sum((one.astype(np.float64) * factor for one in own), summand)
+        )
+    if (kept, bias) not in names:
+        number = sum(other == bias for _, other in names) + 1
+        names[kept, bias] = ("lora_bias" if bias else "lora") + (f"_{number}" if number > 1 else "")
+    graph = lora_graph(kept, bias=bias, dropout=options.dropout)
+    widths = {"d": update.site.width, "d_in": update.site.width_in, "r": options.rank_at(update.path)}
+    taker.place(update.site, names[kept, bias], graph, recipes, widths, update.keys)
+
+
+def _place_change(taker: Taker, update: _Update, change: Change, own: np.ndarray | None) -> int:
+    """Place a change of a layer's weight and bias; returns the bytes that a dense matrix takes.
+
+    The layer's output has its `own` bias in it, scaled with the rest: what is added is the difference.
+    """
+    site, bias, own = update.site, change.bias, np.zeros(update.site.width) if own is None else own
+    shift = (own if bias is None else bias) - (own if change.scale is None else change.scale * own)
+    dense, scaled, shifted = change.dense is not None, change.scale is not None, bool(shift.any())
+    parts: dict[str, Matrix] = {}
+    if change.dense is not None:
+        parts["delta.weight"] = change.dense.T
+    elif change.up is not None and change.down is not None:
+        parts |= {"lora_A.weight": change.down.T, "lora_B.weight": change.up.T}
+    else:
+        parts |= {"lora_A.weight": np.zeros((site.width_in, 1)), "lora_B.weight": np.zeros((1, site.width))}
+    if change.scale is not None:
+        parts["scaling.weight"] = change.scale
+    if shifted:
+        parts["delta.bias" if dense else "lora_B.bias"] = shift
+    name = "_".join(["scaled"] * scaled + ["delta" if dense else "lora"] + ["bias"] * shifted)
+    graph = changed_layer_graph(scale=scaled, dense=dense, bias=shifted)
+    widths = {"d": site.width, "d_in": site.width_in, "r": 0 if dense else parts["lora_A.weight"].shape[1]}
+    fits = all(parts[name].shape == shape for name, shape in graph.parameter_shapes(widths).items())
+    if not fits:
+        found = ", ".join(f"{name} {list(part.shape)}" for name, part in parts.items())
+        taker.fault(f"the tensors of `{update.path}` make {found}, which does not fit {site.width_in} to {site.width}")
+        return 0
+    recipes = {name: Recipe((), partial(np.asarray, part)) for name, part in parts.items()}
+    taker.place(site, name, graph, recipes, widths, {})
+    return 4 * site.width * site.width_in if dense else 0
+
+
+def _check_cost(cost: Mapping[str, int], dense: bool, where: object) -> None:
+    """Refuse changes of full rank unless they are allowed: they are as large as the layers."""
+    full = [name for name, size in cost.items() if size]
+    if full and not dense:
+        raise AdapterError(
+            "changes the weights by matrices of full rank, which a slot can hold and which are as large as the layers",
+            where=where,
+            found=f"{sum(cost.values()):,} bytes at {len(full)} layers, and a product for each 4 of them in every call",
+            expected="changes of low rank",
+            fix=f"allow them with {argument('dense', True)}; where only one adapter is needed, merge it into the base "
+            "instead",
+        )
+
+
+def _place_norm(taker: Taker, update: _Update, base: _Base) -> None:
+    """Place a trained norm behind the base's own: `w'/w ⊙ v + (b' − b·w'/w)`."""
+    site, path = update.site, update.path
+    trained = {role.rpartition(".")[2]: taker.tensors[key].astype(np.float64) for role, key in update.keys.items()}
+    own = {role: base.tensor(f"{path}.{role}") for role in trained}
+    if any(one is None or one.shape != trained[role].shape for role, one in own.items()):
+        taker.fault(f"`{path}` is another norm in the base")
+        return
+    weight = np.asarray(own["weight"], np.float64)
+    if (weight == 0).any():
+        taker.fault(f"`{path}` has factors of zero in the base, behind which nothing is left to scale")
+        return
+    scale = trained["weight"] / weight
+    recipes = {"scaling.weight": Recipe((), lambda: scale)}
+    if "bias" in trained:
+        shift = trained["bias"] - np.asarray(own["bias"], np.float64) * scale
+        recipes |= {
+            "lora_A.weight": Recipe((), lambda: np.zeros((site.width, 1))),
+            "lora_B.weight": Recipe((), lambda: np.zeros((1, site.width))),
+            "lora_B.bias": Recipe((), lambda: shift),
+        }
+    name = f"norm_{update.value}" + ("_bias" if "bias" in trained else "")
+    graph = _norm_graph(update.value, bias="bias" in trained)
+    taker.place(site, name, graph, recipes, {"d": site.width, "d_in": site.width_in, "r": 1}, {})
+
+
+def _norm_graph(value: str, *, bias: bool) -> AdapterGraph:
+    """`s⊙v` in the place of `v`, with a bias `s⊙v + B(A v)`, whose matrices are zeros."""
+    chain = Chain(value)
+    if not bias:
+        chain.owned("scale_features", "scaling", {"weight": ("d",)})
+        return chain.graph(replaces=value)
+    chain.linear("lora_A", "d", "r", bias=False)
+    chain.linear("lora_B", "r", "d")
+    delta, chain.value = chain.value, value
+    chain.owned("scale_features", "scaling", {"weight": ("d",)}, output="scaled")
+    chain.op("add", "result", delta)
+    return chain.graph(replaces=value)
+
+
+def _place_shift(taker: Taker, update: _Update) -> None:
+    """Place a bias alone: a LoRA of rank 1 whose matrices are zeros, so that it fills the slots of one with a bias.
+
+    At a linear layer that is the graph of the LoRA beside it; elsewhere a graph reads the value that it replaces.
+    """
+    site, shift = update.site, update.shift
+    assert shift is not None, "an update without tensors is a shift"
+    linear = site.role in LAYERS
+    name = "lora_bias" if linear else f"shift_{update.value}"
+    graph = lora_graph(1.0, bias=True) if linear else _shift_graph(update.value)
+    width_in = site.width_in if linear else site.width
+    recipes = {
+        "lora_A.weight": Recipe((), lambda: np.zeros((width_in, 1))),
+        "lora_B.weight": Recipe((), lambda: np.zeros((1, site.width))),
+        "lora_B.bias": Recipe((), lambda: shift),
+    }
+    taker.place(site, name, graph, recipes, {"d": site.width, "d_in": site.width_in, "r": 1}, {})
+
+
+def _shift_graph(value: str) -> AdapterGraph:
+    """`v + B(A v)` in the place of `v`, with a bias on B."""
+    chain = Chain(value)
+    chain.linear("lora_A", "d", "r", bias=False)
+    chain.linear("lora_B", "r", "d")
+    delta, chain.value = chain.value, value
+    chain.op("add", "result", delta)
+    return chain.graph(replaces=value)
+
+
+def _place_ia3(taker: Taker, update: _Update, options: Options) -> None:
+    """Place `l⊙h`, or `l⊙u` where the layer's input is scaled (`peft.IA3Model._check_target_module_feedforward`).
+
+    PEFT matches the bare ends of paths here, not whole names. A config that says nothing leaves it to the shape.
+    """
+    names, path = options.feedforward, update.path
+    if names is None:
+        scales_input = taker.tensors[update.keys["ia3_l"]].shape[0] == 1
+    else:
+        scales_input = bool(re.fullmatch(names, path) if isinstance(names, str) else names and path.endswith(names))
+    name, value, shape = ("ia3_input", "u", (1, "d_in")) if scales_input else ("ia3", "h", ("d", 1))
+    recipes = {"scaling.weight": Recipe((Source("ia3_l", shape),), np.ravel)}
+    widths = {"d": update.site.width, "d_in": update.site.width_in}
+    taker.place(update.site, name, ia3_graph(value), recipes, widths, update.keys)
+
+
+def _notes(matched: Match, found: Sorted, options: Options) -> Iterator[str]:
+    """What was renamed, and where PEFT itself reads patterns otherwise than their author may have meant."""
+    if matched.renaming.drop:
+        yield f"the adapter's modules `{matched.renaming.drop}.…` are the base's without that beginning"
+    if matched.renaming.add:
+        yield f"the adapter's modules are the base's behind `{matched.renaming.add}.`"
+    yield from matched.notes()
+    formula = options.method is not None or options.of_weights or options.kind == "ln_tuning"
+    if formula and not f"{options.version}.".startswith(f"{CHECKED_WITH}."):
+        version = f"version {options.version}" if options.versioned else "a version that the config does not name"
+        yield f"PEFT saved it in {version}; the formula was checked with {CHECKED_WITH}: compare a few outputs"
+    for pattern in options.idle_patterns(found.adapted):
+        yield f"the pattern `{pattern}` matches no module of the adapter, in PEFT neither"
+    for path in found.adapted:
+        if rivals := options.rivals(path):
+            names = listed(rivals)
+            yield (
+                f"`{path}` matches the patterns {names} for alpha: the first counts, as when PEFT loads the folder; "
+                "it saves patterns sorted, so that another may have been the first in training"
+            )

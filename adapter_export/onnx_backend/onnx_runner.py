@@ -1,0 +1,424 @@
+"""The reference for a base that exists only as ONNX: the base in ONNX Runtime, the adapters in NumPy float64.
+
+A graph of many weights is cut between its nodes into pieces that run one after the other, each in a session of its own:
+what ONNX Runtime has read of a mapped file of weights stays in memory as long as its session is open.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from adapter_export.format.manifest import Precision
+from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.graph.graph import READABLE, needs_base_norm
+from adapter_export.numerics.evaluate_adapter import BORROWED, check_fit, evaluate_head, evaluate_site
+from adapter_export.numerics.runner import Arrays, NodeValue, Undefined, head_output, site_result
+from adapter_export.onnx_backend.base.flow import all_read, module_path
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics
+from adapter_export.onnx_backend.graft.insert import exposed
+from adapter_export.onnx_backend.graft.surgery import SiteGraft
+from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.runtime.graphs import run_session
+from adapter_export.sites.edits import Place
+from adapter_export.sites.site import SiteMap
+
+PIECE_BYTES = 160 * 2**20
+"""The most weights of one piece; a node that has more is a piece by itself."""
+
+_NAMES: dict[Precision, str] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "int8": "int8",
+    "int8-weights": "8-bit weights",
+    "int4-weights": "4-bit weights",
+}
+
+_MOST_CUT = 4
+"""The number of sets of places that a base stays cut at; each has the base's weights in memory."""
+
+
+class Pieces:
+    """A graph that is run seldom; each piece is opened when its turn comes, and closed before the next.
+
+    The nodes are in the order of evaluation. `size` is the most bytes of external weights of one piece, by default
+    `PIECE_BYTES`; `keep` leaves every piece open for the next run, for graphs of few weights.
+    """
+
+    def __init__(
+        self, model: ir.Model, folder: Path, *, optimize: bool = True, size: int | None = None, keep: bool = False
+    ) -> None:
+        self._open: dict[int, ort.InferenceSession] | None = {} if keep else None
+        self._folder = folder
+        self._optimize = optimize
+        self._outputs = [_name(value) for value in model.graph.outputs]
+        self._models = _cut(model, PIECE_BYTES if size is None else size)
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        """All outputs by name; `feeds` may have more than the graph reads. Raises as `open_session`, `run_session`."""
+        return self.run_all([feeds])[0]
+
+    def run_all(self, requests: Sequence[Mapping[str, np.ndarray]]) -> list[Arrays]:
+        """As `run` for each request, with each piece opened once."""
+        known: list[Arrays] = [dict(feeds) for feeds in requests]
+        for model in self._models:
+            self._run_piece(model, known)
+        return [{name: values[name] for name in self._outputs} for values in known]
+
+    def reads_after(self, at: int) -> set[str]:
+        """What the pieces behind a piece read."""
+        return {_name(value) for model in self._models[at + 1 :] for value in model.graph.inputs}
+
+    def stream(self, given: Callable[[str], np.ndarray | None]) -> Iterator[Arrays]:
+        """The outputs of one piece after the other; `given` is asked for what a piece reads that no piece has computed.
+
+        What it does not give keeps its default. Of what was computed, only what is still to be read stays in memory.
+        """
+        known: Arrays = {}
+        for at, model in enumerate(self._models):
+            asked = {name: given(name) for name in {_name(value) for value in model.graph.inputs} - known.keys()}
+            feeds = {name: value for name, value in asked.items() if value is not None}
+            everything = [{**known, **feeds}]
+            self._run_piece(model, everything)
+            found = {name: value for name, value in everything[0].items() if name not in feeds}
+            yield {name: value for name, value in found.items() if name not in known and name in self._outputs}
+            later = self.reads_after(at)
+            known = {name: value for name, value in found.items() if name in later}
+
+    def _run_piece(self, model: ir.Model, known: Sequence[Arrays]) -> None:
+        """A function of its own, at whose end the session is closed."""
+        session = None if self._open is None else self._open.get(id(model))
+        if session is None:
+            session = open_session(model, self._folder, optimize=self._optimize, pack=False)
+        if self._open is not None:
+            self._open[id(model)] = session
+        inputs = [_name(value) for value in model.graph.inputs]
+        for values in known:
+            values.update(run_session(session, {name: values[name] for name in inputs if name in values}))
+
+
+def with_outputs(model: ir.Model, names: Collection[str]) -> ir.Model:
+    """A copy of a graph whose outputs are those of its values that have these names and a known type."""
+    copy = model.clone()
+    made = [value for node in copy.graph for value in node.outputs]
+    copy.graph.outputs[:] = [value for value in made if value.name in names and value.type is not None]
+    return copy
+
+
+def weights_are_many(model: ir.Model) -> bool:
+    """Return whether a graph has more weights outside of its file than one piece."""
+    return sum(_external_bytes(value) for value in model.graph.initializers.values()) > PIECE_BYTES
+
+
+def _cut(model: ir.Model, size: int) -> list[ir.Model]:
+    nodes = list(model.graph)
+    if any(value.producer() is None for value in model.graph.outputs):  # such an output crosses no cut
+        return [model]
+    reads = [set(all_read(node)) for node in nodes]
+    last = {value: at for at, values in enumerate(reads) for value in values}
+    last.update(dict.fromkeys(model.graph.outputs, len(nodes)))
+    pieces, start = [], 0
+    for end in (*_ends(nodes, reads, last, size), len(nodes)):
+        pieces.append(_piece(model, nodes[start:end], reads[start:end], [v for v in last if last[v] >= end]))
+        start = end
+    return pieces
+
+
+def _ends(
+    nodes: Sequence[ir.Node], reads: Sequence[Collection[ir.Value]], last: Mapping[ir.Value, int], size: int
+) -> Iterator[int]:
+    """The nodes to cut before: as late as the weights allow, between values whose types are known."""
+    sizes = {value: _external_bytes(value) for values in reads for value in values}
+    weights: set[ir.Value] = set()
+    open_: set[ir.Value] = set()
+    able, total = None, 0
+    for at, node in enumerate(nodes):
+        added = {value for value in reads[at] if sizes[value] and value not in weights}
+        total += sum(map(sizes.__getitem__, added))
+        if able is not None and total > size:
+            yield able
+            able, total, weights = None, sum(map(sizes.__getitem__, added)), set()
+        weights |= added
+        open_ |= {value for value in node.outputs if last.get(value, at) > at}
+        open_ = {value for value in open_ if last[value] > at}
+        if weights and all(isinstance(value.type, ir.TensorType) for value in open_):
+            able = at + 1
+
+
+def _piece(
+    model: ir.Model, nodes: Sequence[ir.Node], reads: Sequence[Collection[ir.Value]], needed: Collection[ir.Value]
+) -> ir.Model:
+    made = {value for node in nodes for value in node.outputs}
+    given = {value for values in reads for value in values if value not in made}
+    overridable = set(model.graph.inputs)
+    view = ir.GraphView(
+        [value for value in given if value in overridable or not value.is_initializer()],
+        [value for value in needed if value in made],
+        nodes=nodes,
+        initializers=[value for value in given if value.is_initializer()],
+        opset_imports=model.graph.opset_imports,
+        name=model.graph.name,
+    )
+    return ir.Model(view.clone(), ir_version=model.ir_version, functions=list(model.functions.values()))
+
+
+def _external_bytes(value: ir.Value) -> int:
+    tensor = value.const_value
+    return tensor.nbytes if isinstance(tensor, ir.ExternalTensor) else 0
+
+
+def _name(value: ir.Value) -> str:
+    assert value.name is not None  # a loaded graph names every value
+    return value.name
+
+
+def cut_input(site: str, replaced: str) -> str:
+    """The input of a cut base that stands in the place of a site's `u`, `h` or `y`."""
+    return f"cut.{site}.{replaced}"
+
+
+@dataclass
+class Cut:
+    """A base cut open.
+
+    In its model, a copy, the values of some sites are inputs, `cut_input(site, replaced)`. More outputs, named by
+    `exposed`, show what an adapter may read there, computed from the inputs that come before it, and the final hidden
+    state at `head/hidden`. The `places` are in the order of evaluation, each with the names of its outputs: site
+    values, and the tensors of the base's norm that a bound graph borrows.
+    """
+
+    base: OnnxBase
+    model: ir.Model
+    places: tuple[tuple[Place, tuple[str, ...]], ...]
+    subgraphs: dict[tuple[str, ...], Pieces] = field(default_factory=dict)
+
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Arrays:
+        """Compute some outputs by the subgraph that they need, which reads no other inputs."""
+        key = tuple(outputs)
+        if key not in self.subgraphs:
+            model, keep = self._needed(outputs), not weights_are_many(self.base.model)
+            self.subgraphs[key] = Pieces(model, self.base.folder, optimize=False, keep=keep)
+        return self.subgraphs[key].run(feeds)
+
+    def exactly(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Arrays:
+        """As `run`, in float64; raises one of `_NOT_EXACT` where that cannot be."""
+        return _in_float64(self._needed(outputs), feeds)
+
+    def _needed(self, outputs: Sequence[str]) -> ir.Model:
+        graph = ir.convenience.extract(self.model.graph, list(self.model.graph.inputs), list(outputs))
+        for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:
+            graph.inputs.remove(value)
+        return ir.Model(graph, ir_version=self.model.ir_version, functions=list(self.model.functions.values()))
+
+
+_NOT_EXACT = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, ImportError)
+"""What ONNX's own implementation raises for an operator that it lacks, and for one that it has for float32 alone."""
+
+
+class Erf(OpRun):
+    """That of ONNX's own implementation computes in float32."""
+
+    def _run(self, x: np.ndarray) -> tuple[np.ndarray]:
+        return (np.vectorize(math.erf, otypes=[x.dtype])(x),)
+
+
+def _in_float64(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> Arrays:
+    """The outputs of a graph whose floats are float64, computed by ONNX's own implementation of its operators.
+
+    Raises one of `_NOT_EXACT` where it has none for float64, such as for fused operators of ONNX Runtime.
+    """
+    wide = model.clone()
+    values = [value for graph in wide.graphs() for value in (*graph.inputs, *graph.initializers.values())]
+    values += [value for node in wide.graph.all_nodes() for value in node.outputs]
+    for value in values:
+        if value.const_value is not None:
+            value.const_value = _widened(value.const_value)
+        if value.dtype in _NARROW:
+            value.type = ir.TensorType(ir.DataType.DOUBLE)  # a new one: copies share theirs
+    for node in wide.graph.all_nodes():
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR:
+                node.attributes.add(ir.AttrTensor(name, _widened(attribute.as_tensor())))
+            elif (node.op_type, name) in _TYPES_TO_MAKE and ir.DataType(attribute.as_int()) in _NARROW:
+                node.attributes.add(ir.AttrInt64(name, int(ir.DataType.DOUBLE)))
+    evaluator = ReferenceEvaluator(ir.to_proto(wide), new_ops=[Erf])
+    inputs = {_name(value) for value in wide.graph.inputs}
+    given = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in feeds.items()}
+    found = evaluator.run(None, {name: array for name, array in given.items() if name in inputs})
+    outputs = dict(zip(map(_name, wide.graph.outputs), map(np.asarray, found), strict=True))
+    narrow = [name for name, array in outputs.items() if array.dtype.kind == "f" and array.dtype != np.float64]
+    if narrow:
+        raise TypeError(f"an operator has no float64: {', '.join(narrow)}")
+    return outputs
+
+
+_NARROW = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_TYPES_TO_MAKE = (("Cast", "to"), ("EyeLike", "dtype"))
+
+
+def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """In memory, as the file of the weights is not at hand."""
+    array = np.array(tensor.numpy())
+    return ir.tensor(array.astype(np.float64) if tensor.dtype in _NARROW else array, name=tensor.name)
+
+
+def cut(base: OnnxBase, places: Iterable[Place]) -> Cut:
+    """Cut a base open at some places; `NoSitesError` where what a site's layer reads cannot be replaced."""
+    graft = SiteGraft(base, places)
+    shown = []
+    for edit in graft.edits:
+        site, replaced = edit.site, edit.replaced
+        values = graft.site_values(edit, READABLE[replaced])
+        there = {**values, **graft.norm_tensors(site)}
+        fed, like = cut_input(site.name, replaced), values[replaced]
+        copy = ir.Node("", "Identity", [graft.add_input(fed, like.type, like.shape)], name=f"{fed}/copy")
+        copy.outputs[0].name = f"{fed}/value"
+        graft.carry_out(edit, copy.outputs[0], [copy])
+        for name, value in there.items():  # only now: what shows a value would read what is fed in its place
+            graft.expose(value, exposed(f"{site.name}.{replaced}", name))
+        shown.append(((site, replaced), tuple(there)))
+    graft.expose(graft.value(base.sites.final), exposed(HEAD, "hidden"))
+    return Cut(base, graft.finish(), tuple(shown))
+
+
+_Compute = Callable[[Cut, Mapping[str, np.ndarray], Sequence[str]], Arrays]
+"""Some outputs of a base that is cut: in its own precision, or in float64."""
+
+
+class CutRunner:
+    """Computes what a bundle must compute, without the exported graph; a `numerics.runner.Runner`.
+
+    The base is cut where an adapter acts. Piece by piece, one more site's values are known, the adapter is evaluated on
+    them in float64, and its result goes into the next piece; the last one gives the outputs. The base runs in its own
+    precision as it is, not optimised.
+    """
+
+    def __init__(self, base: OnnxBase) -> None:
+        self._base = base
+        self._outputs = [record.name for record in base.outputs]
+        self._cuts: dict[frozenset[tuple[str, str]], Cut] = {}
+
+    @property
+    def description(self) -> str:
+        """The programs that compute, with their versions."""
+        base = f"onnxruntime {ort.__version__} {_NAMES[numerics(self._base.model).precision]}"
+        return f"{base} for the base, numpy {np.__version__} float64 for adapters"
+
+    @property
+    def sites(self) -> SiteMap:
+        """The sites of the base."""
+        return self._base.sites
+
+    def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Arrays:
+        """All outputs of the base by name and, for an adapter with a head, the result of its task.
+
+        `AdapterError`: the adapter does not fit the base. `RequestError`: the base cannot compute these inputs.
+        """
+        return self._whole.run(inputs) if adapter is None else self._adapted(inputs, adapter, Cut.run)
+
+    def _adapted(self, inputs: Mapping[str, np.ndarray], adapter: Adapter, compute: _Compute) -> Arrays:
+        opened, feeds = self._fed(inputs, adapter, compute)
+        hidden_output = exposed(HEAD, "hidden")
+        outputs = compute(opened, feeds, [*self._outputs, hidden_output])
+        hidden = outputs.pop(hidden_output)
+        if adapter.head is not None:
+            mask = inputs[self._base.mask] if self._base.mask else np.ones(hidden.shape[:2])
+            name, result = head_output(self._outputs, adapter.head.output), evaluate_head(adapter, hidden, mask)
+            outputs[name] = result if hidden.dtype == np.float64 else result.astype(np.float32)
+        return outputs
+
+    def _fed(
+        self, inputs: Mapping[str, np.ndarray], adapter: Adapter, compute: _Compute = Cut.run
+    ) -> tuple[Cut, Arrays]:
+        """The base cut where an adapter acts, and all its inputs: what the adapter makes at each site among them."""
+        check_fit([adapter], self._base.sites)
+        opened, feeds = self._opened(adapter), dict(inputs)
+        for (site, replaced), shown in opened.places:
+            graph = adapter.graphs[adapter.placements[site.name].graph]
+            borrowed = BORROWED if needs_base_norm(graph) else ()
+            needed = [name for name in shown if name in (*graph.inputs, replaced, *borrowed)]
+            names = {exposed(f"{site.name}.{replaced}", name): name for name in needed}
+            values = {names[output]: array for output, array in compute(opened, feeds, list(names)).items()}
+            result = evaluate_site(adapter, site.name, values, site.norm)
+            feeds[cut_input(site.name, replaced)] = result.astype(values[replaced].dtype)
+        return opened, feeds
+
+    def undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Undefined:  # noqa: ARG002
+        """Return no elements: the graph in the bundle has the same operators, which return the same for no tokens."""
+        return {}
+
+    def node_values(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        adapter: Adapter | None,
+        names: Collection[str],
+        *,
+        exactly: bool = True,  # noqa: ARG002
+    ) -> Iterator[NodeValue]:
+        """The values of the base's graph by their names, and what an adapter makes at its sites; raises as `run`.
+
+        They come piece by piece, those of sites first. Adapters are computed in float64.
+        """
+        model, feeds = self._base.model, dict(inputs)
+        if adapter is not None:
+            opened, feeds = self._fed(inputs, adapter)
+            model = opened.model
+        shown = with_outputs(model, names)
+        paths = {node.outputs[0].name: module_path(node) for node in model.graph if node.outputs}
+        for site, replaced in () if adapter is None else [place for place, _ in opened.places]:
+            if (name := site_result(site.name, replaced)) in names:
+                yield NodeValue(name, feeds[cut_input(site.name, replaced)], path=site.path)
+        if not shown.graph.outputs:
+            return
+        for values in Pieces(shown, self._base.folder, optimize=False).stream(feeds.get):
+            yield from (NodeValue(name, value, path=paths.get(name)) for name, value in values.items())
+
+    def node_dtypes(self, adapter: Adapter | None) -> Mapping[str, str]:
+        """The NumPy type of each value that `node_values` can give, by its name."""
+        made = [value for node in self._base.model.graph for value in node.outputs if value.dtype is not None]
+        known = {_name(value): value.dtype.numpy().name for value in made if value.name and value.dtype is not None}
+        places = {} if adapter is None else adapter.placements
+        graphs = {} if adapter is None else adapter.graphs
+        return known | {site_result(site, graphs[at.graph].replaces): "float32" for site, at in places.items()}
+
+    def exact(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays | None:
+        """All outputs as `run` gives them, in float64; none for many weights and for operators that ONNX lacks."""
+        if self.keeps_weights:
+            with suppress(*_NOT_EXACT):
+                if adapter is None:
+                    return _in_float64(self._base.model, inputs)
+                return self._adapted(inputs, adapter, Cut.exactly)
+        return None
+
+    @cached_property
+    def _whole(self) -> Pieces:
+        return Pieces(self._base.model, self._base.folder, optimize=False, keep=self.keeps_weights)
+
+    @cached_property
+    def keeps_weights(self) -> bool:
+        """Return whether the base's weights are so few that all its pieces may be open."""
+        return not weights_are_many(self._base.model)
+
+    def _opened(self, adapter: Adapter) -> Cut:
+        """The base cut where an adapter acts, and nowhere else."""
+        replaced = {site: adapter.graphs[placement.graph].replaces for site, placement in adapter.placements.items()}
+        key = frozenset(replaced.items())
+        if key not in self._cuts:
+            if len(self._cuts) == _MOST_CUT:
+                del self._cuts[next(iter(self._cuts))]
+            places = [(site, replaced[site.name]) for site in self._base.sites if site.name in replaced]
+            self._cuts[key] = cut(self._base, places)
+        return self._cuts[key]

@@ -1,0 +1,175 @@
+"""What a call is given, checked before ONNX Runtime sees it: inputs, a choice for each row, weights of a fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from adapter_export.errors import RequestError, argument, command
+from adapter_export.format.axes import length, names
+from adapter_export.format.lengths import Bounds
+from adapter_export.format.manifest import Axis, InputRecord, Manifest
+from adapter_export.runtime.loaded_adapters import Entry
+
+Inputs = Mapping[str, np.ndarray]
+
+
+def check_inputs(
+    inputs: Mapping[str, np.ndarray], records: Sequence[InputRecord], lengths: Bounds
+) -> dict[str, np.ndarray]:
+    """Return the inputs as contiguous arrays; `lengths` are those that the base takes.
+
+    RequestError if one is missing, unknown, of a wrong type or shape, of a length that the base does not take, empty,
+    has ids out of range, or is a mask that leaves a row no token.
+    """
+    expected = {record.name for record in records}
+    if set(inputs) != expected:
+        wrong = [f"no `{name}`" for name in sorted(expected - set(inputs))]
+        wrong += [f"unknown `{name}`" for name in sorted(set(inputs) - expected)]
+        raise RequestError(
+            "the inputs are not those of the graph",
+            found="; ".join(wrong),
+            expected=", ".join(f"`{record.name}`" for record in records),
+        )
+    arrays = {record.name: np.ascontiguousarray(inputs[record.name]) for record in records}
+    sizes: dict[str, int] = {}
+    for record in records:
+        _check_type(arrays[record.name], record)
+        _check_shape(np.shape(inputs[record.name]), record, sizes)
+        _check_ids(arrays[record.name], record)
+        _check_mask(arrays[record.name], record)
+    for record in records:  # once more: now the names in every sum have their lengths
+        _check_shape(np.shape(inputs[record.name]), record, sizes)
+        _check_lengths(record, sizes, lengths)
+    return arrays
+
+
+def check_rows(
+    arrays: Mapping[str, np.ndarray], choices: Sequence[object], manifest: Manifest, allow_mixed_rows: bool
+) -> None:
+    """Check that there is a choice for each row, and that rows of different choices do not influence each other."""
+    rows = len(next(iter(arrays.values())))
+    if len(choices) != rows:
+        raise RequestError("a mixed batch has one choice for each row", found=len(choices), expected=rows)
+    mixed = any(choice != choices[0] for choice in choices)
+    if mixed and not (manifest.batch_invariant or allow_mixed_rows):
+        raise RequestError(
+            "the rows of a batch influence each other in this bundle, so that a row's results would depend on whose "
+            "rows are in the call",
+            found=f"precision `{manifest.base_precision}`",
+            fix="give each call one `adapter`, or say `allow_mixed_rows=True` if all rows are one user's",
+        )
+
+
+def _check_type(array: np.ndarray, record: InputRecord) -> None:
+    if array.dtype != record.dtype:
+        raise RequestError(
+            "an input has a wrong type",
+            where=f"`{record.name}`",
+            found=array.dtype,
+            expected=record.dtype,
+            fix=f'give `{record.name}.astype("{record.dtype}")`',
+        )
+
+
+def _check_shape(shape: tuple[int, ...], record: InputRecord, sizes: dict[str, int]) -> None:
+    """ONNX Runtime does not see it when an axis of one name has two lengths; a cache may hold nothing yet."""
+    fits = len(shape) == len(record.axes) and (0 not in shape or record.role == "cache")
+    for axis, size in zip(record.axes, shape, strict=False):
+        fits = fits and size == _expected(axis, size, sizes)
+    if not fits:
+        named = [f"{axis} = {length(axis, sizes)}" if _is_known(axis, sizes) else str(axis) for axis in record.axes]
+        least = "" if record.role == "cache" else ", at least 1 along each axis"
+        raise RequestError(
+            "an input has a wrong shape",
+            where=f"`{record.name}`",
+            found=list(shape),
+            expected=f"[{', '.join(named)}]{least}",
+        )
+
+
+def _check_lengths(record: InputRecord, sizes: Mapping[str, int], lengths: Bounds) -> None:
+    """The base would compute something else, without a word, at lengths that it was not made for."""
+    for axis in record.axes:
+        if isinstance(axis, str) and axis in lengths and length(axis, sizes) not in lengths[axis]:
+            raise RequestError(
+                "an input has a length that the base does not take",
+                where=f"`{record.name}`, axis `{axis}`",
+                found=length(axis, sizes),
+                expected=lengths[axis],
+                fix=f"shorten it or fill it up; {argument('lengths', option='axis')} captures a base for others",
+            )
+
+
+def _expected(axis: Axis, found: int, sizes: dict[str, int]) -> int:
+    """Return the length that an axis must have: what was found, where a name in it comes up for the first time."""
+    if isinstance(axis, int):
+        return axis
+    if names(axis) == (axis,):
+        return sizes.setdefault(axis, found)
+    return length(axis, sizes) if _is_known(axis, sizes) else found
+
+
+def _is_known(axis: Axis, sizes: Mapping[str, int]) -> bool:
+    return isinstance(axis, str) and all(name in sizes for name in names(axis))
+
+
+def _check_mask(array: np.ndarray, record: InputRecord) -> None:
+    """A row without tokens has no answer, and a mask of other numbers means something else in every base."""
+    if record.role != "mask" or array.dtype.kind == "f":
+        return
+    if not (((array == 0) | (array == 1)).all() and array.any(axis=-1).all()):
+        raise RequestError(
+            "a mask that leaves no token, or is none",
+            where=f"`{record.name}`",
+            expected="1 for each token, 0 for padding, and a token in each row",
+        )
+
+
+def _check_ids(array: np.ndarray, record: InputRecord) -> None:
+    """Negative ids count from the end of the table without a word."""
+    if record.limit is None:
+        return
+    lowest, highest = int(array.min()), int(array.max())
+    if lowest < 0 or highest >= record.limit:
+        raise RequestError(
+            "an id is out of range",
+            where=f"`{record.name}`",
+            found=lowest if lowest < 0 else highest,
+            expected=f"0 to {record.limit - 1}",
+            fix="use the tokenizer that belongs to the base",
+        )
+
+
+Weighting = Mapping[str, float] | Sequence[Mapping[str, float]]
+"""A finite weight for each member of a fusion, by name: for all rows of a batch, or a mapping for each row."""
+
+
+def weight_tensors(entry: Entry, weights: Weighting) -> dict[str, np.ndarray]:
+    """Return the tensors, float32 [1, members] or [batch, members], for every slot that holds weights of the fusion.
+
+    RequestError if the adapter is no weighted fusion of the bundle, or a row lacks a finite weight for a member.
+    """
+    record = entry.mix
+    if record is None:
+        fuse = command('compose("fuse", [A, B], name=NAME)', "compose fuse A B -o OUT")
+        raise RequestError(
+            "has no weights that a call could give",
+            where=f"adapter `{entry.name}`",
+            expected="a weighted fusion of the bundle",
+            fix=f"make one with {fuse}, and `build` or `add` it",
+        )
+    given = [weights] if isinstance(weights, Mapping) else list(weights)
+    largest = float(np.finfo(np.float32).max)
+    for row, one in enumerate(given):
+        # every member by its name: one left out would be a guess; NaN is not below anything
+        if set(one) != set(record.members) or not all(abs(weight) <= largest for weight in one.values()):
+            raise RequestError(
+                "a fusion needs a finite weight for each of its members",
+                where=None if isinstance(weights, Mapping) else f"row {row}",
+                found=", ".join(f"`{name}`: {weight}" for name, weight in one.items()) or "none",
+                expected=", ".join(f"`{name}`" for name in record.members),
+            )
+    array = np.array([[one[name] for name in record.members] for one in given], np.float32)
+    return dict.fromkeys(record.slots, array)

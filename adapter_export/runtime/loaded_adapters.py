@@ -1,0 +1,476 @@
+"""The adapters of a session by name: checked against the slots, kept in memory or read when a call needs them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from tempfile import mkstemp
+from threading import Lock
+from weakref import WeakKeyDictionary, finalize
+
+import numpy as np
+
+from adapter_export.dtypes import Weights
+from adapter_export.errors import AdapterError, HashError, RequestError, TensorError, WriteError, within
+from adapter_export.format.manifest import AdapterRecord, HeadRecord, Manifest, MixRecord, SlotRecord
+from adapter_export.graph.adapter import HEAD, check_name
+from adapter_export.graph.tasks import CLASSES, LABELLED, PROBLEM_TYPES, RESULT_WIDTHS, TYPE_OUTPUTS, ProblemType, Task
+from adapter_export.reading.regular_files import map_bytes, read_bytes
+from adapter_export.runtime.adapter_file import Bytes, Places, find_tensors, model_version_of, parse_adapter, tensors_at
+from adapter_export.runtime.graphs import Feeds, Provider, on_device
+
+_SHOWN = 20
+"""How many names a message lists."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often an adapter or a text was in a cache, was put in and was replaced, and how many are there now."""
+
+    hits: int = 0
+    loads: int = 0
+    evictions: int = 0
+    resident: int = 0
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The caches of a session.
+
+    Attributes:
+        files: adapters that are read from files on demand.
+        bank: those of mixed batches outside the bundle's bank.
+        prefixes: texts, as they are below the first adapter.
+    """
+
+    files: Counts
+    bank: Counts
+    prefixes: Counts = Counts()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is said about the head of an adapter, whose file says nothing: its task, and the output that it fills.
+
+    The task is a whole record, or a problem type with or without the labels of its classes; with labels alone, it is
+    the classification that the head can do. The output matters where the file holds no tensors of the head.
+    """
+
+    labels: Sequence[str] | None = None
+    task: Task | ProblemType | None = None
+    output: str | None = None
+
+    @property
+    def type(self) -> ProblemType | None:
+        """The problem type that is said, if any."""
+        return self.task.type if isinstance(self.task, Task) else self.task
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An adapter in memory: a float32 tensor for every slot, and the head that it fills, if any."""
+
+    tensors: Weights
+    head: HeadRecord | None
+    task: Task | None
+    provider: Provider
+
+    @cached_property
+    def feeds(self) -> Feeds:
+        """The tensors where the graph runs; on the CPU they are these very arrays."""
+        return {slot: on_device(tensor, self.provider) for slot, tensor in self.tensors.items()}
+
+    @property
+    def output(self) -> str | None:
+        """The output that holds the result of its head."""
+        return None if self.head is None else self.head.output
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """An adapter that calls can name. Two of one name, one after the other, are two entries."""
+
+    name: str
+    output: str | None
+    task: Task | None
+    read: Callable[[], Loaded]
+    """Gives the adapter; from its file, which is compared with its hash, if it is read on demand."""
+    on_demand: bool = False
+    row: int | None = None
+    """In the bank of the bundle, if that holds it."""
+    mix: MixRecord | None = None
+    """The weights that a call may give it, if it is a weighted fusion of the bundle."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of its classes in the order of its logits; empty if it has none, or they are unknown."""
+        return () if self.task is None else self.task.labels
+
+
+_MEMORY = 64
+"""How many uses are remembered for each adapter that a cache holds."""
+
+_MOST_MAPPED = 256
+"""How many files a session may keep mapped at once: each takes one of the process's descriptors before Python 3.13."""
+
+
+class _PrivateFile:
+    """An adapter file that nobody else writes into: checked once, then mapped, or read where many are kept at once."""
+
+    def __init__(self, path: Path, check: Callable[[Bytes, object], Loaded], *, mapped: bool) -> None:
+        self._path = path
+        self._check = check
+        self._data: Callable[[Path], Bytes] = map_bytes if mapped else read_bytes
+        self._known: tuple[Places, Loaded] | None = None
+
+    def checked(self, data: Bytes, found: Loaded) -> None:
+        """Keep what a check has found in its bytes."""
+        self._known = find_tensors(data, self._path), replace(found, tensors={})
+
+    def read(self) -> Loaded:
+        """Read it; errors are those of the check."""
+        data = self._data(self._path)
+        if self._known is None:
+            found = self._check(data, self._path)
+            self.checked(data, found)
+            return found
+        places, known = self._known
+        return replace(known, tensors=tensors_at(data, places))
+
+
+class Uses:
+    """How often adapters were used of late, those that are in no cache as well.
+
+    Of thousands of adapters, most come once and then not for long; which one came last says little of which comes next.
+    """
+
+    def __init__(self, resident: int) -> None:
+        self._counts = WeakKeyDictionary[Entry, int]()
+        self._most = _MEMORY * resident
+        self._sum = 0
+
+    def add(self, entry: Entry) -> None:
+        """Count a use; after many of them, all count half."""
+        self._counts[entry] = self._counts.get(entry, 0) + 1
+        self._sum += 1
+        if self._sum > self._most:
+            self._counts = WeakKeyDictionary({each: uses // 2 for each, uses in self._counts.items() if uses > 1})
+            self._sum = sum(self._counts.values())
+
+    def forget(self, entry: Entry) -> None:
+        """Count none of its uses."""
+        self._counts.pop(entry, None)
+
+    def rarest(self, entries: Iterable[Entry]) -> Entry:
+        """Return the one of these that was used least, of equals the first."""
+        return min(entries, key=lambda entry: self._counts.get(entry, 0))
+
+
+class Adapters:
+    """Adapters by name; of those that are read on demand, `resident` stay in memory.
+
+    Thread-safe; an adapter that is removed lives on in the calls that use it. In a folder that nobody else writes into,
+    `private`, are copies of the files that are read on demand, so that each is hashed and checked once.
+    """
+
+    def __init__(self, manifest: Manifest, provider: Provider, resident: int, private: Path | None = None) -> None:
+        self._manifest = manifest
+        self._provider: Provider = provider
+        self._private = private
+        self._limit = resident
+        self._lock = Lock()
+        self._entries: dict[str, Entry] = {}
+        self._uses = Uses(resident)
+        self._kept: OrderedDict[Entry, Loaded] = OrderedDict()  # the one used last at the end
+        self._counts = Counter[str]()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of all adapters, in the order of loading."""
+        return tuple(self._entries)
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the adapters that are read on demand."""
+        with self._lock:
+            return Counts(**self._counts, resident=len(self._kept))
+
+    def add_built(self, record: AdapterRecord, folder: Path, digest: str | None, *, on_demand: bool) -> None:
+        """Add an adapter of the bundle, as the manifest describes it; its file is compared with a sha256, if given.
+
+        Raises:
+            FileError, FormatError, AdapterError: it cannot be read, or does not fit.
+        """
+        claim = Claim(task=record.task, output=record.output)
+        read: Callable[[], Loaded] = partial(self._read, folder / record.onnx_adapter, digest, claim)
+        rows = () if self._manifest.bank is None else self._manifest.bank.rows
+        row = rows.index(record.name) if record.name in rows else None
+        if on_demand:
+            if folder == self._private:
+                read = self._private_file(folder / record.onnx_adapter, claim).read
+            facts = (record.name, record.output, record.task)
+            self._add(Entry(*facts, read, on_demand=True, row=row, mix=record.mix))
+        else:
+            loaded = read()
+            facts = (record.name, loaded.output, loaded.task)
+            self._add(Entry(*facts, lambda: loaded, row=row, mix=record.mix))
+
+    def add(self, name: str, source: bytes | Path, claim: Claim, where: object, *, on_demand: bool = False) -> None:
+        """Add an adapter that was built for the graph, from the bytes of an `.onnx_adapter` file or its path.
+
+        It is checked now; `on_demand` reads the file again when a call needs it. `where` names it in messages.
+
+        Raises:
+            FileError, FormatError, AdapterError: it cannot be read, or does not fit.
+            RequestError: there is one of its name.
+            WriteError: there is no room for a private copy.
+        """
+        check_name(name)
+        data = read_bytes(source) if isinstance(source, Path) else bytes(source)  # what lies there must not change
+        loaded = self._checked(claim, data, where)
+        facts = (name, loaded.output, loaded.task)
+        if not (on_demand and isinstance(source, Path)):
+            self._add(Entry(*facts, lambda: loaded))
+        elif self._private is None:
+            read = partial(self._read, source, hashlib.sha256(data).hexdigest(), claim)
+            self._add(Entry(*facts, read, on_demand=True))
+        else:
+            copy = _copied(data, self._private)
+            file = self._private_file(copy, claim)
+            file.checked(data, loaded)
+            entry = Entry(*facts, file.read, on_demand=True)
+            finalize(entry, _remove, copy, os.getpid())
+            self._add(entry)
+
+    def remove(self, name: str) -> Entry:
+        """Remove and return an adapter; RequestError if there is none of this name."""
+        with self._lock:
+            entry = self.entry(name)
+            self._entries = {other: kept for other, kept in self._entries.items() if other != name}
+            self._kept.pop(entry, None)
+            return entry
+
+    def entry(self, name: str) -> Entry:
+        """Return the adapter of a name; RequestError if there is none."""
+        entries = self._entries
+        if name not in entries:
+            shown = ", ".join(f"`{other}`" for other in list(entries)[:_SHOWN]) or "none"
+            more = f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
+            raise RequestError(
+                "is not loaded",
+                where=f"adapter `{name}`",
+                expected=f"one of {shown}{more}",
+                fix="load it, or choose one that is loaded",
+            )
+        return entries[name]
+
+    def loaded(self, entry: Entry) -> Loaded:
+        """Return an adapter in memory; if its file must be read and is not what it was, InputError."""
+        if not entry.on_demand:
+            return entry.read()
+        with self._lock:
+            self._uses.add(entry)
+            found = self._kept.get(entry)
+            if found is not None:
+                self._kept.move_to_end(entry)
+                self._counts["hits"] += 1
+                return found
+        found = entry.read()  # other calls go on meanwhile
+        with self._lock:
+            self._counts["loads"] += 1
+            if self._entries.get(entry.name) is entry:
+                self._kept[entry] = found
+                self._kept.move_to_end(entry)
+            while len(self._kept) > self._limit:
+                del self._kept[self._uses.rarest(list(self._kept)[:-1] or self._kept)]
+                self._counts["evictions"] += 1
+        return found
+
+    def acts_in(self, entry: Entry, graphs: Sequence[str]) -> bool:
+        """Return whether an adapter does something in the slots of these graphs."""
+        slots = [slot for slot in self._manifest.slots if slot.graph in graphs]
+        tensors = self.loaded(entry).tensors if slots else {}
+        return any(
+            tensors[slot.name].shape != slot.neutral or (tensors[slot.name] != slot.neutral_value).any()
+            for slot in slots
+        )
+
+    def _add(self, entry: Entry) -> None:
+        with self._lock:
+            if entry.name in self._entries:
+                raise RequestError(
+                    "an adapter of this name is loaded already",
+                    found=f"`{entry.name}`",
+                    fix="unload it, or use another name",
+                )
+            self._entries = {**self._entries, entry.name: entry}
+
+    def _read(self, path: Path, digest: str | None, claim: Claim) -> Loaded:
+        """Read once: what is hashed is what is used."""
+        data = read_bytes(path)
+        if digest is not None and (found := hashlib.sha256(data).hexdigest()) != digest:
+            raise HashError(path, found=found, expected=digest)
+        return self._checked(claim, data, path)
+
+    def _private_file(self, path: Path, claim: Claim) -> _PrivateFile:
+        return _PrivateFile(path, partial(self._checked, claim), mapped=self._limit <= _MOST_MAPPED)
+
+    def _checked(self, claim: Claim, data: Bytes, where: object) -> Loaded:
+        tensors = parse_adapter(data, where)
+        head, task = _check_adapter(tensors, self._manifest, claim, where)
+        version = model_version_of(data, where)
+        if version != self._manifest.model_version:  # of the right shapes, it would run
+            raise AdapterError(
+                "was made for another bundle: its base, the topology of its slots or its site map is another",
+                where=where,
+                found=f"`model_version` {version}",
+                expected=self._manifest.model_version,
+                fix="build the adapter for this bundle",
+            )
+        return Loaded(tensors, head, task, self._provider)
+
+
+def _copied(data: bytes, folder: Path) -> Path:
+    """Write a file of a name that no other session has there, in this process or a fork of it."""
+    copy = folder
+    try:
+        handle, name = mkstemp(".onnx_adapter", "on-demand-", folder)
+        copy = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+    except OSError as error:
+        if copy != folder:
+            _remove(copy, os.getpid())
+        raise WriteError(copy, error.strerror or error) from error
+    return copy
+
+
+def _remove(copy: Path, process: int) -> None:
+    if os.getpid() == process:  # not in a fork of it
+        with suppress(OSError):
+            copy.unlink()
+
+
+def _check_adapter(
+    tensors: Weights, manifest: Manifest, claim: Claim, where: object
+) -> tuple[HeadRecord | None, Task | None]:
+    """Check an adapter against the graph, and what is said about its head; return its head and its task, if any.
+
+    Raises:
+        TensorError: a tensor is missing, left over, misshapen, named like a data input, or holds NaN or Inf; all faults
+            are listed.
+        AdapterError: the labels are not a name for each class, the task is unknown or not one that its head can do, or
+            it fills several heads.
+    """
+    faults = list(_faults(tensors, manifest))
+    if faults:
+        raise TensorError(
+            "does not fit this bundle's graph",
+            where=where,
+            found="; ".join(faults),
+            expected=f"a float32 tensor for each of {len(manifest.slots)} slots, as `manifest.json` lists them",
+            fix="build the adapter for this bundle",
+        )
+    head = _head(tensors, manifest, claim, where)
+    with within(where):
+        task = _task_of(claim, head)
+    if task is None or head is None:
+        return head, task
+    classes = head_width(tensors, manifest.slots, head, CLASSES) or 0
+    wanted = len(task.labels) if task.type in LABELLED else RESULT_WIDTHS.get(task.type, classes)
+    if classes != wanted:
+        what = "labels and classes differ" if task.labels else f"is no head for `{task.type}`"
+        found = f"{wanted} labels" if task.labels else f"{classes} numbers in each result"
+        raise AdapterError(what, where=where, found=found, expected=f"{classes if task.labels else wanted}")
+    return head, task
+
+
+def _task_of(claim: Claim, head: HeadRecord | None) -> Task | None:
+    """Return the task that is said to be that of a head, as a record."""
+    if claim.type is not None and claim.type not in PROBLEM_TYPES:
+        raise AdapterError("unknown problem type", found=f"`{claim.type}`", expected=", ".join(PROBLEM_TYPES))
+    said = claim.type
+    if said is None and claim.labels is not None:
+        said = next((one for one in LABELLED if head is not None and TYPE_OUTPUTS[one] == head.result), LABELLED[0])
+    if said is None:
+        return None
+    if head is None or head.result != TYPE_OUTPUTS[said]:
+        raise AdapterError(
+            f"has no head for `{said}`",
+            found="no head" if head is None else f"a head that gives `{head.result}`",
+            expected=f"a head that gives `{TYPE_OUTPUTS[said]}`",
+            fix="say another task, or give the file of another adapter",
+        )
+    if isinstance(claim.task, Task):
+        return claim.task if claim.labels is None else replace(claim.task, labels=_names(claim.labels))
+    return Task(said, _names(claim.labels or ()))
+
+
+def _names(labels: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(labels, str):
+        raise AdapterError("the labels are not one name for each class", found=repr(labels), expected="a list of names")
+    return tuple(labels)
+
+
+def head_width(tensors: Weights, slots: Iterable[SlotRecord], head: HeadRecord, symbol: str) -> int | None:
+    """Return the length of a free axis of a head, as the tensors of an adapter have it; none if no tensor has it."""
+    for slot in slots:
+        if slot.site == HEAD and slot.graph == head.graph and symbol in slot.axes:
+            return int(tensors[slot.name].shape[slot.axes.index(symbol)])
+    return None
+
+
+def _faults(tensors: Weights, manifest: Manifest) -> Iterator[str]:
+    slots = {slot.name: slot for slot in manifest.slots}
+    inputs = {record.name for record in manifest.inputs}
+    yield from (f"`{name}` is missing" for name in slots if name not in tensors)
+    for name in tensors:
+        if name in inputs:
+            yield f"`{name}` is the name of a data input"
+        elif name not in slots:
+            yield f"`{name}` is left over"
+    # ONNX Runtime does not see it when one name stands for two sizes, or fails deep inside a kernel
+    sizes: dict[tuple[str, str, str], int] = {}
+    for slot in manifest.slots:
+        if slot.name not in tensors:
+            continue
+        tensor = tensors[slot.name]
+        axes = list(zip(slot.axes, tensor.shape, strict=False))
+        idle = tensor.shape == slot.neutral and bool((tensor == slot.neutral_value).all())
+        fixed = idle or all(isinstance(axis, str) or axis == size for axis, size in axes)
+        if tensor.ndim != len(slot.axes) or not fixed or 0 in tensor.shape:
+            yield f"`{slot.name}` has shape {list(tensor.shape)}, not {list(slot.axes)}"
+        if tensor.dtype != np.float32:
+            yield f"`{slot.name}` is {tensor.dtype}, not float32"
+        elif not np.isfinite(tensor).all():
+            yield f"`{slot.name}` holds NaN or Inf"
+        for axis, size in axes:
+            if isinstance(axis, str) and (known := sizes.setdefault((slot.site, slot.graph, axis), size)) != size:
+                yield f"`{slot.name}` has `{axis}` = {size}, another tensor there {known}"
+
+
+def _head(tensors: Weights, manifest: Manifest, claim: Claim, where: object) -> HeadRecord | None:
+    """Return the head that the adapter fills.
+
+    One without tensors cannot be seen in a file: it is taken if it is the only one that fits what is said.
+    """
+    slots = [slot for slot in manifest.slots if slot.site == HEAD]
+    busy = {slot.graph for slot in slots if tensors[slot.name].shape != slot.neutral or tensors[slot.name].any()}
+    seen = [head for head in manifest.heads if head.graph in busy]
+    if len(seen) > 1:
+        found = ", ".join(f"`{head.graph}`" for head in seen)
+        raise AdapterError(
+            "fills several heads", where=where, found=found, expected="one, the others at their defaults"
+        )
+    if seen:
+        return seen[0]
+    said = [head for head in manifest.heads if claim.output == head.output]
+    bare = [head for head in manifest.heads if head.graph not in {slot.graph for slot in slots}]
+    fitting = said or [head for head in bare if claim.type in PROBLEM_TYPES and head.result == TYPE_OUTPUTS[claim.type]]
+    return fitting[0] if len(fitting) == 1 or said else None

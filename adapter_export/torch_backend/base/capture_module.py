@@ -1,0 +1,537 @@
+"""A module becomes an exported program with dynamic axes, and plain tensors going in and out by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from adapter_export.errors import BaseModelError, UsageError, argument
+from adapter_export.format.axes import names as names_of
+from adapter_export.format.lengths import Bounds, axis_lengths
+from adapter_export.format.manifest import Axis
+from adapter_export.torch_backend.base.length_facts import Facts, Run, pristine, program_facts
+from adapter_export.torch_backend.base.program_signature import Signature
+from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
+
+AxisNames = Mapping[str, Mapping[int, str]]
+"""The names of the dynamic axes of each input, by their place. A sum of names, `past + sequence`, is such a name."""
+
+Inputs = Mapping[str, Any] | Sequence[Any]
+"""Tensors, alone or in lists, tuples and dicts, whose tensors are then inputs on their own: `past.0.key`."""
+
+_BATCH, _SEQUENCE = "batch", "sequence"
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def capture(
+    module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = None, lengths: Bounds | None = None
+) -> tuple[ExportedProgram, dict[str, tuple[Axis, ...]]]:
+    """Export a module in `eval` mode, without sample inputs and stack traces; the module itself is left as it is.
+
+    Args:
+        module: takes tensors; returns tensors in tuples, lists, dicts, dataclasses or the outputs of transformers.
+        example_inputs: by name, or in the order of the arguments of `forward`. Their numbers do not matter, and an axis
+            of length 1 is widened where it is to be dynamic. Tensors in lists, tuples and dicts become inputs with the
+            keys and places in their names: `past_key_values.0.key`.
+        axes: the dynamic axes; all others are fixed. If none are given, axis 0 of every input is `batch`, and axis 1 of
+            every integer or bool input of two axes is `sequence`; of another length than the first one's it is an axis
+            of its own, such as `decoder_input_ids_sequence`.
+        lengths: those that dynamic axes are to have, by name: the examples are cut or repeated to one of them, and an
+            axis with a single one is fixed.
+
+    Returns:
+        The program, and the shape of each input with the names of its dynamic axes.
+
+    Raises:
+        UsageError: the inputs or axes are not those of the module.
+        BaseModelError: torch cannot export the module; the message says why and what to do.
+    """
+    given = _named_inputs(module, example_inputs)
+    inputs = dict(_input_tensors(given))
+    names = _default_axes(inputs) if axes is None else _checked_axes(inputs, axes)
+    wanted = _checked_lengths(names, lengths or {})
+    structure = pytree.tree_structure(given)
+    trial = pristine(module)  # some models compute in another way once they have seen a short text
+    with settled(trial), quiet():
+        inputs = _computed(trial, structure, inputs, names, wanted)
+    program, shapes = _exported(module, inputs, structure, names, wanted)
+    other = _elsewhere(program, shapes, inputs, wanted)
+    if other:  # a branch on the length whose other side a record can say, such as multiples of a block
+        inputs = _resized(inputs, names, other)
+        with suppress(BaseModelError):
+            again = _exported(module, inputs, structure, names, wanted)
+            program, shapes = again if not _elsewhere(*again, inputs, wanted) else (program, shapes)
+    return program, shapes
+
+
+def _elsewhere(
+    program: ExportedProgram, shapes: Mapping[str, Sequence[Axis]], inputs: Mapping[str, Tensor], wanted: Bounds
+) -> dict[str, int]:
+    """Return another length for each axis whose lengths no record can say; none where all can be said."""
+    sizes = {axis: inputs[name].shape[at] for name, shape in shapes.items() for at, axis in enumerate(shape)}
+    found = {axis: one for axis, one in facts_of(program, shapes).items() if one.lengths() is None}
+    others = {axis: one.another(sizes.get(axis, 1)) for axis, one in found.items()}
+    return {axis: other for axis, other in others.items() if other is not None and other in axis_lengths(axis, wanted)}
+
+
+def facts_of(
+    program: ExportedProgram, shapes: Mapping[str, Sequence[Axis]], guards: Sequence[str] | None = None
+) -> dict[str, Facts]:
+    """Return what a program with these inputs says of the lengths of its axes.
+
+    `guards` are its conditions, where they are not in the program. Errors are those of `program_facts`.
+    """
+    signature = Signature(program, shapes)
+    own = list(program._guards_code) if guards is None else guards
+    return program_facts(shapes, signature.ranges(), own)
+
+
+def live(module: nn.Module, example_inputs: Inputs) -> Run:
+    """Return what runs a module as it is now, in `eval` mode, on tensors by the names of the program's inputs.
+
+    Each run has a copy of the module, which shares its weights.
+    """
+    given = _named_inputs(module, example_inputs)
+    structure, names = pytree.tree_structure(given), [name for name, _ in _input_tensors(given)]
+    untouched = pristine(module)
+
+    def run(tensors: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        own = pristine(untouched)
+        with settled(own):
+            found = own(**pytree.tree_unflatten([tensors[name] for name in names], structure))
+        return list(found.values())
+
+    return run
+
+
+def _exported(
+    module: nn.Module, inputs: dict[str, Tensor], structure: Any, names: dict[str, dict[int, str]], wanted: Bounds
+) -> tuple[ExportedProgram, dict[str, tuple[Axis, ...]]]:
+    fixed = {axis for axis, own in wanted.items() if own.fixed}
+    free = {
+        name: {place: axis for place, axis in named.items() if not fixed.intersection(names_of(axis))}
+        for name, named in names.items()
+    }
+    shapes = [dict.fromkeys(free[name], Dim.DYNAMIC) for name in inputs]
+    with settled(module), _same_lengths(module, free), quiet(lines=True):
+        try:
+            program = torch.export.export(
+                module,
+                (),
+                pytree.tree_unflatten(inputs.values(), structure),
+                dynamic_shapes=pytree.tree_unflatten(shapes, structure),
+            )
+        except LIBRARY_ERRORS as error:
+            raise _not_exported(error) from error
+    _strip(program)
+    return program, {
+        name: tuple(free[name].get(place, size) for place, size in enumerate(tensor.shape))
+        for name, tensor in inputs.items()
+    }
+
+
+def _checked_lengths(names: Mapping[str, Mapping[int, str]], lengths: Bounds) -> Bounds:
+    known = list(dict.fromkeys(one for places in names.values() for axis in places.values() for one in names_of(axis)))
+    unknown = sorted(set(lengths) - set(known))
+    if unknown:
+        raise UsageError(
+            "there is no such dynamic axis",
+            where=argument("lengths", option="axis"),
+            found=", ".join(f"`{axis}`" for axis in unknown),
+            expected=", ".join(f"`{axis}`" for axis in known) or "no dynamic axis",
+        )
+    return lengths
+
+
+def _named_inputs(module: nn.Module, given: Inputs) -> dict[str, Any]:
+    """By name, in the order of `forward`."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    known = [p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}]
+    inputs = given if isinstance(given, Mapping) else dict(zip(known, given, strict=False))
+    unknown = sorted(set(inputs) - set(known))
+    if unknown or not inputs or len(inputs) != len(given):
+        raise UsageError(
+            "the example inputs are not arguments of the model",
+            where=f"`{type(module).__name__}.forward`",
+            found=", ".join(unknown) or f"{len(given)} inputs",
+            expected=f"some of {', '.join(known) or 'its arguments by name'}",
+            fix="give a dict of tensors by the names of the arguments",
+        )
+    return {name: inputs[name] for name in known if name in inputs}
+
+
+def _input_tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in the order in which torch flattens containers, by their keys and places joined by dots."""
+    if isinstance(value, Tensor):
+        yield prefix, value
+    elif isinstance(value, dict | list | tuple) and value:
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _input_tensors(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        raise UsageError(
+            "an example input is no tensor",
+            where=f"`{prefix}`",
+            found=f"`{type(value).__name__}`",
+            expected="a tensor, or tensors in a list, a tuple or a dict",
+        )
+
+
+def _default_axes(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
+    """By place; texts of another length than the first one's have an axis of their own, as those of a decoder."""
+    texts = {
+        name: tensor.shape[1] for name, tensor in inputs.items() if tensor.dim() == 2 and not tensor.is_floating_point()
+    }
+    first = next((length for length in texts.values() if length > 1), 1)
+    names = {length: f"{name}_{_SEQUENCE}" for name, length in reversed(texts.items())}
+    names |= {first: _SEQUENCE, 1: _SEQUENCE}
+    batches: dict[str, dict[int, str]] = {name: {0: _BATCH} if value.dim() else {} for name, value in inputs.items()}
+    return {name: axes | ({1: names[texts[name]]} if name in texts else {}) for name, axes in batches.items()}
+
+
+def _checked_axes(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, dict[int, str]]:
+    for name, places in axes.items():
+        if name not in inputs or any(not 0 <= place < inputs[name].dim() for place in places):
+            raise UsageError(
+                "an axis is named that the example inputs do not have",
+                where=f"`{name}`",
+                found=", ".join(str(place) for place in places),
+                expected=", ".join(f"`{key}` with {tensor.dim()} axes" for key, tensor in inputs.items()),
+            )
+    return {name: dict(axes.get(name, {})) for name in inputs}
+
+
+_FACTORS = (1, 4, 40, 320, 2560)
+"""What lengths that nobody gave are multiplied with, until the module computes: convolutions take no short inputs."""
+
+_LARGEST = 2**25
+"""The most numbers of an input whose length nobody gave."""
+
+
+def _computed(
+    module: nn.Module, structure: pytree.TreeSpec, inputs: Mapping[str, Tensor], axes: AxisNames, wanted: Bounds
+) -> dict[str, Tensor]:
+    """The inputs, of the first lengths of which the module computes something, the same twice."""
+    failures: list[tuple[Exception, str]] = []
+    shapes: list[torch.Size] = []
+    for factor in _FACTORS:
+        widened = _widened(inputs, axes, factor, wanted)
+        before, shapes = shapes, [tensor.shape for tensor in widened.values()]
+        if before == shapes or (before and max(shape.numel() for shape in shapes) > _LARGEST):
+            break
+        try:
+            first, second = (_run(module, structure, list(widened.values())) for _ in range(2))
+        except LIBRARY_ERRORS as error:
+            failures.append((error, _shapes(widened)))
+        else:
+            _check_repeated(first, second)
+            return widened
+    raise _not_computed(module, failures) from failures[0][0]
+
+
+def _run(module: nn.Module, structure: pytree.TreeSpec, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The results by name; neither the module's buffers nor the inputs are changed."""
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with torch.no_grad():
+        copies = pytree.tree_unflatten([tensor.clone() for tensor in inputs], structure)
+        return dict(torch.func.functional_call(module, buffers, (), copies))  # `settled` makes it return them by name
+
+
+_ROUNDING = 1e-3
+"""How far two runs may be apart, of the largest number: threads may sum in another order."""
+
+
+def _check_repeated(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+    for name, one in first.items():
+        other = second[name]
+        if one.shape == other.shape and (torch.equal(one, other) or not one.numel()):
+            continue
+        distance = scale = 1.0
+        if one.shape == other.shape:
+            one, other = (values.to(torch.float64).nan_to_num() for values in (one, other))
+            distance, scale = float((one - other).abs().max()), float(one.abs().max())
+        if distance > _ROUNDING * scale:
+            raise BaseModelError(
+                "is random in `eval` mode: two runs on the same inputs differ",
+                where=f"output `{name}`",
+                found=f"numbers that are {distance:.2g} apart, where {scale:.2g} is the largest",
+                expected="the same results in every run",
+                fix="take what is random out of the model, such as a dropout that is always on or a random mask, or "
+                "make it an input",
+            )
+
+
+def _shapes(inputs: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"`{name}` {str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for name, t in inputs.items())
+
+
+def _not_computed(module: nn.Module, failures: Sequence[tuple[Exception, str]]) -> BaseModelError:
+    """The error of the shortest inputs that were tried, and of the longest."""
+    found = [f"{first_line(error)} (for {shapes})" for error, shapes in (failures[0], failures[-1])]
+    taken = [f"`{name}`" for name in inspect.signature(module.forward).parameters]
+    return BaseModelError(
+        "the model cannot compute an example of its inputs",
+        where=f"`{type(module).__name__}.forward`",
+        found="; ".join(dict.fromkeys(found)),
+        expected=f"inputs that it takes together, of {', '.join(taken)}",
+        fix=f"say what it takes with {argument('inputs', ['NAME=TYPE[AXIS,…]'], option='input')}, once for each input; "
+        "or give the part of the model that you mean to `adapter_export.capture`, with examples of its inputs",
+    )
+
+
+def _widened(inputs: Mapping[str, Tensor], axes: AxisNames, factor: int, wanted: Bounds) -> dict[str, Tensor]:
+    """Copies of the inputs, repeated along dynamic axes of length 1, which torch would take for constants.
+
+    Each has lengths that are wanted, and is a tensor of its own: where one tensor is given twice, torch takes both
+    inputs for the same one.
+    """
+    lengths: dict[str, int] = {}
+    for name, places in axes.items():
+        for place, axis in places.items():
+            length = inputs[name].shape[place]
+            if length == 0 or (length > 1 and lengths.get(axis, 1) not in {1, length}):
+                raise UsageError(
+                    f"the axis `{axis}` of the example inputs has no one length",
+                    where=f"`{name}`",
+                    found=f"{length}, and {lengths.get(axis, 'no other')} elsewhere",
+                    expected="one length of 1 or more for all axes of one name",
+                )
+            lengths[axis] = max(length, lengths.get(axis, 1))
+    rows = {places[0] for places in axes.values() if 0 in places}
+    lengths = {
+        axis: length if length > 1 else (index + 2) * (1 if axis in rows else factor)
+        for index, (axis, length) in enumerate(lengths.items())
+    }
+    for axis, own in wanted.items():
+        inner = own.minimum if own.fixed else own.minimum + own.multiple_of  # the least may be a case of its own
+        lengths[axis] = own.near(max(lengths.get(axis, 1), min(inner, own.maximum or inner)))
+    return _resized(inputs, axes, lengths)
+
+
+def _resized(inputs: Mapping[str, Tensor], axes: AxisNames, lengths: Mapping[str, int]) -> dict[str, Tensor]:
+    """Copies of the inputs, cut or repeated to the lengths of their axes."""
+    resized = {}
+    for name, tensor in inputs.items():
+        copy = tensor.detach().clone()
+        for place, axis in axes[name].items():
+            parts = names_of(axis)
+            size = sum(lengths[one] for one in parts) if all(one in lengths for one in parts) else lengths.get(axis)
+            if size is not None:
+                copy = copy.index_select(place, torch.arange(size) % copy.shape[place])
+        resized[name] = copy
+    return resized
+
+
+@contextmanager
+def settled(module: nn.Module) -> Iterator[None]:
+    """The module in `eval` mode, without a cache, with dense experts, returning tensors by name; then as it was."""
+    with ExitStack() as stack:
+        for inner in module.modules():
+            stack.callback(setattr, inner, "training", inner.training)
+            config: Any = getattr(inner, "config", None)  # encoder and decoder may have copies of their own
+            if getattr(config, "use_cache", None) is not None:
+                stack.callback(setattr, config, "use_cache", config.use_cache)
+                config.use_cache = False
+        fast = torch.backends.mha.get_fastpath_enabled()
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.callback(module.register_forward_hook(_return_named_tensors).remove)
+        stack.enter_context(dense_experts(module))
+        module.eval()
+        yield
+
+
+@contextmanager
+def _same_lengths(module: nn.Module, axes: AxisNames) -> Iterator[None]:
+    """Tell torch that axes of one name have one length, before it draws conclusions from what is done with them."""
+    places = [(name, place, axis) for name, named in axes.items() for place, axis in named.items()]
+    first = {axis: (name, place) for name, place, axis in reversed(places)}
+    check: Any = torch._check  # typed in some releases of torch only
+
+    def assert_lengths(_module: nn.Module, _args: object, inputs: dict[str, Any]) -> None:
+        tensors = dict(_input_tensors(inputs))
+        for name, place, axis in places:
+            known, at = first[axis]
+            if (name, place) != (known, at):
+                check(tensors[name].shape[place] == tensors[known].shape[at])
+
+    with module.register_forward_pre_hook(assert_lengths, with_kwargs=True):
+        yield
+
+
+def _return_named_tensors(_module: nn.Module, _inputs: object, output: object) -> dict[str, Tensor]:
+    found = dict(named_tensors(output, ""))
+    if not found:
+        raise BaseModelError("returns no tensor", found=f"`{type(output).__name__}`", expected="tensors")
+    return found
+
+
+def named_tensors(value: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that a module returns, by keys and places joined by dots; a tensor alone is `output_0`."""
+    if isinstance(value, Tensor):
+        yield prefix or "output_0", value
+        return
+    for key, item in _members(value, prefix):
+        if item is not None:
+            yield from named_tensors(item, f"{prefix}.{key}" if prefix else key)
+
+
+def _members(value: Any, prefix: str) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [(str(key), item) for key, item in value.items()]
+    if hasattr(value, "_fields"):
+        return list(zip(value._fields, value, strict=True))
+    if isinstance(value, tuple | list):
+        return [(str(index) if prefix else f"output_{index}", item) for index, item in enumerate(value)]
+    if dataclasses.is_dataclass(value):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    raise BaseModelError(
+        "returns something that is no tensor",
+        where=f"output `{prefix}`" if prefix else None,
+        found=f"`{type(value).__name__}`",
+        expected="tensors, alone or in tuples, lists, dicts and dataclasses",
+        fix="wrap the model so that it returns tensors only",
+    )
+
+
+_FIX = argument("lengths", ["sequence=128"], option="axis", words="sequence=128")
+_REMEDIES = (
+    ("specialized", f"fix that axis, such as with {_FIX}, or take the constant length out of the model"),
+    ("Constraints violated", f"fix that axis, such as with {_FIX}"),
+    ("data-dependent", "take the branch on the values of a tensor out of the model"),
+    ("DataDependent", "take the branch on the values of a tensor out of the model"),
+    ("Cache", "turn the cache off (`use_cache=False`), or wrap the model so that it returns tensors only"),
+)
+
+
+def _not_exported(error: Exception) -> BaseModelError:
+    text = f"{type(error).__name__} {error}"
+    remedy = next((remedy for mark, remedy in _REMEDIES if mark in text), None)
+    # the line that names the axis or the op: where torch lists several causes, it marks each with a dash
+    causes = (line.strip().removeprefix("- ") for line in str(error).splitlines() if line.strip().startswith("- "))
+    return BaseModelError(
+        "torch cannot export the model",
+        found=next(causes, first_line(error)),
+        expected="a model that `torch.export.export` takes",
+        fix=remedy or "wrap the model so that it computes with tensors only, and try `torch.export.export` on it",
+    )
+
+
+def _forget_unused(graph: torch.fx.Graph) -> None:
+    """Drop what is written into new memory that nothing reads, as where a model makes layers when it runs (BigBird)."""
+    for node in reversed(list(graph.nodes)):
+        if node.users or not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+            continue
+        chain = [node]
+        while "empty" not in str(chain[-1].target) and chain[-1].args and isinstance(chain[-1].args[0], torch.fx.Node):
+            chain.append(chain[-1].args[0])
+        alone = all(list(above.users) == [below] for below, above in pairwise(chain))
+        if alone and "empty" in str(chain[-1].target) and all("detach" in str(one.target) for one in chain[1:-1]):
+            for one in chain:
+                graph.erase_node(one)
+
+
+def _strip(program: ExportedProgram) -> None:
+    """Drop sample inputs; of stack traces, which show the folders of this machine, keep the line of source alone.
+
+    Bounds of sums of lengths go too: they follow from those of the lengths, and torch does not read them back.
+    """
+    _forget_unused(program.graph)
+    program.example_inputs = None
+    bounds = program.range_constraints
+    for size in [size for size in bounds if not size.is_symbol]:
+        del bounds[size]
+    for graph_module in program.graph_module.modules():
+        if isinstance(graph_module, torch.fx.GraphModule):
+            for node in graph_module.graph.nodes:
+                line = source_line(node.meta.pop("stack_trace", None) or "")
+                node.meta |= {} if line is None else {"stack_trace": line}
+
+
+def source_line(trace: str) -> str | None:
+    """The innermost line of a stack trace outside torch, its file as imported: `transformers/activations.py:59`."""
+    roots = [root for root in sorted(sys.path, key=len, reverse=True) if root]
+    lines = []
+    for name, number in _FRAME.findall(trace):
+        path = Path(name)
+        root = next((each for each in roots if path.is_relative_to(each)), path.parent)
+        lines.append(f"{path.relative_to(root).as_posix()}:{number}")
+    return next((line for line in reversed(lines) if not line.startswith("torch/")), lines[-1] if lines else None)
+
+
+def model_type(module: nn.Module) -> str | None:
+    """The name of a module's architecture in transformers: its own, else the only one of the models inside it."""
+    configs = [getattr(inner, "config", None) for inner in module.modules()]
+    types = [getattr(config, "model_type", None) for config in configs]
+    known = list(dict.fromkeys(name for name in types if isinstance(name, str) and name))
+    return known[0] if known and (known[0] == types[0] or len(known) == 1) else None
+
+
+def most_tokens(module: nn.Module) -> int | None:
+    """The number of positions in a module's `config`, less those that a table with a padding row skips (RoBERTa)."""
+    config: Any = getattr(module, "config", None)
+    known = []
+    with suppress(NotImplementedError):  # XLNet's, which has no limit
+        known = [getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions")]
+    positions = next((number for number in known if isinstance(number, int) and number > 0), None)
+    if positions is None:
+        return None
+    tables = [table for name, table in module.named_modules() if "position" in name and isinstance(table, nn.Embedding)]
+    skipped = [
+        table.padding_idx + 1 for table in tables if table.num_embeddings == positions and table.padding_idx is not None
+    ]
+    return positions - max(skipped, default=0)
+
+
+_OF_EXPERTS = ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm", "down_proj")
+"""What transformers' `use_experts_implementation` and its classes say of a module of experts."""
+
+
+@contextmanager
+def dense_experts(module: nn.Module) -> Iterator[None]:
+    """Modules of experts compute every expert for every token, and weigh those that were not chosen with 0.
+
+    The other forms multiply with the number of tokens that each expert got, which no exported program knows
+    (`grouped_mm`, `eager`), or copy the weights of the chosen experts for each token (`batched_mm`).
+    """
+    experts = [inner for inner in module.modules() if all(hasattr(inner, name) for name in _OF_EXPERTS)]
+    try:
+        for inner in experts:
+            inner.forward = MethodType(_all_experts, inner)
+        yield
+    finally:
+        for inner in experts:
+            del inner.forward
+
+
+def _all_experts(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """The weighted sum [tokens, width] of the results of the chosen experts, as transformers defines it."""
+    up, up_bias = ("gate_up_proj", "gate_up_proj_bias") if self.has_gate else ("up_proj", "up_proj_bias")
+    activation = self._apply_gate if self.has_gate else self.act_fn
+    value = activation(_products(self, hidden_states, up, up_bias))
+    value = _products(self, value, "down_proj", "down_proj_bias")  # [experts, tokens, width]
+    if self.has_post_expert_norm:
+        value = self.post_expert_norm(value)
+    chosen = top_k_index.unsqueeze(-1) == torch.arange(value.shape[0], device=value.device)  # [tokens, chosen, experts]
+    weights = (chosen.to(value.dtype) * top_k_weights.unsqueeze(-1)).sum(1)
+    result: Tensor = (value * weights.transpose(0, 1).unsqueeze(-1)).sum(0)
+    return result.to(hidden_states.dtype)
+
+
+def _products(experts: Any, value: Tensor, name: str, bias: str) -> Tensor:
+    weight = getattr(experts, name)
+    product = torch.matmul(value, weight if experts.is_transposed else weight.transpose(-2, -1))
+    return product + getattr(experts, bias).unsqueeze(1) if experts.has_bias else product

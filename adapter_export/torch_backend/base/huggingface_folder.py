@@ -1,0 +1,483 @@
+"""Hugging Face folders as bases. Importing this module needs transformers; nothing is fetched from the Hub."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
+from transformers.utils import logging as transformers_log
+
+from adapter_export.errors import BaseModelError, FileError, InputError, RequestError, UsageError, argument, within
+from adapter_export.format.lengths import Bounds
+from adapter_export.format.manifest import InputRecord
+from adapter_export.format.media import CapturedMedia
+from adapter_export.format.model_config import CLASS_TYPES, Generation, class_type, head_task
+from adapter_export.graph.tasks import MEDIA_TYPES, Task
+from adapter_export.reading.documents import read_json
+from adapter_export.reading.parsers import parsing
+from adapter_export.reading.regular_files import read_text
+from adapter_export.text import tokenizer_digest
+from adapter_export.torch_backend.base.capture_module import AxisNames, Inputs, live, most_tokens
+from adapter_export.torch_backend.base.example_inputs import Examples, Prepared, described_inputs, obvious_inputs
+from adapter_export.torch_backend.base.own_head import EMBEDDING, OwnHead, own_head, with_tokenizer
+from adapter_export.torch_backend.base.own_processors import CONFIG, own_media, own_texts, prepared_by
+from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
+from adapter_export.torch_backend.base.sentence_folder import MODULES_FILE, SentenceFolder, read_sentence_folder
+from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
+
+Layers = Sequence[Mapping[str, Tensor]]
+"""A cache: for each layer its `key` and `value`, [batch, heads, tokens, width]."""
+
+
+class CachedDecoder(nn.Module):
+    """A causal language model that keeps keys and values, as plain tensors: the past goes in, logits come out.
+
+    The position of a token is the number of real tokens before it, as `generate` of transformers counts, so rows of a
+    batch may be padded on the left. Its weights have the names that they have in the model, and so its fingerprint.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        for name, child in model.named_children():
+            self.add_module(name, child)
+        self._decoder = (model,)  # not a submodule, which would put its name before all others
+        self._counts_itself = "position_ids" not in inspect.signature(model.forward).parameters
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, past_key_values: Layers) -> dict[str, Tensor]:
+        """Compute `logits` [batch, sequence, words], and `present.N.key` and `present.N.value` of every layer N.
+
+        Args:
+            input_ids: the new tokens, [batch, sequence].
+            attention_mask: 1 for the real tokens of past and new ones, [batch, past_sequence + sequence].
+            past_key_values: what was `present` the last time; of length 0 at first.
+        """
+        check: Any = torch._check  # so that the captured program has a sum for the length of the mask
+        check(attention_mask.shape[1] == past_key_values[0]["key"].shape[2] + input_ids.shape[1])
+        cache = DynamicCache()
+        for number, layer in enumerate(past_key_values):
+            cache.update(layer["key"], layer["value"], number)
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        options = {} if self._counts_itself else {"position_ids": positions}
+        (model,) = self._decoder
+        result = model(
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **options
+        )
+        present = {
+            f"present.{number}.{name}": kept
+            for number, layer in enumerate(_layers(result.past_key_values))
+            for name, kept in zip(("key", "value"), layer, strict=True)
+        }
+        return {"logits": result.logits, **present}
+
+    def example_inputs(self) -> tuple[dict[str, Any], AxisNames]:
+        """Inputs to capture it with and their axes; raises BaseModelError if it keeps more than keys and values."""
+        batch, tokens, past = 2, 3, 5
+        with torch.no_grad():
+            kept = self._decoder[0](
+                input_ids=torch.ones(batch, past, dtype=torch.int64), use_cache=True
+            ).past_key_values
+        layers = [{"key": key, "value": value} for key, value in _layers(kept)]
+        names = [f"past_key_values.{number}.{name}" for number, layer in enumerate(layers) for name in layer]
+        inputs = {
+            "input_ids": torch.ones(batch, tokens, dtype=torch.int64),
+            "attention_mask": torch.ones(batch, past + tokens, dtype=torch.int64),
+            "past_key_values": layers,
+        }
+        axes = {
+            "input_ids": {0: "batch", 1: "sequence"},
+            "attention_mask": {0: "batch", 1: "past_sequence + sequence"},
+            **{name: {0: "batch", 2: "past_sequence"} for name in names},
+        }
+        return inputs, axes
+
+
+def _layers(cache: object) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of every layer."""
+    layers = getattr(cache, "layers", ())
+    pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
+    kept = [(key, value) for key, value in pairs if isinstance(key, Tensor) and isinstance(value, Tensor)]
+    if not kept or len(kept) != len(pairs) or any(tensor.dim() != 4 for pair in kept for tensor in pair):
+        raise BaseModelError(
+            "keeps something else of a text than keys and values of each layer",
+            found=f"`{type(cache).__name__}`",
+            expected="a cache of [batch, heads, tokens, width] tensors in every layer",
+            fix=f"capture it without {argument('with_cache', True)}",
+        )
+    return kept
+
+
+def capture_folder(
+    folder: Path,
+    path: Path,
+    *,
+    inputs: Sequence[InputRecord] = (),
+    with_cache: bool = False,
+    lengths: Bounds | None = None,
+    force: bool = False,
+) -> None:
+    """Save the model of a Hugging Face folder as a base, with its tokenizer and its own head; needs no network.
+
+    The folder has `config.json` and `model.safetensors`, and perhaps `tokenizer.json`; or it is one of
+    sentence-transformers, with such a folder and a `modules.json`. The model is of the class in `architectures`, in
+    float32; of a class with a head it is the bare model, with the inputs of `obvious_inputs` as tokenizer and processor
+    make them if no `inputs` are described. A pooler without weights in the folder is left out. Its own head is
+    what the class in `config.json` or the modules compute of the final hidden state; a head that cannot be expressed
+    is left out, and a note says so. With a cache, the base is the `CachedDecoder` of the model with its
+    language head, which generates text, and `TorchBase.generation` says how. `lengths` are those of `save_base`.
+
+    Raises:
+        FileError: the folder or a file in it is missing.
+        UsageError: the described inputs are not those of the model.
+        BaseModelError: the model cannot be opened or exported, or weights are missing that it needs.
+        OutputExistsError, WriteError: as `save_base`.
+    """
+    sentences = None if with_cache else read_sentence_folder(folder)
+    folder = folder if sentences is None else sentences.model
+    _check_files(folder)
+    with quiet(), _quiet_transformers():
+        media, media_notes = (None, ()) if with_cache else own_media(folder)
+        prepared = Prepared() if inputs or with_cache else prepared_by(folder)
+
+    def examples(model: nn.Module) -> Examples | None:
+        return described_inputs(inputs) if inputs else obvious_inputs(model, prepared)
+
+    # the whole model first, so that two of them are never in memory
+    own = None if with_cache else _own_head(folder, sentences, media, examples)
+    model, unused = _open(folder, AutoModelForCausalLM) if with_cache else _open_base(folder)
+    tokenizer = folder / "tokenizer.json"
+    module: nn.Module
+    found: tuple[Inputs, AxisNames] | None
+    if with_cache:
+        decoder = CachedDecoder(model)
+        with within(folder), quiet(), _quiet_transformers():
+            module, found = decoder, decoder.example_inputs()
+    else:
+        module, found = model, examples(model)
+    if found is None:
+        raise BaseModelError(
+            "takes inputs of which neither its files nor its documentation say what they are",
+            where=folder,
+            found=f"`{type(model).__name__}.forward`: {', '.join(inspect.signature(model.forward).parameters)}",
+            expected=f"{argument('inputs', ['NAME=TYPE[AXIS,…]'], option='input')} for each input",
+            fix=f"say it, such as {argument('inputs', ['input_values=float32[batch,samples]'], option='input')}",
+        )
+    with quiet(), _quiet_transformers():
+        texts = own_texts(folder, most_tokens(model))
+    if media is not None and list(found[0]) != [media.record.input]:
+        others = ", ".join(f"`{name}`" for name in found[0])
+        media, media_notes = None, ("the processor is left out: it makes one input, and the model takes " + others,)
+    save_base(
+        module,
+        found[0],
+        path,
+        axes=found[1],
+        lengths=lengths,
+        tokenizer=read_text(tokenizer) if tokenizer.is_file() else None,
+        max_tokens=most_tokens(model),
+        texts=texts,
+        media=(media, media_notes),
+        own_head=None if own is None else partial(own.of, model=type(model).__name__, unused=unused),
+        generation=_generation(model, folder) if with_cache else None,
+        force=force,
+    )
+
+
+def _generation(model: Any, folder: Path) -> Generation:
+    """How a causal language model generates, by `generation_config.json`, else by `config.json`."""
+    said, file = model.generation_config, folder / CONFIG
+    ends = said.eos_token_id if isinstance(said.eos_token_id, list) else [said.eos_token_id]
+    config = read_text(file) if file.is_file() else None
+    return Generation(
+        tuple(number for number in ends if number is not None), said.bos_token_id, said.pad_token_id, config
+    )
+
+
+def open_folder(folder: Path, *, inputs: Sequence[InputRecord] = (), lengths: Bounds | None = None) -> TorchBase:
+    """Open the model of a Hugging Face folder as a base; arguments and errors are those of `capture_folder`."""
+    with TemporaryDirectory(prefix="adapter-export-") as temporary:
+        path = Path(temporary) / "base.pt"
+        capture_folder(folder, path, inputs=inputs, lengths=lengths)
+        return load_base(path)
+
+
+def live_folder(folder: Path, base: TorchBase) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Return what runs the folder's model as transformers does, and not as it was captured as a base.
+
+    It gives the outputs by the names of the base's, or raises RequestError for inputs that the model cannot compute.
+
+    Raises:
+        BaseModelError: the model cannot be opened, or cannot be run with inputs of these names.
+    """
+    sentences = read_sentence_folder(folder)
+    model, _ = _open_base(folder if sentences is None else sentences.model)
+    try:
+        run = live(model, {record.name: torch.empty(0) for record in base.inputs})
+    except UsageError as error:
+        raise BaseModelError(error.what, found=error.found, expected=error.expected) from error
+
+    def arrays(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+        try:
+            with torch.no_grad(), quiet(), _quiet_transformers():
+                values = run(tensors)
+        except LIBRARY_ERRORS as error:
+            raise RequestError("the live model cannot compute these inputs", found=first_line(error)) from error
+        return {record.name: value.numpy() for record, value in zip(base.outputs, values, strict=True)}
+
+    return arrays
+
+
+def _own_head(
+    folder: Path,
+    sentences: SentenceFolder | None,
+    media: CapturedMedia | None,
+    examples: Callable[[nn.Module], Examples | None],
+) -> OwnHead:
+    """The head of the folder's whole model: of its modules, or of the class in its config; or why there is none."""
+    config, cut = _json(folder / "config.json"), _json(folder / "tokenizer_config.json")
+    name = MODULES_FILE if sentences else _class_name(config)
+    tokenizer = folder / "tokenizer.json"
+    try:
+        whole = _with_class(folder, name) if sentences is None else _with_modules(folder, sentences)
+        digest = tokenizer_digest(read_text(tokenizer)) if tokenizer.is_file() else None
+    except InputError as error:
+        return OwnHead(name, reason=error.message.rstrip("."))
+
+    def task_of(width: int) -> tuple[Task | None, Sequence[str]]:
+        task, notes = head_task(config, name, width) if sentences is None else sentences.task()
+        if media is not None and task is not None and task.type in MEDIA_TYPES:
+            return replace(task, input=media.record.medium, processor=media.record.digest), notes
+        return with_tokenizer(task, digest, cut.get("truncation_side")), notes
+
+    outputs = ["logits"] if sentences is None else [EMBEDDING]
+    if class_type(name) == "span":
+        outputs = ["start_logits", "end_logits"]
+    with _quiet_transformers():
+        return own_head(whole, name, outputs, task_of, examples(whole))
+
+
+def _class_name(config: Mapping[str, Any]) -> str:
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object; empty where there is none, as others say what is wrong with it."""
+    with suppress(InputError):
+        document = read_json(path)
+        return document if isinstance(document, dict) else {}
+    return {}
+
+
+def _with_class(folder: Path, name: str) -> nn.Module:
+    """The model with its head, as the class of this name; one that chooses among texts reads one choice in each row."""
+    if class_type(name) is None:
+        raise BaseModelError(
+            "its class is none that gives answers", expected=f"one that ends in {', '.join(CLASS_TYPES)}"
+        )
+    found = _class(name, _json(folder / "config.json").get("model_type"))
+    if found is None:
+        raise BaseModelError(
+            "the installed transformers has no such class", found=f"transformers {transformers.__version__}"
+        )
+    model, missing, _ = _load(folder, found)
+    if missing:
+        raise BaseModelError("the folder lacks weights of it", found=", ".join(f"`{name}`" for name in missing[:3]))
+    if class_type(name) == "multiple_choice":
+        model.register_forward_pre_hook(_one_choice, with_kwargs=True)
+    return model
+
+
+def _one_choice(_module: nn.Module, given: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return given, {name: value.unsqueeze(1) for name, value in inputs.items()}
+
+
+def _with_modules(folder: Path, sentences: SentenceFolder) -> nn.Module:
+    """The model with the modules of sentence-transformers behind it."""
+    sentence = sentences.sentence
+    if sentence is None:
+        raise BaseModelError(sentences.reason)
+    model, _ = _open(folder, AutoModel)
+    model.add_module("sentence", sentence)
+
+    def behind(_module: nn.Module, _given: object, inputs: dict[str, Any], output: Any) -> dict[str, Tensor]:
+        return {EMBEDDING: sentence(output.last_hidden_state, inputs["attention_mask"])}
+
+    model.register_forward_hook(behind, with_kwargs=True)
+    return model.eval()
+
+
+def _check_files(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise FileError(
+            "is no Hugging Face folder",
+            where=folder,
+            found="no `config.json`" if folder.is_dir() else "no folder",
+            expected="a folder with `config.json` and `model.safetensors`",
+            fix="check the path",
+        )
+    if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        return
+    pickles = sorted(file.name for file in folder.glob("*.bin"))
+    raise BaseModelError(
+        "has no weights that are safe to read",
+        where=folder,
+        found=f"`{pickles[0]}`, a pickle, which could run code" if pickles else "no weights",
+        expected="`model.safetensors`",
+        fix="save the model again with `model.save_pretrained(folder)`, which writes safetensors",
+    )
+
+
+def _class(name: str, architecture: object) -> type[transformers.PreTrainedModel] | None:
+    """The class of transformers of this name for a `model_type`, also one that only the module of its models has."""
+    known: Any = transformers.CONFIG_MAPPING
+    words = str(architecture).split("_")  # a part of a model may have a type of its own, `moonshine_streaming_encoder`
+    types = ("_".join(words[:end]) for end in range(len(words), 0, -1))
+    found: Any = getattr(transformers, name, None)
+    for one in types if found is None else ():
+        bare: Any = transformers.MODEL_MAPPING.get(known[one], None) if one in known else None
+        bare = bare[0] if isinstance(bare, tuple) else bare
+        found = found or getattr(sys.modules.get(str(getattr(bare, "__module__", None))), name, None)
+    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
+        return None
+    own: Any = found.config_class
+    fits = getattr(own, "model_type", None) == architecture
+    return (
+        found if fits or (own is not None and architecture in known and issubclass(known[architecture], own)) else None
+    )
+
+
+_WITH_A_HEAD = re.compile(r"For[A-Z]|Heads?Model$")
+"""In the names of transformers' classes that have a head behind the bare model."""
+
+
+def _open_base(folder: Path) -> tuple[nn.Module, list[str]]:
+    """The model of the class in `architectures`, without its head if it has one; and as `_open`.
+
+    Where the bare model of the architecture has weights that the folder lacks, such as the decoder of a
+    `WhisperForAudioClassification`, it is what the class itself has without its head, or all of it.
+    """
+    config = _json(folder / "config.json")
+    name, kind = _class_name(config), config.get("model_type")
+    named = _class(name, kind)
+    if named is None and "auto_map" in config:
+        raise BaseModelError(
+            "is a model whose class is code of its own, which is not run",
+            where=folder / "config.json",
+            found=f"`auto_map`, for `{name or kind}`",
+            expected="a class of the installed transformers",
+            fix="if you trust that code, load the model in Python with `trust_remote_code=True` and give it to "
+            "`adapter_export.capture`",
+        )
+    if named is not None and not _WITH_A_HEAD.search(name):
+        return _open(folder, named)
+    try:
+        return _open(folder, AutoModel)
+    except BaseModelError as error:
+        if named is None:
+            if name and kind in transformers.CONFIG_MAPPING:
+                raise _unknown_class(folder, name, error) from error
+            raise
+        whole, missing, unused = _load(folder, named)
+        if missing:
+            raise
+        base: Any = whole.base_model
+        outside = set(whole.state_dict()) - {f"{whole.base_model_prefix}.{key}" for key in base.state_dict()}
+        return base, unused if base is whole else sorted({*unused, *outside})
+
+
+def _unknown_class(folder: Path, name: str, error: BaseModelError) -> BaseModelError:
+    return BaseModelError(
+        "names a class that the installed transformers does not have, and its weights are not those of the bare model",
+        where=folder / "config.json",
+        found=f"`{name}`, and transformers {transformers.__version__}; {error.what}: {error.found}",
+        expected="in `architectures` a class of transformers",
+        fix="upgrade transformers, or load the model in Python and give it to `adapter_export.capture`",
+    )
+
+
+def _open(folder: Path, auto: Any) -> tuple[nn.Module, list[str]]:
+    """The model with every weight from the folder: what transformers would start at random is not in it.
+
+    Beside it, the names of the folder's weights that are not in the model.
+    """
+    model, missing, unused = _load(folder, auto)
+    if missing and auto is not AutoModelForCausalLM:
+        # most often the pooler's weights are what is missing; not every architecture has one
+        with suppress(BaseModelError):
+            model, missing, unused = _load(folder, auto, add_pooling_layer=False)
+    if missing:
+        raise BaseModelError(
+            "lacks weights that the model needs, which would be random numbers",
+            where=folder,
+            found=", ".join(f"`{name}`" for name in missing[:3])
+            + (f" and {len(missing) - 3} more" * (len(missing) > 3)),
+            expected="all weights of the model in `model.safetensors`",
+            fix="save the part of the model that has weights with `save_base`",
+        )
+    return model, unused
+
+
+def _load(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str], list[str]]:
+    """The model, the names of weights that it lacks and nobody can know, and of those that it has no use for."""
+    with quiet(), _quiet_transformers():
+        with parsing(partial(_not_opened, folder)):
+            model, info = auto.from_pretrained(
+                str(folder),
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                dtype=torch.float32,
+                **options,
+            )
+        missing = sorted(info["missing_keys"])
+        if missing:
+            # weights that are computed and never trained, such as positions as sines, need not be in a folder
+            another = type(model)(model.config).float()
+            weights = dict(model.named_parameters())
+            frozen = {name: weight for name, weight in another.named_parameters() if not weight.requires_grad}
+            missing = [
+                name
+                for name in missing
+                if name not in frozen or name not in weights or not torch.equal(weights[name], frozen[name])
+            ]
+    return model.eval(), missing, sorted(info["unexpected_keys"])
+
+
+def _not_opened(folder: Path, reason: str) -> BaseModelError:
+    return BaseModelError(
+        "transformers cannot open the folder",
+        where=folder,
+        found=reason,
+        expected="a model of an architecture that the installed transformers knows, whole",
+        fix="copy the folder again as a whole, or upgrade transformers",
+    )
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    log: Any = transformers_log
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity(logging.CRITICAL)
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()

@@ -1,0 +1,675 @@
+"""Bases as torch archives: saved, loaded, described; and modules and pickles that become such bases."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, TYPE_CHECKING, BinaryIO, cast
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from adapter_export.errors import (
+    BaseModelError,
+    InputError,
+    Note,
+    RequestError,
+    UsageError,
+    WriteError,
+    argument,
+    within,
+)
+from adapter_export.format.adapter_files import adapter_bytes, parse_adapter
+from adapter_export.format.axes import narrowed, with_caches
+from adapter_export.format.files import canonical_json, new_file
+from adapter_export.format.golden_texts import GoldenTexts, golden_texts_json, parse_golden_texts
+from adapter_export.format.lengths import Bounds, Lengths
+from adapter_export.format.manifest import Axis, InputRecord, OutputRecord, token_axis, token_lengths
+from adapter_export.format.media import CapturedMedia, captured_media_json, parse_captured_media
+from adapter_export.format.model_config import Generation
+from adapter_export.format.records import record_from_json, version_checked
+from adapter_export.graph.adapter import OWN_HEAD, Adapter
+from adapter_export.reading.documents import parse_json
+from adapter_export.reading.parsers import parsing
+from adapter_export.reading.regular_files import open_regular
+from adapter_export.torch_backend.base.archive import readable, screen, write_clean
+from adapter_export.torch_backend.base.capture_module import (
+    AxisNames,
+    Inputs,
+    capture,
+    facts_of,
+    live,
+    model_type,
+    most_tokens,
+)
+from adapter_export.torch_backend.base.example_inputs import Examples, described_inputs, obvious_inputs
+from adapter_export.torch_backend.base.expand_sums import open_sums
+from adapter_export.torch_backend.base.length_facts import Run, may_pad, only_some, tried
+from adapter_export.torch_backend.base.pickles import check_exported, check_pickled
+from adapter_export.torch_backend.base.program_signature import Signature
+from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
+from adapter_export.version import __version__
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
+
+NOTE, TOKENIZER = "adapter_export.json", "tokenizer.json"
+HEAD_GRAPH, HEAD_WEIGHTS = "own_head.adapter_graph.json", "own_head.weights.safetensors.base64"
+"""What `save_base` writes into `extra/` of the archive, where torch takes nothing but text."""
+
+TEXTS = "golden_texts.json"
+"""The ids that the model's own library makes of golden texts, in `extra/`."""
+
+MEDIA = "media.json"
+"""What the model's own processor does with pictures or clips, in `extra/`."""
+GENERATION = "generation.json"
+"""What a decoder's folder says of how it generates, in `extra/`."""
+
+_VERSION = "1.0.0"
+
+_LISTED = 8
+"""How many modules a note names."""
+
+
+@dataclass(frozen=True)
+class CaptureNote:
+    """What `save_base` writes beside the program, because torch does not keep it.
+
+    `lengths` and `pads` are those of `TorchBase`; without them, the lengths are those that the program names.
+    """
+
+    inputs: Mapping[str, tuple[Axis, ...]]
+    lengths: Mapping[str, Lengths] | None = None
+    pads: bool = False
+    model_type: str | None = None
+    notes: tuple[str, ...] = ()
+    version: str = _VERSION
+    producer: str = f"adapter-export {__version__}"
+
+
+def _read_note(text: str) -> CaptureNote:
+    where = f"`extra/{NOTE}`"
+    try:
+        document = parse_json(text.encode(), where)
+        with version_checked(document, _VERSION, where):
+            return record_from_json(CaptureNote, document)
+    except InputError as error:
+        raise BaseModelError(
+            f"holds a note that cannot be read ({error.what})",
+            where=where,
+            found=error.found,
+            expected=error.expected,
+            fix="save the base again with `save_base`",
+        ) from error
+
+
+def weight_facts(program: ExportedProgram, present: Mapping[str, Tensor] | None = None) -> dict[str, str]:
+    """A line for each parameter and buffer, by its name: `<name> <type> <shape> <sha256 of the bytes>`.
+
+    The bytes are in row-major order and little-endian. Tensors in `present` stand for the program's own of the same
+    names.
+    """
+    facts = {}
+    for name, tensor in (*program.named_parameters(), *program.named_buffers()):
+        tensor = tensor if present is None else present.get(name, tensor)
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        # without a copy, where the numbers lie in one piece
+        data = flat.view(torch.uint8).numpy().data if flat.numel() else b""
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        facts[name] = f"{name} {dtype} {list(tensor.shape)} {hashlib.sha256(data).hexdigest()}\n"
+    return facts
+
+
+def tensors(program: ExportedProgram) -> dict[str, np.ndarray]:
+    """All parameters, buffers and constants by their names, without a copy, but for types that NumPy lacks."""
+    lifted = ((name, value) for name, value in program.constants.items() if isinstance(value, Tensor))
+    named = {**dict(lifted), **dict(program.named_buffers()), **dict(program.named_parameters())}
+    return {name: value.detach().numpy() for name, value in named.items() if value.dtype != torch.bfloat16}
+
+
+def fingerprint(program: ExportedProgram) -> str:
+    """The sha256 over the sorted facts of all parameters and buffers, as `sha256:<hex>`.
+
+    A fact is a line such as `encoder.bias float32 [384] 0f3a…`. So it survives saving and loading, and changes with any
+    bit of a weight.
+    """
+    facts = sorted(weight_facts(program).values())
+    return f"sha256:{hashlib.sha256(''.join(facts).encode()).hexdigest()}"
+
+
+@dataclass(frozen=True)
+class TorchBase:
+    """A frozen pretrained model: graph and weights, and its inputs and outputs in the order of the program.
+
+    `lengths` are those that its dynamic axes may have, and `pads` says whether a text of another length may be filled
+    up behind a mask. If they are known: the text of its `tokenizer.json`, the name of its architecture in transformers,
+    such as `bert`, and the head that the model had before it was a base, as an adapter that acts at no site. `notes`
+    say what was left out or decided when it was captured, `texts` which ids the model's own library makes of golden
+    texts, `media` what its processor does with pictures or clips, and `generation` how a decoder generates.
+    """
+
+    program: ExportedProgram
+    fingerprint: str
+    inputs: tuple[InputRecord, ...]
+    outputs: tuple[OutputRecord, ...]
+    lengths: Bounds
+    tokenizer: str | None
+    model_type: str | None = None
+    own_head: Adapter | None = None
+    notes: tuple[str, ...] = ()
+    texts: GoldenTexts | None = None
+    media: CapturedMedia | None = None
+    generation: Generation = field(default_factory=Generation)
+    pads: bool = False
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens that a text may have, if that is known."""
+        return token_lengths(self.inputs, self.lengths).maximum
+
+    @cached_property
+    def flat(self) -> fx.GraphModule:
+        """The flat module of all who read it alone, as `module` gives it: making one takes longer than a small base."""
+        return self.module()
+
+    def module(self) -> fx.GraphModule:
+        """A flat module, each time a new one, that shares the weights; its placeholders have the inputs' names.
+
+        Sums of activations inside other operators are written out.
+        """
+        module = self.program.module(check_guards=False)
+        open_sums(module)
+        for node, record in zip(module.graph.find_nodes(op="placeholder"), self.inputs, strict=True):
+            node.name = record.name
+        return module
+
+    def axes(self, node: str) -> tuple[Axis, ...]:
+        """The axes of a value of the graph, dynamic ones by the names that the inputs give them."""
+        (found,) = (one for one in self.flat.graph.nodes if one.name == node)
+        signature = Signature(self.program, {record.name: record.axes for record in self.inputs})
+        return signature.axes(found.meta["val"])
+
+    def ordered(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return inputs in the order of the program; `RequestError` if one is missing or unknown."""
+        names = [record.name for record in self.inputs]
+        if set(names) != set(inputs):
+            found = ", ".join(sorted(inputs)) or "none"
+            raise RequestError("the inputs are not those of the base", found=found, expected=", ".join(names))
+        return [inputs[name] for name in names]
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute every output by its name.
+
+        Raises:
+            RequestError: an input is missing or unknown, or its shape or type is one that the base cannot take.
+        """
+        args, kwargs = pytree.tree_unflatten(self.ordered(inputs), self.program.call_spec.in_spec)
+        try:
+            values = pytree.tree_leaves(self.flat(*args, **kwargs))
+        except (RuntimeError, IndexError) as error:
+            raise RequestError("the base cannot compute these inputs", found=first_line(error)) from error
+        return {record.name: value for record, value in zip(self.outputs, values, strict=True)}
+
+
+def base_of(module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = None) -> TorchBase:
+    """Capture a module as a base in memory, which shares its weights; arguments and errors are those of `save_base`."""
+    program, named = capture(module, example_inputs, axes)
+    base = _describe(program, CaptureNote(named, model_type=model_type(module)), None, program._guards_code)
+    return replace(base, lengths=_at_most(base, most_tokens(module)))
+
+
+def save_base(
+    module: nn.Module,
+    example_inputs: Inputs,
+    path: Path | str,
+    *,
+    axes: AxisNames | None = None,
+    lengths: Bounds | None = None,
+    tokenizer: str | None = None,
+    max_tokens: int | None = None,
+    own_head: Callable[[TorchBase], tuple[Adapter | None, tuple[str, ...]]] | None = None,
+    texts: tuple[GoldenTexts | None, tuple[str, ...]] = (None, ()),
+    media: tuple[CapturedMedia | None, tuple[str, ...]] = (None, ()),
+    generation: Generation | None = None,
+    force: bool = False,
+) -> None:
+    """Save a module as a base: graph, weights, names of inputs, outputs and axes; no sample inputs, no pickle.
+
+    The module is exported in `eval` mode and left as it is. Outputs of transformers, tuples and dataclasses become
+    tensors by name (`last_hidden_state`, `output_0`).
+
+    Args:
+        module: the model, with float32 weights on the CPU.
+        example_inputs: as for `capture`; one row is enough.
+        path: where to write, such as `model.pt`.
+        axes: the dynamic axes of each input, `{"input_ids": {0: "batch", 1: "sequence"}}`; as for `capture`.
+        lengths: those that dynamic axes are to have, as for `capture`; all that the model takes if not given.
+        tokenizer: the text of a `tokenizer.json`, kept beside the program.
+        max_tokens: the longest input that the model was made for, in tokens.
+        own_head: gives the head that belongs to the captured base, as an adapter without sites, and notes to keep.
+        texts: the ids that the model's own library makes of golden texts, and notes to keep.
+        media: what its processor does with pictures or clips, and notes to keep.
+        generation: of a decoder: how it generates.
+        force: replace what is there.
+
+    Raises:
+        UsageError: the inputs or axes are not those of the module.
+        BaseModelError: torch cannot export the module, or it is no base (other types than float32, for example).
+        OutputExistsError: the path is taken and `force` is not given.
+        WriteError: the file cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    with new_file(path, force=force) as temporary:
+        run = live(module, example_inputs)
+        example = {axis: own.within(Lengths(1, max_tokens)) or own for axis, own in (lengths or {}).items()}
+        program, named = capture(module, example_inputs, axes, example)
+        note = CaptureNote(named, model_type=model_type(module))
+        described = _describe(program, note, tokenizer, program._guards_code)
+        base, said = _tried(described, run, lengths or {}, max_tokens, most_tokens(module))
+        note = replace(note, lengths=dict(base.lengths), pads=base.pads)
+        head, notes = (None, ()) if own_head is None else own_head(base)
+        note = replace(note, notes=(*said, *notes, *texts[1], *media[1], *_unreached(program, named)))
+        extra = _extra(note, tokenizer, head, texts[0], media[0], generation)
+        _save(program, extra, temporary, path)
+        with within(path):
+            _describe(program, note, None, ())
+
+
+def write_base(base: TorchBase, path: Path, *, force: bool = False) -> None:
+    """Write a base as an archive, with all that is known of it.
+
+    Raises:
+        OutputExistsError: the path is taken and `force` is not given.
+        WriteError: the file cannot be written; nothing is left behind.
+    """
+    axes = {record.name: record.axes for record in base.inputs}
+    note = CaptureNote(axes, dict(base.lengths), base.pads, base.model_type, base.notes)
+    extra = _extra(note, base.tokenizer, base.own_head, base.texts, base.media, base.generation)
+    with new_file(path, force=force) as temporary:
+        _save(base.program, extra, temporary, path)
+
+
+def _extra(
+    note: CaptureNote,
+    tokenizer: str | None,
+    head: Adapter | None,
+    texts: GoldenTexts | None,
+    media: CapturedMedia | None,
+    generation: Generation | None,
+) -> dict[str, str]:
+    """What is written beside a program, by the names of the files."""
+    extra = {NOTE: canonical_json(asdict(note)).decode()} | ({} if tokenizer is None else {TOKENIZER: tokenizer})
+    if head is not None:
+        graph, weights = adapter_bytes(head)
+        extra |= {HEAD_GRAPH: graph.decode(), HEAD_WEIGHTS: b64encode(weights).decode()}
+    if texts is not None:
+        extra[TEXTS] = golden_texts_json(texts).decode()
+    if media is not None:
+        extra[MEDIA] = captured_media_json(media)
+    if generation is not None:
+        extra[GENERATION] = canonical_json(asdict(generation)).decode()
+    return extra
+
+
+def _save(program: ExportedProgram, extra: Mapping[str, str], temporary: Path, path: Path) -> None:
+    """Write an archive to a temporary file that will be `path`, and see that it can be loaded."""
+    with temporary.open("wb") as file, quiet():
+        sink = _Sink(file)
+        try:
+            torch.export.save(program, cast(IO[bytes], sink), extra_files=dict(extra))
+        except LIBRARY_ERRORS as error:
+            raise BaseModelError(
+                "torch cannot save the program", where=path, found=first_line(error), expected="plain tensors"
+            ) from error
+    if sink.failure is not None:
+        raise WriteError(path, sink.failure.strerror or sink.failure) from sink.failure
+    with within(path):
+        try:  # what is written must pass the screening, or nobody could load it
+            screen(temporary)
+        except BaseModelError as error:
+            raise BaseModelError(
+                f"cannot be saved as a base: the archive {error.what}",
+                found=error.found,
+                expected=error.expected,
+                fix="take that out of the model; `torch.export.export` wrote it into the program",
+            ) from error
+
+
+def _at_most(base: TorchBase, tokens: int | None) -> Bounds:
+    """The lengths of a base, with no more tokens in a text than the model has positions; a base may have fewer."""
+    found = narrowed(base.inputs, base.lengths, tokens)
+    if found is None:
+        own = token_lengths(base.inputs, base.lengths)
+        raise UsageError(
+            "takes more tokens than the model was made for",
+            where=argument("lengths", option="axis"),
+            found=str(own),
+            expected=f"at most {tokens}",
+        )
+    return found
+
+
+def _tried(
+    base: TorchBase, run: Run, wanted: Bounds, max_tokens: int | None, usual: int | None
+) -> tuple[TorchBase, tuple[str, ...]]:
+    """The base with the lengths that were found by trying, and notes on what the model takes and the base does not.
+
+    `usual` is the longest input that the model's configuration names.
+    """
+    if any(record.role == "cache" for record in base.inputs):
+        return replace(base, lengths=_at_most(base, max_tokens)), ()
+    facts = facts_of(base.program, {record.name: record.axes for record in base.inputs})
+
+    def program(tensors: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        return list(base.run(tensors).values())
+
+    free, axis = Lengths(), token_axis(base.inputs)
+    if isinstance(axis, str):  # a table of positions may have rows that no token reads (RoBERTa)
+        wanted = {**wanted, axis: wanted.get(axis, free).within(Lengths(1, max_tokens)) or free}
+    found = tried(run, program, base.inputs, facts, wanted)
+    base = replace(base, lengths={axis: one for axis, one in found.items() if one != free})
+    base = replace(base, lengths=_at_most(base, max_tokens))
+    base = replace(base, pads=may_pad(run, program, base.inputs, base.lengths))
+    notes = []
+    for axis, own in found.items():
+        asked = wanted.get(axis, free)
+        if axis == token_axis(base.inputs):
+            asked = asked.within(Lengths(1, usual if max_tokens is None else max_tokens)) or asked
+        if own.within(asked) != asked:
+            other = argument("lengths", [f"{axis}=128"], option="axis", words=f"{axis}=128")
+            notes.append(
+                f"takes inputs of {own} along `{axis}`, as the model computes others in another way; {other}, or "
+                f"`{axis}=64..512`, captures it for other lengths"
+            )
+    tokens = token_lengths(base.inputs, base.lengths)
+    if not base.pads and not tokens.unbroken:
+        notes.append(f"texts of other lengths than {tokens} tokens are refused, as padding would change their results")
+    return base, tuple(map(Note, notes))
+
+
+def _unreached(program: ExportedProgram, inputs: Iterable[str]) -> Iterator[str]:
+    """A note on the modules of which no weight is used with these inputs, such as the towers of others."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    weights = {str(one.target): one.arg.name for one in program.graph_signature.input_specs if one.target is not None}
+    used = {program.state_dict[name].data_ptr() for name in program.state_dict if nodes[weights[name]].users}
+    idle = [name for name, tensor in program.state_dict.items() if tensor.data_ptr() not in used]
+    prefixes = {name: list(accumulate(name.split("."), lambda *parts: ".".join(parts))) for name in weights}
+    reached = {prefix for name in prefixes.keys() - set(idle) for prefix in prefixes[name]}
+    outermost = [next(prefix for prefix in prefixes[name] if prefix not in reached) for name in idle]
+    modules = list(dict.fromkeys(prefix for prefix, name in zip(outermost, idle, strict=True) if prefix != name))
+    if modules:
+        named = ", ".join(f"`{name}`" for name in modules[:_LISTED]) + (" …" if len(modules) > _LISTED else "")
+        yield f"no output depends on {named} when the inputs are {', '.join(f'`{name}`' for name in inputs)}"
+
+
+class _Sink(io.RawIOBase):
+    """Passes on what torch writes, and keeps a failure for later: torch's writer ends the process at an exception."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+
+    def write(self, data: Buffer, /) -> int:
+        """Write; after the first failure, pretend to."""
+        if self.failure is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.failure = error
+        return memoryview(data).nbytes
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """Torch asks, and goes back to the start when it is done."""
+        return True
+
+    def seek(self, offset: int, _whence: int = 0, /) -> int:
+        """Do nothing: everything was written in order."""
+        return offset
+
+
+def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
+    """Load a base from an archive of `save_base` or `torch.export.save`; nothing in the file is run or unpickled.
+
+    With `trust_pickle`, torch gets the file as it is and may run any code in it: only for files whose maker you trust.
+
+    Raises:
+        FileError: the file cannot be read.
+        BaseModelError: it is not an archive, it is truncated or damaged, or it is no base.
+        UnsafeArchiveError: it could run code.
+    """
+    path = Path(path)
+    extra: Mapping[str, str]
+    guards: Sequence[str] = ()
+    if trust_pickle:
+        readable(path)
+        check_exported(path)
+        filled = {NOTE: ""}  # torch fills the dict that it is given, unless that is empty
+        program, extra = _load(path, path, filled), filled
+    else:
+        archive = screen(path)
+        extra, guards = archive.extra, archive.guards
+        try:
+            # torch reads zip files in its own way, and would read more than was screened
+            with TemporaryDirectory(prefix="adapter-export-") as folder:
+                copy = Path(folder) / "base.pt2"
+                write_clean(archive, copy)
+                program = _load(copy, path)
+        except OSError as error:
+            raise WriteError(error.filename or "the folder for temporary files", error.strerror or error) from error
+    with within(path):
+        note = _read_note(extra[NOTE]) if extra.get(NOTE) else CaptureNote({})
+        base = _describe(program, note, extra.get(TOKENIZER) or None, guards)
+        return replace(
+            base,
+            own_head=_read_head(extra, base.fingerprint),
+            texts=_read_texts(extra),
+            media=_read_media(extra, base.inputs),
+            generation=_read_generation(extra),
+        )
+
+
+def _read_texts(extra: Mapping[str, str]) -> GoldenTexts | None:
+    if not extra.get(TEXTS):
+        return None
+    try:
+        return parse_golden_texts(extra[TEXTS].encode(), f"`extra/{TEXTS}`")
+    except InputError as error:
+        raise BaseModelError(
+            "holds golden texts that cannot be read", found=error.message.rstrip("."), fix="capture the base again"
+        ) from error
+
+
+def _read_media(extra: Mapping[str, str], inputs: Sequence[InputRecord]) -> CapturedMedia | None:
+    if not extra.get(MEDIA):
+        return None
+    try:
+        found = parse_captured_media(extra[MEDIA], f"`extra/{MEDIA}`")
+    except InputError as error:
+        raise BaseModelError(
+            "holds a processor that cannot be read", found=error.message.rstrip("."), fix="capture the base again"
+        ) from error
+    if found.record.input not in [record.name for record in inputs]:
+        raise BaseModelError("holds a processor of another model", found=f"the input `{found.record.input}`")
+    return found
+
+
+def _read_generation(extra: Mapping[str, str]) -> Generation:
+    if not extra.get(GENERATION):
+        return Generation()
+    where = f"`extra/{GENERATION}`"
+    try:
+        return record_from_json(Generation, parse_json(extra[GENERATION].encode(), where))
+    except InputError as error:
+        raise BaseModelError(
+            "holds a record of how it generates that cannot be read",
+            where=where,
+            found=error.message.rstrip("."),
+            fix="capture the base again",
+        ) from error
+
+
+def _read_head(extra: Mapping[str, str], fingerprint: str) -> Adapter | None:
+    """The base's own head, read as strictly as any adapter."""
+    if not extra.get(HEAD_GRAPH):
+        return None
+    places = f"`extra/{HEAD_GRAPH}`", f"`extra/{HEAD_WEIGHTS}`"
+    fix = "capture the base again"
+    try:
+        weights = b64decode(extra.get(HEAD_WEIGHTS, ""), validate=True)
+        head = parse_adapter(extra[HEAD_GRAPH].encode(), weights, places, "`extra/`")
+    except (InputError, ValueError) as error:
+        found = (error.message if isinstance(error, InputError) else str(error)).rstrip(".")
+        raise BaseModelError("holds a head that cannot be read", found=found, fix=fix) from error
+    if head.placements or head.base != fingerprint or head.name != OWN_HEAD:
+        found = f"`{head.name}` for the base {head.base}, with {len(head.placements)} sites"
+        expected = f"`{OWN_HEAD}` for {fingerprint}, without sites"
+        raise BaseModelError(
+            "holds a head that is not its own", where=places[0], found=found, expected=expected, fix=fix
+        )
+    return head
+
+
+def _load(file: Path, path: Path, extra: dict[str, str] | None = None) -> ExportedProgram:
+    with quiet() as lines:
+
+        def refusal(reason: str) -> BaseModelError:
+            # torch logs the reason, and raises that there was one
+            logged = (line.exc_info[1] for line in lines if line.exc_info and line.exc_info[1] is not None)
+            return BaseModelError(
+                "torch cannot load the program",
+                where=path,
+                found=next(map(first_line, logged), reason),
+                expected=f"a program that torch {torch.__version__.partition('+')[0]} can read",
+                fix="save it again with `save_base`, with the torch that loads it",
+            )
+
+        with parsing(refusal):
+            return torch.export.load(file, extra_files=extra)
+
+
+def _describe(program: ExportedProgram, note: CaptureNote, tokenizer: str | None, guards: Sequence[str]) -> TorchBase:
+    for name, tensor in (*program.named_parameters(), *program.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise BaseModelError(
+                "has weights of a type that adapters cannot be trained on yet",
+                where=f"`{name}`",
+                found=f"`{str(tensor.dtype).removeprefix('torch.')}`",
+                expected="`float32`",
+                fix="convert the model with `.float()` and save it again",
+            )
+        if tensor.device.type != "cpu":
+            raise BaseModelError(
+                "has weights on another device than the CPU",
+                where=f"`{name}`",
+                found=f"`{tensor.device}`",
+                fix="move the model with `.to('cpu')` and save it again",
+            )
+    signature = Signature(program, note.inputs)
+    inputs, outputs = with_caches(signature.inputs(), signature.outputs())
+    axes = {record.name: record.axes for record in inputs}
+    lengths: dict[str, Lengths] = dict(note.lengths or {})
+    if note.lengths is None:
+        for axis, facts in facts_of(program, axes, guards).items():
+            own = facts.lengths()
+            if own is None:
+                raise only_some(facts.condition or f"on `{axis}`")
+            lengths |= {axis: own} if own != Lengths() else {}
+    return TorchBase(
+        program,
+        fingerprint(program),
+        inputs,
+        outputs,
+        lengths,
+        tokenizer,
+        note.model_type,
+        notes=note.notes,
+        pads=note.pads,
+    )
+
+
+def capture_pickled(
+    path: Path,
+    out: Path,
+    inputs: Sequence[InputRecord] = (),
+    *,
+    lengths: Bounds | None = None,
+    tokenizer: str | None = None,
+    max_tokens: int | None = None,
+    force: bool = False,
+) -> None:
+    """Read a file of `torch.save(module)`, running its code, and save the module as a base, which holds no code.
+
+    The file can run any code: only for files whose maker you trust. Weights in float16 and bfloat16 become float32, as
+    those of Hugging Face folders do. `inputs` are names, types and shapes of what `forward` takes (`obvious_inputs` if
+    none are given); the other options are those of `save_base`, `max_tokens` from the module's `config` if not given.
+
+    Raises:
+        FileError: the file cannot be read.
+        BaseModelError: it is no pickled module, its class cannot be imported, or it is no base.
+        UsageError: what the module takes is not obvious and `inputs` are not given, or they are not those of `forward`.
+        OutputExistsError, WriteError: as `save_base`.
+    """
+    readable(path)
+    check_pickled(path)
+    module = _unpickled(path)
+    with within(path):
+        examples, axes = _examples(module, inputs)
+        limit = max_tokens if max_tokens is not None else most_tokens(module)
+        save_base(module, examples, out, axes=axes, lengths=lengths, tokenizer=tokenizer, max_tokens=limit, force=force)
+
+
+def _unpickled(path: Path) -> nn.Module:
+
+    def refusal(reason: str) -> BaseModelError:
+        return BaseModelError("torch cannot read the pickle", where=path, found=reason, fix="save the model again")
+
+    with quiet(), parsing(refusal), open_regular(path) as file:
+        try:
+            module = torch.load(file, map_location="cpu", weights_only=False)
+        except (ImportError, AttributeError) as error:
+            raise BaseModelError(
+                "needs the code of its classes, and Python does not find it",
+                where=path,
+                found=first_line(error),
+                expected="the modules that it was saved from, where Python looks for modules",
+                fix="name their folder in `PYTHONPATH`; a class of a script, `__main__`, must move into a module",
+            ) from error
+    if not isinstance(module, nn.Module):
+        raise BaseModelError(
+            "holds no module",
+            where=path,
+            found=f"`{type(module).__name__}`",
+            expected="a `torch.nn.Module`, saved as a whole",
+            fix="take the module out of it in Python and save it with `save_base`",
+        )
+    return module.float()  # adapters are trained on float32; what was stored in fewer bits is exact in it
+
+
+def _examples(module: nn.Module, records: Sequence[InputRecord]) -> Examples:
+    """Example inputs as they are described, else the obvious ones; `UsageError` where nothing says what they are."""
+    found = described_inputs(records) if records else obvious_inputs(module)
+    if found is None:
+        raise UsageError(
+            "what the model takes is not obvious",
+            where=f"`{type(module).__name__}.forward{inspect.signature(module.forward)}`"[:300],
+            expected=f"{argument('inputs', ['NAME=TYPE[AXIS,…]'], option='input')} for each input",
+            fix=f"say what it takes, such as {argument('inputs', ['x=float32[batch,sequence,64]'], option='input')}; "
+            "axes with names are dynamic",
+        )
+    return found

@@ -1,0 +1,194 @@
+"""Every op as differentiable torch code, for training and as the float32 reference, and graphs as layers of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adapter_export.graph.compose.attention import at_temperature, temperature_of
+from adapter_export.graph.graph import (
+    BORROWED_BIAS,
+    BORROWED_WEIGHT,
+    AdapterGraph,
+    Lowering,
+    Node,
+    bind_base_norm,
+    interpret,
+)
+from adapter_export.graph.ops import check_three_axes
+from adapter_export.numerics.evaluate_adapter import BORROWED
+from adapter_export.sites.site import Norm
+
+Values = tuple[Tensor, ...]
+Owned = Mapping[str, Tensor]
+
+
+def _elementwise(function: Callable[[Tensor], Tensor]) -> Lowering[Tensor]:
+    return lambda _node, values, _owned: function(values[0])
+
+
+def _linear(_: Node, values: Values, owned: Owned) -> Tensor:
+    return F.linear(values[0], owned["weight"].T, owned.get("bias"))
+
+
+def _phm_linear(_: Node, values: Values, owned: Owned) -> Tensor:
+    blocks = torch.einsum("iac,ipq->apcq", owned["rule"], owned["left"] @ owned["right"])
+    return F.linear(values[0], blocks.flatten(2).flatten(0, 1).T, owned["bias"])
+
+
+def _weighted(_: Node, values: Values, owned: Owned) -> Tensor:
+    return values[0] * owned["weight"]
+
+
+def _keep_half(kept: int) -> Lowering[Tensor]:
+    def keep(_: Node, values: Values, __: Owned) -> Tensor:
+        halves = values[0].tensor_split([values[0].shape[-1] // 2], dim=-1)
+        return torch.cat([half if place == kept else torch.zeros_like(half) for place, half in enumerate(halves)], -1)
+
+    return keep
+
+
+def _gate(node: Node, values: Values, _: Owned) -> Tensor:
+    check_three_axes(node.op, node.output, values[0].ndim)
+    return values[0] * values[1].mean(1, keepdim=True)
+
+
+def _drop_path(node: Node, values: Values, _: Owned) -> Tensor:
+    (x,) = values
+    check_three_axes(node.op, node.output, x.ndim)
+    kept = 1 - node.attributes["rate"]
+    return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(kept) / kept
+
+
+def _mix(node: Node, values: Values, owned: Owned) -> Tensor:
+    check_three_axes(node.op, node.output, values[0].ndim)
+    weights = owned["weights"].T[:, :, None, None]  # [N, rows, 1, 1], beside values [N, batch, tokens, width]
+    return (weights * torch.stack(values)).sum(0)
+
+
+def _softmax_mix(node: Node, values: Values, _: Owned) -> Tensor:
+    count = len(values) // 2
+    shares = torch.softmax(torch.stack(values[:count]) / node.attributes["temperature"], 0)
+    return (shares * torch.stack(values[count:])).sum(0)
+
+
+def _layer_norm(node: Node, values: Values, owned: Owned) -> Tensor:
+    weight = owned["weight"]
+    return F.layer_norm(values[0], tuple(weight.shape), weight, owned.get("bias"), node.attributes["epsilon"])
+
+
+def _rms_norm(node: Node, values: Values, owned: Owned) -> Tensor:
+    weight = owned["weight"]
+    return F.rms_norm(values[0], tuple(weight.shape), weight, node.attributes["epsilon"])
+
+
+def _mean_pool(_: Node, values: Values, __: Owned) -> Tensor:
+    x, mask = values
+    total = torch.matmul(mask.unsqueeze(1), x).squeeze(1)
+    return total / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+LOWERINGS: Mapping[str, Lowering[Tensor]] = {
+    "linear": _linear,
+    "phm_linear": _phm_linear,
+    "relu": _elementwise(F.relu),
+    "gelu": _elementwise(F.gelu),
+    "gelu_tanh": _elementwise(lambda x: F.gelu(x, approximate="tanh")),
+    "quick_gelu": _elementwise(lambda x: x * torch.sigmoid(1.702 * x)),
+    "silu": _elementwise(F.silu),
+    "tanh": _elementwise(torch.tanh),
+    "sigmoid": _elementwise(torch.sigmoid),
+    "leaky_relu": lambda node, values, _owned: F.leaky_relu(values[0], node.attributes["slope"]),
+    "relu6": _elementwise(F.relu6),
+    "relu_squared": _elementwise(lambda x: F.relu(x).square()),
+    "mish": _elementwise(F.mish),
+    "elu": _elementwise(F.elu),
+    "identity": _elementwise(lambda x: x),
+    "scale": lambda node, values, _owned: values[0] * node.attributes["factor"],
+    "learned_scale": _weighted,
+    "scale_features": _weighted,
+    "keep_first_half": _keep_half(0),
+    "keep_second_half": _keep_half(1),
+    "gate": _gate,
+    "dropout": _elementwise(lambda x: x),
+    "drop_path": _elementwise(lambda x: x),
+    "add": lambda _node, values, _owned: values[0] + values[1],
+    "multiply": lambda _node, values, _owned: values[0] * values[1],
+    "dot": lambda _node, values, _owned: (values[0] * values[1]).sum(-1, keepdim=True),
+    "mix": _mix,
+    "softmax_mix": _softmax_mix,
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "l2_normalise": _elementwise(lambda x: F.normalize(x, dim=-1, eps=1e-12)),
+    "first_token": _elementwise(lambda x: x[:, 0]),
+    "mean_pool": _mean_pool,
+}
+"""Every op at inference, where dropout and drop path do nothing."""
+
+TRAINING_LOWERINGS: Mapping[str, Lowering[Tensor]] = {
+    **LOWERINGS,
+    "dropout": lambda node, values, _owned: F.dropout(values[0], node.attributes["rate"], training=True),
+    "drop_path": _drop_path,
+}
+"""Every op in training, where dropout and drop path draw from torch's generator."""
+
+
+class GraphLayer(nn.Module):
+    """A graph with its tensors as parameters.
+
+    It computes in the type of its parameters and returns the type of the first value that it reads, so that a base of
+    half precision may have an adapter of float32. `owner` is the site at which it acts, or `head`; `norm` the one
+    before the site's `y`, with its tensors named as in the base's FX graph; `borrows` are the tensors of the base that
+    it is called with, behind the values of `graph.inputs`. While it is `idle`, it changes nothing.
+
+    Raises:
+        GraphError: the graph applies the base's norm, which could not be read.
+    """
+
+    def __init__(
+        self, owner: str, graph: AdapterGraph, tensors: Mapping[str, nn.Parameter], norm: Norm | None = None
+    ) -> None:
+        super().__init__()
+        self.owner = owner
+        self.graph = graph
+        self.idle = False
+        self._bound = bind_base_norm(graph, norm)
+        names = {} if norm is None else {BORROWED_WEIGHT: norm.weight, BORROWED_BIAS: norm.bias}
+        self._borrowed = [name for name in BORROWED if name in self._bound.parameters and names[name] is not None]
+        self.borrows = tuple(str(names[name]) for name in self._borrowed)
+        # a list, not a dict: the names of parameters hold dots, which torch does not take
+        self._tensors = nn.ParameterList(tensors[name] for name in graph.parameters)
+
+    def named_tensors(self) -> dict[str, nn.Parameter]:
+        """The parameters by the names of the graph."""
+        return dict(zip(self.graph.parameters, self._tensors, strict=True))
+
+    def set_temperature(self, temperature: float) -> None:
+        """Change the temperature of a fusion; nothing in other graphs."""
+        if temperature_of(self.graph) != temperature:
+            self.graph, self._bound = (at_temperature(graph, temperature) for graph in (self.graph, self._bound))
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """Compute the graph's result from the values of `graph.inputs`, in that order, and then those of `borrows`.
+
+        An idle one returns the value that its result would replace.
+        """
+        if self.idle:
+            return values[self.graph.inputs.index(self.graph.replaces)]
+        site_values, base_tensors = values[: len(self.graph.inputs)], values[len(self.graph.inputs) :]
+        tensors: dict[str, Tensor] = dict(self.named_tensors())
+        dtype = next((tensor.dtype for tensor in tensors.values()), values[0].dtype)
+        read = {name: value.to(dtype) for name, value in zip(self.graph.inputs, site_values, strict=True)}
+        tensors |= {name: tensor.to(dtype) for name, tensor in zip(self._borrowed, base_tensors, strict=True)}
+        if BORROWED_WEIGHT in self._bound.parameters:
+            tensors.setdefault(BORROWED_WEIGHT, values[0].new_ones(values[0].shape[-1], dtype=dtype))
+        ops = TRAINING_LOWERINGS if self.training else LOWERINGS
+        result = interpret(self._bound, ops, read, tensors)[self._bound.result]
+        return result.to(values[0].dtype) if values[0].is_floating_point() else result
+
+    def extra_repr(self) -> str:
+        """Where it acts and which ops it has."""
+        return f"{self.owner}: {' -> '.join(node.op for node in self.graph.nodes)}"

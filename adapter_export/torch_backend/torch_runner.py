@@ -1,0 +1,341 @@
+"""The torch reference: a base that runs with any adapter, arrays in and arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx
+from torch.func import functional_call
+from torch.fx.node import Target
+from torch.utils import _pytree as pytree
+
+from adapter_export.errors import RequestError
+from adapter_export.graph.adapter import Adapter
+from adapter_export.numerics.runner import Arrays, NodeValue, Undefined, site_result
+from adapter_export.sites.discover import discover
+from adapter_export.sites.site import SiteMap
+from adapter_export.torch_backend.attach import AdaptedModel, attach
+from adapter_export.torch_backend.base.torch_base import TorchBase
+from adapter_export.torch_backend.fx_view import flow_graph, modules_of
+
+_MOST_ATTACHED = 32
+
+_ROUNDED = 1e-5
+"""What rounding may change, of the largest value, between two runs: kernels may depend on where tensors lie."""
+
+_MOST_WIDENED = 2**24
+"""The most numbers of a tensor that is computed with in float64 as well: 128 MiB."""
+
+_STEP = 2.0**-23
+"""The relative error that is put into what a node reads, to see how far it moves the result."""
+
+_ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+
+
+class TorchRunner:
+    """Computes with torch what a bundle must compute; a `numerics.runner.Runner`.
+
+    Each adapter is attached when it is first asked for; the latest ones stay so. Sites are found if not given;
+    `allow_mismatch` takes adapters that were trained on another base.
+
+    Raises:
+        NoSitesError: the base has no sites.
+    """
+
+    def __init__(self, base: TorchBase, *, sites: SiteMap | None = None, allow_mismatch: bool = False) -> None:
+        self._base = base
+        self.sites = discover(flow_graph(base.flat)) if sites is None else sites
+        self._allow_mismatch = allow_mismatch
+        self._models: dict[int, AdaptedModel] = {}
+
+    @property
+    def description(self) -> str:
+        """What computes: `torch 2.13.0 float32`."""
+        return f"torch {torch.__version__.partition('+')[0]} float32"
+
+    @property
+    def keeps_weights(self) -> bool:
+        """It does: torch has the base in memory."""
+        return True
+
+    def model(self, adapter: Adapter | None) -> AdaptedModel:
+        """The base with an adapter attached; AdapterError if it does not fit."""
+        known = self._models.pop(id(adapter), None)
+        if known is None:
+            # the model holds the adapter, so that its id is not given to another one
+            known = attach(self._base, adapter, sites=self.sites, allow_mismatch=self._allow_mismatch)
+        self._models[id(adapter)] = known  # behind all others, the first of which goes
+        if len(self._models) > _MOST_ATTACHED:
+            del self._models[next(iter(self._models))]
+        return known
+
+    def _compute(self, adapter: Adapter | None, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs; an adapter that differs from an attached one in its weights alone lends its weights to that."""
+        for known in self._models.values():
+            if adapter is not None and known.adapter is not None and _differ_in_weights(known.adapter, adapter):
+                places = {id(tensor): name for name, tensor in known.named_parameters()}
+                lent = {
+                    places[id(own)]: torch.from_numpy(adapter.weights[name]) for name, own in known.tensors().items()
+                }
+                outputs: dict[str, Tensor] = functional_call(known, lent, kwargs=dict(inputs))
+                return outputs
+        found: dict[str, Tensor] = self.model(adapter)(**inputs)
+        return found
+
+    def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Arrays:
+        """All outputs of the base by name and, for an adapter with a head, the result of its task.
+
+        Raises:
+            AdapterError: the adapter does not fit the base.
+            RequestError: the inputs are not those of the base.
+        """
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+        with _inference():
+            outputs = self._compute(adapter, tensors)
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    def undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Undefined:
+        """The elements of the outputs that change when attention that may see no token returns something else."""
+        model = self.model(adapter)
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+        ordered = self._base.ordered(tensors)
+        with _inference():
+            if not _sees_nothing(model.body, ordered):
+                return {}
+            others, found = _Drawn(model.body).run(*ordered), model(**tensors)
+        differ = {
+            name: ((one - other).abs() > _ROUNDED * one.abs().max()).numpy()
+            for (name, one), other in zip(found.items(), others, strict=False)  # behind them is the final hidden state
+            if one.is_floating_point()
+        }
+        return {name: elements for name, elements in differ.items() if elements.any()}
+
+    def node_values(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        adapter: Adapter | None,
+        names: Collection[str],
+        *,
+        exactly: bool = True,
+    ) -> Iterator[NodeValue]:
+        """The values of nodes of the base's graph, and of adapters at their sites, in the order of evaluation.
+
+        Each is computed in float32 and, with `exactly`, in float64 from what it read in float32. One that nothing reads
+        any more is given back. Raises as `run`.
+        """
+        model = self.model(adapter)
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+        walk = _Walk(model.body, exactly=exactly)
+        walk.args_iter = iter(self._base.ordered(tensors))
+        for node, name in _named(model):
+            with _inference():
+                found = walk.step(node, name if name in names else None)
+            if found is not None:
+                yield found
+
+    def node_dtypes(self, adapter: Adapter | None) -> Mapping[str, str]:
+        """The NumPy type of each value that `node_values` can give, by its name; lengths of axes are not among them."""
+        values = {name: node.meta.get("val") for node, name in _named(self.model(adapter)) if node.op != "get_attr"}
+        return {
+            name: str(value.dtype).removeprefix("torch.") for name, value in values.items() if isinstance(value, Tensor)
+        }
+
+    def exact(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays | None:
+        """All outputs as `run` gives them, computed in float64; none where torch lacks an operator for it."""
+        model = self.model(adapter)
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+        with suppress(RuntimeError, IndexError), torch.inference_mode():
+            *outputs, _ = _Wide(model.body).run(*self._base.ordered(tensors))
+            names = [record.name for record in self._base.outputs]
+            names += [] if model.head_name is None else [model.head_name]
+            return {name: value.numpy() for name, value in zip(names, outputs, strict=True)}
+        return None
+
+
+def _named(model: AdaptedModel) -> Iterator[tuple[fx.Node, str]]:
+    """Yield the nodes of a model's graph; those that call an adapter are named after what they make."""
+    results = {
+        f"adapter_layer_{at}": site_result(owner, layer.graph.replaces)
+        for at, (owner, layer) in enumerate(model.owned.items())
+    }
+    for node in model.body.graph.nodes:
+        yield node, results.get(str(node.target), node.name) if node.op == "call_module" else node.name
+
+
+class _Wide(fx.Interpreter):
+    """Computes a graph in float64: weights as they are fetched, so that two copies of all are never in memory."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.rng: torch.Generator | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Compute a node from float64 values."""
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return _widened(getattr(self, n.op)(n.target, args, kwargs))
+
+    def call_function(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call an operator; one that is told to make float32 makes float64."""
+        args, kwargs = pytree.tree_map(lambda each: torch.float64 if each is torch.float32 else each, (args, kwargs))
+        return super().call_function(target, *_widened((args, kwargs)))
+
+    def call_module(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call an adapter's layer with its tensors in float64."""
+        return deepcopy(self.fetch_attr(str(target))).double()(*_widened(args), **_widened(kwargs))
+
+
+def _widened(values: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda one: one.double() if one.is_floating_point() else one, values)
+
+
+class _Walk(fx.Interpreter):
+    """Runs a graph node by node; what nothing reads any more is forgotten."""
+
+    def __init__(self, graph: fx.GraphModule, *, exactly: bool) -> None:
+        super().__init__(graph)
+        self._wide = _Wide(graph) if exactly else None
+        self._generator = torch.Generator().manual_seed(0)
+
+    def step(self, node: fx.Node, name: str | None) -> NodeValue | None:
+        """Compute a node; if it has a name, show its value where that is a tensor."""
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        # first, as the operator may write into what it reads
+        exact, reach = (None, None) if name is None else self._exactly(node, args, kwargs)
+        vague = _of_no_token(args, kwargs) if name is not None and node.target is _ATTENTION else None
+        value = self.env[node] = self.run_node(node)
+        for dead in self.user_to_last_uses.get(node, ()):
+            del self.env[dead]
+        if name is None:
+            return None
+        if not isinstance(value, Tensor):
+            return None
+        return NodeValue(
+            name,
+            value.numpy().copy(),
+            exact,
+            reach,
+            None if vague is None else vague.expand(value.shape).numpy(),
+            next(reversed(modules_of(node).values()), None) or None,
+            node.meta.get("stack_trace"),
+        )
+
+    def _exactly(
+        self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[npt.NDArray[np.float64] | None, npt.NDArray[np.float64] | None]:
+        """The node in float64, and how far relative errors of the activations that it reads move it."""
+        if self._wide is None:
+            return None, None
+        tensors = [each for each in pytree.tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        floats = [each for each in tensors if each.is_floating_point()]
+        if node.op not in ("call_function", "call_module") or not floats:
+            return None, None
+        if max(each.numel() for each in floats) > _MOST_WIDENED:
+            return None, None
+
+        def disturbed(each: Tensor) -> Tensor:
+            if not each.is_floating_point():
+                return each
+            signs = torch.randint(0, 2, each.shape, generator=self._generator) * 2 - 1
+            return each.double() * (1 + _STEP * signs)
+
+        call = getattr(self._wide, node.op)
+        try:
+            exact = call(node.target, *pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs)))
+            if not isinstance(exact, Tensor) or not exact.is_floating_point():
+                return None, None
+            moved = call(node.target, *pytree.tree_map_only(Tensor, disturbed, (args, kwargs)))
+        except (RuntimeError, IndexError):  # torch has no such operator in float64
+            return None, None
+        return exact.numpy(), ((moved - exact).abs() / _STEP).numpy()
+
+
+def _of_no_token(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Which queries of an attention may see no token, [..., queries, 1]; none if all see one.
+
+    Its mask is bool or added to the scores, [..., queries, tokens].
+    """
+    mask = _mask_of(args, kwargs)
+    if mask is None:
+        return None
+    empty = ~mask.any(-1, keepdim=True) if mask.dtype == torch.bool else mask.isneginf().all(-1, keepdim=True)
+    return empty if empty.any() else None
+
+
+def _mask_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
+
+
+def _sees_nothing(module: fx.GraphModule, inputs: Sequence[Tensor]) -> bool:
+    """Whether a query of an attention may see no token; only what the masks are computed from is run."""
+    attentions = [node for node in module.graph.nodes if node.target is _ATTENTION]
+    masks = [mask for node in attentions if isinstance(mask := _mask_of(node.args, node.kwargs), fx.Node)]
+    needed, todo = set[fx.Node](), list(masks)
+    while todo:
+        node = todo.pop()
+        if node not in needed:
+            needed.add(node)
+            todo += node.all_input_nodes
+    walk = fx.Interpreter(module, garbage_collect_values=False)
+    walk.args_iter = iter(inputs)
+    for node in module.graph.nodes:
+        if node in needed or node.op == "placeholder":
+            walk.env[node] = walk.run_node(node)
+    return any(_of_no_token((), {"attn_mask": walk.env[mask]}) is not None for mask in masks)
+
+
+@contextmanager
+def _inference() -> Iterator[None]:
+    """Compute without gradients; what torch refuses is a `RequestError`."""
+    try:
+        with torch.inference_mode():
+            yield
+    except (RuntimeError, IndexError) as error:
+        raise RequestError("the base cannot compute these inputs", found=str(error).partition("\n")[0]) from error
+
+
+class _Drawn(fx.Interpreter):
+    """Runs a graph in which attention returns random numbers where its mask allows no token."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self._generator = torch.Generator().manual_seed(0)
+
+    def call_function(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call an operator."""
+        result = super().call_function(target, args, kwargs)
+        empty = _of_no_token(args, kwargs) if target is _ATTENTION else None
+        if empty is None:
+            return result
+        return torch.where(empty, torch.randn(result.shape, generator=self._generator), result)
+
+
+def node_values(base: TorchBase, inputs: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
+    """Compute the values of some nodes of a base's graph, by their names; `RequestError` if it takes no such inputs."""
+    found: Arrays = {}
+
+    class Keeping(torch.fx.Interpreter):
+        def run_node(self, node: torch.fx.Node) -> object:
+            value = super().run_node(node)
+            if node.name in names:
+                found[node.name] = value.numpy().copy()
+            return value
+
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+    try:
+        with torch.inference_mode():
+            Keeping(base.flat).run(*base.ordered(tensors))
+    except (RuntimeError, IndexError) as error:
+        raise RequestError("the base cannot compute these inputs", found=str(error).partition("\n")[0]) from error
+    return found
+
+
+def _differ_in_weights(one: Adapter, other: Adapter) -> bool:
+    """Return whether two adapters are one with two sets of weights: all else they share, as copies do."""
+    alike = one.graphs is other.graphs and one.placements is other.placements and one.head is other.head
+    return alike and one is not other and one.base == other.base

@@ -1,0 +1,136 @@
+"""Pictures and clips as a training loop wants them, by the processor of transformers that the base was made with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapter_export.errors import DataError, argument
+from adapter_export.format.labelled import LabelledFile
+from adapter_export.format.manifest import InputRecord
+from adapter_export.format.media import CapturedMedia, Fit
+from adapter_export.graph.tasks import ProblemType
+from adapter_export.runtime.media_reader import WORDS, read_medium
+from adapter_export.torch_backend.base.own_processors import OwnProcessor
+from adapter_export.torch_backend.train.data import Rows
+
+
+@dataclass(frozen=True)
+class MediaSource:
+    """What a base says of pictures or clips, and its processor."""
+
+    media: CapturedMedia
+    processor: OwnProcessor
+    one_length: bool
+
+    @classmethod
+    def of(cls, media: CapturedMedia, inputs: Sequence[InputRecord]) -> MediaSource:
+        """Make the processor of its file, for a base with these inputs.
+
+        Raises:
+            BaseModelError: transformers cannot.
+        """
+        axes = next(one.axes for one in inputs if one.name == media.record.input)
+        one_length = media.record.medium == "image" or all(isinstance(axis, int) for axis in axes[1:])
+        return cls(media, OwnProcessor(media.processor, media.record.medium), one_length)
+
+    def contents(self, file: LabelledFile) -> np.ndarray:
+        """Return the pixels or samples of a file.
+
+        Raises:
+            DataError: it cannot be read; the message names it.
+        """
+        record = self.media.record
+        return read_medium(file.path, record.medium, record.sampling_rate, file.path)
+
+
+@dataclass(frozen=True)
+class MediaExamples:
+    """Files, made values batch by batch.
+
+    Attributes:
+        texts: the files.
+        answers: classes [rows], labels that apply [rows, labels], or numbers [rows, numbers].
+        lengths: the samples of each clip, where the processor does not make them all of one length; else 1.
+        source: what makes values of them.
+        problem: what the rows ask.
+        cut: how many clips are longer than the model reads.
+    """
+
+    texts: Sequence[LabelledFile]
+    answers: Any
+    lengths: Rows
+    source: MediaSource
+    problem: ProblemType
+    cut: int = 0
+
+    @classmethod
+    def of(
+        cls, texts: Sequence[LabelledFile], answers: Any, source: MediaSource, problem: ProblemType
+    ) -> MediaExamples:
+        """Read each file once, so that one that cannot be read is named before the first step.
+
+        Raises:
+            DataError: there is such a file.
+        """
+        steps = source.media.record.steps or ()
+        fit = next((step.samples for step in steps if isinstance(step, Fit)), None)
+        sizes = np.array([source.contents(file).size for file in texts], np.int64)
+        lengths = np.ones(len(texts), np.int64) if source.one_length else sizes
+        return cls(texts, answers, lengths, source, problem, 0 if fit is None else int((sizes > fit).sum()))
+
+    @property
+    def limit(self) -> str:
+        """The longest clip that is read whole."""
+        steps = self.source.media.record.steps or ()
+        return "".join(f"{step.samples:,} samples" for step in steps if isinstance(step, Fit))
+
+    @property
+    def word(self) -> str:
+        """What messages call the rows."""
+        return f"{WORDS[self.source.media.record.medium]}s"
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the files, their answers and the processor; a run resumes only where it is the same."""
+        digest = hashlib.sha256(self.source.media.record.digest.encode())
+        for file in self.texts:
+            digest.update(file.sha256.encode())
+        digest.update(np.ascontiguousarray(self.answers).tobytes())
+        return digest.hexdigest()
+
+    def only(self, rows: Rows) -> MediaExamples:
+        """Some of the rows, in the order given."""
+        answers = np.asarray(self.answers)[rows]
+        return replace(self, texts=[self.texts[row] for row in rows], answers=answers, lengths=self.lengths[rows])
+
+    def inputs(self, rows: Rows) -> dict[str, Tensor]:
+        """The base's input for some rows, by name.
+
+        Raises:
+            DataError: a file cannot be read any more.
+            BaseModelError: the processor refuses one.
+        """
+        name = self.source.media.record.input
+        contents = [self.source.contents(self.texts[row]) for row in rows]
+        return {name: torch.from_numpy(self.source.processor(contents, name))}
+
+    def matched(self, results: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return the results of a head for some rows, and what they should be."""
+        return results, torch.from_numpy(np.asarray(self.answers)[rows]).to(results.device)
+
+    def check_lengths(self, batch_size: int) -> None:
+        """Raise a `DataError` for clips of different lengths in one batch: padding would be read as sound."""
+        if batch_size > 1 and len(set(self.lengths.tolist())) > 1:
+            raise DataError(
+                "clips of different lengths do not share a batch, as the model reads no mask",
+                found=f"{self.lengths.min():,} to {self.lengths.max():,} samples",
+                expected="one length",
+                fix=f"cut or fill them to one length, or give {argument('batch_size', 1)}",
+            )

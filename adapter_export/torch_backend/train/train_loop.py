@@ -1,0 +1,496 @@
+"""The training loop on accelerate: an adapter learns, and the base stays as it is."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.nn.functional import pad
+
+from adapter_export.dtypes import Weights
+from adapter_export.errors import TrainingError, UsageError, argument
+from adapter_export.graph.compose.attention import VALUE
+from adapter_export.graph.tasks import CAUSAL_LM
+from adapter_export.reading.parsers import parsing
+from adapter_export.torch_backend.attach import AdaptedModel
+from adapter_export.torch_backend.train.cache import HiddenCache
+from adapter_export.torch_backend.train.checkpoint import (
+    CHECKPOINT_FILE,
+    RunState,
+    difference,
+    read_checkpoint,
+    run_identity,
+    write_checkpoint,
+)
+from adapter_export.torch_backend.train.data import (
+    Examples,
+    Rows,
+    TrainingData,
+    class_weights,
+    evaluation_batches,
+    training_batches,
+)
+from adapter_export.torch_backend.train.devices import Engine
+from adapter_export.torch_backend.train.distil_loop import Teacher
+from adapter_export.torch_backend.train.measure import deciding, measure
+from adapter_export.torch_backend.train.objectives import OBJECTIVES, Loss, Scores
+from adapter_export.torch_backend.train.record import (
+    EpochRecord,
+    Progress,
+    Silent,
+    StepRecord,
+    TrainingResult,
+    TrainingSettings,
+)
+
+
+def rate_factor(step: int, total: int, warmup: float) -> float:
+    """The factor on the learning rate at a step, from 0 on: in a line up to 1 over the warm-up, then down towards 0.
+
+    It is above 0 at every step, so that no step is wasted. `warmup` is a fraction, at least 0 and below 1.
+    """
+    warm = round(total * warmup)
+    return (step + 1) / warm if step < warm else (total - step) / (total - warm)
+
+
+def evaluate(
+    model: AdaptedModel,
+    examples: Examples,
+    settings: TrainingSettings,
+    accelerator: Accelerator | None = None,
+    cache: HiddenCache | None = None,
+) -> Scores:
+    """Compute the scores of a model, on all processes; its mode is left as it was. `cache` is of these rows.
+
+    Raises:
+        AdapterError: it has no head, and the base gives no next token.
+        TrainingError: memory is out.
+    """
+    rows, results, targets = answered(model, examples, settings, accelerator, cache)
+    total, weight = OBJECTIVES[examples.problem].loss(results, targets, _class_weights(model, examples, settings))
+    task = None if examples.problem == CAUSAL_LM else model.task
+    scores = Scores(float(total / weight) if weight else 0.0, measure(task, results, targets, examples.only(rows)))
+    decides = deciding(examples.problem, _labels(model), settings.metric)
+    return scores if decides is None else replace(scores, decides=decides.name, more_is_better=decides.more_is_better)
+
+
+def answered(
+    model: AdaptedModel,
+    examples: Examples,
+    settings: TrainingSettings,
+    accelerator: Accelerator | None = None,
+    cache: HiddenCache | None = None,
+) -> tuple[Rows, Tensor, Tensor]:
+    """Compute the results of a model: the rows in another order, and `matched` of them; errors are those of `evaluate`.
+
+    All processes compute a part of them, and get all.
+    """
+    if accelerator is None:
+        with Engine(_device(model), settings.precision).open() as own:
+            return answered(model, examples, settings, own, cache)
+    was_training = model.training
+    model.eval()
+    batches = evaluation_batches(examples.lengths, settings.batch_size)
+    found = []
+    with torch.inference_mode():
+        for rows in batches[accelerator.process_index :: accelerator.num_processes]:
+            with _memory(rows, examples, "validation"):
+                results = _results(model, examples, rows, accelerator, cache)
+                found.append((rows, *examples.matched(results.cpu(), rows)))
+    model.train(was_training)
+    if accelerator.num_processes > 1:
+        found = gather_object(found)
+    every, answers, targets = zip(*found, strict=True)
+    return np.concatenate(every), torch.cat(answers), torch.cat(targets)
+
+
+def train(
+    model: AdaptedModel,
+    data: TrainingData,
+    settings: TrainingSettings | None = None,
+    *,
+    progress: Progress | None = None,
+    checkpoints: Path | None = None,
+    accelerator: Accelerator | None = None,
+    teacher: Teacher | None = None,
+) -> TrainingResult:
+    """Train an attached adapter, or a student; afterwards the model holds the best epoch's weights, in `eval` mode.
+
+    The same model, data, settings, number of threads and of processes give the same weights bit for bit, interrupted or
+    not: a run goes on from the checkpoint in the folder `checkpoints`. torch's own generator is as it was before.
+
+    Several processes, each with the same model and data, share the rows of each step and end with the same weights:
+    those of one process but for rounding, if there is no dropout.
+
+    Raises:
+        UsageError: a metric or class weights that the task does not have.
+        TrainingError: there is no head, the loss or the gradient became NaN or Inf, memory is out, the folder holds a
+            checkpoint of another run, or another process has other data or settings.
+        WriteError: a checkpoint could not be written.
+    """
+    settings = settings or TrainingSettings()
+    if accelerator is None:
+        with Engine(_device(model), settings.precision).open() as own:
+            return train(
+                model, data, settings, progress=progress, checkpoints=checkpoints, accelerator=own, teacher=teacher
+            )
+    if model.head_name is None and data.training.problem != CAUSAL_LM:
+        raise TrainingError("the adapter has no head, so there is nothing to train it for", fix="give it a head")
+    if not model.learned():
+        raise TrainingError("none of the adapter's tensors shall learn", fix="name some, or all, when it is attached")
+    if OBJECTIVES[data.training.problem].compares and settings.gradient_accumulation > 1:
+        raise UsageError(
+            "the rows of a step are compared with each other, so they cannot be cut into parts",
+            where=argument("gradient_accumulation"),
+            found=f"the task `{data.training.problem}`",
+            fix=f"leave it out, or give a smaller {argument('batch_size')}",
+        )
+    if teacher is not None and OBJECTIVES[data.training.problem].compares and accelerator.num_processes > 1:
+        raise UsageError(
+            "a student that learns vectors learns in one process",
+            found=f"{accelerator.num_processes} processes",
+            fix="start it without `torchrun`",
+        )
+    path = None if checkpoints is None else checkpoints / CHECKPOINT_FILE
+    run = _Run(model, data, settings, progress or Silent(), path, accelerator, teacher)
+    generators = [] if accelerator.device.type in ("cpu", "mps") else [accelerator.device.index or 0]
+    with torch.random.fork_rng(devices=generators, device_type=accelerator.device.type):
+        return run.finish()
+
+
+class _Run:
+    """A run: its state, and how it takes the next step."""
+
+    def __init__(
+        self,
+        model: AdaptedModel,
+        data: TrainingData,
+        settings: TrainingSettings,
+        progress: Progress,
+        path: Path | None,
+        accelerator: Accelerator,
+        teacher: Teacher | None,
+    ) -> None:
+        self._model, self._data, self._settings, self._progress, self._path = model, data, settings, progress, path
+        self._accelerator, self._teacher = accelerator, teacher
+        self._objective = OBJECTIVES[data.training.problem]
+        weights = _class_weights(model, data.training, settings)
+        self._class_weights = None if weights is None else weights.to(accelerator.device)
+        deciding(data.training.problem, _labels(model), settings.metric)  # before an epoch is lost to a wrong one
+        self._tensors = model.learned()
+        self._optimizer = accelerator.prepare_optimizer(_optimizer(self._tensors.values(), settings))
+        self._layers = [] if model.adapter is None else list(model.adapter.layers(model.sites).values())
+        if settings.drop_layers and settings.drop_layers >= len(self._layers):
+            raise UsageError(
+                "so many layers cannot be dropped: one at least must always learn",
+                where=argument("drop_layers"),
+                found=settings.drop_layers,
+                expected=f"fewer than the {len(self._layers)} layers with adapters",
+            )
+        self._steps_per_epoch = len(self._batches(0))
+        self._identity = run_identity(model, data, settings) | ({} if teacher is None else teacher.facts())
+        self._state = RunState()
+
+    def finish(self) -> TrainingResult:
+        self._check_processes()
+        resumed_at = self._resume()
+        self._start_trackers()
+        self._fill_caches()
+        self._progress.started(self._steps_per_epoch * self._settings.epochs, self._state.step)
+        history, patience = self._state.history, self._settings.patience
+        while len(history) < self._settings.epochs and len(history) - self._state.best_epoch < patience:
+            self._train_epoch()
+        _load(self._tensors, self._state.best)
+        self._cool(self._state.best_epoch * self._steps_per_epoch)
+        self._model.eval()
+        return TrainingResult(self._state.history, self._state.best_epoch, self._state.losses, resumed_at)
+
+    def _fill_caches(self) -> None:
+        """Compute below the first adapter what every epoch needs, where that fits; the validation rows first."""
+        self._caches: list[HiddenCache | None] = [None, None]
+        budget, size = self._settings.cache_mb * 2**20, self._settings.batch_size
+        if budget and self._settings.epochs > 1 and self._data.training.problem != CAUSAL_LM:
+            with self._accelerator.autocast():
+                for place, examples in enumerate((self._data.validation, self._data.training)):
+                    with _memory(np.arange(len(examples.lengths)), examples, "the cache of hidden states"):
+                        made = HiddenCache.of(self._model, examples, size, budget)
+                    self._caches[place] = made
+                    budget -= made.bytes if made else 0
+
+    def _check_processes(self) -> None:
+        """Refuse to share the rows of a step with a process that has others."""
+        if self._accelerator.num_processes == 1:
+            return
+        found: list[Any] = gather_object([self._identity])
+        for process, other in enumerate(found):
+            if other != found[0]:
+                raise TrainingError(
+                    "the processes were not started with the same data and settings",
+                    where=f"process {process} of {len(found)}",
+                    **difference(other, found[0]),
+                    fix="start all with the same arguments, and give each machine the same files",
+                )
+
+    def _start_trackers(self) -> None:
+        def refusal(reason: str) -> UsageError:
+            fix = "set it up by its own variables, such as `WANDB_MODE=offline` or `MLFLOW_TRACKING_URI`"
+            return UsageError("a tracker cannot start", where=argument("log_to"), found=reason, fix=fix)
+
+        facts = {name: str(fact) for name, fact in self._identity.items()}
+        with parsing(refusal):
+            self._accelerator.init_trackers("adapter-export", facts)
+
+    def _batches(self, epoch: int) -> list[Rows]:
+        return training_batches(self._data.training.lengths, self._settings.batch_size, (self._settings.seed, epoch))
+
+    def _train_epoch(self) -> None:
+        state = self._state
+        self._model.train()
+        for rows in self._batches(len(state.history))[state.step_in_epoch :]:
+            before = time.monotonic()
+            with _memory(rows, self._data.training, f"step {state.step + 1}"):
+                loss, norm = self._take_step(rows)
+            state.loss_sum += loss * len(rows)
+            state.step += 1
+            state.step_in_epoch += 1
+            state.losses.append(loss)
+            seconds = time.monotonic() - before
+            state.seconds += seconds
+            self._progress.stepped(StepRecord(loss, len(rows), seconds))
+            facts = {
+                "loss": loss,
+                "learning_rate": self._optimizer.param_groups[0]["lr"],
+                "gradient_norm": norm,
+                "rows_per_second": len(rows) / seconds,
+            }
+            self._accelerator.log({f"training/{name}": value for name, value in facts.items()}, step=state.step)
+            if state.step % self._settings.checkpoint_steps == 0 and state.step_in_epoch < self._steps_per_epoch:
+                self._save()
+        self._cool(state.step)
+        before = time.monotonic()
+        scores = evaluate(self._model, self._data.validation, self._settings, self._accelerator, self._caches[0])
+        loss = state.loss_sum / len(self._data.training.lengths)
+        record = EpochRecord(len(state.history) + 1, loss, scores, state.seconds + time.monotonic() - before)
+        state.history.append(record)
+        if not state.best_epoch or scores.is_better_than(state.history[state.best_epoch - 1].validation):
+            state.best_epoch = record.epoch
+            state.best = _copy(self._tensors)
+        state.step_in_epoch, state.loss_sum, state.seconds = 0, 0.0, 0.0
+        self._progress.epoch_finished(record)
+        metrics = {f"validation/{name}": value for name, value in scores.document().items()}
+        self._accelerator.log({**metrics, "training/epoch": record.epoch}, step=state.step)
+        self._save()
+
+    def _cool(self, steps: int) -> None:
+        """Set the temperature of a fusion to what it is after so many steps."""
+        if self._settings.temperature_decay:
+            self._model.cool(steps * self._settings.temperature_decay)
+
+    def _take_step(self, rows: Rows) -> tuple[float, float]:
+        """One update; the loss of its rows before it, and the norm of the gradient."""
+        accelerator, tensors = self._accelerator, self._tensors.values()
+        process = (accelerator.process_index,) if accelerator.process_index else ()
+        sequence = np.random.SeedSequence((self._settings.seed, self._state.step, *process))
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        factor = rate_factor(self._state.step, self._steps_per_epoch * self._settings.epochs, self._settings.warmup)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._settings.learning_rate * factor
+        self._cool(self._state.step)
+        self._drop()
+        self._optimizer.zero_grad()
+        sums = torch.zeros(2, device=accelerator.device)
+        for part in np.array_split(rows, min(self._settings.gradient_accumulation, len(rows))):
+            found = self._loss(part)
+            accelerator.backward(found[0] / len(rows))
+            sums += torch.stack(found).detach()
+        learnt = [tensor.grad for tensor in tensors if tensor.grad is not None]
+        if accelerator.num_processes > 1:
+            sums = self._summed(learnt, sums)
+        total, weight = sums.tolist()
+        loss = total / weight if weight else total
+        if weight not in (0, len(rows)):
+            torch._foreach_mul_(learnt, len(rows) / weight)
+        values = [tensor for name, tensor in self._tensors.items() if name.endswith(f".{VALUE}")]
+        if self._settings.value_penalty and values:
+            # Σ(I − V)² over the value projections of a fusion (Pfeiffer et al. 2021, the authors' implementation)
+            apart = [torch.eye(len(value), device=value.device, dtype=value.dtype) - value for value in values]
+            distance = torch.stack([each.square().sum() for each in apart]).sum()
+            accelerator.backward(self._settings.value_penalty * distance)
+        norm = accelerator.clip_grad_norm_(tensors, self._settings.clip).item()
+        overflow = accelerator.scaler is not None  # which leaves the step out and lowers its scale
+        for name, value in (("loss", loss), *(() if overflow else (("gradient", norm),))):
+            if not math.isfinite(value):
+                raise self._not_finite(name, value, rows)
+        self._optimizer.step()
+        self._model.leave_out(())
+        return loss, norm
+
+    def _drop(self) -> None:
+        """Leave the adapters of the lowest layers out of the next step, of as many as are drawn: none to the most."""
+        most = self._settings.drop_layers
+        if most:
+            drawn = np.random.default_rng((self._settings.seed, self._state.step, most)).integers(most + 1)
+            self._model.leave_out([site for layer in self._layers[:drawn] for site in layer])
+
+    def _loss(self, rows: Rows) -> Loss:
+        """The loss of this process's share of some rows; where the loss compares rows, of all of them."""
+        examples, accelerator = self._data.training, self._accelerator
+        shares = np.array_split(rows, accelerator.num_processes)
+        own = shares[accelerator.process_index]
+        counts = len(own) > 0 or self._objective.compares
+        read = own if len(own) else rows[:1]  # every process computes something, so that gradients can be summed
+        if self._teacher is None:
+            results = _results(self._model, examples, read, accelerator, self._caches[1])
+        else:
+            with accelerator.autocast():
+                results, apart = self._teacher.apart(self._model, examples, read)
+        if self._objective.compares and len(shares) > 1:
+            most = len(shares[0])
+            filled = pad(results.detach(), (0, 0, 0, most - len(results)))
+            every = accelerator.gather(filled).unflatten(0, (len(shares), most))
+            parts = [of_all[: len(share)] for of_all, share in zip(every, shares, strict=True)]
+            parts[accelerator.process_index] = results[: len(own)]
+            results, read = torch.cat(parts), rows
+        total, weight = self._objective.loss(*examples.matched(results, read), self._class_weights)
+        if self._teacher is not None:
+            total = self._teacher.lesson.hard * total + weight * apart
+        return (total, weight) if counts else (total * 0, weight * 0)
+
+    def _summed(self, gradients: list[Tensor], sums: Tensor) -> Tensor:
+        """Make gradients those of all processes; the sums of all of them."""
+        if self._objective.compares:
+            sums = sums / self._accelerator.num_processes  # each of them has computed the whole
+        flat = torch.cat([sums, *(gradient.flatten() for gradient in gradients)])
+        flat = self._accelerator.reduce(flat, "sum")
+        sums, *parts = flat.split([2, *(gradient.numel() for gradient in gradients)])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+        return sums
+
+    def _not_finite(self, name: str, value: float, rows: Rows) -> TrainingError:
+        """The error for a loss or a gradient that is no number, with the first layer where that is so."""
+        state = self._state
+        kept = f"; the best epoch so far is kept in {self._path}" if state.best_epoch and self._path else ""
+        return TrainingError(
+            f"the {name} is not finite",
+            where=f"step {state.step + 1}, epoch {len(state.history) + 1}, {self._first_broken(rows)}",
+            found=value,
+            fix=f"lower the learning rate ({argument('learning_rate')}), or look for broken rows in the data{kept}",
+        )
+
+    def _first_broken(self, rows: Rows) -> str:
+        for name, tensor in self._tensors.items():
+            if not tensor.isfinite().all():
+                return f"tensor `{name}`"
+        with torch.no_grad(), self._model.observed() as calls, self._accelerator.autocast():
+            self._model.result(self._model.placed(self._data.training.inputs(rows)))
+        before = None
+        for owner, call in calls.items():
+            if not all(tensor.isfinite().all() for tensor in call.read.values()):
+                return f"between `{before}` and `{owner}`" if before else f"before `{owner}`"
+            if not call.result.isfinite().all():
+                return f"at `{owner}`"
+            before = owner
+        gradients = ((name, tensor.grad) for name, tensor in self._tensors.items() if tensor.grad is not None)
+        return f"gradient of `{next((name for name, grad in gradients if not grad.isfinite().all()), 'the loss')}`"
+
+    def _save(self) -> None:
+        if self._path is None or not self._accelerator.is_main_process:
+            return
+        moments = {name: self._optimizer.state[tensor] for name, tensor in self._tensors.items()}
+        scaler = self._accelerator.scaler
+        self._state.scaler = {} if scaler is None else scaler.state_dict()
+        self._state.weights = _copy(self._tensors)
+        self._state.first_moments = _copy({name: found["exp_avg"] for name, found in moments.items()})
+        self._state.second_moments = _copy({name: found["exp_avg_sq"] for name, found in moments.items()})
+        self._state.updates = _copy({name: found["step"] for name, found in moments.items()})
+        write_checkpoint(self._state, self._identity, self._path)
+
+    def _resume(self) -> int | None:
+        """Take up the checkpoint, if there is one; the step that it was written after."""
+        state = None if self._path is None else read_checkpoint(self._path, self._identity)
+        if state is None:
+            return None
+        self._state = state
+        _load(self._tensors, state.weights)
+        for name, tensor in self._tensors.items():
+            moments = self._optimizer.state[tensor]
+            kept = {"exp_avg": state.first_moments, "exp_avg_sq": state.second_moments, "step": state.updates}
+            _load(moments, {key: of_all[name] for key, of_all in kept.items()})
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(state.scaler)
+        return state.step
+
+
+def _results(
+    model: AdaptedModel, examples: Examples, rows: Rows, accelerator: Accelerator, cache: HiddenCache | None
+) -> Tensor:
+    """What the model computes of some rows, in float32."""
+    with accelerator.autocast(), nullcontext() if cache is None else cache.read(model, rows):
+        return model.result(model.placed(examples.inputs(rows))).float()
+
+
+@contextmanager
+def _memory(rows: Rows, examples: Examples, where: str) -> Iterator[None]:
+    """Say what to lower if memory is out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # `torch.OutOfMemoryError` is a RuntimeError; a processor has no own
+        out = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+        if not out:
+            raise
+        raise TrainingError(
+            "memory is out",
+            where=where,
+            found=f"{len(rows)} rows of up to {int(examples.lengths[rows].max())} tokens",
+            fix=f"raise {argument('gradient_accumulation')}, which gives the same result, or lower "
+            f"{argument('batch_size')}, {argument('max_tokens')} or {argument('cache_mb')}",
+        ) from error
+
+
+def _device(model: AdaptedModel) -> str:
+    return next((tensor.device.type for tensor in model.parameters()), "cpu")
+
+
+def _labels(model: AdaptedModel) -> Sequence[str]:
+    """The names of the classes; empty where there are none."""
+    head = None if model.adapter is None else model.adapter.head
+    return () if head is None else head.labels
+
+
+def _class_weights(model: AdaptedModel, examples: Examples, settings: TrainingSettings) -> Tensor | None:
+    wanted = settings.class_weights
+    return None if wanted is None else class_weights(wanted, examples.problem, _labels(model))
+
+
+def _optimizer(tensors: Collection[Tensor], settings: TrainingSettings) -> torch.optim.AdamW:
+    """AdamW over the adapter's tensors, its moments at zero; biases, norms and weights of mixes do not decay."""
+    matrices = [tensor for tensor in tensors if tensor.ndim > 1 and len(tensor) > 1]
+    others = [tensor for tensor in tensors if tensor.ndim <= 1 or len(tensor) <= 1]
+    decays = ((settings.weight_decay, matrices), (0.0, others))
+    groups = [{"params": group, "weight_decay": decay} for decay, group in decays if group]
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+    for tensor in tensors:
+        moments = {name: torch.zeros_like(tensor) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[tensor] = {"step": torch.tensor(0.0), **moments}
+    return optimizer
+
+
+def _copy(tensors: Mapping[str, Tensor]) -> Weights:
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in tensors.items()}
+
+
+def _load(tensors: Mapping[str, Tensor], weights: Weights) -> None:
+    with torch.no_grad():
+        for name, weight in weights.items():
+            tensors[name].copy_(torch.from_numpy(weight))
