@@ -41,8 +41,8 @@ PROVIDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
 }
 
-_SLOW: dict[str, tuple[str, ...]] = {"cpu": ("SkipLayerNormFusion",)}
-"""Optimizers that slow a graph down: since onnxruntime 1.28 a sum and a norm take longer in one kernel than in two."""
+_SLOW: dict[str, tuple[str, ...]] = {"cpu": ("SkipLayerNormFusion", "BiasGeluFusion")}
+"""Optimizers that slow a graph down: a sum and a norm, or a sum and a GELU, take longer in one kernel than in two."""
 
 _SPINNING = "session.intra_op.allow_spinning"
 """Threads of a session that wait for the next operation keep a processor busy, unless this is 0: where others need that

@@ -44,13 +44,14 @@ def optimized(base: OnnxBase, folder: Path) -> tuple[OnnxBase, Mapping[str, int]
 
 
 def _with_sums_apart(model: ir.Model) -> ir.Model:
-    """Take the sums out of norms again, where it is clear what a bias among them was added to.
+    """Take the sums out of norms and activations again, where it is clear what a bias among them was added to.
 
-    On a CPU the two take less time apart (since onnxruntime 1.28), and elsewhere ONNX Runtime fuses them when it loads.
+    On a CPU the two take less time apart, and elsewhere ONNX Runtime fuses them when it loads.
     """
-    for node in [node for node in model.graph.all_nodes() if is_skip_norm(node)]:
-        summands = node.inputs[:SUMMANDS]
-        own = [at for at, value in enumerate(summands) if value is not None and len(value.uses()) == 1]
+    for node in [node for node in model.graph.all_nodes() if is_skip_norm(node) or fused_bias(node) is not None]:
+        summands, own = node.inputs[:SUMMANDS], [0]
+        if is_skip_norm(node):
+            own = [at for at, value in enumerate(summands) if value is not None and len(value.uses()) == 1]
         if fused_bias(node) is not None and len(own) != 1:
             continue
         bias = take_bias(node)
@@ -59,7 +60,8 @@ def _with_sums_apart(model: ir.Model) -> ir.Model:
             biased.outputs[0].shape, biased.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
             model.graph.insert_before(node, biased)
             node.replace_input_with(own[0], biased.outputs[0])
-        open_sum(node)
+        if is_skip_norm(node):
+            open_sum(node)
     return model
 
 

@@ -55,7 +55,7 @@ _LARGEST_WEIGHT = 63
 _TINY = 1e-30
 
 _AXES_OF_MAX_OPSET = 18
-"""From this opset on, the axes of `ReduceMax` are an input."""
+"""From this opset on, the axes of `ReduceMax` and `ReduceMean` are an input."""
 
 _SMALLEST_HALF, _LARGEST_HALF = 5.96e-8, 1e4
 """Weights of float16 are kept between these. A mask of -1e4 is as good as -1e38, and two of them do not overflow."""
@@ -199,16 +199,15 @@ def _int8(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _rounded(x: str, opset: int) -> Iterator[onnx.NodeProto]:
     """Write the largest absolute value of each token of `x`, [..., 1], and `x` as integers relative to it.
 
-    `ReduceMax` of ONNX Runtime passes over NaN. The sum does not, and times 1e-30 it is below any largest value.
+    `ReduceMax` of ONNX Runtime passes over NaN. The mean does not, and is never above the largest value.
     """
     node = onnx.helper.make_node
     axes: list[str] = ["int8.axis"] if opset >= _AXES_OF_MAX_OPSET else []
     attributes: dict[str, Any] = {} if axes else {"axes": [-1]}
     yield node("Abs", [x], [f"{x}.absolute"])
     yield node("ReduceMax", [f"{x}.absolute", *axes], [f"{x}.max"], keepdims=1, **attributes)
-    yield node("ReduceSum", [f"{x}.absolute", "int8.axis"], [f"{x}.sum"], keepdims=1)
-    yield node("Mul", [f"{x}.sum", "int8.tiny"], [f"{x}.trace"])
-    yield node("Max", [f"{x}.max", f"{x}.trace", "int8.tiny"], [f"{x}.largest"])
+    yield node("ReduceMean", [f"{x}.absolute", *axes], [f"{x}.mean"], keepdims=1, **attributes)
+    yield node("Max", [f"{x}.max", f"{x}.mean", "int8.tiny"], [f"{x}.largest"])
     yield node("Div", [x, f"{x}.largest"], [f"{x}.relative"])
     yield node("QuantizeLinear", [f"{x}.relative", "int8.step", "int8.zero"], [f"{x}.int8"])
 
@@ -226,14 +225,14 @@ def _multiplied(product: onnx.NodeProto, factor: str, graph: onnx.GraphProto) ->
 
 
 def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], constants: Mapping[str, np.ndarray]) -> None:
-    """Put other nodes into a graph, with new constants and without those that nothing reads any more."""
+    """Put other nodes into a graph, with those of its constants and of new ones that they read."""
     del graph.node[:]
     graph.node.extend(nodes)
     read = set(_read(graph))
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items() if name in read)
 
 
 def _read(graph: onnx.GraphProto) -> Iterator[str]:

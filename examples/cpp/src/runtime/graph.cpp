@@ -20,8 +20,8 @@ Ort::Session opened(const std::filesystem::path& path, int threads) {
   options.SetIntraOpNumThreads(threads);
   options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
   options.AddConfigEntry("session.intra_op.allow_spinning", "0");  // threads that wait leave the processor to others
-  // since onnxruntime 1.28 a sum and a norm take longer in one kernel than in two
-  options.AddConfigEntry("optimization.disable_specified_optimizers", "SkipLayerNormFusion");
+  // a sum and a norm, or a sum and a GELU, take longer in one kernel than in two
+  options.AddConfigEntry("optimization.disable_specified_optimizers", "SkipLayerNormFusion;BiasGeluFusion");
   try {
     return Ort::Session(environment(), path.c_str(), options);
   } catch (const Ort::Exception& error) {
