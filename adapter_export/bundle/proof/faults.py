@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -20,7 +21,7 @@ from adapter_export.bundle.opened import Graph, OpenedBundle
 from adapter_export.dtypes import Weights
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.lengths import Lengths
-from adapter_export.format.manifest import AdapterRecord, GoldenRecord, Manifest
+from adapter_export.format.manifest import AdapterRecord, GoldenRecord, Manifest, SlotRecord
 from adapter_export.format.manifest_json import MANIFEST_FILE, write_manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.onnx_backend.graft.insert import result_of, site_values
@@ -108,7 +109,27 @@ class Fault:
 
     name: str
     area: Area
-    plant: Callable[[Copy], Sequence[Place] | None]
+    plant: Plant
+
+
+Plant = Callable[[Copy], Sequence[Place] | None]
+
+
+def _kinds(area: Area, plants: Mapping[str, Plant]) -> tuple[Fault, ...]:
+    return tuple(Fault(name, area, plant) for name, plant in plants.items())
+
+
+def _in_graph(change: Callable[[Copy, ir.Model], Sequence[Place] | None], flavour: str = "slots") -> Plant:
+    """Change a graph, and keep it if anything is wrong with it then."""
+
+    def plant(copy: Copy) -> Sequence[Place] | None:
+        model = copy.graph(flavour)
+        places = None if model is None else change(copy, model)
+        if model is not None and places is not None:
+            copy.keep(model, flavour)
+        return places
+
+    return plant
 
 
 # Constants of the base.
@@ -149,13 +170,8 @@ def _tables(model: ir.Model) -> list[ir.Value]:
     return sorted(found, key=lambda value: -len(_array(value)))
 
 
-def _weight(
-    change: Change, *, rank: int | None = None, square: bool = False, flavour: str = "slots"
-) -> Callable[[Copy], list[Place] | None]:
-    def plant(copy: Copy) -> list[Place] | None:
-        model = copy.graph(flavour)
-        if model is None:
-            return None
+def _weight(change: Change, *, rank: int | None = None, square: bool = False, flavour: str = "slots") -> Plant:
+    def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
         tables = _tables(model)
         able = [one for one in _constants(model, rank=rank, square=square) if one not in tables]
         for at in copy.rng.permutation(len(able)):
@@ -163,28 +179,25 @@ def _weight(
             after = change(before.copy(), copy.rng).astype(np.float32)
             if after.tobytes() != before.tobytes():  # not the zeros of a bias, which stay what they are
                 _set(able[int(at)], after)
-                copy.keep(model, flavour)
                 return [able[int(at)].name or ""]
         return None
 
-    return plant
+    return _in_graph(changed, flavour)
 
 
-def _word(change: Callable[[np.ndarray, int, int], None], nth: int = 0) -> Callable[[Copy], list[Place] | None]:
+def _word(change: Callable[[np.ndarray, int, int], None], nth: int = 0) -> Plant:
     """Change two rows of a table of words."""
 
-    def plant(copy: Copy) -> list[Place] | None:
-        model = copy.graph()
-        tables = [] if model is None else _tables(model)
-        if model is None or len(tables) <= nth or len(_array(tables[nth])) < 2:
+    def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
+        tables = _tables(model)
+        if len(tables) <= nth or len(_array(tables[nth])) < 2:
             return None
         array = _array(tables[nth])
         change(array, *map(int, copy.rng.choice(len(array), 2, replace=False)))
         _set(tables[nth], array)
-        copy.keep(model)
         return [tables[nth].name or ""]
 
-    return plant
+    return _in_graph(changed)
 
 
 def _at(array: np.ndarray, rng: np.random.Generator, change: Callable[[np.float32], np.float32]) -> np.ndarray:
@@ -207,8 +220,8 @@ def _exchanged(array: np.ndarray, axis: int, rng: np.random.Generator) -> np.nda
     return np.take(array, order, axis)
 
 
-def _row_set(array: np.ndarray, rng: np.random.Generator, value: float) -> np.ndarray:
-    array[int(rng.integers(len(array)))] = value
+def _row_of_zeros(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    array[int(rng.integers(len(array)))] = 0
     return array
 
 
@@ -221,62 +234,51 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
     return np.asarray(np.round(array / step) * step)
 
 
-def _two_constants(copy: Copy) -> list[Place] | None:
-    model = copy.graph()
+def _two_constants(copy: Copy, model: ir.Model) -> list[Place] | None:
     groups: dict[tuple[int, ...], list[ir.Value]] = {}
-    for value in [] if model is None else _constants(model):
+    for value in _constants(model):
         groups.setdefault(_array(value).shape, []).append(value)
-    pairs = [
-        (one, other)
-        for group in groups.values()
-        for at, one in enumerate(group)
-        for other in group[at + 1 :]
-        if _array(one).tobytes() != _array(other).tobytes()
-    ]
-    pair = copy.choose(pairs)
-    if model is None or pair is None:
+    pair = copy.choose(
+        [
+            (one, other)
+            for group in groups.values()
+            for one, other in combinations(group, 2)
+            if _array(one).tobytes() != _array(other).tobytes()
+        ]
+    )
+    if pair is None:
         return None
     one, other = pair
     first, second = _array(one), _array(other)
     _set(one, second)
     _set(other, first)
-    copy.keep(model)
     return [one.name or "", other.name or ""]
 
 
-def _of_norm(
-    change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
-) -> Callable[[Copy], list[Place] | None]:
-    def plant(copy: Copy) -> list[Place] | None:
-        model = copy.graph()
+def _of_norm(change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Plant:
+    def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
         norms = [
-            node
-            for node in (() if model is None else model.graph)
+            (node, own)
+            for node in model.graph
             if node.op_type == "LayerNormalization"
-            and len(node.inputs) > 2
-            and all(value is not None and value.const_value is not None for value in node.inputs[1:3])
+            and len(own := [one for one in node.inputs[1:3] if one is not None and one.const_value is not None]) == 2
         ]
-        for at in copy.rng.permutation(len(norms)) if model is not None else ():
-            weight, bias = norms[int(at)].inputs[1:3]
-            assert weight is not None
-            assert bias is not None
-            before = _array(weight), _array(bias)
+        for at in copy.rng.permutation(len(norms)):
+            node, own = norms[int(at)]
+            before = _array(own[0]), _array(own[1])
             after = [array.astype(np.float32) for array in change(*before)]
-            if all(one.tobytes() == other.tobytes() for one, other in zip(before, after, strict=True)):
-                continue
-            for value, array in zip((weight, bias), after, strict=True):
-                _set(value, array)
-            if model is not None:
-                copy.keep(model)
-            return [weight.name or "", bias.name or "", norms[int(at)].name or ""]
+            if any(one.tobytes() != other.tobytes() for one, other in zip(before, after, strict=True)):
+                for value, array in zip(own, after, strict=True):
+                    _set(value, array)
+                return [*(value.name or "" for value in own), node.name or ""]
         return None
 
-    return plant
+    return _in_graph(changed)
 
 
-_WEIGHTS: tuple[Fault, ...] = tuple(
-    Fault(name, "base weights", plant)
-    for name, plant in {
+_WEIGHTS = _kinds(
+    "base weights",
+    {
         "one weight off by one ulp": _weight(lambda a, rng: _at(a, rng, _ulp)),
         "one weight off by a thousandth": _weight(lambda a, rng: _at(a, rng, lambda n: n * np.float32(1.001))),
         "one weight of the other sign": _weight(lambda a, rng: _at(a, rng, lambda n: -n), rank=2),
@@ -289,7 +291,7 @@ _WEIGHTS: tuple[Fault, ...] = tuple(
         "a matrix upside down": _weight(lambda a, _: a[::-1], rank=2),
         "two rows of a matrix exchanged": _weight(lambda a, rng: _exchanged(a, 0, rng), rank=2),
         "two columns of a matrix exchanged": _weight(lambda a, rng: _exchanged(a, 1, rng), rank=2),
-        "a row of a matrix is zero": _weight(lambda a, rng: _row_set(a, rng, 0.0), rank=2),
+        "a row of a matrix is zero": _weight(_row_of_zeros, rank=2),
         "a matrix rounded to float16": _weight(lambda a, _: a.astype(np.float16), rank=2),
         "a matrix rounded to bfloat16": _weight(lambda a, _: _bfloat16(a), rank=2),
         "a matrix rounded to 8 bits": _weight(lambda a, _: _eight_bits(a), rank=2),
@@ -299,7 +301,7 @@ _WEIGHTS: tuple[Fault, ...] = tuple(
         "a vector off by a thousandth": _weight(lambda a, _: a + np.float32(1e-3), rank=1),
         "one weight is infinite": _weight(lambda a, rng: _at(a, rng, lambda _: np.float32(np.inf))),
         "the rows of a matrix shifted by one": _weight(lambda a, _: np.roll(a, 1, 0), rank=2),
-        "two tensors exchanged": _two_constants,
+        "two tensors exchanged": _in_graph(_two_constants),
         "weight and bias of a norm exchanged": _of_norm(lambda weight, bias: (bias, weight)),
         "the weight of a norm scaled by 1.01": _of_norm(lambda weight, bias: (weight * 1.01, bias)),
         "the bias of a norm left out": _of_norm(lambda weight, bias: (weight, bias * 0)),
@@ -311,7 +313,7 @@ _WEIGHTS: tuple[Fault, ...] = tuple(
         "the rows of two positions exchanged": _word(lambda a, one, two: a.__setitem__([one, two], a[[two, one]]), 1),
         "the table of positions shifted": _word(lambda a, *_: a.__setitem__(slice(None), np.roll(a, 1, 0)), 1),
         "a row of the third table doubled": _word(lambda a, one, _: a.__setitem__(one, a[one] * 2), 2),
-    }.items()
+    },
 )
 
 
@@ -367,25 +369,19 @@ def _number(model: ir.Model, array: np.ndarray, name: str) -> ir.Value:
     return value
 
 
-def _edit(
-    change: Callable[[ir.Model, ir.Node], bool], *types: str, flavour: str = "slots"
-) -> Callable[[Copy], list[Place] | None]:
+def _edit(change: Callable[[ir.Model, ir.Node], bool], *types: str, flavour: str = "slots") -> Plant:
     """Change one node of some types; `change` says whether it can."""
 
-    def plant(copy: Copy) -> list[Place] | None:
-        model = copy.graph(flavour)
-        if model is None:
-            return None
+    def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
         nodes = _base_nodes(model, *types)
         for at in copy.rng.permutation(len(nodes)):
             node = nodes[int(at)]
             names = [node.name or "", *(value.name or "" for value in node.outputs)]
             if change(model, node):
-                copy.keep(model, flavour)
                 return names
         return None
 
-    return plant
+    return _in_graph(changed, flavour)
 
 
 _OTHER = {"Gelu": "Tanh", "Erf": "Tanh", "Relu": "Elu", "Tanh": "Softsign", "Sigmoid": "HardSigmoid"}
@@ -427,30 +423,33 @@ def _operands(node: ir.Node) -> list[ir.Value]:
     return [value for value in node.inputs if value is not None and value.producer() is not None]
 
 
+def _is_residual(node: ir.Node) -> bool:
+    """Whether a node adds two computed values of one shape."""
+    own = _operands(node)
+    return len(own) == 2 and own[0].shape is not None and own[0].shape == own[1].shape and len(own[0].shape) >= 2
+
+
 def _identity_of(at: int) -> Callable[[ir.Model, ir.Node], bool]:
-    """Leave out a node that adds two computed values of one shape: a residual."""
+    """Leave out a residual."""
 
     def change(_: ir.Model, node: ir.Node) -> bool:
-        own = _operands(node)
-        if len(own) != 2 or own[0].shape is None or own[0].shape != own[1].shape or len(own[0].shape) < 2:
-            return False
-        node.op_type = "Identity"
-        kept = own[at]
-        node.replace_input_with(0, kept)
-        node.resize_inputs(1)
-        return True
+        return _is_residual(node) and _became_identity(node, _operands(node)[at])
 
     return change
+
+
+def _became_identity(node: ir.Node, of: ir.Value) -> bool:
+    node.op_type = "Identity"
+    node.replace_input_with(0, of)
+    node.resize_inputs(1)
+    return True
 
 
 def _without_bias(_: ir.Model, node: ir.Node) -> bool:
     own = _operands(node)
     if len(own) != 1 or len(node.inputs) != 2 or not any(v is not None and v.is_initializer() for v in node.inputs):
         return False
-    node.op_type = "Identity"
-    node.replace_input_with(0, own[0])
-    node.resize_inputs(1)
-    return True
+    return _became_identity(node, own[0])
 
 
 def _skipped(_: ir.Model, node: ir.Node) -> bool:
@@ -462,10 +461,9 @@ def _skipped(_: ir.Model, node: ir.Node) -> bool:
 
 def _twice(model: ir.Model, node: ir.Node) -> bool:
     """Add a residual twice."""
-    own = _operands(node)
-    if len(own) != 2 or own[0].shape is None or own[0].shape != own[1].shape or len(own[0].shape) < 2:
+    if not _is_residual(node):
         return False
-    _instead(node.outputs[0], ir.Node("", "Add", [node.outputs[0], own[0]]), model)
+    _instead(node.outputs[0], ir.Node("", "Add", [node.outputs[0], _operands(node)[0]]), model)
     return True
 
 
@@ -478,8 +476,7 @@ def _to_sub(_: ir.Model, node: ir.Node) -> bool:
 
 def _scaled(factor: float) -> Callable[[ir.Model, ir.Node], bool]:
     def change(model: ir.Model, node: ir.Node) -> bool:
-        value = node.outputs[0]
-        _instead(value, ir.Node("", "Mul", [value, _number(model, np.array(factor, np.float32), "factor")]), model)
+        _instead(node.outputs[0], _times(factor)(model, node.outputs[0]), model)
         return True
 
     return change
@@ -514,23 +511,19 @@ def _number_of_attention(model: ir.Model, node: ir.Node) -> bool:
     return True
 
 
-def _mask(change: Callable[[ir.Model, ir.Value], ir.Node], role: str = "mask") -> Callable[[Copy], list[Place] | None]:
+def _mask(change: Callable[[ir.Model, ir.Value], ir.Node], role: str = "mask") -> Plant:
     """Change what the base makes of its mask, or of its ids."""
 
-    def plant(copy: Copy) -> list[Place] | None:
-        model = copy.graph()
+    def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
         names = [one.name for one in copy.manifest.inputs if one.role == role and one.dtype in ("int64", "int32")]
-        if model is None:
+        value = next((value for value in model.graph.inputs if value.name in names and value.uses()), None)
+        if value is None:
             return None
-        values = [value for value in model.graph.inputs if value.name in names and value.uses()]
-        if not values:
-            return None
-        readers = [node.name or "" for node, _ in values[0].uses()]
-        _instead(values[0], change(model, values[0]), model)
-        copy.keep(model)
-        return [values[0].name or "", *readers]
+        readers = [node.name or "" for node, _ in value.uses()]
+        _instead(value, change(model, value), model)
+        return [value.name or "", *readers]
 
-    return plant
+    return _in_graph(changed)
 
 
 def _long_masked(model: ir.Model, value: ir.Value) -> ir.Node:
@@ -550,9 +543,9 @@ def _int(model: ir.Model, value: ir.Value, number: int, name: str) -> ir.Value:
     return _number(model, np.array(number, dtype), name)
 
 
-_NODES: tuple[Fault, ...] = tuple(
-    Fault(name, "base nodes", plant)
-    for name, plant in {
+_NODES = _kinds(
+    "base nodes",
+    {
         "another activation": _edit(_other_activation, *_OTHER),
         "another approximation of GELU": _edit(_approximate, "Gelu"),
         "an activation left out": _edit(_skipped, *_OTHER),
@@ -576,51 +569,42 @@ _NODES: tuple[Fault, ...] = tuple(
         "each word read as that of half its number": _mask(
             lambda m, v: ir.Node("", "Div", [v, _int(m, v, 2, "two")]), "ids"
         ),
-    }.items()
+    },
 )
 
 
 # Faults of some shapes: a factor on an output of the base, 1 where the shape is another.
 
 
-def _of_shape(condition: str) -> Callable[[Copy], list[Place] | None]:
-    """`condition` is one of those of `_condition`."""
+def _of_shape(condition: str) -> Plant:
+    """`condition` is one of those of `_off_where`."""
 
-    def plant(copy: Copy) -> list[Place] | None:
-        model = copy.graph()
+    def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
         record = next((one for one in copy.manifest.inputs if one.role in ("ids", "mask") and len(one.axes) == 2), None)
         outputs = {one.name for one in copy.manifest.base_outputs if one.dtype == "float32"}
         mask = next((one.name for one in copy.manifest.inputs if one.role == "mask" and len(one.axes) == 2), None)
-        if model is None or record is None or not outputs or (condition == "left" and mask is None):
+        if record is None or not outputs or (condition == "left" and mask is None):
             return None
         axis = record.axes[0 if condition in _OF_ROWS else 1]
         if not isinstance(axis, str):  # of one length
             return None
         value = next(one for one in model.graph.outputs if one.name in outputs)
         source = next(one for one in model.graph.inputs if one.name == (mask if condition == "left" else record.name))
-        nodes, off = _condition(model, source, condition)
-        factor = ir.Node("", "Add", [off, _number(model, np.array(1, np.float32), "whole")])
-        product = ir.Node("", "Mul", [value, factor.outputs[0]])
         producer = value.producer()
-        _instead(value, product, model)
-        for node in (*nodes, factor):
-            model.graph.insert_before(product, node)
-        copy.keep(model)
+        _off_where(model, value, source, condition)
         smallest = {"even": 2, "long": 65, "rows": 4, "one": 1, "alone": 1}.get(condition)
-        return [
-            "padded_left" if smallest is None else f"{axis}{smallest}",
-            *([] if producer is None else [producer.name or ""]),
-        ]
+        place = "padded_left" if smallest is None else f"{axis}{smallest}"
+        return [place, *([] if producer is None else [producer.name or ""])]
 
-    return plant
+    return _in_graph(changed)
 
 
 _OF_ROWS = ("rows", "alone")
 """Conditions on the number of rows of a batch, not of tokens."""
 
 
-def _condition(model: ir.Model, source: ir.Value, condition: str) -> tuple[list[ir.Node], ir.Value]:
-    """Nodes that give 0.01 where a condition holds, else 0."""
+def _off_where(model: ir.Model, old: ir.Value, source: ir.Value, condition: str) -> None:
+    """Let a value be off by 1 % where a condition on a source holds."""
 
     def number(value: object, name: str, dtype: type = np.int64) -> ir.Value:
         return _number(model, np.array(value, dtype), name)
@@ -641,14 +625,17 @@ def _condition(model: ir.Model, source: ir.Value, condition: str) -> tuple[list[
             nodes.append(ir.Node("", "Equal", [size.outputs[0], number(1, "one")]))
         else:
             nodes.append(ir.Node("", "Greater", [size.outputs[0], number(3 if condition == "rows" else 64, "most")]))
-    number_of = ir.Node("", "Cast", [nodes[-1].outputs[0]], [ir.AttrInt64("to", ir.DataType.FLOAT)])
-    part = ir.Node("", "Mul", [number_of.outputs[0], number(0.01, "part", np.float32)])
-    return [*nodes, number_of, part], part.outputs[0]
+    nodes.append(ir.Node("", "Cast", [nodes[-1].outputs[0]], [ir.AttrInt64("to", ir.DataType.FLOAT)]))
+    nodes.append(ir.Node("", "Mul", [nodes[-1].outputs[0], number(0.01, "part", np.float32)]))
+    nodes.append(ir.Node("", "Add", [nodes[-1].outputs[0], number(1, "whole", np.float32)]))
+    product = ir.Node("", "Mul", [old, nodes[-1].outputs[0]])
+    _instead(old, product, model)
+    model.graph.insert_before(product, nodes)
 
 
-_SHAPES: tuple[Fault, ...] = tuple(
-    Fault(name, "shapes", plant)
-    for name, plant in {
+_SHAPES = _kinds(
+    "shapes",
+    {
         "even lengths off by 1 %": _of_shape("even"),
         "more than 64 tokens off by 1 %": _of_shape("long"),
         "single tokens off by 1 %": _of_shape("one"),
@@ -656,20 +643,18 @@ _SHAPES: tuple[Fault, ...] = tuple(
         "batches of one off by 1 %": _of_shape("alone"),
         "padding on the left off by 1 %": _of_shape("left"),
         "tokens behind the 65th masked": _mask(_long_masked),
-    }.items()
+    },
 )
 
 
 # Sites and slots in the graph.
 
 
-def _skip_site(copy: Copy) -> list[Place] | None:
-    model = copy.graph()
-    if model is None:
-        return None
+def _skip_site(copy: Copy, model: ir.Model) -> list[Place] | None:
     shown = site_values(model)
-    acting = [(site, at) for site, values in shown.items() for at in ("h", "u", "y") if result_of(at) in values]
-    chosen = copy.choose(acting)
+    chosen = copy.choose(
+        [(site, at) for site, values in shown.items() for at in ("h", "u", "y") if result_of(at) in values]
+    )
     if chosen is None:
         return None
     site, at = chosen
@@ -678,51 +663,44 @@ def _skip_site(copy: Copy) -> list[Place] | None:
     old, kept = values[shown[site][result_of(at)]], values[shown[site][at]]
     for node, index in list(old.uses()):
         node.replace_input_with(index, kept)
-    if old.is_graph_output():
-        return None
-    copy.keep(model)
-    return [site]
+    return None if old.is_graph_output() else [site]
 
 
-def _slot_groups(copy: Copy, *, sites: bool) -> list[tuple[str, str]]:
-    """Pairs of slots of one shape and purpose, at two sites or within one site."""
-    slots, found = copy.manifest.slots, []
-    for at, one in enumerate(slots):
-        for other in slots[at + 1 :]:
-            alike = one.axes == other.axes and one.neutral == other.neutral
-            if alike and (one.site != other.site if sites else one.site == other.site):
-                found.append((one.name, other.name))
-    return found
+def _alike_slots(copy: Copy) -> list[tuple[SlotRecord, SlotRecord]]:
+    """Pairs of slots of one shape and purpose, at two sites."""
+    return [
+        (one, other)
+        for one, other in combinations(copy.manifest.slots, 2)
+        if one.axes == other.axes and one.neutral == other.neutral and one.site != other.site
+    ]
 
 
-def _exchange_slots(copy: Copy) -> list[Place] | None:
-    model, pair = copy.graph(), copy.choose(_slot_groups(copy, sites=True))
-    if model is None or pair is None:
+def _exchange_slots(copy: Copy, model: ir.Model) -> list[Place] | None:
+    pair = copy.choose(_alike_slots(copy))
+    if pair is None:
         return None
     values = {value.name: value for value in model.graph.inputs}
-    one, other = values[pair[0]], values[pair[1]]
+    one, other = (values[slot.name] for slot in pair)
     first, second = list(one.uses()), list(other.uses())
     for node, index in first:
         node.replace_input_with(index, other)
     for node, index in second:
         node.replace_input_with(index, one)
-    copy.keep(model)
-    return [*pair, *(slot.site for slot in copy.manifest.slots if slot.name in pair)]
+    return [*(slot.name for slot in pair), *(slot.site for slot in pair)]
 
 
-def _slot_value(change: Callable[[ir.Model, ir.Value], ir.Node | None]) -> Callable[[Copy], list[Place] | None]:
-    def plant(copy: Copy) -> list[Place] | None:
-        model, slot = copy.graph(), copy.choose(_busy_slots(copy))
-        if model is None or slot is None:
+def _slot_value(change: Callable[[ir.Model, ir.Value], ir.Node | None]) -> Plant:
+    def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
+        slot = copy.choose(_busy_slots(copy))
+        if slot is None:
             return None
         value = next(one for one in model.graph.inputs if one.name == slot)
         node = change(model, value)
         if node is not None:
             _instead(value, node, model)
-        copy.keep(model)
         return [slot, next(one.site for one in copy.manifest.slots if one.name == slot)]
 
-    return plant
+    return _in_graph(changed)
 
 
 def _busy_slots(copy: Copy) -> list[str]:
@@ -741,72 +719,56 @@ def _default(_: ir.Model, value: ir.Value) -> None:
     _set(value, _array(value) + np.float32(1e-3))
 
 
-def _ignored(model: ir.Model, value: ir.Value) -> ir.Node:
-    return ir.Node("", "Mul", [value, _number(model, np.array(0, np.float32), "nothing")])
-
-
-def _by_a_thousandth(model: ir.Model, value: ir.Value) -> ir.Node:
-    return ir.Node("", "Mul", [value, _number(model, np.array(1.001, np.float32), "thousandth")])
+def _times(factor: float) -> Callable[[ir.Model, ir.Value], ir.Node]:
+    return lambda model, value: ir.Node("", "Mul", [value, _number(model, np.array(factor, np.float32), "factor")])
 
 
 _ACTIVATIONS = (*_OTHER, "LeakyRelu", "Elu", "Softplus", "HardSwish", "Mish")
 
 
-def _in_site(change: Callable[[ir.Model, ir.Node], bool], *types: str) -> Callable[[Copy], list[Place] | None]:
+def _in_site(change: Callable[[ir.Model, ir.Node], bool], *types: str) -> Plant:
     """Change one node of some types that is an adapter's own, not a head's."""
 
-    def plant(copy: Copy) -> list[Place] | None:
-        model = copy.graph()
+    def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
         sites = {slot.site for slot in copy.manifest.slots} - {"head", "shared"}
         own = [
-            node
-            for node in (() if model is None else model.graph)
-            if node.op_type in types and node.metadata_props.get(NODE_SITE_KEY) in sites
+            node for node in model.graph if node.op_type in types and node.metadata_props.get(NODE_SITE_KEY) in sites
         ]
-        for at in copy.rng.permutation(len(own)) if model is not None else ():
+        for at in copy.rng.permutation(len(own)):
             node = own[int(at)]
             site = node.metadata_props[NODE_SITE_KEY]
-            if model is not None and change(model, node):
-                copy.keep(model)
+            if change(model, node):
                 return [site, node.outputs[0].name or ""]
         return None
 
-    return plant
+    return _in_graph(changed)
 
 
 def _at_even_lengths(model: ir.Model, node: ir.Node) -> bool:
     """Let a node be off where its result [batch, tokens, width] has an even number of tokens."""
-    value = node.outputs[0]
-    nodes, off = _condition(model, value, "even")
-    factor = ir.Node("", "Add", [off, _number(model, np.array(1, np.float32), "whole")])
-    product = ir.Node("", "Mul", [value, factor.outputs[0]])
-    _instead(value, product, model)
-    for each in (*nodes, factor):
-        model.graph.insert_before(product, each)
+    _off_where(model, node.outputs[0], node.outputs[0], "even")
     return True
 
 
-_SITES: tuple[Fault, ...] = tuple(
-    Fault(name, "sites", plant)
-    for name, plant in {
-        "a site left out": _skip_site,
-        "the slots of two sites exchanged": _exchange_slots,
-        "a slot ignored": _slot_value(_ignored),
-        "a slot scaled by 1.001": _slot_value(_by_a_thousandth),
+_SITES = _kinds(
+    "sites",
+    {
+        "a site left out": _in_graph(_skip_site),
+        "the slots of two sites exchanged": _in_graph(_exchange_slots),
+        "a slot ignored": _slot_value(_times(0)),
+        "a slot scaled by 1.001": _slot_value(_times(1.001)),
         "a default that is not neutral": _slot_value(_default),
         "an activation left out in an adapter": _in_site(_skipped, *_ACTIVATIONS),
         "an activation off by 1 % at even lengths in an adapter": _in_site(_at_even_lengths, *_ACTIVATIONS),
         "a product scaled by 1.001 in an adapter": _in_site(_scaled(1.001), "MatMul", "Gemm"),
-    }.items()
+    },
 )
 
 
 # Files of adapters.
 
 
-def _filled(
-    change: Change, *, rank: int | None = None, head: bool = False, files: Sequence[str] = FILES
-) -> Callable[[Copy], list[Place] | None]:
+def _filled(change: Change, *, rank: int | None = None, head: bool = False, files: Sequence[str] = FILES) -> Plant:
     """Change one tensor of one adapter."""
 
     def plant(copy: Copy) -> list[Place] | None:
@@ -833,7 +795,7 @@ def _filled(
     return plant
 
 
-def _crossed(*kinds: str) -> Callable[[Copy], list[Place] | None]:
+def _crossed(*kinds: str) -> Plant:
     """Exchange the files of two adapters."""
 
     def plant(copy: Copy) -> list[Place] | None:
@@ -875,17 +837,13 @@ def _two_sites(copy: Copy) -> list[Place] | None:
     if record is None:
         return None
     tensors = read_tensors(copy.folder / record.safetensors)
-    able = [
-        (one, other)
-        for one, other in _slot_groups(copy, sites=True)
-        if tensors[one].shape == tensors[other].shape and (tensors[one] != tensors[other]).any()
-    ]
-    pair = copy.choose(able)
-    if pair is None:
+    alike = [(one, other, tensors[one.name], tensors[other.name]) for one, other in _alike_slots(copy)]
+    chosen = copy.choose([each for each in alike if each[2].shape == each[3].shape and (each[2] != each[3]).any()])
+    if chosen is None:
         return None
-    one, other = pair
-    copy.fill(record.name, {**tensors, one: tensors[other], other: tensors[one]})
-    return [*pair, *(slot.site for slot in copy.manifest.slots if slot.name in pair)]
+    one, other, first, second = chosen
+    copy.fill(record.name, {**tensors, one.name: second, other.name: first})
+    return [one.name, other.name, one.site, other.site]
 
 
 def _slot_missing(copy: Copy) -> list[Place] | None:
@@ -930,9 +888,9 @@ def _everything_of_an_adapter(copy: Copy) -> list[Place] | None:
     return [name]
 
 
-_ADAPTERS: tuple[Fault, ...] = tuple(
-    Fault(name, "adapters", plant)
-    for name, plant in {
+_ADAPTERS = _kinds(
+    "adapters",
+    {
         "one number of an adapter off by an ulp": _filled(lambda a, rng: _at(a, rng, _ulp)),
         "one number of an adapter off by a thousandth": _filled(
             lambda a, rng: _at(a, rng, lambda n: n * np.float32(1.001))
@@ -956,21 +914,20 @@ _ADAPTERS: tuple[Fault, ...] = tuple(
         "the tensors of two sites exchanged in an adapter": _two_sites,
         "a tensor missing from an adapter": _slot_missing,
         "an adapter with its source and golden vectors": _everything_of_an_adapter,
-    }.items()
+    },
 )
 
 
 # The bank, and the graph whose slots must be fed.
 
 
-def _held(change: Callable[[np.ndarray, Sequence[int]], None]) -> Callable[[Copy], list[Place] | None]:
+def _held(change: Callable[[np.ndarray, Sequence[int]], None]) -> Plant:
     """Change the rows of a tensor of the bank that hold two adapters."""
 
-    def plant(copy: Copy) -> list[Place] | None:
-        model, bank = copy.graph("bank"), copy.manifest.bank
-        if model is None or bank is None or len(bank.rows) < 3:
+    def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
+        bank, held = copy.manifest.bank, model.graph.initializers
+        if bank is None or len(bank.rows) < 3:
             return None
-        held = model.graph.initializers
         able = [one.name for one in bank.tensors if one.slot is not None and _array(held[one.name]).any()]
         for at in copy.rng.permutation(len(able)):
             array = _array(held[able[int(at)]])
@@ -981,50 +938,48 @@ def _held(change: Callable[[np.ndarray, Sequence[int]], None]) -> Callable[[Copy
             change(array, busy)
             if array.tobytes() != before:
                 _set(held[able[int(at)]], array)
-                copy.keep(model, "bank")
                 return [able[int(at)], *(bank.rows[row] or "base" for row in busy[:2])]
         return None
 
-    return plant
+    return _in_graph(changed, "bank")
 
 
-def _one_row_for_all(copy: Copy) -> list[Place] | None:
-    model, bank = copy.graph("bank"), copy.manifest.bank
-    if model is None or bank is None:
+def _one_row_for_all(copy: Copy, model: ir.Model) -> list[Place] | None:
+    bank = copy.manifest.bank
+    if bank is None:
         return None
     value = next(one for one in model.graph.inputs if one.name == bank.ids)
     _instead(value, ir.Node("", "Mul", [value, _number(model, np.array(0, np.int64), "zero")]), model)
-    copy.keep(model, "bank")
     return [bank.ids]
 
 
-def _unsaid_row_for_all(copy: Copy) -> list[Place] | None:
-    found = _one_row_for_all(copy) if copy.manifest.batch_invariant else None
+def _unsaid_row_for_all(copy: Copy) -> Sequence[Place] | None:
+    found = _in_graph(_one_row_for_all, "bank")(copy) if copy.manifest.batch_invariant else None
     if found is not None:
         copy.claim(replace(copy.manifest, batch_invariant=False))
     return found
 
 
-_BANK: tuple[Fault, ...] = tuple(
-    Fault(name, "bank", plant)
-    for name, plant in {
+_BANK = _kinds(
+    "bank",
+    {
         "two rows of the bank exchanged": _held(lambda a, rows: a.__setitem__(list(rows[:2]), a[list(rows[1::-1])])),
         "a row of the bank off by a thousandth": _held(lambda a, rows: a.__setitem__(rows[0], a[rows[0]] * 1.001)),
         "a row of the bank of zeros": _held(lambda a, rows: a.__setitem__(rows[0], 0)),
         "the row of the base is an adapter's": _held(lambda a, rows: a.__setitem__(0, a[rows[0]])),
-        "one row for all": _one_row_for_all,
+        "one row for all": _in_graph(_one_row_for_all, "bank"),
         "one row for all, and rows said to influence each other": _unsaid_row_for_all,
         "a weight of the base off in the bank": _weight(lambda a, _: a * np.float32(1.001), rank=2, flavour="bank"),
         "a product scaled by 1.01 in the bank": _edit(_scaled(1.01), "MatMul", "Gemm", flavour="bank"),
-    }.items()
+    },
 )
-_INPUTS: tuple[Fault, ...] = tuple(
-    Fault(name, "inputs graph", plant)
-    for name, plant in {
+_INPUTS = _kinds(
+    "inputs graph",
+    {
         "a weight of the base off in `inputs`": _weight(lambda a, _: a * np.float32(1.001), rank=2, flavour="inputs"),
         "a product scaled by 1.01 in `inputs`": _edit(_scaled(1.01), "MatMul", "Gemm", flavour="inputs"),
         "another activation in `inputs`": _edit(_other_activation, *_OTHER, flavour="inputs"),
-    }.items()
+    },
 )
 
 
@@ -1033,7 +988,7 @@ _INPUTS: tuple[Fault, ...] = tuple(
 
 def _said(
     change: Callable[[Copy, Manifest], tuple[Manifest, Sequence[Place]] | None],
-) -> Callable[[Copy], Sequence[Place] | None]:
+) -> Plant:
     def plant(copy: Copy) -> Sequence[Place] | None:
         found = change(copy, copy.manifest)
         if found is None or found[0] == copy.manifest:
@@ -1095,7 +1050,7 @@ def _shorter(_: Copy, manifest: Manifest) -> tuple[Manifest, Sequence[Place]] | 
     return (replace(manifest, lengths={**manifest.lengths, **known}), list(known)) if known else None
 
 
-def _golden(change: Callable[[Weights, Copy], None]) -> Callable[[Copy], Sequence[Place] | None]:
+def _golden(change: Callable[[Weights, Copy], None]) -> Plant:
     def plant(copy: Copy) -> Sequence[Place] | None:
         path = copy.change(copy.manifest.golden.path)
         tensors = {name: value.copy() for name, value in read_tensors(path).items()}
@@ -1125,9 +1080,9 @@ def _other_ids(tensors: Weights, _: Copy) -> None:
             tensors[name] = tensors[name][::-1].copy() + np.float32(0.1)
 
 
-_MANIFEST: tuple[Fault, ...] = tuple(
-    Fault(name, "manifest", plant)
-    for name, plant in {
+_MANIFEST = _kinds(
+    "manifest",
+    {
         "golden allowances times 1000": _said(
             lambda _, m: (replace(m, golden=_wide(m.golden)), ["golden", "allowance", m.golden.path])
         ),
@@ -1171,14 +1126,14 @@ _MANIFEST: tuple[Fault, ...] = tuple(
                 [one.name for one in m.inputs if one.limit],
             )
         ),
-    }.items()
+    },
 )
 
 
 # Texts.
 
 
-def _tokenizer(change: Callable[[dict[str, object], Copy], bool]) -> Callable[[Copy], Sequence[Place] | None]:
+def _tokenizer(change: Callable[[dict[str, object], Copy], bool]) -> Plant:
     def plant(copy: Copy) -> Sequence[Place] | None:
         record = copy.manifest.text
         if record is None:
@@ -1217,14 +1172,14 @@ def _without(key: str) -> Callable[[dict[str, object], Copy], bool]:
     return change
 
 
-_TEXTS: tuple[Fault, ...] = tuple(
-    Fault(name, "texts", _tokenizer(change))
-    for name, change in {
-        "two words of the tokenizer exchanged": _two_words,
-        "a tokenizer that keeps capitals": _letters,
-        "a tokenizer without special tokens": _without("post_processor"),
-        "a tokenizer without normalisation": _without("normalizer"),
-    }.items()
+_TEXTS = _kinds(
+    "texts",
+    {
+        "two words of the tokenizer exchanged": _tokenizer(_two_words),
+        "a tokenizer that keeps capitals": _tokenizer(_letters),
+        "a tokenizer without special tokens": _tokenizer(_without("post_processor")),
+        "a tokenizer without normalisation": _tokenizer(_without("normalizer")),
+    },
 )
 
 FAULTS: tuple[Fault, ...] = (
