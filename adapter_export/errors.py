@@ -105,12 +105,11 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        one if one.isprintable() or one in f"\n\t{_JOINERS}{_PYTHON}{_SHELL}{_END}" else _escaped(one) for one in text
+        one
+        if one.isprintable() or one in f"\n\t{_JOINERS}{_PYTHON}{_SHELL}{_END}"
+        else one.encode("unicode_escape").decode("ascii")
+        for one in text
     )
-
-
-def _escaped(sign: str) -> str:
-    return sign.encode("unicode_escape").decode("ascii")
 
 
 FACTS = ("what", "where", "found", "expected", "fix")
@@ -337,13 +336,7 @@ class HashError(FormatError):
         expected: str,
         fix: str = "take the file from its source again",
     ) -> None:
-        super().__init__(
-            what,
-            where=path,
-            found=f"sha256 {found[:12]}…",
-            expected=f"sha256 {expected[:12]}…",
-            fix=fix,
-        )
+        super().__init__(what, where=path, found=f"sha256 {found[:12]}…", expected=f"sha256 {expected[:12]}…", fix=fix)
 
 
 class TensorError(FormatError):

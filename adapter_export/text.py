@@ -79,6 +79,27 @@ _LONG, _WINDOW = "A b c, d. 1 2 3! " * 20, 64
 """A text that is cut into windows, and the tokens of one."""
 
 
+def read_tokenizer(path: Path) -> str:
+    """Return the text of a `tokenizer.json`, or of the one in a folder, as one that can be opened.
+
+    Raises:
+        FileError: there is none, or it cannot be read.
+        BaseModelError: the tokenizers library cannot read it.
+    """
+    path = path / TOKENIZER_FILE if path.is_dir() else path
+    try:
+        text = read_text(path)
+    except InputError as error:
+        raise FileError(
+            f"no tokenizer can be read ({error.what})",
+            where=path,
+            expected="a `tokenizer.json` of the tokenizers library",
+            fix="save one with `tokenizer.save_pretrained(folder)`",
+        ) from error
+    try_tokenizer(text)
+    return text
+
+
 def try_tokenizer(text: str) -> None:
     """Read a `tokenizer.json` of others in a child process, and make tokens with it there; once for each text.
 
@@ -213,18 +234,7 @@ class Tokenizer:
             FileError: there is none, or it cannot be read.
             BaseModelError, MissingExtraError: as `from_json`.
         """
-        file = Path(path) / TOKENIZER_FILE
-        try:
-            text = read_text(file)
-        except InputError as error:
-            raise FileError(
-                f"no tokenizer can be read ({error.what})",
-                where=file,
-                expected="a `tokenizer.json` of the tokenizers library",
-                fix="save one with `tokenizer.save_pretrained(folder)`",
-            ) from error
-        try_tokenizer(text)
-        return cls.from_json(text, max_tokens, fit)
+        return cls.from_json(read_tokenizer(Path(path) / TOKENIZER_FILE), max_tokens, fit)
 
     def encode(
         self, texts: Sequence[Text], *, limits: Sequence[int | None] = (), sides: Sequence[Side] = ()

@@ -20,14 +20,7 @@ from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.rounded import rounded
 from adapter_export.bundle.texts import TextMaker
-from adapter_export.bundle.write import (
-    FLAVOURS,
-    BundleWriter,
-    check_bases,
-    check_names,
-    check_texts,
-    model_version,
-)
+from adapter_export.bundle.write import FLAVOURS, BundleWriter, check_bases, check_names, check_texts, model_version
 from adapter_export.dtypes import AdapterPrecision
 from adapter_export.errors import AdapterError, BaseModelError, UsageError, argument
 from adapter_export.format.axes import narrowed

@@ -15,14 +15,7 @@ from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.bundle.rounded import rounded
 from adapter_export.bundle.texts import TextMaker
-from adapter_export.bundle.write import (
-    BANK_FILE,
-    BundleWriter,
-    check_bases,
-    check_names,
-    check_texts,
-    model_version_of,
-)
+from adapter_export.bundle.write import BANK_FILE, BundleWriter, check_bases, check_names, check_texts, model_version_of
 from adapter_export.dtypes import AdapterPrecision
 from adapter_export.errors import AdapterError, BaseModelError, FileError, argument, command
 from adapter_export.format.files import changed_folder

@@ -399,7 +399,11 @@ def answer_faults(found: Any, expected: Any, absolute: float, *, decided: bool, 
         for key, value in expected.items():
             inner = f"{where}.{key}" if where else key
             yield from answer_faults(found[key], value, absolute, decided=decided, where=inner)
-    elif isinstance(expected, list) and isinstance(found, list) and not _are_labels([*found, *expected]):
+    elif (
+        isinstance(expected, list)
+        and isinstance(found, list)
+        and not any(isinstance(one, str) for one in (*found, *expected))
+    ):
         if len(found) != len(expected):
             yield f"`{where}` has {len(found)} values, expected {len(expected)}"
             return
@@ -410,10 +414,6 @@ def answer_faults(found: Any, expected: Any, absolute: float, *, decided: bool, 
             yield f"{told}, allowed {absolute:.1e}"
     elif decided and found != expected:
         yield told
-
-
-def _are_labels(values: Sequence[Any]) -> bool:
-    return any(isinstance(one, str) for one in values)
 
 
 def _short(value: object) -> str:

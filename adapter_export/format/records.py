@@ -112,12 +112,10 @@ Text = Annotated[str, NotEmpty()]
 Sha256 = Annotated[str, Pattern("sha256", "[0-9a-f]{64}", "64 lower-case hexadecimal digits")]
 SEMVER = Pattern("version", r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})", "major.minor.patch")
 Name = Annotated[
-    str,
-    Pattern("name", "[A-Za-z0-9_][A-Za-z0-9_.-]*", "letters, digits, `_`, `.`, `-`, a letter, digit or `_` first"),
+    str, Pattern("name", "[A-Za-z0-9_][A-Za-z0-9_.-]*", "letters, digits, `_`, `.`, `-`, a letter, digit or `_` first")
 ]
 FileName = Annotated[
-    str,
-    Pattern("fileName", "[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, `.`, `_`, `-`, a letter or digit first"),
+    str, Pattern("fileName", "[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, `.`, `_`, `-`, a letter or digit first")
 ]
 _PART = r"(?!\.{1,2}(/|$))[^\u0000-\u001f\u007f/\\:]+"
 RelativePath = Annotated[

@@ -81,7 +81,11 @@ class Hub:
             if is_offline():
                 self._snapshot = Path(snapshot_download(name, revision=revision, local_files_only=True))
                 self._commit = self._snapshot.name
-                rows = [_row(self._snapshot, path) for path in self._snapshot.rglob("*") if path.is_file()]
+                rows = [
+                    {"path": path.relative_to(self._snapshot).as_posix(), "size": path.stat().st_size, "digest": None}
+                    for path in self._snapshot.rglob("*")
+                    if path.is_file()
+                ]
             else:
                 info = self._api.model_info(name, revision=revision, files_metadata=True)
                 self._commit = str(info.sha)
@@ -110,10 +114,7 @@ class Hub:
         with TemporaryDirectory(dir=folder, prefix=".") as beside:  # the library keeps notes of its own there
             with self._asked():
                 path = self._api.hf_hub_download(
-                    self.reference.repository,
-                    file.path,
-                    revision=self._commit,
-                    local_dir=beside,
+                    self.reference.repository, file.path, revision=self._commit, local_dir=beside
                 )
             got = Path(beside, "got")
             found, size = copy_hashed(Path(path), got, file.size + 1), got.stat().st_size
@@ -220,7 +221,3 @@ _TOKEN = "log in with `hf auth login`, or set `HF_TOKEN`"
 def _said(error: Exception) -> str:
     said = error.server_message if isinstance(error, HfHubHTTPError) else None
     return visible(said or reason(error)).rstrip(".")
-
-
-def _row(folder: Path, path: Path) -> dict[str, object]:
-    return {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "digest": None}

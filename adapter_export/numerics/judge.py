@@ -18,6 +18,7 @@ from sklearn import metrics as sk
 from sklearn.neighbors import NearestNeighbors
 
 from adapter_export.errors import DataError
+from adapter_export.graph.tasks import Learnt
 
 Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -205,6 +206,26 @@ def judge_choices(scores: Sequence[Floats], right: Indices) -> Judged:
         certainty=(np.array([sure(one) for one in scores]), answered == right),
         each={"accuracy": (answered == right).astype(np.float64)},
     )
+
+
+_METRICS: Mapping[Learnt, tuple[Metric, ...]] = {
+    "single_label": CLASSES,
+    "multi_label": LABEL_SETS,
+    "multiple_choice": CHOICES,
+    "token": TAGS,
+    "span": SPANS,
+    "regression": NUMBERS,
+    "embedding": NEIGHBOURS,
+    "ranking": RANKINGS,
+    "causal_lm": TOKENS,
+}
+
+
+def metrics_of(problem: Learnt, labels: Sequence[str] = (), *, compared: bool = False) -> tuple[Metric, ...]:
+    """Return the metrics of a problem type, the one that counts most first; `compared` are pairs, by their vectors."""
+    if compared:
+        return SIMILARITIES
+    return ENTITIES if problem == "token" and has_entities(labels) else _METRICS[problem]
 
 
 def has_entities(labels: Sequence[str]) -> bool:

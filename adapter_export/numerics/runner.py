@@ -98,12 +98,7 @@ class Runner(Protocol):
         """
 
     def node_values(
-        self,
-        inputs: Mapping[str, np.ndarray],
-        adapter: Adapter | None,
-        names: Collection[str],
-        *,
-        exactly: bool = True,
+        self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None, names: Collection[str], *, exactly: bool = True
     ) -> Iterator[NodeValue]:
         """The values of these names one after the other, in the order of evaluation; those that it lacks are left out.
 

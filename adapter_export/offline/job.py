@@ -311,11 +311,7 @@ def _answers(job: Job, reader: TextReader, rows: Sequence[Text]) -> Iterator[dic
         with within(row.where):  # a row of an adapter that answers nothing
             reader.session.answering(name)
     read = reader.read(
-        [row.text for row in rows],
-        adapters=names,
-        long=job.long,
-        stride=job.stride,
-        places=[row.where for row in rows],
+        [row.text for row in rows], adapters=names, long=job.long, stride=job.stride, places=[row.where for row in rows]
     )
     found = answer_all(reader, read, None, job.allow_mixed_rows, job.token_budget, None)
     for row, one, answer in zip(rows, read, found, strict=True):

@@ -13,20 +13,8 @@ from adapter_export.format.labelled import LabelledFile, LabelledRow, some
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.tasks import Task
 from adapter_export.numerics.judge import (
-    CHOICES,
-    CLASSES,
-    ENTITIES,
-    LABEL_SETS,
-    NEIGHBOURS,
-    NUMBERS,
-    RANKINGS,
-    SIMILARITIES,
-    SPANS,
-    TAGS,
     Indices,
     Judged,
-    Metric,
-    has_entities,
     judge_choices,
     judge_classes,
     judge_label_sets,
@@ -157,13 +145,7 @@ def by_bundle(asked: Asked, reader: Reader, adapter: str, step: OnTexts) -> Resu
 
 
 def by_model(
-    asked: Asked,
-    reader: Reader,
-    adapter: Adapter,
-    runner: Runner,
-    outputs: Sequence[str],
-    output: str,
-    step: OnTexts,
+    asked: Asked, reader: Reader, adapter: Adapter, runner: Runner, outputs: Sequence[str], output: str, step: OnTexts
 ) -> Results:
     """Return the results of the reference, each text in a call of its own; `outputs` are those of the base.
 
@@ -218,25 +200,6 @@ def judge(asked: Asked, results: Results) -> Judged:
             return judge_similarities((first * second).sum(-1), _table_of_numbers(asked, 1)[:, 0])
         case "ranking":
             return judge_ranking(_activated(task, results)[:, 0], np.array(right, np.float64), asked.groups)
-
-
-def metrics_of(asked: Asked) -> tuple[Metric, ...]:
-    """Return the metrics that `judge` will measure."""
-    if asked.task.type == "embedding":
-        return SIMILARITIES if asked.compared else NEIGHBOURS
-    if asked.task.type == "token":
-        return ENTITIES if has_entities(asked.task.labels) else TAGS
-    return _METRICS[asked.task.type]
-
-
-_METRICS: Mapping[str, tuple[Metric, ...]] = {
-    "single_label": CLASSES,
-    "multi_label": LABEL_SETS,
-    "multiple_choice": CHOICES,
-    "span": SPANS,
-    "regression": NUMBERS,
-    "ranking": RANKINGS,
-}
 
 
 def _activated(task: Task, results: Results) -> Any:

@@ -17,8 +17,8 @@ from adapter_export.bundle.effects import effects, note_of
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.errors import MissedGateError, UsageError, argument
 from adapter_export.format.adapter_files import GRAPH_FILE
-from adapter_export.numerics.judge import Decisions, Floats, Indices, Judged, Metric
-from adapter_export.practice.asked import Asked, Results, judge, metrics_of, shown_text, slice_values
+from adapter_export.numerics.judge import Decisions, Floats, Indices, Judged, Metric, metrics_of
+from adapter_export.practice.asked import Asked, Results, judge, shown_text, slice_values
 from adapter_export.tables import Table, one_line
 
 RESAMPLES = 1000
@@ -336,7 +336,7 @@ class Setting:
         Raises:
             UsageError: a gate or the column of the slices cannot be used.
         """
-        check_gates(self.gates, metrics_of(asked))
+        check_gates(self.gates, metrics_of(asked.task.type, asked.task.labels, compared=asked.compared))
         if self.slices is not None:
             values = set(slice_values(asked.rows, self.slices))
             if len(values) > _MOST_SLICES:

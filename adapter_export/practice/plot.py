@@ -29,8 +29,7 @@ def draw_plan(plan: Plan, path: Path, *, force: bool = False) -> None:
     Raises:
         OutputExistsError, WriteError: the file cannot be written.
     """
-    figure = Figure(figsize=(8, 3.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(8, 3.2)
     shares: Mapping[str, Callable[[Choice], float | None]] = {
         "parameters, % of the base": lambda one: 100 * one.parameter_share,
         "multiply-accumulates, % of the base": lambda one: None if one.work_share is None else 100 * one.work_share,
@@ -47,8 +46,7 @@ def draw_plan(plan: Plan, path: Path, *, force: bool = False) -> None:
         axes.set_xlabel("bottleneck")
         axes.set_ylabel(title)
     axes.legend(frameon=False)
-    with new_file(path, force=force) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower())
+    _save(figure, path, force=force)
 
 
 def draw_sweep(found: Sweep, path: Path, *, force: bool = False) -> None:
@@ -57,8 +55,7 @@ def draw_sweep(found: Sweep, path: Path, *, force: bool = False) -> None:
     Raises:
         OutputExistsError, WriteError: the file cannot be written.
     """
-    figure = Figure(figsize=(8, 3.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(8, 3.6)
     words: Mapping[Cost, str] = {"parameters": "parameters of the adapter", "latency": "latency over the base"}
     scored = [one for one in found.trials if one.mean is not None]
     costs = [cost for cost in words if all(one.cost(cost) is not None for one in scored)]
@@ -80,8 +77,7 @@ def draw_sweep(found: Sweep, path: Path, *, force: bool = False) -> None:
     figure.axes[0].set_ylabel(f"{found.words}, validation")
     figure.axes[-1].legend(frameon=False)
     figure.suptitle(f"{found.data}, {len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''}")
-    with new_file(path, force=force) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower())
+    _save(figure, path, force=force)
 
 
 def draw_drop(found: Drop, path: Path, *, force: bool = False) -> None:
@@ -90,8 +86,7 @@ def draw_drop(found: Drop, path: Path, *, force: bool = False) -> None:
     Raises:
         OutputExistsError, WriteError: the file cannot be written.
     """
-    figure = Figure(figsize=(8, 3.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(8, 3.2)
     scores, seconds = figure.subplots(1, 2, sharex=True)
     places = [len(one.layers) for one in found.curve]
     own = [one.scores[found.metric] for one in found.curve]
@@ -112,5 +107,15 @@ def draw_drop(found: Drop, path: Path, *, force: bool = False) -> None:
         axes.set_xlabel("layers without adapter, from the bottom")
         axes.set_xticks(places)
     figure.suptitle(f"{found.adapter}, {found.rows:,} rows")
+    _save(figure, path, force=force)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path, *, force: bool) -> None:
     with new_file(path, force=force) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower())

@@ -27,10 +27,7 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = space
         self._study = optuna.create_study(
-            storage=RDBStorage(f"sqlite:///{path}"),
-            study_name="sweep",
-            direction="maximize",
-            load_if_exists=True,
+            storage=RDBStorage(f"sqlite:///{path}"), study_name="sweep", direction="maximize", load_if_exists=True
         )
         # a search that goes on must not draw again what it has drawn
         self._study.sampler = optuna.samplers.TPESampler(seed=len(self._study.trials))

@@ -96,11 +96,7 @@ class Distillation:
 
 
 def compared(
-    judged: Sequence[Judged],
-    costs: Sequence[tuple[int, int]],
-    part: str,
-    rows: int,
-    training: Mapping[str, Any],
+    judged: Sequence[Judged], costs: Sequence[tuple[int, int]], part: str, rows: int, training: Mapping[str, Any]
 ) -> Distillation:
     """Put a student and, if there is one, its teacher side by side.
 

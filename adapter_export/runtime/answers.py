@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,14 @@ from adapter_export.runtime.loaded_adapters import Entry
 
 LONGEST_SPAN = 30
 """The most tokens of the span that answers a question."""
+
+
+class Head(NamedTuple):
+    """The adapter of a row as it was when the row was asked: its name, its task, and the output of its head."""
+
+    adapter: str | None
+    task: Task | None
+    output: str | None
 
 
 @dataclass(frozen=True)
@@ -141,11 +149,7 @@ def document(found: Answer) -> dict[str, Any]:
     """Return an answer as JSON, the same in every client; specified in docs/format.md."""
     match found:
         case Prediction():
-            return {
-                "label": found.label,
-                "probability": found.probability,
-                "probabilities": dict(found.probabilities),
-            }
+            return {"label": found.label, "probability": found.probability, "probabilities": dict(found.probabilities)}
         case LabelSet():
             return {"labels": list(found.labels), "probabilities": dict(found.probabilities)}
         case TokenLabels():

@@ -345,7 +345,8 @@ class MediaReader:
             FileError, DataError: a file cannot be read.
             RequestError: clips of different lengths do not go together.
         """
-        found = [apply_steps(self._contents(row), self._steps) for row in rows]
+        medium, rate = self.record.medium, self.record.sampling_rate
+        found = [apply_steps(read_medium(row.file, medium, rate, row.where), self._steps) for row in rows]
         if len({one.shape for one in found}) > 1:
             lengths = sorted(one.shape[-1] for one in found)
             raise RequestError(
@@ -388,9 +389,6 @@ class MediaReader:
             return MediaRow(file, where)
         clip = read_medium(file, self.record.medium, self.record.sampling_rate, where)
         return MediaRow(file, where, max(0, len(clip) - fit.samples))
-
-    def _contents(self, row: MediaRow) -> np.ndarray:
-        return read_medium(row.file, self.record.medium, self.record.sampling_rate, row.where)
 
 
 def media_record(manifest: Manifest, medium: Medium, where: object) -> MediaRecord:

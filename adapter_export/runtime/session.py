@@ -15,6 +15,7 @@ from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.runtime import batches
 from adapter_export.runtime.answers import (
     Answer,
+    Head,
     Prediction,
     TokenLabels,
     answer,
@@ -107,6 +108,15 @@ class Session:
             RequestError: it is not loaded.
         """
         return self._adapters.entry(adapter).output
+
+    def head(self, adapter: str | None) -> Head:
+        """Return an adapter with its task and the output of its head; of none, nothing.
+
+        Raises:
+            RequestError: it is not loaded.
+        """
+        entry = None if adapter is None else self._adapters.entry(adapter)
+        return Head(None, None, None) if entry is None else Head(adapter, entry.task, entry.output)
 
     def answering(self, adapter: str | None = None) -> Task:
         """Return the task by which an adapter answers; without one, that of the base's own head.

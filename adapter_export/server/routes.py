@@ -83,7 +83,8 @@ class Routes:
     def lacking(self, name: str) -> Routes:
         """Return routes without one; RequestError if there is none of this name."""
         if name not in self.table:
-            raise RequestError("there is no route of this name", found=f"`{name}`", expected=_names(self.table))
+            known = ", ".join(f"`{own}`" for own in self.table) or "none: there are no routes"
+            raise RequestError("there is no route of this name", found=f"`{name}`", expected=known)
         return self._then({other: route for other, route in self.table.items() if other != name})
 
     def back(self) -> Routes:
@@ -117,10 +118,6 @@ def _check(name: str, route: Route, known: Known) -> None:
             raise RequestError(
                 "leads to no model", where=where, found=f"`{model}`", fix="load the model first, or name another"
             )
-
-
-def _names(table: Table) -> str:
-    return ", ".join(f"`{name}`" for name in table) or "none: there are no routes"
 
 
 def save_routes(routes: Routes, path: Path) -> None:

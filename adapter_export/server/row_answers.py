@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from adapter_export.errors import RequestError
-from adapter_export.graph.tasks import Task
 from adapter_export.runtime import Request, Session
-from adapter_export.runtime.answers import answer, document, own_classes
+from adapter_export.runtime.answers import Head, answer, document, own_classes
 from adapter_export.runtime.text_reader import ReadText, TextReader, answered, own_tokens
 
 Arrays = Mapping[str, np.ndarray]
 Answer = dict[str, Any]
 """What `adapter_export.runtime.answers.document` gives; without a known task, and of the base, `outputs`."""
-
-
-class Head(NamedTuple):
-    """The adapter of a row as it was when the row was asked: its name, its task, and the output of its head."""
-
-    adapter: str | None
-    task: Task | None
-    output: str | None
-
-
-def head_of(session: Session, name: str | None) -> Head:
-    """Return the head of an adapter; of none, nothing.
-
-    Raises:
-        RequestError: it is not loaded.
-    """
-    return Head(None, None, None) if name is None else Head(name, session.task(name), session.output(name))
 
 
 def text_requests(reader: TextReader, read: ReadText) -> list[Request]:

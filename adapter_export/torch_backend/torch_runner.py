@@ -117,12 +117,7 @@ class TorchRunner:
         return {name: elements for name, elements in differ.items() if elements.any()}
 
     def node_values(
-        self,
-        inputs: Mapping[str, np.ndarray],
-        adapter: Adapter | None,
-        names: Collection[str],
-        *,
-        exactly: bool = True,
+        self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None, names: Collection[str], *, exactly: bool = True
     ) -> Iterator[NodeValue]:
         """The values of nodes of the base's graph, and of adapters at their sites, in the order of evaluation.
 

@@ -13,7 +13,7 @@ import pytest
 from small_bundle import build_small
 
 from adapter_export import text
-from adapter_export.api.models.base import open_base, read_tokenizer
+from adapter_export.api.models.base import open_base
 from adapter_export.errors import BaseModelError
 from adapter_export.onnx_backend.base import trial
 from adapter_export.reading.child import Limits
@@ -36,10 +36,10 @@ def test_a_tokenizer_that_ends_its_process_is_named(tmp_path: Path, monkeypatch:
     (tmp_path / "tokenizer.json").write_text("{}")
     monkeypatch.setattr(text, "_LIMITS", Limits(0.01, 2**30))
     with pytest.raises(BaseModelError, match="found no end after"):
-        read_tokenizer(tmp_path)
+        text.read_tokenizer(tmp_path)
     monkeypatch.undo()
     with pytest.raises(BaseModelError, match="is not a tokenizer"):
-        read_tokenizer(tmp_path)
+        text.read_tokenizer(tmp_path)
 
 
 def _repeated(document: dict[str, Any], times: int) -> None:

@@ -144,9 +144,7 @@ def _merge_torch(
         notes.append(f"the adapter's head is the merged base's own{instead}")
     said = f"`{record['adapter']}` (weights {record['weights_sha256'][:12]}…) was merged into {record['base'][:19]}…"
     made = replace(
-        made,
-        own_head=None if head is None else replace(head, base=made.fingerprint),
-        notes=(*base.notes, said),
+        made, own_head=None if head is None else replace(head, base=made.fingerprint), notes=(*base.notes, said)
     )
     say("comparing it with base and adapter")
     alone = _without_head(adapter)

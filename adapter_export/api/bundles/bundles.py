@@ -12,17 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.adapters import adapters_of
-from adapter_export.api.models.base import (
-    Base,
-    OnNote,
-    PathLike,
-    check_free,
-    open_base,
-    read_tokenizer,
-    require,
-    silent,
-    tell,
-)
+from adapter_export.api.models.base import Base, OnNote, PathLike, check_free, open_base, require, silent, tell
 from adapter_export.api.option import Option
 from adapter_export.errors import AdapterError, BaseModelError, RequestError, UsageError, argument
 
@@ -254,6 +244,8 @@ def _check_precision(precision: Precision, int8_embeddings: bool, float32_activa
 
 
 def _tokenizer(base: Base, given: PathLike | None, max_tokens: int | None) -> str | None:
+    from adapter_export.text import Tokenizer, read_tokenizer
+
     text = base.tokenizer if given is None else read_tokenizer(Path(given))
     if text is None:
         return None
@@ -264,8 +256,6 @@ def _tokenizer(base: Base, given: PathLike | None, max_tokens: int | None) -> st
             fix="give the number of positions that the base was trained with",
         )
     require("tokenizers", "text", "a bundle with a tokenizer")
-    from adapter_export.text import Tokenizer
-
     Tokenizer.from_json(text, max_tokens)
     return text
 

@@ -48,8 +48,7 @@ def compare(
         Sequence[str], Option("Compare this adapter, and others that are named so, alone. Repeatable.", "ADAPTER")
     ] = (),
     precisions: Annotated[
-        tuple[str, ...],
-        f"What adapters and models are built in: {', '.join(PRECISIONS)}. A bundle has its own.",
+        tuple[str, ...], f"What adapters and models are built in: {', '.join(PRECISIONS)}. A bundle has its own."
     ] = ("fp32",),
     allow_base_mismatch: AllowBaseMismatch = False,
     text: Annotated[str, TEXT] = "text",

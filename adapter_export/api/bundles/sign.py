@@ -21,12 +21,10 @@ def sign(
     *,
     key: Annotated[PathLike, Option("The private key, PEM, of the elliptic curve P-256, P-384 or P-521.", "KEY")],
     certificate: Annotated[
-        PathLike | None,
-        Option("The certificate of KEY, PEM, for those who verify with `--certificate`.", "FILE"),
+        PathLike | None, Option("The certificate of KEY, PEM, for those who verify with `--certificate`.", "FILE")
     ] = None,
     certificate_chain: Annotated[
-        Sequence[str],
-        Option("Certificates between that one and its root, PEM; may be repeated.", "FILE"),
+        Sequence[str], Option("Certificates between that one and its root, PEM; may be repeated.", "FILE")
     ] = (),
     password: str | None = None,
     report: Annotated[

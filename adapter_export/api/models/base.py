@@ -18,8 +18,6 @@ from adapter_export.api.models.sites import Sites
 from adapter_export.api.option import Option
 from adapter_export.errors import (
     BaseModelError,
-    FileError,
-    InputError,
     MissingExtraError,
     NoSitesError,
     Note,
@@ -30,7 +28,7 @@ from adapter_export.errors import (
     worded,
 )
 from adapter_export.format.lengths import Fit, parse_lengths
-from adapter_export.reading.regular_files import open_regular, read_text
+from adapter_export.reading.regular_files import open_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -546,11 +544,12 @@ def capture(
     described = _parse_inputs(inputs)
     bounds = _parse_lengths(lengths)
     require("torch", "torch", "capturing a model")
-    text = None if tokenizer is None else read_tokenizer(Path(tokenizer))
     from adapter_export.format.base_record import record_key
+    from adapter_export.text import read_tokenizer
     from adapter_export.torch_backend.base.example_inputs import described_inputs
     from adapter_export.torch_backend.base.torch_base import capture_pickled, save_base
 
+    text = None if tokenizer is None else read_tokenizer(Path(tokenizer))
     progress(f"opening and capturing {model}" if isinstance(model, Path) else "capturing the module")
     if not isinstance(model, Path):
         if example_inputs is None:
@@ -661,30 +660,13 @@ def require(library: str, extra: str, needed_for: str) -> ModuleType:
         raise MissingExtraError(library, extra=extra, needed_for=needed_for) from error
 
 
-def read_tokenizer(path: Path) -> str:
-    """Return the text of a `tokenizer.json`, or of the one in a folder; none is a `FileError`."""
-    from adapter_export.text import try_tokenizer
-
-    path = path / "tokenizer.json" if path.is_dir() else path
-    try:
-        text = read_text(path)
-    except InputError as error:
-        raise FileError(
-            f"no tokenizer can be read ({error.what})",
-            where=path,
-            expected="a `tokenizer.json` of the tokenizers library",
-            fix="save one with `tokenizer.save_pretrained(folder)`",
-        ) from error
-    try_tokenizer(text)
-    return text
-
-
 def open_tokenizer(folder: Path, manifest: Manifest, *, fix: str) -> Tokenizer:
     """Return the tokenizer of a bundle; without one it is a `UsageError` with this fix."""
     if manifest.text is None:
         raise UsageError("the bundle has no tokenizer, so it cannot read texts", fix=fix)
     require("tokenizers", "text", "reading texts")
     from adapter_export.runtime.bundle import reader
+    from adapter_export.text import read_tokenizer
 
     return reader(read_tokenizer(folder / manifest.text.tokenizer), manifest)
 

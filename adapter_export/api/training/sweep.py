@@ -76,8 +76,7 @@ def sweep(
     *,
     kinds: Annotated[tuple[str, ...], "Kinds of adapter, by name."] = ("houlsby", "pfeiffer"),
     bottlenecks: Annotated[
-        tuple[int, ...] | str,
-        Option("Widths between their projections, ranks of LoRA; with --trials also a range."),
+        tuple[int, ...] | str, Option("Widths between their projections, ranks of LoRA; with --trials also a range.")
     ] = (16, 64, 256),
     placements: Annotated[
         tuple[str, ...],

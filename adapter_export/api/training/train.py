@@ -27,15 +27,7 @@ from adapter_export.api.training.fusion import FusionOptions, fused, fusion_opti
 from adapter_export.errors import BaseModelError, TrainingError, UsageError, argument
 from adapter_export.format.labelled import Columns
 from adapter_export.graph.ops import ACTIVATIONS
-from adapter_export.graph.tasks import (
-    CAUSAL_LM,
-    DEFAULT_TYPE,
-    LABELLED,
-    LEARNT,
-    TOKEN_TYPES,
-    Learnt,
-    Task,
-)
+from adapter_export.graph.tasks import CAUSAL_LM, DEFAULT_TYPE, LABELLED, LEARNT, TOKEN_TYPES, Learnt, Task
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -59,15 +51,7 @@ _ROWS_MEASURED = 32
 """How many rows show how far a fresh adapter moves the final hidden state."""
 
 
-_LOOKS = (
-    "pooling",
-    "head_layers",
-    "head_width",
-    "head_activation",
-    "head_dropout",
-    "vector_width",
-    "l2_normalise",
-)
+_LOOKS = ("pooling", "head_layers", "head_width", "head_activation", "head_dropout", "vector_width", "l2_normalise")
 """The options that say what a fresh head looks like."""
 
 

@@ -986,9 +986,7 @@ _INPUTS = _kinds(
 # What the manifest says.
 
 
-def _said(
-    change: Callable[[Copy, Manifest], tuple[Manifest, Sequence[Place]] | None],
-) -> Plant:
+def _said(change: Callable[[Copy, Manifest], tuple[Manifest, Sequence[Place]] | None]) -> Plant:
     def plant(copy: Copy) -> Sequence[Place] | None:
         found = change(copy, copy.manifest)
         if found is None or found[0] == copy.manifest:
@@ -1182,15 +1180,5 @@ _TEXTS = _kinds(
     },
 )
 
-FAULTS: tuple[Fault, ...] = (
-    *_WEIGHTS,
-    *_NODES,
-    *_SHAPES,
-    *_SITES,
-    *_ADAPTERS,
-    *_BANK,
-    *_INPUTS,
-    *_MANIFEST,
-    *_TEXTS,
-)
+FAULTS: tuple[Fault, ...] = (*_WEIGHTS, *_NODES, *_SHAPES, *_SITES, *_ADAPTERS, *_BANK, *_INPUTS, *_MANIFEST, *_TEXTS)
 """Every kind, in the order in which they are planted."""

@@ -237,10 +237,7 @@ def _check_twins(bundle: OpenedBundle, name: str) -> InvariantRecord:
     def refusal(reason: str) -> FormatError:
         fix = "build the bundle again"
         return FormatError(
-            "is not an adapter file of ONNX Runtime",
-            where=bundle.folder / record.onnx_adapter,
-            found=reason,
-            fix=fix,
+            "is not an adapter file of ONNX Runtime", where=bundle.folder / record.onnx_adapter, found=reason, fix=fix
         )
 
     with parsing(refusal):

@@ -19,10 +19,11 @@ from adapter_export.graph.tasks import ProblemType
 if TYPE_CHECKING:
     import numpy as np
 
-    from adapter_export.cli.bundles.run_results import Head, Result
+    from adapter_export.cli.bundles.run_results import Result
     from adapter_export.cli.bundles.run_rows import Rows
     from adapter_export.offline.rows import Text
     from adapter_export.runtime import Bundle, Session
+    from adapter_export.runtime.answers import Head
     from adapter_export.runtime.media_reader import MediaReader
     from adapter_export.runtime.text_reader import TextReader
 
@@ -349,9 +350,7 @@ class _Call:
 
     def heads(self) -> list[Head]:
         """Return what the result of each row means."""
-        from adapter_export.cli.bundles.run_results import head_of
-
-        known = {name: head_of(self.session, name) for name in dict.fromkeys(self.names)}
+        known = {name: self.session.head(name) for name in dict.fromkeys(self.names)}
         return [known[name] for name in self.names]
 
     def batches(self, weights: Mapping[str, float] | None, size: int) -> list[_Batch]:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from adapter_export.cli.output import emit_json, show
-from adapter_export.graph.tasks import ProblemType, Task
-from adapter_export.runtime import Session
-from adapter_export.runtime.answers import Answer, LabelSet, Numbers, Prediction, Score, Span, TokenLabels, Vector
+from adapter_export.graph.tasks import ProblemType
+from adapter_export.runtime.answers import Answer, Head, LabelSet, Numbers, Prediction, Score, Span, TokenLabels, Vector
 from adapter_export.runtime.text_reader import Choice, TextAnswer
 from adapter_export.tables import Table
 
@@ -19,22 +18,6 @@ _FEW = 3
 _NUMBERS_SHOWN = 5
 _BAR = 24
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
-
-
-@dataclass(frozen=True)
-class Head:
-    """The adapter that a row ran through (none is the base alone), its task and its output, if any."""
-
-    adapter: str | None
-    task: Task | None
-    output: str | None
-
-
-def head_of(session: Session, adapter: str | None) -> Head:
-    """Return what the result of an adapter means; one that is not loaded is a `RequestError`."""
-    if adapter is None:
-        return Head(None, None, None)
-    return Head(adapter, session.task(adapter), session.output(adapter))
 
 
 @dataclass(frozen=True)

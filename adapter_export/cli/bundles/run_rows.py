@@ -101,12 +101,7 @@ class TextRows:
     """
 
     def __init__(
-        self,
-        reader: Any,
-        texts: Sequence[Text],
-        names: Sequence[str | None],
-        long: LongTexts,
-        stride: int | None,
+        self, reader: Any, texts: Sequence[Text], names: Sequence[str | None], long: LongTexts, stride: int | None
     ) -> None:
         self._reader, self._texts, self._names = reader, texts, names
         self._long, self._stride = long, stride

@@ -240,12 +240,7 @@ def _check_fields(config: Mapping[str, Any], known: set[str]) -> None:
 
 
 def check_base(
-    config: Config,
-    interface: Mapping[str, Any] | None,
-    sites: SiteMap,
-    model_type: str | None,
-    *,
-    by_number: bool,
+    config: Config, interface: Mapping[str, Any] | None, sites: SiteMap, model_type: str | None, *, by_number: bool
 ) -> None:
     """Compare the model that an adapter was trained in with the base, whose architecture may be unknown.
 

@@ -15,15 +15,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.linear import changed_layer_graph, ia3_graph, lora_graph
-from adapter_export.importers.match import (
-    Match,
-    Renaming,
-    Target,
-    alike,
-    check_architecture,
-    find_renaming,
-    match,
-)
+from adapter_export.importers.match import Match, Renaming, Target, alike, check_architecture, find_renaming, match
 from adapter_export.importers.peft.head import BaseTensor, HeadChoice, MadeHead, take_head
 from adapter_export.importers.peft.methods import Change, IncompleteError, Layer, Shared
 from adapter_export.importers.peft.methods.low_rank import lora as lora_of_weights

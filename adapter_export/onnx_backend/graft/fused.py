@@ -25,7 +25,7 @@ _ATTENTIONS = {"MultiHeadAttention": 3, "PackedMultiHeadAttention": 3, "DecoderM
 """The attentions of com.microsoft that have a bias of query, key and value, and which of their inputs it is."""
 
 _PASSED = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Cast", "Identity"}) | {
-    *("Gather", "Concat", "Mul", "Div"),
+    *("Gather", "Concat", "Mul", "Div")
 }
 """Operators that may stand between a layer and the operator with its bias."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
@@ -10,19 +10,8 @@ from torch import Tensor
 from adapter_export.errors import UsageError, argument
 from adapter_export.graph.tasks import Learnt, Task
 from adapter_export.numerics.judge import (
-    CHOICES,
-    CLASSES,
-    ENTITIES,
-    LABEL_SETS,
-    NEIGHBOURS,
-    NUMBERS,
-    RANKINGS,
-    SPANS,
-    TAGS,
-    TOKENS,
     Judged,
     Metric,
-    has_entities,
     judge_choices,
     judge_classes,
     judge_label_sets,
@@ -32,23 +21,11 @@ from adapter_export.numerics.judge import (
     judge_spans,
     judge_tags,
     judge_tokens,
+    metrics_of,
 )
 from adapter_export.runtime.answers import Span, activated, answer
 from adapter_export.torch_backend.train.data import Examples, TextExamples
 from adapter_export.torch_backend.train.objectives import OBJECTIVES
-
-METRICS: Mapping[Learnt, tuple[Metric, ...]] = {
-    "single_label": CLASSES,
-    "multi_label": LABEL_SETS,
-    "multiple_choice": CHOICES,
-    "token": TAGS,
-    "span": SPANS,
-    "regression": NUMBERS,
-    "embedding": NEIGHBOURS,
-    "ranking": RANKINGS,
-    "causal_lm": TOKENS,
-}
-"""What `measure` returns, by problem type, but for words with the tags of entities."""
 
 LOSS = "loss"
 """The name under which the loss decides, and is recorded."""
@@ -61,17 +38,13 @@ def deciding(problem: Learnt, labels: Sequence[str], wanted: str | None) -> Metr
         UsageError: the task has no such metric.
     """
     name = OBJECTIVES[problem].decides if wanted is None else wanted
-    tagged = problem == "token" and has_entities(labels)
-    metrics = {metric.name: metric for metric in (ENTITIES if tagged else METRICS[problem])}
+    metrics = {metric.name: metric for metric in metrics_of(problem, labels)}
     if name in (None, LOSS):
         return None
     if name not in metrics:
         expected = ", ".join(f"`{one}`" for one in (LOSS, *metrics))
         raise UsageError(
-            f"the task `{problem}` has no such metric",
-            where=argument("metric"),
-            found=f"`{name}`",
-            expected=expected,
+            f"the task `{problem}` has no such metric", where=argument("metric"), found=f"`{name}`", expected=expected
         )
     return metrics[name]
 

@@ -114,9 +114,7 @@ def unilora(layer: Layer) -> Change:
     vector = layer.common("unilora_theta_d", _SAVED_AGAIN)
     if "unilora_indices_A" not in layer.keys:
         raise AdapterError(
-            "was saved without the positions that its layers are put together from",
-            where=f"`{layer.path}`",
-            fix=fix,
+            "was saved without the positions that its layers are put together from", where=f"`{layer.path}`", fix=fix
         )
     down, up = (
         vector[layer.whole(f"unilora_indices_{side}", len(vector))] * layer[f"unilora_scales_{side}"] for side in "AB"
