@@ -37,3 +37,9 @@ SITE_MAP = Option(
     "Sites that override or complete those that are found; `sites --write-site-map` writes such a file.", "FILE"
 )
 TRUST_PICKLE = Option("Load a model archive that could run code. Only for files that you made yourself.")
+VALIDATION = Option("The fraction of each class kept for validation.  [default: 0.1]", "FRACTION")
+VALIDATION_DATA = Option("Validate by this file instead.", "FILE")
+TOKENIZER = Option("Where `tokenizer.json` is; the model's own if not given.", "FOLDER")
+METRIC = Option("The metric that decides which epoch is kept, or `loss`; by task if not given.", "NAME")
+DEVICE = Option("`cpu`, `cuda`, `cuda:1`, `mps`, …; the best one there is if not given.", "NAME")
+THREADS = Option("Processor threads; as many as torch takes if not given.", least=1)

@@ -18,25 +18,43 @@ from adapter_export.api.models.base import (
     OnNote,
     PathLike,
     check_free,
-    check_trainable,
-    form_of,
-    open_base,
     require,
     silent,
     tell,
 )
-from adapter_export.api.option import LABEL, PAIR, SITE_MAP, SKIP_INCOMPLETE, START, TEXT, TRUST_PICKLE, Option
+from adapter_export.api.option import (
+    DEVICE,
+    LABEL,
+    METRIC,
+    PAIR,
+    SITE_MAP,
+    SKIP_INCOMPLETE,
+    START,
+    TEXT,
+    THREADS,
+    TOKENIZER,
+    TRUST_PICKLE,
+    VALIDATION,
+    VALIDATION_DATA,
+    Option,
+)
 from adapter_export.api.training.train import (
     PassOptions,
     TaskOptions,
     as_own,
+    check_apart,
     check_head,
+    check_known,
     check_no_cache,
     check_rows,
     checkpoints_of,
+    engine_for,
     fresh_head,
+    open_trainable,
     own_options,
+    read_so,
     source_of_rows,
+    task_files,
 )
 from adapter_export.errors import AdapterError, BaseMismatchError, ParityError, UsageError, argument
 from adapter_export.format.labelled import Columns
@@ -86,26 +104,18 @@ def distil(
     label: Annotated[str, LABEL] = "label",
     start: Annotated[str | None, START] = None,
     skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
-    validation: Annotated[
-        float | None, Option("The fraction of each class kept for validation.  [default: 0.1]", "FRACTION")
-    ] = None,
-    validation_data: Annotated[PathLike | None, Option("Validate by this file instead.", "FILE")] = None,
+    validation: Annotated[float | None, VALIDATION] = None,
+    validation_data: Annotated[PathLike | None, VALIDATION_DATA] = None,
     test_data: Annotated[PathLike | None, Option("Compare both on this file.", "FILE")] = None,
-    tokenizer: Annotated[
-        PathLike | None, Option("Where `tokenizer.json` is; the model's own if not given.", "FOLDER")
-    ] = None,
+    tokenizer: Annotated[PathLike | None, TOKENIZER] = None,
     max_tokens: Annotated[int | None, Option("Cut texts there; where the teacher cuts if not given.", least=1)] = None,
     learning_rate: Annotated[float, "The highest one; weights that are trained already take a small one."] = 1e-4,
-    metric: Annotated[
-        str | None, Option("The metric that decides which epoch is kept, or `loss`; by task if not given.", "NAME")
-    ] = None,
-    device: Annotated[
-        str | None, Option("`cpu`, `cuda`, `cuda:1`, `mps`, …; the best one there is if not given.", "NAME")
-    ] = None,
+    metric: Annotated[str | None, METRIC] = None,
+    device: Annotated[str | None, DEVICE] = None,
     precision: Annotated[
         Literal["no", "bf16", "fp16"] | None, "Of matrix products.  [default: no, which is float32]"
     ] = None,
-    threads: Annotated[int | None, Option("Processor threads; as many as torch takes if not given.", least=1)] = None,
+    threads: Annotated[int | None, THREADS] = None,
     log_to: Annotated[tuple[str, ...], "Trackers that follow the run, as in `train`."] = (),
     resume: Annotated[bool, "Go on with an interrupted run, and stop if there is none."] = False,
     restart: Annotated[bool, "Forget an interrupted run."] = False,
@@ -145,26 +155,20 @@ def distil(
     """
     given = cast("dict[str, Any]", {key: value for key, value in options.items() if value is not None})
     _check_distil(given, adapter, unlabelled)
-    for names, both in (
-        (("validation", "validation_data"), validation is not None and validation_data is not None),
-        (("resume", "restart"), resume and restart),
-        (("layers", "keep"), layers is not None and keep is not None),
-    ):
-        if both:
-            raise UsageError(f"{' and '.join(map(argument, names))} exclude each other", fix="give one of them")
+    check_apart(validation=validation, validation_data=validation_data)
+    check_apart(resume=resume, restart=restart)
+    check_apart(layers=layers, keep=keep)
     path = None if output is None else Path(output)
     if path is not None:
         check_free(path, force=force)
-    torch = require("torch", "torch", "distillation")
+    require("torch", "torch", "distillation")
     require("accelerate", "torch", "distillation")
     import numpy as np
 
     from adapter_export.practice.student import compared, timed
     from adapter_export.torch_backend.train.data import TrainingData
-    from adapter_export.torch_backend.train.devices import Engine
     from adapter_export.torch_backend.train.distil_loop import Lesson, Teacher
     from adapter_export.torch_backend.train.measure import judged
-    from adapter_export.torch_backend.train.media_examples import MediaSource
     from adapter_export.torch_backend.train.record import TrainingSettings, training_record
     from adapter_export.torch_backend.train.train_loop import answered, evaluate
     from adapter_export.torch_backend.train.train_loop import train as learn
@@ -172,16 +176,11 @@ def distil(
     lesson = Lesson(soft, hidden, hard, temperature, match)
     chosen = own_options(given, PassOptions)
     settings = TrainingSettings(**chosen, learning_rate=learning_rate, metric=metric, cache_mb=0)
-    logs = Path("adapter-export.logs") if path is None else path.with_name(f"{path.name}.logs")
-    engine = Engine(device, precision, tuple(log_to), logs)
+    engine = engine_for(path, device, precision, log_to, threads)
     if not engine.first:
         progress, on_note = None, lambda _: None
-    if threads is not None:
-        torch.set_num_threads(at_least_1("threads", threads))
     partial = checkpoints_of(path, resume=resume, restart=restart)
-    if not isinstance(model, Base):
-        check_trainable(Path(model), form_of(Path(model)))
-    base = open_base(model, site_map=site_map, trust_pickle=trust_pickle)
+    base = open_trainable(model, site_map, trust_pickle=trust_pickle)
     check_no_cache(base)
     taught = None if adapter is None else _adapter_of(base, adapter)
     task = None if taught is None or taught.head is None else taught.head.task
@@ -189,7 +188,7 @@ def distil(
     tested = None if test_data is None else Path(test_data)
     columns = Columns(text, pair, label, start)
     words, columns = _words(base, given, task, columns, tokenizer, max_tokens)
-    files = _files(given, task, words, (Path(data), held_out, tested), columns, skip_incomplete)
+    files = task_files(given, task, words, (Path(data), held_out, tested), columns, skip_incomplete)
     rows = _read(base, files, words, settings.seed, unlabelled)
     check_rows(base, rows, settings.batch_size)
     tell(rows.notes, on_note)
@@ -222,9 +221,7 @@ def distil(
     decided = {
         "layers": kept,
         **({} if taught is None else {"teacher": taught.name, **asdict(lesson)}),
-        **own_options(given, TaskOptions),
-        **{name: value for name, value in asdict(columns).items() if value is not None},
-        **({} if isinstance(words, MediaSource) else {"max_tokens": words.max_tokens, "tokenizer": words.digest}),
+        **read_so(given, columns, words),
     }
     record = training_record(settings, decided, rows, result, test)
     made = Base(None, "archive", student.to_base(record), base.given)
@@ -256,11 +253,9 @@ def drop(
     label: Annotated[str, LABEL] = "label",
     start: Annotated[str | None, START] = None,
     skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
-    tokenizer: Annotated[
-        PathLike | None, Option("Where `tokenizer.json` is; the model's own if not given.", "FOLDER")
-    ] = None,
+    tokenizer: Annotated[PathLike | None, TOKENIZER] = None,
     batch_size: Annotated[int, Option("Rows that are computed together.", "N", least=1)] = 32,
-    threads: Annotated[int | None, Option("Processor threads; as many as torch takes if not given.", least=1)] = None,
+    threads: Annotated[int | None, THREADS] = None,
     plot: Annotated[PathLike | None, Option("Draw scores and times: `.svg` or `.png`.", "FILE")] = None,
     force: bool = False,
     on_progress: Callable[[str], None] | None = None,
@@ -287,8 +282,7 @@ def drop(
     """
     told = on_progress or silent
     path, picture = None if output is None else Path(output), None if plot is None else Path(plot)
-    if layers is not None and leave_out is not None:
-        raise UsageError(f"{argument('layers')} and {argument('leave_out')} exclude each other", fix="give one of them")
+    check_apart(layers=layers, leave_out=leave_out)
     if path is not None and layers is None and leave_out is None:
         fix = f"say which layers: {argument('layers')} or {argument('leave_out')}"
         raise UsageError("nothing is to be dropped of the adapter that is to be written", fix=fix)
@@ -312,16 +306,14 @@ def drop(
         check_picture(picture)
     if threads is not None:
         torch.set_num_threads(at_least_1("threads", threads))
-    if not isinstance(base, Base):
-        check_trainable(Path(base), form_of(Path(base)))
-    opened = open_base(base)
+    opened = open_trainable(base)
     check_no_cache(opened)
     whole = _adapter_of(opened, adapter)
     assert whole.head is not None
     task, sites = whole.head.task, opened.sites.complete
     choices, at = _choices(whole.layers(sites), layers, leave_out)
     words, columns = _words(opened, {}, task, Columns(text, pair, label, start), tokenizer, None)
-    files = _files({}, task, words, (Path(data), 0.1, None), columns, skip_incomplete)
+    files = task_files({}, task, words, (Path(data), 0.1, None), columns, skip_incomplete)
     rows = read_examples(files, words, tuple(record.name for record in opened.inputs))
     settings, model = TrainingSettings(batch_size=batch_size), attach(opened.torch, whole, sites=sites)
     scores = []
@@ -394,9 +386,7 @@ def _without(adapter: Adapter, dropped: Mapping[int, list[str]]) -> Adapter:
 
 def _check_distil(given: Mapping[str, Any], adapter: object, unlabelled: object) -> None:
     """Refuse options that are for a student without a teacher where there is one, and the other way round."""
-    strangers = [name for name in given if name not in DistilOptions.__annotations__]
-    if strangers:
-        raise UsageError("`distil` has no such argument", found=", ".join(map(argument, strangers)))
+    check_known("distil", given, DistilOptions)
     if given.get("task") == CAUSAL_LM:
         raise UsageError("a student answers by its head", where=argument("task"), found=f"`{CAUSAL_LM}`")
     of_head = [name for name in given if name in TaskOptions.__annotations__]
@@ -453,24 +443,6 @@ def _words(
             fix=f"give the one that it was trained with: {argument('tokenizer')}",
         )
     return words, columns
-
-
-def _files(
-    given: Mapping[str, Any],
-    task: Task | None,
-    words: Any,
-    paths: tuple[Path, Path | float, Path | None],
-    columns: Columns,
-    skip_incomplete: bool,
-) -> TaskFiles:
-    """Return the files as they are to be read: as the teacher reads, or as is asked."""
-    from adapter_export.torch_backend.train.task import TaskFiles
-
-    if task is None:
-        side = given.get("truncation", getattr(words, "side", "right"))
-        problem, prefix = given.get("task", DEFAULT_TYPE), given.get("prefix", "")
-        return TaskFiles(*paths, columns, problem, skip_incomplete, prefix, side)
-    return TaskFiles(*paths, columns, task.type, skip_incomplete, task.prefix, task.truncation, task.labels)
 
 
 def _read(base: Base, files: TaskFiles, words: Any, seed: int, unlabelled: PathLike | None) -> TextTask:

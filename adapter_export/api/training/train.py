@@ -22,7 +22,21 @@ from adapter_export.api.models.base import (
     require,
     tell,
 )
-from adapter_export.api.option import LABEL, SITE_MAP, SKIP_INCOMPLETE, START, TEXT, TRUST_PICKLE, Option
+from adapter_export.api.option import (
+    DEVICE,
+    LABEL,
+    METRIC,
+    SITE_MAP,
+    SKIP_INCOMPLETE,
+    START,
+    TEXT,
+    THREADS,
+    TOKENIZER,
+    TRUST_PICKLE,
+    VALIDATION,
+    VALIDATION_DATA,
+    Option,
+)
 from adapter_export.api.training.fusion import FusionOptions, fused, fusion_options, fusion_settings
 from adapter_export.errors import BaseModelError, TrainingError, UsageError, argument
 from adapter_export.format.labelled import Columns
@@ -39,9 +53,10 @@ if TYPE_CHECKING:
     from adapter_export.text import Tokenizer
     from adapter_export.torch_backend.attach import AttachedAdapter
     from adapter_export.torch_backend.base.capture_module import AxisNames, Inputs
+    from adapter_export.torch_backend.train.devices import Engine
     from adapter_export.torch_backend.train.language import LanguageExamples
     from adapter_export.torch_backend.train.record import Progress, TrainingResult
-    from adapter_export.torch_backend.train.task import TextTask
+    from adapter_export.torch_backend.train.task import TaskFiles, TextTask
 
 MAX_TOKENS = 128
 """Where texts are cut if nobody says it and the model takes as many."""
@@ -146,14 +161,10 @@ def train(
     label: Annotated[str, LABEL] = "label",
     start: Annotated[str | None, START] = None,
     skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
-    validation: Annotated[
-        float | None, Option("The fraction of each class kept for validation.  [default: 0.1]", "FRACTION")
-    ] = None,
-    validation_data: Annotated[PathLike | None, Option("Validate by this file instead.", "FILE")] = None,
+    validation: Annotated[float | None, VALIDATION] = None,
+    validation_data: Annotated[PathLike | None, VALIDATION_DATA] = None,
     test_data: Annotated[PathLike | None, Option("Measure the finished adapter on this file.", "FILE")] = None,
-    tokenizer: Annotated[
-        PathLike | None, Option("Where `tokenizer.json` is; the model's own if not given.", "FOLDER")
-    ] = None,
+    tokenizer: Annotated[PathLike | None, TOKENIZER] = None,
     max_tokens: Annotated[
         int | None, f"Cut texts there.  [default: {MAX_TOKENS}, or less if the model says so]"
     ] = None,
@@ -167,21 +178,17 @@ def train(
         ),
     ] = None,
     name: Annotated[str | None, "What users will call it; the output's name if not given."] = None,
-    metric: Annotated[
-        str | None, Option("The metric that decides which epoch is kept, or `loss`; by task if not given.", "NAME")
-    ] = None,
+    metric: Annotated[str | None, METRIC] = None,
     class_weights: Annotated[
         Literal["balanced"] | Mapping[str, float] | None,
         "How much rows of a label count in the loss, or `balanced`: rare labels as much as frequent ones.",
     ] = None,
-    device: Annotated[
-        str | None, Option("`cpu`, `cuda`, `cuda:1`, `mps`, …; the best one there is if not given.", "NAME")
-    ] = None,
+    device: Annotated[str | None, DEVICE] = None,
     precision: Annotated[
         Literal["no", "bf16", "fp16"] | None,
         "Of matrix products; the adapter stays float32. `fp16` needs a GPU.  [default: no, which is float32]",
     ] = None,
-    threads: Annotated[int | None, Option("Processor threads; as many as torch takes if not given.", least=1)] = None,
+    threads: Annotated[int | None, THREADS] = None,
     log_to: Annotated[
         tuple[str, ...],
         "Trackers that follow the run: `tensorboard`, `wandb`, `mlflow` and others that accelerate knows.",
@@ -226,7 +233,9 @@ def train(
     """
     given = cast("dict[str, Any]", {key: value for key, value in options.items() if value is not None})
     own_kind = own_options(given, KindOptions)
-    _check_call(given, validation=validation, validation_data=validation_data, resume=resume, restart=restart)
+    check_known("train", given, TrainOptions)
+    check_apart(validation=validation, validation_data=validation_data)
+    check_apart(resume=resume, restart=restart)
     path = None if output is None else Path(output)
     if path is not None:
         check_free(path, force=force)
@@ -248,34 +257,28 @@ def train(
         raise UsageError("options are those of a kind that is named", found=", ".join(map(argument, own_kind)))
     else:
         chosen = kind
-    torch = require("torch", "torch", "training")
+    require("torch", "torch", "training")
     require("accelerate", "torch", "training")
     import numpy as np
 
     from adapter_export.sites.site_map import SITE_MAP_KEY
     from adapter_export.torch_backend import attach as bases
     from adapter_export.torch_backend.train.data import TrainingData, balanced
-    from adapter_export.torch_backend.train.devices import Engine
     from adapter_export.torch_backend.train.fresh import fresh_adapter, relative_change, with_prior
     from adapter_export.torch_backend.train.language import LanguageFiles, check_causal, read_language
-    from adapter_export.torch_backend.train.media_examples import MediaExamples, MediaSource
+    from adapter_export.torch_backend.train.media_examples import MediaExamples
     from adapter_export.torch_backend.train.record import TrainingSettings, training_record
-    from adapter_export.torch_backend.train.task import TaskFiles, read_task
+    from adapter_export.torch_backend.train.task import read_task
     from adapter_export.torch_backend.train.train_loop import evaluate
     from adapter_export.torch_backend.train.train_loop import train as learn
 
     settings = TrainingSettings(**own_options(given, LoopOptions), **fusion_settings(fusion), metric=metric)
-    logs = Path("adapter-export.logs") if path is None else path.with_name(f"{path.name}.logs")
-    engine = Engine(device, precision, tuple(log_to), logs)
+    engine = engine_for(path, device, precision, log_to, threads)
     if not engine.first:
         progress, on_note = None, lambda _: None
-    if threads is not None:
-        torch.set_num_threads(at_least_1("threads", threads))
     partial = checkpoints_of(path, resume=resume, restart=restart)
     members = load_members(fuse, base.path if isinstance(base, Base) else Path(base))
-    if not isinstance(base, Base):
-        check_trainable(Path(base), form_of(Path(base)))
-    opened = open_base(base, site_map=site_map, trust_pickle=trust_pickle)
+    opened = open_trainable(base, site_map, trust_pickle=trust_pickle)
     torch_base = opened.torch
     writing = given.get("task") == CAUSAL_LM
     if not writing:
@@ -291,16 +294,7 @@ def train(
         )
         rows = read_language(passages, words, opened.inputs, settings.seed)
     else:
-        files = TaskFiles(
-            Path(data),
-            held_out,
-            tested,
-            columns,
-            given.get("task", DEFAULT_TYPE),
-            skip_incomplete,
-            given.get("prefix", ""),
-            given.get("truncation", "right" if isinstance(words, MediaSource) else words.side),
-        )
+        files = task_files(given, None, words, (Path(data), held_out, tested), columns, skip_incomplete)
         rows = read_task(files, words, tuple(record.name for record in opened.inputs), settings.seed)
     check_rows(opened, rows, settings.batch_size)
     tell(rows.notes, on_note)
@@ -342,9 +336,7 @@ def train(
         **(fusion if members else {"initialisation": scheme}),
         "initial_change": change,
         **own_kind,
-        **own_options(given, TaskOptions),
-        **{name: value for name, value in asdict(columns).items() if value is not None},
-        **({} if isinstance(words, MediaSource) else {"max_tokens": words.max_tokens, "tokenizer": words.digest}),
+        **read_so(given, columns, words),
         **({} if opened.given is None else {SITE_MAP_KEY: opened.given.digest}),
     }
     record = training_record(settings, chosen_settings, rows, result, test)
@@ -447,13 +439,17 @@ def own_options(given: Mapping[str, Any], options: type) -> dict[str, Any]:
     return {name: given[name] for name in options.__annotations__ if name in given}
 
 
-def _check_call(given: Mapping[str, Any], **apart: Any) -> None:
-    strangers = [name for name in given if name not in TrainOptions.__annotations__]
+def check_known(call: str, given: Mapping[str, Any], options: type) -> None:
+    """Refuse arguments that a call does not have."""
+    strangers = [name for name in given if name not in options.__annotations__]
     if strangers:
-        raise UsageError("`train` has no such argument", found=", ".join(map(argument, strangers)))
-    for one, other in (("validation", "validation_data"), ("resume", "restart")):
-        if apart[one] not in (None, False) and apart[other] not in (None, False):
-            raise UsageError(f"{argument(one)} and {argument(other)} exclude each other", fix="give one of them")
+        raise UsageError(f"`{call}` has no such argument", found=", ".join(map(argument, strangers)))
+
+
+def check_apart(**both: Any) -> None:
+    """Refuse two arguments that exclude each other."""
+    if all(value is not None and value is not False for value in both.values()):
+        raise UsageError(f"{' and '.join(map(argument, both))} exclude each other", fix="give one of them")
 
 
 def check_head(given: Mapping[str, Any]) -> None:
@@ -598,6 +594,35 @@ def source_of_rows(
     return MediaSource.of(base.media, base.inputs), named
 
 
+def task_files(
+    given: Mapping[str, Any],
+    task: Task | None,
+    words: Any,
+    paths: tuple[Path, Path | float, Path | None],
+    columns: Columns,
+    skip_incomplete: bool,
+) -> TaskFiles:
+    """Return the files to learn from, to validate and to test by, as a task reads them, or as the options say it."""
+    from adapter_export.torch_backend.train.task import TaskFiles
+
+    if task is None:
+        side = given.get("truncation", getattr(words, "side", "right"))
+        problem, prefix = given.get("task", DEFAULT_TYPE), given.get("prefix", "")
+        return TaskFiles(*paths, columns, problem, skip_incomplete, prefix, side)
+    return TaskFiles(*paths, columns, task.type, skip_incomplete, task.prefix, task.truncation, task.labels)
+
+
+def read_so(given: Mapping[str, Any], columns: Columns, words: Any) -> dict[str, Any]:
+    """Return how rows are read, and by what head they are answered, for the record of a training."""
+    from adapter_export.text import Tokenizer
+
+    return {
+        **own_options(given, TaskOptions),
+        **{name: value for name, value in asdict(columns).items() if value is not None},
+        **({"max_tokens": words.max_tokens, "tokenizer": words.digest} if isinstance(words, Tokenizer) else {}),
+    }
+
+
 def check_rows(base: Base, rows: TextTask, batch_size: int) -> None:
     """Refuse rows of which the base can make no batch, or tokens that it does not have."""
     from adapter_export.torch_backend.train.media_examples import MediaExamples
@@ -645,6 +670,27 @@ def checkpoints_of(output: Path | None, *, resume: bool, restart: bool) -> Path 
         fix = f"leave {argument('resume')} out to begin one"
         raise TrainingError("there is no interrupted run", where=partial, fix=fix)
     return partial
+
+
+def engine_for(
+    output: Path | None, device: str | None, precision: str | None, log_to: Sequence[str], threads: int | None
+) -> Engine:
+    """Return what a training runs on; logs stand beside the output."""
+    import torch
+
+    from adapter_export.torch_backend.train.devices import Engine
+
+    if threads is not None:
+        torch.set_num_threads(at_least_1("threads", threads))
+    logs = Path("adapter-export.logs") if output is None else output.with_name(f"{output.name}.logs")
+    return Engine(device, precision, tuple(log_to), logs)
+
+
+def open_trainable(model: Base | PathLike, site_map: PathLike | None = None, *, trust_pickle: bool = False) -> Base:
+    """Open a base; one that torch cannot train is refused before it is opened."""
+    if not isinstance(model, Base):
+        check_trainable(Path(model), form_of(Path(model)))
+    return open_base(model, site_map=site_map, trust_pickle=trust_pickle)
 
 
 def check_no_cache(base: Base) -> None:
