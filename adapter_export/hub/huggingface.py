@@ -43,7 +43,6 @@ _TRANSPORT: type[Exception] = HfHubHTTPError.__bases__[0]
 """What the library's HTTP client raises; which client that is depends on the release."""
 
 _UNAUTHORIZED, _FORBIDDEN, _TOO_MANY, _SERVER_ERROR = 401, 403, 429, 500
-_SHA256_DIGITS = 64
 
 
 def endpoint() -> str:
