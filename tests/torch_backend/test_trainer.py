@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.util
 import warnings
@@ -35,6 +36,13 @@ def model() -> BertModel:
     torch.manual_seed(0)
     config = BertConfig(**SIZES, initializer_range=0.2, hidden_dropout_prob=0, attention_probs_dropout_prob=0)
     return BertModel(config, add_pooling_layer=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _freeze() -> None:
+    """Spare the collector what earlier tests left: each call of `train` walks through all that is not frozen."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
