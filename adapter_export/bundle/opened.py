@@ -17,7 +17,7 @@ from adapter_export.bundle.golden import Allowance, Case, Golden, read_golden
 from adapter_export.dtypes import Weights, widened
 from adapter_export.errors import AdapterError, FormatError, RequestError, moved
 from adapter_export.format.adapter_files import read_adapter
-from adapter_export.format.axes import names as names_of
+from adapter_export.format.axes import axis_names
 from adapter_export.format.check_report import Form
 from adapter_export.format.derivation import Derivation, read_derivation
 from adapter_export.format.files import canonical_json
@@ -215,6 +215,10 @@ class OpenedBundle:
                 self._sources[name] = read_source(self.home, self.record(name))
         return self._sources[name]
 
+    def with_output(self, name: str | None) -> tuple[Adapter | None, str | None]:
+        """Return an adapter as `source` gives it, with the output of its head; neither for the base."""
+        return (None, None) if name is None else (self.source(name), self.record(name).output)
+
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer, of a bundle that has one.
 
@@ -351,7 +355,7 @@ def _rows_are_apart(manifest: Manifest, run: Callable[[Sequence[Mapping[str, np.
     All runs have one shape, so that kernels add up in one order: even in 8 bits no rounding tells them apart.
     """
     rows = {record.axes[0] for record in manifest.inputs if record.axes}
-    free = {name for record in manifest.inputs for axis in record.axes for name in names_of(axis)}
+    free = axis_names(manifest.inputs)
     shape = {name: axis_lengths(name, manifest.lengths).near(2 if name in rows else _TRIED_TOKENS) for name in free}
     own = {record.name for record in manifest.inputs if record.axes and record.axes[0] in free}
     arrays = input_cases(manifest.inputs, seed=0, shapes=[shape])[0].arrays

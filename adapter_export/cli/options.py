@@ -37,6 +37,9 @@ Force = Annotated[bool, Option("Replace what is at the output's place.")]
 TrustPickle = Annotated[bool, TRUST_PICKLE]
 SiteMapFile = Annotated[Path | None, SITE_MAP]
 AdapterFolder = Annotated[Path, Option("The adapter folder to write.", "PATH", "-o")]
+LabelledData = Annotated[
+    Path, Option("Labelled texts: csv, tsv or jsonl in UTF-8; or a folder of pictures or clips for each label.", "PATH")
+]
 
 
 def examples(*lines: str) -> str:

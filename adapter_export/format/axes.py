@@ -16,6 +16,11 @@ def names(axis: Axis) -> tuple[str, ...]:
     return () if isinstance(axis, int) else tuple(axis.split(_PLUS))
 
 
+def axis_names(records: Iterable[InputRecord | OutputRecord]) -> tuple[str, ...]:
+    """Return the names of all axes of these inputs or outputs, each once, in their order."""
+    return tuple(dict.fromkeys(name for record in records for axis in record.axes for name in names(axis)))
+
+
 def length(axis: Axis, lengths: Mapping[str, int]) -> int:
     """Return the length of an axis, from the lengths of its names."""
     return axis if isinstance(axis, int) else sum(lengths[name] for name in names(axis))

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapter_export.errors import BaseModelError, UsageError
-from adapter_export.format.axes import length, names
+from adapter_export.format.axes import axis_names, length, names
 from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import InputRecord
 
@@ -195,7 +195,7 @@ STEPS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 17, 32, 33, 64, 65, 66, 128, 129, 256, 
 
 def shape_of(inputs: Sequence[InputRecord], axes: Mapping[str, int]) -> Shape:
     """Return the lengths of the named axes of a case that can be chosen."""
-    return {name: axes[name] for name in _named(inputs) if name in axes}
+    return {name: axes[name] for name in axis_names(inputs) if name in axes}
 
 
 def padding_of(case: str) -> Padding:
@@ -215,11 +215,11 @@ def resized(inputs: Sequence[InputRecord], lengths: Bounds, shape: Shape, which:
 def named_case(inputs: Sequence[InputRecord], name: str, *, seed: int) -> InputCase | None:
     """Make the inputs that a name such as `batch2_tokens4_padded_left` describes; none if it is no such name."""
     padding = padding_of(name)
-    parts = "_".join(rf"{re.escape(axis)}(\d{{1,5}})" for axis in _named(inputs))
+    parts = "_".join(rf"{re.escape(axis)}(\d{{1,5}})" for axis in axis_names(inputs))
     match = re.fullmatch(parts, name.removesuffix(_SUFFIXES[padding]))
     if match is None or not parts:
         return None
-    shape = {axis: int(size) for axis, size in zip(_named(inputs), match.groups(), strict=True)}
+    shape = {axis: int(size) for axis, size in zip(axis_names(inputs), match.groups(), strict=True)}
     low = any(size < (0 if axis in _past_axes(inputs) else 1) for axis, size in shape.items())
     if low or not _can_have(inputs, (shape, padding)):
         return None
@@ -267,7 +267,7 @@ def _shape_matrix(
 ) -> list[Shape]:
     batch_axes, past = _batch_axes(inputs), _past_axes(inputs)
     longest = max_tokens or max(tokens)
-    sizes = dict.fromkeys(min(length, longest) for length in tokens) if set(_named(inputs)) - batch_axes else (1,)
+    sizes = dict.fromkeys(min(length, longest) for length in tokens) if set(axis_names(inputs)) - batch_axes else (1,)
     batches = batches if batch_axes else (1,)
     steps = [(0, size) for size in sizes] + [(size, 1) for size in sizes if past and size < longest]
     shapes = [_sized(inputs, lengths, batch, size, behind) for behind, size in steps for batch in batches]
@@ -279,7 +279,7 @@ def _sized(inputs: Sequence[InputRecord], lengths: Bounds, batch: int, size: int
     batch_axes, past = _batch_axes(inputs), _past_axes(inputs)
     return {
         axis: behind if axis in past else axis_lengths(axis, lengths).near(batch if axis in batch_axes else size)
-        for axis in _named(inputs)
+        for axis in axis_names(inputs)
     }
 
 
@@ -294,11 +294,6 @@ def _batch_axes(inputs: Sequence[InputRecord]) -> set[str]:
     return {record.axes[0] for record in inputs if record.axes and isinstance(record.axes[0], str)}
 
 
-def _named(inputs: Sequence[InputRecord]) -> list[str]:
-    """Every name that needs a length, once."""
-    return list(dict.fromkeys(name for record in inputs for axis in record.axes for name in names(axis)))
-
-
 def _past_axes(inputs: Sequence[InputRecord]) -> set[str]:
     """The axes that only caches have, which are the lengths of the past; the mask's is a sum with one."""
     caches = {axis for record in inputs if record.role == "cache" for axis in record.axes[1:]}
@@ -308,7 +303,7 @@ def _past_axes(inputs: Sequence[InputRecord]) -> set[str]:
 
 def _check(inputs: Sequence[InputRecord], shape: Shape) -> None:
     past = _past_axes(inputs)
-    for axis in _named(inputs):
+    for axis in axis_names(inputs):
         if shape.get(axis, -1) < (0 if axis in past else 1):
             found = shape.get(axis, "no length")
             raise UsageError("a named axis needs a length", where=f"axis `{axis}`", found=found, expected="at least 1")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from adapter_export.dtypes import Weights
-from adapter_export.format.axes import names
+from adapter_export.format.axes import axis_names
 from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import cost, stored
@@ -263,7 +263,7 @@ def _percent(share: float | None) -> str:
 def sample(records: Sequence[InputRecord], rows: int, tokens: int, most: int | None) -> Mapping[str, np.ndarray]:
     """Rows of a length; the first axis of an input is the batch, every other named axis a length."""
     batch = {record.axes[0] for record in records if record.axes}
-    named = {name for record in records for axis in record.axes for name in names(axis)}
+    named = axis_names(records)
     length = tokens if most is None else min(tokens, most)
     lengths = {name: rows if name in batch else length for name in named}
     return input_cases(records, seed=0, shapes=[lengths])[0].arrays

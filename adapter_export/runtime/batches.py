@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapter_export.errors import RequestError, UsageError
-from adapter_export.format.axes import length, names
+from adapter_export.format.axes import axis_names, length, names
 from adapter_export.format.manifest import Axis, Manifest
 from adapter_export.runtime.answers import own_classes
 from adapter_export.runtime.graphs import Arrays
@@ -115,8 +115,7 @@ def padded_axes(manifest: Manifest) -> frozenset[str]:
     None if the base has an output with an axis that no input has, so that it is unknown where its padding is.
     """
     masks = [record for record in manifest.inputs if record.role == "mask"]
-    known = {name for record in manifest.inputs for axis in record.axes for name in names(axis)}
-    unknown = {name for record in manifest.base_outputs for axis in record.axes for name in names(axis)} - known
+    unknown = {*axis_names(manifest.base_outputs)}.difference(axis_names(manifest.inputs))
     return frozenset(name for record in masks for axis in record.axes[1:] for name in names(axis) if not unknown)
 
 

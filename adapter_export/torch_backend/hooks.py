@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from adapter_export.errors import NoSitesError, TrainingError, UsageError
-from adapter_export.format.axes import names as names_of
+from adapter_export.format.axes import axis_names
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.sites.edits import Edit, plan_edits
@@ -139,8 +139,7 @@ class HookedAdapter(AttachedAdapter):
         self._weights = weight_facts(base.program)
         self._signature = inspect.signature(module.forward)
         self._mask_name = self._mask()
-        axes = [name for record in base.inputs for axis in record.axes for name in names_of(axis)]
-        lengths = {name: 3 + 2 * place for place, name in enumerate(dict.fromkeys(axes))}
+        lengths = {name: 3 + 2 * place for place, name in enumerate(axis_names(base.inputs))}
         case = input_cases(base.inputs, seed=0, max_tokens=base.max_tokens, shapes=[lengths])[-1]  # with padding
         self._inputs = {name: torch.from_numpy(array) for name, array in case.arrays.items()}
         boundaries = _Boundaries(module, base, self._inputs)

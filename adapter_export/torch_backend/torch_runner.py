@@ -95,7 +95,7 @@ class TorchRunner:
             AdapterError: the adapter does not fit the base.
             RequestError: the inputs are not those of the base.
         """
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+        tensors = _tensors(inputs)
         with _inference():
             outputs = self._compute(adapter, tensors)
         return {name: value.numpy() for name, value in outputs.items()}
@@ -103,7 +103,7 @@ class TorchRunner:
     def undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Undefined:
         """The elements of the outputs that change when attention that may see no token returns something else."""
         model = self.model(adapter)
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+        tensors = _tensors(inputs)
         ordered = self._base.ordered(tensors)
         with _inference():
             if not _sees_nothing(model.body, ordered):
@@ -125,7 +125,7 @@ class TorchRunner:
         any more is given back. Raises as `run`.
         """
         model = self.model(adapter)
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+        tensors = _tensors(inputs)
         walk = _Walk(model.body, exactly=exactly)
         walk.args_iter = iter(self._base.ordered(tensors))
         for node, name in _named(model):
@@ -144,7 +144,7 @@ class TorchRunner:
     def exact(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays | None:
         """All outputs as `run` gives them, computed in float64; none where torch lacks an operator for it."""
         model = self.model(adapter)
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+        tensors = _tensors(inputs)
         with suppress(RuntimeError, IndexError), torch.inference_mode():
             *outputs, _ = _Wide(model.body).run(*self._base.ordered(tensors))
             names = [record.name for record in self._base.outputs]
@@ -284,6 +284,10 @@ def _sees_nothing(module: fx.GraphModule, inputs: Sequence[Tensor]) -> bool:
     return any(_of_no_token((), {"attn_mask": walk.env[mask]}) is not None for mask in masks)
 
 
+def _tensors(inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+
+
 @contextmanager
 def _inference() -> Iterator[None]:
     """Compute without gradients; what torch refuses is a `RequestError`."""
@@ -321,12 +325,8 @@ def node_values(base: TorchBase, inputs: Mapping[str, np.ndarray], names: Collec
                 found[node.name] = value.numpy().copy()
             return value
 
-    tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
-    try:
-        with torch.inference_mode():
-            Keeping(base.flat).run(*base.ordered(tensors))
-    except (RuntimeError, IndexError) as error:
-        raise RequestError("the base cannot compute these inputs", found=str(error).partition("\n")[0]) from error
+    with _inference():
+        Keeping(base.flat).run(*base.ordered(_tensors(inputs)))
     return found
 
 

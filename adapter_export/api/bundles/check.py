@@ -251,10 +251,10 @@ def _of_record(base: Base, manifest: Manifest) -> Base:
     alike = {record.name for record in base.inputs} == {record.name for record in manifest.inputs}
     if alike and all(found.passed for found in check_record(manifest, base.inputs, base.lengths)):
         return base
-    from adapter_export.format.axes import names
+    from adapter_export.format.axes import axis_names
     from adapter_export.torch_backend.base.huggingface_folder import open_folder
 
-    named = {name for record in manifest.inputs for axis in record.axes for name in names(axis)}
+    named = axis_names(manifest.inputs)
     lengths = {axis: own for axis, own in manifest.lengths.items() if axis in named}
     try:
         again = replace(base, source=open_folder(base.path, inputs=manifest.inputs, lengths=lengths))

@@ -21,7 +21,7 @@ from adapter_export.bundle.proof.compare_arrays import compare
 from adapter_export.bundle.report import BASE, FORMS
 from adapter_export.dtypes import Weights, narrowed
 from adapter_export.errors import BaseModelError, FormatError, RequestError
-from adapter_export.format.axes import names as names_of
+from adapter_export.format.axes import axis_names
 from adapter_export.format.check_report import Form, InvariantRecord, verdict
 from adapter_export.format.lengths import Bounds, Lengths, axis_lengths
 from adapter_export.format.manifest import Axis, BankRecord, BankTensor, InputRecord, Manifest, MixRecord, token_axis
@@ -477,7 +477,7 @@ def _with_padding(manifest: Manifest, run: RunAll) -> Manifest:
 def _changes(manifest: Manifest, run: RunAll, variants: Sequence[tuple[Weights, Collection[str]]]) -> list[bool]:
     """Return for each set of tensors whether padding changes one of its outputs."""
     first = {record.axes[0] for record in manifest.inputs if record.axes}
-    free = {name for record in manifest.inputs for axis in record.axes for name in names_of(axis)}
+    free = axis_names(manifest.inputs)
     padded, longer = padded_axes(manifest), dict[str, np.ndarray]()
     sizes = {name: axis_lengths(name, manifest.lengths).near(1 if name in first else _TOKENS) for name in free}
     above = {name: axis_lengths(name, manifest.lengths).at_least(sizes[name] + 1) for name in padded}

@@ -509,7 +509,7 @@ def expect(plan: Plan, reference: Reference | None, on_step: OnStep = silent) ->
     maker, twin = _maker(plan, reference), _headed_base(plan)
     found: dict[str | None, Golden] = {}
     for name in [name for name in plan.names if name is not None or twin is None]:
-        adapter, output = (None, None) if name is None else (bundle.source(name), bundle.record(name).output)
+        adapter, output = bundle.with_output(name)
         found[name] = maker.compute(adapter, output, on_step, name=name)
     if twin is not None:
         found[None] = found[twin].of_base(bundle.base_outputs)
@@ -531,7 +531,7 @@ def _maker(plan: Plan, reference: Reference) -> GoldenMaker:
 def _needed(plan: Plan, reference: Reference, golden: Golden) -> Mapping[str, float]:
     """Return the budgets that a reference needs for the inputs of golden vectors, by output."""
     bundle, name = plan.bundle, golden.adapter
-    source, output = (None, None) if name is None else (bundle.source(name), bundle.record(name).output)
+    source, output = bundle.with_output(name)
     maker = replace(_maker(plan, reference), cases=golden.cases, allowance=bundle.allowance(golden.cases))
     made = maker.compute(source, output, name=name)
     return {each: budget.absolute for each, budget in made.budgets.items()}
@@ -549,7 +549,7 @@ def _remeasured(
         own = golden.cases[at]
         if own.name in measured:
             continue
-        source, output = (None, None) if name is None else (plan.bundle.source(name), plan.bundle.record(name).output)
+        source, output = plan.bundle.with_output(name)
         wider = _maker(plan, reference).measured(golden, at, source, output)
         again = list(compare_outputs(graph.run(own.arrays, (name,) * own.batch), wider, 0, graph))
         place = ("reference", name, case, False)
@@ -564,7 +564,7 @@ def _repeats(plan: Plan, reference: Reference, expected: Sequence[Golden]) -> It
     if golden is None or at is None:
         return
     bundle, case, name = plan.bundle, golden.cases[at], golden.adapter
-    source, output = (None, None) if name is None else (bundle.source(name), bundle.record(name).output)
+    source, output = bundle.with_output(name)
     again = run(reference.runner, case.arrays, source, bundle.base_outputs, output)
     faults, worst = list[str](), 0.0
     for each, value in golden.outputs[at].items():
@@ -609,7 +609,7 @@ def _at_smallest(
         level = next(level for level in LEVELS if level == first.level)
         graph, name = Graph(plan.bundle, "slots", file, level), golden.adapter
         case = smallest_case(graph, reference, known[first.case], name, tolerance)
-        source, output = (None, None) if name is None else (plan.bundle.source(name), plan.bundle.record(name).output)
+        source, output = plan.bundle.with_output(name)
         found = run(reference.runner, case.arrays, source, plan.bundle.base_outputs, output)
         alone = replace(golden, cases=[case], outputs=[found], undefined=[{}])
         ran = {one.level for one in outputs if (one.adapter, one.case) == (name, case.name) and one.flavour == "slots"}

@@ -12,7 +12,7 @@ import click
 import adapter_export as ae
 from adapter_export.api.option import Option
 from adapter_export.cli.bases import opened, stepping
-from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
+from adapter_export.cli.options import Force, Json, LabelledData, SiteMapFile, TrustPickle, command
 from adapter_export.cli.output import emit_json, say, say_failed, show, steps, warn
 from adapter_export.errors import UsageError
 
@@ -33,10 +33,7 @@ _MISSED = 1
 def evaluate(
     bundle: Path,
     *,
-    data: Annotated[
-        Path,
-        Option("Labelled texts: csv, tsv or jsonl in UTF-8; or a folder of pictures or clips for each label.", "PATH"),
-    ],
+    data: LabelledData,
     gate: Annotated[
         Sequence[str],
         Option("The least that a metric must be; the most, where less is better. May be repeated.", "METRIC=N"),
@@ -84,10 +81,7 @@ def evaluate(
 def compare(
     contestants: Sequence[str],
     *,
-    data: Annotated[
-        Path,
-        Option("Labelled texts: csv, tsv or jsonl in UTF-8; or a folder of pictures or clips for each label.", "PATH"),
-    ],
+    data: LabelledData,
     base: Annotated[Path | None, Option("The model of the adapters.", "MODEL")] = None,
     site_map: SiteMapFile = None,
     trust_pickle: TrustPickle = False,

@@ -14,7 +14,7 @@ from adapter_export.api.adapters.kinds import KindOptions
 from adapter_export.api.option import Option
 from adapter_export.api.training.fusion import FusionOptions
 from adapter_export.api.training.train import LoopOptions, TaskOptions
-from adapter_export.cli.options import AdapterFolder, Force, Json, command
+from adapter_export.cli.options import AdapterFolder, Force, Json, LabelledData, command
 from adapter_export.cli.output import Bar, duration, emit_json, progress_bar, say, show, warn
 from adapter_export.tables import Table
 
@@ -93,10 +93,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
 def train(
     model: Path,
     *,
-    data: Annotated[
-        Path,
-        Option("Labelled texts: csv, tsv or jsonl in UTF-8; or a folder of pictures or clips for each label.", "PATH"),
-    ],
+    data: LabelledData,
     output: AdapterFolder,
     fuse: Annotated[
         tuple[str, ...],

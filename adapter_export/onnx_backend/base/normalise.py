@@ -22,7 +22,7 @@ from onnx.version_converter import ConvertError
 from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 
 from adapter_export.errors import BaseModelError, RequestError
-from adapter_export.format.axes import names
+from adapter_export.format.axes import axis_names
 from adapter_export.format.manifest import InputRecord
 from adapter_export.numerics.sample_inputs import InputCase, input_cases
 from adapter_export.onnx_backend.base.flow import (
@@ -353,7 +353,7 @@ def correct_shapes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord])
 
 def small_cases(inputs: Sequence[InputRecord]) -> list[InputCase]:
     """Two cases of small inputs; no named axis has the same length in both."""
-    named = list(dict.fromkeys(name for record in inputs for axis in record.axes for name in names(axis)))
+    named = axis_names(inputs)
     lengths = [2, *range(5, 2 * len(named) + 5, 2)]
     shapes = [{name: length + more for name, length in zip(named, lengths, strict=False)} for more in (0, 1)]
     return input_cases(inputs, seed=0, shapes=shapes)[:2]

@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from adapter_export.errors import BaseModelError, RequestError
-from adapter_export.format.axes import names
+from adapter_export.format.axes import axis_names, names
 from adapter_export.format.manifest import Axis, InputRecord
 from adapter_export.numerics.sample_inputs import LENGTHS, input_cases
 from adapter_export.onnx_backend.model_session import open_session, try_session
@@ -69,7 +69,7 @@ def equal_axes(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> 
         for place, axis in enumerate(record.axes):
             if isinstance(axis, str) and names(axis) == (axis,) and axis not in places.setdefault(place, []):
                 places[place].append(axis)
-    known = list(dict.fromkeys(name for record in inputs for axis in record.axes for name in names(axis)))
+    known = axis_names(inputs)
     if all(len(group) < 2 for group in places.values()):
         return {}
     runs = runs_with(model, folder, inputs)
@@ -118,7 +118,7 @@ def length_limits(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) 
     if any(record.role == "cache" for record in inputs):
         return {}
     batches = {record.axes[0] for record in inputs if record.axes}
-    known = list(dict.fromkeys(name for record in inputs for axis in record.axes for name in names(axis)))
+    known = axis_names(inputs)
     tried = runs_with(model, folder, inputs)
 
     def runs(axis: str | None, size: int, others: int) -> bool:
