@@ -487,7 +487,7 @@ def origin_of(base: Base, precision: Precision, *, optimized: bool) -> Origin:
     from adapter_export.bundle.proof.exact_tensors import Origin
 
     own = precision_of(base) == precision
-    libraries = (*(() if own else ("onnxruntime",)), *(("onnxscript",) if optimized else ()))
+    libraries = (*(() if own and not optimized else ("onnxruntime",)), *(("onnxscript",) if optimized else ()))
     if base.is_onnx:
         return replace(Origin.of(base.onnx), made_by=libraries, optimized=optimized)
     from adapter_export.torch_backend.base.torch_base import tensors

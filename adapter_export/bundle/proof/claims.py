@@ -208,9 +208,8 @@ def _allowance(
 
 # The oldest ONNX Runtime that computes a graph, and computes it right; each rule was tried with released versions.
 
-_TESTED = "1.21"
-_NEWEST_TESTED_OPSET = 22
-"""The oldest supported runtime, and the newest opset that it knows."""
+_OPSETS = {22: "1.21", 23: "1.24"}
+"""Opsets, and the oldest supported runtime that has all operators of each: 1.23 lacks some of 23."""
 
 _BYTES = "1.23"
 """`MatMulNBits` with 8 bits: 1.21 refuses it, 1.22 fails when it runs."""
@@ -223,9 +222,8 @@ _BIAS = {"Attention": 5, "MultiHeadAttention": 5}
 
 def oldest_runtime(model: ir.Model) -> str:
     """Return the version, such as `1.21`; that of the runtime here for an opset that no older one was tried with."""
-    if model.opset_imports.get("", 0) > _NEWEST_TESTED_OPSET:
-        return str(ort.__version__)
-    needed = [_TESTED]
+    opset = model.opset_imports.get("", 0)
+    needed = [next((version for newest, version in _OPSETS.items() if opset <= newest), str(ort.__version__))]
     for node in model.graph.all_nodes():
         if node.op_type == "MatMulNBits" and node.attributes.get_int("bits", 4) > 4:
             needed.append(_BYTES)
