@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import importlib.util
 import os
 import sys
-import typing
-from collections import OrderedDict
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import hypothesis
 import pytest
@@ -35,39 +29,9 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)  # an export makes a million objects, few of them in cycles
     if "torch" in sys.modules:
-        _remember_archives()
+        import archives_read_once
 
-
-def _remember_archives() -> None:
-    """Let torch read an archive once in a process, and the types of its records once for all archives.
-
-    A command opens its base anew, as it must; nothing changes a program that was loaded.
-    """
-    import torch
-    from torch._export.serde import schema, serialize
-
-    @cache
-    def hints(record: type) -> dict[str, Any]:
-        return typing.get_type_hints(record, globalns=vars(schema))
-
-    def get_type_hints(record: type, globalns: object) -> dict[str, Any]:
-        assert globalns is vars(schema)
-        return hints(record)
-
-    serialize.typing = SimpleNamespace(**{**vars(typing), "get_type_hints": get_type_hints})  # type: ignore[assignment]
-    load, loaded = torch.export.load, OrderedDict[bytes, Any]()
-
-    def load_once(file: Any, **options: Any) -> Any:
-        if any(options.values()) or not isinstance(file, Path):
-            return load(file, **options)
-        content = hashlib.sha256(file.read_bytes()).digest()
-        if content not in loaded:
-            loaded[content] = load(file)
-            if len(loaded) > 16:
-                loaded.popitem(last=False)
-        return loaded[content]
-
-    torch.export.load = load_once
+        archives_read_once.install()
 
 
 @pytest.fixture(scope="session", autouse=True)
