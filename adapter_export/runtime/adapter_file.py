@@ -80,7 +80,12 @@ def tensors_at(data: Bytes, places: Places, where: object = None) -> Weights:
         name: np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
         for name, (start, shape, dtype) in places.items()
     }
-    native = {name: np.require(view, view.dtype.newbyteorder("="), "A") for name, view in views.items()}
+    native = {
+        name: view
+        if view.flags.aligned and view.dtype.isnative
+        else np.require(view, view.dtype.newbyteorder("="), "A")
+        for name, view in views.items()
+    }
     return widened(native, where)
 
 

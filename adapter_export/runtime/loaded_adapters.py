@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from tempfile import mkstemp
 from threading import Lock
-from weakref import WeakKeyDictionary, finalize
+from weakref import finalize, ref
 
 import numpy as np
 
@@ -151,25 +151,25 @@ class Uses:
     """
 
     def __init__(self, resident: int) -> None:
-        self._counts = WeakKeyDictionary[Entry, int]()
+        self._counts: dict[ref[Entry], int] = {}  # a `WeakKeyDictionary` takes three times as long to find the rarest
         self._most = _MEMORY * resident
         self._sum = 0
 
     def add(self, entry: Entry) -> None:
         """Count a use; after many of them, all count half."""
-        self._counts[entry] = self._counts.get(entry, 0) + 1
+        self._counts[ref(entry)] = self._counts.get(ref(entry), 0) + 1
         self._sum += 1
         if self._sum > self._most:
-            self._counts = WeakKeyDictionary({each: uses // 2 for each, uses in self._counts.items() if uses > 1})
+            self._counts = {each: uses // 2 for each, uses in self._counts.items() if uses > 1 and each() is not None}
             self._sum = sum(self._counts.values())
 
     def forget(self, entry: Entry) -> None:
         """Count none of its uses."""
-        self._counts.pop(entry, None)
+        self._counts.pop(ref(entry), None)
 
     def rarest(self, entries: Iterable[Entry]) -> Entry:
         """Return the one of these that was used least, of equals the first."""
-        return min(entries, key=lambda entry: self._counts.get(entry, 0))
+        return min(entries, key=lambda entry: self._counts.get(ref(entry), 0))
 
 
 class Adapters:
