@@ -185,7 +185,7 @@ def by_shape(
     for batch, tokens in shapes:
         calls = ways(inputs_of(bundle, batch, tokens))
         check_equal({name: call for name, call in calls.items() if name not in rough and "no adapter" not in name})
-        found.append(interleaved(calls, pace))
+        found.append(interleaved(calls, pace, warm=True))
     first, *others = found[0]
     rows = [[name, *(asdict(ratio(times, name, first)) for times in found)] for name in (first, *others)]
     milliseconds = ", ".join(
