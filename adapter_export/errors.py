@@ -45,7 +45,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar, Literal
 
@@ -86,6 +86,11 @@ def command(call: str, line: str) -> str:
 
 def _either(python: str, shell: str) -> str:
     return f"{_PYTHON}{python}{_SHELL}{shell}{_END}"
+
+
+def quoted(names: Iterable[object]) -> str:
+    """Return names as a message has them: `a`, `b`."""
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def worded(text: str, face: Face = "python") -> str:

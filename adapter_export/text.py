@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from adapter_export.errors import BaseModelError, FileError, InputError, MissingExtraError, RequestError
+from adapter_export.errors import BaseModelError, FileError, InputError, MissingExtraError, RequestError, quoted
 from adapter_export.reading.child import Limits, try_out
 from adapter_export.reading.parsers import parsing
 from adapter_export.reading.regular_files import read_text
@@ -445,8 +445,8 @@ def check_inputs(names: Iterable[str]) -> None:
     if unknown:
         raise RequestError(
             "the base has inputs that text cannot fill",
-            found=", ".join(f"`{name}`" for name in unknown),
-            expected=f"only {', '.join(f'`{name}`' for name in _INPUTS)}",
+            found=quoted(unknown),
+            expected=f"only {quoted(_INPUTS)}",
             fix="give arrays for all inputs instead of text",
         )
 

@@ -22,7 +22,7 @@ from adapter_export.bundle.rounded import rounded
 from adapter_export.bundle.texts import TextMaker
 from adapter_export.bundle.write import FLAVOURS, BundleWriter, check_bases, check_names, check_texts, model_version
 from adapter_export.dtypes import AdapterPrecision
-from adapter_export.errors import AdapterError, BaseModelError, UsageError, argument
+from adapter_export.errors import AdapterError, BaseModelError, UsageError, argument, quoted
 from adapter_export.format.axes import narrowed
 from adapter_export.format.derivation import DERIVATION_FILE, write_derivation
 from adapter_export.format.files import new_folder
@@ -227,9 +227,9 @@ def _check_request(
         raise UsageError("a tokenizer needs the most tokens that the base takes", fix="give `max_tokens`")
     names = [adapter.name for adapter in adapters]
     check_names(names)
-    unknown = ", ".join(f"`{name}`" for name in bake if name not in names)
+    unknown = quoted(name for name in bake if name not in names)
     if unknown:
-        known = ", ".join(f"`{name}`" for name in names)
+        known = quoted(names)
         raise UsageError("no adapter of this name is built", where=argument("bake"), found=unknown, expected=known)
 
 

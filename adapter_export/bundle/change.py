@@ -17,7 +17,7 @@ from adapter_export.bundle.rounded import rounded
 from adapter_export.bundle.texts import TextMaker
 from adapter_export.bundle.write import BANK_FILE, BundleWriter, check_bases, check_names, check_texts, model_version_of
 from adapter_export.dtypes import AdapterPrecision
-from adapter_export.errors import AdapterError, BaseModelError, FileError, argument, command
+from adapter_export.errors import AdapterError, BaseModelError, FileError, argument, command, quoted
 from adapter_export.format.files import changed_folder
 from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.manifest import AdapterRecord, BankRecord, FanoutRecord, Manifest
@@ -26,7 +26,7 @@ from adapter_export.format.media import GoldenMedia
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.runner import Runner
 from adapter_export.onnx_backend.graft.bank_graph import bank_rows
-from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_sums, read_plan, slot_tensors
+from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_sums, slot_tensors
 from adapter_export.runtime.adapter_file import write_adapter_file
 
 _OF_THE_OLD = (SIGNATURE_FILE, REPORT_FILE, CARD_FILE)
@@ -128,14 +128,14 @@ def remove_adapters(
     if unknown:
         raise AdapterError(
             "the bundle has no adapter of this name",
-            found=", ".join(f"`{name}`" for name in unknown),
-            expected=f"one of {', '.join(f'`{name}`' for name in known)}",
+            found=quoted(unknown),
+            expected=f"one of {quoted(known)}",
             fix="check the name for a typing error",
         )
     if not kept:
         raise AdapterError(
             "a bundle has at least one adapter",
-            found=f"{', '.join(f'`{name}`' for name in names)}, and no other",
+            found=f"{quoted(names)}, and no other",
             fix="add another one first, or delete the bundle",
         )
     texts = old.texts()
@@ -158,10 +158,8 @@ def _opened(bundle: Path | OpenedBundle, progress: OnStep) -> tuple[OpenedBundle
     if isinstance(bundle, Path):
         progress("comparing the files of the bundle with their hashes")
         bundle = OpenedBundle.open(bundle, copy=False)
-    plan = read_plan(bundle.slots_model, bundle.folder / bundle.manifest.graphs["slots"])
-    return bundle, BundleWriter(
-        bundle.folder, plan, head_sums(plan, bundle.base_outputs), bundle.manifest.model_version
-    )
+    heads = head_sums(bundle.plan, bundle.base_outputs)
+    return bundle, BundleWriter(bundle.folder, bundle.plan, heads, bundle.manifest.model_version)
 
 
 def _rewritten(manifest: Manifest) -> set[str]:
@@ -189,7 +187,7 @@ def write_fitted(adapter: Adapter, path: Path, folder: Path, manifest: Manifest)
         WriteError: the operating system refused a write.
     """
     check_bases([adapter], manifest.base, allow_mismatch=False)
-    plan = read_plan(OpenedBundle(folder, manifest).slots_model, folder)
+    plan = OpenedBundle(folder, manifest).plan
     if model_version_of(manifest.base, plan, None) != manifest.model_version:
         fix = f"run {command('add(bundle, [adapter], against=base)', 'add BUNDLE ADAPTER --against MODEL')} with it"
         raise BaseModelError("was built with a site map, which adapters do not name", where=folder, fix=fix)

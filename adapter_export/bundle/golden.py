@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import FLOAT_TYPES, Stored
-from adapter_export.errors import BaseModelError, NothingComparedError, TensorError
+from adapter_export.errors import BaseModelError, NothingComparedError, TensorError, quoted
 from adapter_export.format.check_report import Against, Split
 from adapter_export.format.manifest import GoldenRecord, InputRecord, Manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
@@ -172,7 +172,7 @@ def read_golden(folder: Path, adapter: str | None, record: GoldenRecord, inputs:
             "the golden vectors are not complete, or more than those of their cases",
             where=folder / record.path,
             found=", ".join(sorted(wrong)[:_SHOWN]),
-            expected=f"all inputs and outputs of {', '.join(f'`{case}`' for case in record.cases)}",
+            expected=f"all inputs and outputs of {quoted(record.cases)}",
             fix="build the bundle again",
         )
     for case, one in ((case, one) for case in record.cases for one in inputs):
@@ -387,7 +387,7 @@ class GoldenMaker:
                     "the reference gives no golden vectors",
                     where=f"`{self.references.description}`, case `{case.name}`",
                     found="; ".join(faults),
-                    expected=", ".join(f"`{name}`" for name in names),
+                    expected=quoted(names),
                     fix="check the base and the adapter's weights",
                 )
         outputs_by_case = [{name: np.ascontiguousarray(outputs[name]) for name in names} for outputs in found.outputs]

@@ -28,7 +28,7 @@ def check_media(adapters: Sequence[Adapter], record: MediaRecord) -> None:
     """Raise an `AdapterError` for an adapter that reads texts, or was trained with another processor."""
     for adapter in adapters:
         try:
-            check_answered(record, None if adapter.head is None else adapter.head.task, f"adapter `{adapter.name}`")
+            check_answered(record, adapter.task, f"adapter `{adapter.name}`")
         except InputError as error:
             raise AdapterError(
                 error.what, where=error.where, found=error.found, expected=error.expected, fix=error.fix
@@ -63,7 +63,7 @@ class MediaMaker:
     def _set(
         self, samples: Sequence[GoldenSample], adapter: Adapter, output: str | None, golden: Golden
     ) -> GoldenMediaSet | None:
-        task = None if adapter.head is None else adapter.head.task
+        task = adapter.task
         if task is None or output is None:
             return None
         results = [

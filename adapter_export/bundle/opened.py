@@ -38,6 +38,7 @@ from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.onnx_backend.base.onnx_base import Numerics, numerics
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import Pieces, weights_are_many
+from adapter_export.onnx_backend.slots import SlotPlan, read_plan
 from adapter_export.reading.regular_files import read_bytes
 from adapter_export.runtime.bundle import Bundle, PrivateFolder, check_release, copy_verified, reader
 from adapter_export.runtime.graphs import Graphs, Optimization, run_session
@@ -119,6 +120,11 @@ class OpenedBundle:
     def base_outputs(self) -> tuple[str, ...]:
         """The names of the base's outputs."""
         return tuple(record.name for record in self.manifest.base_outputs)
+
+    @cached_property
+    def plan(self) -> SlotPlan:
+        """What the slots of its graphs are for."""
+        return read_plan(self.slots_model, self.folder)
 
     @cached_property
     def numerics(self) -> Numerics:
@@ -324,9 +330,8 @@ def read_source(folder: Path, record: AdapterRecord) -> Adapter:
         AdapterError: it is not the one that the manifest describes.
     """
     adapter = read_adapter(folder / record.source)
-    task = None if adapter.head is None else adapter.head.task
     facts: list[tuple[str, object, object]] = [("base", adapter.base, record.base)]
-    facts += task_facts(task, record.task)
+    facts += task_facts(adapter.task, record.task)
     if record.mix is not None:  # which column weighs which member: no number would tell
         facts.append(("order of members", weighted_members(adapter), record.mix.members))
     for what, found, expected in facts:

@@ -19,7 +19,7 @@ from cryptography import x509
 from model_signing import hashing, signing, verifying
 
 from adapter_export.bundle.opened import OpenedBundle
-from adapter_export.errors import FileError, FormatError, SignatureError, argument, command
+from adapter_export.errors import FileError, FormatError, SignatureError, argument, command, quoted
 from adapter_export.format.check_report import read_report
 from adapter_export.format.files import canonical_json, locked, new_file
 from adapter_export.format.manifest_json import MANIFEST_FILE, REPORT_FILE, SIGNATURE_FILE, is_hidden
@@ -144,7 +144,7 @@ def verify_signature(folder: Path, *, key: Path | None, chain: Sequence[Path]) -
     signed = _signed(document)
     needed = {MANIFEST_FILE, REPORT_FILE} if (folder / REPORT_FILE).exists() else {MANIFEST_FILE}
     if missing := sorted(needed - signed.keys()):
-        where, found = folder, ", ".join(f"`{name}`" for name in missing)
+        where, found = folder, quoted(missing)
         raise SignatureError("has files that its signature does not cover", where=where, found=found, fix=_AGAIN)
     return Signature(_signer(document), signed[MANIFEST_FILE], tuple(sorted(signed)))
 
@@ -200,7 +200,7 @@ def _fault(folder: Path, document: Any, by: str, said: str) -> SignatureError:
     if said.startswith(_DIFFERS):
         other = [name for name, digest in _signed(document).items() if _sha256(folder / name) != digest]
         more = f" and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
-        found = ", ".join(f"`{name}`" for name in other[:_SHOWN]) + more or said
+        found = quoted(other[:_SHOWN]) + more or said
         return SignatureError("is not what was signed", where=folder, found=found, fix=_AGAIN)
     if said.startswith("Key mismatch"):
         fix = "give the key of whoever signs it, or take the bundle from them"

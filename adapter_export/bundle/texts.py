@@ -14,7 +14,7 @@ import numpy.typing as npt
 from adapter_export.bundle.golden import Allowance, Golden
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.report import BASE
-from adapter_export.errors import BaseModelError, MissingExtraError, RequestError
+from adapter_export.errors import BaseModelError, MissingExtraError, RequestError, quoted
 from adapter_export.format.check_report import InvariantRecord, verdict
 from adapter_export.format.golden_texts import GOLDEN_TEXTS_VERSION, GoldenText, GoldenTexts, GoldenTextSet
 from adapter_export.format.manifest import InputRecord
@@ -69,7 +69,7 @@ class TextMaker:
         if wrong:
             raise BaseModelError(
                 "the tokenizer gives other ids than the model's own library",
-                found=f"other ids of {len(wrong)} texts: {', '.join(f'`{name}`' for name in wrong[:3])}",
+                found=f"other ids of {len(wrong)} texts: {quoted(wrong[:3])}",
                 expected=f"the ids of {self.own.tokenizer if self.own else ''}",
                 fix="save the tokenizer again with `save_pretrained`, and capture the base again",
             )
@@ -89,7 +89,7 @@ class TextMaker:
         `output` is the output that holds the result of its head, and `golden` has its golden vectors, whose budget is
         the least that is allowed.
         """
-        task = None if adapter.head is None else adapter.head.task
+        task = adapter.task
         if task is None or output is None:
             return None
         texts = list(self._texts(task))
@@ -139,7 +139,7 @@ class TextMaker:
         if not self.references.keeps_weights:  # a run takes seconds
             groups = dict([max(groups.items(), key=lambda group: len(group[1]))]) if groups else {}
         one_by_one = any(isinstance(record.axes[0], int) for record in self.inputs)
-        task = None if adapter.head is None else adapter.head.task
+        task = adapter.task
         found: dict[int, np.ndarray] = {}
         for group in groups.values():
             for some in [[at] for at in group] if one_by_one else [group]:

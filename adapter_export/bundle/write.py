@@ -13,7 +13,7 @@ import onnx_ir as ir
 from adapter_export.bundle.golden import Golden, write_golden
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import AdapterPrecision, narrowed
-from adapter_export.errors import AdapterError, BaseMismatchError, OutputExistsError, argument
+from adapter_export.errors import AdapterError, BaseMismatchError, OutputExistsError, argument, quoted
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.files import new_file
 from adapter_export.format.golden_texts import GoldenTexts, golden_texts_json
@@ -130,7 +130,7 @@ class BundleWriter:
             source=source,
             base=adapter.base,
             golden=self.golden(golden),
-            task=None if adapter.head is None else adapter.head.task,
+            task=adapter.task,
             output=adapter_output(self.heads, adapter),
             baked=baked,
             mix=mix_record(self.plan, adapter),
@@ -232,8 +232,8 @@ def _texts_of(adapter: Adapter) -> tuple[str | None, int | None]:
 
     The head's task says it, or without a head the record of a training on texts.
     """
-    if adapter.head is not None and adapter.head.task is not None:
-        return adapter.head.task.tokenizer, adapter.head.task.max_tokens
+    if adapter.task is not None:
+        return adapter.task.tokenizer, adapter.task.max_tokens
     settings = adapter.training.get("settings") if adapter.training.get("task") == CAUSAL_LM else None
     known = settings if isinstance(settings, Mapping) else {}
     digest, most = known.get("tokenizer"), known.get("max_tokens")
@@ -251,7 +251,7 @@ def check_names(names: Sequence[str], taken: Sequence[str] = ()) -> None:
     if twice:
         raise AdapterError(
             "the bundle has an adapter of this name" if taken else "two adapters have one name",
-            found=", ".join(f"`{name}`" for name in twice),
+            found=quoted(twice),
             expected="names that differ in more than case",
             fix=f"remove the old one first, or add the new one as `other={twice[0]}`"
             if taken

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
-from adapter_export.errors import FileError, FormatError, HashError, within
+from adapter_export.errors import FileError, FormatError, HashError, quoted, within
 from adapter_export.format.files import check_checksum, checked_json, new_file
 from adapter_export.format.manifest import FileRecord, Manifest, MixRecord
 from adapter_export.format.records import record_from_json, version_checked
@@ -206,7 +206,7 @@ def _check_fanout(manifest: Manifest) -> None:
         raise FormatError(
             "a graph `fanout` goes with a graph `bank`, and with a record of its own",
             where="`$.fanout`",
-            found="null" if fanout is None else ", ".join(f"`{name}`" for name in manifest.graphs),
+            found="null" if fanout is None else quoted(manifest.graphs),
         )
     for value in () if fanout is None else fanout.values:
         if len(first) != 1 or value.axes.count(*next(iter(first))) != 1:
@@ -293,7 +293,7 @@ def _check_files(manifest: Manifest) -> None:
 def _check_unique(key: str, names: Iterable[str]) -> None:
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
-        raise FormatError("a name occurs twice", where=f"`$.{key}`", found=", ".join(f"`{name}`" for name in twice))
+        raise FormatError("a name occurs twice", where=f"`$.{key}`", found=quoted(twice))
 
 
 def _check_known(key: str, found: Iterable[str | None], known: set[str]) -> None:
@@ -357,7 +357,7 @@ def verify_files(manifest: Manifest, folder: Path, *, copied: Collection[str] = 
         raise FormatError(
             "has files that its manifest does not list",
             where=folder,
-            found=", ".join(f"`{name}`" for name in extra[:_SHOWN]) + more,
+            found=quoted(extra[:_SHOWN]) + more,
             expected=f"`{MANIFEST_FILE}` and the {len(manifest.files)} files that it lists",
             fix="move them out of the folder, or take the bundle from its source again",
         )

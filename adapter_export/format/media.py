@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from adapter_export.errors import FormatError, within
+from adapter_export.errors import FormatError, quoted, within
 from adapter_export.format.files import canonical_json
 from adapter_export.format.records import (
     SEMVER,
@@ -420,7 +420,7 @@ def _image_steps(fields: Mapping[str, Any]) -> Iterator[Step]:
     if fields.get("do_resize"):
         size = {key: value for key, value in fields["size"].items() if value is not None}
         if set(size) not in ({"height", "width"}, {"shortest_edge"}):
-            raise UnknownStepsError(f"resizes by {', '.join(f'`{key}`' for key in size)}")
+            raise UnknownStepsError(f"resizes by {quoted(size)}")
         least = (size["height"], size["width"]) if "height" in size else (size["shortest_edge"],)
         resample: Any = RESAMPLING[fields["resample"]]
         one = ResizeShortestEdge("resize_shortest_edge", *least, resample) if len(least) == 1 else None

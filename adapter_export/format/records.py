@@ -26,7 +26,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache, partial
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from adapter_export.errors import AdapterError, FormatError, GraphError, VersionError
+from adapter_export.errors import AdapterError, FormatError, GraphError, VersionError, quoted
 from adapter_export.graph.ops import Interval
 
 Record = TypeVar("Record")
@@ -146,8 +146,8 @@ def record_from_json(kind: type[Record], document: object, path: str = "$") -> R
         wrong = [f"unknown key `{key}`" for key in document if key not in hints]
         wrong += [f"no key `{key}`" for key in hints if key in needed - keys]
         if either and keys.isdisjoint(either):
-            wrong.append(f"none of the keys {', '.join(f'`{key}`' for key in either)}")
-        expected = "the keys " + ", ".join(f"`{key}`" for key in hints)
+            wrong.append(f"none of the keys {quoted(either)}")
+        expected = "the keys " + quoted(hints)
         raise FormatError("breaks the format", where=f"`{path}`", found="; ".join(wrong), expected=expected)
     readers = _readers(cast(Any, kind))
     values = {key: readers[key](value, f"{path}.{key}") for key, value in document.items()}
@@ -319,7 +319,7 @@ def _name(kind: Any) -> str:
 
 
 def _one_of(choices: Iterable[str]) -> str:
-    return f"one of {', '.join(f'`{choice}`' for choice in choices)}"
+    return f"one of {quoted(choices)}"
 
 
 def _fault(path: str, value: object, expected: str) -> FormatError:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adapter_export.errors import DataError, argument
+from adapter_export.errors import DataError, argument, quoted
 from adapter_export.reading.parsers import parsing
 from adapter_export.reading.regular_files import read_stream
 
@@ -48,12 +48,7 @@ def check_columns(
     """Raise a `DataError` for a row that lacks a column."""
     for name in wanted:
         if name not in cells:
-            raise DataError(
-                f"there is no column `{name}`",
-                where=where,
-                found=", ".join(f"`{column}`" for column in cells) or "no columns",
-                fix=fix,
-            )
+            raise DataError(f"there is no column `{name}`", where=where, found=quoted(cells) or "no columns", fix=fix)
 
 
 def text_lines(data: bytes, path: Path, first: int = 1) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, TensorError, within
+from adapter_export.errors import AdapterError, TensorError, quoted, within
 from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES, AdapterGraph, Cost, cost, stored
 from adapter_export.graph.tasks import CLASSES, LABELLED, OUTPUT_SHAPES, RESULT_WIDTHS, HeadOutput, Task, head_result
 from adapter_export.sites.site import Site
@@ -103,6 +103,11 @@ class Adapter:
             self._check_tensor_names()
         check_tensors(self.weights, self.tensor_shapes(), f"adapter `{self.name}`")
 
+    @property
+    def task(self) -> Task | None:
+        """What its answers mean; none without a head, or where that is not known."""
+        return None if self.head is None else self.head.task
+
     def _check_graphs(self) -> None:
         """Check that a site's graph reads site values and replaces one of them, and that a head's fits its task."""
         total = sum(len(graph.nodes) + len(graph.parameters) for _, graph, _ in self.components())
@@ -137,11 +142,7 @@ class Adapter:
         names = Counter(f"{prefix}.{name}" for prefix, name in tensors)
         twice = sorted(name for name, count in names.items() if count > 1)
         if twice:
-            raise AdapterError(
-                "two tensors have one name",
-                found=", ".join(f"`{name}`" for name in twice),
-                fix="rename a parameter of its graphs",
-            )
+            raise AdapterError("two tensors have one name", found=quoted(twice), fix="rename a parameter of its graphs")
         shapes: dict[str, tuple[int, ...]] = {}
         for name, shape in self._shapes():
             if shapes.setdefault(name, shape) != shape:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from adapter_export.errors import UsageError
+from adapter_export.errors import UsageError, quoted
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import HEAD_VALUES, AdapterGraph
@@ -54,7 +54,7 @@ def head_graph(task: ProblemType, options: HeadOptions | None = None) -> Adapter
     """
     options = options or HeadOptions()
     if task not in PROBLEM_TYPES:
-        expected = ", ".join(f"`{name}`" for name in PROBLEM_TYPES)
+        expected = quoted(PROBLEM_TYPES)
         raise UsageError("unknown problem type", found=f"`{task}`", expected=expected)
     if options.pooling not in POOLINGS:
         expected = " or ".join(f"`{name}`" for name in POOLINGS)

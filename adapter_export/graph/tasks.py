@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from adapter_export.errors import AdapterError
+from adapter_export.errors import AdapterError, quoted
 from adapter_export.graph.graph import DATA_AXES
 from adapter_export.graph.ops import Interval, Shape
 
@@ -170,7 +170,7 @@ class Task:
             if not holds:
                 faults.append((fault, found, expected))
 
-        named = ", ".join(f"`{name}`" for name in PROBLEM_TYPES)
+        named = quoted(PROBLEM_TYPES)
         check(self.type in PROBLEM_TYPES, "unknown problem type", f"`{self.type}`", f"one of {named}")
         if faults:
             return faults

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from adapter_export.errors import FormatError, HashError, visible, within
+from adapter_export.errors import FormatError, HashError, quoted, visible, within
 from adapter_export.format.adapter_files import GRAPH_FILE, WEIGHTS_FILE, read_adapter
 from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest, verify_files
 from adapter_export.format.records import Count, RelativePath, Sha256, record_from_json
@@ -88,7 +88,7 @@ def kind_of(names: Collection[str], where: object) -> Kind:
     raise FormatError(
         "is neither a bundle nor an adapter",
         where=where,
-        found=", ".join(f"`{name}`" for name in sorted(names)[:5]) or "no files",
+        found=quoted(sorted(names)[:5]) or "no files",
         expected=" or ".join(f"`{head}`" for head in HEADS.values()),
         fix="give what `build` or `train` made, or `push` sent",
     )

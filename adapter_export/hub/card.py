@@ -195,7 +195,7 @@ def _of_bundle(folder: Path, manifest: Manifest) -> Iterator[_Entry]:
 
 def _of_adapter(adapter: Adapter, digest: str) -> Iterator[_Entry]:
     parameters = sum(int(tensor.size) for tensor in adapter.weights.values())
-    task = None if adapter.head is None else adapter.head.task
+    task = adapter.task
     yield _Entry(adapter.name, adapter.kind, parameters, task, adapter.training, digest)
 
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from adapter_export.errors import AdapterError, argument, command
-from adapter_export.importers.take import listed
+from adapter_export.errors import AdapterError, argument, command, quoted
 from adapter_export.sites.site import LAYERS, SUBLAYERS, Role, Site, SiteMap
 
 _SITES = command("open_base(MODEL).sites", "sites MODEL")
@@ -75,7 +74,7 @@ class Match:
                 "acts on layers that the base calls a second time, on what is no text, such as relative positions; "
                 "there no adapter can act, so that the result would be another one",
                 where=self.where,
-                found=listed(twice),
+                found=quoted(twice),
                 expected="layers that are called at their sites alone",
                 fix="merge the adapter into the base with the library that trained it, and take the result as a base; "
                 "or train it on other layers",
@@ -163,12 +162,12 @@ def _fits(target: Target) -> bool:
 
 def _not_there(paths: Sequence[str], known: Sequence[Site], where: object, fix: str | None = None) -> AdapterError:
     with_path = [site for site in known if site.path]
-    shown = ", ".join(f"`{site.path}`" for site in with_path[:3])
+    shown = quoted(site.path for site in with_path[:3])
     what = "linear layers" if all(site.role == "linear" for site in known) else "sublayers"
     return AdapterError(
         "acts on modules that the base does not have",
         where=where,
-        found=listed(paths),
+        found=quoted(paths),
         expected=f"some of its {len(with_path)} {what} with a path" + (f", such as {shown}" if shown else ""),
         fix=fix or f"look at {_SITES} for what the base has, and give the one that it was trained on",
     )
@@ -195,7 +194,7 @@ def find_renaming(adapter: Collection[str], base: Collection[str], where: object
     raise AdapterError(
         "its modules cannot be told apart in the base",
         where=where,
-        found=", ".join(f"`{path}`" for path in sorted(adapter)),
+        found=quoted(sorted(adapter)),
         expected=f"one prefix, not {' and '.join(sorted(f'`{one.drop or one.add}`' for one in best))}",
         fix="give the base that it was trained on, captured with the same names of modules",
     )

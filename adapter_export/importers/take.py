@@ -100,11 +100,6 @@ def conversions(tensors: Iterable[np.ndarray]) -> Iterator[str]:
         yield f"{counts[dtype]} tensors are {dtype} and were converted to float32, {loss}"
 
 
-def listed(names: Iterable[str]) -> str:
-    """Names in a message."""
-    return ", ".join(f"`{name}`" for name in names)
-
-
 class Taker:
     """The tensors of one file, and what has become of them; `check` raises with all faults at once."""
 

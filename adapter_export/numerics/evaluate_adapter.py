@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapter_export.dtypes import Array
-from adapter_export.errors import AdapterError, GraphError, command
+from adapter_export.errors import AdapterError, GraphError, command, quoted
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.graph import (
     BASE_NORM,
@@ -111,7 +111,7 @@ def check_tokens(graph: AdapterGraph, site: Site, rank: int | None) -> None:
             "a graph takes the tokens of a text together, and the base has "
             + ("tokens before batch there" if site.sequence_first else "those of all texts in one row there"),
             where=f"site `{site.name}`",
-            found=", ".join(f"`{op}`" for op in mixing),
+            found=quoted(mixing),
             expected="values [batch, tokens, width]",
             fix="export the base in another way, or choose an adapter without that",
         )

@@ -23,6 +23,7 @@ from adapter_export.errors import (
     MissingExtraError,
     OutputExistsError,
     argument,
+    quoted,
     within,
 )
 from adapter_export.format.files import canonical_json, locked, new_file
@@ -337,7 +338,7 @@ def _claim(output: Path, identity: dict[str, Any], *, force: bool) -> None:
             raise FileError(
                 "holds the answers of another job",
                 where=output,
-                found=f"another {', '.join(f'`{name}`' for name in differing)}",
+                found=f"another {quoted(differing)}",
                 fix=f"give another folder, or {argument('force', True)}",
             )
         for left in [*output.glob("shard-*.jsonl"), file]:

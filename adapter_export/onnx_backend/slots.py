@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from adapter_export.dtypes import Array, Weights
-from adapter_export.errors import AdapterError, FormatError, InputError, NotNeutralError, within
+from adapter_export.errors import AdapterError, FormatError, InputError, NotNeutralError, quoted, within
 from adapter_export.format.adapter_files import graph_from_json, graph_to_json
 from adapter_export.format.manifest import Axis, HeadRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD, SHARED, Adapter
@@ -281,7 +281,7 @@ def _check_idle(group: SlotGroup, idle: Weights, shared: Collection[str], adapte
         raise NotNeutralError(
             "what an adapter shares among its sites would act where the adapter does not",
             where=f"adapter `{adapter.name}`, graph `{group.graph_name}` at `{group.owner}`",
-            found=", ".join(f"`{name}`" for name in shared),
+            found=quoted(shared),
             fix="build this adapter on its own",
         )
 

@@ -15,7 +15,7 @@ from sklearn.calibration import calibration_curve
 
 from adapter_export.bundle.effects import effects, note_of
 from adapter_export.bundle.opened import OpenedBundle
-from adapter_export.errors import MissedGateError, UsageError, argument
+from adapter_export.errors import MissedGateError, UsageError, argument, quoted
 from adapter_export.format.adapter_files import GRAPH_FILE
 from adapter_export.numerics.judge import Decisions, Floats, Indices, Judged, Metric, metrics_of
 from adapter_export.practice.asked import Asked, Results, judge, shown_text, slice_values
@@ -226,7 +226,7 @@ def check_gates(gates: Mapping[str, float], metrics: Sequence[Metric]) -> None:
     for name, bound in gates.items():
         metric = known.get(name)
         if metric is None:
-            names = ", ".join(f"`{one}`" for one in known)
+            names = quoted(known)
             what = "is no metric of this task"
             raise UsageError(what, where=argument("gate"), found=f"`{name}`", expected=f"one of {names}")
         if not metric.least <= bound <= metric.most:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from adapter_export.errors import RequestError, argument, command
+from adapter_export.errors import RequestError, argument, command, quoted
 from adapter_export.format.axes import length, names
 from adapter_export.format.lengths import Bounds
 from adapter_export.format.manifest import Axis, InputRecord, Manifest
@@ -30,7 +30,7 @@ def check_inputs(
         raise RequestError(
             "the inputs are not those of the graph",
             found="; ".join(wrong),
-            expected=", ".join(f"`{record.name}`" for record in records),
+            expected=quoted(record.name for record in records),
         )
     arrays = {record.name: np.ascontiguousarray(inputs[record.name]) for record in records}
     sizes: dict[str, int] = {}
@@ -169,7 +169,7 @@ def weight_tensors(entry: Entry, weights: Weighting) -> dict[str, np.ndarray]:
                 "a fusion needs a finite weight for each of its members",
                 where=None if isinstance(weights, Mapping) else f"row {row}",
                 found=", ".join(f"`{name}`: {weight}" for name, weight in one.items()) or "none",
-                expected=", ".join(f"`{name}`" for name in record.members),
+                expected=quoted(record.members),
             )
     array = np.array([[one[name] for name in record.members] for one in given], np.float32)
     return dict.fromkeys(record.slots, array)

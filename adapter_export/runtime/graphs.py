@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from adapter_export.errors import FormatError, RequestError, UsageError, argument
+from adapter_export.errors import FormatError, RequestError, UsageError, argument, quoted
 from adapter_export.format.manifest import Flavour, Manifest
 from adapter_export.reading.parsers import parsing
 
@@ -200,7 +200,7 @@ class Graphs:
             missing = "rows of one batch through different adapters" if flavour == "bank" else flavour
             raise RequestError(
                 f"the bundle has no graph for {missing}",
-                found=", ".join(f"`{name}`" for name in self.manifest.graphs),
+                found=quoted(self.manifest.graphs),
                 expected=f"`{flavour}`",
                 fix=f"build it with {flavours}, or give each call one `adapter`",
             )

@@ -17,7 +17,7 @@ from weakref import finalize, ref
 import numpy as np
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, HashError, RequestError, TensorError, WriteError, within
+from adapter_export.errors import AdapterError, HashError, RequestError, TensorError, WriteError, quoted, within
 from adapter_export.format.manifest import AdapterRecord, HeadRecord, Manifest, MixRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD, check_name
 from adapter_export.graph.tasks import CLASSES, LABELLED, PROBLEM_TYPES, RESULT_WIDTHS, TYPE_OUTPUTS, ProblemType, Task
@@ -260,7 +260,7 @@ class Adapters:
         """Return the adapter of a name; RequestError if there is none."""
         entries = self._entries
         if name not in entries:
-            shown = ", ".join(f"`{other}`" for other in list(entries)[:_SHOWN]) or "none"
+            shown = quoted(list(entries)[:_SHOWN]) or "none"
             more = f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
             raise RequestError(
                 "is not loaded",
@@ -464,7 +464,7 @@ def _head(tensors: Weights, manifest: Manifest, claim: Claim, where: object) -> 
     busy = {slot.graph for slot in slots if tensors[slot.name].shape != slot.neutral or tensors[slot.name].any()}
     seen = [head for head in manifest.heads if head.graph in busy]
     if len(seen) > 1:
-        found = ", ".join(f"`{head.graph}`" for head in seen)
+        found = quoted(head.graph for head in seen)
         raise AdapterError(
             "fills several heads", where=where, found=found, expected="one, the others at their defaults"
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from adapter_export.errors import DataError, MissingExtraError, RequestError, argument
+from adapter_export.errors import DataError, MissingExtraError, RequestError, argument, quoted
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.media import (
     RESAMPLING,
@@ -287,7 +287,7 @@ class MediaReader:
         if record.steps is None:
             raise RequestError(record.refusal, fix=f"give arrays for `{record.input}`")
         if names != [record.input]:
-            found = ", ".join(f"`{name}`" for name in names)
+            found = quoted(names)
             fix = "give arrays for all inputs"
             raise RequestError(f"the base has inputs that a {WORDS[record.medium]} cannot fill", found=found, fix=fix)
         self._steps = record.steps

@@ -9,7 +9,7 @@ from threading import Lock
 
 import numpy as np
 
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError, argument, quoted
 from adapter_export.format.manifest import FanoutRecord
 from adapter_export.runtime.graphs import Arrays, Feeds, Graphs, on_device, run_session
 from adapter_export.runtime.loaded_adapters import Counts
@@ -42,7 +42,7 @@ class Prefixes:
                 if limit < 0
                 else "a graph in which rows of a batch influence each other"
                 if manifest.fanout is not None
-                else f"a bundle with {', '.join(f'`{name}`' for name in manifest.graphs)}",
+                else f"a bundle with {quoted(manifest.graphs)}",
                 expected="bytes to keep them in, and a bundle with `fanout`",
                 fix=f"build it with {argument('flavours', ['slots', 'inputs', 'bank', 'fanout'])}, or keep none",
             )

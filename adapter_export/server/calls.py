@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from adapter_export.errors import RequestError
+from adapter_export.errors import RequestError, quoted
 from adapter_export.reading.documents import parse_json
 from adapter_export.runtime.text_reader import Asked
 from adapter_export.server.limits import LONGEST_TEXT, MOST_ROWS
@@ -65,9 +65,7 @@ class Call(Strict):
         given = [name for name in ("text", "texts", "inputs") if getattr(self, name) is not None]
         if len(given) > 1:
             raise RequestError(
-                "there are two things to run on",
-                found=", ".join(f"`{name}`" for name in given),
-                expected="`text`, `texts` or `inputs`",
+                "there are two things to run on", found=quoted(given), expected="`text`, `texts` or `inputs`"
             )
         if not given:
             raise RequestError("there is nothing to run on", expected="`text`, `texts` or `inputs`")
@@ -108,7 +106,7 @@ def split_rows(inputs: Mapping[str, Sequence[np.ndarray] | np.ndarray]) -> list[
     most = max(counts.values(), default=0)
     short = [name for name, count in counts.items() if count < most]
     if short:
-        raise RequestError("the inputs have different numbers of rows", found=", ".join(f"`{name}`" for name in short))
+        raise RequestError("the inputs have different numbers of rows", found=quoted(short))
     return [{name: rows[index][None] for name, rows in inputs.items()} for index in range(most)]
 
 

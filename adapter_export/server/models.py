@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adapter_export.errors import RequestError, UsageError, argument
+from adapter_export.errors import RequestError, UsageError, argument, quoted
 from adapter_export.graph.adapter import check_name
 from adapter_export.graph.tasks import Task
 from adapter_export.runtime import Bundle
@@ -363,7 +363,7 @@ class Models:
 
 def listed(names: Mapping[str, object]) -> str:
     """Return the first of some names as words."""
-    shown = ", ".join(f"`{name}`" for name in list(names)[:_SHOWN])
+    shown = quoted(list(names)[:_SHOWN])
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown or "none"
 
 

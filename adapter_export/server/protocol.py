@@ -18,7 +18,7 @@ from starlette.datastructures import State
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from adapter_export.errors import RequestError
+from adapter_export.errors import RequestError, quoted
 from adapter_export.runtime.answers import own_classes
 from adapter_export.runtime.text_reader import Asked
 from adapter_export.server.calls import Strict, parse, split_rows
@@ -305,11 +305,7 @@ def _outputs(computed: Sequence[Computed], wanted: Sequence[str] | None) -> Iter
     answers = [one.answer() for one in computed] if {ANSWER, LABEL, PROBABILITY} & set(wanted) else []
     for name in wanted:
         if name not in (*available, *tensors):
-            raise RequestError(
-                "there is no such output",
-                found=f"`{name}`",
-                expected=", ".join(f"`{each}`" for each in (*available, *tensors)),
-            )
+            raise RequestError("there is no such output", found=f"`{name}`", expected=quoted((*available, *tensors)))
         if name == ANSWER:
             yield name, np.array([json.dumps(answer, ensure_ascii=False) for answer in answers], object)
         elif name in available:

@@ -106,7 +106,7 @@ def _of_adapter(name: str, folder: Path, bundles: Sequence[Served]) -> Extra:
             except InputError as error:
                 refused = error
                 continue
-            return Extra(name, read_bytes(path), task=None if adapter.head is None else adapter.head.task)
+            return Extra(name, read_bytes(path), task=adapter.task)
     raise refused or AdapterError(
         "was trained on another base than those that are served",
         where=f"adapter `{name}`",

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from adapter_export.errors import FormatError, InputError, RequestError
+from adapter_export.errors import FormatError, InputError, RequestError, quoted
 from adapter_export.format.files import canonical_json, new_file
 from adapter_export.graph.adapter import check_name
 from adapter_export.reading.documents import read_json
@@ -83,7 +83,7 @@ class Routes:
     def lacking(self, name: str) -> Routes:
         """Return routes without one; RequestError if there is none of this name."""
         if name not in self.table:
-            known = ", ".join(f"`{own}`" for own in self.table) or "none: there are no routes"
+            known = quoted(self.table) or "none: there are no routes"
             raise RequestError("there is no route of this name", found=f"`{name}`", expected=known)
         return self._then({other: route for other, route in self.table.items() if other != name})
 

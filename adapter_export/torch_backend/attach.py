@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, argument
+from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, argument, quoted
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.axes import masks_of
 from adapter_export.graph.adapter import HEAD, Adapter, Head
@@ -222,7 +222,7 @@ class AttachedAdapter(nn.Module):
         if len(masks) > 1:
             raise BaseModelError(
                 "has several inputs that may be the attention mask",
-                found=", ".join(f"`{name}`" for name in masks),
+                found=quoted(masks),
                 expected="one integer or bool input [batch, tokens] that indexes no embedding",
                 fix="capture the base with one of them only",
             )

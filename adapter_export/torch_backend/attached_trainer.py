@@ -162,7 +162,7 @@ class AdapterCallback(TrainerCallback):
     def _record(self, args: Any, state: Any, kept: int) -> dict[str, Any]:
         """The record that `train` writes, of what the `Trainer` knows."""
         adapter = self._adapter.adapter
-        task = None if adapter is None or adapter.head is None or adapter.head.task is None else adapter.head.task.type
+        task = None if adapter is None or adapter.task is None else adapter.task.type
         history = _history(state.log_history)
         runtime = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
         settings = {name: getattr(args, name) for name in _SETTINGS}

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from adapter_export.errors import NoSitesError, TrainingError, UsageError
+from adapter_export.errors import NoSitesError, TrainingError, UsageError, quoted
 from adapter_export.format.axes import axis_names
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.numerics.sample_inputs import input_cases
@@ -348,8 +348,7 @@ class HookedAdapter(AttachedAdapter):
         sites += [name for name in expected if name not in found and name != HEAD]
         if sites or not all(_close(one, other) for one, other in zip(wanted, outputs, strict=False)):
             raise _unreachable(
-                ", ".join(f"`{site}`" for site in sites) or "the outputs",
-                "the module computes something else there than its captured graph",
+                quoted(sites) or "the outputs", "the module computes something else there than its captured graph"
             )
 
 

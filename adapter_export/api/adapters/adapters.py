@@ -15,7 +15,7 @@ from adapter_export.api.adapters.kinds import PackedOptions, kind_names, own_opt
 from adapter_export.api.adapters.task_facts import TaskFacts, with_facts
 from adapter_export.api.models.base import Base, OnNote, PathLike, recorded_base, tell
 from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
-from adapter_export.errors import AdapterError, FileError, UsageError, argument, command
+from adapter_export.errors import AdapterError, FileError, UsageError, argument, command, quoted
 from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.graph.tasks import DEFAULT_TYPE, ProblemType
 
@@ -70,13 +70,13 @@ def _find(place: str, near: Path) -> Path:
         raise AdapterError(
             "is the name of several adapters",
             where=f"`{place}`",
-            found=", ".join(f"`{path}`" for path in found),
+            found=quoted(found),
             fix=f"give the folder itself, such as `{found[0].resolve()}`",
         )
     if found:
         return found[0]
     there = [path for path in candidates if path.exists()]
-    looked = ", ".join(f"`{path}`" for path in candidates)
+    looked = quoted(candidates)
     raise FileError(
         "is not an adapter",
         where=f"`{place}`",

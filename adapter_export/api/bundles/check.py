@@ -16,7 +16,7 @@ from adapter_export.api.bundles.bundles import folder_of, model_of, origin_of, p
 from adapter_export.api.bundles.sign import verify_signature
 from adapter_export.api.models.base import Base, PathLike, check_free, open_tokenizer
 from adapter_export.api.option import Option
-from adapter_export.errors import InputError, UsageError, argument
+from adapter_export.errors import InputError, UsageError, argument, quoted
 from adapter_export.format.labelled import Columns, read_texts
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _given(plan: Plan, adapters: Adapters | None, against: Base | PathLike | Non
     given = [] if adapters is None else load_members(adapters, near)
     unknown = [f"`{adapter.name}`" for adapter in given if adapter.name not in plan.bundle.names]
     if unknown:
-        known = ", ".join(f"`{name}`" for name in plan.bundle.names if name is not None)
+        known = quoted(name for name in plan.bundle.names if name is not None)
         where, found = argument("adapters"), ", ".join(unknown)
         raise UsageError("the bundle has no adapter of this name", where=where, found=found, expected=f"of {known}")
     return given

@@ -16,7 +16,7 @@ from adapter_export.api.bundles.bundles import PRECISIONS, AllowBaseMismatch, On
 from adapter_export.api.bundles.evaluate import MEDIA, labelled, reader_of
 from adapter_export.api.models.base import Base, PathLike, check_free, open_base, require, silent
 from adapter_export.api.option import GROUP, LABEL, PAIR, SKIP_INCOMPLETE, START, TEXT, Option
-from adapter_export.errors import DataError, RequestError, UsageError, argument, command, within
+from adapter_export.errors import DataError, RequestError, UsageError, argument, command, quoted, within
 
 if TYPE_CHECKING:
     from adapter_export.bundle.opened import OpenedBundle
@@ -168,7 +168,7 @@ class _Maker:
             raise UsageError(
                 "are no different precisions",
                 where=argument("precisions"),
-                found=", ".join(f"`{one}`" for one in self.precisions) or "none",
+                found=quoted(self.precisions) or "none",
                 expected=f"some of {', '.join(PRECISIONS)}",
             )
         self.built = 0
@@ -249,12 +249,12 @@ def _check_enough(there: Sequence[str], to_build: Sequence[str], maker: _Maker) 
         raise UsageError(
             "only adapters and models are built in a precision; a bundle has its own",
             where=argument("precisions"),
-            found=", ".join(f"`{one}`" for one in maker.precisions),
+            found=quoted(maker.precisions),
             fix="leave it out, or give the adapters themselves with their model",
         )
     missing = [name for name in maker.only if name not in known]
     if missing:
-        names = ", ".join(f"`{name}`" for name in dict.fromkeys(known)) or "other names"
+        names = quoted(dict.fromkeys(known)) or "other names"
         raise UsageError("no such adapter", where=argument("only"), found=f"`{missing[0]}`", expected=names)
     taking = [name for name in known if not maker.only or name in maker.only]
     if len(taking) < 2:
@@ -319,7 +319,7 @@ def _answering(bundle: OpenedBundle, only: Sequence[str], notes: list[str]) -> I
 def _own_head(base: Base) -> str:
     """The name of the head that a model has of its own."""
     own = base.own_head
-    if own is None or own.head is None or own.head.task is None:
+    if own is None or own.task is None:
         raise RequestError(
             "has no head of its own that answers, so it cannot be compared alone",
             where=base.path or "a module",
@@ -354,7 +354,7 @@ def _of_adapters(maker: _Maker, adapters: dict[int, tuple[Adapter, Path | None]]
 
     groups: dict[str, dict[int, Adapter]] = {}
     for at, (adapter, _) in adapters.items():
-        if adapter.head is None or adapter.head.task is None:
+        if adapter.task is None:
             raise RequestError(
                 "nobody knows what the answers of this adapter mean",
                 where=f"adapter `{adapter.name}`",

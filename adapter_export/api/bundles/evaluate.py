@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from adapter_export.api.bundles.bundles import folder_of, model_of, runner_of
 from adapter_export.api.models.base import Base, PathLike, check_free, require
 from adapter_export.api.option import GROUP, LABEL, PAIR, SKIP_INCOMPLETE, START, TEXT, Option
-from adapter_export.errors import RequestError, UsageError, argument
+from adapter_export.errors import RequestError, UsageError, argument, quoted
 
 if TYPE_CHECKING:
     from adapter_export.api.bundles.check import OnStep
@@ -126,11 +126,11 @@ def evaluate(
 def _adapter(bundle: OpenedBundle, given: str | None) -> str:
     names = [record.name for record in bundle.manifest.adapters]
     if given is not None and given not in names:
-        known = ", ".join(f"`{name}`" for name in names)
+        known = quoted(names)
         raise UsageError("no such adapter", where=argument("adapter"), found=f"`{given}`", expected=f"one of {known}")
     chosen = given or (names[0] if len(names) == 1 else bundle.manifest.head)
     if chosen is None:
-        known = ", ".join(f"`{name}`" for name in names)
+        known = quoted(names)
         raise UsageError("there are several adapters", found=known, fix=f"name one: {argument('adapter')}")
     if bundle.record(chosen).task is None:
         raise RequestError(
@@ -166,7 +166,7 @@ def labelled(
     rows = labelled_rows(path, columns, problem, skip_incomplete=skip_incomplete, medium=medium)[0]
     for option, column in named.items():
         if column is not None and column not in rows[0].cells:
-            known = ", ".join(f"`{one}`" for one in rows[0].cells)
+            known = quoted(rows[0].cells)
             raise UsageError("no such column", where=argument(option), found=f"`{column}`", expected=f"one of {known}")
     if named.get("group") is not None and task.type != "ranking":
         raise UsageError(f"only a ranking has a {argument('group')}", found=f"the task `{task.type}`")

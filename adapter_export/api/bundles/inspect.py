@@ -282,12 +282,7 @@ def _adapter_tables(adapter: Adapter) -> Iterator[Table]:
     labels = () if adapter.head is None else adapter.head.labels
     facts = [
         ("base", _short(adapter.base)),
-        (
-            "task",
-            _task_name(
-                _type_of(None if adapter.head is None else adapter.head.task), has_head=adapter.head is not None
-            ),
-        ),
+        ("task", _task_name(_type_of(adapter.task), has_head=adapter.head is not None)),
         ("labels", _label_list(labels, many=len(labels))),
         ("size", size(adapter.cost().bytes)),
     ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from adapter_export.api.adapters.adapters import check_site_map
 from adapter_export.api.models.base import Base
-from adapter_export.errors import BaseMismatchError, UsageError, argument
+from adapter_export.errors import BaseMismatchError, UsageError, argument, quoted
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter, Head
@@ -72,7 +72,7 @@ def fusion_options(given: Mapping[str, Any], fuse: Sequence[object]) -> dict[str
         raise UsageError(f"{argument('fuse')} is no list of two or more adapters", found=f"`{fuse[0]}`")
     fusion: FusionType = found.setdefault("fusion", "dynamic")
     if fusion not in _HAS:
-        raise UsageError("unknown fusion", found=f"`{fusion}`", expected=", ".join(f"`{name}`" for name in _HAS))
+        raise UsageError("unknown fusion", found=f"`{fusion}`", expected=quoted(_HAS))
     strangers = [name for name in found if name not in ("fusion", *_HAS[fusion])]
     if strangers:
         raise UsageError(f"a fusion that is `{fusion}` has no such option", found=", ".join(map(argument, strangers)))

@@ -13,15 +13,7 @@ from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.adapters.kinds import at_least_1
 from adapter_export.api.adapters.task_facts import check_thresholds
 from adapter_export.api.bundles.bundles import runner_of
-from adapter_export.api.models.base import (
-    Base,
-    OnNote,
-    PathLike,
-    check_free,
-    require,
-    silent,
-    tell,
-)
+from adapter_export.api.models.base import Base, OnNote, PathLike, check_free, require, silent, tell
 from adapter_export.api.option import (
     DEVICE,
     LABEL,
@@ -183,7 +175,7 @@ def distil(
     base = open_trainable(model, site_map, trust_pickle=trust_pickle)
     check_no_cache(base)
     taught = None if adapter is None else _adapter_of(base, adapter)
-    task = None if taught is None or taught.head is None else taught.head.task
+    task = None if taught is None else taught.task
     held_out = (0.1 if validation is None else validation) if validation_data is None else Path(validation_data)
     tested = None if test_data is None else Path(test_data)
     columns = Columns(text, pair, label, start)
@@ -405,7 +397,7 @@ def _adapter_of(base: Base, place: Adapter | PathLike) -> Adapter:
     adapter = load_adapter(place, near=base.path) if isinstance(place, str | Path) else place
     if adapter.base != base.fingerprint:
         raise BaseMismatchError(adapter.name, found=adapter.base, expected=base.fingerprint, can_be_allowed=False)
-    if adapter.head is None or adapter.head.task is None:
+    if adapter.task is None:
         raise AdapterError(
             "nobody knows what the answers of this adapter mean",
             where=f"adapter `{adapter.name}`",

@@ -38,7 +38,7 @@ from adapter_export.api.option import (
     Option,
 )
 from adapter_export.api.training.fusion import FusionOptions, fused, fusion_options, fusion_settings
-from adapter_export.errors import BaseModelError, TrainingError, UsageError, argument
+from adapter_export.errors import BaseModelError, TrainingError, UsageError, argument, quoted
 from adapter_export.format.labelled import Columns
 from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.graph.tasks import CAUSAL_LM, DEFAULT_TYPE, LABELLED, LEARNT, TOKEN_TYPES, Learnt, Task
@@ -304,7 +304,7 @@ def train(
     learned: list[str] | None = None
     if members and head is not None:
         first, learned = fused(opened, members, fusion, title, head, settings.seed)
-        start = f"the fresh fusion of {', '.join(f'`{adapter.name}`' for adapter in members)}"
+        start = f"the fresh fusion of {quoted(adapter.name for adapter in members)}"
     else:
         scheme, seed = init or chosen.scheme, settings.seed
         first = fresh_adapter(chosen, sites, name=title, base=opened.fingerprint, scheme=scheme, seed=seed, head=head)
@@ -456,7 +456,7 @@ def check_head(given: Mapping[str, Any]) -> None:
     """Refuse options that do not go with the task or with the other options of the head."""
     task, layers = given.get("task", DEFAULT_TYPE), given.get("head_layers", 0)
     if task not in LEARNT:
-        expected = ", ".join(f"`{name}`" for name in LEARNT)
+        expected = quoted(LEARNT)
         raise UsageError("unknown problem type", found=f"`{task}`", expected=expected)
     if given.get("head", "fresh") not in ("fresh", "own"):
         raise UsageError("unknown start of a head", found=f"`{given['head']}`", expected="`fresh` or `own`")

@@ -20,7 +20,7 @@ from adapter_export.onnx_backend.base.onnx_base import OnnxBase, embedding_rows
 from adapter_export.onnx_backend.graft.bank_graph import bank_tensors, is_fillable
 from adapter_export.onnx_backend.graft.insert import NODE_PATH_KEY, site_values
 from adapter_export.onnx_backend.graft.surgery import NODE_SITE_KEY
-from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_records, head_sums, read_plan
+from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_records, head_sums
 from adapter_export.sites.site import SUBLAYERS
 
 _ROUNDING = 1e-6
@@ -40,7 +40,7 @@ def check_claims(
 ) -> Iterator[ObligationRecord]:
     """Yield an obligation for each thing that the manifest says and that clients rely on."""
     said, model = bundle.manifest, bundle.slots_model
-    plan = read_plan(model, bundle.folder)
+    plan = bundle.plan
     heads, computing = head_sums(plan, bundle.base_outputs), bundle.numerics
     facts: list[tuple[str, object, object]] = [
         ("base_precision", said.base_precision, computing.precision),
@@ -132,7 +132,7 @@ def _sites(sites: Iterable[SiteRecord], model: ir.Model) -> Iterator[ObligationR
 
 def check_sites(bundle: OpenedBundle, base: OnnxBase, model: ir.Model) -> ObligationRecord:
     """Compare all sites with those that are found in the model."""
-    said, found = bundle.manifest.sites, tuple(site_records(base, read_plan(model, bundle.folder), model))
+    said, found = bundle.manifest.sites, tuple(site_records(base, bundle.plan, model))
     made = _fact("sites of the model", said, found, "the sites of the model")
     apart = [f"`{one.name}`" for one in said if one not in found]
     return made if said == found else ObligationRecord(**{**vars(made), "where": f"{made.where}: {', '.join(apart)}"})

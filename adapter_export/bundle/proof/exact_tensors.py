@@ -22,7 +22,7 @@ from adapter_export.bundle.proof.claims import check_sites
 from adapter_export.bundle.proof.invariants import same_bits
 from adapter_export.bundle.rounded import rounded
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterExportError, BaseModelError
+from adapter_export.errors import AdapterExportError, BaseModelError, quoted
 from adapter_export.format.check_report import Form, ObligationRecord, SpanRecord, Status
 from adapter_export.format.derivation import DERIVATION_FILE, DERIVATION_VERSION, ConstantRecord, Derivation
 from adapter_export.format.manifest_json import MANIFEST_FILE
@@ -32,7 +32,7 @@ from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.graft.bank_graph import BankRows, insert_bank
 from adapter_export.onnx_backend.graft.fanout import cut_bank
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.slots import SLOT_PREFIX, SlotPlan, read_plan, slot_tensors
+from adapter_export.onnx_backend.slots import SLOT_PREFIX, SlotPlan, slot_tensors
 from adapter_export.reading.regular_files import sha256_of
 
 _FEW = 16
@@ -221,7 +221,7 @@ def check_tensors(
 
     A brief check does not make the graph again, which takes an export of a torch base.
     """
-    plan, file = read_plan(bundle.slots_model, bundle.folder), bundle.manifest.graphs["slots"]
+    plan, file = bundle.plan, bundle.manifest.graphs["slots"]
     derivation = bundle.derivation()
     remade = _Remade.of(bundle, source, plan, derivation, brief=brief)
     yield remade.obligation(file)
@@ -324,7 +324,7 @@ def _constant(
 
 
 def _words(record: ConstantRecord) -> str:
-    names = ", ".join(f"`{name}`" for name in record.sources)
+    names = quoted(record.sources)
     where = "" if record.axis is None else f" along axis {record.axis}"
     start = "" if record.start is None else f" from {record.start}"
     turned = ", each transposed" if record.transposed and record.how != "transposed" else ""
@@ -458,7 +458,7 @@ def _is_same(one: ir.TensorProtocol, two: ir.TensorProtocol) -> bool:
 
 def check_slots(bundle: OpenedBundle, names: Sequence[str], given: Mapping[str, Adapter]) -> Iterator[ObligationRecord]:
     """Yield whether the files of each adapter are its weights, folded: of the user's own, or of the bundle's copies."""
-    plan = read_plan(bundle.slots_model, bundle.folder)
+    plan = bundle.plan
     for name in names:
         record, source = bundle.record(name), bundle.source(name)
         found, where = bundle.tensors(name), record.safetensors
@@ -486,7 +486,7 @@ def _slots(
 ) -> ObligationRecord:
     both = next((slot for slot in wrong if slot in found and slot in expected), None)
     more = "" if both is None else f"; `{both}`: {_difference(found[both], expected[both])}"
-    names = ", ".join(f"`{each}`" for each in wrong[:_SHOWN]) + (" …" if len(wrong) > _SHOWN else "")
+    names = quoted(wrong[:_SHOWN]) + (" …" if len(wrong) > _SHOWN else "")
     detail = f"{len(wrong)} differ: {names}{more}" if wrong else f"{len(expected)} tensors, bit for bit"
     span = SpanRecord("tensors", len(expected) - len(set(wrong) & expected.keys()), len(expected))
     return ObligationRecord(obligation, claim, "failed" if wrong else "proved", where, detail, (span,))

@@ -26,7 +26,7 @@ from adapter_export.format.manifest_json import MANIFEST_FILE, write_manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.onnx_backend.graft.insert import result_of, site_values
 from adapter_export.onnx_backend.graft.surgery import NODE_SITE_KEY
-from adapter_export.onnx_backend.slots import read_plan, slot_tensors
+from adapter_export.onnx_backend.slots import slot_tensors
 from adapter_export.runtime.adapter_file import write_adapter_file
 
 Area = Literal["base weights", "base nodes", "shapes", "sites", "adapters", "bank", "inputs graph", "manifest", "texts"]
@@ -862,7 +862,7 @@ def _everything_of_an_adapter(copy: Copy) -> list[Place] | None:
     if record is None:
         return None
     name, bundle = record.name, copy.opened()
-    source, plan = bundle.source(name), read_plan(bundle.slots_model, copy.folder)
+    source, plan = bundle.source(name), bundle.plan
     key = copy.choose([key for key, tensor in source.weights.items() if tensor.size > 1 and tensor.any()])
     if key is None:
         return None

@@ -32,7 +32,6 @@ from adapter_export.numerics.runner import Arrays
 from adapter_export.numerics.sample_inputs import MOST_AT_EDGES, input_cases, outside_case
 from adapter_export.onnx_backend.base.onnx_base import FINGERPRINT_KEY
 from adapter_export.onnx_backend.graft.bank_graph import is_fillable
-from adapter_export.onnx_backend.slots import read_plan
 from adapter_export.reading.parsers import parsing
 from adapter_export.runtime.bank import MASK_BELOW
 from adapter_export.runtime.batches import padded_axes
@@ -441,7 +440,7 @@ def check_proofs(bundle: OpenedBundle) -> Iterator[InvariantRecord]:
         wrong = "padding changes less than the manifest says (`padding_neutral`, `counts_padding`)"
     yield InvariantRecord("padding", BASE, verdict(passed), "as the manifest says" if passed else wrong)
     if bank is not None:
-        passed = not bank.fillable or is_fillable(read_plan(bundle.slots_model, bundle.folder))
+        passed = not bank.fillable or is_fillable(bundle.plan)
         detail = "as the manifest says" if passed else "zeros behind narrower tensors change a result"
         yield InvariantRecord("filling up", BASE, verdict(passed), detail)
 

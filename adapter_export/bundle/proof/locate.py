@@ -22,7 +22,7 @@ from adapter_export.bundle.opened import Graph
 from adapter_export.bundle.proof.invariants import same_bits
 from adapter_export.bundle.proof.lockstep import Lockstep
 from adapter_export.bundle.report import BASE, FORMS
-from adapter_export.errors import AdapterError, BaseModelError, FormatError, RequestError, WriteError
+from adapter_export.errors import AdapterError, BaseModelError, FormatError, RequestError, WriteError, quoted
 from adapter_export.format.check_report import (
     InvariantRecord,
     LocationRecord,
@@ -217,10 +217,10 @@ def _largest(one: np.ndarray, other: np.ndarray) -> float:
 
 def _failed(walk: Lockstep, record: NodeRecord, guess: str | None) -> ObligationRecord:
     step = walk.step(record.node)
-    reads = ", ".join(f"`{name}`" for name in (*step.weights, *step.inputs))
+    reads = quoted((*step.weights, *step.inputs))
     said = [*record.faults, *([] if guess is None else [guess]), *([f"it reads {reads}"] if reads else [])]
     if len(step.computing) <= _MOST_NODES:
-        said.append(f"its nodes: {', '.join(f'`{name}`' for name in step.computing)}")
+        said.append(f"its nodes: {quoted(step.computing)}")
     torch = ", ".join(filter(None, (record.path, record.line)))
     return ObligationRecord(
         f"node/{walk.graph.file}/{record.node}",

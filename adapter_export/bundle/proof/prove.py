@@ -54,7 +54,7 @@ from adapter_export.bundle.proof.shapes import check_coverage, check_words, smal
 from adapter_export.bundle.proof.site_probe import SiteProbe
 from adapter_export.bundle.report import BASE, FORMS, Report
 from adapter_export.bundle.texts import Contract, check_contract, replay
-from adapter_export.errors import BaseModelError, RequestError, UsageError, argument
+from adapter_export.errors import BaseModelError, RequestError, UsageError, argument, quoted
 from adapter_export.format.check_report import (
     ComparisonRecord,
     Form,
@@ -223,8 +223,8 @@ def plan_check(
 def _check_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
     unknown = [name for name in asked if name not in known]
     if unknown:
-        names = ", ".join(f"`{name}`" for name in dict.fromkeys(known))
-        raise UsageError(f"no such {what}", found=", ".join(f"`{name}`" for name in unknown), expected=f"of {names}")
+        names = quoted(dict.fromkeys(known))
+        raise UsageError(f"no such {what}", found=quoted(unknown), expected=f"of {names}")
 
 
 _AMPLIFIED = 100.0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import adapter_export as ae
 from adapter_export.api.option import Option
 from adapter_export.cli.options import Json, SiteMapFile, TrustPickle, command
+from adapter_export.errors import quoted
 
 if TYPE_CHECKING:
     from adapter_export import Bundle
@@ -89,6 +90,6 @@ def _report(bundle: Bundle, names: Sequence[str], done: str, as_json: bool) -> N
     if as_json:
         emit_json({"bundle": str(bundle.folder), done: list(names), "manifest": asdict(bundle.manifest)})
         return
-    there = ", ".join(f"`{record.name}`" for record in bundle.manifest.adapters)
-    say(f"{bundle.folder}: {done} {', '.join(f'`{name}`' for name in names)}; it has {there}")
+    there = quoted(record.name for record in bundle.manifest.adapters)
+    say(f"{bundle.folder}: {done} {quoted(names)}; it has {there}")
     say(f"Next: adapter-export verify {bundle.folder}")

@@ -17,7 +17,7 @@ from adapter_export.api.option import Option
 from adapter_export.cli.bases import listed, opened, stepping
 from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
 from adapter_export.cli.output import console, emit_json, show, shown
-from adapter_export.errors import UsageError
+from adapter_export.errors import UsageError, quoted
 from adapter_export.tables import Table
 
 if TYPE_CHECKING:
@@ -409,7 +409,7 @@ def _failure_lines(failure: FailureRecord) -> Iterator[Text]:
         passed = f"; passes at {', '.join(failure.levels_passed)}" if failure.levels_passed else ""
         places.append(f"at {', '.join(failure.levels_failed)}{passed}")
     if failure.flavour != "slots" or len(failure.flavours_failed) > 1:
-        places.append(f"in {', '.join(f'`{form}`' for form in failure.flavours_failed)}")
+        places.append(f"in {quoted(failure.flavours_failed)}")
     if places:
         yield Text(f"  fails {'; '.join(places)}")
     yield Text(f"  {_culprit(failure)}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, UsageError
+from adapter_export.errors import AdapterError, UsageError, quoted
 from adapter_export.graph.adapter import HEAD, SHARED, Adapter, Head, Placement
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import READABLE, AdapterGraph, Node, first_free, producer
@@ -266,6 +266,6 @@ def _head(members: Sequence[Member], head: str | None) -> tuple[Head | None, Wei
         raise UsageError(
             "no member of this name has a head",
             found=f"`{head}`",
-            expected=", ".join(f"`{name}`" for name in heads) or "none of them has one: leave the head out",
+            expected=quoted(heads) or "none of them has one: leave the head out",
         )
     return found.head, {f"{HEAD}.{name}": tensor for name, tensor in found.parameters(HEAD).items()}

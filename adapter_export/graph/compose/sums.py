@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import UsageError, command
+from adapter_export.errors import UsageError, command, quoted
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.members import (
     COMPOSITION,
@@ -129,7 +129,7 @@ def shares_of(adapters: Sequence[Adapter], weights: Shares | None) -> tuple[floa
         raise UsageError(
             "the weights are not those of the members",
             found=_listed(weights) or "none",
-            expected=f"a finite number for each of {', '.join(f'`{name}`' for name in names)}",
+            expected=f"a finite number for each of {quoted(names)}",
         )
     return tuple(map(float, values))
 

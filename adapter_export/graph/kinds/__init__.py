@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adapter_export.errors import UsageError
+from adapter_export.errors import UsageError, quoted
 from adapter_export.graph.heads import classification_head
 from adapter_export.graph.kinds.adapterhub import (
     BottleneckConfig,
@@ -80,5 +80,5 @@ def kind_named(name: str) -> Maker[Any]:
     raise UsageError(
         "unknown kind" if why is None else f"`{name}` cannot be expressed yet: it {why}",
         found=None if why else f"`{name}`",
-        expected=", ".join(f"`{known}`" for known in KINDS),
+        expected=quoted(KINDS),
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from adapter_export.errors import UsageError
+from adapter_export.errors import UsageError, quoted
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.bottleneck import (
@@ -256,7 +256,7 @@ def bottleneck_config(config: BottleneckConfig, name: str = "bottleneck") -> Kin
         expected = "`mh_adapter`, `cross_adapter`, `output_adapter` or `inv_adapter`"
         raise UsageError("the configuration acts nowhere", expected=expected)
     if config.init_weights not in _INITIALISATIONS:
-        known = ", ".join(f"`{name}`" for name in _INITIALISATIONS)
+        known = quoted(_INITIALISATIONS)
         raise UsageError("unknown `init_weights`", found=f"`{config.init_weights}`", expected=known)
     if config.residual_before_ln not in (True, False, "post_add"):
         found = f"`{config.residual_before_ln}`"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Generic, TypeVar
 
-from adapter_export.errors import AdapterError, UsageError, command
+from adapter_export.errors import AdapterError, UsageError, command, quoted
 from adapter_export.graph.adapter import SHARED, Placement
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.sites.site import LAYERS, SUBLAYERS, Site
@@ -71,7 +71,7 @@ def per_layer(factors: float | Mapping[str, float], of: str = "d") -> Share:
     if wrong:
         raise UsageError(
             "a reduction factor is given for something that is not a layer",
-            found=", ".join(f"`{key}`" for key in wrong),
+            found=quoted(wrong),
             expected="layer numbers, or `default`",
         )
     return Share(of, factors.get("default"), {int(key): factor for key, factor in layers.items()})
@@ -286,9 +286,5 @@ class Maker(Generic[Options]):
         known = [field.name for field in fields(defaults)]
         strangers = [name for name in options if name not in known]
         if strangers:
-            raise UsageError(
-                f"`{self.name}` has no such option",
-                found=", ".join(f"`{name}`" for name in strangers),
-                expected=", ".join(known),
-            )
+            raise UsageError(f"`{self.name}` has no such option", found=quoted(strangers), expected=", ".join(known))
         return self.make(replace(defaults, **options))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from adapter_export.errors import UsageError
+from adapter_export.errors import UsageError, quoted
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.kind import Component, Kind, Maker, Places
@@ -50,8 +50,8 @@ def _lora_kind(options: LoraOptions) -> Kind:
     if strangers:
         raise UsageError(
             "a rank or an alpha is given for a layer at which LoRA does not act",
-            found=", ".join(f"`{name}`" for name in strangers),
-            expected=", ".join(f"`{name}`" for name in options.on),
+            found=quoted(strangers),
+            expected=quoted(options.on),
         )
     for rank in (options.rank, *options.ranks.values()):
         if rank != int(rank):

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from adapter_export.errors import AdapterError, FormatError, VersionError, argument, within
+from adapter_export.errors import AdapterError, FormatError, VersionError, argument, quoted, within
 from adapter_export.format.records import record_from_json
 from adapter_export.graph.kinds.adapterhub import BottleneckConfig
 from adapter_export.importers.match import check_architecture
-from adapter_export.importers.take import listed
 from adapter_export.sites.site import Site, SiteMap
 
 _NEWEST = (1, 3)
@@ -230,8 +229,8 @@ def _check_fields(config: Mapping[str, Any], known: set[str]) -> None:
     if unknown:
         raise FormatError(
             "options that are not known",
-            found=listed(unknown),
-            expected=f"only {listed(sorted(known))}",
+            found=quoted(unknown),
+            expected=f"only {quoted(sorted(known))}",
             fix="run `pip install --upgrade adapter-export`, or remove them if you know that they have no effect",
         )
 
@@ -299,7 +298,7 @@ def _check_place(config: BottleneckConfig, places: list[Site], hook: str | None,
         raise AdapterError(
             "acted behind the output projection, perhaps before a norm that this base has in front of the sum",
             found=f"`{norm}` in the plug-in interface, and no norm behind the sum at "
-            + listed(site.name for site in places if site.norm is None),
+            + quoted(site.name for site in places if site.norm is None),
             expected="an interface without that norm, or a base that normalises the sum",
             fix="train it again with an interface that leaves `layer_ln_1` and `layer_ln_2` out",
         )
@@ -313,7 +312,7 @@ def _check_place(config: BottleneckConfig, places: list[Site], hook: str | None,
         if behind:
             raise AdapterError(
                 "took what the sublayer reads, behind its norm, for the residual stream",
-                found=f"`{hook}` at {listed(site.name for site in behind)}",
+                found=f"`{hook}` at {quoted(site.name for site in behind)}",
                 expected="an interface that hooks the norm before the sublayer",
                 fix="train it again with such an interface",
             )
@@ -329,6 +328,6 @@ def _check_place(config: BottleneckConfig, places: list[Site], hook: str | None,
         if norm is None and any(site.norm is not None for site in places):
             raise AdapterError(
                 "read the sum without the norm that this base has behind it",
-                found=listed(site.name for site in places if site.norm is not None),
+                found=quoted(site.name for site in places if site.norm is not None),
                 expected="an interface that names the norm",
             )

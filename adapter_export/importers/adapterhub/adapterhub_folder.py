@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from adapter_export.errors import AdapterError, FileError, FormatError, UsageError, argument, command, within
+from adapter_export.errors import AdapterError, FileError, FormatError, UsageError, argument, command, quoted, within
 from adapter_export.graph.compose.members import OWN
 from adapter_export.importers.adapterhub.adapterhub_config import Config, read_config
 from adapter_export.importers.match import Target
-from adapter_export.importers.take import ReadPickle, Tensors, listed, read_file
+from adapter_export.importers.take import ReadPickle, Tensors, read_file
 from adapter_export.reading.documents import read_json
 from adapter_export.sites.site import Role, SiteMap
 
@@ -85,7 +85,7 @@ def choose(path: Path, name: str | None = None) -> Path:
             fix="give the folder that `model.save_adapter(folder, name)` wrote",
         )
     if name is None or name not in found:
-        names = listed(found)
+        names = quoted(found)
         raise UsageError(
             "holds several adapters" if name is None else "holds no adapter of this name",
             where=path,
@@ -157,7 +157,7 @@ def read_object(path: Path) -> Mapping[str, Any]:
 
 def _listed(path: Path) -> str:
     names = sorted(child.name for child in path.iterdir()) if path.is_dir() else []
-    return listed(names[:8]) + (" …" if len(names) > 8 else "") or "an empty folder"
+    return quoted(names[:8]) + (" …" if len(names) > 8 else "") or "an empty folder"
 
 
 # A tensor's name is `<prefix><module>.<container>.<adapter>.<tensor>`: `bert.encoder.layer.0.output` . `adapters` .
@@ -339,7 +339,7 @@ def read_setup(path: Path, read_pickle: ReadPickle | None) -> Setup:
         block = _block(document, path)
         twice = [name for name, count in Counter(block.names).items() if count > 1]
         if twice:
-            raise AdapterError("an adapter occurs twice in its composition", found=listed(twice))
+            raise AdapterError("an adapter occurs twice in its composition", found=quoted(twice))
     members = {}
     for number, name in enumerate(block.names, 1):
         folder = read_adapter_folder(path / name, read_pickle)
@@ -399,7 +399,7 @@ _BY_ROW = ("Parallel", "BatchSplit", "MultiTask")
 
 
 def _not_whole(path: Path, found: str, kind: str = "") -> UsageError:
-    names = ", ".join(f"`{name}`" for name in adapters_in(path))
+    names = quoted(adapters_in(path))
     what, fix = "its composition is not imported as a whole", f"give {argument('member', option='name')} with one of"
     fix = f"{fix} its adapters: {names}"
     if kind in _BY_ROW:

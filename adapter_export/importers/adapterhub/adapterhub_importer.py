@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, FormatError, UsageError, argument, within
+from adapter_export.errors import AdapterError, FormatError, UsageError, argument, quoted, within
 from adapter_export.graph.adapter import Adapter, Head
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds.adapterhub import activation_named
@@ -37,7 +37,7 @@ from adapter_export.importers.adapterhub.methods import (
     import_low_rank,
     without_unused_inverse,
 )
-from adapter_export.importers.take import Imported, ReadPickle, Taker, as_it_is, listed, transposed, zeros
+from adapter_export.importers.take import Imported, ReadPickle, Taker, as_it_is, transposed, zeros
 from adapter_export.sites.site import SiteMap
 
 _NAMES: dict[tuple[object, ...], str] = {
@@ -90,7 +90,7 @@ def import_adapterhub(
         saved = _setup_head(setup, read_pickle) if with_head else None
         members = {name: one.folder for name, one in setup.members.items()}
         others = [name for name, one in members.items() if one.head is not None and one.head is not saved]
-        left_out = [f"the heads of {listed(others)} were left out"] if others else []
+        left_out = [f"the heads of {quoted(others)} were left out"] if others else []
         configs = {name: dict(one.adapter.document["config"]) for name, one in members.items()}
         record: dict[str, Any] = {"setup": dict(setup.document), "members": configs}
     else:

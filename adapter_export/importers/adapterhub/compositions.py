@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, FormatError, argument, within
+from adapter_export.errors import AdapterError, FormatError, argument, quoted, within
 from adapter_export.format.records import record_from_json
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.attention import FIRST_TEMPERATURE, FusionOptions, attend
@@ -38,7 +38,7 @@ from adapter_export.importers.adapterhub.methods import (
     keys_at_sites,
     without_unused_inverse,
 )
-from adapter_export.importers.take import ReadPickle, Recipe, Taker, as_it_is, listed, transposed
+from adapter_export.importers.take import ReadPickle, Recipe, Taker, as_it_is, transposed
 from adapter_export.sites.site import SiteMap
 
 _IGNORED = ("gate.weight", "gate.bias", "adapter_norm_after.weight", "adapter_norm_after.bias")
@@ -126,7 +126,7 @@ def _methods(setup: Setup) -> dict[str, Method]:
     if not flat or not (block.kind == "Stack" or (block.kind == "Average" and len(low_rank) == len(methods))):
         raise AdapterError(
             "LoRA and IA3 are stacked, with bottlenecks among them or not, or averaged among themselves",
-            found=f"`{block.kind}` of {listed(block.names)}, of which `{next(iter(low_rank))}` is LoRA or IA3",
+            found=f"`{block.kind}` of {quoted(block.names)}, of which `{next(iter(low_rank))}` is LoRA or IA3",
             expected="a `Stack` of single adapters, or an `Average` of single LoRA or IA3",
             fix=f"give {argument('member', next(iter(low_rank)), option='name')} to import it alone",
         )
@@ -135,7 +135,7 @@ def _methods(setup: Setup) -> dict[str, Method]:
     if len(low_rank) > 1 and wrong:
         raise AdapterError(
             "is a stack or an average with DoRA, or with a gate that reads another value than the matrices beside it",
-            found=listed(wrong),
+            found=quoted(wrong),
             fix=f"give {argument('member', option='name')} with one of its adapters",
         )
     return methods
@@ -186,7 +186,7 @@ def _check_block(block: Block, acting: Collection[str]) -> None:
         raise AdapterError(
             "its members act in different places, and AdapterHub's library cannot run a "
             f"`{block.kind}` of which some act at a site and some do not",
-            found=f"nothing of {listed(name for name in block.names if name not in acting)}",
+            found=f"nothing of {quoted(name for name in block.names if name not in acting)}",
             expected="`mh_adapter`, `output_adapter` and `leave_out` that are the same in all of them",
         )
 
@@ -429,12 +429,12 @@ def _notes(setup: Setup, methods: Mapping[str, Method], fusions: Iterable[_Fusio
         if isinstance(method, BottleneckConfig) and (method.use_gating or method.ln_after)
     ]
     if ignored:
-        names = listed(ignored)
+        names = quoted(ignored)
         yield f"a fusion takes what its members add before their gates and norms: those of {names} have no effect"
     parallel = [name for name, method in methods.items() if isinstance(method, BottleneckConfig) and method.is_parallel]
     if parallel and any(block.kind == "Stack" and len(block.children) > 1 for block in setup.block.blocks()):
         yield (
-            f"AdapterHub's library loses in a stack what is before a parallel adapter ({listed(parallel)}), and what "
+            f"AdapterHub's library loses in a stack what is before a parallel adapter ({quoted(parallel)}), and what "
             "the layer computes where another one comes behind it: so does the imported adapter"
         )
     others = sum(fusion.others for fusion in fusions)

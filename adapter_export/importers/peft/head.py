@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from adapter_export.errors import AdapterError, TensorError, UsageError, argument
+from adapter_export.errors import AdapterError, TensorError, UsageError, argument, quoted
 from adapter_export.format.model_config import class_type
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.heads import HeadOptions, make_head
@@ -21,7 +21,7 @@ from adapter_export.graph.tasks import LABELLED, RESULT_WIDTHS, TOKEN_TYPES, Pro
 from adapter_export.importers.peft.methods import Change
 from adapter_export.importers.peft.peft_folder import Sorted
 from adapter_export.importers.peft.peft_options import Options
-from adapter_export.importers.take import Recipe, Taker, listed
+from adapter_export.importers.take import Recipe, Taker
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def take_head(
             return MadeHead()
         # what is not in the base was a head, and so was the layer of the base that it read
         read = [recipe.dense for recipe in RECIPES.values() if recipe.dense is not None]
-        names = listed(found.saved)
+        names = quoted(found.saved)
         return MadeHead(used=frozenset([*found.saved, *read]), notes=(f"the head was left out: {names}",))
     saved = _saved_type(options, choice, in_base, where)
     tokens = saved in TOKEN_TYPES if saved is not None else choice.pooling == TOKENS
@@ -168,7 +168,7 @@ def _saved_type(options: Options, choice: HeadChoice, in_base: Sequence[str], wh
         raise AdapterError(
             "has modules that were trained as a whole, and nothing says that they are a head",
             where=where,
-            found=f"{listed(options.saved)} and the task `{options.task_type}`",
+            found=f"{quoted(options.saved)} and the task `{options.task_type}`",
             expected="the task `SEQ_CLS`, `TOKEN_CLS` or `QUESTION_ANS`",
             fix=f"say what the head reads with {argument('pooling', 'first')}, `mean` or `tokens`, if it is one",
         )
@@ -193,7 +193,7 @@ def _recipe(found: Sorted, taker: Taker, choice: HeadChoice, where: object) -> K
             "has a head, and nothing says what it reads",
             where=where,
             found=f"a model whose base is called `{family}`",
-            expected=f"one of {listed(RECIPES)}",
+            expected=f"one of {quoted(RECIPES)}",
             fix=f"say it with {argument('pooling', 'first')} or `mean`; a head that reads the last token, as decoders "
             f"have it, cannot be expressed, and {argument('without_head', True)} leaves it out",
         )
@@ -207,7 +207,7 @@ def _recipe(found: Sorted, taker: Taker, choice: HeadChoice, where: object) -> K
         if len(found.saved) == 2
         else "the head has too many layers",
         where=where,
-        found=listed(found.saved),
+        found=quoted(found.saved),
         fix=f"give {argument('activation')}" if len(found.saved) == 2 else None,
     )
 
@@ -353,7 +353,7 @@ def _refuse(paths: Sequence[str], where: object) -> None:
         raise AdapterError(
             "has modules that were trained as a whole and cannot be expressed",
             where=where,
-            found=listed(paths),
+            found=quoted(paths),
             expected="the layers of a prediction head",
             fix="train it without them in `modules_to_save`",
         )

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapter_export.errors import AdapterError, FileError, argument
+from adapter_export.errors import AdapterError, FileError, argument, quoted
 from adapter_export.importers.peft.peft_options import TENSORS, Options, is_off, read_options
-from adapter_export.importers.take import ReadPickle, Taker, Tensors, listed, read_file
+from adapter_export.importers.take import ReadPickle, Taker, Tensors, read_file
 from adapter_export.reading.documents import read_json
 
 CONFIG_FILE = "adapter_config.json"
@@ -56,7 +56,7 @@ def _adapter_in(folder: Path, name: str | None) -> Path:
     if len(inside) == 1:
         return folder / inside[0]
     if inside:
-        instead = f"the adapters {listed(inside)} in it"
+        instead = f"the adapters {quoted(inside)} in it"
     elif not folder.is_dir():
         instead = "no folder"
     elif any((folder / name).is_file() for name in _WHOLE_MODELS):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adapter_export.errors import AdapterError, TensorError, argument, within
+from adapter_export.errors import AdapterError, TensorError, argument, quoted, within
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
@@ -22,7 +22,7 @@ from adapter_export.importers.peft.methods.low_rank import lora as lora_of_weigh
 from adapter_export.importers.peft.methods.method import Matrix
 from adapter_export.importers.peft.peft_folder import Sorted, read_folder, sort_tensors
 from adapter_export.importers.peft.peft_options import CHECKED_WITH, Options, targeted
-from adapter_export.importers.take import Imported, ReadPickle, Recipe, Source, Taker, as_it_is, listed, transposed
+from adapter_export.importers.take import Imported, ReadPickle, Recipe, Source, Taker, as_it_is, transposed
 from adapter_export.numerics.merged_layers import Layer as BaseLayer
 from adapter_export.sites.site import LAYERS, Site, SiteMap
 
@@ -79,7 +79,7 @@ def import_peft(
         raise TensorError(
             "tensors are missing for modules that the config names",
             where=where,
-            found=listed(lost),
+            found=quoted(lost),
             fix="take the file from its source again; if it is right, name these in `exclude_modules` of the config",
         )
     if options.kind == "lora":
@@ -266,7 +266,7 @@ def _norm_updates(found: Sorted, base: _Base, where: object) -> list[_Update]:
         raise AdapterError(
             "has trained norms where no adapter can act",
             where=where,
-            found=listed(missing),
+            found=quoted(missing),
             expected="norms behind a sum or behind the embeddings, not before a sublayer or behind the last layer",
             fix="merge it with PEFT (`merge_and_unload`) and take the result as a base",
         )
@@ -511,7 +511,7 @@ def _notes(matched: Match, found: Sorted, options: Options) -> Iterator[str]:
         yield f"the pattern `{pattern}` matches no module of the adapter, in PEFT neither"
     for path in found.adapted:
         if rivals := options.rivals(path):
-            names = listed(rivals)
+            names = quoted(rivals)
             yield (
                 f"`{path}` matches the patterns {names} for alpha: the first counts, as when PEFT loads the folder; "
                 "it saves patterns sorted, so that another may have been the first in training"

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from adapter_export.dtypes import FLOAT_TYPES, Stored
-from adapter_export.errors import BaseModelError, NoSitesError
+from adapter_export.errors import BaseModelError, NoSitesError, quoted
 from adapter_export.format.axes import masks_of, with_caches
 from adapter_export.format.lengths import Bounds, Lengths
 from adapter_export.format.manifest import InputRecord, OutputRecord, Precision
@@ -121,7 +121,7 @@ class OnnxBase:
             raise BaseModelError(
                 "has several inputs that may be the attention mask",
                 where=self.path,
-                found=", ".join(f"`{name}`" for name in masks),
+                found=quoted(masks),
                 expected="one integer or bool input [batch, tokens] that indexes no embedding",
                 fix="export the base with one of them only",
             )

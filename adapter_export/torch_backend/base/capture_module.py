@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from adapter_export.errors import BaseModelError, UsageError, argument
+from adapter_export.errors import BaseModelError, UsageError, argument, quoted
 from adapter_export.format.axes import names as names_of
 from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import Axis
@@ -151,8 +151,8 @@ def _checked_lengths(names: Mapping[str, Mapping[int, str]], lengths: Bounds) ->
         raise UsageError(
             "there is no such dynamic axis",
             where=argument("lengths", option="axis"),
-            found=", ".join(f"`{axis}`" for axis in unknown),
-            expected=", ".join(f"`{axis}`" for axis in known) or "no dynamic axis",
+            found=quoted(unknown),
+            expected=quoted(known) or "no dynamic axis",
         )
     return lengths
 

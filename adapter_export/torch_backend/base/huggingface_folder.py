@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging as transformers_log
 
-from adapter_export.errors import BaseModelError, FileError, InputError, RequestError, UsageError, argument, within
+from adapter_export.errors import (
+    BaseModelError,
+    FileError,
+    InputError,
+    RequestError,
+    UsageError,
+    argument,
+    quoted,
+    within,
+)
 from adapter_export.format.lengths import Bounds
 from adapter_export.format.manifest import InputRecord
 from adapter_export.format.media import CapturedMedia
@@ -178,7 +187,7 @@ def capture_folder(
     with quiet(), _quiet_transformers():
         texts = own_texts(folder, most_tokens(model))
     if media is not None and list(found[0]) != [media.record.input]:
-        others = ", ".join(f"`{name}`" for name in found[0])
+        others = quoted(found[0])
         media, media_notes = None, ("the processor is left out: it makes one input, and the model takes " + others,)
     save_base(
         module,
@@ -296,7 +305,7 @@ def _with_class(folder: Path, name: str) -> nn.Module:
         )
     model, missing, _ = _load(folder, found)
     if missing:
-        raise BaseModelError("the folder lacks weights of it", found=", ".join(f"`{name}`" for name in missing[:3]))
+        raise BaseModelError("the folder lacks weights of it", found=quoted(missing[:3]))
     if class_type(name) == "multiple_choice":
         model.register_forward_pre_hook(_one_choice, with_kwargs=True)
     return model
@@ -424,8 +433,7 @@ def _open(folder: Path, auto: Any) -> tuple[nn.Module, list[str]]:
         raise BaseModelError(
             "lacks weights that the model needs, which would be random numbers",
             where=folder,
-            found=", ".join(f"`{name}`" for name in missing[:3])
-            + (f" and {len(missing) - 3} more" * (len(missing) > 3)),
+            found=quoted(missing[:3]) + (f" and {len(missing) - 3} more" * (len(missing) > 3)),
             expected="all weights of the model in `model.safetensors`",
             fix="save the part of the model that has weights with `save_base`",
         )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, InputError
+from adapter_export.errors import AdapterError, InputError, quoted
 from adapter_export.format.axes import masks_of
 from adapter_export.graph.adapter import HEAD, OWN_HEAD, Adapter, Head
 from adapter_export.graph.graph import HEAD_VALUES, AdapterGraph, Node
@@ -76,7 +76,7 @@ class OwnHead:
         bare = self.maker in ("", model) or (self.maker.endswith("Model") and "Head" not in self.maker)
         if bare and not unused:
             return None, ()
-        named = ", ".join(f"`{name}`" for name in unused[:_LISTED])
+        named = quoted(unused[:_LISTED])
         more = f" and {len(unused) - _LISTED} more" if len(unused) > _LISTED else ""
         weights = f", with the weights {named}{more}" if unused else ""
         what = f"the head of `{self.maker}`" if self.maker else "what stands behind the model"
@@ -168,9 +168,7 @@ def trace_head(whole: TorchBase, outputs: Sequence[str], *, vectors: bool = Fals
     missing = [name for name in outputs if name not in names]
     if missing:
         raise AdapterError(
-            "the model does not return what its class promises",
-            found=", ".join(f"`{name}`" for name in names),
-            expected=", ".join(f"`{name}`" for name in outputs),
+            "the model does not return what its class promises", found=quoted(names), expected=quoted(outputs)
         )
     final = discover(flow_graph(module)).final
     masks = masks_of(whole.inputs, whole.axes(final)[1])

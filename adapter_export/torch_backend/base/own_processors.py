@@ -19,7 +19,7 @@ import numpy as np
 import transformers
 from torch import Tensor
 
-from adapter_export.errors import BaseModelError, InputError, MissingExtraError, Note, within
+from adapter_export.errors import BaseModelError, InputError, MissingExtraError, Note, quoted, within
 from adapter_export.format.golden_texts import GOLDEN_TEXTS_VERSION, GoldenText, GoldenTexts, GoldenTextSet
 from adapter_export.format.media import (
     ABSOLUTE,
@@ -239,7 +239,7 @@ def own_texts(folder: Path, max_tokens: int | None) -> tuple[GoldenTexts | None,
     wrong = different(ours, found)
     if not wrong:
         return found, ()
-    named = ", ".join(f"`{name}`" for name in wrong[:_SHOWN]) + (" …" if len(wrong) > _SHOWN else "")
+    named = quoted(wrong[:_SHOWN]) + (" …" if len(wrong) > _SHOWN else "")
     differs = f"`{TOKENIZER_FILE}` gives other ids than transformers for {len(wrong)} of {len(texts)} texts ({named})"
     fix = (
         "save both again with `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`, or nothing can be built"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapter_export.errors import BaseModelError, FormatError, command, within
+from adapter_export.errors import BaseModelError, FormatError, command, quoted, within
 from adapter_export.reading.parsers import parsing
 from adapter_export.reading.regular_files import open_regular, read_bytes
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
@@ -241,7 +241,7 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
             if not (isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided)
         ]
         if others:
-            _refuse("holds more than tensors by name", ", ".join(f"`{name}`" for name in others[:8]))
+            _refuse("holds more than tensors by name", quoted(others[:8]))
         size = sum(tensor.numel() * tensor.element_size() for tensor in found.values())
         if size > _MOST_SHARED * len(data):
             _refuse("holds many tensors that share few numbers", f"{size} bytes in a file of {len(data)}")
@@ -280,7 +280,7 @@ def _check_pickle(data: bytes) -> None:
     """Refuse what could run code, and tuples in one another: the time to hash one can double with every level."""
     foreign = sorted(foreign_globals(data))
     if foreign:
-        names = ", ".join(f"`{name}`" for name in foreign[:8])
+        names = quoted(foreign[:8])
         _refuse("holds more than tensors: its pickle could run code when it is loaded", names)
     depths: list[int] = []  # of each value on the pickle's stack, as a tuple; 0 for everything else
     marks: list[int] = []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapter_export.errors import BaseModelError, InputError, within
+from adapter_export.errors import BaseModelError, InputError, quoted, within
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.tasks import Task
 from adapter_export.reading.documents import read_json
@@ -85,7 +85,7 @@ class SentenceFolder:
         normalised = bool(self.sentence.layers) and isinstance(self.sentence.layers[-1], Normalize)
         notes: tuple[str, ...] = ()
         if self.prompts:
-            named = ", ".join(f"`{name}`" for name in self.prompts)
+            named = quoted(self.prompts)
             notes = (f"no prompt is put before a text; the prompts {named} are for the caller to put there",)
         task = Task(
             "embedding",

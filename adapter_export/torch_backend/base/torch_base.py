@@ -28,6 +28,7 @@ from adapter_export.errors import (
     UsageError,
     WriteError,
     argument,
+    quoted,
     within,
 )
 from adapter_export.format.adapter_files import adapter_bytes, parse_adapter
@@ -410,8 +411,8 @@ def _unreached(program: ExportedProgram, inputs: Iterable[str]) -> Iterator[str]
     outermost = [next(prefix for prefix in prefixes[name] if prefix not in reached) for name in idle]
     modules = list(dict.fromkeys(prefix for prefix, name in zip(outermost, idle, strict=True) if prefix != name))
     if modules:
-        named = ", ".join(f"`{name}`" for name in modules[:_LISTED]) + (" …" if len(modules) > _LISTED else "")
-        yield f"no output depends on {named} when the inputs are {', '.join(f'`{name}`' for name in inputs)}"
+        named = quoted(modules[:_LISTED]) + (" …" if len(modules) > _LISTED else "")
+        yield f"no output depends on {named} when the inputs are {quoted(inputs)}"
 
 
 class _Sink(io.RawIOBase):

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError, argument, quoted
 
 _HALF = "fp16"
 
@@ -42,7 +42,7 @@ class Engine:
     def __post_init__(self) -> None:
         for name in self.log_to:
             if name not in LOGGER_TYPE_TO_CLASS:
-                expected = ", ".join(f"`{one}`" for one in LOGGER_TYPE_TO_CLASS)
+                expected = quoted(LOGGER_TYPE_TO_CLASS)
                 raise UsageError("accelerate knows no such tracker", found=f"`{name}`", expected=expected)
             if name not in map(str, get_available_trackers()):
                 fix = f"run `pip install {name}`"
@@ -63,7 +63,7 @@ class Engine:
         if best.type != "cpu":
             there += [best.type, *(f"{best.type}:{index}" for index in range(torch.accelerator.device_count()))]
         if self.device not in there:
-            expected = ", ".join(f"`{one}`" for one in there)
+            expected = quoted(there)
             raise UsageError("the device is not there", where=argument("device", self.device), expected=expected)
         chosen = torch.device(self.device)
         if chosen.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adapter_export.errors import BaseModelError, DataError, RequestError, UsageError, argument
+from adapter_export.errors import BaseModelError, DataError, RequestError, UsageError, argument, quoted
 from adapter_export.format.labelled import Columns, some, text_cell
 from adapter_export.format.manifest import InputRecord
 from adapter_export.format.table_files import check_columns, read_rows, text_lines
@@ -148,9 +148,7 @@ def read_language(
     strange = [record.name for record in records if record.name != _TYPES and not _filled(record.role, by_role)]
     if strange:
         raise RequestError(
-            "the base has inputs that text cannot fill",
-            found=", ".join(f"`{name}`" for name in strange),
-            expected="tokens, a mask, and caches",
+            "the base has inputs that text cannot fill", found=quoted(strange), expected="tokens, a mask, and caches"
         )
     paths = {"training": files.training}
     if isinstance(files.validation, Path):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import UsageError, argument, quoted
 from adapter_export.graph.tasks import Learnt, Task
 from adapter_export.numerics.judge import (
     Judged,
@@ -42,7 +42,7 @@ def deciding(problem: Learnt, labels: Sequence[str], wanted: str | None) -> Metr
     if name in (None, LOSS):
         return None
     if name not in metrics:
-        expected = ", ".join(f"`{one}`" for one in (LOSS, *metrics))
+        expected = quoted((LOSS, *metrics))
         raise UsageError(
             f"the task `{problem}` has no such metric", where=argument("metric"), found=f"`{name}`", expected=expected
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from adapter_export.errors import AdapterError
+from adapter_export.errors import AdapterError, quoted
 from adapter_export.importers.peft.methods.method import Change, Layer, Matrix
 
 _SAVED_AGAIN = "take the file from its source again"
@@ -241,7 +241,7 @@ def peanut(layer: Layer) -> Change:
             "has an activation that is not known here",
             where="`act_fn`",
             found=f"`{name}`",
-            expected=", ".join(f"`{known}`" for known in _ACTIVATIONS),
+            expected=quoted(_ACTIVATIONS),
         )
     bend, depth = _ACTIVATIONS[name], int(layer.config.number("depth", 0, at_least=0, whole=True))
     value, skipped = bend(layer.weight.T @ layer["peanut_A.weight"].T), []
