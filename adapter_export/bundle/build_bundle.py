@@ -18,7 +18,6 @@ from adapter_export.bundle.proof.exact_tensors import Origin
 from adapter_export.bundle.proof.invariants import with_padding
 from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.bundle.report import BASE
-from adapter_export.bundle.rounded import rounded
 from adapter_export.bundle.texts import TextMaker
 from adapter_export.bundle.write import FLAVOURS, BundleWriter, check_bases, check_names, check_texts, model_version
 from adapter_export.dtypes import AdapterPrecision
@@ -40,6 +39,7 @@ from adapter_export.format.manifest import (
 from adapter_export.format.manifest_json import MANIFEST_FILE, MANIFEST_VERSION
 from adapter_export.format.media import CapturedMedia
 from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.slot_form import rounded
 from adapter_export.numerics.budget import extent
 from adapter_export.numerics.runner import Runner
 from adapter_export.numerics.sample_inputs import InputCase

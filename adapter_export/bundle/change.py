@@ -13,7 +13,6 @@ from adapter_export.bundle.golden import Golden, GoldenMaker, OnStep, check_cach
 from adapter_export.bundle.golden_media import MediaMaker, check_media
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.prove import prove_new
-from adapter_export.bundle.rounded import rounded
 from adapter_export.bundle.texts import TextMaker
 from adapter_export.bundle.write import BANK_FILE, BundleWriter, check_bases, check_names, check_texts, model_version_of
 from adapter_export.dtypes import AdapterPrecision
@@ -24,6 +23,7 @@ from adapter_export.format.manifest import AdapterRecord, BankRecord, FanoutReco
 from adapter_export.format.manifest_json import CARD_FILE, MANIFEST_VERSION, REPORT_FILE, SIGNATURE_FILE, read_manifest
 from adapter_export.format.media import GoldenMedia
 from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.slot_form import rounded
 from adapter_export.numerics.runner import Runner
 from adapter_export.onnx_backend.graft.bank_graph import bank_rows
 from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_sums, slot_tensors

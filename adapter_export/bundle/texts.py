@@ -16,12 +16,18 @@ from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.report import BASE
 from adapter_export.errors import BaseModelError, MissingExtraError, RequestError, quoted
 from adapter_export.format.check_report import InvariantRecord, verdict
-from adapter_export.format.golden_texts import GOLDEN_TEXTS_VERSION, GoldenText, GoldenTexts, GoldenTextSet
+from adapter_export.format.golden_texts import (
+    GOLDEN_TEXTS_VERSION,
+    GoldenText,
+    GoldenTexts,
+    GoldenTextSet,
+    different,
+    sample_texts,
+)
 from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.tasks import TOKEN_TYPES, Task
 from adapter_export.numerics.runner import Runner, run
-from adapter_export.numerics.sample_texts import different, sample_texts
 from adapter_export.onnx_backend.slots import HeadSum, adapter_output
 from adapter_export.runtime.answers import TokenLabels, answer, document, within_reach
 from adapter_export.runtime.bundle import reader

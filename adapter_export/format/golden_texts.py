@@ -1,17 +1,18 @@
 """Golden texts, `golden/texts.json`: texts, the ids that a tokenizer makes of them, and the answers of adapters.
 
-Specified in `docs/format.md`; any client with a tokenizer can replay them.
+Specified in `docs/format.md`; any client with a tokenizer can replay them. The texts are such of which tokenizers of
+different programs most often make different ids.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from adapter_export.errors import FormatError, within
+from adapter_export.errors import FormatError, RequestError, within
 from adapter_export.format.files import canonical_json
 from adapter_export.format.records import (
     SEMVER,
@@ -24,10 +25,75 @@ from adapter_export.format.records import (
 )
 from adapter_export.reading.documents import parse_json
 from adapter_export.reading.regular_files import read_bytes
-from adapter_export.text import Pair
+from adapter_export.text import Pair, Tokenizer
 
 GOLDEN_TEXTS_VERSION = "1.0.0"
 """The version of the format that is written, and the newest that is read."""
+
+_TEXTS: Mapping[str, str] = {
+    "plain": "How far is it from here to the moon?",
+    "lower case": "who wrote the iliad and the odyssey",
+    "upper case": "WHO WROTE THE ILIAD?",
+    "mixed case": "McDonald's iPhone and the eBay of NaCl",
+    "title case": "The Old Man And The Sea",
+    "dotted and dotless i": "İstanbul ve Iğdır ile ısı",
+    "sharp s": "Straße und STRASSE, ẞ",
+    "accents composed": "Café déjà vu, naïve Ångström, Žižek",
+    "accents decomposed": "Cafe\u0301 de\u0301ja\u0300 vu, nai\u0308ve A\u030angstro\u0308m",
+    "two accents on a letter": "Tiếng Việt: ộ ồ ổ ỗ, q\u0307\u0323",
+    "ligatures and width": "ﬁnal oﬃce Ｆｕｌｌ　Ｗｉｄｔｈ ½ ² №",
+    "german": "Der Übergang über die Brücke kostet 3,50 €.",
+    "french": "L'été, c'est-à-dire aujourd'hui, où êtes-vous ?",
+    "polish": "Zażółć gęślą jaźń",
+    "greek": "Ὁ βίος βραχύς, ἡ δὲ τέχνη μακρή; ΟΔΥΣΣΕΥΣ",
+    "russian": "Съешь же ещё этих мягких французских булок",
+    "chinese": "我能吞下玻璃而不伤身体。",
+    "japanese": "東京タワーは高いです。ｶﾀｶﾅ ひらがな",
+    "korean composed": "대한민국의 수도는 서울이다",
+    "korean decomposed": "\u1112\u1161\u11ab\u1100\u116e\u11a8",
+    "thai": "ภาษาไทยไม่มีช่องว่าง",
+    "hindi": "नमस्ते दुनिया, क्षत्रिय",
+    "arabic": "السلام عليكم، كيف حالك؟",
+    "hebrew": "שָׁלוֹם עולם",
+    "two directions": "The word \u202bשלום\u202c means peace (سلام).",
+    "emoji": "Great work 🎉👍🏽 thanks 🙂",
+    "emoji joined": "👩\u200d👩\u200d👧\u200d👦 and 🏳️\u200d🌈 and ❤️\u200d🔥",
+    "flags and keycaps": "🇩🇪🇫🇷 1️⃣ #️⃣",
+    "beyond the first plane": "𝕬𝖇𝖈 𝒳 𠜎 𐍈",
+    "zero width": "zero\u200bwidth\u200cnon\u200djoiner\u2060 and\ufeff mark",
+    "soft hyphen and no-break": "co\u00adop 10\u00a0000 a\u202fb\u2007c",
+    "control characters": "a\x01b\x07c\x1bd\x7fe\x85f",
+    "blanks": "  two  blanks \t tab \n line \r\n end   ",
+    "line and paragraph separators": "one\u2028two\u2029three\x0bfour\x0cfive",
+    "only blanks": " \t\n ",
+    "empty": "",
+    "one letter": "a",
+    "one mark": "?",
+    "punctuation": "Wait... what?! (yes) [no] {maybe} <tag/> -- a–b—c “q” ‘s’ «g»",
+    "contractions": "I'm, you're, he'd, we'll, don't, o'clock, rock'n'roll",
+    "numbers": "3.14159 1,000,000 -40 1e-9 0x1F 2024-02-29 12:34:56 50%",
+    "currency and units": "$5 £6 €7 ¥8 5kg 10°C µm",
+    "address": "https://user@example.com:8080/a_b/c-d?x=1&y=%20#top",
+    "mail and mention": "Write to jane.doe+news@example.org or @jane_doe #now",
+    "code": "for (int i = 0; i < n; ++i) { a[i] *= b->c; } // done",
+    "special tokens as text": "[CLS] [SEP] [MASK] [PAD] [UNK] <s> </s> <pad> <mask> <|endoftext|>",
+    "long word": "donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft",
+    "very long word": "x" * 130,
+    "repeated": "no no no no no no no no no no",
+    "replacement character": "broken \ufffd text \ufffe\uffff",
+    "private use": "icon \ue000 and \U000f0000",
+}
+
+_PAIRS: Mapping[str, Pair] = {
+    "pair": Pair("Who wrote Faust?", "Goethe worked on Faust for sixty years."),
+    "pair of equals": Pair("A man plays a guitar.", "A man plays a guitar."),
+    "pair in two scripts": Pair("Where is Tokyo?", "東京は日本の首都です。"),
+    "pair with accents": Pair("Où est le CAFÉ ?", "Le cafe\u0301 est là-bas."),
+    "pair with emoji": Pair("How was it? 🙂", "👩\u200d💻 loved it!"),
+    "pair with separators": Pair("a [SEP] b", "c </s> d"),
+    "pair of letters": Pair("a", "b"),
+    "pair of numbers": Pair("1,000 + 1", "= 1001.0"),
+}
 
 
 @dataclass(frozen=True)
@@ -144,3 +210,38 @@ def _check_set(one: GoldenTextSet, where: str) -> None:
     uneven = next((text.name for text in one.texts if len(text.ids) != len(text.token_type_ids)), None)
     if uneven is not None:
         raise FormatError("has not one type for each token", where=where, found=f"`{uneven}`")
+
+
+def different(tokenizer: Tokenizer, texts: GoldenTexts) -> list[str]:
+    """Return the names of the base's golden texts of which a tokenizer makes other ids, or other types of tokens.
+
+    What was cut is compared where both have one limit.
+    """
+    own = [text for one in texts.sets if one.adapter is None for text in one.texts]
+    limit = max((len(text.ids) for text in own), default=0)
+    found = []
+    for text in own:
+        if limit != tokenizer.max_tokens and len(text.ids) >= min(limit, tokenizer.max_tokens):
+            continue
+        try:
+            (row,) = tokenizer.rows([text.input])
+        except RequestError:  # a limit without room for a pair
+            found.append(text.name)
+            continue
+        if (row.encoding.ids, row.encoding.type_ids) != (list(text.ids), list(text.token_type_ids)):
+            found.append(text.name)
+    return found
+
+
+def sample_texts(limit: int) -> Iterator[tuple[str, str | Pair]]:
+    """Yield texts and pairs with unique names; `cut` ones have more than `limit` tokens, in every tokenizer.
+
+    Their words are numbers, so that ids say what was cut.
+    """
+    yield from _TEXTS.items()
+    words = [str(number) for number in range(1, limit + 1)]
+    yield "cut", " ".join(words)
+    yield from _PAIRS.items()
+    half = limit // 3 or 1
+    yield "cut pair", Pair(" ".join(words[: limit - half]), " ".join(words[:half]))
+    yield "cut second of a pair", Pair("How many?", " ".join(words))

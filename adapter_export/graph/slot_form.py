@@ -9,6 +9,8 @@ following zeros and site values through the ops, all projections and norms being
 
 3. `slot_form`: a site's graph that has none, because it loses the residual or normalises the sum, gets a switch: `keep
 ⊙ v + use · result`, `v` being what it replaces. 1 and 0 give `v` exactly, 0 and 1 the result.
+
+`rounded` is an adapter as files of fewer bits hold it, in its inference form.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from adapter_export.dtypes import Weights
+from adapter_export.dtypes import AdapterPrecision, Weights, narrowed, widened
 from adapter_export.errors import GraphError, NotNeutralError
+from adapter_export.graph.adapter import HEAD, SHARED, Adapter, Placement
 from adapter_export.graph.graph import (
     BORROWED_BIAS,
     BORROWED_WEIGHT,
@@ -52,6 +55,9 @@ _AS_A_WHOLE = _PER_FEATURE | {"learned_scale"}
 
 _Step = tuple[AdapterGraph, Callable[[Wide], None]]
 """The graph after one change, and what the change does to the parameters."""
+
+PRECISION = "adapter_precision"
+"""The key of the training record that says to what an adapter was rounded."""
 
 
 def inference_form(graph: AdapterGraph) -> AdapterGraph:
@@ -371,4 +377,40 @@ def _switched(form: AdapterGraph) -> AdapterGraph:
         parameters={**form.parameters, keep: SITE_VALUES[value][-1:], use: (1,)},
         nodes=(*form.nodes, *nodes),
         result=result,
+    )
+
+
+def rounded(adapter: Adapter, precision: AdapterPrecision) -> Adapter:
+    """The adapter of which files of this precision lose nothing: its factors are in its weights, and these are rounded.
+
+    Factors come first, since a rounded number times a factor is not a rounded one. What only training needs is gone.
+
+    Raises:
+        TensorError: a number leaves the range of float16.
+        GraphError: a factor takes a number out of the range of float32.
+    """
+    if precision == "float32":
+        return adapter
+    weights: Weights = {}
+    for owner, graph, _ in adapter.components():
+        shared = set() if owner == HEAD else set(inference_form(graph).shared)
+        common = "" if owner == HEAD else f"{SHARED}.{adapter.placements[owner].graph}"
+        for name, tensor in fold_weights(graph, adapter.parameters(owner)).items():
+            weights[f"{common if name in shared else owner}.{name}"] = tensor
+    graphs = {name: inference_form(graph) for name, graph in adapter.graphs.items()}
+    placements = {
+        site: Placement(one.graph, {symbol: one.widths[symbol] for symbol in graphs[one.graph].symbols()})
+        for site, one in adapter.placements.items()
+    }
+    head = adapter.head
+    if head is not None:
+        form = inference_form(head.graph)
+        head = replace(head, graph=form, widths={symbol: head.widths[symbol] for symbol in form.symbols()})
+    return replace(
+        adapter,
+        graphs=graphs,
+        placements=placements,
+        head=head,
+        weights=widened(narrowed(weights, precision)),
+        training={**adapter.training, PRECISION: precision},
     )

@@ -14,9 +14,9 @@ from adapter_export.bundle.change import add_adapters
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.exact_tensors import check_slots
 from adapter_export.bundle.proof.invariants import check_files
-from adapter_export.bundle.rounded import rounded
 from adapter_export.dtypes import AdapterPrecision, narrowed, widened
 from adapter_export.errors import TensorError
+from adapter_export.graph.slot_form import rounded
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 TENSORS = {

@@ -20,13 +20,13 @@ import onnx_ir as ir
 from adapter_export.bundle.opened import OpenedBundle, task_facts
 from adapter_export.bundle.proof.claims import check_sites
 from adapter_export.bundle.proof.invariants import same_bits
-from adapter_export.bundle.rounded import rounded
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterExportError, BaseModelError, quoted
 from adapter_export.format.check_report import Form, ObligationRecord, SpanRecord, Status
 from adapter_export.format.derivation import DERIVATION_FILE, DERIVATION_VERSION, ConstantRecord, Derivation
 from adapter_export.format.manifest_json import MANIFEST_FILE
 from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.slot_form import rounded
 from adapter_export.onnx_backend.base.external import read_model, readable, settle_external_data
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.graft.bank_graph import BankRows, insert_bank

@@ -20,7 +20,14 @@ import transformers
 from torch import Tensor
 
 from adapter_export.errors import BaseModelError, InputError, MissingExtraError, Note, quoted, within
-from adapter_export.format.golden_texts import GOLDEN_TEXTS_VERSION, GoldenText, GoldenTexts, GoldenTextSet
+from adapter_export.format.golden_texts import (
+    GOLDEN_TEXTS_VERSION,
+    GoldenText,
+    GoldenTexts,
+    GoldenTextSet,
+    different,
+    sample_texts,
+)
 from adapter_export.format.media import (
     ABSOLUTE,
     GOLDEN_MEDIA_FILE,
@@ -36,7 +43,6 @@ from adapter_export.format.media import (
     processor_digest,
     steps_of,
 )
-from adapter_export.numerics.sample_texts import different, sample_texts
 from adapter_export.reading.documents import parse_json, read_json
 from adapter_export.reading.parsers import parsing
 from adapter_export.reading.regular_files import read_text
