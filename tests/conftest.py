@@ -6,7 +6,7 @@ import gc
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -123,6 +123,26 @@ def tiny_bert_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_base(model, {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids}, folder / "model.pt")
 
     return once(tmp_path_factory, "tiny_bert", make) / "model.pt"
+
+
+@pytest.fixture(scope="session")
+def architecture_archive(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes the archive of a small base of an architecture, with weights of standard deviation 0.15."""
+    from partial_bases import BASES
+    from small_bases import ARCHITECTURES
+
+    from adapter_export.torch_backend.base.torch_base import save_base
+
+    def archive(name: str) -> Path:
+        def make(folder: Path) -> None:
+            architecture = (ARCHITECTURES | BASES)[name]
+            save_base(
+                architecture.build(0.15), architecture.inputs(2, 7), folder / "model.pt", axes=architecture.axes()
+            )
+
+        return once(tmp_path_factory, f"architecture_{name}", make) / "model.pt"
+
+    return archive
 
 
 @pytest.fixture(scope="session")

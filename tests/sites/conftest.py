@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import onnx_ir as ir
@@ -22,6 +23,7 @@ from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.base.expand_sums import open_sums as open_torch_sums
 from adapter_export.torch_backend.base.to_onnx import converted
+from adapter_export.torch_backend.base.torch_base import load_base
 from adapter_export.torch_backend.fx_view import flow_graph as torch_flow
 
 DECOMPOSED = frozenset({"bert", "cohere", "torch_pre_norm", "hand_written"})
@@ -76,15 +78,6 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _export(name: str, architecture: Architecture) -> Exported:
-    torch.backends.mha.set_fastpath_enabled(False)
-    module = architecture.build(0.2)
-    with _quiet():
-        inputs = architecture.inputs(2, 7)
-        program = torch.export.export(module, (), inputs, dynamic_shapes=architecture.dynamic_shapes())
-    return Exported(architecture, module, program, name)
-
-
 @dataclass(frozen=True)
 class Views:
     """What was found in the torch graph and in the ONNX graph of one base."""
@@ -97,14 +90,13 @@ class Views:
 
 
 @pytest.fixture(scope="session")
-def exported() -> Callable[[str], Exported]:
-    """An architecture, exported once per session."""
-    done: dict[str, Exported] = {}
+def exported(architecture_archive: Callable[[str], Path]) -> Callable[[str], Exported]:
+    """An architecture, exported once per run."""
 
+    @cache
     def get(name: str) -> Exported:
-        if name not in done:
-            done[name] = _export(name, (ARCHITECTURES | BASES)[name])
-        return done[name]
+        architecture = (ARCHITECTURES | BASES)[name]
+        return Exported(architecture, architecture.build(0.15), load_base(architecture_archive(name)).program, name)
 
     return get
 
@@ -112,15 +104,13 @@ def exported() -> Callable[[str], Exported]:
 @pytest.fixture(scope="session")
 def views(exported: Callable[[str], Exported]) -> Callable[[str], Views]:
     """The sites of an architecture in both of its graphs, found once per session."""
-    done: dict[str, Views] = {}
 
+    @cache
     def get(name: str) -> Views:
-        if name not in done:
-            base = exported(name)
-            torch_graph, onnx_graph = base.torch_graph(), base.onnx_graph()
-            found = discover(torch_flow(torch_graph)), discover(onnx_flow(onnx_graph))
-            done[name] = Views(base, torch_graph, onnx_graph, *found)
-        return done[name]
+        base = exported(name)
+        torch_graph, onnx_graph = base.torch_graph(), base.onnx_graph()
+        found = discover(torch_flow(torch_graph)), discover(onnx_flow(onnx_graph))
+        return Views(base, torch_graph, onnx_graph, *found)
 
     return get
 
