@@ -33,6 +33,9 @@ from adapter_export.runtime.loaded_adapters import Adapters, Claim, Entry, Stati
 from adapter_export.runtime.prefixes import Prefixes, digest_of
 from adapter_export.runtime.strength import Strengths
 
+_SHORT_BYTES = 2**14
+"""The most inputs of a call for which an adapter's binding is kept: it holds them until the next one."""
+
 Strength = float | Sequence[float]
 """How much of an adapter's updates is added: for all rows, or a number for each."""
 
@@ -446,8 +449,12 @@ class Session:
         if self._prefixes.limit and weights is None and self._bank.takes([entry]):
             return self._compute_rows(arrays, [entry] * len(next(iter(arrays.values()))))
         feeds = {name: on_device(array) for name, array in arrays.items()}
+        session, wanted = self._graphs.session("slots"), self._outputs([entry])
+        is_short = sum(array.nbytes for array in arrays.values()) <= _SHORT_BYTES
+        if entry is not None and weights is None and self.provider == "cpu" and is_short:
+            return self._adapters.loaded(entry).bound.run(session, feeds, wanted)
         feeds.update(self._own_feeds(arrays, entry, weights, allow_mixed_rows))
-        return run_values(self._graphs.session("slots"), feeds, self._outputs([entry]))
+        return run_values(session, feeds, wanted)
 
     def _compute_rows(self, arrays: Arrays, entries: Sequence[Entry | None]) -> Arrays:
         """Run each row through its own adapter; what rows that are alike have in common, once."""
