@@ -14,7 +14,7 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
 from adapter_export.errors import BaseModelError, argument
-from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics
 from adapter_export.onnx_backend.base.operators import SUMMANDS, fused_bias, is_skip_norm
 from adapter_export.onnx_backend.graft.fused import open_sum, take_bias
 from adapter_export.onnx_backend.quantise.precision import Deviation, in_memory, write_rewritten
@@ -24,6 +24,9 @@ _BIAS, _ADDED_TO_SCORES = 3, 5
 
 _ATTENTION_OPSET, _ATTENTION_RUNTIME = 23, (1, 24)
 """The opset with `Attention`, and the first onnxruntime that has all operators of that opset."""
+
+_AXES = 3
+"""Batch, tokens and width."""
 
 _SAME_MEANING = 20
 """From this opset to that one, no operator means something else but `GroupNormalization`."""
@@ -49,7 +52,10 @@ def optimized(base: OnnxBase, folder: Path) -> tuple[OnnxBase, Mapping[str, int]
             found=f"{type(error).__name__}: {error}".partition("\n")[0],
             fix=f"build it without {argument('optimize')}; ONNX Runtime fuses what it can when it loads the graph",
         ) from error
-    made = write_rewritten(_with_standard_attention(_with_sums_apart(model)), base, folder, "optimised")
+    model = _with_sums_apart(model)
+    if numerics(base.model).precision == "int8":
+        model = _with_standard_attention(model)
+    made = write_rewritten(model, base, folder, "optimised")
     return made, {name: count for name, count in counts.items() if count and not name.startswith("skip_")}
 
 
@@ -109,11 +115,13 @@ def _with_standard_attention(model: ir.Model) -> ir.Model:
 def _separate(node: ir.Node) -> list[tuple[ir.Value, int]]:
     """The query, key and value of a fused attention, [batch, tokens, width], and their widths.
 
-    None of them if it reads anything but these, a constant bias, and what is added to scores, or has a second output.
+    None of them if it reads anything but these, a constant bias, and what is added to scores, has a second output, or
+    its output has the shape that it had in the graph before.
     """
     read = [(at, value) for at, value in enumerate(node.inputs) if value is not None]
     bias = _input(node, _BIAS)
     simple = {at for at, _ in read} <= {0, 1, 2, _BIAS, _ADDED_TO_SCORES} and len(node.outputs) == 1
+    simple = simple and node.outputs[0].shape is not None and len(node.outputs[0].shape) == _AXES
     if (
         not simple
         or not node.attributes.keys() <= {"num_heads", "scale"}
@@ -121,7 +129,7 @@ def _separate(node: ir.Node) -> list[tuple[ir.Value, int]]:
     ):
         return []
     shapes = [(value, value.shape) for at, value in read if at < _BIAS]
-    found = [(value, shape[-1]) for value, shape in shapes if shape is not None and len(shape) == 3]
+    found = [(value, shape[-1]) for value, shape in shapes if shape is not None and len(shape) == _AXES]
     whole = [(value, width) for value, width in found if isinstance(width, int)]
     return whole if len(whole) == _BIAS else []
 
