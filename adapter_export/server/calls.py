@@ -16,6 +16,9 @@ from adapter_export.text import Pair
 
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Words = Annotated[str, Field(max_length=LONGEST_TEXT)]
+Number = Annotated[float, Field(strict=True)]
+"""No text and no truth value; its range is the session's matter."""
+
 Row = Annotated[list[Int64], Field(max_length=LONGEST_TEXT)]
 Document = TypeVar("Document", bound=BaseModel)
 
@@ -43,7 +46,8 @@ class Question(Strict):
 class Call(Strict):
     """Rows, as texts or as arrays, and one model for all of them, or an adapter for each.
 
-    `text`, alone, with `pair` or with `choices`, is one row, whose answer is no list.
+    `text`, alone, with `pair` or with `choices`, is one row, whose answer is no list. `strength` is how much of an
+    adapter's updates is added, for all rows or for each (`Session.run`).
     """
 
     model: str | None = None
@@ -54,6 +58,7 @@ class Call(Strict):
     inputs: dict[str, Annotated[list[Row], Field(max_length=MOST_ROWS)]] | None = None
     adapter: str | None = None
     adapters: list[str | None] | None = Field(None, max_length=MOST_ROWS)
+    strength: Number | list[Number] | None = None
     id: str | None = Field(None, max_length=200)
 
     def asked(self) -> list[Asked] | None:
@@ -90,6 +95,14 @@ class Call(Strict):
         if len(names) != rows or (self.adapters is not None and self.adapter is not None):
             raise RequestError("give `adapter`, or `adapters` with one for each row", found=len(names), expected=rows)
         return names
+
+    def strengths(self, rows: int) -> list[float]:
+        """Return the strength of each row."""
+        given = 1.0 if self.strength is None else self.strength
+        each = given if isinstance(given, list) else [given] * rows
+        if len(each) != rows:
+            raise RequestError("give `strength`, or a list with one for each row", found=len(each), expected=rows)
+        return each
 
     def arrays(self, dtypes: Mapping[str, str]) -> list[dict[str, np.ndarray]]:
         """Return the inputs of each row, [1, …], as the types that the bundle wants."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import Depends, FastAPI
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 from starlette.datastructures import State
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from adapter_export.errors import RequestError, quoted
 from adapter_export.runtime.answers import own_classes
 from adapter_export.runtime.text_reader import Asked
-from adapter_export.server.calls import Strict, parse, split_rows
+from adapter_export.server.calls import Number, Strict, parse, split_rows
 from adapter_export.server.control import Control
 from adapter_export.server.limits import LONGEST_TEXT, MOST_ROWS, Limits, RefusedError, body_of
 from adapter_export.server.models import Target
@@ -60,13 +60,22 @@ class _Output(BaseModel):
     parameters: dict[str, Any] = {}
 
 
+class _Parameters(Strict):
+    """Of a request; one that nobody knows could be a misspelt strength, or a sequence whose state nobody keeps."""
+
+    strength: Number = 1.0
+    binary_data_output: StrictBool = False
+    priority: Any = None  # Triton's, which says when to compute, not what
+    timeout: Any = None
+
+
 class _Infer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: str | None = Field(None, max_length=200)
     model_name: str | None = None  # KServe's client repeats what the address says
     model_version: str | None = None
-    parameters: dict[str, Any] = {}
+    parameters: _Parameters = _Parameters()
     inputs: list[_Tensor] = Field(min_length=1, max_length=64)
     outputs: list[_Output] | None = None
 
@@ -117,7 +126,7 @@ def add_protocol(
         asked, tensors = _read(data, request.headers.get(_HEADER_LENGTH))
         key = asked.id or request.state.key
         target = await found(name, version, key, request.state)
-        computed = await in_time(service.compute(_rows(target, tensors), request.state))
+        computed = await in_time(service.compute(_rows(target, tensors, asked.parameters.strength), request.state))
         outputs = dict(_outputs(computed, None if asked.outputs is None else [o.name for o in asked.outputs]))
         return _written(name, target, asked, outputs)
 
@@ -275,10 +284,10 @@ def _strings(raw: bytes, where: str) -> Iterator[str]:
         place += size
 
 
-def _rows(target: Target, tensors: Mapping[str, np.ndarray]) -> list[Row]:
+def _rows(target: Target, tensors: Mapping[str, np.ndarray], strength: float) -> list[Row]:
     """Return the rows of a request, texts or the inputs of the base."""
     if TEXT not in tensors:
-        rows = [Row(target, inputs=own) for own in split_rows(tensors)]
+        rows = [Row(target, inputs=own, strength=strength) for own in split_rows(tensors)]
     else:
         others = set(tensors) - {TEXT, PAIR}
         if others:
@@ -287,7 +296,7 @@ def _rows(target: Target, tensors: Mapping[str, np.ndarray]) -> list[Row]:
         if firsts.dtype != object or (seconds is not None and (seconds.dtype != object or len(seconds) != len(firsts))):
             raise RequestError("texts are of the type BYTES, as many as there are pairs")
         asked: list[Asked] = list(firsts) if seconds is None else list(map(Pair, firsts, seconds))
-        rows = [Row(target, text=text) for text in asked]
+        rows = [Row(target, text, strength=strength) for text in asked]
     if not 0 < len(rows) <= MOST_ROWS:
         raise RequestError("has too many rows, or none", found=len(rows), expected=f"1 to {MOST_ROWS}")
     return rows
@@ -331,7 +340,7 @@ def tensors_differ(computed: Sequence[Computed], name: str) -> bool:
 
 def _written(name: str, target: Target, asked: _Infer, outputs: Mapping[str, np.ndarray]) -> Response:
     """Return the response: tensors as JSON, or behind it where the client wants them binary."""
-    by_default = asked.parameters.get("binary_data_output") is True
+    by_default = asked.parameters.binary_data_output
     wanted = {one.name: one.parameters.get("binary_data", by_default) is True for one in asked.outputs or ()}
     described, blobs = [], list[bytes]()
     for output, array in outputs.items():

@@ -17,9 +17,9 @@ Answer = dict[str, Any]
 """What `adapter_export.runtime.answers.document` gives; without a known task, and of the base, `outputs`."""
 
 
-def text_requests(reader: TextReader, read: ReadText) -> list[Request]:
+def text_requests(reader: TextReader, read: ReadText, strength: float) -> list[Request]:
     """Return what runs for a text: a row, or one for each choice."""
-    return [Request(reader.arrays([row]), read.adapter) for row in read.rows]
+    return [Request(reader.arrays([row]), read.adapter, strength) for row in read.rows]
 
 
 def text_answer(reader: TextReader, head: Head, read: ReadText, outputs: Sequence[Arrays]) -> Answer:

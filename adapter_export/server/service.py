@@ -32,11 +32,12 @@ _MOST_SHADOWS = 64
 
 @dataclass(frozen=True)
 class Row:
-    """A row to compute: what answers it, and a text, or the inputs of one row, [1, …]."""
+    """A row to compute: what answers it, a text, or the inputs of one row, [1, …], and the strength of its adapter."""
 
     target: Target
     text: Asked | None = None
     inputs: Mapping[str, np.ndarray] | None = None
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -215,15 +216,18 @@ class Service:
         count = len(next(iter((call.inputs or {}).values()), ())) if asked is None else len(asked)
         names = call.names(count)
         targets = {name: await self._called(call, name, key, state) for name in dict.fromkeys(names)}
+        strengths = call.strengths(count)
         if asked is not None:
-            return [Row(targets[name], text) for name, text in zip(names, asked, strict=True)]
+            given = zip(names, asked, strengths, strict=True)
+            return [Row(targets[name], text, strength=strength) for name, text, strength in given]
         if own_head:
             targets = {name: _with_own_head(target) for name, target in targets.items()}
         dtypes = {
             record.name: record.dtype for target in targets.values() for record in target.served.bundle.manifest.inputs
         }
         inputs = call.arrays(dtypes)  # here, since models must not be unloaded before they are held
-        return [Row(targets[name], inputs=own) for name, own in zip(names, inputs, strict=True)]
+        every = zip(names, inputs, strengths, strict=True)
+        return [Row(targets[name], inputs=own, strength=strength) for name, own, strength in every]
 
     async def _called(self, call: Call, name: str | None, key: str, state: State) -> Target:
         """Return what answers for a model, or, as in the service in C++, for an adapter, or for none."""
@@ -273,8 +277,8 @@ def _read(served: Served, rows: Sequence[Row]) -> list[ReadText]:
 
 def _requests(served: Served, read: ReadText | None, row: Row) -> list[Request]:
     if read is not None and served.reader is not None:
-        return text_requests(served.reader, read)
-    return [Request(row.inputs or {}, row.target.adapter)]
+        return text_requests(served.reader, read, row.strength)
+    return [Request(row.inputs or {}, row.target.adapter, row.strength)]
 
 
 def _mask(row: Row) -> np.ndarray | None:

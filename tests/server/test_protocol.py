@@ -78,6 +78,13 @@ def test_tensors(
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+def test_an_adapter_at_a_strength(client: triton.InferenceServerClient, reader: TextReader) -> None:
+    found = client.infer("topic", [_texts("text", TEXTS, binary=True)], parameters={"strength": -2}, priority=1)
+    expected = [one.document()["probability"] for one in reader.answer(TEXTS, "topic", strength=-2)]
+    assert found.as_numpy("probability") == pytest.approx(expected, abs=1e-5)
+    assert expected != pytest.approx([one.document()["probability"] for one in reader.answer(TEXTS, "topic")], abs=1e-3)
+
+
 def test_what_a_server_says_of_itself(client: triton.InferenceServerClient, film: Path) -> None:
     assert client.is_server_live()
     assert client.is_server_ready()
@@ -129,6 +136,9 @@ def _ids(one: object, name: str = "input_ids") -> dict[str, Any]:
         ("topic", {"inputs": [_input()], "outputs": [{"name": "other"}]}, 400, "no such output"),
         ("topic", {"inputs": [_input(parameters={"binary_data_size": 3}, data=None)]}, 400, "less data than it says"),
         ("topic", {"inputs": []}, 400, "expected form"),
+        ("topic", {"inputs": [_input()], "parameters": {"strenght": 2}}, 400, "parameters.strenght: the request"),
+        ("topic", {"inputs": [_input()], "parameters": {"sequence_id": 2}}, 400, "parameters.sequence_id"),
+        ("topic", {"inputs": [_input()], "parameters": {"strength": 1e4}}, 400, "is no strength"),
         ("film", {"inputs": [_input(shape=[2], data=["a", "a good book"])]}, 400, "differ in length"),
     ],
 )

@@ -73,12 +73,33 @@ def test_a_model_by_its_name(server: httpx.Client, film: Path) -> None:
         ({"model": "tone", "pair": TEXT}, "nothing to run on"),
         ({"model": "tone", "texts": [TEXT], "pair": TEXT}, "belong to a `text`"),
         ({"model": "tone", "text": TEXT, "choices": [TEXT]}, "of another kind"),
+        ({"model": "tone", "text": TEXT, "strenght": 0.5}, "strenght: the request is not of the expected form"),
+        ({"model": "tone", "text": TEXT, "strength": True}, "the request is not of the expected form"),
+        ({"model": "tone", "text": TEXT, "strength": "0.5"}, "the request is not of the expected form"),
+        ({"model": "tone", "text": TEXT, "strength": 1001}, "is no strength"),
+        ({"model": "tone", "texts": [TEXT, TEXT], "strength": [1]}, "one for each row"),
     ],
 )
 def test_a_call_that_does_not_fit_is_refused(server: httpx.Client, call: dict, words: str) -> None:
     answer = server.post("/answer", json=call)
     assert answer.status_code == 400
     assert words in answer.json()["error"]
+
+
+def test_an_adapter_at_a_strength(server: httpx.Client, film: Path) -> None:
+    reader = Bundle.open(film).texts()
+    each = {strength: reader.answer([TEXT], "topic", strength=strength)[0].document() for strength in (1.0, 0.5, -2.0)}
+    _alike(_answer(server, "topic", strength=0.5), each[0.5])
+    call = {"adapter": "topic", "texts": [TEXT] * 3, "strength": list(each)}
+    for found, expected in zip(server.post("/answer", json=call).json(), each.values(), strict=True):
+        _alike(found, expected)
+    assert len({one["probability"] for one in each.values()}) == 3
+    rows = {"input_ids": [[2, 5, 3]] * 2, "attention_mask": [[1, 1, 1]] * 2}
+    call = {"adapters": ["tone", None], "inputs": rows, "strength": [0.5, 0.5]}
+    half, base = (np.array(one["hidden"]) for one in server.post("/run", json=call).json())
+    arrays = {name: np.array(values[:1]) for name, values in rows.items()}
+    np.testing.assert_allclose(half, reader.session.run(arrays, "tone", strength=0.5)["hidden"][0], atol=1e-5)
+    np.testing.assert_allclose(base, reader.session.run(arrays)["hidden"][0], atol=1e-5)
 
 
 def test_aliases_shares_and_the_way_back(server: httpx.Client) -> None:
