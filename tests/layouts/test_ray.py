@@ -35,7 +35,12 @@ port, texts = int(sys.argv[1]), json.loads(sys.argv[2])
 config = ServeDeploySchema.model_validate(yaml.safe_load(open("serve_config.yaml")))
 (application,) = config.applications
 module, name = application.import_path.split(":")
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+settings = {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False}
+try:
+    ray.init(**settings)
+except Exception:  # Ray's node gives its agents 15 seconds, and on a busy machine they take longer the first time
+    ray.shutdown()
+    ray.init(**settings)
 serve.start(http_options={"host": "127.0.0.1", "port": port})
 made = getattr(__import__(module), name)(application.args)
 serve.run(made, name=application.name, route_prefix=application.route_prefix)
