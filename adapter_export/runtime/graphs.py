@@ -171,38 +171,6 @@ def run_bound(
     return dict(zip(names, binding.get_outputs(), strict=True))
 
 
-class Bound:
-    """Inputs of a session on the CPU that stay from call to call, such as an adapter's.
-
-    To bind fifty of them takes three hundredths of a short call. So each binding is used again, by one call at a time,
-    and keeps the last inputs until then; there are as many as calls that ran at once. Thread-safe.
-    """
-
-    def __init__(self, feeds: Feeds) -> None:
-        self._feeds = feeds
-        self._free: list[ort.IOBinding] = []
-
-    def run(self, session: ort.InferenceSession, feeds: Feeds, outputs: Sequence[str]) -> Arrays:
-        """Compute outputs by name, as `run_values` does, from these and further inputs; always of the same session."""
-        try:
-            binding = self._free.pop()
-        except IndexError:  # all are in use
-            binding = session.io_binding()
-            feeds = {**self._feeds, **feeds}
-        try:
-            for name, value in feeds.items():
-                binding.bind_ortvalue_input(name, value)
-            for name in outputs:
-                binding.bind_output(name)
-            session.run_with_iobinding(binding)
-        except FAILURES as error:
-            raise _named(error) from error
-        found = {name: value.numpy() for name, value in zip(outputs, binding.get_outputs(), strict=True)}
-        binding.clear_binding_outputs()
-        self._free.append(binding)
-        return found
-
-
 def _named(error: Exception) -> RequestError:
     return RequestError(
         "ONNX Runtime cannot compute these inputs",

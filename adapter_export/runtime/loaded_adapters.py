@@ -23,7 +23,7 @@ from adapter_export.graph.adapter import HEAD, check_name
 from adapter_export.graph.tasks import CLASSES, LABELLED, PROBLEM_TYPES, RESULT_WIDTHS, TYPE_OUTPUTS, ProblemType, Task
 from adapter_export.reading.regular_files import map_bytes, read_bytes
 from adapter_export.runtime.adapter_file import Bytes, Places, find_tensors, model_version_of, parse_adapter, tensors_at
-from adapter_export.runtime.graphs import Bound, Feeds, Provider, on_device
+from adapter_export.runtime.graphs import Feeds, Provider, on_device
 
 _SHOWN = 20
 """How many names a message lists."""
@@ -85,11 +85,6 @@ class Loaded:
     def feeds(self) -> Feeds:
         """The tensors where the graph runs; on the CPU they are these very arrays."""
         return {slot: on_device(tensor, self.provider) for slot, tensor in self.tensors.items()}
-
-    @cached_property
-    def bound(self) -> Bound:
-        """The same for calls on the CPU."""
-        return Bound(self.feeds)
 
     @property
     def output(self) -> str | None:

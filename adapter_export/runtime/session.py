@@ -28,13 +28,10 @@ from adapter_export.runtime.answers import (
 from adapter_export.runtime.bank import Bank
 from adapter_export.runtime.batches import TOKEN_BUDGET, Item, Progress, Request
 from adapter_export.runtime.check_inputs import Inputs, Weighting, check_inputs, check_rows, weight_tensors
-from adapter_export.runtime.graphs import Arrays, Graphs, Provider, on_device, run_bound, run_values
+from adapter_export.runtime.graphs import Arrays, Graphs, Provider, on_device, run_bound, run_session, run_values
 from adapter_export.runtime.loaded_adapters import Adapters, Claim, Entry, Statistics
 from adapter_export.runtime.prefixes import Prefixes, digest_of
 from adapter_export.runtime.strength import Strengths
-
-_SHORT_BYTES = 2**14
-"""The most inputs of a call for which an adapter's binding is kept: it holds them until the next one."""
 
 Strength = float | Sequence[float]
 """How much of an adapter's updates is added: for all rows, or a number for each."""
@@ -448,11 +445,11 @@ class Session:
         """Run all rows through one adapter, or through the base; on what is kept of them, if anything is."""
         if self._prefixes.limit and weights is None and self._bank.takes([entry]):
             return self._compute_rows(arrays, [entry] * len(next(iter(arrays.values()))))
-        feeds = {name: on_device(array) for name, array in arrays.items()}
         session, wanted = self._graphs.session("slots"), self._outputs([entry])
-        is_short = sum(array.nbytes for array in arrays.values()) <= _SHORT_BYTES
-        if entry is not None and weights is None and self.provider == "cpu" and is_short:
-            return self._adapters.loaded(entry).bound.run(session, feeds, wanted)
+        if self.provider == "cpu" and weights is None:  # arrays are fed as they lie here, in less time than values
+            tensors = {} if entry is None else self._adapters.loaded(entry).tensors
+            return run_session(session, {**arrays, **tensors}, wanted)
+        feeds = {name: on_device(array) for name, array in arrays.items()}
         feeds.update(self._own_feeds(arrays, entry, weights, allow_mixed_rows))
         return run_values(session, feeds, wanted)
 

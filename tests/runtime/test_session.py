@@ -106,13 +106,6 @@ class TestRun:
         gc.collect()
         np.testing.assert_array_equal(first, kept)
 
-    def test_a_call_leaves_nothing_to_the_next(self, session: Session) -> None:
-        for lengths in ((5, 3, 1), (1,), (7, 2), (5, 3, 1)):
-            inputs = token_inputs(*lengths)
-            expected = session.run_on_device(inputs, "wide")  # bound anew
-            for output, found in session.run(inputs, "wide").items():
-                np.testing.assert_array_equal(found, expected[output].numpy())
-
     def test_an_unknown_adapter(self, session: Session) -> None:
         with pytest.raises(RequestError, match=r"adapter `wid`.*`wide`, `narrow`"):
             session.run(INPUTS, "wid")
