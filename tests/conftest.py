@@ -19,6 +19,8 @@ sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # jsonschema w
 
 os.environ["TORCH_FAKE_TENSOR_DISPATCH_CACHE"] = "0"  # it pays for models with more layers than these
 
+gc.set_threshold(100_000, 20, 100)  # imports and exports make millions of objects, few of them in cycles
+
 hypothesis.settings.register_profile("project", deadline=None)  # the machine may do something else
 hypothesis.settings.load_profile("project")
 
@@ -27,7 +29,6 @@ def pytest_collection_finish() -> None:
     """Spare the collector of cycles what was imported: it would walk through it all again in each export of torch."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 20, 100)  # an export makes a million objects, few of them in cycles
     if "torch" in sys.modules:
         import archives_read_once
 
