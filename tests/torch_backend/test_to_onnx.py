@@ -145,7 +145,8 @@ class Spelled(nn.Module):
         both = (first > 0).__and__(y[:, :2] > 0).to(torch.float32) + torch.min(first, second)
         joined = torch.cat([both.to(torch.int64).to("cpu"), rest.long()], -1).unflatten(-1, (3, 1)).flatten(1)
         left = 1.0 - (1 - (x > 0).long()) * torch.rsub(x, y, alpha=2) - torch.rsub(y, 1.5, alpha=3)
-        return {"joined": joined.to(torch.int64), "both": both.float(), "left": left}
+        weights = torch._weight_norm(y, x[:1], 1).view_as(x) * nn.functional.adaptive_avg_pool1d(x, 1)
+        return {"joined": joined.to(torch.int64), "both": both.float(), "left": left, "weights": weights}
 
 
 class Mixed(nn.Module):

@@ -190,7 +190,7 @@ _SPELLINGS = {
 _REVERSED = frozenset({_ATEN.rsub.Scalar, _ATEN.rsub.Tensor})
 """`1 - mask`, as most models write the mask of their attention."""
 
-_FLATTENINGS = frozenset({_ATEN.flatten.using_ints, _ATEN.unflatten.int})
+_FLATTENINGS = frozenset({_ATEN.flatten.using_ints, _ATEN.unflatten.int, _ATEN.view_as.default})
 """Become a `view` to sizes of inputs, around which fusions of attention are found."""
 
 _RESHAPES = _FLATTENINGS | {_ATEN.reshape.default, _ATEN.contiguous.default}
@@ -228,6 +228,13 @@ def _translatable(program: ExportedProgram) -> ExportedProgram | None:
             axes = [size if isinstance(size, int) else sizes.get(str(size)) for size in node.meta["val"].shape]
             if None not in axes:
                 node.args, node.kwargs, node.target = (node.all_input_nodes[0], axes), {}, _ATEN.view.default
+        elif node.target is _ATEN.adaptive_avg_pool1d.default and tuple(node.args[1]) == (1,):
+            node.args, node.target = (node.args[0], [-1], True), _ATEN.mean.dim
+        elif node.target is _ATEN._weight_norm.default:
+            weight, length, axis = (*node.args, 0)[:3]
+            axes = [each for each in range(weight.meta["val"].dim()) if each != axis]
+            own = _before(node, _ATEN.linalg_vector_norm.default, weight, 2, axes, True)
+            node.args, node.target = (weight, _before(node, _ATEN.div.Tensor, length, own)), _ATEN.mul.Tensor
         elif node.target in _REVERSED:
             subtrahend, minuend, *factor = node.args
             node.args, node.target = (minuend, subtrahend), _ATEN.sub.Tensor
@@ -259,6 +266,15 @@ def _sizes_of_inputs(graph: torch.fx.Graph) -> dict[str, torch.fx.Node]:
                 with graph.inserting_after(inputs[-1]):
                     made[str(size)] = graph.call_function(_ATEN.sym_size.int, (source, axis))
                 made[str(size)].meta["val"] = size
+    return made
+
+
+def _before(node: torch.fx.Node, op: Any, *args: Any) -> torch.fx.Node:
+    """Insert an op before a node that it is a part of."""
+    with node.graph.inserting_before(node):
+        made = node.graph.call_function(op, args)
+    value = op(*(each.meta["val"] if isinstance(each, torch.fx.Node) else each for each in args))
+    made.meta = {**node.meta, "val": value}
     return made
 
 
