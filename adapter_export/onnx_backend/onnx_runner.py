@@ -130,8 +130,11 @@ def _cut(model: ir.Model, size: int) -> list[ir.Model]:
     reads = [set(all_read(node)) for node in nodes]
     last = {value: at for at, values in enumerate(reads) for value in values}
     last.update(dict.fromkeys(model.graph.outputs, len(nodes)))
+    ends = list(_ends(nodes, reads, last, size))
+    if not ends and all(value.uses() for value in model.graph.inputs):  # nothing to leave out of a copy
+        return [model]
     pieces, start = [], 0
-    for end in (*_ends(nodes, reads, last, size), len(nodes)):
+    for end in (*ends, len(nodes)):
         pieces.append(_piece(model, nodes[start:end], reads[start:end], [v for v in last if last[v] >= end]))
         start = end
     return pieces
