@@ -9,7 +9,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import product
 from typing import Any
 
@@ -333,11 +333,17 @@ def tried(
     given = {axis: _record(axis, facts[axis], wanted) for axis in free}
     usual = {axis: given[axis].near(3 + 2 * place) for place, axis in enumerate(free)}
 
+    @lru_cache(1)  # what a length was tried with is compared next; outputs are large
+    def alone(axis: str, length: int) -> tuple[dict[str, Tensor], Sequence[Tensor] | None]:
+        tensors = _tensors(inputs, {**usual, axis: length})
+        return tensors, _computed(live, tensors)
+
     def agree(axis: str, length: int) -> bool:
-        return _agree(live, program, inputs, {**usual, axis: length})
+        tensors, expected = alone(axis, length)
+        return _are_close(expected, _computed(program, tensors))
 
     def computes(axis: str, length: int) -> bool:
-        return _computed(live, _tensors(inputs, {**usual, axis: length})) is not None
+        return alone(axis, length)[1] is not None
 
     found = {}
     for axis in free:
@@ -352,8 +358,8 @@ def tried(
             longest = usual[axis] + bisect_left(tries, True, key=lambda length: not computes(axis, length))
             lengths = lengths.within(Lengths(maximum=longest)) or lengths
             top = lengths.maximum or top
-        for length in {lengths.minimum, top} - {1, *also}:
-            if length <= _MOST_TRIED and not agree(axis, length):
+        for length in dict.fromkeys((top, lengths.minimum)):
+            if length not in (1, *also) and length <= _MOST_TRIED and not agree(axis, length):
                 raise BaseModelError(
                     "computes something else than the model once it is captured",
                     where=f"axis `{axis}`",
@@ -382,13 +388,8 @@ def _record(axis: str, facts: Facts, wanted: Bounds, also: Sequence[int] = ()) -
     return found
 
 
-def _agree(live: Run, program: Run, inputs: Sequence[InputRecord], shape: Mapping[str, int]) -> bool:
-    """Return whether both compute the same, for inputs with padding where there is a mask."""
-    tensors = _tensors(inputs, shape)
-    return _are_close(_computed(live, tensors), _computed(program, tensors))
-
-
 def _tensors(inputs: Sequence[InputRecord], shape: Mapping[str, int]) -> dict[str, Tensor]:
+    """Inputs of a shape, with padding where there is a mask."""
     arrays = input_cases(inputs, seed=0, shapes=[shape])[-1].arrays
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
