@@ -190,6 +190,38 @@ def test_a_head_that_computes_something_else_is_not_taken(tmp_path: Path) -> Non
     assert "computes something else" in notes[0]
 
 
+class OfAllLayers(transformers.BertForTokenClassification):
+    """Its head has the dropout of the last layer."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.bert(input_ids, attention_mask).last_hidden_state
+        return {"logits": self.classifier(self.bert.encoder.layer[2].output.dropout(hidden))}
+
+
+@pytest.mark.parametrize(("deep", "traced"), [(transformers.BertForTokenClassification, [6]), (OfAllLayers, [18])])
+def test_one_layer_is_traced_where_it_shows_the_head(
+    deep: type[PreTrainedModel], traced: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = deep(transformers.BertConfig(**SIZES | {"num_hidden_layers": 3})).eval()
+    export, linears = torch.export.export, []
+
+    def counted(*given: Any, **options: Any) -> torch.export.ExportedProgram:
+        program = export(*given, **options)
+        linears.append(sum(str(node.target) == "aten.linear.default" for node in program.graph.nodes))
+        return program
+
+    monkeypatch.setattr(torch.export, "export", counted)
+    ids = torch.ones(2, 7, dtype=torch.int64)
+    examples = {"input_ids": ids, "attention_mask": ids}, None
+    found = own_head(model, deep.__name__, ["logits"], lambda _: (None, ()), examples)
+    assert [count - 1 for count in linears] == traced  # without the head's own
+    save_base(model.bert, examples[0], tmp_path / "model.pt")
+    assert linears[1] == 18, "the model has its layers again"
+    adapter, notes = found.of(load_base(tmp_path / "model.pt"), model="BertModel", unused=())
+    assert adapter is not None, notes
+
+
 def test_the_own_head_beside_adapters(tmp_path: Path) -> None:
     model = small("Bert", "ForSequenceClassification", problem_type="single_label_classification")
     model.save_pretrained(tmp_path / "folder")

@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 import operator
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, InputError, quoted
@@ -116,8 +118,7 @@ def own_head(
     try:
         if examples is None:
             return OwnHead(maker, reason="the model takes inputs of its own")
-        program = base_of(whole, *examples)
-        traced = trace_head(program, outputs, vectors=outputs == [EMBEDDING])
+        program, traced = _traced(whole, outputs, examples)
         task, notes = task_of(traced.widths.get(CLASSES, 0))
         head = Head(traced.graph, traced.widths, task)
         longest = min(program.max_tokens or _MOST_TOKENS, _MOST_TOKENS)
@@ -132,6 +133,40 @@ def own_head(
     except LIBRARY_ERRORS as error:  # such as a head that wants a token of its own in every text
         return OwnHead(maker, reason=f"the whole model cannot compute an example; found {first_line(error)}")
     return OwnHead(maker, head, traced, notes=tuple(notes), cases=cases, results=results)
+
+
+def _traced(whole: nn.Module, outputs: Sequence[str], examples: Examples) -> tuple[TorchBase, TracedHead]:
+    """The program of a whole model and its head; with the first layer alone where that shows the head as well."""
+
+    def trace() -> tuple[TorchBase, TracedHead]:
+        program = base_of(whole, *examples)
+        return program, trace_head(program, outputs, vectors=outputs == [EMBEDDING])
+
+    with _first_layers(whole) as fewer:
+        if fewer:
+            with suppress(InputError, *LIBRARY_ERRORS):
+                return trace()
+    return trace()
+
+
+@contextmanager
+def _first_layers(model: nn.Module) -> Iterator[bool]:
+    """A model of transformers without the layers above the first one of each list; yields whether it had any."""
+    lists = [(owner, name, child) for owner in model.modules() for name, child in owner.named_children()]
+    deep = [
+        (owner, name, child)
+        for owner, name, child in lists
+        if isinstance(child, nn.ModuleList)
+        and len(child) > 1
+        and all(isinstance(layer, GradientCheckpointingLayer) for layer in child)
+    ]
+    try:
+        for owner, name, child in deep:
+            setattr(owner, name, child[:1])
+        yield bool(deep)
+    finally:
+        for owner, name, child in deep:
+            setattr(owner, name, child)
 
 
 EMBEDDING = "sentence_embedding"
