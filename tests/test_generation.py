@@ -162,7 +162,7 @@ def llama(
 
 def adapters_of(tiny: ModuleType, base: TorchBase) -> list[Adapter]:
     """Those of the example, and LoRA on queries and values, which the builder's graph computes in one with keys."""
-    sites = discover(flow_graph(base.module()))
+    sites = discover(flow_graph(base.flat))
     names = list(lora().placements(sites))
     return [
         *tiny.random_adapters(sites, base.fingerprint),
@@ -255,7 +255,7 @@ def test_with_nothing_active_no_bit_differs_from_the_base(llama):
 
 def test_the_builders_graph_has_the_sites_and_caches_of_the_torch_model(llama):
     base = llama.genai.base
-    in_torch = discover(flow_graph(llama.reference.model(None).base.module()))
+    in_torch = discover(flow_graph(llama.reference.model(None).base.flat))
     assert [(site.name, site.width) for site in base.sites.sublayers] == [
         (site.name, site.width) for site in in_torch.sublayers
     ]

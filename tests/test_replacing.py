@@ -191,7 +191,7 @@ def test_what_each_place_read_and_returned_can_be_seen(bases: Bases) -> None:
 
 def test_both_views_find_these_sites(bases: Bases) -> None:
     found = [site.name for site in bases.in_onnx.sites]
-    assert found == [site.name for site in discover(flow_graph(bases.in_torch.module()))]
+    assert found == [site.name for site in discover(flow_graph(bases.in_torch.flat))]
     assert set(found) == {*SUBLAYERS, *LINEARS, "embeddings", "pooler"}
 
 

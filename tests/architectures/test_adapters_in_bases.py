@@ -95,7 +95,7 @@ def names_and_paths(sites: SiteMap) -> list[tuple[str, str | None]]:
 
 
 def test_the_sites_are_those_that_a_person_lists(base: AdaptedBase) -> None:
-    assert names_and_paths(discover(flow_graph(base.in_torch.module()))) == listed(base.name)
+    assert names_and_paths(discover(flow_graph(base.in_torch.flat))) == listed(base.name)
     assert names_and_paths(base.in_onnx.sites) == listed(base.name)
 
 
@@ -105,7 +105,7 @@ def test_both_graphs_have_the_same_linear_layers(base: AdaptedBase) -> None:
         return [(site.name, site.width_in, site.width, site.path, site.parts) for site in inner]
 
     found = facts(base.in_onnx.sites)
-    assert found == facts(discover(flow_graph(base.in_torch.module())))
+    assert found == facts(discover(flow_graph(base.in_torch.flat)))
     assert len(found) >= 6
 
 

@@ -143,7 +143,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_the_sites_are_those_that_a_person_lists(base: AdaptedBase) -> None:
-    in_torch = discover(flow_graph(base.in_torch.module()))
+    in_torch = discover(flow_graph(base.in_torch.flat))
     for sites in (in_torch, base.in_onnx.sites):
         assert [(site.name, site.path) for site in sites.sublayers] == listed(base.name)
         outside = ["lm_head"] if base.name == "t5" else []

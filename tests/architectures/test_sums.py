@@ -195,7 +195,7 @@ def test_sums_of_every_form_are_followed(tmp_path: Path) -> None:
     module = architecture.build(0.2)
     base, graph = exported(tmp_path, module, architecture.inputs(2, 7), architecture.axes())
     listed = [f"layers.{number}.{role}" for number in range(len(FORMS)) for role in ("attention", "ffn")]
-    for sites in (discover(flow_graph(base.module())), graph.sites):
+    for sites in (discover(flow_graph(base.flat)), graph.sites):
         assert [site.name for site in sites.sublayers] == listed
         assert str(sites.coverage) == f"{len(listed)} of {len(listed)} sublayers"
     adapter = random_adapter("a", houlsby(), graph, bottleneck=4)
@@ -214,7 +214,7 @@ def test_streams_that_start_from_constants_or_change_their_width(name: str, tmp_
     module = architecture.build(0.2)
     base, graph = exported(tmp_path, module, architecture.inputs(2, 7), architecture.axes())
     listed = [tuple(line.split()) for line in LISTED[name].strip().splitlines()]
-    for sites in (discover(flow_graph(base.module())), graph.sites):
+    for sites in (discover(flow_graph(base.flat)), graph.sites):
         assert [site.name for site in sites.sublayers] == [site for site, _ in listed]
         assert sites.coverage.is_complete
     adapter = random_adapter("a", EVERYWHERE, graph, bottleneck=4)

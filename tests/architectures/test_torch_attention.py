@@ -95,7 +95,7 @@ def inputs_of(batch: int, source: int, target: int) -> dict[str, Tensor]:
 
 
 def test_the_fused_projections_are_sites_with_parts(base: Base) -> None:
-    for sites in (discover(flow_graph(base.in_torch.module())), base.in_onnx.sites):
+    for sites in (discover(flow_graph(base.in_torch.flat)), base.in_onnx.sites):
         found = {site.name: site for site in sites}
         assert found.keys() >= ROWS.keys()
         assert {name: dict(found[name].parts) for name in FUSED} == FUSED
@@ -135,7 +135,7 @@ def test_a_gate_over_the_tokens_is_refused_there(base: Base) -> None:
 
 
 def test_a_site_map_keeps_them(base: Base, tmp_path: Path) -> None:
-    flow = flow_graph(base.in_torch.module())
+    flow = flow_graph(base.in_torch.flat)
     write_site_map({"torch": discover(flow)}, tmp_path / "sites.json")
     given = sites_of(flow, "torch", read_site_map(tmp_path / "sites.json"))
     assert {(site.name, site.sequence_first) for site in given} == {

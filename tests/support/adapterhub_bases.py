@@ -56,7 +56,7 @@ class Made:
 
     @cached_property
     def sites(self) -> SiteMap:
-        return discover(flow_graph(self.source.module()))
+        return discover(flow_graph(self.source.flat))
 
     @cached_property
     def torch(self) -> TorchRunner:

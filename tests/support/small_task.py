@@ -22,7 +22,7 @@ LABELS = ("bad", "good")
 
 
 def sites_of(base: TorchBase) -> SiteMap:
-    return discover(flow_graph(base.module()))
+    return discover(flow_graph(base.flat))
 
 
 def make_adapter(

@@ -75,7 +75,7 @@ def test_its_inputs_and_outputs_have_the_names_and_lengths_of_a_cache(base):
         assert record.axes[0::2] == ("batch", "past_sequence")
     assert base.outputs[0].axes == ("batch", "sequence", WORDS)
     assert [output.axes[2] for output in base.outputs[1:]] == ["past_sequence + sequence"] * 4
-    assert [site.name for site in discover(flow_graph(base.module())).sublayers] == [
+    assert [site.name for site in discover(flow_graph(base.flat)).sublayers] == [
         f"layers.{layer}.{role}" for layer in (0, 1) for role in ("attention", "ffn")
     ]
 

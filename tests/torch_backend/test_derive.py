@@ -32,7 +32,7 @@ def random(module: nn.Module) -> nn.Module:
 
 
 def sites_of(base: TorchBase) -> SiteMap:
-    return discover(flow_graph(base.module()))
+    return discover(flow_graph(base.flat))
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_minilm_has_the_names_of_the_base(minilm: TorchBase, minilm_graph: Path)
     assert (base.inputs, base.outputs) == (minilm.inputs, minilm.outputs)
     assert base.fingerprint == minilm.fingerprint
     assert [site.name for site in base.sites.sublayers] == [
-        site.name for site in discover(flow_graph(minilm.module())).sublayers
+        site.name for site in discover(flow_graph(minilm.flat)).sublayers
     ]
 
 

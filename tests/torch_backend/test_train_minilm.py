@@ -59,7 +59,7 @@ def examples(base: TorchBase) -> TextExamples:
 
 
 def adapted(base: TorchBase, kind: str, scheme: str) -> AdaptedModel:
-    sites = discover(flow_graph(base.module()))
+    sites = discover(flow_graph(base.flat))
     made = fresh_adapter(
         KINDS[kind](None), sites, name="a", base=base.fingerprint, scheme=scheme, labels=("person", "place")
     )

@@ -46,12 +46,12 @@ def called_elsewhere(sites: SiteMap) -> dict[str, int]:
 def test_both_views_know_the_second_call(in_torch: TorchBase, in_onnx: OnnxBase) -> None:
     """DeBERTa projects relative positions with the layers of queries and keys."""
     keys = {name.replace("query", "key") for name in QUERIES}
-    assert called_elsewhere(discover(flow_graph(in_torch.module()))) == dict.fromkeys(QUERIES | keys, 1)
+    assert called_elsewhere(discover(flow_graph(in_torch.flat))) == dict.fromkeys(QUERIES | keys, 1)
     assert called_elsewhere(in_onnx.sites) == dict.fromkeys(QUERIES | keys, 1)
 
 
 def test_an_adapter_on_such_a_layer_is_refused(in_torch: TorchBase, in_onnx: OnnxBase) -> None:
-    for sites in (discover(flow_graph(in_torch.module())), in_onnx.sites):
+    for sites in (discover(flow_graph(in_torch.flat)), in_onnx.sites):
         with pytest.raises(AdapterError, match="calls a second time") as error:
             import_peft(FOLDER, sites, base="sha256:0", name="a")
         assert "`encoder.layer.0.attention.self.query_proj`, `encoder.layer.1" in str(error.value)
@@ -60,7 +60,7 @@ def test_an_adapter_on_such_a_layer_is_refused(in_torch: TorchBase, in_onnx: Onn
 
 def test_what_it_would_compute_is_not_what_peft_computes(in_torch: TorchBase) -> None:
     """The refusal is needed: with the second call forgotten, the adapter is taken and the result is wrong."""
-    sites = discover(flow_graph(in_torch.module()))
+    sites = discover(flow_graph(in_torch.flat))
     forgotten = replace(sites, sites=tuple(replace(site, other_calls=0) for site in sites))
     adapter = import_peft(FOLDER, forgotten, base=in_torch.fingerprint, name="a").adapter
     record = load_file(Path(FOLDER) / "expected.safetensors")
