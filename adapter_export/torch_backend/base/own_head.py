@@ -162,7 +162,7 @@ def _first_layers(model: nn.Module) -> Iterator[bool]:
     ]
     try:
         for owner, name, child in deep:
-            setattr(owner, name, child[:1])
+            setattr(owner, name, nn.ModuleList([child[0]]))
         yield bool(deep)
     finally:
         for owner, name, child in deep:
