@@ -26,8 +26,8 @@ from adapter_export.runtime.graphs import FAILURES
 
 _IDENTIFIER = b"TORT"
 _FORMAT_VERSION = 1
-_TYPES = {1: "<f4", 3: "i1", 10: "<f2"}
-"""NumPy's names for the types of tensors, by their numbers in ONNX: float32, int8 and float16."""
+_TYPES: dict[int, np.dtype[np.generic]] = {1: np.dtype("<f4"), 3: np.dtype("i1"), 10: np.dtype("<f2")}
+"""The types of tensors by their numbers in ONNX: float32, int8 and float16."""
 
 # A field's place in the table that finds it: 4 bytes of sizes, then 2 bytes per field.
 _FORMAT, _MODEL_VERSION, _PARAMETERS = 4, 8, 10
@@ -62,8 +62,10 @@ def write_adapter_file(
 
 Bytes = bytes | mmap.mmap
 
-Places = Mapping[str, tuple[int, tuple[int, ...], str]]
-"""By the names of tensors: where the first byte lies in an adapter file, the shape, and NumPy's name for the type."""
+Place = tuple[int, tuple[int, ...], np.dtype[np.generic]]
+"""Where the first byte of a tensor lies in an adapter file, its shape and its type there."""
+
+Places = Mapping[str, Place]
 
 
 def parse_adapter(data: Bytes, where: object) -> Weights:
@@ -76,10 +78,7 @@ def parse_adapter(data: Bytes, where: object) -> Weights:
 
 def tensors_at(data: Bytes, places: Places, where: object = None) -> Weights:
     """Return the tensors that lie in a file at known places, as `parse_adapter` does."""
-    views = {
-        name: np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
-        for name, (start, shape, dtype) in places.items()
-    }
+    views = {name: np.ndarray(shape, dtype, data, start) for name, (start, shape, dtype) in places.items()}
     native = {
         name: view
         if view.flags.aligned and view.dtype.isnative
@@ -109,7 +108,7 @@ def find_tensors(data: Bytes, where: object) -> Places:
         version = root.GetSlot(_FORMAT, 0, number_types.Int32Flags)
         if version != _FORMAT_VERSION:
             raise FormatError("is of an unknown format version", where=where, found=version, expected=_FORMAT_VERSION)
-        tensors: dict[str, tuple[int, tuple[int, ...], str]] = {}
+        tensors: dict[str, Place] = {}
         place = root.Offset(_PARAMETERS)
         for index in range(root.VectorLen(place) if place else 0):
             start = root.Vector(place) + index * number_types.UOffsetTFlags.bytewidth
@@ -139,7 +138,7 @@ def _root(data: Bytes) -> Table:
     return Table(data, encode.Get(number_types.UOffsetTFlags.packer_type, data, 0))
 
 
-def _parameter(table: Table, where: object) -> tuple[str, tuple[int, tuple[int, ...], str]]:
+def _parameter(table: Table, where: object) -> tuple[str, Place]:
     # a string has the layout of a vector of bytes, and vectors are compared with the end of the file
     name = table.GetVectorAsNumpy(number_types.Uint8Flags, _place(table, _NAME)).tobytes().decode()
     dims = tuple(int(dim) for dim in table.GetVectorAsNumpy(number_types.Int64Flags, _place(table, _DIMS)))
@@ -148,12 +147,12 @@ def _parameter(table: Table, where: object) -> tuple[str, tuple[int, tuple[int, 
     if kind not in _TYPES:
         found, expected = f"`{name}` of type {kind}", "1 (float32), 10 (float16) or 3 (int8)"
         raise TensorError("holds a tensor of another type", where=where, found=found, expected=expected)
-    if min(dims, default=0) < 1 or math.prod(dims) * np.dtype(_TYPES[kind]).itemsize != raw.nbytes:
+    if min(dims, default=0) < 1 or math.prod(dims) * _TYPES[kind].itemsize != raw.nbytes:
         raise TensorError(
             "holds a tensor whose size is not that of its shape",
             where=where,
             found=f"`{name}` {list(dims)} in {raw.nbytes} bytes",
-            expected=f"at least 1 along each axis, {np.dtype(_TYPES[kind]).itemsize} bytes for each element",
+            expected=f"at least 1 along each axis, {_TYPES[kind].itemsize} bytes for each element",
         )
     return name, (table.Vector(_place(table, _RAW_DATA)), dims, _TYPES[kind])
 

@@ -53,6 +53,12 @@ class RowLayout:
         self._symbols = {
             self._masked[each.name]: str(each.axes[1]) for each in self.tensors if each.name in self._masked
         }
+        self._free = [
+            (slot, axis, self._width(slot, symbol))
+            for slot in self._slots.values()
+            for axis, symbol in enumerate(slot.axes)
+            if isinstance(symbol, str)
+        ]
         held = [tensor.slot for tensor in self.tensors if tensor.slot is not None]
         others = [tensor.name for tensor in self.tensors if tensor.slot is None and tensor.name not in self._masked]
         if sorted(held) != sorted(self._slots) or others:
@@ -73,12 +79,9 @@ class RowLayout:
         """Return the largest of each free width of the tensors of adapters, and of those of the base."""
         widest: dict[Width, int] = {}
         for tensors in (None, *adapters):
-            for slot in self._slots.values():
+            for slot, axis, width in self._free:
                 shape = slot.neutral if tensors is None else tensors[slot.name].shape
-                for axis, size in zip(slot.axes, shape, strict=True):
-                    if isinstance(axis, str):
-                        key = self._width(slot, axis)
-                        widest[key] = max(size, widest.get(key, 1))
+                widest[width] = max(shape[axis], widest.get(width, 1))
         return widest
 
     def empty(self, rows: int, widths: Mapping[Width, int]) -> Weights:
@@ -101,8 +104,10 @@ class RowLayout:
         for tensor in self.tensors:
             target = arrays[tensor.name][index]
             values = None if tensor.slot is None else tensors[tensor.slot]
-            if values is None or values.shape != target.shape:
-                target[...] = 0.0
+            if values is not None and values.shape == target.shape:
+                target[...] = values
+                continue
+            target[...] = 0.0
             if values is not None:
                 target[tuple(slice(size) for size in values.shape)] = values
             elif head is not None and head.output == self._masked[tensor.name]:
