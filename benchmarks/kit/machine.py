@@ -33,7 +33,8 @@ def warn_if_busy(load: float) -> None:
 def description(load: float, provider: str) -> str:
     """One sentence about the hardware, one about the software, one about the load at the start."""
     gpu = f", {_gpu()}" if provider == "cuda" else ""
-    hardware = f"{_processor()}, {os.cpu_count()} cores, {_gigabytes():.0f} GB of memory{gpu}, {platform.machine()}"
+    cores, memory = f"{os.cpu_count()} cores", f"{_gigabytes():.0f} GB of memory"
+    hardware = f"{_processor()}{_instructions()}, {cores}, {memory}{gpu}, {platform.machine()}"
     software = ", ".join([platform.platform(terse=True), f"Python {platform.python_version()}", *_versions()])
     busy = "" if load <= _IDLE_LOAD else " (**others used the machine**)"
     return f"{time.strftime('%Y-%m-%d')}: {hardware}. {software}. Load average at the start {load:.2f}{busy}."
@@ -41,6 +42,13 @@ def description(load: float, provider: str) -> str:
 
 def _processor() -> str:
     return _field("/proc/cpuinfo", "model name") or platform.processor() or "unknown processor"
+
+
+def _instructions() -> str:
+    """What decides the time of products of 8-bit integers, as Linux names it."""
+    flags = (_field("/proc/cpuinfo", "flags") or "").split()
+    found = [flag for flag in ("avx2", "avx_vnni", "avx512_vnni", "amx_int8") if flag in flags]
+    return f" with {', '.join(found)}" if found else ""
 
 
 def _gigabytes() -> float:
