@@ -20,7 +20,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +142,7 @@ def _text_answers(
     session, read = reader.session, reader.read(texts, adapters=names)
     heads = [head_of(session, one.adapter) for one in read]
     each = strengths or [1.0] * len(read)
-    requests = [
-        [replace(row, strength=own) for row in text_requests(reader, one)] for one, own in zip(read, each, strict=True)
-    ]
+    requests = [text_requests(reader, one, own) for one, own in zip(read, each, strict=True)]
     if weights:
         given = list(weights) * len(read) if len(weights) == 1 else weights
         if len(given) != len(read):
