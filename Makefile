@@ -24,7 +24,7 @@ export TOKENIZERS_PARALLELISM := false
 
 help:
 	@echo 'make setup   make .venv with the package, its extras, the demo base and its data'
-	@echo 'make demo    train two adapters on a real base, build, check and run them (under 10 minutes on two cores)'
+	@echo 'make demo    train two adapters on a real base, build, check and run them (six to twelve minutes on two cores)'
 	@echo 'make bench   measure swapping on an idle machine, beside AdapterHub, PEFT and optimum, and write'
 	@echo '             benchmarks/RESULTS.md, and docs/serving.md (about fifteen minutes)'
 	@echo 'make zoo     take more than a hundred architectures through the pipeline (about 20 minutes on two cores)'
