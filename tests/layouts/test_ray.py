@@ -22,6 +22,7 @@ TEXTS = ["who wrote it?", "a bad film."]
 CALLS = """
 import json
 import sys
+from contextlib import suppress
 
 import httpx
 import ray
@@ -30,15 +31,17 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
 import adapter_export as ae
+from adapter_export.errors import UsageError
+from adapter_export.reading.parsers import parsing
 
 port, texts = int(sys.argv[1]), json.loads(sys.argv[2])
 config = ServeDeploySchema.model_validate(yaml.safe_load(open("serve_config.yaml")))
 (application,) = config.applications
 module, name = application.import_path.split(":")
 settings = {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False}
-try:
+with suppress(UsageError), parsing(UsageError):  # `ray.init` raises plain `Exception`
     ray.init(**settings)
-except Exception:  # Ray's node gives its agents 15 seconds, and on a busy machine they take longer the first time
+if not ray.is_initialized():  # a node gives its agents 15 seconds; on a busy machine they take longer the first time
     ray.shutdown()
     ray.init(**settings)
 serve.start(http_options={"host": "127.0.0.1", "port": port})
