@@ -11,7 +11,8 @@ from tiny_onnx import random_adapter
 
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.proof.compare_arrays import Original
-from adapter_export.bundle.proof.prove import Reference, plan_check, prove
+from adapter_export.bundle.proof.proof_plan import Reference, plan_check
+from adapter_export.bundle.proof.prove import prove
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, houlsby, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases

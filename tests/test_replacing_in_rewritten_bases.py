@@ -15,7 +15,7 @@ from small_encoder import Encoder, inputs, save_encoder
 
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.opened import OpenedBundle
-from adapter_export.bundle.proof.prove import plan_check
+from adapter_export.bundle.proof.proof_plan import plan_check
 from adapter_export.bundle.proof.site_probe import SiteProbe
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.tensors import read_tensors

@@ -18,7 +18,8 @@ from tiny_onnx import random_adapter
 from torch import Tensor, nn
 
 from adapter_export.bundle.build_bundle import build_bundle
-from adapter_export.bundle.proof.prove import Reference, plan_check, prove
+from adapter_export.bundle.proof.proof_plan import Reference, plan_check
+from adapter_export.bundle.proof.prove import prove
 from adapter_export.errors import AdapterError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import Ia3Options, LoraOptions, ia3, lora

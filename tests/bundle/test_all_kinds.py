@@ -13,7 +13,8 @@ from tiny_onnx import save_tiny, token_inputs
 
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.opened import Graph, OpenedBundle
-from adapter_export.bundle.proof.prove import plan_check, prove
+from adapter_export.bundle.proof.proof_plan import plan_check
+from adapter_export.bundle.proof.prove import prove
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import KINDS, BottleneckConfig, Kind, bottleneck_config

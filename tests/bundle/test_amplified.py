@@ -14,7 +14,8 @@ from random_kinds import random_of_kind
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.golden import Allowance, Case, Golden, GoldenMaker, case_of
 from adapter_export.bundle.proof.compare_arrays import compare
-from adapter_export.bundle.proof.prove import Reference, plan_check, prove
+from adapter_export.bundle.proof.proof_plan import Reference, plan_check
+from adapter_export.bundle.proof.prove import prove
 from adapter_export.bundle.write import FLAVOURS
 from adapter_export.dtypes import Weights
 from adapter_export.graph.adapter import Adapter

@@ -15,7 +15,8 @@ from small_bundle import Built, build_small
 
 from adapter_export.bundle import opened
 from adapter_export.bundle.change import add_adapters
-from adapter_export.bundle.proof.prove import plan_check, prove
+from adapter_export.bundle.proof.proof_plan import plan_check
+from adapter_export.bundle.proof.prove import prove
 from adapter_export.format import manifest_json
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.manifest import FileRecord

@@ -15,7 +15,8 @@ from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.change import add_adapters
 from adapter_export.bundle.effects import effects, note_of, site_change
 from adapter_export.bundle.opened import OpenedBundle
-from adapter_export.bundle.proof.prove import plan_check, prove
+from adapter_export.bundle.proof.proof_plan import plan_check
+from adapter_export.bundle.proof.prove import prove
 from adapter_export.format.check_report import EffectRecord
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import KINDS, BottleneckConfig, bottleneck_config, houlsby

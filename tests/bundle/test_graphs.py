@@ -12,7 +12,8 @@ import onnx_ir as ir
 import pytest
 from small_bundle import Built, build_small
 
-from adapter_export.bundle.proof.prove import Reference, plan_check, prove, steps
+from adapter_export.bundle.proof.proof_plan import Reference, plan_check
+from adapter_export.bundle.proof.prove import prove, steps
 from adapter_export.bundle.report import FORMS, Report, failures
 from adapter_export.bundle.write import FLAVOURS
 from adapter_export.errors import FormatError, UsageError

@@ -24,7 +24,8 @@ from adapter_export.bundle.golden import check_cases
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.proof.locate import fusion_of, guesses, trace, typical
 from adapter_export.bundle.proof.lockstep import Lockstep
-from adapter_export.bundle.proof.prove import Reference, plan_check, prove
+from adapter_export.bundle.proof.proof_plan import Reference, plan_check
+from adapter_export.bundle.proof.prove import prove
 from adapter_export.bundle.proof.runtimes import check_providers, check_runtime
 from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import UsageError

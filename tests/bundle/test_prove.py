@@ -18,7 +18,8 @@ from clients import tool
 from small_bundle import Built
 
 from adapter_export.bundle.proof.certificate import page
-from adapter_export.bundle.proof.prove import LEVELS, Reference, plan_check, prove, steps
+from adapter_export.bundle.proof.proof_plan import LEVELS, Reference, plan_check
+from adapter_export.bundle.proof.prove import prove, steps
 from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import UsageError
 from adapter_export.format.check_report import SpanRecord
@@ -260,7 +261,7 @@ def test_all_of_it_runs_without_torch(built: Built) -> None:
 import sys
 sys.modules["torch"] = None  # importing it fails
 from pathlib import Path
-from adapter_export.bundle.proof.prove import plan_check
+from adapter_export.bundle.proof.proof_plan import plan_check
 from adapter_export.bundle.proof.prove import prove
 report = prove(plan_check(Path(sys.argv[1])), None, lambda step: None)
 sys.exit(0 if report.passed else 1)

@@ -10,7 +10,7 @@ from small_bundle import Built
 import adapter_export as ae
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.faults import FAULTS, Copy
-from adapter_export.bundle.proof.prove import Reference
+from adapter_export.bundle.proof.proof_plan import Reference
 from adapter_export.bundle.proof.selftest import self_test
 from adapter_export.errors import ParityError, UsageError
 from adapter_export.onnx_backend.onnx_runner import CutRunner

@@ -11,7 +11,8 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
-from adapter_export.bundle.proof.prove import plan_check, prove, steps
+from adapter_export.bundle.proof.proof_plan import plan_check
+from adapter_export.bundle.proof.prove import prove, steps
 from adapter_export.bundle.report import Report
 from adapter_export.errors import AdapterError, FormatError, HashError, InputError, TensorError, VersionError
 from adapter_export.format.files import canonical_json

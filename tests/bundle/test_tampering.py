@@ -10,7 +10,8 @@ import pytest
 from small_bundle import Built
 from tampering import edit, edit_adapter, rehash, scaled
 
-from adapter_export.bundle.proof.prove import Reference, plan_check, prove
+from adapter_export.bundle.proof.proof_plan import Reference, plan_check
+from adapter_export.bundle.proof.prove import prove
 from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import AdapterError, HashError, NothingComparedError, TensorError
 from adapter_export.format.adapter_files import read_adapter, write_adapter

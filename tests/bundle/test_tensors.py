@@ -21,7 +21,8 @@ import adapter_export as ae
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.claims import check_claims
 from adapter_export.bundle.proof.ledger import counts
-from adapter_export.bundle.proof.prove import Reference, plan_check, prove
+from adapter_export.bundle.proof.proof_plan import Reference, plan_check
+from adapter_export.bundle.proof.prove import prove
 from adapter_export.bundle.report import Report
 from adapter_export.errors import BaseModelError, FormatError, UsageError
 from adapter_export.format.adapter_files import read_adapter, write_adapter

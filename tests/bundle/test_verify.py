@@ -15,7 +15,8 @@ from small_bundle import Built
 from small_disk import small_disk
 
 import adapter_export as ae
-from adapter_export.bundle.proof.prove import plan_check, prove
+from adapter_export.bundle.proof.proof_plan import plan_check
+from adapter_export.bundle.proof.prove import prove
 from adapter_export.bundle.report import Report, verification
 from adapter_export.errors import FileError
 from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest

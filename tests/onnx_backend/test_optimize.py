@@ -12,7 +12,8 @@ from small_encoder import load_encoder
 from tiny_onnx import random_adapter, save_tiny, tiny_model
 
 from adapter_export.bundle.build_bundle import build_bundle
-from adapter_export.bundle.proof.prove import Reference, plan_check, prove
+from adapter_export.bundle.proof.proof_plan import Reference, plan_check
+from adapter_export.bundle.proof.prove import prove
 from adapter_export.errors import BaseModelError
 from adapter_export.graph.kinds import BottleneckOptions, houlsby, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases

@@ -22,7 +22,8 @@ from tiny_onnx import random_adapter, save_tiny, tiny_model, token_inputs
 from adapter_export.api.bundles.bundles import PRECISIONS
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.proof.compare_arrays import Original
-from adapter_export.bundle.proof.prove import Reference, plan_check, prove
+from adapter_export.bundle.proof.proof_plan import Reference, plan_check
+from adapter_export.bundle.proof.prove import prove
 from adapter_export.bundle.report import Report
 from adapter_export.errors import BaseModelError, UsageError
 from adapter_export.format.manifest import Manifest, Precision

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from adapter_export.api.adapters.adapters import Adapters
     from adapter_export.bundle.golden import Case
     from adapter_export.bundle.proof.compare_arrays import Original
-    from adapter_export.bundle.proof.prove import Plan, Reference
+    from adapter_export.bundle.proof.proof_plan import Plan, Reference
     from adapter_export.bundle.proof.selftest import SelfTest
     from adapter_export.bundle.report import Report
     from adapter_export.format.manifest import Manifest
@@ -99,7 +99,8 @@ def check(
         OutputExistsError, WriteError: the page cannot be written.
     """
     from adapter_export.bundle.proof.ledger import ratchet
-    from adapter_export.bundle.proof.prove import plan_check, prove, steps
+    from adapter_export.bundle.proof.proof_plan import plan_check
+    from adapter_export.bundle.proof.prove import prove, steps
     from adapter_export.format.check_report import read_report
 
     if report is not None:
@@ -180,7 +181,7 @@ def self_test(
         InputError: the bundle or the model cannot be used.
     """
     from adapter_export.bundle.proof.faults import FAULTS
-    from adapter_export.bundle.proof.prove import plan_check
+    from adapter_export.bundle.proof.proof_plan import plan_check
     from adapter_export.bundle.proof.selftest import SelfTest, self_test
 
     known = [fault.name for fault in FAULTS]
@@ -218,7 +219,7 @@ def _sides(
         return
     from adapter_export.bundle.proof.compare_arrays import Original
     from adapter_export.bundle.proof.exact_tensors import Source
-    from adapter_export.bundle.proof.prove import Reference
+    from adapter_export.bundle.proof.proof_plan import Reference
     from adapter_export.bundle.texts import Contract
 
     base = _of_record(model_of(plan.bundle.manifest, against), plan.bundle.manifest)
@@ -324,7 +325,8 @@ def verify(
         NothingComparedError: nothing was compared.
     """
     from adapter_export.bundle.opened import OpenedBundle
-    from adapter_export.bundle.proof.prove import plan_check, prove, steps
+    from adapter_export.bundle.proof.proof_plan import plan_check
+    from adapter_export.bundle.proof.prove import prove, steps
     from adapter_export.format.check_report import InvariantRecord
     from adapter_export.format.manifest_json import read_manifest
 

@@ -7,37 +7,24 @@ golden vectors) and `build` and `add`, which verify what they have made before i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from adapter_export.bundle.effects import effects
-from adapter_export.bundle.golden import (
-    Case,
-    Golden,
-    GoldenMaker,
-    OnStep,
-    Tolerance,
-    check_cases,
-    named,
-    scale,
-    silent,
-    to_disturb,
-)
+from adapter_export.bundle.golden import Case, Golden, GoldenMaker, OnStep, Tolerance, named, scale, silent, to_disturb
 from adapter_export.bundle.golden_media import compare_processors, replay_media
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.proof.claims import check_claims
 from adapter_export.bundle.proof.compare_arrays import Original, agreements, compare, missing, unexpected
-from adapter_export.bundle.proof.exact_tensors import Source, check_cut, check_slots, check_tensors
+from adapter_export.bundle.proof.exact_tensors import check_cut, check_slots, check_tensors
 from adapter_export.bundle.proof.invariants import (
     check_apart,
     check_fan_out,
-    check_files,
     check_native,
     check_outside,
     check_proofs,
@@ -49,15 +36,15 @@ from adapter_export.bundle.proof.invariants import (
 )
 from adapter_export.bundle.proof.ledger import not_asked, of_invariants, of_outputs, of_sites
 from adapter_export.bundle.proof.locate import Trace, trace, typical
+from adapter_export.bundle.proof.proof_plan import LEVELS, Plan, Reference, Trial, dealt, plan_check, trials
 from adapter_export.bundle.proof.runtimes import check_providers, check_runtime
 from adapter_export.bundle.proof.shapes import check_coverage, check_words, smallest_case, word_steps
 from adapter_export.bundle.proof.site_probe import SiteProbe
-from adapter_export.bundle.report import BASE, FORMS, Report
-from adapter_export.bundle.texts import Contract, check_contract, replay
-from adapter_export.errors import BaseModelError, RequestError, UsageError, argument, quoted
+from adapter_export.bundle.report import BASE, Report
+from adapter_export.bundle.texts import check_contract, replay
+from adapter_export.errors import BaseModelError, RequestError, argument
 from adapter_export.format.check_report import (
     ComparisonRecord,
-    Form,
     InvariantRecord,
     ObligationRecord,
     OutputRecord,
@@ -65,223 +52,19 @@ from adapter_export.format.check_report import (
     Split,
     verdict,
 )
-from adapter_export.format.lengths import Bounds, axis_lengths
-from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.tasks import is_classified
 from adapter_export.numerics.budget import Budget
-from adapter_export.numerics.runner import DRAWS, Arrays, Runner, Undefined, run
+from adapter_export.numerics.runner import DRAWS, Arrays, Undefined, run
 from adapter_export.runtime.bank import MASK_BELOW
-from adapter_export.runtime.graphs import Optimization, run_session
-
-LEVELS: tuple[Optimization, ...] = ("none", "basic", LEVEL)
-"""The optimization levels of ONNX Runtime that are tried: every fusion is a chance to lose a slot."""
+from adapter_export.runtime.graphs import run_session
 
 _MOST_ASLEEP = 3
 """How many cases that fail the sites are tried on."""
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Another computation of what the bundle should compute, and the path of its model as it was given.
-
-    `contract` is what the model says of texts, `inputs` and `lengths` what it takes. `live` runs the model itself,
-    without an adapter, where the runner has a program that was captured from it; `not_live` says why it cannot.
-    `source` is what the constants of the bundle follow from.
-    """
-
-    path: str
-    runner: Runner
-    contract: Contract = field(default_factory=Contract)
-    inputs: Sequence[InputRecord] = ()
-    lengths: Bounds = field(default_factory=dict)
-    live: Callable[[Mapping[str, np.ndarray]], Arrays] | None = None
-    not_live: str | None = None
-    source: Source | None = None
-
-    def takes(self, case: Case) -> bool:
-        """Return whether every axis of the inputs has a length that the model takes."""
-        return all(
-            size in axis_lengths(axis, self.lengths) or (size == 0 and record.role == "cache")
-            for record in self.inputs
-            if record.name in case.arrays
-            for axis, size in zip(record.axes, case.arrays[record.name].shape, strict=False)
-        )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What will be run: the stored golden vectors of the chosen adapters, and `cases`, a matrix of shapes.
-
-    `files` is what the files of the bundle have shown. A quick check runs golden vectors at one level alone; a brief
-    one leaves out what takes long: shapes that are no core, words, nodes where all outputs are right, and making the
-    graph again. Named cases make it `narrow`, which leaves out words and nodes. `every_node` keeps all nodes in the
-    report, not only those that are wrong, `repro` is the folder for what repeats a fault, and `runtimes` are other
-    Pythons to run golden vectors in.
-    """
-
-    bundle: OpenedBundle
-    golden: tuple[Golden, ...]
-    cases: tuple[Case, ...]
-    flavours: tuple[Form, ...]
-    files: tuple[InvariantRecord, ...]
-    quick: bool
-    brief: bool = False
-    narrow: bool = False
-    levels: tuple[Optimization, ...] = LEVELS
-    every_node: bool = False
-    repro: Path | None = None
-    runtimes: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> tuple[str | None, ...]:
-        """The base, which is none, and the adapters."""
-        return tuple(golden.adapter for golden in self.golden)
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """Without the base."""
-        return tuple(name for name in self.names if name is not None)
-
-    @property
-    def probe(self) -> Case:
-        """The one case for what is not tried at every shape: the padded one, or else the largest."""
-        stored = [case for golden in self.golden for case in golden.cases]
-        return max(
-            self.cases or stored,
-            key=lambda case: (case.real is not None, case.batch, sum(a.size for a in case.arrays.values())),
-        )
-
-    @property
-    def graphs(self) -> list[Graph]:
-        """The graphs to run, each at its levels; those into which another adapter is baked are left out."""
-        levels: dict[Form, Sequence[Optimization]] = {} if self.quick else {"slots": self.levels}
-        wanted = {self.bundle.record(name).baked for name in self.adapters}
-        return [
-            Graph(self.bundle, flavour, file, level)
-            for flavour in self.flavours
-            for file in self.bundle.files_of(flavour)
-            if flavour != "baked" or file in wanted
-            for level in levels.get(flavour, (LEVEL,))
-        ]
-
-
-def plan_check(
-    folder: Path | OpenedBundle,
-    *,
-    only: Sequence[str] = (),
-    cases: Sequence[str] = (),
-    flavours: Sequence[str] = (),
-    quick: bool = False,
-    brief: bool = False,
-    every_node: bool = False,
-    repro: Path | None = None,
-    runtimes: Sequence[str] = (),
-) -> Plan:
-    """Open a bundle, look at its files, and choose what to run: everything, but for names that are given.
-
-    Among the adapters in `only`, `base` is the base alone. A quick check runs golden vectors at one level, without a
-    look at sites, at swapping and at other shapes; a brief one leaves out only what takes long. The others are those of
-    `Plan`.
-
-    Raises:
-        UsageError: `only`, `cases` or `flavours` names what is not there.
-        InputError: the bundle cannot be read, or its files are not those that were written.
-    """
-    bundle = folder if isinstance(folder, OpenedBundle) else OpenedBundle.open(folder)
-    _check_known("adapter", only, [name or BASE for name in bundle.names])
-    names = [name for name in bundle.names if not only or (name or BASE) in only]
-    there = [flavour for flavour in FORMS if bundle.files_of(flavour)]
-    _check_known("flavour", flavours, there)
-    chosen = tuple(flavour for flavour in there if not flavours or flavour in flavours)
-    files = tuple(check_files(bundle, chosen, names))
-    stored = [bundle.golden(name) for name in names]
-    known = [case for golden in stored for case in golden.cases]
-    matrix = () if quick else check_cases(bundle.manifest, known)
-    named_so = {case.name for case in (*matrix, *known)} | (set(cases) if quick else set())
-    extra = [case for name in cases if name not in named_so and (case := named(bundle.manifest, name))]
-    _check_known("case", cases, [case.name for case in (*matrix, *known, *extra)])
-    if cases:
-        matrix = tuple(replace(case, core=True) for case in (*matrix, *extra) if case.name in cases)
-    elif brief:
-        matrix = tuple(case for case in matrix if case.core)
-    return Plan(
-        bundle,
-        tuple(golden.only(cases) for golden in stored),
-        matrix,
-        chosen,
-        files,
-        quick,
-        brief,
-        bool(cases),
-        every_node=every_node,
-        repro=repro,
-        runtimes=tuple(runtimes),
-    )
-
-
-def _check_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
-    unknown = [name for name in asked if name not in known]
-    if unknown:
-        names = quoted(dict.fromkeys(known))
-        raise UsageError(f"no such {what}", found=quoted(unknown), expected=f"of {names}")
-
-
 _AMPLIFIED = 100.0
 """By how much a measured budget may be wider than that of the formula, at most; more is wrong in any case."""
-
-Expected = tuple[Golden, int]
-"""Golden vectors, and which of their cases."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One run of one graph: the adapter of each row of the batch, none for the base, and what each must give.
-
-    In a mixed batch, rows run through different adapters, and are compared adapter by adapter.
-    """
-
-    case: Case
-    chosen: tuple[str | None, ...]
-    expected: tuple[Expected, ...]
-    mixed: bool = False
-
-
-def trials(plan: Plan, graph: Graph, expected: Sequence[Golden]) -> list[Trial]:
-    """Return what to run on a graph: its cases through each adapter, and on a bank mixed batches as well.
-
-    The graph that clients run has all cases, the others and other levels the core of them.
-    """
-    whole = (graph.flavour, graph.level) == (plan.flavours[0], LEVEL)
-    bank = plan.bundle.manifest.bank if graph.by_row else None
-    there: list[Expected] = [
-        (golden, at)
-        for golden in expected
-        for at in range(len(golden.cases))
-        if whole or golden.cases[at].core
-        if graph.flavour != "baked" or (golden.adapter and plan.bundle.record(golden.adapter).baked == graph.file)
-        if bank is None or golden.adapter in bank.rows
-    ]
-    found = [
-        Trial(golden.cases[at], (golden.adapter,) * golden.cases[at].batch, ((golden, at),)) for golden, at in there
-    ]
-    if bank is None or not plan.bundle.batch_invariant or len(bank.rows) < 2:
-        return found
-    alike: dict[tuple[str, str], list[Expected]] = {}
-    for golden, at in there:
-        alike.setdefault((golden.against, golden.cases[at].name), []).append((golden, at))
-    for group in alike.values():
-        case = group[0][0].cases[group[0][1]]
-        for chosen in dealt(bank.rows, case.batch):
-            own = tuple((golden, at) for golden, at in group if golden.adapter in chosen)
-            if len(chosen) > 1 and own:
-                found.append(Trial(case, chosen, own, mixed=True))
-    return found
-
-
-def dealt(rows: Sequence[str | None], batch: int) -> list[tuple[str | None, ...]]:
-    """Return batches in which every row of a bank has its turn, beginning anew when they are used up."""
-    return [tuple(rows[(start + at) % len(rows)] for at in range(batch)) for start in range(0, len(rows), batch)]
 
 
 def run_trials(graph: Graph, some: Sequence[Trial], on_step: OnStep) -> Iterator[OutputRecord]:

@@ -19,7 +19,8 @@ from adapter_export.bundle.proof.exact_tensors import Source, check_slots, check
 from adapter_export.bundle.proof.faults import FAULTS, Area, Copy, Fault
 from adapter_export.bundle.proof.invariants import same_bits
 from adapter_export.bundle.proof.ledger import of_invariants
-from adapter_export.bundle.proof.prove import Plan, Reference, expect, plan_check, prove
+from adapter_export.bundle.proof.proof_plan import Plan, Reference, plan_check
+from adapter_export.bundle.proof.prove import expect, prove
 from adapter_export.bundle.report import BASE, FORMS, Report, failures
 from adapter_export.errors import AdapterExportError, RequestError
 from adapter_export.format.check_report import (

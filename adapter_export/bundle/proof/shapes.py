@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adapter_export.bundle.golden import SEED, Case, Golden, OnStep, Tolerance, case_of
 from adapter_export.bundle.opened import Graph
 from adapter_export.bundle.proof.compare_arrays import compare
+from adapter_export.bundle.proof.proof_plan import Reference
 from adapter_export.bundle.report import BASE
 from adapter_export.errors import RequestError
 from adapter_export.format.check_report import ComparisonRecord, ObligationRecord, SpanRecord
@@ -27,9 +27,6 @@ from adapter_export.numerics.sample_inputs import (
     shaped_case,
     word_cases,
 )
-
-if TYPE_CHECKING:
-    from adapter_export.bundle.proof.prove import Reference
 
 _SHOWN = 5
 """How many words a message names."""
