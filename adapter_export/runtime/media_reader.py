@@ -36,6 +36,7 @@ from adapter_export.runtime.batches import Progress
 from adapter_export.runtime.check_inputs import Weighting
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.session import Session
+from adapter_export.runtime.strength import Strength
 from adapter_export.runtime.text_reader import LongTexts, ReadText, TextAnswer, answer_all
 
 MediaFile = Path | str | bytes | np.ndarray
@@ -363,6 +364,7 @@ class MediaReader:
         *,
         adapters: Sequence[str | None] | None = None,
         weights: Weighting | None = None,
+        strength: Strength | None = None,
         allow_mixed_rows: bool = False,
         progress: Progress | bool | None = None,
     ) -> list[TextAnswer]:
@@ -373,6 +375,7 @@ class MediaReader:
             adapter: as in `read`.
             adapters: as in `read`.
             weights: as in `Session.run`, for an `adapter` that is a weighted fusion.
+            strength: as in `Session.run`, for all files or for each.
             allow_mixed_rows: as in `Session.run`.
             progress: as in `Session.run_many`.
 
@@ -380,7 +383,7 @@ class MediaReader:
             RequestError, FileError, DataError: as `read`, `arrays` and `Session.run`; or an adapter has no head.
         """
         read = self.read(files, adapter, adapters=adapters)
-        return answer_all(self, read, weights, allow_mixed_rows, self.token_budget, progress)
+        return answer_all(self, read, weights, allow_mixed_rows, self.token_budget, progress, strength)
 
     def _row(self, file: MediaFile, where: str) -> MediaRow:
         """Count what a clip loses, which is to be said before it is answered."""

@@ -31,10 +31,7 @@ from adapter_export.runtime.check_inputs import Inputs, Weighting, check_inputs,
 from adapter_export.runtime.graphs import Arrays, Graphs, Provider, on_device, run_bound, run_session, run_values
 from adapter_export.runtime.loaded_adapters import Adapters, Claim, Entry, Statistics
 from adapter_export.runtime.prefixes import Prefixes, digest_of
-from adapter_export.runtime.strength import Strengths
-
-Strength = float | Sequence[float]
-"""How much of an adapter's updates is added: for all rows, or a number for each."""
+from adapter_export.runtime.strength import Strength, Strengths, strength_of_each
 
 Chosen = Entry | list[Entry | None] | None
 """The adapter of all rows, or one for each; none is the base."""
@@ -425,10 +422,7 @@ class Session:
             entry = None if adapter is None else self._adapters.entry(adapter)
             return entry if entry is None or strength is None else self._strengths.at(entry, cast("float", strength))
         found = {name: None if name is None else self._adapters.entry(name) for name in dict.fromkeys(adapters)}
-        each = strength if isinstance(strength, Sequence) else [1.0 if strength is None else strength] * len(adapters)
-        if len(each) != len(adapters):
-            expected = f"{len(adapters)}, one for each row"
-            raise RequestError("strengths of another number than rows", found=len(each), expected=expected)
+        each = strength_of_each(strength, len(adapters))
         rows = ((found[name], one) for name, one in zip(adapters, each, strict=True))
         return [None if entry is None else self._strengths.at(entry, one) for entry, one in rows]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from threading import Lock
@@ -13,19 +14,90 @@ import numpy as np
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import FormatError, RequestError
+from adapter_export.format.manifest import SlotRecord
 from adapter_export.graph.adapter import HEAD
 from adapter_export.reading.documents import parse_json
 from adapter_export.runtime.graphs import Graphs
-from adapter_export.runtime.loaded_adapters import Adapters, Entry, Loaded
+from adapter_export.runtime.loaded_adapters import Adapters, Entry
 
 STRENGTH_KEY = "adapter_export.strength"
 """The key, in the metadata of the graph with slots, of the parameters that scale what each of its graphs adds: JSON."""
+
+Strength = float | Sequence[float]
+"""How much of an adapter's updates is added: for all rows, or a number for each."""
+
+Scaled = Mapping[str, Sequence[str] | None]
+"""By the names of graphs, the parameters that a strength scales; none where it has none."""
 
 _MOST = 1000.0
 """The largest strength: more is no request, but an error of units."""
 
 _KEPT = 32
 """How many adapters at other strengths stay in memory."""
+
+
+def strength_of_each(strength: Strength | None, rows: int) -> Sequence[float]:
+    """Return the strength of each row, 1 if none is given; RequestError if there are several, and not one for each."""
+    if isinstance(strength, str) or not isinstance(strength, Sequence):
+        return [1.0 if strength is None else strength] * rows
+    if len(strength) != rows:
+        expected = f"{rows}, one for each row"
+        raise RequestError("strengths of another number than rows", found=len(strength), expected=expected)
+    return strength
+
+
+def check_strength(strength: object) -> float:
+    """Return a strength; RequestError if it is no number from -1000 to 1000."""
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not -_MOST <= strength <= _MOST:
+        expected = f"a number from {-_MOST:g} to {_MOST:g}"
+        raise RequestError("is no strength", where="`strength`", found=repr(strength), expected=expected)
+    return float(strength)
+
+
+def scaled_parameters(text: str | None, slots: Sequence[SlotRecord], where: str) -> Scaled:
+    """Return what a graph says in its metadata, at `STRENGTH_KEY`.
+
+    Raises:
+        RequestError: it says nothing.
+        FormatError: it does not name all graphs at the sites of `slots`.
+    """
+    where = f"`{STRENGTH_KEY}` in {where}"
+    if text is None:
+        raise RequestError(
+            "the bundle does not say how its adapters are scaled",
+            where=where,
+            found="a bundle of an earlier release",
+            fix="build it again, or leave the strength out",
+        )
+    found: Any = parse_json(text.encode(), where)
+    if not isinstance(found, dict) or not {slot.graph for slot in slots if slot.site != HEAD} <= found.keys():
+        raise FormatError("does not name all graphs of the bundle", where=where, fix="build it again")
+    return found
+
+
+def scaled(tensors: Weights, slots: Sequence[SlotRecord], parameters: Scaled, strength: float, adapter: str) -> Weights:
+    """Return the tensors of an adapter at a strength.
+
+    Raises:
+        RequestError: it has none: its updates are not added to what they replace, or read each other.
+    """
+    found = dict(tensors)
+    for slot in slots:
+        own = tensors[slot.name]
+        if slot.site == HEAD or (own.shape == slot.neutral and (own == slot.neutral_value).all()):
+            continue
+        names = parameters[slot.graph]
+        if names is None:
+            raise RequestError(
+                "has no strength: what it computes is not what it replaces plus an update that can be scaled",
+                where=f"adapter `{adapter}`, graph `{slot.graph}`",
+                expected="strength 1",
+                fix="leave the strength out for this adapter",
+            )
+        if slot.parameter in names:
+            wide = slot.neutral_value + strength * (own.astype(np.float64) - slot.neutral_value)
+            found[slot.name] = wide.astype(np.float32)
+    return found
 
 
 class Strengths:
@@ -44,13 +116,9 @@ class Strengths:
         """Return an adapter at a strength; itself at 1.
 
         Raises:
-            RequestError: the strength is no number from -1000 to 1000, or the adapter has no strength: its updates are
-                not added to what they replace, or read each other.
+            RequestError: as `check_strength`, `scaled_parameters` and `scaled`.
         """
-        if isinstance(strength, bool) or not isinstance(strength, int | float) or not -_MOST <= strength <= _MOST:
-            expected = f"a number from {-_MOST:g} to {_MOST:g}"
-            raise RequestError("is no strength", where="`strength`", found=repr(strength), expected=expected)
-        strength = float(strength)
+        strength = check_strength(strength)
         if math.isclose(strength, 1.0, rel_tol=0, abs_tol=0):
             return entry
         key = entry, strength
@@ -59,7 +127,8 @@ class Strengths:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         loaded = self._adapters.loaded(entry)
-        changed = replace(loaded, tensors=self._scaled(entry.name, loaded, strength))
+        tensors = scaled(loaded.tensors, self._graphs.manifest.slots, self._parameters, strength, entry.name)
+        changed = replace(loaded, tensors=tensors)
         made = replace(entry, read=lambda: changed, on_demand=False, row=None)
         with self._lock:
             made = self._kept.setdefault(key, made)
@@ -67,39 +136,8 @@ class Strengths:
                 self._kept.popitem(last=False)
         return made
 
-    def _scaled(self, name: str, loaded: Loaded, strength: float) -> Weights:
-        tensors = dict(loaded.tensors)
-        for slot in self._graphs.manifest.slots:
-            own = tensors[slot.name]
-            if slot.site == HEAD or (own.shape == slot.neutral and (own == slot.neutral_value).all()):
-                continue
-            scaled = self._parameters[slot.graph]
-            if scaled is None:
-                raise RequestError(
-                    "has no strength: what it computes is not what it replaces plus an update that can be scaled",
-                    where=f"adapter `{name}`, graph `{slot.graph}`",
-                    expected="strength 1",
-                    fix="leave the strength out for this adapter",
-                )
-            if slot.parameter in scaled:
-                wide = slot.neutral_value + strength * (own.astype(np.float64) - slot.neutral_value)
-                tensors[slot.name] = wide.astype(np.float32)
-        return tensors
-
     @cached_property
-    def _parameters(self) -> dict[str, list[str] | None]:
-        """By the names of graphs, the parameters that are scaled; none where there are none."""
-        metadata = self._graphs.session("slots").get_modelmeta().custom_metadata_map
-        where = f"`{STRENGTH_KEY}` in the metadata of `{self._graphs.manifest.graphs['slots']}`"
-        if STRENGTH_KEY not in metadata:
-            raise RequestError(
-                "the bundle does not say how its adapters are scaled",
-                where=where,
-                found="a bundle of an earlier release",
-                fix="build it again, or leave the strength out",
-            )
-        found: Any = parse_json(metadata[STRENGTH_KEY].encode(), where)
-        known = {slot.graph for slot in self._graphs.manifest.slots if slot.site != HEAD}
-        if not isinstance(found, dict) or not known <= found.keys():
-            raise FormatError("does not name all graphs of the bundle", where=where, fix="build it again")
-        return found
+    def _parameters(self) -> Scaled:
+        manifest, metadata = self._graphs.manifest, self._graphs.session("slots").get_modelmeta().custom_metadata_map
+        where = f"the metadata of `{manifest.graphs['slots']}`"
+        return scaled_parameters(metadata.get(STRENGTH_KEY), manifest.slots, where)

@@ -26,6 +26,7 @@ from adapter_export.runtime.answers import (
 from adapter_export.runtime.batches import TOKEN_BUDGET, Progress, Request
 from adapter_export.runtime.check_inputs import Weighting
 from adapter_export.runtime.session import Session
+from adapter_export.runtime.strength import Strength, strength_of_each
 from adapter_export.text import EncodedText, Pair, Side, Text, Tokenizer, Tokens, check_inputs
 
 LongTexts = Literal["cut", "refuse", "windows"]
@@ -224,7 +225,7 @@ class TextReader:
         *,
         adapters: Sequence[str | None] | None = None,
         weights: Weighting | None = None,
-        strength: float | None = None,
+        strength: Strength | None = None,
         long: LongTexts = "cut",
         stride: int | None = None,
         allow_mixed_rows: bool = False,
@@ -244,7 +245,7 @@ class TextReader:
             long: as in `read`.
             stride: as in `read`.
             weights: as in `Session.run`, for an `adapter` that is a weighted fusion: for all texts.
-            strength: as in `Session.run`, for all texts.
+            strength: as in `Session.run`, for all texts or for each.
             allow_mixed_rows: as in `Session.run`.
             token_budget: as in `Session.run_many`.
             progress: as in `Session.run_many`.
@@ -311,18 +312,19 @@ def answer_all(
     allow_mixed_rows: bool,
     token_budget: int,
     progress: Progress | bool | None,
-    strength: float | None = None,
+    strength: Strength | None = None,
 ) -> list[TextAnswer]:
     """Answer what was read; the arguments and errors are those of `TextReader.answer`."""
     for name in dict.fromkeys(one.adapter for one in read):
         reader.session.answering(name)
+    strengths = strength_of_each(strength, len(read))
     answers = []
     step = len(read) if isinstance(reader, TextReader) else reader.window  # pictures are large
     for start in range(0, len(read), step):
         some = read[start : start + step]
         if weights is None:
-            share = 1.0 if strength is None else strength
-            requests = [Request(reader.arrays([row]), one.adapter, share) for one in some for row in one.rows]
+            each = zip(some, strengths[start : start + step], strict=True)
+            requests = [Request(reader.arrays([row]), one.adapter, share) for one, share in each for row in one.rows]
             outputs = iter(
                 reader.session.run_many(
                     requests, token_budget=token_budget, progress=progress, allow_mixed_rows=allow_mixed_rows

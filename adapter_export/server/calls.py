@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapter_export.errors import RequestError, quoted
 from adapter_export.reading.documents import parse_json
+from adapter_export.runtime.strength import strength_of_each
 from adapter_export.runtime.text_reader import Asked
 from adapter_export.server.limits import LONGEST_TEXT, MOST_ROWS
 from adapter_export.text import Pair
@@ -96,13 +97,9 @@ class Call(Strict):
             raise RequestError("give `adapter`, or `adapters` with one for each row", found=len(names), expected=rows)
         return names
 
-    def strengths(self, rows: int) -> list[float]:
+    def strengths(self, rows: int) -> Sequence[float]:
         """Return the strength of each row."""
-        given = 1.0 if self.strength is None else self.strength
-        each = given if isinstance(given, list) else [given] * rows
-        if len(each) != rows:
-            raise RequestError("give `strength`, or a list with one for each row", found=len(each), expected=rows)
-        return each
+        return strength_of_each(self.strength, rows)
 
     def arrays(self, dtypes: Mapping[str, str]) -> list[dict[str, np.ndarray]]:
         """Return the inputs of each row, [1, …], as the types that the bundle wants."""

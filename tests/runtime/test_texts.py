@@ -15,7 +15,7 @@ from adapter_export.errors import RequestError
 from adapter_export.graph.tasks import Task
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answers import Numbers, Prediction, Score, Span, TokenLabels, Vector, answer
-from adapter_export.runtime.text_reader import Choice, ReadText, TextReader, answered
+from adapter_export.runtime.text_reader import Choice, ReadText, TextAnswer, TextReader, answered
 from adapter_export.text import EncodedText, Pair
 
 TEXTS = ["How far is the moon?", "Who wrote Faust?", "zero\u200bwidth é 🙂"]
@@ -100,6 +100,28 @@ def test_a_question_with_choices(reader: TextReader) -> None:
     assert found.answer.probabilities == pytest.approx(np.exp(scores) / np.exp(scores).sum(), abs=1e-5)
     assert found.document().keys() == {"choice", "probabilities"}
     assert single.document() == {"score": pytest.approx(scores[1], abs=1e-5)}
+
+
+def test_each_text_has_its_own_strength(reader: TextReader) -> None:
+    """Through the adapter that each of them has, over all of its windows."""
+    names, strengths = ["topic", "likeness"], [0.5, -2]
+    texts = [LONG, Pair(*TEXTS[:2])]
+    found = reader.answer(texts, adapters=names, strength=strengths, long="windows")
+    for text, name, strength, one in zip(texts, names, strengths, found, strict=True):
+        (alone,) = reader.answer([text], name, strength=strength, long="windows")
+        (whole,) = reader.answer([text], name, long="windows")
+        assert _numbers(one) == pytest.approx(_numbers(alone), abs=1e-5)
+        assert _numbers(one) != pytest.approx(_numbers(whole), abs=1e-3)
+    assert found[0].windows > 1
+    with pytest.raises(RequestError, match=r"found 1.*expected 2, one for each row"):
+        reader.answer(texts, adapters=names, strength=[0.5])
+
+
+def _numbers(found: TextAnswer) -> list[float]:
+    if isinstance(found.answer, Prediction):
+        return list(found.answer.probabilities.values())
+    assert isinstance(found.answer, Numbers)
+    return list(found.answer.numbers)
 
 
 def test_long_texts_are_refused(reader: TextReader) -> None:
