@@ -16,8 +16,6 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SOURCE, TARGET = "adapter_export", "adapter_export_runtime"
-RENAMED = ((rf"\b{SOURCE}\b", TARGET), (r"\badapter-export\[", "adapter-export-runtime["))
-"""What else the source says: imports and names of modules, and how extras are installed."""
 
 
 def _file(module: str) -> Path | None:
@@ -53,10 +51,11 @@ def stage(folder: Path) -> None:
     """Write the tree."""
     shutil.copytree(HERE, folder, ignore=shutil.ignore_patterns("stage.py", "__pycache__"))
     shutil.copy2(ROOT / "LICENSE", folder)
-    for file in modules().values():
-        text = file.read_text("utf-8")
-        for old, new in RENAMED:
-            text = re.sub(old, new, text)
+    needed = modules()
+    inside = "|".join({name.split(".")[1] for name in needed if "." in name})  # keys of metadata stay as they are
+    for file in needed.values():
+        text = re.sub(rf"\b{SOURCE}(?=\.(?:{inside})\b| import\b)", TARGET, file.read_text("utf-8"))
+        text = re.sub(r"\badapter-export\[", "adapter-export-runtime[", text)  # how extras are installed
         copy = folder / TARGET / file.relative_to(ROOT / SOURCE)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(text, encoding="utf-8")

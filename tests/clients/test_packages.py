@@ -27,13 +27,14 @@ import sys
 from adapter_export_runtime import Bundle, __version__, errors
 
 texts = Bundle.open(sys.argv[1]).texts()
-(answer,) = texts.answer([{TEXT!r}], "topic")
+answer, half = texts.answer([{TEXT!r}] * 2, "topic", strength=[1, 0.5])
 mixed = texts.answer([{TEXT!r}] * 2, adapters=["topic", "tone"])
 try:
     texts.answer([{TEXT!r}], "nobody")
 except errors.AdapterExportError as error:
     said = str(error)
-print(json.dumps([answer.document(), [one.document() for one in mixed], said, __version__, sorted(sys.modules)]))
+found = [answer.document(), half.document(), [one.document() for one in mixed]]
+print(json.dumps([*found, said, __version__, sorted(sys.modules)]))
 """
 
 TYPESCRIPT = f"""
@@ -70,9 +71,10 @@ def test_the_slim_runtime_runs_a_bundle_with_two_libraries(
         [slim_python, "-I", "-c", PYTHON, small_bundle], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    answer, mixed, refusal, version, loaded = json.loads(done.stdout)
+    answer, half, mixed, refusal, version, loaded = json.loads(done.stdout)
     texts = Bundle.open(small_bundle).texts()
-    assert [answer] == [one.document() for one in texts.answer([TEXT], "topic")]
+    assert [answer, half] == [one.document() for one in texts.answer([TEXT] * 2, "topic", strength=[1, 0.5])]
+    assert answer != half
     assert mixed == [one.document() for one in texts.answer([TEXT] * 2, adapters=["topic", "tone"])]
     assert "`nobody`" in refusal
     assert version == adapter_export.__version__
