@@ -159,12 +159,35 @@ def test_an_adapter_is_loaded_and_forgotten(service: httpx.Client, small_bundle:
         pytest.param({"inputs": {**INPUTS, "input_ids": [[5, "6"]]}}, "no number", id="a string"),
         pytest.param({"adapter": "tone"}, "inputs", id="no inputs"),
         pytest.param([], "expected form", id="a list"),
+        pytest.param({"inputs": INPUTS, "adapter": "tone", "strenght": 0.5}, "`strenght`", id="misspelt strength"),
+        pytest.param({"inputs": INPUTS, "adapter": "tone", "strength": 1001}, "is no strength", id="too strong"),
+        pytest.param({"inputs": INPUTS, "adapter": "tone", "strength": True}, "expected form", id="no number"),
+        pytest.param({"inputs": INPUTS, "adapter": "tone", "strength": [1, 1]}, "one for each row", id="two strengths"),
     ],
 )
 def test_what_does_not_fit_is_refused(service: httpx.Client, body: object, words: str) -> None:
     answer = service.post("/run", json=body)
     assert answer.status_code == 400
     assert words in answer.json()["error"]
+
+
+def test_an_adapter_at_a_strength(service: httpx.Client, session: Session) -> None:
+    """For all rows, or for each, in a mixed batch, too; at 1 it is as it is."""
+    inputs = _arrays(np.random.default_rng(2), 3)
+    for strength, each in ((-2, [-2] * 3), ([0.5, 1, 0], [0.5, 1, 0])):
+        rows = service.post("/run", json=_call(inputs, adapter="tone", strength=strength)).json()["rows"]
+        for row, expected in zip(rows, session.classify(inputs, "tone", strength=each), strict=True):
+            alike(row, {"adapter": "tone", **document(expected)})
+    names: list[str | None] = ["topic", "tone", None]
+    mixed = service.post("/run", json=_call(inputs, adapters=names, strength=0.5)).json()["rows"]
+    for at, (row, name) in enumerate(zip(mixed, names, strict=True)):
+        one = {key: array[at : at + 1] for key, array in inputs.items()}
+        if name is None:
+            _holds(row, one, None, session)
+        else:
+            alike(row, {"adapter": name, **document(session.classify(one, name, strength=0.5)[0])})
+    plain = service.post("/run", json=_call(inputs, adapters=names)).json()["rows"]
+    assert plain[0]["probability"] != pytest.approx(mixed[0]["probability"], abs=1e-3)
 
 
 def test_a_context_says_which_tokens_may_be_the_answer(task_service: httpx.Client, task_bundle: Path) -> None:

@@ -7,7 +7,8 @@
 //   POST   /run                  {"adapter": "a" or null, "inputs": {"input_ids": [[101, 102]], …}}
 //   POST   /run                  {"adapters": ["a", null, "b"], "inputs": …}: each row through an adapter of its own
 //
-// Both take a `context` beside the inputs: for each row a 1 for each token that may be the answer to a question.
+// Both take a `context` beside the inputs: for each row a 1 for each token that may be the answer to a question; and a
+// `strength`: how many times what an adapter adds is added, one number for all rows or a list with one for each.
 // Both give {"rows": [{"adapter": "a", "label": "yes", "probability": 0.9, "probabilities": {…}}, …]}; `answers.hpp` says
 // what stands there for adapters of other tasks. A request that cannot be served gives {"error": …} and status 400.
 #include <httplib.h>
@@ -159,6 +160,18 @@ class Turns {
 
 Choice choice_of(const json& name) { return name.is_null() ? Choice{} : Choice{name.get<std::string>()}; }
 
+// One for all rows, or a list with one for each.
+std::vector<ScaledAdapter> scaled(const std::vector<Choice>& rows, const json& strength) {
+  const auto given = strength.is_array() ? strength : json(rows.size(), strength);
+  if (given.size() != rows.size()) {
+    throw RequestFault({"strengths of another number than rows", "", std::to_string(given.size()),
+                        std::to_string(rows.size()) + ", one for each row"});
+  }
+  std::vector<ScaledAdapter> found;
+  for (std::size_t row = 0; row < rows.size(); ++row) found.push_back({rows[row], given[row].get<double>()});
+  return found;
+}
+
 std::vector<std::string> labels_of(const std::string& text) {
   std::vector<std::string> labels;
   std::istringstream parts(text);
@@ -177,8 +190,9 @@ json parse_request(const std::string& body) {
 // A misspelt `adapter` would run the base without a word.
 void check_keys(const json& request) {
   for (const auto& [key, _] : request.items()) {
-    if (key != "inputs" && key != "adapter" && key != "adapters" && key != "context") {
-      throw RequestFault({"a key that is not known", "", "`" + key + "`", "`inputs`, `adapter` or `adapters`, and `context`"});
+    if (key != "inputs" && key != "adapter" && key != "adapters" && key != "context" && key != "strength") {
+      throw RequestFault({"a key that is not known", "", "`" + key + "`",
+                          "`inputs`, `adapter` or `adapters`, `context`, and `strength`"});
     }
   }
   if (request.contains("adapter") && request.contains("adapters")) {
@@ -188,7 +202,7 @@ void check_keys(const json& request) {
 
 class Service {
  public:
-  explicit Service(const Bundle& bundle) : manifest_(bundle.manifest()), switchboard_(bundle, "slots", Feeding::native) {
+  explicit Service(const Bundle& bundle) : manifest_(bundle.manifest()), switchboard_(bundle, "slots", Feeding::plain) {
     if (manifest_.graphs.count("bank")) bank_ = std::make_unique<Bank>(bundle);
   }
 
@@ -206,8 +220,17 @@ class Service {
     check_keys(request);
     const auto inputs = parse_inputs(request.at("inputs"), manifest_);
     const auto contexts = parse_contexts(request.value("context", json::array()));
-    return {{"rows", request.contains("adapters") ? mixed(inputs, request.at("adapters"), contexts)
-                                                  : alone(inputs, request.value("adapter", json(nullptr)), contexts)}};
+    const bool is_mixed = request.contains("adapters");
+    const auto count = static_cast<std::size_t>(inputs.begin()->second.shape.front());
+    const auto rows = chosen(is_mixed ? request.at("adapters") : json(count, request.value("adapter", json())));
+    const auto strength = request.value("strength", json());
+    const auto outcome = !strength.is_null() ? switchboard_.run(inputs, scaled(rows, strength))
+                         : is_mixed          ? mixed(inputs, rows)
+                                             : switchboard_.run(inputs, rows.front());
+    const auto found = answers(inputs, outcome, manifest_, contexts);
+    Answer document = Answer::array();
+    for (std::size_t row = 0; row < found.size(); ++row) document.push_back(with_adapter(found[row], rows[row]));
+    return {{"rows", document}};
   }
 
   void load(const std::string& name, const std::string& bytes, const Claim& claim) {
@@ -222,26 +245,18 @@ class Service {
   void unload(const std::string& name) { switchboard_.unload(name); }
 
  private:
-  Answer alone(const Arrays& inputs, const json& name, const Contexts& contexts) const {
-    const auto adapter = manifest_.answering(choice_of(name));
-    const auto outcome = switchboard_.run(inputs, adapter);
-    return named(answers(inputs, outcome, manifest_, contexts), std::vector<Choice>(outcome.heads.size(), adapter));
-  }
-
-  Answer mixed(const Arrays& inputs, const json& names, const Contexts& contexts) const {
-    if (!bank_) throw RequestFault({"this bundle has no bank", "", "", "", "send one request for each adapter"});
+  std::vector<Choice> chosen(const json& names) const {
     std::vector<Choice> rows;
-    for (const auto& name : names) {
-      rows.push_back(manifest_.answering(choice_of(name)));
-      if (rows.back()) check_built_in(*rows.back());
-    }
-    return named(answers(inputs, bank_->run(inputs, rows), manifest_, contexts), rows);
+    for (const auto& name : names) rows.push_back(manifest_.answering(choice_of(name)));
+    return rows;
   }
 
-  static Answer named(const std::vector<Answer>& rows, const std::vector<Choice>& adapters) {
-    Answer found = Answer::array();
-    for (std::size_t at = 0; at < rows.size(); ++at) found.push_back(with_adapter(rows[at], adapters[at]));
-    return found;
+  Outcome mixed(const Arrays& inputs, const std::vector<Choice>& rows) const {
+    if (!bank_) throw RequestFault({"this bundle has no bank", "", "", "", "send one request for each adapter"});
+    for (const auto& row : rows) {
+      if (row) check_built_in(*row);
+    }
+    return bank_->run(inputs, rows);
   }
 
   // The bank holds what the bundle was built with; another adapter of the same name may have been loaded since.
