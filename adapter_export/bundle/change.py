@@ -12,6 +12,7 @@ from adapter_export.bundle.effects import effects, note_of
 from adapter_export.bundle.golden import Golden, GoldenMaker, OnStep, check_caches, silent
 from adapter_export.bundle.golden_media import MediaMaker, check_media
 from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.proof.invariants import with_padding
 from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.bundle.texts import TextMaker
 from adapter_export.bundle.write import BANK_FILE, BundleWriter, check_bases, check_names, check_texts, model_version_of
@@ -150,7 +151,7 @@ def remove_adapters(
         _check_unchanged(old)
         head = None if old.manifest.head in names else old.manifest.head
         after = replace(old.manifest, adapters=kept, head=head)
-        return _finish(old, replace(writer, folder=folder), after, [], (texts, media), progress)
+        return _finish(old, replace(writer, folder=folder), after, [], (texts, media), progress, note or silent)
 
 
 def _opened(bundle: Path | OpenedBundle, progress: OnStep) -> tuple[OpenedBundle, BundleWriter]:
@@ -220,7 +221,7 @@ def _finish(
     added: Sequence[Adapter],
     asked: tuple[GoldenTexts | None, GoldenMedia | None],
     progress: OnStep,
-    note: OnStep = silent,
+    note: OnStep,
 ) -> Manifest:
     """Write the bank, the golden texts and media and the manifest, and verify the bundle.
 
@@ -237,14 +238,25 @@ def _finish(
     new = {path for record in manifest.adapters if record not in old.manifest.adapters for path in _paths(record)}
     fresh = {*_rewritten(manifest), *new}
     hashed = {file.path: file.sha256 for file in old.manifest.files if file.path not in fresh}
-    after = writer.manifest(manifest, hashed)
     progress("verifying the bundle against its golden vectors")
-    opened = OpenedBundle(writer.folder, after, staged=True)
+    opened = OpenedBundle(writer.folder, manifest, staged=True)
+    opened.manifest = _tried_out(opened, note)
     prove_new(opened)
     for said in filter(None, map(note_of, effects(opened, [adapter.name for adapter in added]))):
         note(said)
+    after = writer.manifest(opened.manifest, hashed)
     _check_unchanged(old)
     return after
+
+
+def _tried_out(bundle: OpenedBundle, note: OnStep) -> Manifest:
+    """Return the manifest with what rows and padding change, as it is tried out: earlier releases tried less."""
+    said = bundle.manifest
+    found = replace(with_padding(bundle) if said.padding_neutral else said, batch_invariant=bundle.batch_invariant)
+    for name in ("batch_invariant", "padding_neutral", "counts_padding"):
+        if getattr(found, name) != getattr(said, name):
+            note(f"the manifest said `{name}` is {getattr(said, name)}; tried out, it is {getattr(found, name)}")
+    return found
 
 
 def _check_unchanged(old: OpenedBundle) -> None:
