@@ -31,6 +31,7 @@ from adapter_export.format.manifest_json import UNLISTED, open_whole, read_manif
 from adapter_export.format.tensors import read_tensors
 from adapter_export.onnx_backend.base.external import read_model
 from adapter_export.reading.regular_files import read_bytes
+from adapter_export.runtime.strength import STRENGTH_KEY
 from adapter_export.version import __version__
 
 Layout = Literal["triton", "kserve", "ray", "docker"]
@@ -137,15 +138,17 @@ def _write_repository(bundle: Path, folder: Path, name: str, manifest: Manifest)
         needed = [file for file in weights if flavour == "bank" or file != BANK_FILE]
         graph = manifest.graphs[flavour]
         _copy(bundle, manifest, [graph, *needed], folder / model / "1")
-        if flavour == "slots":
-            _take_in_one(folder / model / "1" / graph, manifest, bundle / graph)
-        (folder / model / "config.pbtxt").write_text(model_config(manifest, flavour, model), encoding="utf-8")
+        scaled = _take_in_one(folder / model / "1" / graph, manifest, bundle / graph) if flavour == "slots" else None
+        config = model_config(manifest, flavour, model, scaled)
+        (folder / model / "config.pbtxt").write_text(config, encoding="utf-8")
 
 
-def _take_in_one(path: Path, manifest: Manifest, where: Path) -> None:
+def _take_in_one(path: Path, manifest: Manifest, where: Path) -> str | None:
+    """Rewrite a graph, and return what it says of strengths."""
     model = read_model(path, lambda reason: FormatError("is not an ONNX model", where=where, found=reason))
     take_in_one(model, manifest)
     ir.save(model, path)
+    return model.metadata_props.get(STRENGTH_KEY)
 
 
 def _write_adapters(bundle: Path, folder: Path, manifest: Manifest) -> None:
@@ -169,10 +172,11 @@ def _copy(bundle: Path, manifest: Manifest, paths: Sequence[str], folder: Path) 
     verify_files(manifest, bundle, copied=paths, into=folder)
 
 
-def model_config(manifest: Manifest, flavour: Literal["slots", "bank"], name: str) -> str:
+def model_config(manifest: Manifest, flavour: Literal["slots", "bank"], name: str, scaled: str | None) -> str:
     """Return the configuration of the graph `slots` or `bank`, in protobuf's text format.
 
-    It is computed on the CPU, where the bundle's golden vectors were compared.
+    It is computed on the CPU, where the bundle's golden vectors were compared. `scaled` is what the graph says of
+    strengths, for clients, which see no metadata.
     """
     given = [_tensor(one.name, one.dtype, one.axes) for one in manifest.inputs]
     if flavour == "bank":
@@ -190,6 +194,8 @@ def model_config(manifest: Manifest, flavour: Literal["slots", "bank"], name: st
         *(f"output {one}" for one in results),
         "instance_group { kind: KIND_CPU }",
     ]
+    if scaled is not None:
+        lines.append(f'parameters {{ key: "{STRENGTH_KEY}" value {{ string_value: {json.dumps(scaled)} }} }}')
     return "\n".join(lines) + "\n"
 
 

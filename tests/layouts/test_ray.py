@@ -48,8 +48,10 @@ serve.start(http_options={"host": "127.0.0.1", "port": port})
 made = getattr(__import__(module), name)(application.args)
 serve.run(made, name=application.name, route_prefix=application.route_prefix)
 with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
-    for adapter in ("tone", "topic", "nobody"):
-        answer = client.post("/", json={"texts": texts}, headers={"serve_multiplexed_model_id": adapter})
+    wrong = [("tone", {"strenght": 0.5}), ("tone", {"strength": [1]}), ("nobody", {})]
+    for adapter, others in (("tone", {}), ("topic", {}), ("topic", {"strength": [0.5, -2]}), *wrong):
+        headers = {"serve_multiplexed_model_id": adapter}
+        answer = client.post("/", json={"texts": texts, **others}, headers=headers)
         print(json.dumps([answer.status_code, answer.json()]))
 serve.shutdown()
 bundle, table, out, model, sweep = sys.argv[3:]
@@ -94,13 +96,17 @@ def test_ray_answers_calls_and_tables_and_trains(
     words = [sys.executable, "-c", CALLS, str(free_port()), json.dumps(TEXTS), *places]
     done = subprocess.run(words, cwd=shipped.folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    *answered, refused, shards, swept = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    *answered, misspelt, short, refused, shards, swept = lines
     reader = ae.open_bundle(bundle).texts()
-    for (status, document), adapter in zip(answered, ("tone", "topic"), strict=True):
+    said = [reader.answer(TEXTS, adapter) for adapter in ("tone", "topic")]
+    said.append(reader.answer(TEXTS, "topic", strength=[0.5, -2]))
+    for (status, document), answers in zip(answered, said, strict=True):
         assert status == 200
-        alike(document["answers"], [one.document() for one in reader.answer(TEXTS, adapter)])
-    assert refused[0] == 400
-    assert "`nobody`" in refused[1]["error"]
+        alike(document["answers"], [one.document() for one in answers])
+    wrong = {"strenght": misspelt, "one for each": short, "`nobody`": refused}
+    for words, (status, document) in wrong.items():
+        assert (status, words in document["error"]) == (400, True)
     assert shards == [5, 3]
     assert swept == ["ia3-0.001-seed0", 1]
     for path in sorted(expected.iterdir()):

@@ -41,7 +41,13 @@ def test_a_client_sends_an_adapter_and_gets_its_answers(
             done = call("tone", *model)
             assert done.returncode == 0, done.stderr
             alike([json.loads(line) for line in done.stdout.splitlines()], expected)
+        half = call("tone", "--model", "small", "--strength", "0.5")
+        in_bank = call("tone", "--model", "small-bank", "--by", "bank", "--strength", "0.5")
         refused = call("tone", "--model", "small", "--by", "bank")
+    halved = [one.document() for one in ae.open_bundle(bundle).texts().answer(TEXTS, "tone", strength=0.5)]
+    alike([json.loads(line) for line in half.stdout.splitlines()], halved)
+    assert halved != expected
+    assert "no strength in a bank" in in_bank.stderr
     assert "unexpected inference input 'adapter_ids'" in refused.stderr
 
 

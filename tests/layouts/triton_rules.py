@@ -79,7 +79,7 @@ def _fits(shape: Sequence[int], dims: Sequence[int]) -> bool:
 
 
 class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """The call that the client needs."""
+    """The calls that the client needs."""
 
     def __init__(self, models: dict[str, Model]) -> None:
         self._models = models
@@ -91,6 +91,9 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
             return self._models[request.model_name].infer(request)
         except AssertionError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+    def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's
+        return service_pb2.ModelConfigResponse(config=self._models[request.name].config)
 
 
 if __name__ == "__main__":

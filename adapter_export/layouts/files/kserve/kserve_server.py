@@ -4,7 +4,8 @@
 
 A call in the Open Inference Protocol v2 has an input `text`, BYTES [rows], and perhaps `pair`, the second texts; the
 output `answer`, BYTES [rows], has a JSON document for each. A call in the protocol v1 has `instances`: texts, or pairs
-of them. A call with other inputs, those of the base, gets the result of the adapter as it is.
+of them. A call with other inputs, those of the base, gets the result of the adapter as it is. `strength`, among the
+parameters of a call in v2 and beside the instances in v1, is how much of the adapter's updates is added.
 """
 
 from __future__ import annotations
@@ -13,15 +14,20 @@ import argparse
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import kserve
 import numpy as np
 from adapter_export_runtime import Bundle, Session
-from adapter_export_runtime.errors import AdapterExportError
+from adapter_export_runtime.errors import AdapterExportError, RequestError
 from adapter_export_runtime.text import Pair
 from kserve.errors import InvalidInput
+from kserve.protocol.infer_type import to_http_parameters
 from kserve.utils.numpy_codec import from_np_dtype
+
+_PARAMETERS = {"strength", "binary_data_output", "priority", "timeout"}
+"""Of a call in v2; one that nobody knows could be a misspelt strength."""
 
 
 class AdapterModel(kserve.Model):
@@ -51,13 +57,15 @@ class AdapterModel(kserve.Model):
             raise InvalidInput(str(error)) from error
 
     def _of_v1(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        _check_known(payload, {"instances", "strength"})
         given = payload.get("instances")
         if not isinstance(given, list):
             raise InvalidInput("`instances` has no list of texts")
         texts = [Pair(*one) if isinstance(one, list) and len(one) == 2 else one for one in given]
-        return {"predictions": self._documents(texts)}
+        return {"predictions": self._documents(texts, payload.get("strength"))}
 
     def _of_v2(self, request: kserve.InferRequest) -> kserve.InferResponse:
+        strength = _strength(request)
         try:
             given = {one.name: one.as_numpy() for one in request.inputs}
             columns = [_strings(given[name]) for name in ("text", "pair") if name in given]
@@ -66,17 +74,33 @@ class AdapterModel(kserve.Model):
             raise InvalidInput(str(error)) from error
         if "text" in given:
             texts = [Pair(*row) if len(row) == 2 else row[0] for row in rows]
-            documents = [json.dumps(one, ensure_ascii=False) for one in self._documents(texts)]
+            documents = [json.dumps(one, ensure_ascii=False) for one in self._documents(texts, strength)]
             outputs = [kserve.InferOutput("answer", [len(documents)], "BYTES", documents)]
         else:
-            found = self._session.run(given, self.name)
+            found = self._session.run(given, self.name, strength=strength)
             outputs = [_output(name, found[name]) for name in (self._session.output(self.name),) if name]
         return kserve.InferResponse(request.id, self.name, outputs)
 
-    def _documents(self, texts: Sequence[Any]) -> list[dict[str, Any]]:
+    def _documents(self, texts: Sequence[Any], strength: Any) -> list[dict[str, Any]]:
         if self._texts is None:
             raise InvalidInput("the bundle has no tokenizer; give the inputs of its base")
-        return [answer.document() for answer in self._texts.answer(texts, self.name)]
+        return [answer.document() for answer in self._texts.answer(texts, self.name, strength=strength)]
+
+
+def _strength(request: kserve.InferRequest) -> Any:
+    parameters = to_http_parameters(request.parameters or {})
+    _check_known(parameters, _PARAMETERS, "parameters.")
+    strength = parameters.get("strength")
+    if request.from_grpc and isinstance(strength, str):  # whose parameters are no fractions
+        with suppress(ValueError):
+            return float(strength)
+    return strength
+
+
+def _check_known(given: Mapping[str, Any], known: set[str], where: str = "") -> None:
+    for name in sorted(set(given) - known):
+        what = "the request is not of the expected form"
+        raise RequestError(what, where=f"{where}{name}", expected=", ".join(sorted(known)))
 
 
 def _strings(array: np.ndarray) -> list[Any]:

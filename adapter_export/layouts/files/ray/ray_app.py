@@ -41,20 +41,27 @@ class Adapters:
         self._session.answering(name)
         return name
 
-    async def answer(self, texts: list[Any]) -> list[dict[str, Any]]:
-        """Return the answers of the adapter that the call names: a document for each text, or pair of texts."""
+    async def answer(self, texts: list[Any], strength: Any = None) -> list[dict[str, Any]]:
+        """Return the answers of the adapter that the call names: a document for each text, or pair of texts.
+
+        `strength` is how much of the adapter's updates is added, for all texts or for each.
+        """
         name = await self.adapter(serve.get_multiplexed_model_id())
         asked = [Pair(*one) if isinstance(one, list) and len(one) == 2 else one for one in texts]
-        return [one.document() for one in await run_in_threadpool(self._texts.answer, asked, name)]
+        answers = await run_in_threadpool(self._texts.answer, asked, name, strength=strength)
+        return [one.document() for one in answers]
 
     async def __call__(self, request: Request) -> JSONResponse:
-        """Answer `{"texts": […]}`."""
+        """Answer `{"texts": […]}`, perhaps with a `strength`; what nobody knows could be a misspelt one."""
         try:
-            texts = json.loads(await request.body())["texts"]
+            call = dict(json.loads(await request.body()))
+            texts, strength = call.pop("texts"), call.pop("strength", None)
         except (ValueError, KeyError, TypeError):
             return JSONResponse({"error": "a call has a list of `texts`"}, 400)
+        if call:
+            return JSONResponse({"error": f"{min(call)}: the request is not of the expected form"}, 400)
         try:
-            return JSONResponse({"answers": await self.answer(texts)})
+            return JSONResponse({"answers": await self.answer(texts, strength)})
         except AdapterExportError as error:
             return JSONResponse({"error": str(error)}, 400)
 

@@ -1,10 +1,10 @@
 """Answer texts with the adapters of a bundle, whose graph runs on Triton.
 
-    python triton_client.py BUNDLE --model NAME --adapter trec --text 'How far is the moon?'
+    python triton_client.py BUNDLE --model NAME --adapter trec --text 'How far is the moon?' [--strength 0.5]
 
 Texts become tokens here, and results become answers here, by the runtime of adapter-export. With `--by slots` the
 tensors of the adapter go with each call, as one input; with `--by bank`, for a model whose graph holds the adapters,
-the number of its row does.
+the number of its row does. An adapter at a strength is one with other tensors, so it goes by slots alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ import tritonclient.grpc as triton
 from adapter_export_runtime import Bundle, Request
 from adapter_export_runtime.errors import RequestError
 from adapter_export_runtime.runtime.adapter_file import parse_adapter
+from adapter_export_runtime.runtime.strength import STRENGTH_KEY, Scaled, check_strength, scaled, scaled_parameters
 from tritonclient.utils import np_to_triton_dtype
 
 ABSENT = -1e30
@@ -41,7 +42,7 @@ class TritonSession:
     def __init__(self, client: triton.InferenceServerClient, model: str, bundle: Bundle, by: str = "slots") -> None:
         self._client, self._model, self._bundle, self._by = client, model, bundle, by
         self._records = {record.name: record for record in bundle.manifest.adapters}
-        self._tensors = cache(self._read)
+        self._tensors = lru_cache(64)(self._read)
 
     def task(self, adapter: str) -> Any:
         """Return what an adapter answers."""
@@ -70,13 +71,22 @@ class TritonSession:
         return {output: np.where(result < ABSENT, -np.inf, result) if self._by == "bank" else result}
 
     def _fed(self, request: Request) -> Mapping[str, np.ndarray]:
+        strength = check_strength(request.strength)
         if self._by == "slots":
-            return self._tensors(str(request.adapter))
+            return self._tensors(str(request.adapter), strength)
+        if strength != 1:
+            raise RequestError("adapters have no strength in a bank", found=strength, fix="call the model by slots")
         bank = self._bundle.manifest.bank
         rows = len(next(iter(request.inputs.values())))
         return {bank.ids: np.full(rows, bank.rows.index(request.adapter), np.int64)}
 
-    def _read(self, adapter: str) -> Mapping[str, np.ndarray]:
+    @cached_property
+    def _scaled(self) -> Scaled:
+        config = self._client.get_model_config(self._model).config
+        text = config.parameters[STRENGTH_KEY].string_value or None
+        return scaled_parameters(text, self._bundle.manifest.slots, f"the parameters of the model `{self._model}`")
+
+    def _read(self, adapter: str, strength: float) -> Mapping[str, np.ndarray]:
         """Return the one input that holds an adapter: how many numbers each slot has, lengths, numbers."""
         path = self._record(adapter).onnx_adapter
         data = (self._bundle.folder / path).read_bytes()
@@ -84,6 +94,8 @@ class TritonSession:
         if hashlib.sha256(data).hexdigest() != expected:
             raise RequestError("was changed since the bundle was opened", where=path)
         tensors, slots = parse_adapter(data, path), self._bundle.manifest.slots
+        if strength != 1:
+            tensors = scaled(tensors, slots, self._scaled, strength, adapter)
         free = {
             slot.name: [place for place, axis in enumerate(slot.graph_axes) if isinstance(axis, str)] for slot in slots
         }
@@ -113,10 +125,11 @@ def main() -> None:
     parser.add_argument("--by", choices=("slots", "bank"), default="slots")
     parser.add_argument("--adapter", required=True)
     parser.add_argument("--text", action="append", required=True)
+    parser.add_argument("--strength", type=float, help="how much of the adapter's updates is added")
     given = parser.parse_args()
     bundle = Bundle.open(given.bundle)
     session = TritonSession(triton.InferenceServerClient(given.url), given.model, bundle, given.by)
-    for answer in bundle.texts(session).answer(given.text, given.adapter):
+    for answer in bundle.texts(session).answer(given.text, given.adapter, strength=given.strength):
         sys.stdout.write(json.dumps(answer.document(), ensure_ascii=False) + "\n")
 
 
