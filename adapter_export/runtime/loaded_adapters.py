@@ -17,7 +17,16 @@ from weakref import finalize, ref
 import numpy as np
 
 from adapter_export.dtypes import Weights
-from adapter_export.errors import AdapterError, HashError, RequestError, TensorError, WriteError, quoted, within
+from adapter_export.errors import (
+    AdapterError,
+    FileError,
+    HashError,
+    RequestError,
+    TensorError,
+    WriteError,
+    quoted,
+    within,
+)
 from adapter_export.format.manifest import AdapterRecord, HeadRecord, Manifest, MixRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD, check_name
 from adapter_export.graph.tasks import CLASSES, LABELLED, PROBLEM_TYPES, RESULT_WIDTHS, TYPE_OUTPUTS, ProblemType, Task
@@ -127,6 +136,7 @@ class _PrivateFile:
         self._path = path
         self._check = check
         self._data: Callable[[Path], Bytes] = map_bytes if mapped else read_bytes
+        self._state = _state(path)
         self._known: tuple[Places, Loaded] | None = None
 
     def checked(self, data: Bytes, found: Loaded) -> None:
@@ -134,14 +144,38 @@ class _PrivateFile:
         self._known = find_tensors(data, self._path), replace(found, tensors={})
 
     def read(self) -> Loaded:
-        """Read it; errors are those of the check."""
-        data = self._data(self._path)
+        """Read it; errors are those of the check, or `FileError` if somebody did write into it, or removed it."""
+        try:
+            data = self._data(self._path)
+        except FileError as error:
+            raise _touched(self._path, error.what) from error
+        if _state(self._path) != self._state:  # now, when it is open: it might have been exchanged before
+            raise _touched(self._path, "was written to, or exchanged")
         if self._known is None:
             found = self._check(data, self._path)
             self.checked(data, found)
             return found
         places, known = self._known
         return replace(known, tensors=tensors_at(data, places))
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """Return what is another one when a file is written to or exchanged; none if it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _touched(path: Path, found: str) -> FileError:
+    return FileError(
+        "the private copy of an adapter is not what it was",
+        where=path,
+        found=f"it {found}",
+        expected="a file that nobody else touches while a session is open",
+        fix="open the bundle again; if temporary files are cleaned up there, set `TMPDIR` to another folder",
+    )
 
 
 class Uses:

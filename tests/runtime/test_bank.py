@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from inner_norm import with_inner_norm
 from tiny_onnx import random_adapter, save_tiny, token_inputs
 
 from adapter_export.bundle.build_bundle import build_bundle
-from adapter_export.errors import HashError, RequestError
+from adapter_export.errors import FileError, HashError, RequestError
 from adapter_export.graph.kinds import pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
@@ -137,6 +139,22 @@ class TestLoadedAdapters:
         assert session.statistics.bank.resident == 0
 
 
+def _shortened(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _emptied(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def _exchanged(path: Path) -> None:
+    """For a whole one, of the same size, that computes something else."""
+    data = path.read_bytes()
+    other = path.with_name("other")
+    other.write_bytes(data[:-4] + b"\0\0\0\0")
+    other.replace(path)
+
+
 class TestOnDemand:
     def test_files_are_read_when_they_are_needed(self, bundle: Bundle) -> None:
         session = bundle.session(threads=1, on_demand=True, resident=1)
@@ -166,6 +184,27 @@ class TestOnDemand:
         assert len(set(folder.iterdir()) - before) == 2
         session.unload("idle")
         assert len(set(folder.iterdir()) - before) == 1
+
+    @pytest.mark.parametrize("resident", [1, 300], ids=["mapped", "read"])
+    @pytest.mark.parametrize("change", [_shortened, _emptied, _exchanged, Path.unlink])
+    def test_a_private_copy_that_somebody_touched_is_named(
+        self, bundle: Bundle, resident: int, change: Callable[[Path], None]
+    ) -> None:
+        own = Bundle.open(bundle.folder)
+        session = own.session(threads=1, on_demand=True, resident=resident)
+        session.load("late", bundle.folder / "adapters/narrow.onnx_adapter", on_demand=True)
+        if resident == 1:
+            session.run(INPUTS, "narrow")
+            session.run(INPUTS, "late")
+        expected = session.run(INPUTS, "wide")["hidden"]
+        (copy,) = own.home.glob("on-demand-*")
+        for name, path in (("narrow", own.home / "adapters/narrow.onnx_adapter"), ("late", copy)):
+            change(path)
+            with pytest.raises(
+                FileError, match=r"private copy of an adapter is not what it was.*Open the bundle again"
+            ):
+                session.run(INPUTS, name)
+        np.testing.assert_array_equal(session.run(INPUTS, "wide")["hidden"], expected)
 
     def test_an_adapter_that_comes_often_stays(self, bundle: Bundle) -> None:
         session = bundle.session(threads=1, resident=2)
