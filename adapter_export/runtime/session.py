@@ -106,6 +106,15 @@ class Session:
         """
         return self._adapters.entry(adapter).output
 
+    def head(self, adapter: str | None) -> Head:
+        """Return an adapter with its task and the output of its head; of none, nothing.
+
+        Raises:
+            RequestError: it is not loaded.
+        """
+        entry = None if adapter is None else self._adapters.entry(adapter)
+        return Head(None, None, None) if entry is None else Head(entry.name, entry.task, entry.output)
+
     def answering(self, adapter: str | None = None) -> Task:
         """Return the task by which an adapter answers; without one, that of the base's own head.
 
@@ -554,14 +563,3 @@ class Session:
             if on_progress is not None:
                 on_progress(done, len(items))
         return results
-
-
-def head_of(session: Session, adapter: str | None) -> Head:
-    """Return an adapter of a session with its task and the output of its head; of none, nothing.
-
-    Raises:
-        RequestError: it is not loaded.
-    """
-    if adapter is None:
-        return Head(None, None, None)
-    return Head(adapter, session.task(adapter), session.output(adapter))

@@ -16,7 +16,6 @@ from starlette.datastructures import State
 from adapter_export.errors import InputError, RequestError
 from adapter_export.runtime import Request
 from adapter_export.runtime.answers import Head
-from adapter_export.runtime.session import head_of
 from adapter_export.runtime.text_reader import Asked, ReadText
 from adapter_export.server.calls import Call
 from adapter_export.server.limits import RefusedError
@@ -203,7 +202,7 @@ class Service:
         texts = [row for row in rows if row.text is not None]
         read = iter(await asyncio.to_thread(_read, served, texts)) if texts else iter(())
         named = [(next(read), row) if row.text is not None else (None, row) for row in rows]
-        heads = [head_of(served.session, row.target.adapter if one is None else one.adapter) for one, row in named]
+        heads = [served.session.head(row.target.adapter if one is None else one.adapter) for one, row in named]
         requests = [_requests(served, one, row) for one, row in named]
         outputs = iter(await served.collector.answer([each for own in requests for each in own]))
         return [

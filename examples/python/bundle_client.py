@@ -29,7 +29,6 @@ from golden_texts import Fault
 
 from adapter_export.errors import AdapterExportError, RequestError
 from adapter_export.runtime import Bundle, Session
-from adapter_export.runtime.session import head_of
 from adapter_export.runtime.text_reader import Asked, TextReader
 from adapter_export.server.row_answers import Answer, Arrays, row_answer, text_answer, text_requests
 from adapter_export.text import Pair
@@ -126,8 +125,7 @@ def _answers(
     masks = inputs.get("attention_mask", [None] * len(names))
     rows = [{name: array[row] for name, array in outputs.items()} for row in range(len(names))]
     return [
-        row_answer(session, head_of(session, name), row, mask)
-        for name, row, mask in zip(names, rows, masks, strict=True)
+        row_answer(session, session.head(name), row, mask) for name, row, mask in zip(names, rows, masks, strict=True)
     ]
 
 
@@ -140,7 +138,7 @@ def _text_answers(
 ) -> list[Answer]:
     """Answer texts, each by an adapter of its own; the arguments are as of `_answers`."""
     session, read = reader.session, reader.read(texts, adapters=names)
-    heads = [head_of(session, one.adapter) for one in read]
+    heads = [session.head(one.adapter) for one in read]
     each = strengths or [1.0] * len(read)
     requests = [text_requests(reader, one, own) for one, own in zip(read, each, strict=True)]
     if weights:

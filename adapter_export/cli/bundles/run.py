@@ -350,9 +350,7 @@ class _Call:
 
     def heads(self) -> list[Head]:
         """Return what the result of each row means."""
-        from adapter_export.runtime.session import head_of
-
-        known = {name: head_of(self.session, name) for name in dict.fromkeys(self.names)}
+        known = {name: self.session.head(name) for name in dict.fromkeys(self.names)}
         return [known[name] for name in self.names]
 
     def batches(self, weights: Mapping[str, float] | None, size: int) -> list[_Batch]:
