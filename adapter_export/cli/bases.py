@@ -31,9 +31,17 @@ def opened(model: Path, site_map: Path | str | None, trust_pickle: bool, *, from
 
 
 def report_adapter(
-    adapter: Adapter, notes: Sequence[str], output: Path, as_json: bool, facts: Mapping[str, Any] | None = None
+    adapter: Adapter,
+    notes: Sequence[str],
+    output: Path,
+    as_json: bool,
+    facts: Mapping[str, Any] | None = None,
+    told: Sequence[str] = (),
 ) -> None:
-    """Say what was written, and warn of what was done on the way; `facts` is what the document says beside that."""
+    """Say what was written, and warn of what was done on the way.
+
+    The document says `facts` beside that, and the notes that were `told` before.
+    """
     for note in notes:
         warn(f"{note}.")
     parameters, head = adapter.cost().parameters, adapter.head
@@ -45,7 +53,7 @@ def report_adapter(
             "parameters": parameters,
             "sites": list(adapter.placements),
             "task": None if head is None or head.task is None else head.task.document(),
-            "notes": list(notes),
+            "notes": [*told, *notes],
         }
         emit_json({**(facts or {}), **document})
         return

@@ -184,8 +184,8 @@ def _report(made: Adapter, output: Path, notes: list[str], as_json: bool) -> Non
         test = [f"{name} {value:.3f}" for name, value in _metrics(record.get("test", {}))]
         show(_epochs(record), *([f"test {', '.join(test)}"] if test else ()))
         say(f"the learning curve is {curve}.")
-    facts = {"bytes": made.cost().bytes, "curve": str(curve), **record, "notes": notes}
-    report_adapter(made, (), output, as_json, facts)
+    facts = {"bytes": made.cost().bytes, "curve": str(curve), **record}
+    report_adapter(made, (), output, as_json, facts, notes)
 
 
 def _epochs(record: Mapping[str, Any]) -> Table:
