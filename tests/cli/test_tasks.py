@@ -90,6 +90,19 @@ def bundle(cli: Any, model: Path, made: dict[str, Any], tmp_path_factory: pytest
     return path
 
 
+def test_vectors_that_are_all_alike_are_said(
+    cli: Any, model: Path, made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("alike")
+    rows = [f"a film so {'good' * number}\t{number % 2}" for number in range(1, 21)]  # cut to what is the same in all
+    (folder / "vec.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n", encoding="utf-8")
+    words = ("train", model, "--data", folder / "vec.tsv", "--task", "embedding", *QUICK, "-o", folder / "vec")
+    *_, note = cli.json(*words, "--max-tokens", "4")["notes"]
+    assert "the vectors are all alike" in note
+    assert "smaller `--learning-rate`" in note
+    assert not any("alike" in note for note in made["vec"]["notes"])
+
+
 def test_what_training_says(made: dict[str, dict[str, Any]]) -> None:
     assert made["tag"]["task"]["labels"] == ["N", "O", "P"]
     assert "labels" not in made["grade"]["task"]

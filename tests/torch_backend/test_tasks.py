@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.torch_runner import TorchRunner
 from adapter_export.torch_backend.train.data import TextExamples, TrainingData
 from adapter_export.torch_backend.train.fresh import fresh_adapter
+from adapter_export.torch_backend.train.measure import cosine_apart
 from adapter_export.torch_backend.train.objectives import (
     IGNORED,
     class_loss,
@@ -254,6 +256,15 @@ def learnt(examples: TextExamples, rows: Any) -> list[list[int]]:
     found = torch.full(shape, IGNORED)
     found.view(-1)[places[:, 0]] = classes
     return found.tolist()
+
+
+def test_the_cosine_of_rows_that_are_unlike_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    vectors, classes = rng.normal(0.3, 1, (7, 3)), np.array([0, 2, 0, 2, 3, 0, 2])
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    apart = (unit @ unit.T)[classes[:, None] != classes]
+    assert cosine_apart(torch.tensor(vectors), torch.tensor(classes)) == pytest.approx(apart.mean())
+    assert math.isnan(cosine_apart(torch.tensor(vectors), torch.tensor([1] * 7)))
 
 
 def test_the_contrastive_loss_by_hand() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack, cast
@@ -64,6 +64,9 @@ MAX_TOKENS = 128
 _DEFAULT_KIND = "houlsby"
 _ROWS_MEASURED = 32
 """How many rows show how far a fresh adapter moves the final hidden state."""
+
+_ALIKE = 0.99
+"""From this mean cosine of unlike rows on, the contrastive loss is within 0.1 nats of that of vectors all alike."""
 
 
 _LOOKS = ("pooling", "head_layers", "head_width", "head_activation", "head_dropout", "vector_width", "l2_normalise")
@@ -266,10 +269,11 @@ def train(
     from adapter_export.torch_backend.train.data import TrainingData, balanced
     from adapter_export.torch_backend.train.fresh import fresh_adapter, relative_change, with_prior
     from adapter_export.torch_backend.train.language import LanguageFiles, check_causal, read_language
+    from adapter_export.torch_backend.train.measure import cosine_apart
     from adapter_export.torch_backend.train.media_examples import MediaExamples
     from adapter_export.torch_backend.train.record import TrainingSettings, training_record
     from adapter_export.torch_backend.train.task import read_task
-    from adapter_export.torch_backend.train.train_loop import evaluate
+    from adapter_export.torch_backend.train.train_loop import answered, evaluate
     from adapter_export.torch_backend.train.train_loop import train as learn
 
     settings = TrainingSettings(**own_options(given, LoopOptions), **fusion_settings(fusion), metric=metric)
@@ -331,6 +335,9 @@ def train(
         on_device = model.on(accelerator.device)
         result = learn(on_device, learn_from, settings, progress=progress, checkpoints=partial, accelerator=accelerator)
         test = None if rows.test is None else evaluate(on_device, rows.test, settings, accelerator)
+        if rows.problem == "embedding":
+            _, vectors, classes = answered(on_device, rows.validation, settings, accelerator)
+            tell(_collapsed(cosine_apart(vectors, classes)), on_note)
         writes = accelerator.is_main_process
     chosen_settings = {
         **(fusion if members else {"initialisation": scheme}),
@@ -346,6 +353,15 @@ def train(
     if path is not None and writes:
         _write(adapter, path, result, force=force)
     return adapter
+
+
+def _collapsed(cosine: float) -> Iterator[str]:
+    """Yield a note if rows of different labels have vectors that are all alike, by their mean cosine."""
+    if cosine > _ALIKE:
+        yield (
+            f"the vectors are all alike: of validation rows with different labels the mean cosine is {cosine:.4f}, so "
+            f"they tell nothing apart; give a smaller {argument('learning_rate')}, or more {argument('epochs')}"
+        )
 
 
 def attach(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from adapter_export.errors import UsageError, argument, quoted
 from adapter_export.graph.tasks import Learnt, Task
@@ -96,6 +98,15 @@ def judged(task: Task | None, results: Tensor, targets: Tensor, examples: Exampl
         case "ranking":
             assert isinstance(examples, TextExamples)
             return judge_ranking(activated(task, found), wanted, [text.first for text in examples.texts])
+
+
+def cosine_apart(vectors: Tensor, classes: Tensor) -> float:
+    """Return the mean cosine of two rows of different classes; NaN if all are of one."""
+    unit = F.normalize(vectors.double(), dim=-1)
+    counts = torch.bincount(classes)
+    sums = unit.new_zeros(len(counts), unit.shape[1]).index_add(0, classes, unit)
+    pairs = counts.sum().square() - counts.square().sum()
+    return float((sums.sum(0).square().sum() - sums.square().sum()) / pairs)
 
 
 def spans(task: Task, logits: np.ndarray, examples: TextExamples) -> list[str]:
