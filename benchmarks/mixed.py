@@ -3,9 +3,9 @@
     python benchmarks/mixed.py                                  # 32 requests for 32 and for 8 adapters, MiniLM
     python benchmarks/mixed.py --model model.onnx --adapters 8 --lengths 16 --provider cuda
 
-The lengths are those of all requests, and then random ones up to the longest. `loaded` is the same run with adapters
-that are not in the bundle's bank: they lie in a table beside it. `run_many` chooses the calls itself. The ways give
-the same results, which is seen before they are timed.
+The lengths are those of all requests, and then random ones up to the longest, all as often or by Zipf's law. `loaded`
+is the same run with adapters that are not in the bundle's bank: they lie in a table beside it. `run_many` chooses the
+calls itself. The ways give the same results, which is seen before they are timed.
 """
 
 from __future__ import annotations
@@ -79,8 +79,12 @@ def _late(name: str) -> str:
 
 
 def _lengths(longest: Sequence[int], count: int) -> list[tuple[str, list[int]]]:
-    random = np.random.default_rng(0).integers(1, max(longest) + 1, count).tolist()
-    return [*((f"{tokens} tokens", [tokens] * count) for tokens in longest), (f"1 to {max(longest)} tokens", random)]
+    random, most = np.random.default_rng(0), max(longest)
+    return [
+        *((f"{tokens} tokens", [tokens] * count) for tokens in longest),
+        (f"1 to {most} tokens", random.integers(1, most + 1, count).tolist()),
+        (f"1 to {most}, most of them few", np.minimum(random.zipf(1.5, count), most).tolist()),
+    ]
 
 
 def _requests(subject: Subject, lengths: Sequence[int], adapters: int) -> Requests:

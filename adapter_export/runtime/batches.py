@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -17,6 +18,14 @@ from adapter_export.runtime.loaded_adapters import Entry
 
 TOKEN_BUDGET = 512
 """How many tokens `run_many` puts into a call by default: on a CPU, larger calls save nothing."""
+
+CALL_TOKENS = 10
+"""How many tokens' time a call takes beside that of its tokens, on a CPU.
+
+A call fetches each weight once and multiplies it once for each token: how many products a fetch is worth is a matter of
+the processor, not of the base. Fitted to calls of MiniLM of 4 to 512 tokens on one thread with AVX2; plans made with 4
+to 20 take the same time to within 2 %.
+"""
 
 
 @dataclass(frozen=True)
@@ -66,12 +75,18 @@ class Item:
 
 
 def batches(
-    items: Sequence[Item], manifest: Manifest, token_budget: int, adapters: int, allow_mixed_rows: bool
+    items: Sequence[Item],
+    manifest: Manifest,
+    token_budget: int,
+    adapters: int,
+    allow_mixed_rows: bool,
+    call_tokens: int,
 ) -> Iterator[list[Item]]:
-    """Yield the items call by call, each as large as may be, similar lengths together, the shortest first.
+    """Yield the items call by call, similar lengths together, the shortest first, cut where it costs least.
 
-    A call has at most `token_budget` tokens, padding counted, and `adapters` different adapters, 1 without a bank; a
-    request that is larger has one of its own. UsageError if the budget is below 1.
+    A call costs its tokens, padding counted, and `call_tokens`. It has at most `token_budget` tokens and `adapters`
+    different adapters, 1 without a bank; a request that is larger has one of its own. UsageError if the budget is
+    below 1.
     """
     if token_budget < 1:
         raise UsageError("a call needs room for a token", found=f"`token_budget` {token_budget}", expected="≥ 1")
@@ -81,18 +96,32 @@ def batches(
     for item in items:
         groups.setdefault((item.fixed, item.entry if adapters == 1 else None), []).append(item)
     for group in groups.values():
-        batch, rows, sizes, entries = list[Item](), 0, dict[str, int](), set[Entry]()
-        for item in sorted(group, key=lambda item: (item.tokens, item.twin, item.name, item.index)):
-            longer = {axis: max(size, sizes.get(axis, 0)) for axis, size in item.sizes.items()}
-            among = entries if item.entry is None else entries | {item.entry}
-            tokens = (rows + item.rows) * max(1, sum(longer.values()))
-            fits = together and tokens <= token_budget and len(among) <= adapters
-            if batch and not fits:
-                yield batch
-                batch, rows, longer, among = [], 0, dict(item.sizes), set() if item.entry is None else {item.entry}
-            batch.append(item)
-            rows, sizes, entries = rows + item.rows, longer, among
-        yield batch
+        ordered = sorted(group, key=lambda item: (item.tokens, item.twin, item.name, item.index))
+        choice = together and len(ordered) > 1
+        cuts = _cheapest_cuts(ordered, token_budget, adapters, call_tokens) if choice else range(len(ordered) + 1)
+        yield from (ordered[start:end] for start, end in pairwise(cuts))
+
+
+def _cheapest_cuts(items: Sequence[Item], token_budget: int, adapters: int, call_tokens: int) -> list[int]:
+    """Return where calls begin and the last one ends: the way to each end goes on from the best way to a start."""
+    sizes = np.array([[*item.sizes.values()] or [1] for item in items])
+    rows = np.cumsum([0, *(item.rows for item in items)])
+    costs, starts = np.zeros(len(items) + 1), [0]
+    first = 0  # a call from before is too large for this end, and for all to come
+    for end in range(1, len(items) + 1):
+        while len({item.entry for item in items[first:end]} - {None}) > adapters:
+            first += 1
+        longest = np.maximum.accumulate(sizes[first:end][::-1])[::-1].sum(axis=1)
+        tokens = longest * (rows[end] - rows[first:end])
+        over = int((tokens[:-1] > token_budget).sum())
+        first, tokens = first + over, tokens[over:]
+        ways = costs[first:end] + tokens + call_tokens
+        starts.append(first + int(ways.argmin()))
+        costs[end] = ways.min()
+    cuts = [len(items)]
+    while cuts[-1]:
+        cuts.append(starts[cuts[-1]])
+    return cuts[::-1]
 
 
 def batch_axis(manifest: Manifest) -> str:

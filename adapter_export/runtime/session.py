@@ -26,7 +26,7 @@ from adapter_export.runtime.answers import (
     stacked,
 )
 from adapter_export.runtime.bank import Bank
-from adapter_export.runtime.batches import TOKEN_BUDGET, Item, Progress, Request
+from adapter_export.runtime.batches import CALL_TOKENS, TOKEN_BUDGET, Item, Progress, Request
 from adapter_export.runtime.check_inputs import Inputs, Weighting, check_inputs, check_rows, weight_tensors
 from adapter_export.runtime.graphs import Arrays, Graphs, Provider, on_device, run_bound, run_session, run_values
 from adapter_export.runtime.loaded_adapters import Adapters, Claim, Entry, Statistics
@@ -290,9 +290,9 @@ class Session:
     ) -> list[Arrays]:
         """Compute the outputs of any number of requests, each with its own adapter.
 
-        They are sorted by length, put together up to a number of tokens, and padded where a mask hides it; adapters are
-        mixed if the bundle has a bank. Where padding, or the other rows of a call, would change results, requests run
-        with others of the same length, or alone.
+        They are sorted by length, put together up to a number of tokens, where that takes less time than calls of their
+        own, and padded where a mask hides it; adapters are mixed if the bundle has a bank. Where padding, or the other
+        rows of a call, would change results, requests run with others of the same length, or alone.
 
         Args:
             requests: inputs of one row or several, and an adapter.
@@ -549,16 +549,21 @@ class Session:
         self, items: Sequence[Item], token_budget: int, progress: Progress | bool | None, allow_mixed_rows: bool
     ) -> list[Arrays]:
         adapters = self._resident if self._bank.takes(item.entry for item in items) else 1
+        call_tokens = CALL_TOKENS if self.provider == "cpu" else token_budget  # a GPU likes few calls
         on_progress = batches.draw_bar if progress is True else progress or None
         results: list[Arrays] = [{}] * len(items)
         done = 0
-        for batch in batches.batches(items, self._manifest, token_budget, adapters, allow_mixed_rows):
-            entries = [item.entry for item in batch for _ in range(item.rows)]
-            arrays = batches.joined(batch, self._manifest)
-            alike = all(entry is entries[0] for entry in entries)  # rows of one adapter need no bank
-            outputs = self._compute_all(arrays, entries[0]) if alike else self._compute_rows(arrays, entries)
-            for item, own in batches.taken_apart(outputs, batch, self._manifest):
-                results[item.index] = own
+        for batch in batches.batches(items, self._manifest, token_budget, adapters, allow_mixed_rows, call_tokens):
+            if len(batch) == 1:  # nothing to fill up or to take apart
+                (item,) = batch
+                results[item.index] = self._compute_all(item.arrays, item.entry)
+            else:
+                entries = [item.entry for item in batch for _ in range(item.rows)]
+                arrays = batches.joined(batch, self._manifest)
+                alike = all(entry is entries[0] for entry in entries)  # rows of one adapter need no bank
+                outputs = self._compute_all(arrays, entries[0]) if alike else self._compute_rows(arrays, entries)
+                for item, own in batches.taken_apart(outputs, batch, self._manifest):
+                    results[item.index] = own
             done += len(batch)
             if on_progress is not None:
                 on_progress(done, len(items))

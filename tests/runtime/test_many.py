@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_onnx import random_adapter, save_tiny, tiny_model, token_inputs
 
 from adapter_export.bundle.build_bundle import build_bundle
@@ -18,6 +21,8 @@ from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.runtime import Bundle, Request, Session
+from adapter_export.runtime.batches import CALL_TOKENS, Item, batches
+from adapter_export.runtime.loaded_adapters import Entry, Loaded
 
 NAMES = (None, "wide", "narrow", "pfeiffer", "plain")
 
@@ -79,9 +84,61 @@ def _calls(session: Session, requests: Sequence[Request], **options: int) -> lis
 
 def test_calls_are_filled_up_to_the_budget(session: Session) -> None:
     requests = [Request(token_inputs(length), "wide") for length in (5, 1, 4, 2, 5, 3)]
-    assert _calls(session, requests, token_budget=10) == [3, 5, 6]  # 1 2 3, then 4 5, then 5
+    assert _calls(session, requests, token_budget=10) == [2, 4, 6]  # 1 2, then 3 4, then 5 5
     assert _calls(session, requests, token_budget=30) == [6]
     assert _calls(session, requests, token_budget=1) == [1, 2, 3, 4, 5, 6]
+
+
+def test_no_call_is_filled_up_for_more_than_a_call_costs(session: Session) -> None:
+    lengths = (3, 3, 4, 4 + CALL_TOKENS // 2, 4 + CALL_TOKENS)
+    requests = [Request(token_inputs(1, tokens=length), "wide") for length in lengths]
+    assert _calls(session, requests) == [3, 5]
+
+
+def test_no_other_cuts_cost_less(bundle: Bundle) -> None:
+    entries = {name: Entry(name, None, None, _unread) for name in "abc"}
+    axes = st.tuples(st.integers(1, 30), st.integers(1, 8))
+    drawn_items = st.lists(
+        st.builds(
+            lambda sizes, rows, name: Item(
+                0, {}, entries.get(name), rows, dict(zip("st", sizes, strict=True)), frozenset("st"), 0
+            ),
+            axes,
+            st.integers(1, 3),
+            st.sampled_from("abc-"),
+        ),
+        min_size=1,
+        max_size=7,
+    )
+
+    @given(drawn_items, st.integers(1, 100), st.integers(2, 3), st.integers(0, 30))
+    def hold(drawn: list[Item], token_budget: int, adapters: int, call_tokens: int) -> None:
+        def tokens(call: Sequence[Item]) -> int:
+            return sum(item.rows for item in call) * sum(max(item.sizes[axis] for item in call) for axis in "st")
+
+        def fits(call: Sequence[Item]) -> bool:
+            several = len({item.entry for item in call} - {None}) > adapters
+            return len(call) == 1 or (tokens(call) <= token_budget and not several)
+
+        def cost(calls: Sequence[Sequence[Item]]) -> int:
+            return sum(tokens(call) + call_tokens for call in calls)
+
+        items = [replace(item, index=index) for index, item in enumerate(drawn)]
+        calls = list(batches(items, bundle.manifest, token_budget, adapters, False, call_tokens))
+        order = [item for call in calls for item in call]
+        assert sorted(item.index for item in order) == list(range(len(items)))
+        assert all(fits(call) for call in calls)
+        ways = []  # one by one, and each call as large as may be, are two of them
+        for chosen in product((False, True), repeat=len(items) - 1):
+            cuts = [0, *(place for place, cut in enumerate(chosen, 1) if cut), len(items)]
+            ways.append([order[start:end] for start, end in pairwise(cuts)])
+        assert cost(calls) == min(cost(way) for way in ways if all(fits(call) for call in way))
+
+    hold()
+
+
+def _unread() -> Loaded:
+    raise AssertionError
 
 
 def test_adapters_share_a_call(session: Session) -> None:
@@ -91,7 +148,7 @@ def test_adapters_share_a_call(session: Session) -> None:
 
 def test_rows_that_influence_each_other_run_alone(bundle: Bundle) -> None:
     session = replace(bundle, manifest=replace(bundle.manifest, batch_invariant=False)).session(threads=1)
-    requests = _requests(6)
+    requests = [Request(token_inputs(5, seed=seed), NAMES[seed % 5]) for seed in range(6)]
     assert _calls(session, requests) == [1, 2, 3, 4, 5, 6]
     assert _calls(session, requests, allow_mixed_rows=True) == [6]
 
