@@ -20,6 +20,7 @@ from adapter_export.sites.discover import discover
 from adapter_export.torch_backend.base.to_onnx import OPSET, export_onnx, to_onnx
 from adapter_export.torch_backend.base.torch_base import TorchBase, base_of, load_base, save_base
 from adapter_export.torch_backend.fx_view import flow_graph
+from adapter_export.torch_backend.torch_runner import node_values
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +214,55 @@ def test_only_what_onnx_cannot_write_is_traced_again(
     assert_equal(base, ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"]), inputs, 1e-6)
     for name, expected in module(**inputs).items():
         torch.testing.assert_close(base.run(inputs)[name], expected)
+
+
+class Decomposed(nn.Module):
+    """Ops that torch decomposes into some that the module has as well, and one that writes into a view."""
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        near = nn.functional.cosine_similarity(x, y, dim=-1)
+        square = x.mT @ x
+        square.mT.add_(torch.ones(5, 5).tril())
+        return {"near": near / 2 * 3, "square": square * 2, "halves": x / 2 + y * 3, "sums": (x / 4).clamp_(min=0)}
+
+
+class WeightNormed(nn.Module):
+    """A weight norm, which is written with a quotient for ONNX, and a sum, which is for finding sites."""
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"weights": torch._weight_norm(y, x[:1], 1) * 2, "sums": torch.addcdiv(x, y, y.abs() + 1) * 2}
+
+
+@pytest.mark.parametrize(("module", "fewest"), [(Decomposed(), 8), (WeightNormed(), 5)])
+def test_a_name_of_the_graph_of_torch_is_that_of_its_value(module: nn.Module, fewest: int) -> None:
+    torch.manual_seed(0)
+    inputs = {"x": torch.randn(3, 5), "y": torch.randn(3, 5)}
+    base = base_of(module, {name: value[:2] for name, value in inputs.items()})
+    model, arrays = to_onnx(base), {name: value.numpy() for name, value in inputs.items()}
+    names = {node.name for node in base.flat.graph.nodes if node.op == "call_function"}
+    own = [value for node in model.graph for value in node.outputs if value.name in names]
+    model.graph.outputs.extend(value for value in own if value not in model.graph.outputs)
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run([value.name for value in own], arrays)
+    expected = node_values(base, arrays, names)
+    for value, array in zip(own, found, strict=True):
+        np.testing.assert_allclose(array, expected[value.name or ""], rtol=0, atol=1e-6, err_msg=value.name or "")
+    assert len(own) >= fewest, [value.name for value in own]
+
+
+class Routed(nn.Module):
+    """Computes the rows that a mask chooses, whose number no shape says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found, chosen = torch.zeros_like(x), x[:, 0] > 0
+        found[chosen] = x[chosen] * 2
+        return found
+
+
+def test_a_model_is_the_same_each_time() -> None:
+    base = base_of(Routed(), (torch.randn(3, 5),))
+    first, *others = [[(node.name, node.op_type) for node in to_onnx(base).graph] for _ in range(3)]
+    assert others == [first, first]
 
 
 def test_the_base_stays_as_it_is_and_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

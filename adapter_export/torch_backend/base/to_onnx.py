@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict
@@ -16,7 +16,8 @@ import onnx_ir as ir
 import torch
 from onnxscript import version_converter
 from torch.export import ExportedProgram
-from torch.onnx._internal.exporter import _core, _registration
+from torch.fx.experimental import _config as fx_config
+from torch.onnx._internal.exporter import _core, _fx_passes, _registration
 from torch.onnx._internal.fx.passes import type_promotion
 
 from adapter_export.errors import BaseModelError
@@ -110,7 +111,8 @@ def converted(program: ExportedProgram) -> ir.Model:
         with quiet():
             with suppress(*LIBRARY_ERRORS):  # then torch decomposes it
                 if (known := _translatable(program)) is not None:
-                    return _translated(known)
+                    names = {node.name for node in program.graph.nodes}
+                    return _translated(known, {node: node.name for node in known.graph.nodes if node.name in names})
             try:
                 return _convert(program)
             except LIBRARY_ERRORS:
@@ -138,7 +140,32 @@ def _registry() -> Any:
 
 
 def _convert(program: ExportedProgram) -> ir.Model:
-    return _core.export(program, registry=_registry(), opset_version=OPSET, verbose=False).model
+    """The ONNX model of any program: torch traces it again, for seconds, to decompose what ONNX cannot say."""
+    with fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined] # an axis may be 0 or 1 long
+        decomposed = _fx_passes.decompose_with_registry(program, _registry())
+    _fx_passes.remove_assertion_nodes(decomposed.graph_module)
+    return _translated(decomposed, _results(decomposed.graph, program.graph))
+
+
+def _results(decomposed: torch.fx.Graph, original: torch.fx.Graph) -> dict[torch.fx.Node, str]:
+    """The nodes that compute what a node of the original does, the last that was made for it, and the name of that one.
+
+    Torch counts names anew: the `div` of a decomposed graph may be a part of what was a weight norm.
+    """
+    known = {node.name: node for node in original.nodes if node.op == "call_function"}
+    last = {sources[-1].name: node for node in decomposed.nodes if (sources := node.meta.get("from_node"))}
+    return {node: name for name, node in last.items() if name in known and _is_result(node, known[name])}
+
+
+def _is_result(node: torch.fx.Node, origin: torch.fx.Node) -> bool:
+    """Whether the last node made for one has its value: after an op that writes, that may be all that it wrote to."""
+    op, value, expected = origin.target, node.meta.get("val"), origin.meta.get("val")
+    if not isinstance(value, torch.Tensor) or not isinstance(expected, torch.Tensor):
+        return False
+    name = op._opname.removesuffix("_") if isinstance(op, torch._ops.OpOverload) and op._schema.is_mutable else None
+    if name is not None and getattr(node.target, "_opname", None) != name:
+        return False
+    return value.dtype == expected.dtype and _shape(node) == _shape(origin)
 
 
 class _Promotion(type_promotion._TypePromotionInterpreter):
@@ -155,12 +182,22 @@ class _Promotion(type_promotion._TypePromotionInterpreter):
         return n.meta["val"]
 
 
-def _translated(program: ExportedProgram) -> ir.Model:
-    """As `_convert`, of a program of ops that the exporter knows; that would trace it twice, for seconds."""
+def _translated(program: ExportedProgram, results: Mapping[torch.fx.Node, str]) -> ir.Model:
+    """The ONNX model of a program of ops that the exporter knows; a value has the name of its node in `results`.
+
+    All other values get names that no graph of torch has: a reference has values by their names, and is compared.
+    """
     for module in program.graph_module.modules():
         promotion = type_promotion.InsertTypePromotion(module)
         promotion.interpreter = _Promotion(module, type_promotion.TypePromotionTable())
         promotion.run()
+    renamed = {}
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            name = results.get(node, f"{node.name}.part")
+            renamed[node.name], node.name = name, name
+    for output in program.graph_signature.output_specs:
+        output.arg.name = renamed.get(output.arg.name, output.arg.name)
     made = _core._exported_program_to_onnx_program(program, registry=_registry())
     version_converter.convert_version(made.model, OPSET, fallback=True)
     made.optimize()
@@ -280,8 +317,11 @@ def _before(node: torch.fx.Node, op: Any, *args: Any) -> torch.fx.Node:
 
 def _keeps_shape(node: torch.fx.Node) -> bool:
     """Whether a reshape does nothing; fusions of attention are not found around one."""
-    before, after = ([str(size) for size in each.meta["val"].shape] for each in (node.all_input_nodes[0], node))
-    return before == after and all(user.op != "output" for user in node.users)
+    return _shape(node.all_input_nodes[0]) == _shape(node) and all(user.op != "output" for user in node.users)
+
+
+def _shape(node: torch.fx.Node) -> list[str]:
+    return [str(size) for size in node.meta["val"].shape]
 
 
 def _returns(node: torch.fx.Node) -> bool:
