@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -65,6 +65,29 @@ def model_of(name: str) -> nn.Module:
     return model
 
 
+_models = cache(model_of)
+
+
+def shared_model(name: str) -> nn.Module:
+    """The same, one for all tests that leave it as it was."""
+    return _models(name).eval()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _captured_once() -> Iterator[None]:
+    """Capture a model once, however many adapters are attached to it one after the other: it takes most of the time."""
+    capture, bases = hooks.base_of, dict[nn.Module, TorchBase]()
+
+    def base_of(module: nn.Module, *given: Any) -> TorchBase:
+        if module not in bases:
+            bases[module] = capture(module, *given)
+        return bases[module]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hooks, "base_of", base_of)
+        yield
+
+
 def made(
     kind: str = "houlsby", options: BottleneckOptions | None = None, labels: tuple[str, ...] | None = ("no", "yes")
 ) -> Callable[[SiteMap, str], Adapter]:
@@ -111,7 +134,7 @@ def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TorchBa
 def test_what_is_saved_does_in_the_captured_base_what_it_did_in_the_module(
     name: str, kind: str, base_of: Callable[[str], TorchBase], tmp_path: Path
 ) -> None:
-    model = model_of(name).eval()
+    model = shared_model(name)
     given = inputs_of()
     with torch.no_grad():
         plain = model(**given).last_hidden_state
@@ -186,7 +209,7 @@ def test_the_module_is_as_it_was_when_the_block_ends() -> None:
 
 
 def test_dropout_of_the_module_and_of_the_adapter_act_in_training(tmp_path: Path) -> None:
-    model = model_of("bert").eval()
+    model = shared_model("bert")
     with attach_to_module(model, made("houlsby", BottleneckOptions("gelu", dropout=0.5))), torch.no_grad():
         same = [model(**inputs_of()).last_hidden_state for _ in range(2)]
         model.train()
@@ -196,7 +219,7 @@ def test_dropout_of_the_module_and_of_the_adapter_act_in_training(tmp_path: Path
 
 
 def test_all_of_the_adapter_gets_gradients() -> None:
-    model = model_of("albert").train()
+    model = shared_model("albert").train()
     with attach_to_module(model, made()) as adapter:
         model(**inputs_of()).logits.square().sum().backward()
         assert all(tensor.grad is not None and tensor.grad.abs().max() > 0 for tensor in adapter.parameters())
@@ -204,7 +227,7 @@ def test_all_of_the_adapter_gets_gradients() -> None:
 
 
 def test_without_a_mask_every_token_counts_for_the_head() -> None:
-    model = model_of("bert").eval()
+    model = shared_model("bert")
     ids = inputs_of()["input_ids"]
     with attach_to_module(model, made()) as adapter, torch.no_grad():
         output = model(ids)
@@ -263,7 +286,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
 
 
 def test_a_call_more_than_was_captured_is_refused() -> None:
-    model = model_of("albert")
+    model = shared_model("albert")
     with attach_to_module(model, made()), pytest.raises(TrainingError, match="gradient checkpointing"):
         model.encoder.albert_layer_groups[0].albert_layers[0].attention(torch.zeros(1, 3, 32))
 
@@ -285,14 +308,14 @@ def test_a_value_taken_from_a_wrong_place_is_noticed(monkeypatch: pytest.MonkeyP
         )
 
     monkeypatch.setattr(hooks._Boundaries, "of", elsewhere)
-    model = model_of("bert")
+    model = shared_model("bert")
     with pytest.raises(NoSitesError, match=r"`layers\.0\.ffn`.*something else there than its captured graph"):
         attach_to_module(model, made("pfeiffer"))
     assert not hasattr(model, "adapter")
 
 
 def test_one_adapter_at_a_time() -> None:
-    model = model_of("bert")
+    model = shared_model("bert")
     with attach_to_module(model, made()), pytest.raises(UsageError, match="has a member `adapter` already"):
         attach_to_module(model, made())
 
@@ -303,7 +326,7 @@ def test_inputs_that_are_not_obvious_are_asked_for() -> None:
 
 
 def test_what_does_not_fit_leaves_the_module_alone() -> None:
-    model = model_of("bert")
+    model = shared_model("bert")
     other = made()
 
     def wider(sites: SiteMap, base: str) -> Adapter:

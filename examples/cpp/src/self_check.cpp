@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr double kUnequal = std::numeric_limits<double>::infinity();
+constexpr double kDiffers = std::numeric_limits<double>::infinity();
 
 using Run = std::function<Arrays(const Arrays& inputs)>;
 using RunRows = std::function<Arrays(const Arrays& inputs, const std::vector<Choice>& rows)>;
@@ -51,10 +51,10 @@ double deviation(const float* found, const float* expected, std::size_t count, d
   double worst = 0;
   for (std::size_t i = 0; i < count; ++i) {
     const double difference = std::abs(static_cast<double>(found[i]) - static_cast<double>(expected[i]));
-    worst = std::isnan(difference) ? kUnequal : std::max(worst, difference);
+    worst = std::isnan(difference) ? kDiffers : std::max(worst, difference);
   }
   if (allowed > 0) return worst / allowed;
-  return worst == 0 ? 0 : kUnequal;
+  return worst == 0 ? 0 : kDiffers;
 }
 
 double worst_of(const Golden& golden, const Run& run) {
@@ -66,7 +66,7 @@ double worst_of(const Golden& golden, const Run& run) {
       const auto& found = outputs.at(output);
       const bool alike = found.shape == expected.shape && found.dtype == "float32" && expected.dtype == "float32";
       worst = std::max(worst, alike ? deviation(found.data<float>(), expected.data<float>(), expected.count(), allowed)
-                                    : kUnequal);
+                                    : kDiffers);
     }
   }
   return worst;
@@ -78,13 +78,13 @@ double row_deviation(const Array& found, const Array& expected, std::size_t row,
   const auto wide = static_cast<std::size_t>(found.shape.back()), own = static_cast<std::size_t>(expected.shape.back());
   const std::size_t lines = expected.count() / static_cast<std::size_t>(expected.shape.front()) / own;
   if (found.shape.front() != expected.shape.front() || found.count() * own != expected.count() * wide || wide < own) {
-    return kUnequal;
+    return kDiffers;
   }
   double worst = 0;
   for (std::size_t line = row * lines; line < (row + 1) * lines; ++line) {
     const float* numbers = found.data<float>() + line * wide;
     worst = std::max(worst, deviation(numbers, expected.data<float>() + line * own, own, allowed));
-    if (!std::all_of(numbers + own, numbers + wide, [](float number) { return number < kMasked; })) return kUnequal;
+    if (!std::all_of(numbers + own, numbers + wide, [](float number) { return number < kMasked; })) return kDiffers;
   }
   return worst;
 }

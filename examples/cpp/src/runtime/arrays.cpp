@@ -9,12 +9,12 @@
 
 namespace {
 
-struct Type {
+struct Element {
   ONNXTensorElementDataType code;
   std::size_t bytes;
 };
 
-const std::map<std::string, Type> kTypes = {
+const std::map<std::string, Element> kElements = {
     {"float32", {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, 4}}, {"float16", {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, 2}},
     {"float64", {ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE, 8}}, {"int64", {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, 8}},
     {"int32", {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, 4}},    {"bool", {ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, 1}},
@@ -22,9 +22,9 @@ const std::map<std::string, Type> kTypes = {
 
 constexpr std::uint64_t kLargest = std::uint64_t{1} << 48;  // bytes; more would overflow before it failed
 
-const Type& type_of(const std::string& dtype) {
-  const auto found = kTypes.find(dtype);
-  if (found == kTypes.end()) throw Fault({"a type that this client does not know", "", "`" + dtype + "`"});
+const Element& element_of(const std::string& dtype) {
+  const auto found = kElements.find(dtype);
+  if (found == kElements.end()) throw Fault({"a type that this client does not know", "", "`" + dtype + "`"});
   return found->second;
 }
 
@@ -43,10 +43,10 @@ std::size_t Array::count() const {
   return static_cast<std::size_t>(std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>()));
 }
 
-std::size_t bytes_of(const std::string& dtype) { return type_of(dtype).bytes; }
+std::size_t bytes_of(const std::string& dtype) { return element_of(dtype).bytes; }
 
 std::string dtype_of(ONNXTensorElementDataType code) {
-  for (const auto& [name, type] : kTypes) {
+  for (const auto& [name, type] : kElements) {
     if (type.code == code) return name;
   }
   throw Fault({"ONNX Runtime returned a type that this client does not know", "", std::to_string(code)});
@@ -119,7 +119,7 @@ Ort::Value view(const Array& array) {
   static const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
   auto* bytes = const_cast<std::byte*>(array.bytes.data());  // ONNX Runtime does not write to its inputs
   return Ort::Value::CreateTensor(memory, bytes, array.bytes.size(), array.shape.data(), array.shape.size(),
-                                  type_of(array.dtype).code);
+                                  element_of(array.dtype).code);
 }
 
 Array copy_of(const Ort::Value& value) {
