@@ -185,16 +185,17 @@ class _Promotion(type_promotion._TypePromotionInterpreter):
 def _translated(program: ExportedProgram, results: Mapping[torch.fx.Node, str]) -> ir.Model:
     """The ONNX model of a program of ops that the exporter knows; a value has the name of its node in `results`.
 
-    All other values get names that no graph of torch has: a reference has values by their names, and is compared.
+    All others get names that no graph of torch has, as a reference is compared by names, and that torch does not count:
+    it counts on from one conversion to the next.
     """
     for module in program.graph_module.modules():
         promotion = type_promotion.InsertTypePromotion(module)
         promotion.interpreter = _Promotion(module, type_promotion.TypePromotionTable())
         promotion.run()
-    renamed = {}
+    renamed = dict[str, str]()
     for node in program.graph.nodes:
         if node.op == "call_function":
-            name = results.get(node, f"{node.name}.part")
+            name = results.get(node, f"{node.name.rstrip('_0123456789')}.{len(renamed)}")
             renamed[node.name], node.name = name, name
     for output in program.graph_signature.output_specs:
         output.arg.name = renamed.get(output.arg.name, output.arg.name)
