@@ -45,7 +45,9 @@ ROWS: Mapping[str, Mapping[str, list[object]]] = {
     "forms": {"What each form of the graph costs": ["1 × 1", "3 × 7"]},
     "mixed": {
         "Requests for many adapters": [
-            *(f"{tokens} tokens, for {count}" for tokens in ("2", "5", "1 to 5") for count in (3, 1))
+            f"{words}, for {count}"
+            for words in ("2 tokens", "5 tokens", "1 to 5 tokens", "1 to 5, most of them few")
+            for count in (3, 1)
         ]
     },
     "fanout": {"One text for 3 adapters": ["1 × 2", "1 × 5"]},
