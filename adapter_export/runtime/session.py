@@ -549,7 +549,7 @@ class Session:
         self, items: Sequence[Item], token_budget: int, progress: Progress | bool | None, allow_mixed_rows: bool
     ) -> list[Arrays]:
         adapters = self._resident if self._bank.takes(item.entry for item in items) else 1
-        call_tokens = CALL_TOKENS if self.provider == "cpu" else token_budget  # a GPU likes few calls
+        call_tokens = CALL_TOKENS if self.provider == "cpu" else token_budget  # on a GPU, launches outweigh padding
         on_progress = batches.draw_bar if progress is True else progress or None
         results: list[Arrays] = [{}] * len(items)
         done = 0
