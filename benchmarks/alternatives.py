@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("adapters", "bottleneck", "threads", "rounds", "seconds", "lengths", "shapes"):
         parser.add_argument(f"--{name}", **OPTIONS[name])
-    parser.set_defaults(shapes=SHAPES)
+    parser.set_defaults(shapes=SHAPES, seconds=45.0)  # 15 s are five rounds of 13 ways
     parser.add_argument("--write", action="store_true", help="replace the tables and the picture of RESULTS.md")
     given = parser.parse_args()
     if not PYTHON.exists():
