@@ -12,9 +12,8 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 import torch
-import transformers as hf
 from partial_bases import BASES
-from small_bases import ARCHITECTURES, Architecture, TextBase
+from small_bases import ARCHITECTURES, Architecture
 from torch import nn
 
 from adapter_export.onnx_backend.base.flow import flow_graph as onnx_flow
@@ -113,15 +112,3 @@ def views(exported: Callable[[str], Exported]) -> Callable[[str], Views]:
         return Views(base, torch_graph, onnx_graph, *found)
 
     return get
-
-
-@pytest.fixture(scope="session")
-def minilm(minilm_folder: Path) -> Exported:
-    """The real base."""
-    torch.backends.mha.set_fastpath_enabled(False)
-    architecture = Architecture(lambda: TextBase(hf.AutoModel.from_pretrained(minilm_folder)))
-    module = architecture.make().eval()
-    with _quiet():
-        inputs = architecture.inputs(2, 7)
-        program = torch.export.export(module, (), inputs, dynamic_shapes=architecture.dynamic_shapes())
-    return Exported(architecture, module, program)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from adapter_export.onnx_backend.base.flow import flow_graph as onnx_flow
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.fx_view import flow_graph as torch_flow
+from adapter_export.torch_backend.base.torch_base import load_base
+from adapter_export.torch_backend.fx_view import flow_graph
 
 
 @pytest.fixture(scope="module", params=["torch", "onnx"])
-def sites(minilm, request) -> SiteMap:
-    return discover(torch_flow(minilm.torch_graph()) if request.param == "torch" else onnx_flow(minilm.onnx_graph()))
+def sites(minilm_archive: Path, minilm_graph: Path, request: pytest.FixtureRequest) -> SiteMap:
+    if request.param == "onnx":
+        return open_onnx(minilm_graph).sites
+    return discover(flow_graph(load_base(minilm_archive).flat))
 
 
 def test_it_has_attention_and_ffn_in_each_of_six_layers(sites):
@@ -38,5 +43,5 @@ def test_all_of_it_is_384_wide(sites):
 
 def test_the_paths_are_those_of_the_output_projections(sites):
     assert [site.path for site in sites.of_roles(("ffn",))] == [
-        f"model.encoder.layer.{layer}.output.dense" for layer in range(6)
+        f"encoder.layer.{layer}.output.dense" for layer in range(6)
     ]
