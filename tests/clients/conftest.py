@@ -123,12 +123,14 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     It has what the manifest does not list and clients pass over: a signature, the report of a check, a model card.
     """
-    folder = tmp_path_factory.mktemp("small")
-    flavours, names = [*FLAVOURS], ("input_ids", "attention_mask")
-    built = build_small(folder, flavours, names, small_tokenizer(), _fusion, ["topic"]).folder
-    for name in (SIGNATURE_FILE, REPORT_FILE, CARD_FILE):
-        (built / name).write_text("{}")
-    return built
+
+    def make(folder: Path) -> None:
+        flavours, names = [*FLAVOURS], ("input_ids", "attention_mask")
+        built = build_small(folder, flavours, names, small_tokenizer(), _fusion, ["topic"]).folder
+        for name in (SIGNATURE_FILE, REPORT_FILE, CARD_FILE):
+            (built / name).write_text("{}")
+
+    return once(tmp_path_factory, "clients_small", make) / "bundle"
 
 
 @pytest.fixture(scope="session")
@@ -148,8 +150,11 @@ def length_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Lengths, Pa
 @pytest.fixture(scope="session")
 def task_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small base with an adapter of every problem type, by its name; nobody knows the task of `unknown`."""
-    folder = tmp_path_factory.mktemp("tasks")
-    return build_small(folder, None, ("input_ids", "attention_mask"), compose=_of_every_type).folder
+
+    def make(folder: Path) -> None:
+        build_small(folder, None, ("input_ids", "attention_mask"), compose=_of_every_type)
+
+    return once(tmp_path_factory, "clients_tasks", make) / "bundle"
 
 
 def _of_every_type(topic: Adapter, tone: Adapter, mood: Adapter) -> list[Adapter]:
