@@ -64,8 +64,8 @@ def extent(flow: FlowGraph) -> Extent:
         products = _PRODUCTS_IN_ATTENTION + node.weighted if attends else int(node.multiplies)
         depth = max((depths.get(name, 0) for name in node.inputs), default=0) + products
         depths.update(dict.fromkeys(node.outputs, depth))
-    widths = [flow.width(node.inputs[0]) or 1 for node in flow.nodes if node.multiplies and node.inputs]
-    return Extent(max(widths, default=1), max(depths.values(), default=1) or 1)
+    terms = [node.terms or flow.width(node.inputs[0]) or 1 for node in flow.nodes if node.multiplies and node.inputs]
+    return Extent(max(terms, default=1), max(depths.values(), default=1) or 1)
 
 
 ROUNDING = 3.0
@@ -102,7 +102,7 @@ def budget(
 ) -> Budget:
     """The deviation to allow between two computations of an output, stored in `dtype`.
 
-    `inner` is the length of the longest dot product (the widest layer), `depth` how many products follow each other.
+    `inner` is the length of the longest dot product, `depth` how many products follow each other.
     `scale` is the largest absolute value of the reference output over all cases of a check, or of values on the way
     that are far larger (a saturated tanh): rounding errors follow the terms of a sum, so a small element, or a whole
     small case, is no more exact than its neighbours; and the worst deviation grows with the number of elements as the

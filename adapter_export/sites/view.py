@@ -49,6 +49,7 @@ class FlowNode:
             query, key and value of a fused attention, or what holds all three.
         contracts: of a product of one activation and a weight: the axis of the activation that it sums over, counted
             from the end, -1 for the last; none if it is not known.
+        terms: of a convolution: the most products that a number of its result adds up; none if it is not known.
         epilogue: the step of a linear layer that it is; `bias` of a product that adds its bias itself.
         cuts: of a layout that cuts one axis: the slice of its input that each output is.
         order: of a layout that moves whole axes: the axis of its input that each axis of its output is; none for a new
@@ -69,6 +70,7 @@ class FlowNode:
     weight: str | None = None
     operands: tuple[str, ...] = ()
     contracts: int | None = None
+    terms: int | None = None
     epilogue: Epilogue | None = None
     cuts: Mapping[str, Cut] = field(default_factory=dict)
     order: tuple[int | None, ...] = ()
@@ -117,6 +119,16 @@ class FlowGraph:
             return False
         pairs = zip(first, second, strict=True)
         return all(a == b or None in (a, b) or (isinstance(a, str) and isinstance(b, str)) for a, b in pairs)
+
+
+def convolved(weight: Sequence[Dim] | None, *, transposed: bool) -> int | None:
+    """The most products that a number of a convolution's result adds up, by the shape of its weight.
+
+    That is [out, in, *kernel], or [in, out, *kernel] if it is transposed.
+    """
+    sizes = [size for axis, size in enumerate(weight or ()) if axis != transposed]
+    known = [size for size in sizes if isinstance(size, int)]
+    return prod(known) if known and len(known) == len(sizes) else None
 
 
 def rows_first(equation: str, operands: tuple[str, ...]) -> tuple[str, ...]:

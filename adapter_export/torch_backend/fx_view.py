@@ -22,6 +22,7 @@ from adapter_export.sites.view import (
     NodeKind,
     Step,
     constant_starts,
+    convolved,
     rows_first,
 )
 
@@ -150,6 +151,7 @@ def _flow_node(node: Node, activations: Mapping[Node, None]) -> FlowNode:
         weight=_trained_matrix(node, op),
         operands=_operands(node, op, activations.keys()),
         contracts=_contracted(node, op, activations.keys()),
+        terms=_terms(node, op),
         epilogue=_epilogue(node, op, activations.keys()),
         cuts={} if cut is None else {node.name: cut},
         order=_order(node, op),
@@ -268,6 +270,13 @@ def _contracted(node: Node, op: str, activations: Set[Node]) -> int | None:
         return None
     left, right = (factor in activations for factor in _factors(node, op))
     return None if left == right else -1 if left else -2
+
+
+def _terms(node: Node, op: str) -> int | None:
+    """The most products that a number of a convolution's result adds up; none for other nodes, or if not known."""
+    return (
+        convolved(_shape(list(_tensors(node.args))[1]), transposed="transpose" in op) if op in _CONVOLUTIONS else None
+    )
 
 
 def _trained_matrix(node: Node, op: str) -> str | None:

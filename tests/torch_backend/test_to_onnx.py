@@ -18,6 +18,7 @@ from torch.onnx._internal._lazy_import import onnxscript_apis
 from torch.onnx._internal.exporter import _fx_passes
 
 from adapter_export.errors import BaseModelError, OutputExistsError, WriteError
+from adapter_export.onnx_backend.base.flow import flow_graph as onnx_flow
 from adapter_export.onnx_backend.base.onnx_base import FINGERPRINT_KEY, LENGTHS_KEY, open_onnx
 from adapter_export.sites.discover import discover
 from adapter_export.torch_backend.base.to_onnx import OPSET, export_onnx, to_onnx
@@ -197,7 +198,14 @@ class WrittenNarrow(nn.Module):
 
 @pytest.mark.parametrize(
     ("module", "traces"),
-    [(Spelled(), 0), (Mixed(), 0), (Reordered(), 0), (WrittenFresh(), 0), (Written(), 1), (WrittenNarrow(), 1)],
+    [
+        (Spelled(), 0),
+        (Mixed(), 0),
+        (Reordered(), 0),
+        (WrittenFresh(), 0),
+        (Written(), 1),
+        (WrittenNarrow(), 1),
+    ],
 )
 def test_only_what_onnx_cannot_write_is_traced_again(
     module: nn.Module, traces: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -223,6 +231,27 @@ def test_a_model_is_optimized_as_by_the_exporter(tiny_bert: TorchBase, monkeypat
     found = serialised(tiny_bert)
     monkeypatch.setattr("adapter_export.torch_backend.base.to_onnx._optimize", onnxscript_apis.optimize)
     assert serialised(tiny_bert) == found
+
+
+class Convolved(nn.Module):
+    """Convolutions with kernels of one to three axes, one of groups, and one that is transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.volume = nn.Conv3d(3, 8, (2, 4, 4))
+        self.grouped = nn.Conv1d(8, 6, 5, groups=2)
+        self.transposed = nn.ConvTranspose1d(6, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.transposed(self.grouped(self.volume(x).flatten(2)))
+
+
+def test_what_convolutions_add_up_is_known_on_both_sides(tmp_path: Path) -> None:
+    base = base_of(Convolved(), (torch.randn(1, 3, 4, 8, 8),))
+    export_onnx(base, tmp_path / "model.onnx")
+    flows = flow_graph(base.flat), onnx_flow(ir.load(tmp_path / "model.onnx"))
+    found = [[node.terms for node in flow.nodes if node.kind == "convolution"] for flow in flows]
+    assert found == [[3 * 2 * 4 * 4, 4 * 5, 6 * 3]] * 2
 
 
 class Decomposed(nn.Module):

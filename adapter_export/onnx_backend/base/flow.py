@@ -252,6 +252,7 @@ def _flow_node(node: ir.Node, name: str, activations: Set[str]) -> FlowNode:
         weight=operators.trained_matrix(node),
         operands=operators.operands(node, activations),
         contracts=operators.contracted(node, activations),
+        terms=operators.terms(node),
         epilogue=operators.epilogue(node, activations),
         cuts=operators.cuts_of(node),
         order=operators.order_of(node),

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from adapter_export.errors import BaseModelError
 from adapter_export.sites.site import Norm, SiteMap
-from adapter_export.sites.view import Cut, Epilogue, rows_first
+from adapter_export.sites.view import Cut, Epilogue, convolved, rows_first
 
 FACTORS: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("MatMul", "Gemm", "MatMulInteger", "FusedMatMul", "TransposeMatMul", "FusedGemm"), (0, 1)),
@@ -233,6 +233,15 @@ def contracted(node: ir.Node, activations: Set[str]) -> int | None:
     left = factors[0]
     flipped = node.attributes.get_int("transA" if left else "transB", 0)
     return -1 if left != bool(flipped) else -2
+
+
+def terms(node: ir.Node) -> int | None:
+    """The most products that a number of a convolution's result adds up; none for other nodes, or if not known."""
+    weight = next(iter(_factors(node)[1:]), None) if node.op_type in CONVOLUTIONS else None
+    if weight is None or weight.shape is None:
+        return None
+    shape = [size if isinstance(size, int) else None for size in weight.shape]
+    return convolved(shape, transposed=node.op_type == "ConvTranspose")
 
 
 def before_rounding(value: ir.Value | None) -> ir.Value | None:
