@@ -154,6 +154,23 @@ class Spelled(nn.Module):
         return {"joined": joined.to(torch.int64), "both": both.float(), "left": left, "weights": weights}
 
 
+class SpelledImages(nn.Module):
+    """The same of ops on images, and what a router of experts writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 4, 2, padding="valid")
+        self.norm = nn.BatchNorm2d(4).eval()
+        self.norm.running_mean, self.norm.running_var = torch.randn(4), torch.rand(4) + 0.5
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        weights, places = (x[:, :1].expand_as(y) * y).topk(2, -1)
+        weights /= weights.sum(-1, keepdim=True)
+        images = self.norm(self.convolution(x[:, None, :, None] * y[:1].broadcast_to(1, 1, 5, 5)))
+        pooled = nn.functional.adaptive_avg_pool2d(images, (1, 1)) + images
+        return {"weights": weights * 2, "places": places + 1, "pooled": pooled}
+
+
 class Mixed(nn.Module):
     """Ops on numbers of several types, which torch brings to one and ONNX does not."""
 
@@ -200,6 +217,7 @@ class WrittenNarrow(nn.Module):
     ("module", "traces"),
     [
         (Spelled(), 0),
+        (SpelledImages().eval(), 0),
         (Mixed(), 0),
         (Reordered(), 0),
         (WrittenFresh(), 0),

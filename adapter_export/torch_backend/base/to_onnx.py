@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict
@@ -268,17 +269,67 @@ _SPELLINGS = {
     _ATEN.__or__.Tensor: _ATEN.bitwise_or.Tensor,
     _ATEN.min.other: _ATEN.minimum.default,
     _ATEN.max.other: _ATEN.maximum.default,
+    _ATEN.broadcast_to.default: _ATEN.expand.default,
 }
 """Ops that torch itself replaces by these."""
-
-_REVERSED = frozenset({_ATEN.rsub.Scalar, _ATEN.rsub.Tensor})
-"""`1 - mask`, as most models write the mask of their attention."""
 
 _FLATTENINGS = frozenset({_ATEN.flatten.using_ints, _ATEN.unflatten.int, _ATEN.view_as.default})
 """Become a `view` to sizes of inputs, around which fusions of attention are found."""
 
-_RESHAPES = _FLATTENINGS | {_ATEN.reshape.default, _ATEN.contiguous.default}
+_RESHAPES = _FLATTENINGS | {_ATEN.reshape.default, _ATEN.contiguous.default, _ATEN.expand_as.default}
 """The composite views that are left to the exporter; torch decomposes all others."""
+
+
+def _chunk(node: Any) -> None:
+    source, count, axis = (*node.args, 0)[:3]
+    axis = node.kwargs.get("dim", axis)
+    length = source.meta["val"].shape[axis]
+    if isinstance(length, int):
+        node.args, node.kwargs, node.target = (source, -(-length // count), axis), {}, _ATEN.split.Tensor
+
+
+def _pool(node: Any) -> None:
+    """A mean, where one number of each channel is left."""
+    source, sizes = node.args
+    if set(sizes) == {1}:
+        node.args, node.target = (source, [*range(-len(sizes), 0)], True), _ATEN.mean.dim
+
+
+def _weight_norm(node: Any) -> None:
+    weight, length, axis = (*node.args, 0)[:3]
+    axes = [each for each in range(weight.meta["val"].dim()) if each != axis]
+    own = _before(node, _ATEN.linalg_vector_norm.default, weight, 2, axes, True)
+    node.args, node.target = (weight, _before(node, _ATEN.div.Tensor, length, own)), _ATEN.mul.Tensor
+
+
+def _batch_norm(node: Any) -> None:
+    *tensors, training, momentum, epsilon, _ = node.args
+    if not training:
+        results = _before(node, _ATEN._native_batch_norm_legit_no_training.default, *tensors, momentum, epsilon)
+        node.args, node.target = (results, 0), operator.getitem
+
+
+def _subtract(node: Any) -> None:
+    """`1 - mask`, as most models write the mask of their attention."""
+    subtrahend, minuend, *factor = node.args
+    node.args, node.target = (minuend, subtrahend), _ATEN.sub.Tensor
+    node.kwargs = {**node.kwargs, **({"alpha": factor[0]} if factor else {})}
+
+
+def _convolve(node: Any) -> None:
+    if len(node.args) < 5 or node.args[4] == "valid":
+        node.args, node.target = node.args[:4], _ATEN.conv2d.default
+
+
+_WRITTEN: Mapping[Any, Callable[[Any], None]] = {
+    _ATEN.chunk.default: _chunk,
+    **dict.fromkeys((_ATEN.adaptive_avg_pool1d.default, _ATEN.adaptive_avg_pool2d.default), _pool),
+    _ATEN._weight_norm.default: _weight_norm,
+    _ATEN.batch_norm.default: _batch_norm,
+    **dict.fromkeys((_ATEN.rsub.Scalar, _ATEN.rsub.Tensor), _subtract),
+    _ATEN.conv2d.padding: _convolve,
+}
+"""What makes ops that the exporter knows of others, where it can."""
 
 
 def _translatable(program: ExportedProgram) -> ExportedProgram | None:
@@ -302,27 +353,12 @@ def _translatable(program: ExportedProgram) -> ExportedProgram | None:
                 graph.erase_node(node)
                 continue
             node.target, node.args, node.kwargs = _ATEN._to_copy.default, (source,), {"dtype": dtype}
-        elif node.target is _ATEN.chunk.default:
-            source, count, axis = (*node.args, 0)[:3]
-            length = source.meta["val"].shape[node.kwargs.get("dim", axis)]
-            if isinstance(length, int):
-                node.args, node.kwargs = (source, -(-length // count), node.kwargs.get("dim", axis)), {}
-                node.target = _ATEN.split.Tensor
         elif node.target in _FLATTENINGS:
             axes = [size if isinstance(size, int) else sizes.get(str(size)) for size in node.meta["val"].shape]
             if None not in axes:
                 node.args, node.kwargs, node.target = (node.all_input_nodes[0], axes), {}, _ATEN.view.default
-        elif node.target is _ATEN.adaptive_avg_pool1d.default and tuple(node.args[1]) == (1,):
-            node.args, node.target = (node.args[0], [-1], True), _ATEN.mean.dim
-        elif node.target is _ATEN._weight_norm.default:
-            weight, length, axis = (*node.args, 0)[:3]
-            axes = [each for each in range(weight.meta["val"].dim()) if each != axis]
-            own = _before(node, _ATEN.linalg_vector_norm.default, weight, 2, axes, True)
-            node.args, node.target = (weight, _before(node, _ATEN.div.Tensor, length, own)), _ATEN.mul.Tensor
-        elif node.target in _REVERSED:
-            subtrahend, minuend, *factor = node.args
-            node.args, node.target = (minuend, subtrahend), _ATEN.sub.Tensor
-            node.kwargs = {**node.kwargs, **({"alpha": factor[0]} if factor else {})}
+        elif node.target in _WRITTEN:
+            _WRITTEN[node.target](node)
         node.target = _SPELLINGS.get(node.target, node.target)
         if node.op != "call_function" or not _returns(node) or node.target not in known or not _is_plain(node.target):
             return None
@@ -383,15 +419,18 @@ def _returns(node: torch.fx.Node) -> bool:
     read = [source.meta["val"] for source in node.all_input_nodes]
     if len({value.dtype for value in read if isinstance(value, torch.Tensor)}) > 1:  # the other op would promote them
         return False
-    if not _is_fresh(written.target) or any(user < node and not _is_fresh(user.target) for user in written.users):
+    if not _is_fresh(written) or any(user < node and not _is_fresh(user) for user in written.users):
         return False
     node.target = returning
     written.replace_all_uses_with(node, delete_user_cb=lambda user: node < user)
     return True
 
 
-def _is_fresh(op: object) -> bool:
+def _is_fresh(node: torch.fx.Node) -> bool:
     """Whether an op returns a tensor of its own; a composite may return its input."""
+    op = node.target
+    if op is operator.getitem:
+        return _is_fresh(node.all_input_nodes[0])
     if not isinstance(op, torch._ops.OpOverload) or op._schema.is_mutable or op.is_view:
         return False
     return op in (_ATEN.linear.default, _ATEN.matmul.default) or not op.has_kernel_for_dispatch_key(_COMPOSITE)
