@@ -365,7 +365,7 @@ def _unreachable(where: str, found: str) -> NoSitesError:
         where=where,
         found=found,
         expected="a value that a submodule takes or returns",
-        fix="train on the captured base instead: save the module with `save_base`, and attach to the base",
+        fix="train on the captured base instead: save the module with `ae.capture`, and attach to the base",
     )
 
 

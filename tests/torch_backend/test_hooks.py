@@ -252,7 +252,7 @@ class Scaled(nn.Module):
 def test_a_site_inside_a_forward_is_named_with_the_way_out() -> None:
     values = {"values": torch.randn(2, 5, WIDTH)}
     axes = {"values": {0: "batch", 1: "sequence"}}
-    with pytest.raises(NoSitesError, match=r"site `layers\.0\.ffn`.*inside the `forward`.*`save_base`") as caught:
+    with pytest.raises(NoSitesError, match=r"site `layers\.0\.ffn`.*inside the `forward`.*`ae.capture`") as caught:
         attach_to_module(Scaled(), made("pfeiffer"), example_inputs=values, axes=axes)
     assert "submodule" in str(caught.value)
 

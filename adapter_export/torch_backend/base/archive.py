@@ -46,7 +46,7 @@ _LIMITS = (
 )
 """The entries that an archive may have, and how many bytes each may hold; tensors are bounded by the file itself."""
 
-_AGAIN = "copy the file again as a whole, or save it again with `save_base`"
+_AGAIN = "copy the file again as a whole, or save it again with `ae.capture`"
 
 _BYTES = {
     **dict.fromkeys((1, 2, 12, 29, 30, 31, 32, 33), 1),
@@ -93,7 +93,7 @@ def _check_tensor(name: str, meta: Any, folder: str, sizes: Mapping[str, int], w
             found=f"`{file}`" + (", pickled" if pickled else ""),
             expected="plain tensors",
             fix=f"load it with {argument('trust_pickle', True)} only if you trust whoever made it; tensors of a GPU or "
-            "a subclass become plain ones by saving the model again with `save_base`",
+            "a subclass become plain ones by saving the model again with `ae.capture`",
         )
     if f"{folder}/{file}" not in sizes:
         raise _wrong(where, f"no entry `{folder}/{file}`", "the tensor's bytes")

@@ -435,7 +435,7 @@ def _open(folder: Path, auto: Any) -> tuple[nn.Module, list[str]]:
             where=folder,
             found=quoted(missing[:3]) + (f" and {len(missing) - 3} more" * (len(missing) > 3)),
             expected="all weights of the model in `model.safetensors`",
-            fix="save the part of the model that has weights with `save_base`",
+            fix="save the part of the model that has weights with `ae.capture`",
         )
     return model, unused
 

@@ -91,7 +91,7 @@ def _globals(data: bytes) -> set[str]:
     return names
 
 
-_SAVE = "load the model in Python and save it with `save_base(model, example_inputs, path)`"
+_SAVE = "load the model in Python and save it with `ae.capture(model, path, example_inputs=…)`"
 _PICKLE = (
     "only if you trust whoever made it, run "
     + command('capture(FILE, "model.pt", trust_pickle=True)', "capture --trust-pickle FILE -o model.pt")
@@ -143,7 +143,7 @@ def _error(path: Path, found: str, fix: str) -> BaseModelError:
         "is not a torch archive",
         where=path,
         found=found,
-        expected="a file of `save_base` or of `torch.export.save`",
+        expected="a file of `ae.capture` or of `torch.export.save`",
         fix=fix,
     )
 

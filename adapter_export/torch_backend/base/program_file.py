@@ -148,7 +148,7 @@ _SIZE_OF_INPUT = re.compile(r"L(?:\[(?:'[^'\\]*'|\d+)\])+\.(?:size|stride)\(\)\[
 
 TRUST = (
     f"load it with {argument('trust_pickle', True)} only if you trust whoever made it; otherwise ask them for one of "
-    "`save_base`"
+    "`ae.capture`"
 )
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -184,7 +184,7 @@ def check_program(document: object, where: str) -> dict[str, Any]:
     """
     if not isinstance(document, dict) or "graph_module" not in document:
         raise BaseModelError(
-            "holds no program", where=f"{where}, `models/model.json`", fix="save it again with `save_base`"
+            "holds no program", where=f"{where}, `models/model.json`", fix="save it again with `ae.capture`"
         )
     _check(document, "", "", where)
     return document
@@ -267,7 +267,7 @@ def _check_containers(text: str, path: str, where: str) -> None:
                 where=f"{where}, `models/model.json` at `{path}`",
                 found=f"`{name}`",
                 expected="tensors in tuples, lists and dicts",
-                fix="capture the model with `save_base`, which writes plain tensors",
+                fix="capture the model with `ae.capture`, which writes plain tensors",
             )
 
 

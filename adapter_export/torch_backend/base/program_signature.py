@@ -192,7 +192,7 @@ def _unusable(what: str, found: str) -> BaseModelError:
         what,
         found=found,
         expected="a model in `eval` mode that takes and returns tensors",
-        fix="wrap the model so that it does, and save it with `save_base`",
+        fix="wrap the model so that it does, and save it with `ae.capture`",
     )
 
 

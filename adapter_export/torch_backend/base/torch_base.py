@@ -112,7 +112,7 @@ def _read_note(text: str) -> CaptureNote:
             where=where,
             found=error.found,
             expected=error.expected,
-            fix="save the base again with `save_base`",
+            fix="save the base again with `ae.capture`",
         ) from error
 
 
@@ -557,7 +557,7 @@ def _load(file: Path, path: Path, extra: dict[str, str] | None = None) -> Export
                 where=path,
                 found=next(map(first_line, logged), reason),
                 expected=f"a program that torch {torch.__version__.partition('+')[0]} can read",
-                fix="save it again with `save_base`, with the torch that loads it",
+                fix="save it again with `ae.capture`, with the torch that loads it",
             )
 
         with parsing(refusal):
@@ -657,7 +657,7 @@ def _unpickled(path: Path) -> nn.Module:
             where=path,
             found=f"`{type(module).__name__}`",
             expected="a `torch.nn.Module`, saved as a whole",
-            fix="take the module out of it in Python and save it with `save_base`",
+            fix="take the module out of it in Python and save it with `ae.capture`",
         )
     return module.float()  # adapters are trained on float32; what was stored in fewer bits is exact in it
 
