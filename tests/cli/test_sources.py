@@ -81,10 +81,15 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("`torch.nn.modules.", *_SAFE_WAY),
     ),
     "an old pickled module": (_old_pickle, ("a pickle", *_SAFE_WAY)),
-    "a TorchScript file": (_script, ("a TorchScript archive", "save_base(model, example_inputs, path)")),
+    "a TorchScript file": (_script, ("a TorchScript archive", "ae.capture(model, path, example_inputs=…)")),
     "a state dict": (lambda path: torch.save(_module().state_dict(), path), ("a state dict", "without its program")),
-    "a checkpoint of weights": (_checkpoint, ("a state dict", "without its program", "save_base")),
-    "another zip": (_zip, ("a zip file of another kind", "save_base")),
+    "a checkpoint of weights": (_checkpoint, ("a state dict", "without its program", "ae.capture")),
+    "another zip": (_zip, ("a zip file of another kind", "ae.capture")),
+    "a text": (lambda path: path.write_text("text\tlabel\n"), ("found a text", "capture")),
+    "a picture": (
+        lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40)),
+        ("begins with `89 50 4e 47", "capture"),
+    ),
     "an archive in float16": (_half(torch.float16), ("`float16`", "`float32`", ".float()")),
     "an archive in bfloat16": (_half(torch.bfloat16), ("`bfloat16`", "`float32`", ".float()")),
     "a folder with weights as a pickle": (_bin_only, ("`pytorch_model.bin`, a pickle", "save_pretrained(folder)")),
@@ -149,6 +154,26 @@ def test_a_truncated_archive_in_every_command(cli, model: Path, adapters: Path, 
     cli.refused(3, words, "sites", path)
     cli.refused(3, words, "build", path, "--adapters", adapters / "tone", "-o", tmp_path / "out")
     cli.refused(3, words, "train", path, "--data", table, "-o", tmp_path / "out")
+
+
+def test_an_output_takes_the_place_of_nothing_that_it_is_made_of(
+    cli, model: Path, adapters: Path, table: Path, tmp_path: Path
+) -> None:
+    """Also with `--force`, and where it lies in a folder that would go."""
+    shutil.copy(model, tmp_path / "model.pt")
+    shutil.copytree(adapters / "tone", tmp_path / "made" / "tone")
+    shutil.copy(table, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for call in (
+        ("build", "model.pt", "--adapters", "other=made/tone", "-o", "made"),
+        ("build", "model.pt", "--adapters", "made/tone", "-o", "model.pt"),
+        ("train", "model.pt", "--data", table.name, "-o", table.name),
+        ("merge", "model.pt", "--adapter", "made/tone", "-o", "made/tone"),
+        ("compose", "average", "made/tone", "-o", "made/tone"),
+        ("pack", "made/tone/weights.safetensors", "--base", "model.pt", "--kind", "lora", "-o", "made/tone"),
+    ):
+        cli.refused(3, "would replace what it is made of", *call, "--force", folder=tmp_path)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_contents_count_not_names(cli, model: Path, tmp_path: Path) -> None:

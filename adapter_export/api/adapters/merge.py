@@ -80,7 +80,7 @@ def merge(
     from adapter_export.numerics.merged_layers import merged_layers, stored
 
     path, say = Path(output), on_progress or silent
-    check_free(path, force=force)
+    check_free(path, force=force, sources=[base, adapter])
     opened = open_base(base)
     chosen = load_adapter(adapter, near=opened.path) if isinstance(adapter, str | Path) else adapter
     if chosen.base != opened.fingerprint:

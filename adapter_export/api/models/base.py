@@ -6,7 +6,7 @@ import importlib
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +18,7 @@ from adapter_export.api.models.sites import Sites
 from adapter_export.api.option import Option
 from adapter_export.errors import (
     BaseModelError,
+    FileError,
     MissingExtraError,
     NoSitesError,
     Note,
@@ -73,6 +74,8 @@ _NOT_MODELS = {
     b"\x89HDF": "an HDF5 file, as Keras writes it; `tf2onnx` converts Keras models",
     b"version https://git-lfs": "a Git LFS pointer, not the file that it points to",
 }
+_ONNX_STARTS = b"\x08\x12\x1a\x22\x28\x32\x3a\x42\x72"
+"""The tags of fields 1 to 8 and 14 of `ModelProto`: a file begins with its first field, as a rule `ir_version`."""
 _FLATBUFFERS = {
     b"ORTM": "a model in ONNX Runtime's own format (`.ort`), which takes no slots; give the `.onnx` it was made of",
     b"TFL3": "a TensorFlow Lite model; `tf2onnx` converts it",
@@ -434,8 +437,12 @@ def form_of(path: Path) -> Form:
         start = file.read(32)
     if start.startswith(b"PK"):
         return "archive"
-    # protobuf has no mark of its own: what is nothing else is tried as ONNX
-    other = next((name for mark, name in _NOT_MODELS.items() if start.startswith(mark)), None)
+    # protobuf has no mark of its own: what is nothing else, and begins as a model can, is tried as ONNX
+    text = start.isascii() and all(one.isprintable() or one in "\t\r\n" for one in start.decode("ascii"))
+    other = (
+        "a text" if text else None if start[:1] in _ONNX_STARTS else f"a file that begins with `{start[:8].hex(' ')}`"
+    )
+    other = next((name for mark, name in _NOT_MODELS.items() if start.startswith(mark)), other)
     other = _FLATBUFFERS.get(start[4:8], other)
     if start[8:].startswith(b"{"):
         other = "a safetensors file: weights without the model that they belong to"
@@ -448,7 +455,7 @@ def form_of(path: Path) -> Form:
 
 def _not_a_base(path: Path, found: str) -> BaseModelError:
     capture_it = command('capture(HF_FOLDER, "model.pt")', "capture HF_FOLDER -o model.pt")
-    fix = f"run {capture_it}, or save a torch module with `save_base`"
+    fix = f"run {capture_it}, or save a torch module with `ae.capture`"
     if found == _PICKLE:
         call = f'capture({str(path)!r}, "model.pt", trust_pickle=True)'
         trust = command(call, f"capture --trust-pickle {path} -o model.pt")
@@ -531,7 +538,7 @@ def capture(
     """
     path = Path(output)
     progress = on_progress or silent
-    check_free(path, force=force)
+    check_free(path, force=force, sources=[model, tokenizer])
     if isinstance(model, str | os.PathLike):
         model = Path(model)
         _check_capture(model, with_cache, trust_pickle, described=bool(tokenizer or max_tokens))
@@ -671,10 +678,47 @@ def open_tokenizer(folder: Path, manifest: Manifest, *, fix: str) -> Tokenizer:
     return reader(read_tokenizer(folder / manifest.text.tokenizer), manifest)
 
 
-def check_free(output: Path, *, force: bool) -> None:
-    """Raise `OutputExistsError` before the work begins; the place is looked at again when the work is done."""
-    if os.path.lexists(output) and not force:
+def check_free(output: Path, *, force: bool, sources: object = ()) -> None:
+    """Check before the work begins that an output may be written; the place is looked at again when the work is done.
+
+    Args:
+        output: where it goes.
+        force: replace what is there.
+        sources: what it is made of, as the caller gave it: paths, bases, and lists or mappings of these.
+
+    Raises:
+        OutputExistsError: something is there, and `force` is not given.
+        FileError: a source is there, or in it, and would be lost.
+    """
+    if not os.path.lexists(output):
+        return
+    if not force:
         raise OutputExistsError(output)
+    place = output.resolve()
+    for source in _places(sources):
+        if place in (source.resolve(), *source.resolve().parents):
+            raise FileError(
+                "would replace what it is made of, which would be lost",
+                where=output,
+                found=f"`{source}`",
+                fix="choose another name for the output",
+            )
+
+
+def _places(sources: object) -> Iterator[Path]:
+    """Yield the paths among what a caller gave that lead to something, those of adapters with a new name among them."""
+    if isinstance(sources, Base):
+        sources = sources.path
+    if isinstance(sources, str | Path):
+        for name in {str(sources), str(sources).rpartition("=")[2]} - {""}:
+            with suppress(OSError, ValueError):  # a name that cannot be that of a file
+                if Path(name).exists():
+                    yield Path(name)
+    elif isinstance(sources, Mapping):
+        yield from _places(list(sources.values()))
+    elif isinstance(sources, Sequence):
+        for one in sources:
+            yield from _places(one)
 
 
 def silent(_: str) -> None:

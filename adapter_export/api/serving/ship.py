@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from adapter_export.api.bundles.bundles import folder_of
-from adapter_export.api.models.base import PathLike
+from adapter_export.api.models.base import PathLike, check_free
 from adapter_export.api.option import Option
 
 if TYPE_CHECKING:
@@ -44,4 +44,5 @@ def ship(
     from adapter_export.layouts.layout import write_layout
 
     folder = folder_of(bundle)
+    check_free(Path(output), force=force, sources=folder)
     return write_layout(folder, layout, Path(output), name=folder.resolve().name if name is None else name, force=force)
