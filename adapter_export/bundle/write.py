@@ -249,11 +249,12 @@ def check_names(names: Sequence[str], taken: Sequence[str] = ()) -> None:
     counts = Counter(name.casefold() for name in (*taken, *names))
     twice = [name for name in names if counts[name.casefold()] > 1]
     if twice:
+        folded = {name.casefold() for name in twice}
         raise AdapterError(
             "the bundle has an adapter of this name" if taken else "two adapters have one name",
-            found=quoted(twice),
+            found=quoted(dict.fromkeys([*twice, *(name for name in taken if name.casefold() in folded)])),
             expected="names that differ in more than case",
-            fix=f"remove the old one first, or add the new one as `other={twice[0]}`"
+            fix="remove the old one first, or add the new one under another name: `other=FOLDER`"
             if taken
             else "rename the folder of one of them",
         )

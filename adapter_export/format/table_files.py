@@ -15,6 +15,11 @@ from adapter_export.reading.parsers import parsing
 from adapter_export.reading.regular_files import read_stream
 
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_NO_TEXT = {
+    b"PAR1": "a Parquet file",
+    b"PK\x03\x04": "a zip file, as spreadsheets are (`.xlsx`)",
+    b"\x1f\x8b": "a gzip file",
+}
 _LONGEST_CELL = 10_000_000
 _SHOWN = 60
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")  # not `splitlines`, which also splits at form feeds and U+2028
@@ -60,8 +65,12 @@ def text_lines(data: bytes, path: Path, first: int = 1) -> list[str]:
         first: the number of the first line.
 
     Raises:
-        DataError: it is not UTF-8; the message names the line.
+        DataError: it is not UTF-8; the message names the line, or what it is.
     """
+    other = next((name for mark, name in _NO_TEXT.items() if first == 1 and data.startswith(mark)), None)
+    if other is not None:
+        expected = "csv, tsv or JSON lines, in UTF-8"
+        raise DataError("is no text", where=path, found=other, expected=expected, fix="save it as one of these")
     try:
         return _LINE.findall(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

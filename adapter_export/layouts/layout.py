@@ -79,12 +79,14 @@ def write_layout(bundle: Path, layout: Layout, folder: Path, *, name: str, force
         FileError, FormatError: the bundle is damaged.
         OutputExistsError, WriteError: the folder cannot be written.
     """
+    read_manifest(bundle)  # what is no bundle is said before its name is
     if not re.fullmatch(_NAME, name):
         raise UsageError(
             "is no name of a service",
             where=argument("name"),
             found=f"`{name}`",
             expected="lower-case letters, digits and `-`, a letter first, at most 63",
+            fix="give one, such as `film`; without it, it is that of the bundle's folder",
         )
     with new_folder(folder, force=force) as temporary:
         manifest = open_whole(bundle, partial(_copied, bundle, layout, temporary, name))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -129,10 +128,11 @@ def listen(settings: Settings) -> socket.socket:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
+        reason, _, _ = (error.strerror or str(error)).partition(" (while")  # Python's own words about the address
         raise UsageError(
-            f"cannot listen ({os.strerror(error.errno) if error.errno else error})",
+            f"cannot listen ({reason})",
             found=f"{settings.host}:{settings.port}",
-            fix="choose another port; 0 takes one that is free",
+            fix="choose another port, of which 0 takes one that is free, or another host",
         ) from error
 
 

@@ -48,7 +48,7 @@ def test_two_of_one_name_are_refused_in_the_words_of_the_caller(base: ae.Base, t
     one = _adapter(base, "one")
     with pytest.raises(ae.errors.AdapterError, match=r"^`adapters`: two adapters have one name") as raised:
         ae.build(base, [one, one], tmp_path / "bundle")
-    assert "rename it: `--adapters one,other=one`" in raised.value.sentence("shell")
+    assert "rename it: `--adapters one,other=FOLDER`" in raised.value.sentence("shell")
     with pytest.raises(ae.errors.UsageError, match="an adapter without a name"):
         ae.build(base, [""], tmp_path / "bundle")
 

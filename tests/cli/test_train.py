@@ -188,7 +188,7 @@ def refused(code: int, words: str, *arguments: object) -> None:
         (2, "the part kept for validation is a fraction", ("--validation", "1.5")),
         (2, "`--max-tokens` is more than the model takes", ("--max-tokens", "10000")),
         (2, "`--bottleneck` is too small", ("--bottleneck", "0")),
-        (2, "`learning_rate` has a value", ("--learning-rate", "-1")),
+        (2, "`--learning-rate` has a value", ("--learning-rate", "-1")),
         (2, "a dropout rate is a probability", ("--dropout", "1")),
         (2, "'lucky' is not one of", ("--init", "lucky")),
         (3, "the loss is not finite", ("--learning-rate", "1e30", "--epochs", "5")),

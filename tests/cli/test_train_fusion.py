@@ -138,7 +138,7 @@ REFUSED = {
         ("--fuse", "topic,tone", "--weights", "1,2"),
     ),
     "`--temperature-decay` says how a temperature falls": (2, ("--fuse", "topic,tone", "--temperature-decay", "0.1")),
-    "`temperature_decay` has a value": (
+    "`--temperature-decay` has a value": (
         2,
         ("--fuse", "topic,tone", "--temperature", "3", "--temperature-decay", "-1"),
     ),

@@ -17,7 +17,7 @@ from small_bundle import build_small
 
 import adapter_export as ae
 from adapter_export.cli.main import main
-from adapter_export.errors import HashError, OutputExistsError, UsageError
+from adapter_export.errors import FileError, HashError, OutputExistsError, UsageError
 from adapter_export.layouts.layout import Layout
 
 
@@ -86,6 +86,8 @@ def test_what_is_there_stays_without_force(bundle: Path, tmp_path: Path) -> None
 def test_a_name_that_no_service_may_have_is_refused(bundle: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="no name of a service"):
         ae.ship(bundle, tmp_path / "out", layout="kserve", name=name)
+    with pytest.raises(FileError, match="is not a bundle"):  # which would be said of its name
+        ae.ship(tmp_path / "no_bundle", tmp_path / "out", layout="kserve")
 
 
 def test_a_bundle_without_a_tokenizer_is_refused_where_texts_are_read(tmp_path: Path) -> None:

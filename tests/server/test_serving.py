@@ -420,6 +420,13 @@ def test_from_a_registry(film: Path, registry: OciRegistry) -> None:
         _alike(*(client.post("/answer", json={"model": name, "text": TEXT}).json() for name in ("new", "mood")))
 
 
+def test_a_port_and_a_host_that_are_none() -> None:
+    with pytest.raises(UsageError, match=r"`port`: is no port; found 70000; expected 0 to 65,535"):
+        ae.serve("bundle", port=70_000)
+    with pytest.raises(UsageError, match=r"cannot listen \((?!Unknown).*found no\.such\.host\.invalid:0"):
+        listen(Settings(host="no.such.host.invalid", port=0))
+
+
 def test_a_port_that_is_taken(server: httpx.Client) -> None:
     with pytest.raises(UsageError, match=r"cannot listen \(Address already in use\)"):
         listen(Settings(port=server.base_url.port or 0))

@@ -119,6 +119,8 @@ def test_missing_values_of_json_are_incomplete(tmp_path: Path) -> None:
         ("a.csv", 'text,label\na,x\n"never closed,x\n', r"line 3: is not csv"),
         ("a.csv", b"text,label\nok,x\ncaf\xe9,x\n", r"line 3: is not UTF-8"),
         ("a.csv", "text,label\na,x\n".encode("utf-16"), r"line 1: is not UTF-8"),
+        ("a.csv", b"PAR1" + bytes(20), r"is no text; found a Parquet file"),
+        ("a.csv", b"PK\x03\x04" + bytes(20), r"is no text; found a zip file"),
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": \n', r"line 2: is not JSON"),
         ("a.jsonl", '["a", "x"]\n', r"line 1: is not a JSON object; found list"),
         ("a.jsonl", '{"text": "a", "label": ["x"]}\n', r"line 1: a label is not a word or a number; found list"),

@@ -105,7 +105,7 @@ def adapters_of(adapters: Adapters, base: Base) -> tuple[Adapter, ...]:
     counts = Counter(adapter.name for adapter in chosen)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
-        rename = argument("adapters", {twice[0]: "…", "other": "…"}, words=f"{twice[0]},other={twice[0]}")
+        rename = argument("adapters", {twice[0]: "…", "other": "…"}, words=f"{twice[0]},other=FOLDER")
         raise AdapterError(
             "two adapters have one name",
             where=argument("adapters"),

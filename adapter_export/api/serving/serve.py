@@ -10,6 +10,8 @@ from adapter_export.api.models.base import PathLike, require
 from adapter_export.api.option import Option
 from adapter_export.errors import UsageError, argument
 
+_LAST_PORT = 65535
+
 
 def serve(
     bundles: PathLike | Sequence[PathLike],
@@ -74,6 +76,8 @@ def serve(
     for name, value in (("drain", drain), ("max_wait", max_wait), ("sending", sending), ("answering", answering)):
         if not 0 <= value < float("inf"):
             raise UsageError("is no time", where=argument(name), found=value, expected="0 or more")
+    if not 0 <= port <= _LAST_PORT:
+        raise UsageError("is no port", where=argument("port"), found=port, expected=f"0 to {_LAST_PORT:,}")
     if admin_token == "":
         raise UsageError("an empty admin token lets everybody in", fix="give one, or none")
     places = [bundles] if isinstance(bundles, str | Path) else bundles

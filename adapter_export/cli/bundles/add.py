@@ -81,7 +81,7 @@ def remove(bundle: Path, adapters: Adapters, *, as_json: Json = False) -> None:
         after = ae.remove(bundle, listed(adapters), on_progress=tell, on_note=notes.append)
     for note in notes:
         warn(note.sentence("shell"))
-    _report(after, listed(adapters), "removed", as_json)
+    _report(after, list(dict.fromkeys(listed(adapters))), "removed", as_json)
 
 
 def _report(bundle: Bundle, names: Sequence[str], done: str, as_json: bool) -> None:

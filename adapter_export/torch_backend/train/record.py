@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from adapter_export.errors import UsageError
+from adapter_export.errors import UsageError, argument
 from adapter_export.format.files import new_file
 from adapter_export.numerics.judge import Metric
 from adapter_export.torch_backend.train.objectives import Scores
@@ -92,10 +92,12 @@ class TrainingSettings:
             for name in names:
                 found = getattr(self, name)
                 if not holds(found):
-                    raise UsageError(f"`{name}` has a value that it cannot have", found=found, expected=expected)
+                    what = f"{argument(name)} has a value that it cannot have"
+                    raise UsageError(what, found=found, expected=expected)
         weights = self.class_weights or {}
         if not all(0 < weight < infinite for weight in weights.values()):
-            raise UsageError("`class_weights` has a value that it cannot have", found=weights, expected="above 0")
+            what = f"{argument('class_weights')} has a value that it cannot have"
+            raise UsageError(what, found=weights, expected="above 0")
 
 
 @dataclass(frozen=True)
