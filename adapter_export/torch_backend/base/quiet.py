@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pickle import PickleError  # noqa: TID251 the class of error alone: torch lets it through
-from traceback import FrameSummary, StackSummary, walk_stack
-from types import SimpleNamespace
-from typing import Any
 
 from torch._export.error import ExportError, InternalError
 from torch._export.verifier import SpecViolationError
-from torch.fx import config, proxy
+from torch.fx import config
 
 _LIBRARIES = ("torch", "onnxscript", "onnx_ir")
 
@@ -34,20 +30,6 @@ class _Collector(logging.Handler):
         self.records.append(record)
 
 
-def _frames() -> StackSummary:
-    """The stack of whoever asks, without the text of its lines: reading it takes a twelfth of a capture."""
-    stack = [(frame.f_code, line) for frame, line in walk_stack(sys._getframe(1))]
-    return StackSummary(
-        FrameSummary(code.co_filename, line, code.co_name, lookup_line=False, line="") for code, line in reversed(stack)
-    )
-
-
-_WITHOUT_TEXT = SimpleNamespace(extract=lambda: SimpleNamespace(summary=_frames))
-"""In the place of torch's `CapturedTraceback`."""
-
-_TRACER: Any = proxy
-
-
 @contextmanager
 def quiet(*, lines: bool = False) -> Iterator[list[logging.LogRecord]]:
     """Keep the log lines and warnings of torch and its exporter off the screen; yields the lines as they come.
@@ -63,13 +45,12 @@ def quiet(*, lines: bool = False) -> Iterator[list[logging.LogRecord]]:
     for logger in loggers:
         logger.handlers, logger.propagate = [collector], False
     traceless, config.do_not_emit_stack_traces = config.do_not_emit_stack_traces, not lines
-    captured, _TRACER.CapturedTraceback = _TRACER.CapturedTraceback, _WITHOUT_TEXT
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield collector.records
     finally:
-        config.do_not_emit_stack_traces, _TRACER.CapturedTraceback = traceless, captured
+        config.do_not_emit_stack_traces = traceless
         for logger, (handlers, propagate) in zip(loggers, before, strict=True):
             logger.handlers, logger.propagate = handlers, propagate
 
