@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+from ast import literal_eval
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
@@ -69,7 +70,8 @@ OPSET = 20
 _IR_VERSION = 10
 _FINGERPRINT_KEY = "adapter_export.base_fingerprint"
 _LENGTHS_KEY = "adapter_export.lengths"
-_KEPT = frozenset({"pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"})
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+_KEPT = frozenset({_SCOPES_KEY, "pkg.torch.onnx.class_hierarchy"})
 """The metadata that name a node's module; the rest are stack traces and copies of the FX graph."""
 
 _SMALL = 256
@@ -210,7 +212,17 @@ def _translated(program: ExportedProgram, results: Mapping[torch.fx.Node, str]) 
     made = _core._exported_program_to_onnx_program(program, registry=_registry())
     version_converter.convert_version(made.model, OPSET, fallback=True)
     _optimize(made.model)
+    _forget_results(made.model.graph)
     return made.model
+
+
+def _forget_results(graph: ir.Graph) -> None:
+    """Let no node say that it was made for an op whose result is gone: what is left of it may have another layout."""
+    names = {value.name for node in graph for value in node.outputs}
+    for node in graph:
+        scopes = literal_eval(node.metadata_props.get(_SCOPES_KEY, "[]"))
+        if scopes and scopes[-1] not in names:
+            node.metadata_props[_SCOPES_KEY] = repr([*scopes[:-1], f"{scopes[-1]}.0"])
 
 
 class _Rule(RewriteRule):
