@@ -176,6 +176,18 @@ def test_an_output_takes_the_place_of_nothing_that_it_is_made_of(
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_force_replaces_no_home_and_no_repository(
+    cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home/me/work").mkdir(parents=True)
+    (tmp_path / "project/.git").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home/me"))
+    for place, found in (("home/me", "your home"), ("home", "one above it"), ("project", "git repository")):
+        cli.refused(3, found, "capture", model, "-o", tmp_path / place, "--force")
+    assert (tmp_path / "home/me/work").is_dir()
+    assert (tmp_path / "project/.git").is_dir()
+
+
 def test_contents_count_not_names(cli, model: Path, tmp_path: Path) -> None:
     shutil.copy(model, tmp_path / "archive.onnx")
     (tmp_path / "graph.pt").write_bytes(tiny_model().SerializeToString())

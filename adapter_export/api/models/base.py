@@ -688,13 +688,16 @@ def check_free(output: Path, *, force: bool, sources: object = ()) -> None:
 
     Raises:
         OutputExistsError: something is there, and `force` is not given.
-        FileError: a source is there, or in it, and would be lost.
+        FileError: a source is there, or in it, or it is the user's home or a repository, and would be lost.
     """
     if not os.path.lexists(output):
         return
     if not force:
         raise OutputExistsError(output)
-    place = output.resolve()
+    place, home = output.resolve(), Path(os.path.expanduser("~"))  # noqa: PTH111 `Path.home` may be an error
+    if not output.is_symlink() and (place in (home, *home.parents) or (place / ".git").exists()):
+        found = "a git repository" if (place / ".git").exists() else "your home folder, or one above it"
+        raise FileError("would be replaced", where=output, found=found, fix="choose another name for the output")
     for source in _places(sources):
         if place in (source.resolve(), *source.resolve().parents):
             raise FileError(
