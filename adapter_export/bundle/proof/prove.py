@@ -193,8 +193,7 @@ def prove(
 
     Without a reference, the golden vectors alone are compared. With `original`, the base before its precision was
     changed, the report says how far the bundle is from it. `computed` is what the reference gave before for the same
-    cases, by `expect`,
-    and `own` are the adapters as the user has them, by name.
+    cases, by `expect`, and `own` are the adapters as the user has them, by name.
 
     Raises:
         InputError: the bundle or the reference cannot be run.
