@@ -27,7 +27,7 @@ help:
 	@echo 'make demo    train two adapters on a real base, build, check and run them (six to twelve minutes on two cores)'
 	@echo 'make bench   measure swapping on an idle machine, beside AdapterHub, PEFT and optimum, and write'
 	@echo '             benchmarks/RESULTS.md, and docs/serving.md (about fifteen minutes)'
-	@echo 'make zoo     take more than a hundred architectures through the pipeline (about 20 minutes on two cores)'
+	@echo 'make zoo     take more than a hundred architectures through the pipeline (ten to twenty minutes on two cores)'
 	@echo 'make faults  plant faults in bundles of three bases, and check 200 that are right (about an hour);'
 	@echo '             a part with FAULTS="--base minilm --seeds 2 --right 0"'
 	@echo 'make peft    compare every type of PEFT with what is imported of it, and write the table (a minute)'
