@@ -14,7 +14,6 @@ import torch
 from archives import Small
 from small_encoder import load_encoder
 from torch import Tensor, nn
-from torch.onnx._internal._lazy_import import onnxscript_apis
 from torch.onnx._internal.exporter import _fx_passes
 
 from adapter_export.errors import BaseModelError, OutputExistsError, WriteError
@@ -244,12 +243,6 @@ def test_only_what_onnx_cannot_write_is_traced_again(
     assert_equal(base, ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"]), inputs, 1e-6)
     for name, expected in module(**inputs).items():
         torch.testing.assert_close(base.run(inputs)[name], expected)
-
-
-def test_a_model_is_optimized_as_by_the_exporter(tiny_bert: TorchBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = serialised(tiny_bert)
-    monkeypatch.setattr("adapter_export.torch_backend.base.to_onnx._optimize", onnxscript_apis.optimize)
-    assert serialised(tiny_bert) == found
 
 
 class Convolved(nn.Module):

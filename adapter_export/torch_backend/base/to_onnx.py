@@ -16,14 +16,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes import common as passes
 from onnxscript import version_converter
-from onnxscript.optimizer._constant_folding import (
-    DEFAULT_CONSTANT_FOLD_INPUT_SIZE_LIMIT,
-    DEFAULT_CONSTANT_FOLD_OUTPUT_SIZE_LIMIT,
-    FoldConstantsPass,
-)
-from onnxscript.rewriter import _DEFAULT_REWRITE_RULES, RewritePass, RewriteRule
 from torch.export import ExportedProgram
 from torch.fx.experimental import _config as fx_config
 from torch.onnx._internal.exporter import _core, _fx_passes, _registration
@@ -211,7 +204,7 @@ def _translated(program: ExportedProgram, results: Mapping[torch.fx.Node, str]) 
         output.arg.name = renamed.get(output.arg.name, output.arg.name)
     made = _core._exported_program_to_onnx_program(program, registry=_registry())
     version_converter.convert_version(made.model, OPSET, fallback=True)
-    _optimize(made.model)
+    made.optimize()
     _forget_results(made.model.graph)
     return made.model
 
@@ -223,45 +216,6 @@ def _forget_results(graph: ir.Graph) -> None:
         scopes = literal_eval(node.metadata_props.get(_SCOPES_KEY, "[]"))
         if scopes and scopes[-1] not in names:
             node.metadata_props[_SCOPES_KEY] = repr([*scopes[:-1], f"{scopes[-1]}.0"])
-
-
-class _Rule(RewriteRule):
-    """A rule of onnxscript that looks at the operator of a node first: some go through the graph for each node."""
-
-    def __init__(self, rule: RewriteRule) -> None:
-        vars(self).update(vars(rule))
-
-    def try_rewrite(self, model: ir.Model, graph_or_function: Any, node: ir.Node, **options: Any) -> Any:
-        """Rewrite what ends at a node, if the rule fits there."""
-        if not self._target_pattern.output_nodes[0].op.matches(node.op_type):
-            return None
-        return super().try_rewrite(model, graph_or_function, node, **options)
-
-
-def _optimize(model: ir.Model) -> None:
-    """Make of a model what `onnxscript.optimizer.optimize_ir` makes, in a third of the time."""
-    loop = [
-        FoldConstantsPass(
-            shape_inference=True,
-            input_size_limit=DEFAULT_CONSTANT_FOLD_INPUT_SIZE_LIMIT,
-            output_size_limit=DEFAULT_CONSTANT_FOLD_OUTPUT_SIZE_LIMIT,
-        ),
-        RewritePass([_Rule(rule) for rule in _DEFAULT_REWRITE_RULES]),
-        passes.RemoveUnusedNodesPass(),
-        passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
-        passes.RemoveUnusedOpsetsPass(),
-    ]
-    ir.passes.Sequential(
-        passes.InlinePass(),
-        ir.passes.PassManager(loop, steps=2),
-        passes.RemoveUnusedNodesPass(),
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.LiftSubgraphInitializersToMainGraphPass(),
-        passes.DeduplicateInitializersPass(),
-        passes.CommonSubexpressionEliminationPass(),
-        passes.OutputFixPass(),
-        passes.NameFixPass(),
-    )(model)
 
 
 _ATEN = torch.ops.aten
