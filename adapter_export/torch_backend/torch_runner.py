@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, fx
-from torch.func import functional_call
 from torch.fx.node import Target
 from torch.utils import _pytree as pytree
 
@@ -41,8 +40,8 @@ _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 class TorchRunner:
     """Computes with torch what a bundle must compute; a `numerics.runner.Runner`.
 
-    Each adapter is attached when it is first asked for; the latest ones stay so. Sites are found if not given;
-    `allow_mismatch` takes adapters that were trained on another base.
+    Each adapter is attached when it is first asked for; the latest ones stay so, one of those that differ in their
+    weights alone. Sites are found if not given; `allow_mismatch` takes adapters that were trained on another base.
 
     Raises:
         NoSitesError: the base has no sites.
@@ -52,7 +51,7 @@ class TorchRunner:
         self._base = base
         self.sites = discover(flow_graph(base.flat)) if sites is None else sites
         self._allow_mismatch = allow_mismatch
-        self._models: dict[int, AdaptedModel] = {}
+        self._models: list[AdaptedModel] = []
 
     @property
     def description(self) -> str:
@@ -65,28 +64,22 @@ class TorchRunner:
         return True
 
     def model(self, adapter: Adapter | None) -> AdaptedModel:
-        """The base with an adapter attached; AdapterError if it does not fit."""
-        known = self._models.pop(id(adapter), None)
-        if known is None:
-            # the model holds the adapter, so that its id is not given to another one
-            known = attach(self._base, adapter, sites=self.sites, allow_mismatch=self._allow_mismatch)
-        self._models[id(adapter)] = known  # behind all others, the first of which goes
-        if len(self._models) > _MOST_ATTACHED:
-            del self._models[next(iter(self._models))]
-        return known
+        """The base with an adapter attached, until one is asked for that differs in its weights alone and takes it.
 
-    def _compute(self, adapter: Adapter | None, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The outputs; an adapter that differs from an attached one in its weights alone lends its weights to that."""
-        for known in self._models.values():
-            if adapter is not None and known.adapter is not None and _differ_in_weights(known.adapter, adapter):
-                places = {id(tensor): name for name, tensor in known.named_parameters()}
-                lent = {
-                    places[id(own)]: torch.from_numpy(adapter.weights[name]) for name, own in known.tensors().items()
-                }
-                outputs: dict[str, Tensor] = functional_call(known, lent, kwargs=dict(inputs))
-                return outputs
-        found: dict[str, Tensor] = self.model(adapter)(**inputs)
-        return found
+        Raises:
+            AdapterError: the adapter does not fit the base.
+        """
+        known = next((model for model in self._models if _are_alike(model.adapter, adapter)), None)
+        if known is None:
+            known = attach(self._base, adapter, sites=self.sites, allow_mismatch=self._allow_mismatch)
+        else:
+            self._models.remove(known)
+            if adapter is not None and known.adapter is not adapter:
+                known.adapter = adapter
+                for name, tensor in known.tensors().items():
+                    tensor.data = torch.tensor(adapter.weights[name])
+        self._models = [*self._models[1 - _MOST_ATTACHED :], known]  # behind all others, the first of which goes
+        return known
 
     def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Arrays:
         """All outputs of the base by name and, for an adapter with a head, the result of its task.
@@ -95,9 +88,9 @@ class TorchRunner:
             AdapterError: the adapter does not fit the base.
             RequestError: the inputs are not those of the base.
         """
-        tensors = _tensors(inputs)
+        model, tensors = self.model(adapter), _tensors(inputs)
         with _inference():
-            outputs = self._compute(adapter, tensors)
+            outputs = model(**tensors)
         return {name: value.numpy() for name, value in outputs.items()}
 
     def undefined(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Undefined:
@@ -124,8 +117,8 @@ class TorchRunner:
         Each is computed in float32 and, with `exactly`, in float64 from what it read in float32. One that nothing reads
         any more is given back. Raises as `run`.
         """
-        model = self.model(adapter)
-        tensors = _tensors(inputs)
+        model, tensors = self.model(adapter), _tensors(inputs)
+        self._models.remove(model)  # so that no other adapter's weights come into it on the way
         walk = _Walk(model.body, exactly=exactly)
         walk.args_iter = iter(self._base.ordered(tensors))
         for node, name in _named(model):
@@ -133,6 +126,7 @@ class TorchRunner:
                 found = walk.step(node, name if name in names else None)
             if found is not None:
                 yield found
+        self._models.append(model)
 
     def node_dtypes(self, adapter: Adapter | None) -> Mapping[str, str]:
         """The NumPy type of each value that `node_values` can give, by its name; lengths of axes are not among them."""
@@ -330,7 +324,10 @@ def node_values(base: TorchBase, inputs: Mapping[str, np.ndarray], names: Collec
     return found
 
 
-def _differ_in_weights(one: Adapter, other: Adapter) -> bool:
-    """Return whether two adapters are one with two sets of weights: all else they share, as copies do."""
-    alike = one.graphs is other.graphs and one.placements is other.placements and one.head is other.head
-    return alike and one is not other and one.base == other.base
+def _are_alike(one: Adapter | None, other: Adapter | None) -> bool:
+    """Return whether two adapters differ in nothing but their weights, and in what the results mean."""
+    if one is None or other is None or one is other:
+        return one is other
+    heads = [None if each.head is None else (each.head.graph, each.head.widths) for each in (one, other)]
+    alike = one.graphs == other.graphs and one.placements == other.placements and heads[0] == heads[1]
+    return alike and one.base == other.base

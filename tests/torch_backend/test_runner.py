@@ -78,3 +78,19 @@ def test_inputs_that_the_base_cannot_take_are_refused(runner: Runner, arrays) ->
         runner.run({"input_ids": arrays["input_ids"]}, None)
     with pytest.raises(RequestError, match="cannot compute"):
         runner.run({**arrays, "input_ids": arrays["input_ids"] + 1000}, None)
+
+
+def test_adapters_that_differ_in_their_weights_share_a_model_that_no_walk_loses(base, arrays) -> None:
+    first, second = (with_random_weights(make_adapter(base), seed) for seed in (1, 2))
+    runner = TorchRunner(base)
+    assert runner.model(first) is runner.model(second)
+    names = [name for name in runner.node_dtypes(first) if "result" in name]
+    alone = [found.value for found in runner.node_values(arrays, first, names)]
+    walk = runner.node_values(arrays, first, names)
+    between = [next(walk).value]
+    expected = runner.run(arrays, second)["hidden"]
+    between += [found.value for found in walk]
+    assert len(alone) == 4
+    assert all(np.array_equal(one, other) for one, other in zip(between, alone, strict=True))
+    assert np.array_equal(runner.run(arrays, second)["hidden"], expected)
+    assert not np.allclose(runner.run(arrays, first)["hidden"], expected)
