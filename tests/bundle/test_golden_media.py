@@ -16,11 +16,11 @@ import torch
 import transformers as hf
 from PIL import Image
 from small_media import LABELS, noise, png, wav
+from tampering import rehash
 
 import adapter_export as ae
 from adapter_export.errors import AdapterError, RequestError
 from adapter_export.format.manifest import Manifest
-from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
 from adapter_export.format.media import MediaRecord, Normalize
 from adapter_export.runtime.media_reader import apply_steps, read_medium
 from adapter_export.torch_backend.base.own_processors import own_media
@@ -159,7 +159,7 @@ def test_a_record_that_says_something_else_fails(
 ) -> None:
     bundle = shutil.copytree(vit_folder / "bundle", tmp_path / "bundle")
     damage(bundle)
-    write_manifest(replace(change(read_manifest(bundle)), files=list_files(bundle)), bundle)
+    rehash(bundle, change)
     report = ae.verify(bundle)
     faults = [one for one in report.invariants if one.verdict == "failed"]
     assert [one.name for one in faults] == ["golden media"]

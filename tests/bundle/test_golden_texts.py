@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from tampering import rehash
 from text_bundle import LIMIT, LONGEST, TASKS
 from transformers import AutoTokenizer
 
@@ -24,12 +26,13 @@ from adapter_export.format.adapter_files import read_adapter, write_adapter
 from adapter_export.format.golden_texts import parse_golden_texts, read_golden_texts
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import Manifest
-from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
+from adapter_export.format.manifest_json import read_manifest
 from adapter_export.graph.tasks import Task
 from adapter_export.text import Pair, Tokenizer, tokenizer_digest
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 Change = Callable[[Path], None]
+ONE_CASE: Mapping[str, Any] = {"flavours": ["slots"], "cases": ["batch1_sequence1"], "quick": True}
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +51,14 @@ def texts_of(report: Report) -> dict[str, Any]:
     return {one.subject: one for one in report.invariants if one.name == "golden texts"}
 
 
-def rehash(folder: Path, change: Callable[[Manifest], Manifest] = lambda manifest: manifest) -> None:
-    """Write the manifest anew, as an attacker would."""
-    manifest = replace(change(read_manifest(folder)), files=list_files(folder))
-    write_manifest(manifest, folder)
+@contextmanager
+def edited_texts(folder: Path) -> Iterator[dict[str, Any]]:
+    """Change the golden texts of a bundle, and the hashes, as an attacker would."""
+    file = folder / "golden" / "texts.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    yield document
+    file.write_text(json.dumps(document), encoding="utf-8")
+    rehash(folder)
 
 
 def test_the_ids_are_those_of_transformers(made: Path) -> None:
@@ -234,10 +241,23 @@ FAULTS: dict[str, tuple[Change, dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_found_and_named(bundle: Path, fault: str) -> None:
-    plant, expected = FAULTS[fault]
-    plant(bundle)
+TOGETHER = (
+    ("does not lowercase",),
+    ("without special tokens",),
+    ("a limit of 100",),
+    ("rotated labels", "rotated labels of tokens", "cut on the other side", "without a prefix", "texts for pairs"),
+    ("trained at 24, served at all", "other thresholds"),
+)
+"""Those of different adapters in one bundle: each is blamed on its own."""
+
+
+@pytest.mark.parametrize("faults", TOGETHER, ids=", ".join)
+def test_each_fault_is_found_and_named(bundle: Path, faults: Sequence[str]) -> None:
+    expected: dict[str, str] = {}
+    for plant, words in map(FAULTS.__getitem__, faults):
+        assert not expected.keys() & words.keys()
+        plant(bundle)
+        expected |= words
     report = ae.verify(bundle)
     assert not report.passed
     found = {name: one for name, one in texts_of(report).items() if one.verdict == "failed"}
@@ -248,16 +268,20 @@ def test_each_fault_is_found_and_named(bundle: Path, fault: str) -> None:
     assert all(len(one.detail) < 500 for one in found.values())
 
 
+def test_every_fault_is_planted() -> None:
+    assert sorted(fault for faults in TOGETHER for fault in faults) == sorted(FAULTS)
+
+
 def test_check_finds_them_too(bundle: Path, made: Path) -> None:
     FAULTS["rotated labels"][0](bundle)
-    report = ae.check(bundle, against=made / "model.pt", only=["topic"], flavours=["slots"])
+    report = ae.check(bundle, against=made / "model.pt", only=["topic"], **ONE_CASE)
     assert texts_of(report)["topic"].verdict == "failed"
     assert not report.passed
 
 
 def test_check_names_the_axis_that_takes_less_than_the_texts(bundle: Path, made: Path) -> None:
     FAULTS["a limit of 100"][0](bundle)
-    report = ae.check(bundle, against=made / "model.pt", only=["base"], flavours=["slots"], quick=True)
+    report = ae.check(bundle, against=made / "model.pt", only=["base"], **ONE_CASE)
     (owed,) = [owed for owed in report.ledger if owed.id == "manifest/lengths"]
     assert (owed.status, owed.where) == ("failed", "manifest.json: lengths.sequence")
     assert owed.detail == f"at most 100 tokens; the longest golden text has {LONGEST}"
@@ -265,28 +289,25 @@ def test_check_names_the_axis_that_takes_less_than_the_texts(bundle: Path, made:
 
 def test_check_compares_with_the_tokenizer_of_the_model(bundle: Path, made: Path) -> None:
     """Where even the golden texts are forged."""
-    report = ae.check(bundle, against=made / "model.pt", only=["base", "topic"], flavours=["slots"])
+    report = ae.check(bundle, against=made / "model.pt", only=["base", "topic"], **ONE_CASE)
     assert report.passed
     assert texts_of(report)["model"].detail == "114 texts have the ids of the model's own tokenizer"
     _tokenizer(_cased)(bundle)
     digest = read_manifest(bundle).text.digest  # type: ignore[union-attr]
     forged = Tokenizer.from_folder(bundle, LONGEST)
-    file = bundle / "golden" / "texts.json"
-    document = json.loads(file.read_text(encoding="utf-8"))
-    document["digest"] = digest
-    for one in document["sets"]:
-        task = TASKS[one["adapter"]] if one["adapter"] else None
-        for text in one["texts"]:
-            piece = (task.prefix if task else "") + text["text"]
-            (row,) = forged.rows(
-                [piece if text["pair"] is None else Pair(text["text"], text["pair"])],
-                limits=[task.max_tokens if task else None],
-                sides=[task.truncation if task else "right"],
-            )
-            text |= {"ids": row.encoding.ids, "token_type_ids": row.encoding.type_ids, "answer": None}
-    file.write_text(json.dumps(document), encoding="utf-8")
-    rehash(bundle)
-    report = ae.check(bundle, against=made / "model.pt", only=["base", "topic"], flavours=["slots"])
+    with edited_texts(bundle) as document:
+        document["digest"] = digest
+        for one in document["sets"]:
+            task = TASKS[one["adapter"]] if one["adapter"] else None
+            for text in one["texts"]:
+                piece = (task.prefix if task else "") + text["text"]
+                (row,) = forged.rows(
+                    [piece if text["pair"] is None else Pair(text["text"], text["pair"])],
+                    limits=[task.max_tokens if task else None],
+                    sides=[task.truncation if task else "right"],
+                )
+                text |= {"ids": row.encoding.ids, "token_type_ids": row.encoding.type_ids, "answer": None}
+    report = ae.check(bundle, against=made / "model.pt", only=["base", "topic"], **ONE_CASE)
     found = {one.subject: one for one in report.invariants if one.verdict == "failed"}
     assert found.keys() == {"topic", "model"}
     assert found["topic"].name == "task"
@@ -322,23 +343,16 @@ def test_a_folder_whose_two_tokenizers_differ_is_named_and_not_built(made: Path,
 
 def test_answers_of_other_weights_are_found(bundle: Path) -> None:
     """The tensors of another adapter, which no golden vector is compared with here, give other answers."""
-    file = bundle / "golden" / "texts.json"
-    document = json.loads(file.read_text(encoding="utf-8"))
-    topic = document["sets"][1]
-    number = topic["texts"][3]["answer"]["probabilities"]["a"]
-    topic["texts"][3]["answer"]["probabilities"]["a"] = number + 10 * topic["absolute"]
-    file.write_text(json.dumps(document), encoding="utf-8")
-    rehash(bundle)
+    with edited_texts(bundle) as document:
+        topic = document["sets"][1]
+        topic["texts"][3]["answer"]["probabilities"]["a"] += 10 * topic["absolute"]
     detail = texts_of(ae.verify(bundle))["topic"].detail
     assert detail.startswith("1 of 52 texts differ; `mixed case`: `probabilities.a` found ")
 
 
 def test_a_set_that_is_gone_is_missed(bundle: Path) -> None:
-    file = bundle / "golden" / "texts.json"
-    document = json.loads(file.read_text(encoding="utf-8"))
-    document["sets"] = [one for one in document["sets"] if one["adapter"] != "tags"]
-    file.write_text(json.dumps(document), encoding="utf-8")
-    rehash(bundle)
+    with edited_texts(bundle) as document:
+        document["sets"] = [one for one in document["sets"] if one["adapter"] != "tags"]
     found = texts_of(ae.verify(bundle))["tags"]
     assert (found.verdict, found.detail) == ("failed", "there are none of it")
     with pytest.raises(FormatError, match="a tokenizer and golden texts do not go together"):
@@ -346,12 +360,9 @@ def test_a_set_that_is_gone_is_missed(bundle: Path) -> None:
 
 
 def test_all_sets_that_are_gone_are_missed(bundle: Path, made: Path) -> None:
-    path = bundle / "golden/texts.json"
-    document = json.loads(path.read_text(encoding="utf-8"))
-    path.unlink()
-    path.write_text(json.dumps({**document, "sets": []}), encoding="utf-8")
-    rehash(bundle)
-    assert not ae.check(bundle, against=made / "model.pt", only=["base"], flavours=["slots"], quick=True).passed
+    with edited_texts(bundle) as document:
+        document["sets"] = []
+    assert not ae.check(bundle, against=made / "model.pt", only=["base"], **ONE_CASE).passed
 
 
 def test_another_tokenizer_is_refused_when_an_adapter_names_its_own(made: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from small_bundle import Built, build_small
+from tampering import rehash
 
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove, steps
@@ -18,7 +19,6 @@ from adapter_export.bundle.report import FORMS, Report, failures
 from adapter_export.bundle.write import FLAVOURS
 from adapter_export.errors import FormatError, UsageError
 from adapter_export.format.manifest import Manifest
-from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from schemas import validate
 
@@ -56,12 +56,6 @@ def broken(report: Report) -> set[tuple[str, str]]:
 
 def failed(report: Report) -> set[tuple[str | None, str, bool]]:
     return {(each.adapter, each.flavour, each.mixed) for each in report.outputs if not each.passed}
-
-
-def rehash(folder: Path, change: Callable[[Manifest], Manifest] = lambda manifest: manifest) -> None:
-    manifest = replace(change(read_manifest(folder)), files=list_files(folder))
-    (folder / "manifest.json").unlink()
-    write_manifest(manifest, folder)
 
 
 def edit_bank(folder: Path, change: Change) -> None:

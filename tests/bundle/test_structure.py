@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
+from tampering import edit_adapter, rehash
 
 from adapter_export.bundle.proof.proof_plan import plan_check
 from adapter_export.bundle.proof.prove import prove, steps
 from adapter_export.bundle.report import Report
 from adapter_export.errors import AdapterError, FormatError, HashError, InputError, TensorError, VersionError
 from adapter_export.format.files import canonical_json
-from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
-from adapter_export.format.tensors import read_tensors, write_tensors
+from adapter_export.format.tensors import read_tensors
 from adapter_export.reading.documents import read_json
 
 Change = Callable[[onnx.ModelProto], object]
@@ -34,15 +34,11 @@ def _verify(folder: Path) -> Report:
     return found
 
 
-def _rehash(folder: Path) -> None:
-    write_manifest(replace(read_manifest(folder), files=list_files(folder)), folder)
-
-
 def _edit_graph(folder: Path, file: str, change: Change) -> None:
     model = onnx.load(folder / file, load_external_data=False)
     change(model)
     onnx.save(model, folder / file)
-    _rehash(folder)
+    rehash(folder)
 
 
 def _initializer(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
@@ -109,7 +105,7 @@ def test_a_graph_that_the_manifest_does_not_describe(copy: Path, file: str, chan
 @pytest.mark.parametrize("data", [b"", b"no graph at all", b"\x08\x09"])
 def test_a_file_that_is_no_graph(copy: Path, data: bytes) -> None:
     (copy / "model.onnx").write_bytes(data)
-    _rehash(copy)
+    rehash(copy)
     with pytest.raises(FormatError) as caught:
         plan_check(copy)
     assert caught.value.where == str(copy / "model.onnx")
@@ -196,20 +192,15 @@ def test_an_adapter_file_of_another_base(copy: Path) -> None:
     tensors = read_tensors(copy / "adapters/tone.safetensors")
     native.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in tensors.items()})
     native.export_adapter(str(path))
-    _rehash(copy)
+    rehash(copy)
     with pytest.raises(AdapterError, match=r"tone\.onnx_adapter: was made for another bundle"):
         _verify(copy)
 
 
 def test_a_tensor_of_an_adapter_that_is_named_like_a_data_input(copy: Path) -> None:
-    tensors = read_tensors(copy / "adapters/tone.safetensors")
-    tensors["ids"] = tensors.pop(DOWN)
-    (copy / "adapters/tone.safetensors").unlink()
-    write_tensors(copy / "adapters/tone.safetensors", tensors)
-    native = ort.AdapterFormat()
-    native.set_model_version(read_manifest(copy).model_version)
-    native.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in tensors.items()})
-    native.export_adapter(str(copy / "adapters/tone.onnx_adapter"))
-    _rehash(copy)
+    def rename(tensors: dict[str, np.ndarray]) -> None:
+        tensors["ids"] = tensors.pop(DOWN)
+
+    edit_adapter(copy, "tone", rename)
     with pytest.raises(TensorError, match=r"tone\.onnx_adapter.*`ids` is the name of a data input"):
         _verify(copy)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,16 +34,21 @@ RELU, GELU = BottleneckOptions("relu"), BottleneckOptions("gelu")
 LEVELS = ort.GraphOptimizationLevel
 TOLERANCE = 2e-5
 
-Run = Callable[[Adapter | None], dict[str, np.ndarray]]
+Run = Callable[..., dict[str, np.ndarray]]
+"""Computes the outputs with an adapter or none, on some inputs."""
 
 INPUTS = token_inputs(5, 3, 1)
 
 
-def _runner(base: OnnxBase, adapters: list[Adapter], inputs: dict[str, np.ndarray] = INPUTS) -> Run:
+def _runner(base: OnnxBase, adapters: Sequence[Adapter]) -> Run:
     """Runs the exported graph of some adapters, by plain feeds."""
     plan = plan_slots(adapters, base.sites)
     session = open_session(insert_slots(base, plan), base.folder)
-    return lambda adapter: run_session(session, {**inputs, **(slot_tensors(plan, adapter) if adapter else {})})
+
+    def run(adapter: Adapter | None, inputs: Mapping[str, np.ndarray] = INPUTS) -> dict[str, np.ndarray]:
+        return run_session(session, {**inputs, **(slot_tensors(plan, adapter) if adapter else {})})
+
+    return run
 
 
 def _untouched(base: OnnxBase, inputs: dict[str, np.ndarray] = INPUTS) -> dict[str, np.ndarray]:
@@ -53,7 +58,8 @@ def _untouched(base: OnnxBase, inputs: dict[str, np.ndarray] = INPUTS) -> dict[s
     return dict(zip([output.name for output in session.get_outputs()], session.run(None, inputs), strict=True))
 
 
-def _mixed(base: OnnxBase) -> list[Adapter]:
+@pytest.fixture(scope="module")
+def mixed(base: OnnxBase) -> list[Adapter]:
     """Different topologies, widths and numbers of classes."""
     return [
         random_adapter("houlsby8", houlsby(GELU), base, bottleneck=8, labels="abc"),
@@ -65,64 +71,77 @@ def _mixed(base: OnnxBase) -> list[Adapter]:
     ]
 
 
+@pytest.fixture(scope="module")
+def run_mixed(base: OnnxBase, mixed: list[Adapter]) -> Run:
+    return _runner(base, mixed)
+
+
+@pytest.fixture(scope="module")
+def reference(base: OnnxBase) -> CutRunner:
+    return CutRunner(base)
+
+
 class TestResults:
-    def test_without_an_adapter_it_is_the_base(self, base: OnnxBase) -> None:
-        found = _runner(base, _mixed(base))(None)
+    def test_without_an_adapter_it_is_the_base(self, base: OnnxBase, run_mixed: Run) -> None:
+        found = run_mixed(None)
         np.testing.assert_allclose(found["hidden"], _untouched(base)["hidden"], rtol=0, atol=2e-6)
         np.testing.assert_array_equal(found["logits"], np.zeros((3, 1), np.float32))
 
-    def test_each_adapter_of_a_mixed_graph_equals_itself_built_alone(self, base: OnnxBase) -> None:
-        adapters = _mixed(base)
-        run = _runner(base, adapters)
-        for adapter in adapters:
-            found, alone = run(adapter), _runner(base, [adapter])(adapter)
+    def test_each_adapter_of_a_mixed_graph_equals_itself_built_alone(
+        self, base: OnnxBase, mixed: list[Adapter], run_mixed: Run
+    ) -> None:
+        for adapter in mixed:
+            found, alone = run_mixed(adapter), _runner(base, [adapter])(adapter)
             for name, expected in alone.items():
                 np.testing.assert_allclose(found[name], expected, rtol=0, atol=TOLERANCE, err_msg=adapter.name)
 
     @pytest.mark.parametrize("index", range(6))
-    def test_each_adapter_agrees_with_the_float64_reference(self, base: OnnxBase, index: int) -> None:
-        adapters = _mixed(base)
-        found = _runner(base, adapters)(adapters[index])
-        for name, expected in CutRunner(base).run(INPUTS, adapters[index]).items():
+    def test_each_adapter_agrees_with_the_float64_reference(
+        self, mixed: list[Adapter], run_mixed: Run, reference: CutRunner, index: int
+    ) -> None:
+        found = run_mixed(mixed[index])
+        for name, expected in reference.run(INPUTS, mixed[index]).items():
             np.testing.assert_allclose(found[name], expected, rtol=0, atol=TOLERANCE)
 
-    @pytest.mark.parametrize("activation", ACTIVATIONS)
     @pytest.mark.parametrize("opset", [17, 20])
-    def test_every_activation_at_old_and_new_opsets(self, tmp_path: Path, activation: str, opset: int) -> None:
+    def test_every_activation_at_old_and_new_opsets(self, tmp_path: Path, opset: int) -> None:
         base = open_onnx(save_tiny(tmp_path, tiny_model(opset=opset)))
-        adapter = random_adapter("a", houlsby(BottleneckOptions(activation)), base)
-        found = _runner(base, [adapter])(adapter)["hidden"]
-        np.testing.assert_allclose(found, CutRunner(base).run(INPUTS, adapter)["hidden"], rtol=0, atol=TOLERANCE)
-        assert np.abs(found - _untouched(base)["hidden"]).max() > 0.01
+        adapters = [random_adapter(name, houlsby(BottleneckOptions(name)), base) for name in ACTIVATIONS]
+        run, reference, plain = _runner(base, adapters), CutRunner(base), _untouched(base)["hidden"]
+        for adapter in adapters:
+            found, expected = run(adapter)["hidden"], reference.run(INPUTS, adapter)["hidden"]
+            np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE, err_msg=adapter.name)
+            assert np.abs(found - plain).max() > 0.01, adapter.name
 
     @pytest.mark.parametrize("lengths", [(1,), (1, 1), (7,), (30, 2, 11)])
-    def test_every_shape(self, base: OnnxBase, lengths: tuple[int, ...]) -> None:
-        adapters, inputs = _mixed(base), token_inputs(*lengths)
-        run = _runner(base, adapters, inputs)
-        for adapter in adapters[:3]:
-            for name, expected in CutRunner(base).run(inputs, adapter).items():
-                np.testing.assert_allclose(run(adapter)[name], expected, rtol=0, atol=TOLERANCE)
+    def test_every_shape(
+        self, mixed: list[Adapter], run_mixed: Run, reference: CutRunner, lengths: tuple[int, ...]
+    ) -> None:
+        inputs = token_inputs(*lengths)
+        for adapter in mixed[:3]:
+            found = run_mixed(adapter, inputs)
+            for name, expected in reference.run(inputs, adapter).items():
+                np.testing.assert_allclose(found[name], expected, rtol=0, atol=TOLERANCE)
 
     @pytest.mark.parametrize("level", [LEVELS.ORT_DISABLE_ALL, LEVELS.ORT_ENABLE_BASIC, LEVELS.ORT_ENABLE_ALL])
-    def test_every_optimization_level(self, base: OnnxBase, level: ort.GraphOptimizationLevel) -> None:
-        adapters = _mixed(base)
-        plan = plan_slots(adapters, base.sites)
+    def test_every_optimization_level(
+        self, base: OnnxBase, mixed: list[Adapter], reference: CutRunner, level: ort.GraphOptimizationLevel
+    ) -> None:
+        plan = plan_slots(mixed, base.sites)
         options = ort.SessionOptions()
         options.graph_optimization_level = level
         options.log_severity_level = 3
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(base.folder))
         data = ir.to_proto(insert_slots(base, plan)).SerializeToString()
         session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        for adapter in adapters:
-            expected = CutRunner(base).run(INPUTS, adapter)["hidden"]
+        for adapter in mixed:
+            expected = reference.run(INPUTS, adapter)["hidden"]
             found = session.run(["hidden"], {**INPUTS, **slot_tensors(plan, adapter)})[0]
             np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
-    def test_switching_back_is_exact(self, base: OnnxBase) -> None:
-        adapters = _mixed(base)
-        run = _runner(base, adapters)
-        before = [run(adapter) for adapter in (None, *adapters)]
-        after = [run(adapter) for adapter in (None, *adapters)]
+    def test_switching_back_is_exact(self, mixed: list[Adapter], run_mixed: Run) -> None:
+        before = [run_mixed(adapter) for adapter in (None, *mixed)]
+        after = [run_mixed(adapter) for adapter in (None, *mixed)]
         for one, other in zip(before, after, strict=True):
             for name in one:
                 np.testing.assert_array_equal(one[name], other[name])
@@ -164,7 +183,7 @@ class TestSpecialBases:
         base = open_onnx(save_tiny(tmp_path, tiny_model(inputs=inputs)))
         adapter = random_adapter("a", pfeiffer(RELU), base, labels="abc")
         given = {**INPUTS, "attention_mask": INPUTS["attention_mask"].astype(dtype)}
-        found = _runner(base, [adapter], given)(adapter)["logits"]
+        found = _runner(base, [adapter])(adapter, given)["logits"]
         np.testing.assert_allclose(found, CutRunner(base).run(given, adapter)["logits"], rtol=0, atol=TOLERANCE)
 
     def test_a_head_on_a_base_without_a_mask_keeps_every_token(self, tmp_path: Path) -> None:
@@ -173,7 +192,7 @@ class TestSpecialBases:
         base = open_onnx(save_tiny(tmp_path, model))
         adapter = random_adapter("a", pfeiffer(RELU), base, labels="abc")
         inputs = {"input_ids": INPUTS["input_ids"]}
-        found = _runner(base, [adapter], inputs)(adapter)
+        found = _runner(base, [adapter])(adapter, inputs)
         weight, bias = (adapter.weights[f"head.classifier.{name}"] for name in ("weight", "bias"))
         expected = found["hidden"].mean(axis=1) @ weight + bias
         np.testing.assert_allclose(found["logits"], expected, rtol=0, atol=TOLERANCE)
@@ -192,18 +211,19 @@ class TestSpecialBases:
             insert_slots(again, plan)
 
 
-class TestGraph:
-    @pytest.fixture
-    def model(self, base: OnnxBase) -> ir.Model:
-        return insert_slots(base, plan_slots(_mixed(base), base.sites))
+@pytest.fixture(scope="module")
+def model(base: OnnxBase, mixed: list[Adapter]) -> ir.Model:
+    return insert_slots(base, plan_slots(mixed, base.sites))
 
-    def test_the_base_is_not_changed(self, base: OnnxBase) -> None:
+
+class TestGraph:
+    def test_the_base_is_not_changed(self, base: OnnxBase, mixed: list[Adapter]) -> None:
         before = ir.to_proto(base.model).SerializeToString()
-        insert_slots(base, plan_slots(_mixed(base), base.sites))
+        insert_slots(base, plan_slots(mixed, base.sites))
         assert ir.to_proto(base.model).SerializeToString() == before
 
-    def test_the_slots_alone_are_overridable(self, base: OnnxBase, model: ir.Model) -> None:
-        slots = [slot.name for slot in plan_slots(_mixed(base), base.sites).slots]
+    def test_the_slots_alone_are_overridable(self, base: OnnxBase, mixed: list[Adapter], model: ir.Model) -> None:
+        slots = [slot.name for slot in plan_slots(mixed, base.sites).slots]
         inputs = [value.name for value in model.graph.inputs]
         assert inputs == ["input_ids", "attention_mask", *slots]
         assert {name for name in inputs if name in model.graph.initializers} == set(slots)
@@ -221,10 +241,10 @@ class TestGraph:
         assert str(model.graph.outputs[-1].shape) == "[batch,classes]"
         assert str(model.graph.initializers["adapter.head.classifier.weight"].shape) == f"[{WIDTH},classes]"
 
-    def test_it_says_where_it_comes_from(self, base: OnnxBase, model: ir.Model) -> None:
+    def test_it_says_where_it_comes_from(self, base: OnnxBase, mixed: list[Adapter], model: ir.Model) -> None:
         props = model.metadata_props
         assert props["adapter_export.base_fingerprint"] == base.fingerprint
-        assert props["adapter_export.topology"] == plan_slots(_mixed(base), base.sites).digest
+        assert props["adapter_export.topology"] == plan_slots(mixed, base.sites).digest
         assert json.loads(props["adapter_export.head_outputs"]) == {
             "first_token_linear": "logits",
             "mean_pool_linear": "logits",

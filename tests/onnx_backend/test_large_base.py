@@ -46,22 +46,18 @@ def _megabytes(text: str, pattern: str) -> float:
 
 class TestLinks:
     def test_the_weights_of_one_file_are_linked(self, tmp_path: Path) -> None:
-        bundle = build_tiny(tmp_path)
-        assert (bundle / "base.bin").samefile(tmp_path / "tiny.onnx.data")
-
-    def test_writing_into_the_file_of_the_base_is_noticed(self, tmp_path: Path) -> None:
-        bundle = build_tiny(tmp_path)
-        verify_files(read_manifest(bundle), bundle)
-        with (tmp_path / "tiny.onnx.data").open("r+b") as file:
+        """What is written into that file is noticed; another one in its place leaves the bundle as it was."""
+        bundle, data, new = build_tiny(tmp_path), tmp_path / "tiny.onnx.data", tmp_path / "new"
+        assert (bundle / "base.bin").samefile(data)
+        start = data.read_bytes()[:4]
+        with data.open("r+b") as file:
             file.write(b"\x00\x01\x02\x03")
         with pytest.raises(HashError, match=r"base\.bin"):
             verify_files(read_manifest(bundle), bundle)
-
-    def test_replacing_the_file_of_the_base_leaves_the_bundle_as_it_was(self, tmp_path: Path) -> None:
-        bundle = build_tiny(tmp_path)
-        new = tmp_path / "new"
+        with data.open("r+b") as file:
+            file.write(start)
         new.write_bytes(b"other weights")
-        new.replace(tmp_path / "tiny.onnx.data")
+        new.replace(data)
         verify_files(read_manifest(bundle), bundle)
 
     def test_copies_are_made_on_request(self, base: OnnxBase, tmp_path: Path) -> None:

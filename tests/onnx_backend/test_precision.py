@@ -56,8 +56,14 @@ def adapters_of(base: OnnxBase) -> list[Adapter]:
 
 
 @pytest.fixture(scope="module", params=CHANGED)
-def made(request: pytest.FixtureRequest, base: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> OnnxBase:
-    return with_precision(base, request.param, tmp_path_factory.mktemp(request.param))
+def precision(request: pytest.FixtureRequest) -> Precision:
+    found: Precision = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def made(precision: Precision, base: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> OnnxBase:
+    return with_precision(base, precision, tmp_path_factory.mktemp(precision))
 
 
 @pytest.fixture(scope="module")
@@ -134,20 +140,9 @@ class TestBase:
 
 
 class TestNumerics:
-    @pytest.mark.parametrize(
-        ("precision", "stored", "invariant"),
-        [
-            ("fp16", "float16", True),
-            ("int8", "uint8", True),
-            ("int8-weights", "uint8", True),
-            ("int4-weights", "uint8", True),
-        ],
-    )
-    def test_are_read_off_the_graph(
-        self, base: OnnxBase, tmp_path: Path, precision: Precision, stored: str, invariant: bool
-    ) -> None:
-        found = numerics(with_precision(base, precision, tmp_path).model)
-        assert (found.precision, found.stored, found.batch_invariant) == (precision, stored, invariant)
+    def test_are_read_off_the_graph(self, precision: Precision, made: OnnxBase) -> None:
+        found, stored = numerics(made.model), "float16" if precision == "fp16" else "uint8"
+        assert (found.precision, found.stored, found.batch_invariant) == (precision, stored, True)
 
     def test_of_a_plain_base(self, base: OnnxBase) -> None:
         found = numerics(base.model)
@@ -175,11 +170,10 @@ class TestNumerics:
             alone = run_session(session, {name: value[:1] for name, value in inputs.items()})["hidden"]
             assert (np.abs(whole - alone).max() < 0.004) == numerics(made.model).batch_invariant, made.path
 
-    @pytest.mark.parametrize("precision", ["int8", "int8-weights", "int4-weights"])
-    def test_what_is_not_finite_stays_so(self, base: OnnxBase, tmp_path: Path, precision: Precision) -> None:
+    @pytest.mark.parametrize("precision", ["int8", "int8-weights", "int4-weights"], indirect=True)
+    def test_what_is_not_finite_stays_so(self, made: OnnxBase) -> None:
         """Where ONNX Runtime rounds to 8 bits it passes over NaN, and what it computes looks like any other number."""
-        made = with_precision(base, precision, tmp_path)
-        layer = Extractor(onnx.load(tmp_path / "base.onnx")).extract_model(["context0"], ["attention0"])
+        layer = Extractor(onnx.load(made.folder / "base.onnx")).extract_model(["context0"], ["attention0"])
         session = open_session(ir.from_proto(layer), made.folder)
         right = np.random.default_rng(0).standard_normal((2, 3, 16)).astype(np.float32)
         for at in range(16):
@@ -221,9 +215,9 @@ class TestNumerics:
         session = open_session(made.model, made.folder)
         assert run_session(session, token_inputs(5))["picked"].tolist() == [3, 4]
 
-    def test_integers_fit_where_products_are_added_up_in_16_bits(self, base: OnnxBase, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("precision", ["int8"], indirect=True)
+    def test_integers_fit_where_products_are_added_up_in_16_bits(self, made: OnnxBase) -> None:
         """Processors without VNNI add two products of bytes in 16 bits, and cut off what is larger."""
-        made = with_precision(base, "int8", tmp_path)
         weights = [
             value.const_value.numpy() for name, value in made.model.graph.initializers.items() if ".int8" in name
         ]
@@ -302,11 +296,10 @@ class TestBundle:
 
 
 class TestRefusals:
-    def test_a_base_in_another_precision(self, base: OnnxBase, tmp_path: Path) -> None:
-        (tmp_path / "again").mkdir()
-        made = with_precision(base, "int8", tmp_path)
+    @pytest.mark.parametrize("precision", ["int8"], indirect=True)
+    def test_a_base_in_another_precision(self, made: OnnxBase, tmp_path: Path) -> None:
         with pytest.raises(BaseModelError, match=r"not in float32 any more; found int8"):
-            with_precision(made, "int4-weights", tmp_path / "again")
+            with_precision(made, "int4-weights", tmp_path)
 
     @pytest.mark.parametrize("precision", ["fp32", "fp16"])
     def test_8_bit_embeddings_beside_floats(self, base: OnnxBase, tmp_path: Path, precision: Precision) -> None:

@@ -54,8 +54,6 @@ _LAYER = """
 
 
 NAMES = ("ids", "mask")
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-OTHERS = "a who wrote it was good bad dull film book the and not ? . moon"
 
 
 def _base_text(names: tuple[str, str]) -> str:
