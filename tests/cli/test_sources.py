@@ -188,6 +188,14 @@ def test_force_replaces_no_home_and_no_repository(
     assert (tmp_path / "project/.git").is_dir()
 
 
+def test_a_file_takes_the_place_of_no_folder(cli, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "work/kept").mkdir(parents=True)
+    cli.refused(
+        3, "work: is a folder; expected the name of a file", "capture", model, "-o", tmp_path / "work", "--force"
+    )
+    assert (tmp_path / "work/kept").is_dir()
+
+
 def test_contents_count_not_names(cli, model: Path, tmp_path: Path) -> None:
     shutil.copy(model, tmp_path / "archive.onnx")
     (tmp_path / "graph.pt").write_bytes(tiny_model().SerializeToString())

@@ -151,7 +151,7 @@ def build(
     _check_precision(base_precision, int8_embeddings, float32_activations)
     if optimize:
         require("onnxscript", "torch", argument("optimize", True))
-    check_free(path, force=force, sources=[base, adapters, tokenizer])
+    check_free(path, force=force, folder=True, sources=[base, adapters, tokenizer])
     opened = open_base(base)
     chosen = adapters_of(adapters, opened)
     own = None if without_own_head else opened.own_head

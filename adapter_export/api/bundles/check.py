@@ -116,7 +116,7 @@ def check(
         raise UsageError(f"{argument('nodes', True)} and {argument('quick', True)} do not go together")
     place = None if repro is None else Path(repro)
     if place is not None:
-        check_free(place, force=force)
+        check_free(place, force=force, folder=True)
     plan = plan_check(
         folder_of(bundle),
         only=only,

@@ -678,17 +678,19 @@ def open_tokenizer(folder: Path, manifest: Manifest, *, fix: str) -> Tokenizer:
     return reader(read_tokenizer(folder / manifest.text.tokenizer), manifest)
 
 
-def check_free(output: Path, *, force: bool, sources: object = ()) -> None:
+def check_free(output: Path, *, force: bool, folder: bool = False, sources: object = ()) -> None:
     """Check before the work begins that an output may be written; the place is looked at again when the work is done.
 
     Args:
         output: where it goes.
         force: replace what is there.
+        folder: it is a folder; a file takes the place of none.
         sources: what it is made of, as the caller gave it: paths, bases, and lists or mappings of these.
 
     Raises:
         OutputExistsError: something is there, and `force` is not given.
-        FileError: a source is there, or in it, or it is the user's home or a repository, and would be lost.
+        FileError: a folder is there, and the output is a file; or a source is there, or in it, or it is the user's home
+            or a repository, and would be lost.
     """
     if not os.path.lexists(output):
         return
@@ -706,6 +708,8 @@ def check_free(output: Path, *, force: bool, sources: object = ()) -> None:
                 found=f"`{source}`",
                 fix="choose another name for the output",
             )
+    if output.is_dir() and not (folder or output.is_symlink()):
+        raise FileError("is a folder", where=output, expected="the name of a file", fix="name a file in it, or another")
 
 
 def _places(sources: object) -> Iterator[Path]:

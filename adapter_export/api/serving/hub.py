@@ -168,7 +168,7 @@ def pull(
     from adapter_export.hub.fetch import copy_fetched, fetch_all
 
     if output is not None:
-        check_free(Path(output), force=force)
+        check_free(Path(output), force=force, folder=True)
     is_signed = key is not None or bool(certificates)
     if is_signed:
         require_signatures()

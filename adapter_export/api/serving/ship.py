@@ -44,5 +44,5 @@ def ship(
     from adapter_export.layouts.layout import write_layout
 
     folder = folder_of(bundle)
-    check_free(Path(output), force=force, sources=folder)
+    check_free(Path(output), force=force, folder=True, sources=folder)
     return write_layout(folder, layout, Path(output), name=folder.resolve().name if name is None else name, force=force)

@@ -152,7 +152,7 @@ def distil(
     check_apart(layers=layers, keep=keep)
     path = None if output is None else Path(output)
     if path is not None:
-        check_free(path, force=force, sources=[model, data, adapter])
+        check_free(path, force=force, folder=True, sources=[model, data, adapter])
     require("torch", "torch", "distillation")
     require("accelerate", "torch", "distillation")
     import numpy as np
@@ -280,7 +280,7 @@ def drop(
         raise UsageError("nothing is to be dropped of the adapter that is to be written", fix=fix)
     for place in (path, picture):
         if place is not None:
-            check_free(place, force=force, sources=[adapter, base, data])
+            check_free(place, force=force, folder=place is path, sources=[adapter, base, data])
     torch = require("torch", "torch", "measuring an adapter without layers")
     import numpy as np
 

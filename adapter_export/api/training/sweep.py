@@ -139,7 +139,7 @@ def sweep(
 
     for path in (plot, bundle):
         if path is not None:
-            check_free(Path(path), force=force)
+            check_free(Path(path), force=force, folder=path is bundle)
     if plot is not None:
         require("matplotlib", "torch", "drawing")
         from adapter_export.practice.plot import check_picture

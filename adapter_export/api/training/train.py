@@ -241,7 +241,7 @@ def train(
     check_apart(resume=resume, restart=restart)
     path = None if output is None else Path(output)
     if path is not None:
-        check_free(path, force=force, sources=[base, data, validation_data, test_data, tokenizer, fuse])
+        check_free(path, force=force, folder=True, sources=[base, data, validation_data, test_data, tokenizer, fuse])
     fusion = fusion_options(given, fuse)
     not_for_fusion = [name for name, value in {**own_kind, "kind": kind, "init": init}.items() if value is not None]
     if fuse and not_for_fusion:

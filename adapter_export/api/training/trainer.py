@@ -60,12 +60,12 @@ def trainer_callback(
     from adapter_export.torch_backend.attached_trainer import AdapterCallback
 
     output = Path(output)
-    check_free(output, force=force)
+    check_free(output, force=force, folder=True)
     own = adapter.adapter
     title = name or output.resolve().name
     model: Base | None = None
     if bundle is not None:
-        check_free(Path(bundle), force=force)
+        check_free(Path(bundle), force=force, folder=True)
         model = Base(None, "archive", adapter.base) if base is None else open_base(base)
         if model.fingerprint != adapter.base.fingerprint:
             raise BaseMismatchError(title, found=adapter.base.fingerprint, expected=model.fingerprint)

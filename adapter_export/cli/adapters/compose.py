@@ -37,7 +37,7 @@ def compose(
     from adapter_export.cli.bases import report_adapter
     from adapter_export.graph.compose import COMPOSITION
 
-    check_free(output, force=force, sources=adapters)
+    check_free(output, force=force, folder=True, sources=adapters)
     made = ae.compose(how, adapters, name=name or output.resolve().name, **options)
     ae.save(made, output, force=force)
     report_adapter(made, (), output, as_json, {"members": made.training[COMPOSITION]["members"]})

@@ -38,7 +38,7 @@ def _importer(load: Callable[..., Adapter], lines: Sequence[str], help_text: str
     ) -> None:
         from adapter_export.cli.bases import opened, report_adapter
 
-        check_free(output, force=force, sources=[folder, base])
+        check_free(output, force=force, folder=True, sources=[folder, base])
         model = opened(base, site_map, trust_pickle, from_record=True)
         notes: list[str] = []
 

@@ -36,7 +36,7 @@ def merge(
     from adapter_export.cli.bases import opened
     from adapter_export.cli.output import emit_json, say, warn
 
-    check_free(output, force=force)
+    check_free(output, force=force, sources=[model, adapter])
     base, notes = opened(model, site_map, trust_pickle), list[str]()
     merged = ae.merge(
         base, adapter, output, force=force, on_note=lambda note: notes.append(note.sentence("shell")), **options

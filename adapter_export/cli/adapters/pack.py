@@ -54,7 +54,7 @@ def pack(
     """
     from adapter_export.cli.bases import report_adapter
 
-    check_free(output, force=force, sources=[weights, base])
+    check_free(output, force=force, folder=True, sources=[weights, base])
     notes: list[str] = []
     made = ae.pack(
         weights,
