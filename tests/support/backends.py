@@ -1,9 +1,9 @@
-"""Every way in which a graph can be computed, behind one call."""
+"""Every way in which a graph can be computed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,10 +19,12 @@ from adapter_export.onnx_backend.onnx_lowering import Writer, emit
 from adapter_export.torch_backend import torch_lowering as torch_ops
 
 Arrays = Mapping[str, np.ndarray]
-Compute = Callable[[AdapterGraph, Arrays, Arrays], np.ndarray]
+Compute = Callable[[Arrays, Arrays], np.ndarray]
 
 NEWEST_OPSET = 23 if tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 23) else 22
 """The newest that the installed onnxruntime runs."""
+
+OPSETS = (17, 18, 20, NEWEST_OPSET)
 
 LEVELS = {
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -33,34 +35,59 @@ ATTRIBUTES = {"slope": 0.3, "factor": 1.7, "rate": 0.5, "epsilon": 1e-5, "temper
 
 
 @dataclass(frozen=True)
-class Backend:
-    """A name for test ids, the type it computes in, and how."""
+class Prepared:
+    """A graph in one backend: a name for messages, the type in which it is computed, and how."""
 
     name: str
     dtype: str
     compute: Compute = field(repr=False)
 
-    def __call__(self, graph: AdapterGraph, inputs: Arrays, parameters: Arrays) -> np.ndarray:
-        groups = ({name: array.astype(self.dtype) for name, array in group.items()} for group in (inputs, parameters))
-        return self.compute(graph, *groups)
+    def __call__(self, inputs: Arrays, parameters: Arrays) -> np.ndarray:
+        return self.compute(*(_as_type(self.dtype, group) for group in (inputs, parameters)))
 
 
-def by_numpy(graph: AdapterGraph, inputs: Arrays, parameters: Arrays) -> np.ndarray:
-    return interpret(graph, numpy_ops.LOWERINGS, inputs, parameters)[graph.result]
+def _as_type(dtype: str, arrays: Arrays) -> Arrays:
+    return {name: array.astype(dtype) for name, array in arrays.items()}
 
 
-def by_torch(graph: AdapterGraph, inputs: Arrays, parameters: Arrays) -> np.ndarray:
-    tensors = ({name: torch.from_numpy(array) for name, array in group.items()} for group in (inputs, parameters))
-    with torch.inference_mode():
-        return interpret(graph, torch_ops.LOWERINGS, *tensors)[graph.result].numpy()
+def in_numpy(graph: AdapterGraph) -> Prepared:
+    def compute(inputs: Arrays, parameters: Arrays) -> np.ndarray:
+        return interpret(graph, numpy_ops.LOWERINGS, inputs, parameters)[graph.result]
+
+    return Prepared("numpy-float32", "float32", compute)
 
 
-def by_onnxruntime(opset: int, level: str) -> Compute:
-    def compute(graph: AdapterGraph, inputs: Arrays, parameters: Arrays) -> np.ndarray:
-        (result,) = session(onnx_model(graph, opset), level).run(None, {**inputs, **parameters})
-        return np.asarray(result)
+def in_torch(graph: AdapterGraph, dtype: str) -> Prepared:
+    def compute(*groups: Arrays) -> np.ndarray:
+        tensors = ({name: torch.from_numpy(array) for name, array in group.items()} for group in groups)
+        with torch.inference_mode():
+            return interpret(graph, torch_ops.LOWERINGS, *tensors)[graph.result].numpy()
 
-    return compute
+    return Prepared(f"torch-{dtype}", dtype, compute)
+
+
+def in_onnxruntime(graph: AdapterGraph, opset: int, levels: Iterable[str]) -> Iterator[Prepared]:
+    """One model at several levels of optimisation."""
+    model = onnx_model(graph, opset)
+    for level in levels:
+        running = session(model, level)
+
+        def compute(inputs: Arrays, parameters: Arrays, running: ort.InferenceSession = running) -> np.ndarray:
+            return np.asarray(running.run(None, {**inputs, **parameters})[0])
+
+        yield Prepared(f"onnx-{opset}-{level}", "float32", compute)
+
+
+def in_process(graph: AdapterGraph) -> tuple[Prepared, ...]:
+    """The backends that compute op by op."""
+    return in_numpy(graph), in_torch(graph, "float32"), in_torch(graph, "float64")
+
+
+def everywhere(graph: AdapterGraph) -> Iterator[Prepared]:
+    """A graph in every backend, each prepared once."""
+    yield from in_process(graph)
+    for opset in OPSETS:
+        yield from in_onnxruntime(graph, opset, LEVELS)
 
 
 def onnx_model(graph: AdapterGraph, opset: int) -> onnx.ModelProto:
@@ -90,16 +117,6 @@ def session(model: onnx.ModelProto, level: str) -> ort.InferenceSession:
 
 def _value(name: str, shape: tuple[int | str, ...]) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
-
-
-FLOAT32 = (Backend("numpy-float32", "float32", by_numpy), Backend("torch-float32", "float32", by_torch))
-TORCH_FLOAT64 = Backend("torch-float64", "float64", by_torch)
-ONNXRUNTIME = tuple(
-    Backend(f"onnx-{opset}-{level}", "float32", by_onnxruntime(opset, level))
-    for opset in (17, 18, 20, NEWEST_OPSET)
-    for level in LEVELS
-)
-BACKENDS = (*FLOAT32, TORCH_FLOAT64, *ONNXRUNTIME)
 
 
 def single_op(op: str) -> AdapterGraph:
