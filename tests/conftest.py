@@ -7,13 +7,19 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 from oci_registry import OciRegistry, oci_registry
 from once import once
 from toolchain import skip_or_fail
+
+if TYPE_CHECKING:
+    from exported_bases import ExportedBase
+    from small_encoder import ExportedEncoder
 
 sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # jsonschema would compile a grammar that no test needs
 
@@ -127,23 +133,24 @@ def tiny_bert_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def architecture_archive(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Makes the archive of a small base of an architecture, with weights of standard deviation 0.15."""
-    from partial_bases import BASES
-    from small_bases import ARCHITECTURES
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ExportedBase]:
+    """Gives a small base of an architecture in every form, each captured and exported once for all workers."""
+    from exported_bases import ExportedBase
 
-    from adapter_export.torch_backend.base.torch_base import save_base
+    return cache(lambda name: ExportedBase(name, partial(once, tmp_path_factory)))
 
-    def archive(name: str) -> Path:
-        def make(folder: Path) -> None:
-            architecture = (ARCHITECTURES | BASES)[name]
-            save_base(
-                architecture.build(0.15), architecture.inputs(2, 7), folder / "model.pt", axes=architecture.axes()
-            )
 
-        return once(tmp_path_factory, f"architecture_{name}", make) / "model.pt"
+@pytest.fixture(scope="session")
+def exported_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], ExportedEncoder]:
+    """Gives the small encoder, with norms before its sublayers or behind them, exported once for all workers."""
+    from small_encoder import ExportedEncoder
 
-    return archive
+    def get(pre_norm: bool) -> ExportedEncoder:
+        name = "pre_norm_encoder" if pre_norm else "post_norm_encoder"
+        folder = once(tmp_path_factory, name, partial(ExportedEncoder.write, pre_norm=pre_norm))
+        return ExportedEncoder.read(folder, pre_norm=pre_norm)
+
+    return cache(get)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from random_kinds import random_of_kind
-from small_encoder import inputs, save_encoder
+from small_encoder import ExportedEncoder, inputs
 
 from adapter_export.dtypes import Weights
 from adapter_export.graph.adapter import Adapter
@@ -18,14 +18,11 @@ from adapter_export.graph.compose import STATIC, FusionOptions, adapter_fusion, 
 from adapter_export.graph.compose.members import own_tensors
 from adapter_export.graph.compose.sums import MIX
 from adapter_export.graph.kinds import KINDS, BottleneckOptions
-from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.slots import SlotPlan, plan_slots, slot_tensors, topology_key
 from adapter_export.runtime.graphs import run_session
-from adapter_export.torch_backend.base.to_onnx import export_onnx
-from adapter_export.torch_backend.base.torch_base import TorchBase, load_base
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
 TOLERANCE = 2e-5
@@ -45,13 +42,7 @@ MEMBERS: dict[str, tuple[str, int, object, tuple[str, ...]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Bases:
-    """The small encoder as an archive and as ONNX."""
-
-    in_torch: TorchBase
-    in_onnx: OnnxBase
-
+class Bases(ExportedEncoder):
     def member(self, name: str, kind: str, seed: int, options: object = None, labels: tuple[str, ...] = ()) -> Adapter:
         made = KINDS[kind](options)
         if "b" in made.components[0].widths:
@@ -60,11 +51,8 @@ class Bases:
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["post_norm", "pre_norm"])
-def bases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bases:
-    folder = tmp_path_factory.mktemp("bases")
-    in_torch = load_base(save_encoder(folder / "base.pt", pre_norm=request.param))
-    export_onnx(in_torch, folder / "base.onnx")
-    return Bases(in_torch, open_onnx(folder / "base.onnx"))
+def bases(request: pytest.FixtureRequest, exported_encoder: Callable[[bool], ExportedEncoder]) -> Bases:
+    return Bases(**vars(exported_encoder(request.param)))
 
 
 @pytest.fixture(scope="module")

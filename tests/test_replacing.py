@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from acting import in_slots
 from replacing import OTHERS, PROJECTIONS, ROLES, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
-from small_encoder import Encoder, inputs, save_encoder
+from small_encoder import ExportedEncoder, inputs
 
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.opened import OpenedBundle
@@ -21,7 +21,6 @@ from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
@@ -29,8 +28,6 @@ from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.discover import discover
 from adapter_export.torch_backend.attach import attach
-from adapter_export.torch_backend.base.to_onnx import export_onnx
-from adapter_export.torch_backend.base.torch_base import TorchBase, load_base
 from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
@@ -41,26 +38,14 @@ SUBLAYERS = [f"layers.{number}.{role}" for number in range(2) for role in ROLES]
 LINEARS = [f"layers.{n}.{role}.{name}" for n in range(2) for role in ROLES for name in PROJECTIONS[role]]
 
 
-@dataclass(frozen=True)
-class Bases:
-    """The small encoder as a live module, as an archive, and as ONNX."""
-
-    encoder: Encoder
-    in_torch: TorchBase
-    in_onnx: OnnxBase
-
+class Bases(ExportedEncoder):
     def adapter(self, name: str, graph: AdapterGraph, sites: list[str]) -> Adapter:
         return adapter_at(name, graph, sites, self.in_onnx.sites, self.in_onnx.fingerprint)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["post_norm", "pre_norm"])
-def bases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bases:
-    folder = tmp_path_factory.mktemp("bases")
-    in_torch = load_base(save_encoder(folder / "base.pt", pre_norm=request.param))
-    export_onnx(in_torch, folder / "base.onnx")
-    encoder = Encoder(request.param).eval()
-    encoder.load_state_dict(in_torch.module().state_dict())
-    return Bases(encoder, in_torch, open_onnx(folder / "base.onnx"))
+def bases(request: pytest.FixtureRequest, exported_encoder: Callable[[bool], ExportedEncoder]) -> Bases:
+    return Bases(**vars(exported_encoder(request.param)))
 
 
 def graphs_and_sites() -> Iterator[tuple[str, AdapterGraph, list[str]]]:
@@ -97,9 +82,7 @@ def test_torch_onnxruntime_and_numpy_compute_what_is_written_by_hand(
     assert np.abs(wanted["hidden"] - adapted(bases.encoder, None, INPUTS)["hidden"]).max() > 0.01
     close(TorchRunner(bases.in_torch).run(ARRAYS, adapter), wanted)
     close(CutRunner(bases.in_onnx).run(ARRAYS, adapter), wanted)
-    plan = plan_slots([adapter], bases.in_onnx.sites)
-    session = open_session(insert_slots(bases.in_onnx, plan), bases.in_onnx.folder)
-    close(run_session(session, {**ARRAYS, **slot_tensors(plan, adapter)}), wanted)
+    close(in_slots(bases.in_onnx, adapter)(ARRAYS), wanted)
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from replacing import OTHERS, PROJECTIONS, ROLES, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
-from small_encoder import Encoder, inputs, save_encoder
+from small_encoder import Encoder, ExportedEncoder, inputs
 
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.opened import OpenedBundle
@@ -23,7 +22,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.flow import flow_graph
-from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.graft.insert import exposed, insert_slots, with_site_outputs
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
@@ -32,8 +31,6 @@ from adapter_export.onnx_backend.quantise.precision import with_precision
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.view import FlowIndex
-from adapter_export.torch_backend.base.to_onnx import export_onnx
-from adapter_export.torch_backend.base.torch_base import load_base
 
 INPUTS = inputs()
 ARRAYS = {name: tensor.numpy() for name, tensor in INPUTS.items()}
@@ -60,31 +57,15 @@ class Rewritten:
     adapters: Mapping[str, Adapter]
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], tuple[Encoder, OnnxBase]]:
-    """The encoder and its graph, each of the two exported once."""
-
-    @cache
-    def make(pre_norm: bool) -> tuple[Encoder, OnnxBase]:
-        folder = tmp_path_factory.mktemp("base")
-        in_torch = load_base(save_encoder(folder / "base.pt", pre_norm=pre_norm))
-        export_onnx(in_torch, folder / "base.onnx")
-        encoder = Encoder(pre_norm).eval()
-        encoder.load_state_dict(in_torch.module().state_dict())
-        return encoder, open_onnx(folder / "base.onnx")
-
-    return make
-
-
 @pytest.fixture(scope="module", params=REWRITTEN)
 def rewritten(
     request: pytest.FixtureRequest,
-    exported: Callable[[bool], tuple[Encoder, OnnxBase]],
+    exported_encoder: Callable[[bool], ExportedEncoder],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Rewritten:
     _, pre_norm, how = request.param.rpartition("pre-norm ")
-    encoder, base = exported(bool(pre_norm))
-    folder = tmp_path_factory.mktemp("rewritten")
+    made_of = exported_encoder(bool(pre_norm))
+    base, folder = made_of.in_onnx, tmp_path_factory.mktemp("rewritten")
     made = optimized(base, folder)[0] if how == "fused" else with_precision(base, how, folder)
     there = {site.name for site in made.sites}
     adapters = {
@@ -92,7 +73,7 @@ def rewritten(
         for name, (graph, sites) in CASES.items()
         if not there.isdisjoint(sites)
     }
-    return Rewritten(encoder, made, adapters)
+    return Rewritten(made_of.encoder, made, adapters)
 
 
 @pytest.fixture(scope="module")

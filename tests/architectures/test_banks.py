@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 from banks import assert_fans_out, assert_rows_are_those_of_slots
 from exported_bases import ExportedBase
 from replacing import OTHERS, adapter_at, scaled, scaled_plus
-from small_bases import ARCHITECTURES
 from tiny_onnx import random_adapter
 
 from adapter_export.graph.adapter import Adapter
@@ -38,15 +36,13 @@ def every_place(base: OnnxBase) -> list[Adapter]:
 def test_rows_of_a_batch_run_through_different_adapters_at_every_place(
     name: str, exported: Callable[[str], ExportedBase]
 ) -> None:
-    base = exported(name).in_onnx
-    inputs = {key: np.asarray(value) for key, value in ARCHITECTURES[name].inputs(3, 5).items()}
+    base, inputs = exported(name).in_onnx, exported(name).architecture.arrays(3, 5)
     assert_rows_are_those_of_slots(base, every_place(base), inputs, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("name", CHOSEN)
 def test_a_text_is_computed_once_below_its_adapters(name: str, exported: Callable[[str], ExportedBase]) -> None:
-    base = exported(name).in_onnx
-    inputs = {key: np.asarray(value) for key, value in ARCHITECTURES[name].inputs(2, 5).items()}
+    base, inputs = exported(name).in_onnx, exported(name).architecture.arrays(2, 5)
     last = [base.sites.sublayers[-1].name]
     adapters = [adapter_at(f"a{at}", scaled(at_), last, base.sites, base.fingerprint) for at, at_ in enumerate("hh")]
     assert_fans_out(base, adapters, inputs, tolerance=1e-5)

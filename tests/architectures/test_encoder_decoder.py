@@ -5,37 +5,33 @@ What must come out is computed by the live torch model with hooks at module path
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers as hf
+from acting import in_slots, with_hooks
 from banks import assert_rows_are_those_of_slots
-from exported_bases import AdaptedBase
+from exported_bases import by_older_exporter
 from heads import heads, with_head
 from tiny_onnx import random_adapter
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import LoraOptions, houlsby, lora
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
-from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime import Bundle
-from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.base.huggingface_folder import capture_folder
 from adapter_export.torch_backend.base.to_onnx import export_onnx
-from adapter_export.torch_backend.base.torch_base import load_base, save_base
+from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
 from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
@@ -127,6 +123,17 @@ def inputs_of(name: str, batch: int, tokens: int, decoder_tokens: int) -> dict[s
     return (sound if name == "whisper" else texts) | decoder
 
 
+@dataclass(frozen=True)
+class AdaptedBase:
+    """A base in every form, and an adapter with random weights at all of its sublayers."""
+
+    name: str
+    module: nn.Module
+    in_torch: TorchBase
+    in_onnx: OnnxBase
+    adapter: Adapter
+
+
 @pytest.fixture(scope="module", params=("t5", "marian", "whisper"))
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AdaptedBase:
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
@@ -155,14 +162,16 @@ def _facts(sites: SiteMap) -> list[tuple[object, ...]]:
     return [(site.name, site.role, site.layer, site.width_in, site.width, site.path, site.parts) for site in sites]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_graph_computes_what_the_model_with_hooks_computes(base: AdaptedBase, shape: tuple[int, int, int]) -> None:
-    inputs = inputs_of(base.name, *shape)
-    wanted = with_hooks(base.module, base.name, base.adapter, inputs)
-    assert np.abs(wanted - with_hooks(base.module, base.name, None, inputs)).max() > 0.05
-    close(in_onnxruntime(base.in_onnx, base.adapter, inputs), wanted, inputs)
-    found = TorchRunner(base.in_torch).run({name: value.numpy() for name, value in inputs.items()}, base.adapter)
-    close(found[base.in_torch.outputs[0].name], wanted, inputs)
+def test_the_graph_computes_what_the_model_with_hooks_computes(base: AdaptedBase) -> None:
+    run = in_slots(base.in_onnx, base.adapter)
+    for shape in SHAPES:
+        inputs = inputs_of(base.name, *shape)
+        arrays = {name: value.numpy() for name, value in inputs.items()}
+        wanted = hooked(base.name, base.module, base.adapter, inputs)
+        assert np.abs(wanted - hooked(base.name, base.module, None, inputs)).max() > 0.05
+        close(run(arrays)[base.in_onnx.outputs[0].name], wanted, inputs)
+        found = TorchRunner(base.in_torch).run(arrays, base.adapter)
+        close(found[base.in_torch.outputs[0].name], wanted, inputs)
 
 
 def test_rows_of_a_batch_run_through_different_adapters(base: AdaptedBase) -> None:
@@ -179,9 +188,7 @@ def test_rows_of_a_batch_run_through_different_adapters(base: AdaptedBase) -> No
 def test_a_head_reads_the_tokens_that_the_mask_of_the_decoder_keeps(base: AdaptedBase) -> None:
     adapter = random_adapter("headed", EVERYWHERE, base.in_onnx, bottleneck=4, labels="abc")
     inputs = {name: value.numpy() for name, value in inputs_of(base.name, 2, 6, 6).items()}
-    plan = plan_slots([adapter], base.in_onnx.sites)
-    session = open_session(insert_slots(base.in_onnx, plan), base.in_onnx.folder)
-    found = run_session(session, {**inputs, **slot_tensors(plan, adapter)})
+    found = in_slots(base.in_onnx, adapter)(inputs)
     real = inputs["decoder_attention_mask"][..., None]
     pooled = (found["last_hidden_state"] * real).sum(1) / real.sum(1)
     wanted = pooled @ adapter.weights["head.classifier.weight"] + adapter.weights["head.classifier.bias"]
@@ -221,24 +228,14 @@ def test_a_graph_of_the_older_exporter_does_so_as_well(name: str, tmp_path: Path
     module, inputs = built(name), inputs_of(name, 2, 7, 5)
     axes = {key: {0: "batch", 1: "decoder" if "decoder" in key else "tokens"} for key in inputs}
     axes |= {"input_features": {0: "batch"}} if name == "whisper" else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of its own deprecated calls
-        torch.onnx.export(
-            Positional(module, list(inputs)).eval(),
-            tuple(inputs.values()),
-            tmp_path / "model.onnx",
-            dynamo=False,
-            input_names=list(inputs),
-            output_names=["out"],
-            dynamic_axes=axes,
-            opset_version=18,
-        )
-    base = open_onnx(tmp_path / "model.onnx")
+    base = by_older_exporter(Positional(module, list(inputs)).eval(), inputs, axes, tmp_path)
     assert [site.name for site in base.sites.sublayers] == [site for site, _ in listed(name)]
     adapter = random_adapter("a", EVERYWHERE, base, bottleneck=4)
+    run, taken = in_slots(base, adapter), {record.name for record in base.inputs}
     for shape in SHAPES:
         inputs = inputs_of(name, *shape)
-        close(in_onnxruntime(base, adapter, inputs), with_hooks(module, name, adapter, inputs), inputs)
+        found = run({key: value.numpy() for key, value in inputs.items() if key in taken})["out"]
+        close(found, hooked(name, module, adapter, inputs), inputs)
 
 
 def close(found: np.ndarray, wanted: np.ndarray, inputs: Mapping[str, Tensor]) -> None:
@@ -247,30 +244,5 @@ def close(found: np.ndarray, wanted: np.ndarray, inputs: Mapping[str, Tensor]) -
     np.testing.assert_allclose(found[real], wanted[real], rtol=0, atol=TOLERANCE)
 
 
-def in_onnxruntime(base: OnnxBase, adapter: Adapter, inputs: Mapping[str, Tensor]) -> np.ndarray:
-    plan = plan_slots([adapter], base.sites)
-    session = open_session(insert_slots(base, plan), base.folder)
-    taken = {record.name for record in base.inputs}
-    feeds = {name: value.numpy() for name, value in inputs.items() if name in taken}
-    return run_session(session, feeds | dict(slot_tensors(plan, adapter)))[base.outputs[0].name]
-
-
-def with_hooks(module: nn.Module, name: str, adapter: Adapter | None, inputs: Mapping[str, Tensor]) -> np.ndarray:
-    handles = [
-        module.get_submodule(path).register_forward_hook(_hook(adapter, site))
-        for site, path in (listed(name) if adapter else ())
-    ]
-    with torch.no_grad():
-        result = module(**inputs, use_cache=False, return_dict=False)[0]
-    for handle in handles:
-        handle.remove()
-    return result.numpy()
-
-
-def _hook(adapter: Adapter, site: str) -> Callable[..., Tensor]:
-    """Houlsby et al. 2019, figure 2."""
-    down, down_bias, up, up_bias = (
-        torch.from_numpy(adapter.weights[f"{site}.{name}"])
-        for name in ("down.weight", "down.bias", "up.weight", "up.bias")
-    )
-    return lambda _module, _args, h: h + F.gelu(h @ down + down_bias) @ up + up_bias
+def hooked(name: str, module: nn.Module, adapter: Adapter | None, inputs: Mapping[str, Tensor]) -> np.ndarray:
+    return with_hooks(module, listed(name), adapter, lambda: module(**inputs, use_cache=False, return_dict=False)[0])

@@ -13,7 +13,6 @@ import pytest
 import torch
 from banks import assert_rows_are_those_of_slots
 from exported_bases import ExportedBase
-from small_bases import ARCHITECTURES
 from tiny_onnx import random_adapter
 from torch import Tensor, nn
 
@@ -44,7 +43,7 @@ def test_lora_acts_on_its_part_alone(name: str, exported: Callable[[str], Export
     made = exported(name)
     adapter = random_adapter("a", lora(LoraOptions(("query", "value"), rank=3, alpha=6)), made.in_onnx)
     assert set(adapter.placements) == {f"layers.{n}.attention.{part}" for n in range(2) for part in ("query", "value")}
-    inputs = ARCHITECTURES[name].inputs(3, 5)
+    inputs = made.architecture.inputs(3, 5)
     arrays = {key: tensor.numpy() for key, tensor in inputs.items()}
     real = arrays["attention_mask"] == 1
     wanted = with_lora(made.module, *FUSED[name], adapter, inputs)[real]
@@ -58,7 +57,7 @@ def test_lora_acts_on_its_part_alone(name: str, exported: Callable[[str], Export
 def test_parts_learn(exported: Callable[[str], ExportedBase]) -> None:
     made = exported("gpt_neox")
     model = TorchRunner(made.in_torch).model(random_adapter("a", lora(LoraOptions(rank=3)), made.in_onnx))
-    (result,) = model(**ARCHITECTURES["gpt_neox"].inputs(2, 5)).values()
+    (result,) = model(**made.architecture.inputs(2, 5)).values()
     result.square().sum().backward()
     assert all(tensor.grad is not None and tensor.grad.any() for tensor in model.tensors().values())
 
@@ -94,7 +93,7 @@ def test_rows_of_a_batch_have_parts_and_wholes_of_their_own(name: str, exported:
         random_adapter("ia3", ia3(Ia3Options(("key", "value"), ("ffn.down",))), base),
         random_adapter("whole", lora(LoraOptions(("qkv",), rank=2)), base),
     ]
-    inputs = {key: np.asarray(value) for key, value in ARCHITECTURES[name].inputs(3, 5).items()}
+    inputs = exported(name).architecture.arrays(3, 5)
     assert_rows_are_those_of_slots(base, adapters, inputs, tolerance=1e-4)
 
 

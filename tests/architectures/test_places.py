@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from exported_bases import ExportedBase
 from replacing import OTHERS, adapter_at, behind_the_norm, scaled, scaled_plus
-from small_bases import ARCHITECTURES
 
 from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
@@ -38,8 +37,8 @@ class Base:
 
 @pytest.fixture(scope="module", params=CHOSEN)
 def base(request: pytest.FixtureRequest, exported: Callable[[str], ExportedBase]) -> Base:
-    architecture, made = ARCHITECTURES[request.param], exported(request.param)
-    inputs = {name: tensor.numpy() for name, tensor in architecture.inputs(3, 5).items()}
+    made = exported(request.param)
+    inputs = made.architecture.arrays(3, 5)
     real = inputs["attention_mask"] == 1 if "attention_mask" in inputs else np.ones((3, 5), bool)
     return Base(made.in_torch, made.in_onnx, inputs, real, list(adapters_of(made.in_onnx)))
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from partial_bases import BASES, Block
+from acting import bottlenecks, in_slots, with_hooks
+from exported_bases import ExportedBase
+from partial_bases import Block
 from small_bases import stream
 from tiny_onnx import random_adapter
 from torch import Tensor, nn
@@ -21,10 +23,6 @@ from torch.nn import functional as F
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import houlsby
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.model_session import open_session
-from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
-from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.discover import discover
 from adapter_export.torch_backend.base.to_onnx import export_onnx
 from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
@@ -43,14 +41,14 @@ class Gated(Block):
     def __init__(self) -> None:
         super().__init__()
         self.gate, self.scale = nn.Linear(16, 16), nn.Parameter(torch.ones(16))
+        self.register_buffer("identity", torch.eye(16))
 
     def open(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.gate(x))
 
-
-def _flat_sum(x: Tensor, h: Tensor) -> Tensor:
-    """`x + h` inside a product with the matrix of ones and zeros."""
-    return torch.addmm(x.flatten(0, 1), h.flatten(0, 1), torch.eye(16)).view_as(x)
+    def flat_sum(self, x: Tensor, h: Tensor) -> Tensor:
+        """`x + h` inside a product with the matrix of ones and zeros."""
+        return torch.addmm(x.flatten(0, 1), h.flatten(0, 1), self.identity).view_as(x)
 
 
 FORMS: Mapping[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
@@ -95,7 +93,7 @@ FORMS: Mapping[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
         lambda block, x, start, h, adapt: x + block.open(x) * (adapt(h) - x),
     ),
     "addmm": (
-        lambda _, x, start, h: _flat_sum(x, h),
+        lambda block, x, start, h: block.flat_sum(x, h),
         lambda _, x, start, h, adapt: x + adapt(h),
     ),
     "start": (
@@ -110,26 +108,25 @@ FORMS: Mapping[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
 """How a base writes its sum, and the same with an adapter in it, of the block, `x`, the stream's start and `h`."""
 
 
+SUBLAYERS = [f"layers.{number // 2}.{('attention', 'ffn')[number % 2]}" for number in range(len(FORMS))]
+
+
 class EveryForm(nn.Module):
-    """One block for each form of sum."""
+    """One sublayer for each form of sum, attention and ffn in turn."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList([Gated() for _ in FORMS])
+        self.blocks = nn.ModuleList([Gated() for _ in SUBLAYERS])
 
     def forward(self, values: Tensor) -> Tensor:
         return self.compute(values, None)
 
     def compute(self, values: Tensor, adapts: Mapping[str, Adapt] | None) -> Tensor:
         x = values
-        for number, (block, forms) in enumerate(zip(self.blocks, FORMS.values(), strict=True)):
-            for role in ("attention", "ffn"):
-                h = getattr(block, role)(x)
-                if adapts is None:
-                    x = forms[0](block, x, values, h)
-                else:
-                    x = forms[1](block, x, values, h, adapts[f"layers.{number}.{role}"])
-                x = F.layer_norm(x, (16,))  # or differences grow from block to block
+        for block, (base, adapted), name in zip(self.blocks, FORMS.values(), SUBLAYERS, strict=True):
+            h = block.ffn(x) if name.endswith("ffn") else block.attention(x)
+            x = base(block, x, values, h) if adapts is None else adapted(block, x, values, h, adapts[name])
+            x = F.layer_norm(x, (16,))  # or differences grow from block to block
         return x
 
 
@@ -138,6 +135,8 @@ HIERA = """
     layers.0.ffn        model.encoder.stages.0.layers.0.mlp
     layers.1.attention  model.encoder.stages.1.layers.0.attn
     layers.1.ffn        model.encoder.stages.1.layers.0.mlp
+    layers.2.attention  model.encoder.stages.1.layers.1.attn
+    layers.2.ffn        model.encoder.stages.1.layers.1.mlp
 """
 PERCEIVER = """
     layers.0.cross_attention  model.encoder.cross_attention.attention.output.dense
@@ -150,92 +149,53 @@ PERCEIVER = """
 DETR = """
     encoder.layers.0.attention        model.encoder.layers.0.self_attn.o_proj
     encoder.layers.0.ffn              model.encoder.layers.0.mlp.fc2
-    encoder.layers.1.attention        model.encoder.layers.1.self_attn.o_proj
-    encoder.layers.1.ffn              model.encoder.layers.1.mlp.fc2
     decoder.layers.0.attention        model.decoder.layers.0.self_attn.o_proj
     decoder.layers.0.cross_attention  model.decoder.layers.0.encoder_attn.o_proj
     decoder.layers.0.ffn              model.decoder.layers.0.mlp.fc2
-    decoder.layers.1.attention        model.decoder.layers.1.self_attn.o_proj
-    decoder.layers.1.cross_attention  model.decoder.layers.1.encoder_attn.o_proj
-    decoder.layers.1.ffn              model.decoder.layers.1.mlp.fc2
 """
-LISTED = {"hiera_1_1": HIERA, "perceiver": PERCEIVER, "detr": DETR}
+LISTED = {"hiera": HIERA, "perceiver": PERCEIVER, "detr": DETR}
 """The sublayers of a base, each with the module whose result is its `h`."""
-
-
-def exported(folder: Path, module: nn.Module, inputs: dict[str, Tensor], axes: dict) -> tuple[TorchBase, OnnxBase]:
-    save_base(module, inputs, folder / "model.pt", axes=axes)
-    base = load_base(folder / "model.pt")
-    export_onnx(base, folder / "model.onnx")
-    return base, open_onnx(folder / "model.onnx")
-
-
-def adapts_of(adapter: Adapter) -> dict[str, Adapt]:
-    def adapt(site: str) -> Adapt:
-        w = {
-            name: torch.from_numpy(adapter.weights[f"{site}.{name}"])
-            for name in ("down.weight", "down.bias", "up.weight", "up.bias")
-        }
-        return lambda h: h + F.gelu(h @ w["down.weight"] + w["down.bias"]) @ w["up.weight"] + w["up.bias"]
-
-    return {site: adapt(site) for site in adapter.placements}
 
 
 def computed(base: TorchBase, graph: OnnxBase, adapter: Adapter, inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
     """What ONNX Runtime and torch compute of a base with an adapter."""
     arrays = {name: value.numpy() for name, value in inputs.items()}
-    plan = plan_slots([adapter], graph.sites)
-    session = open_session(insert_slots(graph, plan), graph.folder)
-    in_onnx = run_session(session, arrays | dict(slot_tensors(plan, adapter)))[graph.outputs[0].name]
-    return [in_onnx, TorchRunner(base).run(arrays, adapter)[base.outputs[0].name]]
+    found = in_slots(graph, adapter)(arrays), TorchRunner(base).run(arrays, adapter)
+    return [outputs[base.outputs[0].name] for outputs in found]
 
 
 def test_sums_of_every_form_are_followed(tmp_path: Path) -> None:
     architecture = stream(EveryForm)
     module = architecture.build(0.2)
-    base, graph = exported(tmp_path, module, architecture.inputs(2, 7), architecture.axes())
-    listed = [f"layers.{number}.{role}" for number in range(len(FORMS)) for role in ("attention", "ffn")]
+    save_base(module, architecture.inputs(2, 7), tmp_path / "model.pt", axes=architecture.axes())
+    base = load_base(tmp_path / "model.pt")
+    export_onnx(base, tmp_path / "model.onnx")
+    graph = open_onnx(tmp_path / "model.onnx")
     for sites in (discover(flow_graph(base.flat)), graph.sites):
-        assert [site.name for site in sites.sublayers] == listed
-        assert str(sites.coverage) == f"{len(listed)} of {len(listed)} sublayers"
+        assert [site.name for site in sites.sublayers] == SUBLAYERS
+        assert str(sites.coverage) == f"{len(FORMS)} of {len(FORMS)} sublayers"
     adapter = random_adapter("a", houlsby(), graph, bottleneck=4)
     for shape in ((3, 5), (1, 1)):
         inputs = architecture.inputs(*shape)
         with torch.no_grad():
-            expected = module.model.compute(inputs["values"], adapts_of(adapter)).numpy()
+            expected = module.model.compute(inputs["values"], bottlenecks(adapter)).numpy()
             assert np.abs(expected - module(inputs["values"]).numpy()).max() > 0.05
         for found in computed(base, graph, adapter, inputs):
             np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", LISTED)
-def test_streams_that_start_from_constants_or_change_their_width(name: str, tmp_path: Path) -> None:
-    architecture = BASES[name]
-    module = architecture.build(0.2)
-    base, graph = exported(tmp_path, module, architecture.inputs(2, 7), architecture.axes())
+def test_streams_that_start_from_constants_or_change_their_width(
+    name: str, exported: Callable[[str], ExportedBase]
+) -> None:
+    base = exported(name)
     listed = [tuple(line.split()) for line in LISTED[name].strip().splitlines()]
-    for sites in (discover(flow_graph(base.flat)), graph.sites):
+    for sites in (base.torch_sites, base.in_onnx.sites):
         assert [site.name for site in sites.sublayers] == [site for site, _ in listed]
         assert sites.coverage.is_complete
-    adapter = random_adapter("a", EVERYWHERE, graph, bottleneck=4)
-    adapts = adapts_of(adapter)
-    handles = []
-    inputs = architecture.inputs(3, 7)
-    with torch.no_grad():
-        plain = module(**inputs).numpy()
-        for site, path in listed:
-            made = module.get_submodule(path)
-            handles.append(made.register_forward_hook(_hook(adapts[site])))
-        expected = module(**inputs).numpy()
-    for handle in handles:
-        handle.remove()
+    adapter = random_adapter("a", EVERYWHERE, base.in_onnx, bottleneck=4)
+    inputs = base.architecture.inputs(3, 7)
+    expected, plain = (with_hooks(base.module, listed, each, lambda: base.module(**inputs)) for each in (adapter, None))
     assert np.abs(expected - plain).max() > 0.05
-    for found in computed(base, graph, adapter, inputs):
+    for found in computed(base.in_torch, base.in_onnx, adapter, inputs):
         np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
-
-
-def _hook(adapt: Adapt) -> Callable[..., object]:
-    def hook(_module: nn.Module, _args: object, result: object) -> object:
-        return (adapt(result[0]), *result[1:]) if isinstance(result, tuple) else adapt(result)
-
-    return hook

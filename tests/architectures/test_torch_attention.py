@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from acting import in_slots
 from banks import assert_rows_are_those_of_slots
 from tiny_onnx import random_adapter
 from torch import Tensor, nn
@@ -22,9 +23,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import Kind, LoraOptions, houlsby, lora
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.model_session import open_session
-from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
-from adapter_export.runtime.graphs import run_session
+from adapter_export.onnx_backend.slots import plan_slots
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site_map import sites_of
 from adapter_export.torch_backend.base.to_onnx import export_onnx
@@ -113,9 +112,7 @@ def test_lora_there_is_lora_in_the_weights(base: Base, kind: Kind, shape: tuple[
     wanted = merged(adapter, inputs)
     with torch.no_grad():
         assert np.abs(wanted - base.module(**inputs).numpy()).max() > 0.05
-    plan = plan_slots([adapter], base.in_onnx.sites)
-    session = open_session(insert_slots(base.in_onnx, plan), base.in_onnx.folder)
-    (found,) = run_session(session, {**arrays, **slot_tensors(plan, adapter)}).values()
+    (found,) = in_slots(base.in_onnx, adapter)(arrays).values()
     (in_torch,) = TorchRunner(base.in_torch).run(arrays, adapter).values()
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
     np.testing.assert_allclose(in_torch, wanted, rtol=0, atol=1e-4)

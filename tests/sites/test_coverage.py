@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import onnx_ir as ir
 import pytest
-import torch
+from exported_bases import ExportedBase
 from flows import flow
-from partial_bases import BASES
 
 import adapter_export as ae
 from adapter_export.errors import NoSitesError
 from adapter_export.graph.adapter import Adapter
-from adapter_export.onnx_backend.base.flow import flow_graph as onnx_flow
-from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.sites.discover import discover
-from adapter_export.sites.site import Coverage
 from adapter_export.sites.site_map import GivenSites, sites_of
-from adapter_export.torch_backend.fx_view import flow_graph as torch_flow
 
 COMPLETE = {
-    "subtracting": 4,
-    "all_addmm": 4,
-    "from_start": 4,
-    "falcon": 4,
-    "hiera": 8,
-    "detr": 10,
+    "of_several_forms": 8,
+    "hiera": 6,
+    "detr": 5,
     "perceiver": 6,
 }
 """Bases with sums, starts or stages of other forms, and the number of sublayers that a person counts in each."""
@@ -36,18 +28,12 @@ CHANNELS_FIRST = ["squeezebert", "channels_first"]
 
 
 @pytest.fixture(params=["torch", "onnx"])
-def coverage(request, exported):
-    def get(name: str) -> Coverage:
-        base = exported(name)
-        in_torch = request.param == "torch"
-        flow = torch_flow(base.torch_graph()) if in_torch else onnx_flow(base.onnx_graph())
-        return discover(flow).coverage
-
-    return get
+def sites(request, exported):
+    return lambda name: exported(name).torch_sites if request.param == "torch" else exported(name).in_onnx.sites
 
 
-def test_what_is_not_placed_is_named_with_the_reason(coverage):
-    found = coverage("multiplied")
+def test_what_is_not_placed_is_named_with_the_reason(sites):
+    found = sites("multiplied").coverage
     first, *_ = found.unplaced
     assert "model.0.down" in first.layers
     assert "by `mul`, which is no sum that can be followed" in first.reason.lower()
@@ -55,30 +41,23 @@ def test_what_is_not_placed_is_named_with_the_reason(coverage):
 
 
 @pytest.mark.parametrize("name", COMPLETE)
-def test_all_sublayers_are_found(coverage, name):
-    assert str(coverage(name)) == f"{COMPLETE[name]} of {COMPLETE[name]} sublayers"
+def test_all_sublayers_are_found(sites, name):
+    assert str(sites(name).coverage) == f"{COMPLETE[name]} of {COMPLETE[name]} sublayers"
 
 
 @pytest.mark.parametrize("name", CHANNELS_FIRST)
-def test_a_width_that_is_the_number_of_tokens_is_refused(coverage, name):
+def test_a_width_that_is_the_number_of_tokens_is_refused(sites, name):
     with pytest.raises(NoSitesError, match=r"not on the last axis .* 16, 7\]"):
-        coverage(name)
+        sites(name)
 
 
-def test_a_dropout_between_parallel_sum_and_residual_hides_nothing(exported):
-    base = exported("falcon")
-    maps = discover(torch_flow(base.torch_graph())), discover(onnx_flow(base.onnx_graph()))
-    expected = [f"layers.{layer}.{role}" for layer in range(2) for role in ("attention", "ffn")]
-    for found in maps:
-        assert [site.name for site in found.sublayers] == expected
-        assert str(found.coverage) == "4 of 4 sublayers"
+def test_every_form_of_sum_is_one_and_a_dropout_between_parallel_sum_and_residual_hides_nothing(sites):
+    found = [site.name for site in sites("of_several_forms").sublayers]
+    assert found == [f"layers.{layer}.{role}" for layer in range(4) for role in ("attention", "ffn")]
 
 
 def test_the_last_sum_counts_where_the_older_exporter_renames_its_axes(exported, tmp_path: Path):
-    base = exported("beit")
-    path = tmp_path / "beit.onnx"
-    ir.save(base.legacy_onnx_graph(path), path)
-    found = open_onnx(path).sites
+    found = exported("beit").of_older_exporter(tmp_path).sites
     assert [site.name for site in found.sublayers] == [
         f"layers.{layer}.{role}" for layer in range(2) for role in ("attention", "ffn")
     ]
@@ -86,12 +65,9 @@ def test_the_last_sum_counts_where_the_older_exporter_renames_its_axes(exported,
 
 
 @pytest.fixture(scope="module")
-def part(tmp_path_factory: pytest.TempPathFactory) -> ae.Base:
+def part(exported: Callable[[str], ExportedBase]) -> ae.Base:
     """A base of which not every sublayer is placed."""
-    example = {"values": torch.randn(2, 7, 16)}
-    path = tmp_path_factory.mktemp("part") / "model.pt"
-    module = BASES["multiplied"].build(0.2)
-    return ae.capture(module, path, example_inputs=example, axes=BASES["multiplied"].axes())
+    return ae.open_base(exported("multiplied").archive)
 
 
 VERBS = {

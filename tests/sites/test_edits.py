@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from flows import flow
 
 from adapter_export.errors import NoSitesError
 from adapter_export.sites.edits import Edit, Ref, Rewiring, input_consumers, plan_edits
 from adapter_export.sites.site import Role, Site
-from adapter_export.sites.view import FlowGraph, FlowIndex, FlowNode, NodeKind
+from adapter_export.sites.view import FlowIndex
 
-KINDS: dict[str, tuple[NodeKind, bool]] = {
-    "linear": ("product", True),
-    "matmul": ("product", False),
-    "add": ("add", False),
-    "view": ("layout", False),
-}
 ATTENTION = """
     q = linear x
     k = linear x
@@ -25,17 +20,6 @@ ATTENTION = """
     h = linear context
     out = add x h
 """
-
-
-def flow(text: str, outputs: tuple[str, ...] = ("out",)) -> FlowGraph:
-    """A graph of lines `value = op input input …`; values are [batch, tokens, 8]."""
-    nodes = []
-    for line in filter(None, map(str.strip, text.splitlines())):
-        value, op, *inputs = line.replace(" = ", " ").split()
-        kind, weighted = KINDS.get(op, ("other", False))
-        nodes.append(FlowNode(f"node_{value}", kind, op, tuple(inputs), (value,), weighted))
-    values = {name for node in nodes for name in (*node.inputs, *node.outputs)}
-    return FlowGraph(nodes, dict.fromkeys(values, ("batch", "tokens", 8)), outputs)
 
 
 def site(h: str, u: str = "x", role: Role = "linear", y: str | None = None, name: str = "layer") -> Site:

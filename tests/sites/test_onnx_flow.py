@@ -9,7 +9,6 @@ import pytest
 
 from adapter_export.errors import BaseModelError
 from adapter_export.onnx_backend.base.flow import flow_graph
-from adapter_export.sites.discover import discover
 from adapter_export.sites.view import FlowGraph, FlowNode
 
 
@@ -178,14 +177,3 @@ def test_sums_of_unknown_shape_are_refused_with_the_operator_that_hides_it():
     body = "i = MatMul(x, w) f = com.microsoft.BiasGelu(i, b) h = MatMul(f, w) s = Add(x, h) out = Identity(s)"
     with pytest.raises(BaseModelError, match=r"1 `BiasGelu` of unknown output shape"):
         view(body, weights="w=[8,8] b=[8]", domain="com.microsoft")
-
-
-def test_the_older_exporter_of_torch_gives_the_same_sites(views, tmp_path):
-    """It records neither shapes nor module paths."""
-    base = views("bert")
-    sites = discover(flow_graph(base.exported.legacy_onnx_graph(tmp_path / "legacy.onnx")))
-    assert [(site.name, site.width) for site in sites.sublayers] == [
-        (site.name, site.width) for site in base.in_torch.sublayers
-    ]
-    assert sites.final == "out"
-    assert {site.path for site in sites.sublayers} == {None}

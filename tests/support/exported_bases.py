@@ -2,27 +2,87 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 
-from torch import nn
+import torch
+from partial_bases import BASES
+from small_bases import ARCHITECTURES, Architecture
+from torch import Tensor, nn
 
-from adapter_export.graph.adapter import Adapter
-from adapter_export.onnx_backend.base.onnx_base import OnnxBase
-from adapter_export.torch_backend.base.torch_base import TorchBase
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
+from adapter_export.sites.discover import discover
+from adapter_export.sites.site import SiteMap
+from adapter_export.torch_backend.base.to_onnx import export_onnx
+from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
+from adapter_export.torch_backend.fx_view import flow_graph
+
+STD = 0.15
+"""The standard deviation of the weights."""
 
 
 @dataclass(frozen=True)
 class ExportedBase:
-    """A base in every form; nobody changes it."""
+    """A base in every form, each made when it is first asked for; nobody changes it.
+
+    `once` gives a folder of a name, which it fills when it is not there.
+    """
 
     name: str
-    module: nn.Module
-    in_torch: TorchBase
-    in_onnx: OnnxBase
+    once: Callable[[str, Callable[[Path], object]], Path] = field(repr=False)
+
+    @property
+    def architecture(self) -> Architecture:
+        return (ARCHITECTURES | BASES)[self.name]
+
+    @cached_property
+    def module(self) -> nn.Module:
+        return self.architecture.build(STD)
+
+    @cached_property
+    def archive(self) -> Path:
+        def make(folder: Path) -> None:
+            example, axes = self.architecture.inputs(2, 7), self.architecture.axes()
+            save_base(self.module, example, folder / "model.pt", axes=axes)
+
+        return self.once(f"architecture_{self.name}", make) / "model.pt"
+
+    @cached_property
+    def in_torch(self) -> TorchBase:
+        return load_base(self.archive)
+
+    @cached_property
+    def in_onnx(self) -> OnnxBase:
+        folder = self.once(f"graph_{self.name}", lambda folder: export_onnx(self.in_torch, folder / "model.onnx"))
+        return open_onnx(folder / "model.onnx")
+
+    @cached_property
+    def torch_sites(self) -> SiteMap:
+        return discover(flow_graph(self.in_torch.flat))
+
+    def of_older_exporter(self, folder: Path) -> OnnxBase:
+        """What torch's older exporter makes of it, by running it once."""
+        architecture = self.architecture
+        return by_older_exporter(self.module, architecture.inputs(2, 7), architecture.axes(), folder)
 
 
-@dataclass(frozen=True)
-class AdaptedBase(ExportedBase):
-    """A base in every form, and an adapter with random weights at all of its sublayers."""
-
-    adapter: Adapter
+def by_older_exporter(
+    module: nn.Module, inputs: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]], folder: Path
+) -> OnnxBase:
+    """A module that reads inputs by position as torch's older exporter writes it; it records no module paths."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own deprecated calls
+        torch.onnx.export(
+            module,
+            tuple(inputs.values()),
+            folder / "model.onnx",
+            dynamo=False,
+            input_names=list(inputs),
+            output_names=["out"],
+            dynamic_axes=axes,
+            opset_version=18,
+        )
+    return open_onnx(folder / "model.onnx")

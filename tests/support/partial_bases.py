@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import transformers as hf
-from small_bases import SIZE, WORDS, Architecture, TextBase, fixed, stream
+from small_bases import ONE_LAYER, SIZE, WORDS, Architecture, TextBase, fixed, stream
 from torch import nn
 
 GROUPS = {f"{name}_groups": 1 for name in ("q", "k", "v", "post_attention", "intermediate", "output")}
@@ -157,10 +157,13 @@ def _hiera(*depths: int) -> nn.Module:
     return hf.HieraModel(config)
 
 
-class _Detr(nn.Module):
-    def __init__(self) -> None:
+class Detr(nn.Module):
+    """With as many layers in the encoder as in the decoder."""
+
+    def __init__(self, layers: int) -> None:
         super().__init__()
-        size = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+        counts = {"layers": layers, "attention_heads": 2}
+        size = {f"{part}_{name}": count for part in ("encoder", "decoder") for name, count in counts.items()}
         backbone = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
         backbone.out_features = ["stage2"]
         config = hf.DetrConfig(
@@ -213,12 +216,12 @@ BASES = {
     "multiplied": two(Multiplied),
     "falcon": two(FalconBlock),
     "channels_first": fixed(lambda: nn.Sequential(ChannelsFirst(), ChannelsFirst()), 16, 7),
-    "hiera": fixed(lambda: _hiera(2, 2), 3, 64, 64),
-    "hiera_1_1": fixed(lambda: _hiera(1, 1), 3, 64, 64),
-    "detr": Architecture(_Detr, (3, 32, 32), "values", stretches=False),
+    "of_several_forms": stream(lambda: nn.Sequential(FromStart(), AllAddmm(), FalconBlock())),
+    "hiera": fixed(lambda: _hiera(1, 2), 3, 64, 64),
+    "detr": Architecture(lambda: Detr(1), (3, 32, 32), "values", stretches=False),
     "perceiver": fixed(_perceiver, 9, 12),
     "squeezebert": Architecture(
-        lambda: TextBase(hf.SqueezeBertModel(hf.SqueezeBertConfig(embedding_size=16, **SIZE, **WORDS, **GROUPS))),
+        lambda: TextBase(hf.SqueezeBertModel(hf.SqueezeBertConfig(embedding_size=16, **ONE_LAYER, **WORDS, **GROUPS))),
         stretches=False,
     ),
     "beit": fixed(_beit, 3, 16, 16),

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import transformers as hf
 from torch import nn
 
-BATCH, TOKENS = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("tokens", min=1, max=32)
 SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+ONE_LAYER = SIZE | {"num_hidden_layers": 1}
+"""Of a base whose layers are like those of another one, which has two."""
+
 WORDS = {"vocab_size": 50, "max_position_embeddings": 40}
 GPT = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50, "n_positions": 40}
 DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
@@ -31,13 +34,6 @@ class TextBase(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
-
-
-class SequenceToSequence(TextBase):
-    """An encoder and a decoder in one base."""
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=input_ids)[0]
 
 
 class ValuesBase(nn.Module):
@@ -77,14 +73,14 @@ class Architecture:
         mask[-1, -2:] = 0
         return {"input_ids": torch.randint(3, 50, shape), "attention_mask": mask}
 
+    def arrays(self, batch: int, tokens: int) -> dict[str, np.ndarray]:
+        """Such inputs for ONNX Runtime."""
+        return {name: value.numpy() for name, value in self.inputs(batch, tokens).items()}
+
     def axes(self) -> dict[str, dict[int, str]]:
         """The names of the free axes of each input."""
         names = {0: "batch", 1: "tokens"} if self.stretches else {0: "batch"}
         return dict.fromkeys(self.inputs(2, 7), names)
-
-    def dynamic_shapes(self) -> dict[str, dict[int, torch.export.Dim]]:
-        axes = {0: BATCH, 1: TOKENS} if self.stretches else {0: BATCH}
-        return dict.fromkeys(self.inputs(2, 7), axes)
 
     def build(self, std: float) -> nn.Module:
         """A base with random weights; biases and the weights of norms keep their mean."""
@@ -116,11 +112,6 @@ def _torch_encoder(*, norm_first: bool) -> nn.Module:
     return nn.TransformerEncoder(layer, 2, norm=norm, enable_nested_tensor=False)
 
 
-def _sequence_to_sequence() -> nn.Module:
-    size = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
-    return SequenceToSequence(hf.BartModel(hf.BartConfig(d_model=16, **size, **WORDS, use_cache=False)))
-
-
 def _two_stages() -> nn.Module:
     window = {"window_size": 2, "depths": [1, 2], "num_heads": [2, 2]}
     return hf.SwinModel(hf.SwinConfig(image_size=32, patch_size=4, embed_dim=8, **window))
@@ -129,21 +120,21 @@ def _two_stages() -> nn.Module:
 def _sound_encoder() -> nn.Module:
     features = {"conv_dim": (8, 8), "conv_stride": (2, 2), "conv_kernel": (3, 3), "num_feat_extract_layers": 2}
     positions = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
-    return hf.Wav2Vec2Model(hf.Wav2Vec2Config(**SIZE, **features, **positions))
+    return hf.Wav2Vec2Model(hf.Wav2Vec2Config(**ONE_LAYER, **features, **positions))
 
 
-def _encoder_of_two() -> nn.Module:
-    config = hf.BartConfig(d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=32, **WORDS)
+def _bart_encoder() -> nn.Module:
+    config = hf.BartConfig(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32, **WORDS)
     return TextBase(hf.BartModel(config).get_encoder())
 
 
 def _t5_encoder() -> nn.Module:
-    config = hf.T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=50)
+    config = hf.T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=50)
     return TextBase(hf.T5EncoderModel(config))
 
 
 def _whisper_encoder() -> nn.Module:
-    size = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    size = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
     size["decoder_attention_heads"] = 2
     config = hf.WhisperConfig(num_mel_bins=8, max_source_positions=10, vocab_size=50, pad_token_id=0, **size)
     return hf.WhisperModel(config).get_encoder()
@@ -210,20 +201,20 @@ class LinearAttention(nn.Module):
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "bert": text(hf.BertModel, hf.BertConfig, **SIZE, **WORDS),
-    "roberta": text(hf.RobertaModel, hf.RobertaConfig, **SIZE, **WORDS),
+    "roberta": text(hf.RobertaModel, hf.RobertaConfig, **ONE_LAYER, **WORDS),
     "distilbert": text(hf.DistilBertModel, hf.DistilBertConfig, dim=16, n_layers=2, n_heads=2, hidden_dim=32, **WORDS),
     "albert": text(hf.AlbertModel, hf.AlbertConfig, embedding_size=8, **SIZE, **WORDS),
     "gpt2": text(hf.GPT2Model, hf.GPT2Config, **GPT, use_cache=False),
     "llama": text(hf.LlamaModel, hf.LlamaConfig, **SIZE, **WORDS, use_cache=False),
     "gpt_neox": text(hf.GPTNeoXModel, hf.GPTNeoXConfig, **SIZE, **WORDS, use_cache=False),
-    "cohere": text(hf.CohereModel, hf.CohereConfig, **SIZE, **WORDS, use_cache=False),
+    "cohere": text(hf.CohereModel, hf.CohereConfig, **ONE_LAYER, **WORDS, use_cache=False),
     "opt": text(
         hf.OPTModel,
         hf.OPTConfig,
         ffn_dim=32,
         word_embed_proj_dim=16,
         use_cache=False,
-        **{name: SIZE[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")},
+        **{name: ONE_LAYER[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")},
         **WORDS,
     ),
     "mixtral": text(
@@ -232,20 +223,22 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         num_key_value_heads=2,
         num_local_experts=2,
         use_cache=False,
-        **SIZE,
+        **ONE_LAYER,
         **WORDS,
     ),
-    "electra": text(hf.ElectraModel, hf.ElectraConfig, embedding_size=8, **SIZE, **WORDS),
-    "deberta_v2": text(hf.DebertaV2Model, hf.DebertaV2Config, **DISENTANGLED, **SIZE, **WORDS),
+    "electra": text(hf.ElectraModel, hf.ElectraConfig, embedding_size=8, **ONE_LAYER, **WORDS),
+    "deberta_v2": text(hf.DebertaV2Model, hf.DebertaV2Config, **DISENTANGLED, **ONE_LAYER, **WORDS),
     "modernbert": text(hf.ModernBertModel, hf.ModernBertConfig, **ALTERNATING, **SIZE, **WORDS),
-    "mpnet": text(hf.MPNetModel, hf.MPNetConfig, **SIZE, **WORDS),
-    "qwen2": text(hf.Qwen2Model, hf.Qwen2Config, num_key_value_heads=1, use_cache=False, **SIZE, **WORDS),
-    "gemma": text(hf.GemmaModel, hf.GemmaConfig, num_key_value_heads=1, head_dim=8, use_cache=False, **SIZE, **WORDS),
-    "phi": text(hf.PhiModel, hf.PhiConfig, use_cache=False, **SIZE, **WORDS),
+    "mpnet": text(hf.MPNetModel, hf.MPNetConfig, **ONE_LAYER, **WORDS),
+    "qwen2": text(hf.Qwen2Model, hf.Qwen2Config, num_key_value_heads=1, use_cache=False, **ONE_LAYER, **WORDS),
+    "gemma": text(
+        hf.GemmaModel, hf.GemmaConfig, num_key_value_heads=1, head_dim=8, use_cache=False, **ONE_LAYER, **WORDS
+    ),
+    "phi": text(hf.PhiModel, hf.PhiConfig, use_cache=False, **ONE_LAYER, **WORDS),
     "t5_encoder": Architecture(_t5_encoder),
-    "bart_encoder": Architecture(_encoder_of_two),
+    "bart_encoder": Architecture(_bart_encoder),
     "whisper_encoder": fixed(_whisper_encoder, 8, 20),
-    "deit": fixed(lambda: hf.DeiTModel(hf.DeiTConfig(**SIZE, **IMAGE)), 3, 16, 16),
+    "deit": fixed(lambda: hf.DeiTModel(hf.DeiTConfig(**ONE_LAYER, **IMAGE)), 3, 16, 16),
     "swiglu_block": stream(lambda: nn.Sequential(GatedBlock(), GatedBlock(), RmsNorm())),
     "vit": fixed(lambda: hf.ViTModel(hf.ViTConfig(**SIZE, **IMAGE)), 3, 16, 16),
     "swin": fixed(_two_stages, 3, 32, 32),
@@ -253,7 +246,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "torch_post_norm": stream(lambda: _torch_encoder(norm_first=False)),
     "torch_pre_norm": stream(lambda: _torch_encoder(norm_first=True)),
     "hand_written": stream(lambda: nn.Sequential(LinearAttention(), SwiGlu(), LinearAttention(), SwiGlu(), RmsNorm())),
-    "bart": Architecture(_sequence_to_sequence),
     "resnet": fixed(_residual_convolutions, 3, 16, 16),
     "cnn": fixed(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 5)), 3, 16, 16),
     "mlp": stream(lambda: nn.Sequential(nn.Linear(16, 32), nn.GELU(approximate="tanh"), nn.Linear(32, 16))),

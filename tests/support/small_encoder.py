@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
+from adapter_export.torch_backend.base.to_onnx import export_onnx
 from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
 
 WIDTH = 16
@@ -96,6 +99,26 @@ def save_encoder(path: Path, *, pre_norm: bool = False) -> Path:
 
 def load_encoder(path: Path, *, pre_norm: bool = False) -> TorchBase:
     return load_base(save_encoder(path, pre_norm=pre_norm))
+
+
+@dataclass(frozen=True)
+class ExportedEncoder:
+    """The encoder as a live module, as an archive, and as ONNX; nobody changes it."""
+
+    encoder: Encoder
+    in_torch: TorchBase
+    in_onnx: OnnxBase
+
+    @classmethod
+    def read(cls, folder: Path, *, pre_norm: bool) -> ExportedEncoder:
+        """From a folder that `write` has filled."""
+        encoder, in_torch = Encoder(pre_norm).eval(), load_base(folder / "model.pt")
+        encoder.load_state_dict(in_torch.module().state_dict())
+        return cls(encoder, in_torch, open_onnx(folder / "model.onnx"))
+
+    @staticmethod
+    def write(folder: Path, *, pre_norm: bool) -> None:
+        export_onnx(load_encoder(folder / "model.pt", pre_norm=pre_norm), folder / "model.onnx")
 
 
 def inputs(batch: int = 3, tokens: int = 7, seed: int = 0) -> dict[str, Tensor]:

@@ -428,7 +428,7 @@ STACKS = {
     ),
     "Time series transformer": Model(10, partial(_of_transformers, "time_series_transformer", **SERIES), _series),
     "Informer": Model(10, partial(_of_transformers, "informer", **SERIES), _series),
-    "DETR": Model(10, partial_bases.BASES["detr"].make, values("values", 3, 32, 32)),
+    "DETR": Model(10, partial(partial_bases.Detr, 2), values("values", 3, 32, 32)),
     "torch.nn.Transformer": Model(
         10,
         lambda: nn.Transformer(16, 2, 2, 2, 32, batch_first=True),

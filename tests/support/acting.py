@@ -1,0 +1,81 @@
+"""What a base computes with an adapter: in ONNX Runtime, and as a live module with hooks at paths that a person gives.
+
+The hooks know nothing of sites, graphs or slots.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adapter_export.graph.adapter import Adapter
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+from adapter_export.onnx_backend.graft.insert import insert_slots
+from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
+from adapter_export.runtime.graphs import run_session
+
+Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+"""From inputs to outputs."""
+
+
+def in_slots(base: OnnxBase, adapter: Adapter) -> Run:
+    """A graph with slots for an adapter, which lies in them, in ONNX Runtime."""
+    plan = plan_slots([adapter], base.sites)
+    session, tensors = open_session(insert_slots(base, plan), base.folder), slot_tensors(plan, adapter)
+    return lambda inputs: run_session(session, {**inputs, **tensors})
+
+
+def bottlenecks(adapter: Adapter) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What a bottleneck does at each of its sites (Houlsby et al. 2019, figure 2)."""
+
+    def at(site: str) -> Callable[[Tensor], Tensor]:
+        names = ("down.weight", "down.bias", "up.weight", "up.bias")
+        down, down_bias, up, up_bias = (torch.from_numpy(adapter.weights[f"{site}.{name}"]) for name in names)
+        return lambda h: h + F.gelu(h @ down + down_bias) @ up + up_bias
+
+    return {site: at(site) for site in adapter.placements}
+
+
+def with_hooks(
+    module: nn.Module, places: Iterable[Sequence[str]], adapter: Adapter | None, compute: Callable[[], Tensor]
+) -> np.ndarray:
+    """What a live module computes with bottlenecks behind the modules whose results are `h`.
+
+    `places` are the sites with the paths of these, one that is called twice being two sites.
+    """
+    waiting: dict[str, list[Callable[[Tensor], Tensor]]] = defaultdict(list)
+    if adapter is not None:
+        acting = bottlenecks(adapter)
+        for site, path in places:
+            waiting[path].append(acting[site])
+
+    def hook(path: str) -> Callable[..., object]:
+        def adapt(_module: object, _args: object, result: Tensor | tuple[Tensor, ...]) -> object:
+            act = waiting[path].pop(0)
+            return (act(result[0]), *result[1:]) if isinstance(result, tuple) else act(result)
+
+        return adapt
+
+    handles = [module.get_submodule(path).register_forward_hook(hook(path)) for path in waiting]
+    with torch.no_grad(), unfused():
+        result = compute()
+    for handle in handles:
+        handle.remove()
+    assert not any(waiting.values())
+    return result.numpy()
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Torch's fused path for whole layers calls none of the modules in them."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    yield
+    torch.backends.mha.set_fastpath_enabled(before)
