@@ -12,14 +12,11 @@ import numpy as np
 import pytest
 from adapterhub_bases import FIXTURES, Made, import_adapterhub
 from safetensors.numpy import load_file, save_file
+from slotted import Slotted
 
 from adapter_export.errors import AdapterError, FormatError, UsageError
 from adapter_export.importers.take import Imported
 from adapter_export.numerics.evaluate_adapter import evaluate_head
-from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.model_session import open_session
-from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
-from adapter_export.runtime.graphs import run_session
 
 SETUPS = sorted(path.parent.name for path in (FIXTURES / "bert").glob("setup_*/adapter_setup.json"))
 EXACT, SINGLE = 1e-10, 2e-5
@@ -59,11 +56,10 @@ def test_in_a_base_that_normalises_before(case: str, made: Callable[[str], Made]
 
 def test_onnxruntime_computes_them_in_one_graph(bert: Made) -> None:
     adapters = {case: imported(case, bert, onnx=True).adapter for case in SETUPS}
-    plan = plan_slots(list(adapters.values()), bert.onnx.sites)
-    session = open_session(insert_slots(bert.onnx, plan), bert.onnx.folder)
+    slotted = Slotted(bert.onnx, list(adapters.values()))
     for case, adapter in adapters.items():
         expected = load_file(FIXTURES / "bert" / case / "expected.safetensors")
-        found = run_session(session, {**bert.inputs, **slot_tensors(plan, adapter)})
+        found = slotted.run(bert.inputs, adapter)
         close(found["last_hidden_state"], expected["hidden"], SINGLE)
         if "logits" in expected:
             close(found["logits"], expected["logits"], SINGLE)

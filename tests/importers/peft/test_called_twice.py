@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peft_bases import peft_base
+from peft_bases import peft_base, peft_base_in_torch
 from peft_folders import import_peft, refused_folder
 from safetensors.numpy import load_file
 
@@ -15,7 +15,7 @@ from adapter_export.errors import AdapterError
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.base.torch_base import TorchBase, load_base
+from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
@@ -30,7 +30,7 @@ def deberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def in_torch(deberta: Path) -> TorchBase:
-    return load_base(deberta / "model.pt")
+    return peft_base_in_torch(deberta, "deberta")
 
 
 @pytest.fixture(scope="module")

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
-
 import numpy as np
 import pytest
-from peft_bases import peft_base
+from peft_bases import peft_base, peft_base_in_torch
 from peft_folders import CASES, Arrays, adapter_folder, base_folder, expected, import_peft
+from slotted import Slotted
 
 from adapter_export.graph.adapter import Adapter
-from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.model_session import open_session
-from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
-from adapter_export.runtime.graphs import run_session
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.base.torch_base import TorchBase, load_base
+from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
 TOLERANCE = 2e-5
@@ -27,58 +20,45 @@ TOLERANCE = 2e-5
 WITH_OUTPUTS = [name for name in CASES if name != "llama_lora_causal"]
 
 
-@dataclass(frozen=True)
-class Base:
-    """A base in both forms."""
-
-    in_torch: TorchBase
-    in_onnx: OnnxBase
-    runner: TorchRunner
-
-
-@pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Base]:
-    @cache
-    def make(name: str) -> Base:
-        folder = peft_base(tmp_path_factory, name)
-        in_torch = load_base(folder / "model.pt")
-        return Base(in_torch, open_onnx(folder / "model.onnx"), TorchRunner(in_torch))
-
-    return make
+BASES = sorted({base_folder(name).name for name in WITH_OUTPUTS})
 
 
 def test_the_cases_are_all_that_peft_wrote() -> None:
     assert len(CASES) > 35
 
 
-@pytest.mark.parametrize("name", WITH_OUTPUTS)
-def test_both_compute_what_peft_computed(name: str, bases: Callable[[str], Base]) -> None:
-    base, record = bases(base_folder(name).name), expected(name)
-    inputs = {key.removeprefix("input."): array for key, array in record.items() if key.startswith("input.")}
-    inputs = completed(inputs, base.in_torch)
-    adapter = imported(name, base)
-    found = {"torch": base.runner.run(inputs, adapter), "onnxruntime": in_onnxruntime(base.in_onnx, adapter, inputs)}
-    for runner, outputs in found.items():
-        output, wanted = compared(record, outputs)
-        for dtype in ("float32", "float64"):
-            np.testing.assert_allclose(output, wanted[dtype], rtol=0, atol=TOLERANCE, err_msg=f"{runner}, {dtype}")
+@pytest.mark.parametrize("base", BASES)
+def test_both_compute_what_peft_computed(base: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """In one graph with slots for all of them."""
+    folder = peft_base(tmp_path_factory, base)
+    in_torch, in_onnx = peft_base_in_torch(folder, base), open_onnx(folder / "model.onnx")
+    runner = TorchRunner(in_torch)
+    tensors = {key: value.detach().numpy() for key, value in in_torch.program.state_dict.items()}
+    adapters = {
+        name: imported(name, runner.sites, in_torch.fingerprint, tensors)
+        for name in WITH_OUTPUTS
+        if base_folder(name).name == base
+    }
+    for name in {"bert_lora", "bert_ia3", "gpt2_lora", "t5_lora", "albert_lora"} & adapters.keys():
+        same = imported(name, in_onnx.sites, in_onnx.fingerprint)
+        assert same.placements == adapters[name].placements
+        assert all(np.array_equal(same.weights[key], tensor) for key, tensor in adapters[name].weights.items())
+    slotted = Slotted(in_onnx, list(adapters.values()))
+    for name, adapter in adapters.items():
+        record = expected(name)
+        inputs = {key.removeprefix("input."): array for key, array in record.items() if key.startswith("input.")}
+        inputs = completed(inputs, in_torch)
+        found = {"torch": runner.run(inputs, adapter), "onnxruntime": slotted.run(inputs, adapter)}
+        for computed, outputs in found.items():
+            output, wanted = compared(record, outputs, adapter)
+            for dtype in ("float32", "float64"):
+                what = f"{name}, {computed}, {dtype}"
+                np.testing.assert_allclose(output, wanted[dtype], rtol=0, atol=TOLERANCE, err_msg=what)
 
 
-@pytest.mark.parametrize("name", ["bert_lora", "bert_ia3", "gpt2_lora", "t5_lora", "albert_lora"])
-def test_onnx_and_torch_find_one_adapter(name: str, bases: Callable[[str], Base]) -> None:
-    base = bases(base_folder(name).name)
-    in_onnx = import_peft(adapter_folder(name), base.in_onnx.sites, base=base.in_onnx.fingerprint, name="a").adapter
-    in_torch = imported(name, base)
-    assert in_onnx.placements == in_torch.placements
-    assert all(np.array_equal(in_onnx.weights[key], in_torch.weights[key]) for key in in_torch.weights)
-
-
-def imported(name: str, base: Base) -> Adapter:
-    sites: SiteMap = base.runner.sites
-    tensors = {key: value.detach().numpy() for key, value in base.in_torch.program.state_dict.items()}
-    return import_peft(
-        adapter_folder(name), sites, base=base.in_torch.fingerprint, name="a", base_tensor=tensors.get
-    ).adapter
+def imported(name: str, sites: SiteMap, base: str, tensors: Arrays | None = None) -> Adapter:
+    tensor = (tensors or {}).get
+    return import_peft(adapter_folder(name), sites, base=base, name="a", base_tensor=tensor).adapter
 
 
 def completed(inputs: Arrays, base: TorchBase) -> Arrays:
@@ -88,16 +68,10 @@ def completed(inputs: Arrays, base: TorchBase) -> Arrays:
     return inputs | {name: np.zeros_like(inputs["input_ids"]) for name in missing}
 
 
-def in_onnxruntime(base: OnnxBase, adapter: Adapter, inputs: Arrays) -> Arrays:
-    plan = plan_slots([adapter], base.sites)
-    session = open_session(insert_slots(base, plan), base.folder)
-    return run_session(session, inputs | dict(slot_tensors(plan, adapter)))
-
-
-def compared(record: Arrays, outputs: Arrays) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def compared(record: Arrays, outputs: Arrays, adapter: Adapter) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """An output and what it should be, at real tokens: what stands at padding means nothing."""
     output = next(key.partition(".")[2] for key in record if key.startswith("float64."))
-    name = "token_logits" if output == "logits" and "token_logits" in outputs else output
+    name = adapter.head.output if output == "logits" and adapter.head is not None else output
     wanted = {dtype: record[f"{dtype}.{output}"] for dtype in ("float32", "float64")}
     masks = [key for key in ("input.decoder_attention_mask", "input.attention_mask") if key in record]
     if outputs[name].ndim == 2 or not masks:
