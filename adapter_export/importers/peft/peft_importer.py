@@ -427,32 +427,37 @@ def _place_norm(taker: Taker, update: _Update, base: _Base) -> None:
     recipes = {"scaling.weight": Recipe((), lambda: scale)}
     if "bias" in trained:
         shift = trained["bias"] - np.asarray(own["bias"], np.float64) * scale
-        recipes |= {
-            "lora_A.weight": Recipe((), lambda: np.zeros((site.width, 1))),
-            "lora_B.weight": Recipe((), lambda: np.zeros((1, site.width))),
-            "lora_B.bias": Recipe((), lambda: shift),
-        }
+        recipes |= _bias_alone(site.width, shift)
     name = f"norm_{update.value}" + ("_bias" if "bias" in trained else "")
-    graph = _norm_graph(update.value, bias="bias" in trained)
+    graph = _behind_value(update.value, scale=True, bias="bias" in trained)
     taker.place(site, name, graph, recipes, {"d": site.width, "d_in": site.width_in, "r": 1}, {})
 
 
-def _norm_graph(value: str, *, bias: bool) -> AdapterGraph:
-    """`s⊙v` in the place of `v`, with a bias `s⊙v + B(A v)`, whose matrices are zeros."""
+def _behind_value(value: str, *, scale: bool, bias: bool) -> AdapterGraph:
+    """`s⊙v + B(A v)` in the place of `v`, with a bias on B; the sum, or the factors, only where there are some."""
     chain = Chain(value)
-    if not bias:
-        chain.owned("scale_features", "scaling", {"weight": ("d",)})
-        return chain.graph(replaces=value)
-    chain.linear("lora_A", "d", "r", bias=False)
-    chain.linear("lora_B", "r", "d")
+    if bias:
+        chain.linear("lora_A", "d", "r", bias=False)
+        chain.linear("lora_B", "r", "d")
     delta, chain.value = chain.value, value
-    chain.owned("scale_features", "scaling", {"weight": ("d",)}, output="scaled")
-    chain.op("add", "result", delta)
+    if scale:
+        chain.owned("scale_features", "scaling", {"weight": ("d",)}, output="scaled")
+    if bias:
+        chain.op("add", "result", delta)
     return chain.graph(replaces=value)
 
 
+def _bias_alone(width_in: int, bias: np.ndarray) -> dict[str, Recipe]:
+    """A LoRA of rank 1 whose matrices are zeros, so that a bias fills the slots of one with a bias."""
+    return {
+        "lora_A.weight": Recipe((), lambda: np.zeros((width_in, 1))),
+        "lora_B.weight": Recipe((), lambda: np.zeros((1, len(bias)))),
+        "lora_B.bias": Recipe((), lambda: bias),
+    }
+
+
 def _place_shift(taker: Taker, update: _Update) -> None:
-    """Place a bias alone: a LoRA of rank 1 whose matrices are zeros, so that it fills the slots of one with a bias.
+    """Place a bias alone.
 
     At a linear layer that is the graph of the LoRA beside it; elsewhere a graph reads the value that it replaces.
     """
@@ -460,24 +465,9 @@ def _place_shift(taker: Taker, update: _Update) -> None:
     assert shift is not None, "an update without tensors is a shift"
     linear = site.role in LAYERS
     name = "lora_bias" if linear else f"shift_{update.value}"
-    graph = lora_graph(1.0, bias=True) if linear else _shift_graph(update.value)
-    width_in = site.width_in if linear else site.width
-    recipes = {
-        "lora_A.weight": Recipe((), lambda: np.zeros((width_in, 1))),
-        "lora_B.weight": Recipe((), lambda: np.zeros((1, site.width))),
-        "lora_B.bias": Recipe((), lambda: shift),
-    }
+    graph = lora_graph(1.0, bias=True) if linear else _behind_value(update.value, scale=False, bias=True)
+    recipes = _bias_alone(site.width_in if linear else site.width, shift)
     taker.place(site, name, graph, recipes, {"d": site.width, "d_in": site.width_in, "r": 1}, {})
-
-
-def _shift_graph(value: str) -> AdapterGraph:
-    """`v + B(A v)` in the place of `v`, with a bias on B."""
-    chain = Chain(value)
-    chain.linear("lora_A", "d", "r", bias=False)
-    chain.linear("lora_B", "r", "d")
-    delta, chain.value = chain.value, value
-    chain.op("add", "result", delta)
-    return chain.graph(replaces=value)
 
 
 def _place_ia3(taker: Taker, update: _Update, options: Options) -> None:
