@@ -92,8 +92,9 @@ class Architecture:
         return module
 
 
-def text(model: type[nn.Module], config: type, /, **settings: object) -> Architecture:
-    return Architecture(lambda: TextBase(model(config(**settings))))
+def text(name: str, **settings: object) -> Architecture:
+    """A model of transformers by the beginning of its classes' names, which are imported when it is made."""
+    return Architecture(lambda: TextBase(getattr(hf, f"{name}Model")(getattr(hf, f"{name}Config")(**settings))))
 
 
 def fixed(make: Callable[[], nn.Module], *shape: int) -> Architecture:
@@ -200,17 +201,16 @@ class LinearAttention(nn.Module):
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "bert": text(hf.BertModel, hf.BertConfig, **SIZE, **WORDS),
-    "roberta": text(hf.RobertaModel, hf.RobertaConfig, **ONE_LAYER, **WORDS),
-    "distilbert": text(hf.DistilBertModel, hf.DistilBertConfig, dim=16, n_layers=2, n_heads=2, hidden_dim=32, **WORDS),
-    "albert": text(hf.AlbertModel, hf.AlbertConfig, embedding_size=8, **SIZE, **WORDS),
-    "gpt2": text(hf.GPT2Model, hf.GPT2Config, **GPT, use_cache=False),
-    "llama": text(hf.LlamaModel, hf.LlamaConfig, **SIZE, **WORDS, use_cache=False),
-    "gpt_neox": text(hf.GPTNeoXModel, hf.GPTNeoXConfig, **SIZE, **WORDS, use_cache=False),
-    "cohere": text(hf.CohereModel, hf.CohereConfig, **ONE_LAYER, **WORDS, use_cache=False),
+    "bert": text("Bert", **SIZE, **WORDS),
+    "roberta": text("Roberta", **ONE_LAYER, **WORDS),
+    "distilbert": text("DistilBert", dim=16, n_layers=2, n_heads=2, hidden_dim=32, **WORDS),
+    "albert": text("Albert", embedding_size=8, **SIZE, **WORDS),
+    "gpt2": text("GPT2", **GPT, use_cache=False),
+    "llama": text("Llama", **SIZE, **WORDS, use_cache=False),
+    "gpt_neox": text("GPTNeoX", **SIZE, **WORDS, use_cache=False),
+    "cohere": text("Cohere", **ONE_LAYER, **WORDS, use_cache=False),
     "opt": text(
-        hf.OPTModel,
-        hf.OPTConfig,
+        "OPT",
         ffn_dim=32,
         word_embed_proj_dim=16,
         use_cache=False,
@@ -218,23 +218,20 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         **WORDS,
     ),
     "mixtral": text(
-        hf.MixtralModel,
-        hf.MixtralConfig,
+        "Mixtral",
         num_key_value_heads=2,
         num_local_experts=2,
         use_cache=False,
         **ONE_LAYER,
         **WORDS,
     ),
-    "electra": text(hf.ElectraModel, hf.ElectraConfig, embedding_size=8, **ONE_LAYER, **WORDS),
-    "deberta_v2": text(hf.DebertaV2Model, hf.DebertaV2Config, **DISENTANGLED, **ONE_LAYER, **WORDS),
-    "modernbert": text(hf.ModernBertModel, hf.ModernBertConfig, **ALTERNATING, **SIZE, **WORDS),
-    "mpnet": text(hf.MPNetModel, hf.MPNetConfig, **ONE_LAYER, **WORDS),
-    "qwen2": text(hf.Qwen2Model, hf.Qwen2Config, num_key_value_heads=1, use_cache=False, **ONE_LAYER, **WORDS),
-    "gemma": text(
-        hf.GemmaModel, hf.GemmaConfig, num_key_value_heads=1, head_dim=8, use_cache=False, **ONE_LAYER, **WORDS
-    ),
-    "phi": text(hf.PhiModel, hf.PhiConfig, use_cache=False, **ONE_LAYER, **WORDS),
+    "electra": text("Electra", embedding_size=8, **ONE_LAYER, **WORDS),
+    "deberta_v2": text("DebertaV2", **DISENTANGLED, **ONE_LAYER, **WORDS),
+    "modernbert": text("ModernBert", **ALTERNATING, **SIZE, **WORDS),
+    "mpnet": text("MPNet", **ONE_LAYER, **WORDS),
+    "qwen2": text("Qwen2", num_key_value_heads=1, use_cache=False, **ONE_LAYER, **WORDS),
+    "gemma": text("Gemma", num_key_value_heads=1, head_dim=8, use_cache=False, **ONE_LAYER, **WORDS),
+    "phi": text("Phi", use_cache=False, **ONE_LAYER, **WORDS),
     "t5_encoder": Architecture(_t5_encoder),
     "bart_encoder": Architecture(_bart_encoder),
     "whisper_encoder": fixed(_whisper_encoder, 8, 20),
