@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.models.base import FORM_NAMES, Base, PathLike, recorded_base
 from adapter_export.api.option import Option
-from adapter_export.errors import UsageError, argument, command
+from adapter_export.errors import FileError, UsageError, argument, command
 from adapter_export.graph.graph import Cost, cost
 from adapter_export.graph.tasks import Task
 from adapter_export.sites.site import SUBLAYERS
@@ -104,6 +104,9 @@ def inspect(
     if isinstance(path, Base):
         return _model(path)
     assert place is not None
+    if not place.exists():
+        expected, fix = "a bundle, an adapter folder or a model", "check the path for a typing error"
+        raise FileError("is not there", where=place, expected=expected, fix=fix)
     if (place / "adapter_graph.json").is_file() or (place / "weights.safetensors").is_file():
         from adapter_export.format.adapter_files import read_adapter
 

@@ -66,6 +66,7 @@ FORM_NAMES: dict[Form, str] = {
     "genai": "onnxruntime-genai folder",
 }
 
+_FORMS = "a torch archive (`.pt`, `.pt2`), a Hugging Face folder, an ONNX file or an onnxruntime-genai folder"
 _GENAI_CONFIG = "genai_config.json"
 _PICKLE = "a pickle, which could run code when it is read"
 _NOT_MODELS = {
@@ -433,6 +434,8 @@ def form_of(path: Path) -> Form:
         if any((path / name).is_file() for name in ("config.json", "modules.json")):
             return "folder"
         raise _not_a_base(path, found or f"a folder without `config.json` or `{_GENAI_CONFIG}`")
+    if not path.exists():
+        raise FileError("is not there", where=path, expected=_FORMS, fix="check the path for a typing error")
     with open_regular(path) as file:
         start = file.read(32)
     if start.startswith(b"PK"):
@@ -465,7 +468,7 @@ def _not_a_base(path: Path, found: str) -> BaseModelError:
         "is not a model that can be opened",
         where=path,
         found=found,
-        expected="a torch archive (`.pt`, `.pt2`), a Hugging Face folder, an ONNX file or an onnxruntime-genai folder",
+        expected=_FORMS,
         fix=fix,
     )
 
