@@ -46,9 +46,9 @@ def test_adapters_are_objects_folders_names_and_renamed(base: ae.Base, tmp_path:
 
 def test_two_of_one_name_are_refused_in_the_words_of_the_caller(base: ae.Base, tmp_path: Path) -> None:
     one = _adapter(base, "one")
-    with pytest.raises(ae.errors.AdapterError, match=r"^`adapters`: two adapters have one name") as raised:
+    with pytest.raises(ae.errors.AdapterError, match=r"^two adapters have one name; found `one` 2 times") as raised:
         ae.build(base, [one, one], tmp_path / "bundle")
-    assert "rename it: `--adapters one,other=FOLDER`" in raised.value.sentence("shell")
+    assert "rename it: `other=FOLDER`" in raised.value.sentence("shell")
     with pytest.raises(ae.errors.UsageError, match="an adapter without a name"):
         ae.build(base, [""], tmp_path / "bundle")
 

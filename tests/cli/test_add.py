@@ -32,7 +32,7 @@ def test_an_added_adapter_runs_and_is_proved_by_torch(cli, copy: Path, model: Pa
     assert [adapter["name"] for adapter in found["manifest"]["adapters"]] == ["topic", "tone", "mood", "again"]
     assert "torch" in found["manifest"]["adapters"][2]["golden"]["reference"]
     assert (copy / "base.bin").stat().st_ino == weights.st_ino
-    cli.done("check", copy, "--against", model, "--only", "mood")
+    cli.done("check", copy, "--against", model, "--only", "mood", "--quick")
     labels = cli.json("run", copy, "--adapter", "mood", "--text", "good film")["predictions"]
     assert labels[0]["label"] in ("sad", "glad", "calm")
 
@@ -48,6 +48,10 @@ def test_what_cannot_be_added_says_why_and_what_to_do(cli, copy: Path, model: Pa
     cli.refused(3, "has no slots; found layers.0.ffn", "add", copy, more / "odd", "--against", model)
     cli.refused(3, "Build again with this adapter", "add", copy, more / "odd", "--against", model)
     cli.refused(3, "`tone`; expected names that differ", "add", copy, f"tone={more / 'mood'}", "--against", model)
+    twice = f"{more / 'mood'},{more / 'mood'}"
+    cli.refused(3, "two adapters have one name; found `mood` 2 times", "add", copy, twice, "--against", model)
+    found = cli.refused(2, "an adapter without a name", "add", copy, ",a", "--against", model)
+    assert "--adapters" not in found.stderr
     cli.refused(2, "Missing option '--against'", "add", copy, more / "mood")
     cli.refused(3, "is a graph of a bundle", "add", copy, more / "mood", "--against", copy / "model.onnx")
 

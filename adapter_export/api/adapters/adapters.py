@@ -105,13 +105,11 @@ def adapters_of(adapters: Adapters, base: Base) -> tuple[Adapter, ...]:
     counts = Counter(adapter.name for adapter in chosen)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
-        rename = argument("adapters", {twice[0]: "…", "other": "…"}, words=f"{twice[0]},other=FOLDER")
         raise AdapterError(
             "two adapters have one name",
-            where=argument("adapters"),
             found=", ".join(f"`{name}` {counts[name]} times" for name in twice),
             expected="different names",
-            fix=f"leave one out, or rename it: {rename}",
+            fix="leave one out, or rename it: `other=FOLDER`",
         )
     check_site_map(chosen, base.given)
     return tuple(chosen)
@@ -126,9 +124,7 @@ def load_members(adapters: Adapters, near: Path | None = None) -> list[Adapter]:
             renamed, _, place = each.rpartition("=")
             name = name or renamed
             if not place:
-                raise UsageError(
-                    "an adapter without a name", where=argument("adapters"), found=f"`{each}`", expected="`a,b`"
-                )
+                raise UsageError("an adapter without a name", found=f"`{each}`", expected="its folder, or its name")
         if isinstance(place, str | Path):
             chosen.append(load_adapter(place, name=name, near=near))
         else:
