@@ -84,9 +84,12 @@ def made(cli: Any, model: Path, tables: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def bundle(cli: Any, model: Path, made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(
+    cli: Any, hf_folder: Path, graph: Path, made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     path = tmp_path_factory.mktemp("built") / "bundle"
-    cli.done("build", model, "--adapters", ",".join(one["adapter"] for one in made.values()), "-o", path)
+    text = ("--tokenizer", hf_folder, "--max-tokens", 80)
+    cli.done("build", graph, *text, "--adapters", ",".join(one["adapter"] for one in made.values()), "-o", path)
     return path
 
 
@@ -97,9 +100,11 @@ def test_vectors_that_are_all_alike_are_said(
     rows = [f"a film so {'good' * number}\t{number % 2}" for number in range(1, 21)]  # cut to what is the same in all
     (folder / "vec.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n", encoding="utf-8")
     words = ("train", model, "--data", folder / "vec.tsv", "--task", "embedding", *QUICK, "-o", folder / "vec")
-    *_, note = cli.json(*words, "--max-tokens", "4")["notes"]
-    assert "the vectors are all alike" in note
-    assert "smaller `--learning-rate`" in note
+    distil = ("distil", model, "--data", folder / "vec.tsv", "--task", "embedding", "--epochs", "1")
+    for call, notes in ((words, "notes"), ((*distil, "-o", folder / "student"), "warnings")):
+        *_, note = cli.json(*call, "--max-tokens", "4")[notes]
+        assert "the vectors are all alike" in note
+        assert "smaller `--learning-rate`" in note
     assert not any("alike" in note for note in made["vec"]["notes"])
 
 
@@ -129,7 +134,7 @@ def test_what_training_says(made: dict[str, dict[str, Any]]) -> None:
 
 
 def test_the_bundle_is_right(cli: Any, bundle: Path, model: Path) -> None:
-    found = cli.json("check", bundle, "--against", model, "--case", "batch3_sequence7_padded")
+    found = cli.json("check", bundle, "--against", model, "--case", "batch3_sequence7_padded", "--quick")
     assert found["verdict"] == "passed"
     classes = {(one["adapter"], one["output"]) for one in found["outputs"] if one["top_class"] is not None}
     assert classes == {("tag", "token_logits"), ("like", "logits")}

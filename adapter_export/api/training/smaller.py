@@ -40,6 +40,7 @@ from adapter_export.api.training.train import (
     check_no_cache,
     check_rows,
     checkpoints_of,
+    collapsed,
     engine_for,
     fresh_head,
     open_trainable,
@@ -160,7 +161,7 @@ def distil(
     from adapter_export.practice.student import compared, timed
     from adapter_export.torch_backend.train.data import TrainingData
     from adapter_export.torch_backend.train.distil_loop import Lesson, Teacher
-    from adapter_export.torch_backend.train.measure import judged
+    from adapter_export.torch_backend.train.measure import cosine_apart, judged
     from adapter_export.torch_backend.train.record import TrainingSettings, training_record
     from adapter_export.torch_backend.train.train_loop import answered, evaluate
     from adapter_export.torch_backend.train.train_loop import train as learn
@@ -209,6 +210,8 @@ def distil(
             if side is not None:
                 order, found, wanted = answered(side, measured, settings, accelerator)
                 sides.append(judged(side.task, found, wanted, measured.only(order)))
+                if side is student and rows.problem == "embedding":
+                    tell(collapsed(cosine_apart(found, wanted)), on_note)
         writes = accelerator.is_main_process
     decided = {
         "layers": kept,

@@ -337,7 +337,7 @@ def train(
         test = None if rows.test is None else evaluate(on_device, rows.test, settings, accelerator)
         if rows.problem == "embedding":
             _, vectors, classes = answered(on_device, rows.validation, settings, accelerator)
-            tell(_collapsed(cosine_apart(vectors, classes)), on_note)
+            tell(collapsed(cosine_apart(vectors, classes)), on_note)
         writes = accelerator.is_main_process
     chosen_settings = {
         **(fusion if members else {"initialisation": scheme}),
@@ -355,11 +355,11 @@ def train(
     return adapter
 
 
-def _collapsed(cosine: float) -> Iterator[str]:
+def collapsed(cosine: float) -> Iterator[str]:
     """Yield a note if rows of different labels have vectors that are all alike, by their mean cosine."""
     if cosine > _ALIKE:
         yield (
-            f"the vectors are all alike: of validation rows with different labels the mean cosine is {cosine:.4f}, so "
+            f"the vectors are all alike: of rows with different labels the mean cosine is {cosine:.4f}, so "
             f"they tell nothing apart; give a smaller {argument('learning_rate')}, or more {argument('epochs')}"
         )
 
