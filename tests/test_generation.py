@@ -335,9 +335,9 @@ def test_a_graph_of_another_name_is_renamed_in_the_configuration(llama, tmp_path
     )
 
 
-@pytest.mark.parametrize("name", ["base.bin", "manifest.json", "golden"])
+@pytest.mark.parametrize("name", ["base.bin", "manifest.json", "derivation.json", "golden"])
 def test_a_file_with_the_name_of_one_of_the_bundle_is_refused(llama, tmp_path, name):
-    kept = {**llama.genai.kept("model.onnx"), name: b"{}"}
+    kept, steps = {**llama.genai.kept("model.onnx"), name: b"{}"}, []
     with pytest.raises(BaseModelError, match=rf"{name}: has a file with a name that the bundle needs"):
         build_bundle(
             llama.genai.base,
@@ -347,5 +347,7 @@ def test_a_file_with_the_name_of_one_of_the_bundle_is_refused(llama, tmp_path, n
             cases=input_cases(llama.genai.base.inputs, seed=0, max_tokens=3),
             kept=kept,
             allow_base_mismatch=True,
+            progress=steps.append,
         )
+    assert not any("golden" in step for step in steps), "before anything long is computed"
     assert not (tmp_path / "bundle").exists()

@@ -56,6 +56,9 @@ from adapter_export.version import __version__
 
 TOKENIZER_FILE = "tokenizer.json"
 
+_LATER = (MANIFEST_FILE, DERIVATION_FILE, "adapters", "golden")
+"""What is written when the graphs and the base's own files are there."""
+
 
 def build_bundle(
     base: OnnxBase,
@@ -134,6 +137,7 @@ def build_bundle(
         if flavours is None or "inputs" in flavours:
             writer.inputs(model)
         baked = {adapter.name: writer.baked(model, adapter) for adapter in adapters if adapter.name in bake}
+        _keep(kept or {}, folder)
         sample = [case_of(case.name, case.arrays, base.inputs) for case in cases]
         analysed = extent(flow_graph(model))
         allowance = Allowance.of(analysed, sample, numerics(base.model).stored)
@@ -168,7 +172,6 @@ def build_bundle(
                 progress(f"answering golden media with {references.description}")
                 answering = MediaMaker(media.record, names, references, allowance)
                 writer.media(answering.sets(media.golden, pairs, writer.heads))
-        _keep(kept or {}, folder)
         derivation = (origin or Origin.of(base)).derivation(model, of_base.cases)
         write_derivation(derivation, folder / DERIVATION_FILE)
         heads, computing = {head.output for head in writer.heads}, numerics(model)
@@ -269,16 +272,15 @@ def _write_bank(
 
 
 def _keep(files: Mapping[str, Path | bytes], folder: Path) -> None:
-    """Write files of the base's own, but a tokenizer that was written already.
+    """Write files of the base's own; the bundle's tokenizer comes in the place of theirs.
 
     Raises:
         BaseModelError: one has the name of a file of the bundle.
     """
     for name, content in files.items():
         path = folder / name
-        if name == MANIFEST_FILE or (name != TOKENIZER_FILE and path.exists()):
+        if name in _LATER or path.exists():
             raise BaseModelError(
                 "has a file with a name that the bundle needs", where=name, fix="rename it in the base's folder"
             )
-        if not path.exists():
-            path.write_bytes(content if isinstance(content, bytes) else read_bytes(content))
+        path.write_bytes(content if isinstance(content, bytes) else read_bytes(content))
