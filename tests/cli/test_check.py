@@ -53,6 +53,7 @@ def test_a_bundle_is_what_its_archive_computes(cli, bundle: Path, model: Path) -
 
 def test_a_bundle_is_what_its_folder_computes(cli, bundle: Path, hf_folder: Path) -> None:
     document = cli.json("check", bundle, "--against", hf_folder, "--only", "topic", "--only", "base")
+    validate(document, "check-report")
     assert document["verdict"] == "passed"
     assert document["against"] == str(hf_folder)
     assert document["reference"].startswith("torch")
@@ -62,14 +63,22 @@ def test_a_bundle_is_what_its_folder_computes(cli, bundle: Path, hf_folder: Path
     assert {subject for name, subject, _ in found if name == "live model"} == cases
     assert ("lengths", "sequence", "1 to 80: refuses 81") in found
     assert ("lengths of the base", "sequence", "the bundle takes 1 to 80, the base 1 to 80") in found
+    assert {result["against"] for result in document["outputs"]} == {"reference", "golden"}
+    assert {result["adapter"] for result in document["outputs"]} == {None, "topic"}
+    assert document["coverage"]["compared"] == document["coverage"]["planned"]
+    assert {result["level"] for result in document["outputs"]} == {"none", "basic", "all"}
 
 
-def test_a_bundle_that_takes_more_than_its_base_fails(cli, bundle: Path, hf_folder: Path, tmp_path: Path) -> None:
+def test_a_bundle_that_takes_more_than_its_base_fails(
+    cli, bundle: Path, model: Path, hf_folder: Path, tmp_path: Path
+) -> None:
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     manifest = read_manifest(copy)
     (copy / "manifest.json").unlink()
     write_manifest(replace(manifest, lengths={"sequence": Lengths(1, 81)}), copy)
-    done = cli("check", copy, "--against", hf_folder, "--only", "base", "--json")
+    few = ("--only", "base", "--case", "batch1_sequence81")
+    cli.refused(4, "the model takes none of these cases", "check", copy, "--against", model, *few)
+    done = cli("check", copy, "--against", hf_folder, *few, "--case", "batch3_sequence7", "--json")
     assert done.returncode == 1, done.stderr
     document = json.loads(done.stdout)
     failed = {
@@ -82,18 +91,9 @@ def test_a_bundle_that_takes_more_than_its_base_fails(cli, bundle: Path, hf_fold
 def test_a_bundle_of_an_onnx_base_is_what_the_base_computes(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
     options = ("--max-tokens", 24, "-o", tmp_path / "bundle")  # more than the base's 24 positions cannot be computed
     cli.done("build", graph, "--adapters", adapters / "topic", *options)
-    document = cli.json("check", tmp_path / "bundle", "--against", graph)
+    document = cli.json("check", tmp_path / "bundle", "--against", graph, "--quick")
     assert document["verdict"] == "passed"
     assert "numpy" in document["reference"]
-
-
-def test_the_document_keeps_to_its_schema(cli, bundle: Path, model: Path) -> None:
-    document = cli.json("check", bundle, "--against", model, "--only", "base", "--only", "tone")
-    validate(document, "check-report")
-    assert {result["against"] for result in document["outputs"]} == {"reference", "golden"}
-    assert {result["adapter"] for result in document["outputs"]} == {None, "tone"}
-    assert document["coverage"]["compared"] == document["coverage"]["planned"]
-    assert {result["level"] for result in document["outputs"]} == {"none", "basic", "all"}
 
 
 def test_without_a_model_torch_is_not_needed(bundle: Path) -> None:

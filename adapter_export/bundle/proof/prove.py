@@ -42,7 +42,7 @@ from adapter_export.bundle.proof.shapes import check_coverage, check_words, smal
 from adapter_export.bundle.proof.site_probe import SiteProbe
 from adapter_export.bundle.report import BASE, Report
 from adapter_export.bundle.texts import check_contract, replay
-from adapter_export.errors import BaseModelError, RequestError, argument
+from adapter_export.errors import BaseModelError, NothingComparedError, RequestError, argument
 from adapter_export.format.check_report import (
     ComparisonRecord,
     InvariantRecord,
@@ -197,7 +197,7 @@ def prove(
 
     Raises:
         InputError: the bundle or the reference cannot be run.
-        NothingComparedError: there are no inputs for `original`.
+        NothingComparedError: there are no inputs for `original`, or none that the reference takes.
     """
     bundle, whole, plan = plan.bundle, plan, _taken(plan, reference)
     expected, cases = [*plan.golden, *(computed or expect(plan, reference, on_step))], plan.cases or (plan.probe,)
@@ -458,7 +458,10 @@ def _ledger(
 
 def _taken(plan: Plan, reference: Reference | None) -> Plan:
     """Leave out the cases that the reference does not take, which are those of a record that is wider than its own."""
-    return plan if reference is None else replace(plan, cases=tuple(filter(reference.takes, plan.cases)))
+    taken = plan if reference is None else replace(plan, cases=tuple(filter(reference.takes, plan.cases)))
+    if not taken.cases and not any(golden.cases for golden in taken.golden):
+        raise NothingComparedError("the model takes none of these cases", fix="name others")
+    return taken
 
 
 def _live(
