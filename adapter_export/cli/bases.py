@@ -68,11 +68,13 @@ def stepping(description: str) -> Iterator[OnStep]:
     """Show a bar that a call moves as it goes; it appears with the first step, when the number of steps is known."""
     with ExitStack() as stack:
         bars: list[Bar] = []
+        reached = 0
 
         def step(done: int, total: int, note: str) -> None:
+            nonlocal reached
             if not bars:
                 bars.append(stack.enter_context(progress_bar(description, total)))
-            if done:
-                bars[0].advance(note=note)
+            bars[0].advance(done - reached, note)
+            reached = done
 
         yield step

@@ -16,7 +16,7 @@ from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.segment import Segment
 from rich.text import Text
 
-from adapter_export.errors import visible, worded
+from adapter_export.errors import Note, visible, worded
 from adapter_export.tables import Table
 from adapter_export.tables import size as size
 
@@ -62,6 +62,11 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     """Write a warning to stderr."""
     _say_marked("warning:", "yellow", message)
+
+
+def warn_of(note: Note) -> None:
+    """Write what the caller of a call should know to stderr."""
+    warn(f"{note.sentence('shell')}.")
 
 
 def say_failed(message: str) -> None:

@@ -40,6 +40,7 @@ def test_it_shows_the_scores_with_their_intervals(cli, bundle: Path, answers, tm
     for said in ("confusion", "expected calibration error", "slices by `words`", "macro-F1"):
         assert said in done.stdout
     assert "percentile bootstrap over rows, 50 draws, seed 0" in done.stderr
+    assert "answering  7/7  in" in done.stderr
 
 
 def test_a_gate_decides_the_exit_code(cli, bundle: Path, answers, tmp_path: Path) -> None:
@@ -84,18 +85,18 @@ def test_the_model_answers_beside_it_and_a_page_is_written(
     assert document["versus"]["parting"] == []
 
 
-def test_check_names_an_adapter_that_changes_nothing(cli, model: Path, plain_tensors, tmp_path: Path) -> None:
+def test_check_names_an_adapter_that_changes_nothing(cli, graph: Path, plain_tensors, tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     for name, factor in (("alive", 1.0), ("zeros", 0.0)):
         tensors = plain_tensors("pfeiffer", classes=2)
         tensors |= {key: tensor * 0 for key, tensor in tensors.items() if ".up." in key and not factor}
         save_file(tensors, tmp_path / f"{name}.safetensors")
-        packed = ("--kind", "pfeiffer", "--activation", "relu", "--labels", "a,b", "--base", model)
+        packed = ("--kind", "pfeiffer", "--activation", "relu", "--labels", "a,b", "--base", graph)
         cli.done("pack", tmp_path / f"{name}.safetensors", *packed, "-o", tmp_path / name)
     listed = f"{tmp_path / 'alive'},{tmp_path / 'zeros'}"
     said = "adapter `zeros` changes nothing at all: at each of its sites it gives what it replaces"
-    built = cli.done("build", model, "--adapters", listed, "-o", tmp_path / "bundle")
+    built = cli.done("build", graph, "--adapters", listed, "-o", tmp_path / "bundle")
     assert said in built.stderr
     checked = cli.done("check", tmp_path / "bundle")
     assert f"note  {said}" in checked.stdout

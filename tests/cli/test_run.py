@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,10 @@ def test_an_adapter_of_no_strength_is_its_head_on_the_base(cli, bundle: Path) ->
     whole = cli.json("run", bundle, "--adapter", "topic", *_text_options())["predictions"]
     assert found[1] == whole
     assert found[0] != whole
+    for strength, expected in zip(("0", "1"), found, strict=True):
+        lines = cli.done("run", bundle, "--adapter", "topic", "--strength", strength, "--many", *_text_options()).stdout
+        for line, row in zip(map(json.loads, lines.splitlines()), expected, strict=True):
+            assert line["probabilities"] == pytest.approx(row["probabilities"], abs=1e-6)
     cli.refused(
         2, "--strength", "run", bundle, "--adapters", "topic,tone", "--fan-out", "--strength", "2", "--text", "a"
     )

@@ -14,7 +14,6 @@ from adapter_export.errors import quoted
 
 if TYPE_CHECKING:
     from adapter_export import Bundle
-    from adapter_export.errors import Note
 
 Adapters = Annotated[str, Option(metavar="A,B,…")]
 
@@ -53,15 +52,12 @@ def add(
     step: if anything fails, the bundle is as it was.
     """
     from adapter_export.cli.bases import listed, opened
-    from adapter_export.cli.output import steps, warn
+    from adapter_export.cli.output import steps, warn_of
 
-    notes: list[Note] = []
     with steps() as tell:
         tell(f"opening {against}")
         base = opened(against, site_map, trust_pickle)
-        after = ae.add(bundle, listed(adapters), against=base, on_progress=tell, on_note=notes.append, **options)
-    for note in notes:
-        warn(note.sentence("shell"))
+        after = ae.add(bundle, listed(adapters), against=base, on_progress=tell, on_note=warn_of, **options)
     _report(after, [each.name for each in after.manifest.adapters[-len(listed(adapters)) :]], "added", as_json)
 
 
@@ -74,13 +70,10 @@ def remove(bundle: Path, adapters: Adapters, *, as_json: Json = False) -> None:
     anything fails, the bundle is as it was.
     """
     from adapter_export.cli.bases import listed
-    from adapter_export.cli.output import steps, warn
+    from adapter_export.cli.output import steps, warn_of
 
-    notes: list[Note] = []
     with steps() as tell:
-        after = ae.remove(bundle, listed(adapters), on_progress=tell, on_note=notes.append)
-    for note in notes:
-        warn(note.sentence("shell"))
+        after = ae.remove(bundle, listed(adapters), on_progress=tell, on_note=warn_of)
     _report(after, list(dict.fromkeys(listed(adapters))), "removed", as_json)
 
 

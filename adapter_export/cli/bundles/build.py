@@ -11,7 +11,6 @@ from adapter_export.api.option import Option
 from adapter_export.cli.options import Json, SiteMapFile, TrustPickle, command
 
 if TYPE_CHECKING:
-    from adapter_export.errors import Note
     from adapter_export.format.manifest import Manifest
 
 _FLAVOURS = {
@@ -73,9 +72,8 @@ def build(
     anything fails, nothing is left behind.
     """
     from adapter_export.cli.bases import listed, opened
-    from adapter_export.cli.output import emit_json, steps, warn
+    from adapter_export.cli.output import emit_json, steps, warn_of
 
-    notes: list[Note] = []
     with steps() as tell:
         tell(f"opening {model}")
         base = opened(model, site_map, trust_pickle)
@@ -84,11 +82,9 @@ def build(
             [] if adapters is None else listed(adapters),
             output,
             on_progress=tell,
-            on_note=notes.append,
+            on_note=warn_of,
             **options,
         )
-    for note in notes:
-        warn(note.sentence("shell"))
     if as_json:
         emit_json({"bundle": str(output), "manifest": asdict(bundle.manifest)})
     else:

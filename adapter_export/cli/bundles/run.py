@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import adapter_export as ae
 from adapter_export.api.models.base import check_free
 from adapter_export.api.option import Option
+from adapter_export.cli.bases import listed, stepping
 from adapter_export.cli.options import Force, Json, check_together, command
-from adapter_export.cli.output import Bar, emit_json, progress_bar, say, show, warn
+from adapter_export.cli.output import emit_json, progress_bar, say, show, warn
 from adapter_export.errors import UsageError, within
 from adapter_export.graph.tasks import ProblemType
 
@@ -164,9 +164,11 @@ def run(
             ("many", "weights"),
             *(
                 ("shards", other)
-                for other in ("adapters", "adapter_file", "texts", "images", "clips", "arrays", "fan_out", "weights")
+                for other in (
+                    *("adapters", "adapter_file", "texts", "images", "clips", "arrays", "fan_out"),
+                    *("weights", "strength"),
+                )
             ),
-            ("many", "strength"),
             ("fan_out", "strength"),
             ("weights", "strength"),
             ("arrays", "long_texts"),
@@ -200,8 +202,9 @@ def run(
         options |= {"adapter": adapter, "adapter_column": adapter_column, "token_budget": token_budget}
         options |= {"text_column": text_column, "pair_column": pair_column, "long_texts": long_texts, "stride": stride}
         options |= {"allow_mixed_rows": allow_mixed_rows, "provider": provider, "threads": threads or 1, "force": force}
-        with _shards_bar() as on_shard:
-            done = ae.run_many(bundle, data, shards, ray=ray, workers=workers, on_shard=on_shard, **options)
+        with stepping("answering shards") as step:
+            options["on_shard"] = lambda done, total: step(done, total, "")
+            done = ae.run_many(bundle, data, shards, ray=ray, workers=workers, **options)
         if as_json:
             emit_json({"folder": str(done.folder), "shards": done.shards, "reused": done.reused})
         else:
@@ -256,23 +259,6 @@ def run(
     _warn_of_cuts(rows.cut, clips=bool(clips))
 
 
-@contextmanager
-def _shards_bar() -> Iterator[Callable[[int, int], None]]:
-    """Yield what draws how many shards have answers, of how many."""
-    with ExitStack() as stack:
-        bars: list[Bar] = []
-        reached = 0
-
-        def reach(done: int, total: int) -> None:
-            nonlocal reached
-            if not bars:
-                bars.append(stack.enter_context(progress_bar("answering shards", total)))
-            bars[0].advance(done - reached)
-            reached = done
-
-        yield reach
-
-
 def _reader(bundle: Bundle, session: Session) -> TextReader:
     if bundle.manifest.media is not None:
         medium = bundle.manifest.media.medium
@@ -297,8 +283,6 @@ def _warn_of_cuts(cut: Mapping[str, int], *, clips: bool) -> None:
 
 
 def _listed(given: str) -> tuple[str | None, ...]:
-    from adapter_export.cli.bases import listed
-
     names = listed(given)
     if "" in names:
         raise UsageError(
@@ -415,6 +399,7 @@ class _Call:
 
         heads = self.heads()
         budget = {} if token_budget is None else {"token_budget": token_budget}
+        strength = 1.0 if self.strength is None else self.strength
         finished = 0
 
         def advance(done: int, _: int) -> None:
@@ -427,7 +412,7 @@ class _Call:
             for start in range(0, len(self.rows), WINDOW):
                 window = range(start, min(start + WINDOW, len(self.rows)))
                 calls = {row: self.rows.calls(row) for row in window}
-                requests = [Request(arrays, self.names[row]) for row in window for arrays in calls[row]]
+                requests = [Request(arrays, self.names[row], strength) for row in window for arrays in calls[row]]
                 with within(f"rows from {start} on"):
                     outputs = iter(
                         self.session.run_many(

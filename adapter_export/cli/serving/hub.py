@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import adapter_export as ae
 from adapter_export.api.option import Option
 from adapter_export.cli.options import Force, Json, command
-from adapter_export.cli.output import emit_json, say, steps, warn
-from adapter_export.errors import Note
+from adapter_export.cli.output import emit_json, say, steps, warn_of
 
 
 @command(
@@ -27,7 +26,7 @@ def push(path: Path, reference: str, *, as_json: Json = False, **options: Any) -
     Exit codes: 0 sent, 3 it is damaged, or the hub or the registry does not answer or does not take it.
     """
     with steps() as step:
-        pushed = ae.push(path, reference, on_progress=step, on_note=_note, **options)
+        pushed = ae.push(path, reference, on_progress=step, on_note=warn_of, **options)
     if as_json:
         facts = {"reference": pushed.reference, "pinned": pushed.pinned, "kind": pushed.kind, "digest": pushed.digest}
         emit_json({**facts, "bytes": pushed.bytes, "files": pushed.files})
@@ -60,7 +59,7 @@ def pull(
     Exit codes: 0 taken, 3 it is not there, damaged, or not what was expected.
     """
     with steps() as step:
-        pulled = ae.pull(reference, output, force=force, on_progress=step, on_note=_note, **options)
+        pulled = ae.pull(reference, output, force=force, on_progress=step, on_note=warn_of, **options)
     if as_json:
         facts = {"reference": pulled.reference, "pinned": pulled.pinned, "kind": pulled.kind, "digest": pulled.digest}
         emit_json({**facts, "path": str(pulled.path)})
@@ -68,7 +67,3 @@ def pull(
     say(f"pulled {pulled.pinned}: {pulled.kind} in {pulled.path}")
     say(f"digest {pulled.digest}")
     say(f"Next: adapter-export {'verify' if pulled.kind == 'bundle' else 'inspect'} {pulled.path}")
-
-
-def _note(note: Note) -> None:
-    warn(f"{note.sentence('shell')}.")

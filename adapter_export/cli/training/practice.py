@@ -13,7 +13,7 @@ from adapter_export.api.option import Option
 from adapter_export.api.training.sweep import GIVEN, RUNS
 from adapter_export.cli.bases import opened
 from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
-from adapter_export.cli.output import Bar, emit_json, progress_bar, say, show, steps, warn
+from adapter_export.cli.output import Bar, emit_json, progress_bar, say, show, steps, warn, warn_of
 from adapter_export.cli.training.train import SECTIONS as TRAINING
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def sweep(
             data,
             output,
             on_run=ended,
-            on_note=lambda note: warn(f"{note.sentence('shell')}."),
+            on_note=warn_of,
             on_progress=say,
             **options,
         )

@@ -15,10 +15,11 @@ from adapter_export.api.option import Option
 from adapter_export.api.training.fusion import FusionOptions
 from adapter_export.api.training.train import LoopOptions, TaskOptions
 from adapter_export.cli.options import AdapterFolder, Force, Json, LabelledData, command
-from adapter_export.cli.output import Bar, duration, emit_json, progress_bar, say, show, warn
+from adapter_export.cli.output import Bar, duration, emit_json, progress_bar, say, show, warn_of
 from adapter_export.tables import Table
 
 if TYPE_CHECKING:
+    from adapter_export.api.models.base import OnNote
     from adapter_export.errors import Note
     from adapter_export.graph.adapter import Adapter
     from adapter_export.torch_backend.train.record import EpochRecord, StepRecord
@@ -114,13 +115,8 @@ def train(
     as they are, too, and a new head and how each token weighs them is learnt. docs/training.md has all of it.
     """
     notes: list[str] = []
-
-    def noted(note: Note) -> None:
-        notes.append(note.sentence("shell"))
-        warn(f"{notes[-1]}.")
-
     with TrainingBar() as bar:
-        made = ae.train(model, data, output, fuse=fuse, force=force, on_note=noted, progress=bar, **options)
+        made = ae.train(model, data, output, fuse=fuse, force=force, on_note=_noting(notes), progress=bar, **options)
     if os.environ.get("RANK", "0") == "0":  # of several processes the first one speaks
         _report(made, output, notes, as_json)
 
@@ -156,13 +152,10 @@ def distil(
     same command is given again, and ends with the same weights.
     """
     notes: list[str] = []
-
-    def noted(note: Note) -> None:
-        notes.append(note.sentence("shell"))
-        warn(f"{notes[-1]}.")
-
     with TrainingBar() as bar:
-        found = ae.distil(model, data, output, adapter=adapter, force=force, on_note=noted, progress=bar, **options)
+        found = ae.distil(
+            model, data, output, adapter=adapter, force=force, on_note=_noting(notes), progress=bar, **options
+        )
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
         return
     if as_json:
@@ -173,6 +166,16 @@ def distil(
         say(f"  {note}")
     say(f"wrote {output}.")
     say(f"Next: adapter-export build {output / 'model.pt'} -o bundle")
+
+
+def _noting(notes: list[str]) -> OnNote:
+    """Return what warns of a note, and keeps it for the document."""
+
+    def noted(note: Note) -> None:
+        warn_of(note)
+        notes.append(note.sentence("shell"))
+
+    return noted
 
 
 def _report(made: Adapter, output: Path, notes: list[str], as_json: bool) -> None:
