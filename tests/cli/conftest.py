@@ -127,10 +127,11 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(cli: Cli, hf_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small BERT as an archive, made by `capture`."""
+    """The small BERT as an archive, made by `capture`; `capture.json` beside it has what that said."""
 
     def make(folder: Path) -> None:
-        cli.done("capture", hf_folder, "-o", folder / "model.pt")
+        made = cli.json("capture", hf_folder, "-o", folder / "model.pt")
+        (folder / "capture.json").write_text(json.dumps(made), encoding="utf-8")
 
     return once(tmp_path_factory, "cli_model", make) / "model.pt"
 

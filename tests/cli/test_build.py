@@ -35,8 +35,8 @@ def test_names_are_looked_up_beside_the_model_and_in_adapters(cli, graph: Path, 
     assert (work / "out" / "bundle" / "manifest.json").is_file()
 
 
-def test_the_table_shows_the_sizes_and_the_next_step(cli, hf_folder: Path, adapters: Path, tmp_path: Path) -> None:
-    found = cli.done("build", hf_folder, "--adapters", adapters / "tone", "-o", tmp_path / "bundle")
+def test_the_table_shows_the_sizes_and_the_next_step(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
+    found = cli.done("build", model, "--adapters", adapters / "tone", "-o", tmp_path / "bundle")
     assert "base.bin" in found.stdout
     assert "`tone`, pfeiffer" in found.stdout
     assert "Next: adapter-export check" in found.stderr
@@ -47,27 +47,6 @@ def test_an_onnx_base_is_built_with_the_cut_base_as_reference(cli, graph: Path, 
     made = cli.json("build", graph, "--adapters", adapters / "topic", "-o", tmp_path / "bundle")
     assert "float64 for adapters" in made["manifest"]["golden"]["reference"]
     assert made["manifest"]["text"] is None
-
-
-def test_an_onnx_base_that_takes_fewer_tokens_need_not_say_so(
-    cli, model: Path, adapters: Path, plain_tensors, tmp_path: Path
-) -> None:
-    """A graph with 40 positions, whose file does not say that there are no more."""
-    import torch
-    from transformers import BertConfig, BertModel
-
-    from adapter_export.torch_backend.base.to_onnx import export_onnx
-    from adapter_export.torch_backend.base.torch_base import load_base
-
-    torch.manual_seed(1)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    BertModel(BertConfig(vocab_size=30, max_position_embeddings=40, **sizes)).eval().save_pretrained(tmp_path / "hf")
-    cli.done("capture", tmp_path / "hf", "-o", tmp_path / "short.pt")
-    export_onnx(load_base(tmp_path / "short.pt"), tmp_path / "short.onnx")
-    call = ("build", tmp_path / "short.onnx", "--adapters", adapters / "tone", "-o", tmp_path / "bundle")
-    cli.done(*call, "--allow-base-mismatch")
-    cases = json.loads((tmp_path / "bundle" / "manifest.json").read_text())["golden"]["cases"]
-    assert {"batch1_sequence40", "batch3_sequence40"} <= set(cases)
 
 
 def test_a_name_that_occurs_twice_is_refused(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
@@ -118,26 +97,31 @@ def test_weights_that_were_changed_are_refused(cli, model: Path, spoiled: Path, 
     assert _left(tmp_path) == ["work"]
 
 
-def test_another_base_is_refused_unless_it_is_allowed(
-    cli, model: Path, plain_tensors, adapters: Path, tmp_path: Path
-) -> None:
+def test_another_base_is_refused_unless_it_is_allowed(cli, adapters: Path, tmp_path: Path) -> None:
+    """A graph with 40 positions, whose file does not say that there are no more."""
     import torch
     from transformers import BertConfig, BertModel
 
+    from adapter_export.torch_backend.base.to_onnx import export_onnx
+    from adapter_export.torch_backend.base.torch_base import load_base
+
     torch.manual_seed(1)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    other = BertModel(BertConfig(vocab_size=30, max_position_embeddings=80, initializer_range=0.2, **sizes)).eval()
-    other.save_pretrained(tmp_path / "hf")
+    config = BertConfig(vocab_size=30, max_position_embeddings=40, initializer_range=0.2, **sizes)
+    BertModel(config).eval().save_pretrained(tmp_path / "hf")
     cli.done("capture", tmp_path / "hf", "-o", tmp_path / "other.pt")
-    call = ("build", tmp_path / "other.pt", "--adapters", adapters / "tone", "-o", tmp_path / "bundle")
-    found = cli.refused(3, "adapter `tone` was trained on another base", *call)
-    assert "--allow-base-mismatch" in found.stderr
-    assert not (tmp_path / "bundle").exists()
+    export_onnx(load_base(tmp_path / "other.pt"), tmp_path / "other.onnx")
+    for base in ("other.pt", "other.onnx"):
+        call = ("build", tmp_path / base, "--adapters", adapters / "tone", "-o", tmp_path / "bundle")
+        found = cli.refused(3, "adapter `tone` was trained on another base", *call)
+        assert "--allow-base-mismatch" in found.stderr
+        assert not (tmp_path / "bundle").exists()
     manifest = cli.json(*call, "--allow-base-mismatch")["manifest"]
     (trained_on,) = [adapter["base"] for adapter in manifest["adapters"]]
     assert trained_on != manifest["base"]
     assert trained_on in found.stderr
     assert manifest["base"] in found.stderr
+    assert {"batch1_sequence40", "batch3_sequence40"} <= set(manifest["golden"]["cases"])
     assert "no" in cli.done("inspect", tmp_path / "bundle").stdout
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 
-def test_the_archive_is_the_model(cli, hf_folder: Path, tmp_path: Path) -> None:
+def test_the_archive_is_the_model(hf_folder: Path, model: Path) -> None:
     import torch
     from transformers import AutoModel
 
     from adapter_export.torch_backend.base.torch_base import load_base
 
-    made = cli.json("capture", hf_folder, "-o", tmp_path / "deep" / "model.pt")
+    made = json.loads(model.with_name("capture.json").read_text("utf-8"))
     assert made["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]
     assert made["tokenizer"] is True
     assert made["max_tokens"] == 80
-    base = load_base(tmp_path / "deep" / "model.pt")
+    base = load_base(model)
     ids = torch.tensor([[2, 5, 6, 3], [2, 7, 3, 0]])
     inputs = {"input_ids": ids, "attention_mask": (ids > 0).long(), "token_type_ids": torch.zeros_like(ids)}
     with torch.inference_mode():

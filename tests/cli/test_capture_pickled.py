@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import sys
 import types
@@ -56,32 +57,27 @@ def test_a_described_module_becomes_a_base(cli, encoder: nn.Module, pickled: Pat
     assert {"layers.0.attention", "layers.1.ffn"} <= set(names)
 
 
-def test_tokens_by_their_usual_names_need_no_description(cli, hf_folder: Path, tmp_path: Path) -> None:
+def test_tokens_by_their_usual_names_need_no_description(cli, hf_folder: Path, model: Path, tmp_path: Path) -> None:
     from transformers import AutoModel
 
     from adapter_export.torch_backend.base.torch_base import load_base
 
     torch.save(AutoModel.from_pretrained(hf_folder).eval(), tmp_path / "mine.pt")
-    out, folder_out = tmp_path / "m.pt", tmp_path / "folder.pt"
+    out = tmp_path / "deep" / "m.pt"
     tokenizer = ("--tokenizer", hf_folder / "tokenizer.json")
     made = cli.json("capture", "--trust-pickle", tmp_path / "mine.pt", *tokenizer, "-o", out)
-    expected = cli.json("capture", hf_folder, "-o", folder_out)
+    expected = json.loads(model.with_name("capture.json").read_text("utf-8"))
     assert {**made, "model": ""} == {**expected, "model": "", "bytes": made["bytes"]}
-    assert load_base(out).tokenizer == load_base(folder_out).tokenizer
+    assert load_base(out).tokenizer == load_base(model).tokenizer
 
 
-def test_an_old_pickle_is_read_as_well(cli, encoder: nn.Module, tmp_path: Path) -> None:
-    torch.save(encoder, tmp_path / "mine.pt", _use_new_zipfile_serialization=False)
-    made = cli.json("capture", "--trust-pickle", tmp_path / "mine.pt", "--input", SRC, "-o", tmp_path / "m.pt")
-    assert made["outputs"] == ["output_0"]
-
-
-def test_weights_of_fewer_bits_become_float32(cli, encoder: nn.Module, tmp_path: Path) -> None:
+def test_an_old_pickle_is_read_as_well_and_fewer_bits_become_float32(cli, encoder: nn.Module, tmp_path: Path) -> None:
     from adapter_export.torch_backend.base.torch_base import load_base
 
     half = copy.deepcopy(encoder).to(torch.bfloat16)
-    torch.save(half, tmp_path / "mine.pt")
-    cli.done("capture", "--trust-pickle", tmp_path / "mine.pt", "--input", SRC, "-o", tmp_path / "m.pt")
+    torch.save(half, tmp_path / "mine.pt", _use_new_zipfile_serialization=False)
+    made = cli.json("capture", "--trust-pickle", tmp_path / "mine.pt", "--input", SRC, "-o", tmp_path / "m.pt")
+    assert made["outputs"] == ["output_0"]
     expected = dict(half.named_parameters())
     for name, weight in load_base(tmp_path / "m.pt").program.named_parameters():
         assert weight.dtype == torch.float32

@@ -45,4 +45,4 @@ def test_an_adapter_of_the_bare_model_goes_into_the_decoder(cli, archives: tuple
     cli.refused(3, "was trained on another base", *build)
     manifest = cli.json(*build, "--allow-base-mismatch")["manifest"]
     assert manifest["adapters"][0]["base"] != manifest["base"]
-    assert "passed" in cli.done("check", tmp_path / "bundle", "--against", cached).stdout
+    assert "passed" in cli.done("check", tmp_path / "bundle", "--against", cached, "--quick").stdout

@@ -23,10 +23,11 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def int8_bundle(cli, model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def int8_bundle(cli, hf_folder: Path, graph: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("int8") / "bundle"
     both = f"{adapters / 'topic'},{adapters / 'tone'}"
-    found = cli.done("build", model, "--adapters", both, "--base-precision", "int8", "-o", path)
+    text = ("--tokenizer", hf_folder, "--max-tokens", 80)
+    found = cli.done("build", graph, *text, "--adapters", both, "--base-precision", "int8", "-o", path)
     assert "bringing the base into int8" in found.stderr
     assert "deviates from the plain base by" in found.stderr
     return path
@@ -35,7 +36,7 @@ def int8_bundle(cli, model: Path, adapters: Path, tmp_path_factory: pytest.TempP
 def test_a_bundle_is_held_against_the_model_in_its_own_precision(
     cli, model: Path, int8_bundle: Path, texts: Path
 ) -> None:
-    found = cli.json("check", int8_bundle, "--against", model, "--data", texts, "--text", "sentence")
+    found = cli.json("check", int8_bundle, "--against", model, "--data", texts, "--text", "sentence", "--quick")
     assert found["verdict"] == "passed"
     assert "int8 for the base" in found["reference"]
     assert found["agreements"]["original"].startswith("torch ")
@@ -55,38 +56,39 @@ def test_inspect_warns_of_rows_that_depend_on_each_other(cli, int8_bundle: Path,
     assert "depend on each other" not in found
 
 
-def test_the_table_shows_what_the_precision_costs(cli, model: Path, int8_bundle: Path) -> None:
-    found = cli.done("check", int8_bundle, "--against", model, "--only", "tone")
+def test_the_table_shows_what_the_precision_costs(cli, graph: Path, int8_bundle: Path) -> None:
+    found = cli.done("check", int8_bundle, "--against", graph, "--only", "tone", "--quick")
     assert "same class" in found.stdout
     assert "on random inputs" in found.stdout
     assert "passed" in found.stdout
 
 
 def test_without_the_model_the_golden_vectors_are_of_its_precision(cli, int8_bundle: Path) -> None:
-    found = cli.json("check", int8_bundle)
+    found = cli.json("check", int8_bundle, "--quick")
     assert (found["verdict"], found["agreements"]) == ("passed", None)
 
 
 def test_a_float32_bundle_agrees_on_texts(cli, model: Path, bundle: Path, texts: Path) -> None:
-    found = cli.json("check", bundle, "--against", model, "--only", "topic", "--data", texts, "--text", "sentence")
+    options = ("--only", "topic", "--data", texts, "--text", "sentence", "--quick")
+    found = cli.json("check", bundle, "--against", model, *options)
     logits = next(result for result in found["agreements"]["results"] if result["output"] == "logits")
     assert (logits["agree"], logits["rows"]) == (20, 20)
 
 
-def test_small_weights_and_embeddings(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
+def test_small_weights_and_embeddings(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
     options = ("--base-precision", "int4-weights", "--int8-embeddings")
-    made = cli.json("build", model, "--adapters", adapters / "tone", *options, "-o", tmp_path / "bundle")
+    made = cli.json("build", graph, "--adapters", adapters / "tone", *options, "-o", tmp_path / "bundle")
     assert made["manifest"]["base_precision"] == "int4-weights"
     assert made["manifest"]["batch_invariant"] is True
     assert "4-bit weights" in made["manifest"]["golden"]["reference"]
-    cli.done("check", tmp_path / "bundle", "--against", model)
+    cli.done("check", tmp_path / "bundle", "--against", graph, "--quick")
 
 
-def test_fused_operators(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
-    found = cli.done("build", model, "--adapters", adapters / "topic", "--optimize", "-o", tmp_path / "bundle")
+def test_fused_operators(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
+    found = cli.done("build", graph, "--adapters", adapters / "topic", "--optimize", "-o", tmp_path / "bundle")
     assert "2 bias_gelu" in found.stderr
     assert "deviates from the plain base by" in found.stderr
-    assert "passed" in cli.done("check", tmp_path / "bundle", "--against", model).stdout
+    assert "passed" in cli.done("check", tmp_path / "bundle", "--against", graph, "--quick").stdout
 
 
 def test_fused_operators_of_integers(cli, model: Path, adapters: Path, tmp_path: Path) -> None:

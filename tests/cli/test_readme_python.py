@@ -8,9 +8,12 @@ from pathlib import Path
 README = Path(__file__).parents[2] / "README.md"
 
 
-def test_the_five_lines_classify(cli, model: Path, adapters: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_the_five_lines_classify(
+    cli, hf_folder: Path, graph: Path, adapters: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
     listed = f"a={adapters / 'topic'},b={adapters / 'tone'}"
-    cli.done("build", model, "--adapters", listed, "--max-tokens", 80, "-o", tmp_path / "bundle")
+    text = ("--tokenizer", hf_folder, "--max-tokens", 80)
+    cli.done("build", graph, *text, "--adapters", listed, "-o", tmp_path / "bundle")
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.S)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})  # noqa: S102 - the README's own lines

@@ -19,15 +19,13 @@ LABELS = {"topic": ("a", "b", "c"), "tone": ("bad", "good")}
 
 
 @pytest.fixture(scope="module")
-def mixed(cli: Any, model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mixed(cli: Any, hf_folder: Path, graph: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with the graph for rows; `other` has the classes of `tone`."""
     path = tmp_path_factory.mktemp("mixed") / "bundle"
-    listed = ",".join(f"{name}={adapters / source}" for name, source in _SOURCES.items())
-    cli.done("build", model, "--adapters", listed, "--flavours", "bank", "-o", path)
+    listed = f"{adapters / 'topic'},{adapters / 'tone'},other={adapters / 'tone'}"
+    text = ("--tokenizer", hf_folder, "--max-tokens", 80)
+    cli.done("build", graph, *text, "--adapters", listed, "--flavours", "bank", "-o", path)
     return path
-
-
-_SOURCES = {"topic": "topic", "tone": "tone", "other": "tone"}
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +193,9 @@ def test_bad_files_of_lines_and_arrays(cli: Any, mixed: Path, tmp_path: Path, en
     cli.refused(3, "at least 1 along each axis", "run", mixed, "--arrays", tmp_path / "empty.safetensors")
 
 
-def test_a_bundle_without_the_graph_says_so(cli: Any, model: Path, adapters: Path, tmp_path: Path) -> None:
-    cli.done("build", model, "--adapters", f"topic={adapters / 'topic'}", "--flavours", "inputs", "-o", tmp_path / "b")
+def test_a_bundle_without_the_graph_says_so(
+    cli: Any, hf_folder: Path, graph: Path, adapters: Path, tmp_path: Path
+) -> None:
+    text = ("--tokenizer", hf_folder, "--max-tokens", 80)
+    cli.done("build", graph, *text, "--adapters", adapters / "topic", "--flavours", "inputs", "-o", tmp_path / "b")
     cli.refused(3, "no graph for rows", "run", tmp_path / "b", "--adapters", "topic,-", *_texts("a", "b"))

@@ -51,38 +51,38 @@ def test_an_adapter_is_trained_built_and_checked_at_given_sites(cli, model: Path
     build = ("build", model, "--adapters", tmp_path / "tone", "-o", tmp_path / "bundle")
     cli.refused(3, "made with another site map, or without one", *build)
     cli.done(*build, "--site-map", edited)
-    cli.done("check", tmp_path / "bundle", "--against", model, "--site-map", edited)
+    cli.done("check", tmp_path / "bundle", "--against", model, "--site-map", edited, "--quick")
 
 
 @pytest.mark.parametrize("options", [("--base-precision", "int8-weights"), ("--optimize",)])
 def test_given_sites_follow_the_base_into_another_graph(
-    cli, model: Path, edited: Path, tmp_path: Path, options: tuple[str, ...]
+    cli, graph: Path, edited: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     tensors = {
         f"mine.{name}": np.random.default_rng(0).standard_normal(shape).astype(np.float32) * np.float32(0.2)
         for name, shape in {"down.weight": (16, 4), "down.bias": (4,), "up.weight": (4, 16), "up.bias": (16,)}.items()
     }
     save_file(tensors, tmp_path / "mine.safetensors")
-    kind = ("--kind", "houlsby", "--activation", "relu", "--base", model, "--site-map", edited)
+    kind = ("--kind", "houlsby", "--activation", "relu", "--base", graph, "--site-map", edited)
     cli.done("pack", tmp_path / "mine.safetensors", *kind, "-o", tmp_path / "tone")
-    build = ("build", model, "--adapters", tmp_path / "tone", *options, "-o", tmp_path / "bundle")
+    build = ("build", graph, "--adapters", tmp_path / "tone", *options, "-o", tmp_path / "bundle")
     cli.refused(3, "made with another site map, or without one", *build)
     made = cli.json(*build, "--site-map", edited)
     assert [site["name"] for site in made["manifest"]["sites"]] == ["mine"]
-    cli.done("check", tmp_path / "bundle", "--against", model, "--site-map", edited)
+    cli.done("check", tmp_path / "bundle", "--against", graph, "--site-map", edited, "--quick")
 
 
 def test_a_packed_adapter_without_a_map_is_not_built_with_one(
-    cli, model: Path, adapters: Path, written: Path, tmp_path: Path
+    cli, graph: Path, adapters: Path, written: Path, tmp_path: Path
 ) -> None:
     tensors = {}
     for site in ("layers.0.ffn", "layers.1.ffn"):
         for name, shape in {"down.weight": (16, 4), "down.bias": (4,), "up.weight": (4, 16), "up.bias": (16,)}.items():
             tensors[f"{site}.{name}"] = np.full(shape, 0.2, np.float32)
     save_file(tensors, tmp_path / "plain.safetensors")
-    kind = ("--kind", "pfeiffer", "--activation", "relu", "--base", model)
+    kind = ("--kind", "pfeiffer", "--activation", "relu", "--base", graph)
     cli.done("pack", tmp_path / "plain.safetensors", *kind, "-o", tmp_path / "plain")
-    build = ("build", model, "--adapters", tmp_path / "plain", "-o", tmp_path / "bundle")
+    build = ("build", graph, "--adapters", tmp_path / "plain", "-o", tmp_path / "bundle")
     cli.refused(3, "found no site map", *build, "--site-map", written)
     cli.done(*build)
 

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from safetensors.numpy import load_file
 
 import adapter_export as ae
-from adapter_export.cli.main import main
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.graph.kinds import KINDS
 
@@ -43,7 +35,9 @@ def data(tmp_path: Path) -> Path:
     return write(tmp_path / "train.tsv", rows())
 
 
-def test_a_table_becomes_an_adapter(cli, model: Path, data: Path, tmp_path: Path) -> None:
+def test_a_table_becomes_an_adapter_by_the_command_and_by_the_call(
+    cli, model: Path, data: Path, tmp_path: Path
+) -> None:
     test = write(tmp_path / "test.tsv", rows()[:5])
     made = cli.json("train", model, "--data", data, "--test-data", test, *QUICK, "-o", tmp_path / "tone")
     adapter = read_adapter(tmp_path / "tone")
@@ -55,6 +49,10 @@ def test_a_table_becomes_an_adapter(cli, model: Path, data: Path, tmp_path: Path
     )
     assert (tmp_path / "tone" / "learning_curve.png").read_bytes().startswith(PNG)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["test.tsv", "tone", "train.tsv"]
+    called = ae.train(model, data, name="tone", epochs=2, batch_size=4, bottleneck=4)
+    assert (called.name, called.kind, called.head) == (adapter.name, adapter.kind, adapter.head)
+    assert all(np.array_equal(called.weights[name], adapter.weights[name]) for name in adapter.weights)
+    assert called.training["validation"] == adapter.training["validation"]
 
 
 def test_the_record_says_where_the_adapter_came_from(cli, model: Path, data: Path, tmp_path: Path) -> None:
@@ -116,66 +114,24 @@ def test_other_forms_columns_and_bases(cli, hf_folder: Path, tmp_path: Path) -> 
     assert made["task"]["labels"] == ["1", "5"]
 
 
-def weights(folder: Path) -> dict[str, np.ndarray]:
-    return load_file(folder / "weights.safetensors")
-
-
-def kill_at_first_checkpoint(arguments: list[object], partial: Path) -> None:
-    command = [sys.executable, "-m", "adapter_export", *map(str, arguments)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 120
-    while not (partial / "checkpoint.safetensors").exists():
-        assert process.poll() is None, "it ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
-def test_a_killed_run_goes_on_when_the_command_is_repeated(cli, model: Path, data: Path, tmp_path: Path) -> None:
-    options = ("--data", data, *QUICK, "--epochs", "12", "--patience", "12", "--dropout", "0.2", "-o")
-    cli.done("train", model, *options, tmp_path / "whole")
-    kill_at_first_checkpoint(["train", model, *options, tmp_path / "a"], tmp_path / "a.partial")
-    assert not (tmp_path / "a").exists()
-    changed = ("--learning-rate", "0.1")
-    cli.refused(3, "an interrupted run with other data", "train", model, *options, tmp_path / "a", *changed)
-    found = cli.done("train", model, *options, tmp_path / "a", "--resume")
-    assert "going on with the interrupted run" in found.stderr
-    assert not (tmp_path / "a.partial").exists()
-    one, other = weights(tmp_path / "whole"), weights(tmp_path / "a")
-    assert all(np.array_equal(one[name], other[name]) for name in one)
-
-
-def test_restart_forgets_the_interrupted_run(cli, model: Path, data: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.partial").mkdir()
-    (tmp_path / "a.partial" / "checkpoint.safetensors").write_bytes(b"half")
-    options = ("--data", data, *QUICK, "-o", tmp_path / "a")
-    cli.refused(3, "the checkpoint is damaged", "train", model, *options)
-    cli.done("train", model, *options, "--restart")
-    assert not (tmp_path / "a.partial").exists()
-
-
-def test_what_was_there_is_kept_without_force(cli, model: Path, data: Path, tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "precious").touch()
-    options = ("--data", data, *QUICK, "-o", tmp_path / "a")
-    cli.refused(3, "already exists", "train", model, *options)
+def test_what_was_there_is_kept_without_force_and_restart(cli, model: Path, data: Path, tmp_path: Path) -> None:
+    for folder, file in (("a", "precious"), ("a.partial", "checkpoint.safetensors")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_bytes(b"half")
+    options = ("train", model, "--data", data, *QUICK, "-o", tmp_path / "a")
+    cli.refused(3, "already exists", *options)
+    cli.refused(3, "the checkpoint is damaged", *options, "--force")
     assert (tmp_path / "a" / "precious").exists()
-    cli.done("train", model, *options, "--force")
+    cli.done(*options, "--force", "--restart")
     assert read_adapter(tmp_path / "a").name == "a"
+    assert not (tmp_path / "a" / "precious").exists()
+    assert not (tmp_path / "a.partial").exists()
 
 
 def test_a_full_disk_leaves_nothing(cli, model: Path, data: Path, tmp_path: Path) -> None:
     options = ("--data", data, *QUICK, "-o", tmp_path / "a")
     cli.refused(3, "could not be written", "train", model, *options, file_size=1000)
     assert not (tmp_path / "a").exists()
-
-
-def refused(code: int, words: str, *arguments: object) -> None:
-    """As `cli.refused`, in this process, which has loaded torch already."""
-    found = CliRunner().invoke(main, ["train", *map(str, arguments)])
-    assert found.exit_code == code, found.output
-    assert words in found.stderr, found.output
 
 
 @pytest.mark.parametrize(
@@ -197,8 +153,10 @@ def refused(code: int, words: str, *arguments: object) -> None:
         (3, "name", ("--name", "no/slash")),
     ],
 )
-def test_wrong_calls_and_bad_input(model: Path, data: Path, tmp_path: Path, code: int, words: str, options) -> None:
-    refused(code, words, model, "--data", data, *QUICK, "-o", tmp_path / "a", *options)
+def test_wrong_calls_and_bad_input(
+    cli, model: Path, data: Path, tmp_path: Path, code: int, words: str, options
+) -> None:
+    cli.refused(code, words, "train", model, "--data", data, *QUICK, "-o", tmp_path / "a", *options)
     assert not (tmp_path / "a").exists()
 
 
@@ -211,9 +169,9 @@ def test_wrong_calls_and_bad_input(model: Path, data: Path, tmp_path: Path, code
         ([*rows(), ("text", "")], "1 rows have no text or no label; found lines 38"),
     ],
 )
-def test_data_that_cannot_be_learnt_from(model: Path, tmp_path: Path, table, words: str) -> None:
+def test_data_that_cannot_be_learnt_from(cli, model: Path, tmp_path: Path, table, words: str) -> None:
     data = write(tmp_path / "train.tsv", table)
-    refused(3, words, model, "--data", data, *QUICK, "-o", tmp_path / "a")
+    cli.refused(3, words, "train", model, "--data", data, *QUICK, "-o", tmp_path / "a")
 
 
 def test_doubtful_data_is_reported(cli, model: Path, tmp_path: Path) -> None:
@@ -229,16 +187,16 @@ def test_doubtful_data_is_reported(cli, model: Path, tmp_path: Path) -> None:
         assert words in found.stderr
 
 
-def test_labels_of_the_test_data_must_be_known(model: Path, data: Path, tmp_path: Path) -> None:
+def test_labels_of_the_test_data_must_be_known(cli, model: Path, data: Path, tmp_path: Path) -> None:
     test = write(tmp_path / "test.tsv", [("good film", "new")])
     words = "holds unknown labels; found `new`"
-    refused(3, words, model, "--data", data, "--test-data", test, *QUICK, "-o", tmp_path / "a")
+    cli.refused(3, words, "train", model, "--data", data, "--test-data", test, *QUICK, "-o", tmp_path / "a")
 
 
-def test_a_graph_without_gradients_is_refused(data: Path, tmp_path: Path) -> None:
+def test_a_graph_without_gradients_is_refused(cli, data: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     model.write_bytes(b"\x08\x0a\x12\x00")
-    refused(3, "which torch cannot train", model, "--data", data, *QUICK, "-o", tmp_path / "a")
+    cli.refused(3, "which torch cannot train", "train", model, "--data", data, *QUICK, "-o", tmp_path / "a")
 
 
 KINDS_WITH_OPTIONS = {
@@ -268,22 +226,14 @@ def test_every_kind_trains_and_all_go_into_one_bundle(
     }
     folders = ",".join(str(tmp_path / kind) for kind in KINDS_WITH_OPTIONS)
     cli.done("build", graph, "--adapters", folders, "-o", tmp_path / "bundle")
-    report = cli.json("check", tmp_path / "bundle", "--against", model)
+    report = cli.json("check", tmp_path / "bundle", "--against", model, "--quick")
     assert report["verdict"] == "passed"
 
 
-def test_an_option_of_another_kind_is_refused(model: Path, data: Path, tmp_path: Path) -> None:
-    options = (model, "--data", data, "-o", tmp_path / "a")
-    refused(2, "kind `lora` has no such option; found `--bottleneck`", *options, "--kind", "lora", "--bottleneck", "4")
-    refused(2, "kind `houlsby` has no such option; found `--rank`", *options, "--rank", "4")
-    refused(2, "`dora` cannot be expressed yet", *options, "--kind", "dora")
-    refused(3, "expected `qurey`", *options, "--kind", "lora", "--on", "qurey")
-
-
-def test_the_call_gives_what_the_command_writes(cli, model: Path, data: Path, tmp_path: Path) -> None:
-    cli.done("train", model, "--data", data, *QUICK, "-o", tmp_path / "tone")
-    made = ae.train(model, data, name="tone", epochs=2, batch_size=4, bottleneck=4)
-    written = read_adapter(tmp_path / "tone")
-    assert (made.name, made.kind, made.head) == (written.name, written.kind, written.head)
-    assert all(np.array_equal(made.weights[name], written.weights[name]) for name in written.weights)
-    assert made.training["validation"] == written.training["validation"]
+def test_an_option_of_another_kind_is_refused(cli, model: Path, data: Path, tmp_path: Path) -> None:
+    options = ("train", model, "--data", data, "-o", tmp_path / "a")
+    lora = (*options, "--kind", "lora")
+    cli.refused(2, "kind `lora` has no such option; found `--bottleneck`", *lora, "--bottleneck", "4")
+    cli.refused(2, "kind `houlsby` has no such option; found `--rank`", *options, "--rank", "4")
+    cli.refused(2, "`dora` cannot be expressed yet", *options, "--kind", "dora")
+    cli.refused(3, "expected `qurey`", *lora, "--on", "qurey")

@@ -82,11 +82,12 @@ def test_the_record_says_what_was_fused_and_how(adapters: Path, fused: Path) -> 
 
 
 def test_it_builds_checks_and_runs_beside_its_members(
-    cli, model: Path, adapters: Path, fused: Path, tmp_path: Path
+    cli, hf_folder: Path, model: Path, graph: Path, adapters: Path, fused: Path, tmp_path: Path
 ) -> None:
     listed = ",".join(map(str, [adapters / "topic", adapters / "tone", fused / "dynamic", fused / "weighted"]))
-    cli.done("build", model, "--adapters", listed, "-o", tmp_path / "bundle")
-    assert cli.json("check", tmp_path / "bundle", "--against", model)["verdict"] == "passed"
+    text = ("--tokenizer", hf_folder, "--max-tokens", 80)
+    cli.done("build", graph, *text, "--adapters", listed, "-o", tmp_path / "bundle")
+    assert cli.json("check", tmp_path / "bundle", "--against", model, "--quick")["verdict"] == "passed"
     found = cli.done("run", tmp_path / "bundle", "--adapter", "dynamic", "--text", "the film is good")
     assert "good" in found.stdout
 

@@ -1,4 +1,4 @@
-"""Several processes that train together give what one gives, and refuse each other's data."""
+"""Several processes that train together give what one gives; one that is killed goes on."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ CALLS = {
     ),
 }
 """Of `embedding` the loss compares the rows of both processes."""
+KILLED = ("--epochs", "12", "--patience", "12", "--batch-size", "5", "--bottleneck", "4", "--dropout", "0.2")
 DISTIL = ("--layers", "1", "--epochs", "1", "--batch-size", "5", "--learning-rate", "0.01", "--device", "cpu", "--json")
 
 
@@ -55,7 +56,8 @@ def together(model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFacto
     calls["student"] = [*distil(model, adapters, folder), "-o", str(folder / "student")]
     other = str(folder / "{rank}.tsv")
     calls["refused"] = ["train", str(model), "--data", other, *OPTIONS, "-o", str(folder / "refused")]
-    command = [sys.executable, shared_training.__file__, json.dumps(calls), str(folder)]
+    killed = {"killed": ["train", str(model), "--data", str(data[0]), *KILLED, "-o", str(folder / "killed")]}
+    command = [sys.executable, shared_training.__file__, json.dumps(calls), json.dumps(killed), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
     assert found.returncode == 0, found.stderr
@@ -82,6 +84,19 @@ def test_two_processes_give_what_one_gives(cli, model: Path, together: Path, tmp
     alone, shared = (read_adapter(folder / name).weights for folder in (tmp_path, together))
     for tensor in alone:
         np.testing.assert_allclose(shared[tensor], alone[tensor], rtol=1e-4, atol=1e-5)
+
+
+def test_a_killed_run_goes_on_when_the_command_is_repeated(cli, model: Path, together: Path, tmp_path: Path) -> None:
+    train = ("train", model, "--data", together / "0.tsv", *KILLED, "-o")
+    assert not (together / "killed").exists()
+    changed = ("--learning-rate", "0.1")
+    cli.refused(3, "an interrupted run with other data", *train, together / "killed", *changed)
+    found = cli.done(*train, together / "killed", "--resume")
+    assert "going on with the interrupted run" in found.stderr
+    assert not (together / "killed.partial").exists()
+    cli.done(*train, tmp_path / "whole")
+    one, other = (read_adapter(folder).weights for folder in (tmp_path / "whole", together / "killed"))
+    assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
 def test_two_processes_distil_what_one_does(model: Path, adapters: Path, together: Path, tmp_path: Path, cli) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from answering import TASKS, sentences, write
+from answering import TASKS, InTorch, sentences, write
 from heads import with_head
 from small_encoder import MAX_TOKENS, WIDTH, Encoder, save_encoder, tokenizer_json
 from small_task import make_adapter, with_random_weights
@@ -29,8 +29,6 @@ from adapter_export.graph.tasks import Task
 from adapter_export.numerics.judge import Judged, judge_classes, judge_numbers, judge_spans
 from adapter_export.practice.comparison import MOST_PAIRED, Comparison, Contestant, Setting, comparison, holm
 from adapter_export.tables import one_line
-from adapter_export.text import Tokenizer
-from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.torch_base import load_base, save_base
 from schemas import validate
 
@@ -159,6 +157,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder, self.model, self.bundle = folder, folder / "model.pt", folder / "bundle"
         self.base = ae.open_base(save_encoder(self.model))
+        self.alone = InTorch(self.base)
         plain = make_adapter(self.base.torch, options=BottleneckOptions("relu"), labels=None)
         rng = np.random.default_rng(5)
         self.adapters: dict[str, Adapter] = {}
@@ -174,7 +173,7 @@ class Bench:
             adapter = with_head(with_random_weights(plain, seed), name, make_head(task, width=WIDTH))
             own = dict(adapter.weights)
             if task.labels:  # without this, one class would be the answer to everything
-                results = np.array([self.torch(adapter, text) for text in sentences(20)])
+                results = np.array([self.alone.result(adapter, text) for text in sentences(20)])
                 own["head.classifier.bias"] = own["head.classifier.bias"] - np.median(results, axis=0)
             self.adapters[name] = replace(adapter, weights=own)
         fused = adapter_fusion(self.adapters["one"], self.adapters["two"], name="fused", head="one")
@@ -186,21 +185,11 @@ class Bench:
         self.adapters["bare"] = replace(plain, name="bare")
         ae.build(self.base, list(self.adapters.values()), self.bundle, flavours=("slots",))
 
-    def tokens(self, text: str) -> dict[str, torch.Tensor]:
-        found = Tokenizer.from_json(tokenizer_json(), MAX_TOKENS).batch([text], ["input_ids", "attention_mask"])
-        return {key: torch.from_numpy(array) for key, array in found.items()}
-
-    def torch(self, adapter: Adapter, text: str) -> np.ndarray:
-        assert adapter.head is not None
-        model = attach(self.base.torch, adapter, sites=self.base.sites.map)
-        with torch.inference_mode():
-            return np.asarray(model(**self.tokens(text))[adapter.head.output][0])
-
     def answer(self, name: str, text: str) -> str:
         adapter = self.adapters[name]
         assert adapter.head is not None
         assert adapter.head.task is not None
-        return adapter.head.task.labels[int(self.torch(adapter, text).argmax())]
+        return adapter.head.task.labels[int(self.alone.result(adapter, text).argmax())]
 
 
 @pytest.fixture(scope="module")
@@ -265,13 +254,13 @@ def test_a_fusion_shows_which_layer_listens_to_which_member(bench: Bench, topics
     found = run(bench, topics, "one", "fused").fusions
     assert [one.adapter for one in found] == ["fused"]
     fused = bench.adapters["fused"]
-    model = attach(bench.base.torch, fused, sites=bench.base.sites.map)
+    model = bench.alone.attached(fused)
     texts = [row["text"] for row in map(json.loads, topics.read_text("utf-8").splitlines())]
     sums: dict[str, np.ndarray] = {site: np.zeros(2) for site in fused.placements}
     tokens = 0
     for text in texts:
         with torch.inference_mode(), model.observed() as calls:
-            model(**bench.tokens(text))
+            model(**bench.alone.tokens(text))
         for site in fused.placements:
             own = {name: np.asarray(tensor, np.float64) for name, tensor in fused.parameters(site).items()}
             h = calls[site].read["h"].double().numpy()[0]

@@ -349,7 +349,7 @@ def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
         on_note=notes.append,
     )
     assert notes[0] == "3 rows of the test data repeat another row and were left out"
-    ae.build(world.base, [folder / "trained"], folder / "bundle")
+    ae.build(world.base, [folder / "trained"], folder / "bundle", flavours=("slots",))
     return folder
 
 
@@ -370,7 +370,7 @@ def test_labels_that_were_rotated_after_training_contradict_the_record(trained: 
     assert adapter.head.task is not None
     task = replace(adapter.head.task, labels=adapter.head.task.labels[::-1])
     rotated = replace(adapter, head=replace(adapter.head, task=task))
-    bundle = ae.build(world.base, [rotated], trained / "rotated")
+    bundle = ae.build(world.base, [rotated], trained / "rotated", flavours=("slots",))
     found = ae.evaluate(bundle, trained / "test.tsv", resamples=0)
     assert found.held is not None
     assert not found.held.passed
@@ -426,7 +426,9 @@ def test_an_adapter_that_changes_nothing_is_named(world: World, topics: Path, tm
     topic = world.adapters["topic"]
     weights = {name: tensor * (0 if ".up." in name else 1) for name, tensor in topic.weights.items()}
     notes: list[str] = []
-    bundle = ae.build(world.base, [replace(topic, weights=weights)], tmp_path / "bundle", on_note=notes.append)
+    bundle = ae.build(
+        world.base, [replace(topic, weights=weights)], tmp_path / "bundle", flavours=("slots",), on_note=notes.append
+    )
     said = "adapter `topic` changes nothing at all: at each of its sites it gives what it replaces"
     assert notes == [said]
     assert ae.evaluate(bundle, topics, resamples=0).notes == (said,)
@@ -436,6 +438,6 @@ def test_a_head_whose_task_nobody_knows_is_refused(world: World, topics: Path, t
     topic = world.adapters["topic"]
     assert topic.head is not None
     unknown = replace(topic, head=replace(topic.head, task=None))
-    bundle = ae.build(world.base, [unknown], tmp_path / "bundle")
+    bundle = ae.build(world.base, [unknown], tmp_path / "bundle", flavours=("slots",))
     with pytest.raises(RequestError, match="nobody knows what the answers of this adapter mean"):
         ae.evaluate(bundle, topics)

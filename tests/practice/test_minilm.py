@@ -24,7 +24,7 @@ PAIRS = (
 
 def test_the_vectors_of_the_base_order_pairs_as_people_do(minilm_archive: Path, tmp_path: Path) -> None:
     base = ae.open_base(minilm_archive)
-    bundle = ae.build(base, (), tmp_path / "bundle")
+    bundle = ae.build(base, (), tmp_path / "bundle", flavours=("slots",))
     rows = [{"text": one, "other": two, "score": score} for one, two, score in PAIRS]
     data = write(tmp_path / "pairs.jsonl", rows)
     found = ae.evaluate(bundle, data, pair="other", label="score", resamples=50, against=base, gate={"spearman": 0.85})

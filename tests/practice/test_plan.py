@@ -21,6 +21,11 @@ from adapter_export.torch_backend.train.fresh import fresh_adapter
 from adapter_export.torch_backend.train.memory import training_memory
 
 
+@pytest.fixture(scope="module")
+def base(tiny_bert_archive: Path) -> ae.Base:
+    return ae.open_base(tiny_bert_archive)
+
+
 def wide(width: int = 4096) -> SiteMap:
     sites = []
     for layer in range(2):
@@ -39,8 +44,7 @@ def test_the_projections_of_one_adapter_of_width_4096() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_counts_are_those_of_a_fresh_adapter(kind: str, tiny_bert_archive: Path) -> None:
-    base = ae.open_base(tiny_bert_archive)
+def test_counts_are_those_of_a_fresh_adapter(kind: str, base: ae.Base) -> None:
     ((one, _),) = choices([KINDS[kind]()], (4,), base.sites.map, base.parameters)
     made = KINDS[kind]()
     made = made.with_widths(**{({"b", "r"} & set(made.components[0].widths)).pop(): 4}) if one.bottleneck else made
@@ -80,8 +84,7 @@ def test_the_kind_that_costs_least_is_recommended() -> None:
     assert (best.kind, "`houlsby 64` has 2.0 times as many parameters" in reasons[0]) == ("pfeiffer", True)
 
 
-def test_memory_grows_with_the_rows(tiny_bert_archive: Path) -> None:
-    base = ae.open_base(tiny_bert_archive)
+def test_memory_grows_with_the_rows(base: ae.Base) -> None:
     adapter = fresh_adapter(kind_named("houlsby")(), base.sites.map, name="a", base=base.fingerprint)
     one, two, five = (sample(base.inputs, rows, 16, base.max_tokens) for rows in (1, 2, 5))
     assert five["input_ids"].shape == (5, 16)
@@ -96,8 +99,8 @@ def test_memory_grows_with_the_rows(tiny_bert_archive: Path) -> None:
     assert training_memory(base.torch, lower, base.sites.map, five, five, 1) < seen - weights / 100
 
 
-def test_a_plan_of_a_real_small_base(tiny_bert_archive: Path, tmp_path: Path) -> None:
-    found = ae.plan(tiny_bert_archive, kinds=("houlsby", "lora"), bottlenecks=(2, 8), tokens=8, batch_size=2)
+def test_a_plan_of_a_real_small_base(base: ae.Base) -> None:
+    found = ae.plan(base, kinds=("houlsby", "lora"), bottlenecks=(2, 8), tokens=8, batch_size=2)
     assert [(one.kind, one.bottleneck) for one in found.choices] == [
         ("houlsby", 2),
         ("houlsby", 8),
@@ -105,7 +108,7 @@ def test_a_plan_of_a_real_small_base(tiny_bert_archive: Path, tmp_path: Path) ->
         ("lora", 8),
     ]
     assert found.width == 32
-    parameters = sum(p.numel() for p in ae.open_base(tiny_bert_archive).torch.program.parameters())
+    parameters = sum(p.numel() for p in base.torch.program.parameters())
     assert (found.parameters, found.multiply_accumulates) == (parameters, 2 * (4 * 32 * 32 + 2 * 32 * 64))
     assert all(one.training_memory is not None and one.latency is None for one in found.choices)
     assert str(found).count("\n") > 5
@@ -149,14 +152,14 @@ def test_the_command(tiny_bert_archive: Path, tmp_path: Path) -> None:
         ({"tokens": 0}, "too small"),
     ],
 )
-def test_what_is_refused(options: dict[str, object], said: str, tiny_bert_archive: Path) -> None:
+def test_what_is_refused(options: dict[str, object], said: str, base: ae.Base) -> None:
     with pytest.raises(UsageError, match=said):
-        ae.plan(tiny_bert_archive, **options)  # type: ignore[arg-type]
+        ae.plan(base, **options)  # type: ignore[arg-type]
 
 
-def test_a_picture_of_another_type_is_refused(tiny_bert_archive: Path, tmp_path: Path) -> None:
+def test_a_picture_of_another_type_is_refused(base: ae.Base, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\.svg"):
-        ae.plan(tiny_bert_archive, plot=tmp_path / "plan.docx")
+        ae.plan(base, plot=tmp_path / "plan.docx")
 
 
 def test_work_of_a_base_without_linear_sites() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from small_encoder import save_encoder
 
 import adapter_export as ae
 from adapter_export.errors import DataError, FileError, TrainingError, UsageError
@@ -39,6 +40,16 @@ def trial(parameters: int, *scores: float | None, latency: float | None = None) 
     runs = [Run(seed, f"{parameters}-{seed}", score) for seed, score in enumerate(scores)]
     made = Trial.of(Setting("pfeiffer", parameters, None, 0.001), runs, parameters)
     return made if latency is None else Trial(**{**vars(made), "latency": Latency(latency, latency, latency)})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_encoder(tmp_path_factory.mktemp("model") / "model.pt")
+
+
+@pytest.fixture(scope="module")
+def base(model: Path) -> ae.Base:
+    return ae.open_base(model)
 
 
 def test_means_spreads_and_the_best() -> None:
@@ -128,12 +139,12 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     pytest.fail("the worker outlives its parent")
 
 
-def test_a_sweep_leaves_adapters_a_picture_and_a_bundle(text_folder: Path, tmp_path: Path) -> None:
+def test_a_sweep_leaves_adapters_a_picture_and_a_bundle(model: Path, base: ae.Base, tmp_path: Path) -> None:
     data, output = table(tmp_path), tmp_path / "sweep"
     told: list[tuple[str, int]] = []
     given = {**QUICK, "seeds": (0, 1), "validation": 0.5, "test_data": data}
     found = ae.sweep(
-        text_folder / "model.pt",
+        model,
         data,
         output,
         plot=tmp_path / "sweep.svg",
@@ -157,7 +168,6 @@ def test_a_sweep_leaves_adapters_a_picture_and_a_bundle(text_folder: Path, tmp_p
     assert (tmp_path / "sweep.svg").read_text(encoding="utf-8").lstrip().startswith("<?xml")
 
     kept = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
-    base = ae.open_base(text_folder / "model.pt")
     again = ae.sweep(base, data, output, text="text", on_note=lambda note: None, **given)
     assert again == found
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")} == kept
@@ -184,30 +194,30 @@ def test_a_sweep_leaves_adapters_a_picture_and_a_bundle(text_folder: Path, tmp_p
     ],
 )
 def test_what_is_refused_before_anything_is_trained(
-    options: dict[str, object], said: str, text_folder: Path, tmp_path: Path
+    options: dict[str, object], said: str, base: ae.Base, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=said):
-        ae.sweep(text_folder / "model.pt", table(tmp_path), tmp_path / "sweep", **options)
+        ae.sweep(base, table(tmp_path), tmp_path / "sweep", **options)
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_folder_that_is_no_sweep_is_left_alone(text_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_sweep_is_left_alone(base: ae.Base, tmp_path: Path) -> None:
     with pytest.raises(FileError, match="holds something else than a sweep"):
-        ae.sweep(text_folder / "model.pt", table(tmp_path), tmp_path, **QUICK)
+        ae.sweep(base, table(tmp_path), tmp_path, **QUICK)
     assert [one.name for one in tmp_path.iterdir()] == ["train.tsv"]
 
 
-def test_data_of_one_class_stop_the_sweep(text_folder: Path, tmp_path: Path) -> None:
+def test_data_of_one_class_stop_the_sweep(base: ae.Base, tmp_path: Path) -> None:
     data = tmp_path / "train.tsv"
     data.write_text("text\tlabel\na\tgood\nb\tgood\nc\tgood\n", encoding="utf-8")
     with pytest.raises(DataError, match="class"):
-        ae.sweep(text_folder / "model.pt", data, tmp_path / "sweep", **QUICK)
+        ae.sweep(base, data, tmp_path / "sweep", **QUICK)
     data.write_text("text\tlabel\n\tgood\nb\tbad\nc\tgood\n", encoding="utf-8")
     with pytest.raises(DataError, match="found lines 2"):  # in the same folder, where nothing is trained yet
-        ae.sweep(text_folder / "model.pt", data, tmp_path / "sweep", **QUICK)
+        ae.sweep(base, data, tmp_path / "sweep", **QUICK)
 
 
-def test_a_training_whose_process_dies_is_named_and_goes_on_where_it_was(text_folder: Path, tmp_path: Path) -> None:
+def test_a_training_whose_process_dies_is_named_and_goes_on_where_it_was(model: Path, tmp_path: Path) -> None:
     data, runs = table(tmp_path), tmp_path / "sweep" / "runs"
     given = {**QUICK, "epochs": 12, "patience": 12, "kinds": ("pfeiffer",), "seeds": (0, 1), "cache_mb": 0}
     checkpoint = runs / "pfeiffer-2-0.001-seed0.partial" / "checkpoint.safetensors"
@@ -219,31 +229,31 @@ def test_a_training_whose_process_dies_is_named_and_goes_on_where_it_was(text_fo
 
     threading.Thread(target=kill, daemon=True).start()
     with pytest.raises(TrainingError, match="every setting failed") as failed:
-        ae.sweep(text_folder / "model.pt", data, tmp_path / "sweep", workers=1, on_note=lambda note: None, **given)
+        ae.sweep(model, data, tmp_path / "sweep", workers=1, on_note=lambda note: None, **given)
     assert "`pfeiffer-2-0.001-seed0`: the process of the training died" in str(failed.value)
     assert (runs / "pfeiffer-2-0.001-seed1").is_dir(), "the others go on"
     with safe_open(checkpoint, framework="np") as file:
         begun = json.loads(file.metadata()["state"])["history"]
-    found = ae.sweep(text_folder / "model.pt", data, tmp_path / "sweep", on_note=lambda note: None, **given)
+    found = ae.sweep(model, data, tmp_path / "sweep", on_note=lambda note: None, **given)
     record = ae.load_adapter(runs / "pfeiffer-2-0.001-seed0").training
     assert [one["seconds"] for one in record["history"][: len(begun)]] == [one["seconds"] for one in begun]
     assert len(begun) < len(record["history"])
     assert found.trials[0].mean is not None
 
 
-def test_a_damaged_checkpoint_is_named_and_forgotten_on_request(text_folder: Path, tmp_path: Path) -> None:
-    runs, model, data = tmp_path / "sweep" / "runs", text_folder / "model.pt", table(tmp_path)
+def test_a_damaged_checkpoint_is_named_and_forgotten_on_request(base: ae.Base, tmp_path: Path) -> None:
+    runs, data = tmp_path / "sweep" / "runs", table(tmp_path)
     given = {**QUICK, "kinds": ("ia3",), "seeds": (0, 1), "on_note": lambda note: None}
-    first = ae.sweep(model, data, tmp_path / "sweep", **given)
+    first = ae.sweep(base, data, tmp_path / "sweep", **given)
     kept = (runs / "ia3-0.001-seed0" / "weights.safetensors").stat().st_mtime_ns
     shutil.rmtree(runs / "ia3-0.001-seed1")
     (runs / "ia3-0.001-seed1.partial").mkdir()
     (runs / "ia3-0.001-seed1.partial" / "checkpoint.safetensors").write_bytes(b"half")
     with pytest.raises(TrainingError) as damaged:
-        ae.sweep(model, data, tmp_path / "sweep", **given)
+        ae.sweep(base, data, tmp_path / "sweep", **given)
     assert "the checkpoint is damaged" in str(damaged.value)
     assert "give `--restart` to start anew" in damaged.value.sentence("shell")
-    assert ae.sweep(model, data, tmp_path / "sweep", restart=True, **given) == first
+    assert ae.sweep(base, data, tmp_path / "sweep", restart=True, **given) == first
     assert (runs / "ia3-0.001-seed0" / "weights.safetensors").stat().st_mtime_ns == kept, "what is finished stays"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from heads import with_head
-from small_encoder import BAD, GOOD, OTHER, WIDTH, save_encoder, tokenizer_json
+from small_encoder import BAD, GOOD, MAX_TOKENS, OTHER, WIDTH, save_encoder, tokenizer_json
 from small_task import make_adapter
 
 import adapter_export as ae
@@ -20,7 +20,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.tasks import Task
 from adapter_export.text import Pair, Text, Tokenizer
-from adapter_export.torch_backend.attach import attach
+from adapter_export.torch_backend.attach import AdaptedModel, attach
 
 TAGS = ("O", "B-PER", "I-PER", "B-LOC")
 TASKS = {
@@ -37,6 +37,32 @@ TASKS = {
 WORDS = (*GOOD, *BAD, *OTHER)
 
 
+class InTorch:
+    """What torch alone computes of texts with adapters, each of which is attached once."""
+
+    def __init__(self, base: ae.Base) -> None:
+        self._base, self._attached = base, list[tuple[Adapter, AdaptedModel]]()
+        self._tokenizer = Tokenizer.from_json(tokenizer_json(), MAX_TOKENS)
+
+    def tokens(self, text: Text) -> dict[str, torch.Tensor]:
+        found = self._tokenizer.batch([text], ["input_ids", "attention_mask"])
+        return {key: torch.from_numpy(array) for key, array in found.items()}
+
+    def attached(self, adapter: Adapter) -> AdaptedModel:
+        for own, model in self._attached:
+            if own is adapter:
+                return model
+        model = attach(self._base.torch, adapter, sites=self._base.sites.map)
+        self._attached.append((adapter, model))
+        return model
+
+    def result(self, adapter: Adapter, text: Text) -> np.ndarray:
+        """The result of an adapter's head for a text."""
+        assert adapter.head is not None
+        with torch.inference_mode():
+            return np.asarray(self.attached(adapter)(**self.tokens(text))[adapter.head.output][0])
+
+
 @dataclass(frozen=True)
 class World:
     """A model, the adapters by name, their bundle, and what torch alone computes of a text."""
@@ -45,16 +71,11 @@ class World:
     base: ae.Base
     adapters: dict[str, Adapter]
     bundle: Path
+    alone: InTorch
 
     def torch(self, name: str, text: Text) -> np.ndarray:
         """The result of an adapter's head for a text, by torch."""
-        adapter = self.adapters[name]
-        assert adapter.head is not None
-        tokens = Tokenizer.from_json(tokenizer_json(), 24).batch([text], ["input_ids", "attention_mask"])
-        model = attach(self.base.torch, adapter, sites=self.base.sites.map)
-        with torch.inference_mode():
-            found = model(**{key: torch.from_numpy(array) for key, array in tokens.items()})
-        return np.asarray(found[adapter.head.output][0])
+        return self.alone.result(self.adapters[name], text)
 
 
 def make_world(folder: Path) -> World:
@@ -67,7 +88,7 @@ def make_world(folder: Path) -> World:
     for name, task in TASKS.items():
         options = HeadOptions(l2_normalise=True) if task.type == "embedding" else HeadOptions()
         adapters[name] = with_head(replace(plain, weights=weights), name, make_head(task, width=WIDTH, options=options))
-    world = World(folder / "model.pt", base, adapters, folder / "bundle")
+    world = World(folder / "model.pt", base, adapters, folder / "bundle", InTorch(base))
     for name in ("topic", "nli", "tags"):  # without this, one class would be the answer to everything
         texts = sentences(20)
         asked = [Pair(*pair) for pair in pairwise(texts)] if TASKS[name].input == "pair" else texts
@@ -75,7 +96,7 @@ def make_world(folder: Path) -> World:
         own = dict(adapters[name].weights)
         own["head.classifier.bias"] = own["head.classifier.bias"] - middle.astype(np.float32)
         adapters[name] = replace(adapters[name], weights=own)
-    ae.build(base, list(adapters.values()), folder / "bundle")
+    ae.build(base, list(adapters.values()), folder / "bundle", flavours=("slots",))
     return world
 
 
