@@ -7,18 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from golden_texts import Fault, replay_texts
 from safetensors.numpy import load_file
 
 from adapter_export.dtypes import widened
 from adapter_export.runtime import Bundle, Session
+from adapter_export.runtime.graphs import open_session, run_session
 
 Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays, list[str | None]], Arrays]
 """Runs inputs, each row through the adapter of its name."""
 
-_ERRORS_ONLY = 3
 _TEXTS = "texts"
 
 
@@ -44,7 +43,8 @@ class Finding:
 def findings(bundle: Bundle) -> Iterator[Finding]:
     """The base and every adapter in each flavour, and mixed batches of all where the flavour can do them."""
     names = [None, *(record.name for record in bundle.manifest.adapters)]
-    for flavour, run in _runs(bundle).items():
+    session = bundle.session()
+    for flavour, run in _runs(bundle, session).items():
         for name in names:
             yield Finding(flavour, name, False, _worst(bundle, run, [name]))
         if flavour in ("bank", "fanout") and bundle.manifest.batch_invariant:
@@ -52,12 +52,11 @@ def findings(bundle: Bundle) -> Iterator[Finding]:
     for record in bundle.manifest.adapters:
         if record.baked is not None:
             yield Finding("baked", record.name, False, _worst(bundle, _plain(bundle, record.baked), [record.name]))
-    for name, worst, faults in replay_texts(bundle):
+    for name, worst, faults in replay_texts(bundle, session):
         yield Finding(_TEXTS, name, False, worst, faults)
 
 
-def _runs(bundle: Bundle) -> dict[str, Run]:
-    session = bundle.session()
+def _runs(bundle: Bundle, session: Session) -> dict[str, Run]:
     runs: dict[str, Run] = {"slots": lambda inputs, names: session.run(inputs, names[0])}
     if "inputs" in bundle.manifest.graphs:
         runs["inputs"] = _with_tensors(bundle, _plain(bundle, bundle.manifest.graphs["inputs"]))
@@ -77,11 +76,8 @@ def _twice(session: Session, inputs: Arrays, names: list[str | None]) -> Arrays:
 
 def _plain(bundle: Bundle, path: str) -> Run:
     """A graph in ONNX Runtime, as it is; `Bundle.session` has no use for these two flavours."""
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    session = ort.InferenceSession(str(bundle.folder / path), options, providers=["CPUExecutionProvider"])
-    outputs = [output.name for output in session.get_outputs()]
-    return lambda inputs, _: dict(zip(outputs, session.run(outputs, dict(inputs)), strict=True))
+    session = open_session(bundle.home / path)
+    return lambda inputs, _: run_session(session, inputs)
 
 
 def _with_tensors(bundle: Bundle, run: Run) -> Run:

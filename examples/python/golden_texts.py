@@ -10,7 +10,7 @@ import numpy as np
 
 from adapter_export.errors import FormatError, InputError
 from adapter_export.format.golden_texts import GoldenText, GoldenTextSet, read_golden_texts
-from adapter_export.runtime import Bundle
+from adapter_export.runtime import Bundle, Session
 from adapter_export.runtime.answers import document
 from adapter_export.runtime.text_reader import TextReader, encoded, prepared
 
@@ -23,7 +23,7 @@ class Fault:
     fault: str
 
 
-def replay_texts(bundle: Bundle) -> Iterator[tuple[str | None, float, tuple[Fault, ...]]]:
+def replay_texts(bundle: Bundle, session: Session) -> Iterator[tuple[str | None, float, tuple[Fault, ...]]]:
     """How the base and every adapter with a task read and answer their golden texts.
 
     For each, the largest deviation of a number as a part of the allowed one, infinite where anything else differs, and
@@ -35,7 +35,7 @@ def replay_texts(bundle: Bundle) -> Iterator[tuple[str | None, float, tuple[Faul
     path, text = bundle.manifest.golden_texts, bundle.manifest.text
     if path is None or text is None:
         return
-    texts, reader = read_golden_texts(bundle.folder / path), bundle.texts()
+    texts, reader = read_golden_texts(bundle.folder / path), bundle.texts(session)
     if texts.digest != text.digest:
         raise FormatError("golden texts of another tokenizer", where=path, found=texts.digest, expected=text.digest)
     sets = {one.adapter: one for one in texts.sets}

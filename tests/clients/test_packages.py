@@ -121,7 +121,7 @@ def test_npm_installs_the_client_and_another_project_compiles_against_its_types(
     succeed([npm, "install", *quiet, tarball], tmp_path)
     (tmp_path / "consumer.ts").write_text(TYPESCRIPT)
     # the types of @huggingface/tokenizers 0.2 do not stand such a check themselves
-    strict = ["--strict", "--skipLibCheck", "--module", "nodenext", "--target", "es2022"]
+    strict = ["--strict", "--skipLibCheck", "--types", "node", "--module", "nodenext", "--target", "es2022"]
     succeed([tmp_path / "node_modules" / ".bin" / "tsc", *strict, "consumer.ts"], tmp_path)
     run = [node_client.command[0], "consumer.js", str(small_bundle)]
     found = json.loads(subprocess.run(run, cwd=tmp_path, check=True, capture_output=True).stdout)

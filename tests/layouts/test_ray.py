@@ -85,6 +85,7 @@ def test_ray_answers_calls_and_tables_and_trains(
         **slim,
         "PYTHONPATH": f"{slim['PYTHONPATH']}:{shipped.folder}",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # or the other tests of a run leave its workers hardly any time
         "RAY_raylet_start_wait_time_s": "30",
         "RAY_agent_register_timeout_ms": "100000",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # of seconds in which a busy machine may start nothing
