@@ -90,63 +90,63 @@ def _rehash(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(document), encoding="utf-8")
 
 
-def _tokenizer(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    def fault(folder: Path) -> None:
-        path = folder / "tokenizer.json"
-        document = json.loads(path.read_text("utf-8"))
-        change(document)
-        path.write_text(json.dumps(document), encoding="utf-8")
-        _rehash(folder, lambda _: None)
-
-    return fault
-
-
-def _manifest(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    return lambda folder: _rehash(folder, change)
-
-
 def _adapter(manifest: dict[str, Any], name: str) -> dict[str, Any]:
     found: dict[str, Any] = next(one for one in manifest["adapters"] if one["name"] == name)
     return found
 
 
 FAULTS = {
-    "a tokenizer that does not lowercase": (
-        _tokenizer(lambda d: d["normalizer"].update(lowercase=False)),
-        "`upper case`",
-    ),
-    "a tokenizer that keeps accents": (_tokenizer(lambda d: d["normalizer"].update(strip_accents=False)), "`french`"),
-    "a tokenizer without special tokens": (_tokenizer(lambda d: d.update(post_processor=None)), "`plain`"),
-    "another limit of an adapter": (
-        _manifest(lambda d: _adapter(d, "topic")["task"].update(max_tokens=LIMIT + 1)),
-        "`cut`",
-    ),
-    "another side": (_manifest(lambda d: _adapter(d, "tags")["task"].update(truncation="right")), "`cut`"),
-    "another prefix": (_manifest(lambda d: _adapter(d, "vector")["task"].update(prefix="passage: ")), "`plain`"),
-    "rotated labels": (
-        _manifest(lambda d: _adapter(d, "topic")["task"].update(labels=["b", "c", "a"])),
-        "`label` found",
-    ),
-    "other thresholds": (
-        _manifest(lambda d: _adapter(d, "tags")["task"].update(thresholds=[0.99, 0.99, 0.99])),
-        "`labels` found",
-    ),
+    "a tokenizer that does not lowercase": (lambda d: d["normalizer"].update(lowercase=False), "upper case"),
+    "a tokenizer that keeps accents": (lambda d: d["normalizer"].update(strip_accents=False), "french"),
+    "a tokenizer without special tokens": (lambda d: d.update(post_processor=None), "plain"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault(client: Client, tampered: Path, fault: str) -> None:
     """Golden vectors begin at ids and end at logits, and would not see it."""
-    plant, words = FAULTS[fault]
-    plant(tampered)
-    done = client.call("verify", tampered)
+    plant, name = FAULTS[fault]
+    path = tampered / "tokenizer.json"
+    document = json.loads(path.read_text("utf-8"))
+    plant(document)
+    path.write_text(json.dumps(document), encoding="utf-8")
+    _rehash(tampered, lambda _: None)
+    assert name in _differing(client, tampered)[None]
+
+
+def _differing(client: Client, bundle: Path) -> dict[str | None, dict[str, str]]:
+    """By adapter the golden texts that differ, and how."""
+    done = client.call("verify", bundle, "--json")
     assert done.returncode == 1, done.stdout
     assert "golden texts differ" in done.stderr
-    assert words in done.stderr
+    found = {each["adapter"]: each for each in json.loads(done.stdout) if each["flavour"] == "texts"}
+    faults = {name: {one["name"]: one["fault"] for one in each["faults"]} for name, each in found.items()}
+    first = next(names for names in faults.values() if names)
+    assert all(f"`{name}`" in done.stderr for name in first)
+    assert [each["passed"] for each in found.values()] == [not names for names in faults.values()]
+    return faults
+
+
+def test_planted_faults_of_tasks(client: Client, tampered: Path) -> None:
+    """A fault in each of some adapters, all found in one go, and none in the others."""
+    changes = {
+        "topic": {"max_tokens": LIMIT + 1},
+        "tags": {"truncation": "right", "thresholds": [0.99, 0.99, 0.99]},
+        "follows": {"labels": ["no", "yes"]},
+        "vector": {"prefix": "passage: "},
+    }
+    _rehash(tampered, lambda d: [_adapter(d, name)["task"].update(change) for name, change in changes.items()])
+    faults = _differing(client, tampered)
+    assert {name for name, found in faults.items() if found} == changes.keys()
+    assert "cut" in faults["topic"]
+    assert faults["tags"]["cut"].startswith("ids ")
+    assert any(fault.startswith("`labels` found") for fault in faults["tags"].values())
+    assert any(fault.startswith("`label` found") for fault in faults["follows"].values())
+    assert "plain" in faults["vector"]
 
 
 def test_a_record_with_fewer_tokens_than_the_golden_texts_have(client: Client, tampered: Path) -> None:
-    _manifest(lambda d: d["lengths"]["sequence"].update(maximum=100))(tampered)
+    _rehash(tampered, lambda d: d["lengths"]["sequence"].update(maximum=100))
     done = client.call("verify", tampered)
     assert done.returncode, done.stdout
     assert "120" in done.stderr

@@ -1,4 +1,4 @@
-"""8 threads, 2,000 calls each, 50 adapters that are replaced meanwhile, one session: every answer is right."""
+"""8 threads, 1,000 calls each, 50 adapters that are replaced meanwhile, one session: every answer is right."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adapter_export.errors import RequestError
 from adapter_export.format.tensors import read_tensors
 from adapter_export.runtime import Bundle, Session
 
-THREADS, CALLS, ADAPTERS, VERSIONS = 8, 2_000, 50, 2
+THREADS, CALLS, ADAPTERS, VERSIONS = 8, 1_000, 50, 2
 ROWS = 3
 INPUTS = token_inputs(4, 2, 3)
 
@@ -117,7 +117,7 @@ def test_every_answer_is_right(bundle: Bundle, files: dict[str, list[bytes]]) ->
         done = sum(pool.map(work, range(THREADS)), Counter[str]())
     assert done.total() == THREADS * CALLS
     assert done["away"] < done.total() / 100
-    assert done["replaced"] > 300
-    assert done["mixed"] > 3_000
-    assert session.statistics.bank.evictions > 1_000
+    assert done["replaced"] > 150
+    assert done["mixed"] > 1_500
+    assert session.statistics.bank.evictions > 500
     assert len(session.adapters) == len(bundle.manifest.adapters) + ADAPTERS

@@ -10,5 +10,7 @@ QUIET = (
     "--disable-component-update",
     "--disable-sync",
     "--disable-features=BackForwardCache",
+    "--js-flags=--liftoff-only",
 )
-"""It stays on this machine; without a network, what it does in the background takes a tenth of a processor."""
+"""It stays on this machine; without a network, what it does in the background takes a tenth of a processor. To optimise
+ONNX Runtime in WebAssembly takes longer than what the page of a test would save."""

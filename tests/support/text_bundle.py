@@ -30,8 +30,8 @@ TASKS: Mapping[str, Task] = {
 }
 
 
-def save_model(folder: Path, tokenizer: Path) -> None:
-    """Write a Hugging Face folder; `tokenizer` is one with a `tokenizer.json`."""
+def save_model(folder: Path, tokenizer: Path, layers: int = 2) -> None:
+    """Write a Hugging Face folder of a small BERT; `tokenizer` is one with a `tokenizer.json`."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -39,7 +39,7 @@ def save_model(folder: Path, tokenizer: Path) -> None:
     config = BertConfig(
         vocab_size=30522,
         hidden_size=WIDTH,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=LONGEST,
