@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,7 +148,10 @@ def llama(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Llama:
     work = tmp_path_factory.mktemp(request.param)
-    tiny.run_builder(llama_folder, work / "model", request.param)
+    if request.param == "fp32":
+        tiny.run_builder(llama_folder, work / "model", request.param)
+    else:
+        run_builder_here(tiny, llama_folder, work / "model", request.param)
     genai = open_genai(work / "model")
     if request.param == "int4":
         save_rounded(llama_folder, genai.base.model, work / "rounded")
@@ -158,6 +163,14 @@ def llama(
     return Llama(
         genai, work / "bundle", TorchRunner(base), {adapter.name: adapter for adapter in adapters}, base.inputs
     )
+
+
+def run_builder_here(tiny: ModuleType, llama: Path, folder: Path, precision: str) -> None:
+    """As the example runs it, but in this process, which has imported torch."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it says is not ours
+        patch.setattr(sys, "argv", [tiny.BUILDER, *tiny.builder_options(llama, folder, precision)])
+        runpy.run_module(tiny.BUILDER, run_name="__main__")
 
 
 def adapters_of(tiny: ModuleType, base: TorchBase) -> list[Adapter]:
@@ -300,6 +313,7 @@ def test_rows_of_a_captured_decoder_write_texts_of_their_own(captured):
     check_rows(captured)
 
 
+@pytest.mark.parametrize("llama", ["int4"], indirect=True)
 def test_the_example_writes_the_same_with_both_programs(llama):
     command = [
         sys.executable,
@@ -319,6 +333,7 @@ def test_the_example_writes_the_same_with_both_programs(llama):
     assert last[0] == "the same with onnxruntime and onnxruntime-genai"
 
 
+@pytest.mark.parametrize("llama", ["fp32"], indirect=True)
 def test_a_graph_of_another_name_is_renamed_in_the_configuration(llama, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
@@ -328,20 +343,21 @@ def test_a_graph_of_another_name_is_renamed_in_the_configuration(llama, tmp_path
     config = json.loads((folder / "genai_config.json").read_text())
     config["model"]["decoder"]["filename"] = "decoder.onnx"
     (folder / "genai_config.json").write_text(json.dumps(config))
-    _build(open_genai(folder), list(llama.adapters.values()), tmp_path / "bundle")
+    _build(open_genai(folder), [llama.adapters["a"]], tmp_path / "bundle")
     assert not (tmp_path / "bundle" / "decoder.onnx").exists()
     np.testing.assert_array_equal(
         in_genai(tmp_path / "bundle", PLANS["a"]).logits, in_genai(llama.bundle, PLANS["a"]).logits
     )
 
 
+@pytest.mark.parametrize("llama", ["fp32"], indirect=True)
 @pytest.mark.parametrize("name", ["base.bin", "manifest.json", "derivation.json", "golden"])
 def test_a_file_with_the_name_of_one_of_the_bundle_is_refused(llama, tmp_path, name):
     kept, steps = {**llama.genai.kept("model.onnx"), name: b"{}"}, []
     with pytest.raises(BaseModelError, match=rf"{name}: has a file with a name that the bundle needs"):
         build_bundle(
             llama.genai.base,
-            list(llama.adapters.values()),
+            [llama.adapters["a"]],
             tmp_path / "bundle",
             references=CutRunner(llama.genai.base),
             cases=input_cases(llama.genai.base.inputs, seed=0, max_tokens=3),

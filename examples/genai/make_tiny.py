@@ -24,6 +24,7 @@ from adapter_export.graph.kinds import BottleneckOptions, Kind, houlsby, pfeiffe
 from adapter_export.onnx_backend.base.genai import open_genai
 from adapter_export.sites.site import SiteMap
 
+BUILDER = "onnxruntime_genai.models.builder"
 WORDS = 96
 END = WORDS - 1
 WIDTH = 64
@@ -64,11 +65,14 @@ def run_builder(llama: Path, folder: Path, precision: str) -> None:
     At the default accuracy level of int4, activations are rounded to 8 bits, and two correct programs differ by much
     more than float32 rounds. At level 1 they do not.
     """
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(llama), "-i", str(llama)]
-    options = ["--extra_options", "accuracy_level=1"] if precision == "int4" else []
-    subprocess.run(
-        [*command, "-o", str(folder), "-p", precision, "-e", "cpu", *options], check=True, capture_output=True
-    )
+    command = [sys.executable, "-m", BUILDER, *builder_options(llama, folder, precision)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def builder_options(llama: Path, folder: Path, precision: str) -> list[str]:
+    """What the builder is told."""
+    level = ["--extra_options", "accuracy_level=1"] if precision == "int4" else []
+    return ["-m", str(llama), "-i", str(llama), "-o", str(folder), "-p", precision, "-e", "cpu", *level]
 
 
 def random_adapter(name: str, kind: Kind, bottleneck: int, sites: SiteMap, base: str) -> Adapter:
