@@ -42,7 +42,7 @@ def built(base: OnnxBase, folder: Path, inputs: Mapping[str, np.ndarray]) -> tup
     adapter = random_adapter("a", KIND, base, bottleneck=16)
     axes = {axis for record in base.inputs for axis in record.axes if isinstance(axis, str)}
     lengths = [dict(zip(sorted(axes), (3, 7), strict=True))]
-    cases = input_cases(base.inputs, seed=1, shapes=lengths)
+    cases = input_cases(base.inputs, seed=1, shapes=lengths)[-1:]  # the padded one
     build_bundle(base, [adapter], folder, references=CutRunner(base), cases=cases)
     options = ort.SessionOptions()
     options.log_severity_level = 4
