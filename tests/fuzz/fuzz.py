@@ -99,7 +99,7 @@ def outcome(reader: Reader, folder: Path) -> str | None:
     return wrong
 
 
-def _work(name: str, reader: Reader, seed: int, seconds: float, kept: Path, pipe: Connection) -> None:
+def _work(name: str, reader: Reader, numbers: range, seconds: float, kept: Path, pipe: Connection) -> None:
     """Change and read until the time is over; tell the number of executions, and each finding once."""
     log = (kept.parent / f"{kept.name}.{os.getpid()}.log").open("w")
     os.dup2(log.fileno(), 2)  # panics of Rust code
@@ -111,9 +111,10 @@ def _work(name: str, reader: Reader, seed: int, seconds: float, kept: Path, pipe
     reader.write(scratch, None)
     reader.read(scratch)  # what was not changed is right
     try:
-        while time.monotonic() < end:
+        for number in numbers:
+            if time.monotonic() > end:
+                break
             shutil.rmtree(scratch, ignore_errors=True)
-            number = seed + count
             pipe.send(("begin", number))
             reader.write(scratch, Random(f"{name} {number}"))
             wrong = outcome(reader, scratch)
@@ -130,23 +131,23 @@ def _work(name: str, reader: Reader, seed: int, seconds: float, kept: Path, pipe
         log.close()
 
 
-def _watched(name: str, reader: Reader, seed: int, seconds: float, kept: Path) -> Iterator[tuple[int, str | None]]:
+def _watched(name: str, reader: Reader, numbers: range, seconds: float, kept: Path) -> Iterator[tuple[int, str | None]]:
     """Yield numbers of executions with what was found; a process that hangs or crashes is begun again behind that."""
     context = multiprocessing.get_context("fork")  # the readers hold functions that nobody can send
     end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
+    while numbers and (left := end - time.monotonic()) > 0:
         ours, theirs = context.Pipe(duplex=False)
-        worker = context.Process(target=_work, args=(name, reader, seed, left, kept, theirs))
+        worker = context.Process(target=_work, args=(name, reader, numbers, left, kept, theirs))
         worker.start()
         theirs.close()
-        last, counted = seed - 1, 0
+        last, counted = numbers.start - 1, 0
         try:
             while ours.poll(_HANGS):
                 kind, value = ours.recv()
                 if kind == "wrong":
                     yield 0, value
                 elif kind == "begin":
-                    last, counted = value, value - seed
+                    last, counted = value, value - numbers.start
                 else:
                     worker.join()
                     yield value, None
@@ -157,12 +158,12 @@ def _watched(name: str, reader: Reader, seed: int, seconds: float, kept: Path) -
             worker.join()
             found = f"ends with {worker.exitcode} at {last}"
         worker.join()
-        if last < seed:
+        if last < numbers.start:
             raise RuntimeError(f"`{name}` does not read what was not changed")
         folder = kept / str(last)
         reader.write(folder, Random(f"{name} {last}"))
         yield counted + 1, f"{found} ({folder})"
-        seed = last + 1
+        numbers = numbers[counted + 1 :]
 
 
 def _made(names: Collection[str]) -> Iterator[tuple[str, Reader]]:
@@ -177,6 +178,7 @@ def main() -> int:
     """Run what the command line says; 1 if anything was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3600.0, help="for all readers together")
+    parser.add_argument("--executions", type=int, help="of each reader, instead of a time")
     parser.add_argument("--only", action="append", help="a reader; may be given several times")
     parser.add_argument("--seed", type=int, default=0, help="the number of the first execution")
     parser.add_argument("--again", type=Path, help="a folder that was found, with `--only` its reader")
@@ -184,13 +186,15 @@ def main() -> int:
     given = parser.parse_args()
     chosen = [name for name in (*LIGHT, *HEAVY) if name in (given.only or [name])]
     kept, figures = Path(tempfile.mkdtemp(prefix="fuzz-found-")), {}
+    numbers = range(given.seed, given.seed + (given.executions or sys.maxsize))
+    seconds = math.inf if given.executions else given.seconds / len(chosen)
     prepare()
     for name, reader in _made(chosen):
         if given.again is not None:
             reader.read(given.again)
             return 0
         count, found, place = 0, list[str](), kept / name.replace(" ", "-")
-        for more, wrong in _watched(name, reader, given.seed, given.seconds / len(chosen), place):
+        for more, wrong in _watched(name, reader, numbers, seconds, place):
             count += more
             found += [] if wrong is None else [wrong]
         figures[name] = {"executions": count, "findings": found}

@@ -19,11 +19,11 @@ from onnx import numpy_helper
 
 sys.path += [str(Path(__file__).parents[1] / "support")]
 
+from hand_made_sites import BERT, DISTILBERT, encoder
 from small_bundle import Built, build_small
 from small_media import noise, png, wav
 from tiny_decoder import cached_graph
 
-from adapter_export.api.models.base import open_base
 from adapter_export.cli.bundles.run_rows import read_arrays, read_file
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.derivation import read_derivation
@@ -41,7 +41,6 @@ from adapter_export.reading.documents import parse_json
 from adapter_export.reading.regular_files import read_text
 from adapter_export.runtime.adapter_file import parse_adapter
 from adapter_export.runtime.media_reader import read_clip, read_picture
-from adapter_export.sites.site import SiteMap
 from adapter_export.text import Pair, Tokenizer, try_tokenizer
 
 LIGHT = (
@@ -302,7 +301,7 @@ def _table(problem: Any, path: Path) -> object:
 
 
 def heavy_readers(made: Path) -> dict[str, Reader]:
-    """Those that need torch, and transformers for a base. `made` is an empty folder."""
+    """Those that need torch. `made` is an empty folder."""
     import torch
     from archives import save_plainly
 
@@ -315,12 +314,10 @@ def heavy_readers(made: Path) -> dict[str, Reader]:
     for zipped, file in states.items():
         torch.save({"a": torch.randn(3, 4), "b": torch.ones(2)}, file, _use_new_zipfile_serialization=zipped)
     bert, peft = FIXTURES / "adapterhub" / "bert", FIXTURES / "peft"
-    folders = {"bert": bert / "model", "peft": peft / "bases" / "bert", "head": peft / "bases" / "distilbert"}
-    sites: dict[str, SiteMap] = {name: open_base(folder).sites.complete for name, folder in folders.items()}
     options: dict[str, Any] = {"name": "a", "base": "sha256:0", "read_pickle": read_torch_file, "model_type": "bert"}
-    hub = partial(import_adapterhub, sites=sites["bert"], **options)
-    of_peft = partial(import_peft, sites=sites["peft"], **options)
-    of_head = partial(import_peft, sites=sites["head"], **{**options, "model_type": "distilbert"})
+    hub = partial(import_adapterhub, sites=encoder(2, 32, 64, BERT), **options)
+    of_peft = partial(import_peft, sites=encoder(2, 32, 48, BERT), **options)
+    of_head = partial(import_peft, sites=encoder(2, 32, 48, DISTILBERT), **{**options, "model_type": "distilbert"})
     config = ("adapter_config.json", "adapter.safetensors")
     return {
         "archive": _of(change.of_zip(_entry), load_base, "model.pt", (made / "model.pt").read_bytes()),

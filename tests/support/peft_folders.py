@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hand_made_sites import BERT, encoder, site
 from safetensors.numpy import load_file, save_file
 
 from adapter_export.importers import peft
@@ -71,35 +73,10 @@ def changed(
 
 def bare_bert() -> tuple[SiteMap, Arrays]:
     """The linear sites of the small BERT by a person's list, and its tensors; no graph is behind them."""
+    sites = encoder(2, 32, 48, BERT)
     tensors = load_file(FIXTURES / "bases" / "bert" / "model.safetensors")
-    sites = tuple(
-        linear_site(f"layers.{layer}.{name}", f"encoder.layer.{layer}.{path}", *widths)
-        for layer in range(2)
-        for name, path, widths in (
-            ("attention.query", "attention.self.query", (32, 32)),
-            ("attention.key", "attention.self.key", (32, 32)),
-            ("attention.value", "attention.self.value", (32, 32)),
-            ("attention.output", "attention.output.dense", (32, 32)),
-            ("ffn.up", "intermediate.dense", (32, 48)),
-            ("ffn.down", "output.dense", (48, 32)),
-        )
-    )
-    return SiteMap(sites, "final", 32), tensors
+    return replace(sites, sites=tuple(sites.of_roles(("linear",)))), tensors
 
 
 def linear_site(name: str, path: str | None, width_in: int, width: int) -> Site:
-    return Site(
-        name=name,
-        role="linear",
-        layer=int(name.split(".")[1]),
-        width=width,
-        width_in=width_in,
-        h=f"{name}/h",
-        x=None,
-        u=f"{name}/u",
-        y=None,
-        norm=None,
-        residual=None,
-        path=path,
-        followed_by="other",
-    )
+    return site(name, "linear", int(name.split(".")[1]), width, width_in, path)
