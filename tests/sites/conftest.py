@@ -13,7 +13,7 @@ from exported_bases import ExportedBase
 
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 
-DECOMPOSED = frozenset({"cohere", "torch_pre_norm", "hand_written"})
+DECOMPOSED = frozenset({"cohere", "hand_written"})
 """The bases whose ONNX graphs are those of torch's own call, in which masks, reshapes and chunks are decomposed."""
 
 
