@@ -39,10 +39,10 @@ from adapter_export.graph.tasks import MEDIA_TYPES, Task
 from adapter_export.reading.documents import read_json
 from adapter_export.reading.parsers import parsing
 from adapter_export.reading.regular_files import read_text
-from adapter_export.text import tokenizer_digest
+from adapter_export.text import Side, tokenizer_digest
 from adapter_export.torch_backend.base.capture_module import AxisNames, Inputs, live, most_tokens
 from adapter_export.torch_backend.base.example_inputs import Examples, Prepared, described_inputs, obvious_inputs
-from adapter_export.torch_backend.base.own_head import EMBEDDING, OwnHead, own_head, with_tokenizer
+from adapter_export.torch_backend.base.own_head import EMBEDDING, OwnHead, own_head
 from adapter_export.torch_backend.base.own_processors import CONFIG, own_media, own_texts, prepared_by
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.sentence_folder import MODULES_FILE, SentenceFolder, read_sentence_folder
@@ -268,9 +268,12 @@ def _own_head(
 
     def task_of(width: int) -> tuple[Task | None, Sequence[str]]:
         task, notes = head_task(config, name, width) if sentences is None else sentences.task()
-        if media is not None and task is not None and task.type in MEDIA_TYPES:
+        if task is None:
+            return None, notes
+        if media is not None and task.type in MEDIA_TYPES:
             return replace(task, input=media.record.medium, processor=media.record.digest), notes
-        return with_tokenizer(task, digest, cut.get("truncation_side")), notes
+        side: Side = "left" if cut.get("truncation_side") == "left" else "right"
+        return replace(task, tokenizer=digest, truncation=side), notes
 
     outputs = ["logits"] if sentences is None else [EMBEDDING]
     if class_type(name) == "span":
