@@ -292,6 +292,9 @@ Run = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
 _MOST_TRIED = 512
 """The longest input on which program and module are compared."""
 
+_MOST_NUMBERS = 2**22
+"""The most numbers of such an input: 27 pictures of 224 × 224; of texts 512 always fit."""
+
 _FAILURES: tuple[type[Exception], ...] = (*LIBRARY_ERRORS, RequestError)
 
 _RELATIVE = 1e-3
@@ -352,7 +355,7 @@ def tried(
         if 1 in lengths and not lengths.fixed and not agree(axis, 1):
             above = lengths.within(Lengths(_SMALLEST))
             lengths = lengths if above is None else above
-        top = lengths.at_most(_MOST_TRIED) or lengths.minimum
+        top = lengths.at_most(_most_tried(inputs, usual, axis)) or lengths.minimum
         if not computes(axis, top):  # as RoBERTa's, which counts from behind the padding's row
             tries = range(usual[axis] + 1, top)
             longest = usual[axis] + bisect_left(tries, True, key=lambda length: not computes(axis, length))
@@ -369,6 +372,16 @@ def tried(
                 )
         found[axis] = lengths
     return found
+
+
+def _most_tried(inputs: Sequence[InputRecord], usual: Mapping[str, int], axis: str) -> int:
+    """Return the longest length that is tried, where other axes have their usual ones."""
+    sizes = [
+        math.prod(size if isinstance(size, int) else usual.get(size, 1) for size in record.axes if size != axis)
+        for record in inputs
+        if axis in record.axes
+    ]
+    return max(1, min(_MOST_TRIED, *(_MOST_NUMBERS // size for size in sizes)))
 
 
 def _record(axis: str, facts: Facts, wanted: Bounds, also: Sequence[int] = ()) -> Lengths:
