@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 import numpy as np
 import torch
@@ -65,6 +65,7 @@ from adapter_export.version import __version__
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
+Read = TypeVar("Read")
 
 NOTE, TOKENIZER = "adapter_export.json", "tokenizer.json"
 HEAD_GRAPH, HEAD_WEIGHTS = "own_head.adapter_graph.json", "own_head.weights.safetensors.base64"
@@ -476,53 +477,40 @@ def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
     with within(path):
         note = _read_note(extra[NOTE]) if extra.get(NOTE) else CaptureNote({})
         base = _describe(program, note, extra.get(TOKENIZER) or None, guards)
+        media = _read(extra, MEDIA, "a processor", parse_captured_media)
+        if media is not None and media.record.input not in [record.name for record in base.inputs]:
+            raise BaseModelError("holds a processor of another model", found=f"the input `{media.record.input}`")
         return replace(
             base,
             own_head=_read_head(extra, base.fingerprint),
-            texts=_read_texts(extra),
-            media=_read_media(extra, base.inputs),
-            generation=_read_generation(extra),
+            texts=_read(extra, TEXTS, "golden texts", _texts_of),
+            media=media,
+            generation=_read(extra, GENERATION, "a record of how it generates", _generation_of) or Generation(),
         )
 
 
-def _read_texts(extra: Mapping[str, str]) -> GoldenTexts | None:
-    if not extra.get(TEXTS):
+def _read(extra: Mapping[str, str], name: str, what: str, parse: Callable[[str, str], Read]) -> Read | None:
+    """What `parse` makes of a file in `extra/` and its place; none if it is not there."""
+    if not extra.get(name):
         return None
+    where = f"`extra/{name}`"
     try:
-        return parse_golden_texts(extra[TEXTS].encode(), f"`extra/{TEXTS}`")
+        return parse(extra[name], where)
     except InputError as error:
         raise BaseModelError(
-            "holds golden texts that cannot be read", found=error.message.rstrip("."), fix="capture the base again"
-        ) from error
-
-
-def _read_media(extra: Mapping[str, str], inputs: Sequence[InputRecord]) -> CapturedMedia | None:
-    if not extra.get(MEDIA):
-        return None
-    try:
-        found = parse_captured_media(extra[MEDIA], f"`extra/{MEDIA}`")
-    except InputError as error:
-        raise BaseModelError(
-            "holds a processor that cannot be read", found=error.message.rstrip("."), fix="capture the base again"
-        ) from error
-    if found.record.input not in [record.name for record in inputs]:
-        raise BaseModelError("holds a processor of another model", found=f"the input `{found.record.input}`")
-    return found
-
-
-def _read_generation(extra: Mapping[str, str]) -> Generation:
-    if not extra.get(GENERATION):
-        return Generation()
-    where = f"`extra/{GENERATION}`"
-    try:
-        return record_from_json(Generation, parse_json(extra[GENERATION].encode(), where))
-    except InputError as error:
-        raise BaseModelError(
-            "holds a record of how it generates that cannot be read",
+            f"holds {what} that cannot be read",
             where=where,
             found=error.message.rstrip("."),
             fix="capture the base again",
         ) from error
+
+
+def _texts_of(text: str, where: str) -> GoldenTexts:
+    return parse_golden_texts(text.encode(), where)
+
+
+def _generation_of(text: str, where: str) -> Generation:
+    return record_from_json(Generation, parse_json(text.encode(), where))
 
 
 def _read_head(extra: Mapping[str, str], fingerprint: str) -> Adapter | None:

@@ -147,7 +147,7 @@ class TextExamples:
         answers = [self.answers] if isinstance(self.answers, np.ndarray) else self.answers
         texts = [text.encode() if isinstance(text, str) else json.dumps(text).encode() for text in self.texts]
         answered = (one.tobytes() if isinstance(one, np.ndarray) else repr(one).encode() for one in answers)
-        return _sha256([*texts, self.lengths.tobytes(), *answered])
+        return digest_of([*texts, self.lengths.tobytes(), *answered])
 
     def inputs(self, rows: Rows) -> dict[str, Tensor]:
         """The base's inputs for some rows, by name, [rows, tokens]; of choices [rows · choices, tokens].
@@ -342,8 +342,8 @@ def _cut(rows: Rows, size: int) -> list[Rows]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _sha256(chunks: Sequence[bytes]) -> str:
-    """Of the chunks and their lengths."""
+def digest_of(chunks: Sequence[bytes]) -> str:
+    """The sha256 of some bytes and where each of them ends."""
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(len(chunk).to_bytes(8, "little") + chunk)

@@ -21,7 +21,7 @@ from adapter_export.graph.tasks import CAUSAL_LM, Learnt
 from adapter_export.reading.regular_files import read_stream, sha256_of
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel
-from adapter_export.torch_backend.train.data import Rows, _sha256, split_groups
+from adapter_export.torch_backend.train.data import Rows, digest_of, split_groups
 from adapter_export.torch_backend.train.task import TextTask, check_fraction
 
 PROMPT, ANSWER = "prompt", "answer"
@@ -72,7 +72,7 @@ class LanguageExamples:
     @property
     def fingerprint(self) -> str:
         """The sha256 of the rows; a run resumes only where it is the same."""
-        return _sha256([np.array([row.start, *row.ids], np.int64).tobytes() for row in self.texts])
+        return digest_of([np.array([row.start, *row.ids], np.int64).tobytes() for row in self.texts])
 
     def only(self, rows: Rows) -> LanguageExamples:
         """Some of the rows, in the order given."""

@@ -135,12 +135,8 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer | MediaSource, names: tuple
         paths["validation"] = files.validation
     if files.test is not None:
         paths["test"] = files.test
-    problem, prefix, skip = files.problem, files.prefix, files.skip_incomplete
-    medium = None if isinstance(tokenizer, Tokenizer) else tokenizer.media.record.medium
-    tables = {
-        name: read_table(path, files.columns, problem, prefix=prefix, skip_incomplete=skip, medium=medium)
-        for name, path in paths.items()
-    }
+    problem = files.problem
+    tables = {name: _table(path, files, tokenizer) for name, path in paths.items()}
     labels: tuple[str, ...] = ()
     known, where = tables["training"].labels, str(files.training)
     if problem in ("token", "multi_label"):
@@ -158,10 +154,7 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer | MediaSource, names: tuple
     if len(set(choices.values())) > 1:
         raise DataError("the files have different numbers of choices", found=choices, expected="one number for all")
     examples: dict[str, Any] = {
-        name: TextExamples.of(table.texts, answers[name], tokenizer, names, problem, files.side)
-        if isinstance(tokenizer, Tokenizer)
-        else MediaExamples.of(table.texts, answers[name], tokenizer, problem)
-        for name, table in tables.items()
+        name: _examples(table, answers[name], files, tokenizer, names) for name, table in tables.items()
     }
     notes = tuple(note for name in tables for note in _warnings(name, tables, examples[name]))
     sources: dict[str, Any] = {
@@ -211,13 +204,23 @@ def read_examples(
         DataError: the file cannot be used, or has labels that the head does not know.
         RequestError: the base has an input that text cannot fill.
     """
+    table = _table(files.training, files, source)
+    answers = _answers(files.problem, table, files.labels, str(files.training))
+    return _examples(table, answers, files, source, names)
+
+
+def _table(path: Path, files: TaskFiles, source: Tokenizer | MediaSource) -> LabelledTexts:
     medium = None if isinstance(source, Tokenizer) else source.media.record.medium
-    problem, skip = files.problem, files.skip_incomplete
-    table = read_table(files.training, files.columns, problem, prefix=files.prefix, skip_incomplete=skip, medium=medium)
-    answers = _answers(problem, table, files.labels, str(files.training))
+    skip = files.skip_incomplete
+    return read_table(path, files.columns, files.problem, prefix=files.prefix, skip_incomplete=skip, medium=medium)
+
+
+def _examples(
+    table: LabelledTexts, answers: Any, files: TaskFiles, source: Tokenizer | MediaSource, names: tuple[str, ...]
+) -> TextExamples | MediaExamples:
     if isinstance(source, Tokenizer):
-        return TextExamples.of(table.texts, answers, source, names, problem, files.side)
-    return MediaExamples.of(table.texts, answers, source, problem)
+        return TextExamples.of(table.texts, answers, source, names, files.problem, files.side)
+    return MediaExamples.of(table.texts, answers, source, files.problem)
 
 
 _GROUPS: Mapping[ProblemType, Callable[[Any], str]] = {
