@@ -49,12 +49,12 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Embeddings and two layers; returns the hidden states and a pooled vector by name."""
+    """Embeddings and layers; returns the hidden states and a pooled vector by name."""
 
-    def __init__(self, pre_norm: bool = False) -> None:
+    def __init__(self, pre_norm: bool = False, layers: int = 2) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(len(WORDS), WIDTH), nn.Embedding(MAX_TOKENS, WIDTH)
-        self.layers = nn.ModuleList(Layer(pre_norm) for _ in range(2))
+        self.layers = nn.ModuleList(Layer(pre_norm) for _ in range(layers))
         self.pooler = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:

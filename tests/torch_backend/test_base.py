@@ -97,7 +97,7 @@ def test_outputs_that_are_no_tensors(form: Any, message: str, tmp_path: Path) ->
 
 def test_a_text_encoder(tmp_path: Path, encoder_inputs: dict[str, Tensor]) -> None:
     torch.manual_seed(0)
-    module = Encoder()
+    module = Encoder(layers=1)
     base = round_trip(module, encoder_inputs, tmp_path, tokenizer=tokenizer_json(), max_tokens=20)
     assert base.inputs == (
         InputRecord("input_ids", "int64", ("batch", "sequence"), "ids", limit=len(WORDS)),
@@ -113,13 +113,13 @@ def test_a_text_encoder(tmp_path: Path, encoder_inputs: dict[str, Tensor]) -> No
 
 
 def test_the_length_of_the_position_table_bounds_the_tokens(tmp_path: Path, encoder_inputs: dict[str, Tensor]) -> None:
-    assert round_trip(Encoder(), encoder_inputs, tmp_path).max_tokens == MAX_TOKENS
+    assert round_trip(Encoder(layers=1), encoder_inputs, tmp_path).max_tokens == MAX_TOKENS
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (2, 1), (2, 2), (2, 24), (3, 7)])
 def test_examples_of_any_shape_give_a_base_for_all_shapes(shape: tuple[int, int], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    module = Encoder().eval()
+    module = Encoder(layers=1).eval()
     ids = torch.ones(shape, dtype=torch.int64)
     # one tensor for both: torch would take the two inputs for the same one
     base = round_trip(module, {"input_ids": ids, "attention_mask": ids}, tmp_path)
@@ -134,19 +134,19 @@ def test_examples_of_any_shape_give_a_base_for_all_shapes(shape: tuple[int, int]
 
 
 def test_the_order_of_the_inputs_is_that_of_the_model(tmp_path: Path, encoder_inputs: dict[str, Tensor]) -> None:
-    base = round_trip(Encoder(), dict(reversed(encoder_inputs.items())), tmp_path)
+    base = round_trip(Encoder(layers=1), dict(reversed(encoder_inputs.items())), tmp_path)
     assert [record.name for record in base.inputs] == ["input_ids", "attention_mask"]
 
 
 def test_names_of_axes_are_given_back(tmp_path: Path, encoder_inputs: dict[str, Tensor]) -> None:
     axes = {name: {0: "rows", 1: "tokens"} for name in encoder_inputs}
-    base = round_trip(Encoder(), encoder_inputs, tmp_path, axes=axes)
+    base = round_trip(Encoder(layers=1), encoder_inputs, tmp_path, axes=axes)
     assert [record.axes for record in base.inputs] == [("rows", "tokens"), ("rows", "tokens")]
     assert base.outputs[0].axes == ("rows", "tokens", 16)
 
 
 def test_axes_that_are_left_out_are_fixed(tmp_path: Path, encoder_inputs: dict[str, Tensor]) -> None:
-    base = round_trip(Encoder(), encoder_inputs, tmp_path, axes={name: {0: "batch"} for name in encoder_inputs})
+    base = round_trip(Encoder(layers=1), encoder_inputs, tmp_path, axes={name: {0: "batch"} for name in encoder_inputs})
     assert base.inputs[0].axes == ("batch", 5)
     assert base.max_tokens == 5
 
@@ -404,6 +404,19 @@ def test_lengths_are_those_that_the_captured_branch_computes(
             live.__dict__.pop("short", None)
             live.short = False
             torch.testing.assert_close(base.run({"x": x})["output_0"], live(x))
+
+
+def test_large_inputs_are_tried_in_small_batches(tmp_path: Path) -> None:
+    seen = set[int]()
+
+    class Watched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.update(size for size in x.shape[:1] if isinstance(size, int))
+            return x.mean((1, 2, 3))
+
+    save_base(Watched(), {"x": torch.ones(1, 3, 1024, 512)}, tmp_path / "model.pt")
+    assert seen == {1, 2}
+    assert load_base(tmp_path / "model.pt").lengths == {}
 
 
 def test_a_fixed_axis_is_a_number(tmp_path: Path) -> None:

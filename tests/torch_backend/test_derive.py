@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
 from small_bases import SIZE, TextBase
+from small_task import sites_of
 from torch import nn
 
 from adapter_export.errors import BaseModelError
-from adapter_export.sites.discover import discover
-from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.base.derive import layers_of, with_layers, with_weights
 from adapter_export.torch_backend.base.torch_base import TorchBase, base_of, load_base, write_base
-from adapter_export.torch_backend.fx_view import flow_graph
 
 FOUR = {**SIZE, "num_hidden_layers": 4, "vocab_size": 50, "max_position_embeddings": 40}
 MASK = torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
@@ -31,22 +31,25 @@ def random(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def sites_of(base: TorchBase) -> SiteMap:
-    return discover(flow_graph(base.flat))
+MODELS: Mapping[str, tuple[Callable[[], nn.Module], str]] = {
+    "norm behind": (lambda: hf.BertModel(hf.BertConfig(**FOUR)), "encoder.layer"),
+    "norm before": (lambda: hf.LlamaModel(hf.LlamaConfig(**FOUR, num_key_value_heads=2, use_cache=False)), "layers"),
+    "biases made in the first layer": (lambda: hf.T5EncoderModel(hf.T5Config(**T5)), "encoder.block"),
+}
 
 
-@pytest.mark.parametrize(
-    ("model", "layers"),
-    [
-        (lambda: hf.BertModel(hf.BertConfig(**FOUR)), "encoder.layer"),
-        (lambda: hf.LlamaModel(hf.LlamaConfig(**FOUR, num_key_value_heads=2, use_cache=False)), "layers"),
-        (lambda: hf.T5EncoderModel(hf.T5Config(**T5)), "encoder.block"),
-    ],
-    ids=["norm behind", "norm before", "biases made in the first layer"],
-)
-def test_what_is_left_computes_as_the_model_without_those_layers(model, layers: str, tmp_path: Path) -> None:
-    module = random(TextBase(model()))
-    whole = base_of(module, ROWS)
+@cache
+def base_with(name: str) -> TorchBase:
+    return base_of(module_with(name), ROWS)
+
+
+def module_with(name: str) -> TextBase:
+    return random(TextBase(MODELS[name][0]()))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_left_computes_as_the_model_without_those_layers(name: str, tmp_path: Path) -> None:
+    module, whole, layers = module_with(name), base_with(name), MODELS[name][1]
     made = with_layers(whole, sites_of(whole), [0, 2])
     owner = module.get_submodule(f"model.{layers.rpartition('.')[0]}".rstrip("."))
     kept = module.get_submodule(f"model.{layers}")
@@ -83,7 +86,7 @@ def test_a_layer_of_another_width_stays() -> None:
 
 
 def test_other_weights_make_another_base() -> None:
-    base = base_of(random(TextBase(hf.BertModel(hf.BertConfig(**FOUR)))), ROWS)
+    base = base_with("norm behind")
     name = "model.encoder.layer.3.output.dense.weight"
     before = base.program.state_dict[name].clone()
     made = with_weights(base, {name: torch.zeros_like(before)})

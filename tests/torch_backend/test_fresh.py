@@ -5,20 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hand_made_sites import encoder
-from small_encoder import load_encoder
 from small_task import make_adapter, sites_of
 
 from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.heads import make_head
 from adapter_export.graph.kinds import KINDS
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.train.fresh import fresh_adapter, with_prior
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> TorchBase:
-    return load_encoder(tmp_path_factory.mktemp("base") / "model.pt")
 
 
 def test_each_kind_acts_at_its_sites(base) -> None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_encoder import load_encoder
 from small_task import LABELS, make_adapter, review_data, sites_of, with_random_weights
 
 from adapter_export.errors import AdapterError, TrainingError
@@ -25,11 +24,6 @@ from adapter_export.torch_backend.train.record import TrainingSettings
 from adapter_export.torch_backend.train.train_loop import train
 
 QUICK = TrainingSettings(epochs=2, batch_size=16, learning_rate=0.01)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> TorchBase:
-    return load_encoder(tmp_path_factory.mktemp("base") / "model.pt")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import pytest
 import small_encoder
 import torch
 from small_encoder import WIDTH, Encoder
+from small_models import traced_once
 from small_task import with_random_weights
 from toolchain import skip_or_fail
 from torch import Tensor, nn
@@ -74,17 +75,9 @@ def shared_model(name: str) -> nn.Module:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _captured_once() -> Iterator[None]:
-    """Capture a model once, however many adapters are attached to it one after the other: it takes most of the time."""
-    capture, bases = hooks.base_of, dict[nn.Module, TorchBase]()
-
-    def base_of(module: nn.Module, *given: Any) -> TorchBase:
-        if module not in bases:
-            bases[module] = capture(module, *given)
-        return bases[module]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hooks, "base_of", base_of)
+def _traced_once() -> Iterator[None]:
+    """However many adapters are attached to a model, one after the other."""
+    with traced_once():
         yield
 
 

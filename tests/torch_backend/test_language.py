@@ -29,7 +29,7 @@ FIRST = 3
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama with random weights, whose words are numbers; its tokenizer puts `<s>` before each text."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     special = {"pad_token_id": PADDING, "bos_token_id": BEGIN, "eos_token_id": END}
     config = hf.LlamaConfig(vocab_size=FIRST + COUNT, max_position_embeddings=40, **sizes, **special)
     model = hf.LlamaForCausalLM(config)

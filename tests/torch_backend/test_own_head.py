@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from archives import edit, read_entries, write_entries
+from small_models import SIZES, small, traced_once
 from transformers import AutoModel, PreTrainedModel
 
 import adapter_export as ae
@@ -23,32 +24,11 @@ from adapter_export.torch_backend.base.huggingface_folder import capture_folder,
 from adapter_export.torch_backend.base.own_head import own_head
 from adapter_export.torch_backend.base.torch_base import HEAD_GRAPH, HEAD_WEIGHTS, load_base, save_base
 
-SIZES = {
-    "vocab_size": 99,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "initializer_range": 0.2,
-    "max_position_embeddings": 40,
-    "num_labels": 3,
-}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "Albert": {"embedding_size": 16},
-    "DistilBert": {"dim": 32, "n_layers": 1, "n_heads": 4, "hidden_dim": 64},
-    "Electra": {"embedding_size": 16},
-    "GPT2": {"n_embd": 32, "n_layer": 1, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0},
-    "ModernBert": dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0),
-    "Roberta": {"pad_token_id": 1},
-    "ViT": {"image_size": 32, "patch_size": 8},
-}
 
-
-def small(name: str, head: str, **options: Any) -> PreTrainedModel:
-    torch.manual_seed(0)
-    sizes = SIZES | OPTIONS.get(name, {}) | options
-    config = getattr(transformers, f"{name}Config")(**sizes)
-    return getattr(transformers, f"{name}{head}")(config).eval()
+@pytest.fixture(scope="module", autouse=True)
+def _traced_once() -> Iterator[None]:
+    with traced_once():
+        yield
 
 
 HEADS: list[tuple[str, str, dict[str, Any], str]] = [
@@ -57,13 +37,10 @@ HEADS: list[tuple[str, str, dict[str, Any], str]] = [
     ("Bert", "ForQuestionAnswering", {"num_labels": 2}, "span"),
     ("Bert", "ForMultipleChoice", {}, "multiple_choice"),
     ("Roberta", "ForSequenceClassification", {"problem_type": "multi_label_classification"}, "multi_label"),
-    ("Roberta", "ForMultipleChoice", {}, "multiple_choice"),
     ("DistilBert", "ForSequenceClassification", {"num_labels": 1}, "regression"),
-    ("DistilBert", "ForQuestionAnswering", {"num_labels": 2}, "span"),
     ("Electra", "ForSequenceClassification", {"problem_type": "regression", "num_labels": 2}, "regression"),
     ("DebertaV2", "ForSequenceClassification", {}, "single_label"),
     ("Albert", "ForSequenceClassification", {}, "single_label"),
-    ("MPNet", "ForTokenClassification", {}, "token"),
     ("ModernBert", "ForSequenceClassification", {"classifier_pooling": "mean"}, "single_label"),
     ("GPT2", "ForTokenClassification", {}, "token"),
     ("ViT", "ForImageClassification", {}, "single_label"),
@@ -177,7 +154,7 @@ def test_a_class_that_is_none(architecture: str, tmp_path: Path) -> None:
 
 
 def test_a_head_that_computes_something_else_is_not_taken(tmp_path: Path) -> None:
-    model = small("Bert", "ForSequenceClassification")
+    model = small("Bert", "ForSequenceClassification", problem_type="single_label_classification")
     found = own_head(model, "BertForSequenceClassification", ["logits"], lambda _: (None, ()), obvious_inputs(model))
     model.bert.save_pretrained(tmp_path / "folder")
     base = open_folder(tmp_path / "folder")
@@ -190,20 +167,36 @@ def test_a_head_that_computes_something_else_is_not_taken(tmp_path: Path) -> Non
     assert "computes something else" in notes[0]
 
 
+def test_a_head_that_rounding_moves_far_is_taken(tmp_path: Path) -> None:
+    """Its terms cancel out: behind a norm, a hidden state has the sum 0."""
+    model = small("Bert", "ForTokenClassification")
+    with torch.no_grad():
+        model.classifier.weight.add_(100)
+    found = own_head(model, "BertForTokenClassification", ["logits"], lambda _: (None, ()), obvious_inputs(model))
+    model.bert.save_pretrained(tmp_path / "folder")
+    exact = model.double()
+    with torch.no_grad():
+        results = [exact(**inputs).logits.float() for inputs in found.cases]
+    distances = [float((one - other).abs().max()) for one, other in zip(results, found.results, strict=True)]
+    assert max(distances) > 2e-5  # far above what three products of such numbers round to
+    adapter, notes = replace(found, results=results).of(open_folder(tmp_path / "folder"), model="BertModel", unused=())
+    assert adapter is not None, notes
+
+
 class OfAllLayers(transformers.BertForTokenClassification):
     """Its head has the dropout of the last layer."""
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         hidden = self.bert(input_ids, attention_mask).last_hidden_state
-        return {"logits": self.classifier(self.bert.encoder.layer[2].output.dropout(hidden))}
+        return {"logits": self.classifier(self.bert.encoder.layer[1].output.dropout(hidden))}
 
 
-@pytest.mark.parametrize(("deep", "traced"), [(transformers.BertForTokenClassification, [6]), (OfAllLayers, [18])])
+@pytest.mark.parametrize(("deep", "traced"), [(transformers.BertForTokenClassification, [6]), (OfAllLayers, [12])])
 def test_one_layer_is_traced_where_it_shows_the_head(
     deep: type[PreTrainedModel], traced: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.manual_seed(0)
-    model = deep(transformers.BertConfig(**SIZES | {"num_hidden_layers": 3})).eval()
+    torch.manual_seed(traced[0])  # weights that no other test has, whose program is not known
+    model = deep(transformers.BertConfig(**SIZES | {"num_hidden_layers": 2})).eval()
     export, linears = torch.export.export, []
 
     def counted(*given: Any, **options: Any) -> torch.export.ExportedProgram:
@@ -217,7 +210,7 @@ def test_one_layer_is_traced_where_it_shows_the_head(
     found = own_head(model, deep.__name__, ["logits"], lambda _: (None, ()), examples)
     assert [count - 1 for count in linears] == traced  # without the head's own
     save_base(model.bert, examples[0], tmp_path / "model.pt")
-    assert linears[1] == 18, "the model has its layers again"
+    assert linears[1] == 12, "the model has its layers again"
     adapter, notes = found.of(load_base(tmp_path / "model.pt"), model="BertModel", unused=())
     assert adapter is not None, notes
 
@@ -228,11 +221,11 @@ def test_the_own_head_beside_adapters(tmp_path: Path) -> None:
     base = ae.capture(tmp_path / "folder", tmp_path / "model.pt")
     assert base.own_head is not None
     mine = replace(base.own_head, name="mine")
-    bundle = ae.build(base, [mine], tmp_path / "both")
+    bundle = ae.build(base, [mine], tmp_path / "both", flavours=("slots",))
     assert [record.name for record in bundle.manifest.adapters] == ["mine", OWN_HEAD]
     # one topology: the same slots
     assert len(bundle.manifest.slots) == len(base.own_head.weights)
-    alone = ae.build(base, [mine], tmp_path / "without", without_own_head=True)
+    alone = ae.build(base, [mine], tmp_path / "without", flavours=("slots",), without_own_head=True)
     assert [record.name for record in alone.manifest.adapters] == ["mine"]
     assert alone.manifest.head is None
     with pytest.raises(AdapterError, match=r"name of the base's own head.*without_own_head"):
@@ -266,7 +259,7 @@ def test_a_head_in_an_archive_is_read_strictly(fault: str, tagger: Path, tmp_pat
 
 
 def test_a_module_has_no_head_of_its_own(tmp_path: Path) -> None:
-    model = small("Bert", "ForSequenceClassification")
+    model = small("Bert", "ForSequenceClassification", problem_type="single_label_classification")
     found = obvious_inputs(model)
     assert found is not None
     save_base(model, found[0], tmp_path / "model.pt", axes=found[1])

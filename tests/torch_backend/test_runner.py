@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import small_encoder
 import torch
-from small_encoder import load_encoder
 from small_task import make_adapter, with_random_weights
 
 from adapter_export.errors import BaseMismatchError, RequestError
@@ -16,11 +15,6 @@ from adapter_export.numerics.runner import Runner
 from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.torch_runner import TorchRunner
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> TorchBase:
-    return load_encoder(tmp_path_factory.mktemp("base") / "model.pt")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_models import traced_once
 from small_task import with_random_weights
 from toolchain import skip_or_fail
 from transformers import BertConfig, BertModel
@@ -19,7 +20,7 @@ from transformers import BertConfig, BertModel
 import adapter_export as ae
 from adapter_export.errors import BaseModelError, InputError
 from adapter_export.format.tensors import write_tensors
-from adapter_export.graph.adapter import OWN_HEAD
+from adapter_export.graph.adapter import OWN_HEAD, Adapter
 from adapter_export.graph.kinds.bottleneck import houlsby
 from adapter_export.runtime.answers import Vector
 from adapter_export.torch_backend.base.huggingface_folder import open_folder
@@ -35,6 +36,12 @@ TEXTS = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _traced_once() -> Iterator[None]:
+    with traced_once():
+        yield
+
+
 @pytest.fixture(scope="module")
 def library() -> Any:
     try:
@@ -44,12 +51,8 @@ def library() -> Any:
     return sentence_transformers
 
 
-def vectors(base: ae.Base, folder: Path) -> np.ndarray:
-    """What a bundle of the own head alone answers to the texts, [texts, width]."""
-    return answered(ae.build(base, [], folder, flavours=("slots",)))
-
-
 def answered(bundle: ae.Bundle, name: str | None = None) -> np.ndarray:
+    """What a bundle answers to the texts, [texts, width]; its own head if no adapter is named."""
     answers = bundle.texts(bundle.session()).answer(TEXTS, adapter=name)
     return np.array([one.answer.vector for one in answers if isinstance(one.answer, Vector)], np.float64)
 
@@ -87,9 +90,9 @@ def test_the_cosines_of_minilm_before_and_after_an_adapter(
 Modules = list[tuple[str, dict[str, Any]]]
 
 TAKEN: dict[str, tuple[dict[str, Any], Modules]] = {
-    "first token": ({"pooling_mode_cls_token": True}, []),
+    "first_token": ({"pooling_mode_cls_token": True}, []),
     "dense": ({"pooling_mode": "mean"}, [("Dense", {"out_features": 24, "activation_function": "Tanh"})]),
-    "two dense": (
+    "two_dense": (
         {"pooling_mode": "cls"},
         [
             ("Dense", {"out_features": 48, "activation_function": "GELU"}),
@@ -137,20 +140,33 @@ def folder_of(place: Path, minilm_folder: Path, pooling: dict[str, Any], modules
     return place
 
 
+@pytest.fixture(scope="module")
+def taken(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of each of `TAKEN`, all of one model, and `bundle` with their heads as adapters, in which it is found.
+
+    The heads are those of captured archives.
+    """
+    root, heads = tmp_path_factory.mktemp("taken"), list[Adapter]()
+    for name, (pooling, modules) in TAKEN.items():
+        inner = "0_Transformer" if name == "dense" else ""
+        base = ae.capture(folder_of(root / name, minilm_folder, pooling, modules, inner), root / f"{name}.pt")
+        assert base.own_head is not None
+        heads.append(replace(base.own_head, name=name))
+    ae.build(base, heads, root / "bundle", flavours=("slots",), without_own_head=True)
+    return root
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of the library, for names of options that old folders have
 @pytest.mark.parametrize("name", TAKEN)
-def test_the_vectors_of_its_modules(name: str, library: Any, minilm_folder: Path, tmp_path: Path) -> None:
-    inner = "0_Transformer" if name == "dense" else ""
-    folder = folder_of(tmp_path / "folder", minilm_folder, *TAKEN[name], inner)
-    expected = library.SentenceTransformer(str(folder), device="cpu", local_files_only=True).encode(TEXTS)
-    base = ae.capture(folder, tmp_path / "model.pt")
-    found = vectors(base, tmp_path / "bundle")
+def test_the_vectors_of_its_modules(name: str, library: Any, taken: Path) -> None:
+    expected = library.SentenceTransformer(str(taken / name), device="cpu", local_files_only=True).encode(TEXTS)
+    found = answered(ae.open_bundle(taken / "bundle"), name)
     assert found.shape == expected.shape
     assert np.abs(expected).max() > 0.1
     assert np.abs(found - expected).max() < 1e-5 * max(1, np.abs(expected).max())
 
 
-def test_its_prompts(library: Any, minilm_folder: Path, tmp_path: Path) -> None:
+def test_its_prompts_and_its_own_head(library: Any, minilm_folder: Path, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "folder", minilm_folder, {"pooling_mode": "mean"}, [("Normalize", {})])
     prompts = {"prompts": {"query": "query: ", "passage": "passage: "}, "default_prompt_name": "query"}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
@@ -162,7 +178,11 @@ def test_its_prompts(library: Any, minilm_folder: Path, tmp_path: Path) -> None:
     assert base.own_head.head.task is not None
     assert base.own_head.head.task.prefix == "query: "
     assert "`passage`" in notes[0]
-    assert np.abs(vectors(base, tmp_path / "bundle") - expected).max() < 1e-5
+    bundle = ae.build(base, [], tmp_path / "bundle")
+    assert bundle.manifest.head == OWN_HEAD
+    assert bundle.manifest.slots == ()
+    assert np.abs(answered(bundle) - expected).max() < 1e-5
+    ae.check(bundle, against=base).raise_for_failure()
 
 
 def in_config(path: str, **changes: Any) -> Callable[[Path], None]:
@@ -242,12 +262,3 @@ def test_modules_that_are_no_json(tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text("[")
     with pytest.raises(InputError, match="not valid JSON"):
         ae.open_base(tmp_path)
-
-
-def test_the_own_head_of_vectors_is_named_in_the_manifest(minilm_folder: Path, tmp_path: Path) -> None:
-    folder = folder_of(tmp_path / "folder", minilm_folder, {"pooling_mode": "mean"}, [("Normalize", {})])
-    base = ae.capture(folder, tmp_path / "model.pt")
-    bundle = ae.build(base, [], tmp_path / "bundle")
-    assert bundle.manifest.head == OWN_HEAD
-    assert bundle.manifest.slots == ()
-    ae.check(bundle, against=base).raise_for_failure()

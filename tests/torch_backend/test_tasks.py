@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from heads import heads, with_head
-from small_encoder import BAD, GOOD, OTHER, WIDTH, load_encoder
+from small_encoder import BAD, GOOD, OTHER, WIDTH
 from small_task import make_adapter, sites_of, with_random_weights
 from torch.nn import functional as F
 
@@ -45,11 +45,6 @@ from adapter_export.torch_backend.train.task import TaskFiles, TextTask, read_ta
 from adapter_export.torch_backend.train.train_loop import evaluate, train
 
 TAGS = {**dict.fromkeys(GOOD, "praise"), **dict.fromkeys(BAD, "blame")}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> TorchBase:
-    return load_encoder(tmp_path_factory.mktemp("base") / "model.pt")
 
 
 def rows(problem: ProblemType, count: int = 240) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -14,18 +14,18 @@ from torch.nn import functional as F
 from adapter_export.errors import AdapterError
 from adapter_export.numerics.evaluate_adapter import evaluate
 from adapter_export.torch_backend.base.own_head import trace_head
-from adapter_export.torch_backend.base.torch_base import base_of
+from adapter_export.torch_backend.base.torch_base import TorchBase, base_of
 
 Parts = Callable[["Whole", Tensor, Tensor], Tensor]
 
 
 class Whole(nn.Module):
-    """An encoder, and a head written as a function of the final hidden state and the mask."""
+    """An encoder, and heads by name, each written as a function of the final hidden state and the mask."""
 
-    def __init__(self, head: Parts) -> None:
+    def __init__(self, heads: Mapping[str, Parts]) -> None:
         super().__init__()
-        self.encoder, self.head = Encoder(), head
-        self.encoder.layers = self.encoder.layers[:1]
+        torch.manual_seed(0)
+        self.encoder, self.heads = Encoder(layers=1), heads
         self.dense, self.other, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
         self.norm, self.plain = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH, elementwise_affine=False, eps=1e-3)
         self.matrix, self.bias = nn.Parameter(torch.zeros(WIDTH, 3)), nn.Parameter(torch.zeros(3))
@@ -34,9 +34,9 @@ class Whole(nn.Module):
             nn.init.normal_(tensor, std=0.2)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        """Compute both, so that the head can be held to what it reads."""
+        """Compute the hidden state as well, so that a head can be held to what it reads."""
         hidden = self.encoder(input_ids, attention_mask)["hidden"]
-        return {"hidden": hidden, "logits": self.head(self, hidden, attention_mask)}
+        return {"hidden": hidden} | {name: head(self, hidden, attention_mask) for name, head in self.heads.items()}
 
 
 def mean(hidden: Tensor, mask: Tensor, least: float = 1e-9) -> Tensor:
@@ -72,19 +72,25 @@ def inputs() -> dict[str, Tensor]:
     return {"input_ids": torch.randint(0, len(WORDS), (3, 6)) * mask, "attention_mask": mask}
 
 
+@pytest.fixture(scope="module")
+def known() -> tuple[Whole, TorchBase]:
+    """A model with all heads that can be said, and its program."""
+    model = Whole(HEADS).eval()
+    return model, base_of(model, inputs())
+
+
 @pytest.mark.parametrize("name", HEADS)
-def test_a_head_computes_what_the_model_computed(name: str) -> None:
-    torch.manual_seed(0)
-    model = Whole(HEADS[name]).eval()
-    found = trace_head(base_of(model, inputs()), ["logits"])
+def test_a_head_computes_what_the_model_computed(name: str, known: tuple[Whole, TorchBase]) -> None:
+    model, base = known
+    found = trace_head(base, [name])
     given = inputs()
     with torch.inference_mode():
         computed = model(**given)
     values = {"hidden": computed["hidden"].numpy(), "mask": given["attention_mask"].numpy()}
     result = evaluate(found.graph, {name: values[name] for name in found.graph.inputs}, found.weights)
     assert found.graph.parameter_shapes(found.widths) == {name: each.shape for name, each in found.weights.items()}
-    assert computed["logits"].abs().max() > 0.05
-    assert np.abs(result - computed["logits"].numpy()).max() < 1e-5
+    assert computed[name].abs().max() > 0.05
+    assert np.abs(result - computed[name].numpy()).max() < 1e-5
     # what the usual heads are called, so that they share their slots
     assert "classifier.weight" in found.graph.parameters
 
@@ -107,15 +113,18 @@ UNKNOWN: dict[str, tuple[Parts, str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def unknown() -> TorchBase:
+    """A model with all heads that cannot be said."""
+    return base_of(Whole({name: head for name, (head, _) in UNKNOWN.items()}), inputs())
+
+
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_what_no_head_can_say_is_named(name: str) -> None:
-    head, named = UNKNOWN[name]
-    base = base_of(Whole(head), inputs())
-    with pytest.raises(AdapterError, match=f"language of heads does not have; found `{named}`"):
-        trace_head(base, ["logits"])
+def test_what_no_head_can_say_is_named(name: str, unknown: TorchBase) -> None:
+    with pytest.raises(AdapterError, match=f"language of heads does not have; found `{UNKNOWN[name][1]}`"):
+        trace_head(unknown, [name])
 
 
-def test_an_output_that_is_not_there() -> None:
-    base = base_of(Whole(HEADS["tanh"]), inputs())
-    with pytest.raises(AdapterError, match="does not return what its class promises; found `hidden`, `logits`"):
-        trace_head(base, ["start_logits"])
+def test_an_output_that_is_not_there(known: tuple[Whole, TorchBase]) -> None:
+    with pytest.raises(AdapterError, match="does not return what its class promises; found `hidden`, `a linear of"):
+        trace_head(known[1], ["start_logits"])

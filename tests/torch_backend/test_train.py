@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import interrupted_training
+import ended_training
 import numpy as np
 import pytest
 import torch
-from small_encoder import load_encoder, save_encoder
 from small_task import make_adapter, prepared, review_data, with_random_weights
 from torch import Tensor
 
@@ -26,16 +24,6 @@ from adapter_export.torch_backend.train.record import EpochRecord, Silent, StepR
 from adapter_export.torch_backend.train.train_loop import evaluate, train
 
 QUICK = TrainingSettings(epochs=2, batch_size=8, learning_rate=0.01)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> TorchBase:
-    return load_encoder(tmp_path_factory.mktemp("base") / "model.pt")
-
-
-@pytest.fixture(scope="module")
-def data(base: TorchBase) -> TrainingData:
-    return review_data(base)
 
 
 class Witness(Silent):
@@ -59,7 +47,7 @@ class Witness(Silent):
 def test_it_learns_the_task_and_leaves_the_base_bit_for_bit(base) -> None:
     before = fingerprint(base.program)
     model = attach(base, make_adapter(base, bottleneck=8))
-    settings = TrainingSettings(epochs=15, batch_size=8, learning_rate=0.02, patience=15)
+    settings = TrainingSettings(epochs=15, batch_size=16, learning_rate=0.03, patience=15)
     result = train(model, review_data(base, 300), settings)
     assert result.best.validation.metrics["accuracy"] >= 0.9
     assert result.history[-1].training_loss < 0.3 * result.history[0].training_loss
@@ -114,15 +102,12 @@ def test_it_stops_when_nothing_gets_better(base, data) -> None:
     assert len(result.history) == result.best_epoch + 2
 
 
-def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_that_was_killed_ends_with_the_same_bits(ended_runs: Path, tmp_path: Path) -> None:
     """Killed between two checkpoints, then after the last step of an epoch, before it was validated."""
-    archive = save_encoder(tmp_path / "model.pt")
-    command = [sys.executable, interrupted_training.__file__, archive, tmp_path / "partial", 5, 16]
-    found = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
+    shutil.copytree(ended_runs / "killed", tmp_path / "killed")
     threads = torch.get_num_threads()
     try:
-        broken, whole = (interrupted_training.run(archive, tmp_path / name) for name in ("partial", "whole"))
+        broken, whole = (ended_training.run(ended_runs / "model.pt", tmp_path / name) for name in ("killed", "whole"))
     finally:
         torch.set_num_threads(threads)
     assert whole.keys() == broken.keys()

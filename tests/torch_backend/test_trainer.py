@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_models import traced_once
 from toolchain import skip_or_fail
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -36,6 +37,12 @@ def model() -> BertModel:
     torch.manual_seed(0)
     config = BertConfig(**SIZES, initializer_range=0.2, hidden_dropout_prob=0, attention_probs_dropout_prob=0)
     return BertModel(config, add_pooling_layer=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _traced_once() -> Iterator[None]:
+    with traced_once():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
