@@ -82,14 +82,17 @@ def test_no_message_outside_the_command_line_names_an_option() -> None:
 
 def _options(tree: ast.Module) -> list[tuple[int, str]]:
     """Texts with an option in them, but docstrings, what `command` is given, the options of pip, and CSS."""
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    told: list[ast.AST] = [call for call in calls if call.func.id in ("command", "Option")]
-    told += [node for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
-    exempt = {id(part) for node in told for part in ast.walk(node)}
-    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    option = r"`--|(?<!install )(?<!var\()--[a-z-]+(?![a-z-]*:)"  # `--ink: #000` and `var(--ink)` are CSS
-    named = [node for node in texts if id(node) not in exempt and re.search(option, node.value)]
-    return [(node.lineno, node.value) for node in named]
+    option = re.compile(r"`--|(?<!install )(?<!var\()--[a-z-]+(?![a-z-]*:)")  # `--ink: #000`, `var(--ink)` are CSS
+    exempt, named = set[ast.AST](), []
+    for node in ast.walk(tree):  # what holds a node comes before it
+        call = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("command", "Option")
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if call or docstring or node in exempt:
+            exempt.update(ast.iter_child_nodes(node))
+        text = node.value if isinstance(node, ast.Constant) and node not in exempt else None
+        if isinstance(text, str) and option.search(text):
+            named.append((node.lineno, text))
+    return named
 
 
 @pytest.mark.parametrize("name", ["what", "where", "found", "expected", "fix"])

@@ -159,7 +159,7 @@ def test_graphs_round_trip(graph: AdapterGraph) -> None:
     assert graph_from_json(graph_to_json(graph)) == graph
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25)
 @given(adapters())
 def test_adapters_round_trip(adapter: Adapter) -> None:
     with tempfile.TemporaryDirectory() as place:
@@ -203,7 +203,7 @@ def corruptions(draw: Callable[..., object]) -> Callable[[bytes], bytes]:
     return corrupt
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.sampled_from(FILES), corruptions()), min_size=1, max_size=3))
 def test_a_damaged_adapter_is_refused_or_unharmed(damages: list[tuple[str, Callable[[bytes], bytes]]]) -> None:
     with tempfile.TemporaryDirectory() as place:

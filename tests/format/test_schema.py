@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -136,22 +135,22 @@ def at(document: Any, path: tuple[str | int, ...]) -> Any:
 
 
 def mutants(document: Document) -> Iterator[tuple[str, Document]]:
-    """The document with one value exchanged, left out or added, at every place in turn."""
-    for path in places(document):
-        if not path:
-            continue
+    """The document with one value exchanged, left out or added, at every place in turn: in place, and taken back."""
+    for path in list(places(document))[1:]:
         *parents, last = path
-        for value in ODD_VALUES:
-            changed = copy.deepcopy(document)
-            at(changed, tuple(parents))[last] = value
-            yield f"{path} = {value!r}"[:200], changed
-        changed = copy.deepcopy(document)
-        del at(changed, tuple(parents))[last]
-        yield f"{path} left out", changed
-        if isinstance(at(document, path), dict):
-            changed = copy.deepcopy(document)
-            at(changed, path)["surplus"] = 1
-            yield f"{path} with more", changed
+        holder = at(document, tuple(parents))
+        before, value = holder.copy(), holder[last]
+        for odd in ODD_VALUES:
+            holder[last] = odd
+            yield f"{path} = {odd!r}"[:200], document
+        del holder[last]
+        yield f"{path} left out", document
+        holder.clear()
+        holder.update(before) if isinstance(holder, dict) else holder.extend(before)
+        if isinstance(value, dict):
+            value["surplus"] = 1
+            yield f"{path} with more", document
+            del value["surplus"]
 
 
 NODE = {"op": "scale", "inputs": ["h"], "output": "r", "attributes": {"factor": 0.5}}

@@ -23,6 +23,8 @@ PARSING = {
 }
 """Calls of parsers, on bytes or on folders."""
 
+_LAST = {name.rpartition(".")[2] for name in OPENING | PARSING}
+
 FREE = {
     "reading/": "the door",
     "format/files.py": "writes, and syncs what it wrote",
@@ -64,9 +66,8 @@ def _calls(tree: ast.AST, function: str = "", guarded: bool = False) -> Iterator
         yield from _calls(node, name, inside)
 
 
-def _is(call: ast.Call, names: set[str]) -> bool:
-    text = ast.unparse(call.func)
-    return any(text == name or text.endswith(f".{name}") for name in names)
+def _is(function: str, names: set[str]) -> bool:
+    return any(function == name or function.endswith(f".{name}") for name in names)
 
 
 def _writes(call: ast.Call) -> bool:
@@ -75,26 +76,27 @@ def _writes(call: ast.Call) -> bool:
 
 
 def _faults(source: str, place: str) -> Iterator[str]:
+    if place.startswith(tuple(FREE)):
+        return
     for call, function, guarded in _calls(ast.parse(source)):
-        if any(place.startswith(free) or f"{place}::{function}" == free for free in FREE):
+        method = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+        if (method or getattr(call.func, "id", "")) not in _LAST or f"{place}::{function}" in FREE or _writes(call):
             continue
-        text = ast.unparse(call)
-        method = isinstance(call.func, ast.Attribute)
-        opens = _is(call, OPENING - {"open", "read_bytes", "read_text"}) or (
-            text.startswith("open(")
-            or (method and call.func.attr in ("read_bytes", "read_text"))
-            or (
-                method
-                and call.func.attr == "open"
-                and any(
-                    isinstance(word, ast.Constant) and isinstance(word.value, str) and word.value.startswith("r")
-                    for word in [*call.args, *(keyword.value for keyword in call.keywords)]
-                )
-            )
+        called, text = ast.unparse(call.func), ast.unparse(call)
+        words = [*call.args, *(keyword.value for keyword in call.keywords)]
+        reads = any(
+            isinstance(word, ast.Constant) and isinstance(word.value, str) and word.value.startswith("r")
+            for word in words
         )
-        if opens and not _writes(call):
+        opens = (
+            _is(called, OPENING - {"open", "read_bytes", "read_text"})
+            or called == "open"
+            or method in ("read_bytes", "read_text")
+            or (method == "open" and reads)
+        )
+        if opens:
             yield f"{place}:{call.lineno} opens a file itself: {text}"
-        if _is(call, PARSING) and not guarded and not _writes(call) and "json.dumps" not in text:
+        if _is(called, PARSING) and not guarded and "json.dumps" not in text:
             yield f"{place}:{call.lineno} parses outside of `parsing`: {text}"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_bundle import build_small
+from tiny_onnx import save_tiny
 
 from adapter_export import text
 from adapter_export.api.models.base import open_base
@@ -20,7 +20,7 @@ from adapter_export.reading.child import Limits
 
 
 def test_a_graph_that_ends_its_process_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = build_small(tmp_path).model
+    path = save_tiny(tmp_path)
     open_base(path)
     trial._tried.clear()
     monkeypatch.setattr(trial, "_SECONDS", 0.01)
