@@ -91,8 +91,11 @@ def test_a_bundle_that_takes_more_than_its_base_fails(
 def test_a_bundle_of_an_onnx_base_is_what_the_base_computes(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:
     options = ("--max-tokens", 24, "-o", tmp_path / "bundle")  # more than the base's 24 positions cannot be computed
     cli.done("build", graph, "--adapters", adapters / "topic", *options)
-    document = cli.json("check", tmp_path / "bundle", "--against", graph, "--quick")
+    against = ("--against", graph, "--adapters", adapters / "topic", "--only", "topic")
+    document = cli.json("check", tmp_path / "bundle", *against, "--quick", "--report", tmp_path / "page.html")
     assert document["verdict"] == "passed"
+    called = " ".join(map(str, ("adapter-export check", tmp_path / "bundle", *against, "--quick")))
+    assert called in (tmp_path / "page.html").read_text("utf-8"), "the page says what was called"
     assert "numpy" in document["reference"]
 
 

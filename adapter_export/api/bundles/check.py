@@ -141,11 +141,17 @@ def check(
         from adapter_export.bundle.proof.certificate import page
         from adapter_export.format.files import new_file
 
-        many = {"only": only, "flavour": flavours, "case": cases}
-        given = [("against", found.against), ("data", data), ("text", text)]
+        many = {"only": only, "flavour": flavours, "case": cases, "runtime": runtimes}
+        given: list[tuple[str, object]] = [
+            ("against", found.against),
+            ("against", last),
+            ("data", data),
+            ("text", text),
+        ]
+        given += [("adapters", _listed(adapters) or None), ("repro", repro)]
         given += [(name, value) for name, values in many.items() for value in values]
         words = [word for name, value in given if value is not None for word in (f"--{name}", str(value))]
-        flags = [f"--{name}" for name, on in {"quick": quick}.items() if on]
+        flags = [f"--{name}" for name, on in {"quick": quick, "nodes": nodes}.items() if on]
         called = shlex.join(["adapter-export", "check", found.bundle, *words, *flags])
         date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         with new_file(Path(report), force=force) as temporary:
@@ -207,6 +213,13 @@ def _given(plan: Plan, adapters: Adapters | None, against: Base | PathLike | Non
         where, found = argument("adapters"), ", ".join(unknown)
         raise UsageError("the bundle has no adapter of this name", where=where, found=found, expected=f"of {known}")
     return given
+
+
+def _listed(adapters: Adapters | None) -> str:
+    """Return adapters as the option lists them; one that is given as an object by its name."""
+    given = adapters.items() if isinstance(adapters, Mapping) else (("", each) for each in adapters or ())
+    places = ((name, each if isinstance(each, str | Path) else each.name) for name, each in given)
+    return ",".join(f"{name}={place}" if name else f"{place}" for name, place in places)
 
 
 @contextmanager
