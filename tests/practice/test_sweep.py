@@ -220,7 +220,7 @@ def test_data_of_one_class_stop_the_sweep(base: ae.Base, tmp_path: Path) -> None
 def test_a_training_whose_process_dies_is_named_and_goes_on_where_it_was(model: Path, tmp_path: Path) -> None:
     data, runs = table(tmp_path), tmp_path / "sweep" / "runs"
     given = {**QUICK, "epochs": 12, "patience": 12, "kinds": ("pfeiffer",), "seeds": (0, 1), "cache_mb": 0}
-    checkpoint = runs / "pfeiffer-2-0.001-seed0.partial" / "checkpoint.safetensors"
+    checkpoint = runs / "pfeiffer-2-0.001-seed1.partial" / "checkpoint.safetensors"
 
     def kill() -> None:
         while not checkpoint.exists():
@@ -230,12 +230,12 @@ def test_a_training_whose_process_dies_is_named_and_goes_on_where_it_was(model: 
     threading.Thread(target=kill, daemon=True).start()
     with pytest.raises(TrainingError, match="every setting failed") as failed:
         ae.sweep(model, data, tmp_path / "sweep", workers=1, on_note=lambda note: None, **given)
-    assert "`pfeiffer-2-0.001-seed0`: the process of the training died" in str(failed.value)
-    assert (runs / "pfeiffer-2-0.001-seed1").is_dir(), "the others go on"
+    assert "`pfeiffer-2-0.001-seed1`: the process of the training died" in str(failed.value)
+    assert (runs / "pfeiffer-2-0.001-seed0").is_dir(), "what was finished stays"
     with safe_open(checkpoint, framework="np") as file:
         begun = json.loads(file.metadata()["state"])["history"]
     found = ae.sweep(model, data, tmp_path / "sweep", on_note=lambda note: None, **given)
-    record = ae.load_adapter(runs / "pfeiffer-2-0.001-seed0").training
+    record = ae.load_adapter(runs / "pfeiffer-2-0.001-seed1").training
     assert [one["seconds"] for one in record["history"][: len(begun)]] == [one["seconds"] for one in begun]
     assert len(begun) < len(record["history"])
     assert found.trials[0].mean is not None
@@ -245,16 +245,17 @@ def test_a_damaged_checkpoint_is_named_and_forgotten_on_request(base: ae.Base, t
     runs, data = tmp_path / "sweep" / "runs", table(tmp_path)
     given = {**QUICK, "kinds": ("ia3",), "seeds": (0, 1), "on_note": lambda note: None}
     first = ae.sweep(base, data, tmp_path / "sweep", **given)
-    kept = (runs / "ia3-0.001-seed0" / "weights.safetensors").stat().st_mtime_ns
-    shutil.rmtree(runs / "ia3-0.001-seed1")
-    (runs / "ia3-0.001-seed1.partial").mkdir()
-    (runs / "ia3-0.001-seed1.partial" / "checkpoint.safetensors").write_bytes(b"half")
+    for seed in (0, 1):
+        shutil.rmtree(runs / f"ia3-0.001-seed{seed}")
+    (runs / "ia3-0.001-seed0.partial").mkdir()
+    (runs / "ia3-0.001-seed0.partial" / "checkpoint.safetensors").write_bytes(b"half")
     with pytest.raises(TrainingError) as damaged:
         ae.sweep(base, data, tmp_path / "sweep", **given)
     assert "the checkpoint is damaged" in str(damaged.value)
+    kept = (runs / "ia3-0.001-seed1" / "weights.safetensors").stat().st_mtime_ns  # the others go on
     assert "give `--restart` to start anew" in damaged.value.sentence("shell")
     assert ae.sweep(base, data, tmp_path / "sweep", restart=True, **given) == first
-    assert (runs / "ia3-0.001-seed0" / "weights.safetensors").stat().st_mtime_ns == kept, "what is finished stays"
+    assert (runs / "ia3-0.001-seed1" / "weights.safetensors").stat().st_mtime_ns == kept, "what is finished stays"
 
 
 def test_a_cluster_that_does_not_answer_is_named() -> None:
