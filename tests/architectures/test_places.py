@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from exported_bases import ExportedBase
-from replacing import OTHERS, adapter_at, behind_the_norm, scaled, scaled_plus
+from replacing import at_every_place
 
 from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
@@ -40,20 +40,7 @@ def base(request: pytest.FixtureRequest, exported: Callable[[str], ExportedBase]
     made = exported(request.param)
     inputs = made.architecture.arrays(3, 5)
     real = inputs["attention_mask"] == 1 if "attention_mask" in inputs else np.ones((3, 5), bool)
-    return Base(made.in_torch, made.in_onnx, inputs, real, list(adapters_of(made.in_onnx)))
-
-
-def adapters_of(base: OnnxBase) -> list[Adapter]:
-    names = {role: [site.name for site in base.sites.of_roles((role,))] for role in ("linear", "embeddings")}
-    sublayers = [site.name for site in base.sites.sublayers]
-    graphs = [(scaled_plus(replaced, other), sublayers) for replaced, other in OTHERS.items()]
-    graphs += [(behind_the_norm("h"), sublayers), (behind_the_norm("y"), sublayers)]
-    graphs += [(scaled("u"), names["linear"]), (scaled_plus("h", "u"), names["linear"])]
-    graphs += [(scaled_plus("h", "h"), names["embeddings"])] if names["embeddings"] else []
-    assert names["linear"]
-    return [
-        adapter_at(f"case_{at}", graph, sites, base.sites, base.fingerprint) for at, (graph, sites) in enumerate(graphs)
-    ]
+    return Base(made.in_torch, made.in_onnx, inputs, real, at_every_place(made.in_onnx.sites, made.in_onnx.fingerprint))
 
 
 def test_all_agree_at_every_place(base: Base) -> None:

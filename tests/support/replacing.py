@@ -77,6 +77,18 @@ def adapter_at(name: str, graph: AdapterGraph, names: Sequence[str], sites: Site
     return Adapter(name, "custom", base, {"graph": graph}, placements, weights)
 
 
+def at_every_place(sites: SiteMap, base: str) -> list[Adapter]:
+    """Adapters that together replace every value of every site."""
+    names = {role: [site.name for site in sites.of_roles((role,))] for role in ("linear", "embeddings")}
+    sublayers = [site.name for site in sites.sublayers]
+    graphs = [(scaled_plus(replaced, other), sublayers) for replaced, other in OTHERS.items()]
+    graphs += [(behind_the_norm("h"), sublayers), (behind_the_norm("y"), sublayers)]
+    graphs += [(scaled("u"), names["linear"]), (scaled_plus("h", "u"), names["linear"])]
+    graphs += [(scaled_plus("h", "h"), names["embeddings"])] if names["embeddings"] else []
+    assert names["linear"]
+    return [adapter_at(f"case_{at}", graph, places, sites, base) for at, (graph, places) in enumerate(graphs)]
+
+
 class Acting:
     """What an adapter does, written down again: each kind of graph of this file as one formula."""
 
