@@ -12,14 +12,14 @@ import onnx
 import pytest
 from once import once
 from onnx import numpy_helper, parser, shape_inference
+from tiny_onnx import random_adapter
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import Manifest
-from adapter_export.graph.adapter import Adapter, Head
-from adapter_export.graph.kinds import KINDS, BottleneckOptions, classification_head
-from adapter_export.graph.tasks import Task
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.kinds import KINDS, BottleneckOptions
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import LENGTHS_KEY, OnnxBase, open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
@@ -90,27 +90,8 @@ def _weights(random: np.random.Generator) -> dict[str, np.ndarray]:
 
 def make_adapter(name: str, kind: str, activation: str, classes: int, base: OnnxBase, scaling: float = 1.0) -> Adapter:
     """An adapter with random weights at every site that its kind is for."""
-    random = np.random.default_rng([*name.encode()])
-    made = KINDS[kind](BottleneckOptions(activation=activation, scaling=scaling))
-    placements = made.with_widths(b=4).placements(base.sites)
-    head = Head(
-        classification_head(), {"d": WIDTH, "classes": classes}, Task("single_label", tuple("abcdef"[:classes]))
-    )
-    shapes = {
-        f"{site}.{key}": shape
-        for site, placement in placements.items()
-        for key, shape in made.graph.parameter_shapes(placement.widths).items()
-    }
-    shapes |= {f"head.{key}": shape for key, shape in head.graph.parameter_shapes(head.widths).items()}
-    return Adapter(
-        name=name,
-        kind=kind,
-        base=base.fingerprint,
-        graphs=made.graphs,
-        placements=placements,
-        weights={key: random.normal(0, 0.2, shape).astype(np.float32) for key, shape in shapes.items()},
-        head=head,
-    )
+    options = BottleneckOptions(activation=activation, scaling=scaling)
+    return random_adapter(name, KINDS[kind](options), base, bottleneck=4, labels="abcdef"[:classes])
 
 
 @dataclass(frozen=True)
