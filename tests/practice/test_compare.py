@@ -16,7 +16,7 @@ import pytest
 import torch
 from answering import TASKS, InTorch, sentences, write
 from heads import with_head
-from small_encoder import MAX_TOKENS, WIDTH, Encoder, save_encoder, tokenizer_json
+from small_encoder import WIDTH, save_encoder
 from small_task import make_adapter, with_random_weights
 
 import adapter_export as ae
@@ -29,7 +29,7 @@ from adapter_export.graph.tasks import Task
 from adapter_export.numerics.judge import Judged, judge_classes, judge_numbers, judge_spans
 from adapter_export.practice.comparison import MOST_PAIRED, Comparison, Contestant, Setting, comparison, holm
 from adapter_export.tables import one_line
-from adapter_export.torch_backend.base.torch_base import load_base, save_base
+from adapter_export.torch_backend.base.torch_base import load_base, write_base
 from schemas import validate
 
 SETTING = Setting("single_label", "rows.tsv", "0" * 64, 200, 0, 0, None)
@@ -302,17 +302,8 @@ def test_adapters_bundles_and_models_beside_each_other(bench: Bench, topics: Pat
     two = bench.adapters["two"]
     weights = {name: tensor for name, tensor in two.weights.items() if name.startswith("head.")}
     head = replace(two, name=OWN_HEAD, kind="own_head", graphs={}, placements={}, weights=weights)
-    example = {"input_ids": torch.ones(2, 5, dtype=torch.long), "attention_mask": torch.ones(2, 5, dtype=torch.long)}
     student = bench.folder / "student.pt"
-    module = Encoder().eval()
-    save_base(
-        module,
-        example,
-        student,
-        tokenizer=tokenizer_json(),
-        max_tokens=MAX_TOKENS,
-        own_head=lambda base: (replace(head, base=base.fingerprint), ()),
-    )
+    write_base(replace(bench.base.torch, own_head=head), student)
     found = ae.compare(
         bench.bundle,
         bench.folder / "one",
