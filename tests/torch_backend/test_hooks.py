@@ -172,7 +172,8 @@ def test_the_trainer_of_transformers_trains_it_as_it_is(tmp_path: Path) -> None:
     arrays = {key: value.numpy() for key, value in inputs_of().items()}
     arrays["token_type_ids"] = np.zeros_like(arrays["input_ids"])
     expected = runner.run(arrays, read_adapter(tmp_path / "a"))
-    bundle = ae.build(ae.open_base(tmp_path / "model.pt"), [tmp_path / "a"], tmp_path / "bundle")
+    base = ae.open_base(tmp_path / "model.pt")
+    bundle = ae.build(base, [tmp_path / "a"], tmp_path / "bundle", flavours=("slots",))
     found = bundle.session().run(arrays, "a")
     for name in ("last_hidden_state", "logits"):
         limit = 1e-5 * np.abs(expected[name]).max()

@@ -101,10 +101,8 @@ class OwnHead:
             if distance <= allowed(scale=scale).absolute:
                 continue
             # where large terms leave a small sum, rounding moves it further
-            arrays, step = (
-                {name: value.numpy() for name, value in inputs.items()},
-                product_error("float32", inner=size.inner),
-            )
+            arrays = {name: value.numpy() for name, value in inputs.items()}
+            step = product_error("float32", inner=size.inner)
             moved = moved_by_rounding(
                 runner.run, [arrays], adapter, sites=runner.sites, base=base.fingerprint, step=step
             )
