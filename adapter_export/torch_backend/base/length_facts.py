@@ -381,7 +381,7 @@ def _most_tried(inputs: Sequence[InputRecord], usual: Mapping[str, int], axis: s
         for record in inputs
         if axis in record.axes
     ]
-    return max(1, min(_MOST_TRIED, *(_MOST_NUMBERS // size for size in sizes)))
+    return max(1, min([_MOST_TRIED, *(_MOST_NUMBERS // max(1, size) for size in sizes)]))
 
 
 def _record(axis: str, facts: Facts, wanted: Bounds, also: Sequence[int] = ()) -> Lengths:
