@@ -7,16 +7,20 @@ from pathlib import Path
 
 import pytest
 from oci_registry import OciRegistry
-from tiny_onnx import build_tiny
+from tiny_onnx import tiny_bundle
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "share.py"
 
 
 def test_a_tag_moves_and_a_digest_stays(
-    registry: OciRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    registry: OciRegistry,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ADAPTER_EXPORT_CACHE", str(tmp_path / "cache"))
-    bundle = build_tiny(tmp_path)
+    bundle = tiny_bundle(tmp_path_factory)
     runpy.run_path(str(EXAMPLE))["main"](str(bundle), f"oci://{registry.host}/examples/tiny:now")
     said = capsys.readouterr().out
     assert "whoever pulls it has wide, narrow" in said

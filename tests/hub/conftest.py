@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from once import once
-from tiny_onnx import build_tiny
+from tiny_onnx import tiny_bundle
 
 from adapter_export.format.manifest_json import read_manifest
 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return once(tmp_path_factory, "hub_bundle", build_tiny) / "bundle"
+    return tiny_bundle(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -6,14 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_onnx import build_tiny
+from tiny_onnx import tiny_bundle
 
 from adapter_export.runtime import Bundle, Session
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny(tmp_path_factory.mktemp("built"))
+    return tiny_bundle(tmp_path_factory)
 
 
 @pytest.fixture

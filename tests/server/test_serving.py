@@ -321,14 +321,14 @@ def test_a_server_without_an_exporter_says_so_and_traces_nothing(
 
 
 def test_nothing_is_lost_or_wrong_while_a_bundle_is_exchanged_and_an_alias_turns(film: Path, tmp_path: Path) -> None:
-    """Ten thousand texts; then the server drains, tells what it did, and a restart has the routes of before."""
+    """Five thousand texts; then the server drains, tells what it did, and a restart has the routes of before."""
     versions, state = two_versions(film, tmp_path), tmp_path / "routes.json"
     place = shutil.copytree(film, tmp_path / "film")
     around = {"OTEL_TRACES_EXPORTER": "console", "OTEL_SERVICE_NAME": "films"}
     with served(place, "--drain", "0.5", "--state", state, **around) as found:
         client, process = found.client, found.process
-        counts = asyncio.run(Traffic(client.base_url, place, versions).run(250, clients=8, rows=40, pause=0.1))
-        assert counts["right"] == 10_000, counts
+        counts = asyncio.run(Traffic(client.base_url, place, versions).run(250, clients=8, rows=20, pause=0.1))
+        assert counts["right"] == 5_000, counts
         assert min(counts["deployed"], counts["turned"]) >= 3
         process.send_signal(signal.SIGHUP)
         trace = "0af7651916cd43dd8448eb211c80319c"

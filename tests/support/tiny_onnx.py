@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
+from once import once
 from onnx import numpy_helper, parser, shape_inference
 
 from adapter_export.bundle.build_bundle import build_bundle
@@ -183,3 +185,8 @@ def build_tiny(folder: Path, *, tokenizer: str | None = None, model: onnx.ModelP
         max_tokens=None if tokenizer is None else 20,
     )
     return folder / "bundle"
+
+
+def tiny_bundle(factory: pytest.TempPathFactory) -> Path:
+    """The bundle of `build_tiny`, made once for a run."""
+    return once(factory, "tiny_bundle", build_tiny) / "bundle"
