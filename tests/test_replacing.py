@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from acting import in_slots
-from replacing import OTHERS, PROJECTIONS, ROLES, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
+from replacing import LINEARS, OTHERS, SUBLAYERS, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
 from small_encoder import ExportedEncoder, inputs
 from torch import Tensor
 
@@ -33,8 +33,6 @@ from adapter_export.torch_backend.torch_runner import TorchRunner
 TOLERANCE = 2e-5
 INPUTS = inputs()
 ARRAYS = {name: tensor.numpy() for name, tensor in INPUTS.items()}
-SUBLAYERS = [f"layers.{number}.{role}" for number in range(2) for role in ROLES]
-LINEARS = [f"layers.{n}.{role}.{name}" for n in range(2) for role in ROLES for name in PROJECTIONS[role]]
 
 
 class Bases(ExportedEncoder):

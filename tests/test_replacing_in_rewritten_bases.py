@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from replacing import OTHERS, PROJECTIONS, ROLES, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
+from replacing import LINEARS, OTHERS, SUBLAYERS, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
 from small_encoder import Encoder, ExportedEncoder, inputs
 
 from adapter_export.bundle.build_bundle import build_bundle
@@ -33,8 +33,6 @@ from adapter_export.sites.view import FlowIndex
 
 INPUTS = inputs()
 ARRAYS = {name: tensor.numpy() for name, tensor in INPUTS.items()}
-SUBLAYERS = [f"layers.{number}.{role}" for number in range(2) for role in ROLES]
-LINEARS = [f"layers.{n}.{role}.{name}" for n in range(2) for role in ROLES for name in PROJECTIONS[role]]
 CASES: Mapping[str, tuple[AdapterGraph, list[str]]] = {
     **{replaced: (scaled_plus(replaced, other), SUBLAYERS) for replaced, other in OTHERS.items()},
     "norm_h": (behind_the_norm("h"), SUBLAYERS),

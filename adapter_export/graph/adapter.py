@@ -28,7 +28,6 @@ SHARED = "shared"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names of adapters, which become names of files on every operating system."""
 
-
 _MOST_NODES = 1_000_000
 """The most nodes and parameters of graphs at all sites together: a small file can name a large graph at many sites."""
 

@@ -69,8 +69,7 @@ def head_graph(task: ProblemType, options: HeadOptions | None = None) -> Adapter
         raise UsageError("only an embedding is projected or normalised", found=f"the task `{task}`")
     chain, width = Chain("hidden"), "d"
     if task not in TOKEN_TYPES:
-        op, *others = {"mean": ("mean_pool", "mask"), "first": ("first_token",)}[options.pooling]
-        chain.op(op, "pooled", *others)
+        chain.op(_POOLING_OPS[options.pooling], "pooled", *(["mask"] if options.pooling == "mean" else []))
 
     def linear(name: str, output: str, width_out: str) -> str:
         chain.dropout(options.dropout, f"{output}_input")

@@ -44,7 +44,6 @@ _PATH = re.compile(r"(?!(head|shared)(\.|$))[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SWAPS = frozenset({"transpose", "permute", "t", "mt", "movedim", "swapaxes"})
 """Operations that let axes change places."""
 
-
 _ORDERING = frozenset({"topk", "sort", "argsort", "argmax"})
 """Operations that put numbers in order."""
 
@@ -290,8 +289,7 @@ def linear_sites(index: FlowIndex, sublayer: Site, ends: Collection[str], source
 def outside_sites(index: FlowIndex, sites: Sequence[Site]) -> Iterator[Site]:
     """The linear layers that lie in no sublayer, in the order of evaluation, with names that no other site has.
 
-    `sites` are all others. A layer on which no output of the base depends is
-    none of them, nor is a router.
+    `sites` are all others. A layer on which no output of the base depends is none of them, nor is a router.
     """
     placed = {site.h for site in sites if site.role == "linear"}
     starts = {site.h: site.x for site in sites if site.role in SUBLAYERS and site.x is not None}

@@ -18,11 +18,13 @@ from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.sites.site import SiteMap
 
 RANK = 3
-ROLES = ("attention", "ffn")
 OTHERS = {"u": "x", "h": "u", "y": "h"}
 """What a graph reads beside the value that it replaces."""
 
-PROJECTIONS = {"attention": ("query", "key", "value", "output"), "ffn": ("up", "down")}
+_PROJECTIONS = {"attention": ("query", "key", "value", "output"), "ffn": ("up", "down")}
+SUBLAYERS = [f"layers.{number}.{role}" for number in range(2) for role in _PROJECTIONS]
+LINEARS = [f"{sublayer}.{name}" for sublayer in SUBLAYERS for name in _PROJECTIONS[sublayer.rpartition(".")[2]]]
+"""The sites of the small encoder."""
 
 
 def scaled_plus(replaced: str, other: str, *, shared: bool = False) -> AdapterGraph:
