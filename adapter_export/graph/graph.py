@@ -81,11 +81,12 @@ class AdapterGraph:
 
     def shapes(self) -> dict[str, Shape]:
         """The symbolic shape of every value, by the ops' shape rules."""
-        return dict(self._shapes)
+        return dict(self._bound[0])
 
     @cached_property
-    def _shapes(self) -> Mapping[str, Shape]:
-        known = self._input_shapes()
+    def _bound(self) -> tuple[Mapping[str, Shape], Mapping[str, Mapping[str, Dim]]]:
+        """The shape of every value, and the dimensions of every node's op, by what the node defines."""
+        known, dimensions = self._input_shapes(), dict[str, Mapping[str, Dim]]()
         for index, node in enumerate(self.nodes):
             where = f"node {index} (`{node.op}`)"
             if node.output in known:
@@ -100,10 +101,10 @@ class AdapterGraph:
             if len(inputs) not in spec.arity:
                 raise GraphError("wrong number of values read", where=where, found=len(inputs), expected=spec.arity)
             check_attributes(spec, node.attributes, where)
-            dims = bind_dimensions(spec, inputs, node.parameters, self.parameters, where)
+            dimensions[node.output] = bind_dimensions(spec, inputs, node.parameters, self.parameters, where)
             with within(where):
-                known[node.output] = spec.shape(inputs, dims)
-        return known
+                known[node.output] = spec.shape(inputs, dimensions[node.output])
+        return known, dimensions
 
     def _check_place(self) -> None:
         if self.replaces not in READABLE:
@@ -131,10 +132,9 @@ class AdapterGraph:
             expected=f"only {', '.join(SITE_VALUES)} (at a site) or only {', '.join(HEAD_VALUES)} (in a head)",
         )
 
-    def dimensions(self, node: Node) -> dict[str, Dim]:
+    def dimensions(self, node: Node) -> Mapping[str, Dim]:
         """The dimensions of a node's op in the graph's terms: `in` is the last axis of what it reads first."""
-        inputs = tuple(self._shapes[name] for name in node.inputs)
-        return bind_dimensions(OPS[node.op], inputs, node.parameters, self.parameters, f"`{node.output}`")
+        return self._bound[1][node.output]
 
     def known_dimensions(self, node: Node, widths: Mapping[str, int]) -> dict[str, int]:
         """The same in numbers, without those whose width is not given."""

@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -237,7 +238,9 @@ def slot_tensors(plan: SlotPlan, adapter: Adapter) -> Weights:
     `AdapterError`: it does something for which the plan has no slots. `GraphError`: a factor takes a weight out of the
     range of float32.
     """
-    own = {(owner, topology_key(graph)): graph for owner, graph, _ in adapter.components()}
+    graphs = {id(graph): graph for _, graph, _ in adapter.components()}  # one stands at many sites
+    keys = {place: topology_key(graph) for place, graph in graphs.items()}
+    own = {(owner, keys[id(graph)]): graph for owner, graph, _ in adapter.components()}
     unplanned = own.keys() - {(group.owner, group.key) for group in plan.groups}
     if unplanned:
         raise AdapterError(
@@ -288,14 +291,18 @@ def _check_idle(group: SlotGroup, idle: Weights, shared: Collection[str], adapte
 
 def _forms(adapters: Sequence[Adapter], reserved: Sequence[Reserved]) -> dict[str, dict[str, AdapterGraph]]:
     """Return the graphs that go into slots, by owner and topology; always the same of several spellings of one."""
-    forms: dict[str, dict[str, AdapterGraph]] = {}
+    found: dict[str, dict[str, tuple[str, AdapterGraph]]] = {}
+    known: dict[int, tuple[str, tuple[str, AdapterGraph]]] = {}  # of one graph at many sites
     of_adapters = ((adapter.name, owner, graph) for adapter in adapters for owner, graph, _ in adapter.components())
     for name, owner, graph in (*of_adapters, *((one.graph_name, one.owner, one.graph) for one in reserved)):
-        with within(f"adapter `{name}`, `{owner}`"):
-            form, here = slot_form(graph), forms.setdefault(owner, {})
-        key = topology_key(form)
-        here[key] = min(here.get(key, form), form, key=lambda graph: json.dumps(asdict(graph)))
-    return forms
+        if id(graph) not in known:
+            with within(f"adapter `{name}`, `{owner}`"):
+                form = slot_form(graph)
+            known[id(graph)] = topology_key(form), (json.dumps(asdict(form)), form)
+        key, spelt = known[id(graph)]
+        here = found.setdefault(owner, {})
+        here[key] = min(here.get(key, spelt), spelt, key=itemgetter(0))
+    return {owner: {key: form for key, (_, form) in here.items()} for owner, here in found.items()}
 
 
 def _graph_names(adapters: Sequence[Adapter], reserved: Sequence[Reserved]) -> dict[str, str]:
