@@ -323,20 +323,25 @@ def _remeasured(
     plan: Plan, graph: Graph, reference: Reference, results: Sequence[OutputRecord], expected: Sequence[Golden]
 ) -> list[OutputRecord]:
     """Compare again what is a little off in cases for which it was not measured how far rounding moves them."""
-    found, measured = list(results), {case.name for case in to_disturb(plan.cases)}
-    off = [one for one in results if not one.passed and one.against == "reference" and one.compared and not one.mixed]
+    measured = {case.name for case in to_disturb(plan.cases)}
+    off = [one for one in results if not one.passed and one.against == "reference" and one.compared]
+    wider = dict[tuple[str | None, str], Golden]()
     for name, case in dict.fromkeys((one.adapter, one.case) for one in off if one.ratio < _AMPLIFIED):
-        golden = next(one for one in expected if (one.against, one.adapter) == ("reference", name))
-        at = next(at for at, one in enumerate(golden.cases) if one.name == case)
-        own = golden.cases[at]
-        if own.name in measured:
-            continue
-        source, output = plan.bundle.with_output(name)
-        wider = _maker(plan, reference).measured(golden, at, source, output)
-        again = list(compare_outputs(graph.run(own.arrays, (name,) * own.batch), wider, 0, graph))
-        place = ("reference", name, case, False)
-        found = [one for one in found if (one.against, one.adapter, one.case, one.mixed) != place] + again
-    return found
+        if case not in measured:
+            golden = next(one for one in expected if (one.against, one.adapter) == ("reference", name))
+            at = next(at for at, one in enumerate(golden.cases) if one.name == case)
+            source, output = plan.bundle.with_output(name)
+            wider[name, case] = _maker(plan, reference).measured(golden, at, source, output)
+    if not wider:
+        return list(results)
+
+    def of(trial: Trial) -> tuple[tuple[Golden, int], ...]:
+        named = [(one.adapter, trial.case.name) for one, _ in trial.expected if one.against == "reference"]
+        return tuple((wider[each], 0) for each in named if each in wider)
+
+    again = [replace(trial, expected=own) for trial in trials(plan, graph, expected) if (own := of(trial))]
+    kept = [one for one in results if one.against != "reference" or (one.adapter, one.case) not in wider]
+    return [*kept, *run_trials(graph, again, silent)]
 
 
 def _repeats(plan: Plan, reference: Reference, expected: Sequence[Golden]) -> Iterator[ObligationRecord]:
