@@ -23,7 +23,6 @@ from adapter_export.numerics.runner import head_output
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.base.torch_base import TorchBase
-from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.splice import splice
 from adapter_export.torch_backend.torch_lowering import GraphLayer
 
@@ -54,7 +53,7 @@ def attach(
         AdapterError: the base lacks a site of the adapter or what its graph needs there, or has another width.
         NoSitesError: the base has no sites.
     """
-    sites = discover(flow_graph(base.flat)) if sites is None else sites
+    sites = discover(base.flow) if sites is None else sites
     if adapter is not None:
         if adapter.base != base.fingerprint and not allow_mismatch:
             raise BaseMismatchError(adapter.name, found=adapter.base, expected=base.fingerprint)
@@ -250,7 +249,7 @@ class AdaptedModel(AttachedAdapter):
         seen: Sequence[str] = (),
     ) -> None:
         super().__init__(base, adapter, sites, learned)
-        self.body = splice(base.flat, self._mask(), sites, self._layers, seen)
+        self.body = splice(base, self._mask(), sites, self._layers, seen)
         self._seen = len(seen) + 1
         self.eval()
 

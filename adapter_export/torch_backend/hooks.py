@@ -28,12 +28,11 @@ from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.sites.edits import Edit, plan_edits
 from adapter_export.sites.site import Site, SiteMap
 from adapter_export.sites.site_map import GivenSites, check_complete, sites_of
-from adapter_export.sites.view import FlowIndex
 from adapter_export.torch_backend.attach import AttachedAdapter, attach
 from adapter_export.torch_backend.base.capture_module import AxisNames, Inputs, named_tensors, settled
 from adapter_export.torch_backend.base.example_inputs import obvious_inputs
 from adapter_export.torch_backend.base.torch_base import TorchBase, base_of, weight_facts
-from adapter_export.torch_backend.fx_view import flow_graph, modules_of
+from adapter_export.torch_backend.fx_view import modules_of
 from adapter_export.torch_backend.splice import cut_piece, every_token, join_piece
 
 ATTRIBUTE = "adapter"
@@ -85,7 +84,7 @@ def attach_to_module(
             fix="give `example_inputs`, a dict of tensors by the names of the arguments of `forward`",
         )
     base = base_of(module, *given)
-    sites = sites_of(flow_graph(base.flat), "torch", site_map)
+    sites = sites_of(base.flow, "torch", site_map)
     check_complete(sites, site_map)
     made = adapter if isinstance(adapter, Adapter) else adapter(sites, base.fingerprint)
     rng = np.random.default_rng(0)
@@ -155,7 +154,7 @@ class HookedAdapter(AttachedAdapter):
 
     def _planned(self, boundaries: _Boundaries) -> dict[tuple[str, str, int], list[_Stop]]:
         """What happens at each side of each call of a submodule."""
-        index = FlowIndex(flow_graph(self.base.flat))
+        index = self.base.index
         acting = [(site, self._layers[site.name].graph.replaces) for site in self.sites if site.name in self._layers]
         replacing: dict[str, list[Edit]] = defaultdict(list)
         needed: dict[str, Site | None] = {}

@@ -12,8 +12,8 @@ from adapter_export.graph.adapter import HEAD
 from adapter_export.numerics.evaluate_adapter import check_tokens
 from adapter_export.sites.edits import Edit, Ref, Rewiring, plan_edits
 from adapter_export.sites.site import SiteMap
-from adapter_export.sites.view import FlowIndex, Piece
-from adapter_export.torch_backend.fx_view import flow_graph
+from adapter_export.sites.view import Piece
+from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.torch_lowering import GraphLayer
 
 
@@ -33,11 +33,11 @@ def _in_blocks(value: Tensor, blocks: int) -> Tensor:
 
 
 def splice(
-    base: fx.GraphModule, mask: str | None, sites: SiteMap, layers: Mapping[str, GraphLayer], seen: Sequence[str] = ()
+    base: TorchBase, mask: str | None, sites: SiteMap, layers: Mapping[str, GraphLayer], seen: Sequence[str] = ()
 ) -> fx.GraphModule:
     """A module that computes the base with layers called at some sites, by name, and at the `head`.
 
-    The module shares the weights of the base, a flat graph that is left as it is, and freezes them. It takes the base's
+    The module shares the weights of the base, which is left as it is, and freezes them. It takes the base's
     inputs by position and returns a flat tuple: the base's outputs, the head's result if there is one, the values of
     the base that are to be `seen`, and the final hidden state. `mask` is the placeholder that says which tokens are
     real; without one, all of them are.
@@ -46,11 +46,11 @@ def splice(
         NoSitesError: a layer replaces what a site's layer reads, and nothing there reads it.
         AdapterError: a layer takes the tokens of a text together where the base has no axis of tokens.
     """
-    work = _Work(base)
+    work = _Work(base.flat)
     # names of sites hold dots, which torch does not take in the name of a submodule
     targets = {owner: f"adapter_layer_{index}" for index, owner in enumerate(layers)}
     places = ((site, layers[site.name].graph.replaces) for site in sites if site.name in layers)
-    for edit in plan_edits(FlowIndex(flow_graph(base)), places):
+    for edit in plan_edits(base.index, places):
         work.insert(edit, layers[edit.site.name], targets[edit.site.name])
     results = [work.nodes[Ref(value)] for value in (*seen, sites.final)]
     if HEAD in layers:
@@ -60,7 +60,7 @@ def splice(
     work.output.args = ((*(value for value in flat if isinstance(value, fx.Node)), *results),)
     work.graph.lint()
     modules = {targets[owner]: layer for owner, layer in layers.items()}
-    return fx.GraphModule({**_frozen(base), **modules}, work.graph)
+    return fx.GraphModule({**_frozen(base.flat), **modules}, work.graph)
 
 
 class _Work:
@@ -79,7 +79,7 @@ class _Work:
         read = [self.nodes[edit.values[name]] for name in layer.graph.inputs]
         old = self.nodes[edit.values[edit.replaced]]
         check_tokens(layer.graph, edit.site, old.meta["val"].dim() if "val" in old.meta else None)
-        with self.graph.inserting_after(max({*read, old}, key=list(self.graph.nodes).index)):
+        with self.graph.inserting_after(max({*read, old})):
             call = self.graph.call_module(target, tuple(read))
         with self.graph.inserting_before(call):
             call.args = (*read, *(self.graph.get_attr(name) for name in layer.borrows))

@@ -21,7 +21,7 @@ from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.attach import AdaptedModel, attach
 from adapter_export.torch_backend.base.torch_base import TorchBase
-from adapter_export.torch_backend.fx_view import flow_graph, modules_of
+from adapter_export.torch_backend.fx_view import modules_of
 
 _MOST_ATTACHED = 32
 
@@ -49,7 +49,7 @@ class TorchRunner:
 
     def __init__(self, base: TorchBase, *, sites: SiteMap | None = None, allow_mismatch: bool = False) -> None:
         self._base = base
-        self.sites = discover(flow_graph(base.flat)) if sites is None else sites
+        self.sites = discover(base.flow) if sites is None else sites
         self._allow_mismatch = allow_mismatch
         self._models: list[AdaptedModel] = []
 

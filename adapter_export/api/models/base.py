@@ -282,9 +282,7 @@ class Base:
         """The graph in which sites are found."""
         if self.is_onnx:
             return self.onnx.flow
-        from adapter_export.torch_backend.fx_view import flow_graph
-
-        return flow_graph(self.torch.flat)
+        return self.torch.flow
 
     def exported(self, folder: Path, on_progress: Callable[[str], None] | None = None) -> OnnxBase:
         """Return the base as an ONNX graph, exported into a folder if it is none."""

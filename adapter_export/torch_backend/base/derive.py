@@ -15,7 +15,6 @@ from adapter_export.errors import BaseModelError, NoSitesError
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.base.torch_base import TorchBase, fingerprint
-from adapter_export.torch_backend.fx_view import flow_graph
 
 
 def with_weights(base: TorchBase, weights: Mapping[str, Tensor]) -> TorchBase:
@@ -49,7 +48,7 @@ def with_layers(base: TorchBase, sites: SiteMap, kept: Sequence[int]) -> TorchBa
     signature, state = _signature(module.graph, base.program, unused)
     made = _of(base, module, signature, state)
     try:
-        found_there = [(site.role, site.width) for site in discover(flow_graph(made.flat)).sublayers]
+        found_there = [(site.role, site.width) for site in discover(made.flow).sublayers]
     except NoSitesError as error:
         raise _needed(left_out[0], error.what, "the layers that are kept") from error
     if found_there != expected:

@@ -88,7 +88,7 @@ class OwnHead:
     def _deviates(self, base: TorchBase, adapter: Adapter) -> str:
         """In what way the base with the head is not the whole model; empty if it is, within rounding."""
         runner = TorchRunner(base)
-        model, size = runner.model(adapter), extent(flow_graph(base.flat))
+        model, size = runner.model(adapter), extent(base.flow)
         allowed = partial(budget, "float32", inner=size.inner, depth=size.depth)
         for inputs, expected in zip(self.cases, self.results, strict=True):
             if set(inputs) != {record.name for record in base.inputs}:

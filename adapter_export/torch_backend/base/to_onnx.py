@@ -28,7 +28,6 @@ from adapter_export.sites.discover import OTHER_CALLS_KEY
 from adapter_export.torch_backend.base.program_signature import Signature
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.torch_base import TorchBase
-from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.version import __version__
 
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
@@ -416,7 +415,7 @@ def _describe_model(model: ir.Model, base: TorchBase) -> None:
     model.metadata_props[_FINGERPRINT_KEY] = base.fingerprint
     lengths = {axis: asdict(one) for axis, one in base.lengths.items()}
     model.metadata_props[_LENGTHS_KEY] = json.dumps({"lengths": lengths, "pads": base.pads}, sort_keys=True)
-    other_calls = flow_graph(base.flat).other_calls
+    other_calls = base.flow.other_calls
     if other_calls:  # the exporter computes these layers, and leaves their results alone
         model.metadata_props[OTHER_CALLS_KEY] = json.dumps(other_calls, sort_keys=True)
     for graph in model.graphs():

@@ -44,6 +44,7 @@ from adapter_export.graph.adapter import OWN_HEAD, Adapter
 from adapter_export.reading.documents import parse_json
 from adapter_export.reading.parsers import parsing
 from adapter_export.reading.regular_files import open_regular
+from adapter_export.sites.view import FlowGraph, FlowIndex
 from adapter_export.torch_backend.base.archive import readable, screen, write_clean
 from adapter_export.torch_backend.base.capture_module import (
     AxisNames,
@@ -60,6 +61,7 @@ from adapter_export.torch_backend.base.length_facts import Run, may_pad, only_so
 from adapter_export.torch_backend.base.pickles import check_exported, check_pickled
 from adapter_export.torch_backend.base.program_signature import Signature
 from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
+from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.version import __version__
 
 if TYPE_CHECKING:
@@ -185,6 +187,16 @@ class TorchBase:
     def flat(self) -> fx.GraphModule:
         """The flat module of all who read it alone, as `module` gives it: making one takes longer than a small base."""
         return self.module()
+
+    @cached_property
+    def flow(self) -> FlowGraph:
+        """The graph in which sites are found."""
+        return flow_graph(self.flat)
+
+    @cached_property
+    def index(self) -> FlowIndex:
+        """The same graph with who makes and who reads each value."""
+        return FlowIndex(self.flow)
 
     def module(self) -> fx.GraphModule:
         """A flat module, each time a new one, that shares the weights; its placeholders have the inputs' names.

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from adapter_export.torch_backend.attach import AdaptedModel
-from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.train.data import Examples, Rows, evaluation_batches
 
 _READS_PADDING = "gate"
@@ -49,7 +48,7 @@ class HiddenCache:
             return None
         kept = _kept(model.body)
         below, above = _below(model.body, kept), _above(model.body, kept)
-        products = {node.name for node in flow_graph(model.base.flat).nodes if node.multiplies}
+        products = {node.name for node in model.base.flow.nodes if node.multiplies}
         if not products.intersection(node.name for node in below.graph.nodes):
             return None
         tokens, made = int(examples.lengths.sum()), cls(above, examples.lengths, ())
