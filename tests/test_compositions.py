@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnxruntime as ort
 import pytest
-from acting import in_slots
 from random_kinds import random_of_kind
+from slotted import in_slots
 from small_encoder import ExportedEncoder, inputs
 
 from adapter_export.dtypes import Weights

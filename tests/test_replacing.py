@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from acting import in_slots
 from replacing import LINEARS, OTHERS, SUBLAYERS, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
+from slotted import in_slots
 from small_encoder import ExportedEncoder, inputs
 from torch import Tensor
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from acting import in_slots, with_hooks
+from acting import with_hooks
 from exported_bases import ExportedBase
+from slotted import in_slots
 from tiny_onnx import random_adapter
 from torch import Tensor
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from acting import in_slots, with_hooks
+from acting import with_hooks
 from banks import assert_rows_are_those_of_slots
 from exported_bases import by_older_exporter
 from heads import heads, with_head
+from slotted import in_slots
 from tiny_onnx import random_adapter
 from torch import Tensor, nn
 

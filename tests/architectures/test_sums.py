@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from acting import bottlenecks, in_slots, with_hooks
+from acting import bottlenecks, with_hooks
 from exported_bases import ExportedBase
 from partial_bases import Block
+from slotted import in_slots
 from small_bases import stream
 from tiny_onnx import random_adapter
 from torch import Tensor, nn

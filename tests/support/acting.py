@@ -1,4 +1,4 @@
-"""What a base computes with an adapter: in ONNX Runtime, and as a live module with hooks at paths that a person gives.
+"""What a live module computes with hooks in the place of an adapter, at paths that a person gives.
 
 The hooks know nothing of sites, graphs or slots.
 """
@@ -6,7 +6,7 @@ The hooks know nothing of sites, graphs or slots.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,21 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapter_export.graph.adapter import Adapter
-from adapter_export.onnx_backend.base.onnx_base import OnnxBase
-from adapter_export.onnx_backend.graft.insert import insert_slots
-from adapter_export.onnx_backend.model_session import open_session
-from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
-from adapter_export.runtime.graphs import run_session
-
-Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-"""From inputs to outputs."""
-
-
-def in_slots(base: OnnxBase, adapter: Adapter) -> Run:
-    """A graph with slots for an adapter, which lies in them, in ONNX Runtime."""
-    plan = plan_slots([adapter], base.sites)
-    session, tensors = open_session(insert_slots(base, plan), base.folder), slot_tensors(plan, adapter)
-    return lambda inputs: run_session(session, {**inputs, **tensors})
 
 
 def bottlenecks(adapter: Adapter) -> dict[str, Callable[[Tensor], Tensor]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import Arrays, run_session
+
+Run = Callable[[Mapping[str, np.ndarray]], Arrays]
+"""From inputs to outputs."""
 
 
 class Slotted:
@@ -27,6 +31,6 @@ class Slotted:
         return run_session(self._session, {**inputs, **tensors})
 
 
-def run_slots(base: OnnxBase, adapter: Adapter, inputs: Mapping[str, np.ndarray]) -> Arrays:
-    """All outputs of a base with slots for one adapter, which is in them."""
-    return Slotted(base, [adapter]).run(inputs, adapter)
+def in_slots(base: OnnxBase, adapter: Adapter) -> Run:
+    """A base with slots for one adapter, which lies in them."""
+    return partial(Slotted(base, [adapter]).run, adapter=adapter)

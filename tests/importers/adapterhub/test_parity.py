@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from adapterhub_bases import FIXTURES, Made, import_adapterhub
 from safetensors.numpy import load_file
-from slotted import Slotted, run_slots
+from slotted import Slotted, in_slots
 
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.slot_form import KEEP, slot_form
@@ -159,7 +159,7 @@ def test_fusions(case: str, bert: Made) -> None:
     assert_close(bert.float64.run(bert.inputs, adapter), expected["hidden_f64"], EXACT)
     assert_close(bert.torch.run(bert.inputs, adapter)["last_hidden_state"], expected["hidden"], SINGLE)
     adapter = import_adapterhub(path, bert.onnx.sites, name="fused", base=bert.onnx.fingerprint).adapter
-    assert_close(run_slots(bert.onnx, adapter, bert.inputs)["last_hidden_state"], expected["hidden"], SINGLE)
+    assert_close(in_slots(bert.onnx, adapter)(bert.inputs)["last_hidden_state"], expected["hidden"], SINGLE)
 
 
 def test_the_given_fusion(bert: Made) -> None:
@@ -172,7 +172,7 @@ def test_the_given_fusion(bert: Made) -> None:
         assert_close(bert.float64.run(inputs, adapter), expected["last_hidden_state_f64"], EXACT)
         assert_close(bert.torch.run(inputs, adapter)["last_hidden_state"], expected["last_hidden_state"], SINGLE)
         adapter = import_adapterhub(path / "setup", bert.onnx.sites, name="fused", base=bert.onnx.fingerprint).adapter
-        found = run_slots(bert.onnx, adapter, inputs)
+        found = in_slots(bert.onnx, adapter)(inputs)
         assert_close(found["last_hidden_state"], expected["last_hidden_state"], SINGLE)
 
 
@@ -190,7 +190,7 @@ def test_the_given_adapters(case: str, folder: str, bert: Made) -> None:
         adapter = import_adapterhub(path, bert.sites, name="given", base=bert.source.fingerprint).adapter
         assert_close(bert.float64.run(inputs, adapter), expected["last_hidden_state_f64"], EXACT)
         exported = import_adapterhub(path, bert.onnx.sites, name="given", base=bert.onnx.fingerprint).adapter
-        for found in (bert.torch.run(inputs, adapter), run_slots(bert.onnx, exported, inputs)):
+        for found in (bert.torch.run(inputs, adapter), in_slots(bert.onnx, exported)(inputs)):
             assert_close(found["last_hidden_state"], expected["last_hidden_state"], SINGLE)
             if adapter.head is not None:
                 assert_close(found["logits"], expected["logits"], SINGLE)
