@@ -137,7 +137,7 @@ def build_bundle(
         if flavours is None or "inputs" in flavours:
             writer.inputs(model)
         baked = {adapter.name: writer.baked(model, adapter) for adapter in adapters if adapter.name in bake}
-        _keep(kept or {}, folder)
+        _keep(kept or {}, folder, _LATER if media is None else (*_LATER, media.record.processor))
         sample = [case_of(case.name, case.arrays, base.inputs) for case in cases]
         analysed = extent(flow_graph(model))
         allowance = Allowance.of(analysed, sample, numerics(base.model).stored)
@@ -271,15 +271,15 @@ def _write_bank(
     return bank, writer.fanout(model, bank) if flavours is not None and "fanout" in flavours else None
 
 
-def _keep(files: Mapping[str, Path | bytes], folder: Path) -> None:
-    """Write files of the base's own; the bundle's tokenizer comes in the place of theirs.
+def _keep(files: Mapping[str, Path | bytes], folder: Path, later: Sequence[str]) -> None:
+    """Write files of the base's own, but none with a name that is there or comes `later`; the tokenizer is replaced.
 
     Raises:
         BaseModelError: one has the name of a file of the bundle.
     """
     for name, content in files.items():
         path = folder / name
-        if name in _LATER or path.exists():
+        if name in later or path.exists():
             raise BaseModelError(
                 "has a file with a name that the bundle needs", where=name, fix="rename it in the base's folder"
             )

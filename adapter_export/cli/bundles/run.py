@@ -162,13 +162,8 @@ def run(
             *((files, other) for files in ("images", "clips") for other in ("long_texts", "pairs")),
             ("many", "out"),
             ("many", "weights"),
-            *(
-                ("shards", other)
-                for other in (
-                    *("adapters", "adapter_file", "texts", "images", "clips", "arrays", "fan_out"),
-                    *("weights", "strength"),
-                )
-            ),
+            *(("shards", other) for other in ("adapters", "adapter_file", "texts", "images", "clips", "arrays")),
+            *(("shards", other) for other in ("fan_out", "weights", "strength")),
             ("fan_out", "strength"),
             ("weights", "strength"),
             ("arrays", "long_texts"),

@@ -87,12 +87,12 @@ class OwnHead:
 
     def _deviates(self, base: TorchBase, adapter: Adapter) -> str:
         """In what way the base with the head is not the whole model; empty if it is, within rounding."""
-        runner = TorchRunner(base)
-        model, size = runner.model(adapter), extent(base.flow)
+        runner, size = TorchRunner(base), extent(base.flow)
         allowed = partial(budget, "float32", inner=size.inner, depth=size.depth)
         for inputs, expected in zip(self.cases, self.results, strict=True):
             if set(inputs) != {record.name for record in base.inputs}:
                 return f"the model with it takes other inputs than without it: {', '.join(sorted(inputs))}"
+            model = runner.model(adapter)
             with torch.inference_mode():
                 found = model.head(**inputs)
             if found.shape != expected.shape:
