@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from adapter_export.format.adapter_files import AdapterDocument
 from adapter_export.format.check_report import CheckReport, SelfTestReport
 from adapter_export.format.derivation import Derivation
+from adapter_export.format.golden_batches import GoldenBatches
 from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.media import GoldenMedia
@@ -43,6 +44,7 @@ RECORDS: Mapping[str, type] = {
     "check-report": CheckReport,
     "comparison": ComparisonDocument,
     "derivation": Derivation,
+    "golden-batches": GoldenBatches,
     "golden-media": GoldenMedia,
     "golden-texts": GoldenTexts,
     "self-test": SelfTestReport,

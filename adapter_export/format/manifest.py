@@ -377,6 +377,8 @@ class Manifest:
         head: the adapter that is the base's own head and nothing else: it gives the base's answers. Null without one.
         golden_texts: texts, the ids that the tokenizer makes of them, and the answers of the adapters; null in a bundle
             without a tokenizer.
+        golden_batches: requests of several rows with different lengths and adapters, and the reference's answer to each
+            row alone. Null if an input is a cache or takes other numbers than integers.
         media: how pictures or clips become the input; null if the base reads none, or that is not known.
         derivation: how each constant of the graph with slots came to be, for whoever has the model; null in a bundle of
             an older release.
@@ -408,6 +410,7 @@ class Manifest:
     fanout: FanoutRecord | None = None
     head: str | None = None
     golden_texts: RelativePath | None = None
+    golden_batches: RelativePath | None = None
     media: MediaRecord | None = None
     derivation: RelativePath | None = None
     checksum: OrAbsent[Sha256] = field(default=None, compare=False)

@@ -278,6 +278,7 @@ def _check_files(manifest: Manifest) -> None:
             fix="build the bundle again",
         )
     _check_known("golden_texts", {manifest.golden_texts} - {None}, listed)
+    _check_known("golden_batches", {manifest.golden_batches} - {None}, listed)
     _check_known("derivation", {manifest.derivation} - {None}, listed)
     if manifest.media is not None:
         media = manifest.media

@@ -110,6 +110,7 @@ BAD: dict[str, tuple[Change, type[InputError], str]] = {
     ),
     "adapter without hash": (lambda d: d["adapters"][0].update(source="other"), FormatError, "`other/weights.safet"),
     "golden texts without hash": (lambda d: d.update(golden_texts="other.json"), FormatError, "`$.golden_texts`"),
+    "golden batches without hash": (lambda d: d.update(golden_batches="other.json"), FormatError, "`$.golden_batches`"),
     "no golden texts": (lambda d: d.update(golden_texts=None), FormatError, "a tokenizer and golden texts"),
     "golden texts alone": (lambda d: d.update(text=None), FormatError, "a tokenizer and golden texts"),
     "tokenizer without hash": (lambda d: d["text"].update(tokenizer="other.json"), FormatError, "`$.text.tokenizer`"),
