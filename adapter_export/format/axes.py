@@ -72,6 +72,16 @@ def with_caches(
     )
 
 
+def padded_axes(inputs: Sequence[InputRecord], outputs: Sequence[OutputRecord]) -> frozenset[str]:
+    """Return the axes along which a mask says what is padding: all names that masks have, except that of the batch.
+
+    Empty if the base has an output with an axis that no input has, so that it is unknown where its padding is.
+    """
+    masks = [record for record in inputs if record.role == "mask"]
+    unknown = {*axis_names(outputs)}.difference(axis_names(inputs))
+    return frozenset(name for record in masks for axis in record.axes[1:] for name in names(axis) if not unknown)
+
+
 def masks_of(inputs: Sequence[InputRecord], tokens: Axis | None) -> list[str]:
     """Return the masks that may say which tokens of a value [batch, tokens, …] are real; `tokens` is none if not known.
 

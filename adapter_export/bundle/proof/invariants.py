@@ -21,20 +21,19 @@ from adapter_export.bundle.proof.compare_arrays import compare
 from adapter_export.bundle.report import BASE, FORMS
 from adapter_export.dtypes import Weights, narrowed
 from adapter_export.errors import BaseModelError, FormatError, RequestError
-from adapter_export.format.axes import axis_names
 from adapter_export.format.check_report import Form, InvariantRecord, verdict
 from adapter_export.format.lengths import Bounds, Lengths, axis_lengths
-from adapter_export.format.manifest import Axis, BankRecord, BankTensor, InputRecord, Manifest, MixRecord, token_axis
+from adapter_export.format.manifest import Axis, BankRecord, BankTensor, InputRecord, Manifest, MixRecord
 from adapter_export.format.manifest_json import MANIFEST_FILE
 from adapter_export.format.tensors import read_tensors
 from adapter_export.numerics.budget import Budget
+from adapter_export.numerics.padding_trial import PaddingTrial, padding_trial
 from adapter_export.numerics.runner import Arrays
-from adapter_export.numerics.sample_inputs import MOST_AT_EDGES, input_cases, outside_case
+from adapter_export.numerics.sample_inputs import MOST_AT_EDGES, outside_case
 from adapter_export.onnx_backend.base.onnx_base import FINGERPRINT_KEY
 from adapter_export.onnx_backend.graft.bank_graph import is_fillable
 from adapter_export.reading.parsers import parsing
 from adapter_export.runtime.bank import MASK_BELOW
-from adapter_export.runtime.batches import padded_axes
 from adapter_export.runtime.check_inputs import check_inputs
 from adapter_export.runtime.graphs import run_session
 
@@ -295,11 +294,7 @@ RunAll = Callable[[Sequence[Arrays]], list[Arrays]]
 """Computes a list of requests by the graph with slots."""
 
 _WIDTH = 3
-_TOKENS, _MORE_TOKENS = 5, 9
 _STD = 0.2
-_RELATIVE = {"fp32": 2e-5, "fp16": 1e-2}
-_RELATIVE_QUANTISED = 5e-2
-"""A changed order of summation moves values across the rounding of integers."""
 
 _MOST_FOR_ALL_PAIRS = 5
 
@@ -451,20 +446,18 @@ def _with_padding(manifest: Manifest, run: RunAll) -> Manifest:
     base = {record.name for record in manifest.base_outputs}
     tensors = _random_tensors(manifest)
     unknown = replace(manifest, padding_neutral=False, counts_padding=())
-    axis = token_axis(manifest.inputs)
-    fixed = isinstance(axis, int) and any(one.role == "mask" and one.axes[1:] == (axis,) for one in manifest.inputs)
-    masked = padded_axes(manifest) or fixed
-    if not masked or any(record.role == "cache" for record in manifest.inputs):
+    trial = padding_trial(manifest.inputs, manifest.base_outputs, manifest.lengths)
+    if trial is None:
         return unknown
     try:
-        if not _changes(manifest, run, [(tensors, base | set(heads.values()))])[0]:
+        if not _changes(trial, manifest, run, [(tensors, base | set(heads.values()))])[0]:
             return replace(unknown, padding_neutral=True)
         variants: list[tuple[Weights, set[str]]] = [({}, base)]
         graphs = list(dict.fromkeys(slot.graph for slot in manifest.slots))
         for graph in graphs:
             own = {slot.name: tensors[slot.name] for slot in manifest.slots if slot.graph == graph}
             variants.append((own, base | {heads[graph]} if graph in heads else base))
-        of_base, *of_graphs = _changes(manifest, run, variants)
+        of_base, *of_graphs = _changes(trial, manifest, run, variants)
     except RequestError:  # a base that does not take requests of these lengths
         return unknown
     counting = tuple(graph for graph, changes in zip(graphs, of_graphs, strict=True) if changes)
@@ -473,66 +466,15 @@ def _with_padding(manifest: Manifest, run: RunAll) -> Manifest:
     return replace(unknown, padding_neutral=True, counts_padding=counting)
 
 
-def _changes(manifest: Manifest, run: RunAll, variants: Sequence[tuple[Weights, Collection[str]]]) -> list[bool]:
-    """Return for each set of tensors whether padding changes one of its outputs."""
-    first = {record.axes[0] for record in manifest.inputs if record.axes}
-    free = axis_names(manifest.inputs)
-    padded, longer = padded_axes(manifest), dict[str, np.ndarray]()
-    sizes = {name: axis_lengths(name, manifest.lengths).near(1 if name in first else _TOKENS) for name in free}
-    above = {name: axis_lengths(name, manifest.lengths).at_least(sizes[name] + 1) for name in padded}
-    more = {
-        name: axis_lengths(name, manifest.lengths).near(max(_MORE_TOKENS, size or 0)) for name, size in above.items()
-    }
-    short = input_cases(manifest.inputs, seed=0, shapes=[sizes])[0].arrays
-    if not any(sizes[name] < size for name, size in more.items()):  # of one length: what is behind the mask changes
-        return _hidden_changes(manifest, run, variants, short)
-    for record in manifest.inputs:
-        behind = [
-            (0, more[axis] - size if axis in more else 0)
-            for axis, size in zip(record.axes, short[record.name].shape, strict=True)
-        ]
-        longer[record.name] = np.pad(short[record.name], behind)
-    found = run([{**arrays, **tensors} for tensors, _ in variants for arrays in (short, longer)])
-    relative = _RELATIVE.get(manifest.base_precision, _RELATIVE_QUANTISED)
-    return [
-        not all(_are_close(of_longer[name], of_short[name], relative) for name in outputs)
-        for (_, outputs), of_short, of_longer in zip(variants, found[::2], found[1::2], strict=True)
-    ]
-
-
-def _hidden_changes(
-    manifest: Manifest,
-    run: RunAll,
-    variants: Sequence[tuple[Weights, Collection[str]]],
-    whole: Mapping[str, np.ndarray],
+def _changes(
+    trial: PaddingTrial, manifest: Manifest, run: RunAll, variants: Sequence[tuple[Weights, Collection[str]]]
 ) -> list[bool]:
-    """Return for each set of tensors whether what a mask hides behind half of the tokens changes one of its outputs."""
-    masks = {record.name for record in manifest.inputs if record.role == "mask" and len(record.axes) == 2}
-    count = next(whole[name].shape[1] for name in masks)
-    real = np.arange(count) < -(-count // 2)
-    masked = {name: array * real if name in masks else array for name, array in whole.items()}
-    of_tokens = {record.name for record in manifest.inputs if record.role != "mask" and whole[record.name].ndim > 1}
-    other = {
-        name: np.where(real.reshape(1, -1, *[1] * (array.ndim - 2)), array, 0).astype(array.dtype)
-        if name in of_tokens and array.shape[1] == count
-        else array
-        for name, array in masked.items()
-    }
-    found = run([{**arrays, **tensors} for tensors, _ in variants for arrays in (masked, other)])
-    relative = _RELATIVE.get(manifest.base_precision, _RELATIVE_QUANTISED)
-
-    def real_part(value: np.ndarray) -> np.ndarray:
-        return value[:, real] if value.ndim > 2 and value.shape[1] == count else value
-
+    """Return for each set of tensors whether padding changes one of its outputs."""
+    found = run([{**arrays, **tensors} for tensors, _ in variants for arrays in (trial.alone, trial.padded)])
     return [
-        not all(_are_close(real_part(one[name]), real_part(two[name]), relative) for name in outputs)
-        for (_, outputs), one, two in zip(variants, found[::2], found[1::2], strict=True)
+        trial.changes(alone, padded, outputs, manifest.base_precision)
+        for (_, outputs), alone, padded in zip(variants, found[::2], found[1::2], strict=True)
     ]
-
-
-def _are_close(found: np.ndarray, expected: np.ndarray, relative: float) -> bool:
-    own = found[tuple(slice(size) for size in expected.shape)]
-    return bool(np.abs(own - expected).max() <= relative * np.abs(expected).max())
 
 
 def _random_tensors(manifest: Manifest) -> Weights:

@@ -1,0 +1,95 @@
+"""Find out whether padding after the tokens changes a result: the same row, alone and padded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from adapter_export.format.axes import axis_names, padded_axes
+from adapter_export.format.lengths import Bounds, axis_lengths
+from adapter_export.format.manifest import InputRecord, OutputRecord, token_axis
+from adapter_export.numerics.runner import Arrays
+from adapter_export.numerics.sample_inputs import input_cases
+
+_TOKENS, _MORE_TOKENS = 5, 9
+_RELATIVE = {"fp32": 2e-5, "fp16": 1e-2}
+_RELATIVE_QUANTISED = 5e-2
+"""A changed order of summation moves values across the rounding of integers."""
+
+
+@dataclass(frozen=True)
+class PaddingTrial:
+    """One row of a base, alone and padded.
+
+    Attributes:
+        alone: the inputs of the row.
+        padded: the same row with padding after its tokens. Of a base with one length, both have that length, and what
+            the mask hides in the second half is different.
+        real: of a base with one length, the tokens that the mask shows; else `None`.
+    """
+
+    alone: Mapping[str, np.ndarray]
+    padded: Mapping[str, np.ndarray]
+    real: npt.NDArray[np.bool_] | None = None
+
+    def changes(self, alone: Arrays, padded: Arrays, outputs: Collection[str], precision: str = "fp32") -> bool:
+        """Return whether padding changes one of these outputs by more than rounding in a precision explains."""
+        relative = _RELATIVE.get(precision, _RELATIVE_QUANTISED)
+        for name in outputs:
+            expected, found = self._tokens(alone[name]), self._tokens(padded[name])
+            found = found[tuple(slice(size) for size in expected.shape)]
+            if not np.abs(found - expected).max() <= relative * np.abs(expected).max():
+                return True
+        return False
+
+    def _tokens(self, value: np.ndarray) -> np.ndarray:
+        has_tokens = self.real is not None and value.ndim > 2 and value.shape[1] == len(self.real)
+        return value[:, self.real] if has_tokens else value
+
+
+def padding_trial(
+    inputs: Sequence[InputRecord], outputs: Sequence[OutputRecord], lengths: Bounds
+) -> PaddingTrial | None:
+    """Return a row of 5 tokens and its padding to 9, or the nearest lengths that the base takes.
+
+    `None` if no row of the base may be padded: it has no mask over its tokens, or a cache, or an output with an axis
+    that no input has.
+    """
+    axis, padded = token_axis(inputs), padded_axes(inputs, outputs)
+    fixed = isinstance(axis, int) and any(one.role == "mask" and one.axes[1:] == (axis,) for one in inputs)
+    if not (padded or fixed) or any(record.role == "cache" for record in inputs):
+        return None
+    first = {record.axes[0] for record in inputs if record.axes}
+    sizes = {name: axis_lengths(name, lengths).near(1 if name in first else _TOKENS) for name in axis_names(inputs)}
+    above = {name: axis_lengths(name, lengths).at_least(sizes[name] + 1) for name in padded}
+    more = {name: axis_lengths(name, lengths).near(max(_MORE_TOKENS, size or 0)) for name, size in above.items()}
+    alone = input_cases(inputs, seed=0, shapes=[sizes])[0].arrays
+    if not any(sizes[name] < size for name, size in more.items()):
+        return _hidden_trial(inputs, alone)
+    longer = {}
+    for record in inputs:
+        after = [
+            (0, more[axis] - size if axis in more else 0)
+            for axis, size in zip(record.axes, alone[record.name].shape, strict=True)
+        ]
+        longer[record.name] = np.pad(alone[record.name], after)
+    return PaddingTrial(alone, longer)
+
+
+def _hidden_trial(inputs: Sequence[InputRecord], whole: Mapping[str, np.ndarray]) -> PaddingTrial:
+    """Return a row whose mask hides the second half of its tokens, and the same row with other tokens there."""
+    masks = {record.name for record in inputs if record.role == "mask" and len(record.axes) == 2}
+    count = next(whole[name].shape[1] for name in masks)
+    real = np.arange(count) < -(-count // 2)
+    masked = {name: array * real if name in masks else array for name, array in whole.items()}
+    of_tokens = {record.name for record in inputs if record.role != "mask" and whole[record.name].ndim > 1}
+    other = {
+        name: np.where(real.reshape(1, -1, *[1] * (array.ndim - 2)), array, 0).astype(array.dtype)
+        if name in of_tokens and array.shape[1] == count
+        else array
+        for name, array in masked.items()
+    }
+    return PaddingTrial(masked, other, real)
