@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,14 @@ Text = str | Pair | Sequence[str]
 
 Side = Literal["right", "left"]
 """The end of a text that is cut."""
+
+
+class PaddedLength(Protocol):
+    """The number of tokens to which a text is padded; `pads` is false where padding would change its result."""
+
+    def __call__(self, tokens: int, /, *, pads: bool = True) -> int:
+        """Return it for a number of tokens; RequestError if the base does not take a text of so many."""
+
 
 Tokens = dict[str, npt.NDArray[np.int64]]
 """Arrays [batch, tokens] by input name."""
@@ -177,9 +185,10 @@ class EncodedText:
 class Tokenizer:
     """A tokenizer that cuts at the base's limit, or at one of each text, and pads to the longest text of a batch.
 
-    Whatever fixed length the file itself asks for is overridden; its padding token, the sides on which it pads and
-    cuts, and what it cuts of a pair stay. The library's tokenizer that is given is changed. Special tokens count among
-    `max_tokens`, and with `fit` a text is padded to what that returns for its number of tokens. Threads may share it.
+    Whatever fixed length the file itself asks for is overridden, and so is the side on which it pads: padding goes
+    after the tokens, because positions count from the first one. Its padding token, the side on which it cuts, and what
+    it cuts of a pair stay. The library's tokenizer that is given is changed. Special tokens count among `max_tokens`,
+    and with `fit` a text is padded to what that returns for its number of tokens. Threads may share it.
     `digest` is the `tokenizer_digest` of its file, where it comes from one.
 
     Raises:
@@ -191,7 +200,7 @@ class Tokenizer:
         tokenizer: tokenizers.Tokenizer,
         max_tokens: int,
         digest: str | None = None,
-        fit: Callable[[int], int] | None = None,
+        fit: PaddedLength | None = None,
     ) -> None:
         special = tokenizer.num_special_tokens_to_add(is_pair=False)
         if max_tokens <= special:
@@ -204,17 +213,13 @@ class Tokenizer:
         cutting, kept = tokenizer.truncation or {}, tokenizer.padding or _padding_token(tokenizer)
         self.side: Side = cutting.get("direction", "right")
         self._strategy: str = cutting.get("strategy", "longest_first")
-        self._padding = {
-            name: kept[name] for name in ("direction", "pad_id", "pad_type_id", "pad_token") if name in kept
-        }
-        if fit is not None:  # it was tried with tokens behind the text
-            self._padding["direction"] = "right"
+        self._padding = {name: kept[name] for name in ("pad_id", "pad_type_id", "pad_token") if name in kept}
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._whole, self._lock = tokenizer, Lock()
 
     @classmethod
-    def from_json(cls, text: str, max_tokens: int, fit: Callable[[int], int] | None = None) -> Tokenizer:
+    def from_json(cls, text: str, max_tokens: int, fit: PaddedLength | None = None) -> Tokenizer:
         """From the contents of a `tokenizer.json`.
 
         Raises:
@@ -227,7 +232,7 @@ class Tokenizer:
         return cls(tokenizer, max_tokens, digest, fit)
 
     @classmethod
-    def from_folder(cls, path: Path | str, max_tokens: int, fit: Callable[[int], int] | None = None) -> Tokenizer:
+    def from_folder(cls, path: Path | str, max_tokens: int, fit: PaddedLength | None = None) -> Tokenizer:
         """From the `tokenizer.json` in a folder.
 
         Raises:
@@ -351,12 +356,16 @@ class Tokenizer:
             encoding.pad(longest, **self._padding)
         return list(encodings)
 
-    def arrays(self, encodings: Sequence[tokenizers.Encoding], input_names: Sequence[str]) -> Tokens:
+    def arrays(
+        self, encodings: Sequence[tokenizers.Encoding], input_names: Sequence[str], *, pads: bool = True
+    ) -> Tokens:
         """Token arrays, int64 [batch, tokens], of encodings, padded to the longest of them, or to what the base takes.
 
+        `pads` is false where padding would change the results of these texts.
+
         Raises:
-            RequestError: an input that text cannot fill, a text without tokens, texts of different lengths for a base
-                that takes no mask and would read padding as text, or one of a length that the base does not take.
+            RequestError: an input that text cannot fill, a text without tokens, texts of different lengths that may
+                not be padded or whose base takes no mask, or one of a length that the base does not take.
         """
         check_inputs(input_names)
         lengths = [len(encoding.ids) for encoding in encodings]
@@ -367,10 +376,11 @@ class Tokenizer:
                 expected="at least one token",
                 fix="leave empty texts out",
             )
-        width = max(lengths if self._fit is None else map(self._fit, lengths))
-        if "attention_mask" not in input_names and len(set(lengths)) > 1:
+        width = max(lengths if self._fit is None else (self._fit(tokens, pads=pads) for tokens in lengths))
+        if len(set(lengths)) > 1 and not (pads and "attention_mask" in input_names):
+            what = "padding would change their results" if "attention_mask" in input_names else "the base takes no mask"
             raise RequestError(
-                "the base takes no `attention_mask`, so texts of different lengths do not go together",
+                f"texts of different lengths do not go together: {what}",
                 found=f"{min(lengths)} to {max(lengths)} tokens",
                 expected="one length",
                 fix="run the texts one by one",
@@ -379,12 +389,8 @@ class Tokenizer:
         arrays = {name: np.full((len(lengths), width), fill.get(name, 0), np.int64) for name in input_names}
         for name, array in arrays.items():
             for row, encoding in zip(array, encodings, strict=True):
-                row[self.real(len(encoding.ids), len(row))] = _INPUTS[name](encoding)
+                row[: len(encoding.ids)] = _INPUTS[name](encoding)
         return arrays
-
-    def real(self, tokens: int, width: int) -> slice:
-        """Return where the tokens of a row are that is padded to a width."""
-        return slice(width - tokens, width) if self._padding.get("direction") == "left" else slice(tokens)
 
     def _encode(self, texts: Sequence[Text], places: Sequence[str]) -> list[tokenizers.Encoding]:
         if isinstance(texts, str | Pair) or not texts:

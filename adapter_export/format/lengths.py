@@ -135,27 +135,27 @@ def parse_lengths(text: str) -> Lengths | None:
 
 @dataclass(frozen=True)
 class Fit:
-    """The number of tokens to which a text of so many is filled up, for a base that takes some lengths alone.
+    """The number of tokens to which a row of so many is padded, for a base that takes only some lengths.
 
     Attributes:
-        lengths: those that the base takes.
-        pads: whether tokens that a mask hides change nothing.
+        lengths: the lengths that the base takes.
+        pads: whether tokens that a mask hides change nothing in the base.
     """
 
     lengths: Lengths
     pads: bool
 
-    def __call__(self, tokens: int) -> int:
-        """Return the next length that the base takes.
+    def __call__(self, tokens: int, *, pads: bool = True) -> int:
+        """Return the next length that the base takes; `pads` is false for a row whose adapter counts padding.
 
         Raises:
-            RequestError: there is none, or padding would change the results.
+            RequestError: there is none, or padding would change the result.
         """
         found = self.lengths.at_least(tokens)
-        if found is None or (found != tokens and not self.pads):
+        if found is None or (found != tokens and not (self.pads and pads)):
             raise RequestError(
                 "a text has a number of tokens that the base does not take"
-                + ("" if found is None else ", and padding would change its results"),
+                + ("" if found is None else ", and padding would change its result"),
                 found=tokens,
                 expected=self.lengths,
                 fix=f"give texts of other lengths, or capture the base with {argument('lengths', option='axis')}",

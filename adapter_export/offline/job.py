@@ -35,7 +35,8 @@ from adapter_export.reading.parsers import parsing
 from adapter_export.reading.regular_files import open_regular, sha256_of, unreadable
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.graphs import Provider
-from adapter_export.runtime.text_reader import LongTexts, TextReader, answer_all
+from adapter_export.runtime.answerer import LongTexts
+from adapter_export.runtime.text_reader import TextReader, answer_all
 from adapter_export.version import __version__
 
 WINDOW = 2048

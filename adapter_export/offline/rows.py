@@ -9,7 +9,7 @@ from typing import Any
 from adapter_export.errors import DataError, argument
 from adapter_export.format.labelled import choices, short, text_cell
 from adapter_export.format.table_files import check_columns
-from adapter_export.runtime.text_reader import Asked
+from adapter_export.runtime.text_answers import Asked
 from adapter_export.text import Pair
 
 _BASE = ("", "-", None)

@@ -66,14 +66,14 @@ class TokenLabels:
 
 @dataclass(frozen=True)
 class Span:
-    """The part of a text that answers a question: its first and its last token, and its probability.
+    """The part of a row that answers a question: the places of its first and its last token, and its probability.
 
-    That is the product of the softmax of the start and of the end over the tokens that may be the answer; of all spans
-    of at most `LONGEST_SPAN` tokens, this one has the highest.
+    The probability is the product of the softmax of the start and of the end over the tokens that may be the answer; of
+    all spans of at most `LONGEST_SPAN` tokens, this one has the highest.
     """
 
-    start: int
-    end: int
+    first_token: int
+    last_token: int
     probability: float
 
 
@@ -155,7 +155,7 @@ def document(found: Answer) -> dict[str, Any]:
         case TokenLabels():
             return {"tokens": [None if one is None else document(one) for one in found.tokens]}
         case Span():
-            return {"start": found.start, "end": found.end, "probability": found.probability}
+            return {"first_token": found.first_token, "last_token": found.last_token, "probability": found.probability}
         case Numbers():
             return {"numbers": found.numbers.tolist()}
         case Vector():
@@ -274,6 +274,17 @@ def check_type(entry: Entry | None, problem: ProblemType | None = None) -> tuple
             fix=f"call `{_METHODS.get(entry.task.type, 'answer')}`",
         )
     return entry, entry.task
+
+
+def check_context(task: Task, context: npt.NDArray[np.bool_] | None, where: str) -> None:
+    """Raise RequestError if a row for a `span` does not say which tokens may be the answer: it may be the question."""
+    if task.type == "span" and context is None:
+        raise RequestError(
+            "a row of arrays for a `span` needs to say which of its tokens may be the answer",
+            where=where,
+            expected="`context`, such as the tokens of the second text",
+            fix="give `context`, or the texts themselves",
+        )
 
 
 def stacked(results: Sequence[np.ndarray], entries: Sequence[Entry]) -> np.ndarray:

@@ -9,12 +9,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from adapter_export.errors import RequestError, UsageError
+from adapter_export.errors import UsageError
 from adapter_export.format.axes import axis_names, length, names
 from adapter_export.format.manifest import Axis, Manifest
 from adapter_export.runtime.answers import own_classes
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.loaded_adapters import Entry
+from adapter_export.runtime.padding import Origin
 
 TOKEN_BUDGET = 512
 """How many tokens `run_many` puts into a call by default: on a CPU, larger calls save nothing."""
@@ -34,29 +35,40 @@ class Request:
 
     Attributes:
         inputs: an array for each input of the base, of one row or several.
-        adapter: the adapter to run with; none is the base.
+        adapter: the adapter to run with; `None` is the base.
         strength: how much of the adapter's updates is added, as in `Session.run`.
+        weights: a number for each member of an adapter that is a weighted fusion, in place of its own.
+        head_only: compute the result of the adapter's head, if it has one, and none of the base's outputs.
+        where: names the request in messages; default: its number.
     """
 
     inputs: Mapping[str, np.ndarray]
     adapter: str | None = None
     strength: float = 1.0
+    weights: Mapping[str, float] | None = None
+    head_only: bool = False
+    where: str = ""
 
 
 @dataclass(frozen=True)
 class Item:
-    """A checked request, the one at `index`."""
+    """A checked request, or one row of it, as it goes into a call."""
 
     index: int
+    """The place of the request."""
     arrays: Arrays
     entry: Entry | None
     rows: int
     sizes: Mapping[str, int]
-    """The length of each named axis, but that of the batch."""
+    """The length of each named axis, except that of the batch."""
     padded: frozenset[str]
     """The axes along which it may be padded."""
     twin: int
     """The first request with the same inputs, where calls compute what is alike once; else one number for all."""
+    weights: Mapping[str, float] | None = None
+    head_only: bool = False
+    origin: Origin | None = None
+    """Where its tokens were, if padding was removed."""
 
     @property
     def tokens(self) -> int:
@@ -71,7 +83,8 @@ class Item:
     @property
     def fixed(self) -> tuple[object, ...]:
         """What must be equal in one call."""
-        return self.padded, *(pair for pair in sorted(self.sizes.items()) if pair[0] not in self.padded)
+        own = None if self.weights is None else self.entry  # a bank holds the weights of a fusion as constants
+        return self.padded, own, *(pair for pair in sorted(self.sizes.items()) if pair[0] not in self.padded)
 
 
 def batches(
@@ -90,8 +103,7 @@ def batches(
     """
     if token_budget < 1:
         raise UsageError("a call needs room for a token", found=f"`token_budget` {token_budget}", expected="≥ 1")
-    apart = all(record.axes[:1] == (batch_axis(manifest),) for record in manifest.outputs)  # rows of one call
-    together = apart and (manifest.batch_invariant or allow_mixed_rows)
+    together = rows_are_apart(manifest) and (manifest.batch_invariant or allow_mixed_rows)
     groups: dict[object, list[Item]] = {}
     for item in items:
         groups.setdefault((item.fixed, item.entry if adapters == 1 else None), []).append(item)
@@ -124,24 +136,27 @@ def _cheapest_cuts(items: Sequence[Item], token_budget: int, adapters: int, call
     return cuts[::-1]
 
 
-def batch_axis(manifest: Manifest) -> str:
-    """Return the first axis of all inputs; RequestError if there is none, its length is fixed, or there is a cache."""
+def batch_axis(manifest: Manifest) -> str | None:
+    """Return the first axis of all inputs, along which rows are put together.
+
+    `None` if there is no such axis, its length is fixed, or there is a cache: each request then has a call of its own.
+    """
     first = {record.axes[0] if record.axes else None for record in manifest.inputs}
     axis = next(iter(first))
-    if len(first) > 1 or not isinstance(axis, str) or any(record.role == "cache" for record in manifest.inputs):
-        raise RequestError(
-            "the requests of this base cannot be put together",
-            found=", ".join(f"`{record.name}` {list(record.axes)}" for record in manifest.inputs),
-            expected="a batch of any length as the first axis of all inputs, and no cache",
-            fix="call `run` for each",
-        )
-    return axis
+    cached = any(record.role == "cache" for record in manifest.inputs)
+    return axis if len(first) == 1 and isinstance(axis, str) and not cached else None
+
+
+def rows_are_apart(manifest: Manifest) -> bool:
+    """Return whether each row of a call has its own row in every output."""
+    axis = batch_axis(manifest)
+    return axis is not None and all(record.axes[:1] == (axis,) for record in manifest.outputs)
 
 
 def padded_axes(manifest: Manifest) -> frozenset[str]:
-    """Return the axes along which a mask says what is padding: all names that masks have, but that of the batch.
+    """Return the axes along which a mask says what is padding: all names that masks have, except that of the batch.
 
-    None if the base has an output with an axis that no input has, so that it is unknown where its padding is.
+    Empty if the base has an output with an axis that no input has, so that it is unknown where its padding is.
     """
     masks = [record for record in manifest.inputs if record.role == "mask"]
     unknown = {*axis_names(manifest.base_outputs)}.difference(axis_names(manifest.inputs))
@@ -149,17 +164,18 @@ def padded_axes(manifest: Manifest) -> frozenset[str]:
 
 
 def as_item(
-    index: int, arrays: Arrays, entry: Entry | None, padded: frozenset[str], manifest: Manifest, twin: int = 0
+    index: int, request: Request, arrays: Arrays, entry: Entry | None, padded: frozenset[str], manifest: Manifest
 ) -> Item:
-    """Return a request, of checked inputs."""
+    """Return a request, or a row of it, of checked inputs."""
     pairs = [pair for record in manifest.inputs for pair in zip(record.axes, arrays[record.name].shape, strict=True)]
     batch, rows = batch_axis(manifest), len(next(iter(arrays.values())))
     sizes = {axis: size for axis, size in pairs if isinstance(axis, str) and names(axis) == (axis,) and axis != batch}
-    return Item(index, arrays, entry, rows, sizes, padded, twin)
+    head_only = request.head_only and entry is not None and entry.output is not None
+    return Item(index, arrays, entry, rows, sizes, padded, 0, request.weights, head_only)
 
 
 def joined(batch: Sequence[Item], manifest: Manifest) -> Arrays:
-    """Return the inputs of a call, filled up with zeros, which the mask hides."""
+    """Return the inputs of a call, padded with zeros after the tokens, which the mask hides."""
     sizes = {axis: max(item.sizes[axis] for item in batch) for axis in batch[0].sizes}
     inputs: Arrays = {}
     for record in manifest.inputs:
@@ -181,12 +197,26 @@ def taken_apart(outputs: Arrays, batch: Sequence[Item], manifest: Manifest) -> I
     start = 0
     for item in batch:
         rows = slice(start, start + item.rows)
-        found = {name: _cut(array[rows], axes[name], item) for name, array in outputs.items() if name not in heads}
+        wanted = [name for name in outputs if name not in heads and not item.head_only]
+        found = {name: _cut(outputs[name][rows], axes[name], item) for name in wanted}
         if item.entry is not None and item.entry.output is not None:
             output = item.entry.output
             found[output] = own_classes(_cut(outputs[output][rows], axes[output], item)).copy()
         yield item, found
         start += item.rows
+
+
+def whole(parts: Sequence[tuple[Item, Arrays]], manifest: Manifest) -> Arrays:
+    """Return the outputs of a request from those of its items: itself, or each of its rows.
+
+    Tokens are where the request had them; outputs hold 0 at padding that was removed.
+    """
+    axes = {record.name: record.axes for record in manifest.outputs}
+    own = [
+        {name: array if item.origin is None else item.origin.put_back(array, axes[name]) for name, array in one.items()}
+        for item, one in parts
+    ]
+    return own[0] if len(own) == 1 else {name: np.concatenate([one[name] for one in own]) for name in own[0]}
 
 
 def _cut(rows: np.ndarray, axes: Sequence[Axis], item: Item) -> np.ndarray:

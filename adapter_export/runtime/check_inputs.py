@@ -146,6 +146,15 @@ Weighting = Mapping[str, float] | Sequence[Mapping[str, float]]
 """A finite weight for each member of a fusion, by name: for all rows of a batch, or a mapping for each row."""
 
 
+def weights_of_each(weights: Weighting | None, rows: int) -> Sequence[Mapping[str, float] | None]:
+    """Return the weights of each row, if any are given; RequestError if there are several, and not one for each."""
+    if weights is None or isinstance(weights, Mapping):
+        return [weights] * rows
+    if len(weights) != rows:
+        raise RequestError("weights of another number than rows", found=len(weights), expected=f"{rows}, one per row")
+    return weights
+
+
 def weight_tensors(entry: Entry, weights: Weighting) -> dict[str, np.ndarray]:
     """Return the tensors, float32 [1, members] or [batch, members], for every slot that holds weights of the fusion.
 

@@ -32,12 +32,13 @@ from adapter_export.format.media import (
 from adapter_export.graph.tasks import Task
 from adapter_export.reading.parsers import parsing
 from adapter_export.reading.regular_files import read_bytes
+from adapter_export.runtime.answerer import Answerer, LongTexts, Reading, Row
 from adapter_export.runtime.batches import Progress
-from adapter_export.runtime.check_inputs import Weighting
+from adapter_export.runtime.check_inputs import Weighting, weights_of_each
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.session import Session
-from adapter_export.runtime.strength import Strength
-from adapter_export.runtime.text_reader import LongTexts, ReadText, TextAnswer, answer_all
+from adapter_export.runtime.strength import Strength, strength_of_each
+from adapter_export.runtime.text_answers import ReadText, TextAnswer
 
 MediaFile = Path | str | bytes | np.ndarray
 """A file by its path, the bytes of one, or what is in it: uint8 [height, width, 3], or float32 [samples]."""
@@ -339,7 +340,7 @@ class MediaReader:
             read.append(ReadText(path or row.where, (row,), name, tasks[name]))
         return read
 
-    def arrays(self, rows: Sequence[MediaRow]) -> Arrays:
+    def arrays(self, rows: Sequence[MediaRow], _adapter: str | None = None) -> Arrays:
         """Return the input of a call with these rows, float32, a row for each.
 
         Raises:
@@ -374,7 +375,7 @@ class MediaReader:
             files: as in `read`.
             adapter: as in `read`.
             adapters: as in `read`.
-            weights: as in `Session.run`, for an `adapter` that is a weighted fusion.
+            weights: as in `Session.run`, for adapters that are weighted fusions: for all files or for each.
             strength: as in `Session.run`, for all files or for each.
             allow_mixed_rows: as in `Session.run`.
             progress: as in `Session.run_many`.
@@ -382,8 +383,16 @@ class MediaReader:
         Raises:
             RequestError, FileError, DataError: as `read`, `arrays` and `Session.run`; or an adapter has no head.
         """
-        read = self.read(files, adapter, adapters=adapters)
-        return answer_all(self, read, weights, allow_mixed_rows, self.token_budget, progress, strength)
+        names = list(adapters) if adapters is not None else [adapter] * len(files)
+        if isinstance(files, str | bytes | Path) or not len(files) or len(names) != len(files):
+            self.read(files, adapter, adapters=adapters)  # says what is wrong
+        each = strength_of_each(strength, len(files)), weights_of_each(weights, len(files))
+        rows = [Row(*choice) for choice in zip(files, names, *each, strict=True)]
+        return Answerer(self.session, self, Reading(allow_mixed_rows=allow_mixed_rows)).answers(rows, progress)
+
+    def without_padding(self, outputs: Mapping[str, np.ndarray], _row: MediaRow) -> Mapping[str, np.ndarray]:
+        """Return the outputs of a row as they are: files are not padded."""
+        return outputs
 
     def _row(self, file: MediaFile, where: str) -> MediaRow:
         """Count what a clip loses, which is to be said before it is answered."""

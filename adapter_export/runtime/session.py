@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack, cast
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
 from adapter_export.errors import RequestError, UsageError, within
@@ -19,6 +23,7 @@ from adapter_export.runtime.answers import (
     Prediction,
     TokenLabels,
     answer,
+    check_context,
     check_type,
     own_classes,
     own_results,
@@ -27,14 +32,25 @@ from adapter_export.runtime.answers import (
 )
 from adapter_export.runtime.bank import Bank
 from adapter_export.runtime.batches import CALL_TOKENS, TOKEN_BUDGET, Item, Progress, Request
-from adapter_export.runtime.check_inputs import Inputs, Weighting, check_inputs, check_rows, weight_tensors
+from adapter_export.runtime.check_inputs import (
+    Inputs,
+    Weighting,
+    check_inputs,
+    check_rows,
+    weight_tensors,
+    weights_of_each,
+)
 from adapter_export.runtime.graphs import Arrays, Graphs, Provider, on_device, run_bound, run_session, run_values
 from adapter_export.runtime.loaded_adapters import Adapters, Claim, Entry, Statistics
+from adapter_export.runtime.padding import has_padding, misplaced, without_padding
 from adapter_export.runtime.prefixes import Prefixes, digest_of
-from adapter_export.runtime.strength import Strength, Strengths, strength_of_each
+from adapter_export.runtime.strength import Strength, Strengths, check_strength, strength_of_each
 
 Chosen = Entry | list[Entry | None] | None
-"""The adapter of all rows, or one for each; none is the base."""
+"""One adapter for all rows, or one per row; `None` is the base."""
+
+
+_TWICE = "weights are the strengths of a fusion's members"
 
 
 class Choice(TypedDict, total=False):
@@ -115,6 +131,23 @@ class Session:
         entry = None if adapter is None else self._adapters.entry(adapter)
         return Head(None, None, None) if entry is None else Head(entry.name, entry.task, entry.output)
 
+    @property
+    def own_head(self) -> str | None:
+        """The adapter that is the base's own head, which answers where none is chosen."""
+        return self._manifest.head
+
+    def real_tokens(self, inputs: Inputs, results: Sequence[np.ndarray]) -> Sequence[npt.NDArray[np.bool_] | None]:
+        """Return for each row which tokens of its result are no padding; `None` where it has no axis of tokens."""
+        return real_tokens(results, inputs, self._manifest)
+
+    def may_pad(self, adapter: str | None) -> bool:
+        """Return whether a row for an adapter may be padded without changing its result.
+
+        Raises:
+            RequestError: it is not loaded.
+        """
+        return self._may_pad(None if adapter is None else self._adapters.entry(adapter))
+
     def answering(self, adapter: str | None = None) -> Task:
         """Return the task by which an adapter answers; without one, that of the base's own head.
 
@@ -133,8 +166,12 @@ class Session:
         weights: Weighting | None = None,
         strength: Strength | None = None,
         allow_mixed_rows: bool = False,
+        allow_padding: bool = False,
     ) -> Arrays:
-        """Compute the outputs.
+        """Compute the outputs of the graph for a batch as it is.
+
+        `run_many` and `answer` give each row the result that it has alone: they remove padding and divide batches where
+        these would change it.
 
         Args:
             inputs: an array for each input of the base.
@@ -146,6 +183,7 @@ class Session:
                 adapter adds at its sites, 0 nothing, -1 takes it off. Heads stay.
             allow_mixed_rows: put rows of different adapters or weights into one call although the base lets the rows of
                 a batch influence each other.
+            allow_padding: take rows whose masks hide tokens where that changes the result of the row.
 
         Returns:
             The base's outputs by name, and the results of heads: of an adapter with a head at `output(adapter)`. In a
@@ -154,11 +192,18 @@ class Session:
 
         Raises:
             RequestError: an adapter is not loaded, the inputs do not fit, ONNX Runtime cannot compute them, the bundle
-                lacks the graph, or rows would influence each other.
+                lacks the graph, rows would influence each other, or padding would change a result.
             InputError: the file of an adapter that is read on demand is not what it was.
         """
         chosen = self._chosen(adapter, adapters, weights, strength, inputs)
-        return self._compute(inputs, chosen, weights, allow_mixed_rows)
+        arrays = check_inputs(inputs, self._manifest.inputs, self._manifest.lengths)
+        if isinstance(chosen, list):
+            check_rows(arrays, chosen, self._manifest, allow_mixed_rows)
+        if not allow_padding:
+            self._check_padding(arrays, chosen if isinstance(chosen, list) else [chosen])
+        if isinstance(chosen, list):
+            return self._compute_rows(arrays, chosen)
+        return self._compute_all(arrays, chosen, weights, allow_mixed_rows)
 
     def fan_out(
         self, inputs: Inputs, adapters: Sequence[str | None], *, allow_mixed_rows: bool = False
@@ -193,6 +238,7 @@ class Session:
         entries = [entry for entry in chosen.values() for _ in range(count)]
         tiled = {name: np.tile(array, (len(chosen), *[1] * (array.ndim - 1))) for name, array in arrays.items()}
         check_rows(tiled, entries, self._manifest, allow_mixed_rows)
+        self._check_padding(tiled, entries)
         outputs = self._compute_rows(tiled, entries)
         axes = {record.name: record.axes.index(batch) for record in self._manifest.outputs if batch in record.axes}
         found: dict[str | None, Arrays] = {}
@@ -218,6 +264,7 @@ class Session:
         entry = self._chosen(adapter, None, weights, None, inputs)
         assert not isinstance(entry, list)
         arrays = check_inputs(inputs, self._manifest.inputs, self._manifest.lengths)
+        self._check_padding(arrays, [entry])
         feeds = {name: on_device(array, self.provider) for name, array in arrays.items()}
         feeds.update(self._own_feeds(arrays, entry, weights, allow_mixed_rows=False))
         return run_bound(self._graphs.session("slots"), self._outputs([entry]), feeds, self.provider)
@@ -232,14 +279,16 @@ class Session:
     ) -> list[Answer]:
         """Compute an answer for each row, by the task of the row's adapter.
 
+        A row's answer does not depend on the other rows or on padding, as with `run_many`.
+
         Args:
             inputs: an array for each input of the base.
-            adapter: the adapter of all rows; if none is chosen, the base's own head.
-            context: for each row which of its tokens may be the answer to a question, bool [tokens]; of `span` only.
+            adapter: the adapter of all rows; default: the base's own head.
+            context: for each row which of its tokens may be the answer to a question, bool [tokens]; `span` needs it.
             choice: `adapters`, `weights`, `strength` and `allow_mixed_rows`, as in `run`.
 
         Raises:
-            RequestError: as `run`; or an adapter has no head, or nobody knows what its results mean.
+            RequestError: as `run`; or an adapter has no head or no known task, or a row for a `span` has no context.
         """
         return self._answers(None, inputs, adapter, context, **choice)
 
@@ -292,7 +341,8 @@ class Session:
 
         They are sorted by length, put together up to a number of tokens, where that takes less time than calls of their
         own, and padded where a mask hides it; adapters are mixed if the bundle has a bank. Where padding, or the other
-        rows of a call, would change results, requests run with others of the same length, or alone.
+        rows of a call, would change results, rows run with others of the same length, or alone, and padding that inputs
+        bring with them is removed ("What may share a call" in docs/format.md).
 
         Args:
             requests: inputs of one row or several, and an adapter.
@@ -301,13 +351,15 @@ class Session:
             allow_mixed_rows: as in `run`, for rows of different requests.
 
         Returns:
-            The outputs of each request in the order of the requests, as `run` gives them for it alone, rounding aside.
+            The outputs of each request in the order of the requests, for each row what `run` gives for it alone,
+            rounding aside; 0 at padding that was removed.
 
         Raises:
             UsageError: the budget is below 1.
             RequestError: as `run`; nothing is computed if a request does not fit, and the message says which.
         """
-        return self._run_items(self._items(requests), token_budget, progress, allow_mixed_rows)
+        items = self._items(requests, self._entry, "request", allow_mixed_rows)
+        return self._run_items(items, token_budget, progress, allow_mixed_rows)
 
     def classify_many(
         self,
@@ -322,14 +374,20 @@ class Session:
         Raises:
             UsageError, RequestError: as `run_many`; or an adapter's problem type is not `single_label`.
         """
-        items, tasks = self._items(requests), []
-        for item in items:
-            with within(f"request {item.index}"):
-                tasks.append(check_type(item.entry, "single_label"))
-        found = self._run_items(items, token_budget, progress, allow_mixed_rows)
+        asked, tasks = list(requests), list[tuple[str, Task]]()
+        for index, request in enumerate(asked):
+            with within(f"request {index}"):
+                entry, task = check_type(self._entry(request.adapter), "single_label")
+                tasks.append((str(entry.output), task))
+        found = self.run_many(
+            [replace(request, head_only=True) for request in asked],
+            token_budget=token_budget,
+            progress=progress,
+            allow_mixed_rows=allow_mixed_rows,
+        )
         answers = []
-        for (entry, task), outputs in zip(tasks, found, strict=True):
-            rows = [answer(task, result) for result in outputs[str(entry.output)]]
+        for (output, task), outputs in zip(tasks, found, strict=True):
+            rows = [answer(task, result) for result in outputs[output]]
             answers.append([one for one in rows if isinstance(one, Prediction)])
         return answers
 
@@ -422,8 +480,7 @@ class Session:
         if weights is not None and adapter is None:
             raise RequestError("weights are those of a fusion's members", expected="`adapter`, the name of the fusion")
         if strength is not None and weights is not None:
-            what = "weights are the strengths of a fusion's members"
-            raise RequestError(what, where="`strength`", fix="multiply the weights by it")
+            raise RequestError(_TWICE, where="`strength`", fix="multiply the weights by it")
         several = isinstance(strength, Sequence) and not isinstance(strength, str)
         if adapters is None and several:
             adapters, adapter = [adapter] * len(next(iter(inputs.values()), ())), None
@@ -435,20 +492,45 @@ class Session:
         rows = ((found[name], one) for name, one in zip(adapters, each, strict=True))
         return [None if entry is None else self._strengths.at(entry, one) for entry, one in rows]
 
-    def _compute(self, inputs: Inputs, chosen: Chosen, weights: Weighting | None, allow_mixed_rows: bool) -> Arrays:
-        arrays = check_inputs(inputs, self._manifest.inputs, self._manifest.lengths)
-        if isinstance(chosen, list):
-            check_rows(arrays, chosen, self._manifest, allow_mixed_rows)
-            return self._compute_rows(arrays, chosen)
-        return self._compute_all(arrays, chosen, weights, allow_mixed_rows)
+    def _entry(self, adapter: str | None) -> Entry | None:
+        return None if adapter is None else self._adapters.entry(adapter)
+
+    def _may_pad(self, entry: Entry | None) -> bool:
+        """As `build` found by trying: nothing is padded where that changes the base, or this adapter."""
+        manifest = self._manifest
+        return manifest.padding_neutral and (
+            entry is None or not manifest.counts_padding or not self._adapters.acts_in(entry, manifest.counts_padding)
+        )
+
+    def _check_padding(self, arrays: Arrays, entries: Sequence[Entry | None]) -> None:
+        """Raise RequestError if padding would change the result of a row; of one entry, it is that of all rows."""
+        inputs = self._manifest.inputs
+        if not has_padding(arrays, inputs):
+            return
+        may_pad = {entry: self._may_pad(entry) for entry in dict.fromkeys(entries)}
+        for row in range(len(next(iter(arrays.values())))):
+            entry = entries[row if len(entries) > 1 else 0]
+            if misplaced(arrays, inputs, row, may_pad=may_pad[entry]):
+                raise RequestError(
+                    "a row has padding that changes its result",
+                    where=f"row {row}" if entry is None else f"row {row}, adapter `{entry.name}`",
+                    expected="padding after the tokens" if may_pad[entry] else "a row without padding",
+                    fix="call `run_many` or `answer`, which remove it; `allow_padding=True` runs the batch as it is",
+                )
 
     def _compute_all(
-        self, arrays: Arrays, entry: Entry | None, weights: Weighting | None = None, allow_mixed_rows: bool = False
+        self,
+        arrays: Arrays,
+        entry: Entry | None,
+        weights: Weighting | None = None,
+        allow_mixed_rows: bool = False,
+        *,
+        head_only: bool = False,
     ) -> Arrays:
         """Run all rows through one adapter, or through the base; on what is kept of them, if anything is."""
         if self._prefixes.limit and weights is None and self._bank.takes([entry]):
-            return self._compute_rows(arrays, [entry] * len(next(iter(arrays.values()))))
-        session, wanted = self._graphs.session("slots"), self._outputs([entry])
+            return self._compute_rows(arrays, [entry] * len(next(iter(arrays.values()))), head_only=head_only)
+        session, wanted = self._graphs.session("slots"), self._outputs([entry], head_only=head_only)
         if self.provider == "cpu" and weights is None:  # arrays are fed as they lie here, in less time than values
             tensors = {} if entry is None else self._adapters.loaded(entry).tensors
             return run_session(session, {**arrays, **tensors}, wanted)
@@ -456,9 +538,9 @@ class Session:
         feeds.update(self._own_feeds(arrays, entry, weights, allow_mixed_rows))
         return run_values(session, feeds, wanted)
 
-    def _compute_rows(self, arrays: Arrays, entries: Sequence[Entry | None]) -> Arrays:
+    def _compute_rows(self, arrays: Arrays, entries: Sequence[Entry | None], *, head_only: bool = False) -> Arrays:
         """Run each row through its own adapter; what rows that are alike have in common, once."""
-        wanted, shared = self._outputs(entries), self._prefixes.feeds(arrays)
+        wanted, shared = self._outputs(entries, head_only=head_only), self._prefixes.feeds(arrays)
         if shared is not None:
             outputs = self._bank.run(shared, entries, wanted, "fanout")
         else:
@@ -480,9 +562,10 @@ class Session:
         given = weight_tensors(entry, weights)
         return {**feeds, **{slot: on_device(tensor, self.provider) for slot, tensor in given.items()}}
 
-    def _outputs(self, entries: Iterable[Entry | None]) -> list[str]:
-        """Return the base's outputs, and those of heads that some row fills."""
-        wanted = self._base_outputs | {entry.output for entry in entries if entry is not None}
+    def _outputs(self, entries: Iterable[Entry | None], *, head_only: bool = False) -> list[str]:
+        """Return the base's outputs, unless only heads are wanted, and the outputs of heads that some row fills."""
+        heads = {entry.output for entry in entries if entry is not None}
+        wanted = heads if head_only and heads - {None} else heads | self._base_outputs
         return [record.name for record in self._manifest.outputs if record.name in wanted]
 
     def _answers(
@@ -498,6 +581,8 @@ class Session:
         real = real_tokens(results, inputs, self._manifest)
         contexts = [None] * len(results) if context is None else context
         tasks = [check_type(entry, problem)[1] for entry in entries]
+        for row, (task, own) in enumerate(zip(tasks, contexts, strict=True)):
+            check_context(task, own, f"row {row}")
         return [answer(*row) for row in zip(tasks, results, real, contexts, strict=True)]
 
     def _results(
@@ -512,59 +597,125 @@ class Session:
         allow_mixed_rows: bool = False,
     ) -> tuple[list[np.ndarray], list[Entry]]:
         """Return what the heads give for each row, if they can answer, and each row's adapter."""
+        self._check_process()
         if adapter is None and adapters is None:
             adapter = self._manifest.head
         if adapter is None and adapters is None:
             raise RequestError("no adapter is chosen", expected="`adapter`, or `adapters` with one for each row")
-        chosen = self._chosen(adapter, adapters, weights, strength, inputs)
-        entries = [check_type(entry, problem)[0] for entry in (chosen if isinstance(chosen, list) else [chosen])]
-        outputs = self._compute(inputs, chosen, weights, allow_mixed_rows)
-        if isinstance(chosen, list):
-            return [own_classes(outputs[str(entry.output)][row]) for row, entry in enumerate(entries)], entries
-        found = outputs[str(entries[0].output)]
-        return list(found), entries * len(found)
+        if adapter is not None and adapters is not None:
+            raise RequestError("one call has one choice", expected="`adapter` or `adapters`")
+        arrays = check_inputs(inputs, self._manifest.inputs, self._manifest.lengths)
+        rows = len(next(iter(arrays.values())))
+        names = [adapter] * rows if adapters is None else list(adapters)
+        if len(names) != rows:
+            raise RequestError("a mixed batch has one choice for each row", found=len(names), expected=rows)
+        entries = {name: check_type(self._entry(name), problem)[0] for name in dict.fromkeys(names)}
+        strengths, own_weights = strength_of_each(strength, rows), weights_of_each(weights, rows)
+        choices = list(zip(names, strengths, own_weights, strict=True))
+        if all(choice == choices[0] for choice in choices):
+            requests = [Request(arrays, *choices[0], head_only=True)]
+        else:
+            each = ({name: array[row : row + 1] for name, array in arrays.items()} for row in range(rows))
+            requests = [Request(own, *choice, head_only=True) for own, choice in zip(each, choices, strict=True)]
+        items = self._items(
+            requests, lambda name: entries[str(name)], "row" if len(requests) > 1 else "", allow_mixed_rows
+        )
+        found = self._run_items(items, TOKEN_BUDGET, None, allow_mixed_rows)
+        outputs = [entries[str(request.adapter)].output for request in requests]
+        results = [row for one, output in zip(found, outputs, strict=True) for row in one[str(output)]]
+        return results, [entries[name] for name in names]
 
-    def _items(self, requests: Iterable[Request]) -> list[Item]:
-        """Return the requests, each checked, its adapter looked up."""
+    def _items(
+        self,
+        requests: Iterable[Request],
+        find: Callable[[str | None], Entry | None],
+        word: str,
+        allow_mixed_rows: bool,
+    ) -> list[Item]:
+        """Return the requests, each checked and its adapter looked up, without padding that would change a result.
+
+        A request is one item, or several of one row each where its rows may not share a call as they are. Messages
+        call a request by `word` and its number; by nothing if there is no word.
+        """
         self._check_process()
-        batches.batch_axis(self._manifest)
+        inputs = self._manifest.inputs
+        can_split = batches.rows_are_apart(self._manifest)
         items: list[Item] = []
-        padded: dict[Entry | None, frozenset[str]] = {}
+        may_pad: dict[Entry | None, bool] = {}
         twins: dict[bytes, int] = {}
-        neutral, counting = self._manifest.padding_neutral, self._manifest.counts_padding
+        apart = not (self._manifest.batch_invariant or allow_mixed_rows)
         for index, request in enumerate(requests):
-            with within(f"request {index}"):
-                arrays = check_inputs(request.inputs, self._manifest.inputs, self._manifest.lengths)
-                entry = None if request.adapter is None else self._adapters.entry(request.adapter)
-                entry = None if entry is None else self._strengths.at(entry, request.strength)
-                if entry not in padded:  # as `build` found by trying
-                    may_pad = neutral and (entry is None or not self._adapters.acts_in(entry, counting))
-                    padded[entry] = self._maskable if may_pad else frozenset()
-                shares = self._manifest.fanout is not None
-                twin = twins.setdefault(digest_of(arrays.values()), index) if shares else 0
-                items.append(batches.as_item(index, arrays, entry, padded[entry], self._manifest, twin))
+            where = request.where or (word and f"{word} {index}")
+            with within(where) if where else nullcontext():
+                arrays = check_inputs(request.inputs, inputs, self._manifest.lengths)
+                entry = self._at_choice(find(request.adapter), request)
+                if entry not in may_pad:
+                    may_pad[entry] = self._may_pad(entry)
+                pads = may_pad[entry]
+                rows = len(next(iter(arrays.values())))
+                moves = has_padding(arrays, inputs) and any(
+                    misplaced(arrays, inputs, row, may_pad=pads) for row in range(rows)
+                )
+                parts = [arrays]
+                if rows > 1 and moves and not can_split:
+                    raise RequestError(
+                        "rows with padding cannot be taken apart in this base", fix="give them one by one"
+                    )
+                if rows > 1 and can_split and (apart or moves):
+                    parts = [{name: array[row : row + 1] for name, array in arrays.items()} for row in range(rows)]
+                for part in parts:
+                    own, origin = without_padding(part, inputs, may_pad=pads) if moves else (part, None)
+                    if origin is not None:
+                        own = check_inputs(own, inputs, self._manifest.lengths)
+                    padded = self._maskable if pads else frozenset[str]()
+                    item = batches.as_item(index, request, own, entry, padded, self._manifest)
+                    shares = self._manifest.fanout is not None
+                    twin = twins.setdefault(digest_of(own.values()), index) if shares else 0
+                    items.append(replace(item, origin=origin, twin=twin))
         return items
+
+    def _at_choice(self, entry: Entry | None, request: Request) -> Entry | None:
+        """Return the adapter of a request at its strength; errors are about the strength and the weights."""
+        if request.weights is None:
+            return None if entry is None else self._strengths.at(entry, request.strength)
+        if entry is None:
+            raise RequestError("weights are those of a fusion's members", expected="`adapter`, the name of the fusion")
+        if check_strength(request.strength) != 1.0:
+            raise RequestError(_TWICE, where="`strength`", fix="multiply the weights by it")
+        weight_tensors(entry, request.weights)  # before anything is computed
+        return entry
 
     def _run_items(
         self, items: Sequence[Item], token_budget: int, progress: Progress | bool | None, allow_mixed_rows: bool
     ) -> list[Arrays]:
+        count = 1 + max((item.index for item in items), default=-1)
         adapters = self._resident if self._bank.takes(item.entry for item in items) else 1
         call_tokens = CALL_TOKENS if self.provider == "cpu" else token_budget  # on a GPU, launches outweigh padding
         on_progress = batches.draw_bar if progress is True else progress or None
-        results: list[Arrays] = [{}] * len(items)
+        found: list[list[tuple[Item, Arrays]]] = [[] for _ in range(count)]
+        left = Counter(item.index for item in items)
         done = 0
         for batch in batches.batches(items, self._manifest, token_budget, adapters, allow_mixed_rows, call_tokens):
-            if len(batch) == 1:  # nothing to fill up or to take apart
-                (item,) = batch
-                results[item.index] = self._compute_all(item.arrays, item.entry)
-            else:
-                entries = [item.entry for item in batch for _ in range(item.rows)]
-                arrays = batches.joined(batch, self._manifest)
-                alike = all(entry is entries[0] for entry in entries)  # rows of one adapter need no bank
-                outputs = self._compute_all(arrays, entries[0]) if alike else self._compute_rows(arrays, entries)
-                for item, own in batches.taken_apart(outputs, batch, self._manifest):
-                    results[item.index] = own
-            done += len(batch)
+            for item, own in self._run_batch(batch):
+                found[item.index].append((item, own))
+                left[item.index] -= 1
+                done += left[item.index] == 0
             if on_progress is not None:
-                on_progress(done, len(items))
-        return results
+                on_progress(done, count)
+        order = {id(item): at for at, item in enumerate(items)}
+        return [batches.whole(sorted(parts, key=lambda part: order[id(part[0])]), self._manifest) for parts in found]
+
+    def _run_batch(self, batch: Sequence[Item]) -> Iterable[tuple[Item, Arrays]]:
+        """Return each item of a call with its outputs."""
+        entries = [item.entry for item in batch for _ in range(item.rows)]
+        head_only = all(item.head_only for item in batch)
+        weights = None if batch[0].weights is None else [item.weights or {} for item in batch for _ in range(item.rows)]
+        if len(batch) == 1:  # nothing to pad or to take apart
+            (item,) = batch
+            return [(item, self._compute_all(item.arrays, item.entry, weights, True, head_only=head_only))]
+        arrays = batches.joined(batch, self._manifest)
+        if all(entry is entries[0] for entry in entries):  # rows of one adapter need no bank
+            outputs = self._compute_all(arrays, entries[0], weights, True, head_only=head_only)
+        else:
+            outputs = self._compute_rows(arrays, entries, head_only=head_only)
+        return batches.taken_apart(outputs, batch, self._manifest)

@@ -230,12 +230,11 @@ def make_app(service: Service, control: Control, facing: Facing) -> ASGIApp:
 
     async def answer(request: HttpRequest) -> Response:
         call, key = await call_of(request)
-        found = await in_time(service.answer(call, key, request.state))
-        return JSONResponse(found[0] | {"model": call.model} if call.text is not None else found)
+        return JSONResponse({"rows": await in_time(service.answer(call, key, request.state))})
 
     async def run(request: HttpRequest) -> Response:
         call, key = await call_of(request)
-        return JSONResponse(await in_time(service.run(call, key, request.state)))
+        return JSONResponse({"rows": await in_time(service.run(call, key, request.state))})
 
     for path, endpoint in (
         ("/answer", answer),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapter_export.errors import RequestError, quoted
 from adapter_export.reading.documents import parse_json
+from adapter_export.runtime.check_inputs import weights_of_each
 from adapter_export.runtime.strength import strength_of_each
-from adapter_export.runtime.text_reader import Asked
+from adapter_export.runtime.text_answers import Asked
 from adapter_export.server.limits import LONGEST_TEXT, MOST_ROWS
 from adapter_export.text import Pair
 
@@ -47,8 +48,9 @@ class Question(Strict):
 class Call(Strict):
     """Rows, as texts or as arrays, and one model for all of them, or an adapter for each.
 
-    `text`, alone, with `pair` or with `choices`, is one row, whose answer is no list. `strength` is how much of an
-    adapter's updates is added, for all rows or for each (`Session.run`).
+    `text`, alone, with `pair` or with `choices`, is one row. `strength` is how much of an adapter's updates is added,
+    and `weights` are those of the members of a weighted fusion, for all rows or for each (`Session.run`). `context`,
+    with `inputs` for a `span`, has for each row a 1 for each token that may be the answer.
     """
 
     model: str | None = None
@@ -60,6 +62,8 @@ class Call(Strict):
     adapter: str | None = None
     adapters: list[str | None] | None = Field(None, max_length=MOST_ROWS)
     strength: Number | list[Number] | None = None
+    weights: dict[str, Number] | Annotated[list[dict[str, Number]], Field(max_length=MOST_ROWS)] | None = None
+    context: list[list[Literal[0, 1]]] | None = Field(None, max_length=MOST_ROWS)
     id: str | None = Field(None, max_length=200)
 
     def asked(self) -> list[Asked] | None:
@@ -100,6 +104,19 @@ class Call(Strict):
     def strengths(self, rows: int) -> Sequence[float]:
         """Return the strength of each row."""
         return strength_of_each(self.strength, rows)
+
+    def weights_of(self, rows: int) -> Sequence[Mapping[str, float] | None]:
+        """Return the weights of the members of a fusion for each row."""
+        return weights_of_each(self.weights, rows)
+
+    def contexts(self, rows: int) -> Sequence[np.ndarray | None]:
+        """Return for each row which of its tokens may be the answer to a question."""
+        if self.context is None:
+            return [None] * rows
+        if self.inputs is None or len(self.context) != rows:
+            found = "texts" if self.inputs is None else f"{len(self.context)} for {rows} rows"
+            raise RequestError("`context` goes with `inputs`, one list per row", found=found)
+        return [np.array(row, bool) for row in self.context]
 
     def arrays(self, dtypes: Mapping[str, str]) -> list[dict[str, np.ndarray]]:
         """Return the inputs of each row, [1, …], as the types that the bundle wants."""

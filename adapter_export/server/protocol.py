@@ -19,13 +19,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from adapter_export.errors import RequestError, quoted
-from adapter_export.runtime.answers import own_classes
-from adapter_export.runtime.text_reader import Asked
+from adapter_export.runtime.answerer import AnsweredRow, Row
 from adapter_export.server.calls import Number, Strict, parse, split_rows
 from adapter_export.server.control import Control
 from adapter_export.server.limits import LONGEST_TEXT, MOST_ROWS, Limits, RefusedError, body_of
 from adapter_export.server.models import Target
-from adapter_export.server.service import Computed, Row, Service
+from adapter_export.server.service import Service, TargetRow
 from adapter_export.text import Pair
 from adapter_export.version import __version__
 
@@ -126,7 +125,8 @@ def add_protocol(
         asked, tensors = _read(data, request.headers.get(_HEADER_LENGTH))
         key = asked.id or request.state.key
         target = await found(name, version, key, request.state)
-        computed = await in_time(service.compute(_rows(target, tensors, asked.parameters.strength), request.state))
+        rows = _rows(target, tensors, asked.parameters.strength)
+        computed = await in_time(service.compute(rows, request.state, outputs=True))
         outputs = dict(_outputs(computed, None if asked.outputs is None else [o.name for o in asked.outputs]))
         return _written(name, target, asked, outputs)
 
@@ -284,10 +284,10 @@ def _strings(raw: bytes, where: str) -> Iterator[str]:
         place += size
 
 
-def _rows(target: Target, tensors: Mapping[str, np.ndarray], strength: float) -> list[Row]:
+def _rows(target: Target, tensors: Mapping[str, np.ndarray], strength: float) -> list[TargetRow]:
     """Return the rows of a request, texts or the inputs of the base."""
     if TEXT not in tensors:
-        rows = [Row(target, inputs=own, strength=strength) for own in split_rows(tensors)]
+        asked: Sequence[Any] = split_rows(tensors)
     else:
         others = set(tensors) - {TEXT, PAIR}
         if others:
@@ -295,14 +295,13 @@ def _rows(target: Target, tensors: Mapping[str, np.ndarray], strength: float) ->
         firsts, seconds = tensors[TEXT], tensors.get(PAIR)
         if firsts.dtype != object or (seconds is not None and (seconds.dtype != object or len(seconds) != len(firsts))):
             raise RequestError("texts are of the type BYTES, as many as there are pairs")
-        asked: list[Asked] = list(firsts) if seconds is None else list(map(Pair, firsts, seconds))
-        rows = [Row(target, text, strength=strength) for text in asked]
-    if not 0 < len(rows) <= MOST_ROWS:
-        raise RequestError("has too many rows, or none", found=len(rows), expected=f"1 to {MOST_ROWS}")
-    return rows
+        asked = list(firsts) if seconds is None else list(map(Pair, firsts, seconds))
+    if not 0 < len(asked) <= MOST_ROWS:
+        raise RequestError("has too many rows, or none", found=len(asked), expected=f"1 to {MOST_ROWS}")
+    return [TargetRow(target, Row(one, strength=strength)) for one in asked]
 
 
-def _outputs(computed: Sequence[Computed], wanted: Sequence[str] | None) -> Iterator[tuple[str, np.ndarray]]:
+def _outputs(computed: Sequence[AnsweredRow], wanted: Sequence[str] | None) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the outputs that are asked for, [rows, …]; those of an adapter's task and its head if nothing is said."""
     head = computed[0].head
     available = [ANSWER, LABEL, PROBABILITY] if head.task is not None and head.task.type == "single_label" else []
@@ -311,7 +310,7 @@ def _outputs(computed: Sequence[Computed], wanted: Sequence[str] | None) -> Iter
     if wanted is None:
         own = [] if head.output is None or tensors_differ(computed, head.output) else [head.output]
         wanted = [*available, *own] if head.task is not None else tensors
-    answers = [one.answer() for one in computed] if {ANSWER, LABEL, PROBABILITY} & set(wanted) else []
+    answers = [one.document() for one in computed] if {ANSWER, LABEL, PROBABILITY} & set(wanted) else []
     for name in wanted:
         if name not in (*available, *tensors):
             raise RequestError("there is no such output", found=f"`{name}`", expected=quoted((*available, *tensors)))
@@ -326,14 +325,10 @@ def _outputs(computed: Sequence[Computed], wanted: Sequence[str] | None) -> Iter
                 fix=f"send one row, or ask for `{ANSWER}`" if available else "send one row at a time",
             )
         else:
-            rows = [
-                own_classes(one.outputs[0][name][0]) if name == head.output else one.outputs[0][name][0]
-                for one in computed
-            ]
-            yield name, np.stack(rows)
+            yield name, np.stack([one.outputs[0][name] for one in computed])
 
 
-def tensors_differ(computed: Sequence[Computed], name: str) -> bool:
+def tensors_differ(computed: Sequence[AnsweredRow], name: str) -> bool:
     """Return whether the rows of an output have different shapes."""
     return len({one.outputs[0][name].shape for one in computed}) > 1
 

@@ -10,52 +10,31 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from starlette.datastructures import State
 
 from adapter_export.errors import InputError, RequestError
-from adapter_export.runtime import Request
-from adapter_export.runtime.answers import Head
-from adapter_export.runtime.text_reader import Asked, ReadText
+from adapter_export.runtime.answerer import AnsweredRow, Answerer, Reading, Row
 from adapter_export.server.calls import Call
 from adapter_export.server.limits import RefusedError
 from adapter_export.server.models import PIN, Models, Served, Target, listed
 from adapter_export.server.resolver import Resolver
 from adapter_export.server.routes import Routes
-from adapter_export.server.row_answers import Answer, Arrays, row_answer, text_answer, text_requests
 from adapter_export.server.telemetry import Metrics, log
 
 _MOST_SHADOWS = 64
 """How many calls of shadows may wait; more are dropped."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row to compute: what answers it, a text, or the inputs of one row, [1, …], and the strength of its adapter."""
-
-    target: Target
-    text: Asked | None = None
-    inputs: Mapping[str, np.ndarray] | None = None
-    strength: float = 1.0
+Answer = dict[str, Any]
+"""An answer to a row as JSON, as docs/format.md has it."""
 
 
 @dataclass(frozen=True)
-class Computed:
-    """A row that was computed: the outputs of each of its parts, [1, …]."""
+class TargetRow:
+    """A row of a request, and the model that answers it; `row.adapter` is the adapter of the target."""
 
     target: Target
-    head: Head
-    outputs: Sequence[Arrays]
-    read: ReadText | None = None
-    mask: np.ndarray | None = None
-
-    def answer(self) -> Answer:
-        """Return what it says, as JSON; RequestError if that is NaN or infinite."""
-        served = self.target.served
-        if self.read is not None and served.reader is not None:
-            return text_answer(served.reader, self.head, self.read, self.outputs)
-        own = {name: array[0] for name, array in self.outputs[0].items()}
-        return row_answer(served.session, self.head, own, self.mask)
+    row: Row
 
 
 class Service:
@@ -126,30 +105,28 @@ class Service:
         Raises:
             RequestError, RefusedError: it cannot be answered.
         """
-        computed = await self.compute(await self._rows(call, key, state, own_head=True), state)
-        return [one.answer() for one in computed]
+        computed = await self.compute(await self._rows(call, key, state), state)
+        return [one.document() for one in computed]
 
-    async def run(self, call: Call, key: str, state: State) -> list[dict[str, Any]]:
-        """Return the outputs of each row of a call; errors as of `answer`."""
-        computed = await self.compute(await self._rows(call, key, state, own_head=False), state)
-        found: list[dict[str, Any]] = []
-        for one in computed:
-            for outputs in one.outputs:
-                for name, array in outputs.items():
-                    if not np.isfinite(array).all():
-                        raise RequestError("an output is NaN or infinite, which JSON cannot say", where=f"`{name}`")
-                found.append({name: array[0].tolist() for name, array in outputs.items()})
-        return found
+    async def run(self, call: Call, key: str, state: State) -> list[Answer]:
+        """Return the outputs of each row of a call, as of an adapter without a task; errors as of `answer`."""
+        computed = await self.compute(await self._rows(call, key, state), state, outputs=True)
+        return [{"adapter": one.head.adapter, "task": None, "outputs": one.listed_outputs()} for one in computed]
 
-    async def compute(self, rows: Sequence[Row], state: State) -> list[Computed]:
+    async def compute(self, rows: Sequence[TargetRow], state: State, *, outputs: bool = False) -> list[AnsweredRow]:
         """Compute rows, those of one bundle together; then those of shadows, for which nobody waits.
+
+        Args:
+            rows: the rows.
+            state: of the request.
+            outputs: keep all outputs, also of rows that have an answer.
 
         Raises:
             RequestError: one of them does not fit.
             RefusedError: too much waits.
         """
         state.rows = len(rows)
-        computed = await self._computed(rows)
+        computed = await self._computed(rows, outputs=outputs)
         for target, (route, shadow) in getattr(state, "shadows", {}).items():
             own = [at for at, row in enumerate(rows) if row.target == target]
             if len(self._shadows) >= _MOST_SHADOWS or not own:
@@ -162,7 +139,7 @@ class Service:
             task.add_done_callback(self._shadows.discard)
         return computed
 
-    async def _shadow(self, route: str, model: str, rows: Sequence[Row], computed: Sequence[Computed]) -> None:
+    async def _shadow(self, route: str, model: str, rows: Sequence[TargetRow], computed: Sequence[AnsweredRow]) -> None:
         """Compute rows by the shadow of a route, and compare; whatever goes wrong is counted, and nobody's error."""
         try:
             while any(served.collector and served.collector.waiting for served in self.models.served):
@@ -171,7 +148,7 @@ class Service:
             if target is None:
                 raise RequestError("the shadow is gone", found=f"`{model}`")
             found = await self._computed([replace(row, target=target) for row in rows])
-            pairs = [(one.answer(), other.answer()) for one, other in zip(computed, found, strict=True)]
+            pairs = [(one.document(), other.document()) for one, other in zip(computed, found, strict=True)]
         except (InputError, RefusedError) as error:
             self._metrics.shadow(route, "failed", len(rows))
             log("shadow", level=logging.WARNING, route=route, model=model, outcome="failed", reason=str(error))
@@ -182,51 +159,41 @@ class Service:
             if outcome == "different":
                 log("shadow", route=route, model=model, outcome=outcome, answer=_short(answer), other=_short(other))
 
-    async def _computed(self, rows: Sequence[Row]) -> list[Computed]:
+    async def _computed(self, rows: Sequence[TargetRow], *, outputs: bool = False) -> list[AnsweredRow]:
         groups: dict[Served, list[int]] = {}
         for index, row in enumerate(rows):
             groups.setdefault(row.target.served, []).append(index)
         with ExitStack() as stack:
             for target in dict.fromkeys(row.target for row in rows):
                 stack.enter_context(target.held())
-            parts = [self._compute(served, [rows[at] for at in places]) for served, places in groups.items()]
+            parts = [self._compute(served, [rows[at] for at in places], outputs) for served, places in groups.items()]
             found = await asyncio.gather(*parts)
-        results: list[Computed | None] = [None] * len(rows)
+        results: list[AnsweredRow | None] = [None] * len(rows)
         for places, part in zip(groups.values(), found, strict=True):
             for at, one in zip(places, part, strict=True):
                 results[at] = one
         return [one for one in results if one is not None]
 
-    async def _compute(self, served: Served, rows: Sequence[Row]) -> list[Computed]:
+    async def _compute(self, served: Served, rows: Sequence[TargetRow], outputs: bool) -> list[AnsweredRow]:
         assert served.collector is not None
-        texts = [row for row in rows if row.text is not None]
-        read = iter(await asyncio.to_thread(_read, served, texts)) if texts else iter(())
-        named = [(next(read), row) if row.text is not None else (None, row) for row in rows]
-        heads = [served.session.head(row.target.adapter if one is None else one.adapter) for one, row in named]
-        requests = [_requests(served, one, row) for one, row in named]
-        outputs = iter(await served.collector.answer([each for own in requests for each in own]))
-        return [
-            Computed(row.target, head, [next(outputs) for _ in own], one, _mask(row))
-            for (one, row), head, own in zip(named, heads, requests, strict=True)
-        ]
+        answerer = Answerer(served.session, served.reader, Reading(outputs=outputs))
+        asked = [replace(one.row, adapter=one.target.adapter) for one in rows]
+        texts = any(not row.is_arrays for row in asked)  # tokens take time
+        read = await asyncio.to_thread(answerer.read, asked) if texts else answerer.read(asked)
+        found = iter(await served.collector.answer([request for row in read for request in row.requests]))
+        return [row.answered([next(found) for _ in row.requests]) for row in read]
 
-    async def _rows(self, call: Call, key: str, state: State, *, own_head: bool) -> list[Row]:
-        asked = call.asked()
+    async def _rows(self, call: Call, key: str, state: State) -> list[TargetRow]:
+        asked: Sequence[Any] | None = call.asked()
         count = len(next(iter((call.inputs or {}).values()), ())) if asked is None else len(asked)
         names = call.names(count)
         targets = {name: await self._called(call, name, key, state) for name in dict.fromkeys(names)}
-        strengths = call.strengths(count)
-        if asked is not None:
-            given = zip(names, asked, strengths, strict=True)
-            return [Row(targets[name], text, strength=strength) for name, text, strength in given]
-        if own_head:
-            targets = {name: _with_own_head(target) for name, target in targets.items()}
-        dtypes = {
-            record.name: record.dtype for target in targets.values() for record in target.served.bundle.manifest.inputs
-        }
-        inputs = call.arrays(dtypes)  # here, since models must not be unloaded before they are held
-        every = zip(names, inputs, strengths, strict=True)
-        return [Row(targets[name], inputs=own, strength=strength) for name, own, strength in every]
+        if asked is None:
+            inputs = [record for one in targets.values() for record in one.served.bundle.manifest.inputs]
+            asked = call.arrays({record.name: record.dtype for record in inputs})
+        choices = zip(call.strengths(count), call.weights_of(count), call.contexts(count), strict=True)
+        rows = [Row(one, None, *choice) for one, choice in zip(asked, choices, strict=True)]
+        return [TargetRow(targets[name], row) for name, row in zip(names, rows, strict=True)]
 
     async def _called(self, call: Call, name: str | None, key: str, state: State) -> Target:
         """Return what answers for a model, or, as in the service in C++, for an adapter, or for none."""
@@ -261,25 +228,3 @@ def same_answers(one: object, other: object) -> bool:
 
 def _short(answer: Answer) -> dict[str, Any]:
     return {fact: answer[fact] for fact in ("adapter", *_FACTS) if fact in answer}
-
-
-def _with_own_head(target: Target) -> Target:
-    return Target(target.served, target.served.bundle.manifest.head) if target.adapter is None else target
-
-
-def _read(served: Served, rows: Sequence[Row]) -> list[ReadText]:
-    if served.reader is None:
-        raise RequestError("this bundle has no tokenizer", fix="send `inputs`")
-    texts = [row.text for row in rows if row.text is not None]
-    return served.reader.read(texts, adapters=[row.target.adapter for row in rows])
-
-
-def _requests(served: Served, read: ReadText | None, row: Row) -> list[Request]:
-    if read is not None and served.reader is not None:
-        return text_requests(served.reader, read, row.strength)
-    return [Request(row.inputs or {}, row.target.adapter, row.strength)]
-
-
-def _mask(row: Row) -> np.ndarray | None:
-    mask = None if row.inputs is None else row.inputs.get("attention_mask")
-    return None if mask is None else mask[0]

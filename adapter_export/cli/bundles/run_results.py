@@ -11,7 +11,7 @@ import numpy as np
 from adapter_export.cli.output import emit_json, show
 from adapter_export.graph.tasks import ProblemType
 from adapter_export.runtime.answers import Answer, Head, LabelSet, Numbers, Prediction, Score, Span, TokenLabels, Vector
-from adapter_export.runtime.text_reader import Choice, TextAnswer
+from adapter_export.runtime.text_answers import Choice, TextAnswer
 from adapter_export.tables import Table
 
 _FEW = 3

@@ -23,7 +23,8 @@ from adapter_export.reading.regular_files import read_bytes, read_stream
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answers import Span, answer
 from adapter_export.runtime.check_inputs import check_inputs
-from adapter_export.runtime.text_reader import LongTexts, ReadText, TextAnswer, Token, answered
+from adapter_export.runtime.answerer import LongTexts
+from adapter_export.runtime.text_answers import ReadText, TextAnswer, Token, answered
 from adapter_export.text import Pair
 
 Arrays = dict[str, np.ndarray]

@@ -1,0 +1,341 @@
+"""Rows in, answers out: the one engine that every entry point calls.
+
+A row is a text, a pair, a question with its choices, a picture, a clip or arrays, with a choice of adapter. Its answer
+is what the model gives for it alone; `Session.run_many` decides what may share a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from adapter_export.errors import RequestError, within
+from adapter_export.graph.tasks import Task
+from adapter_export.runtime.answers import Head, answer, check_context, own_classes
+from adapter_export.runtime.batches import TOKEN_BUDGET, Progress, Request, draw_bar
+from adapter_export.runtime.text_answers import ReadText, TextAnswer, answered
+
+LongTexts = Literal["cut", "refuse", "windows"]
+"""What becomes of a text with more tokens than its adapter takes."""
+
+Arrays = Mapping[str, np.ndarray]
+
+_WINDOW = 2048
+"""How many rows of arrays are in memory together."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row to answer, and what answers it.
+
+    Attributes:
+        asked: a text, a pair, the words of a text, a question with its choices (a list of pairs), a picture or a clip;
+            or an array `[1, …]` for each input of the base.
+        adapter: the adapter. Default: the base's own head, or the base.
+        strength: how much of the adapter's updates is added, as in `Session.run`.
+        weights: a number for each member of an adapter that is a weighted fusion, in place of its own.
+        context: of arrays for a `span`, which tokens may be the answer, bool `[tokens]`.
+        where: names the row in messages.
+    """
+
+    asked: Any
+    adapter: str | None = None
+    strength: float = 1.0
+    weights: Mapping[str, float] | None = None
+    context: npt.NDArray[np.bool_] | None = None
+    where: str = ""
+
+    @property
+    def is_arrays(self) -> bool:
+        """Whether it is given as arrays."""
+        return isinstance(self.asked, Mapping)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read and put into calls.
+
+    Attributes:
+        long: a text of more tokens than its adapter takes is cut, refused, or read in windows.
+        stride: how many tokens neighbouring windows share; default: a quarter of a window.
+        token_budget: the most tokens of a call, as in `Session.run_many`; default: that of the reader.
+        allow_mixed_rows: as in `Session.run`.
+        outputs: keep all outputs of rows whose adapter has a task, not only the result of its head.
+    """
+
+    long: LongTexts = "cut"
+    stride: int | None = None
+    token_budget: int | None = None
+    allow_mixed_rows: bool = False
+    outputs: bool = False
+
+
+class Runs(Protocol):
+    """A session, or what stands for one."""
+
+    @property
+    def own_head(self) -> str | None:
+        """The adapter that answers where none is chosen."""
+
+    def head(self, adapter: str | None, /) -> Head:
+        """Return an adapter with its task and the output of its head."""
+
+    def run_many(
+        self,
+        requests: Sequence[Request],
+        /,
+        *,
+        token_budget: int,
+        progress: Progress | None,
+        allow_mixed_rows: bool,
+    ) -> list[dict[str, np.ndarray]]:
+        """Return the outputs of each request, as it is alone."""
+
+    def real_tokens(self, inputs: Arrays, results: Sequence[np.ndarray], /) -> Sequence[npt.NDArray[np.bool_] | None]:
+        """Return for each row of arrays which of its tokens are no padding."""
+
+    def answering(self, adapter: str | None, /) -> Task:
+        """Return the task by which an adapter answers; RequestError if it has none."""
+
+
+class Reader(Protocol):
+    """Makes inputs of texts, pictures or clips for the adapters of a bundle."""
+
+    session: Any
+    window: int
+    token_budget: int
+
+    def read(
+        self,
+        asked: Any,
+        adapter: str | None = None,
+        /,
+        *,
+        adapters: Sequence[str | None] | None,
+        long: LongTexts,
+        stride: int | None,
+        places: Sequence[str],
+    ) -> list[ReadText]:
+        """Take up what is asked for adapters."""
+
+    def arrays(self, rows: Any, adapter: str | None = None, /) -> Arrays:
+        """Return the inputs of a call."""
+
+    def without_padding(self, outputs: Arrays, row: Any, /) -> Arrays:
+        """Return the outputs of a row, without the tokens that it was padded with."""
+
+
+@dataclass(frozen=True)
+class ReadRow:
+    """A row as requests to a session: one, or one for each of its windows or choices."""
+
+    session: Runs
+    row: Row
+    head: Head
+    requests: tuple[Request, ...]
+    read: ReadText | None = None
+    reader: Reader | None = None
+
+    def answered(self, outputs: Sequence[Arrays]) -> AnsweredRow:
+        """Return the row with what the session gave for each of its requests."""
+        own: list[Arrays] = [{name: array[0] for name, array in one.items()} for one in outputs]
+        if self.read is not None and self.reader is not None:
+            pairs = zip(own, self.read.rows, strict=True)
+            own = [self.reader.without_padding(one, row) for one, row in pairs]
+        output = self.head.output
+        if output is not None:
+            own = [{**one, output: own_classes(one[output])} for one in own]
+        real = None
+        if self.read is None and output is not None:
+            (real,) = self.session.real_tokens(self.row.asked, [own[0][output]])
+        return AnsweredRow(self.row, self.head, own, self.read, real)
+
+
+@dataclass(frozen=True)
+class AnsweredRow:
+    """A row with its outputs.
+
+    Attributes:
+        row: the row.
+        head: the adapter that answered it, its task and its output.
+        outputs: for each window or choice the outputs by name, without the batch and without padding.
+        read: the row as tokens; `None` for arrays.
+        real: of arrays, which tokens of the result are no padding, bool `[tokens]`.
+    """
+
+    row: Row
+    head: Head
+    outputs: Sequence[Arrays]
+    read: ReadText | None = None
+    real: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def results(self) -> list[np.ndarray]:
+        """The result of the head for each window or choice: `[classes]`, `[tokens, classes]` or `[width]`."""
+        return [one[str(self.head.output)] for one in self.outputs]
+
+    @property
+    def cut(self) -> int:
+        """The number of tokens that were left out."""
+        return 0 if self.read is None else self.read.cut
+
+    @cached_property
+    def answer(self) -> TextAnswer:
+        """The answer by the task of the adapter.
+
+        Raises:
+            RequestError: the adapter has no task, its result is NaN or infinite, or no token may be the answer.
+        """
+        with _at(self.row.where):
+            if self.head.task is None or self.head.output is None:
+                raise RequestError(
+                    "the adapter has no task, so it has no answer", where=f"adapter `{self.head.adapter}`"
+                )
+            if self.read is not None:
+                return answered(self.read, self.results)
+            (result,) = self.results
+            context = self.row.context
+            check_context(self.head.task, context, f"adapter `{self.head.adapter}`")
+            return TextAnswer(answer(self.head.task, result, self.real, context))
+
+    def document(self) -> dict[str, Any]:
+        """Return the answer as JSON, as docs/format.md has it; without a task all outputs.
+
+        Raises:
+            RequestError: as `answer`; or an output is NaN or infinite.
+        """
+        task = self.head.task
+        found = {"adapter": self.head.adapter, "task": None if task is None or self.head.output is None else task.type}
+        if found["task"] is None:
+            return {**found, "outputs": self.listed_outputs()}
+        return {**found, **self.answer.document()}
+
+    def listed_outputs(self) -> dict[str, Any]:
+        """Return all outputs as nested lists; of several windows or choices a list of those of each.
+
+        Raises:
+            RequestError: one is NaN or infinite, which JSON cannot say.
+        """
+        for one in self.outputs:
+            wrong = next((name for name, array in one.items() if not np.isfinite(array).all()), None)
+            if wrong is not None:
+                raise RequestError("an output is NaN or infinite", where=f"`{wrong}`", fix="run `verify` on the bundle")
+        if len(self.outputs) == 1:
+            return {name: array.tolist() for name, array in self.outputs[0].items()}
+        return {name: [one[name].tolist() for one in self.outputs] for name in self.outputs[0]}
+
+
+def _at(where: str) -> AbstractContextManager[None]:
+    """Name a row in errors that the block raises, if it has a name."""
+    return within(where) if where else nullcontext()
+
+
+class Answerer:
+    """Answers rows with the adapters of a bundle.
+
+    Args:
+        session: runs them.
+        reader: makes inputs of what is no array; not needed for arrays.
+        reading: how rows are read and put into calls.
+    """
+
+    def __init__(self, session: Runs, reader: Reader | None = None, reading: Reading | None = None) -> None:
+        self._session, self._reader, self._reading = session, reader, reading or Reading()
+
+    def answer(self, rows: Iterable[Row], progress: Callable[[int], object] | None = None) -> Iterator[AnsweredRow]:
+        """Answer rows one after the other, some thousand of them in memory at a time.
+
+        Args:
+            rows: any number.
+            progress: called with the number of rows done so far.
+
+        Raises:
+            RequestError: a row does not fit; those of windows before it have been answered.
+        """
+        window = _WINDOW if self._reader is None else self._reader.window
+        remaining, done = iter(rows), 0
+        while some := list(islice(remaining, window)):
+            read = self.read(some)
+            outputs = iter(self._run([request for row in read for request in row.requests], done, len(some), progress))
+            for row in read:
+                yield row.answered([next(outputs) for _ in row.requests])
+            done += len(some)
+            if progress is not None:
+                progress(done)
+
+    def answers(self, rows: Sequence[Row], progress: Progress | bool | None = None) -> list[TextAnswer]:
+        """Answer rows by the tasks of their adapters; each must have one.
+
+        Args:
+            rows: any number.
+            progress: called with how many of how many rows are done; true draws a bar on stderr.
+
+        Raises:
+            RequestError: a row does not fit, or its adapter has no task.
+        """
+        for adapter, row in {row.adapter: row for row in reversed(rows)}.items():
+            with _at(row.where):
+                self._session.answering(adapter)
+        told = draw_bar if progress is True else progress or None
+        step = None if told is None else lambda done: told(done, len(rows))
+        return [one.answer for one in self.answer(rows, step)]
+
+    def read(self, rows: Sequence[Row]) -> list[ReadRow]:
+        """Return rows as requests, for callers that put the requests of several into one call.
+
+        Raises:
+            RequestError: a row cannot be read, or its adapter is not loaded.
+        """
+        texts = [row for row in rows if not row.is_arrays]
+        read = iter(self._read(texts) if texts else ())
+        return [self._of_arrays(row) if row.is_arrays else self._of_text(row, next(read)) for row in rows]
+
+    def _read(self, rows: Sequence[Row]) -> list[ReadText]:
+        if self._reader is None:
+            raise RequestError("there is nothing that reads texts here", fix="give arrays for the inputs of the base")
+        return self._reader.read(
+            [row.asked for row in rows],
+            adapters=[row.adapter for row in rows],
+            long=self._reading.long,
+            stride=self._reading.stride,
+            places=[row.where or f"text {at}" for at, row in enumerate(rows)],
+        )
+
+    def _of_text(self, row: Row, read: ReadText) -> ReadRow:
+        assert self._reader is not None
+        with _at(row.where):
+            arrays = [self._reader.arrays([one], read.adapter) for one in read.rows]
+            head = self._session.head(read.adapter)
+        requests = tuple(self._request(one, head, row) for one in arrays)
+        return ReadRow(self._session, row, head, requests, read, self._reader)
+
+    def _of_arrays(self, row: Row) -> ReadRow:
+        with _at(row.where):
+            head = self._session.head(self._session.own_head if row.adapter is None else row.adapter)
+        return ReadRow(self._session, row, head, (self._request(row.asked, head, row),))
+
+    def _request(self, inputs: Arrays, head: Head, row: Row) -> Request:
+        head_only = head.task is not None and not self._reading.outputs
+        return Request(inputs, head.adapter, row.strength, row.weights, head_only, row.where)
+
+    def _run(
+        self, requests: Sequence[Request], before: int, rows: int, progress: Callable[[int], object] | None
+    ) -> list[dict[str, np.ndarray]]:
+        def advance(done: int, total: int) -> None:
+            if progress is not None:
+                progress(before + done * rows // total)
+
+        usual = TOKEN_BUDGET if self._reader is None else self._reader.token_budget
+        return self._session.run_many(
+            requests,
+            token_budget=usual if self._reading.token_budget is None else self._reading.token_budget,
+            progress=advance,
+            allow_mixed_rows=self._reading.allow_mixed_rows,
+        )
