@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -32,7 +32,8 @@ from adapter_export.onnx_backend.slots import HeadSum, adapter_output
 from adapter_export.runtime.answers import TokenLabels, answer, document, within_reach
 from adapter_export.runtime.bundle import reader
 from adapter_export.runtime.session import Session
-from adapter_export.runtime.text_reader import context_of, encoded, prepared
+from adapter_export.runtime.text_answers import context_of
+from adapter_export.runtime.text_reader import encoded, prepared
 from adapter_export.text import EncodedText, Pair, Tokenizer, unfillable
 
 CHECK = "golden texts"
@@ -59,6 +60,7 @@ class TextMaker:
         outputs: the names of the base's outputs.
         references: computes the answers; never the exported graph.
         allowance: decides how far answers may be off.
+        may_pad: returns whether an adapter's rows may be padded to a length that the base takes.
     """
 
     tokenizer: Tokenizer
@@ -67,6 +69,7 @@ class TextMaker:
     outputs: Sequence[str]
     references: Runner
     allowance: Allowance
+    may_pad: Callable[[Adapter], bool]
 
     def all(self, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]) -> GoldenTexts:
         """Return the golden texts of a bundle with these adapters; `golden` of each is what `adapter` takes."""
@@ -145,14 +148,14 @@ class TextMaker:
         if not self.references.keeps_weights:  # a run takes seconds
             groups = dict([max(groups.items(), key=lambda group: len(group[1]))]) if groups else {}
         one_by_one = any(isinstance(record.axes[0], int) for record in self.inputs)
-        task = adapter.task
+        task, pads = adapter.task, self.may_pad(adapter)
         found: dict[int, np.ndarray] = {}
         for group in groups.values():
             for some in [[at] for at in group] if one_by_one else [group]:
                 try:
-                    arrays = self.tokenizer.arrays([rows[at].encoding for at in some], names)
+                    arrays = self.tokenizer.arrays([rows[at].encoding for at in some], names, pads=pads)
                     results = run(self.references, arrays, adapter, self.outputs, output)[output]
-                except RequestError:  # a base of fixed lengths
+                except RequestError:  # the base does not take this length, and padding would change the answer
                     continue
                 tokens = len(rows[some[0]].encoding.ids)
                 own = results[:, :tokens] if task is not None and task.type in TOKEN_TYPES else results
@@ -166,13 +169,22 @@ def _with_answer(text: GoldenText, task: Task, result: np.ndarray, row: EncodedT
     return replace(
         text,
         answer=document(answer(task, result, None, context)),
-        decided=is_decided(task, result, absolute, row),
+        decided=is_decided(task, result, absolute, context),
         context=None if places is None else (int(places[0]), int(places[-1]) + 1),
     )
 
 
-def is_decided(task: Task, result: np.ndarray, absolute: float, row: EncodedText | None = None) -> bool:
-    """Return whether the choice of an answer stays what it is, however results are off by what is allowed."""
+def is_decided(
+    task: Task, result: np.ndarray, absolute: float, context: npt.NDArray[np.bool_] | None = None
+) -> bool:
+    """Return whether the choice of an answer stays what it is, however results are off by what is allowed.
+
+    Args:
+        task: that of the adapter.
+        result: of its head for one row.
+        absolute: what is allowed.
+        context: for a span, which tokens may be the answer.
+    """
     if task.type in ("single_label", "token"):
         if result.shape[-1] < 2:
             return True
@@ -182,8 +194,8 @@ def is_decided(task: Task, result: np.ndarray, absolute: float, row: EncodedText
         shares = 1 / (1 + np.exp(-result.astype(np.float64)))
         limits = [task.threshold(label) for label in range(len(shares))]
         return bool((np.abs(shares - limits) > absolute).all())
-    if task.type == "span" and row is not None:
-        places = np.flatnonzero(context_of(row))
+    if task.type == "span" and context is not None:
+        places = np.flatnonzero(context)
         sums = np.add.outer(result[places, 0].astype(np.float64), result[places, 1])[within_reach(places)]
         ranked = np.sort(sums)
         return len(ranked) < 2 or bool(ranked[-1] - ranked[-2] > 4 * absolute)
@@ -371,7 +383,7 @@ def _answer_faults(
         contexts = [_context(text) for text in group]
         try:
             fit, count = bundle.manifest.fit, ids.shape[1]
-            behind = 0 if fit is None else fit(count) - count
+            behind = 0 if fit is None else fit(count, pads=session.may_pad(one.adapter)) - count
             arrays = {name: np.pad(known[name], [(0, 0), (0, behind)]) for name in names if name in known}
             contexts = [None if one is None else np.pad(one, (0, behind)) for one in contexts]
             found = session.answer(arrays, one.adapter, context=contexts)
