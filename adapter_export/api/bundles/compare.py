@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from adapter_export.practice.comparison import Comparison, Contestant
     from adapter_export.practice.member_attention import Attention
     from adapter_export.runtime import Bundle
-    from adapter_export.runtime.text_reader import Reader
+    from adapter_export.runtime.answerer import Reader
 
 
 @dataclass(frozen=True)
