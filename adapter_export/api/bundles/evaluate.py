@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adapter_export.graph.tasks import Task
     from adapter_export.practice.evaluation import Evaluation
     from adapter_export.runtime import Bundle
-    from adapter_export.runtime.text_reader import Reader
+    from adapter_export.runtime.answerer import Reader
 
 MEDIA = ("image", "audio")
 """The inputs of tasks that are files."""
