@@ -28,7 +28,8 @@ from adapter_export.numerics.judge import (
 from adapter_export.numerics.runner import Runner, run
 from adapter_export.runtime.answers import TokenLabels, activated
 from adapter_export.runtime.batches import Request
-from adapter_export.runtime.text_reader import Reader, ReadText, answered
+from adapter_export.runtime.answerer import Reader
+from adapter_export.runtime.text_answers import ReadText, answered
 from adapter_export.text import Pair
 
 Results = Sequence[Sequence[np.ndarray]]
