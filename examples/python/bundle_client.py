@@ -29,7 +29,8 @@ from golden_texts import Fault
 
 from adapter_export.errors import AdapterExportError, RequestError
 from adapter_export.runtime import Bundle, Session
-from adapter_export.runtime.text_reader import Asked, TextReader
+from adapter_export.runtime.text_answers import Asked
+from adapter_export.runtime.text_reader import TextReader
 from adapter_export.server.row_answers import Answer, Arrays, row_answer, text_answer, text_requests
 from adapter_export.text import Pair
 
