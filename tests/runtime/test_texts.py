@@ -15,7 +15,8 @@ from adapter_export.errors import RequestError
 from adapter_export.graph.tasks import Task
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answers import Numbers, Prediction, Score, Span, TokenLabels, Vector, answer
-from adapter_export.runtime.text_reader import Choice, ReadText, TextAnswer, TextReader, answered
+from adapter_export.runtime.text_answers import Choice, ReadText, TextAnswer, answered
+from adapter_export.runtime.text_reader import TextReader
 from adapter_export.text import EncodedText, Pair
 
 TEXTS = ["How far is the moon?", "Who wrote Faust?", "zero\u200bwidth é 🙂"]
