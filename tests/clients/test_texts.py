@@ -15,7 +15,7 @@ from text_bundle import LIMIT, LONGEST, TASKS
 
 from adapter_export.format.manifest_json import list_files
 from adapter_export.runtime import Bundle
-from adapter_export.runtime.text_reader import Asked
+from adapter_export.runtime.text_answers import Asked
 from adapter_export.text import Pair, Tokenizer
 
 CLIENTS = ("node_client", "browser_client", "python_client")
