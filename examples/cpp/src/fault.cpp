@@ -19,4 +19,4 @@ std::string sentence(const Facts& facts) {
 
 }  // namespace
 
-Fault::Fault(const Facts& facts) : std::runtime_error(sentence(facts)) {}
+Fault::Fault(const Facts& facts) : std::runtime_error(sentence(facts)), facts_(facts) {}

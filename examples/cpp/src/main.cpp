@@ -1,9 +1,6 @@
 // bundle_client verify BUNDLE [--json]
-// bundle_client run BUNDLE --ids 101,2040,102 [--ids ...] [--load NAME=FILE]... [--adapter NAME]...
-// bundle_client run BUNDLE --inputs ARRAYS.json [--load NAME=FILE]... [--adapter NAME]...
-// bundle_client run BUNDLE ... --adapter FUSION --weights MEMBER=NUMBER,MEMBER=NUMBER [--weights ...]
-// bundle_client run BUNDLE ... --adapter NAME --strength NUMBER [--strength ...]
-// bundle_client run BUNDLE ... --adapter SPAN --context 0,0,1,1,0 [--context ...]
+// bundle_client run BUNDLE --ids 101,2040,102 [--types 0,0,0] [--ids ... --types ...] [options]
+// bundle_client run BUNDLE --inputs ARRAYS.json [options]
 //
 // Exit code 0: passed. 1: something failed, and stderr says what. 2: the command line is wrong.
 #include <algorithm>
@@ -12,13 +9,12 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "answers.hpp"
 #include "bundle.hpp"
+#include "engine.hpp"
 #include "fault.hpp"
 #include "files.hpp"
 #include "inputs.hpp"
 #include "json_text.hpp"
-#include "request.hpp"
 #include "self_check.hpp"
 
 using nlohmann::json;
@@ -27,21 +23,25 @@ namespace {
 
 constexpr const char* kUsage =
     "usage: bundle_client verify BUNDLE [--json]\n"
-    "       bundle_client run BUNDLE (--ids 101,2040,102... | --inputs ARRAYS.json) [--load NAME=FILE]... [--adapter NAME]...\n"
-    "       bundle_client run BUNDLE (--ids 101,2040,102... | --inputs ARRAYS.json) --adapter FUSION --weights MEMBER=NUMBER,...\n"
-    "       bundle_client run BUNDLE (--ids 101,2040,102... | --inputs ARRAYS.json) --adapter NAME --strength NUMBER...\n"
-    "       bundle_client run BUNDLE (--ids 101,2040,102... | --inputs ARRAYS.json) --adapter SPAN --context 0,1,0...\n"
-    "One --adapter holds for all rows; one for each row makes a mixed batch, `-` standing for the base. --weights\n"
-    "are those of the members of a weighted fusion, for all rows or for each. --strength is how many times what an adapter\n"
-    "adds is added, for all rows or for each. --context, once for each row, has a 1 for each token that may be the answer\n"
-    "to a question. --load takes an `.onnx_adapter` file that was built for this bundle.";
+    "       bundle_client run BUNDLE (--ids IDS [--types TYPES])... [OPTION]...\n"
+    "       bundle_client run BUNDLE --inputs ARRAYS.json [OPTION]...\n"
+    "\n"
+    "  --ids 101,2040,102         One row of ids, without padding. Rows may differ in length.\n"
+    "  --types 0,0,1              Token types of a row, one for each id. Required for a base that takes token types,\n"
+    "                             unless the adapter's task takes one text.\n"
+    "  --inputs ARRAYS.json       All inputs by name, as nested lists.\n"
+    "  --adapter NAME             Adapter for all rows, or repeated for each row. `-` is the base.\n"
+    "  --strength NUMBER          Scale the adapter, for all rows or for each (1 = as trained, 0 = base).\n"
+    "  --weights MEMBER=NUMBER,.. Member weights of a weighted fusion, for all rows or for each.\n"
+    "  --context 0,0,1,1,0        Tokens that may be the answer to a question, for all rows or for each. Required for spans.\n"
+    "  --load NAME=FILE           Load an `.onnx_adapter` file built for this bundle.";
 
 struct Usage : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 int verify(const Bundle& bundle, bool as_json) {
-  const auto findings = self_check(bundle);
+  const auto findings = self_check(bundle, Engine(bundle));
   for (const auto& [flavour, adapter, mixed, worst] : findings) {
     const auto who = mixed ? "mixed batch" : adapter.value_or("base");
     if (!as_json) std::printf("%-12s %-20s %6.1f %% of what is allowed\n", flavour.c_str(), who.c_str(), 100 * worst);
@@ -72,9 +72,9 @@ std::vector<std::int64_t> parse_ids(const std::string& text) {
   return ids;
 }
 
-Arrays read_inputs(const std::string& path, const Manifest& manifest) {
+std::vector<Arrays> read_inputs(const std::string& path, const Manifest& manifest) {
   try {
-    return parse_inputs(parse_json(read_file(path)), manifest);
+    return parse_rows(parse_json(read_file(path)), manifest);
   } catch (const json::exception& error) {
     throw Fault({"holds no arrays by name", path, error.what(), "", "write them as nested lists in JSON"});
   }
@@ -109,15 +109,18 @@ Weights weights_of(const std::string& text) {
 Choice choice_of(const std::string& name) { return name == "-" ? Choice{} : Choice{name}; }
 
 struct Call {
-  std::vector<Choice> adapters;  // one for all rows, or one for each
-  std::vector<Weights> weights;  // of a fusion that runs all rows
-  std::vector<double> strengths;  // one for all rows, or one for each
-  std::vector<Pair> files;       // adapters to load before
-  json contexts = json::array();  // for each row which of its tokens may be the answer to a question
+  std::vector<Tokens> tokens;     // rows of ids, or …
+  std::string path;               // … the file with the inputs of all rows
+  std::vector<Choice> adapters;   // these four once for all rows, or once for each
+  std::vector<Weights> weights;
+  std::vector<double> strengths;
+  std::vector<json> contexts;     // which tokens of a row may be the answer to a question
+  std::vector<Pair> files;        // adapters to load before
 };
 
 template <typename T>
-std::vector<T> for_each_row(const std::vector<T>& given, std::size_t rows, const char* otherwise) {
+std::vector<T> for_each_row(const std::vector<T>& given, std::size_t rows, const char* otherwise, const T& absent) {
+  if (given.empty()) return std::vector<T>(rows, absent);
   if (given.size() == 1) return std::vector<T>(rows, given.front());
   if (given.size() != rows) {
     throw RequestFault({otherwise, "", std::to_string(given.size()), std::to_string(rows) + ", one for each row"});
@@ -125,42 +128,29 @@ std::vector<T> for_each_row(const std::vector<T>& given, std::size_t rows, const
   return given;
 }
 
-Outcome run_in_slots(const Bundle& bundle, const Call& call, const Arrays& inputs) {
-  const bool is_native = call.weights.empty() && call.strengths.empty();
-  Switchboard switchboard(bundle, "slots", is_native ? Feeding::native : Feeding::plain);
-  for (const auto& [name, path] : call.files) switchboard.load(name, read_file(path));
-  if (call.strengths.empty()) return switchboard.run(inputs, call.adapters.front(), call.weights);
-  const auto rows = static_cast<std::size_t>(inputs.begin()->second.shape.front());
-  const auto adapters = for_each_row(call.adapters, rows, "not one adapter for each row");
-  const auto strengths = for_each_row(call.strengths, rows, "strengths of another number than rows");
-  std::vector<ScaledAdapter> scaled;
-  for (std::size_t row = 0; row < rows; ++row) scaled.push_back({adapters[row], strengths[row]});
-  return switchboard.run(inputs, scaled);
-}
-
-int run(const Bundle& bundle, Call call, const Arrays& inputs) {
-  if (call.adapters.empty()) call.adapters.emplace_back();
-  for (auto& adapter : call.adapters) adapter = bundle.manifest().answering(adapter);
-  const bool is_mixed = call.adapters.size() > 1;
-  if (!call.files.empty() && is_mixed) throw Usage("what is loaded runs alone, not in a bank");
-  if (!call.weights.empty() && !call.strengths.empty()) {
-    throw RequestFault({"weights are the strengths of a fusion's members", "`strength`", "", "", "multiply the weights by it"});
+int run(const Bundle& bundle, const Call& call) {
+  Engine engine(bundle);
+  for (const auto& [name, path] : call.files) engine.adapters().load(name, read_file(path));
+  auto inputs = call.path.empty() ? std::vector<Arrays>{} : read_inputs(call.path, bundle.manifest());
+  const auto count = call.path.empty() ? call.tokens.size() : inputs.size();
+  const auto adapters = for_each_row(call.adapters, count, "not one adapter for each row", Choice{});
+  const auto strengths = for_each_row(call.strengths, count, "strengths of another number than rows", 1.0);
+  const auto weights = for_each_row(call.weights, count, "weights of another number than rows", Weights{});
+  const auto contexts = parse_contexts(for_each_row(call.contexts, count, "not one context for each row", json()), count);
+  std::vector<Row> rows;
+  for (std::size_t row = 0; row < count; ++row) {
+    const auto of_tokens = [&] { return token_inputs(call.tokens[row], bundle.manifest(), engine.task(adapters[row])); };
+    auto own = call.path.empty() ? within_row(row, count, of_tokens) : std::move(inputs[row]);
+    rows.push_back({std::move(own), adapters[row], strengths[row], weights[row], contexts[row]});
   }
-  const auto outcome = is_mixed && call.strengths.empty() ? Bank(bundle).run(inputs, call.adapters) : run_in_slots(bundle, call, inputs);
-  const auto found = answers(inputs, outcome, bundle.manifest(), parse_contexts(call.contexts));
-  Answer document = Answer::array();
-  for (std::size_t row = 0; row < found.size(); ++row) {
-    document.push_back(with_adapter(found[row], call.adapters[is_mixed ? row : 0]));
-  }
-  std::cout << document.dump(2) << "\n";
+  std::cout << Answer(engine.answer(rows)).dump(2) << "\n";
   return 0;
 }
 
 int main_of(const std::vector<std::string>& arguments) {
   if (arguments.size() < 2) throw Usage("too few arguments");
   Call call;
-  std::vector<Tokens> rows;
-  std::string path;
+  std::vector<std::vector<std::int64_t>> types;
   bool as_json = false;
   for (std::size_t at = 2; at < arguments.size(); ++at) {
     const auto& option = arguments[at];
@@ -170,20 +160,21 @@ int main_of(const std::vector<std::string>& arguments) {
     else if (option == "--weights" && has_value) call.weights.push_back(weights_of(arguments[++at]));
     else if (option == "--strength" && has_value) call.strengths.push_back(number_of(arguments[++at]));
     else if (option == "--load" && has_value) call.files.push_back(pair_of(arguments[++at]));
-    else if (option == "--inputs" && has_value) path = arguments[++at];
-    else if (option == "--ids" && has_value) rows.push_back({parse_ids(arguments[++at])});
+    else if (option == "--inputs" && has_value) call.path = arguments[++at];
+    else if (option == "--ids" && has_value) call.tokens.push_back({parse_ids(arguments[++at])});
+    else if (option == "--types" && has_value) types.push_back(parse_ids(arguments[++at]));
     else if (option == "--context" && has_value) call.contexts.push_back(parse_ids(arguments[++at]));
     else throw Usage("`" + option + "` is not known, or lacks its value");
   }
   const std::string& command = arguments[0];
   if (command != "verify" && command != "run") throw Usage("`" + command + "` is not a command");
-  if (command == "run" && rows.empty() == path.empty()) throw Usage("either --ids or --inputs");
-  if (!call.weights.empty() && call.adapters.size() != 1) throw Usage("--weights go with one --adapter");
+  if (command == "run" && call.tokens.empty() == call.path.empty()) throw Usage("either --ids or --inputs");
+  if (!types.empty() && types.size() != call.tokens.size()) throw Usage("--types go with each --ids, or with none");
+  for (std::size_t row = 0; row < types.size(); ++row) call.tokens[row].types = types[row];
   const Bundle bundle(arguments[1]);
-  if (command == "verify") bundle.check_nothing_else();
-  if (command == "verify") return verify(bundle, as_json);
-  const auto& manifest = bundle.manifest();
-  return run(bundle, call, rows.empty() ? read_inputs(path, manifest) : token_inputs(rows, manifest));
+  if (command == "run") return run(bundle, call);
+  bundle.check_nothing_else();
+  return verify(bundle, as_json);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "fault.hpp"
+#include "golden_batches.hpp"
 #include "golden_texts.hpp"
 
 namespace {
@@ -120,11 +121,12 @@ double worst_of_all_rows(const std::vector<const Golden*>& goldens, const std::v
 
 void check_switchboard(const Bundle& bundle, const std::string& flavour, Feeding feeding, const std::string& title,
                        std::vector<Finding>& findings) {
-  const Switchboard switchboard(bundle, flavour, feeding);
+  const Switchboard switchboard(bundle, flavour);
+  const LoadedAdapters adapters(bundle, feeding);
   std::vector<Choice> subjects{std::nullopt};
   for (const auto& record : bundle.manifest().adapters) subjects.emplace_back(record.name);
   for (const auto& subject : subjects) {
-    const Run run = [&](const Arrays& inputs) { return switchboard.run(inputs, subject).outputs; };
+    const Run run = [&](const Arrays& inputs) { return switchboard.run(inputs, adapters.find(subject)); };
     findings.push_back({title, subject, false, worst_of(Golden(bundle, subject), run)});
   }
 }
@@ -139,7 +141,7 @@ Arrays fanned_out(const Fanout& fanout, const Arrays& inputs, const std::vector<
   auto continued = rows;
   std::reverse(continued.begin(), continued.end());
   continued.insert(continued.end(), rows.begin(), rows.end());
-  auto outputs = fanout.run(inputs, fanout.below(inputs), continued, all).outputs;
+  auto outputs = fanout.run(inputs, fanout.below(inputs), continued, all);
   for (auto& [_, found] : outputs) {
     found.shape.front() /= 2;
     found.bytes.erase(found.bytes.begin(), found.bytes.begin() + static_cast<std::ptrdiff_t>(found.bytes.size() / 2));
@@ -163,13 +165,13 @@ void check_by_row(const Bundle& bundle, const std::string& flavour, const RunRow
 
 void check_baked(const Bundle& bundle, const std::string& adapter, std::vector<Finding>& findings) {
   const Baked baked(bundle, adapter);
-  const Run run = [&](const Arrays& inputs) { return baked.run(inputs).outputs; };
+  const Run run = [&](const Arrays& inputs) { return baked.run(inputs); };
   findings.push_back({"baked", adapter, false, worst_of(Golden(bundle, adapter), run)});
 }
 
 }  // namespace
 
-std::vector<Finding> self_check(const Bundle& bundle) {
+std::vector<Finding> self_check(const Bundle& bundle, const Engine& engine) {
   const auto& manifest = bundle.manifest();
   std::vector<Finding> findings;
   if (manifest.graphs.count("slots")) {
@@ -179,7 +181,7 @@ std::vector<Finding> self_check(const Bundle& bundle) {
   if (manifest.graphs.count("inputs")) check_switchboard(bundle, "inputs", Feeding::plain, "inputs", findings);
   if (manifest.graphs.count("bank")) {
     const Bank bank(bundle);
-    check_by_row(bundle, "bank", [&](const auto& inputs, const auto& rows) { return bank.run(inputs, rows).outputs; }, findings);
+    check_by_row(bundle, "bank", [&](const auto& inputs, const auto& rows) { return bank.run(inputs, rows); }, findings);
   }
   if (manifest.graphs.count("fanout")) {
     const Fanout fanout(bundle);
@@ -189,7 +191,8 @@ std::vector<Finding> self_check(const Bundle& bundle) {
   for (const auto& record : manifest.adapters) {
     if (!record.baked.empty()) check_baked(bundle, record.name, findings);
   }
-  for (const auto& [adapter, worst] : worst_of_texts(bundle)) findings.push_back({kTexts, adapter, false, worst});
+  for (const auto& [adapter, worst] : worst_of_texts(bundle, engine)) findings.push_back({kTexts, adapter, false, worst});
+  if (const auto worst = worst_of_batches(bundle, engine)) findings.push_back({kBatches, std::nullopt, true, *worst});
   return findings;
 }
 

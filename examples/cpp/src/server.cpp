@@ -1,16 +1,17 @@
-// bundle_server BUNDLE [PORT]: an HTTP service. One session, any number of requests at once, each with its own adapter.
+// bundle_server BUNDLE [PORT]: an HTTP service. One engine, any number of requests at once, each row with its own adapter.
 //
-//   GET    /adapters             the adapters that are loaded, with their labels
+//   GET    /adapters             the adapters that are loaded, with the records of their tasks
 //   PUT    /adapters/NAME        load one: the body is its `.onnx_adapter` file; `?labels=a,b` names its classes, and
 //                                `?task=multi_label` says what its results mean
-//   DELETE /adapters/NAME        forget one
-//   POST   /run                  {"adapter": "a" or null, "inputs": {"input_ids": [[101, 102]], …}}
-//   POST   /run                  {"adapters": ["a", null, "b"], "inputs": …}: each row through an adapter of its own
+//   DELETE /adapters/NAME        unload one
+//   POST   /answer               answers: {"adapter": "a" or null, "inputs": {"input_ids": [[101, 102], [101]], …}}
+//   POST   /answer               {"adapters": ["a", null], "inputs": …}: each row through an adapter of its own
+//   POST   /run                  the same, and raw outputs instead of answers
 //
-// Both take a `context` beside the inputs: for each row a 1 for each token that may be the answer to a question; and a
-// `strength`: how many times what an adapter adds is added, one number for all rows or a list with one for each.
-// Both give {"rows": [{"adapter": "a", "label": "yes", "probability": 0.9, "probabilities": {…}}, …]}; `answers.hpp` says
-// what stands there for adapters of other tasks. A request that cannot be served gives {"error": …} and status 400.
+// Both take, beside the inputs, `context`: for each row a 1 for each token that may be the answer to a question; `strength`:
+// how many times what an adapter adds is added; and `weights`: those of a fusion's members. The last two are one value for
+// all rows, or a list with one for each. Both give {"rows": [{"adapter": "a", "task": "single_label", …}, …]}; `answers.hpp`
+// says more. A request that cannot be served gives {"error": …} and status 400.
 #include <httplib.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -24,14 +25,14 @@
 #include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 #include <thread>
 
-#include "answers.hpp"
+#include "engine.hpp"
 #include "fault.hpp"
 #include "inputs.hpp"
 #include "json_text.hpp"
-#include "switchboard.hpp"
 
 using nlohmann::json;
 
@@ -160,15 +161,18 @@ class Turns {
 
 Choice choice_of(const json& name) { return name.is_null() ? Choice{} : Choice{name.get<std::string>()}; }
 
-// One for all rows, or a list with one for each.
-std::vector<ScaledAdapter> scaled(const std::vector<Choice>& rows, const json& strength) {
-  const auto given = strength.is_array() ? strength : json(rows.size(), strength);
-  if (given.size() != rows.size()) {
-    throw RequestFault({"strengths of another number than rows", "", std::to_string(given.size()),
-                        std::to_string(rows.size()) + ", one for each row"});
-  }
-  std::vector<ScaledAdapter> found;
-  for (std::size_t row = 0; row < rows.size(); ++row) found.push_back({rows[row], given[row].get<double>()});
+// The value of each row: one for all rows, or a list with one for each.
+std::vector<json> for_each_row(const json& given, const std::string& key, std::size_t rows) {
+  if (!given.is_array()) return std::vector<json>(rows, given);
+  if (given.size() == rows) return given;
+  throw RequestFault({"there is not one " + key + " for each row", "", std::to_string(given.size()), std::to_string(rows)});
+}
+
+Weights weights_of(const json& given) {
+  Weights found;
+  if (given.is_null()) return found;
+  for (const auto& [member, weight] : given.get<std::map<std::string, double>>()) found.emplace(member, static_cast<float>(weight));
+  if (found.empty()) throw RequestFault({"`weights` names no member"});
   return found;
 }
 
@@ -190,9 +194,9 @@ json parse_request(const std::string& body) {
 // A misspelt `adapter` would run the base without a word.
 void check_keys(const json& request) {
   for (const auto& [key, _] : request.items()) {
-    if (key != "inputs" && key != "adapter" && key != "adapters" && key != "context" && key != "strength") {
+    if (key != "inputs" && key != "adapter" && key != "adapters" && key != "context" && key != "strength" && key != "weights") {
       throw RequestFault({"a key that is not known", "", "`" + key + "`",
-                          "`inputs`, `adapter` or `adapters`, `context`, and `strength`"});
+                          "`inputs`, `adapter` or `adapters`, `context`, `strength`, and `weights`"});
     }
   }
   if (request.contains("adapter") && request.contains("adapters")) {
@@ -200,76 +204,70 @@ void check_keys(const json& request) {
   }
 }
 
+// Nor may a key of the address be misspelt, or occur twice.
+void check_query(const httplib::Request& request, const std::set<std::string>& known = {}) {
+  for (const auto& [key, _] : request.params) {
+    if (known.count(key) == 0) throw RequestFault({"a query key that is not known", "", "`" + key + "`"});
+    if (request.params.count(key) > 1) throw RequestFault({"a query key occurs twice", "", "`" + key + "`"});
+  }
+}
+
 class Service {
  public:
-  explicit Service(const Bundle& bundle) : manifest_(bundle.manifest()), switchboard_(bundle, "slots", Feeding::plain) {
-    if (manifest_.graphs.count("bank")) bank_ = std::make_unique<Bank>(bundle);
-  }
+  explicit Service(const Bundle& bundle) : manifest_(bundle.manifest()), engine_(bundle) { engine_.open_all(); }
 
   Answer adapters() const {
     Answer document = Answer::object();
-    for (const auto& name : switchboard_.adapters()) {
-      const auto task = switchboard_.task(name);
-      document[name] = {{"task", task ? Answer(task->type) : Answer(nullptr)},
-                        {"labels", task ? task->labels : std::vector<std::string>{}}};
+    for (const auto& name : engine_.adapters().names()) {
+      const auto task = engine_.task(name);
+      document[name] = {{"task", task ? task->record : Answer(nullptr)}};
     }
     return document;
   }
 
+  Answer answer(const json& request) const { return {{"rows", engine_.answer(rows(request))}}; }
+
   Answer run(const json& request) const {
-    check_keys(request);
-    const auto inputs = parse_inputs(request.at("inputs"), manifest_);
-    const auto contexts = parse_contexts(request.value("context", json::array()));
-    const bool is_mixed = request.contains("adapters");
-    const auto count = static_cast<std::size_t>(inputs.begin()->second.shape.front());
-    const auto rows = chosen(is_mixed ? request.at("adapters") : json(count, request.value("adapter", json())));
-    const auto strength = request.value("strength", json());
-    const auto outcome = !strength.is_null() ? switchboard_.run(inputs, scaled(rows, strength))
-                         : is_mixed          ? mixed(inputs, rows)
-                                             : switchboard_.run(inputs, rows.front());
-    const auto found = answers(inputs, outcome, manifest_, contexts);
     Answer document = Answer::array();
-    for (std::size_t row = 0; row < found.size(); ++row) document.push_back(with_adapter(found[row], rows[row]));
+    const auto asked = rows(request);
+    const auto results = engine_.run(asked);
+    for (std::size_t at = 0; at < results.size(); ++at) {
+      document.push_back(within_row(at, results.size(), [&] { return raw_answer(results[at]); }));
+    }
     return {{"rows", document}};
   }
 
   void load(const std::string& name, const std::string& bytes, const Claim& claim) {
     const std::lock_guard<std::mutex> lock(loading_);  // or several at once would each see room for one
-    const auto names = switchboard_.adapters();
-    const auto loaded = std::count_if(names.begin(), names.end(), [&](const auto& one) { return !switchboard_.is_built_in(one); });
-    if (static_cast<std::size_t>(loaded) >= kMostLoaded) {
+    if (engine_.adapters().loaded_beside() >= kMostLoaded) {
       throw TooMuch(409, std::to_string(kMostLoaded) + " adapters are loaded; unload one first");
     }
-    switchboard_.load(name, bytes, claim);
+    engine_.adapters().load(name, bytes, claim);
   }
-  void unload(const std::string& name) { switchboard_.unload(name); }
+  void unload(const std::string& name) { engine_.adapters().unload(name); }
 
  private:
-  std::vector<Choice> chosen(const json& names) const {
-    std::vector<Choice> rows;
-    for (const auto& name : names) rows.push_back(manifest_.answering(choice_of(name)));
-    return rows;
-  }
-
-  Outcome mixed(const Arrays& inputs, const std::vector<Choice>& rows) const {
-    if (!bank_) throw RequestFault({"this bundle has no bank", "", "", "", "send one request for each adapter"});
-    for (const auto& row : rows) {
-      if (row) check_built_in(*row);
+  std::vector<Row> rows(const json& request) const {
+    check_keys(request);
+    auto inputs = parse_rows(request.at("inputs"), manifest_);
+    const auto count = inputs.size();
+    const auto adapters = request.contains("adapters") ? for_each_row(request.at("adapters").get<std::vector<json>>(), "adapter", count)
+                                                       : std::vector<json>(count, request.value("adapter", json()));
+    const auto strengths = for_each_row(request.value("strength", json()), "strength", count);
+    const auto weights = for_each_row(request.value("weights", json()), "weights", count);
+    const auto contexts = parse_contexts(request.value("context", json()), count);
+    std::vector<Row> found;
+    for (std::size_t row = 0; row < count; ++row) {
+      found.push_back({std::move(inputs[row]), choice_of(adapters[row]),
+                       strengths[row].is_null() ? 1.0 : strengths[row].get<double>(),
+                       weights_of(weights[row]), contexts[row]});
     }
-    return bank_->run(inputs, rows);
-  }
-
-  // The bank holds what the bundle was built with; another adapter of the same name may have been loaded since.
-  void check_built_in(const std::string& name) const {
-    if (switchboard_.is_built_in(name)) return;
-    throw RequestFault({"was loaded at run time, and is not in the bank", "adapter `" + name + "`", "", "",
-                        "send a request for it alone"});
+    return found;
   }
 
   Manifest manifest_;
   std::mutex loading_;
-  Switchboard switchboard_;
-  std::unique_ptr<Bank> bank_;
+  Engine engine_;
 };
 
 // Names in messages may be no UTF-8.
@@ -304,12 +302,16 @@ void add_routes(httplib::Server& server, Service& service, Turns& turns) {
   using httplib::ContentReader;
   using httplib::Request;
   using httplib::Response;
-  server.Get("/adapters", [&](const Request&, Response& response) {
-    answer(response, [&] { return service.adapters(); });
+  server.Get("/adapters", [&](const Request& request, Response& response) {
+    answer(response, [&] {
+      check_query(request);
+      return service.adapters();
+    });
   });
   server.Put(R"(/adapters/([A-Za-z0-9][A-Za-z0-9._-]*))", [&](const Request& request, Response& response, const ContentReader& reader) {
     answer(response, [&] {
       const auto body = body_of(reader, kLargestAdapter);
+      check_query(request, {"task", "labels"});
       const Claim claim{request.get_param_value("task"), labels_of(request.get_param_value("labels"))};
       service.load(request.matches[1], body, claim);
       return service.adapters();
@@ -317,16 +319,22 @@ void add_routes(httplib::Server& server, Service& service, Turns& turns) {
   });
   server.Delete(R"(/adapters/([A-Za-z0-9][A-Za-z0-9._-]*))", [&](const Request& request, Response& response) {
     answer(response, [&] {
+      check_query(request);
       service.unload(request.matches[1]);
       return service.adapters();
     });
   });
-  server.Post("/run", [&](const Request&, Response& response, const ContentReader& reader) {
-    answer(response, [&] {
-      const auto body = body_of(reader, kLargestCall);
-      return turns.take([&] { return service.run(parse_request(body)); });
+  const auto post = [&](const char* path, Answer (Service::*work)(const json&) const) {
+    server.Post(path, [&, work](const Request& request, Response& response, const ContentReader& reader) {
+      answer(response, [&] {
+        const auto body = body_of(reader, kLargestCall);
+        check_query(request);
+        return turns.take([&] { return (service.*work)(parse_request(body)); });
+      });
     });
-  });
+  };
+  post("/answer", &Service::answer);
+  post("/run", &Service::run);
   server.set_error_handler([](const Request& request, Response& response) {
     if (response.body.empty()) send(response, {{"error", "nothing is served at `" + request.path + "` in this way"}});
   });

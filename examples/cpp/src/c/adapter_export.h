@@ -46,12 +46,28 @@ typedef struct ae_array {
   size_t bytes;
 } ae_array;
 
-/* What rows run through: an adapter, NULL being the base with its own head if it has one; and how many times what the
- * adapter adds is added, from -1000 to 1000: 1 is the adapter as it was trained, 0 the base. */
-typedef struct ae_choice {
+/* The weight of a member of a weighted fusion. */
+typedef struct ae_weight {
+  const char *member;
+  double weight;
+} ae_weight;
+
+/* One row of a request, whatever the other rows are. */
+typedef struct ae_row {
+  /* Each input of the graph, without an axis for the rows: the ids of three tokens have the shape [3]. */
+  const ae_array *inputs;
+  size_t input_count;
+  /* The adapter; NULL is the base, with its own head if it has one. */
   const char *adapter;
+  /* How many times what the adapter adds is added, from -1000 to 1000: 1 is the adapter as it was trained, 0 the base. */
   double strength;
-} ae_choice;
+  /* The weights of all members of a weighted fusion; without any, its own. */
+  const ae_weight *weights;
+  size_t weight_count;
+  /* A byte for each token, 1 for those that may be the answer to a question; required for spans, else NULL. */
+  const uint8_t *context;
+  size_t context_size;
+} ae_row;
 
 /* What became of the rows of which the part below all adapters may be kept. */
 typedef struct ae_counts {
@@ -65,8 +81,9 @@ typedef struct ae_counts {
 AE_API ae_status ae_open(const char *folder, int32_t threads, uint64_t prefix_bytes, ae_bundle **bundle, char **error);
 AE_API void ae_close(ae_bundle *bundle);
 
-/* Hold the bundle against its golden vectors, in every way that this machine can run it. `*findings` is JSON, as of
- * `bundle_client verify --json`; also where the status is AE_BUNDLE since one of them is wrong. */
+/* Compare the bundle with its golden vectors, in every way that this machine can run it, and replay its golden texts and
+ * golden batches by the way that `ae_run` takes. `*findings` is JSON, as of `bundle_client verify --json`; also where the
+ * status is AE_BUNDLE since one of them is wrong. */
 AE_API ae_status ae_verify(const ae_bundle *bundle, char **findings, char **error);
 
 /* The names of the adapters that are loaded. */
@@ -84,25 +101,20 @@ AE_API ae_status ae_load(ae_bundle *bundle, const char *name, const void *bytes,
 /* Forget an adapter; calls that run with it at this moment end well. */
 AE_API ae_status ae_unload(ae_bundle *bundle, const char *name, char **error);
 
-/* Run the rows of some inputs, with one choice for all rows or one for each.
- * `context`: NULL, or for each row a byte for each token, 1 for those that may be the answer to a question, `context_bytes`
- * in all. Without it, every token but padding may be.
- * Rows that share adapter and strength are computed together. Rows of several adapters of the bundle, at strength 1, are
- * one call if it has a bank. An output that is NaN or infinite is an error. */
-AE_API ae_status ae_run(const ae_bundle *bundle, const ae_array *inputs, size_t input_count, const ae_choice *choices,
-                        size_t choice_count, const uint8_t *context, size_t context_bytes, ae_result **result,
-                        char **error);
+/* Run rows. They may differ in length, adapter, strength and weights: the answer to each is what it would be alone. Rows
+ * share a call where that does not change their answers.
+ * An output that is NaN or infinite is an error, and so is a span without a context. */
+AE_API ae_status ae_run(const ae_bundle *bundle, const ae_row *rows, size_t row_count, ae_result **result, char **error);
 
-/* How many rows a result has, and the answer of one as JSON: "adapter", and the keys of its task (docs/format.md,
- * "Answers"). `*json` is NULL where nobody knows the task: then there are the arrays alone. */
+/* The number of rows of a result, and the answer to one as JSON: "adapter", "task", and the keys of its task, or "outputs"
+ * without a task (docs/format.md, "Answers"). */
 AE_API size_t ae_result_rows(const ae_result *result);
 AE_API ae_status ae_result_answer(const ae_result *result, size_t row, char **json, char **error);
 
-/* The arrays of a result: the base's outputs, and those of the rows' heads. What they point to lives as long as the
- * result. Where rows had several choices, an output is as wide as the widest, and a number below -1e30 is none of the
- * row's own. */
-AE_API size_t ae_result_outputs(const ae_result *result);
-AE_API ae_status ae_result_output(const ae_result *result, size_t at, ae_array *output, char **error);
+/* The arrays of a row: the base's outputs, and that of the adapter's head, without an axis for the rows. What they point to
+ * lives as long as the result. */
+AE_API size_t ae_result_outputs(const ae_result *result, size_t row);
+AE_API ae_status ae_result_output(const ae_result *result, size_t row, size_t at, ae_array *output, char **error);
 AE_API void ae_result_free(ae_result *result);
 
 AE_API ae_status ae_prefix_counts(const ae_bundle *bundle, ae_counts *counts, char **error);

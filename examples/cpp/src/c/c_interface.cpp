@@ -1,12 +1,12 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <memory>
-#include <mutex>
-#include <set>
+#include <optional>
 
 #include "adapter_export.h"
-#include "answers.hpp"
+#include "engine.hpp"
 #include "fault.hpp"
 #include "self_check.hpp"
 
@@ -15,39 +15,18 @@ struct ae_list {
 };
 
 struct ae_result {
-  Outcome outcome;
-  std::vector<Answer> answers;
-  std::vector<std::string> names;  // of the outputs
+  std::vector<RowResult> rows;
+  std::vector<std::optional<Answer>> answers;  // of the rows with a task; the others' outputs become text where it is asked for
 };
 
 struct ae_bundle {
-  ae_bundle(const char* folder, int given_threads, std::size_t prefix_bytes)
-      : bundle(folder), threads(given_threads), switchboard(bundle, "slots", Feeding::plain, threads),
-        fanout(prefix_bytes > 0 ? std::make_unique<Fanout>(bundle, threads, prefix_bytes) : nullptr) {}
-
-  // Whether all rows are in the graphs whose adapters are rows.
-  bool holds(const std::vector<ScaledAdapter>& rows) const {
-    return std::all_of(rows.begin(), rows.end(), [&](const ScaledAdapter& row) {
-      return !row.name || (row.strength == 1 && switchboard.is_built_in(*row.name));
-    });
-  }
-
-  Outcome run(const Arrays& inputs, const std::vector<ScaledAdapter>& rows) const {
-    std::vector<Choice> names;
-    for (const auto& row : rows) names.push_back(row.name);
-    if (fanout && holds(rows)) return fanout->run(inputs, names);
-    const bool is_mixed = std::set<Choice>(names.begin(), names.end()).size() > 1;
-    if (!is_mixed || !bundle.manifest().graphs.count("bank") || !holds(rows)) return switchboard.run(inputs, rows);
-    std::call_once(bank_is_open, [&] { bank = std::make_unique<Bank>(bundle, threads); });
-    return bank->run(inputs, names);
-  }
+  ae_bundle(const char* folder, int given_threads, std::size_t given_prefix_bytes)
+      : bundle(folder), threads(given_threads), prefix_bytes(given_prefix_bytes), engine(bundle, threads, prefix_bytes) {}
 
   Bundle bundle;
   int threads;
-  Switchboard switchboard;
-  std::unique_ptr<Fanout> fanout;
-  mutable std::once_flag bank_is_open;  // by the first call that needs it: its session holds the base's weights again
-  mutable std::unique_ptr<Bank> bank;
+  std::size_t prefix_bytes;
+  Engine engine;
 };
 
 namespace {
@@ -93,10 +72,11 @@ T& there(T* pointer, const char* name) {
   return *pointer;
 }
 
+// As a row, [1, …].
 Array array_of(const ae_array& given) {
   const auto where = "`" + std::string(&there(given.name, "name")) + "`";
   if (given.rank > 0) there(given.shape, "shape");
-  const Shape shape(given.shape, given.shape + given.rank);
+  Shape shape(given.shape, given.shape + given.rank);
   const std::string dtype = &there(given.dtype, "dtype");
   if (dtype != "int64" && dtype != "int32" && dtype != "float32" && dtype != "bool") {
     throw RequestFault({"an input has a wrong type", where, dtype, "int64, int32, float32 or bool"});
@@ -105,44 +85,42 @@ Array array_of(const ae_array& given) {
   if (!is_whole || checked_bytes(dtype, shape) != given.bytes) {
     throw RequestFault({"bytes and shape differ", where, std::to_string(given.bytes) + " bytes", dtype + " " + to_text(shape)});
   }
+  shape.insert(shape.begin(), 1);
   Array array = make_array(dtype, shape);
   std::memcpy(array.bytes.data(), &there(static_cast<const std::byte*>(given.data), "data"), given.bytes);
   return array;
 }
 
-Arrays arrays_of(const ae_array* inputs, std::size_t count) {
-  there(inputs, "inputs");
-  Arrays found;
-  for (std::size_t at = 0; at < count; ++at) {
-    if (found.emplace(&there(inputs[at].name, "name"), array_of(inputs[at])).second) continue;
-    throw RequestFault({"an input twice", "`" + std::string(inputs[at].name) + "`"});
+Row row_of(const ae_row& given, const Manifest& manifest) {
+  Row row;
+  if (given.input_count > 0) there(given.inputs, "inputs");
+  for (std::size_t at = 0; at < given.input_count; ++at) {
+    const auto& input = given.inputs[at];
+    if (row.inputs.emplace(&there(input.name, "name"), array_of(input)).second) continue;
+    throw RequestFault({"an input twice", "`" + std::string(input.name) + "`"});
   }
-  return found;
+  check_inputs(row.inputs, manifest);
+  if (given.adapter != nullptr) row.adapter = given.adapter;
+  row.strength = given.strength;
+  if (given.weight_count > 0) there(given.weights, "weights");
+  for (std::size_t at = 0; at < given.weight_count; ++at) {
+    const auto& [member, weight] = given.weights[at];
+    if (row.weights.emplace(&there(member, "member"), static_cast<float>(weight)).second) continue;
+    throw RequestFault({"a member twice", "`" + std::string(member) + "`"});
+  }
+  if (given.context_size > 0) {
+    const auto* context = &there(given.context, "context");
+    if (std::any_of(context, context + given.context_size, [](std::uint8_t byte) { return byte > 1; })) {
+      throw RequestFault({"a context has a byte that is neither 0 nor 1", "`context`"});
+    }
+    row.context.assign(context, context + given.context_size);
+  }
+  return row;
 }
 
-std::vector<ScaledAdapter> rows_of(const ae_choice* choices, std::size_t count, std::size_t rows, const Manifest& manifest) {
-  there(choices, "choices");
-  if (count != 1 && count != rows) {
-    throw RequestFault({"not one adapter for each row", "", std::to_string(count), std::to_string(rows)});
-  }
-  std::vector<ScaledAdapter> found;
-  for (std::size_t row = 0; row < rows; ++row) {
-    const auto& [adapter, strength] = choices[count == 1 ? 0 : row];
-    found.push_back({manifest.answering(adapter == nullptr ? Choice{} : Choice{adapter}), strength});
-  }
-  return found;
-}
-
-Contexts contexts_of(const std::uint8_t* context, std::size_t bytes, std::size_t rows) {
-  if (context == nullptr) return {};
-  const auto is_wrong = [](std::uint8_t byte) { return byte > 1; };
-  if (bytes == 0 || bytes % rows != 0 || std::any_of(context, context + bytes, is_wrong)) {
-    throw RequestFault({"a context is no 0 or 1 for each token of each row", "`context`", std::to_string(bytes) + " bytes"});
-  }
-  Contexts found;
-  const std::size_t width = bytes / rows;
-  for (const auto* row = context; row != context + bytes; row += width) found.emplace_back(row, row + width);
-  return found;
+const RowResult& row_at(const ae_result& result, std::size_t row) {
+  if (row < result.rows.size()) return result.rows[row];
+  throw RequestFault({"no such row", "", std::to_string(row), "below " + std::to_string(result.rows.size())});
 }
 
 }  // namespace
@@ -158,23 +136,24 @@ void ae_close(ae_bundle* bundle) { delete bundle; }
 
 ae_status ae_verify(const ae_bundle* bundle, char** findings, char** error) {
   return guarded(error, [&] {
-    const auto& opened = there(bundle, "bundle").bundle;
-    opened.check_nothing_else();
-    const auto found = self_check(opened);
+    const auto& opened = there(bundle, "bundle");
+    opened.bundle.check_nothing_else();
+    // an engine of its own: adapters of the bundle may have been unloaded from the caller's
+    const auto found = self_check(opened.bundle, Engine(opened.bundle, opened.threads, opened.prefix_bytes));
     there(findings, "findings") = given(document(found).dump());
     check(found);
   });
 }
 
 ae_status ae_adapters(const ae_bundle* bundle, ae_list** names, char** error) {
-  return guarded(error, [&] { there(names, "names") = new ae_list{there(bundle, "bundle").switchboard.adapters()}; });
+  return guarded(error, [&] { there(names, "names") = new ae_list{there(bundle, "bundle").engine.adapters().names()}; });
 }
 
 ae_status ae_task(const ae_bundle* bundle, const char* adapter, char** type, ae_list** labels, char** error) {
   return guarded(error, [&] {
     there(type, "type");
     there(labels, "labels");
-    const auto task = there(bundle, "bundle").switchboard.task(&there(adapter, "adapter"));
+    const auto task = there(bundle, "bundle").engine.task(&there(adapter, "adapter"));
     auto names = std::make_unique<ae_list>(ae_list{task ? task->labels : std::vector<std::string>{}});
     *type = task ? given(task->type) : nullptr;
     *labels = names.release();
@@ -188,51 +167,56 @@ ae_status ae_load(ae_bundle* bundle, const char* name, const void* bytes, std::s
     if (label_count > 0) there(labels, "labels");
     for (std::size_t at = 0; at < label_count; ++at) claim.labels.emplace_back(&there(labels[at], "labels"));
     const auto* data = &there(static_cast<const char*>(bytes), "bytes");
-    there(bundle, "bundle").switchboard.load(&there(name, "name"), std::string(data, size), claim);
+    there(bundle, "bundle").engine.adapters().load(&there(name, "name"), std::string(data, size), claim);
   });
 }
 
 ae_status ae_unload(ae_bundle* bundle, const char* name, char** error) {
-  return guarded(error, [&] { there(bundle, "bundle").switchboard.unload(&there(name, "name")); });
+  return guarded(error, [&] { there(bundle, "bundle").engine.adapters().unload(&there(name, "name")); });
 }
 
-ae_status ae_run(const ae_bundle* bundle, const ae_array* inputs, std::size_t input_count, const ae_choice* choices,
-                 std::size_t choice_count, const std::uint8_t* context, std::size_t context_bytes, ae_result** result,
-                 char** error) {
+ae_status ae_run(const ae_bundle* bundle, const ae_row* rows, std::size_t row_count, ae_result** result, char** error) {
   return guarded(error, [&] {
     there(result, "result");
-    const auto& manifest = there(bundle, "bundle").bundle.manifest();
-    const auto arrays = arrays_of(inputs, input_count);
-    check_inputs(arrays, manifest);
-    const auto batch = static_cast<std::size_t>(arrays.begin()->second.shape.front());
-    const auto rows = rows_of(choices, choice_count, batch, manifest);
-    auto found = std::make_unique<ae_result>();
-    found->outcome = bundle->run(arrays, rows);
-    found->answers = answers(arrays, found->outcome, manifest, contexts_of(context, context_bytes, batch));
-    for (std::size_t row = 0; row < batch; ++row) found->answers[row] = with_adapter(found->answers[row], rows[row].name);
-    for (const auto& [name, _] : found->outcome.outputs) found->names.push_back(name);
+    const auto& opened = there(bundle, "bundle");
+    if (row_count == 0) throw RequestFault({"a request has no rows"});
+    there(rows, "rows");
+    const auto& manifest = opened.bundle.manifest();
+    std::vector<Row> asked;
+    for (std::size_t row = 0; row < row_count; ++row) {
+      asked.push_back(within_row(row, row_count, [&] { return row_of(rows[row], manifest); }));
+    }
+    auto found = std::make_unique<ae_result>(ae_result{opened.engine.run(asked), {}});
+    for (std::size_t row = 0; row < row_count; ++row) {
+      within_row(row, row_count, [&] {
+        const auto& own = found->rows[row];
+        check_finite(own);
+        found->answers.push_back(own.head.task ? std::optional(answer(own, manifest, asked[row].context)) : std::nullopt);
+      });
+    }
     *result = found.release();
   });
 }
 
-std::size_t ae_result_rows(const ae_result* result) { return result == nullptr ? 0 : result->answers.size(); }
+std::size_t ae_result_rows(const ae_result* result) { return result == nullptr ? 0 : result->rows.size(); }
 
 ae_status ae_result_answer(const ae_result* result, std::size_t row, char** json, char** error) {
   return guarded(error, [&] {
-    const auto& found = there(result, "result").answers;
-    if (row >= found.size()) throw RequestFault({"no such row", "", std::to_string(row), "below " + std::to_string(found.size())});
-    there(json, "json") = result->outcome.heads[row].task ? given(found[row].dump()) : nullptr;
+    const auto& found = row_at(there(result, "result"), row);
+    there(json, "json") = given((result->answers[row] ? *result->answers[row] : raw_answer(found)).dump());
   });
 }
 
-std::size_t ae_result_outputs(const ae_result* result) { return result == nullptr ? 0 : result->names.size(); }
+std::size_t ae_result_outputs(const ae_result* result, std::size_t row) {
+  return row < ae_result_rows(result) ? result->rows[row].outputs.size() : 0;
+}
 
-ae_status ae_result_output(const ae_result* result, std::size_t at, ae_array* output, char** error) {
+ae_status ae_result_output(const ae_result* result, std::size_t row, std::size_t at, ae_array* output, char** error) {
   return guarded(error, [&] {
-    const auto& names = there(result, "result").names;
-    if (at >= names.size()) throw RequestFault({"no such output", "", std::to_string(at), "below " + std::to_string(names.size())});
-    const auto& array = result->outcome.outputs.at(names[at]);
-    there(output, "output") = {names[at].c_str(), array.dtype.c_str(), array.shape.data(), array.shape.size(),
+    const auto& outputs = row_at(there(result, "result"), row).outputs;
+    if (at >= outputs.size()) throw RequestFault({"no such output", "", std::to_string(at), "below " + std::to_string(outputs.size())});
+    const auto& [name, array] = *std::next(outputs.begin(), static_cast<std::ptrdiff_t>(at));
+    there(output, "output") = {name.c_str(), array.dtype.c_str(), array.shape.data() + 1, array.shape.size() - 1,
                                array.bytes.data(), array.bytes.size()};
   });
 }
@@ -241,8 +225,7 @@ void ae_result_free(ae_result* result) { delete result; }
 
 ae_status ae_prefix_counts(const ae_bundle* bundle, ae_counts* counts, char** error) {
   return guarded(error, [&] {
-    const auto& fanout = there(bundle, "bundle").fanout;
-    const auto found = fanout ? fanout->prefixes() : PrefixCounts{};
+    const auto found = there(bundle, "bundle").engine.prefixes();
     there(counts, "counts") = {found.hits, found.loads, found.evictions, found.resident};
   });
 }

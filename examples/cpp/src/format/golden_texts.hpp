@@ -4,8 +4,8 @@
 #include <map>
 #include <string>
 
-#include "bundle.hpp"
+#include "engine.hpp"
 
 // For each adapter with such answers the largest deviation as a part of the allowed one, infinite where a label or a
 // place is another. Throws Fault if the file of the texts breaks its format.
-std::map<std::string, double> worst_of_texts(const Bundle& bundle);
+std::map<std::string, double> worst_of_texts(const Bundle& bundle, const Engine& engine);

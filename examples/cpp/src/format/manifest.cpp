@@ -183,11 +183,21 @@ void check_heads(const Manifest& manifest) {
   }
 }
 
+void check_counting(const Manifest& manifest) {
+  for (const auto& graph : manifest.counts_padding) {
+    const auto is_own = [&](const SlotRecord& slot) { return slot.graph == graph; };
+    if (std::any_of(manifest.slots.begin(), manifest.slots.end(), is_own)) continue;
+    throw Fault({"`counts_padding` names a graph that has no slots", "", "`" + graph + "`"});
+  }
+}
+
 // Paths stay in the folder, and every file that is used has a hash.
 void check_paths(const Manifest& manifest, const std::filesystem::path& folder) {
   for (const auto& record : manifest.files) inside(folder, record.path);
   std::vector<std::string> used{manifest.golden.path};
-  if (!manifest.golden_texts.empty()) used.push_back(manifest.golden_texts);
+  for (const auto& path : {manifest.golden_texts, manifest.golden_batches}) {
+    if (!path.empty()) used.push_back(path);
+  }
   used.insert(used.end(), manifest.media_files.begin(), manifest.media_files.end());
   for (const auto& [_, path] : manifest.graphs) used.push_back(path);
   if (manifest.fanout) used.push_back(manifest.fanout->prefix);
@@ -206,12 +216,13 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
   check_version(document.at("version"), "a manifest");
   known(document, {"version", "producer", "minimum_onnxruntime", "opset", "base", "base_precision", "batch_invariant",
                    "padding_neutral", "counts_padding", "graphs", "inputs", "lengths", "outputs", "heads", "bank", "fanout", "sites", "slots",
-                   "adapters", "golden", "golden_texts", "text", "head", "model_version", "files",
+                   "adapters", "golden", "golden_texts", "golden_batches", "text", "head", "model_version", "files",
                    "media", "derivation", "checksum"});
   Manifest manifest;
   manifest.minimum_onnxruntime = document.at("minimum_onnxruntime");
   manifest.batch_invariant = document.at("batch_invariant");
   manifest.padding_neutral = document.at("padding_neutral");
+  manifest.counts_padding = document.at("counts_padding").get<std::vector<std::string>>();
   manifest.graphs = document.at("graphs");
   for (const auto& [axis, record] : document.at("lengths").items()) manifest.lengths.emplace(axis, lengths(record));
   for (const auto& record : document.at("heads")) manifest.heads.push_back(head(record));
@@ -227,6 +238,7 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
   }
   manifest.golden = golden(document.at("golden"));
   manifest.golden_texts = value_or(document, "golden_texts", std::string{});
+  manifest.golden_batches = value_or(document, "golden_batches", std::string{});
   if (document.contains("head") && !document.at("head").is_null()) manifest.head = document.at("head").get<std::string>();
   if (!document.at("text").is_null()) {
     manifest.tokenizer_digest = known(document.at("text"), {"tokenizer", "digest"}).at("digest");
@@ -241,6 +253,7 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
   check_names(manifest);
   if (manifest.bank) check_bank(manifest);
   check_heads(manifest);
+  check_counting(manifest);
   check_paths(manifest, folder);
   return manifest;
 }
@@ -283,6 +296,10 @@ std::string Lengths::text() const {
   const char* before = ", but not ";
   for (const auto each : exceptions) found += std::exchange(before, ", ") + std::to_string(each);
   return found;
+}
+
+std::string axis_key(const Axis& axis, std::size_t place) {
+  return axis.name.empty() ? std::to_string(axis.size) + "@" + std::to_string(place) : axis.name;
 }
 
 Lengths Manifest::lengths_of(const Axis& axis) const {

@@ -18,6 +18,9 @@ struct Axis {
   std::string name = {};
 };
 
+// A name for an axis that is the same in all arrays: that of the axis, or its number and its place.
+std::string axis_key(const Axis& axis, std::size_t place);
+
 // The lengths that an axis may have: multiples of a number between two ends, without some.
 struct Lengths {
   std::int64_t minimum = 1;
@@ -118,7 +121,8 @@ struct FileRecord {
 struct Manifest {
   std::string minimum_onnxruntime;
   bool batch_invariant = true;
-  bool padding_neutral = false;  // whether tokens that a mask hides change nothing
+  bool padding_neutral = false;  // whether tokens that a mask hides change nothing in the base
+  std::vector<std::string> counts_padding;  // the graphs of adapters in which such tokens change something
   std::map<std::string, std::string> graphs;  // the ONNX file of each flavour
   std::vector<InputRecord> inputs;
   std::map<std::string, Lengths> lengths;  // by the name of an axis; one that is not here may have any
@@ -132,6 +136,7 @@ struct Manifest {
   GoldenRecord golden;
   std::string tokenizer_digest;  // of the tokenizer that texts go through; empty if it is not known
   std::string golden_texts;      // the file with texts, their ids and their answers; empty if there is none
+  std::string golden_batches;    // the file with requests of several rows and their answers; empty if there is none
   std::string media;             // what the base reads through a processor, `image` or `audio`; empty if nothing
   std::vector<std::string> media_files;
   std::int64_t model_version = 0;  // that of every adapter file for this graph

@@ -81,7 +81,8 @@ bool is_good(const std::string& key, const json& value, bool is_embedding) {
 }  // namespace
 
 Task make_task(const std::string& type, const std::vector<std::string>& labels, const std::string& where) {
-  Task task{type, labels, type_of(type, where).activations.front(), {}};
+  Task task{type, labels, type_of(type, where).activations.front(), {}, "text", {{"type", type}}};
+  if (!labels.empty()) task.record["labels"] = labels;
   if (type == "multi_label") task.thresholds.assign(labels.size(), kThreshold);
   check_labels(task, where);
   return task;
@@ -91,6 +92,8 @@ Task parse_task(const json& record, const std::string& where) {
   known(record, {"type", "labels", "activation", "thresholds", "input", "max_tokens", "truncation", "tokenizer", "pooling",
                  "normalised", "prefix", "processor"});
   auto task = make_task(record.at("type"), value_or(record, "labels", std::vector<std::string>{}), where);
+  task.record = record;
+  task.input = value_or(record, "input", task.input);
   task.activation = value_or(record, "activation", task.activation);
   const auto& allowed = type_of(task.type).activations;
   if (std::find(allowed.begin(), allowed.end(), task.activation) == allowed.end()) {

@@ -5,12 +5,14 @@
 #include <string>
 #include <vector>
 
-// How text becomes ids is checked but not kept: this client has no tokenizer.
+// How text becomes ids is kept only in `record`: this client has no tokenizer.
 struct Task {
   std::string type;                 // `single_label`, `multi_label`, `multiple_choice`, `token`, `span`, …
   std::vector<std::string> labels;  // in the order of the logits; of single_label, multi_label and token
   std::string activation;           // `softmax`, `sigmoid` or `identity`
   std::vector<double> thresholds;   // of multi_label: for each label the probability from which on it applies
+  std::string input = "text";       // what a row is: `text`, `pair`, `image` or `audio`
+  nlohmann::ordered_json record;    // as the manifest has it
 };
 
 // The record with everything that it leaves out; `where` names it in messages. Throws RequestFault if it is none.

@@ -12,44 +12,34 @@ constexpr std::size_t kLongestSpan = 30;  // tokens
 
 using Numbers = std::vector<double>;
 
-// One row of an output: `lines` of `width` numbers, of which the adapter's own are the first `own`.
-struct Row {
+// What an output holds for a row: `count` lines of `width` numbers.
+struct Lines {
   const float* numbers;
   Shape shape;  // without the batch
-  std::size_t lines, width, own;
+  std::size_t count, width;
 
   // Throws RequestFault if a number is NaN or infinite.
   std::vector<float> line(std::size_t at) const {
     const float* first = numbers + at * width;
-    if (!std::all_of(first, first + own, [](float number) { return std::isfinite(number); })) {
+    if (!std::all_of(first, first + width, [](float number) { return std::isfinite(number); })) {
       throw RequestFault({"an output is NaN or infinite", "", "", "", "hold the bundle against its golden vectors"});
     }
-    return {first, first + own};
+    return {first, first + width};
   }
 };
 
-Row row_of(const Outcome& outcome, const std::string& name, std::size_t row) {
-  const auto& array = outcome.outputs.at(name);
+Lines lines_of(const Arrays& outputs, const std::string& name) {
+  const auto& array = outputs.at(name);
   if (array.dtype != "float32" || array.shape.size() < 2) throw Fault({"is no output that this client can show", name});
-  const Shape shape(array.shape.begin() + 1, array.shape.end());
-  const std::size_t count = array.count() / static_cast<std::size_t>(array.shape.front());
-  const auto width = static_cast<std::size_t>(shape.back());
-  const float* numbers = array.data<float>() + row * count;
-  const auto is_masked = [&](float number) { return outcome.is_masked && number < kMasked; };
-  const auto own = static_cast<std::size_t>(std::find_if(numbers, numbers + width, is_masked) - numbers);
-  return {numbers, shape, width == 0 ? 0 : count / width, width, own};
+  const auto width = static_cast<std::size_t>(array.shape.back());
+  return {array.data<float>(), {array.shape.begin() + 1, array.shape.end()}, width == 0 ? 0 : array.count() / width, width};
 }
 
-Answer nested(const Row& row, std::size_t axis, std::size_t& line) {
-  if (axis + 1 == row.shape.size()) return row.line(line++);
+Answer nested(const Lines& lines, std::size_t axis, std::size_t& line) {
+  if (axis + 1 == lines.shape.size()) return lines.line(line++);
   Answer found = Answer::array();
-  for (std::int64_t at = 0; at < row.shape[axis]; ++at) found.push_back(nested(row, axis + 1, line));
+  for (std::int64_t at = 0; at < lines.shape[axis]; ++at) found.push_back(nested(lines, axis + 1, line));
   return found;
-}
-
-Answer nested(const Row& row) {
-  std::size_t line = 0;
-  return nested(row, 0, line);
 }
 
 template <typename Line>
@@ -104,21 +94,31 @@ Answer label_set(const Task& task, const std::vector<float>& line) {
   return {{"labels", labels}, {"probabilities", probabilities}};
 }
 
-Answer token_labels(const Task& task, const Row& row, const std::vector<bool>& is_real) {
+using RealTokens = std::vector<bool>;  // for each token of the caller's row whether it is one, and no padding
+
+Answer token_labels(const Task& task, const Lines& lines, const RealTokens& is_real) {
   Answer found = Answer::array();
-  for (std::size_t at = 0; at < row.lines; ++at) {
-    found.push_back(is_real[at] ? prediction(task, row.line(at)) : Answer(nullptr));
+  for (std::size_t at = 0; at < is_real.size(); ++at) {
+    found.push_back(is_real[at] ? prediction(task, lines.line(at)) : Answer(nullptr));
   }
   return {{"tokens", found}};
 }
 
-// The span with the highest product of the softmax of its start and of its end over the tokens that may be the answer.
-Answer span(const Row& row, const std::vector<bool>& is_real, const std::vector<bool>& context) {
+// The span with the highest product of the softmax of its first and of its last token over the tokens of the context.
+Answer span(const Lines& lines, const RealTokens& is_real, const std::vector<bool>& context) {
+  if (context.empty()) {
+    throw RequestFault({"a span needs its context", "", "none", "1 for each token that may be the answer, 0 for the others"});
+  }
+  if (context.size() != is_real.size()) {
+    throw RequestFault({"a context does not say of each token whether it may be the answer", "",
+                        std::to_string(context.size()) + " numbers", std::to_string(is_real.size())});
+  }
   std::vector<std::size_t> places;
   Numbers starts, ends;
-  for (std::size_t at = 0; at < row.lines; ++at) {
-    const auto line = is_real[at] ? row.line(at) : std::vector<float>{};
-    if (line.empty() || (!context.empty() && !context[at])) continue;
+  for (std::size_t at = 0; at < context.size(); ++at) {
+    if (!is_real[at]) continue;
+    const auto line = lines.line(at);
+    if (!context[at]) continue;
     places.push_back(at);
     starts.push_back(line.at(0));
     ends.push_back(line.at(1));
@@ -136,13 +136,7 @@ Answer span(const Row& row, const std::vector<bool>& is_real, const std::vector<
       end = places[last];
     }
   }
-  return {{"start", start}, {"end", end}, {"probability", probability}};
-}
-
-bool is_set(const Array& mask, std::size_t at) {
-  const auto size = bytes_of(mask.dtype);  // zero is all zeros in every type that a mask may have
-  const auto* bytes = mask.bytes.data() + at * size;
-  return std::any_of(bytes, bytes + size, [](std::byte byte) { return byte != std::byte{0}; });
+  return {{"first_token", start}, {"last_token", end}, {"probability", probability}};
 }
 
 // The name of the axis of an output's tokens; empty if no input has it.
@@ -158,11 +152,9 @@ std::string token_axis(const Manifest& manifest, const std::string& output) {
   return {};
 }
 
-// Whether each token is one, by the mask of the tokens that an output is about; all of them if there is none. That of an
-// encoder is none where they are a decoder's.
-std::vector<bool> real_tokens(const Arrays& inputs, const Manifest& manifest, const std::string& output, std::size_t row,
-                              std::size_t count) {
-  const auto tokens = token_axis(manifest, output);
+// The tokens that an output is about, by their mask. The mask of an encoder's tokens is none of a decoder's.
+RealTokens real_tokens(const RowResult& result, const Manifest& manifest, std::size_t count) {
+  const auto tokens = token_axis(manifest, result.head.output);
   std::set<std::string> others;
   for (const auto& record : manifest.inputs) {
     for (const auto& axis : record.axes) {
@@ -173,20 +165,23 @@ std::vector<bool> real_tokens(const Arrays& inputs, const Manifest& manifest, co
     const auto& axes = record.axes;
     const bool is_own = tokens.empty() || !others.count(axes.back().name) ||
                         std::any_of(axes.begin(), axes.end(), [&](const Axis& axis) { return axis.name == tokens; });
-    const auto& mask = inputs.at(record.name);
-    if (record.role != "mask" || !is_own || mask.shape.size() != 2) continue;
-    if (static_cast<std::size_t>(mask.shape.back()) != count) continue;
-    std::vector<bool> found;
-    for (std::size_t at = 0; at < count; ++at) found.push_back(is_set(mask, row * count + at));
+    if (record.role != "mask" || !is_own || axes.size() != 2) continue;
+    const auto& mask = result.row.inputs.at(record.name);
+    const auto& cut = result.row.cuts.at(axis_key(axes[1], 1));
+    if (count != cut.given) continue;
+    RealTokens found(count);
+    for (std::size_t at = 0; at < cut.kept; ++at) found[cut.before + at] = is_set(mask, at);
     return found;
   }
-  return std::vector<bool>(count, true);
+  return RealTokens(count, true);
 }
 
-Answer answer(const Task& task, const Row& row, const std::vector<bool>& is_real, const std::vector<bool>& context) {
-  if (task.type == "token") return token_labels(task, row, is_real);
-  if (task.type == "span") return span(row, is_real, context);
-  const auto line = row.line(0);
+Answer answer_keys(const RowResult& result, const Manifest& manifest, const std::vector<bool>& context) {
+  const auto& task = *result.head.task;
+  const auto lines = lines_of(result.outputs, result.head.output);
+  if (task.type == "token") return token_labels(task, lines, real_tokens(result, manifest, lines.count));
+  if (task.type == "span") return span(lines, real_tokens(result, manifest, lines.count), context);
+  const auto line = lines.line(0);
   if (task.type == "single_label") return prediction(task, line);
   if (task.type == "multi_label") return label_set(task, line);
   if (task.type == "embedding") return {{"vector", line}};
@@ -195,39 +190,31 @@ Answer answer(const Task& task, const Row& row, const std::vector<bool>& is_real
   return {{"score", activated(task, line).at(0)}};
 }
 
-Answer as_it_is(const Outcome& outcome, const Head& head, const Manifest& manifest, std::size_t row) {
-  Answer found = Answer::object();
-  for (const auto& [name, _] : manifest.golden.absolute) found[name] = nested(row_of(outcome, name, row));  // the base's
-  if (!head.output.empty()) found[head.output] = nested(row_of(outcome, head.output, row));
-  return {{"outputs", found}};
+Answer named(const RowResult& result, const Answer& task, const Answer& keys) {
+  Answer found = {{"adapter", result.adapter ? Answer(*result.adapter) : Answer(nullptr)}, {"task", task}};
+  found.update(keys);
+  return found;
 }
 
 }  // namespace
 
-std::vector<Answer> answers(const Arrays& inputs, const Outcome& outcome, const Manifest& manifest, const Contexts& contexts) {
-  if (!contexts.empty() && contexts.size() != outcome.heads.size()) {
-    throw RequestFault({"not one context for each row", "", std::to_string(contexts.size()), std::to_string(outcome.heads.size())});
+void check_finite(const RowResult& result) {
+  for (const auto& [name, _] : result.outputs) {
+    const auto lines = lines_of(result.outputs, name);
+    for (std::size_t at = 0; at < lines.count; ++at) lines.line(at);
   }
-  std::vector<Answer> found;
-  for (std::size_t at = 0; at < outcome.heads.size(); ++at) {
-    const auto& [output, task] = outcome.heads[at];
-    if (!task) {
-      found.push_back(as_it_is(outcome, outcome.heads[at], manifest, at));
-      continue;
-    }
-    const auto row = row_of(outcome, output, at);
-    const auto context = contexts.empty() ? std::vector<bool>{} : contexts[at];
-    if (!contexts.empty() && task->type == "span" && context.size() != row.lines) {
-      throw RequestFault({"a context does not say of each token whether it may be the answer", "",
-                          std::to_string(context.size()) + " numbers", std::to_string(row.lines)});
-    }
-    found.push_back(answer(*task, row, real_tokens(inputs, manifest, output, at, row.lines), context));
-  }
-  return found;
 }
 
-Answer with_adapter(const Answer& answer, const Choice& adapter) {
-  Answer found = {{"adapter", adapter ? Answer(*adapter) : Answer(nullptr)}};
-  found.update(answer);
-  return found;
+Answer answer(const RowResult& result, const Manifest& manifest, const std::vector<bool>& context) {
+  if (!result.head.task) return raw_answer(result);
+  return named(result, result.head.task->type, answer_keys(result, manifest, context));
+}
+
+Answer raw_answer(const RowResult& result) {
+  Answer outputs = Answer::object();
+  for (const auto& [name, _] : result.outputs) {
+    std::size_t line = 0;
+    outputs[name] = nested(lines_of(result.outputs, name), 0, line);
+  }
+  return named(result, nullptr, {{"outputs", outputs}});
 }

@@ -1,27 +1,29 @@
-// Outputs to what a caller wants to see, by the task of each row's adapter (docs/format.md, "Answers").
+// From the outputs of a row to its answer, by the task of its adapter (docs/format.md, "Answers").
 #pragma once
 
 #include <nlohmann/json.hpp>
 #include <vector>
 
-#include "switchboard.hpp"
+#include "batching.hpp"
+#include "manifest.hpp"
 
-using Answer = nlohmann::ordered_json;        // its keys stay in order, and so do labels
-using Contexts = std::vector<std::vector<bool>>;  // for each row which of its tokens may be the answer to a question
+using Answer = nlohmann::ordered_json;  // its keys stay in order, and so do labels
 
-// One answer for each row. The problem type of the row's adapter decides what it holds:
-//   single_label             "label", "probability", "probabilities": {label: …}
-//   multi_label              "labels": [those that apply], "probabilities": {label: …}
-//   token                    "tokens": [{as of single_label}, null for padding, …]
-//   span                     "start", "end" (the first and the last token), "probability"
-//   regression               "numbers"
-//   embedding                "vector"
-//   multiple_choice, ranking "score"
-//   none                     "outputs": {"last_hidden_state": [[ … ]], …}, results as they are
-// Without contexts, all tokens but padding may be the answer to a question.
-// Throws RequestFault if a number is NaN or infinite, contexts do not fit, or no token may be the answer.
-std::vector<Answer> answers(const Arrays& inputs, const Outcome& outcome, const Manifest& manifest,
-                            const Contexts& contexts = {});
+// What a row gave.
+struct RowResult {
+  Choice adapter;  // that of the row, or the base's own head
+  Head head;
+  Arrays outputs;  // [1, …]: those of the base and that of the head, their tokens where the caller's arrays have them
+  FittedRow row;   // as it ran
+};
 
-// An answer with the name of its adapter before it; null for the base.
-Answer with_adapter(const Answer& answer, const Choice& adapter);
+// The answer: "adapter", "task", and the keys of the task. Without a task, as `raw_answer`. `context` has for each token of
+// a span's row whether it may be the answer.
+// Throws RequestFault if a number is NaN or infinite, or a span's context is missing, does not fit or leaves no token.
+Answer answer(const RowResult& result, const Manifest& manifest, const std::vector<bool>& context);
+
+// The outputs as nested lists: "adapter", "task" (null) and "outputs". Throws RequestFault if a number is NaN or infinite.
+Answer raw_answer(const RowResult& result);
+
+// Throws RequestFault if an output holds NaN or an infinity.
+void check_finite(const RowResult& result);

@@ -115,6 +115,20 @@ Array joined(const std::vector<const Array*>& parts, std::size_t axis) {
   return found;
 }
 
+Array padded(const Array& array, std::size_t axis, std::int64_t length) {
+  if (array.shape[axis] >= length) return array;
+  Shape shape = array.shape;
+  shape[axis] = length - array.shape[axis];
+  const auto zeros = make_array(array.dtype, shape);
+  return joined({&array, &zeros}, axis);
+}
+
+bool is_set(const Array& array, std::size_t at) {
+  const auto size = bytes_of(array.dtype);  // zero is all zeros in every type that a mask may have
+  const auto* bytes = array.bytes.data() + at * size;
+  return std::any_of(bytes, bytes + size, [](std::byte byte) { return byte != std::byte{0}; });
+}
+
 Ort::Value view(const Array& array) {
   static const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
   auto* bytes = const_cast<std::byte*>(array.bytes.data());  // ONNX Runtime does not write to its inputs

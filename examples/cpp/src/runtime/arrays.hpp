@@ -47,6 +47,12 @@ Array taken(const Array& array, std::size_t axis, const std::vector<std::size_t>
 // Arrays that are alike but for an axis, one behind the other along it.
 Array joined(const std::vector<const Array*>& parts, std::size_t axis);
 
+// Zeros after the array along an axis, up to a length.
+Array padded(const Array& array, std::size_t axis, std::int64_t length);
+
+// Whether an element is not zero.
+bool is_set(const Array& array, std::size_t at);
+
 // A value that refers to the array's memory: the array must outlive it, and keep its place.
 Ort::Value view(const Array& array);
 

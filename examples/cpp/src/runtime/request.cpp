@@ -39,8 +39,9 @@ bool in_range(const Array& array, std::int64_t limit) {
 }
 
 // The base would compute something else, without a word, at lengths that it was not made for.
-void check_lengths(const Array& array, const InputRecord& record, const Manifest& manifest) {
+void check_lengths(const Array& array, const InputRecord& record, const Manifest& manifest, const std::set<std::string>& free) {
   for (std::size_t i = 0; i < record.axes.size(); ++i) {
+    if (i > 0 && free.count(axis_key(record.axes[i], i))) continue;
     const auto lengths = manifest.lengths_of(record.axes[i]);
     if (lengths.has(array.shape[i])) continue;
     throw RequestFault({"an input has a length that the base does not take",
@@ -92,12 +93,6 @@ bool is_input(const Manifest& manifest, const std::string& name) {
 bool is_finite(const Array& array) {
   const auto* numbers = array.data<float>();
   return std::all_of(numbers, numbers + array.count(), [](float number) { return std::isfinite(number); });
-}
-
-bool is_neutral(const Array& array, const SlotRecord& slot) {
-  const auto* numbers = array.data<float>();
-  return array.shape == slot.neutral &&
-         std::all_of(numbers, numbers + array.count(), [&](float number) { return number == slot.neutral_value; });
 }
 
 // What a tensor's axes must be: an idle one may be shorter along those that are numbers.
@@ -164,7 +159,7 @@ void check_task(const Task& task, const std::optional<HeadRecord>& head, const A
 
 }  // namespace
 
-void check_inputs(const Arrays& inputs, const Manifest& manifest) {
+void check_inputs(const Arrays& inputs, const Manifest& manifest, const std::set<std::string>& free) {
   Sizes sizes;
   for (const auto& record : manifest.inputs) {
     const auto found = inputs.find(record.name);
@@ -173,11 +168,15 @@ void check_inputs(const Arrays& inputs, const Manifest& manifest) {
     if (array.dtype != record.dtype) {
       throw RequestFault({"an input has a wrong type", "`" + record.name + "`", array.dtype, record.dtype});
     }
-    if (!fits(array.shape, record.axes, sizes)) {
+    auto axes = record.axes;
+    for (std::size_t i = 1; i < axes.size(); ++i) {
+      if (free.count(axis_key(axes[i], i))) axes[i] = {0, axis_key(axes[i], i)};
+    }
+    if (!fits(array.shape, axes, sizes)) {
       throw RequestFault({"an input has a wrong shape", "`" + record.name + "`", to_text(array.shape),
                           axes_text(record.axes) + ", at least 1 along each axis, equal where the name is"});
     }
-    check_lengths(array, record, manifest);
+    check_lengths(array, record, manifest, free);
     if (record.limit) check_ids(array, record);
     if (record.role == "mask") check_mask(array, record);
   }
@@ -305,6 +304,12 @@ void check_strength(double strength) {
   std::ostringstream text;
   text << strength;
   throw RequestFault({"is no strength", "`strength`", text.str(), "a number from -1000 to 1000"});
+}
+
+bool is_neutral(const Array& array, const SlotRecord& slot) {
+  const auto* numbers = array.data<float>();
+  return array.shape == slot.neutral &&
+         std::all_of(numbers, numbers + array.count(), [&](float number) { return number == slot.neutral_value; });
 }
 
 Arrays neutral_tensors(const Manifest& manifest) {

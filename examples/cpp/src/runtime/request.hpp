@@ -3,14 +3,16 @@
 
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "arrays.hpp"
 #include "manifest.hpp"
 
-// Throws RequestFault if an input is missing, unknown, of a wrong type or shape, empty, or has ids out of range.
-void check_inputs(const Arrays& inputs, const Manifest& manifest);
+// Throws RequestFault if an input is missing, unknown, of a wrong type or shape, empty, or has ids out of range. The axes
+// `free`, by `axis_key`, may have any length.
+void check_inputs(const Arrays& inputs, const Manifest& manifest, const std::set<std::string>& free = {});
 
 // Throws RequestFault listing every tensor that is missing, left over, of a wrong shape, or holds NaN or Inf: an
 // adapter that lacks a tensor would run, mixed with the defaults of the graph.
@@ -56,6 +58,9 @@ Arrays scaled_tensors(const Arrays& tensors, const Manifest& manifest, const Str
 
 // Throws RequestFault if a strength is not from −1000 to 1000: more is no request, but an error of units.
 void check_strength(double strength);
+
+// Whether a tensor is the neutral default of its slot.
+bool is_neutral(const Array& array, const SlotRecord& slot);
 
 // The neutral tensors of every slot, with which the graph is the base.
 Arrays neutral_tensors(const Manifest& manifest);

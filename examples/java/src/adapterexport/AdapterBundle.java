@@ -49,15 +49,11 @@ public final class AdapterBundle implements AutoCloseable {
    * @param data all of it between position and limit; it is read where it lies if it is direct.
    */
   public record Tensor(String dtype, long[] shape, ByteBuffer data) {
-    /** Rows of equal lengths, such as ids or a mask. */
-    public static Tensor of(long[][] rows) {
-      int width = rows.length == 0 ? 0 : rows[0].length;
-      ByteBuffer data = buffer(8L * rows.length * width);
-      for (long[] row : rows) {
-        if (row.length != width) throw new RequestException("rows of different lengths; expected lists of one length; pad them.");
-        for (long number : row) data.putLong(number);
-      }
-      return new Tensor("int64", new long[] {rows.length, width}, data.flip());
+    /** The numbers of one row, such as its ids or its mask. */
+    public static Tensor of(long... numbers) {
+      ByteBuffer data = buffer(8L * numbers.length);
+      for (long number : numbers) data.putLong(number);
+      return new Tensor("int64", new long[] {numbers.length}, data.flip());
     }
 
     /** Numbers of float32, row-major. */
@@ -81,14 +77,17 @@ public final class AdapterBundle implements AutoCloseable {
   }
 
   /**
-   * What rows run through.
+   * One row of a request, whatever the other rows are.
    *
+   * @param inputs each input of the graph, without an axis for the rows: the ids of three tokens have the shape [3].
    * @param adapter its name; null is the base, with its own head if it has one.
    * @param strength how many times what the adapter adds is added, from −1000 to 1000.
+   * @param weights the weights of all members of a weighted fusion; empty are its own.
+   * @param context for each token a 1 if it may be the answer to a question; required for spans, else null.
    */
-  public record Choice(String adapter, double strength) {
-    public Choice(String adapter) {
-      this(adapter, 1);
+  public record Row(Map<String, Tensor> inputs, String adapter, double strength, Map<String, Double> weights, byte[] context) {
+    public Row(Map<String, Tensor> inputs, String adapter) {
+      this(inputs, adapter, 1, Map.of(), null);
     }
   }
 
@@ -96,12 +95,12 @@ public final class AdapterBundle implements AutoCloseable {
   public record Task(String type, List<String> labels) {}
 
   /**
-   * What a call computed.
+   * What a row gave.
    *
-   * @param answers for each row JSON with the keys of its task (docs/format.md, "Answers"); none where nobody knows the task.
-   * @param outputs arrays by name. Where rows had several choices, a number below −1e30 is none of the row's own.
+   * @param answer JSON: {@code adapter}, {@code task}, and the keys of the task (docs/format.md, "Answers").
+   * @param outputs the base's outputs and that of the adapter's head by name, without an axis for the rows.
    */
-  public record Result(List<Optional<String>> answers, Map<String, Tensor> outputs) {}
+  public record Result(String answer, Map<String, Tensor> outputs) {}
 
   /** What became of the rows of which the part below all adapters may be kept. */
   public record PrefixCounts(long hits, long loads, long evictions, long resident) {}
@@ -130,7 +129,10 @@ public final class AdapterBundle implements AutoCloseable {
     }
   }
 
-  /** Holds the bundle against its golden vectors; returns the findings as JSON, and throws if one of them is wrong. */
+  /**
+   * Compares the bundle with its golden vectors, and replays its golden texts and golden batches; returns the findings as
+   * JSON, and throws if one of them is wrong.
+   */
   public String verify() {
     return using(arena -> {
       MemorySegment findings = arena.allocate(ADDRESS);
@@ -187,34 +189,25 @@ public final class AdapterBundle implements AutoCloseable {
     });
   }
 
-  /** Runs rows, with one choice for all of them or one for each; every token but padding may answer a question. */
-  public Result run(Map<String, Tensor> inputs, Choice... choices) {
-    return run(inputs, List.of(choices), null);
+  /**
+   * Runs rows, and returns what each gave, in their order.
+   *
+   * <p>They may differ in length, adapter, strength and weights: the answer to each is what it would be alone. Rows share a
+   * call where that does not change their answers.
+   */
+  public List<Result> run(Row... rows) {
+    return run(List.of(rows));
   }
 
-  /**
-   * Runs rows, with one choice for all of them or one for each.
-   *
-   * @param context for each row a 1 for each token that may be the answer to a question, one row behind the other; or null.
-   */
-  public Result run(Map<String, Tensor> inputs, List<Choice> choices, byte[] context) {
+  /** Runs rows, as {@link #run(Row...)}. */
+  public List<Result> run(List<Row> rows) {
     return using(arena -> {
-      MemorySegment arrays = arena.allocate(Native.ARRAY, Math.max(1, inputs.size()));
-      int at = 0;
-      for (Map.Entry<String, Tensor> input : inputs.entrySet()) {
-        write(arrays.asSlice(Native.ARRAY.byteSize() * at++, Native.ARRAY), input.getKey(), input.getValue(), arena);
+      MemorySegment written = arena.allocate(Native.ROW, Math.max(1, rows.size()));
+      for (int at = 0; at < rows.size(); at++) {
+        write(written.asSlice(Native.ROW.byteSize() * at, Native.ROW), rows.get(at), arena);
       }
-      MemorySegment rows = arena.allocate(Native.CHOICE, Math.max(1, choices.size()));
-      for (int row = 0; row < choices.size(); row++) {
-        Choice choice = choices.get(row);
-        MemorySegment name = choice.adapter() == null ? MemorySegment.NULL : Native.text(arena, choice.adapter());
-        rows.set(ADDRESS, Native.CHOICE.byteSize() * row, name);
-        rows.set(JAVA_DOUBLE, Native.CHOICE.byteSize() * row + ADDRESS.byteSize(), choice.strength());
-      }
-      MemorySegment tokens = context == null ? MemorySegment.NULL : arena.allocateFrom(JAVA_BYTE, context);
       MemorySegment result = arena.allocate(ADDRESS);
-      Native.RUN.call(
-          arena, handle, arrays, (long) inputs.size(), rows, (long) choices.size(), tokens, tokens.byteSize(), result);
+      Native.RUN.call(arena, handle, written, (long) rows.size(), result);
       return read(result.get(ADDRESS, 0), arena);
     });
   }
@@ -251,32 +244,54 @@ public final class AdapterBundle implements AutoCloseable {
     }
   }
 
+  private static void write(MemorySegment row, Row given, Arena arena) {
+    MemorySegment arrays = arena.allocate(Native.ARRAY, Math.max(1, given.inputs().size()));
+    int at = 0;
+    for (Map.Entry<String, Tensor> input : given.inputs().entrySet()) {
+      write(arrays.asSlice(Native.ARRAY.byteSize() * at++, Native.ARRAY), input.getKey(), input.getValue(), arena);
+    }
+    MemorySegment weights = arena.allocate(Native.WEIGHT, Math.max(1, given.weights().size()));
+    at = 0;
+    for (Map.Entry<String, Double> weight : given.weights().entrySet()) {
+      weights.set(ADDRESS, Native.WEIGHT.byteSize() * at, Native.text(arena, weight.getKey()));
+      weights.set(JAVA_DOUBLE, Native.WEIGHT.byteSize() * at++ + ADDRESS.byteSize(), weight.getValue());
+    }
+    MemorySegment context = given.context() == null ? MemorySegment.NULL : arena.allocateFrom(JAVA_BYTE, given.context());
+    row.set(ADDRESS, Native.offset(Native.ROW, "inputs"), arrays);
+    row.set(JAVA_LONG, Native.offset(Native.ROW, "input_count"), given.inputs().size());
+    row.set(ADDRESS, Native.offset(Native.ROW, "adapter"), given.adapter() == null ? MemorySegment.NULL : Native.text(arena, given.adapter()));
+    row.set(JAVA_DOUBLE, Native.offset(Native.ROW, "strength"), given.strength());
+    row.set(ADDRESS, Native.offset(Native.ROW, "weights"), weights);
+    row.set(JAVA_LONG, Native.offset(Native.ROW, "weight_count"), given.weights().size());
+    row.set(ADDRESS, Native.offset(Native.ROW, "context"), context);
+    row.set(JAVA_LONG, Native.offset(Native.ROW, "context_size"), context.byteSize());
+  }
+
   private static void write(MemorySegment array, String name, Tensor tensor, Arena arena) {
     MemorySegment given = MemorySegment.ofBuffer(tensor.data()), shape = arena.allocateFrom(JAVA_LONG, tensor.shape());
     MemorySegment data = given.isNative() ? given : arena.allocate(given.byteSize(), JAVA_LONG.byteAlignment()).copyFrom(given);
-    array.set(ADDRESS, 0, Native.text(arena, name));
-    array.set(ADDRESS, Native.offset("dtype"), Native.text(arena, tensor.dtype()));
-    array.set(ADDRESS, Native.offset("shape"), shape);
-    array.set(JAVA_LONG, Native.offset("rank"), tensor.shape().length);
-    array.set(ADDRESS, Native.offset("data"), data);
-    array.set(JAVA_LONG, Native.offset("bytes"), data.byteSize());
+    array.set(ADDRESS, Native.offset(Native.ARRAY, "name"), Native.text(arena, name));
+    array.set(ADDRESS, Native.offset(Native.ARRAY, "dtype"), Native.text(arena, tensor.dtype()));
+    array.set(ADDRESS, Native.offset(Native.ARRAY, "shape"), shape);
+    array.set(JAVA_LONG, Native.offset(Native.ARRAY, "rank"), tensor.shape().length);
+    array.set(ADDRESS, Native.offset(Native.ARRAY, "data"), data);
+    array.set(JAVA_LONG, Native.offset(Native.ARRAY, "bytes"), data.byteSize());
   }
 
-  private static Result read(MemorySegment result, Arena arena) {
+  private static List<Result> read(MemorySegment result, Arena arena) {
     try {
-      List<Optional<String>> answers = new ArrayList<>();
-      MemorySegment json = arena.allocate(ADDRESS);
+      List<Result> found = new ArrayList<>();
+      MemorySegment json = arena.allocate(ADDRESS), array = arena.allocate(Native.ARRAY);
       for (long row = 0; row < Native.size(Native.RESULT_ROWS, result); row++) {
+        Map<String, Tensor> outputs = new LinkedHashMap<>();
+        for (long at = 0; at < Native.size(Native.RESULT_OUTPUTS, result, row); at++) {
+          Native.RESULT_OUTPUT.call(arena, result, row, at, array);
+          outputs.put(Native.text(array.get(ADDRESS, 0)), tensor(array));
+        }
         Native.RESULT_ANSWER.call(arena, result, row, json);
-        answers.add(Native.taken(json));
+        found.add(new Result(Native.taken(json).orElseThrow(), Collections.unmodifiableMap(outputs)));
       }
-      Map<String, Tensor> outputs = new LinkedHashMap<>();
-      MemorySegment array = arena.allocate(Native.ARRAY);
-      for (long at = 0; at < Native.size(Native.RESULT_OUTPUTS, result); at++) {
-        Native.RESULT_OUTPUT.call(arena, result, at, array);
-        outputs.put(Native.text(array.get(ADDRESS, 0)), tensor(array));
-      }
-      return new Result(List.copyOf(answers), Collections.unmodifiableMap(outputs));
+      return List.copyOf(found);
     } finally {
       Native.freeResult(result);
     }
@@ -284,10 +299,10 @@ public final class AdapterBundle implements AutoCloseable {
 
   /** A copy of an array that lives as long as its result. */
   private static Tensor tensor(MemorySegment array) {
-    long rank = array.get(JAVA_LONG, Native.offset("rank")), bytes = array.get(JAVA_LONG, Native.offset("bytes"));
-    long[] shape = array.get(ADDRESS, Native.offset("shape")).reinterpret(rank * JAVA_LONG.byteSize()).toArray(JAVA_LONG);
-    byte[] data = array.get(ADDRESS, Native.offset("data")).reinterpret(bytes).toArray(JAVA_BYTE);
-    String dtype = Native.text(array.get(ADDRESS, Native.offset("dtype")));
+    long rank = array.get(JAVA_LONG, Native.offset(Native.ARRAY, "rank")), bytes = array.get(JAVA_LONG, Native.offset(Native.ARRAY, "bytes"));
+    long[] shape = array.get(ADDRESS, Native.offset(Native.ARRAY, "shape")).reinterpret(rank * JAVA_LONG.byteSize()).toArray(JAVA_LONG);
+    byte[] data = array.get(ADDRESS, Native.offset(Native.ARRAY, "data")).reinterpret(bytes).toArray(JAVA_BYTE);
+    String dtype = Native.text(array.get(ADDRESS, Native.offset(Native.ARRAY, "dtype")));
     return new Tensor(dtype, shape, ByteBuffer.wrap(data).order(ByteOrder.nativeOrder()).asReadOnlyBuffer());
   }
 }

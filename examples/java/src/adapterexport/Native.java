@@ -29,8 +29,15 @@ final class Native {
           ADDRESS.withName("name"), ADDRESS.withName("dtype"), ADDRESS.withName("shape"), JAVA_LONG.withName("rank"),
           ADDRESS.withName("data"), JAVA_LONG.withName("bytes"));
 
-  /** {@code ae_choice} */
-  static final StructLayout CHOICE = MemoryLayout.structLayout(ADDRESS, JAVA_DOUBLE);
+  /** {@code ae_weight} */
+  static final StructLayout WEIGHT = MemoryLayout.structLayout(ADDRESS.withName("member"), JAVA_DOUBLE.withName("weight"));
+
+  /** {@code ae_row} */
+  static final StructLayout ROW =
+      MemoryLayout.structLayout(
+          ADDRESS.withName("inputs"), JAVA_LONG.withName("input_count"), ADDRESS.withName("adapter"),
+          JAVA_DOUBLE.withName("strength"), ADDRESS.withName("weights"), JAVA_LONG.withName("weight_count"),
+          ADDRESS.withName("context"), JAVA_LONG.withName("context_size"));
 
   /** The property with the path of the library; without it, it is looked for where the system does. */
   private static final String LIBRARY = "adapter_export.library";
@@ -44,13 +51,12 @@ final class Native {
   static final Function LOAD =
       function("ae_load", ADDRESS, ADDRESS, ADDRESS, JAVA_LONG, ADDRESS, ADDRESS, JAVA_LONG);
   static final Function UNLOAD = function("ae_unload", ADDRESS, ADDRESS);
-  static final Function RUN =
-      function("ae_run", ADDRESS, ADDRESS, JAVA_LONG, ADDRESS, JAVA_LONG, ADDRESS, JAVA_LONG, ADDRESS);
+  static final Function RUN = function("ae_run", ADDRESS, ADDRESS, JAVA_LONG, ADDRESS);
   static final Function PREFIX_COUNTS = function("ae_prefix_counts", ADDRESS, ADDRESS);
   static final Function RESULT_ANSWER = function("ae_result_answer", ADDRESS, JAVA_LONG, ADDRESS);
-  static final Function RESULT_OUTPUT = function("ae_result_output", ADDRESS, JAVA_LONG, ADDRESS);
+  static final Function RESULT_OUTPUT = function("ae_result_output", ADDRESS, JAVA_LONG, JAVA_LONG, ADDRESS);
   static final MethodHandle RESULT_ROWS = handle("ae_result_rows", FunctionDescriptor.of(JAVA_LONG, ADDRESS));
-  static final MethodHandle RESULT_OUTPUTS = handle("ae_result_outputs", FunctionDescriptor.of(JAVA_LONG, ADDRESS));
+  static final MethodHandle RESULT_OUTPUTS = handle("ae_result_outputs", FunctionDescriptor.of(JAVA_LONG, ADDRESS, JAVA_LONG));
 
   private static final MethodHandle LIST_SIZE = handle("ae_list_size", FunctionDescriptor.of(JAVA_LONG, ADDRESS));
   private static final MethodHandle LIST_AT = handle("ae_list_at", FunctionDescriptor.of(ADDRESS, ADDRESS, JAVA_LONG));
@@ -80,11 +86,11 @@ final class Native {
     }
   }
 
-  static long offset(String field) {
-    return ARRAY.byteOffset(PathElement.groupElement(field));
+  static long offset(StructLayout layout, String field) {
+    return layout.byteOffset(PathElement.groupElement(field));
   }
 
-  static long size(MethodHandle function, MemorySegment of) {
+  static long size(MethodHandle function, Object... of) {
     return (long) invoke(function, of);
   }
 
