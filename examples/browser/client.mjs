@@ -2,13 +2,13 @@
  * node client.mjs verify BUNDLE [--json]
  * node client.mjs run BUNDLE …: the command line of `examples/node`, with a page in Chromium that computes.
  *
- * SCREENSHOT names a picture of the page to write. Exit code 0: all is well. 1: something is wrong, and stderr says what.
+ * SCREENSHOT names a picture of the page to write. Exit code 0: passed. 1: something failed, described on stderr.
  * 2: the command line is wrong.
  */
 import { readFile } from "node:fs/promises";
 
 import { withPage } from "./chromium.mjs";
-import { Usage, callOf, parse, usage } from "./dist/commandLine.js";
+import { Usage, parse, usage } from "./dist/commandLine.js";
 
 async function verify(page, { json }) {
   await page.click("#check");
@@ -17,13 +17,14 @@ async function verify(page, { json }) {
   console.log(json ? JSON.stringify(findings, null, 2) : await page.$eval("#result", (node) => node.innerText));
   const error = await page.$("#result > p.error");
   if (error) throw new Error(await error.evaluate((node) => node.textContent));
-  if (!findings.length) throw new Error("holds no graph that a browser can run as it should");
+  if (!findings.length) throw new Error("has no graph that a browser can run");
 }
 
 async function run(page, command) {
   for (const [name, path] of command.load) await load(page, name, await readFile(path));
-  const inputs = command.inputs === undefined ? null : JSON.parse(await readFile(command.inputs, "utf-8"));
-  const request = { ...(inputs === null ? { texts: command.texts } : { inputs }), ...callOf(command) };
+  const { inputs: file, texts, adapters, strengths, weights, contexts } = command;
+  const asked = file === undefined ? { texts } : { inputs: JSON.parse(await readFile(file, "utf-8")) };
+  const request = { ...asked, adapters, strengths, weights, contexts };
   console.log(JSON.stringify(await page.evaluate((asked) => window.bundle.run(asked), request), null, 2));
 }
 

@@ -6,15 +6,14 @@
 import { readFileSync } from "node:fs";
 
 const [dist, bundle, arrays] = process.argv.slice(2);
-const { openBundle, parseInputs } = await import(`${dist}/index.js`);
-const lists = Object.entries(JSON.parse(readFileSync(arrays)));
+const { inputRows, openBundle } = await import(`${dist}/index.js`);
 const found = [];
 for (const prefixBytes of [4000, 1, 0]) {
   const service = await openBundle(bundle, { prefixBytes });
-  const rows = (count) => parseInputs(Object.fromEntries(lists.map(([name, list]) => [name, list.slice(0, count)])), service.bundle.manifest);
+  const rows = inputRows(JSON.parse(readFileSync(arrays)), service.bundle.manifest);
+  const ask = (adapters) => service.answer(adapters.map((adapter, at) => ({ inputs: rows[at], adapter })));
   const answers = [];
-  for (const adapter of ["tone", "topic", "tone"]) answers.push(await service.run(rows(1), { adapter }));
-  answers.push(await service.run(rows(3), { adapters: ["tone", null, "topic"] }));
+  for (const adapters of [["tone"], ["topic"], ["tone"], ["tone", null, "topic"]]) answers.push(await ask(adapters));
   found.push({ answers, prefixes: await service.prefixes() });
 }
 console.log(JSON.stringify(found));

@@ -6,21 +6,19 @@ import { readFileSync, readdirSync, truncateSync, writeFileSync } from "node:fs"
 import { join } from "node:path";
 
 const [dist, bundle, arrays] = process.argv.slice(2);
-const [{ Folder }, { Bundle }, { Service }, { parseInputs }] = await Promise.all(
+const [{ Folder }, { Bundle }, { Service }, { inputRows }] = await Promise.all(
   ["folder.js", "core/bundle.js", "core/service.js", "core/arrays.js"].map((path) => import(`${dist}/${path}`)),
 );
 const opened = await Bundle.open(new Folder(bundle));
-const inputs = parseInputs(JSON.parse(readFileSync(arrays)), opened.manifest);
+const rows = inputRows(JSON.parse(readFileSync(arrays)), opened.manifest);
 const service = new Service(opened);
-const ask = async () => [
-  await service.run(inputs, { adapter: "tone" }),
-  await service.run(inputs, { adapters: ["topic", null, "tone"] }),
-];
+const ask = async (adapters) => service.answer(rows.map((inputs, at) => ({ inputs, adapter: adapters[at] })));
+const askBoth = async () => [await ask(["tone", "tone", "tone"]), await ask(["topic", null, "tone"])];
 
-const before = await ask();
+const before = await askBoth();
 const files = readdirSync(bundle, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile());
 for (const path of files.map((entry) => join(entry.parentPath, entry.name))) {
   truncateSync(path);
   writeFileSync(path, Buffer.alloc(1 << 20, 1));
 }
-console.log(JSON.stringify([before, await ask()]));
+console.log(JSON.stringify([before, await askBoth()]));

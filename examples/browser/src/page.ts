@@ -1,9 +1,10 @@
-/** The page: choose an adapter, type a text, see the labels and how long it took. */
-import { parseInputs } from "../../node/src/core/arrays.js";
+/** The page: choose an adapter, type a text, see the answer and the latency. */
+import { inputRows } from "../../node/src/core/arrays.js";
 import { Bundle, type Choice } from "../../node/src/core/bundle.js";
 import { Fault } from "../../node/src/core/fault.js";
+import { type Options, rowsOf } from "../../node/src/core/options.js";
 import { failure, selfCheck } from "../../node/src/core/selfCheck.js";
-import { type Call, Service } from "../../node/src/core/service.js";
+import { type Chosen, Service } from "../../node/src/core/service.js";
 import type { Task } from "../../node/src/core/task.js";
 import type { Asked, TextAnswer } from "../../node/src/core/text.js";
 import { Site } from "./site.js";
@@ -11,12 +12,12 @@ import { answerBlock, choice, element, errorLine, findingsTable, show, showError
 
 const ADDRESS = new URLSearchParams(location.search).get("bundle") ?? "bundle";
 
-/** A call of another script of the page: rows, as texts or as nested lists by name, and who runs them. */
-type Request = Call & { texts?: Asked[]; inputs?: unknown };
+/** A request of another script of the page: rows as texts, or as nested lists of a batch by input, and their options. */
+type Request = Options & { texts?: Asked[]; inputs?: unknown };
 
 declare global {
   interface Window {
-    /** What other scripts of the page may call. */
+    /** The interface for other scripts of the page. */
     bundle?: { run(request: Request): Promise<TextAnswer[]>; load(name: string, bytes: Uint8Array): Promise<void> };
   }
 }
@@ -33,10 +34,10 @@ class Page {
     return new Page(new Service(await Bundle.open(new Site(address))));
   }
 
-  /** Show the first answer, and only then what can be asked. */
+  /** Show the first answer, then enable the controls. */
   async start(): Promise<void> {
     if (this.service.bundle.manifest.text) await this.offerTexts();
-    else show("This page reads texts alone, and this bundle reads none. It can be held against its golden vectors, and other scripts can call it.");
+    else show("This bundle reads no texts. You can check it against its golden vectors, and other scripts can call it.");
     this.button("check", () => this.check());
     window.bundle = { run: (request) => this.run(request), load: (name, bytes) => this.load(name, bytes) };
     document.body.dataset["ready"] = "";
@@ -47,17 +48,15 @@ class Page {
     for (const name of choices) this.offer(name);
     await this.later(() => this.classify());
     for (const id of ["text", "pair"]) element(id).addEventListener("input", () => this.later(() => this.classify()));
-    if (manifest.graphs.bank && manifest.batch_invariant && manifest.adapters.length) {
-      this.button("all", () => this.classifyWithAll());
-    }
+    if (manifest.adapters.length) this.button("all", () => this.classifyWithAll());
     const file = element<HTMLInputElement>("file");
     file.disabled = false;
     file.addEventListener("change", () => this.later(() => this.loadFile(file)));
   }
 
-  private async run({ texts, inputs, ...call }: Request): Promise<TextAnswer[]> {
-    if (texts) return this.service.answer(texts, call);
-    return this.service.run(parseInputs(inputs, this.service.bundle.manifest), call);
+  private async run({ texts, inputs, ...options }: Request): Promise<TextAnswer[]> {
+    const asked = texts ?? inputRows(inputs, this.service.bundle.manifest).map((row) => ({ inputs: row }));
+    return this.service.answer(rowsOf(options, asked));
   }
 
   private offer(name: Choice): void {
@@ -74,34 +73,32 @@ class Page {
     button.addEventListener("click", () => this.later(work));
   }
 
-  /** One thing after the other: a session in WebAssembly runs one call at a time. */
+  /** Work in sequence: a session in WebAssembly runs one call at a time. */
   private later(work: () => Promise<void>): Promise<void> {
     return (this.waiting = this.waiting.then(work).catch(showError));
   }
 
   private async classify(): Promise<void> {
-    await this.answer({ adapter: this.chosen }, [this.chosen ?? "no adapter"]);
+    await this.answer([{ adapter: this.chosen }]);
   }
 
-  /** The same text once for each adapter, as rows of one batch. */
+  /** The same text once for each adapter, as rows of one request. */
   private async classifyWithAll(): Promise<void> {
-    const adapters = this.service.bundle.bank.rows.slice(1);
-    await this.answer({ adapters }, adapters.map(String));
+    await this.answer(this.service.bundle.choices.slice(1).map((adapter) => ({ adapter })));
   }
 
-  /** What is typed, as the task of each row's adapter takes it. */
-  private async answer(call: Call, titles: string[]): Promise<void> {
-    const tasks = await Promise.all(titles.map((_, row) => this.service.task(call, row)));
+  /** Answer what is typed, as the task of each row's adapter takes it. */
+  private async answer(rows: Chosen[]): Promise<void> {
+    const tasks = await Promise.all(rows.map((row) => this.service.task(row)));
     element("pair").hidden = !tasks.some((task) => task?.input === "pair");
-    const read = await this.service.read(tasks.map(typed), call);
-    const start = performance.now();
-    const found = await this.service.answerRead(read, call);
-    const took = performance.now() - start;
-    const lengths = read.flatMap(({ rows }) => rows.map(({ ids }) => ids.length));
-    const calls = new Set(lengths).size;
-    const rows = `${lengths.length > 1 ? `${lengths.length} rows in ` : ""}${calls > 1 ? `${calls} calls` : "one call"}`;
-    element("latency").textContent = `${Math.max(...lengths)} tokens, ${rows}: ${took.toFixed(1)} ms`;
-    show(...found.map((answer, row) => answerBlock(titles[row]!, answer)));
+    const read = await this.service.read(rows.map((row, at) => ({ ...typed(tasks[at]!), ...row })));
+    const [start, before] = [performance.now(), this.service.calls];
+    const found = await this.service.answerRead(read);
+    const [took, calls] = [performance.now() - start, this.service.calls - before];
+    const lengths = read.flatMap(({ text }) => text?.rows.map(({ ids }) => ids.length) ?? []);
+    const shown = `${lengths.length > 1 ? `${lengths.length} rows in ` : ""}${calls > 1 ? `${calls} calls` : "one call"}`;
+    element("latency").textContent = `${Math.max(...lengths)} tokens, ${shown}: ${took.toFixed(1)} ms`;
+    show(...found.map((answer, row) => answerBlock(rows[row]!.adapter ?? "no adapter", answer)));
   }
 
   private async check(): Promise<void> {
@@ -130,10 +127,10 @@ class Page {
   }
 }
 
-/** The second field holds the second text of a pair, or in each line a choice. */
+/** The text of the first field. The second field has the second text of a pair, or a choice on each line. */
 function typed(task: Task | null): Asked {
   const [text, second] = ["text", "pair"].map((id) => element<HTMLTextAreaElement>(id).value) as [string, string];
-  if (task?.input !== "pair") return text;
+  if (task?.input !== "pair") return { text };
   if (task.type !== "multiple_choice") return { text, pair: second };
   return { text, choices: second.split("\n").filter((line) => line.trim()) };
 }

@@ -1,4 +1,4 @@
-/** What the page shows. */
+/** The elements that the page shows. */
 import type { Nested } from "../../node/src/core/answers.js";
 import type { Finding } from "../../node/src/core/selfCheck.js";
 import type { TextAnswer } from "../../node/src/core/text.js";
@@ -9,7 +9,7 @@ export function element<T extends HTMLElement>(id: string): T {
   return document.getElementById(id) as T;
 }
 
-/** Text goes in as text: labels and names come from files. */
+/** Labels and names come from files: they are set as text, never as HTML. */
 function make(tag: string, className: string, text = ""): HTMLElement {
   const made = document.createElement(tag);
   made.className = className;
@@ -17,7 +17,7 @@ function make(tag: string, className: string, text = ""): HTMLElement {
   return made;
 }
 
-/** What an adapter says, by its task. */
+/** An answer, by the keys of its task. */
 export function answerBlock(title: string, answer: TextAnswer): HTMLElement {
   const block = make("section", "");
   block.dataset["answer"] = JSON.stringify(answer);
@@ -33,8 +33,8 @@ function said(answer: TextAnswer): HTMLElement[] {
   }
   if ("probabilities" in answer) return bars(answer.probabilities, "labels" in answer ? answer.labels : [answer.label]);
   if ("tokens" in answer) return [make("p", "", answer.tokens.flatMap((token) => token?.label ?? []).join(" "))];
-  if ("start" in answer) {
-    const words = "answer" in answer ? answer.answer : `tokens ${answer.start} to ${answer.end}`;
+  if ("answer" in answer || "first_token" in answer) {
+    const words = "answer" in answer ? answer.answer : `tokens ${answer.first_token} to ${answer.last_token}`;
     return [make("p", "", words), ...bars({ probability: answer.probability }, [])];
   }
   if ("score" in answer) return [make("p", "number", answer.score.toFixed(3))];
@@ -42,7 +42,7 @@ function said(answer: TextAnswer): HTMLElement[] {
   return [make("p", "number", shortened("numbers" in answer ? answer.numbers : answer.vector))];
 }
 
-/** The likeliest first; those that the answer names stand out. */
+/** The most probable label first; the chosen labels are highlighted. */
 function bars(probabilities: Record<string, number>, chosen: string[]): HTMLElement[] {
   const ordered = Object.entries(probabilities).sort(([, one], [, other]) => other - one);
   return ordered.slice(0, LONGEST).map(([label, probability]) => {
@@ -56,12 +56,15 @@ function bars(probabilities: Record<string, number>, chosen: string[]): HTMLElem
   });
 }
 
-/** The shape of an output, and how it begins. */
+/** The shape of an output, and its first numbers. */
 function outputLine(name: string, values: Nested): HTMLElement {
   const shape: number[] = [];
-  let first = values;
-  for (; Array.isArray(first[0]); first = first[0]) shape.push(first.length);
-  const line = make("p", "quiet", `${name} [${[...shape, first.length].join(" × ")}]: `);
+  let first: Nested[] = [];
+  for (let at: Nested | undefined = values; Array.isArray(at); at = at[0]) {
+    first = at;
+    shape.push(at.length);
+  }
+  const line = make("p", "quiet", `${name} [${shape.join(" × ")}]: `);
   line.append(make("span", "number", shortened(first as number[])));
   return line;
 }

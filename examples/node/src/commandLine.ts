@@ -1,37 +1,35 @@
-/** The command line: the same for the folder in Node and for the page in a browser. */
+/** The command line, the same for a folder in Node and for the page in a browser. */
 import { parseArgs } from "node:util";
 
-import type { Choice } from "./core/bundle.js";
-import type { Weights } from "./core/runners.js";
-import type { Call } from "./core/service.js";
+import type { Weights } from "./core/adapters.js";
+import type { Context } from "./core/answers.js";
+import type { Options } from "./core/options.js";
 import type { Asked } from "./core/text.js";
 
 export class Usage extends Error {}
 
-export interface Command {
+export interface Command extends Required<Options> {
   name: "verify" | "run";
   bundle: string;
   json: boolean;
-  /** Rows, as texts or as a file of arrays; one of the two. */
+  /** Rows as texts, or in a file of arrays; one of the two. */
   texts: Asked[];
   inputs: string | undefined;
   /** Adapters to load before, from their files. */
   load: [name: string, path: string][];
-  adapters: Choice[];
-  weights: Weights[];
-  /** One for all rows, or one for each. */
-  strengths: number[];
 }
 
 export function usage(program: string): string {
   return `usage: ${program} verify BUNDLE [--json]
        ${program} run BUNDLE (TEXT… | --inputs ARRAYS.json) [--load NAME=FILE]… [--adapter NAME]…
-       ${program} run BUNDLE (TEXT… | --inputs ARRAYS.json) --adapter NAME --strength NUMBER [--strength …]…
-       ${program} run BUNDLE (TEXT… | --inputs ARRAYS.json) --adapter FUSION --weights MEMBER=NUMBER,… [--weights …]…
+                  [--strength NUMBER]… [--weights MEMBER=NUMBER,…]… [--context 0,0,1,…]…
 TEXT is --text TEXT, a pair --text FIRST --pair SECOND, or a question with its choices --text QUESTION --pair A --pair B …
-One --adapter holds for all rows; one for each row makes a mixed batch, \`-\` standing for none. --weights
-are those of the members of a weighted fusion, for all rows or for each. --strength is how many times what an adapter
-adds is added, for all rows or for each. --load takes an \`.onnx_adapter\` file that was built for this bundle.`;
+Give --adapter, --strength, --weights and --context once for all rows, or once for each row.
+  --adapter   the adapter; \`-\` for the base
+  --strength  the factor of the adapter's updates; heads are not scaled
+  --weights   the weights of the members of a weighted fusion
+  --context   for arrays of a \`span\`: a 1 for each token of the row that may be the answer
+  --load      load an \`.onnx_adapter\` file that was built for this bundle`;
 }
 
 /** Throws Usage if it is not clear what to do. */
@@ -44,17 +42,8 @@ export function parse(words: string[]): Command {
   const options = tokens.flatMap((token) => (token.kind === "option" && token.value !== undefined ? [[token.name, token.value] as const] : []));
   const texts = asked(options);
   const adapters = values.adapter.map((adapter) => (adapter === "-" ? null : adapter));
-  if (values.weights.length && values.adapter.length !== 1) throw new Usage("--weights go with one --adapter");
-  const weights = values.weights.map(weightsOf);
-  const strengths = values.strength.map(numberOf);
-  return { strengths, weights, name, bundle, json, texts, inputs, load: values.load.map(pair), adapters };
-}
-
-/** One choice holds for all rows. */
-export function callOf({ adapters, weights, strengths }: Command): Call {
-  const strength = strengths.length > 1 ? strengths : strengths[0];
-  const given = { ...(weights.length ? { weights } : {}), ...(strength === undefined ? {} : { strength }) };
-  return adapters.length > 1 ? { adapters, ...given } : { adapter: adapters[0] ?? null, ...given };
+  const [weights, strengths, contexts] = [values.weights.map(weightsOf), values.strength.map(numberOf), values.context.map(contextOf)];
+  return { name, bundle, json, texts, inputs, load: values.load.map(pair), adapters, weights, strengths, contexts };
 }
 
 function parsed(words: string[]) {
@@ -71,6 +60,7 @@ function parsed(words: string[]) {
         adapter: { type: "string", multiple: true, default: [] },
         strength: { type: "string", multiple: true, default: [] },
         weights: { type: "string", multiple: true, default: [] },
+        context: { type: "string", multiple: true, default: [] },
         load: { type: "string", multiple: true, default: [] },
       },
     });
@@ -79,23 +69,22 @@ function parsed(words: string[]) {
   }
 }
 
-/** A number below 0 is the value of what stands before it; the parser would take it for an option. */
+/** Join a negative number with the option before it: the parser would take it for another option. */
 function signed(words: string[]): string[] {
   const isValue = (at: number) => words[at - 1] === "--strength" && /^-\.?\d/.test(words[at] ?? "");
   return words.flatMap((word, at) => (isValue(at) ? [] : isValue(at + 1) ? [`${word}=${words[at + 1]}`] : [word]));
 }
 
-/** A second text belongs to the text before it; several are choices. */
+/** --pair belongs to the --text before it; several of them are choices. */
 function asked(options: (readonly [name: string, value: string])[]): Asked[] {
   const found: Asked[] = [];
   for (const [name, value] of options) {
     const last = found.at(-1);
-    if (name === "text") found.push(value);
-    else if (name === "pair" && typeof last === "string") found[found.length - 1] = { text: last, pair: value };
+    if (name === "text") found.push({ text: value });
     else if (name === "pair" && last === undefined) throw new Usage("--pair belongs to the --text before it");
-    else if (name === "pair" && typeof last === "object") {
-      const choices = "choices" in last ? last.choices : [last.pair];
-      found[found.length - 1] = { text: last.text, choices: [...choices, value] };
+    else if (name === "pair" && last) {
+      const { text, pair, choices = pair === undefined ? [] : [pair] } = last;
+      found[found.length - 1] = choices.length ? { text, choices: [...choices, value] } : { text, pair: value };
     }
   }
   return found;
@@ -106,6 +95,12 @@ function pair(text: string): [string, string] {
   const at = text.indexOf("=");
   if (at < 1) throw new Usage(`\`${text}\` is not of the form NAME=VALUE`);
   return [text.slice(0, at), text.slice(at + 1)];
+}
+
+/** 0,0,1,… */
+function contextOf(text: string): Context {
+  if (!/^[01](,[01])*$/.test(text)) throw new Usage(`\`${text}\` is not a list of 0 and 1`);
+  return text.split(",").map(Number);
 }
 
 function numberOf(text: string): number {

@@ -1,17 +1,17 @@
 #!/usr/bin/env node
 /**
  * node dist/main.js verify BUNDLE [--json]
- * node dist/main.js run BUNDLE --text TEXT [--pair TEXT]… [--text TEXT …]… [--load NAME=FILE]… [--adapter NAME]…
- * node dist/main.js run BUNDLE --inputs ARRAYS.json [--load NAME=FILE]… [--adapter NAME]…
+ * node dist/main.js run BUNDLE (--text TEXT [--pair TEXT]… | --inputs ARRAYS.json) [OPTION]…: see `usage`.
  *
- * Exit code 0: passed. 1: something failed, and stderr says what. 2: the command line is wrong.
+ * Exit code 0: passed. 1: something failed, described on stderr. 2: the command line is wrong.
  */
 import { readFile } from "node:fs/promises";
 
-import { type Command, Usage, callOf, parse, usage } from "./commandLine.js";
-import { parseInputs } from "./core/arrays.js";
+import { type Command, Usage, parse, usage } from "./commandLine.js";
+import { inputRows } from "./core/arrays.js";
 import { Bundle } from "./core/bundle.js";
 import { Fault } from "./core/fault.js";
+import { rowsOf } from "./core/options.js";
 import { failure, selfCheck } from "./core/selfCheck.js";
 import { Service } from "./core/service.js";
 import { Folder } from "./folder.js";
@@ -27,7 +27,7 @@ async function verify(bundle: Bundle, asJson: boolean): Promise<void> {
   }
   if (!findings.length) {
     const fix = "build it with `--flavours inputs,bank`";
-    throw new Fault({ what: "holds no graph that Node can run as it should", fix });
+    throw new Fault({ what: "has no graph that Node can run", fix });
   }
   const wrong = failure(findings);
   if (wrong) throw new Fault(wrong);
@@ -35,12 +35,11 @@ async function verify(bundle: Bundle, asJson: boolean): Promise<void> {
 
 async function run(bundle: Bundle, command: Command): Promise<void> {
   const { inputs: file, texts } = command;
-  const inputs = file === undefined ? null : parseInputs(await arraysOf(file), bundle.manifest);
-  const call = callOf(command);
+  const arrays = file === undefined ? null : inputRows(await arraysOf(file), bundle.manifest);
   const service = new Service(bundle);
   for (const [name, path] of command.load) await service.load(name, await bytesOf(path));
-  const found = inputs ? await service.run(inputs, call) : await service.answer(texts, call);
-  console.log(JSON.stringify(found, null, 2));
+  const rows = rowsOf(command, arrays?.map((inputs) => ({ inputs })) ?? texts);
+  console.log(JSON.stringify(await service.answer(rows), null, 2));
 }
 
 async function arraysOf(path: string): Promise<unknown> {

@@ -4,8 +4,20 @@ import { Tensor } from "onnxruntime-common";
 import { Fault } from "./fault.js";
 import type { InputRecord, Manifest } from "./manifest.js";
 import type { Inputs } from "./request.js";
+import { taken } from "./rows.js";
 
-/** Inputs of the types that the manifest names, such as `{"input_ids": [[101, 102]]}`; their shapes are checked later. */
+/** Parse a batch, such as `{"input_ids": [[101, 102], [101, 102]]}`, into its rows `[1, …]`. */
+export function inputRows(document: unknown, manifest: Manifest): Inputs[] {
+  const batch = Object.entries(parseInputs(document, manifest));
+  const counts = new Set(batch.map(([, { dims }]) => dims[0] ?? 0));
+  if (counts.size > 1) {
+    const found = batch.map(([name, { dims }]) => `\`${name}\` [${dims.join(", ")}]`).join(", ");
+    throw new Fault({ what: "inputs with different numbers of rows have a wrong shape", found });
+  }
+  return Array.from({ length: [...counts][0] ?? 0 }, (_, row) => Object.fromEntries(batch.map(([name, tensor]) => [name, taken(tensor, [row])])));
+}
+
+/** Parse nested lists into tensors of the types in the manifest; their shapes are checked later. */
 export function parseInputs(document: unknown, manifest: Manifest): Inputs {
   const lists = Object.entries(Object(document));
   return Object.fromEntries(

@@ -1,4 +1,4 @@
-/** What went wrong, in five facts: what, where, what was found, what was expected, and what to do next. */
+/** An error in five facts: what is wrong, where, what was found, what was expected, and what to do next. */
 export interface Facts {
   what: string;
   where?: string;
@@ -8,8 +8,19 @@ export interface Facts {
 }
 
 export class Fault extends Error {
-  constructor(facts: Facts) {
+  constructor(readonly facts: Facts) {
     super(sentence(facts));
+  }
+
+  /** Run `work`, and name the place in a Fault that it throws. */
+  static async at<T>(place: string, work: () => T | Promise<T>): Promise<T> {
+    try {
+      return await work();
+    } catch (error) {
+      if (!(error instanceof Fault) || !place) throw error;
+      const { where } = error.facts;
+      throw new Fault({ ...error.facts, where: where ? `${place}, ${where}` : place });
+    }
   }
 }
 

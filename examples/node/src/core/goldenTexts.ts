@@ -1,10 +1,10 @@
-/** Golden texts: what the model's own tokenizer and the reference say of texts (docs/format.md, "Golden texts"). */
-import { type Answer, answers } from "./answers.js";
+/** Golden texts: the ids and answers that the model's own tokenizer and the reference give (docs/format.md, "Golden texts"). */
+import type { Keys } from "./answers.js";
 import type { Bundle, Choice } from "./bundle.js";
 import { Fault } from "./fault.js";
-import type { Inputs } from "./request.js";
-import type { Result } from "./runners.js";
-import { type Asked, TextReader } from "./text.js";
+import { type ContextRange, compared, contextOf } from "./goldenAnswers.js";
+import type { Row as AnyRow } from "./service.js";
+import { type Asked, type TextAnswer, TextReader } from "./text.js";
 import type { Row } from "./tokens.js";
 
 interface GoldenText {
@@ -15,10 +15,9 @@ interface GoldenText {
   ids: number[];
   token_type_ids: number[];
   /** Null where none was computed. */
-  answer: Answer | null;
-  /** Of a span the tokens that may be the answer: the first, and the one behind the last. */
-  context: [number, number] | null;
-  /** Whether no other choice is nearer than rounding. */
+  answer: Keys | null;
+  context: ContextRange;
+  /** Whether rounding cannot change a label or a place. */
   decided: boolean;
 }
 
@@ -29,7 +28,7 @@ interface GoldenTextSet {
   texts: GoldenText[];
 }
 
-/** What became of the texts of one set. */
+/** The result of the texts of one set. */
 export interface TextFindings {
   adapter: Choice;
   /** The largest deviation as a part of the allowed one; infinite where ids, labels or places differ. */
@@ -38,22 +37,11 @@ export interface TextFindings {
   faults: { name: string; fault: string }[];
 }
 
-interface Allowed {
-  absolute: number;
-  decided: boolean;
-}
+/** The entry for users: answers rows. */
+export type AnswerRows = (rows: AnyRow[]) => Promise<TextAnswer[]>;
 
-interface Compared {
-  worst: number;
-  fault: string | null;
-}
-
-const FINE: Compared = { worst: 0, fault: null };
-
-type Run = (inputs: Inputs, adapter: string, rows: number) => Promise<Result>;
-
-/** Read the golden texts of every set as those of its adapter's users, and run the adapter on their ids. */
-export async function replayTexts(bundle: Bundle, run: Run): Promise<TextFindings[]> {
+/** Make tokens of the golden texts of each set as for users of its adapter, and answer their ids. */
+export async function replayTexts(bundle: Bundle, answer: AnswerRows): Promise<TextFindings[]> {
   const { golden_texts: path, adapters, text } = bundle.manifest;
   if (!path || !text) return [];
   const { digest, sets } = JSON.parse(new TextDecoder().decode(await bundle.read(path))) as { digest: string; sets: GoldenTextSet[] };
@@ -65,36 +53,35 @@ export async function replayTexts(bundle: Bundle, run: Run): Promise<TextFinding
   for (const adapter of [null, ...adapters.flatMap(({ name, task }) => (task ? [name] : []))]) {
     const set = sets.find((each) => each.adapter === adapter);
     if (!set?.texts.length) throw new Fault({ what: "lacks golden texts", where: path, expected: `those of \`${adapter ?? "base"}\`` });
-    found.push(await replay(set, reader, bundle, run));
+    found.push(await replay(set, reader, bundle, answer));
   }
   return found;
 }
 
-async function replay({ adapter, absolute, texts }: GoldenTextSet, reader: TextReader, bundle: Bundle, run: Run): Promise<TextFindings> {
+async function replay(set: GoldenTextSet, reader: TextReader, bundle: Bundle, answer: AnswerRows): Promise<TextFindings> {
+  const { adapter, absolute, texts } = set;
   const task = adapter === null ? null : bundle.adapter(adapter).task;
   const faults = new Map<string, string>();
   for (const golden of texts) {
     const fault = refusal(() => idsFault(reader.read(askedOf(golden), adapter, task).rows[0]!, golden));
     if (fault) faults.set(golden.name, fault);
   }
+  const answered = adapter === null ? [] : texts.filter((golden) => golden.answer !== null);
+  const rows = answered.map(({ ids, token_type_ids: types, context }) => {
+    return { inputs: reader.inputs({ ids, types }), pads: true, adapter, ...contextOf(context, ids.length) };
+  });
+  const found = rows.length ? await answer(rows) : [];
   let worst = faults.size ? Infinity : 0;
-  const answered = adapter === null ? [] : texts.filter(({ answer }) => answer !== null);
-  for (const length of new Set(answered.map(({ ids }) => ids.length))) {
-    const group = answered.filter(({ ids }) => ids.length === length);
-    const inputs = reader.inputs(group.map(({ ids, token_type_ids: types }) => ({ ids, types })));
-    const said = answers(await run(inputs, adapter!, group.length), inputs, group.map(contextOf));
-    for (const [at, { name, answer, decided, ids }] of group.entries()) {
-      const own = said[at]!; // without the tokens that the row was filled up with
-      const one = compared("tokens" in own ? { ...own, tokens: own.tokens.slice(0, ids.length) } : own, answer, { absolute, decided });
-      worst = Math.max(worst, one.worst);
-      if (one.fault && !faults.has(name)) faults.set(name, one.fault);
-    }
+  for (const [at, { name, answer: expected, decided }] of answered.entries()) {
+    const one = compared(found[at]!, expected!, { absolute, decided });
+    worst = Math.max(worst, one.worst);
+    if (one.fault && !faults.has(name)) faults.set(name, one.fault);
   }
   return { adapter, worst, faults: Array.from(faults, ([name, fault]) => ({ name, fault })) };
 }
 
 function askedOf({ text, pair }: GoldenText): Asked {
-  return pair === null ? text : { text, pair };
+  return pair === null ? { text } : { text, pair };
 }
 
 function refusal(work: () => string | null): string | null {
@@ -106,40 +93,13 @@ function refusal(work: () => string | null): string | null {
   }
 }
 
-function contextOf({ ids, context }: GoldenText): boolean[] | null {
-  return context && ids.map((_, at) => at >= context[0] && at < context[1]);
-}
-
 function idsFault({ ids, types }: Row, golden: GoldenText): string | null {
   if (String(ids) !== String(golden.ids)) return `ids found ${shown(ids, golden.ids)}, expected ${shown(golden.ids, ids)}`;
   return String(types) === String(golden.token_type_ids) ? null : "other token types";
 }
 
-/** The ids from the first that differs on, and how many there are. */
+/** The ids from the first one that differs, and their number. */
 function shown(ids: number[], others: number[]): string {
   const first = ids.findIndex((id, at) => id !== others[at]);
   return `… ${ids.slice(Math.max(first, 0), Math.max(first, 0) + 4).join(" ")} … (${ids.length} tokens)`;
-}
-
-/**
- * Hold an answer against what it must be: keys, numbers, and, where it is decided, labels and places. Returns the largest
- * deviation of a number as a part of the allowed one, infinite where anything else differs, and what differs.
- */
-function compared(found: unknown, expected: unknown, allowed: Allowed, where = ""): Compared {
-  if (typeof expected === "number" && typeof found === "number" && where !== "start" && where !== "end") {
-    const difference = Math.abs(found - expected);
-    const worst = Number.isNaN(difference) ? Infinity : difference > 0 ? difference / allowed.absolute : 0;
-    return { worst, fault: worst <= 1 ? null : `\`${where}\` found ${found}, expected ${expected}, allowed ${allowed.absolute}` };
-  }
-  if (typeof expected !== "object" || expected === null || typeof found !== "object" || found === null || where === "labels") {
-    const [own, wanted] = [JSON.stringify(found), JSON.stringify(expected)];
-    return !allowed.decided || own === wanted ? FINE : { worst: Infinity, fault: `\`${where}\` found ${own}, expected ${wanted}` };
-  }
-  const [own, wanted] = [Object.keys(found).sort(), Object.keys(expected).sort()];
-  if (String(own) !== String(wanted)) {
-    return { worst: Infinity, fault: `\`${where || "answer"}\` has ${own.join(", ")}, expected ${wanted.join(", ")}` };
-  }
-  const [left, right] = [found, expected] as Record<string, unknown>[];
-  const each = wanted.map((key) => compared(left![key], right![key], allowed, where ? `${where}.${key}` : key));
-  return { worst: Math.max(0, ...each.map(({ worst }) => worst)), fault: each.find(({ fault }) => fault)?.fault ?? null };
 }

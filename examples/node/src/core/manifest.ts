@@ -95,12 +95,16 @@ export interface FileRecord {
 export interface Manifest {
   version: string;
   minimum_onnxruntime: string;
+  /** Whether a row's outputs do not depend on the other rows of its call; `sharing.ts` reads this and the next facts. */
   batch_invariant: boolean;
   graphs: Partial<Record<"slots" | "inputs" | "bank" | "fanout", string>>;
   inputs: InputRecord[];
   /** By the name of a dynamic axis; one that is not here may have any length. */
   lengths: Record<string, LengthsRecord>;
+  /** Whether tokens that a mask hides change nothing in the base. */
   padding_neutral: boolean;
+  /** The graphs of slots in which they change something; none is filled by a row that is padded. */
+  counts_padding: string[];
   outputs: { name: string; axes: Axis[] }[];
   heads: HeadRecord[];
   slots: SlotRecord[];
@@ -111,6 +115,8 @@ export interface Manifest {
   text: { tokenizer: string; digest: string } | null;
   /** Texts with the ids and the answers that they must give; null without a tokenizer. */
   golden_texts?: string | null;
+  /** Requests of several rows with the answer to each row alone; null if there are none. */
+  golden_batches?: string | null;
   /** How pictures or clips become the input; this client takes the input itself. */
   media?: { medium: "image" | "audio"; input: string; processor: string; steps: { op: string }[] | null; unknown?: string; golden?: string } | null;
   /** The adapter that is the base's own head: it answers where none is chosen. */
@@ -132,7 +138,8 @@ const PATH_PART = /^[^\u0000-\u001f\u007f/\\:]+$/;
 const KEYS = {
   manifest:
     "version producer minimum_onnxruntime opset base base_precision batch_invariant padding_neutral counts_padding " +
-    "graphs inputs lengths outputs heads bank? fanout? sites slots adapters golden text model_version files head? golden_texts? media? derivation? checksum?",
+    "graphs inputs lengths outputs heads bank? fanout? sites slots adapters golden text model_version files head? golden_texts? " +
+    "golden_batches? media? derivation? checksum?",
   input: "name dtype axes role limit? next?",
   slot: "name site graph parameter axes neutral neutral_value?",
   adapter:
@@ -297,11 +304,11 @@ function checkBank({ rows }: BankRecord, adapters: AdapterRecord[], where: strin
 }
 
 /** Every file that is used has a hash. */
-function checkPaths({ graphs, fanout, adapters, golden, text, golden_texts, media, files }: Manifest, where: string): void {
+function checkPaths({ graphs, fanout, adapters, golden, text, golden_texts, golden_batches, media, files }: Manifest, where: string): void {
   const listed = new Set(files.map((file) => file.path));
   const ofAdapters = adapters.flatMap((record) => [record.onnx_adapter, record.safetensors, record.baked, record.golden.path]);
   const ofMedia = [media?.processor, media?.golden];
-  for (const path of [...Object.values(graphs), fanout?.prefix, ...ofAdapters, golden.path, text?.tokenizer, golden_texts, ...ofMedia]) {
+  for (const path of [...Object.values(graphs), fanout?.prefix, ...ofAdapters, golden.path, text?.tokenizer, golden_texts, golden_batches, ...ofMedia]) {
     if (typeof path !== "string" || listed.has(path)) continue;
     throw new Fault({ what: "names a file without a hash", where, found: `\`${path}\``, expected: "one that `files` lists" });
   }

@@ -18,7 +18,7 @@ import { type Task, checkWidth, resultOf } from "./task.js";
 
 export type Inputs = Record<string, Tensor>;
 
-/** Throws a Fault if an input is missing, unknown, of a wrong type, shape or length, empty, or has ids out of range. */
+/** Throws a Fault if an input is missing, unknown, empty, of a wrong type, shape or length, or has ids out of range. */
 export function checkInputs(inputs: Inputs, manifest: Manifest): void {
   const sizes = new Map<string, number>();
   for (const record of manifest.inputs) {
@@ -66,13 +66,15 @@ export function checkModelVersion(version: number, manifest: Manifest, where: st
   throw new Fault({ what, where, found: `model version ${version}`, expected: `${expected}`, fix });
 }
 
-/** What comes out of an adapter besides the base's outputs. */
+/** The prediction head of an adapter. */
 export interface Head {
-  /** The output that holds its result; null for an adapter without a head. */
+  /** The output with its result; null for an adapter without a head. */
   output: string | null;
-  /** What the result means; null where nobody knows. */
+  /** The meaning of the result; null if unknown. */
   task: Task | null;
 }
+
+export const NO_HEAD: Head = { output: null, task: null };
 
 /**
  * The head that an adapter fills, as its tensors show it; one without tensors is the one that is said.
@@ -104,7 +106,8 @@ function axesOf(slot: SlotRecord, tensor: Tensor): Axis[] {
   return slot.axes.map((axis, at) => (typeof axis === "number" ? slot.neutral[at]! : axis));
 }
 
-function isNeutral(tensor: Tensor, slot: SlotRecord): boolean {
+/** Whether a tensor leaves its slot as it is in the base. */
+export function isNeutral(tensor: Tensor, slot: SlotRecord): boolean {
   const value = Math.fround(slot.neutral_value ?? 0);
   return String(tensor.dims) === String(slot.neutral) && (tensor.data as Float32Array).every((number) => number === value);
 }

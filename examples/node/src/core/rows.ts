@@ -1,4 +1,4 @@
-/** Rows of tensors, and what was computed for those that came last. */
+/** Rows of tensors, and a cache of what was computed for the latest ones. */
 import { Tensor } from "onnxruntime-common";
 
 import { measured } from "./bundle.js";
@@ -6,7 +6,7 @@ import type { Inputs } from "./request.js";
 
 type Tensors = Record<string, Tensor>;
 
-/** Some places along an axis, in this order. */
+/** The values at some places along an axis, in this order. */
 export function taken(tensor: Tensor, places: number[], axis = 0): Tensor {
   const [outer, inner] = strides(tensor.dims, axis);
   const data = tensor.data as Float32Array;
@@ -26,7 +26,13 @@ export function takenRows(tensors: Tensors, places: number[]): Tensors {
   return Object.fromEntries(Object.entries(tensors).map(([name, tensor]) => [name, taken(tensor, places)]));
 }
 
-/** Tensors that are alike but for an axis, one behind the other along it. */
+/** Rows of inputs `[1, …]` as one batch. */
+export function joinedRows(rows: Inputs[]): Inputs {
+  if (rows.length === 1) return rows[0]!;
+  return Object.fromEntries(Object.keys(rows[0]!).map((name) => [name, joined(rows.map((row) => row[name]!), 0)]));
+}
+
+/** Tensors one after the other along an axis, the only one whose length may differ. */
 export function joined(parts: Tensor[], axis: number): Tensor {
   const [{ dims, type, data }] = parts as [Tensor];
   const length = parts.reduce((sum, part) => sum + part.dims[axis]!, 0);
@@ -43,7 +49,7 @@ export function joined(parts: Tensor[], axis: number): Tensor {
   return new Tensor(type, found, resized(dims, axis, length)) as Tensor;
 }
 
-/** How often an axis is gone through, and how many numbers one place along it has. */
+/** The number of repetitions of an axis, and the number of values at each of its places. */
 function strides(dims: readonly number[], axis: number): [outer: number, inner: number] {
   const product = (sizes: readonly number[]) => sizes.reduce((all, size) => all * size, 1);
   return [product(dims.slice(0, axis)), product(dims.slice(axis + 1))];
@@ -53,7 +59,7 @@ function resized(dims: readonly number[], axis: number, length: number): number[
   return dims.map((size, at) => (at === axis ? length : size));
 }
 
-/** A sha256 of all that a row of the inputs holds. */
+/** The sha256 of a row of the inputs. */
 export async function keyOf(inputs: Inputs, row: number): Promise<string> {
   const parts = Object.keys(inputs).sort().flatMap((name) => {
     const { data, dims } = taken(inputs[name]!, [row]) as Tensor & { data: Float32Array };
@@ -62,7 +68,7 @@ export async function keyOf(inputs: Inputs, row: number): Promise<string> {
   return (await measured(new Uint8Array(await new Blob(parts as BlobPart[]).arrayBuffer()))).sha256;
 }
 
-/** What became of the rows that could be kept. */
+/** The counters of a cache of rows. */
 export interface PrefixCounts {
   hits: number;
   loads: number;
@@ -70,7 +76,7 @@ export interface PrefixCounts {
   resident: number;
 }
 
-/** What was computed for the rows that came last, up to a number of bytes. */
+/** What was computed for the latest rows, up to a number of bytes. */
 export class PrefixCache {
   private readonly kept = new Map<string, Tensors>(); // the least recently used first
   private bytes = 0;
@@ -91,7 +97,7 @@ export class PrefixCache {
     return found;
   }
 
-  /** Another call may have been faster: the first stays. The least recently used go. */
+  /** Of two calls that computed the same row, the first is kept. The least recently used rows are evicted. */
   keep(key: string, values: Tensors): void {
     this.counted.loads += 1;
     if (this.kept.has(key)) return;

@@ -1,132 +1,49 @@
 /**
- * The ways to run a bundle that work in every binding of ONNX Runtime.
+ * The graphs of a bundle that every binding of ONNX Runtime can run, each called with the rows as they are: `sharing.ts` decides
+ * which rows go into a call.
  *
- * Never the flavour `slots` here: onnxruntime-node ignores tensors for overridable initializers without a word and runs
- * the defaults, and onnxruntime-web throws.
+ * Not the flavour `slots`: onnxruntime-node ignores tensors for overridable initializers and runs the defaults, and
+ * onnxruntime-web throws.
  */
 import { type InferenceSession, Tensor } from "onnxruntime-common";
 
-import { parseAdapterFile } from "./adapterFile.js";
+import { Adapters, type Weights } from "./adapters.js";
 import type { Bundle, Choice } from "./bundle.js";
 import { Fault } from "./fault.js";
-import type { MixRecord } from "./manifest.js";
-import {
-  type Head,
-  type Inputs,
-  type StrengthParameters,
-  checkAdapter,
-  checkInputs,
-  checkModelVersion,
-  checkStrength,
-  headOf,
-  neutralTensors,
-  scaledTensors,
-  weightTensors,
-} from "./request.js";
+import { type Head, type Inputs, NO_HEAD, checkInputs } from "./request.js";
 import { type PrefixCounts, PrefixCache, joined, keyOf, taken, takenRows } from "./rows.js";
-import type { Task } from "./task.js";
 
 export type Outputs = Record<string, Tensor>;
 
-/** The outputs, and the head of the very adapter of each row. */
+/** The outputs of a call, and the head of each row's adapter. */
 export interface Result {
   outputs: Outputs;
   heads: Head[];
 }
 
-/** What the members of a fusion weigh, by their names. */
-export type Weights = Record<string, number>;
-
-const NO_HEAD: Head = { output: null, task: null };
-
-interface Chosen {
-  tensors: Map<string, Tensor>;
-  head: Head;
-  mix: MixRecord | null;
-}
-
 /** One adapter for the whole batch: its tensors are inputs of the call. */
 export class FedAdapters {
-  private readonly loaded = new Map<Choice, Chosen>();
-  private parameters: Promise<StrengthParameters> | null = null;
-
   private constructor(
     private readonly bundle: Bundle,
     private readonly session: InferenceSession,
+    private readonly adapters: Adapters,
   ) {}
 
-  /** Open the graph, with all adapters of the bundle loaded. */
-  static async open(bundle: Bundle): Promise<FedAdapters> {
-    const made = new FedAdapters(bundle, await bundle.open("inputs"));
-    made.loaded.set(null, { tensors: neutralTensors(bundle.manifest), head: NO_HEAD, mix: null });
-    for (const record of bundle.manifest.adapters) {
-      const tensors = made.parse(await bundle.read(record.onnx_adapter), record.onnx_adapter);
-      headOf(tensors, bundle.manifest, record, record.onnx_adapter);
-      made.loaded.set(record.name, { tensors, head: record, mix: record.mix ?? null });
-    }
-    return made;
+  static async open(bundle: Bundle, adapters?: Adapters): Promise<FedAdapters> {
+    return new FedAdapters(bundle, await bundle.open("inputs"), adapters ?? (await Adapters.open(bundle)));
   }
 
-  get adapters(): string[] {
-    return [...this.loaded.keys()].filter((name) => name !== null);
-  }
-
-  /** Load an adapter from the bytes of an `.onnx_adapter` file that was built for this bundle. */
-  load(name: string, bytes: Uint8Array, task: Task | null = null): void {
-    const where = `adapter \`${name}\``;
-    if (this.loaded.has(name)) throw new Fault({ what: "is loaded already", where, fix: "unload it first" });
-    const tensors = this.parse(bytes, where);
-    this.loaded.set(name, { tensors, head: headOf(tensors, this.bundle.manifest, { output: null, task }, where), mix: null });
-  }
-
-  private parse(bytes: Uint8Array, where: string): Map<string, Tensor> {
-    const { tensors, modelVersion } = parseAdapterFile(bytes, where);
-    checkAdapter(tensors, this.bundle.manifest, where);
-    checkModelVersion(modelVersion, this.bundle.manifest, where);
-    return tensors;
-  }
-
-  /** Forget an adapter; calls that run with it at this moment end well. */
-  unload(name: string): void {
-    if (!this.loaded.delete(name)) throw new Fault({ what: "is not loaded", where: `adapter \`${name}\`` });
-  }
-
-  headOf(choice: Choice): Head {
-    return this.chosen(choice).head;
-  }
-
-  /**
-   * @param weights of a fusion, in the place of its own: once for all rows, or once for each.
-   * @param strength how many times what the adapter adds is added.
-   */
-  async run(inputs: Inputs, choice: Choice, weights: Weights[] = [], strength = 1): Promise<Result> {
-    if (weights.length > 1) checkRows(inputs, this.bundle, weights.map(sorted));
-    else checkInputs(inputs, this.bundle.manifest);
-    const chosen = this.chosen(choice);
-    const heads = Array<Head>(batchOf(inputs)).fill(chosen.head);
-    const where = `adapter \`${choice ?? "base"}\``;
-    const own = weights.length ? weightTensors(chosen.mix, weights, where) : await this.scaled(chosen, choice, strength, where);
-    const feeds = { ...inputs, ...Object.fromEntries([...chosen.tensors, ...own]) };
+  /** `strength` and `weights` as in `Adapters.tensors`. */
+  async run(inputs: Inputs, choice: Choice, strength = 1, weights: Weights[] = []): Promise<Result> {
+    checkInputs(inputs, this.bundle.manifest);
+    const heads = Array<Head>(batchOf(inputs)).fill(this.adapters.headOf(choice));
+    const tensors = await this.adapters.tensors(choice, strength, weights);
+    const feeds = { ...inputs, ...Object.fromEntries(tensors) };
     return { outputs: await run(this.session, feeds, outputsOf(this.bundle, heads)), heads };
-  }
-
-  private async scaled({ tensors }: Chosen, choice: Choice, strength: number, where: string): Promise<Map<string, Tensor>> {
-    if (choice === null) return new Map();
-    checkStrength(strength);
-    if (strength === 1) return new Map();
-    this.parameters ??= this.bundle.strengthParameters();
-    return scaledTensors(tensors, this.bundle.manifest, await this.parameters, strength, where);
-  }
-
-  private chosen(choice: Choice): Chosen {
-    const found = this.loaded.get(choice);
-    if (found) return found;
-    const expected = `one of ${this.adapters.map((name) => `\`${name}\``).join(", ")}`;
-    throw new Fault({ what: "is not loaded", where: `adapter \`${choice}\``, expected, fix: "load it first" });
   }
 }
 
-/** An adapter for every row of the batch: the bank holds those that the bundle was built with. */
+/** An adapter for each row of the batch, of those that the bundle was built with. */
 export class Bank {
   private constructor(
     private readonly bundle: Bundle,
@@ -137,13 +54,9 @@ export class Bank {
     return new Bank(bundle, await bundle.open("bank"));
   }
 
-  headOf(choice: Choice): Head {
-    return headOfRow(this.bundle, choice);
-  }
-
   async run(inputs: Inputs, choices: Choice[]): Promise<Result> {
     checkRows(inputs, this.bundle, choices);
-    const heads = choices.map((choice) => this.headOf(choice));
+    const heads = choices.map((choice) => headOfRow(this.bundle, choice));
     const feeds = { ...inputs, [this.bundle.bank.ids]: integers(choices.map((choice) => rowOf(this.bundle, choice))) };
     return { outputs: await run(this.session, feeds, outputsOf(this.bundle, heads)), heads };
   }
@@ -169,10 +82,6 @@ export class Fanout {
     }
     const rows = prefixBytes > 0 ? new PrefixCache(prefixBytes) : null;
     return new Fanout(bundle, await bundle.open("prefix"), await bundle.open("fanout"), rows);
-  }
-
-  headOf(choice: Choice): Head {
-    return headOfRow(this.bundle, choice);
   }
 
   /** What became of the rows that could be kept. */
@@ -226,7 +135,6 @@ export class Fanout {
     }
     const wrong = rows.find((row) => !Number.isInteger(row) || row < 0 || row >= batch);
     if (wrong !== undefined) throw new Fault({ what: "no such row of the inputs", found: `${wrong}`, expected: `0 to ${batch - 1}` });
-    checkMixed(this.bundle, choices);
     const heads = choices.map((choice) => headOfRow(this.bundle, choice));
     const ids = choices.map((choice) => rowOf(this.bundle, choice));
     const feeds = { ...inputs, ...values, [this.bundle.bank.ids]: integers(ids), [this.bundle.fanout.rows]: integers(rows) };
@@ -262,18 +170,13 @@ async function run(session: InferenceSession, feeds: Inputs, outputs = session.o
   }
 }
 
-/** The outputs of the base, and those of some heads; those of others mean nothing. */
+/** The outputs of the base and of these heads; those of other heads mean nothing in this call. */
 function outputsOf(bundle: Bundle, heads: Head[]): string[] {
   const named = heads.map((head) => head.output).filter((output) => output !== null);
   return [...new Set([...Object.keys(bundle.manifest.golden.absolute), ...named])];
 }
 
-/** One text for what is equal. */
-function sorted(weights: Weights): string {
-  return JSON.stringify(Object.entries(weights).sort());
-}
-
-/** Never a number from outside: an id of −1 would take the last adapter without a word. */
+/** The id of an adapter in the bank. Names are looked up here, because an id of −1 would select the last adapter. */
 function rowOf(bundle: Bundle, choice: Choice): number {
   const at = bundle.bank.rows.indexOf(choice);
   if (at >= 0) return at;
@@ -289,21 +192,12 @@ function integers(numbers: number[]): Tensor {
   return new Tensor("int64", BigInt64Array.from(numbers, BigInt), [numbers.length]);
 }
 
-/** Different choices only where the rows of a batch do not change each other's results. */
-function checkMixed(bundle: Bundle, rows: unknown[]): void {
-  if (new Set(rows).size > 1 && !bundle.manifest.batch_invariant) {
-    throw new Fault({ what: "the rows of a batch influence each other in this bundle", fix: "give one adapter for all rows" });
-  }
-}
-
-/** One choice for each row. */
-export function checkRows(inputs: Inputs, bundle: Bundle, rows: unknown[]): void {
+function checkRows(inputs: Inputs, bundle: Bundle, rows: Choice[]): void {
   checkInputs(inputs, bundle.manifest);
-  checkMixed(bundle, rows);
   const [found, expected] = [rows.length, batchOf(inputs)];
   if (found !== expected) throw new Fault({ what: "not one adapter for each row", found: `${found}`, expected: `${expected}` });
 }
 
-export function batchOf(inputs: Inputs): number {
+function batchOf(inputs: Inputs): number {
   return Object.values(inputs)[0]!.dims[0]!;
 }

@@ -1,26 +1,29 @@
-/** A bundle held against its golden vectors and golden texts, in every way that this binding can run it. */
+/** Compares a bundle with its golden vectors, in every graph that this binding runs, its golden batches and its golden texts. */
 import { Tensor } from "onnxruntime-common";
 
 import { MASKED } from "./answers.js";
 import type { Bundle, Choice } from "./bundle.js";
 import { type Facts, Fault } from "./fault.js";
-import { replayTexts } from "./goldenTexts.js";
+import { replayBatches } from "./goldenBatches.js";
+import { type AnswerRows, replayTexts } from "./goldenTexts.js";
 import type { GoldenRecord } from "./manifest.js";
 import type { Inputs } from "./request.js";
 import { Baked, Bank, Fanout, FedAdapters, type Outputs } from "./runners.js";
+import { Service } from "./service.js";
 
 export interface Finding {
-  /** `texts` are the golden texts: their ids, and the answers to them. */
-  flavour: "inputs" | "bank" | "fanout" | "baked" | "texts";
+  /** A graph, or `batches` for the golden batches, `texts` for the golden texts. */
+  flavour: "inputs" | "bank" | "fanout" | "baked" | "batches" | "texts";
   /** Null is the base. */
   adapter: Choice;
-  /** Rows of one batch through different adapters. */
+  /** Whether the rows of a call have different adapters. */
   mixed: boolean;
-  /** The largest deviation as a part of the allowed one, infinite where anything but a number differs. */
+  /** The largest error as a part of the allowed one; infinite if anything but a number differs. */
   worst: number;
   passed: boolean;
-  /** Of texts: that their ids were compared, too, and which of them differ. */
+  /** Of texts: their ids were compared, too. */
   tokenized?: true;
+  /** The texts, or the rows of batches, that differ. */
   faults?: { name: string; fault: string }[];
 }
 
@@ -56,13 +59,17 @@ class Golden {
   }
 }
 
-/** What does not pass, as an error says it; null if everything passes. */
+/** The first finding that did not pass, as an error; null if all passed. */
 export function failure(findings: Finding[]): Facts | null {
-  const texts = findings.find(({ faults }) => faults?.length);
-  if (texts) {
-    const [{ name, fault }, names] = [texts.faults![0]!, texts.faults!.map((each) => `\`${each.name}\``)];
+  const different = findings.find(({ faults }) => faults?.length);
+  if (different) {
+    const [{ name, fault }, names] = [different.faults![0]!, different.faults!.map((each) => `\`${each.name}\``)];
+    const found = `${names.length} that differ, ${names.join(", ")}; \`${name}\`: ${fault}`;
+    if (different.flavour === "batches") {
+      return { what: "golden batches differ: this client does not answer the rows of a request as the reference answers each alone", found };
+    }
     const what = "golden texts differ: this client does not read texts, or answer them, as the reference does";
-    return { what, where: texts.adapter ?? "base", found: `${names.length} that differ, ${names.join(", ")}; \`${name}\`: ${fault}` };
+    return { what, where: different.adapter ?? "base", found };
   }
   const wrong = findings.find(({ passed }) => !passed);
   if (!wrong) return null;
@@ -79,7 +86,7 @@ export async function selfCheck(bundle: Bundle): Promise<Finding[]> {
     ...(bank ? await checkRows(bundle, "bank", async (inputs, rows) => (await bank.run(inputs, rows)).outputs) : []),
     ...(graphs.fanout ? await checkRows(bundle, "fanout", fannedOut(await Fanout.open(bundle))) : []),
     ...(await checkBaked(bundle)),
-    ...(await checkTexts(bundle, fed, bank)),
+    ...(fed || bank ? await checkAnswers(bundle) : []),
   ];
   return found.map((finding) => ({ ...finding, passed: finding.worst <= 1 && !finding.faults?.length }));
 }
@@ -103,16 +110,19 @@ async function checkBaked(bundle: Bundle): Promise<Found[]> {
   return findings;
 }
 
-/** In the first of these graphs that there is. */
-async function checkTexts(bundle: Bundle, fed: FedAdapters | null, bank: Bank | null): Promise<Found[]> {
-  if (!fed && !bank) return [];
-  const found = await replayTexts(bundle, (inputs, adapter, rows) => {
-    return fed ? fed.run(inputs, adapter) : bank!.run(inputs, Array<string>(rows).fill(adapter));
-  });
-  return found.map((texts) => ({ flavour: "texts", mixed: false, tokenized: true, ...texts }));
+/** By the entry that users call. */
+async function checkAnswers(bundle: Bundle): Promise<Found[]> {
+  const service = new Service(bundle);
+  const answer: AnswerRows = (rows) => service.answer(rows);
+  const batches = await replayBatches(bundle, answer);
+  const texts = await replayTexts(bundle, answer);
+  return [
+    ...(batches ? [{ flavour: "batches", adapter: null, mixed: true, ...batches } as const] : []),
+    ...texts.map((set) => ({ flavour: "texts", mixed: false, tokenized: true, ...set }) as const),
+  ];
 }
 
-/** Every row twice, the first time in reverse order: rows that are not copied as they should be are wrong. */
+/** Each row twice, first in reverse order, so that rows that are mixed up give wrong results. */
 function fannedOut(fanout: Fanout): RunRows {
   return async (inputs, choices) => {
     const places = [...choices.keys()];
@@ -153,7 +163,7 @@ async function worstOf(golden: Golden, run: (inputs: Inputs) => Promise<Outputs>
   return worst;
 }
 
-/** Run every case with a choice for each row, and as often as it takes for everyone to have a turn. */
+/** Run every case with a choice for each row, until every choice has had a turn. */
 async function worstOfRows(goldens: Golden[], choices: Choice[], run: RunRows): Promise<number> {
   let worst = 0;
   for (const name of goldens[0]!.record.cases) {
@@ -175,7 +185,7 @@ function deviationOfRow(golden: Golden, name: string, outputs: Outputs, row: num
   return Math.max(...each);
 }
 
-/** One row of a bank's output; along the last axis it may have more classes than the adapter, which must be masked. */
+/** The error of a row of a bank's output. Classes that the adapter does not have must be masked. */
 function rowDeviation(found: Tensor, expected: Tensor, row: number, allowed: number): number {
   const [wide, own] = [found.dims.at(-1)!, expected.dims.at(-1)!];
   if (String(found.dims.slice(0, -1)) !== String(expected.dims.slice(0, -1)) || wide < own) return Infinity;
@@ -190,7 +200,7 @@ function rowDeviation(found: Tensor, expected: Tensor, row: number, allowed: num
   return worst;
 }
 
-/** The largest deviation as a part of the allowed one; NaN is infinitely far away. */
+/** The largest error as a part of the allowed one; infinite for NaN. */
 function deviation(found: Float32Array, expected: Float32Array, allowed: number): number {
   let worst = 0;
   for (let at = 0; at < expected.length; at++) {

@@ -1,45 +1,55 @@
-/** Texts in, answers out: each text becomes tokens as the record of its adapter says, and its result an answer. */
+/** Texts to tokens, as the record of each one's adapter says, and the answers to them in the words of the text. */
 import { Tensor } from "onnxruntime-common";
 
-import { type Answer, type Prediction, choose } from "./answers.js";
+import { type By, type Context, type Keys, type Nested, type Prediction, type TokenSpan, answerTo, choose } from "./answers.js";
 import type { Bundle, Choice } from "./bundle.js";
 import { Fault } from "./fault.js";
-import { type LengthsRecord, lengthsOf, lengthsText, nextLength } from "./manifest.js";
-import type { Inputs } from "./request.js";
+import { type LengthsRecord, lengthsOf } from "./manifest.js";
+import type { Head, Inputs } from "./request.js";
+import type { Outputs } from "./runners.js";
 import type { Task } from "./task.js";
 import { type Row, Tokens } from "./tokens.js";
 
 /** A text, a pair of texts, or a question with its choices. */
-export type Asked = string | { text: string; pair: string } | { text: string; choices: string[] };
+export interface Asked {
+  text: string;
+  /** The second text of a pair. */
+  pair?: string;
+  /** The choices of a question, each of them the second text of a pair. */
+  choices?: string[];
+}
 
 /** A text as tokens: one row, or one for each choice. */
 export interface ReadText {
   asked: Asked;
-  adapter: Choice;
   task: Task | null;
   rows: Row[];
 }
 
-/** What an adapter says of a text: the answer to a row, in the words of the text. */
-export type TextAnswer = (
-  | Answer
+/** The keys of an answer to a row that came as text. */
+type TextKeys =
+  | Keys
   | { choice: number; probabilities: number[] }
-  /** The tokens that are not special; of some tokenizers this client cannot say where they stand. */
+  /** The tokens that are not special; without `start` and `end` if this client cannot locate those of the tokenizer. */
   | { tokens: (Prediction & { token: string; start?: number; end?: number })[] }
-  /** The characters of the second text, from 0: the first, and the one behind the last. */
-  | { answer: string; start: number; end: number; probability: number }
-) & {
-  /** How many tokens of the text were left out. */
+  /** The characters of the second text, from 0: the first one, and the one after the last. */
+  | { answer: string; start: number; end: number; probability: number };
+
+/** The number of tokens of a text that were left out, if any were. */
+interface Cut {
   cut?: number;
-};
+}
+
+/** The answer to a row. */
+export type TextAnswer = By & TextKeys & Cut;
 
 /** Tokens as a base takes them. */
 type TokenIds = Pick<Row, "ids" | "types">;
 
-/** What each input of a base that reads texts holds. */
+/** The values of each input of a base that reads texts. */
 const COLUMNS: Record<string, (row: TokenIds) => number[]> = {
   input_ids: ({ ids }) => ids,
-  attention_mask: ({ ids }) => ids.map(() => 1), // what a row is filled up with is 0
+  attention_mask: ({ ids }) => ids.map(() => 1),
   token_type_ids: ({ types }) => types,
 };
 
@@ -75,90 +85,87 @@ export class TextReader {
     const most = this.lengths.maximum ?? Infinity;
     const limit = Math.min(task?.max_tokens ?? most, most);
     const rows = pieces(asked, task?.prefix ?? "").map((texts) => this.tokens.row(texts, limit, task?.truncation ?? this.tokens.side));
-    return { asked, adapter, task, rows };
+    return { asked, task, rows };
   }
 
-  /** The inputs of rows of one length, filled up to one that the base takes, if padding changes nothing. */
-  inputs(rows: TokenIds[]): Inputs {
-    const length = rows[0]!.ids.length;
-    const width = nextLength(length, this.lengths);
-    const { inputs, padding_neutral } = this.bundle.manifest;
-    if (width === undefined || (width !== length && !(padding_neutral && inputs.some(({ name }) => name === "attention_mask")))) {
-      const what = "a text has a number of tokens that the base does not take, and padding would change its results";
-      throw new Fault({ what, found: `${length}`, expected: lengthsText(this.lengths), fix: "give texts of other lengths" });
-    }
-    const filled = (column: (row: TokenIds) => number[]) => (row: TokenIds) => [...column(row), ...Array<number>(width - length).fill(0)];
+  /** The inputs of a row `[1, tokens]`, without padding. */
+  inputs(row: TokenIds): Inputs {
     return Object.fromEntries(
       this.bundle.manifest.inputs.map(({ name, dtype }) => {
         const column = COLUMNS[name];
         if (!column || dtype !== "int64") throw new Fault({ what: "an input that no text gives", where: `\`${name}\`` });
-        const values = BigInt64Array.from(rows.flatMap(filled(column)), BigInt);
-        return [name, new Tensor("int64", values, [rows.length, width])];
+        const values = BigInt64Array.from(column(row), BigInt);
+        return [name, new Tensor("int64", values, [1, values.length])];
       }),
     );
   }
 
-  /** The answer to a text from those to its rows. */
-  answer({ asked, rows, task }: ReadText, answers: Answer[]): TextAnswer {
+  /** The answer to a text from the outputs of its rows. */
+  answer({ asked, rows, task }: ReadText, head: Head, outputs: Outputs[]): TextKeys & Cut {
+    const answers = rows.map((row, at) => answerTo(head, outputs[at]!, null, contextOf(row, asked)));
     const cut = Math.max(...rows.map(({ found, ids }) => found - ids.length));
-    return { ...this.said(asked, task, rows, answers), ...(cut > 0 ? { cut } : {}) };
+    return { ...this.said(asked, task, rows[0]!, answers), ...(cut > 0 ? { cut } : {}) };
   }
 
-  private said(asked: Asked, task: Task | null, [row]: Row[], answers: Answer[]): TextAnswer {
+  private said(asked: Asked, task: Task | null, row: Row, answers: Keys[]): TextKeys {
     const answer = answers[0]!;
-    if (typeof asked === "object" && "choices" in asked && task) {
-      return choose(answers.map((each) => ("score" in each ? each.score : NaN)));
-    }
+    if (asked.choices && task) return choose(answers.map((each) => ("score" in each ? each.score : NaN)));
+    if (asked.choices && "outputs" in answer) return { outputs: ofEach(answers) };
     if ("tokens" in answer) {
-      const characters = this.tokens.characters(textOf(asked, 0));
-      const others = typeof asked === "object" ? this.tokens.characters(textOf(asked, 1)) : null;
+      const characters = [0, 1].map((part) => (part === 0 || asked.pair !== undefined ? this.tokens.characters(textOf(asked, part)) : null));
       return {
         tokens: answer.tokens.flatMap((one, index) => {
-          const place = row!.places[index];
+          const place = row.places[index];
           if (!one || !place) return [];
-          const span = (place.part === 0 ? characters : others)?.[place.at];
-          return [{ token: row!.tokens[index]!, ...(span ? { start: span[0], end: span[1] } : {}), ...one }];
+          const span = characters[place.part]?.[place.at];
+          return [{ token: row.tokens[index]!, ...(span ? { start: span[0], end: span[1] } : {}), ...one }];
         }),
       };
     }
-    if ("start" in answer) return this.span(asked, row!, answer);
-    return answer;
+    return "first_token" in answer ? this.span(asked, row, answer) : answer;
   }
 
-  private span(asked: Asked, row: Row, { start, end, probability }: { start: number; end: number; probability: number }): TextAnswer {
-    const text = textOf(asked, typeof asked === "object" ? 1 : 0);
+  private span(asked: Asked, row: Row, { first_token, last_token, probability }: TokenSpan): TextKeys {
+    const text = textOf(asked, 1);
     const characters = this.tokens.characters(text);
     if (!characters) {
       const fix = "give arrays: then the answer names tokens";
-      throw new Fault({ what: "this client cannot say where in the text the answer stands", fix });
+      throw new Fault({ what: "this client cannot locate the answer of this tokenizer in the text", fix });
     }
-    const [from, to] = [characters[row.places[start]!.at]![0], characters[row.places[end]!.at]![1]];
-    return { answer: Array.from(text).slice(from, to).join(""), start: from, end: to, probability };
+    const [start, end] = [characters[row.places[first_token]!.at]![0], characters[row.places[last_token]!.at]![1]];
+    return { answer: Array.from(text).slice(start, end).join(""), start, end, probability };
   }
 }
 
-/** Which tokens of a row may be the answer to a question: those of its last text. */
-export function contextOf({ places }: Row): boolean[] {
-  const last = Math.max(...places.map((place) => place?.part ?? 0));
-  return places.map((place) => place?.part === last);
+/** The tokens of a row that may be the answer to a question: those of the second text, or of the only one. */
+function contextOf({ places }: Row, asked: Asked): Context {
+  const part = asked.pair === undefined && asked.choices === undefined ? 0 : 1;
+  return places.map((place) => (place?.part === part ? 1 : 0));
 }
 
-/** What a row is made of: one text with its prefix, or two. */
+/** Of each output, its values for each choice. */
+function ofEach(answers: Keys[]): Record<string, Nested> {
+  const outputs = answers.map((each) => ("outputs" in each ? each.outputs : {}));
+  return Object.fromEntries(Object.keys(outputs[0]!).map((name) => [name, outputs.map((each) => each[name]!)]));
+}
+
+/** The texts of each row: one with its prefix, or two. */
 function pieces(asked: Asked, prefix: string): string[][] {
-  if (typeof asked === "string") return [[prefix + asked]];
-  return "choices" in asked ? asked.choices.map((choice) => [asked.text, choice]) : [[asked.text, asked.pair]];
+  if (asked.choices) return asked.choices.map((choice) => [asked.text, choice]);
+  return [asked.pair === undefined ? [prefix + asked.text] : [asked.text, asked.pair]];
 }
 
-function textOf(asked: Asked, part: number): string {
-  if (typeof asked === "string") return asked;
-  return part === 1 && "pair" in asked ? asked.pair : asked.text;
+/** The text of a part of a row: of one text, always that. */
+function textOf({ text, pair }: Asked, part: number): string {
+  return part === 1 && pair !== undefined ? pair : text;
 }
 
 const KINDS = { text: "one text", pair: "a pair of texts", choices: "a question with choices", image: "a picture", audio: "a clip" };
 
 function checkKind(asked: Asked, adapter: Choice, task: Task | null): void {
-  const kind = typeof asked === "string" ? "text" : "choices" in asked ? "choices" : "pair";
-  if (kind === "choices" && !(asked as { choices: string[] }).choices.length) throw new Fault({ what: "a question without choices" });
+  const kind = asked.choices ? "choices" : asked.pair === undefined ? "text" : "pair";
+  if (asked.choices?.length === 0) throw new Fault({ what: "a question without choices" });
+  if (asked.choices && asked.pair !== undefined) throw new Fault({ what: "a row has `pair` or `choices`, not both" });
   if (!task || kind === task.input || (kind === "choices" && task.type === "multiple_choice" && task.input === "pair")) return;
   const expected = `${task.type === "multiple_choice" ? "a pair of texts or a question with choices" : KINDS[task.input]}, as \`${task.type}\` takes`;
   throw new Fault({ what: "is of another kind than the task takes", where: `adapter \`${adapter ?? "base"}\``, found: KINDS[kind], expected });
