@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from adapter_export.bundle.effects import effects, note_of
 from adapter_export.bundle.golden import Allowance, Golden, GoldenMaker, OnStep, case_of, check_caches, silent
+from adapter_export.bundle.golden_batches import BatchMaker, padding_by_name
 from adapter_export.bundle.golden_media import MediaMaker, check_media
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.claims import oldest_runtime, site_records
@@ -26,7 +27,6 @@ from adapter_export.format.axes import narrowed
 from adapter_export.format.derivation import DERIVATION_FILE, write_derivation
 from adapter_export.format.files import new_folder
 from adapter_export.format.golden_texts import GoldenTexts
-from adapter_export.format.lengths import Fit
 from adapter_export.format.manifest import (
     BankRecord,
     FanoutRecord,
@@ -152,20 +152,16 @@ def build_bundle(
 
         pairs = [(adapter, golden(adapter)) for adapter in adapters]
         headed = next((vectors for adapter, vectors in pairs if not adapter.placements), None)  # the base, and a head
-        of_base = writer.golden(golden(None) if headed is None else headed.of_base(names))
+        base_vectors = golden(None) if headed is None else headed.of_base(names)
+        of_base = writer.golden(base_vectors)
         records = [
             writer.adapter(adapter, vectors, baked.get(adapter.name), stored.get(adapter.name, "float32"))
             for adapter, vectors in pairs
         ]
-        text = golden_texts = None
-        if tokenizer is not None and tokens.maximum is not None:
+        text = None
+        if tokenizer is not None:
             (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8", newline="")
             text = TextRecord(TOKENIZER_FILE, tokenizer_digest(tokenizer))
-            progress(f"computing golden texts with {references.description}")
-            fit = None if tokens.unbroken else Fit(tokens, base.pads)
-            reader = Tokenizer.from_json(tokenizer, tokens.maximum, fit)
-            texts = TextMaker(reader, own_texts, base.inputs, names, references, allowance).all(pairs, writer.heads)
-            golden_texts = writer.texts(texts)
         if media is not None:
             (folder / media.record.processor).write_text(media.processor, encoding="utf-8", newline="")
             if media.golden is not None:
@@ -195,7 +191,6 @@ def build_bundle(
             adapters=tuple(records),
             golden=of_base,
             text=text,
-            golden_texts=golden_texts,
             files=(),
             bank=bank,
             fanout=fanout,
@@ -205,11 +200,21 @@ def build_bundle(
             media=None if media is None else media.record,
             derivation=DERIVATION_FILE,
         )
-        progress("verifying the bundle against its golden vectors")
         opened = OpenedBundle(folder, manifest, staged=True)
         opened.extent = analysed
         opened.manifest = replace(opened.manifest, batch_invariant=opened.batch_invariant)
-        opened.manifest = with_padding(opened) if base.pads or tokens.unbroken else opened.manifest
+        manifest = with_padding(opened) if base.pads or tokens.unbroken else opened.manifest
+        pads = padding_by_name(manifest, plan, adapters)
+        if tokenizer is not None and tokens.maximum is not None:
+            progress(f"computing golden texts with {references.description}")
+            reader = Tokenizer.from_json(tokenizer, tokens.maximum, manifest.fit)
+            reading = TextMaker(reader, own_texts, base.inputs, names, references, allowance, pads)
+            manifest = replace(manifest, golden_texts=writer.texts(reading.all(pairs, writer.heads)))
+        progress(f"computing golden batches with {references.description}")
+        joining = BatchMaker(manifest, references, allowance, pads)
+        batches = writer.batches(joining.make(base_vectors, pairs, writer.heads))
+        opened.manifest = replace(manifest, golden_batches=batches)
+        progress("verifying the bundle against its golden vectors")
         prove_new(opened)
         for said in filter(None, map(note_of, effects(opened, [adapter.name for adapter in adapters]))):
             (note or silent)(said)

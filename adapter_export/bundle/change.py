@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from adapter_export.bundle.effects import effects, note_of
 from adapter_export.bundle.golden import Golden, GoldenMaker, OnStep, check_caches, silent
+from adapter_export.bundle.golden_batches import BatchMaker, padding_by_name, without
 from adapter_export.bundle.golden_media import MediaMaker, check_media
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.invariants import with_padding
@@ -19,6 +20,7 @@ from adapter_export.bundle.write import BANK_FILE, BundleWriter, check_bases, ch
 from adapter_export.dtypes import AdapterPrecision
 from adapter_export.errors import AdapterError, BaseModelError, FileError, argument, command, quoted
 from adapter_export.format.files import changed_folder
+from adapter_export.format.golden_batches import GoldenBatches
 from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.manifest import AdapterRecord, BankRecord, FanoutRecord, Manifest
 from adapter_export.format.manifest_json import CARD_FILE, MANIFEST_VERSION, REPORT_FILE, SIGNATURE_FILE, read_manifest
@@ -32,6 +34,15 @@ from adapter_export.runtime.adapter_file import write_adapter_file
 
 _OF_THE_OLD = (SIGNATURE_FILE, REPORT_FILE, CARD_FILE)
 """What says something of the bundle as it was before."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the golden data of a bundle ask; `None` where there is none of it."""
+
+    texts: GoldenTexts | None
+    batches: GoldenBatches | None
+    media: GoldenMedia | None
 
 
 def add_adapters(
@@ -86,16 +97,20 @@ def add_adapters(
         progress(f"computing golden vectors of `{adapter.name}` with {references.description}")
         golden.append(maker.make(adapter, adapter_output(writer.heads, adapter)))
         check_caches(golden[-1], manifest.inputs)
-    texts = old.texts()
-    if texts is not None:
+    pairs = list(zip(adapters, golden, strict=True))
+    asked = Asked(old.texts(), old.batches(), old.media())
+    pads = padding_by_name(manifest, writer.plan, adapters)
+    if asked.texts is not None:
         progress(f"computing golden texts with {references.description}")
-        reading = TextMaker(old.tokenizer(), None, manifest.inputs, old.base_outputs, references, maker.allowance)
-        new = reading.all(list(zip(adapters, golden, strict=True)), writer.heads).sets[1:]
-        texts = replace(texts, sets=(*texts.sets, *new))
-    media = old.media()
-    if media is not None and manifest.media is not None:
+        reading = TextMaker(old.tokenizer(), None, manifest.inputs, old.base_outputs, references, maker.allowance, pads)
+        new = reading.all(pairs, writer.heads).sets[1:]
+        asked = replace(asked, texts=replace(asked.texts, sets=(*asked.texts.sets, *new)))
+    progress(f"computing golden batches with {references.description}")
+    joining = BatchMaker(manifest, references, maker.allowance, pads)
+    asked = replace(asked, batches=joining.add(asked.batches, pairs, writer.heads))
+    if asked.media is not None and manifest.media is not None:
         answering = MediaMaker(manifest.media, old.base_outputs, references, maker.allowance)
-        media = answering.sets(media, list(zip(adapters, golden, strict=True)), writer.heads)
+        asked = replace(asked, media=answering.sets(asked.media, pairs, writer.heads))
     _tell_unsigned(old.folder, note or silent)
     with changed_folder(old.folder, {*_rewritten(manifest), *_OF_THE_OLD}) as folder:
         _check_unchanged(old)
@@ -106,7 +121,7 @@ def add_adapters(
             for adapter, vectors in zip(adapters, golden, strict=True)
         ]
         after = replace(manifest, adapters=(*manifest.adapters, *records))
-        return _finish(old, writer, after, adapters, (texts, media), progress, note or silent)
+        return _finish(old, writer, after, adapters, asked, progress, note or silent)
 
 
 def remove_adapters(
@@ -139,10 +154,11 @@ def remove_adapters(
             found=f"{quoted(names)}, and no other",
             fix="add another one first, or delete the bundle",
         )
-    texts = old.texts()
+    texts, batches, media = old.texts(), old.batches(), old.media()
     if texts is not None:
         texts = replace(texts, sets=tuple(one for one in texts.sets if one.adapter not in names))
-    media = old.media()
+    if batches is not None:
+        batches = without(batches, names)
     if media is not None:
         media = replace(media, sets=tuple(one for one in media.sets if one.adapter not in names))
     gone = [path for record in records if record not in kept for path in _paths(record)]
@@ -151,7 +167,9 @@ def remove_adapters(
         _check_unchanged(old)
         head = None if old.manifest.head in names else old.manifest.head
         after = replace(old.manifest, adapters=kept, head=head)
-        return _finish(old, replace(writer, folder=folder), after, [], (texts, media), progress, note or silent)
+        return _finish(
+            old, replace(writer, folder=folder), after, [], Asked(texts, batches, media), progress, note or silent
+        )
 
 
 def _opened(bundle: Path | OpenedBundle, progress: OnStep) -> tuple[OpenedBundle, BundleWriter]:
@@ -166,7 +184,7 @@ def _opened(bundle: Path | OpenedBundle, progress: OnStep) -> tuple[OpenedBundle
 def _rewritten(manifest: Manifest) -> set[str]:
     """The files that are written anew in any case."""
     media = None if manifest.media is None else manifest.media.golden
-    golden = {path for path in (manifest.golden_texts, media) if path is not None}
+    golden = {path for path in (manifest.golden_texts, manifest.golden_batches, media) if path is not None}
     cut = set() if manifest.fanout is None else {manifest.graphs["fanout"], manifest.fanout.prefix}
     return {manifest.graphs["bank"], BANK_FILE, *cut, *golden} if "bank" in manifest.graphs else golden
 
@@ -219,20 +237,20 @@ def _finish(
     writer: BundleWriter,
     manifest: Manifest,
     added: Sequence[Adapter],
-    asked: tuple[GoldenTexts | None, GoldenMedia | None],
+    asked: Asked,
     progress: OnStep,
     note: OnStep,
 ) -> Manifest:
-    """Write the bank, the golden texts and media and the manifest, and verify the bundle.
+    """Write the bank, what golden data ask, and the manifest, and verify the bundle.
 
     Raises:
         FileError: somebody else changed the bundle meanwhile; that would be lost.
     """
-    texts, media = asked
-    if texts is not None:
-        writer.texts(texts)
-    if media is not None:
-        writer.media(media)
+    if asked.texts is not None:
+        writer.texts(asked.texts)
+    if asked.media is not None:
+        writer.media(asked.media)
+    manifest = replace(manifest, golden_batches=writer.batches(asked.batches))
     bank, fanout = _write_bank(old, writer, manifest, added)
     manifest = replace(manifest, version=MANIFEST_VERSION, bank=bank, fanout=fanout)
     new = {path for record in manifest.adapters if record not in old.manifest.adapters for path in _paths(record)}

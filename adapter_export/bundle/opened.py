@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from adapter_export.format.axes import axis_names
 from adapter_export.format.check_report import Form
 from adapter_export.format.derivation import Derivation, read_derivation
 from adapter_export.format.files import canonical_json
+from adapter_export.format.golden_batches import GoldenBatches, read_golden_batches
 from adapter_export.format.golden_texts import GoldenTexts, read_golden_texts
 from adapter_export.format.lengths import axis_lengths
 from adapter_export.format.manifest import AdapterRecord, Manifest
@@ -249,6 +250,16 @@ class OpenedBundle:
         with self._named():
             return None if path is None else read_golden_texts(self.home / path)
 
+    def batches(self) -> GoldenBatches | None:
+        """Return the golden batches; `None` for a bundle without any.
+
+        Raises:
+            FileError, FormatError: they cannot be read.
+        """
+        path = self.manifest.golden_batches
+        with self._named():
+            return None if path is None else read_golden_batches(self.home / path)
+
     def media(self) -> GoldenMedia | None:
         """Return the golden media; none where files cannot be read.
 
@@ -299,12 +310,22 @@ class OpenedBundle:
             check_release(self.manifest, self.folder)
         return Bundle(self.folder, self.manifest, self._private is not None, self._private)
 
-    def runtime_session(self, level: Optimization = LEVEL) -> Session:
+    def runtime_session(self, level: Optimization = LEVEL, only: Collection[str] | None = None) -> Session:
         """Return a session of the Python runtime with all adapters loaded, on the one session of each graph.
+
+        `only` names the graphs that it may run; default: all.
 
         Raises:
             FormatError: an adapter does not fit the graph; `VersionError` is a kind of it: ONNX Runtime is too old.
         """
+        if only is not None and not self.manifest.graphs.keys() <= set(only):
+            kept = {flavour: file for flavour, file in self.manifest.graphs.items() if flavour in only}
+            if "bank" not in kept:
+                kept.pop("fanout", None)
+            bank = self.manifest.bank if "bank" in kept else None
+            fanout = self.manifest.fanout if "fanout" in kept else None
+            manifest = replace(self.manifest, graphs=kept, bank=bank, fanout=fanout)
+            return self.served.session_on(Graphs(manifest, "cpu", lambda file: self.session(file, level)))
         if level not in self._runtimes:
             graphs = Graphs(self.manifest, "cpu", lambda file: self.session(file, level))
             self._runtimes[level] = self.served.session_on(graphs)
@@ -405,7 +426,7 @@ class Graph:
             RequestError: ONNX Runtime cannot compute these inputs.
         """
         if self.flavour == "slots":
-            return self.bundle.runtime_session(self.level).run(arrays, chosen[0])
+            return self.bundle.runtime_session(self.level).run(arrays, chosen[0], allow_padding=True)
         session = self.bundle.session(self.file, self.level)
         outputs = self._outputs(chosen, [value.name for value in session.get_outputs()])
         return run_session(session, self.feeds(arrays, chosen), outputs)

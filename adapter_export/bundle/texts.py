@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -60,7 +60,7 @@ class TextMaker:
         outputs: the names of the base's outputs.
         references: computes the answers; never the exported graph.
         allowance: decides how far answers may be off.
-        may_pad: returns whether an adapter's rows may be padded to a length that the base takes.
+        pads: whether rows may be padded to a length that the base takes, by the name of their adapter.
     """
 
     tokenizer: Tokenizer
@@ -69,7 +69,7 @@ class TextMaker:
     outputs: Sequence[str]
     references: Runner
     allowance: Allowance
-    may_pad: Callable[[Adapter], bool]
+    pads: Mapping[str, bool]
 
     def all(self, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]) -> GoldenTexts:
         """Return the golden texts of a bundle with these adapters; `golden` of each is what `adapter` takes."""
@@ -148,7 +148,7 @@ class TextMaker:
         if not self.references.keeps_weights:  # a run takes seconds
             groups = dict([max(groups.items(), key=lambda group: len(group[1]))]) if groups else {}
         one_by_one = any(isinstance(record.axes[0], int) for record in self.inputs)
-        task, pads = adapter.task, self.may_pad(adapter)
+        task, pads = adapter.task, self.pads[adapter.name]
         found: dict[int, np.ndarray] = {}
         for group in groups.values():
             for some in [[at] for at in group] if one_by_one else [group]:
@@ -174,9 +174,7 @@ def _with_answer(text: GoldenText, task: Task, result: np.ndarray, row: EncodedT
     )
 
 
-def is_decided(
-    task: Task, result: np.ndarray, absolute: float, context: npt.NDArray[np.bool_] | None = None
-) -> bool:
+def is_decided(task: Task, result: np.ndarray, absolute: float, context: npt.NDArray[np.bool_] | None = None) -> bool:
     """Return whether the choice of an answer stays what it is, however results are off by what is allowed.
 
     Args:

@@ -16,6 +16,7 @@ from adapter_export.dtypes import AdapterPrecision, narrowed
 from adapter_export.errors import AdapterError, BaseMismatchError, OutputExistsError, argument, quoted
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.files import new_file
+from adapter_export.format.golden_batches import GoldenBatches, golden_batches_json
 from adapter_export.format.golden_texts import GoldenTexts, golden_texts_json
 from adapter_export.format.manifest import (
     AdapterRecord,
@@ -53,6 +54,8 @@ BANK_FILE = "bank.bin"
 """The adapters of the graph `bank`."""
 
 GOLDEN_TEXTS_FILE = "golden/texts.json"
+
+GOLDEN_BATCHES_FILE = "golden/batches.json"
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,16 @@ class BundleWriter:
         with new_file(self.folder / GOLDEN_TEXTS_FILE, force=True) as temporary:
             temporary.write_bytes(golden_texts_json(texts))
         return GOLDEN_TEXTS_FILE
+
+    def batches(self, batches: GoldenBatches | None) -> str | None:
+        """Write golden batches, replacing earlier ones, and return their path; `None` removes them."""
+        path = self.folder / GOLDEN_BATCHES_FILE
+        if batches is None:
+            path.unlink(missing_ok=True)
+            return None
+        with new_file(path, force=True) as temporary:
+            temporary.write_bytes(golden_batches_json(batches))
+        return GOLDEN_BATCHES_FILE
 
     def media(self, media: GoldenMedia) -> None:
         """Write golden media in the place of others."""

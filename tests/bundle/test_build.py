@@ -57,6 +57,7 @@ class TestContents:
         names = ["narrow", "pfeiffer", "plain", "wide"]
         assert sorted(_everything(bundle)) == sorted(
             ["base.bin", "bank.bin", "manifest.json", "derivation.json", "golden/base.safetensors"]
+            + ["golden/batches.json"]
             + ["model.onnx", "model.inputs.onnx", "model.bank.onnx"]
             + [f"adapters/{name}.{ending}" for name in names for ending in ("onnx_adapter", "safetensors")]
             + [f"adapters/{name}/{file}" for name in names for file in ("adapter_graph.json", "weights.safetensors")]
@@ -134,7 +135,7 @@ class TestContents:
         steps: list[str] = []
         adapters = [random_adapter("a", pfeiffer(), base)]
         build_bundle(base, adapters, tmp_path / "b", references=CutRunner(base), cases=cases, progress=steps.append)
-        assert len(steps) == 6
+        assert len(steps) == 7
         assert "golden vectors of `a`" in steps[3]
 
 

@@ -17,6 +17,7 @@ import onnxruntime as ort
 
 from adapter_export.bundle.effects import effects
 from adapter_export.bundle.golden import Case, Golden, GoldenMaker, OnStep, Tolerance, named, scale, silent, to_disturb
+from adapter_export.bundle.golden_batches import replay_batches
 from adapter_export.bundle.golden_media import compare_processors, replay_media
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.proof.claims import check_claims
@@ -177,7 +178,8 @@ def steps(plan: Plan, reference: Reference | None, original: Original | None = N
         total += len(swaps(plan.names)) + len(plan.names) + 2 * len(plan.adapters)
         total += len(_walked(plan)) if reference else 0
     total += reference is not None and reference.source is not None and not plan.quick
-    total += (plan.bundle.manifest.golden_texts is not None) + (plan.bundle.manifest.media is not None)
+    manifest = plan.bundle.manifest
+    total += sum(one is not None for one in (manifest.golden_texts, manifest.golden_batches, manifest.media))
     return total + (len(plan.names) * len(original.cases) if original else 0)
 
 
@@ -201,7 +203,9 @@ def prove(
     """
     bundle, whole, plan = plan.bundle, plan, _taken(plan, reference)
     expected, cases = [*plan.golden, *(computed or expect(plan, reference, on_step))], plan.cases or (plan.probe,)
-    outputs, ledger, texts = list[OutputRecord](), list[ObligationRecord](), bundle.texts()
+    outputs, ledger = list[OutputRecord](), list[ObligationRecord]()
+    texts, batches = bundle.texts(), bundle.batches()
+    again = {*(["slots"] if original or texts or batches else []), *(["bank", "fanout"] if batches else [])}
     invariants, sites = [*plan.files, *_left_out(expected)], list[SiteRecord]()
     tolerance = None
     if not plan.quick:
@@ -226,7 +230,7 @@ def prove(
                     check_weights_apart(of_slots, record.mix, bundle.tensors(record.name), bundle.golden(record.name))
         if (graph.flavour, graph.level) == ("slots", LEVEL):
             _ = bundle.batch_invariant  # tried out while the graph is open
-        if (graph.flavour, graph.level) != ("slots", LEVEL) or not (original or texts):  # which run it again
+        if graph.level != LEVEL or graph.flavour not in again:
             bundle.close(graph.file, graph.level)
     if reference is not None and tolerance is not None:
         passed = all(result.passed for result in outputs)
@@ -250,14 +254,20 @@ def prove(
         invariants += traced.invariants
     for python in plan.runtimes:
         invariants += check_runtime(python, Graph(bundle, "slots", bundle.manifest.graphs["slots"]), plan.golden)
+    small = not any(graph.pieces for graph in plan.graphs)
     if texts is not None:
-        small = not any(graph.pieces for graph in plan.graphs)
         invariants += replay(bundle, texts, plan.names, run=small and "slots" in plan.flavours)
         if reference is not None and not plan.quick:
             invariants += check_contract(bundle, texts, plan.names, reference.contract)
         on_step("golden texts")
+    if batches is not None:
+        flavours = plan.flavours if small else ()
+        invariants.append(replay_batches(bundle, batches, plan.names, flavours))
+        for flavour in again - {"slots"}:
+            if flavour in bundle.manifest.graphs:
+                bundle.close(bundle.manifest.graphs[flavour], LEVEL)
+        on_step("golden batches")
     if bundle.manifest.media is not None:
-        small = not any(graph.pieces for graph in plan.graphs)
         invariants += replay_media(bundle, plan.names, run=small and "slots" in plan.flavours)
         if reference is not None and reference.contract.processor is not None:
             invariants.append(compare_processors(bundle.manifest.media.digest, reference.contract.processor))
@@ -496,7 +506,11 @@ def _live(
     for case in plan.cases:
         try:
             live = reference.live(case.arrays)
-            found = session.run(case.arrays) if same or original is None else original.runner.run(case.arrays, None)
+            found = (
+                session.run(case.arrays, allow_padding=True)
+                if same or original is None
+                else original.runner.run(case.arrays, None)
+            )
             faults = list(_apart(case, found, live, vague.get(case.name, {}), tolerance))
         except RequestError as error:
             faults = [f"{error.what}: {error.found}"]
@@ -554,7 +568,10 @@ def _invariants(plan: Plan, graph: Graph, tolerance: Tolerance | None, on_step: 
             yield check_fan_out(graph, case, names, tolerance)
     if not _is_main(graph) or graph.pieces:
         return
-    of_runtime, small = bundle.runtime_session().run, typical(plan.cases or (case,))  # bits tell on few numbers
+    of_runtime, small = (
+        partial(bundle.runtime_session().run, allow_padding=True),
+        typical(plan.cases or (case,)),
+    )  # bits tell on few numbers
     if tolerance is not None and None in plan.names:
         yield from check_proofs(bundle)
     if tolerance is not None:

@@ -1,0 +1,436 @@
+"""Golden batches of a bundle: rows whose lone answers the reference computes, replayed as a client puts rows together.
+
+Rows are drawn until the usual mistakes of a client change their answers: padding before the tokens, padding where it
+counts, token types of 0, a span outside of its context, mixed-up rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+
+from adapter_export.bundle.golden import Allowance, Golden
+from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.texts import answer_faults, is_decided
+from adapter_export.errors import RequestError
+from adapter_export.format.axes import names as names_of
+from adapter_export.format.check_report import InvariantRecord, verdict
+from adapter_export.format.golden_batches import GOLDEN_BATCHES_VERSION, GoldenBatch, GoldenBatches, GoldenBatchRow
+from adapter_export.format.lengths import Lengths, axis_lengths
+from adapter_export.format.manifest import Axis, Manifest
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.tasks import Task
+from adapter_export.numerics.runner import Arrays, Runner, run
+from adapter_export.onnx_backend.slots import HeadSum, SlotPlan, adapter_output, slot_tensors
+from adapter_export.runtime.answerer import Answerer, Row
+from adapter_export.runtime.answers import answer, document
+from adapter_export.runtime.session import Session
+
+CHECK = "golden batches"
+"""The name of the check in reports."""
+
+_TOKENS = (5, 3, 8, 2, 6)
+"""Lengths of an adapter's first row, which its name chooses: of two rows in one call, the shorter one is padded."""
+
+_SHARED_TOKENS = 11
+"""The length of its second row. All adapters answer the same tokens there: only the adapter tells these rows apart."""
+
+_FEW_TOKENS = (3, 2)
+"""Lengths of rows without a task, whose answer is every output."""
+
+_MOST_ROWS = 24
+"""Rows of one batch."""
+
+_DRAWS = 3
+"""How often a row is drawn until it can tell everything."""
+
+_MORE_TOKENS = 4
+"""By how much a row is padded to see what that changes."""
+
+_ROW_NUMBERS, _ALL_NUMBERS = 2**14, 2**15
+"""The most numbers in the answer of one row, and in all answers: a client parses them as JSON."""
+
+_TYPES = "token_type_ids"
+
+
+def padding_by_name(manifest: Manifest, plan: SlotPlan, adapters: Sequence[Adapter]) -> dict[str, bool]:
+    """Return for each adapter, by its name, whether padding leaves its results as they are.
+
+    Args:
+        manifest: says what padding changes.
+        plan: the slots that the adapters fill.
+        adapters: the adapters.
+    """
+    slots = [slot for slot in manifest.slots if slot.graph in manifest.counts_padding]
+
+    def is_idle(adapter: Adapter) -> bool:
+        tensors = slot_tensors(plan, adapter)
+        return all(
+            tensors[slot.name].shape == slot.neutral and (tensors[slot.name] == slot.neutral_value).all()
+            for slot in slots
+        )
+
+    neutral = manifest.padding_neutral
+    return {adapter.name: neutral and (not slots or is_idle(adapter)) for adapter in adapters}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What rows are drawn for: an adapter, or the base.
+
+    Attributes:
+        adapter: the adapter; `None` is the base.
+        output: the output that holds the result of its head.
+        golden: its golden vectors, whose budgets are the least that is allowed.
+        pads: whether its rows may be padded.
+    """
+
+    adapter: Adapter | None
+    output: str | None
+    golden: Golden
+    pads: bool
+
+    @property
+    def name(self) -> str | None:
+        return None if self.adapter is None else self.adapter.name
+
+    @property
+    def task(self) -> Task | None:
+        """Its task, if its head answers by it."""
+        return None if self.adapter is None or self.output is None else self.adapter.task
+
+
+@dataclass(frozen=True)
+class BatchMaker:
+    """Makes golden batches.
+
+    Attributes:
+        manifest: that of the bundle, with what padding changes.
+        references: computes the answers; never the exported graph.
+        allowance: decides how far answers may be off.
+        pads: whether rows may be padded, by the name of their adapter.
+    """
+
+    manifest: Manifest
+    references: Runner
+    allowance: Allowance
+    pads: Mapping[str, bool]
+
+    def make(
+        self, base: Golden, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]
+    ) -> GoldenBatches | None:
+        """Return batches with rows of every adapter, and of the base if it has no head of its own that answers.
+
+        Args:
+            base: the golden vectors of the base.
+            adapters: each adapter with its golden vectors.
+            heads: the outputs that heads fill.
+
+        Returns:
+            `None` if an input is no integer or is a cache, or if every answer is too large.
+        """
+        asked = self._asked(adapters, heads)
+        if self.manifest.head is None:
+            asked = [_Asked(None, None, base, self.manifest.padding_neutral), *asked]
+        return _dealt([row for one in asked for row in self._rows(one)], self.references.description)
+
+    def add(
+        self, old: GoldenBatches | None, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]
+    ) -> GoldenBatches | None:
+        """Return the batches of a bundle with rows of new adapters, as `make` makes them of all.
+
+        Args:
+            old: the batches of the bundle, if it has any.
+            adapters: each new adapter with its golden vectors.
+            heads: the outputs that heads fill.
+        """
+        rows = [row for one in self._asked(adapters, heads) for row in self._rows(one)]
+        described = self.references.description
+        if old is not None:
+            rows = [*(row for batch in old.batches for row in batch.rows), *rows]
+            described = old.reference if described in old.reference else f"{old.reference}, {described}"
+        return _dealt(rows, described)
+
+    def _asked(self, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]) -> list[_Asked]:
+        return [
+            _Asked(adapter, adapter_output(heads, adapter), golden, self.pads[adapter.name])
+            for adapter, golden in adapters
+        ]
+
+    def _takes_integers(self) -> bool:
+        """Return whether a row is arrays of integers with one axis of the batch in common, and no cache."""
+        inputs = self.manifest.inputs
+        first = {record.axes[0] if record.axes else None for record in inputs}
+        axes = {axis for record in inputs for axis in record.axes if isinstance(axis, str)}
+        return (
+            len(first) == 1
+            and all(isinstance(axis, str) or axis == 1 for axis in first)
+            and all(np.dtype(record.dtype).kind == "i" and record.role != "cache" for record in inputs)
+            and all(names_of(axis) == (axis,) for axis in axes)
+        )
+
+    def _rows(self, asked: _Asked) -> list[GoldenBatchRow]:
+        """Return the rows of one adapter. They do not depend on the other adapters: these may come and go."""
+        rows: list[GoldenBatchRow] = []
+        for turn in range((2 if self.references.keeps_weights else 1) if self._takes_integers() else 0):
+            row = self._row(asked, turn, rows)
+            if row is not None and _count(row.answer) <= _ROW_NUMBERS:
+                rows.append(row)
+        return rows
+
+    def _row(self, asked: _Asked, turn: int, others: Sequence[GoldenBatchRow]) -> GoldenBatchRow | None:
+        """Return the first of some drawn rows that can tell everything, or the one that can tell most."""
+        tokens = _SHARED_TOKENS if turn == 1 else _TOKENS[crc32(str(asked.name).encode()) % len(_TOKENS)]
+        tokens = tokens if asked.task is not None else _FEW_TOKENS[turn]
+        draws = _DRAWS if self.references.keeps_weights else 1  # a run takes seconds
+        best: tuple[list[bool], GoldenBatchRow] | None = None
+        for draw in range(draws):
+            arrays = self._draw(asked, tokens, np.random.default_rng([turn, draw]))
+            try:
+                row = self._answered(asked, arrays)
+            except RequestError:  # the reference gives NaN, or does not take these inputs
+                continue
+            missed = [not row.decided, *(not _tells(row, other) for other in others)]
+            missed += [not tells for tells in self._told(asked, row, arrays)] if draws > 1 else []
+            # what two draws miss, this base does not show: padding before the tokens where positions are relative
+            is_final = not any(missed) or (best is not None and missed == best[0])
+            if best is None or sum(missed) < sum(best[0]):
+                best = missed, row
+            if is_final:
+                break
+        return None if best is None else best[1]
+
+    def _draw(self, asked: _Asked, tokens: int, rng: np.random.Generator) -> Arrays:
+        """Draw the inputs of a row, [1, ...], of a length that the base takes, without padding."""
+        most = None if asked.task is None else asked.task.max_tokens
+        sizes: dict[Axis, int] = {}
+        axes = dict.fromkeys(axis for record in self.manifest.inputs for axis in record.axes[1:])
+        for at, axis in enumerate(axes):  # of different lengths, so that they are not mixed up
+            lengths = axis_lengths(axis, self.manifest.lengths)
+            near = _length(lengths, tokens + at)
+            sizes[axis] = near if most is None or near <= most else lengths.at_most(most) or near
+        arrays: Arrays = {}
+        for record in self.manifest.inputs:
+            shape = [1, *(sizes[axis] for axis in record.axes[1:])]
+            array = np.zeros(shape, record.dtype)
+            if record.role == "mask":
+                array[:] = 1
+            elif record.name == _TYPES and (record.limit or 0) > 1:
+                array[:, shape[1] // 2 :] = 1  # two texts, as a tokenizer says it
+            elif record.role == "ids" and record.limit is not None:
+                array = rng.integers(0, record.limit, shape).astype(record.dtype)
+            arrays[record.name] = array
+        return arrays
+
+    def _answered(self, asked: _Asked, arrays: Arrays) -> GoldenBatchRow:
+        outputs = self._run(asked, arrays)
+        budgets = [self.allowance.budget(value) for value in outputs.values()]
+        budgets += [asked.golden.budgets[name] for name in outputs]
+        absolute = max(budget.absolute for budget in budgets)
+        context, decided = None, True
+        if asked.task is not None:
+            result = outputs[str(asked.output)]
+            context = _context(asked.task, result, absolute) if asked.task.type == "span" else None
+            decided = is_decided(asked.task, result, absolute, _within(context, result))
+        inputs = {name: array[0].tolist() for name, array in arrays.items()}
+        return GoldenBatchRow(asked.name, inputs, context, _document(asked, outputs, context), absolute, decided)
+
+    def _run(self, asked: _Asked, arrays: Arrays, kept: Mapping[Axis, slice] | None = None) -> Arrays:
+        """Return what the reference gives for one row: its head's result, or without a task all outputs.
+
+        `kept` are the tokens that are no padding, along the axes that have some.
+        """
+        base = [record.name for record in self.manifest.base_outputs]
+        found = run(self.references, arrays, asked.adapter, base, asked.output)
+        own = [asked.output] if asked.task is not None else [*base, asked.output]
+        axes = {record.name: record.axes[1:] for record in self.manifest.outputs}
+        places = {name: tuple((kept or {}).get(axis, slice(None)) for axis in axes[name]) for name in own if name}
+        return {name: found[name][0][place] for name, place in places.items()}
+
+    def _padded_axes(self) -> frozenset[Axis]:
+        """Return the axes along which a mask says what is padding."""
+        masks = [record for record in self.manifest.inputs if record.role == "mask" and len(record.axes) == 2]
+        return frozenset(record.axes[1] for record in masks)
+
+    def _told(self, asked: _Asked, row: GoldenBatchRow, arrays: Arrays) -> Iterator[bool]:
+        """Yield for each mistake that a client could make of a row whether it would change the answer."""
+
+        def tells(changed: Arrays, kept: Mapping[Axis, slice] | None = None) -> bool:
+            try:
+                found = _document(asked, self._run(asked, changed, kept), row.context)
+            except RequestError:
+                return True
+            return _differ(found, row)
+
+        if _TYPES in arrays and arrays[_TYPES].any():
+            yield tells({**arrays, _TYPES: np.zeros_like(arrays[_TYPES])})
+        if asked.task is not None and row.context is not None:
+            yield _differ(_document(asked, self._run(asked, arrays), None), row)
+        for axis in self._padded_axes():
+            size = next(arrays[one.name].shape[1] for one in self.manifest.inputs if axis in one.axes[1:2])
+            longer = axis_lengths(axis, self.manifest.lengths)
+            total = longer.at_least(size + _MORE_TOKENS) or longer.at_least(size + 1)
+            if total is None:
+                continue
+            yield tells(self._padded(arrays, axis, total - size, 0), {axis: slice(total - size, total)})
+            if not asked.pads:
+                yield tells(self._padded(arrays, axis, 0, total - size), {axis: slice(size)})
+
+    def _padded(self, arrays: Arrays, axis: Axis, before: int, after: int) -> Arrays:
+        return {
+            record.name: np.pad(
+                arrays[record.name], [(before, after) if one == axis else (0, 0) for one in record.axes]
+            )
+            for record in self.manifest.inputs
+        }
+
+
+def _length(lengths: Lengths, tokens: int) -> int:
+    """Return a length that the base takes for a number of tokens: in steps, one of the three smallest."""
+    if lengths.unbroken:
+        return lengths.near(tokens)
+    found = lengths.near(1)
+    for _ in range(0 if tokens < 4 else 1 if tokens < 9 else 2):
+        found = lengths.at_least(found + 1) or found
+    return found
+
+
+def _dealt(rows: Sequence[GoldenBatchRow], reference: str) -> GoldenBatches | None:
+    """Return rows as batches: the first of each adapter, then the second ones, as many as there is room for."""
+    turns: dict[int, list[GoldenBatchRow]] = {}
+    counts = Counter[str | None]()
+    for row in rows:
+        turns.setdefault(counts[row.adapter], []).append(row)
+        counts[row.adapter] += 1
+    kept, numbers = list[GoldenBatchRow](), 0
+    for row in (row for turn in turns.values() for row in turn):
+        numbers += _count(row.answer)
+        if numbers <= _ALL_NUMBERS:
+            kept.append(row)
+    batches = [kept[at : at + _MOST_ROWS] for at in range(0, len(kept), _MOST_ROWS)]
+    named = tuple(GoldenBatch(f"batch {at}", tuple(some)) for at, some in enumerate(batches, 1))
+    return GoldenBatches(GOLDEN_BATCHES_VERSION, reference, named) if named else None
+
+
+def without(batches: GoldenBatches, adapters: Sequence[str]) -> GoldenBatches | None:
+    """Return batches without the rows of some adapters; `None` if no row is left."""
+    kept = [row for batch in batches.batches for row in batch.rows if row.adapter not in adapters]
+    return _dealt(kept, batches.reference)
+
+
+def replay_batches(
+    bundle: OpenedBundle, batches: GoldenBatches, names: Sequence[str | None], flavours: Collection[str]
+) -> InvariantRecord:
+    """Answer golden batches as a client does, and compare each row with its lone answer.
+
+    Args:
+        bundle: the bundle.
+        batches: its golden batches.
+        names: the adapters whose rows are compared; all rows of a batch run.
+        flavours: the graphs that may run; nothing runs without `slots`.
+    """
+    rows = sum(row.adapter in names for batch in batches.batches for row in batch.rows)
+    if "slots" not in flavours:
+        return InvariantRecord(CHECK, "bundle", "passed", f"{rows} rows, not run")
+    session = bundle.runtime_session(only=flavours)
+    faults = [fault for batch in batches.batches for fault in _faults(session, bundle.manifest, batch, names)]
+    detail = f"{rows} rows in {len(batches.batches)} requests, each as the reference answers it alone"
+    if faults:
+        detail = f"{len(faults)} of {rows} rows differ; {faults[0]}"
+    return InvariantRecord(CHECK, "bundle", verdict(not faults), detail)
+
+
+def _faults(session: Session, manifest: Manifest, batch: GoldenBatch, names: Sequence[str | None]) -> Iterator[str]:
+    """Yield how each row of a batch differs from its lone answer."""
+    try:
+        asked = [_asked_row(manifest, row, f"`{batch.name}`, row {at}") for at, row in enumerate(batch.rows)]
+        answered = list(Answerer(session).answer(asked))
+    except RequestError as error:
+        yield f"`{batch.name}` is refused: {error}"
+        return
+    for at, (row, found) in enumerate(zip(batch.rows, answered, strict=True)):
+        if row.adapter not in names:
+            continue
+        try:
+            said = {key: value for key, value in found.document().items() if key not in ("adapter", "task")}
+            fault = next(answer_faults(said, row.answer, row.absolute, decided=row.decided), None)
+        except RequestError as error:  # NaN
+            fault = error.what
+        if fault is not None:
+            yield f"`{batch.name}`, row {at} (`{row.adapter or 'base'}`): {fault}"
+
+
+def _asked_row(manifest: Manifest, row: GoldenBatchRow, where: str) -> Row:
+    dtypes = {record.name: record.dtype for record in manifest.inputs}
+    arrays = {name: row.array(name).astype(dtypes.get(name, "int64")) for name in row.inputs}
+    context = None
+    if row.context is not None:
+        output = next((one.output for one in manifest.adapters if one.name == row.adapter), None)
+        axis = next((one.axes[1] for one in manifest.outputs if one.name == output), None)
+        reads = next((one.name for one in manifest.inputs if axis in one.axes[1:2]), manifest.inputs[0].name)
+        context = _within(row.context, arrays[reads][0])
+    return Row(arrays, row.adapter, context=context, where=where)
+
+
+def _document(asked: _Asked, outputs: Arrays, context: tuple[int, int] | None) -> Mapping[str, Any]:
+    """Return the keys of a row's answer from the outputs of that row."""
+    if asked.task is None:
+        return {"outputs": {name: _listed(value) for name, value in outputs.items()}}
+    result = outputs[str(asked.output)]
+    found = document(answer(asked.task, result, None, _within(context, result)))
+    return {"vector": _listed(result)} if "vector" in found else found
+
+
+def _listed(values: np.ndarray) -> list[Any]:
+    """Return an array as nested lists; float32 numbers have the fewest digits that are read as the same float32."""
+    if not np.isfinite(values).all():
+        raise RequestError("an output is NaN or infinite")
+    if values.dtype != np.float32:
+        plain: list[Any] = values.tolist()
+        return plain
+    short: list[Any] = np.array([float(str(one)) for one in values.ravel()]).reshape(values.shape).tolist()
+    return short
+
+
+def _within(context: tuple[int, int] | None, result: np.ndarray) -> npt.NDArray[np.bool_] | None:
+    places = np.arange(len(result))
+    return None if context is None else (places >= context[0]) & (places < context[1])
+
+
+def _context(task: Task, result: np.ndarray, absolute: float) -> tuple[int, int]:
+    """Return tokens that may be the answer such that the best span of all tokens lies outside, if there are such."""
+    count = len(result)
+    best: tuple[int, tuple[int, int]] | None = None
+    for first in sorted(range(count), key=lambda first: abs(first - count // 2)):
+        context = first, count
+        own, free = (document(answer(task, result, None, _within(one, result))) for one in (context, None))
+        told = any(answer_faults(free, own, 2 * absolute, decided=True))
+        decided = is_decided(task, result, absolute, _within(context, result))
+        worth = 2 * told + decided
+        if best is None or worth > best[0]:
+            best = worth, context
+    assert best is not None  # a row has a token
+    return best[1]
+
+
+def _differ(found: Mapping[str, Any], row: GoldenBatchRow) -> bool:
+    """Return whether an answer differs so much that a client that is off by all it may be still shows it."""
+    return any(answer_faults(found, row.answer, 2 * row.absolute, decided=row.decided))
+
+
+def _tells(row: GoldenBatchRow, other: GoldenBatchRow) -> bool:
+    """Return whether two rows that a client mixes up have different answers, for both of them."""
+    return _differ(row.answer, other) and _differ(other.answer, row)
+
+
+def _count(value: object) -> int:
+    """Return how many numbers there are in an answer."""
+    if isinstance(value, Mapping):
+        return sum(map(_count, value.values()))
+    return sum(map(_count, value)) if isinstance(value, list | tuple) else 1
