@@ -134,7 +134,7 @@ def answer(
             pairs = zip(result, rows, strict=True)
             return TokenLabels(tuple(_prediction(one, task.labels) if keep else None for one, keep in pairs))
         case "span":
-            return _span(result, rows if context is None else rows & context)
+            return _span(result, rows, rows if context is None else context)
         case "embedding":
             return Vector(result)
         case "regression":
@@ -201,9 +201,13 @@ def _prediction(logits: np.ndarray, labels: Sequence[str]) -> Prediction:
     return Prediction(labels[best], float(shares[best]), dict(zip(labels, map(float, shares), strict=True)))
 
 
-def _span(logits: np.ndarray, context: npt.NDArray[np.bool_]) -> Span:
+def _span(logits: np.ndarray, real: npt.NDArray[np.bool_], context: npt.NDArray[np.bool_]) -> Span:
     """Return the best span of logits [tokens, 2] within the tokens that may be the answer."""
-    places = np.flatnonzero(context)
+    if context.shape != logits.shape[:1]:
+        raise RequestError(
+            "`context` needs one value per token of the row", found=len(context), expected=f"{len(logits)} tokens"
+        )
+    places = np.flatnonzero(context & real)
     if not len(places):
         raise RequestError("no token may be the answer", expected="a text beside the question")
     starts, ends = softmax(logits[places, 0]), softmax(logits[places, 1])

@@ -146,7 +146,9 @@ Weighting = Mapping[str, float] | Sequence[Mapping[str, float]]
 """A finite weight for each member of a fusion, by name: for all rows of a batch, or a mapping for each row."""
 
 
-def weights_of_each(weights: Weighting | None, rows: int) -> Sequence[Mapping[str, float] | None]:
+def weights_of_each(
+    weights: Weighting | Sequence[Mapping[str, float] | None] | None, rows: int
+) -> Sequence[Mapping[str, float] | None]:
     """Return the weights of each row, if any are given; RequestError if there are several, and not one for each."""
     if weights is None or isinstance(weights, Mapping):
         return [weights] * rows

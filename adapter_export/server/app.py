@@ -10,7 +10,8 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -18,13 +19,14 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapter_export.errors import InputError, UsageError
+from adapter_export.errors import InputError, UsageError, quoted
 from adapter_export.reading.documents import parse_json
 from adapter_export.server.calls import Call, parse
 from adapter_export.server.control import Control
@@ -37,6 +39,12 @@ Found = TypeVar("Found")
 
 _STRANGERS = ("x-forwarded-for", "forwarded", "x-real-ip")
 """Headers that a proxy adds, behind which anybody may be."""
+
+_QUERY: Mapping[str, frozenset[str]] = {
+    "/adapters/{name}": frozenset({"labels", "task", "bundle"}),
+    "/": frozenset({"model", "text"}),  # read by the page
+}
+"""Query keys by the path of the route; all other routes have none."""
 
 _QUIET = ("/v2/health/live", "/v2/health/ready", "/metrics")
 """What is asked all the time, and logged only when it fails."""
@@ -151,6 +159,34 @@ class Watched:
                     )
 
 
+class KnownQuery:
+    """Refuses unknown query keys, any of which could be a misspelled one; a middleware of ASGI."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with 400."""
+        app: ASGIApp = self._app
+        if scope.get("query_string"):
+            keys = Counter(key for key, _ in QueryParams(scope["query_string"]).multi_items())
+            routes = (route for route in self._app.routes if route.matches(scope)[0] is Match.FULL)
+            if isinstance(route := next(routes, None), Route):
+                app = _refused_query(keys, _QUERY.get(route.path, frozenset())) or app
+        await app(scope, receive, send)
+
+
+def _refused_query(keys: Counter[str], known: frozenset[str]) -> Response | None:
+    unknown, twice = sorted(set(keys) - known), [key for key, count in keys.items() if count > 1]
+    if unknown:
+        words = f"unknown query key {quoted(unknown)}; expected {quoted(sorted(known)) or 'none'}"
+    elif twice:
+        words = f"the query key {quoted(twice)} is given twice"
+    else:
+        return None
+    return JSONResponse({"error": words}, status_code=400)
+
+
 def make_app(service: Service, control: Control, facing: Facing) -> ASGIApp:
     """Return the server's app."""
     limits, admission = facing.limits, Admission(facing.token)
@@ -215,11 +251,13 @@ def make_app(service: Service, control: Control, facing: Facing) -> ASGIApp:
         return JSONResponse(service.adapters())
 
     @app.put("/adapters/{name}")
-    async def load(name: str, request: HttpRequest, labels: str | None = None, bundle: str | None = None) -> Response:
+    async def load(
+        name: str, request: HttpRequest, labels: str | None = None, task: str | None = None, bundle: str | None = None
+    ) -> Response:
         admission.check(request)
         data = await body_of(request, limits.adapter, limits.sending)
         named = None if labels is None else labels.split(",")
-        await in_time(control.do("load", name=name, data=data, labels=named, bundle=bundle))
+        await in_time(control.do("load", name=name, data=data, labels=named, task=task, bundle=bundle))
         return JSONResponse(service.adapters())
 
     @app.delete("/adapters/{name:path}")
@@ -287,4 +325,4 @@ def make_app(service: Service, control: Control, facing: Facing) -> ASGIApp:
         admission.check(request)
 
     add_protocol(app, service, control, limits, in_time, authorised)
-    return Watched(app, control, facing)
+    return Watched(KnownQuery(app), control, facing)

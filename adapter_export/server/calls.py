@@ -1,4 +1,4 @@
-"""What a client asks for in the plain API, as JSON that is read strictly."""
+"""Requests of the plain API, read strictly from JSON."""
 
 from __future__ import annotations
 
@@ -13,44 +13,68 @@ from adapter_export.reading.documents import parse_json
 from adapter_export.runtime.check_inputs import weights_of_each
 from adapter_export.runtime.strength import strength_of_each
 from adapter_export.runtime.text_answers import Asked
-from adapter_export.server.limits import LONGEST_TEXT, MOST_ROWS
-from adapter_export.text import Pair
+from adapter_export.server.limits import MOST_ROWS
+from adapter_export.text import MOST_CHARACTERS, Pair
 
-Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Words = Annotated[str, Field(max_length=LONGEST_TEXT)]
+Int64 = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
+Words = Annotated[str, Field(max_length=MOST_CHARACTERS)]
 Number = Annotated[float, Field(strict=True)]
-"""No text and no truth value; its range is the session's matter."""
+"""A number, and not a text or a truth value; the session checks its range."""
 
-Row = Annotated[list[Int64], Field(max_length=LONGEST_TEXT)]
+Weights = dict[str, Number]
 Document = TypeVar("Document", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    """A document without keys that nobody knows."""
+    """A document without unknown keys."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class TextPair(Strict):
-    """Two texts that are read together."""
+    """Two texts that are read together.
+
+    Attributes:
+        text: the first text.
+        pair: the second text.
+    """
 
     text: Words
     pair: Words
 
 
 class Question(Strict):
-    """A question with its choices."""
+    """A question with its choices.
+
+    Attributes:
+        text: the question.
+        choices: the possible answers.
+    """
 
     text: Words
     choices: list[Words] = Field(min_length=1, max_length=MOST_ROWS)
 
 
 class Call(Strict):
-    """Rows, as texts or as arrays, and one model for all of them, or an adapter for each.
+    """The body of `POST /answer` and `POST /run`: rows, and the adapters that answer them.
 
-    `text`, alone, with `pair` or with `choices`, is one row. `strength` is how much of an adapter's updates is added,
-    and `weights` are those of the members of a weighted fusion, for all rows or for each (`Session.run`). `context`,
-    with `inputs` for a `span`, has for each row a 1 for each token that may be the answer.
+    The rows are one of `text`, `texts` and `inputs`. At most one of `model`, `adapter` and `adapters` names what
+    answers; without a name it is the base's own head, or the base.
+
+    Attributes:
+        model: the name of a model or a route, for all rows.
+        text: a text, which is one row.
+        pair: the second text of a pair whose first text is `text`.
+        choices: the choices of a question whose text is `text`.
+        texts: a text, a pair, or a question with its choices for each row.
+        inputs: for each input of the base a list of integers per row.
+        adapter: the adapter of all rows; null is the base's own head, or the base.
+        adapters: an adapter, or null, for each row.
+        strength: how much of an adapter's updates is added, for all rows or for each; 1 if left out.
+        weights: a number for each member of a weighted fusion, for all rows or for each; null for other adapters.
+        context: with `inputs`, for each row of a `span` a 1 for each token that may be the answer, 0 for the others;
+            null for rows of other tasks.
+        id: of the request; a route with shares decides by it.
     """
 
     model: str | None = None
@@ -58,16 +82,16 @@ class Call(Strict):
     pair: Words | None = None
     choices: list[Words] | None = Field(None, min_length=1, max_length=MOST_ROWS)
     texts: list[Words | TextPair | Question] | None = Field(None, max_length=MOST_ROWS)
-    inputs: dict[str, Annotated[list[Row], Field(max_length=MOST_ROWS)]] | None = None
+    inputs: dict[str, Annotated[list[list[Int64]], Field(max_length=MOST_ROWS)]] | None = None
     adapter: str | None = None
     adapters: list[str | None] | None = Field(None, max_length=MOST_ROWS)
     strength: Number | list[Number] | None = None
-    weights: dict[str, Number] | Annotated[list[dict[str, Number]], Field(max_length=MOST_ROWS)] | None = None
-    context: list[list[Literal[0, 1]]] | None = Field(None, max_length=MOST_ROWS)
+    weights: Weights | Annotated[list[Weights | None], Field(max_length=MOST_ROWS)] | None = None
+    context: list[list[Literal[0, 1]] | None] | None = Field(None, max_length=MOST_ROWS)
     id: str | None = Field(None, max_length=200)
 
     def asked(self) -> list[Asked] | None:
-        """Return the texts; none where there are arrays.
+        """Return the texts; `None` for `inputs`.
 
         Raises:
             RequestError: there is nothing to run on, or more than one thing.
@@ -116,7 +140,7 @@ class Call(Strict):
         if self.inputs is None or len(self.context) != rows:
             found = "texts" if self.inputs is None else f"{len(self.context)} for {rows} rows"
             raise RequestError("`context` goes with `inputs`, one list per row", found=found)
-        return [np.array(row, bool) for row in self.context]
+        return [None if row is None else np.array(row, bool) for row in self.context]
 
     def arrays(self, dtypes: Mapping[str, str]) -> list[dict[str, np.ndarray]]:
         """Return the inputs of each row, [1, …], as the types that the bundle wants."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from adapter_export.errors import RequestError
+from adapter_export.graph.tasks import ProblemType
 from adapter_export.reading.regular_files import read_bytes
 from adapter_export.runtime import Bundle
 from adapter_export.server.limits import RefusedError
@@ -97,12 +98,13 @@ class Control:
         data: bytes | None = None,
         path: str | None = None,
         labels: Sequence[str] | None = None,
+        task: ProblemType | None = None,
         bundle: str | None = None,
     ) -> dict[str, Any]:
         """Load an adapter from the bytes of its file, or from its file."""
         if data is None:
             data = await asyncio.to_thread(read_bytes, Path(str(path)))
-        extra = Extra(name, data, None if labels is None else tuple(labels))
+        extra = Extra(name, data, None if labels is None else tuple(labels), task)
         served = await self._service.models.load(extra, bundle=bundle)
         return {"bundle": served.name, "digest": extra.digest}
 

@@ -11,11 +11,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from adapter_export.errors import AdapterExportError, NotFoundError, RemoteError
 
-LONGEST_TEXT = 100_000
-"""Characters. No base reads as many, and what is longer than it reads is cut."""
-
 MOST_ROWS = 256
-"""Of one request."""
+"""Rows of one request."""
 
 _LONGEST_HEAD = 2**16
 """Of a request, in bytes."""
@@ -28,7 +25,8 @@ class Limits:
     Attributes:
         call: the largest body of a call, in bytes.
         adapter: the largest file of an adapter, in bytes.
-        loaded: the most adapters that are loaded beside those of the bundles.
+        loaded: the most adapters that are loaded beside those of the bundles. One that was found by its name makes room
+            when it is idle; a request waits for that as long as for an answer.
         waiting: the most rows that wait for the session of a bundle.
         connections: the most connections at a time.
         sending: how many seconds a client may take to send a request: its head, and again its body.

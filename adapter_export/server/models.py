@@ -7,14 +7,14 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapter_export.errors import RequestError, UsageError, argument, quoted
 from adapter_export.graph.adapter import check_name
-from adapter_export.graph.tasks import Task
+from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
 from adapter_export.runtime.bundle import RESIDENT
@@ -27,6 +27,9 @@ PIN = "@sha256:"
 
 _SHOWN = 20
 """How many names a message lists."""
+
+_POLL = 0.005
+"""Seconds between two looks at whether an adapter is still in use."""
 
 _uses = itertools.count(1)
 
@@ -59,15 +62,15 @@ class Computing:
 
 @dataclass(frozen=True)
 class Extra:
-    """An adapter that was loaded beside those of a bundle: its file's bytes, and what its answers mean.
+    """An adapter that was loaded beside those of a bundle: the bytes of its file, and what its answers mean.
 
-    One that a resolver `found` by its name makes room for others, and is found again when it is called.
+    One that a resolver `found` by its name makes room for others, and is found again when a request names it.
     """
 
     name: str
     data: bytes = field(repr=False)
     labels: tuple[str, ...] | None = None
-    task: Task | None = None
+    task: Task | ProblemType | None = None
     found: bool = False
 
     @property
@@ -100,6 +103,8 @@ class Served:
         self.digests = {record.name: hashes[record.onnx_adapter] for record in bundle.manifest.adapters}
         self.extras: dict[str, Extra] = {}
         self.dropped: list[str] = []
+        self.closing = set[str]()  # no new call may name them
+        self.busy, self.used = Counter[str | None](), Counter[str | None]()
         for extra in extras:
             if model_version_of(extra.data, extra.name) == bundle.manifest.model_version and (
                 extra.name not in self.session.adapters
@@ -107,8 +112,6 @@ class Served:
                 self.load(extra)
             else:
                 self.dropped.append(extra.name)
-        self.closing = set[str]()  # no new call may name them
-        self.busy, self.used = Counter[str | None](), Counter[str | None]()
         self.collector: Collector | None = None
 
     def load(self, extra: Extra) -> None:
@@ -118,6 +121,7 @@ class Served:
         )
         self.extras[extra.name] = extra
         self.digests[extra.name] = extra.digest
+        self.used[extra.name] = next(_uses)  # or one that was just found would be the first to go
 
     def forget(self, adapter: str) -> None:
         """Unload an adapter that no request uses."""
@@ -143,7 +147,7 @@ class Served:
     async def idle(self, adapter: str | None = None, *, altogether: bool = False) -> None:
         """Wait until no request uses an adapter, or altogether any."""
         while self.busy.total() if altogether else self.busy[adapter]:
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(_POLL)
 
     async def stop(self) -> None:
         """Answer what waits, then end."""
@@ -169,6 +173,11 @@ class Target:
         if self.adapter is None:
             return self.served.bundle.manifest.checksum or self.served.bundle.manifest.base.rpartition(":")[2]
         return self.served.digests[self.adapter]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request uses it."""
+        return self.served.busy[self.adapter] > 0
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -250,35 +259,70 @@ class Models:
             )
         return self.served[0]
 
-    async def load(self, extra: Extra, *, bundle: str | None = None) -> Served:
-        """Load an adapter beside those of the bundle that it was built for; else errors are those of `Session.load`."""
-        check_name(extra.name)
-        async with self._changing:  # or several at once would each see room for one
-            self._make_room()
-            served = self._for(extra, bundle)
-            taken = {} if self._qualify else self._served
-            if extra.name in taken or any(
-                extra.name in other.digests for other in taken.values() if other is not served
-            ):
-                raise RequestError(
-                    "a model of this name is there already", found=f"`{extra.name}`", fix="use another name"
-                )
-            await asyncio.to_thread(served.load, extra)
-            return served
+    async def load(self, extra: Extra, *, bundle: str | None = None, keep: Collection[Target] = ()) -> Served:
+        """Load an adapter beside those of the bundle that it was built for.
 
-    def _make_room(self) -> None:
-        """Forget the adapter that was used least of late of those that are found again; RefusedError if there is none.
+        Where as many are loaded as may be, wait until one that was found by its name is idle, and unload it.
 
-        One that is in use stays.
+        Args:
+            extra: the adapter.
+            bundle: the name of its bundle. Default: the one that it was built for.
+            keep: models that stay, since the same request needs them.
+
+        Raises:
+            RefusedError: 404, there is no such bundle; 409, no adapter may be unloaded; 503, all that may are in use.
+            InputError: as `Session.load`.
         """
-        extras = [(served, extra) for served in self._served.values() for extra in served.extras.values()]
-        if len(extras) < self._limits.loaded:
-            return
-        idle = [(served, extra.name) for served, extra in extras if extra.found and not served.busy[extra.name]]
-        if not idle:
-            raise RefusedError(409, f"{self._limits.loaded} adapters are loaded; unload one first")
-        served, name = min(idle, key=lambda one: one[0].used[one[1]])
-        served.forget(name)
+        check_name(extra.name)
+        try:
+            async with asyncio.timeout(self._limits.answering):
+                while True:
+                    async with self._changing:  # or several at once would each see room for one
+                        loaded = sum(len(served.extras) for served in self._served.values())
+                        leaving = any(extra.name in served.closing for served in self._served.values())
+                        if loaded < self._limits.loaded and not leaving:
+                            return await self._load(extra, bundle)
+                    await (asyncio.sleep(_POLL) if leaving else self._make_room(keep))
+        except TimeoutError:
+            words = f"{self._limits.loaded} adapters are loaded and in use; try again later"
+            raise RefusedError(503, words, again=1) from None
+
+    async def _load(self, extra: Extra, bundle: str | None) -> Served:
+        served = self._for(extra, bundle)
+        taken = {} if self._qualify else self._served
+        if extra.name in taken or any(extra.name in other.digests for other in taken.values() if other is not served):
+            raise RequestError("a model of this name is there already", found=f"`{extra.name}`", fix="use another name")
+        await asyncio.to_thread(served.load, extra)
+        return served
+
+    async def _make_room(self, keep: Collection[Target]) -> None:
+        """Unload an adapter that was found by its name: the least recently used one, of the idle ones if there are any.
+
+        New requests cannot name it any more, so that it becomes idle however many clients use it.
+        """
+        found = [
+            Target(one, extra.name) for one in self._served.values() for extra in one.extras.values() if extra.found
+        ]
+        others = [target for target in found if target not in keep]
+        if not others:
+            words = "one request names more adapters than can be loaded" if found else "unload one first"
+            raise RefusedError(409, f"{self._limits.loaded} adapters are loaded; {words}")
+        free = [target for target in others if target.served.has(str(target.adapter))]
+        if free:
+            await self._unload(min(free, key=lambda one: (one.is_busy, one.served.used[one.adapter])))
+        else:  # those that may be unloaded are being unloaded
+            await asyncio.sleep(_POLL)
+
+    @staticmethod
+    async def _unload(target: Target) -> None:
+        """Forget an adapter when no request uses it any more."""
+        served, adapter = target.served, str(target.adapter)
+        served.closing.add(adapter)
+        try:
+            await served.idle(adapter)
+            served.forget(adapter)
+        finally:
+            served.closing.discard(adapter)
 
     def _for(self, extra: Extra, bundle: str | None) -> Served:
         """Return the bundle that an adapter was built for; if that is none, the first one, which says what is wrong."""
@@ -292,23 +336,26 @@ class Models:
         return next(iter(fitting), self.served[0])
 
     async def unload(self, name: str) -> None:
-        """Forget an adapter, when no request uses it any more; RequestError if it is not loaded."""
-        async with self._changing:
-            target = self._named(name)
-            if target is None:
-                raise RefusedError(404, f"there is no model `{name}`; expected one of {listed(self.names())}")
-            served, adapter = target.served, target.adapter
-            if adapter is None:
-                raise RefusedError(409, f"`{name}` is the base of a bundle, which is served until the server ends")
-            served.closing.add(adapter)
-            try:
-                async with asyncio.timeout(self._limits.answering):
-                    await served.idle(adapter)
-                served.forget(adapter)
-            except TimeoutError:
-                raise RefusedError(503, f"`{name}` is still in use; try again later", again=1) from None
-            finally:
-                served.closing.discard(adapter)
+        """Forget an adapter when no request uses it any more.
+
+        Loads and reloads go on meanwhile: a request that uses it may be waiting for one.
+
+        Raises:
+            RefusedError: 404, there is no such model; 409, it is the base of a bundle; 503, it is still in use.
+        """
+        target = self._named(name)
+        if target is None:
+            raise RefusedError(404, f"there is no model `{name}`; expected one of {listed(self.names())}")
+        if target.adapter is None:
+            raise RefusedError(409, f"`{name}` is the base of a bundle, which is served until the server ends")
+        try:
+            async with asyncio.timeout(self._limits.answering):
+                served = None
+                while target is not None and target.served is not served:  # again where its bundle was exchanged
+                    await self._unload(target)
+                    served, target = target.served, self._named(name)
+        except TimeoutError:
+            raise RefusedError(503, f"`{name}` is still in use; try again later", again=1) from None
 
     async def reload(self, name: str, fresh: Bundle | None = None) -> bool:
         """Serve what lies in the folder of a bundle now; return whether it is another one.

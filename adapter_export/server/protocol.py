@@ -20,12 +20,12 @@ from starlette.responses import JSONResponse, Response
 
 from adapter_export.errors import RequestError, quoted
 from adapter_export.runtime.answerer import AnsweredRow, Row
-from adapter_export.server.calls import Number, Strict, parse, split_rows
+from adapter_export.server.calls import Number, Strict, Weights, parse, split_rows
 from adapter_export.server.control import Control
-from adapter_export.server.limits import LONGEST_TEXT, MOST_ROWS, Limits, RefusedError, body_of
+from adapter_export.server.limits import MOST_ROWS, Limits, RefusedError, body_of
 from adapter_export.server.models import Target
 from adapter_export.server.service import Service, TargetRow
-from adapter_export.text import Pair
+from adapter_export.text import MOST_CHARACTERS, Pair
 from adapter_export.version import __version__
 
 _DTYPES: Mapping[str, str] = {
@@ -60,9 +60,10 @@ class _Output(BaseModel):
 
 
 class _Parameters(Strict):
-    """Of a request; one that nobody knows could be a misspelt strength, or a sequence whose state nobody keeps."""
+    """Parameters of a request; an unknown one could be a misspelled strength, or ask for the state of a sequence."""
 
     strength: Number = 1.0
+    weights: Weights | None = None
     binary_data_output: StrictBool = False
     priority: Any = None  # Triton's, which says when to compute, not what
     timeout: Any = None
@@ -125,7 +126,7 @@ def add_protocol(
         asked, tensors = _read(data, request.headers.get(_HEADER_LENGTH))
         key = asked.id or request.state.key
         target = await found(name, version, key, request.state)
-        rows = _rows(target, tensors, asked.parameters.strength)
+        rows = _rows(target, tensors, asked.parameters)
         computed = await in_time(service.compute(rows, request.state, outputs=True))
         outputs = dict(_outputs(computed, None if asked.outputs is None else [o.name for o in asked.outputs]))
         return _written(name, target, asked, outputs)
@@ -240,8 +241,8 @@ def _array(tensor: _Tensor, raw: bytes | None) -> np.ndarray:
         texts = list(_strings(raw, where)) if raw is not None else list(_flat(tensor.data))
         if len(texts) != count or not all(isinstance(text, str) for text in texts):
             raise RequestError("has other data than its shape and type", where=where, found=f"{len(texts)} values")
-        if any(len(text) > LONGEST_TEXT for text in texts):
-            raise RequestError("is too long", where=where, expected=f"at most {LONGEST_TEXT} characters")
+        if any(len(text) > MOST_CHARACTERS for text in texts):
+            raise RequestError("is too long", where=where, expected=f"at most {MOST_CHARACTERS:,} characters")
         return np.array(texts, dtype=object)
     if tensor.datatype not in _DTYPES:
         raise RequestError("is of an unknown type", where=where, found=tensor.datatype, expected=", ".join(_DTYPES))
@@ -284,7 +285,7 @@ def _strings(raw: bytes, where: str) -> Iterator[str]:
         place += size
 
 
-def _rows(target: Target, tensors: Mapping[str, np.ndarray], strength: float) -> list[TargetRow]:
+def _rows(target: Target, tensors: Mapping[str, np.ndarray], parameters: _Parameters) -> list[TargetRow]:
     """Return the rows of a request, texts or the inputs of the base."""
     if TEXT not in tensors:
         asked: Sequence[Any] = split_rows(tensors)
@@ -298,19 +299,30 @@ def _rows(target: Target, tensors: Mapping[str, np.ndarray], strength: float) ->
         asked = list(firsts) if seconds is None else list(map(Pair, firsts, seconds))
     if not 0 < len(asked) <= MOST_ROWS:
         raise RequestError("has too many rows, or none", found=len(asked), expected=f"1 to {MOST_ROWS}")
-    return [TargetRow(target, Row(one, strength=strength)) for one in asked]
+    return [TargetRow(target, Row(one, None, parameters.strength, parameters.weights)) for one in asked]
 
 
 def _outputs(computed: Sequence[AnsweredRow], wanted: Sequence[str] | None) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the outputs that are asked for, [rows, …]; those of an adapter's task and its head if nothing is said."""
-    head = computed[0].head
-    available = [ANSWER, LABEL, PROBABILITY] if head.task is not None and head.task.type == "single_label" else []
-    available = available or ([ANSWER] if head.task is not None else [])
-    tensors = list(computed[0].outputs[0])
+    """Yield the outputs that are asked for, [rows, …].
+
+    Default: those of an adapter's task and the output of its head; of tensors for a `span` the latter alone, since the
+    protocol has no way to say which tokens may be the answer; without a task, all.
+    """
+    head, tensors = computed[0].head, list(computed[0].outputs[0])
+    available = [] if head.task is None else [ANSWER]
+    if head.task is not None and head.task.type == "single_label":
+        available += [LABEL, PROBABILITY]
+    lacks_context = head.task is not None and head.task.type == "span" and computed[0].row.is_arrays
     if wanted is None:
         own = [] if head.output is None or tensors_differ(computed, head.output) else [head.output]
-        wanted = [*available, *own] if head.task is not None else tensors
-    answers = [one.document() for one in computed] if {ANSWER, LABEL, PROBABILITY} & set(wanted) else []
+        wanted = tensors if head.task is None else own if lacks_context else [*available, *own]
+    if lacks_context and ANSWER in wanted:
+        raise RequestError(
+            "tensors do not say which tokens may be the answer",
+            where=f"output `{ANSWER}`",
+            fix=f"send `{TEXT}` and `{PAIR}`, ask for `{head.output}`, or call `/answer` with `context`",
+        )
+    answers = [one.document() for one in computed] if set(available).intersection(wanted) else []
     for name in wanted:
         if name not in (*available, *tensors):
             raise RequestError("there is no such output", found=f"`{name}`", expected=quoted((*available, *tensors)))

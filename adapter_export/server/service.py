@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,6 @@ from adapter_export.server.telemetry import Metrics, log
 
 _MOST_SHADOWS = 64
 """How many calls of shadows may wait; more are dropped."""
-
 
 Answer = dict[str, Any]
 """An answer to a row as JSON, as docs/format.md has it."""
@@ -52,19 +51,23 @@ class Service:
     def __init__(self, models: Models, resolver: Resolver, metrics: Metrics) -> None:
         self.models, self._resolver, self._metrics = models, resolver, metrics
         self.routes = Routes()
-        self._resolving = asyncio.Lock()
+        self._resolving, self._gathering = asyncio.Lock(), asyncio.Lock()
         self._shadows = set[asyncio.Task[None]]()
 
-    async def target(self, name: str, key: str, state: State | None = None) -> Target:
-        """Return what answers for the name of a model or of a route; RefusedError (404) if nothing does.
+    async def target(self, name: str, key: str, state: State | None = None, keep: Collection[Target] = ()) -> Target:
+        """Return the model of a name, or the one that a route of this name leads to.
 
         Args:
-            name: of the model.
-            key: of the request, by which a route with shares decides.
-            state: of the request: is told the name of the `model`, of the `adapter` that answers, and its `shadows`.
+            name: the name.
+            key: of the request; a route with shares decides by it.
+            state: of the request; gets `model`, `adapter` and `shadows`.
+            keep: models that loading this one does not unload.
+
+        Raises:
+            RefusedError: 404, there is none; 409, 503, it cannot be loaded, as `Models.load`.
         """
         chosen, shadow = self.routes.choose(name, key)
-        found = self.models.find(chosen) or await self.resolved(chosen)
+        found = self.models.find(chosen) or await self.resolved(chosen, keep)
         if found is None:
             known = listed({**self.models.names(), **self.routes.table})
             what = (
@@ -79,15 +82,15 @@ class Service:
                 state.shadows = {**getattr(state, "shadows", {}), found: (name, shadow)}
         return found
 
-    async def resolved(self, name: str) -> Target | None:
-        """Return the model of a name that a resolver finds, loaded now; errors as of `Resolver.find`."""
+    async def resolved(self, name: str, keep: Collection[Target] = ()) -> Target | None:
+        """Return the model of a name that a resolver finds, loaded now; errors as `Resolver.find` and `Models.load`."""
         async with self._resolving:
             found = self.models.find(name.partition(PIN)[0])
             if found is None:
                 extra = await asyncio.to_thread(self._resolver.find, name, self.models.served)
                 if extra is None:
                     return None
-                await self.models.load(replace(extra, found=True))
+                await self.models.load(replace(extra, found=True), keep=keep)
         return self.models.find(name)
 
     def adapters(self) -> dict[str, Any]:
@@ -105,13 +108,16 @@ class Service:
         Raises:
             RequestError, RefusedError: it cannot be answered.
         """
-        computed = await self.compute(await self._rows(call, key, state), state)
-        return [one.document() for one in computed]
+        return [one.document() for one in await self._answered(call, key, state)]
 
     async def run(self, call: Call, key: str, state: State) -> list[Answer]:
         """Return the outputs of each row of a call, as of an adapter without a task; errors as of `answer`."""
-        computed = await self.compute(await self._rows(call, key, state), state, outputs=True)
+        computed = await self._answered(call, key, state, outputs=True)
         return [{"adapter": one.head.adapter, "task": None, "outputs": one.listed_outputs()} for one in computed]
+
+    async def _answered(self, call: Call, key: str, state: State, *, outputs: bool = False) -> list[AnsweredRow]:
+        with ExitStack() as held:  # from when each is found: finding the next one may unload others
+            return await self.compute(await self._rows(call, key, state, held), state, outputs=outputs)
 
     async def compute(self, rows: Sequence[TargetRow], state: State, *, outputs: bool = False) -> list[AnsweredRow]:
         """Compute rows, those of one bundle together; then those of shadows, for which nobody waits.
@@ -183,11 +189,11 @@ class Service:
         found = iter(await served.collector.answer([request for row in read for request in row.requests]))
         return [row.answered([next(found) for _ in row.requests]) for row in read]
 
-    async def _rows(self, call: Call, key: str, state: State) -> list[TargetRow]:
+    async def _rows(self, call: Call, key: str, state: State, held: ExitStack) -> list[TargetRow]:
         asked: Sequence[Any] | None = call.asked()
         count = len(next(iter((call.inputs or {}).values()), ())) if asked is None else len(asked)
         names = call.names(count)
-        targets = {name: await self._called(call, name, key, state) for name in dict.fromkeys(names)}
+        targets = await self._targets(call, names, key, state, held)
         if asked is None:
             inputs = [record for one in targets.values() for record in one.served.bundle.manifest.inputs]
             asked = call.arrays({record.name: record.dtype for record in inputs})
@@ -195,29 +201,44 @@ class Service:
         rows = [Row(one, None, *choice) for one, choice in zip(asked, choices, strict=True)]
         return [TargetRow(targets[name], row) for name, row in zip(names, rows, strict=True)]
 
-    async def _called(self, call: Call, name: str | None, key: str, state: State) -> Target:
+    async def _targets(
+        self, call: Call, names: Sequence[str | None], key: str, state: State, held: ExitStack
+    ) -> dict[str | None, Target]:
+        """Return what answers for each name, and keep it from being unloaded until `held` ends."""
+        found: dict[str | None, Target] = {}
+        distinct = dict.fromkeys(names)
+        # two requests that each hold what the other waits for would wait for ever
+        async with self._gathering if len(distinct) > 1 else nullcontext():
+            for name in distinct:
+                found[name] = await self._called(call, name, key, state, found.values())
+                held.enter_context(found[name].held())
+        return found
+
+    async def _called(self, call: Call, name: str | None, key: str, state: State, keep: Collection[Target]) -> Target:
         """Return what answers for a model, or, as in the service in C++, for an adapter, or for none."""
         if name is None:
             found = Target(self.models.only(), None)
             state.model = state.adapter = found.name
             return found
-        if call.model is not None:
-            return await self.target(name, key, state)
         try:
-            return await self.target(name, key, state)
-        except RefusedError:
-            self.models.only().session.task(name)  # says what is loaded, as the others do
+            return await self.target(name, key, state, keep)
+        except RefusedError as error:
+            if call.model is None and error.status == 404:
+                self.models.only().session.task(name)  # says which adapters are loaded, as the other clients do
             raise
 
 
-_FACTS = ("label", "labels", "choice", "answer", "start", "end", "score", "probability")
-"""What of an answer is logged where a shadow's differs."""
+_UNCOMPARED = ("adapter", "probability", "probabilities")
+"""Keys of an answer in which a shadow may differ."""
+
+_LONG = ("probabilities", "tokens", "vector", "outputs")
+"""Keys of an answer that are not logged."""
 
 
 def same_answers(one: object, other: object) -> bool:
-    """Return whether two answers say the same: labels and places are equal, numbers close; shares may differ."""
+    """Return whether two answers have equal labels and places, and close numbers; probabilities may differ."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        keys = [set(each) - {"adapter", "probability", "probabilities"} for each in (one, other)]
+        keys = [set(each).difference(_UNCOMPARED) for each in (one, other)]
         return keys[0] == keys[1] and all(same_answers(one[key], other[key]) for key in keys[0])
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(same_answers, one, other))
@@ -227,4 +248,4 @@ def same_answers(one: object, other: object) -> bool:
 
 
 def _short(answer: Answer) -> dict[str, Any]:
-    return {fact: answer[fact] for fact in ("adapter", *_FACTS) if fact in answer}
+    return {key: value for key, value in answer.items() if key not in _LONG}

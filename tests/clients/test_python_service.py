@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from adapter_export.runtime import Bundle, Session
-from adapter_export.text import Tokenizer
+from adapter_export.text import MOST_CHARACTERS, Tokenizer
 
 TEXTS = ("Good.", "How far away is the moon?", "It was a long film, and nobody in it knew why.", "No")
 NAMES = ("wide", "narrow", "first")
@@ -67,7 +67,7 @@ def test_many_requests_at_once_each_with_its_own_adapter(
             text, name = TEXTS[rng.integers(len(TEXTS))], NAMES[rng.integers(len(NAMES))]
             answer = service.post("/answer", json={"adapter": name, "texts": [text]})
             assert answer.status_code == 200
-            _holds(answer.json()[0], expected[text, name])
+            _holds(answer.json()["rows"][0], expected[text, name])
         return seed
 
     with ThreadPoolExecutor(16) as pool:
@@ -76,7 +76,7 @@ def test_many_requests_at_once_each_with_its_own_adapter(
 
 def test_a_mixed_batch(service: httpx.Client, session: Session, conformance_bundle: Path) -> None:
     names = ["first", "wide", "narrow", "wide"]
-    answer = service.post("/answer", json={"adapters": names, "texts": list(TEXTS)}).json()
+    answer = service.post("/answer", json={"adapters": names, "texts": list(TEXTS)}).json()["rows"]
     for found, text, name in zip(answer, TEXTS, names, strict=True):
         _holds(found, _expected(session, conformance_bundle, text, name))
 
@@ -84,15 +84,15 @@ def test_a_mixed_batch(service: httpx.Client, session: Session, conformance_bund
 def test_answers_of_arrays_and_of_the_base(service: httpx.Client, session: Session) -> None:
     arrays = {"input_ids": [[101, 2040, 102]], "attention_mask": [[1] * 3], "token_type_ids": [[0] * 3]}
     given = {name: np.array(rows, np.int64) for name, rows in arrays.items()}
-    (found,) = service.post("/answer", json={"adapter": "wide", "inputs": arrays}).json()
+    (found,) = service.post("/answer", json={"adapter": "wide", "inputs": arrays}).json()["rows"]
     _holds(found, dict(session.classify(given, "wide")[0].probabilities))
-    (found,) = service.post("/answer", json={"texts": ["a text"]}).json()
-    assert set(found) == {"adapter", "outputs"}
+    (found,) = service.post("/answer", json={"texts": ["a text"]}).json()["rows"]
+    assert set(found) == {"adapter", "task", "outputs"}
     assert set(found["outputs"]) == {"last_hidden_state", "pooler_output"}
 
 
 def test_a_long_text_is_cut_and_said(service: httpx.Client) -> None:
-    found = service.post("/answer", json={"adapter": "wide", "texts": ["moon " * 600, "moon"]}).json()
+    found = service.post("/answer", json={"adapter": "wide", "texts": ["moon " * 600, "moon"]}).json()["rows"]
     assert found[0]["cut"] == 600 + 2 - 512
     assert "cut" not in found[1]
 
@@ -101,18 +101,19 @@ def test_outputs_of_arrays(service: httpx.Client, session: Session) -> None:
     ids = [[101, 2040, 102], [101, 2054, 102]]
     arrays = {"input_ids": ids, "attention_mask": [[1] * 3] * 2, "token_type_ids": [[0] * 3] * 2}
     answer = service.post("/run", json={"adapters": ["wide", None], "inputs": arrays}).json()
+    (wide, base) = (row["outputs"] for row in answer["rows"])
     given = {name: np.array(rows, np.int64) for name, rows in arrays.items()}
     expected = session.run(given, "wide")["logits"][0]
-    np.testing.assert_allclose(answer[0]["logits"], expected, rtol=0, atol=1e-5)
-    assert "logits" not in answer[1]
-    np.testing.assert_allclose(answer[1]["pooler_output"], session.run(given)["pooler_output"][1], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(wide["logits"], expected, rtol=0, atol=1e-5)
+    assert "logits" not in base
+    np.testing.assert_allclose(base["pooler_output"], session.run(given)["pooler_output"][1], rtol=0, atol=1e-5)
 
 
 def test_adapters_come_and_go(service: httpx.Client, conformance_bundle: Path) -> None:
     data = (conformance_bundle / "adapters/narrow.onnx_adapter").read_bytes()
     assert "new" in service.put("/adapters/new", content=data, params={"labels": "left,right"}).json()
     call = {"adapters": ["new", "narrow", "wide"], "texts": ["Good.", "Good.", "Good."]}
-    new, narrow, _ = service.post("/answer", json=call).json()
+    new, narrow, _ = service.post("/answer", json=call).json()["rows"]
     assert list(new["probabilities"]) == ["left", "right"]
     values = [list(each["probabilities"].values()) for each in (new, narrow)]
     np.testing.assert_allclose(values[0], values[1], rtol=0, atol=1e-5)
@@ -167,7 +168,8 @@ def test_what_is_too_much_is_refused(service: httpx.Client, conformance_bundle: 
     assert service.post("/answer", content=b"[" * (2**22 + 1)).status_code == 413
     chunks = (b"[" * 2**20 for _ in range(5))  # without its length in the head
     assert service.post("/answer", content=chunks).status_code == 413
-    assert "100000" in service.post("/answer", json={"adapter": "wide", "texts": ["a" * 100_001]}).json()["error"]
+    long = "a" * (MOST_CHARACTERS + 1)
+    assert "1000000" in service.post("/answer", json={"adapter": "wide", "texts": [long]}).json()["error"]
     assert "256" in service.post("/answer", json={"adapter": "wide", "texts": ["a"] * 257}).json()["error"]
     data = (conformance_bundle / "adapters/narrow.onnx_adapter").read_bytes()
     with ThreadPoolExecutor(5) as pool:

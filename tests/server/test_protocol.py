@@ -15,6 +15,7 @@ import tritonclient.http as triton
 
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.text_reader import TextReader
+from adapter_export.text import MOST_CHARACTERS
 from adapter_export.version import __version__
 
 TEXTS = ["who wrote it ?", "a good film and the book was not dull .", "moon"]
@@ -125,7 +126,7 @@ def _ids(one: object, name: str = "input_ids") -> dict[str, Any]:
         ("topic", {"inputs": [_input(data=[1])]}, 400, "other data than its shape"),
         ("topic", {"inputs": [_input(data=None)]}, 400, "no data"),
         ("topic", {"inputs": [_input(), _input()]}, 400, "given twice"),
-        ("topic", {"inputs": [_input(data=["a" * 100_001])]}, 400, "too long"),
+        ("topic", {"inputs": [_input(data=["a" * (MOST_CHARACTERS + 1)])]}, 400, "too long"),
         ("topic", {"inputs": [_input(shape=[257], data=["a"] * 257)]}, 400, "too many rows"),
         ("topic", {"inputs": [_input(shape=[0], data=[])]}, 400, "too many rows, or none"),
         ("topic", {"inputs": [_input(), _input(name="input_ids")]}, 400, "two things to run on"),

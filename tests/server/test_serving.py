@@ -43,7 +43,8 @@ TEXT = "a good film , and the book was not dull ."
 def _answer(server: httpx.Client, model: str, text: str = TEXT, **call: object) -> dict:
     answer = server.post("/answer", json={"model": model, "text": text, **call})
     assert answer.status_code == 200, answer.text
-    return dict(answer.json())
+    (row,) = answer.json()["rows"]
+    return dict(row)
 
 
 def _alike(found: dict, expected: dict) -> None:
@@ -56,7 +57,7 @@ def test_a_model_by_its_name(server: httpx.Client, film: Path) -> None:
     for name in ("tone", "film/tone"):
         found = _answer(server, name)
         _alike(found, expected)
-        assert (found["model"], found["adapter"]) == (name, "tone")
+        assert (found["adapter"], found["task"]) == ("tone", "single_label")
     for path in ("/docs", "/openapi.json", "/v2/models"):
         assert (server.get(path).status_code, path in server.get(path).json()["error"]) == (404, True)
     unknown = server.post("/answer", json={"model": "nobody", "text": TEXT})
@@ -91,12 +92,12 @@ def test_an_adapter_at_a_strength(server: httpx.Client, film: Path) -> None:
     each = {strength: reader.answer([TEXT], "topic", strength=strength)[0].document() for strength in (1.0, 0.5, -2.0)}
     _alike(_answer(server, "topic", strength=0.5), each[0.5])
     call = {"adapter": "topic", "texts": [TEXT] * 3, "strength": list(each)}
-    for found, expected in zip(server.post("/answer", json=call).json(), each.values(), strict=True):
+    for found, expected in zip(server.post("/answer", json=call).json()["rows"], each.values(), strict=True):
         _alike(found, expected)
     assert len({one["probability"] for one in each.values()}) == 3
     rows = {"input_ids": [[2, 5, 3]] * 2, "attention_mask": [[1, 1, 1]] * 2}
     call = {"adapters": ["tone", None], "inputs": rows, "strength": [0.5, 0.5]}
-    half, base = (np.array(one["hidden"]) for one in server.post("/run", json=call).json())
+    half, base = (np.array(one["outputs"]["hidden"]) for one in server.post("/run", json=call).json()["rows"])
     arrays = {name: np.array(values[:1]) for name, values in rows.items()}
     np.testing.assert_allclose(half, reader.session.run(arrays, "tone", strength=0.5)["hidden"][0], atol=1e-5)
     np.testing.assert_allclose(base, reader.session.run(arrays)["hidden"][0], atol=1e-5)
@@ -239,11 +240,11 @@ def test_two_bundles_with_one_name(film: Path) -> None:
     with pytest.raises(UsageError, match=r"two models have one name; found `topic` in `film` and in `other`"):
         _app(film, f"other={film}")
     with _app(film, f"other={film}", qualify=True) as client:
-        assert client.post("/answer", json={"model": "other/tone", "text": TEXT}).json()["adapter"] == "tone"
+        assert _answer(client, "other/tone")["adapter"] == "tone"
         assert client.post("/answer", json={"model": "tone", "text": TEXT}).status_code == 404
         assert "several bundles" in client.post("/answer", json={"texts": [TEXT]}).json()["error"]
         both = client.post("/answer", json={"adapters": ["film/tone", "other/mood"], "texts": [TEXT, TEXT]}).json()
-        assert [one["adapter"] for one in both] == ["tone", "mood"]
+        assert [one["adapter"] for one in both["rows"]] == ["tone", "mood"]
     with pytest.raises(UsageError, match=r"a bundle and an adapter have one name; found `tone`"):
         _app(f"tone={film}")
     with pytest.raises(UsageError, match="two bundles have one name"):
@@ -296,7 +297,7 @@ def test_adapters_that_are_found_make_room(film: Path, tenants: Path) -> None:
 
 def test_weights_that_are_not_packed(server: httpx.Client, film: Path) -> None:
     with _app(film, computing=Computing(packed=False), quiet=True) as client:
-        _alike(client.post("/answer", json={"model": "tone", "text": TEXT}).json(), _answer(server, "tone"))
+        _alike(_answer(client, "tone"), _answer(server, "tone"))
 
 
 def test_what_waits_has_a_bound(film: Path) -> None:
@@ -395,7 +396,7 @@ def test_a_damaged_bundle_is_not_taken(film: Path, tmp_path: Path) -> None:
         (place / "adapters" / "tone.onnx_adapter").write_bytes(b"damaged")
         answer = client.post("/v2/repository/models/film/load")
         assert answer.status_code == 400, answer.text
-        assert client.post("/answer", json={"model": "tone", "text": TEXT}).json()["label"]
+        assert _answer(client, "tone")["label"]
 
 
 def test_from_a_registry(film: Path, registry: OciRegistry) -> None:
@@ -416,8 +417,8 @@ def test_from_a_registry(film: Path, registry: OciRegistry) -> None:
         load("elsewhere://team/mood", 400)
         load(7, 400)
         load(adapter, 200)
-        assert client.post("/answer", json={"model": "films/tone", "text": TEXT}).json()["adapter"] == "tone"
-        _alike(*(client.post("/answer", json={"model": name, "text": TEXT}).json() for name in ("new", "mood")))
+        assert _answer(client, "films/tone")["adapter"] == "tone"
+        _alike(_answer(client, "new"), _answer(client, "mood"))
 
 
 def test_a_port_and_a_host_that_are_none() -> None:

@@ -87,18 +87,18 @@ class Traffic:
             texts = [TEXTS[(number + row) % len(TEXTS)] for row in range(rows)]
             states = self.deployed.done, self.turned.done
             try:
-                status, answers = await self._ask(streams, "POST", "/answer", {"model": "best", "texts": texts})
+                status, answer = await self._ask(streams, "POST", "/answer", {"model": "best", "texts": texts})
             except (OSError, asyncio.IncompleteReadError):
                 self.counts["lost"] += rows
                 await _close(streams)
                 streams = await self._connect()
                 continue
             if status != 200:
-                self.counts[f"lost: {status} {answers}"] += rows
+                self.counts[f"lost: {status} {answer}"] += rows
                 continue
             may = self.deployed.possible(states[0]), self.turned.possible(states[1])
-            for text, answer in zip(texts, answers, strict=True):
-                self.counts["right" if self._is_right(text, answer, *may) else "wrong"] += 1
+            for text, row in zip(texts, answer["rows"], strict=True):
+                self.counts["right" if self._is_right(text, row, *may) else "wrong"] += 1
         await _close(streams)
 
     def _is_right(self, text: str, answer: dict, versions: set[int], turns: set[int]) -> bool:
@@ -141,7 +141,7 @@ class Traffic:
 
     async def _ask(
         self, streams: tuple[asyncio.StreamReader, asyncio.StreamWriter], method: str, path: str, document: object
-    ) -> tuple[int, list]:
+    ) -> tuple[int, dict]:
         """A request on a connection that stays open; a client written for speed, for it asks a million times."""
         reader, writer = streams
         body = b"" if document is None else json.dumps(document).encode()
