@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -42,16 +41,9 @@ def console(*, stderr: bool = False) -> Console:
 
 def emit_json(document: Mapping[str, object], *, indent: int | None = 2) -> None:
     """Write a JSON document to stdout, in which signs that could steer a terminal are escapes; no `indent`: a line."""
-    text = json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False, default=_plain)
-    if not text.replace("\n", "").isprintable():
-        text = "".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text)
-    click.echo(text)
+    from adapter_export.format.files import printable_json
 
-
-def _plain(value: object) -> object:
-    """Return paths and NumPy scalars as what JSON knows."""
-    item = getattr(value, "item", None)
-    return item() if callable(item) else str(value)
+    click.echo(printable_json(document, indent=indent))
 
 
 def say(message: str) -> None:

@@ -322,3 +322,21 @@ def check_checksum(data: bytes, checksum: str | None, where: object) -> None:
     if found != checksum:
         fix = "take the file from its source again; if you changed it on purpose, delete its key `checksum`"
         raise HashError(where, found=found, expected=checksum, fix=fix)
+
+
+def printable_json(document: object, *, indent: int | None = None) -> str:
+    """Return JSON for people and programs, in which signs that could steer a terminal or end a line are escapes.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    text = json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False, default=_plain)
+    if not text.replace("\n", "").isprintable():
+        text = "".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text)
+    return text
+
+
+def _plain(value: object) -> object:
+    """Return paths and NumPy scalars as what JSON knows."""
+    item = getattr(value, "item", None)
+    return item() if callable(item) else str(value)

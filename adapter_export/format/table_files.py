@@ -28,20 +28,29 @@ Row = tuple[int, Mapping[str, Any]]
 """A line number, counted from 1, and the cells of that line by column."""
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, *, skip_empty: bool = True) -> Iterator[Row]:
     """Read the rows of a table in UTF-8, told apart by its suffix or else by its first line.
+
+    Args:
+        path: the file.
+        skip_empty: pass over empty lines. Without it, one before the last row is an error, so that what is said of the
+            rows corresponds to the lines.
 
     Raises:
         FileError: the file cannot be read.
         DataError: a line is broken.
     """
     lines = text_lines(read_stream(path), path)
+    while lines and not lines[-1].strip():
+        lines.pop()
     first = next((line for line in lines if line.strip()), "")
     guess = "jsonl" if first.lstrip().startswith("{") else "tsv" if "\t" in first else "csv"
     form = _SUFFIXES.get(path.suffix.lower(), guess)
     if form == "jsonl":
-        return ((number, json_object(line, path, number)) for number, line in enumerate(lines, 1) if line.strip())
-    return _by_column(_csv_cells(lines, path) if form == "csv" else _tsv_cells(lines), path)
+        kept = ((number, line) for number, line in enumerate(lines, 1) if line.strip() or not skip_empty)
+        return ((number, json_object(line, path, number)) for number, line in kept)
+    cells = _csv_cells(lines, path) if form == "csv" else _tsv_cells(lines)
+    return _by_column(((number, row) for number, row in cells if row or not skip_empty), path)
 
 
 def check_columns(
@@ -101,8 +110,7 @@ def _csv_cells(lines: list[str], path: Path) -> Iterator[tuple[int, list[str]]]:
     start = 1
     try:
         for cells in reader:
-            if cells:
-                yield start, cells
+            yield start, cells
             start = reader.line_num + 1
     except csv.Error as error:
         raise DataError(
@@ -116,17 +124,16 @@ def _tsv_cells(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
     A cell that begins with a quote is quoted only if it ends with one, too.
     """
     for number, line in enumerate(lines, 1):
-        if line.strip():
-            text = line.rstrip("\r\n")
-            try:
-                yield number, next(csv.reader([text], delimiter="\t", strict=True))
-            except csv.Error:
-                yield number, text.split("\t")
+        text = line.rstrip("\r\n")
+        try:
+            yield number, next(csv.reader([text], delimiter="\t", strict=True)) if line.strip() else []
+        except csv.Error:
+            yield number, text.split("\t")
 
 
 def _by_column(rows: Iterator[tuple[int, list[str]]], path: Path) -> Iterator[Row]:
-    """The rows behind the header, by its names."""
-    start, cells = next(rows, (1, []))
+    """The rows after the header, by its names."""
+    start, cells = next(((number, row) for number, row in rows if row), (1, []))
     header = [cell.strip() for cell in cells]
     if len(header) == 1 and ";" in header[0]:
         raise DataError(

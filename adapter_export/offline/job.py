@@ -8,11 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice, pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from adapter_export import errors
@@ -20,33 +19,32 @@ from adapter_export.errors import (
     AdapterExportError,
     DataError,
     FileError,
-    MissingExtraError,
     OutputExistsError,
     argument,
     quoted,
-    within,
 )
 from adapter_export.format.files import canonical_json, locked, new_file
-from adapter_export.format.table_files import Row, json_object, text_lines
-from adapter_export.offline.rows import Columns, Text
+from adapter_export.format.table_files import json_object, text_lines
+from adapter_export.offline.table_rows import (
+    JSON_LINES,
+    PARQUET,
+    Columns,
+    count_of_parquet,
+    json_line,
+    parquet_rows,
+    table_rows,
+)
 from adapter_export.practice.run_workers import RayWorkers
 from adapter_export.reading.documents import read_json
-from adapter_export.reading.parsers import parsing
 from adapter_export.reading.regular_files import open_regular, sha256_of, unreadable
 from adapter_export.runtime import Bundle
+from adapter_export.runtime.answerer import Answerer, Reading, Row
 from adapter_export.runtime.graphs import Provider
-from adapter_export.runtime.answerer import LongTexts
-from adapter_export.runtime.text_reader import TextReader, answer_all
 from adapter_export.version import __version__
-
-WINDOW = 2048
-"""How many rows are sorted by length at a time: more would need more memory, and hardly save more padding."""
 
 _JOB_FILE = "job.json"
 OnShard = Callable[[int, int], object]
 """Is told how many shards have answers now, and how many there are."""
-
-PARQUET, JSON_LINES = (".parquet", ".pq"), (".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,8 @@ class Shard:
         number: its place among all shards, from 0.
         path: of the file.
         state: the size of the file in bytes and the nanosecond of its last change, when the shards were made.
-        start: the first byte of JSON lines, or the first row of a Parquet file, from 0.
-        end: the first byte, or row, behind it.
+        start: the first byte of JSON lines, or the first row of another file, from 0.
+        end: the first byte, or row, after it.
         first: the number of its first line or row, from 1.
     """
 
@@ -74,57 +72,45 @@ class Shard:
         """The file with its answers."""
         return f"shard-{self.number:05d}.jsonl"
 
-    @property
-    def word(self) -> str:
-        """What its rows are in messages."""
-        return "row" if Path(self.path).suffix.lower() in PARQUET else "line"
-
 
 def table_files(data: Path) -> list[Path]:
     """Return a file, or the files of a folder in the order of their names.
 
     Raises:
         FileError: there is none.
-        DataError: one is neither Parquet nor JSON lines.
     """
     files = sorted(path for path in data.iterdir() if not path.name.startswith((".", "_"))) if data.is_dir() else [data]
-    for path in files:
-        if path.suffix.lower() not in PARQUET + JSON_LINES:
-            raise DataError(
-                "is neither Parquet nor JSON lines",
-                where=path,
-                expected=f"a name that ends with {', '.join(PARQUET + JSON_LINES)}",
-            )
     if not files:
-        raise FileError("has no files", where=data, expected="Parquet or JSON lines")
+        raise FileError("has no files", where=data, expected="tables: Parquet, JSON lines, csv, tsv or lines of text")
     return files
 
 
-def shards_of(files: Sequence[Path], rows: int) -> tuple[list[Shard], list[str]]:
+def shards_of(files: Sequence[Path], columns: Columns, rows: int) -> tuple[list[Shard], list[str]]:
     """Return shards of so many rows, the last of each file perhaps shorter, and the sha256 of each file.
 
     Raises:
         FileError: a file cannot be read.
-        DataError: it is no Parquet.
+        DataError: it is no table, or has an empty line between its rows.
         MissingExtraError: pyarrow is not installed.
     """
     shards, digests = list[Shard](), list[str]()
     for path in files:
-        if path.suffix.lower() in PARQUET:
-            state = _state(path)
-            digests.append(sha256_of(path))
-            total = _rows_of_parquet(path)
-            marks = [(first, first + 1) for first in [*range(0, total, rows), total]]
-        else:
+        if path.suffix.lower() in JSON_LINES:
             state, digest, marks = _scan(path, rows)
             digests.append(digest)
+        else:
+            state = _state(path)
+            digests.append(sha256_of(path))
+            is_parquet = path.suffix.lower() in PARQUET
+            total = count_of_parquet(path) if is_parquet else sum(1 for _ in table_rows(path, columns))
+            marks = [(first, first + 1) for first in [*range(0, total, rows), total]]
         for (start, first), (end, _) in pairwise(marks):
             shards.append(Shard(len(shards), str(path), state, start, end, first))
     return shards, digests
 
 
-def read_shard(shard: Shard, columns: Sequence[str]) -> Iterator[Row]:
-    """Read the rows of a shard, with their numbers; of a Parquet file the named columns alone.
+def read_shard(shard: Shard, columns: Columns) -> Iterator[Row]:
+    """Yield the rows of a shard.
 
     Raises:
         FileError: the file cannot be read, or was changed since the shards were made.
@@ -134,7 +120,11 @@ def read_shard(shard: Shard, columns: Sequence[str]) -> Iterator[Row]:
     if _state(path) != shard.state:
         raise FileError("was changed since the work on it began", where=path, fix="give another folder for the answers")
     if path.suffix.lower() in PARQUET:
-        yield from enumerate(_parquet(path, shard.start, shard.end, columns), shard.first)
+        for number, cells in enumerate(parquet_rows(path, shard.start, shard.end, columns.names), shard.first):
+            yield columns.row(cells, f"{path}, row {number}")
+        return
+    if path.suffix.lower() not in JSON_LINES:  # read from its beginning: a quoted cell of a csv may hold lines
+        yield from islice(table_rows(path, columns), shard.start, shard.end)
         return
     with open_regular(path) as file:
         try:
@@ -143,8 +133,8 @@ def read_shard(shard: Shard, columns: Sequence[str]) -> Iterator[Row]:
         except (OSError, MemoryError) as error:
             raise unreadable(path, error) from error
     for number, line in enumerate(text_lines(data, path, shard.first), shard.first):
-        if line.strip():
-            yield number, json_object(line, path, number)
+        if line.strip():  # others are at the end of the file
+            yield columns.row(json_object(line, path, number), f"{path}, line {number}")
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -159,11 +149,17 @@ def _scan(path: Path, rows: int) -> tuple[tuple[int, int], str, list[tuple[int, 
     with open_regular(path) as file:
         found = os.fstat(file.fileno())
         try:
+            empty = None
             for line in file:
-                if line.strip():  # an empty line is no row
+                if line.strip() and empty is not None:
+                    expected = "a row in each line"
+                    raise DataError("is empty", where=f"{path}, line {empty}", expected=expected, fix="take it out")
+                if line.strip():
                     if row % rows == 0:
                         marks.append((at, number + 1))
                     row += 1
+                elif empty is None:
+                    empty = number + 1
                 digest.update(line)
                 at, number = at + len(line), number + 1
         except (OSError, MemoryError) as error:
@@ -171,43 +167,18 @@ def _scan(path: Path, rows: int) -> tuple[tuple[int, int], str, list[tuple[int, 
     return (found.st_size, found.st_mtime_ns), digest.hexdigest(), [*marks, (at, number + 1)]
 
 
-def _rows_of_parquet(path: Path) -> int:
-    parquet = _pyarrow()
-    with open_regular(path) as file, parsing(lambda reason: _no_parquet(path, reason)):
-        return int(parquet.ParquetFile(file).metadata.num_rows)
+@dataclass(frozen=True)
+class Choice:
+    """What answers all rows; the adapter is `None` where a column names it, or for the base's own head."""
 
+    adapter: str | None = None
+    strength: float = 1.0
+    weights: Mapping[str, float] | None = None
 
-def _parquet(path: Path, start: int, end: int, columns: Sequence[str]) -> list[dict[str, object]]:
-    parquet = _pyarrow()
-    with open_regular(path) as file, parsing(lambda reason: _no_parquet(path, reason)):
-        opened = parquet.ParquetFile(file)
-        there = [name for name in columns if name in opened.schema_arrow.names]
-        groups, before, skipped = list[int](), 0, 0
-        for group in range(opened.metadata.num_row_groups):
-            after = before + opened.metadata.row_group(group).num_rows
-            if before < end and after > start:
-                groups.append(group)
-            elif after <= start:
-                skipped = after
-            before = after
-        table = opened.read_row_groups(groups, columns=there).slice(start - skipped, end - start)
-        if there:
-            rows: list[dict[str, object]] = table.to_pylist()
-            return rows
-    return [{} for _ in range(end - start)]
-
-
-def _no_parquet(path: Path, reason: str) -> DataError:
-    return DataError("cannot be read as Parquet", where=path, found=reason)
-
-
-def _pyarrow() -> ModuleType:
-    try:
-        import pyarrow.parquet  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", extra="ray", needed_for="Parquet") from error
-    module: ModuleType = pyarrow.parquet
-    return module
+    def of(self, row: Row) -> Row:
+        """Return a row with what answers it."""
+        adapter = self.adapter if row.adapter is None else row.adapter
+        return replace(row, adapter=adapter, strength=self.strength, weights=self.weights)
 
 
 @dataclass(frozen=True)
@@ -218,11 +189,8 @@ class Job:
         bundle: its folder.
         digest: the sha256 of its manifest: every worker has this very bundle.
         columns: of the table.
-        adapter: of all rows, where no column names one; none is the base's own head.
-        long: what becomes of texts that are too long.
-        stride: of windows.
-        token_budget: the most tokens of a call.
-        allow_mixed_rows: as in `Session.run`.
+        choice: the adapter, strength and weights of all rows; an adapter of the table goes first.
+        reading: how rows are read and put into calls.
         provider: where to compute.
         threads: of one operation.
     """
@@ -230,18 +198,16 @@ class Job:
     bundle: str
     digest: str
     columns: Columns
-    adapter: str | None
-    long: LongTexts
-    stride: int | None
-    token_budget: int
-    allow_mixed_rows: bool
+    choice: Choice
+    reading: Reading
     provider: Provider
     threads: int
 
-    def reader(self) -> TextReader:
+    def answerer(self) -> Answerer:
         """Open the bundle for work on shards."""
         opened = Bundle.open(self.bundle, expect=self.digest)
-        return opened.texts(opened.session(provider=self.provider, threads=self.threads, on_demand=True))
+        session = opened.session(provider=self.provider, threads=self.threads, on_demand=True)
+        return Answerer(session, opened.texts(session), self.reading)
 
 
 @dataclass(frozen=True)
@@ -279,8 +245,9 @@ def run_job(
         RequestError: a text or an adapter does not fit.
         UsageError: there is no such cluster.
     """
-    shards, digests = shards_of(table_files(data), shard_rows)
-    facts = {name: value for name, value in asdict(job).items() if name != "bundle"}
+    shards, digests = shards_of(table_files(data), job.columns, shard_rows)
+    facts = {name: value for name, value in asdict(job).items() if name not in ("bundle", "choice", "reading")}
+    facts |= {**asdict(job.choice), **asdict(job.reading)}
     identity = {**facts, "data": digests, "shard_rows": shard_rows, "version": __version__}
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     with locked(output):
@@ -294,32 +261,11 @@ def run_job(
     return Answered(output, len(shards), reused)
 
 
-def answer_shard(job: Job, reader: TextReader, shard: Shard, output: Path) -> None:
+def answer_shard(job: Job, answerer: Answerer, shard: Shard, output: Path) -> None:
     """Write the answers to the rows of a shard, in their order; nothing of it stays if one cannot be answered."""
-    rows = [
-        job.columns.text(cells, f"{shard.path}, {shard.word} {number}")
-        for number, cells in read_shard(shard, job.columns.names)
-    ]
+    rows = map(job.choice.of, read_shard(shard, job.columns))
     with new_file(output / shard.name, force=True) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for start in range(0, len(rows), WINDOW):
-            for document in _answers(job, reader, rows[start : start + WINDOW]):
-                file.write(json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _answers(job: Job, reader: TextReader, rows: Sequence[Text]) -> Iterator[dict[str, Any]]:
-    """Yield what `run --many` writes of each row."""
-    names = [job.adapter if job.columns.adapter_column is None else row.adapter for row in rows]
-    for name, row in dict(zip(reversed(names), reversed(rows), strict=True)).items():
-        with within(row.where):  # a row of an adapter that answers nothing
-            reader.session.answering(name)
-    read = reader.read(
-        [row.text for row in rows], adapters=names, long=job.long, stride=job.stride, places=[row.where for row in rows]
-    )
-    found = answer_all(reader, read, None, job.allow_mixed_rows, job.token_budget, None)
-    for row, one, answer in zip(rows, read, found, strict=True):
-        second = {} if row.second is None else {"choices" if isinstance(row.second, list) else "pair": row.second}
-        task = None if one.task is None else one.task.type
-        yield {"text": row.name, "adapter": one.adapter, "task": task, **second, **answer.document()}
+        file.writelines(map(json_line, answerer.answer(rows)))
 
 
 def _claim(output: Path, identity: dict[str, Any], *, force: bool) -> None:
@@ -350,10 +296,10 @@ def _claim(output: Path, identity: dict[str, Any], *, force: bool) -> None:
 
 
 def _here(job: Job, shards: Sequence[Shard], output: Path) -> Iterator[None]:
-    reader = job.reader() if shards else None
+    answerer = job.answerer() if shards else None
     for shard in shards:
-        assert reader is not None
-        answer_shard(job, reader, shard, output)
+        assert answerer is not None
+        answer_shard(job, answerer, shard, output)
         yield
 
 
@@ -362,13 +308,13 @@ class _Worker:
 
     def __init__(self, job: Job, output: Path) -> None:
         self._job, self._output = job, output
-        self._reader: TextReader | None = None
+        self._answerer: Answerer | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Answer a shard; what went wrong is given back, for Ray would wrap it in an error of its own."""
         try:
-            self._reader = self._reader or self._job.reader()
-            answer_shard(self._job, self._reader, row["item"], self._output)
+            self._answerer = self._answerer or self._job.answerer()
+            answer_shard(self._job, self._answerer, row["item"], self._output)
         except AdapterExportError as error:
             return {"error": type(error).__name__, **{name: getattr(error, name) for name in errors.FACTS}}
         return {"error": None, **dict.fromkeys(errors.FACTS)}

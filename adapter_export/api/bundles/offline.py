@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +23,8 @@ def run_many(
     *,
     adapter: str | None = None,
     adapter_column: str | None = None,
+    strength: float | None = None,
+    weights: Mapping[str, float] | None = None,
     text_column: str = "text",
     pair_column: str | None = None,
     long_texts: Literal["cut", "refuse", "windows"] = "cut",
@@ -47,10 +50,13 @@ def run_many(
 
     Args:
         bundle: the bundle, or its folder; on a cluster, all machines see it there.
-        data: a Parquet or JSON lines file, or a folder of such files; likewise.
+        data: a Parquet, JSON lines, csv or tsv table, a `.txt` file with a text in each line, or a folder of such
+            files; likewise.
         output: the folder for `shard-00000.jsonl` and so on, with one document for each row; likewise.
         adapter: of all rows; the base's own head if neither this nor a column names one.
         adapter_column: the column that names the adapter of each row.
+        strength: as in `Session.run`, for all rows.
+        weights: as in `Session.run`, for all rows, whose adapter is a weighted fusion.
         text_column: the column with the texts.
         pair_column: the column with the second texts of pairs, or with lists of choices.
         long_texts: as in `TextReader.answer`.
@@ -75,10 +81,10 @@ def run_many(
         DataError, RequestError: a row is broken, or does not fit its adapter; finished shards stay.
     """
     from adapter_export.format.manifest_json import MANIFEST_FILE
-    from adapter_export.offline.job import Job, run_job
-    from adapter_export.offline.rows import Columns
+    from adapter_export.offline.job import Choice, Job, run_job
+    from adapter_export.offline.table_rows import Columns
     from adapter_export.reading.regular_files import sha256_of
-    from adapter_export.runtime.batches import TOKEN_BUDGET
+    from adapter_export.runtime.answerer import Reading
 
     if adapter is not None and adapter_column is not None:
         raise UsageError(f"{argument('adapter')} and {argument('adapter_column')} do not go together")
@@ -92,11 +98,13 @@ def run_many(
         bundle=str(folder),
         digest=sha256_of(folder / MANIFEST_FILE),
         columns=Columns(text_column, pair_column, adapter_column),
-        adapter=adapter,
-        long=long_texts,
-        stride=stride,
-        token_budget=TOKEN_BUDGET if token_budget is None else at_least_1("token_budget", token_budget),
-        allow_mixed_rows=allow_mixed_rows,
+        choice=Choice(adapter, 1.0 if strength is None else strength, weights),
+        reading=Reading(
+            long_texts,
+            stride,
+            None if token_budget is None else at_least_1("token_budget", token_budget),
+            allow_mixed_rows,
+        ),
         provider=provider,
         threads=at_least_1("threads", threads),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,24 +12,19 @@ from adapter_export.api.models.base import check_free
 from adapter_export.api.option import Option
 from adapter_export.cli.bases import listed, stepping
 from adapter_export.cli.options import Force, Json, check_together, command
-from adapter_export.cli.output import emit_json, progress_bar, say, show, warn
+from adapter_export.cli.output import emit_json, progress_bar, say, warn
 from adapter_export.errors import UsageError, within
 from adapter_export.graph.tasks import ProblemType
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from adapter_export.cli.bundles.run_results import Result
-    from adapter_export.cli.bundles.run_rows import Rows
-    from adapter_export.offline.rows import Text
     from adapter_export.runtime import Bundle, Session
-    from adapter_export.runtime.answers import Head
-    from adapter_export.runtime.media_reader import MediaReader
-    from adapter_export.runtime.text_reader import TextReader
+    from adapter_export.runtime.answerer import AnsweredRow, Answerer, Reader, Row
 
 _BASE = "-"
 _FEW = 3
-_ROWS_AT_ONCE = 32
+
+_QUICK = 256
+"""Up to so many rows need no progress bar."""
 
 
 @command(
@@ -75,10 +70,10 @@ def run(
     bundle: Path,
     *,
     adapter: Annotated[
-        str | None, Option("An adapter for all rows; the base alone if nothing is chosen.", "NAME")
+        str | None, Option("Adapter for all rows. Default: the base's own head, or the base model.", "NAME")
     ] = None,
     adapters: Annotated[
-        str | None, Option("An adapter for each row, `-` for the base, in one call; for one row, all of them.", "A,B,-")
+        str | None, Option("One adapter per row, `-` for the base; a single row runs through all of them.", "A,B,-")
     ] = None,
     fan_out: Annotated[bool, "Run every row through all `--adapters`."] = False,
     adapter_column: Annotated[
@@ -86,14 +81,14 @@ def run(
     ] = None,
     weights: Annotated[
         Mapping[str, float] | None,
-        Option("Weights for all members of an `--adapter` that is a weighted fusion, in the place of its own."),
+        Option("Override the member weights of an `--adapter` that is a weighted fusion."),
     ] = None,
     strength: Annotated[
         float | None,
-        Option("How much of an adapter's updates is added: 0.5 half, 0 nothing, -1 takes them off. Heads stay.", "S"),
+        Option("Scale the adapter (1 = as trained, 0 = base, negative = subtract). Heads are not scaled.", "S"),
     ] = None,
     adapter_file: Annotated[
-        Path | None, Option("Load this `.onnx_adapter` file, built for the same graph, too.", "FILE")
+        Path | None, Option("Load an additional adapter file built for this graph.", "FILE")
     ] = None,
     labels: Annotated[tuple[str, ...] | None, "The names of its classes, in the order of its logits."] = None,
     task: Annotated[ProblemType | None, "What it answers; by its labels if not given."] = None,
@@ -123,12 +118,10 @@ def run(
     ] = None,
     out: Annotated[Path | None, Option("Write all outputs to this `.npz` or `.safetensors`.", "FILE")] = None,
     many: Annotated[
-        bool, "For many rows: batched by length, each a request of its own; one JSON document a line."
+        bool, "Write one JSON document per line, in the order of the rows, while they are answered."
     ] = False,
-    token_budget: Annotated[int | None, Option("Most tokens in a call of `--many`.", "N", least=1)] = None,
-    allow_mixed_rows: Annotated[
-        bool, "Put rows of different adapters in one call although the base lets rows influence each other."
-    ] = False,
+    token_budget: Annotated[int | None, Option("Maximum tokens per call, padding included.", "N", least=1)] = None,
+    allow_mixed_rows: Annotated[bool, "Let rows share a call even if the base is not batch-invariant."] = False,
     provider: Annotated[Literal["cpu", "cuda"], "Where to compute."] = "cpu",
     threads: Annotated[
         int | None, Option("Threads of one operation; ONNX Runtime's choice if not given.", least=1)
@@ -147,13 +140,15 @@ def run(
 ) -> None:
     """Run BUNDLE on texts, pictures, clips or arrays, with its adapters or with the base alone.
 
-    An adapter's result is that of its task: the labels of texts or of their tokens with their probabilities,
-    numbers, or the beginning of each vector. The base alone, and an adapter without a head, print a summary of the
-    outputs. Rows with different adapters need the bundle's graph `bank`.
+    An adapter's answer is that of its task: the labels of texts or of their tokens with their probabilities,
+    numbers, or the beginning of each vector. The base alone, and an adapter without a task, give a summary of the
+    outputs; `--json`, `--many` and `--out` give them whole. A row gets the answer that it has alone, whatever rows it
+    shares a call with.
     """
-    from adapter_export.cli.bundles import run_rows
-    from adapter_export.offline.rows import Text
+    from adapter_export.cli.bundles import run_results, run_rows
+    from adapter_export.offline.table_rows import Columns
     from adapter_export.runtime import Bundle
+    from adapter_export.runtime.answerer import Answerer, Reading
 
     check_together(
         apart=(
@@ -161,10 +156,7 @@ def run(
             ("texts", "data", "arrays", "images", "clips"),
             *((files, other) for files in ("images", "clips") for other in ("long_texts", "pairs")),
             ("many", "out"),
-            ("many", "weights"),
             *(("shards", other) for other in ("adapters", "adapter_file", "texts", "images", "clips", "arrays")),
-            *(("shards", other) for other in ("fan_out", "weights", "strength")),
-            ("fan_out", "strength"),
             ("weights", "strength"),
             ("arrays", "long_texts"),
             ("arrays", "pairs"),
@@ -176,7 +168,6 @@ def run(
             "pair_column": ("data", "is one of"),
             "pairs": ("texts", "belongs to"),
             "stride": ("long_texts", "is that of"),
-            "token_budget": ("many", "is that of"),
             "weights": ("adapter", "are those of an"),
             "fan_out": ("adapters", "takes the list of"),
             "shards": ("many", "are those of"),
@@ -195,6 +186,7 @@ def run(
             raise UsageError("`--shards` are those of `--data`, which is not given")
         options: dict[str, Any] = {} if shard_rows is None else {"shard_rows": shard_rows}
         options |= {"adapter": adapter, "adapter_column": adapter_column, "token_budget": token_budget}
+        options |= {"strength": strength, "weights": weights}
         options |= {"text_column": text_column, "pair_column": pair_column, "long_texts": long_texts, "stride": stride}
         options |= {"allow_mixed_rows": allow_mixed_rows, "provider": provider, "threads": threads or 1, "force": force}
         with stepping("answering shards") as step:
@@ -206,55 +198,66 @@ def run(
             say(f"wrote {done.folder}: {done.shards:,} shards, of which {done.reused:,} were there before")
         return
     opened = Bundle.open(bundle)
-    found: list[Text] = []
-    given = None
     if arrays is not None:
-        given = run_rows.ArrayRows(opened, run_rows.read_arrays(arrays))
+        rows = run_rows.array_rows(opened, run_rows.read_arrays(arrays))
     elif images or clips:
-        found = [Text(path, f"file {at}") for at, path in enumerate(images or clips)]
+        rows = run_rows.file_rows(images or clips)
     elif data is None:
-        found = run_rows.read_texts(texts, pairs)
+        rows = run_rows.text_rows(texts, pairs)
     else:
-        found = run_rows.read_file(data, text_column, pair_column, adapter_column)
+        rows = run_rows.read_file(data, Columns(text_column, pair_column, adapter_column))
     session = opened.session(provider=provider, threads=threads, on_demand=True)
     if adapter_file is not None:
         name = adapter_file.name.partition(".")[0]
         name = f"{name}.loaded" if name in session.adapters else name
         session.load(name, adapter_file, labels=labels, task=task)
         adapter = adapter or name  # a file that is given and nothing chosen is meant to be used
-    count = len(found) if given is None else len(given)
     if adapters is not None:
-        chosen = _listed(adapters)
-        to_all = fan_out or count == 1
-        each = len(chosen) if to_all else 1
-        found = [text for text in found for _ in range(each)]
-        if given is not None:
-            given.repeat(each)
-        names = chosen * count if to_all else _for_each_row(chosen, count)
-    elif adapter_column is not None:
-        names = _of_table(found, session)
+        rows = _with_adapters(rows, _listed(adapters), fan_out=fan_out)
     else:
-        names = (adapter,) * count
-    names = tuple(opened.manifest.head if name is None else name for name in names)
-    reader: TextReader | MediaReader | None = None
-    if given is None:
-        asked = opened.images if images else opened.audio if clips else None
-        reader = _reader(opened, session) if asked is None else asked(session)
-    rows = given or run_rows.TextRows(reader, found, names, long_texts, stride)
-    base = [record.name for record in opened.manifest.base_outputs]
-    call = _Call(session, rows, names, base, allow_mixed_rows, strength)
+        rows = [replace(row, adapter=adapter if row.adapter is None else row.adapter) for row in rows]
+    rows = [replace(row, strength=1.0 if strength is None else strength, weights=weights) for row in rows]
+    _check_adapters(rows, session)
+    reader = None if arrays is not None else _reader(opened, session, images=bool(images), clips=bool(clips))
+    reading = Reading(long_texts, stride, token_budget, allow_mixed_rows, outputs=out is not None)
+    answered = _counting(Answerer(session, reader, reading), rows, bar=many or len(rows) > _QUICK)
+    cut: dict[str, int] = {}
     if many:
-        call.write_lines(token_budget)
+        for row in answered:
+            cut |= {row.row.where: row.cut} if row.cut else {}
+            run_results.write_line(row)
     else:
-        at_once = 1 if clips else _ROWS_AT_ONCE  # clips may differ in length
-        batches = call.batches(weights, size=len(rows) if out or arrays else at_once)
+        found = []
+        outputs = []
+        for row in answered:
+            cut |= {row.row.where: row.cut} if row.cut else {}
+            found.append(run_results.document_of(row) if as_json else run_results.Result.of(row))
+            outputs += [(row.head.output, row.outputs[0])] if out is not None else []
         if out is not None:
-            run_rows.write_arrays(out, batches[0].outputs, force=force)
-        call.show(batches, as_json=as_json)
-    _warn_of_cuts(rows.cut, clips=bool(clips))
+            run_rows.write_arrays(out, run_results.stacked(outputs, opened.manifest), force=force)
+        run_results.show_results(found, as_json=as_json)
+    _warn_of_cuts(cut, clips=bool(clips))
 
 
-def _reader(bundle: Bundle, session: Session) -> TextReader:
+def _counting(answerer: Answerer, rows: Sequence[Row], *, bar: bool) -> Iterator[AnsweredRow]:
+    """Answer rows, with a progress bar if there are many."""
+    if not bar:
+        yield from answerer.answer(rows)
+        return
+    with progress_bar("running", len(rows)) as shown:
+        reached = 0
+
+        def advance(done: int) -> None:
+            nonlocal reached
+            shown.advance(done - reached)
+            reached = done
+
+        yield from answerer.answer(rows, advance)
+
+
+def _reader(bundle: Bundle, session: Session, *, images: bool, clips: bool) -> Reader:
+    if images or clips:
+        return (bundle.images if images else bundle.audio)(session)
     if bundle.manifest.media is not None:
         medium = bundle.manifest.media.medium
         what = f"the bundle reads {'pictures' if medium == 'image' else 'clips'}, not texts"
@@ -286,135 +289,24 @@ def _listed(given: str) -> tuple[str | None, ...]:
     return tuple(None if name == _BASE else name for name in names)
 
 
-def _for_each_row(adapters: tuple[str | None, ...], rows: int) -> tuple[str | None, ...]:
-    if len(adapters) != rows:
+def _with_adapters(rows: Sequence[Row], adapters: tuple[str | None, ...], *, fan_out: bool) -> list[Row]:
+    """Return one row per adapter: each row through all of them, or each through its own."""
+    if fan_out or len(rows) == 1:
+        return [replace(row, adapter=adapter) for row in rows for adapter in adapters]
+    if len(adapters) != len(rows):
         raise UsageError(
             "there is not one adapter for each row",
             where="`--adapters`",
-            found=f"{len(adapters)} adapters for {rows} rows",
-            fix=f"name one for each, `{_BASE}` for the base; `--fan-out` runs every row through all of them, and "
+            found=f"{len(adapters)} adapters for {len(rows)} rows",
+            fix=f"name one per row, `{_BASE}` for the base; `--fan-out` runs every row through all of them, and "
             "`--adapter` is for all rows",
         )
-    return adapters
+    return [replace(row, adapter=adapter) for row, adapter in zip(rows, adapters, strict=True)]
 
 
-def _of_table(texts: Sequence[Text], session: Session) -> tuple[str | None, ...]:
-    """Return the adapter of each text; one that is not loaded is an error before anything is computed."""
-    for text in {text.adapter: text for text in reversed(texts)}.values():
-        if text.adapter is not None:
-            with within(text.where):
-                session.task(text.adapter)
-    return tuple(text.adapter for text in texts)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """The rows of one call, how many rows of its outputs are those of each, and the outputs by name."""
-
-    rows: range
-    parts: Sequence[int]
-    outputs: Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class _Call:
-    """Rows, the adapter of each (none is the base), and the outputs that every row has."""
-
-    session: Session
-    rows: Rows
-    names: tuple[str | None, ...]
-    base: Sequence[str]
-    allow_mixed_rows: bool
-    strength: float | None = None
-
-    def heads(self) -> list[Head]:
-        """Return what the result of each row means."""
-        known = {name: self.session.head(name) for name in dict.fromkeys(self.names)}
-        return [known[name] for name in self.names]
-
-    def batches(self, weights: Mapping[str, float] | None, size: int) -> list[_Batch]:
-        """Run the rows in their order, `size` at a time."""
-        found: list[_Batch] = []
-        for start in range(0, len(self.rows), size):
-            end = min(start + size, len(self.rows))
-            feed = self.rows.feed(start, end)
-            pairs = zip(self.names[start:end], feed.parts, strict=True)
-            names = [name for name, count in pairs for _ in range(count)]
-            if len(set(names)) == 1:
-                outputs = self.session.run(feed.arrays, names[0], weights=weights, strength=self.strength)
-            else:
-                mixed = self.allow_mixed_rows
-                outputs = self.session.run(feed.arrays, adapters=names, strength=self.strength, allow_mixed_rows=mixed)
-            found.append(_Batch(range(start, end), feed.parts, outputs))
-        return found
-
-    def show(self, batches: Sequence[_Batch], *, as_json: bool) -> None:
-        """Write the result of each row, or without any head a summary of the outputs."""
-        from adapter_export.cli.bundles import run_results
-
-        heads = self.heads()
-        if len(set(heads)) == 1 and heads[0].task is None:
-            outputs = [batch.outputs for batch in batches]
-            run_results.show_outputs(heads[0].adapter, outputs, self.rows.cut, as_json=as_json)
-            return
-        found = [result for batch in batches for result in self._results(batch, heads)]
-        if as_json:
-            emit_json(run_results.document(found))
-            return
-        show(*run_results.tables(found))
-        if {result.type for result in found} == {"embedding"}:
-            say("`--out FILE.npz` or `--json` gives the vectors whole.")
-
-    def _results(self, batch: _Batch, heads: Sequence[Head]) -> Iterator[Result]:
-        start = 0
-        for row, count in zip(batch.rows, batch.parts, strict=True):
-            places = range(start, start + count)
-            yield self._result(row, heads[row], [{n: a[at] for n, a in batch.outputs.items()} for at in places])
-            start += count
-
-    def _result(self, row: int, head: Head, outputs: Sequence[Mapping[str, np.ndarray]]) -> Result:
-        """Return the result of a row from the outputs of its rows in calls."""
-        from adapter_export.cli.bundles.run_results import Result
-        from adapter_export.runtime.answers import own_classes
-
-        texts, cut = self.rows.facts(row), self.rows.cut_of(row)
-        if head.task is not None and head.output is not None:
-            said = self.rows.said(row, [own_classes(found[head.output]) for found in outputs], head.task)
-            return Result(texts, head, said, {}, cut)
-        own = {name: outputs[0][name] for name in self.base}
-        if head.output is not None:
-            own[head.output] = own_classes(outputs[0][head.output])
-        return Result(texts, head, None, own, cut)
-
-    def write_lines(self, token_budget: int | None) -> None:
-        """Run each row as a request of its own, and write one JSON document a line, in their order."""
-        from adapter_export.cli.bundles.run_results import full_facts
-        from adapter_export.offline.job import WINDOW
-        from adapter_export.runtime import Request
-
-        heads = self.heads()
-        budget = {} if token_budget is None else {"token_budget": token_budget}
-        strength = 1.0 if self.strength is None else self.strength
-        finished = 0
-
-        def advance(done: int, _: int) -> None:
-            nonlocal finished
-            reached = start + done * len(window) // len(requests)
-            bar.advance(reached - finished)
-            finished = reached
-
-        with progress_bar("running", len(self.rows)) as bar:
-            for start in range(0, len(self.rows), WINDOW):
-                window = range(start, min(start + WINDOW, len(self.rows)))
-                calls = {row: self.rows.calls(row) for row in window}
-                requests = [Request(arrays, self.names[row], strength) for row in window for arrays in calls[row]]
-                with within(f"rows from {start} on"):
-                    outputs = iter(
-                        self.session.run_many(
-                            requests, progress=advance, allow_mixed_rows=self.allow_mixed_rows, **budget
-                        )
-                    )
-                for row in window:
-                    found = [{name: array[0] for name, array in next(outputs).items()} for _ in calls[row]]
-                    result = self._result(row, heads[row], found)
-                    emit_json(full_facts(result), indent=None)
+def _check_adapters(rows: Sequence[Row], session: Session) -> None:
+    """Raise an error for an adapter that is not loaded before anything is computed; it names the first such row."""
+    for row in {row.adapter: row for row in reversed(rows)}.values():
+        if row.adapter is not None:
+            with within(row.where):
+                session.task(row.adapter)

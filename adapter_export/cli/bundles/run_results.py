@@ -1,4 +1,4 @@
-"""What `run` says of each row: the classes of a text or of its tokens, numbers, a vector, or a summary of outputs."""
+"""How `run` shows its results: tables for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import click
 import numpy as np
 
-from adapter_export.cli.output import emit_json, show
+from adapter_export.cli.output import emit_json, say, show
+from adapter_export.format.manifest import Manifest
 from adapter_export.graph.tasks import ProblemType
+from adapter_export.offline.table_rows import document_of as document_of
+from adapter_export.offline.table_rows import json_line, shown_texts
+from adapter_export.runtime.answerer import AnsweredRow
 from adapter_export.runtime.answers import Answer, Head, LabelSet, Numbers, Prediction, Score, Span, TokenLabels, Vector
 from adapter_export.runtime.text_answers import Choice, TextAnswer
 from adapter_export.tables import Table
@@ -22,16 +27,19 @@ _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 
 @dataclass(frozen=True)
 class Result:
-    """The result of one row: its text as data, what its adapter says of it, or without a task all outputs, and the cut.
-
-    `cut` is how many tokens of its text were left out.
-    """
+    """The result of one row for people: its texts, its answer, or without a task a summary of each output."""
 
     texts: Mapping[str, Any]
     head: Head
     said: TextAnswer | None
-    outputs: Mapping[str, np.ndarray]
-    cut: int = 0
+    outputs: Sequence[Summary]
+
+    @classmethod
+    def of(cls, found: AnsweredRow) -> Result:
+        """Return that of an answered row, whose outputs are no longer needed."""
+        has_task = found.head.task is not None and found.head.output is not None
+        outputs = [] if has_task else [Summary.of(name, array) for one in found.outputs for name, array in one.items()]
+        return cls(shown_texts(found.row), found.head, found.answer if has_task else None, outputs)
 
     @property
     def name(self) -> str:
@@ -41,52 +49,92 @@ class Result:
 
     @property
     def type(self) -> ProblemType | None:
-        """The problem type of its adapter's task; none without a task."""
+        """The problem type of its adapter's task; `None` without a task."""
         return None if self.head.task is None else self.head.task.type
 
     def answer(self) -> Answer | Choice:
-        """Return what the adapter says of the row."""
+        """Return the answer of the adapter to the row."""
         assert self.said is not None  # as callers have seen
         return self.said.answer
 
     def token_classes(self) -> list[tuple[str, Prediction]]:
-        """Return its tokens, as the tokenizer writes them, with the class of each."""
+        """Return its tokens, as the tokenizer writes them or by their places, with the class of each."""
         assert self.said is not None
         assert isinstance(self.said.answer, TokenLabels)
-        pairs = zip(self.said.tokens, self.said.answer.tokens, strict=True)
-        return [(token.text, one) for token, one in pairs if one is not None]
+        labels = self.said.answer.tokens
+        names = [token.text for token in self.said.tokens] or [f"token {place}" for place in range(len(labels))]
+        return [(name, one) for name, one in zip(names, labels, strict=True) if one is not None]
 
 
-def facts(result: Result) -> dict[str, Any]:
-    """Return a row as data: its text and its answer, or without a task a summary of its outputs."""
-    if result.said is None:
-        cut = {"cut": result.cut} if result.cut else {}
-        return {**result.texts, "outputs": list(_summaries(result.outputs)), **cut}
-    return {**result.texts, **result.said.document()}
+@dataclass(frozen=True)
+class Summary:
+    """An output of a row: its name, type and shape, and the least, the mean and the greatest of its finite numbers."""
 
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    numbers: tuple[float | None, float | None, float | None]
 
-def full_facts(result: Result) -> dict[str, Any]:
-    """Return a row as data with its adapter and its task."""
-    found = facts(result)
-    return {"text": found.pop("text"), "adapter": result.head.adapter, "task": result.type, **found}
-
-
-def document(results: Sequence[Result]) -> dict[str, Any]:
-    """Return all rows as one document: the adapter once where they have one in common, else with each row."""
-    heads = list(dict.fromkeys(result.head for result in results))
-    if len(heads) > 1:
-        return {"adapters": [head.adapter for head in heads], "rows": [full_facts(result) for result in results]}
-    problem = results[0].type
-    key = "vectors" if problem == "embedding" else "predictions"
-    return {"adapter": heads[0].adapter, "task": problem, key: [facts(result) for result in results]}
-
-
-def _summaries(arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-    """Yield each output with its type, its shape, and the least, the mean and the greatest of its finite numbers."""
-    for name, array in arrays.items():
+    @classmethod
+    def of(cls, name: str, array: np.ndarray) -> Summary:
+        """Return that of an array."""
         finite = array[np.isfinite(array)]
-        found = {key: float(getattr(finite, key)()) if finite.size else None for key in ("min", "mean", "max")}
-        yield {"output": name, "dtype": array.dtype.name, "shape": list(array.shape), **found}
+        least, mean, greatest = (float(getattr(finite, key)()) if finite.size else None for key in _MEASURES)
+        return cls(name, array.dtype.name, array.shape, (least, mean, greatest))
+
+
+_MEASURES = ("min", "mean", "max")
+
+
+def write_line(found: AnsweredRow) -> None:
+    """Write an answered row to stdout as a line of JSON."""
+    click.echo(json_line(found), nl=False)
+
+
+def show_results(found: Sequence[Any], *, as_json: bool) -> None:
+    """Write all rows to stdout: their documents as one, or their results in tables."""
+    if as_json:
+        emit_json({"rows": found})
+        return
+    heads = {result.head for result in found}
+    if len(heads) == 1 and found[0].said is None:
+        show(_summaries(found))
+        return
+    show(*tables(found))
+    if {result.type for result in found} == {"embedding"}:
+        say("`--out FILE.npz` or `--json` gives the vectors whole.")
+
+
+def _summaries(results: Sequence[Result]) -> Table:
+    """List each output of each row."""
+    adapter = results[0].head.adapter
+    rows = [
+        (result.name, one.name, one.dtype, list(one.shape), *("–" if n is None else f"{n:.4g}" for n in one.numbers))
+        for result in results
+        for one in result.outputs
+    ]
+    title = "the base alone" if adapter is None else f"adapter `{adapter}`"
+    return Table(("text", "output", "type", "shape", *_MEASURES), rows, title, "llllrrr")
+
+
+def stacked(rows: Sequence[tuple[str | None, Mapping[str, np.ndarray]]], manifest: Manifest) -> dict[str, np.ndarray]:
+    """Return the outputs of rows, each with the output of its head, as arrays [rows, …].
+
+    Rows are padded with zeros after their tokens. A row holds −inf for classes that its adapter does not have, and NaN
+    in the output of a head that is not its own.
+    """
+    heads, found = {head.output for head in manifest.heads}, dict[str, np.ndarray]()
+    for name in dict.fromkeys(name for _, outputs in rows for name in outputs):
+        own = [(at, outputs[name]) for at, (_, outputs) in enumerate(rows) if name in outputs]
+        shape = tuple(max(sizes) for sizes in zip(*(array.shape for _, array in own), strict=True))
+        found[name] = np.full((len(rows), *shape), np.nan if len(own) < len(rows) else 0, own[0][1].dtype)
+        for at, array in own:
+            target = found[name][at]
+            target[...] = 0
+            if name in heads:
+                target[tuple(slice(size) for size in array.shape[:-1])] = -np.inf
+            target[tuple(slice(size) for size in array.shape)] = array
+    return found
 
 
 def tables(results: Sequence[Result]) -> Iterator[Table | str]:
@@ -139,20 +187,6 @@ def _values(result: Result) -> np.ndarray:
     return said.numbers if isinstance(said, Numbers) else said.vector
 
 
-def show_outputs(
-    adapter: str | None, batches: Sequence[Mapping[str, np.ndarray]], cut: Mapping[str, int], *, as_json: bool
-) -> None:
-    """Write a summary of each output of each batch; `cut` has how many tokens of texts were left out, by place."""
-    rows = [{**one, "batch": index} for index, outputs in enumerate(batches) for one in _summaries(outputs)]
-    if as_json:
-        emit_json({"adapter": adapter, "outputs": rows, **({"cut": cut} if cut else {})})
-        return
-    numbers = [["–" if row[key] is None else f"{row[key]:.4g}" for key in ("min", "mean", "max")] for row in rows]
-    cells = [(row["output"], row["dtype"], row["shape"], *three) for row, three in zip(rows, numbers, strict=True)]
-    title = "the base alone" if adapter is None else f"adapter `{adapter}`"
-    show(Table(("output", "type", "shape", "min", "mean", "max"), cells, title, "lllrrr"))
-
-
 def bar(probability: float) -> str:
     """Return a bar whose length is a probability, in eighths of a character."""
     full, eighths = divmod(round(probability * _BAR * 8), 8)
@@ -166,7 +200,7 @@ def _share(probability: float) -> tuple[str, str]:
 def _cells(result: Result) -> tuple[str, str, str]:
     """Return the result in a line: what it is, and of a class its probability."""
     if result.said is None:
-        return ", ".join(f"{name} {list(array.shape)}" for name, array in result.outputs.items()), "", ""
+        return ", ".join(f"{one.name} {list(one.shape)}" for one in result.outputs), "", ""
     said = result.answer()
     match said:
         case Prediction():
@@ -177,7 +211,9 @@ def _cells(result: Result) -> tuple[str, str, str]:
         case TokenLabels():
             return " ".join(f"{token}/{one.label}" for token, one in result.token_classes()), "", ""
         case Span():
-            text = f"tokens {said.start} to {said.end}" if result.said.span is None else result.said.span[0]
+            text = (
+                f"tokens {said.first_token} to {said.last_token}" if result.said.span is None else result.said.span[0]
+            )
             return text, *_share(said.probability)
         case Choice():
             choices = result.texts.get("choices", ())
