@@ -40,9 +40,22 @@ def _written(folder: Path, rows: dict[str, np.ndarray]) -> Path:
     return path
 
 
+def _contexts(rows: dict[str, np.ndarray]) -> np.ndarray:
+    """All tokens but the first two may be the answer to a question."""
+    return (rows["attention_mask"] == 1) & (np.arange(rows["attention_mask"].shape[1]) >= 2)
+
+
+def _context_options(rows: dict[str, np.ndarray]) -> list[str]:
+    return [word for row in _contexts(rows).astype(int) for word in ("--context", ",".join(map(str, row)))]
+
+
 def _expected(session: Session, rows: dict[str, np.ndarray], names: list[str]) -> list[dict[str, Any]]:
-    answers = session.answer(rows, adapters=names)
-    return [{"adapter": name, **document(found)} for name, found in zip(names, answers, strict=True)]
+    answers = session.answer(rows, adapters=names, context=list(_contexts(rows)))
+    heads = [session.head(name) for name in names]
+    return [
+        {"adapter": head.adapter, "task": head.task.type if head.task else None, **document(found)}
+        for head, found in zip(heads, answers, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("problem", PROBLEM_TYPES)
@@ -54,11 +67,12 @@ def test_an_adapter_alone(
     tmp_path: Path,
     problem: str,
 ) -> None:
-    found = client.run(task_bundle, _written(tmp_path, rows), "--adapter", problem)
+    found = client.run(task_bundle, _written(tmp_path, rows), "--adapter", problem, *_context_options(rows))
     expected = _expected(session, rows, [problem] * ROWS)
     alike(found, expected)
     if problem == "span":  # the limit matters
-        assert max(row["end"] - row["start"] + 1 for row in expected) == LONGEST_SPAN
+        assert max(row["last_token"] - row["first_token"] + 1 for row in expected) == LONGEST_SPAN
+        assert min(row["first_token"] for row in expected) == 2
 
 
 def test_all_of_them_in_one_batch(
@@ -67,7 +81,16 @@ def test_all_of_them_in_one_batch(
     """In the bank, where results are as wide as the widest."""
     names = [*PROBLEM_TYPES, *PROBLEM_TYPES]
     choices = [word for name in names for word in ("--adapter", name)]
-    alike(client.run(task_bundle, _written(tmp_path, rows), *choices), _expected(session, rows, list(names)))
+    found = client.run(task_bundle, _written(tmp_path, rows), *choices, *_context_options(rows))
+    alike(found, _expected(session, rows, list(names)))
+
+
+def test_a_span_of_arrays_without_context_is_refused(
+    client: Client, task_bundle: Path, rows: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """The answer could be the question."""
+    path = _written(tmp_path, {name: array[:1] for name, array in rows.items()})
+    client.refuses("context", "run", task_bundle, "--inputs", path, "--adapter", "span")
 
 
 def test_nobody_knows_the_task(
@@ -77,7 +100,8 @@ def test_nobody_knows_the_task(
     found = client.run(task_bundle, _written(tmp_path, rows), "--adapter", "unknown")
     outputs = session.run(rows, "unknown")
     for at, row in enumerate(found):
-        alike(row, {"adapter": "unknown", "outputs": {name: array[at].tolist() for name, array in outputs.items()}})
+        listed = {name: array[at].tolist() for name, array in outputs.items()}
+        alike(row, {"adapter": "unknown", "task": None, "outputs": listed})
 
 
 def test_the_own_head_answers_for_the_base(

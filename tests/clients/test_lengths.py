@@ -84,7 +84,7 @@ def test_the_bundle_is_sound(length_bundles: dict[Lengths, Path], lengths: Lengt
 @every_client
 @both
 def test_texts(client: Client, length_bundles: dict[Lengths, Path], lengths: Lengths) -> None:
-    """Each is answered as the row that the record asks for; what the base gives shows how far it is filled up."""
+    """Each is answered as the row that the record asks for, and without the padding of this row."""
     folder = length_bundles[lengths]
     bundle = Bundle.open(folder)
     session, reader, limit = bundle.session(), bundle.texts(), bundle.manifest.max_tokens or 0
@@ -93,10 +93,11 @@ def test_texts(client: Client, length_bundles: dict[Lengths, Path], lengths: Len
     bases = _run(client, folder, tokens)
     for count, topic, base in zip(tokens, topics, bases, strict=True):
         row = _filled(folder, count, lengths)
-        alike(topic, {"adapter": "topic", **reader.answer([_text(count)], "topic")[0].document()})
+        expected = reader.answer([_text(count)], "topic")[0].document()
+        alike(topic, {"adapter": "topic", "task": "single_label", **expected})
         alike(topic["probabilities"], dict(session.classify(row, "topic")[0].probabilities))
         assert topic.get("cut", 0) == max(0, count - limit)
-        alike(base["outputs"]["hidden"], session.run(row)["hidden"][0].tolist())
+        alike(base["outputs"]["hidden"], session.run(row)["hidden"][0][: min(count, limit)].tolist())
 
 
 @every_client
@@ -121,7 +122,7 @@ def test_padding_that_would_change_the_results(
     expected = Bundle.open(folder).session().classify(_row(folder, 16, 16), "topic")[0]
     alike(answer["probabilities"], dict(expected.probabilities))
     short = ("--text", _text(9)) if client.tokenizes else ("--ids", "2,5,6,7,8,9,10,11,3")
-    _refused(client, folder, short, TOO_MANY, "padding would change its results", "9", str(lengths))
+    _refused(client, folder, short, TOO_MANY, "padding would change its result", "9", str(lengths))
 
 
 def test_ids_that_are_too_many_are_not_cut(cpp_client: Client, length_bundles: dict[Lengths, Path]) -> None:
@@ -134,7 +135,7 @@ def test_ids_that_are_too_many_are_not_cut(cpp_client: Client, length_bundles: d
 @both
 def test_the_runtime(length_bundles: dict[Lengths, Path], tmp_path: Path, lengths: Lengths) -> None:
     reader = Bundle.open(_copied(length_bundles[lengths], tmp_path)).texts()
-    with pytest.raises(RequestError, match="padding would change its results") as refused:
+    with pytest.raises(RequestError, match="padding would change its result") as refused:
         reader.answer([_text(9)], "topic")
     assert str(lengths) in str(refused.value)
     for other, count in REFUSED:

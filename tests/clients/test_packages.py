@@ -126,4 +126,4 @@ def test_npm_installs_the_client_and_another_project_compiles_against_its_types(
     run = [node_client.command[0], "consumer.js", str(small_bundle)]
     found = json.loads(subprocess.run(run, cwd=tmp_path, check=True, capture_output=True).stdout)
     (expected,) = Bundle.open(small_bundle).texts().answer([TEXT], "topic")
-    alike(found, {"adapter": "topic", **expected.document()})
+    alike(found, {"adapter": "topic", "task": "single_label", **expected.document()})

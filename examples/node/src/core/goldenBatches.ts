@@ -40,11 +40,17 @@ export async function replayBatches(bundle: Bundle, answer: AnswerRows): Promise
       const lists = Object.fromEntries(Object.entries(inputs).map(([input, list]) => [input, [list]]));
       return { inputs: parseInputs(lists, bundle.manifest), adapter, ...contextOf(context, tokensOf(inputs, adapter, bundle)) };
     });
-    const answers = await Fault.at(`batch \`${name}\``, () => answer(asked));
-    for (const [at, { answer: expected, absolute, decided = true }] of rows.entries()) {
-      const { worst, fault } = compared(answers[at]!, expected, { absolute, decided });
-      found.worst = Math.max(found.worst, worst);
-      if (fault) found.faults.push({ name: `${name}, row ${at}`, fault });
+    try {
+      const answers = await answer(asked);
+      for (const [at, { answer: expected, absolute, decided = true }] of rows.entries()) {
+        const { worst, fault } = compared(answers[at]!, expected, { absolute, decided });
+        found.worst = Math.max(found.worst, worst);
+        if (fault) found.faults.push({ name: `${name}, row ${at}`, fault });
+      }
+    } catch (error) {
+      if (!(error instanceof Fault)) throw error;
+      found.worst = Infinity;
+      found.faults.push({ name, fault: `is refused: ${error.message}` });
     }
   }
   return found;

@@ -114,11 +114,10 @@ async function checkBaked(bundle: Bundle): Promise<Found[]> {
 async function checkAnswers(bundle: Bundle): Promise<Found[]> {
   const service = new Service(bundle);
   const answer: AnswerRows = (rows) => service.answer(rows);
-  const batches = await replayBatches(bundle, answer);
-  const texts = await replayTexts(bundle, answer);
+  const [texts, batches] = [await replayTexts(bundle, answer), await replayBatches(bundle, answer)];
   return [
-    ...(batches ? [{ flavour: "batches", adapter: null, mixed: true, ...batches } as const] : []),
     ...texts.map((set) => ({ flavour: "texts", mixed: false, tokenized: true, ...set }) as const),
+    ...(batches ? [{ flavour: "batches", adapter: null, mixed: true, ...batches } as const] : []),
   ];
 }
 
