@@ -1,11 +1,12 @@
 import adapterexport.AdapterBundle;
-import adapterexport.AdapterBundle.Choice;
 import adapterexport.AdapterBundle.Result;
+import adapterexport.AdapterBundle.Row;
 import adapterexport.AdapterBundle.Tensor;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
@@ -13,8 +14,8 @@ import java.util.function.Supplier;
 import java.util.stream.Collectors;
 
 /**
- * Cases BUNDLE DAMAGED FILES: what the Java client gives for a bundle, for a damaged one, and for the adapter files in a
- * folder; prints for each case a line with its name, a tab, and what came of it.
+ * Cases BUNDLE DAMAGED FILES TASKS: what the Java client gives for a bundle, for a damaged one, for the adapter files in a
+ * folder, and for a bundle with an adapter of each task; prints for each case a line with its name, a tab, and what came of it.
  */
 class Cases {
   private static final long[][] IDS = {{2, 5, 6, 7, 3}, {2, 7, 3, 0, 0}, {2, 4, 12, 19, 3}};
@@ -30,20 +31,33 @@ class Cases {
     System.out.println(name + "\t" + String.valueOf(found).replace('\n', ' '));
   }
 
-  private static Map<String, Tensor> rows(int from, int to) {
-    Tensor ids = Tensor.of(Arrays.copyOfRange(IDS, from, to)), mask = Tensor.of(Arrays.copyOfRange(MASK, from, to));
-    return Map.of("input_ids", ids, "attention_mask", mask);
+  /** Rows of the table with one adapter for all of them, or one for each. */
+  private static List<Row> rows(int from, int to, String... adapters) {
+    List<Row> found = new ArrayList<>();
+    for (int row = from; row < to; row++) found.add(row(row, adapters[adapters.length == 1 ? 0 : row - from], 1));
+    return found;
   }
 
-  private static String answers(Result result) {
-    return "[" + result.answers().stream().map(answer -> answer.orElse("null")).collect(Collectors.joining(",")) + "]";
+  private static Row row(int row, String adapter, double strength) {
+    return new Row(inputs(IDS[row], MASK[row]), adapter, strength, Map.of(), null);
   }
 
-  /** The bits of an output. */
-  private static String bits(Result result, String output) {
-    Tensor tensor = result.outputs().get(output);
-    StringBuilder found = new StringBuilder(Arrays.toString(tensor.shape()));
-    for (float number : tensor.floats()) found.append(' ').append(Float.floatToRawIntBits(number));
+  private static Map<String, Tensor> inputs(long[] ids, long[] mask) {
+    return Map.of("input_ids", Tensor.of(ids), "attention_mask", Tensor.of(mask));
+  }
+
+  private static String answers(List<Result> results) {
+    return "[" + results.stream().map(Result::answer).collect(Collectors.joining(",")) + "]";
+  }
+
+  /** The bits of an output of each row. */
+  private static String bits(List<Result> results, String output) {
+    StringBuilder found = new StringBuilder();
+    for (Result result : results) {
+      Tensor tensor = result.outputs().get(output);
+      found.append(found.isEmpty() ? "" : ";").append(Arrays.toString(tensor.shape()));
+      for (float number : tensor.floats()) found.append(' ').append(Float.floatToRawIntBits(number));
+    }
     return found.toString();
   }
 
@@ -54,7 +68,7 @@ class Cases {
       throw new java.io.UncheckedIOException(error);
     }
     try {
-      return answers(bundle.run(rows(0, 3), new Choice("new")));
+      return answers(bundle.run(rows(0, 3, "new")));
     } finally {
       bundle.unload("new");
     }
@@ -63,14 +77,14 @@ class Cases {
   private static void kept(Path folder) {
     try (AdapterBundle bundle = AdapterBundle.open(folder, 1, 4000)) {
       for (String name : new String[] {"tone", "topic"}) {
-        say("kept " + name, () -> bits(bundle.run(rows(0, 1), new Choice(name)), "hidden"));
+        say("kept " + name, () -> bits(bundle.run(rows(0, 1, name)), "hidden"));
       }
-      say("kept tone again", () -> bits(bundle.run(rows(0, 1), new Choice("tone")), "hidden"));
-      say("kept mixed", () -> bits(bundle.run(rows(0, 3), new Choice("tone"), new Choice(null), new Choice("topic")), "hidden"));
+      say("kept tone again", () -> bits(bundle.run(rows(0, 1, "tone")), "hidden"));
+      say("kept mixed", () -> bits(bundle.run(rows(0, 3, "tone", null, "topic")), "hidden"));
       say("kept", bundle::prefixes);
     }
     try (AdapterBundle bundle = AdapterBundle.open(folder, 1, 1)) {
-      for (int call = 0; call < 2; call++) bundle.run(rows(0, 1), new Choice("tone"));
+      for (int call = 0; call < 2; call++) bundle.run(rows(0, 1, "tone"));
       say("nothing kept", bundle::prefixes);
     }
   }
@@ -81,34 +95,45 @@ class Cases {
     say("verify", bundle::verify);
     say("adapters", bundle::adapters);
     say("task", () -> bundle.task("topic"));
-    say("alone", () -> answers(bundle.run(rows(0, 3), new Choice("topic"))));
-    say("base", () -> answers(bundle.run(rows(0, 3), new Choice(null))));
-    Choice[] mixed = {new Choice("tone"), new Choice(null), new Choice("topic")};
-    say("mixed", () -> answers(bundle.run(rows(0, 3), mixed)));
-    say("mixed bits", () -> bits(bundle.run(rows(0, 3), mixed), "hidden"));
-    Choice[] strengths = {new Choice("tone", 0.5), new Choice("topic", -1), new Choice("tone", 0)};
-    say("strengths", () -> answers(bundle.run(rows(0, 3), strengths)));
-    say("strength bits", () -> bits(bundle.run(rows(0, 3), strengths), "hidden"));
+    say("alone", () -> answers(bundle.run(rows(0, 3, "topic"))));
+    say("base", () -> answers(bundle.run(row(0, null, 1))));
+    List<Row> mixed = rows(0, 3, "tone", null, "topic");
+    say("mixed", () -> answers(bundle.run(mixed)));
+    say("mixed bits", () -> bits(bundle.run(mixed), "hidden"));
+    List<Row> strengths = List.of(row(0, "tone", 0.5), row(1, "topic", -1), row(2, "tone", 0));
+    say("strengths", () -> answers(bundle.run(strengths)));
+    say("strength bits", () -> bits(bundle.run(strengths), "hidden"));
+    long[] few = {2, 7, 3}, all = {1, 1, 1}, left = {0, 0, 2, 7, 3};
+    List<Row> lengths = List.of(row(0, "tone", 1), new Row(inputs(few, all), "topic"), new Row(inputs(few, all), "tone"));
+    say("lengths", () -> answers(bundle.run(lengths)));
+    say("padding on the left", () -> answers(bundle.run(new Row(inputs(left, new long[] {0, 0, 1, 1, 1}), "tone"))));
+    Map<String, Double> weights = Map.of("tone", 0.25, "mood", 1.5);
+    say("weights", () -> answers(bundle.run(new Row(inputs(few, all), "fusion", 1, weights, null), row(0, "fixed", 1))));
+    try (AdapterBundle tasks = AdapterBundle.open(Path.of(arguments[3]), 1, 0)) {
+      byte[] context = {0, 1, 1};
+      say("span", () -> answers(tasks.run(new Row(inputs(few, all), "span", 1, Map.of(), context))));
+      say("refused: span", () -> tasks.run(new Row(inputs(few, all), "span")));
+      say("refused: context", () -> tasks.run(new Row(inputs(few, all), "span", 1, Map.of(), new byte[] {1, 2, 0})));
+      say("refused: short context", () -> tasks.run(new Row(inputs(few, all), "span", 1, Map.of(), new byte[] {1})));
+    }
     for (String name : new String[] {"good", "NaN", "an overflow", "of another base"}) {
       say("file " + name, () -> load(bundle, files.resolve(name)));
     }
     kept(folder);
 
-    say("refused: nobody", () -> bundle.run(rows(0, 3), new Choice("nobody")));
-    say("refused: a zero", () -> bundle.run(rows(0, 3), new Choice("tone\0")));
-    say("refused: strength", () -> bundle.run(rows(0, 3), new Choice("tone", Double.NaN)));
-    Choice[] unlike = {new Choice("tone", 0.5), new Choice("tone", Double.NaN), new Choice("tone")};
-    say("refused: strength of a row", () -> bundle.run(rows(0, 3), unlike));
-    say("refused: choices", () -> bundle.run(rows(0, 3), new Choice("tone"), new Choice("tone")));
-    say("refused: no choice", () -> bundle.run(rows(0, 3)));
-    say("refused: no mask", () -> bundle.run(Map.of("input_ids", Tensor.of(IDS)), new Choice("tone")));
-    Tensor wrong = Tensor.of(new long[][] {{2, 20, 3}}), all = Tensor.of(new long[][] {{1, 1, 1}});
-    say("refused: id", () -> bundle.run(Map.of("input_ids", wrong, "attention_mask", all), new Choice("tone")));
-    Tensor small = new Tensor("int32", new long[] {1, 2}, ByteBuffer.allocateDirect(8).order(ByteOrder.nativeOrder()));
-    say("refused: type", () -> bundle.run(Map.of("input_ids", small, "attention_mask", all), new Choice("tone")));
-    Tensor cut = new Tensor("int64", new long[] {1, 3}, ByteBuffer.allocate(8));
-    say("refused: bytes", () -> bundle.run(Map.of("input_ids", cut, "attention_mask", all), new Choice("tone")));
-    say("refused: context", () -> bundle.run(rows(0, 3), List.of(new Choice("tone")), new byte[] {1, 2, 0}));
+    say("refused: nobody", () -> bundle.run(rows(0, 3, "nobody")));
+    say("refused: a zero", () -> bundle.run(rows(0, 3, "tone\0")));
+    say("refused: strength", () -> bundle.run(row(0, "tone", Double.NaN)));
+    say("refused: strength of a row", () -> bundle.run(row(0, "tone", 0.5), row(1, "tone", Double.NaN), row(2, "tone", 1)));
+    say("refused: no row", () -> bundle.run());
+    say("refused: no mask", () -> bundle.run(new Row(Map.of("input_ids", Tensor.of(few)), "tone")));
+    say("refused: id", () -> bundle.run(new Row(inputs(new long[] {2, 20, 3}, all), "tone")));
+    say("refused: weights", () -> bundle.run(new Row(inputs(few, all), "fusion", 1, Map.of("tone", 1.0), null)));
+    say("refused: weights of none", () -> bundle.run(new Row(inputs(few, all), "tone", 1, weights, null)));
+    Tensor small = new Tensor("int32", new long[] {2}, ByteBuffer.allocateDirect(8).order(ByteOrder.nativeOrder()));
+    Tensor cut = new Tensor("int64", new long[] {3}, ByteBuffer.allocate(8)), mask = Tensor.of(all);
+    say("refused: type", () -> bundle.run(new Row(Map.of("input_ids", small, "attention_mask", mask), "tone")));
+    say("refused: bytes", () -> bundle.run(new Row(Map.of("input_ids", cut, "attention_mask", mask), "tone")));
     say("refused: unload", () -> { bundle.unload("nobody"); return null; });
     say("refused: damaged", () -> AdapterBundle.open(Path.of(arguments[1]), 1, 0));
     say("refused: threads", () -> AdapterBundle.open(folder, 0, 0));

@@ -86,11 +86,11 @@ def test_what_is_written_over_its_files_changes_nothing(cpp_build: Path, small_b
     bundle = shutil.copytree(small_bundle, tmp_path / "bundle")
     calls = [{"inputs": INPUTS, "adapter": "tone"}, {"inputs": INPUTS, "adapters": ["topic"]}]
     with _started(cpp_build, bundle) as (_, client):
-        before = [client.post("/run", json=call).json() for call in calls]
+        before = [client.post("/answer", json=call).json() for call in calls]
         for path in bundle.rglob("*"):
             if path.is_file():
                 os.truncate(path, 0)
-        assert [client.post("/run", json=call).json() for call in calls] == before
+        assert [client.post("/answer", json=call).json() for call in calls] == before
         assert before[0]["rows"][0]["label"]
 
 
@@ -105,9 +105,9 @@ def test_requests_at_once_each_with_its_own_adapter(
         for _ in range(10):
             inputs = _arrays(rng, 3)
             chosen = [(None, *NAMES)[int(number)] for number in rng.integers(0, 4, 3)]
-            mixed = service.post("/run", json=_call(inputs, adapters=chosen))
+            mixed = service.post("/answer", json=_call(inputs, adapters=chosen))
             one = {name: array[:1] for name, array in inputs.items()}
-            alone = service.post("/run", json=_call(one, adapter=chosen[0]))
+            alone = service.post("/answer", json=_call(one, adapter=chosen[0]))
             assert (mixed.status_code, alone.status_code) == (200, 200)
             _holds(alone.json()["rows"][0], one, chosen[0], session)
             for at, row in enumerate(mixed.json()["rows"]):
@@ -123,7 +123,7 @@ def test_requests_at_once_each_with_its_own_adapter(
 def _come_and_go(service: httpx.Client, data: bytes, times: int) -> None:
     for _ in range(times):
         assert service.put("/adapters/passing", content=data).status_code == 200
-        answer = service.post("/run", json={"adapter": "passing", "inputs": INPUTS})
+        answer = service.post("/answer", json={"adapter": "passing", "inputs": INPUTS})
         assert answer.json()["rows"][0]["adapter"] == "passing"
         assert service.delete("/adapters/passing").status_code == 200
 
@@ -131,17 +131,19 @@ def _come_and_go(service: httpx.Client, data: bytes, times: int) -> None:
 def test_an_adapter_is_loaded_and_forgotten(service: httpx.Client, small_bundle: Path, session: Session) -> None:
     data = (small_bundle / "adapters/tone.onnx_adapter").read_bytes()
     loaded = service.put("/adapters/new", content=data, params={"labels": "left,right"})
-    assert loaded.json()["new"] == {"task": "single_label", "labels": ["left", "right"]}
+    assert loaded.json()["new"] == {"task": {"type": "single_label", "labels": ["left", "right"]}}
     inputs = _arrays(np.random.default_rng(0), 1)
-    (row,) = service.post("/run", json=_call(inputs, adapter="new")).json()["rows"]
+    (row,) = service.post("/answer", json=_call(inputs, adapter="new")).json()["rows"]
     expected = dict(zip(("left", "right"), session.classify(inputs, "tone")[0].probabilities.values(), strict=True))
     assert row["probabilities"] == pytest.approx(expected, abs=CLOSE)
     again = service.put("/adapters/new", content=data)
     assert (again.status_code, "loaded already" in again.json()["error"]) == (400, True)
-    in_bank = service.post("/run", json=_call(inputs, adapters=["new"]))
-    assert (in_bank.status_code, "not in the bank" in in_bank.json()["error"]) == (400, True)
+    twice = {name: np.repeat(array, 2, axis=0) for name, array in inputs.items()}
+    mixed = service.post("/answer", json=_call(twice, adapters=["tone", "new"])).json()["rows"]
+    _holds(mixed[0], inputs, "tone", session)
+    assert mixed[1]["probabilities"] == pytest.approx(expected, abs=CLOSE)
     assert "new" not in service.delete("/adapters/new").json()
-    gone = service.post("/run", json=_call(inputs, adapter="new"))
+    gone = service.post("/answer", json=_call(inputs, adapter="new"))
     assert (gone.status_code, "`new`: is not loaded" in gone.json()["error"]) == (400, True)
 
 
@@ -149,7 +151,7 @@ def test_an_adapter_is_loaded_and_forgotten(service: httpx.Client, small_bundle:
     ("body", "words"),
     [
         pytest.param({"inputs": INPUTS, "adapter": "nobody"}, "`nobody`: is not loaded", id="unknown adapter"),
-        pytest.param({"inputs": INPUTS, "adapters": ["tone", "mood"]}, "one adapter for each row", id="too many"),
+        pytest.param({"inputs": INPUTS, "adapters": ["tone", "mood"]}, "not one adapter for each row", id="too many"),
         pytest.param({"inputs": INPUTS, "adaptor": "tone"}, "`adaptor`", id="misspelt"),
         pytest.param({"inputs": INPUTS, "adapter": "tone", "adapters": ["tone"]}, "one choice", id="two choices"),
         pytest.param({"inputs": {**INPUTS, "attention_mask": [[1]]}}, "wrong shape", id="wrong shape"),
@@ -162,11 +164,20 @@ def test_an_adapter_is_loaded_and_forgotten(service: httpx.Client, small_bundle:
         pytest.param({"inputs": INPUTS, "adapter": "tone", "strenght": 0.5}, "`strenght`", id="misspelt strength"),
         pytest.param({"inputs": INPUTS, "adapter": "tone", "strength": 1001}, "is no strength", id="too strong"),
         pytest.param({"inputs": INPUTS, "adapter": "tone", "strength": True}, "expected form", id="no number"),
-        pytest.param({"inputs": INPUTS, "adapter": "tone", "strength": [1, 1]}, "one for each row", id="two strengths"),
+        pytest.param({"inputs": INPUTS, "adapter": "tone", "strength": [1, 1]}, "for each row", id="two strengths"),
+        pytest.param({"inputs": INPUTS, "adapter": ["tone"]}, "expected form", id="a list for all rows"),
+        pytest.param({"inputs": INPUTS, "adapters": "tone"}, "expected form", id="no list for each row"),
+        pytest.param({"inputs": INPUTS, "model": "tone"}, "`model`", id="a key of the other server"),
+        pytest.param({"inputs": INPUTS, "adapter": "tone", "weights": {"tone": 1}}, "no weights", id="no fusion"),
+        pytest.param({"inputs": INPUTS, "adapter": "fusion", "weights": {"tone": 1}}, "finite weight", id="half"),
+        pytest.param({"inputs": INPUTS, "adapter": "fusion", "weights": {"tone": True}}, "expected form", id="true"),
+        pytest.param({"inputs": INPUTS, "adapter": "fusion", "weights": {}}, "names no member", id="no weight"),
+        pytest.param({"inputs": {"input_ids": [], "attention_mask": []}}, "no rows", id="no rows"),
+        pytest.param({"inputs": {**INPUTS, "attention_mask": [[1, 1]] * 2}}, "numbers of rows", id="rows"),
     ],
 )
 def test_what_does_not_fit_is_refused(service: httpx.Client, body: object, words: str) -> None:
-    answer = service.post("/run", json=body)
+    answer = service.post("/answer", json=body)
     assert answer.status_code == 400
     assert words in answer.json()["error"]
 
@@ -175,18 +186,20 @@ def test_an_adapter_at_a_strength(service: httpx.Client, session: Session) -> No
     """For all rows, or for each, in a mixed batch, too; at 1 it is as it is."""
     inputs = _arrays(np.random.default_rng(2), 3)
     for strength, each in ((-2, [-2] * 3), ([0.5, 1, 0], [0.5, 1, 0])):
-        rows = service.post("/run", json=_call(inputs, adapter="tone", strength=strength)).json()["rows"]
+        rows = service.post("/answer", json=_call(inputs, adapter="tone", strength=strength)).json()["rows"]
         for row, expected in zip(rows, session.classify(inputs, "tone", strength=each), strict=True):
-            alike(row, {"adapter": "tone", **document(expected)})
+            alike(row, {"adapter": "tone", "task": "single_label", **document(expected)})
     names: list[str | None] = ["topic", "tone", None]
-    mixed = service.post("/run", json=_call(inputs, adapters=names, strength=0.5)).json()["rows"]
+    mixed = service.post("/answer", json=_call(inputs, adapters=names, strength=0.5)).json()["rows"]
     for at, (row, name) in enumerate(zip(mixed, names, strict=True)):
         one = {key: array[at : at + 1] for key, array in inputs.items()}
         if name is None:
             _holds(row, one, None, session)
         else:
-            alike(row, {"adapter": name, **document(session.classify(one, name, strength=0.5)[0])})
-    plain = service.post("/run", json=_call(inputs, adapters=names)).json()["rows"]
+            alike(
+                row, {"adapter": name, "task": "single_label", **document(session.classify(one, name, strength=0.5)[0])}
+            )
+    plain = service.post("/answer", json=_call(inputs, adapters=names)).json()["rows"]
     assert plain[0]["probability"] != pytest.approx(mixed[0]["probability"], abs=1e-3)
 
 
@@ -199,12 +212,12 @@ def test_a_context_says_which_tokens_may_be_the_answer(task_service: httpx.Clien
     context = np.arange(tokens) >= np.array([[0], [tokens - 1], [2]])
     answers = session.answer(inputs, "span", context=list(context))
     body = _call(inputs, adapter="span", context=context.astype(int).tolist())
-    rows = task_service.post("/run", json=body).json()["rows"]
+    rows = task_service.post("/answer", json=body).json()["rows"]
     for row, expected in zip(rows, answers, strict=True):
-        alike(row, {"adapter": "span", **document(expected)})
-    assert (rows[1]["start"], rows[1]["end"]) == (tokens - 1, tokens - 1)
+        alike(row, {"adapter": "span", "task": "span", **document(expected)})
+    assert (rows[1]["first_token"], rows[1]["last_token"]) == (tokens - 1, tokens - 1)
     body = _call(inputs, adapters=["span", "token", "span"], context=context.astype(int).tolist())
-    mixed = task_service.post("/run", json=body).json()["rows"]
+    mixed = task_service.post("/answer", json=body).json()["rows"]
     alike(mixed[2], rows[2])
     assert len(mixed[1]["tokens"]) == tokens
     for wrong, words in (
@@ -212,8 +225,10 @@ def test_a_context_says_which_tokens_may_be_the_answer(task_service: httpx.Clien
         ([[1] * tokens], "not one context for each row"),
         ([[2] * tokens] * 3, "no 0 or 1"),
         ([[0] * tokens] * 3, "no token may be the answer"),
+        ([[1] * tokens, None, [1] * tokens], "row 1: a span needs its context"),
+        (None, "row 0: a span needs its context"),
     ):
-        refused = task_service.post("/run", json=_call(inputs, adapter="span", context=wrong))
+        refused = task_service.post("/answer", json=_call(inputs, adapter="span", context=wrong))
         assert (refused.status_code, words in refused.json()["error"]) == (400, True), refused.text
 
 
@@ -235,12 +250,14 @@ def test_a_task_is_said_when_an_adapter_is_loaded(task_service: httpx.Client, ta
     session.load_bytes("said", data, labels=labels, task=problem)
     loaded = task_service.put("/adapters/said", content=data, params=said)
     try:
-        assert loaded.json()["said"] == {"task": said.get("task", "single_label"), "labels": labels or []}
-        (row,) = task_service.post("/run", json={"inputs": INPUTS, "adapter": "said"}).json()["rows"]
+        task = session.task("said")
+        assert task is not None
+        assert loaded.json()["said"] == {"task": task.document()}
+        (row,) = task_service.post("/answer", json={"inputs": INPUTS, "adapter": "said"}).json()["rows"]
     finally:
         task_service.delete("/adapters/said")
     (expected,) = session.answer({name: np.array(rows) for name, rows in INPUTS.items()}, "said")
-    alike(row, {"adapter": "said", **document(expected)})
+    alike(row, {"adapter": "said", "task": said.get("task", "single_label"), **document(expected)})
 
 
 @pytest.mark.parametrize(
@@ -285,7 +302,7 @@ def test_an_overflow_is_no_answer(
     loaded = task_service.put("/adapters/large", content=file.read_bytes(), params=said)
     assert loaded.status_code == 200, loaded.text
     try:
-        answer = task_service.post("/run", json={"inputs": INPUTS, "adapter": "large"})
+        answer = task_service.post("/answer", json={"inputs": INPUTS, "adapter": "large"})
     finally:
         task_service.delete("/adapters/large")
     assert (answer.status_code, "NaN or infinite" in answer.json()["error"]) == (400, True), answer.text
@@ -296,7 +313,7 @@ def test_an_overflow_is_no_answer(
     ["{", '{"inputs": {}, "inputs": {}}', "\xff", '{"inputs": NaN}', '{"inputs": 1e400}', '{"inputs": "\\ud800"}'],
 )
 def test_what_is_no_json_is_refused(service: httpx.Client, body: str) -> None:
-    answer = service.post("/run", content=body.encode("latin-1"))
+    answer = service.post("/answer", content=body.encode("latin-1"))
     assert answer.status_code == 400
     assert "no JSON" in answer.json()["error"]
 
@@ -311,8 +328,8 @@ def test_files_and_places_that_are_none(service: httpx.Client) -> None:
 
 def test_what_is_too_much_is_refused(service: httpx.Client, small_bundle: Path) -> None:
     large = b" " * (2**22 + 1)
-    assert service.post("/run", content=large).status_code == 413
-    assert service.post("/run", content=(large[at::2] for at in range(2))).status_code == 413
+    assert service.post("/answer", content=large).status_code == 413
+    assert service.post("/answer", content=(large[at::2] for at in range(2))).status_code == 413
     data = (small_bundle / "adapters/tone.onnx_adapter").read_bytes()
     with ThreadPoolExecutor(4) as pool:
         put = pool.map(lambda number: service.put(f"/adapters/more{number}", content=data).status_code, range(66))
@@ -356,7 +373,7 @@ def test_it_stops_when_it_is_told_to(cpp_build: Path, small_bundle: Path, how: s
     with _started(cpp_build, small_bundle) as (process, client):
         address = http.client.HTTPConnection(client.base_url.host, client.base_url.port or 0, timeout=60)
         with closing(address) as connection:
-            connection.request("POST", "/run", body)
+            connection.request("POST", "/answer", body)
             client.get("/adapters")  # came later, and was answered: the other request is being computed
             process.send_signal(how)
             assert len(json.loads(connection.getresponse().read())["rows"]) == rows

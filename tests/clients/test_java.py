@@ -28,14 +28,17 @@ REFUSED = {
     "nobody": "RequestException: adapter `nobody`: is not loaded",
     "a zero": "RequestException: a text holds a zero character.",
     "strength": "RequestException: `strength`: is no strength; found nan; expected a number from -1000 to 1000.",
-    "strength of a row": "RequestException: `strength`: is no strength; found nan",
-    "choices": "RequestException: not one adapter for each row; found 2; expected 3.",
-    "no choice": "RequestException: not one adapter for each row; found 0; expected 3.",
+    "strength of a row": "RequestException: row 1, `strength`: is no strength; found nan",
+    "no row": "RequestException: a request has no rows.",
     "no mask": "RequestException: `attention_mask`: an input is missing.",
     "id": "RequestException: `input_ids`: an id is out of range",
+    "weights": "RequestException: adapter `fusion`: a fusion needs a finite weight for each of its members.",
+    "weights of none": "RequestException: adapter `tone`: has no weights that a call could give",
     "type": "RequestException: `input_ids`: an input has a wrong type; found int32; expected int64.",
-    "bytes": "RequestException: `input_ids`: bytes and shape differ; found 8 bytes; expected int64 [1, 3].",
-    "context": "RequestException: `context`: a context is no 0 or 1 for each token of each row",
+    "bytes": "RequestException: `input_ids`: bytes and shape differ; found 8 bytes; expected int64 [3].",
+    "span": "RequestException: a span needs its context; found none",
+    "context": "RequestException: `context`: a context has a byte that is neither 0 nor 1.",
+    "short context": "RequestException: a context does not say of each token whether it may be the answer",
     "unload": "RequestException: adapter `nobody`: is not loaded.",
     "damaged": "BundleException: ",
     "threads": "RequestException: `threads`: is no number of threads; found 0; expected 1 or more.",
@@ -44,7 +47,9 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def found(small_bundle: Path, cpp_build: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def found(
+    small_bundle: Path, task_bundle: Path, cpp_build: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
     """What each case gave, by its name."""
     folder = tmp_path_factory.mktemp("java")
     javac, java = (tool(name, "openjdk-25-jdk-headless") for name in ("javac", "java"))
@@ -57,7 +62,7 @@ def found(small_bundle: Path, cpp_build: Path, tmp_path_factory: pytest.TempPath
     _write_files(small_bundle, folder / "files")
     options = ["-XX:TieredStopAtLevel=1", "--enable-native-access=ALL-UNNAMED", "-cp", folder / "classes"]
     library = f"-Dadapter_export.library={cpp_build / 'libadapter_export_c.so'}"
-    words: list[str | Path] = [java, *options, library, "Cases", small_bundle, damaged, folder / "files"]
+    words: list[str | Path] = [java, *options, library, "Cases", small_bundle, damaged, folder / "files", task_bundle]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return dict(line.split("\t", 1) for line in done.stdout.splitlines())
@@ -82,10 +87,17 @@ def session(small_bundle: Path) -> Session:
 
 def _documents(session: Session, names: list[str], **choice: Any) -> list[dict[str, Any]]:
     answers = session.answer(INPUTS, adapters=names, **choice)
-    return [{"adapter": name, **document(one)} for name, one in zip(names, answers, strict=True)]
+    return [
+        {"adapter": name, "task": "single_label", **document(one)} for name, one in zip(names, answers, strict=True)
+    ]
 
 
 def _numbers(bits: str) -> np.ndarray:
+    """The rows of an output, together."""
+    return np.stack([_row(row) for row in bits.split(";")])
+
+
+def _row(bits: str) -> np.ndarray:
     shape, numbers = bits.split("] ")
     words = np.array(numbers.split(), np.int64).astype(np.int32)
     return words.view(np.float32).reshape(json.loads(shape + "]"))
@@ -94,7 +106,7 @@ def _numbers(bits: str) -> np.ndarray:
 def test_the_golden_vectors_hold(found: dict[str, str], small_bundle: Path) -> None:
     findings = json.loads(found["verify"])
     assert all(0 <= one["worst"] <= 1 for one in findings)
-    flavours = {"slots", "slots, fed", "inputs", "bank", "fanout", "baked", "texts"}
+    flavours = {"slots", "slots, fed", "inputs", "bank", "fanout", "baked", "texts", "batches"}
     assert {one["flavour"] for one in findings} == flavours
     names = [record.name for record in Bundle.open(small_bundle).manifest.adapters]
     assert found["adapters"] == f"[{', '.join(sorted(names))}]"
@@ -103,9 +115,11 @@ def test_the_golden_vectors_hold(found: dict[str, str], small_bundle: Path) -> N
 
 def test_answers_are_those_of_python(found: dict[str, str], session: Session) -> None:
     alike(json.loads(found["alone"]), _documents(session, ["topic"] * 3))
-    assert json.loads(found["base"]) == [None] * 3  # nobody knows what it answers
+    (base,) = json.loads(found["base"])
+    hidden = session.run({name: array[:1] for name, array in INPUTS.items()})["hidden"][0]
+    alike(base, {"adapter": None, "task": None, "outputs": {"hidden": hidden.tolist()}})
     mixed = json.loads(found["mixed"])
-    assert mixed[1] is None
+    assert (mixed[1]["adapter"], mixed[1]["task"]) == (None, None)
     for row, name in ((0, "tone"), (2, "topic")):
         alike(mixed[row], _documents(session, [name] * 3)[row])
     expected = session.run(INPUTS, adapters=["tone", None, "topic"])["hidden"]
@@ -117,6 +131,24 @@ def test_answers_are_those_of_python(found: dict[str, str], session: Session) ->
         scaled, session.run(INPUTS, adapters=names, strength=strengths)["hidden"], rtol=0, atol=1e-5
     )
     assert np.abs(scaled - session.run(INPUTS, adapters=names)["hidden"]).max() > 0.01
+
+
+def test_each_row_is_what_it_is_alone(found: dict[str, str], session: Session, task_bundle: Path) -> None:
+    """Rows of several lengths, with padding on the left, weights and a context of their own."""
+    first = {name: array[:1] for name, array in INPUTS.items()}
+    few = {"input_ids": np.array([[2, 7, 3]]), "attention_mask": np.ones((1, 3), np.int64)}
+    asked = [(first, "tone"), (few, "topic"), (few, "tone")]
+    lengths = [
+        {"adapter": name, "task": "single_label", **document(session.classify(row, name)[0])} for row, name in asked
+    ]
+    alike(json.loads(found["lengths"]), lengths)
+    alike(json.loads(found["padding on the left"]), lengths[2:])
+    for row, answer, name in zip((few, first), json.loads(found["weights"]), ("fusion", "fixed"), strict=True):
+        expected = document(session.classify(row, "fixed")[0])
+        alike(answer, {"adapter": name, "task": "single_label", **expected})
+    context = [np.array([False, True, True])]
+    (span,) = Bundle.open(task_bundle).session(threads=1).answer(few, "span", context=context)
+    alike(json.loads(found["span"]), [{"adapter": "span", "task": "span", **document(span)}])
 
 
 def test_a_text_that_comes_again_gives_the_same_bits(found: dict[str, str], session: Session) -> None:
