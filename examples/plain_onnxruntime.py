@@ -1,10 +1,13 @@
 """Run a bundle with onnxruntime alone: nothing of this project is imported.
 
-    python plain_onnxruntime.py bundle                              # hold the bundle against its golden vectors
+    python plain_onnxruntime.py bundle                              # compare the bundle with its golden vectors
     python plain_onnxruntime.py bundle "Who wrote Hamlet?" "Dull."  # and classify texts with every adapter
 
-ONNX Runtime activates adapters in float32, which is what `build` writes unless it is given `--adapter-precision`.
-Needs `pip install onnxruntime numpy`, and `tokenizers` for texts. Exit code 0 if all golden vectors hold, 1 if not.
+The rules are those of docs/format.md, "What may share a call": "The answer to a row is what the model gives for that
+row alone, without padding." Here every text is a call of its own, so rows never meet. A text is padded only to a length
+that the base takes, after its tokens, and only where that changes nothing; else it is refused.
+
+Needs `pip install onnxruntime numpy`, and `tokenizers` for texts. Exit code 0 if all golden vectors pass, 1 if not.
 """
 
 from __future__ import annotations
@@ -52,7 +55,8 @@ class PlainBundle:
         graph = folder / self.manifest["graphs"]["slots"]
         self.session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         # RunOptions does not keep an adapter alive: hold on to every one for as long as it may run
-        self.adapters = {record["name"]: self.load(record["onnx_adapter"]) for record in self.manifest["adapters"]}
+        self.records = {record["name"]: record for record in self.manifest["adapters"]}
+        self.adapters = {name: self.load(record) for name, record in self.records.items()}
 
     def verify_hashes(self) -> None:
         """Most damaged weights run without a word: look before they do."""
@@ -60,22 +64,64 @@ class PlainBundle:
             if hashlib.sha256((self.folder / record["path"]).read_bytes()).hexdigest() != record["sha256"]:
                 sys.exit(f"{record['path']} has been changed or damaged since it was written")
 
-    def load(self, path: str) -> ort.LoraAdapter:
+    def load(self, record: dict) -> ort.LoraAdapter | None:
+        """ONNX Runtime activates adapters whose files are float32; of others the tensors are fed."""
+        if record.get("precision", "float32") != "float32":
+            return None
         adapter = ort.LoraAdapter()
-        adapter.Load(str(self.folder / path))
+        adapter.Load(str(self.folder / record["onnx_adapter"]))
         return adapter
 
+    def tensors(self, adapter: str) -> dict[str, np.ndarray]:
+        """A float32 tensor for every slot. An int8 one is its product with the scale for its last axis."""
+        stored = read_safetensors(self.folder / self.records[adapter]["safetensors"])
+        scales = {name: stored.pop(f"{name}.scale") for name in list(stored) if f"{name}.scale" in stored}
+        return {
+            name: (array.astype(np.float64) * scales[name] if name in scales else array).astype(np.float32)
+            for name, array in stored.items()
+        }
+
+    def may_pad(self, adapter: str | None) -> bool:
+        """Whether padding changes neither the base nor this adapter."""
+        slots = [slot for slot in self.manifest["slots"] if slot["graph"] in self.manifest["counts_padding"]]
+        if not self.manifest["padding_neutral"] or adapter is None or not slots:
+            return self.manifest["padding_neutral"]
+        tensors = self.tensors(adapter)
+        return all(
+            list(tensors[slot["name"]].shape) == slot["neutral"]
+            and (tensors[slot["name"]] == slot.get("neutral_value", 0)).all()
+            for slot in slots
+        )
+
     def run(self, inputs: dict[str, np.ndarray], adapter: str | None = None) -> dict[str, np.ndarray]:
-        """Every call says which adapter it wants; none is the base. Never activate two in one call."""
-        for record in self.manifest["inputs"]:
-            for axis, length in zip(record["axes"], inputs[record["name"]].shape, strict=True):
-                if not is_allowed(length, lengths_of(self.manifest, axis)):
-                    sys.exit(f"`{record['name']}` has {length} along `{axis}`: {lengths_of(self.manifest, axis)}")
-        options = ort.RunOptions()
-        if adapter is not None:
+        """Every call says which adapter it wants; none is the base. Never activate two in one call.
+
+        Inputs of a length that the base does not take are padded to the next one; outputs are as long as that.
+        """
+        inputs = self.padded(inputs, adapter)
+        options, fed = ort.RunOptions(), {}
+        if adapter is not None and self.adapters[adapter] is None:
+            fed = self.tensors(adapter)
+        elif adapter is not None:
             options.add_active_adapter(self.adapters[adapter])
         names = [output["name"] for output in self.manifest["outputs"]]
-        return dict(zip(names, self.session.run(names, inputs, options), strict=True))
+        return dict(zip(names, self.session.run(names, {**inputs, **fed}, options), strict=True))
+
+    def padded(self, inputs: dict[str, np.ndarray], adapter: str | None) -> dict[str, np.ndarray]:
+        """Pad each axis after its tokens, with zeros, which hide them in the mask."""
+        records = self.manifest["inputs"]
+        masked = {axis for record in records if record["role"] == "mask" for axis in record["axes"][1:]}
+        found = {}
+        for record in records:
+            array, behind = inputs[record["name"]], []
+            for axis, length in zip(record["axes"], array.shape, strict=True):
+                lengths = lengths_of(self.manifest, axis)
+                wanted = length if record["role"] == "cache" else next_length(length, lengths)  # a cache may be empty
+                if wanted is None or (wanted > length and not (axis in masked and self.may_pad(adapter))):
+                    sys.exit(f"`{record['name']}` has {length} along `{axis}` and may not be padded: {lengths}")
+                behind.append((0, wanted - length))
+            found[record["name"]] = np.pad(array, behind)
+        return found
 
 
 def check_golden(bundle: PlainBundle) -> bool:
@@ -105,29 +151,31 @@ def tokenize(bundle: PlainBundle, text: str, task: dict) -> dict[str, np.ndarray
     record = bundle.manifest["text"] or sys.exit("this bundle has no tokenizer")
     tokenizer = Tokenizer.from_file(str(bundle.folder / record["tokenizer"]))
     tokenizer.no_padding()  # the file may ask for fixed lengths
-    lengths = token_lengths(bundle)
-    limit = min(task.get("max_tokens") or lengths["maximum"], lengths["maximum"])
-    tokenizer.enable_truncation(limit, direction=task["truncation"])
+    if task["tokenizer"] not in (None, record["digest"]):
+        sys.exit("an adapter was trained with another tokenizer, which gives it other ids")
+    most = token_lengths(bundle)["maximum"]
+    tokenizer.enable_truncation(min(task["max_tokens"] or most, most), direction=task["truncation"])
     encoding = tokenizer.encode(text)
     columns = {
         "input_ids": encoding.ids,
         "attention_mask": encoding.attention_mask,
         "token_type_ids": encoding.type_ids,
     }
-    count = len(encoding.ids)
-    width = next((n for n in range(count, lengths["maximum"] + 1) if is_allowed(n, lengths)), None)
-    may_pad = bundle.manifest["padding_neutral"] and "attention_mask" in [i["name"] for i in bundle.manifest["inputs"]]
-    if width is None or (width > count and not may_pad):
-        sys.exit(f"a text of {count} tokens: the base takes {lengths}, and padding would change its results")
-    # what a row is filled up with is hidden by the mask
-    return {
-        i["name"]: np.array([columns[i["name"]] + [0] * (width - count)], i["dtype"]) for i in bundle.manifest["inputs"]
-    }
+    names = [i["name"] for i in bundle.manifest["inputs"]]
+    if not set(names) <= set(columns):
+        sys.exit(f"text does not fill all inputs of this base: {', '.join(names)}")
+    return {i["name"]: np.array([columns[i["name"]]], i["dtype"]) for i in bundle.manifest["inputs"]}
 
 
 def is_allowed(length: int, lengths: dict) -> bool:
     inside = lengths["minimum"] <= length <= (lengths["maximum"] or length)
     return inside and length % lengths["multiple_of"] == 0 and length not in lengths["exceptions"]
+
+
+def next_length(length: int, lengths: dict) -> int | None:
+    """The smallest allowed length that is no smaller; none if there is none."""
+    last = lengths["maximum"] or length + lengths["multiple_of"] * (1 + len(lengths["exceptions"]))
+    return next((n for n in range(length, last + 1) if is_allowed(n, lengths)), None)
 
 
 def token_lengths(bundle: PlainBundle) -> dict:
@@ -139,7 +187,7 @@ def lengths_of(manifest: dict, axis: int | str) -> dict:
     """An axis with a number has that length alone, one with a name those of the record, or any."""
     ends = (axis, axis) if isinstance(axis, int) else (1, None)
     free = {"minimum": ends[0], "maximum": ends[1], "multiple_of": 1, "exceptions": []}
-    return free | manifest["lengths"].get(axis, {})  # what is not said there is free
+    return free | manifest["lengths"].get(axis, {})
 
 
 def classify(bundle: PlainBundle, text: str) -> None:

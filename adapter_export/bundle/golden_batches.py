@@ -23,7 +23,7 @@ from adapter_export.format.axes import names as names_of
 from adapter_export.format.check_report import InvariantRecord, verdict
 from adapter_export.format.golden_batches import GOLDEN_BATCHES_VERSION, GoldenBatch, GoldenBatches, GoldenBatchRow
 from adapter_export.format.lengths import Lengths, axis_lengths
-from adapter_export.format.manifest import Axis, Manifest
+from adapter_export.format.manifest import Axis, Manifest, OutputRecord
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.tasks import Task
 from adapter_export.numerics.runner import Arrays, Runner, run
@@ -43,6 +43,9 @@ _SHARED_TOKENS = 11
 
 _FEW_TOKENS = (3, 2)
 """Lengths of rows without a task, whose answer is every output."""
+
+_SPAN_TOKENS = 5
+"""The shortest row of a question: a context of several tokens, and tokens outside of it."""
 
 _MOST_ROWS = 24
 """Rows of one batch."""
@@ -178,7 +181,8 @@ class BatchMaker:
     def _rows(self, asked: _Asked) -> list[GoldenBatchRow]:
         """Return the rows of one adapter. They do not depend on the other adapters: these may come and go."""
         rows: list[GoldenBatchRow] = []
-        for turn in range((2 if self.references.keeps_weights else 1) if self._takes_integers() else 0):
+        turns = 2 if self.references.keeps_weights else 1  # where a run takes seconds
+        for turn in range(turns) if self._takes_integers() and self._has_rows(asked) else ():
             row = self._row(asked, turn, rows)
             if row is not None and _count(row.answer) <= _ROW_NUMBERS:
                 rows.append(row)
@@ -187,8 +191,11 @@ class BatchMaker:
     def _row(self, asked: _Asked, turn: int, others: Sequence[GoldenBatchRow]) -> GoldenBatchRow | None:
         """Return the first of some drawn rows that can tell everything, or the one that can tell most."""
         tokens = _SHARED_TOKENS if turn == 1 else _TOKENS[crc32(str(asked.name).encode()) % len(_TOKENS)]
-        tokens = tokens if asked.task is not None else _FEW_TOKENS[turn]
-        draws = _DRAWS if self.references.keeps_weights else 1  # a run takes seconds
+        if asked.task is None:
+            tokens = _FEW_TOKENS[turn]
+        elif asked.task.type == "span":
+            tokens = max(tokens, _SPAN_TOKENS)
+        draws = _DRAWS if self.references.keeps_weights else 1
         best: tuple[list[bool], GoldenBatchRow] | None = None
         for draw in range(draws):
             arrays = self._draw(asked, tokens, np.random.default_rng([turn, draw]))
@@ -246,17 +253,29 @@ class BatchMaker:
 
         `kept` are the tokens that are no padding, along the axes that have some.
         """
-        base = [record.name for record in self.manifest.base_outputs]
-        found = run(self.references, arrays, asked.adapter, base, asked.output)
-        own = [asked.output] if asked.task is not None else [*base, asked.output]
-        axes = {record.name: record.axes[1:] for record in self.manifest.outputs}
-        places = {name: tuple((kept or {}).get(axis, slice(None)) for axis in axes[name]) for name in own if name}
-        return {name: found[name][0][place] for name, place in places.items()}
+        found = run(self.references, arrays, asked.adapter, self._base_outputs(), asked.output)
+        return {
+            record.name: found[record.name][0][tuple((kept or {}).get(axis, slice(None)) for axis in record.axes[1:])]
+            for record in self._outputs(asked)
+        }
 
-    def _padded_axes(self) -> frozenset[Axis]:
+    def _outputs(self, asked: _Asked) -> list[OutputRecord]:
+        """Return the outputs that answer a row: that of its head, or without a task all."""
+        own = {asked.output} if asked.task is not None else {asked.output, *self._base_outputs()}
+        return [record for record in self.manifest.outputs if record.name in own]
+
+    def _base_outputs(self) -> list[str]:
+        return [record.name for record in self.manifest.base_outputs]
+
+    def _has_rows(self, asked: _Asked) -> bool:
+        """Return whether the outputs have a row for each row of the inputs."""
+        (batch,) = {record.axes[0] for record in self.manifest.inputs}
+        return all(record.axes[:1] == (batch,) for record in self._outputs(asked))
+
+    def _padded_axes(self) -> list[Axis]:
         """Return the axes along which a mask says what is padding."""
         masks = [record for record in self.manifest.inputs if record.role == "mask" and len(record.axes) == 2]
-        return frozenset(record.axes[1] for record in masks)
+        return list(dict.fromkeys(record.axes[1] for record in masks))
 
     def _told(self, asked: _Asked, row: GoldenBatchRow, arrays: Arrays) -> Iterator[bool]:
         """Yield for each mistake that a client could make of a row whether it would change the answer."""
@@ -407,7 +426,7 @@ def _context(task: Task, result: np.ndarray, absolute: float) -> tuple[int, int]
     """Return tokens that may be the answer such that the best span of all tokens lies outside, if there are such."""
     count = len(result)
     best: tuple[int, tuple[int, int]] | None = None
-    for first in sorted(range(count), key=lambda first: abs(first - count // 2)):
+    for first in sorted(range(max(1, count - 1)), key=lambda first: abs(first - count // 2)):
         context = first, count
         own, free = (document(answer(task, result, None, _within(one, result))) for one in (context, None))
         told = any(answer_faults(free, own, 2 * absolute, decided=True))

@@ -26,6 +26,18 @@ def read_inputs(path: Path, manifest: Manifest) -> dict[str, np.ndarray]:
     return {name: _array(rows, np.dtype(dtypes.get(name, "int64")), name) for name, rows in document.items()}
 
 
+def rows_of(inputs: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """The rows of a batch, each with arrays `[1, ...]`.
+
+    Raises:
+        RequestError: inputs with different numbers of rows.
+    """
+    counts = {len(array) for array in inputs.values() if array.ndim}
+    if len(counts) != 1:
+        raise RequestError("the inputs have different numbers of rows", found=sorted(counts), expected="one number")
+    return [{name: array[row : row + 1] for name, array in inputs.items()} for row in range(counts.pop())]
+
+
 def _array(rows: object, dtype: np.dtype, name: str) -> np.ndarray:
     try:
         array = np.array(rows)

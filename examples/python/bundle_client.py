@@ -6,12 +6,13 @@
     python bundle_client.py run BUNDLE ... --adapter NAME --strength NUMBER [--strength ...]
     python bundle_client.py run BUNDLE ... --adapter FUSION --weights MEMBER=NUMBER,MEMBER=NUMBER [--weights ...]
 
---pair is the second text of the --text before it; several are the choices of a question. One --adapter holds for all
-rows; one for each row makes a mixed batch, `-` standing for none. --weights are those of the members of a weighted
-fusion, for all rows or for each; --strength is how many times what an adapter adds is added, for all rows or for each.
---load takes an `.onnx_adapter` file that was built for this bundle.
+Give --adapter, --strength, --weights and --context once for all rows, or once for each row.
 
 Exit code 0: passed. 1: something failed, and stderr says what. 2: the command line is wrong.
+
+What may share a call is the engine's business (docs/format.md, "What may share a call"): the answer to a row is what
+the model gives for that row alone, without padding. Batches, padding and caches are optimizations that must not change
+it.
 """
 
 from __future__ import annotations
@@ -19,22 +20,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from arrays import read_inputs
+import numpy as np
+from arrays import read_inputs, rows_of
 from golden import Finding, findings
-from golden_texts import Fault
+from golden_answers import Fault
 
 from adapter_export.errors import AdapterExportError, RequestError
-from adapter_export.runtime import Bundle, Session
+from adapter_export.runtime import Bundle
+from adapter_export.runtime.answerer import Answerer, Row
 from adapter_export.runtime.text_answers import Asked
-from adapter_export.runtime.text_reader import TextReader
-from adapter_export.server.row_answers import Answer, Arrays, row_answer, text_answer, text_requests
 from adapter_export.text import Pair
 
 BASE = "-"
+
+_Value = TypeVar("_Value")
 
 
 def verify(bundle: Bundle, *, as_json: bool) -> None:
@@ -46,16 +49,16 @@ def verify(bundle: Bundle, *, as_json: bool) -> None:
             print(f"{each.flavour:12} {_subject(each):20} {each.worst:6.1%} of what is allowed")
     for each in found:
         if each.faults:
-            raise _differ(f"{bundle.folder}, {_subject(each)}", each.faults)
+            raise _differ(f"{bundle.folder}, {_subject(each)}", each.flavour, each.faults)
         if not each.worst <= 1:  # NaN fails
             where = f"{bundle.folder}, {_subject(each)} in flavour `{each.flavour}`"
             raise _wrong(where, each.worst)
 
 
-def _differ(where: str, faults: Sequence[Fault]) -> AdapterExportError:
+def _differ(where: str, what: str, faults: Sequence[Fault]) -> AdapterExportError:
     names = ", ".join(f"`{each.name}`" for each in faults)
     return AdapterExportError(
-        "golden texts differ: this client does not read texts, or answer them, as the reference does",
+        f"golden {what} differ: this client does not answer them as the reference does",
         where=where,
         found=f"{len(faults)} that differ, {names}; `{faults[0].name}`: {faults[0].fault}",
     )
@@ -77,83 +80,30 @@ def _subject(finding: Finding) -> str:
 
 def run(bundle: Bundle, given: argparse.Namespace) -> None:
     session = bundle.session()
-    inputs = None if given.inputs is None else read_inputs(given.inputs, bundle.manifest)
-    rows = len(given.texts) if inputs is None else len(next(iter(inputs.values()), ()))
+    arrays = [] if given.inputs is None else rows_of(read_inputs(given.inputs, bundle.manifest))
+    asked: Sequence[Any] = given.texts or arrays
     for name, path in given.load:
         session.load(name, path)
-    names = [bundle.manifest.head if name == BASE else name for name in given.adapter or [BASE]]
-    names = names * rows if len(names) == 1 else names
-    if len(names) != rows:
-        raise RequestError("not one adapter for each row", found=len(names), expected=rows)
-    strengths = given.strength * rows if len(given.strength) == 1 else given.strength
-    if strengths and len(strengths) != rows:
-        raise RequestError(
-            "strengths of another number than rows", found=len(strengths), expected=f"{rows}, one for each row"
+    adapters = _each(given.adapter or [BASE], len(asked), "adapter")
+    strengths = _each(given.strength or [1.0], len(asked), "strength")
+    weights = _each(given.weights or [None], len(asked), "list of weights")
+    contexts = _each(given.context or [None], len(asked), "context")
+    rows = [
+        Row(one, None if adapter == BASE else adapter, strength, own, context, f"row {at}")
+        for at, (one, adapter, strength, own, context) in enumerate(
+            zip(asked, adapters, strengths, weights, contexts, strict=True)
         )
-    if strengths and given.weights:
-        what = "weights are the strengths of a fusion's members"
-        raise RequestError(what, where="`strength`", fix="multiply the weights by it")
-    if inputs is None:
-        found = _text_answers(bundle.texts(session), given.texts, names, given.weights, strengths)
-    else:
-        found = _answers(session, inputs, names, given.weights, strengths)
-    print(json.dumps(found, indent=2, ensure_ascii=False))
-
-
-def _answers(
-    session: Session,
-    inputs: Arrays,
-    names: Sequence[str | None],
-    weights: Sequence[Mapping[str, float]] = (),
-    strengths: Sequence[float] = (),
-) -> list[Answer]:
-    """Run rows, each through an adapter or through the base alone.
-
-    Args:
-        session: the bundle's.
-        inputs: those of the base.
-        names: an adapter for each row.
-        weights: of a fusion that runs all rows: once for all of them, or once for each.
-        strengths: one for each row, or none.
-    """
-    given = weights[0] if len(weights) == 1 else weights or None
-    if strengths:
-        outputs = session.run(inputs, adapters=list(names), strength=strengths)
-    elif len(set(names)) == 1:
-        outputs = session.run(inputs, names[0], weights=given)
-    else:
-        outputs = session.run(inputs, adapters=list(names))
-    masks = inputs.get("attention_mask", [None] * len(names))
-    rows = [{name: array[row] for name, array in outputs.items()} for row in range(len(names))]
-    return [
-        row_answer(session, session.head(name), row, mask) for name, row, mask in zip(names, rows, masks, strict=True)
     ]
+    answerer = Answerer(session, bundle.texts(session) if given.texts else None)
+    print(json.dumps([found.document() for found in answerer.answer(rows)], indent=2, ensure_ascii=False))
 
 
-def _text_answers(
-    reader: TextReader,
-    texts: Sequence[Asked],
-    names: Sequence[str | None],
-    weights: Sequence[Mapping[str, float]] = (),
-    strengths: Sequence[float] = (),
-) -> list[Answer]:
-    """Answer texts, each by an adapter of its own; the arguments are as of `_answers`."""
-    session, read = reader.session, reader.read(texts, adapters=names)
-    heads = [session.head(one.adapter) for one in read]
-    each = strengths or [1.0] * len(read)
-    requests = [text_requests(reader, one, own) for one, own in zip(read, each, strict=True)]
-    if weights:
-        given = list(weights) * len(read) if len(weights) == 1 else weights
-        if len(given) != len(read):
-            raise RequestError("give weights once, or once for each text", found=len(given), expected=len(read))
-        found = [
-            [session.run(row.inputs, row.adapter, weights=own) for row in rows]
-            for rows, own in zip(requests, given, strict=True)
-        ]
-    else:
-        outputs = iter(session.run_many([row for rows in requests for row in rows]))
-        found = [[next(outputs) for _ in rows] for rows in requests]
-    return [text_answer(reader, *one) for one in zip(heads, read, found, strict=True)]
+def _each(given: Sequence[_Value], rows: int, what: str) -> Sequence[_Value]:
+    """Return a value for each row, from one for all or one for each."""
+    values = list(given) * rows if len(given) == 1 else given
+    if len(values) != rows:
+        raise RequestError(f"not one {what} for each row", found=len(values), expected=rows)
+    return values
 
 
 class _Text(argparse.Action):
@@ -191,24 +141,41 @@ def _weights(text: str) -> dict[str, float]:
     return weights
 
 
+def _context(text: str) -> np.ndarray:
+    places = text.split(",")
+    if not set(places) <= {"0", "1"}:
+        raise argparse.ArgumentTypeError(f"`{text}` is not of the form 0,0,1")
+    return np.array(places) == "1"
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    checking = commands.add_parser("verify", help="hold a bundle against its golden vectors, in every flavour")
+    checking = commands.add_parser("verify", help="replay the golden vectors, texts and batches")
     checking.add_argument("bundle", type=Path)
     checking.add_argument("--json", action="store_true", help="print the findings as JSON")
     running = commands.add_parser("run", help="run texts or arrays")
     running.add_argument("bundle", type=Path)
-    for option in ("--text", "--pair"):
-        running.add_argument(option, action=_Text, dest="texts", default=[], metavar="TEXT")
-    running.add_argument("--inputs", type=Path, metavar="ARRAYS.json")
-    running.add_argument("--adapter", action="append", default=[], help="for all rows, or once for each")
-    running.add_argument("--strength", action="append", default=[], type=float, metavar="NUMBER")
-    running.add_argument("--weights", action="append", default=[], type=_weights, metavar="MEMBER=NUMBER,...")
-    running.add_argument("--load", action="append", default=[], type=_pair, metavar="NAME=FILE")
+    running.add_argument("--text", action=_Text, dest="texts", default=[], help="text to answer")
+    running.add_argument(
+        "--pair",
+        action=_Text,
+        dest="texts",
+        default=[],
+        metavar="TEXT",
+        help="second text of the --text before it; several are the choices of a question",
+    )
+    running.add_argument("--inputs", type=Path, metavar="ARRAYS.json", help="arrays by name, as nested lists")
+
+    def each(option: str, help: str, metavar: str | None = None, kind: Any = str) -> None:
+        running.add_argument(option, action="append", default=[], type=kind, metavar=metavar, help=help)
+
+    each("--adapter", "adapter name; `-` is the base")
+    each("--strength", "scale the adapter (1 = as trained, 0 = base)", "NUMBER", float)
+    each("--weights", "member weights of a weighted fusion", "MEMBER=NUMBER,...", _weights)
+    each("--context", "for arrays of a `span`: a 1 for each token that may be the answer", "0,0,1,...", _context)
+    each("--load", "load an `.onnx_adapter` file built for this bundle", "NAME=FILE", _pair)
     given = parser.parse_args(arguments)
-    if given.command == "run" and given.weights and len(given.adapter) != 1:
-        parser.error("--weights go with one --adapter")
     if given.command == "run" and bool(given.texts) == (given.inputs is not None):
         parser.error("either --text or --inputs")
     try:

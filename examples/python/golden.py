@@ -1,4 +1,4 @@
-"""Hold a bundle against its golden vectors, in every flavour that it has, and against its golden texts."""
+"""Compare a bundle with its golden vectors, in every flavour that it has, its golden texts and its golden batches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from golden_texts import Fault, replay_texts
+from golden_answers import Fault
+from golden_batches import replay_batches
+from golden_texts import replay_texts
 from safetensors.numpy import load_file
 
 from adapter_export.dtypes import widened
@@ -18,14 +20,15 @@ Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays, list[str | None]], Arrays]
 """Runs inputs, each row through the adapter of its name."""
 
-_TEXTS = "texts"
+_TEXTS, _BATCHES = "texts", "batches"
 
 
 @dataclass(frozen=True)
 class Finding:
     """How far one adapter, or the base, is from its golden vectors in one flavour: 1 is as far as is allowed.
 
-    In the flavour `texts` it is from its golden texts: infinitely far where anything but a number differs.
+    The flavours `texts` and `batches` are the golden texts and batches: infinitely far if anything but a number
+    differs.
     """
 
     flavour: str
@@ -54,14 +57,17 @@ def findings(bundle: Bundle) -> Iterator[Finding]:
             yield Finding("baked", record.name, False, _worst(bundle, _plain(bundle, record.baked), [record.name]))
     for name, worst, faults in replay_texts(bundle, session):
         yield Finding(_TEXTS, name, False, worst, faults)
+    batches = replay_batches(bundle, session)
+    if batches is not None:
+        yield Finding(_BATCHES, None, True, *batches)
 
 
 def _runs(bundle: Bundle, session: Session) -> dict[str, Run]:
-    runs: dict[str, Run] = {"slots": lambda inputs, names: session.run(inputs, names[0])}
+    runs: dict[str, Run] = {"slots": lambda inputs, names: session.run(inputs, names[0], allow_padding=True)}
     if "inputs" in bundle.manifest.graphs:
         runs["inputs"] = _with_tensors(bundle, _plain(bundle, bundle.manifest.graphs["inputs"]))
     if "bank" in bundle.manifest.graphs:
-        runs["bank"] = lambda inputs, names: session.run(inputs, adapters=names)
+        runs["bank"] = lambda inputs, names: session.run(inputs, adapters=names, allow_padding=True)
     if "fanout" in bundle.manifest.graphs:
         runs["fanout"] = lambda inputs, names: _twice(session, inputs, names)
     return runs
@@ -70,7 +76,7 @@ def _runs(bundle: Bundle, session: Session) -> dict[str, Run]:
 def _twice(session: Session, inputs: Arrays, names: list[str | None]) -> Arrays:
     """Run every row twice, through its adapter and through that of the last: rows that are alike take this graph."""
     both = {name: np.concatenate([array, array]) for name, array in inputs.items()}
-    outputs = session.run(both, adapters=[*names, *reversed(names)])
+    outputs = session.run(both, adapters=[*names, *reversed(names)], allow_padding=True)
     return {name: value[: len(names)] for name, value in outputs.items()}
 
 

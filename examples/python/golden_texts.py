@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterator
 
 import numpy as np
+from golden_answers import Fault, differs, within
 
 from adapter_export.errors import FormatError, InputError
 from adapter_export.format.golden_texts import GoldenText, GoldenTextSet, read_golden_texts
 from adapter_export.runtime import Bundle, Session
-from adapter_export.runtime.answers import document
+from adapter_export.runtime.answerer import Answerer, Row
+from adapter_export.runtime.answers import answer, document
 from adapter_export.runtime.text_reader import TextReader, encoded, prepared
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A golden text whose ids or whose answer is another, and how."""
-
-    name: str
-    fault: str
 
 
 def replay_texts(bundle: Bundle, session: Session) -> Iterator[tuple[str | None, float, tuple[Fault, ...]]]:
@@ -44,7 +36,7 @@ def replay_texts(bundle: Bundle, session: Session) -> Iterator[tuple[str | None,
             raise FormatError("lacks golden texts", where=path, expected=f"those of `{name or 'base'}`")
         faults = {each.name: fault for each in sets[name].texts if (fault := _ids_fault(reader, name, each))}
         worst = np.inf if faults else 0.0
-        for each, far, fault in _compared(bundle, reader, sets[name]):
+        for each, far, fault in _compared(reader, sets[name], faults.copy()):
             worst = max(worst, far)
             if fault:
                 faults.setdefault(each.name, fault)
@@ -64,43 +56,20 @@ def _ids_fault(reader: TextReader, adapter: str | None, golden: GoldenText) -> s
         pairs = zip(ids, golden.ids, strict=False)
         first = next((at for at, pair in enumerate(pairs) if pair[0] != pair[1]), min(len(ids), len(golden.ids)))
         shown = [" ".join(map(str, each[first : first + 4])) for each in (ids, golden.ids)]
-        return f"ids from token {first} on: found {shown[0]}, expected {shown[1]}"
+        counts = f"{len(ids)} tokens, expected {len(golden.ids)}"
+        return f"ids from token {first} on: found {shown[0]}, expected {shown[1]} ({counts})"
     return None if types == list(golden.token_type_ids) else "other token types"
 
 
 def _compared(
-    bundle: Bundle, reader: TextReader, texts: GoldenTextSet
+    reader: TextReader, texts: GoldenTextSet, left_out: Collection[str]
 ) -> Iterator[tuple[GoldenText, float, str | None]]:
-    """How far the answer to each text is from what it must be, and what differs."""
-    for golden in texts.texts:
-        if golden.answer is None or texts.adapter is None:
-            continue
-        ids = np.array([golden.ids], np.int64)
-        types = np.array([golden.token_type_ids], np.int64)
-        inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
-        places = np.arange(len(golden.ids))
-        context = None if golden.context is None else (places >= golden.context[0]) & (places < golden.context[1])
-        given = {record.name: inputs[record.name] for record in bundle.manifest.inputs}
-        (said,) = reader.session.answer(given, texts.adapter, context=[context])
-        yield golden, *_differs(document(said), golden.answer, texts.absolute, golden.decided)
-
-
-def _differs(found: Any, expected: Any, absolute: float, decided: bool, where: str = "") -> tuple[float, str | None]:
-    """The largest deviation of a number as a part of the allowed one, infinite where more differs, and what."""
-    if isinstance(expected, Mapping | list) and isinstance(found, Mapping | list) and where != "labels":
-        own, wanted = [dict(each) if isinstance(each, Mapping) else dict(enumerate(each)) for each in (found, expected)]
-        if set(own) != set(wanted):
-            return (
-                np.inf,
-                f"`{where or 'answer'}` has {', '.join(map(str, own))}, expected {', '.join(map(str, wanted))}",
-            )
-        inner = [_differs(own[k], wanted[k], absolute, decided, f"{where}.{k}" if where else str(k)) for k in wanted]
-        return max([far for far, _ in inner], default=0.0), next((fault for _, fault in inner if fault), None)
-    if isinstance(expected, int | float) and isinstance(found, int | float) and where not in ("start", "end"):
-        far = abs(found - expected)
-        worst = np.inf if np.isnan(far) else far / absolute if far else 0.0
-        fault = f"`{where}` found {found}, expected {expected}, allowed {absolute}"
-        return float(worst), None if worst <= 1 else fault
-    if decided and found != expected:
-        return np.inf, f"`{where}` found {found}, expected {expected}"
-    return 0.0, None
+    """How far the answer to each text is from the golden one, and what differs; all texts are one request."""
+    known = [] if texts.adapter is None else [golden for golden in texts.texts if golden.name not in left_out]
+    answered = [golden for golden in known if golden.answer is not None]
+    asked = [Row(golden.input, texts.adapter, where=f"`{golden.name}`") for golden in answered]
+    for golden, found in zip(answered, Answerer(reader.session, reader).answer(asked), strict=True):
+        (result,) = found.results
+        context = None if golden.context is None else within(golden.context, len(result))
+        said = document(answer(found.head.task, result, None, context))
+        yield golden, *differs(said, golden.answer, texts.absolute, golden.decided)

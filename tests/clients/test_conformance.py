@@ -1,4 +1,4 @@
-"""Every client reproduces the golden vectors of one bundle, in every flavour that it can run, and its golden texts."""
+"""Every client reproduces the golden vectors of one bundle, in every flavour that it can run, its texts and batches."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ Finding = tuple[str, str | None, bool]
 
 
 def _expected(flavours: Iterable[str], tokenizes: bool) -> set[Finding]:
-    """The base and all adapters in each flavour, a mixed batch in the bank, what is baked in, and the golden texts."""
+    """The base and all adapters in each flavour, a mixed batch in the bank, baked adapters, golden texts and batches."""
     found: set[Finding] = {("texts", name, False) for name in (*NAMES, *([None] if tokenizes else []))}
+    found.add(("batches", None, True))
     for flavour in flavours:
         subjects = BAKED if flavour == "baked" else (None, *NAMES)
         found |= {(flavour, name, False) for name in subjects}

@@ -1,33 +1,63 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from tiny_onnx import VOCABULARY, build_tiny
+from small_bundle import build_small
+from tiny_onnx import VOCABULARY, build_tiny, random_adapter, save_tiny, tiny_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from adapter_export.bundle.build_bundle import build_bundle
+from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
+from adapter_export.graph.kinds import BottleneckOptions, pfeiffer
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.base.onnx_base import LENGTHS_KEY, open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.runtime import Bundle
 from adapter_export.text import Tokenizer as TextTokenizer
 
 PROGRAM = Path(__file__).parents[2] / "examples" / "plain_onnxruntime.py"
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def words() -> Tokenizer:
+    """A tokenizer that knows `w0`, `w1`, …"""
     tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.enable_padding(length=10)
-    return build_tiny(tmp_path_factory.mktemp("built"), tokenizer=tokenizer.to_str())
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny(tmp_path_factory.mktemp("built"), tokenizer=words().to_str())
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base that takes multiples of 8, an adapter, and one whose gate counts padding."""
+    folder, model = tmp_path_factory.mktemp("gated"), tiny_model()
+    lengths = {"tokens": asdict(Lengths(8, 24, 8))}
+    model.metadata_props.add(key=LENGTHS_KEY, value=json.dumps({"lengths": lengths, "pads": True}))
+    base = open_onnx(save_tiny(folder, model))
+    adapters = [
+        random_adapter("plain", pfeiffer(), base, labels="ab"),
+        random_adapter("gated", pfeiffer(BottleneckOptions(gate=True)), base, labels="ab"),
+    ]
+    cases = input_cases(base.inputs, seed=0, lengths=base.lengths)
+    references = CutRunner(base)
+    build_bundle(base, adapters, folder / "bundle", references=references, cases=cases, tokenizer=words().to_str())
+    return folder / "bundle"
 
 
 @pytest.fixture
@@ -77,6 +107,28 @@ def test_its_answers_are_those_of_the_runtime(bundle: Path) -> None:
     at = lines.index(text)
     for line, (name, answer) in zip(lines[at + 1 :], answers.items(), strict=True):
         assert line.split() == [name, answer.label, f"{answer.probability:.2f}"]
+
+
+def test_adapters_in_float16_and_int8(tmp_path: Path) -> None:
+    """ONNX Runtime activates neither; their tensors are fed."""
+    built = build_small(tmp_path, ["slots"], precisions={"topic": "int8", "tone": "float16"})
+    done = _run(built.folder)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["base", "topic", "tone", "mood"]
+
+
+def test_a_text_is_padded_only_where_that_changes_nothing(gated: Path) -> None:
+    """To a multiple of 8. The gate of one adapter is the mean over all tokens, padding among them."""
+    manifest = read_manifest(gated)
+    assert manifest.padding_neutral
+    assert manifest.counts_padding
+    done = _run(gated, "w3 w17 w5 w9 w2")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].split()[0] == "plain"  # the last adapter before the one that counts padding
+    assert "has 5 along `tokens` and may not be padded" in done.stderr
+    done = _run(gated, "w3 w17 w5 w9 w2 w8 w1 w4")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[-2:]] == ["plain", "gated"]
 
 
 def test_a_golden_vector_that_does_not_hold(bundle: Path) -> None:

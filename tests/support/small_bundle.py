@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,9 +16,11 @@ from tiny_onnx import random_adapter
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from adapter_export.bundle.build_bundle import build_bundle
+from adapter_export.dtypes import AdapterPrecision
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.compose import weighted_fusion
 from adapter_export.graph.kinds import KINDS, BottleneckOptions
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import LENGTHS_KEY, OnnxBase, open_onnx
@@ -112,6 +114,9 @@ def build_small(
     compose: Callable[..., Sequence[Adapter]] = lambda *_: (),
     bake: Sequence[str] = (),
     lengths: Lengths | None = None,
+    *,
+    counts_padding: bool = False,
+    precisions: Mapping[str, AdapterPrecision] | None = None,
 ) -> Built:
     """Two layers with random weights; `topic` is a Houlsby adapter, `tone` and `mood` are Pfeiffer adapters that fit
     the same slots, scaled by 2; each has a head.
@@ -124,8 +129,12 @@ def build_small(
         compose: makes further adapters of these three.
         bake: the adapters with a graph of their own.
         lengths: those that the base takes, as `capture` writes them: of a fixed one the axis is a number.
+        counts_padding: the last layer attends to padding, too.
+        precisions: the precision of adapter files, by name.
     """
     text = _base_text(names)
+    if counts_padding:
+        text = text.replace(f"Add(scores{LAYERS - 1}, mask_bias)", f"Identity(scores{LAYERS - 1})")
     if lengths is not None and lengths.fixed:
         text = text.replace("tokens", str(lengths.minimum))
     model = parser.parse_model(text)
@@ -153,6 +162,7 @@ def build_small(
         max_tokens=None if tokenizer is None or lengths else 65,
         flavours=flavours,
         bake=bake,
+        precisions=precisions,
     )
     return Built(folder / "bundle", folder / "base.onnx", base, manifest)
 
@@ -176,3 +186,17 @@ def text_bundle(factory: pytest.TempPathFactory) -> Path:
         build_small(folder, None, ("input_ids", "attention_mask"), small_tokenizer())
 
     return once(factory, "small_texts", make) / "bundle"
+
+
+def counted_bundle(factory: pytest.TempPathFactory) -> Path:
+    """That bundle of a base which padding changes, with `fused`, a weighted fusion of `topic` and `tone`."""
+
+    def make(folder: Path) -> None:
+        def fuse(topic: Adapter, tone: Adapter, _: Adapter) -> Sequence[Adapter]:
+            return [weighted_fusion(topic, tone, name="fused", weights=[0.25, 0.75], head="tone")]
+
+        names = ("input_ids", "attention_mask")
+        built = build_small(folder, None, names, small_tokenizer(), fuse, counts_padding=True)
+        assert not built.manifest.padding_neutral
+
+    return once(factory, "counted", make) / "bundle"
