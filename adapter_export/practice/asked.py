@@ -26,17 +26,16 @@ from adapter_export.numerics.judge import (
     judge_tags,
 )
 from adapter_export.numerics.runner import Runner, run
+from adapter_export.runtime.answerer import Answerer, Reader, Row
 from adapter_export.runtime.answers import TokenLabels, activated
-from adapter_export.runtime.batches import Request
-from adapter_export.runtime.answerer import Reader
 from adapter_export.runtime.text_answers import ReadText, answered
 from adapter_export.text import Pair
 
 Results = Sequence[Sequence[np.ndarray]]
 """For each text that was read what the head gave: for the text, or for each of its choices."""
 
-OnTexts = Callable[[int], None]
-"""Is told how many more texts are answered."""
+OnRows = Callable[[int], None]
+"""Called with the number of rows that are done so far."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,6 @@ class Asked:
     read: tuple[ReadText, ...]
     compared: bool = False
     groups: tuple[str, ...] = ()
-
-    @property
-    def texts(self) -> int:
-        """How many texts the base is given."""
-        return sum(len(one.rows) for one in self.read)
 
     def only(self, rows: Indices, results: Results) -> tuple[Asked, Results]:
         """Return some of the rows, with their results."""
@@ -106,13 +100,18 @@ def ask(rows: Sequence[LabelledRow], reader: Reader, adapter: str, task: Task, g
             f"adapter `{adapter}` answers {wanted} (`{task.type}`)",
             fix=fix if task.input == "pair" else f"leave {argument('pair')} out",
         )
-    texts: list[Any] = [_text(row) for row in rows]
-    if compared:
-        texts = [row.text for row in rows] + [str(row.pair) for row in rows]
     groups: tuple[str, ...] = ()
     if task.type == "ranking":
         groups = tuple(str(row.text if group is None else row.cells[group]) for row in rows)
-    return Asked(tuple(rows), task, tuple(reader.read(texts, adapter)), compared, groups)
+    texts, names = _texts(rows, compared), [adapter] * len(rows) * (2 if compared else 1)
+    places = [f"line {row.line}" for row in rows] * (2 if compared else 1)
+    read = reader.read(texts, adapters=names, long="cut", stride=None, places=places)
+    return Asked(tuple(rows), task, tuple(read), compared, groups)
+
+
+def _texts(rows: Sequence[LabelledRow], compared: bool) -> list[Any]:
+    """What an adapter is asked for each row; of pairs that are compared, all first texts, then all second ones."""
+    return [row.text for row in rows] + [row.pair for row in rows] if compared else [_text(row) for row in rows]
 
 
 def _text(row: LabelledRow) -> Any:
@@ -123,30 +122,24 @@ def _text(row: LabelledRow) -> Any:
     return Pair(row.text, row.pair) if isinstance(row.pair, str) else [Pair(row.text, choice) for choice in row.pair]
 
 
-def by_bundle(asked: Asked, reader: Reader, adapter: str, step: OnTexts) -> Results:
-    """Return the results of the bundle's graph.
+def by_bundle(asked: Asked, reader: Reader, adapter: str, progress: OnRows | None = None) -> Results:
+    """Return the results of the bundle's graph, each row as it is answered alone.
 
     Raises:
         RequestError: ONNX Runtime cannot compute them.
     """
-    output, found = str(reader.session.output(adapter)), list[list[np.ndarray]]()
-    for start in range(0, len(asked.read), reader.window):
-        window = asked.read[start : start + reader.window]
-        requests = [Request(reader.arrays([row]), adapter) for one in window for row in one.rows]
-        finished = 0
-
-        def advance(done: int, _: int) -> None:
-            nonlocal finished
-            step(done - finished)
-            finished = done
-
-        results = iter(reader.session.run_many(requests, progress=advance, token_budget=reader.token_budget))
-        found += [[next(results)[output][0] for _ in one.rows] for one in window]
-    return found
+    rows = [Row(text, adapter) for text in _texts(asked.rows, asked.compared)]
+    return [one.results for one in Answerer(reader.session, reader).answer(rows, progress)]
 
 
 def by_model(
-    asked: Asked, reader: Reader, adapter: Adapter, runner: Runner, outputs: Sequence[str], output: str, step: OnTexts
+    asked: Asked,
+    reader: Reader,
+    adapter: Adapter,
+    runner: Runner,
+    outputs: Sequence[str],
+    output: str,
+    progress: OnRows,
 ) -> Results:
     """Return the results of the reference, each text in a call of its own; `outputs` are those of the base.
 
@@ -154,12 +147,13 @@ def by_model(
         RequestError: it cannot compute them.
     """
     found = list[list[np.ndarray]]()
-    for one in asked.read:
+    for done, one in enumerate(asked.read, 1):
         results = []
         for row in one.rows:
-            results.append(run(runner, reader.arrays([row]), adapter, outputs, output)[output][0])
-            step(1)
+            result = run(runner, reader.arrays([row], adapter.name), adapter, outputs, output)[output][0]
+            results.append(reader.without_padding({output: result}, row)[output])
         found.append(results)
+        progress(done)
     return found
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.adapters import load_members
 from adapter_export.api.bundles.bundles import folder_of, model_of, origin_of, precision_of, runner_of, same_precision
@@ -290,14 +290,21 @@ def _live(base: Base) -> tuple[Callable[[Mapping[str, np.ndarray]], Arrays] | No
 
 
 def _text_cases(plan: Plan, texts: Sequence[str]) -> list[Case]:
+    """Return texts as they are served: rows of one length together, or alone where rows depend on each other."""
     from adapter_export.bundle.golden import case_of
 
-    inputs = plan.bundle.manifest.inputs
-    tokenizer = open_tokenizer(plan.bundle.home, plan.bundle.manifest, fix=f"leave {argument('data')} out")
-    cases = []
-    for start in range(0, len(texts), _ROWS_AT_ONCE):
-        arrays = tokenizer.batch(texts[start : start + _ROWS_AT_ONCE], [record.name for record in inputs])
-        cases.append(case_of(f"texts {start + 1}…", arrays, inputs))
+    manifest, session = plan.bundle.manifest, plan.bundle.runtime_session()
+    tokenizer = open_tokenizer(plan.bundle.home, manifest, fix=f"leave {argument('data')} out")
+    names, pads = [record.name for record in manifest.inputs], all(session.may_pad(name) for name in plan.names)
+    lengths: dict[int, list[tuple[int, Any]]] = {}
+    for number, row in enumerate(tokenizer.rows(texts), 1):
+        lengths.setdefault(len(row.encoding.ids), []).append((number, row.encoding))
+    size, cases = _ROWS_AT_ONCE if manifest.batch_invariant else 1, []
+    for _, of_length in sorted(lengths.items()):
+        for start in range(0, len(of_length), size):
+            numbers, encodings = zip(*of_length[start : start + size], strict=True)
+            arrays = tokenizer.arrays(encodings, names, pads=pads)
+            cases.append(case_of(f"texts {numbers[0]}…", arrays, manifest.inputs))
     return cases
 
 

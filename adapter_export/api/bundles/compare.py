@@ -123,8 +123,8 @@ def compare(
             )
         results = []
         for entry, own in zip(entries, asked, strict=True):
-            say(f"answering {own.texts:,} texts with `{entry.name}`")
-            results.append(by_bundle(own, readers[id(entry.bundle)], entry.adapter, lambda _: None))
+            say(f"answering {len(own.rows):,} rows with `{entry.name}`")
+            results.append(by_bundle(own, readers[id(entry.bundle)], entry.adapter))
         judged = []
         for entry, own, result in zip(entries, asked, results, strict=True):
             with within(f"`{entry.name}`"):
@@ -435,7 +435,7 @@ def _fusions(
         if is_fusion(entry.bundle.source(entry.adapter)):
             say(f"reading the attention weights of `{entry.name}`")
             reader = readers[id(entry.bundle)]
-            texts = (reader.arrays([row]) for one in own.read for row in one.rows)
+            texts = (reader.arrays([row], entry.adapter) for one in own.read for row in one.rows)
             found.append(replace(attention(entry.bundle, entry.adapter, texts), adapter=entry.name))
     return found
 
@@ -480,7 +480,7 @@ def _calls(
             sessions[key] = bundle.served.session(threads=1)
     calls: list[Callable[[], object]] = []
     for entry, own in zip(entries, asked, strict=True):
-        arrays = readers[id(entry.bundle)].arrays([own.read[at].rows[0]])
+        arrays = readers[id(entry.bundle)].arrays([own.read[at].rows[0]], entry.adapter)
         calls.append(partial(sessions[id(entry.bundle)].run, arrays, entry.adapter))
     text = asked[0].task.input not in MEDIA
     return calls, len(asked[0].read[at].rows[0].encoding.ids) if text else None

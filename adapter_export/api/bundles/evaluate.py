@@ -89,7 +89,7 @@ def evaluate(
     rows = labelled(Path(data), task, columns, skip_incomplete, {"group": group, "slices": slices})
     asked = ask(rows[:limit], reader, name, task, group)
     model = None if against is None else model_of(opened.manifest, against)
-    step = _counted(on_step, asked.texts * (1 if model is None else 2))
+    step = _counted(on_step, len(asked.read) * (1 if model is None else 2))
     setting = Setting(
         name,
         Path(data),
@@ -113,7 +113,7 @@ def evaluate(
             runner,
             opened.base_outputs,
             output,
-            lambda done: step(done, runner.description),
+            lambda done: step(len(asked.read) + done, runner.description),
         )
         reference = runner.description, theirs
     found = evaluation(opened, setting, asked, results, reference)
@@ -177,11 +177,4 @@ def _counted(on_step: OnStep | None, total: int) -> Callable[[int, str], None]:
     if on_step is None:
         return lambda *_: None
     on_step(0, total, "")
-    done = 0
-
-    def step(more: int, note: str) -> None:
-        nonlocal done
-        done += more
-        on_step(done, total, note)
-
-    return step
+    return lambda done, note: on_step(done, total, note)
