@@ -159,17 +159,6 @@ def labelled_rows(
         )
     if not rows:
         raise DataError("no row has both a text and a label", where=path)
-    if problem == "multiple_choice":
-        counts: dict[int, int] = {}
-        for row in rows:
-            counts.setdefault(len(row.pair or ()), row.line)
-        if len(counts) > 1:
-            raise DataError(
-                "the questions have different numbers of choices",
-                where=path,
-                found=" and ".join(f"{count} (line {line})" for count, line in list(counts.items())[:2]),
-                expected="as many choices for every question",
-            )
     return rows, incomplete
 
 

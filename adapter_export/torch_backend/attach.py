@@ -9,22 +9,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, argument, quoted
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.axes import masks_of
+from adapter_export.format.manifest import token_lengths
 from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.compose.attention import temperature_of
 from adapter_export.graph.tasks import Task
 from adapter_export.numerics.evaluate_adapter import check_fit
+from adapter_export.numerics.padding_trial import padding_trial
 from adapter_export.numerics.runner import head_output
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.splice import splice
 from adapter_export.torch_backend.torch_lowering import GraphLayer
+
+_STD = 0.2
+"""Of random weights: large enough that every part of an adapter acts."""
 
 
 @dataclass(frozen=True)
@@ -303,6 +309,46 @@ class AdaptedModel(AttachedAdapter):
                 node.update_arg(1, device)
         self.body.recompile()
         return self.to(device)
+
+    @cached_property
+    def pads(self) -> bool:
+        """Whether rows may be padded: padding after the tokens changes no result, whatever the adapter has learnt.
+
+        It is tried with random weights in the adapter and its head, by the rule of `build`.
+        """
+        base = self.base
+        trial = padding_trial(base.inputs, base.outputs, base.lengths)
+        if trial is None or not (base.pads or token_lengths(base.inputs, base.lengths).unbroken):
+            return False
+        found: list[dict[str, np.ndarray]] = []
+        with self.with_random_weights(), torch.inference_mode():
+            for row in (trial.alone, trial.padded):
+                inputs = self.placed({name: torch.from_numpy(array) for name, array in row.items()})
+                with torch.autocast(next(iter(inputs.values())).device.type, enabled=False):
+                    found.append({name: value.cpu().numpy() for name, value in self(**inputs).items()})
+        return not trial.changes(found[0], found[1], found[0].keys())
+
+    @contextmanager
+    def with_random_weights(self) -> Iterator[None]:
+        """Give the adapter and its head random weights, let all layers act and turn off dropout in the block."""
+        generator, tensors, layers = torch.Generator().manual_seed(0), self.tensors().values(), self._layers.values()
+        kept, idle = [tensor.detach().clone() for tensor in tensors], [layer.idle for layer in layers]
+        was_training = self.training
+        for layer in layers:
+            layer.idle = False
+        self.eval()
+        try:
+            with torch.no_grad():
+                for tensor in tensors:
+                    tensor.copy_(_STD * torch.randn(tensor.shape, generator=generator))
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, own in zip(tensors, kept, strict=True):
+                    tensor.copy_(own)
+            for layer, was_idle in zip(layers, idle, strict=True):
+                layer.idle = was_idle
+            self.train(was_training)
 
     def placed(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Inputs on the device of the model's weights."""

@@ -96,7 +96,8 @@ def test_texts_are_padded_to_the_longest_of_their_batch(tokenizer: Tokenizer) ->
     found = TextExamples.of(texts, np.array([0, 1, 0]), tokenizer, NAMES)
     assert found.lengths.tolist() == [3, 6, MAX_TOKENS]
     assert found.cut == 1
-    inputs = found.inputs(np.array([1, 0]))
+    (call,) = found.calls(np.array([1, 0]), pads=True)
+    inputs = call.inputs
     assert inputs["input_ids"].shape == (2, 6)
     assert inputs["attention_mask"].tolist() == [[1] * 6, [1] * 3 + [0] * 3]
     some = found.only(np.array([2, 1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.train.cache import HiddenCache
 from adapter_export.torch_backend.train.checkpoint import CHECKPOINT_FILE
-from adapter_export.torch_backend.train.data import Rows, TextExamples, TrainingData, balanced
+from adapter_export.torch_backend.train.data import Call, Rows, TextExamples, TrainingData, balanced
 from adapter_export.torch_backend.train.devices import Engine
 from adapter_export.torch_backend.train.fresh import fresh_adapter, with_head
 from adapter_export.torch_backend.train.objectives import class_loss, label_loss
@@ -199,9 +200,10 @@ def test_a_tracker_gets_every_step_and_every_epoch(base, data, tmp_path: Path) -
 class Unmasked(TextExamples):
     """Texts whose padding is not masked, so that the base reads it."""
 
-    def inputs(self, rows: Rows) -> dict[str, torch.Tensor]:
-        found = super().inputs(rows)
-        return {**found, "attention_mask": torch.ones_like(found["attention_mask"])}
+    def calls(self, rows: Rows, *, pads: bool) -> Iterator[Call]:
+        for call in super().calls(rows, pads=pads):
+            mask = torch.ones_like(call.inputs["attention_mask"])
+            yield replace(call, inputs={**call.inputs, "attention_mask": mask})
 
 
 class TestTheCache:
@@ -223,9 +225,8 @@ class TestTheCache:
         products = [sum("linear" in node.name for node in each._above.graph.nodes) for each in (low, high)]
         assert products == [9, 3]  # of 13, with the pooler
 
-    def test_there_is_none_where_it_does_not_fit_or_padding_counts(self, base, data) -> None:
+    def test_there_is_none_where_it_does_not_fit_or_padding_is_not_masked(self, base, data) -> None:
         assert HiddenCache.of(prepared(base), data.training, 8, 1000) is None
-        assert self.made(base, data, (), gate=True) is None
         facts = {field.name: getattr(data.training, field.name) for field in fields(data.training)}
         assert HiddenCache.of(prepared(base), Unmasked(**facts), 8, 2**20) is None
 

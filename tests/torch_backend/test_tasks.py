@@ -21,7 +21,7 @@ from adapter_export.format.labelled import Columns, GivenSpan
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds import houlsby
-from adapter_export.graph.tasks import ProblemType
+from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.numerics.evaluate_adapter import evaluate_head
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
@@ -33,7 +33,7 @@ from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.torch_runner import TorchRunner
 from adapter_export.torch_backend.train.data import TextExamples, TrainingData
 from adapter_export.torch_backend.train.fresh import fresh_adapter
-from adapter_export.torch_backend.train.measure import cosine_apart
+from adapter_export.torch_backend.train.measure import cosine_apart, measure
 from adapter_export.torch_backend.train.objectives import (
     IGNORED,
     class_loss,
@@ -217,9 +217,33 @@ def test_every_choice_of_a_question_is_a_row(base: TorchBase) -> None:
     tokenizer, names = Tokenizer.from_json(base.tokenizer, 24), tuple(record.name for record in base.inputs)
     texts = [tuple(Pair("film", choice) for choice in choices) for choices in (("good", "bad play"), ("a", "the"))]
     found = TextExamples.of(texts, np.array([1, 0]), tokenizer, names, "multiple_choice")
-    assert found.inputs(np.array([1, 0]))["input_ids"].shape == (4, 6)
+    (call,) = found.calls(np.array([1, 0]), pads=True)
+    assert call.inputs["input_ids"].shape == (4, 6)
     scores, right = found.matched(torch.tensor([[1.0], [2.0], [3.0], [4.0]]), np.array([1, 0]))
     assert (scores.tolist(), right.tolist()) == ([[1.0, 2.0], [3.0, 4.0]], [0, 1])
+
+
+def test_questions_with_different_numbers_of_choices(base: TorchBase, tmp_path: Path) -> None:
+    """The loss and the metrics are those of each question by itself."""
+    assert base.tokenizer is not None
+    tokenizer, names = Tokenizer.from_json(base.tokenizer, 24), tuple(record.name for record in base.inputs)
+    texts = [tuple(Pair("film", choice) for choice in choices) for choices in (("good", "bad play"), ("a", "the", "b"))]
+    found = TextExamples.of(texts, np.array([1, 2]), tokenizer, names, "multiple_choice")
+    assert found.lengths.tolist() == [6, 5]
+    assert found.sizes == {5, 6}
+    scores = torch.tensor([[1.0], [2.5], [3.0], [1.0], [2.0]], requires_grad=True)
+    results, right = found.matched(scores, np.array([0, 1]))
+    alone, _ = found.matched(scores[:2], np.array([0]))
+    assert alone.tolist() == results[:1].tolist() == [[1.0, 2.5, -math.inf]]
+    total, weight = class_loss(results, right, None)
+    by_question = [F.cross_entropy(own, torch.tensor(place)) for own, place in ((scores[:2, 0], 1), (scores[2:, 0], 2))]
+    torch.testing.assert_close(total, sum(by_question))
+    assert weight == 2
+    total.backward()
+    assert scores.grad is not None
+    assert scores.grad.isfinite().all()
+    assert (scores.grad != 0).all()
+    assert measure(Task("multiple_choice", input="pair"), results.detach(), right, found) == {"accuracy": 0.5}
 
 
 class TestTokenTargets:
@@ -238,7 +262,8 @@ class TestTokenTargets:
     def test_padding_has_no_class(self, base: TorchBase, tmp_path: Path) -> None:
         found = read(base, "token", tmp_path).training
         order = np.argsort(found.lengths)[[0, -1]]
-        targets, mask = torch.tensor(learnt(found, order)), found.inputs(order)["attention_mask"]
+        (call,) = found.calls(order, pads=True)
+        targets, mask = torch.tensor(learnt(found, order)), call.inputs["attention_mask"]
         assert targets.shape == mask.shape
         assert (targets[mask == 0] == IGNORED).all()
         assert ((targets != IGNORED).sum(1) == torch.from_numpy(found.lengths[order] - 2)).all()
@@ -246,7 +271,8 @@ class TestTokenTargets:
 
 def learnt(examples: TextExamples, rows: Any) -> list[list[int]]:
     """The class of each token, `IGNORED` where there is none, by the rows that `matched` keeps."""
-    shape = examples.inputs(np.asarray(rows))["input_ids"].shape
+    (call,) = examples.calls(np.asarray(rows), pads=True)
+    shape = call.inputs["input_ids"].shape
     places, classes = examples.matched(torch.arange(shape[0] * shape[1]).reshape(*shape, 1), np.asarray(rows))
     found = torch.full(shape, IGNORED)
     found.view(-1)[places[:, 0]] = classes
@@ -306,7 +332,6 @@ def test_tokens_without_labels_do_not_count() -> None:
         ("regression", {"text": "a", "label": [1, 2, 3]}, "different numbers of numbers; found 2, 3"),
         ("multi_label", {"text": "a", "label": ["x", "x"]}, "line 1: a label occurs twice in a set"),
         ("ranking", {"text": "a", "pair": "b", "label": 2}, "line 1: is no relevance; found `2`"),
-        ("multiple_choice", {"text": "a", "pair": ["x", "y"], "label": 0}, "found 2 (line 1) and 3 (line 2)"),
     ],
 )
 def test_rows_that_a_task_cannot_use(

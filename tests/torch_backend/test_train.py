@@ -208,7 +208,8 @@ def test_a_loop_of_ones_own(base, data) -> None:
     """What the README shows to those who have a loop already."""
     model = attach(base, make_adapter(base))
     optimizer = torch.optim.AdamW(model.tensors().values(), lr=0.02)
-    batch, classes = data.training.inputs(np.arange(20)), torch.from_numpy(data.training.answers[:20])
+    (call,) = data.training.calls(np.arange(20), pads=True)
+    batch, classes = call.inputs, torch.from_numpy(data.training.answers[:20])
     losses = []
     for _ in range(20):
         loss = torch.nn.functional.cross_entropy(model(**batch)["logits"], classes)

@@ -38,6 +38,7 @@ from adapter_export.api.training.train import (
     check_head,
     check_known,
     check_no_cache,
+    check_padding,
     check_rows,
     checkpoints_of,
     collapsed,
@@ -183,10 +184,12 @@ def distil(
     words, columns = _words(base, given, task, columns, tokenizer, max_tokens)
     files = task_files(given, task, words, (Path(data), held_out, tested), columns, skip_incomplete)
     rows = _read(base, files, words, settings.seed, unlabelled)
-    check_rows(base, rows, settings.batch_size)
+    check_rows(base, rows)
     tell(rows.notes, on_note)
     kept = _kept(base, layers, keep)
     student, teacher = _attached(base, kept, taught, given, rows, settings.seed, paired=pair is not None)
+    pads = student.pads and (teacher is None or teacher.pads)
+    tell(check_padding(base, rows, pads=pads), on_note)
     if progress is not None:
         counts = f"{len(rows.training.texts):,} rows to learn from, {len(rows.validation.texts):,} to validate by"
         progress.prepared(f"{counts}; all weights of {len(kept)} layers learn.")
@@ -215,6 +218,7 @@ def distil(
         writes = accelerator.is_main_process
     decided = {
         "layers": kept,
+        "padding_neutral": pads,
         **({} if taught is None else {"teacher": taught.name, **asdict(lesson)}),
         **read_so(given, columns, words),
     }
@@ -560,7 +564,8 @@ def _plain(base: Base, folder: Path, examples: Examples) -> Path:
     session, size = open_session(path, threads=1), extent(base.flow)
     output, reference = head_output([record.name for record in base.outputs], head.head.output), runner_of(base, False)
     for row in (0, len(examples.lengths) - 1):
-        inputs = {name: value.numpy() for name, value in examples.inputs(np.array([row])).items()}
+        call = next(examples.calls(np.array([row]), pads=False))
+        inputs = {name: value.numpy() for name, value in call.inputs.items()}
         expected = reference.run(inputs, head)[output]
         apart = float(np.abs(run_session(session, inputs)[output] - expected).max())
         allowed = budget("float32", inner=size.inner, depth=size.depth, scale=float(np.abs(expected).max()))

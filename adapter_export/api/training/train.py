@@ -38,7 +38,7 @@ from adapter_export.api.option import (
     Option,
 )
 from adapter_export.api.training.fusion import FusionOptions, fused, fusion_options, fusion_settings
-from adapter_export.errors import BaseModelError, TrainingError, UsageError, argument, quoted
+from adapter_export.errors import BaseModelError, TrainingError, UsageError, argument, quoted, within
 from adapter_export.format.labelled import Columns
 from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.graph.tasks import CAUSAL_LM, DEFAULT_TYPE, LABELLED, LEARNT, TOKEN_TYPES, Learnt, Task
@@ -300,7 +300,7 @@ def train(
     else:
         files = task_files(given, None, words, (Path(data), held_out, tested), columns, skip_incomplete)
         rows = read_task(files, words, tuple(record.name for record in opened.inputs), settings.seed)
-    check_rows(opened, rows, settings.batch_size)
+    check_rows(opened, rows)
     tell(rows.notes, on_note)
     title = name or (path.resolve().name if path is not None else "fusion" if members else chosen.name)
     head = None if writing else fresh_head(given, rows, sites.width, paired=pair is not None)
@@ -319,9 +319,11 @@ def train(
     model = bases.attach(torch_base, first, sites=sites, learned=learned)
     if writing:
         check_causal(model, cast("LanguageExamples", rows.training))
+    else:
+        tell(check_padding(opened, rows, pads=model.pads), on_note)
     most = settings.batch_size if isinstance(rows.training, MediaExamples) else _ROWS_MEASURED
     measured = np.arange(min(most, len(rows.training.texts)))
-    change = relative_change(model, rows.training.inputs(measured))
+    change = relative_change(model, next(rows.training.calls(measured, pads=model.pads)).inputs)
     if progress is not None:
         counts = f"{len(rows.training.texts):,} rows to learn from, {len(rows.validation.texts):,} to validate by"
         learnt = f"{len(rows.labels)} classes" if rows.labels else f"the task `{rows.problem}`"
@@ -342,6 +344,7 @@ def train(
     chosen_settings = {
         **(fusion if members else {"initialisation": scheme}),
         "initial_change": change,
+        **({} if writing else {"padding_neutral": model.pads}),
         **own_kind,
         **read_so(given, columns, words),
         **({} if opened.given is None else {SITE_MAP_KEY: opened.given.digest}),
@@ -639,16 +642,6 @@ def read_so(given: Mapping[str, Any], columns: Columns, words: Any) -> dict[str,
     }
 
 
-def check_rows(base: Base, rows: TextTask, batch_size: int) -> None:
-    """Refuse rows of which the base can make no batch, or tokens that it does not have."""
-    from adapter_export.torch_backend.train.media_examples import MediaExamples
-
-    if isinstance(rows.training, MediaExamples):
-        rows.training.check_lengths(batch_size)
-    else:
-        _check_ids(base, rows)
-
-
 def _check_texts_alone(medium: str, given: Mapping[str, Any], **arguments: object) -> None:
     """Refuse what is for texts in a training on pictures or clips."""
     of_texts = [name for name, value in arguments.items() if value is not None]
@@ -658,11 +651,11 @@ def _check_texts_alone(medium: str, given: Mapping[str, Any], **arguments: objec
         raise UsageError(f"is for texts, and the model reads `{medium}`", found=found, fix="leave it out")
 
 
-def _check_ids(base: Base, rows: TextTask) -> None:
+def check_rows(base: Base, rows: TextTask) -> None:
     """Refuse a tokenizer whose tokens the model does not have."""
-    parts: list[Any] = [part for part in (rows.training, rows.validation, rows.test) if part is not None]
-    for record in base.inputs:
-        highest = max(part.highest.get(record.name, 0) for part in parts)
+    texts: list[Any] = [] if base.media is not None else [*rows.parts.values()]
+    for record in base.inputs if texts else ():
+        highest = max(part.highest.get(record.name, 0) for part in texts)
         if record.limit is not None and highest >= record.limit:
             raise UsageError(
                 "the tokenizer makes tokens that the model does not have",
@@ -671,6 +664,18 @@ def _check_ids(base: Base, rows: TextTask) -> None:
                 expected=f"0 to {record.limit - 1}",
                 fix=f"give the tokenizer of the model: {argument('tokenizer')}",
             )
+
+
+def check_padding(base: Base, rows: TextTask, *, pads: bool) -> Iterator[str]:
+    """Refuse texts of a length that the base does not take, as bundles do; yield a note if no row is padded."""
+    fit = base.fit if base.media is None else None
+    if fit is not None:
+        for name, part in rows.parts.items():
+            with within(f"the {name} data"):
+                for tokens in sorted(part.sizes):
+                    fit(tokens, pads=pads)
+    if not pads and len(rows.training.sizes | rows.validation.sizes) > 1:
+        yield "padding changes results: only rows of one length share a call"
 
 
 def checkpoints_of(output: Path | None, *, resume: bool, restart: bool) -> Path | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import cast
 
 import numpy as np
@@ -11,10 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from adapter_export.torch_backend.attach import AdaptedModel
-from adapter_export.torch_backend.train.data import Examples, Rows, evaluation_batches
-
-_READS_PADDING = "gate"
-"""The op of an adapter whose result depends on what the base makes of padding."""
+from adapter_export.torch_backend.train.data import Examples, Rows, evaluation_batches, in_order
 
 _CLOSE, _CLOSE_IN_HALF = 1e-4, 0.05
 """How far results may be from those without the cache, relative to the largest: as far as rounding goes."""
@@ -23,8 +20,8 @@ _CLOSE, _CLOSE_IN_HALF = 1e-4, 0.05
 class HiddenCache:
     """Values of the base's graph that no adapter changes, [tokens, …] of each row, where adapters' layers read them.
 
-    What else lies below the first adapter, such as masks, is computed as ever. Rows are padded with zeros, where the
-    base has what it makes of padding.
+    What else lies below the first adapter, such as masks, is computed as ever. Where rows are padded, zeros stand for
+    what the base makes of padding.
     """
 
     def __init__(self, above: fx.GraphModule, lengths: Rows, values: Sequence[Tensor]) -> None:
@@ -43,8 +40,7 @@ class HiddenCache:
 
         They are computed in batches that are always the same, so that a run that goes on finds the same bits again.
         """
-        graphs = () if model.adapter is None else model.adapter.graphs.values()
-        if any(node.op == _READS_PADDING for graph in graphs for node in graph.nodes):
+        if examples.problem == "multiple_choice":  # whose rows are several texts
             return None
         kept = _kept(model.body)
         below, above = _below(model.body, kept), _above(model.body, kept)
@@ -55,17 +51,18 @@ class HiddenCache:
         batches = evaluation_batches(examples.lengths, batch_size)
         with torch.no_grad():
             for rows in batches:
-                found = below(*model.base.ordered(model.placed(examples.inputs(rows))))
-                places = made._places(rows, found[0].device)
-                if any(value.shape[:2] != places.shape for value in found):
-                    return None
-                if not made._values:
-                    if (tokens + 1) * sum(value[0, 0].nbytes for value in found) > budget:
+                for call in examples.calls(rows, pads=model.pads):
+                    found = below(*model.base.ordered(model.placed(call.inputs)))
+                    places = made._places(rows[call.places], found[0].device)
+                    if any(value.shape[:2] != places.shape for value in found):
                         return None
-                    made._values = [value.new_zeros(tokens + 1, *value.shape[2:]) for value in found]
-                for value, part in zip(made._values, found, strict=True):
-                    value[places] = part
-                    value[-1] = 0  # where the padding was put
+                    if not made._values:
+                        if (tokens + 1) * sum(value[0, 0].nbytes for value in found) > budget:
+                            return None
+                        made._values = [value.new_zeros(tokens + 1, *value.shape[2:]) for value in found]
+                    for value, part in zip(made._values, found, strict=True):
+                        value[places] = part
+                        value[-1] = 0  # where the padding was put
         return made if made._is_exact(model, examples, np.array([batches[0][0], batches[-1][-1]])) else None
 
     def _places(self, rows: Rows, device: torch.device) -> Tensor:
@@ -77,15 +74,14 @@ class HiddenCache:
     def _is_exact(self, model: AdaptedModel, examples: Examples, rows: Rows) -> bool:
         """Return whether results for some rows, the shortest and the longest, are those of the whole graph.
 
-        They are not where padding counts, or chance.
+        They are not where chance counts, or padding that no mask hides.
         """
         was_training = model.training
         model.eval()
-        inputs = model.placed(examples.inputs(rows))
         with torch.no_grad():
-            whole, _ = examples.matched(model.result(inputs), rows)
-            with self.read(model, rows):
-                found, _ = examples.matched(model.result(inputs), rows)
+            whole, found = (
+                examples.matched(results_of(model, examples, rows, cache), rows)[0] for cache in (None, self)
+            )
         model.train(was_training)
         close = _CLOSE_IN_HALF if torch.is_autocast_enabled(whole.device.type) else _CLOSE
         largest = float(whole[whole.isfinite()].abs().max())
@@ -102,6 +98,15 @@ class HiddenCache:
             yield
         finally:
             model.body = body
+
+
+def results_of(model: AdaptedModel, examples: Examples, rows: Rows, cache: HiddenCache | None = None) -> Tensor:
+    """Compute what a model gives for some rows; where padding would change it, in a call for each length."""
+    calls, found = list(examples.calls(rows, pads=model.pads)), []
+    for call in calls:
+        with nullcontext() if cache is None else cache.read(model, rows[call.places]):
+            found.append(model.result(model.placed(call.inputs)))
+    return in_order(found, calls)
 
 
 class _Given(nn.Module):

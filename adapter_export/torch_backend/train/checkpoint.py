@@ -69,6 +69,7 @@ def run_identity(model: AdaptedModel, data: TrainingData, settings: TrainingSett
     task = adapter and adapter.head and adapter.head.task
     return {
         "base": model.base.fingerprint,
+        "padding": model.pads,
         **asdict(settings),
         "labels": list(task.labels) if task else [],
         "training rows": data.training.fingerprint,

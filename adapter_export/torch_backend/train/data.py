@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -14,11 +14,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from adapter_export.errors import DataError, UsageError, argument
 from adapter_export.format.labelled import GivenSpan, some
 from adapter_export.graph.tasks import DEFAULT_TYPE, Learnt, ProblemType
-from adapter_export.text import Side, Text, Tokenizer
+from adapter_export.text import EncodedText, Side, Text, Tokenizer, check_inputs
 from adapter_export.torch_backend.train.objectives import IGNORED
 
 if TYPE_CHECKING:
@@ -32,6 +33,20 @@ WEIGHTED = ("single_label", "multi_label", "token")
 
 _BATCHES_PER_WINDOW = 50
 _CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Call:
+    """Rows that go through the model together.
+
+    Attributes:
+        inputs: the base's inputs, by name.
+        places: where each of these rows stands among those that were asked for; of questions with choices, where each
+            choice stands among all choices.
+    """
+
+    inputs: dict[str, Tensor]
+    places: Rows
 
 
 class Examples(Protocol):
@@ -52,8 +67,8 @@ class Examples(Protocol):
     def only(self, rows: Rows) -> Self:
         """Some of the rows, in the order given."""
 
-    def inputs(self, rows: Rows) -> dict[str, Tensor]:
-        """The base's inputs for some rows, by name."""
+    def calls(self, rows: Rows, *, pads: bool) -> Iterator[Call]:
+        """Yield some rows in one call; unless `pads`, in a call for each length."""
 
     def matched(self, results: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the model's results for some rows as the loss of the problem takes them, and what they should be."""
@@ -69,18 +84,19 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TextExamples:
-    """Texts, made tokens batch by batch as the runtime makes them; a batch is padded to its own longest row.
+    """Texts, made tokens batch by batch as the runtime makes them; a call is padded to its own longest row.
 
     Attributes:
         texts: the texts, pairs of them, the words of each, or for each question its pairs with every choice.
         answers: classes or choices [rows], labels that apply [rows, labels], numbers [rows, numbers], relevances
             [rows], the classes of the words of each row, or the spans that answer each row.
-        lengths: the number of tokens of each row.
+        lengths: the number of tokens of each row; of a question, those of its longest choice.
         tokenizer: makes the tokens.
         names: the base's inputs.
         cut: how many texts were longer than the tokenizer's limit.
         lost: how many answers lie in what was cut, so that they cannot be learnt.
         highest: the highest id of a token, and of a token's type, by input.
+        sizes: the different numbers of tokens of all texts.
         problem: what the rows ask.
         side: where a text is cut.
     """
@@ -93,6 +109,7 @@ class TextExamples:
     cut: int = 0
     lost: int = 0
     highest: Mapping[str, int] = field(default_factory=dict)
+    sizes: frozenset[int] = frozenset()
     problem: ProblemType = DEFAULT_TYPE
     side: Side = "right"
 
@@ -111,15 +128,16 @@ class TextExamples:
         Raises:
             RequestError: the base has an input that text cannot fill, or a text has no tokens.
         """
-        lengths, cut, lost = np.zeros(len(texts), np.int64), 0, 0
+        lengths, cut, lost, sizes = np.zeros(len(texts), np.int64), 0, 0, set[int]()
         highest = {"input_ids": 0, "token_type_ids": 0}
         made = cls(texts, answers, lengths, tokenizer, names, problem=problem, side=side)
-        made.inputs(np.arange(1))
+        check_inputs(names)
         for start in range(0, len(texts), _CHUNK):
             rows = np.arange(start, min(start + _CHUNK, len(texts)))
-            encoded = tokenizer.rows(made._flat(rows), sides=[side] * made._count(rows))
+            encoded = made._encoded(rows)
             counts = np.array([len(row.encoding.ids) for row in encoded])
-            lengths[rows] = counts.reshape(len(rows), -1).max(-1)
+            lengths[rows] = np.maximum.reduceat(counts, np.cumsum([0, *made._counts(rows)[:-1]]))
+            sizes.update(counts.tolist())
             cut += sum(row.cut > 0 for row in encoded)
             for row in encoded:
                 highest["input_ids"] = max([highest["input_ids"], *row.encoding.ids])
@@ -127,7 +145,7 @@ class TextExamples:
             if problem == "span":
                 spans = zip(encoded, rows, strict=True)
                 lost += sum(_token_span(row.encoding, made.answers[at][0]) is None for row, at in spans)
-        return replace(made, cut=cut, lost=lost, highest=highest)
+        return replace(made, cut=cut, lost=lost, highest=highest, sizes=frozenset(sizes))
 
     @property
     def limit(self) -> str:
@@ -149,31 +167,35 @@ class TextExamples:
         answered = (one.tobytes() if isinstance(one, np.ndarray) else repr(one).encode() for one in answers)
         return digest_of([*texts, self.lengths.tobytes(), *answered])
 
-    def inputs(self, rows: Rows) -> dict[str, Tensor]:
-        """The base's inputs for some rows, by name, [rows, tokens]; of choices [rows · choices, tokens].
+    def calls(self, rows: Rows, *, pads: bool) -> Iterator[Call]:
+        """Yield some rows in one call, inputs [rows, tokens], or [choices, tokens]; unless `pads`, one for each length.
 
         Raises:
-            RequestError: the base has an input that text cannot fill.
+            RequestError: the base takes no text of such a length.
         """
-        arrays = self.tokenizer.batch(self._flat(rows), self.names, sides=[self.side] * self._count(rows))
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        encodings = [row.encoding for row in self._encoded(rows)]
+        for places in of_one_call(np.array([len(one.ids) for one in encodings]), pads=pads):
+            arrays = self.tokenizer.arrays([encodings[place] for place in places], self.names, pads=pads)
+            yield Call({name: torch.from_numpy(array) for name, array in arrays.items()}, places)
 
     def matched(self, results: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the results of a head for some rows, and what they should be.
 
         They are [rows, …] and [rows, …]; of `token`, a row for each token that has a label; of `multiple_choice`, a
-        score for each choice; of `span`, [rows, longest, 2], −∞ at tokens that are not of the context, and the first
-        and the last token of the answer [rows, 2], `IGNORED` where it was cut away.
+        score for each choice, −∞ where another question has more choices; of `span`, [rows, longest, 2], −∞ at tokens
+        that are not of the context, and the first and the last token of the answer [rows, 2], `IGNORED` where it was
+        cut away.
         """
         match self.problem:
             case "token":
                 targets = self._word_classes(rows).to(results.device)
                 learnt = targets != IGNORED
-                return results[learnt], targets[learnt]
+                return results[:, : targets.shape[1]][learnt], targets[learnt]
             case "span":
                 encodings = self.encodings(rows)
                 context = torch.tensor([[part == 1 for part in one.sequence_ids] for one in encodings])
-                masked = results.masked_fill(~context.to(results.device)[..., None], -torch.inf)
+                own = results[:, : context.shape[1]]  # a base may ask for more padding than the longest row has
+                masked = own.masked_fill(~context.to(results.device)[..., None], -torch.inf)
                 more = int(self.lengths.max()) - masked.shape[1]
                 places = [
                     _token_span(one, self.answers[row][0]) or (IGNORED, IGNORED)
@@ -181,7 +203,9 @@ class TextExamples:
                 ]
                 return pad(masked, (0, 0, 0, more), value=-torch.inf), torch.tensor(places).to(results.device)
             case "multiple_choice":
-                results = results.reshape(len(rows), -1)
+                scores = pad_sequence(list(torch.split(results[:, 0], self._counts(rows))), True, -torch.inf)
+                more = max(map(len, self.texts)) - scores.shape[1]
+                results = pad(scores, (0, more), value=-torch.inf)
             case "ranking":
                 results = results[:, 0]
             case _:
@@ -190,7 +214,7 @@ class TextExamples:
 
     def encodings(self, rows: Rows) -> list[tokenizers.Encoding]:
         """The library's encodings of some rows, padded to the longest of them."""
-        return self.tokenizer.encode(self._flat(rows), sides=[self.side] * self._count(rows))
+        return self.tokenizer.padded([row.encoding for row in self._encoded(rows)])
 
     def words_with_tokens(self) -> list[int]:
         """How many words of each row were not cut away."""
@@ -213,8 +237,13 @@ class TextExamples:
             return [pair for row in rows for pair in self.texts[row]]
         return [self.texts[row] for row in rows]
 
-    def _count(self, rows: Rows) -> int:
-        return len(rows) * (len(self.texts[0]) if self.problem == "multiple_choice" else 1)
+    def _counts(self, rows: Rows) -> list[int]:
+        """How many texts each row has: as many as choices."""
+        return [len(self.texts[row]) if self.problem == "multiple_choice" else 1 for row in rows]
+
+    def _encoded(self, rows: Rows) -> list[EncodedText]:
+        texts = self._flat(rows)
+        return self.tokenizer.rows(texts, sides=[self.side] * len(texts))
 
 
 def _token_span(encoding: tokenizers.Encoding, answer: GivenSpan) -> tuple[int, int] | None:
@@ -340,6 +369,22 @@ def evaluation_batches(lengths: Rows, size: int) -> list[Rows]:
 
 def _cut(rows: Rows, size: int) -> list[Rows]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def of_one_call(lengths: Rows, *, pads: bool) -> list[Rows]:
+    """The places of rows that share a call: all of them, or unless `pads`, those of each length."""
+    if pads:
+        return [np.arange(len(lengths))]
+    return [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+
+
+def in_order(results: Sequence[Tensor], calls: Sequence[Call]) -> Tensor:
+    """Put the results of calls into one tensor, in the order of the rows; zeros behind the tokens of shorter rows."""
+    if len(results) == 1:
+        return results[0]
+    longest = max(one.shape[1] for one in results)
+    alike = [pad(one, (0, 0, 0, longest - one.shape[1])) if one.ndim > 2 else one for one in results]
+    return torch.cat(alike)[torch.from_numpy(np.argsort(np.concatenate([call.places for call in calls])))]
 
 
 def digest_of(chunks: Sequence[bytes]) -> str:

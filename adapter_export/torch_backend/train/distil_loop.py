@@ -19,7 +19,7 @@ from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.base.derive import with_weights
 from adapter_export.torch_backend.base.torch_base import TorchBase
-from adapter_export.torch_backend.train.data import Examples, Rows
+from adapter_export.torch_backend.train.data import Examples, Rows, in_order
 
 _LOWEST = -1e4
 """In the place of −∞, of which no difference can be taken; its share of a softmax is 0 in float32."""
@@ -100,15 +100,23 @@ class Teacher:
 
     def apart(self, student: AdaptedModel, examples: Examples, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the student's results for some rows, in float32, and how far it is from the teacher on the average."""
-        inputs, lesson = student.placed(examples.inputs(rows)), self.lesson
-        results, states = student.seen(inputs)
-        with torch.no_grad():
-            known, theirs = self.model.seen(inputs)
-        found, wanted = (examples.matched(each.float(), rows)[0] for each in (results, known))
-        soft = soft_loss(found, wanted, examples.problem, lesson.temperature)
-        mask = None if student.mask is None else inputs[student.mask].float()
-        hidden = torch.stack([hidden_loss(*pair, mask, lesson.match) for pair in zip(states, theirs, strict=True)])
-        return results.float(), lesson.soft * soft + lesson.hidden * hidden.mean()
+        calls, lesson = list(examples.calls(rows, pads=student.pads and self.model.pads)), self.lesson
+        results, known, hidden = [], [], []
+        for call in calls:
+            inputs = student.placed(call.inputs)
+            own, states = student.seen(inputs)
+            with torch.no_grad():
+                wanted, theirs = self.model.seen(inputs)
+            results.append(own.float())
+            known.append(wanted.float())
+            mask = None if student.mask is None else inputs[student.mask].float()
+            of_call = [hidden_loss(*pair, mask, lesson.match) for pair in zip(states, theirs, strict=True)]
+            hidden.append(len(call.places) * torch.stack(of_call).mean())
+        found = in_order(results, calls)
+        matched, goal = (examples.matched(each, rows)[0] for each in (found, in_order(known, calls)))
+        soft = soft_loss(matched, goal, examples.problem, lesson.temperature)
+        rows_in_calls = sum(len(call.places) for call in calls)
+        return found, lesson.soft * soft + lesson.hidden * torch.stack(hidden).sum() / rows_in_calls
 
 
 def soft_loss(found: Tensor, wanted: Tensor, problem: Learnt, temperature: float) -> Tensor:

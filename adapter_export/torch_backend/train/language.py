@@ -21,7 +21,7 @@ from adapter_export.graph.tasks import CAUSAL_LM, Learnt
 from adapter_export.reading.regular_files import read_stream, sha256_of
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel
-from adapter_export.torch_backend.train.data import Rows, digest_of, split_groups
+from adapter_export.torch_backend.train.data import Call, Rows, digest_of, split_groups
 from adapter_export.torch_backend.train.task import TextTask, check_fraction
 
 PROMPT, ANSWER = "prompt", "answer"
@@ -43,7 +43,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class LanguageExamples:
-    """Rows of tokens for a causal language model; a batch is padded on the right to its own longest row.
+    """Rows of tokens for a causal language model; a batch is padded after its tokens to its own longest row.
 
     Attributes:
         texts: the rows.
@@ -77,6 +77,10 @@ class LanguageExamples:
     def only(self, rows: Rows) -> LanguageExamples:
         """Some of the rows, in the order given."""
         return replace(self, texts=[self.texts[row] for row in rows])
+
+    def calls(self, rows: Rows, *, pads: bool) -> Iterator[Call]:  # noqa: ARG002 — padding is a later token
+        """Yield some rows in one call: a causal model reads no later tokens, and so no padding (`check_causal`)."""
+        yield Call(self.inputs(rows), np.arange(len(rows)))
 
     def inputs(self, rows: Rows) -> dict[str, Tensor]:
         """The base's inputs for some rows, by name: tokens and mask [rows, tokens], and caches of length 0."""
@@ -305,7 +309,7 @@ def _marked(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[Sequen
 
 
 def check_causal(model: AdaptedModel, examples: LanguageExamples) -> None:
-    """Refuse a base that reads the tokens after a token, which could copy what it is to say.
+    """Refuse a base or an adapter that reads the tokens after a token, which could copy what it is to say.
 
     Raises:
         BaseModelError: the logits of a token change with the last token.
@@ -315,12 +319,12 @@ def check_causal(model: AdaptedModel, examples: LanguageExamples) -> None:
         return
     other = replace(row, ids=(*row.ids[:-1], next(number for number in row.ids if number != row.ids[-1])))
     pair = replace(examples, texts=[row, other])
-    with torch.inference_mode():
+    with model.with_random_weights(), torch.inference_mode():
         one, two = model.result(model.placed(pair.inputs(np.arange(2))))[:, :-1].float()
     if not torch.allclose(one, two, rtol=0, atol=1e-3 * float(one.abs().max())):
         raise BaseModelError(
             "reads tokens that come later, so it cannot learn to write them",
             found="logits of a token that change with the last token of the text",
             expected="a causal language model",
-            fix=f"capture one with {argument('with_cache', True)}",
+            fix=f"capture one with {argument('with_cache', True)}, and train an adapter without a gate",
         )

@@ -81,7 +81,9 @@ def judged(task: Task | None, results: Tensor, targets: Tensor, examples: Exampl
             thresholds = [task.threshold(label) for label in range(len(task.labels))]
             return judge_label_sets(activated(task, found), wanted > 0, task.labels, thresholds)
         case "multiple_choice":
-            return judge_choices(list(found), wanted)
+            assert isinstance(examples, TextExamples)
+            choices = [len(pairs) for pairs in examples.texts]
+            return judge_choices([scores[:count] for scores, count in zip(found, choices, strict=True)], wanted)
         case "token":
             assert isinstance(examples, TextExamples)
             probabilities, ends = activated(task, found), np.cumsum(examples.words_with_tokens())[:-1]
@@ -117,6 +119,6 @@ def spans(task: Task, logits: np.ndarray, examples: TextExamples) -> list[str]:
         context = np.array([part == 1 for part in encoding.sequence_ids])
         found = answer(task, of_row[: len(context)], context, context)
         assert isinstance(found, Span)
-        begin, end = encoding.offsets[found.start][0], encoding.offsets[found.end][1]
+        begin, end = encoding.offsets[found.first_token][0], encoding.offsets[found.last_token][1]
         texts.append(examples.texts[row].second[begin:end])
     return texts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapter_export.errors import DataError, argument
 from adapter_export.format.labelled import LabelledFile
 from adapter_export.format.manifest import InputRecord
 from adapter_export.format.media import CapturedMedia, Fit
 from adapter_export.graph.tasks import ProblemType
 from adapter_export.runtime.media_reader import WORDS, read_medium
 from adapter_export.torch_backend.base.own_processors import OwnProcessor
-from adapter_export.torch_backend.train.data import Rows
+from adapter_export.torch_backend.train.data import Call, Rows, of_one_call
 
 
 @dataclass(frozen=True)
@@ -110,27 +109,23 @@ class MediaExamples:
         answers = np.asarray(self.answers)[rows]
         return replace(self, texts=[self.texts[row] for row in rows], answers=answers, lengths=self.lengths[rows])
 
-    def inputs(self, rows: Rows) -> dict[str, Tensor]:
-        """The base's input for some rows, by name.
+    @property
+    def sizes(self) -> frozenset[int]:
+        """The different lengths."""
+        return frozenset(self.lengths.tolist())
+
+    def calls(self, rows: Rows, *, pads: bool) -> Iterator[Call]:
+        """Yield some rows in one call; unless `pads`, in a call for each length.
 
         Raises:
             DataError: a file cannot be read any more.
             BaseModelError: the processor refuses one.
         """
         name = self.source.media.record.input
-        contents = [self.source.contents(self.texts[row]) for row in rows]
-        return {name: torch.from_numpy(self.source.processor(contents, name))}
+        for places in of_one_call(self.lengths[rows], pads=pads):
+            contents = [self.source.contents(self.texts[row]) for row in rows[places]]
+            yield Call({name: torch.from_numpy(self.source.processor(contents, name))}, places)
 
     def matched(self, results: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the results of a head for some rows, and what they should be."""
         return results, torch.from_numpy(np.asarray(self.answers)[rows]).to(results.device)
-
-    def check_lengths(self, batch_size: int) -> None:
-        """Raise a `DataError` for clips of different lengths in one batch: padding would be read as sound."""
-        if batch_size > 1 and len(set(self.lengths.tolist())) > 1:
-            raise DataError(
-                "clips of different lengths do not share a batch, as the model reads no mask",
-                found=f"{self.lengths.min():,} to {self.lengths.max():,} samples",
-                expected="one length",
-                fix=f"cut or fill them to one length, or give {argument('batch_size', 1)}",
-            )

@@ -120,6 +120,12 @@ class TextTask:
     sources: dict[str, Any]
     notes: tuple[str, ...]
 
+    @property
+    def parts(self) -> dict[str, TextExamples | MediaExamples]:
+        """The rows by what they are for: `training`, `validation` and, if there are any, `test`."""
+        test = {} if self.test is None else {"test": self.test}
+        return {"training": self.training, "validation": self.validation, **test}
+
 
 def read_task(files: TaskFiles, tokenizer: Tokenizer | MediaSource, names: tuple[str, ...], seed: int = 0) -> TextTask:
     """Read the files, split what is to be split by the seed, and count the tokens; `names` are the base's inputs.
@@ -150,9 +156,6 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer | MediaSource, names: tuple
     counts = {name: len(table.labels[0]) for name, table in tables.items() if problem == "regression"}
     if len(set(counts.values())) > 1:
         raise DataError("the files have different numbers of numbers", found=counts, expected="one number for all")
-    choices = {name: len(table.texts[0]) for name, table in tables.items() if problem == "multiple_choice"}
-    if len(set(choices.values())) > 1:
-        raise DataError("the files have different numbers of choices", found=choices, expected="one number for all")
     examples: dict[str, Any] = {
         name: _examples(table, answers[name], files, tokenizer, names) for name, table in tables.items()
     }

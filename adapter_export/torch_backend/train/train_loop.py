@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from adapter_export.graph.compose.attention import VALUE
 from adapter_export.graph.tasks import CAUSAL_LM
 from adapter_export.reading.parsers import parsing
 from adapter_export.torch_backend.attach import AdaptedModel
-from adapter_export.torch_backend.train.cache import HiddenCache
+from adapter_export.torch_backend.train.cache import HiddenCache, results_of
 from adapter_export.torch_backend.train.checkpoint import (
     CHECKPOINT_FILE,
     RunState,
@@ -105,7 +105,8 @@ def answered(
     with torch.inference_mode():
         for rows in batches[accelerator.process_index :: accelerator.num_processes]:
             with _memory(rows, examples, "validation"):
-                results = _results(model, examples, rows, accelerator, cache)
+                with accelerator.autocast():
+                    results = results_of(model, examples, rows, cache).float()
                 found.append((rows, *examples.matched(results.cpu(), rows)))
     model.train(was_training)
     if accelerator.num_processes > 1:
@@ -349,10 +350,10 @@ class _Run:
         own = shares[accelerator.process_index]
         counts = len(own) > 0 or self._objective.compares
         read = own if len(own) else rows[:1]  # every process computes something, so that gradients can be summed
-        if self._teacher is None:
-            results = _results(self._model, examples, read, accelerator, self._caches[1])
-        else:
-            with accelerator.autocast():
+        with accelerator.autocast():
+            if self._teacher is None:
+                results = results_of(self._model, examples, read, self._caches[1]).float()
+            else:
                 results, apart = self._teacher.apart(self._model, examples, read)
         if self._objective.compares and len(shares) > 1:
             most = len(shares[0])
@@ -392,15 +393,16 @@ class _Run:
         for name, tensor in self._tensors.items():
             if not tensor.isfinite().all():
                 return f"tensor `{name}`"
-        with torch.no_grad(), self._model.observed() as calls, self._accelerator.autocast():
-            self._model.result(self._model.placed(self._data.training.inputs(rows)))
-        before = None
-        for owner, call in calls.items():
-            if not all(tensor.isfinite().all() for tensor in call.read.values()):
-                return f"between `{before}` and `{owner}`" if before else f"before `{owner}`"
-            if not call.result.isfinite().all():
-                return f"at `{owner}`"
-            before = owner
+        for call in self._data.training.calls(rows, pads=self._model.pads):
+            with torch.no_grad(), self._model.observed() as seen, self._accelerator.autocast():
+                self._model.result(self._model.placed(call.inputs))
+            before = None
+            for owner, of_site in seen.items():
+                if not all(tensor.isfinite().all() for tensor in of_site.read.values()):
+                    return f"between `{before}` and `{owner}`" if before else f"before `{owner}`"
+                if not of_site.result.isfinite().all():
+                    return f"at `{owner}`"
+                before = owner
         gradients = ((name, tensor.grad) for name, tensor in self._tensors.items() if tensor.grad is not None)
         return f"gradient of `{next((name for name, grad in gradients if not grad.isfinite().all()), 'the loss')}`"
 
@@ -430,14 +432,6 @@ class _Run:
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(state.scaler)
         return state.step
-
-
-def _results(
-    model: AdaptedModel, examples: Examples, rows: Rows, accelerator: Accelerator, cache: HiddenCache | None
-) -> Tensor:
-    """What the model computes of some rows, in float32."""
-    with accelerator.autocast(), nullcontext() if cache is None else cache.read(model, rows):
-        return model.result(model.placed(examples.inputs(rows))).float()
 
 
 @contextmanager
