@@ -65,11 +65,8 @@ export function failure(findings: Finding[]): Facts | null {
   if (different) {
     const [{ name, fault }, names] = [different.faults![0]!, different.faults!.map((each) => `\`${each.name}\``)];
     const found = `${names.length} that differ, ${names.join(", ")}; \`${name}\`: ${fault}`;
-    if (different.flavour === "batches") {
-      return { what: "golden batches differ: this client does not answer the rows of a request as the reference answers each alone", found };
-    }
-    const what = "golden texts differ: this client does not read texts, or answer them, as the reference does";
-    return { what, where: different.adapter ?? "base", found };
+    const what = `golden ${different.flavour} differ: this client does not answer them as the reference does`;
+    return { what, where: different.mixed ? "mixed batch" : (different.adapter ?? "base"), found };
   }
   const wrong = findings.find(({ passed }) => !passed);
   if (!wrong) return null;
