@@ -121,8 +121,8 @@ class Cases {
     }
     kept(folder);
 
-    say("refused: nobody", () -> bundle.run(rows(0, 3, "nobody")));
-    say("refused: a zero", () -> bundle.run(rows(0, 3, "tone\0")));
+    say("refused: nobody", () -> bundle.run(rows(0, 1, "nobody")));
+    say("refused: a zero", () -> bundle.run(rows(0, 1, "tone\0")));
     say("refused: strength", () -> bundle.run(row(0, "tone", Double.NaN)));
     say("refused: strength of a row", () -> bundle.run(row(0, "tone", 0.5), row(1, "tone", Double.NaN), row(2, "tone", 1)));
     say("refused: no row", () -> bundle.run());

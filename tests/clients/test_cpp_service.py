@@ -21,14 +21,18 @@ import httpx
 import numpy as np
 import pytest
 from clients import alike, write_adapter_file
+from jsonschema_rs import Draft202012Validator, Registry
 from safetensors.numpy import load_file
 
 from adapter_export.graph.tasks import PROBLEM_TYPES, ProblemType
 from adapter_export.runtime import Bundle, Session
 from adapter_export.runtime.answers import document
+from schemas import SCHEMAS
 
 NAMES = ("topic", "tone", "mood")
 INPUTS = {"input_ids": [[5, 6]], "attention_mask": [[1, 1]]}
+BODIES = ("http", "answer", "bundle-manifest")
+"""Their schemas, and those that these refer to."""
 CLOSE = 1e-5
 """Probabilities and hidden states in float32, from numbers that are some ulp apart."""
 
@@ -232,6 +236,87 @@ def test_a_context_says_which_tokens_may_be_the_answer(task_service: httpx.Clien
         assert (refused.status_code, words in refused.json()["error"]) == (400, True), refused.text
 
 
+def test_rows_of_several_lengths(service: httpx.Client, session: Session) -> None:
+    """Each is what it is alone, also with weights of a fusion of its own."""
+    rng = np.random.default_rng(5)
+    rows = [_arrays(rng, 1) for _ in range(12)]
+    assert len({one["input_ids"].shape for one in rows}) > 4
+    names = [(None, *NAMES)[at % 4] for at in range(12)]
+    inputs = {name: [one[name][0].tolist() for one in rows] for name in INPUTS}
+    found = service.post("/answer", json={"inputs": inputs, "adapters": names}).json()["rows"]
+    for row, one, name in zip(found, rows, names, strict=True):
+        _holds(row, one, name, session)
+    weights = [{"tone": 0.25, "mood": 1.5}, None, {"tone": 0.9, "mood": -0.4}] * 4
+    weighed = service.post("/answer", json={"inputs": inputs, "adapter": "fusion", "weights": weights}).json()["rows"]
+    for at, (row, one) in enumerate(zip(weighed, rows, strict=True)):
+        expected = session.classify(one, "fixed" if at % 3 == 0 else "fusion")[0]
+        alike(row, {"adapter": "fusion", "task": "single_label", **document(expected)})
+    assert weighed[0]["probability"] != pytest.approx(
+        document(session.classify(rows[0], "fusion")[0])["probability"], abs=1e-3
+    )
+
+
+def test_raw_outputs(task_service: httpx.Client, task_bundle: Path) -> None:
+    """Those of the base, and that of the head of each row, as wide as its own; a span needs no context for them."""
+    session = Bundle.open(task_bundle).session(threads=1)
+    inputs = _arrays(np.random.default_rng(3), 4)
+    names = ["span", None, "multi_label", "embedding"]
+    rows = task_service.post("/run", json=_call(inputs, adapters=names)).json()["rows"]
+    for at, (row, name) in enumerate(zip(rows, names, strict=True)):
+        one = {key: array[at : at + 1] for key, array in inputs.items()}
+        wanted = {"hidden", *([] if name is None else [session.output(name)])}
+        outputs = session.run(one, name)
+        expected = {output: outputs[output][0].tolist() for output in wanted}
+        alike(row, {"adapter": name, "task": None, "outputs": expected})
+    assert len(rows[2]["outputs"]["logits"]) == 4
+
+
+def test_the_adapters_with_their_tasks(task_service: httpx.Client, task_bundle: Path) -> None:
+    """As Python gives them: records without the keys that have their default."""
+    found = task_service.get("/adapters").json()
+    session = Bundle.open(task_bundle).session(threads=1)
+    tasks = {name: session.task(name) for name in found}
+    assert found == {name: {"task": None if task is None else task.document()} for name, task in tasks.items()}
+    assert found["unknown"] == {"task": None}
+    assert found["ranking"] == {"task": {"type": "ranking", "activation": "sigmoid", "input": "pair"}}
+
+
+def test_bodies_are_those_of_the_schema(task_service: httpx.Client) -> None:
+    """Of answers of every type, of outputs, of adapters and of errors."""
+    named = {name: json.loads((SCHEMAS / f"{name}.schema.json").read_text("utf-8")) for name in BODIES}
+    registry = Registry([(f"{name}.schema.json", schema) for name, schema in named.items()])
+    ids = [[5, 6, 7]] * len(PROBLEM_TYPES)
+    call = {"inputs": {"input_ids": ids, "attention_mask": [[1] * 3] * len(ids)}, "adapters": [*PROBLEM_TYPES]}
+    call["context"] = [[0, 1, 1] if name == "span" else None for name in PROBLEM_TYPES]
+    bodies = {
+        "call": call,
+        "rows": task_service.post("/answer", json=call).json(),
+        "adapters": task_service.get("/adapters").json(),
+        "error": task_service.post("/answer", json={}).json(),
+    }
+    assert [row["task"] for row in bodies["rows"]["rows"]] == [*PROBLEM_TYPES]
+    raw = task_service.post("/run", json=call).json()
+    for name, body in [*bodies.items(), ("rows", raw)]:
+        reference = {"$ref": f"http.schema.json#/$defs/{name}"}
+        Draft202012Validator(reference, registry=registry).validate(body)
+
+
+def test_a_query_key_that_nobody_knows(service: httpx.Client) -> None:
+    """On every route: a misspelt `task` would give another answer."""
+    calls = [
+        service.get("/adapters?labels=a"),
+        service.put("/adapters/other?taks=multi_label&labels=a,b", content=b""),
+        service.delete("/adapters/tone?force=1"),
+        service.post("/answer?strength=2", json={"inputs": INPUTS, "adapter": "tone"}),
+        service.post("/run?adapter=tone", json={"inputs": INPUTS}),
+    ]
+    for answer in calls:
+        assert (answer.status_code, "query key that is not known" in answer.json()["error"]) == (400, True)
+    twice = service.put("/adapters/other?labels=a,b&labels=c,d", content=b"")
+    assert (twice.status_code, "occurs twice" in twice.json()["error"]) == (400, True)
+    assert service.post("/answer", json={"inputs": INPUTS, "adapter": "tone"}).status_code == 200
+
+
 CLAIMS = {
     "multi_label": {"task": "multi_label", "labels": "a,b,c"},
     "labels alone": {"labels": "a,b,c"},
@@ -302,10 +387,13 @@ def test_an_overflow_is_no_answer(
     loaded = task_service.put("/adapters/large", content=file.read_bytes(), params=said)
     assert loaded.status_code == 200, loaded.text
     try:
-        answer = task_service.post("/answer", json={"inputs": INPUTS, "adapter": "large"})
+        call = {"inputs": INPUTS, "adapter": "large", "context": [[1, 1]]}
+        answer = task_service.post("/answer", json=call)
+        raw = task_service.post("/run", json={"inputs": INPUTS, "adapter": "large"})
     finally:
         task_service.delete("/adapters/large")
-    assert (answer.status_code, "NaN or infinite" in answer.json()["error"]) == (400, True), answer.text
+    for one in (answer, raw):
+        assert (one.status_code, "NaN or infinite" in one.json()["error"]) == (400, True), one.text
 
 
 @pytest.mark.parametrize(

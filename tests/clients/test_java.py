@@ -169,7 +169,7 @@ def test_adapter_files(found: dict[str, str], session: Session) -> None:
         alike([*row["probabilities"].values()], [*one.values()])
     assert found["file NaN"].startswith("RequestException: adapter `new`: does not fit this bundle's graph; found `")
     assert "holds NaN or Inf" in found["file NaN"]
-    assert found["file an overflow"].startswith("RequestException: an output is NaN or infinite")
+    assert found["file an overflow"].startswith("RequestException: row 0: an output is NaN or infinite")
     assert found["file of another base"].startswith("RequestException: adapter `new`: was made for another bundle")
 
 

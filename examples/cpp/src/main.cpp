@@ -15,6 +15,7 @@
 #include "files.hpp"
 #include "inputs.hpp"
 #include "json_text.hpp"
+#include "request.hpp"
 #include "self_check.hpp"
 
 using nlohmann::json;
@@ -139,6 +140,7 @@ int run(const Bundle& bundle, const Call& call) {
   const auto contexts = parse_contexts(for_each_row(call.contexts, count, "not one context for each row", json()), count);
   std::vector<Row> rows;
   for (std::size_t row = 0; row < count; ++row) {
+    if (call.path.empty() && call.tokens[row].types) input_record(bundle.manifest(), "token_type_ids");  // refuses others
     const auto of_tokens = [&] { return token_inputs(call.tokens[row], bundle.manifest(), engine.task(adapters[row])); };
     auto own = call.path.empty() ? within_row(row, count, of_tokens) : std::move(inputs[row]);
     rows.push_back({std::move(own), adapters[row], strengths[row], weights[row], contexts[row]});

@@ -199,7 +199,7 @@ void check_keys(const json& request) {
                           "`inputs`, `adapter` or `adapters`, `context`, `strength`, and `weights`"});
     }
   }
-  if (request.contains("adapter") && request.contains("adapters")) {
+  if (!request.value("adapter", json()).is_null() && !request.value("adapters", json()).is_null()) {
     throw RequestFault({"one call has one choice", "", "", "`adapter` or `adapters`"});
   }
 }
@@ -251,8 +251,9 @@ class Service {
     check_keys(request);
     auto inputs = parse_rows(request.at("inputs"), manifest_);
     const auto count = inputs.size();
-    const auto adapters = request.contains("adapters") ? for_each_row(request.at("adapters").get<std::vector<json>>(), "adapter", count)
-                                                       : std::vector<json>(count, request.value("adapter", json()));
+    const auto each = request.value("adapters", json());
+    const auto adapters = each.is_null() ? std::vector<json>(count, request.value("adapter", json()))
+                                         : for_each_row(each.get<std::vector<json>>(), "adapter", count);
     const auto strengths = for_each_row(request.value("strength", json()), "strength", count);
     const auto weights = for_each_row(request.value("weights", json()), "weights", count);
     const auto contexts = parse_contexts(request.value("context", json()), count);

@@ -78,6 +78,17 @@ bool is_good(const std::string& key, const json& value, bool is_embedding) {
   return true;
 }
 
+// A record without the keys that have their default, as services give it.
+nlohmann::ordered_json without_defaults(const json& record, const std::string& activation) {
+  const json defaults = {{"labels", json::array()}, {"thresholds", json::array()}, {"activation", activation}, {"input", "text"},
+                         {"truncation", "right"}, {"normalised", false}, {"prefix", ""}};
+  nlohmann::ordered_json found;
+  for (const auto& [key, value] : record.items()) {
+    if (!value.is_null() && (!defaults.contains(key) || defaults.at(key) != value)) found[key] = value;
+  }
+  return found;
+}
+
 }  // namespace
 
 Task make_task(const std::string& type, const std::vector<std::string>& labels, const std::string& where) {
@@ -92,7 +103,7 @@ Task parse_task(const json& record, const std::string& where) {
   known(record, {"type", "labels", "activation", "thresholds", "input", "max_tokens", "truncation", "tokenizer", "pooling",
                  "normalised", "prefix", "processor"});
   auto task = make_task(record.at("type"), value_or(record, "labels", std::vector<std::string>{}), where);
-  task.record = record;
+  task.record = without_defaults(record, task.activation);
   task.input = value_or(record, "input", task.input);
   task.activation = value_or(record, "activation", task.activation);
   const auto& allowed = type_of(task.type).activations;

@@ -12,7 +12,7 @@ struct Task {
   std::string activation;           // `softmax`, `sigmoid` or `identity`
   std::vector<double> thresholds;   // of multi_label: for each label the probability from which on it applies
   std::string input = "text";       // what a row is: `text`, `pair`, `image` or `audio`
-  nlohmann::ordered_json record;    // as the manifest has it
+  nlohmann::ordered_json record;    // that of the manifest, without the keys that have their default
 };
 
 // The record with everything that it leaves out; `where` names it in messages. Throws RequestFault if it is none.

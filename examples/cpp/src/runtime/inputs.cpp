@@ -103,9 +103,9 @@ Arrays token_inputs(const Tokens& tokens, const Manifest& manifest, const std::o
     }
     if (are_types && !types && task && task->input == "text") types.emplace(tokens.ids.size(), 0);
     if (are_types && !types) {
-      throw RequestFault({"the base takes token types, and only a task of one text says that they are all 0",
-                          std::string("`") + kTokenTypes + "`", "ids alone", "a type for each id",
-                          "give `--types 0,0,1,...`, or all inputs by `--inputs`"});
+      throw RequestFault({"the base takes token types, which ids alone give only for a task of one text",
+                          std::string("`") + kTokenTypes + "`", "none", "a type for each id",
+                          "give `--types 0,0,1,...`, or all inputs with `--inputs`"});
     }
     if (are_types && types->size() != tokens.ids.size()) {
       throw RequestFault({"there is not one token type for each id", std::string("`") + kTokenTypes + "`",
