@@ -1,4 +1,4 @@
-"""The JSON Schemas beside this file, made of the records: `python schemas/make_schemas.py` writes them.
+"""The JSON Schemas beside this file, made of records and requests: `python schemas/make_schemas.py` writes them.
 
 Titles and descriptions are the docstrings of the records: the text before `Attributes:` describes the object, the
 attributes describe its keys.
@@ -6,13 +6,15 @@ attributes describe its keys.
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
+
+from descriptions import described
+from service_schemas import answer_schema, http_schema
 
 from adapter_export.format.adapter_files import AdapterDocument
 from adapter_export.format.check_report import CheckReport, SelfTestReport
@@ -51,25 +53,29 @@ RECORDS: Mapping[str, type] = {
     "signature-claim": SignatureClaim,
     "site-map": SiteMapDocument,
 }
-"""What each schema describes."""
+"""Records by the name of their schema."""
 
 Schema = dict[str, Any]
 
+SERVICES: Mapping[str, Callable[[], Schema]] = {"answer": answer_schema, "http": http_schema}
+"""Schemas of what has no record, by name."""
+
+NAMES = (*RECORDS, *SERVICES)
+"""All schemas."""
+
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
-_ATTRIBUTE = re.compile(r"^    (\w+(?:, \w+)*): ", re.MULTILINE)
-
-
 _SHORT_LIST = re.compile(r"\[\n([^\[\]{}]+)\n *\]")
 
 
 def schema_text(name: str) -> str:
     """The text of `schemas/<name>.schema.json`."""
     definitions: dict[str, Schema] = {}
-    kind = RECORDS[name]
+    found = _object(RECORDS[name], definitions) if name in RECORDS else SERVICES[name]()
+    definitions |= found.pop("$defs", {})
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"{name}.schema.json",
-        **_object(kind, definitions),
+        **found,
         "$defs": {key: definitions[key] for key in sorted(definitions)},
     }
     return _SHORT_LIST.sub(_in_one_line, json.dumps(schema, indent=2, ensure_ascii=False)) + "\n"
@@ -83,7 +89,7 @@ def _in_one_line(found: re.Match[str]) -> str:
 
 def _object(kind: type, definitions: dict[str, Schema]) -> Schema:
     """The schema of a record."""
-    description, of_keys = _described(kind)
+    description, of_keys = described(kind)
     defaults = {field.name: field.default for field in fields(kind)}
     properties: dict[str, Schema] = {}
     for key, hint in hints_of(kind).items():
@@ -103,18 +109,6 @@ def _object(kind: type, definitions: dict[str, Schema]) -> Schema:
         **getattr(kind, "SCHEMA_RULES", {}),
         "additionalProperties": False,
     }
-
-
-def _described(kind: type) -> tuple[str, dict[str, str]]:
-    """What the docstring of a record says of it, and of each of its keys; those of a base class come first."""
-    of_keys: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        text, _, attributes = (inspect.cleandoc(base.__doc__ or "")).partition("\n\nAttributes:\n")
-        pieces = _ATTRIBUTE.split(attributes)[1:]
-        for names, said in zip(pieces[::2], pieces[1::2], strict=True):
-            sentence = " ".join(said.split())
-            of_keys.update(dict.fromkeys(names.split(", "), sentence[:1].upper() + sentence[1:]))
-    return " ".join(text.split()), of_keys
 
 
 def _schema(hint: Any, definitions: dict[str, Schema]) -> Schema:
@@ -181,5 +175,5 @@ def _name(kind: type) -> str:
 
 
 if __name__ == "__main__":
-    for name in RECORDS:
+    for name in NAMES:
         (Path(__file__).parent / f"{name}.schema.json").write_text(schema_text(name), encoding="utf-8")

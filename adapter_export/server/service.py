@@ -51,23 +51,27 @@ class Service:
     def __init__(self, models: Models, resolver: Resolver, metrics: Metrics) -> None:
         self.models, self._resolver, self._metrics = models, resolver, metrics
         self.routes = Routes()
-        self._resolving, self._gathering = asyncio.Lock(), asyncio.Lock()
+        self._resolving = asyncio.Lock()
         self._shadows = set[asyncio.Task[None]]()
 
-    async def target(self, name: str, key: str, state: State | None = None, keep: Collection[Target] = ()) -> Target:
+    async def target(
+        self, name: str, key: str, state: State | None = None, keep: Collection[Target] | None = None
+    ) -> Target:
         """Return the model of a name, or the one that a route of this name leads to.
 
         Args:
             name: the name.
             key: of the request; a route with shares decides by it.
             state: of the request; gets `model`, `adapter` and `shadows`.
-            keep: models that loading this one does not unload.
+            keep: models that loading this one does not unload, where the caller has locked `_resolving`.
 
         Raises:
             RefusedError: 404, there is none; 409, 503, it cannot be loaded, as `Models.load`.
         """
         chosen, shadow = self.routes.choose(name, key)
-        found = self.models.find(chosen) or await self.resolved(chosen, keep)
+        found = self.models.find(chosen)
+        if found is None:
+            found = await (self.resolved(chosen) if keep is None else self._resolved(chosen, keep))
         if found is None:
             known = listed({**self.models.names(), **self.routes.table})
             what = (
@@ -82,15 +86,17 @@ class Service:
                 state.shadows = {**getattr(state, "shadows", {}), found: (name, shadow)}
         return found
 
-    async def resolved(self, name: str, keep: Collection[Target] = ()) -> Target | None:
+    async def resolved(self, name: str) -> Target | None:
         """Return the model of a name that a resolver finds, loaded now; errors as `Resolver.find` and `Models.load`."""
         async with self._resolving:
-            found = self.models.find(name.partition(PIN)[0])
-            if found is None:
-                extra = await asyncio.to_thread(self._resolver.find, name, self.models.served)
-                if extra is None:
-                    return None
-                await self.models.load(replace(extra, found=True), keep=keep)
+            return await self._resolved(name)
+
+    async def _resolved(self, name: str, keep: Collection[Target] = ()) -> Target | None:
+        if self.models.find(name.partition(PIN)[0]) is None:
+            extra = await asyncio.to_thread(self._resolver.find, name, self.models.served)
+            if extra is None:
+                return None
+            await self.models.load(replace(extra, found=True), keep=keep)
         return self.models.find(name)
 
     def adapters(self) -> dict[str, Any]:
@@ -207,14 +213,20 @@ class Service:
         """Return what answers for each name, and keep it from being unloaded until `held` ends."""
         found: dict[str | None, Target] = {}
         distinct = dict.fromkeys(names)
-        # two requests that each hold what the other waits for would wait for ever
-        async with self._gathering if len(distinct) > 1 else nullcontext():
+        # or two requests, each of which holds what the other waits for, would wait for ever
+        gathers = len(distinct) > 1 and not all(self._is_loaded(name, key) for name in distinct)
+        async with self._resolving if gathers else nullcontext():
             for name in distinct:
-                found[name] = await self._called(call, name, key, state, found.values())
+                found[name] = await self._called(call, name, key, state, found.values() if gathers else None)
                 held.enter_context(found[name].held())
         return found
 
-    async def _called(self, call: Call, name: str | None, key: str, state: State, keep: Collection[Target]) -> Target:
+    def _is_loaded(self, name: str | None, key: str) -> bool:
+        return name is None or self.models.find(self.routes.choose(name, key)[0]) is not None
+
+    async def _called(
+        self, call: Call, name: str | None, key: str, state: State, keep: Collection[Target] | None
+    ) -> Target:
         """Return what answers for a model, or, as in the service in C++, for an adapter, or for none."""
         if name is None:
             found = Target(self.models.only(), None)

@@ -8,14 +8,28 @@ from pathlib import Path
 
 import httpx
 import pytest
-from served import served
-from small_bundle import text_bundle
+from served import made_app, served
+from small_bundle import counted_bundle, text_bundle
+from starlette.testclient import TestClient
 
 
 @pytest.fixture(scope="session")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle `film` that reads texts: `topic`, `tone` and `mood`."""
     return shutil.copytree(text_bundle(tmp_path_factory), tmp_path_factory.mktemp("film") / "film")
+
+
+@pytest.fixture(scope="session")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a base which padding changes, with a weighted fusion `fused`."""
+    return counted_bundle(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def counting(counted: Path) -> Iterator[TestClient]:
+    """A server of `counted`, in this process."""
+    with made_app(f"counted={counted}", quiet=True) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

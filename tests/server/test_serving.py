@@ -24,16 +24,15 @@ import pytest
 from chromium import QUIET
 from clients import tool
 from oci_registry import OciRegistry
-from served import served
-from starlette.testclient import TestClient
+from served import made_app, served
 from traffic import Traffic, two_versions
 
 import adapter_export as ae
 from adapter_export.errors import UsageError
 from adapter_export.runtime import Bundle
-from adapter_export.server.limits import Limits
-from adapter_export.server.models import Computing, named_bundles
-from adapter_export.server.process import Settings, fetcher, listen, make_server
+from adapter_export.server.limits import Limits, RefusedError
+from adapter_export.server.models import Computing, Extra, Models, named_bundles
+from adapter_export.server.process import Settings, listen
 from adapter_export.server.service import same_answers
 from adapter_export.server.telemetry import Tracer
 
@@ -221,14 +220,8 @@ def test_strangers_change_nothing(server: httpx.Client, headers: dict[str, str])
     assert "tone" in server.get("/adapters").json()
 
 
-def _app(*places: Path | str, **settings: object) -> TestClient:
-    found = Settings(**settings)
-    made = make_server(named_bundles([str(place) for place in places], fetcher(found)), found)
-    return TestClient(made.app, "http://127.0.0.1", client=("127.0.0.1", 1), raise_server_exceptions=False)
-
-
 def test_a_token_lets_in_from_anywhere(film: Path) -> None:
-    with _app(film, token="secret", quiet=True) as client:
+    with made_app(film, token="secret", quiet=True) as client:
         far = {"x-forwarded-for": "8.8.8.8"}
         assert client.post("/admin/rollback").status_code == 401
         assert client.post("/admin/rollback", headers={"authorization": "Bearer other"}).status_code == 401
@@ -238,15 +231,15 @@ def test_a_token_lets_in_from_anywhere(film: Path) -> None:
 
 def test_two_bundles_with_one_name(film: Path) -> None:
     with pytest.raises(UsageError, match=r"two models have one name; found `topic` in `film` and in `other`"):
-        _app(film, f"other={film}")
-    with _app(film, f"other={film}", qualify=True) as client:
+        made_app(film, f"other={film}")
+    with made_app(film, f"other={film}", qualify=True) as client:
         assert _answer(client, "other/tone")["adapter"] == "tone"
         assert client.post("/answer", json={"model": "tone", "text": TEXT}).status_code == 404
         assert "several bundles" in client.post("/answer", json={"texts": [TEXT]}).json()["error"]
         both = client.post("/answer", json={"adapters": ["film/tone", "other/mood"], "texts": [TEXT, TEXT]}).json()
         assert [one["adapter"] for one in both["rows"]] == ["tone", "mood"]
     with pytest.raises(UsageError, match=r"a bundle and an adapter have one name; found `tone`"):
-        _app(f"tone={film}")
+        made_app(f"tone={film}")
     with pytest.raises(UsageError, match="two bundles have one name"):
         named_bundles([str(film), f"film={film}"])
 
@@ -264,7 +257,7 @@ def test_what_shadows_are_compared_by() -> None:
 
 
 def test_an_adapter_goes_when_its_last_call_is_answered(film: Path) -> None:
-    with _app(film, quiet=True) as client:
+    with made_app(film, quiet=True) as client:
         data = (film / "adapters" / "tone.onnx_adapter").read_bytes()
         client.put("/adapters/new", content=data).raise_for_status()
 
@@ -285,7 +278,7 @@ def test_an_adapter_goes_when_its_last_call_is_answered(film: Path) -> None:
 
 
 def test_adapters_that_are_found_make_room(film: Path, tenants: Path) -> None:
-    with _app(film, adapters=tenants, limits=Limits(loaded=1), quiet=True) as client:
+    with made_app(film, adapters=tenants, limits=Limits(loaded=1), quiet=True) as client:
         for name in ("visitor", "guest", "visitor"):
             assert client.post("/answer", json={"model": name, "text": TEXT}).status_code == 200
             assert {"visitor", "guest"} & set(client.get("/adapters").json()) == {name}
@@ -295,13 +288,69 @@ def test_adapters_that_are_found_make_room(film: Path, tenants: Path) -> None:
         assert client.delete("/adapters/nobody").status_code == 404
 
 
+def test_a_load_waits_for_adapters_in_use(film: Path, tmp_path: Path) -> None:
+    """16 clients ask for nine adapters, alone and two in a request, where three may be loaded: all are answered."""
+    names = [f"n{number}" for number in range(9)]
+    for number, name in enumerate(names):
+        source = film / "adapters" / f"{('tone', 'mood')[number % 2]}.onnx_adapter"
+        shutil.copy(source, tmp_path / f"{name}.onnx_adapter")
+        (tmp_path / f"{name}.json").write_text('{"task": {"type": "single_label", "labels": ["a", "b"]}}')
+    with made_app(film, adapters=tmp_path, limits=Limits(loaded=3), quiet=True) as client:
+        expected = {name: _answer(client, ("tone", "mood")[at % 2])["probability"] for at, name in enumerate(names)}
+
+        def ask(seed: int) -> set[tuple[int, bool]]:
+            chosen, found = np.random.default_rng(seed), set()
+            for turn in range(9):
+                own = [str(name) for name in chosen.choice(names, 1 + turn % 3 // 2, replace=False)]
+                answer = client.post("/answer", json={"adapters": own, "texts": [TEXT] * len(own)})
+                rows = {one["adapter"]: one["probability"] for one in answer.json().get("rows", ())}
+                found.add((answer.status_code, rows == pytest.approx({name: expected[name] for name in own}, abs=1e-5)))
+            return found
+
+        with ThreadPoolExecutor(16) as pool:
+            assert set().union(*pool.map(ask, range(16))) == {(200, True)}
+        assert len(set(names) & set(client.get("/adapters").json())) == 3
+        four = client.post("/answer", json={"adapters": names[:4], "texts": [TEXT] * 4})
+        assert (four.status_code, "more adapters than can be loaded" in four.json()["error"]) == (409, True)
+
+
+def test_a_load_waits_no_longer_than_for_an_answer(film: Path) -> None:
+    """Of adapters that stay in use; new requests cannot keep one in use for ever, and unloading one makes room."""
+    data = (film / "adapters" / "tone.onnx_adapter").read_bytes()
+    limits = Limits(loaded=1, answering=0.3)
+
+    async def work() -> None:
+        models = Models(named_bundles([str(film)]), Computing(), limits, qualify=False)
+        models.start(lambda *_: None)
+        await models.load(Extra("first", data, found=True))
+        first = models.find("first")
+        assert first is not None
+        with first.held():
+            with pytest.raises(RefusedError, match="in use; try again later") as caught:
+                await models.load(Extra("second", data, found=True))
+            assert (caught.value.status, caught.value.again) == (503, 1)
+            loading = asyncio.create_task(models.load(Extra("second", data)))
+            await asyncio.sleep(0.05)
+            assert (models.find("first"), models.find("second")) == (None, None)
+        await loading
+        assert (models.find("first"), models.find("second") is not None) == (None, True)
+        with pytest.raises(RefusedError, match="1 adapters are loaded; unload one first") as caught:
+            await models.load(Extra("third", data))  # `second` was loaded by hand, and would not be found again
+        assert caught.value.status == 409
+        await models.unload("second")
+        await models.load(Extra("third", data))
+        await models.stop()
+
+    asyncio.run(work())
+
+
 def test_weights_that_are_not_packed(server: httpx.Client, film: Path) -> None:
-    with _app(film, computing=Computing(packed=False), quiet=True) as client:
+    with made_app(film, computing=Computing(packed=False), quiet=True) as client:
         _alike(_answer(client, "tone"), _answer(server, "tone"))
 
 
 def test_what_waits_has_a_bound(film: Path) -> None:
-    with _app(film, limits=Limits(waiting=3), quiet=True) as client:
+    with made_app(film, limits=Limits(waiting=3), quiet=True) as client:
         answer = client.post("/answer", json={"model": "tone", "texts": [TEXT] * 4})
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert client.post("/answer", json={"model": "tone", "texts": [TEXT] * 3}).status_code == 200
@@ -350,7 +399,7 @@ def test_nothing_is_lost_or_wrong_while_a_bundle_is_exchanged_and_an_alias_turns
     assert {(line["model"], line["status"]) for line in answers} == {("best", 200)}
     assert any(line.get("id") == "mine" for line in lines)
     assert sum(line.get("change") == "reload" for line in lines) >= 4
-    with _app(place, state=state, quiet=True) as client:
+    with made_app(place, state=state, quiet=True) as client:
         assert client.get("/admin/routes").json()["best"]["shares"] == {"tone": 1.0}
 
 
@@ -389,7 +438,7 @@ def test_workers_are_alike(film: Path) -> None:
 def test_a_damaged_bundle_is_not_taken(film: Path, tmp_path: Path) -> None:
     """The old one is served further."""
     place = shutil.copytree(film, tmp_path / "film")
-    with _app(place, quiet=True) as client:
+    with made_app(place, quiet=True) as client:
         document = json.loads((film / "manifest.json").read_text())
         del document["checksum"]
         (place / "manifest.json").write_text(json.dumps({**document, "producer": "other"}))
@@ -405,8 +454,8 @@ def test_from_a_registry(film: Path, registry: OciRegistry) -> None:
     ae.push(film, bundle, license="mit")
     ae.push(film / "adapters" / "mood", adapter, license="mit")
     with pytest.raises(UsageError, match="nothing fetches it"):
-        _app(bundle)
-    with _app(bundle, hub=True, quiet=True) as client:
+        made_app(bundle)
+    with made_app(bundle, hub=True, quiet=True) as client:
 
         def load(source: object, status: int) -> None:
             answer = client.post("/v2/repository/models/new/load", json={"parameters": {"source": source}})

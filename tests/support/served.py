@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from starlette.testclient import TestClient
+
+from adapter_export.server.models import named_bundles
+from adapter_export.server.process import Settings, fetcher, make_server
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,13 @@ class Served:
             self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(60) == 0
         return self.log.read_text()
+
+
+def made_app(*places: Path | str, **settings: object) -> TestClient:
+    """A client of a server without a process of its own; errors of `serve` are raised here."""
+    found = Settings(**settings)
+    made = make_server(named_bundles([str(place) for place in places], fetcher(found)), found)
+    return TestClient(made.app, "http://127.0.0.1", client=("127.0.0.1", 1), raise_server_exceptions=False)
 
 
 @contextmanager
