@@ -28,6 +28,7 @@ from adapter_export.format.table_files import json_object, text_lines
 from adapter_export.offline.table_rows import (
     JSON_LINES,
     PARQUET,
+    SUFFIXES,
     Columns,
     count_of_parquet,
     json_line,
@@ -78,10 +79,17 @@ def table_files(data: Path) -> list[Path]:
 
     Raises:
         FileError: there is none.
+        DataError: a file of the folder is no table by its name.
     """
-    files = sorted(path for path in data.iterdir() if not path.name.startswith((".", "_"))) if data.is_dir() else [data]
+    if not data.is_dir():
+        return [data]
+    files = sorted(path for path in data.iterdir() if not path.name.startswith((".", "_")))
     if not files:
-        raise FileError("has no files", where=data, expected="tables: Parquet, JSON lines, csv, tsv or lines of text")
+        raise FileError("has no files", where=data, expected=f"tables: {', '.join(SUFFIXES)}")
+    for path in files:
+        if path.suffix.lower() not in SUFFIXES:
+            expected = f"a name that ends with {', '.join(SUFFIXES)}"
+            raise DataError("is no table by its name", where=path, expected=expected, fix="take it out of the folder")
     return files
 
 

@@ -18,6 +18,7 @@ from adapter_export.runtime.answerer import AnsweredRow, Row
 from adapter_export.text import Pair
 
 PARQUET, JSON_LINES, LINES = (".parquet", ".pq"), (".jsonl", ".ndjson"), (".txt", ".text")
+SUFFIXES = (*PARQUET, *JSON_LINES, ".csv", ".tsv", ".tab", *LINES)
 
 _BASE = ("", "-", None)
 """How a cell of a table names the base."""

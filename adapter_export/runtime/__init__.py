@@ -1,8 +1,9 @@
 """Run bundles: numpy and onnxruntime are all that is needed."""
 
+from adapter_export.runtime.answerer import AnsweredRow, Answerer, Reading, Row
 from adapter_export.runtime.answers import Prediction
 from adapter_export.runtime.batches import Request
 from adapter_export.runtime.bundle import Bundle
 from adapter_export.runtime.session import Session
 
-__all__ = ["Bundle", "Prediction", "Request", "Session"]
+__all__ = ["AnsweredRow", "Answerer", "Bundle", "Prediction", "Reading", "Request", "Row", "Session"]

@@ -153,7 +153,7 @@ def weights_of_each(
     if weights is None or isinstance(weights, Mapping):
         return [weights] * rows
     if len(weights) != rows:
-        raise RequestError("weights of another number than rows", found=len(weights), expected=f"{rows}, one per row")
+        raise RequestError("a mixed batch has one choice for each row", found=len(weights), expected=rows)
     return weights
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from adapter_export.errors import RequestError
 from adapter_export.graph.tasks import Task
 from adapter_export.runtime.answers import (
     Answer,
@@ -125,6 +126,32 @@ def is_choices(text: Asked) -> bool:
     """Return whether a text is a question with each of its choices."""
     several = isinstance(text, list | tuple) and not isinstance(text, Pair) and len(text) > 0
     return several and all(isinstance(one, Pair) for one in text)
+
+
+def asked_of(document: object) -> Asked:
+    """Return what a JSON value asks: a text, `{"text": …, "pair": …}` or `{"text": …, "choices": […]}`.
+
+    Raises:
+        RequestError: it is something else, such as a list, which could be words or a pair.
+    """
+    if isinstance(document, str):
+        return document
+    if isinstance(document, Mapping) and isinstance(first := document.get("text"), str):
+        pair, choices = document.get("pair"), document.get("choices")
+        if len(document) == 2 and isinstance(pair, str):
+            return Pair(first, pair)
+        if (
+            len(document) == 2
+            and isinstance(choices, list)
+            and choices
+            and all(isinstance(one, str) for one in choices)
+        ):
+            return [Pair(first, choice) for choice in choices]
+    raise RequestError(
+        "is no text",
+        found=f"{document!a}"[:100],
+        expected='a string, `{"text": …, "pair": …}` or `{"text": …, "choices": […]}`',
+    )
 
 
 def answered(read: ReadText, results: Sequence[np.ndarray]) -> TextAnswer:

@@ -19,8 +19,8 @@ def _text_options(texts=TEXTS) -> list[str]:
 
 def test_labels_have_their_probabilities(cli, bundle: Path) -> None:
     found = cli.json("run", bundle, "--adapter", "topic", *_text_options())
-    assert [row["text"] for row in found["predictions"]] == list(TEXTS)
-    for row in found["predictions"]:
+    assert [row["text"] for row in found["rows"]] == list(TEXTS)
+    for row in found["rows"]:
         assert set(row["probabilities"]) == {"a", "b", "c"}
         assert sum(row["probabilities"].values()) == pytest.approx(1)
         assert row["probability"] == max(row["probabilities"].values()) == row["probabilities"][row["label"]]
@@ -33,26 +33,26 @@ def test_the_probabilities_are_those_of_the_session(cli, bundle: Path) -> None:
     tokenizer = Tokenizer.from_folder(bundle, opened.manifest.max_tokens)
     arrays = tokenizer.batch(TEXTS, [record.name for record in opened.manifest.inputs])
     expected = opened.session().classify(arrays, "tone")
-    found = cli.json("run", bundle, "--adapter", "tone", *_text_options())["predictions"]
+    found = cli.json("run", bundle, "--adapter", "tone", *_text_options())["rows"]
     assert [row["label"] for row in found] == [one.label for one in expected]
     assert [row["probabilities"] for row in found] == [pytest.approx(dict(one.probabilities)) for one in expected]
 
 
 def test_an_adapter_of_no_strength_is_its_head_on_the_base(cli, bundle: Path) -> None:
     found = [
-        cli.json("run", bundle, "--adapter", "topic", "--strength", strength, *_text_options())["predictions"]
+        cli.json("run", bundle, "--adapter", "topic", "--strength", strength, *_text_options())["rows"]
         for strength in ("0", "1")
     ]
-    whole = cli.json("run", bundle, "--adapter", "topic", *_text_options())["predictions"]
+    whole = cli.json("run", bundle, "--adapter", "topic", *_text_options())["rows"]
     assert found[1] == whole
     assert found[0] != whole
     for strength, expected in zip(("0", "1"), found, strict=True):
         lines = cli.done("run", bundle, "--adapter", "topic", "--strength", strength, "--many", *_text_options()).stdout
         for line, row in zip(map(json.loads, lines.splitlines()), expected, strict=True):
             assert line["probabilities"] == pytest.approx(row["probabilities"], abs=1e-6)
-    cli.refused(
-        2, "--strength", "run", bundle, "--adapters", "topic,tone", "--fan-out", "--strength", "2", "--text", "a"
-    )
+    both = cli.json("run", bundle, "--adapters", "topic,tone", "--fan-out", "--strength", "0", *_text_options())["rows"]
+    for row, expected in zip(both[::2], found[0], strict=True):
+        assert row["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-6)
 
 
 def test_few_texts_show_every_class_and_many_one_line_each(cli, bundle: Path) -> None:
@@ -66,10 +66,12 @@ def test_few_texts_show_every_class_and_many_one_line_each(cli, bundle: Path) ->
 
 
 def test_the_base_alone_shows_its_outputs(cli, bundle: Path) -> None:
-    (hidden, *_) = cli.json("run", bundle, "--text", TEXTS[0])["outputs"]
-    assert hidden["output"] == "last_hidden_state"
-    assert hidden["shape"] == [1, 7, 16]
-    assert "the base alone" in cli.done("run", bundle, "--text", TEXTS[0]).stdout
+    (row,) = cli.json("run", bundle, "--text", TEXTS[0])["rows"]
+    assert (row["adapter"], row["task"]) == (None, None)
+    assert np.shape(row["outputs"]["last_hidden_state"]) == (7, 16)
+    shown = cli.done("run", bundle, "--text", TEXTS[0]).stdout
+    for words in ("the base alone", "last_hidden_state", "[7, 16]"):
+        assert words in shown
 
 
 def test_arrays_in_and_arrays_out(cli, bundle: Path, tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_arrays_in_and_arrays_out(cli, bundle: Path, tmp_path: Path) -> None:
         "--out",
         tmp_path / "deep" / "out.npz",
     )
-    assert [row["text"] for row in cli.json(*call)["predictions"]] == ["row 0", "row 1"]
+    assert [row["text"] for row in cli.json(*call)["rows"]] == ["row 0", "row 1"]
     expected = Bundle.open(bundle).session().run(arrays, "topic")
     with np.load(tmp_path / "deep" / "out.npz") as found:
         assert set(found.files) == set(expected)
@@ -97,11 +99,11 @@ def test_arrays_in_and_arrays_out(cli, bundle: Path, tmp_path: Path) -> None:
 
 def test_another_adapter_file_is_loaded_at_run_time(cli, bundle: Path) -> None:
     file = bundle / "adapters" / "topic.onnx_adapter"
-    own = cli.json("run", bundle, "--adapter", "topic", *_text_options())["predictions"]
-    loaded = cli.json("run", bundle, "--adapter-file", file, "--labels", "a,b,c", *_text_options())["predictions"]
-    assert loaded == own
+    own = cli.json("run", bundle, "--adapter", "topic", *_text_options())["rows"]
+    loaded = cli.json("run", bundle, "--adapter-file", file, "--labels", "a,b,c", *_text_options())["rows"]
+    assert loaded == [{**row, "adapter": "topic.loaded"} for row in own]
     unnamed = cli.json("run", bundle, "--adapter-file", file, *_text_options())
-    assert "logits" in [row["output"] for row in unnamed["outputs"]]
+    assert all("logits" in row["outputs"] for row in unnamed["rows"])
     cli.refused(3, "labels and classes differ", "run", bundle, "--adapter-file", file, "--labels", "a", "--text", "x")
 
 
@@ -127,6 +129,6 @@ def test_cuda_is_refused_with_a_word_where_there_is_none(cli, bundle: Path) -> N
     import onnxruntime as ort
 
     if "CUDAExecutionProvider" in ort.get_available_providers():
-        assert cli.json("run", bundle, "--provider", "cuda", "--adapter", "topic", "--text", "x")["predictions"]
+        assert cli.json("run", bundle, "--provider", "cuda", "--adapter", "topic", "--text", "x")["rows"]
     else:
         cli.refused(2, "cuda", "run", bundle, "--provider", "cuda", "--adapter", "topic", "--text", "x")

@@ -20,7 +20,7 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 def test_pictures_are_answered(cli, vit_folder: Path, pictures: list[Path]) -> None:
     options = [word for path in pictures for word in ("--image", path)]
-    found = cli.json("run", vit_folder / "bundle", *options)["predictions"]
+    found = cli.json("run", vit_folder / "bundle", *options)["rows"]
     assert [one["text"] for one in found] == [str(path) for path in pictures]
     expected = Bundle.open(vit_folder / "bundle").images().answer(pictures)
     for one, said in zip(found, expected, strict=True):

@@ -24,7 +24,7 @@ def test_pairs_on_the_command_line_and_in_a_table(cli: Any, folder: Path, tmp_pa
     pairs = [Pair("a man plays", "a man is playing"), Pair("it rains", "the sun")]
     expected = [one.document() for one in Bundle.open(folder).texts().answer(pairs, "follows")]
     given = [word for one in pairs for word in ("--text", one.first, "--pair", one.second)]
-    found = cli.json("run", folder, "--adapter", "follows", *given)["predictions"]
+    found = cli.json("run", folder, "--adapter", "follows", *given)["rows"]
     assert [(row["text"], row["pair"]) for row in found] == pairs
     for row, one in zip(found, expected, strict=True):
         assert row["label"] == one["label"]
@@ -34,25 +34,21 @@ def test_pairs_on_the_command_line_and_in_a_table(cli: Any, folder: Path, tmp_pa
     table.write_text("".join(json.dumps({"text": one.first, "b": one.second}) + "\n" for one in pairs))
     for many in ((), ("--many",)):
         call = ("run", folder, "--adapter", "follows", "--data", table, "--pair-column", "b", *many)
-        rows = (
-            [json.loads(line) for line in cli.done(*call).stdout.splitlines()]
-            if many
-            else cli.json(*call)["predictions"]
-        )
+        rows = [json.loads(line) for line in cli.done(*call).stdout.splitlines()] if many else cli.json(*call)["rows"]
         assert [row["label"] for row in rows] == [one["label"] for one in expected]
 
 
 def test_choices(cli: Any, folder: Path, tmp_path: Path) -> None:
     choices = ["one", "the other", "none"]
     given = [word for one in choices for word in ("--pair", one)]
-    (row,) = cli.json("run", folder, "--adapter", "choice", "--text", "which?", *given)["predictions"]
+    (row,) = cli.json("run", folder, "--adapter", "choice", "--text", "which?", *given)["rows"]
     (expected,) = Bundle.open(folder).texts().answer([[Pair("which?", one) for one in choices]], "choice")
     assert row["choice"] == expected.document()["choice"]
     assert row["choices"] == choices
     assert choices[row["choice"]] in cli.done("run", folder, "--adapter", "choice", "--text", "which?", *given).stdout
     table = tmp_path / "q.jsonl"
     table.write_text(json.dumps({"text": "which?", "c": choices}) + "\n")
-    (same,) = cli.json("run", folder, "--adapter", "choice", "--data", table, "--pair-column", "c")["predictions"]
+    (same,) = cli.json("run", folder, "--adapter", "choice", "--data", table, "--pair-column", "c")["rows"]
     assert same == row
 
 
@@ -61,7 +57,7 @@ def test_a_cut_text_is_said(cli: Any, folder: Path, many: bool) -> None:
     (read,) = Bundle.open(folder).texts().read([LONG], "topic")
     options = ("--many",) if many else ("--json",)
     found = cli.done("run", folder, "--adapter", "topic", "--text", "short", "--text", LONG, *options)
-    rows = [json.loads(line) for line in found.stdout.splitlines()] if many else json.loads(found.stdout)["predictions"]
+    rows = [json.loads(line) for line in found.stdout.splitlines()] if many else json.loads(found.stdout)["rows"]
     assert [row.get("cut") for row in rows] == [None, read.cut]
     assert f"text 1: {read.cut}" in found.stderr
     assert "`--long-texts windows`" in found.stderr
@@ -73,8 +69,7 @@ def test_a_cut_text_without_a_task_is_said_too(cli: Any, folder: Path) -> None:
     long = " ".join([LONG] * 5)
     found = cli.done("run", folder, "--text", long, "--json")
     (read,) = Bundle.open(folder).texts().read([long])
-    assert json.loads(found.stdout)["cut"] == {"text 0": read.cut}
-    assert "cut" in found.stderr
+    assert f"text 0: {read.cut}" in found.stderr
 
 
 @pytest.mark.parametrize("many", [False, True])
@@ -84,7 +79,7 @@ def test_long_texts_in_windows_and_refused(cli: Any, folder: Path, many: bool) -
     if many:
         rows = [json.loads(line) for line in cli.done(*call, "windows", "--stride", 4, "--many").stdout.splitlines()]
     else:
-        rows = cli.json(*call, "windows", "--stride", 4)["predictions"]
+        rows = cli.json(*call, "windows", "--stride", 4)["rows"]
     assert rows[0]["probabilities"] == pytest.approx(expected.document()["probabilities"], abs=1e-5)
     assert rows[0]["windows"] == expected.windows > 2
     assert "windows" not in rows[1]
@@ -115,11 +110,11 @@ def test_wrong_calls(cli: Any, folder: Path, tmp_path: Path) -> None:
 
 def test_spans_and_tokens(cli: Any, folder: Path) -> None:
     pair = Pair("who?", "Goethe wrote it in Weimar")
-    (row,) = cli.json("run", folder, "--adapter", "place", "--text", pair.first, "--pair", pair.second)["predictions"]
+    (row,) = cli.json("run", folder, "--adapter", "place", "--text", pair.first, "--pair", pair.second)["rows"]
     assert pair.second[row["start"] : row["end"]] == row["answer"]
     shown = cli.done("run", folder, "--adapter", "place", "--text", pair.first, "--pair", pair.second).stdout
     assert row["answer"] in shown
-    (row,) = cli.json("run", folder, "--adapter", "words", "--text", "Goethe wrote")["predictions"]
+    (row,) = cli.json("run", folder, "--adapter", "words", "--text", "Goethe wrote")["rows"]
     assert [(token["token"], token["start"], token["end"]) for token in row["tokens"]] == [
         ("goethe", 0, 6),
         ("wrote", 7, 12),
@@ -143,7 +138,7 @@ def test_the_own_head_of_a_base_answers_as_transformers_does(cli: Any, minilm_fo
     given = [word for text in texts for word in ("--text", text)]
     found = cli.done("run", tmp_path / "bundle", *given, "--json")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
-    for text, row in zip(texts, json.loads(found.stdout)["predictions"], strict=True):
+    for text, row in zip(texts, json.loads(found.stdout)["rows"], strict=True):
         with torch.no_grad():
             inputs = tokenizer(text, truncation=True, max_length=40, return_tensors="pt")
             (shares,) = whole(**inputs).logits.softmax(-1).tolist()

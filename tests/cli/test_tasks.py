@@ -182,10 +182,10 @@ def numbers_of(found: Answer) -> list[float]:
 
 def test_tokens_are_shown_one_by_one(cli: Any, bundle: Path) -> None:
     found = cli.json("run", bundle, "--adapter", "tag", "--text", "the film is good", "--text", "dull")
-    assert found["task"] == "token"
-    rows = [[token["token"] for token in row["tokens"]] for row in found["predictions"]]
+    assert [row["task"] for row in found["rows"]] == ["token"] * 2
+    rows = [[token["token"] for token in row["tokens"]] for row in found["rows"]]
     assert rows == [["the", "film", "is", "good"], ["dull"]]
-    film = found["predictions"][0]["tokens"][1]
+    film = found["rows"][0]["tokens"][1]
     assert (film["start"], film["end"]) == (4, 8)
     assert set(film["probabilities"]) == {"N", "O", "P"}
     shown = cli.done("run", bundle, "--adapter", "tag", "--text", "the film is good").stdout
@@ -195,10 +195,10 @@ def test_tokens_are_shown_one_by_one(cli: Any, bundle: Path) -> None:
 
 def test_numbers_and_vectors(cli: Any, bundle: Path, tmp_path: Path) -> None:
     texts = ("--text", "the film is good", "--text", "dull", "--out", tmp_path / "out.npz")
-    numbers = cli.json("run", bundle, "--adapter", "grade", *texts)["predictions"]
+    numbers = cli.json("run", bundle, "--adapter", "grade", *texts)["rows"]
     saved = np.load(tmp_path / "out.npz")["logits"]
     assert np.allclose([row["numbers"] for row in numbers], saved)
-    vectors = cli.json("run", bundle, "--adapter", "vec", *texts, "--force")["vectors"]
+    vectors = cli.json("run", bundle, "--adapter", "vec", *texts, "--force")["rows"]
     assert np.allclose(np.linalg.norm([row["vector"] for row in vectors], axis=1), 1, atol=1e-6)
     assert "number 1" in cli.done("run", bundle, "--adapter", "grade", "--text", "dull").stdout
     shown = cli.done("run", bundle, "--adapter", "vec", "--text", "dull")
@@ -214,7 +214,7 @@ def test_rows_of_different_tasks(cli: Any, bundle: Path) -> None:
     alone = []
     for name, text in zip(names, texts, strict=True):
         found = cli.json("run", bundle, "--adapter", name, "--text", text)
-        alone.append({**(found.get("predictions") or found["vectors"])[0], "adapter": name, "task": found["task"]})
+        alone += found["rows"]
     many = [json.loads(line) for line in cli.done(*call, "--many").stdout.splitlines()]
     for rows in (cli.json(*call)["rows"], many):
         assert [[row[key] for key in ("text", "adapter", "task")] for row in rows] == [
@@ -235,17 +235,17 @@ def test_arrays_of_a_token_task(cli: Any, bundle: Path, tmp_path: Path) -> None:
     names = {record["name"] for record in json.loads((bundle / "manifest.json").read_text())["inputs"]}
     arrays = {"input_ids": np.array([[2, 4, 3], [5, 0, 0]]), "attention_mask": mask, "token_type_ids": mask * 0}
     np.savez(tmp_path / "in.npz", **{name: arrays[name] for name in names})
-    found = cli.json("run", bundle, "--adapter", "tag", "--arrays", tmp_path / "in.npz")["predictions"]
-    assert [[token["token"] for token in row["tokens"]] for row in found] == [
-        ["token 0", "token 1", "token 2"],
-        ["token 0"],
-    ]
+    found = cli.json("run", bundle, "--adapter", "tag", "--arrays", tmp_path / "in.npz")["rows"]
+    assert [[token is not None for token in row["tokens"]] for row in found] == [[True] * 3, [True, False, False]]
+    shown = cli.done("run", bundle, "--adapter", "tag", "--arrays", tmp_path / "in.npz").stdout
+    assert [shown.count(f"token {place}") for place in range(3)] == [2, 1, 1]
 
 
 def test_a_file_with_its_task(cli: Any, bundle: Path) -> None:
     file = bundle / "adapters/grade.onnx_adapter"
     found = cli.json("run", bundle, "--adapter-file", file, "--task", "regression", "--text", "dull")
-    assert found["predictions"] == cli.json("run", bundle, "--adapter", "grade", "--text", "dull")["predictions"]
+    (own,) = cli.json("run", bundle, "--adapter", "grade", "--text", "dull")["rows"]
+    assert found["rows"] == [{**own, "adapter": "grade.loaded"}]
     cli.refused(
         3,
         "has no head for `embedding`",

@@ -46,9 +46,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_shards_are_what_one_process_writes_byte_for_byte(bundle: Path, tmp_path: Path) -> None:
     table = _lines(tmp_path / "rows.jsonl", _rows(2500))
-    table.write_text(
-        "\n" + table.read_text("utf-8").replace("\n", "\n\n", 700), encoding="utf-8"
-    )  # empty lines are no rows
+    table.write_text(table.read_text("utf-8") + "\n \n", encoding="utf-8")  # empty lines at the end are no rows
     options = ["run", str(bundle), "--data", str(table), "--adapter-column", "who", "--many"]
     whole = CliRunner().invoke(main, options)
     shards = CliRunner().invoke(main, [*options, "--shards", str(tmp_path / "out"), "--shard-rows", "2048", "--json"])
@@ -79,7 +77,7 @@ def test_a_killed_process_is_gone_on_with(bundle: Path, tmp_path: Path) -> None:
     ("row", "error", "words"),
     [
         ({"text": "who", "who": "nobody"}, RequestError, "`nobody`"),
-        ({"text": "", "who": "tone"}, DataError, "line 3: has no text"),
+        ({"text": None, "who": "tone"}, DataError, "line 3: has no text"),
         ({"text": "a\0b", "who": "tone"}, RequestError, "line 3"),
         (["who"], DataError, "line 3: is not a JSON object"),
         ({"words": "who"}, DataError, "no column `text`"),
@@ -127,9 +125,38 @@ def test_a_folder_of_files_is_read_in_the_order_of_their_names(bundle: Path, tmp
     done = ae.run_many(bundle, tmp_path / "in", tmp_path / "out", adapter="topic")
     texts = [json.loads(line)["text"] for line in _joined(done.folder).splitlines()]
     assert texts == [row["text"] for row in rows]
-    (tmp_path / "in" / "c.csv").touch()
-    with pytest.raises(DataError, match="neither Parquet nor JSON lines"):
+    (tmp_path / "in" / "c.xlsx").touch()
+    with pytest.raises(DataError, match=r"c\.xlsx: is no table by its name"):
         ae.run_many(bundle, tmp_path / "in", tmp_path / "out", adapter="topic")
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "txt", "parquet"])
+def test_every_form_of_table_is_answered_as_by_one_process(bundle: Path, tmp_path: Path, form: str) -> None:
+    texts = [row["text"] for row in _rows(7)]
+    texts[2:4] = ["", "who, how"]
+    table = tmp_path / f"rows.{form}"
+    if form == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": text} for text in texts]), table)
+    else:
+        cells = [f'"{text}"' if form == "csv" else text for text in texts]
+        header = [] if form == "txt" else ["text,n" if form == "csv" else "text\tn"]
+        ends = {"txt": "", "csv": ",1", "tsv": "\t1"}[form]
+        table.write_text("".join(f"{line}\n" for line in [*header, *(f"{cell}{ends}" for cell in cells)]))
+    for choice in (["--adapter", "topic", "--strength", "0.5"], []):  # the base, whose outputs are written whole
+        options = ["run", str(bundle), "--data", str(table), "--many", *choice]
+        whole = CliRunner().invoke(main, options)
+        out = tmp_path / f"out{len(choice)}"
+        shards = CliRunner().invoke(main, [*options, "--shards", str(out), "--shard-rows", "3"])
+        assert (whole.exit_code, shards.exit_code) == (0, 0), whole.output + shards.output
+        one, other = ([json.loads(line) for line in data.splitlines()] for data in (whole.stdout_bytes, _joined(out)))
+        assert [row["text"] for row in one] == texts
+        for row, same in zip(one, other, strict=True):  # calls of other rows: rounding differs
+            for name, numbers in same.pop("outputs", same.pop("probabilities", {})).items():
+                wanted = row.get("outputs", row.get("probabilities"))[name]
+                np.testing.assert_allclose(numbers, wanted, rtol=0, atol=1e-5)
+            assert {key: row[key] for key in ("text", "adapter", "task")} == {
+                key: same[key] for key in ("text", "adapter", "task")
+            }
 
 
 def test_a_damaged_parquet_is_named(bundle: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_every_snippet_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
             warnings.filterwarnings("ignore", "runs on `cpu`", RuntimeWarning)  # where there is no GPU
             exec(compile(snippet, f"docs/runtime.md, snippet {number}", "exec"), names)  # noqa: S102
     assert {"mixed", "weighed", "results", "many", "on_device"} <= names.keys(), "a part of the page has no code"
-    assert len(SNIPPETS) == 15
+    assert len(SNIPPETS) == 16
 
 
 def test_every_public_method_is_on_the_page() -> None:

@@ -187,13 +187,53 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def test_adapters_that_count_padding_are_not_padded(gated: Bundle) -> None:
     session = gated.session(threads=1)
-    requests = _requests(30, ["gated", "plain", None])
+    requests = _requests(30, ["plain", None])
     _hold(session, requests, session.run_many(requests))
+    requests = _requests(30, ["gated", "plain", None])
+    for request, outputs in zip(requests, session.run_many(requests), strict=True):
+        for row, mask in enumerate(request.inputs["attention_mask"]):  # each without its padding
+            tokens = int(mask.sum())
+            own = {name: array[row : row + 1, :tokens] for name, array in request.inputs.items()}
+            for name, expected in session.run(own, request.adapter).items():
+                result = outputs[name][row : row + 1]
+                result = result[:, :tokens] if expected.ndim == 3 else result
+                np.testing.assert_allclose(result, expected, rtol=0, atol=2e-5)
+
+
+def test_padding_before_the_tokens_is_moved_after_them(session: Session) -> None:
+    whole = token_inputs(5)
+    left = {name: np.pad(array, ((0, 0), (3, 0))) for name, array in whole.items()}
+    for names in (["plain"], NAMES):
+        for name, found in zip(names, session.run_many([Request(left, name) for name in names]), strict=True):
+            for output, expected in session.run(whole, name).items():
+                own = found[output][:, 3:] if expected.ndim == 3 else found[output]
+                np.testing.assert_allclose(own, expected, rtol=0, atol=2e-5)
+    with pytest.raises(RequestError, match="row 0, adapter `plain`: a row has padding that changes its result; expected padding after"):
+        session.run(left, "plain")
+
+
+def test_heads_alone(session: Session) -> None:
+    requests = [replace(request, head_only=True) for request in _requests(20)]
+    for request, found in zip(requests, session.run_many(requests), strict=True):
+        own = session.run(request.inputs, request.adapter)
+        output = None if request.adapter is None else session.output(request.adapter)
+        assert list(found) == (list(own) if output is None else [output])
+        for name, array in found.items():
+            np.testing.assert_allclose(array, own[name], rtol=0, atol=2e-5)
+
+
+def test_counted_padding_is_refused_by_run(gated: Bundle) -> None:
+    session = gated.session(threads=1)
     short, long = token_inputs(3), token_inputs(3, tokens=9)
     padded = {name: array * long["attention_mask"] for name, array in long.items()}
     padded["input_ids"][:, :3] = short["input_ids"]
-    one, other = (session.run(inputs, "gated")["logits"] for inputs in (short, padded))
+    one = session.run(short, "gated")["logits"]
+    other = session.run(padded, "gated", allow_padding=True)["logits"]
     assert np.abs(one - other).max() > 2e-4  # what the test is about
+    with pytest.raises(RequestError, match="row 0, adapter `gated`: a row has padding that changes its result"):
+        session.run(padded, "gated")
+    (alone,) = session.run_many([Request(padded, "gated")])
+    np.testing.assert_allclose(alone["logits"], one, atol=1e-5)
 
 
 def test_adapters_that_do_not_act_where_padding_counts_are_padded(gated: Bundle) -> None:

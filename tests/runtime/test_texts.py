@@ -58,10 +58,11 @@ def test_each_type_answers_as_the_session_does(reader: TextReader, name: str) ->
             assert [one.label for one in found.answer.tokens if one is not None] == labels
         elif isinstance(expected, Span):
             assert isinstance(found.answer, Span)
-            assert (found.answer.start, found.answer.end) == (expected.start, expected.end)
+            assert found.answer.first_token == expected.first_token
+            assert found.answer.last_token == expected.last_token
             assert found.span is not None
             said, start, end = found.span
-            assert (start, end) == (row.encoding.offsets[expected.start][0], row.encoding.offsets[expected.end][1])
+            assert (start, end) == (row.encoding.offsets[expected.first_token][0], row.encoding.offsets[expected.last_token][1])
             assert text.second[start:end] == said
         elif isinstance(expected, Score):
             assert isinstance(found.answer, Score)
@@ -184,12 +185,12 @@ def test_the_span_of_windows_is_the_best_of_all(reader: TextReader) -> None:
     said, start, end = found.span
     assert LONG[start:end] == said
     (whole,) = reader.read([pair])[0].rows
-    assert whole.encoding.offsets[found.answer.start][0] == start
-    assert whole.encoding.offsets[found.answer.end][1] == end
+    assert whole.encoding.offsets[found.answer.first_token][0] == start
+    assert whole.encoding.offsets[found.answer.last_token][1] == end
     reached = [
-        float(result[places.index(found.answer.start), 0] + result[places.index(found.answer.end), 1])
+        float(result[places.index(found.answer.first_token), 0] + result[places.index(found.answer.last_token), 1])
         for places, result in ((list(row.places), result) for row, result in zip(read.rows, results, strict=True))
-        if {found.answer.start, found.answer.end} <= set(places)
+        if {found.answer.first_token, found.answer.last_token} <= set(places)
     ]
     assert max(reached) == pytest.approx(best, abs=1e-5)
 

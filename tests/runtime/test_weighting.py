@@ -139,8 +139,10 @@ def test_weights_of_what_has_none_are_refused(fused: Fused) -> None:
     for choice in ({}, {"adapters": ["fused"] * 3}):
         with pytest.raises(RequestError, match="weights are those of a fusion's members"):
             session.run(INPUTS, weights=OWN, **choice)
-    with pytest.raises(RequestError, match="weights are those of a fusion's members"):
-        session.classify(INPUTS, adapters=["fused"] * 3, weights=OWN)
+    mixed = session.classify(INPUTS, adapters=["fused"] * 3, weights=OWN)  # answers are those of each row alone
+    assert mixed == session.classify(INPUTS, "fused", weights=OWN)
+    with pytest.raises(RequestError, match="adapter `topic`: has no weights that a call could give"):
+        session.classify(INPUTS, adapters=["fused", "topic", "fused"], weights=OWN)
 
 
 def test_rows_that_influence_each_other_have_the_same_weights(fused: Fused) -> None:

@@ -59,7 +59,7 @@ def text_rows(given: Sequence[str], pairs: Sequence[str] = ()) -> list[Row]:
 def read_file(path: Path, columns: Columns) -> list[Row]:
     """Return the rows of a table or of a file of lines; errors as of `table_rows`."""
     found = list(table_rows(path, columns))
-    if not any(row.asked for row in found):
+    if not any(row.asked.strip() if isinstance(row.asked, str) else row.asked for row in found):
         raise DataError("holds no texts", where=path, expected="one text a line, or a table with a text in each row")
     return found
 
