@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from exported_bases import ExportedBase
     from small_encoder import ExportedEncoder
 
+pytest_plugins = ("client_programs",)
+
 sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # jsonschema would compile a grammar that no test needs
 
 os.environ["TORCH_FAKE_TENSOR_DISPATCH_CACHE"] = "0"  # it pays for models with more layers than these

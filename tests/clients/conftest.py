@@ -7,22 +7,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from chromium import QUIET
-from clients import CPP_PACKAGES, EXAMPLES, Again, Client, missing_cpp_packages, succeed, tool
+from clients import Client
 from heads import with_head
 from once import once
 from small_bundle import LENGTHS, WIDTH, build_small, small_tokenizer
-from toolchain import skip_or_fail
 
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.write import FLAVOURS
@@ -178,102 +172,6 @@ def _fusion(topic: Adapter, tone: Adapter, mood: Adapter) -> list[Adapter]:
 def damaged_bundle(small_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the small bundle."""
     return shutil.copytree(small_bundle, tmp_path / "bundle")
-
-
-@pytest.fixture(scope="session")
-def cpp_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the programs of `examples/cpp`, and what its package installs in `installed`."""
-    install = f"on Debian, `apt-get install {' '.join(['cmake', 'g++', *CPP_PACKAGES.values()])}`"
-    absent = [program for program in ("cmake", "g++") if shutil.which(program) is None]
-    if absent:
-        skip_or_fail(f"the C++ client cannot be built without {' and '.join(absent)}: {install}")
-    cmake = tool("cmake", "cmake")
-
-    def make(folder: Path) -> None:
-        # without optimisation, which takes longer than what it would save here; the headers of others are read once;
-        # the compiler does not tidy its memory
-        quick = ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=0"]
-        quick.append("-DCMAKE_CXX_FLAGS=--param=ggc-min-heapsize=4000000")
-        try:
-            succeed([cmake, "-S", EXAMPLES / "cpp", "-B", folder, *quick], folder)
-        except AssertionError:
-            missing = missing_cpp_packages(cmake, tmp_path_factory.mktemp("find_packages"))
-            if missing:
-                skip_or_fail(f"the C++ client cannot be built without {', '.join(missing)}: {install}")
-            raise
-        succeed([cmake, "--build", folder, "--parallel", "2"], folder)
-        succeed([cmake, "--install", folder, "--prefix", folder / "installed"], folder)
-
-    return once(tmp_path_factory, "cpp", make)
-
-
-@pytest.fixture(scope="session")
-def cpp_client(cpp_build: Path) -> Client:
-    flavours = frozenset({"slots", "slots, fed", "inputs", "bank", "fanout", "baked"})
-    return Client((str(cpp_build / "bundle_client"),), flavours, tokenizes=False)
-
-
-def _install(example: str, folder: Path) -> None:
-    """A copy of an example with its packages, built; `examples/node` lies beside, whose sources the browser's needs."""
-    npm = tool("npm", "npm")
-    for name in {"node", example}:
-        shutil.copytree(EXAMPLES / name, folder / name, ignore=shutil.ignore_patterns("node_modules", "dist"))
-    succeed([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], folder / example)
-    succeed([npm, "run", "build"], folder / example)
-
-
-def _kept(client: Client) -> Iterator[Client]:
-    """A client of one file that a process of its own runs again and again."""
-    interpreter, program = client.command
-    driver = Path(__file__).with_name("again.py" if interpreter == sys.executable else "again.mjs")
-    again = Again((interpreter, driver), program, client.environment)
-    yield replace(client, again=again)
-    again.close()
-
-
-@pytest.fixture(scope="session")
-def node_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    node = tool("node", "nodejs")
-    folder = once(tmp_path_factory, "node", partial(_install, "node")) / "node"
-    flavours = frozenset({"inputs", "bank", "fanout", "baked"})
-    yield from _kept(Client((node, str(folder / "dist" / "main.js")), flavours))
-
-
-@pytest.fixture(scope="session")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a browser that runs until the end."""
-    profile = tmp_path_factory.mktemp("chromium")
-    words = [tool("chromium", "chromium"), *QUIET, "--remote-debugging-port=0", f"--user-data-dir={profile}"]
-    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
-        try:
-            yield _address(profile / "DevToolsActivePort")
-        finally:
-            process.terminate()
-
-
-def _address(file: Path) -> str:
-    """What Chromium writes into its profile as soon as it listens: a port, and a path."""
-    for _ in range(600):
-        if file.exists() and len(lines := file.read_text().split()) == 2:
-            return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
-        time.sleep(0.1)
-    raise TimeoutError("Chromium did not start within a minute")
-
-
-@pytest.fixture(scope="session")
-def browser_client(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Client]:
-    """The page, driven by its command line."""
-    node = tool("node", "nodejs")
-    folder = once(tmp_path_factory, "browser", partial(_install, "browser")) / "browser"
-    flavours = frozenset({"inputs", "bank", "fanout", "baked"})
-    yield from _kept(Client((node, str(folder / "client.mjs")), flavours, {"CHROMIUM": chromium}))
-
-
-@pytest.fixture(scope="session")
-def python_client() -> Iterator[Client]:
-    program = EXAMPLES / "python" / "bundle_client.py"
-    flavours = frozenset({"slots", "inputs", "bank", "fanout", "baked"})
-    yield from _kept(Client((sys.executable, str(program)), flavours))
 
 
 @pytest.fixture

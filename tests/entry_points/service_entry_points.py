@@ -1,0 +1,166 @@
+"""The entry points that are services: `adapter-export serve`, and the service in C++."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+from asked_bundles import Bundle
+from asking import Document, EntryPoint, RefusedError, context_of, length, shape, stacked, together, weighing
+from oracle import Row
+
+Services = Mapping[str, httpx.Client]
+"""A client for the service of each bundle, by the bundle's name."""
+
+
+def slug(bundle: Bundle) -> str:
+    """The name of a bundle in an address."""
+    return "".join(letter if letter.isalnum() else "-" for letter in bundle.name)
+
+
+def _post(client: httpx.Client, path: str, call: Mapping[str, Any]) -> dict[str, Any]:
+    answer = client.post(path, json=call)
+    if answer.status_code != 200:
+        raise RefusedError(f"{answer.status_code} {answer.text}")
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def _models(bundle: Bundle, rows: Sequence[Row]) -> list[str]:
+    """The model of each row, where bundles with adapters of one name are served."""
+    return [slug(bundle) if row.adapter is None else f"{slug(bundle)}/{row.adapter}" for row in rows]
+
+
+def _choice(rows: Sequence[Row]) -> dict[str, Any]:
+    """Strengths and weights of rows."""
+    weights = {} if rows[0].weights is None else {"weights": [row.weights for row in rows]}
+    strengths = {} if all(row.strength == 1 for row in rows) else {"strength": [row.strength for row in rows]}
+    return weights | strengths
+
+
+def _weighed(row: Row) -> bool:
+    return row.weights is not None
+
+
+def _text(row: Row) -> Any:
+    """A row as a service takes it."""
+    if isinstance(row.asked, str):
+        return row.asked
+    if isinstance(row.asked, tuple):
+        return dict(zip(("text", "pair"), row.asked, strict=True))
+    return {"text": row.asked[0][0], "choices": [choice for _, choice in row.asked]}
+
+
+def serve_texts(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> Sequence[Document]:
+    """`POST /answer` with `texts`."""
+
+    def ask(some: Sequence[Row]) -> Sequence[Document]:
+        call = {"texts": [_text(row) for row in some], "adapters": _models(bundle, some), **_choice(some)}
+        return _post(client, "/answer", call)["rows"]  # type: ignore[no-any-return]
+
+    return together(rows, _weighed, ask)
+
+
+def _inputs(bundle: Bundle, rows: Sequence[Row]) -> dict[str, Any]:
+    """The inputs of rows as lists of their own lengths, with contexts where there are any."""
+    arrays = [bundle.arrays(row) for row in rows]
+    contexts = [context_of(bundle, row) for row in rows]
+    call: dict[str, Any] = {
+        "inputs": {name: [one[name][0].tolist() for one in arrays] for name in bundle.oracle.inputs}
+    }
+    if any(contexts):
+        call["context"] = contexts
+    return call
+
+
+def _is_question(bundle: Bundle, row: Row) -> bool:
+    return context_of(bundle, row) is not None
+
+
+def serve_inputs(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> Sequence[Document]:
+    """`POST /answer` with `inputs`."""
+
+    def ask(some: Sequence[Row]) -> Sequence[Document]:
+        call = {**_inputs(bundle, some), "adapters": _models(bundle, some), **_choice(some)}
+        return _post(client, "/answer", call)["rows"]  # type: ignore[no-any-return]
+
+    return together(rows, lambda row: (_weighed(row), _is_question(bundle, row)), ask)
+
+
+def _infer(client: httpx.Client, model: str, row: Row, inputs: Sequence[Mapping[str, Any]]) -> list[Document]:
+    """The output `answer` of a call in the Open Inference Protocol."""
+    parameters: dict[str, Any] = {} if row.strength == 1 else {"strength": row.strength}
+    if row.weights is not None:
+        parameters["weights"] = row.weights
+    call = {"inputs": list(inputs), "parameters": parameters}
+    outputs = _post(client, f"/v2/models/{model}/infer", call)["outputs"]
+    return [json.loads(one) for one in next(one for one in outputs if one["name"] == "answer")["data"]]
+
+
+def _one_model(row: Row) -> tuple[Any, ...]:
+    return row.adapter, row.strength, weighing(row)
+
+
+def infer_texts(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> Sequence[Document]:
+    """`POST /v2/models/NAME/infer` with text; all rows of a call have one adapter."""
+
+    def ask(some: Sequence[Row]) -> Sequence[Document]:
+        columns = {"text": [row.asked for row in some]}
+        if shape(some[0]) == "pair":
+            columns = {name: [row.asked[at] for row in some] for at, name in enumerate(("text", "pair"))}
+        inputs = [
+            {"name": name, "datatype": "BYTES", "shape": [len(some)], "data": data} for name, data in columns.items()
+        ]
+        return _infer(client, _models(bundle, some)[0], some[0], inputs)
+
+    return together(rows, lambda row: (shape(row), *_one_model(row)), ask)
+
+
+def infer_tensors(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> Sequence[Document]:
+    """`POST /v2/models/NAME/infer` with padded tensors."""
+
+    def ask(some: Sequence[Row]) -> Sequence[Document]:
+        arrays = stacked(bundle, some)
+        inputs = [
+            {"name": name, "datatype": "INT64", "shape": list(array.shape), "data": array.ravel().tolist()}
+            for name, array in arrays.items()
+        ]
+        shown = list(arrays["input_ids"].shape)
+        contexts = [context_of(bundle, row, shown[1]) for row in some]
+        if any(contexts):
+            data = [bool(one) for context in contexts for one in context or ()]
+            inputs.append({"name": "context", "datatype": "BOOL", "shape": shown, "data": data})
+        return _infer(client, _models(bundle, some)[0], some[0], inputs)
+
+    return together(rows, lambda row: (*_one_model(row), length(bundle, row)), ask)
+
+
+def answered_text(bundle: Bundle, row: Row) -> bool:
+    """Rows that a tensor of texts can have, and an adapter answers."""
+    return shape(row) != "choices" and bundle.oracle.recipe(row) is not None
+
+
+def answered(bundle: Bundle, row: Row) -> bool:
+    """Rows that an adapter answers."""
+    return bundle.oracle.recipe(row) is not None
+
+
+def cpp_service(bundle: Bundle, rows: Sequence[Row], services: Services) -> Sequence[Document]:
+    """`POST /answer` of the service in C++, which takes ids."""
+
+    def ask(some: Sequence[Row]) -> Sequence[Document]:
+        call = {**_inputs(bundle, some), "adapters": [row.adapter for row in some], **_choice(some)}
+        return _post(services[bundle.name], "/answer", call)["rows"]  # type: ignore[no-any-return]
+
+    return together(rows, lambda row: (_weighed(row), _is_question(bundle, row)), ask)
+
+
+SERVICES = (
+    EntryPoint("serve /answer", serve_texts, needs="serve"),
+    EntryPoint("serve /answer, inputs", serve_inputs, "arrays", needs="serve"),
+    EntryPoint("serve /v2 infer", infer_texts, "text", answered_text, "serve"),
+    EntryPoint("serve /v2 infer, padded tensors", infer_tensors, "arrays", answered, "serve"),
+    EntryPoint("C++ service", cpp_service, "arrays", needs="cpp_services"),
+)

@@ -1,0 +1,46 @@
+"""Every entry point gives the same answer: that of the torch model to the row alone, or the same refusal.
+
+Another entry point is a line in one of the tables, another property of bundles a plan in `asked_bundles.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import oracle
+import pytest
+from asked_bundles import Bundle
+from asking import EntryPoint, outcome
+from client_entry_points import CLIENTS
+from python_entry_points import PYTHON
+from service_entry_points import SERVICES
+
+ENTRY_POINTS = (*PYTHON, *SERVICES, *CLIENTS)
+SHOWN = 5
+
+
+@pytest.mark.parametrize("entry", ENTRY_POINTS, ids=lambda entry: entry.name)
+def test_each_row_has_the_answer_of_the_model_for_it_alone(
+    entry: EntryPoint, bundles: list[Bundle], request: pytest.FixtureRequest, record_property: object
+) -> None:
+    tool = None if entry.needs is None else request.getfixturevalue(entry.needs)
+    found = {bundle.name: outcome(entry, bundle, tool) for bundle in bundles}
+    for name, one in found.items():
+        request.node.user_properties.append((name, str(one)))
+    faults = [
+        f"{name}: `{fault.row.adapter}` on {fault.row}: {fault.what}"
+        for name, one in found.items()
+        for fault in one.faults
+    ]
+    assert not faults, "\n".join([f"{len(faults)} faults", *faults[:SHOWN]])
+
+
+def test_the_oracle_is_written_without_the_package() -> None:
+    tree = ast.parse(Path(oracle.__file__).read_text("utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in imports if isinstance(node, ast.ImportFrom)}
+    others = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+    assert others == {"numpy", "onnxruntime", "safetensors", "tokenizers", "torch"}
