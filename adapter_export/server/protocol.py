@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import Depends, FastAPI
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 from starlette.datastructures import State
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from adapter_export.errors import RequestError, quoted
+from adapter_export.reading.documents import parse_json
 from adapter_export.runtime.answerer import AnsweredRow, Row
 from adapter_export.server.calls import Number, Strict, Weights, parse, split_rows
 from adapter_export.server.control import Control
@@ -59,11 +60,16 @@ class _Output(BaseModel):
     parameters: dict[str, Any] = {}
 
 
+def _weights_of(given: object) -> object:
+    """Return weights that are given as text: clients such as KServe's send no objects among parameters."""
+    return parse_json(given.encode(), "weights") if isinstance(given, str) else given
+
+
 class _Parameters(Strict):
     """Parameters of a request; an unknown one could be a misspelled strength, or ask for the state of a sequence."""
 
     strength: Number = 1.0
-    weights: Weights | None = None
+    weights: Annotated[Weights | None, BeforeValidator(_weights_of)] = None
     binary_data_output: StrictBool = False
     priority: Any = None  # Triton's, which says when to compute, not what
     timeout: Any = None

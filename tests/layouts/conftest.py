@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from once import once
-from small_bundle import text_bundle
+from small_bundle import counted_bundle, text_bundle
 
 STAGE = Path(__file__).parents[2] / "packages" / "runtime" / "stage.py"
 
@@ -18,6 +18,12 @@ STAGE = Path(__file__).parents[2] / "packages" / "runtime" / "stage.py"
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`topic`, `tone` and `mood`, in the flavours that there are by default."""
     return text_bundle(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a base which padding changes, with a weighted fusion `fused`."""
+    return counted_bundle(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

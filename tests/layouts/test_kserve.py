@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from bodies import checked
 from clients import alike
 from servers import answers_at, free_port, running
 
@@ -41,8 +43,8 @@ async def call():
     assert await client.is_server_ready(address)
     found = await client.infer(address, request(texts), model_name="tone")
     print(json.dumps([json.loads(one) for one in found.outputs[0].data]))
-    given = {"input_ids": [2, 5, 3], "attention_mask": [1, 1, 1]}
-    arrays = [InferInput(name, [1, 3], "INT64", array) for name, array in given.items()]
+    given = {"input_ids": [2, 5, 3, 0, 0, 0, 2, 7, 9, 3, 2, 6, 8, 11, 3], "attention_mask": [1] * 3 + [0] * 3 + [1] * 9}
+    arrays = [InferInput(name, [3, 5], "INT64", array) for name, array in given.items()]
     print(json.dumps((await client.infer(address, InferRequest("tone", arrays), model_name="tone")).outputs[0].data))
     v1 = InferenceRESTClient(RESTConfig(protocol="v1", timeout=60))
     print(json.dumps((await v1.infer(address, {"instances": texts}, model_name="topic"))["predictions"]))
@@ -54,22 +56,31 @@ async def call():
     print(json.dumps((await client.infer(address, arrays, model_name="tone")).outputs[0].data))
     each = {"instances": texts, "strength": [0.5, -2]}
     print(json.dumps((await v1.infer(address, each, model_name="topic"))["predictions"]))
-    for wrong in (request(["a\\0b"]), request(texts, strenght=0.5), request(texts, strength=True)):
+    weights = {"topic": 2.0, "tone": -0.5}
+    weighed = request(texts, "fused", weights=json.dumps(weights))
+    found = await client.infer(address, weighed, model_name="fused")
+    print(json.dumps([json.loads(one) for one in found.outputs[0].data]))
+    weighed = {"instances": texts, "weights": [weights, None]}
+    print(json.dumps((await v1.infer(address, weighed, model_name="fused"))["predictions"]))
+    wrongs = [request(["a\\0b"]), request(texts, strenght=0.5), request(texts, strength=True)]
+    for wrong in (*wrongs, request(texts, weights="1")):
         try:
             await client.infer(address, wrong, model_name="tone")
         except httpx.HTTPStatusError as error:
             print(json.dumps(str(error) + error.response.text))
-    for wrong in ({"strenght": 0.5}, {"strength": 1001}, {"strength": [1]}):
+    lists = ({"instances": [["w1", "w2"]]}, {"instances": [["w1"]]}, {"instances": []})
+    pairs = ({"instances": [{"text": "a", "pair": "b"}]}, {"instances": [{"text": "a", "choices": ["b", "c"]}]})
+    for wrong in ({"strenght": 0.5}, {"strength": 1001}, {"strength": [1]}, *lists, *pairs):
         try:
             await v1.infer(address, {"instances": texts, **wrong}, model_name="topic")
         except httpx.HTTPStatusError as error:
             print(json.dumps(str(error) + error.response.text))
 
 
-def request(texts, **parameters):
+def request(texts, model="tone", **parameters):
     text = InferInput("text", [len(texts)], "BYTES")
     text.data = texts
-    return InferRequest("tone", [text], parameters=parameters)
+    return InferRequest(model, [text], parameters=parameters)
 
 
 asyncio.run(call())
@@ -77,8 +88,10 @@ asyncio.run(call())
 
 
 def test_kserves_client_gets_the_answers_of_adapters_by_their_names(
-    bundle: Path, slim: dict[str, str], platform_python: str, tmp_path: Path
+    counted: Path, slim: dict[str, str], platform_python: str, tmp_path: Path
 ) -> None:
+    """Each row has the answer that it has alone, on a base that counts padding."""
+    bundle = counted
     shipped = ae.ship(bundle, tmp_path / "kserve", layout="kserve", name="small")
     stored = shipped.folder / "storage" / "small"
     assert ae.open_bundle(stored).manifest == ae.open_bundle(bundle).manifest
@@ -90,23 +103,44 @@ def test_kserves_client_gets_the_answers_of_adapters_by_their_names(
         words = [platform_python, "-c", CLIENT, *given]
         done = subprocess.run(words, env=slim, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    of_v2, logits, of_v1, by_grpc, half, half_logits, each, *refusals = map(json.loads, done.stdout.splitlines())
-    reader = ae.open_bundle(bundle).texts()
-    alike(of_v2, [one.document() for one in reader.answer(TEXTS, "tone")])
-    alike(of_v1, [one.document() for one in reader.answer(TEXTS, "topic")])
-    inputs = {"input_ids": np.array([[2, 5, 3]]), "attention_mask": np.ones((1, 3), np.int64)}
-    alike(logits, ae.open_bundle(bundle).session().run(inputs, "tone")["logits"][0].tolist())
+    of_v2, logits, of_v1, by_grpc, half, half_logits, each, weighed, weighed_each, *refusals = map(
+        json.loads, done.stdout.splitlines()
+    )
+    session = ae.open_bundle(bundle).session()
+    reader = ae.open_bundle(bundle).texts(session)
+
+    def said(adapter: str, **choice: Any) -> list[dict[str, Any]]:
+        common = {"adapter": adapter, "task": "single_label"}
+        return [checked({**common, **one.document()}, "answer") for one in reader.answer(TEXTS, adapter, **choice)]
+
+    def alone(**choice: Any) -> list[float]:
+        rows = [np.array([row]) for row in ([2, 5, 3], [2, 7, 9, 3], [2, 6, 8, 11, 3])]
+        given = ({"input_ids": row, "attention_mask": np.ones_like(row)} for row in rows)
+        return [float(one) for row in given for one in session.run(row, "tone", **choice)["logits"][0]]
+
+    alike(of_v2, said("tone"))
+    alike(of_v1, said("topic"))
+    alike(logits, alone())
     alike(by_grpc, half)
-    alike(half, [one.document() for one in reader.answer(TEXTS, "tone", strength=0.5)])
-    alike(half_logits, ae.open_bundle(bundle).session().run(inputs, "tone", strength=0.5)["logits"][0].tolist())
-    alike(each, [one.document() for one in reader.answer(TEXTS, "topic", strength=[0.5, -2])])
+    alike(half, said("tone", strength=0.5))
+    alike(half_logits, alone(strength=0.5))
+    alike(each, said("topic", strength=[0.5, -2]))
+    weights = {"topic": 2.0, "tone": -0.5}
+    alike(weighed, said("fused", weights=weights))
+    alike(weighed_each, [weighed[0], said("fused")[1]])
     reasons = (
         "NUL",
         "parameters.strenght",
         "is no strength",
+        "no weights of a fusion",
         "strenght: the request",
         "is no strength",
-        "one for each",
+        "expected 2",
+        "instance 0: is no text",
+        "instance 0: is no text",
+        "at least one row",
+        "of another kind",
+        "of another kind",
     )
     for refusal, words in zip(refusals, reasons, strict=True):
         assert "400 Bad Request" in refusal

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+from bodies import checked
 from clients import alike
 from servers import free_port
 from small_bundle import OTHERS
@@ -49,9 +50,11 @@ made = getattr(__import__(module), name)(application.args)
 serve.run(made, name=application.name, route_prefix=application.route_prefix)
 with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
     wrong = [("tone", {"strenght": 0.5}), ("tone", {"strength": [1]}), ("nobody", {})]
+    wrong += [("tone", {"texts": one}) for one in ([["w1", "w2"]], [["w1"]], [], [{"text": "a", "pair": "b"}])]
+    wrong += [("tone", {"weights": {"a": 1}})]
     for adapter, others in (("tone", {}), ("topic", {}), ("topic", {"strength": [0.5, -2]}), *wrong):
         headers = {"serve_multiplexed_model_id": adapter}
-        answer = client.post("/", json={"texts": texts, **others}, headers=headers)
+        answer = client.post("/", json={"texts": texts} | others, headers=headers)
         print(json.dumps([answer.status_code, answer.json()]))
 serve.shutdown()
 bundle, table, out, model, sweep = sys.argv[3:]
@@ -98,16 +101,18 @@ def test_ray_answers_calls_and_tables_and_trains(
     done = subprocess.run(words, cwd=shipped.folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    *answered, misspelt, short, refused, shards, swept = lines
+    answered, refused, (shards, swept) = lines[:3], lines[3:-2], lines[-2:]
     reader = ae.open_bundle(bundle).texts()
-    said = [reader.answer(TEXTS, adapter) for adapter in ("tone", "topic")]
-    said.append(reader.answer(TEXTS, "topic", strength=[0.5, -2]))
-    for (status, document), answers in zip(answered, said, strict=True):
+    said = [("tone", reader.answer(TEXTS, "tone")), ("topic", reader.answer(TEXTS, "topic"))]
+    said.append(("topic", reader.answer(TEXTS, "topic", strength=[0.5, -2])))
+    for (status, document), (adapter, answers) in zip(answered, said, strict=True):
         assert status == 200
-        alike(document["answers"], [one.document() for one in answers])
-    wrong = {"strenght": misspelt, "one for each": short, "`nobody`": refused}
-    for words, (status, document) in wrong.items():
-        assert (status, words in document["error"]) == (400, True)
+        common = {"adapter": adapter, "task": "single_label"}
+        alike(checked(document, "rows")["rows"], [{**common, **one.document()} for one in answers])
+    lists = ("text 0: is no text", "text 0: is no text", "at least one", "of another kind")
+    wrong = ("strenght", "expected 2", "`nobody`", *lists, "has no weights")
+    for words, (status, document) in zip(wrong, refused, strict=True):
+        assert (status, words in document["error"]) == (400, True), document
     assert shards == [5, 3]
     assert swept == ["ia3-0.001-seed0", 1]
     for path in sorted(expected.iterdir()):

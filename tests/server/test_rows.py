@@ -160,6 +160,12 @@ def test_one_bad_row_is_named(counting: TestClient) -> None:
 
 def test_answers_by_the_protocol_are_those_of_the_plain_api(counting: TestClient) -> None:
     texts = {"name": "text", "shape": [4], "datatype": "BYTES", "data": list(TEXTS)}
-    answer = counting.post("/v2/models/fused/infer", json={"inputs": [texts], "parameters": {"weights": OTHER}}).json()
-    found = next(one["data"] for one in answer["outputs"] if one["name"] == "answer")
-    alike([json.loads(one) for one in found], _rows(counting, "/answer", texts=TEXTS, adapter="fused", weights=OTHER))
+    expected = _rows(counting, "/answer", texts=TEXTS, adapter="fused", weights=OTHER)
+    for weights in (OTHER, json.dumps(OTHER)):  # as text from clients whose parameters are no objects
+        call = {"inputs": [texts], "parameters": {"weights": weights}}
+        answer = counting.post("/v2/models/fused/infer", json=call).json()
+        found = next(one["data"] for one in answer["outputs"] if one["name"] == "answer")
+        alike([json.loads(one) for one in found], expected)
+    for wrong in ("1", "{", [OTHER], {"topic": "2", "tone": 1}):
+        call = {"inputs": [texts], "parameters": {"weights": wrong}}
+        assert counting.post("/v2/models/fused/infer", json=call).status_code == 400

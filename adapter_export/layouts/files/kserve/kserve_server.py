@@ -2,10 +2,13 @@
 
     python kserve_server.py --model_dir /mnt/models
 
-A call in the Open Inference Protocol v2 has an input `text`, BYTES [rows], and perhaps `pair`, the second texts; the
-output `answer`, BYTES [rows], has a JSON document for each. A call in the protocol v1 has `instances`: texts, or pairs
-of them. A call with other inputs, those of the base, gets the result of the adapter as it is. `strength`, among the
-parameters of a call in v2 and beside the instances in v1, is how much of the adapter's updates is added.
+A request of the Open Inference Protocol v2 has an input `text`, BYTES [rows], and for pairs an input `pair`, BYTES
+[rows]; its output `answer`, BYTES [rows], has a JSON document for each row. A request with the inputs of the base gets
+the output of the adapter's head, in which each row has the result that it has alone. The parameters `strength`, a
+number, and `weights`, a JSON object as text, are those of the adapter.
+
+A request of the protocol v1 has `instances`: each is a text, `{"text": …, "pair": …}` or `{"text": …, "choices": […]}`.
+`strength` and `weights` stand beside them, one for all instances or a list with one for each.
 """
 
 from __future__ import annotations
@@ -20,14 +23,19 @@ from typing import Any
 import kserve
 import numpy as np
 from adapter_export_runtime import Bundle, Session
-from adapter_export_runtime.errors import AdapterExportError, RequestError
+from adapter_export_runtime.errors import AdapterExportError, RequestError, within
+from adapter_export_runtime.reading.documents import parse_json
+from adapter_export_runtime.runtime.answerer import AnsweredRow, Answerer, Reader, Row
+from adapter_export_runtime.runtime.check_inputs import weights_of_each
+from adapter_export_runtime.runtime.strength import strength_of_each
+from adapter_export_runtime.runtime.text_answers import asked_of
 from adapter_export_runtime.text import Pair
 from kserve.errors import InvalidInput
 from kserve.protocol.infer_type import to_http_parameters
 from kserve.utils.numpy_codec import from_np_dtype
 
-_PARAMETERS = {"strength", "binary_data_output", "priority", "timeout"}
-"""Of a call in v2; one that nobody knows could be a misspelt strength."""
+_PARAMETERS = {"strength", "weights", "binary_data_output", "priority", "timeout"}
+"""Parameters of a request in v2; an unknown one could be a misspelled strength."""
 
 
 class AdapterModel(kserve.Model):
@@ -36,12 +44,12 @@ class AdapterModel(kserve.Model):
     Args:
         adapter: its name.
         session: runs all adapters.
-        texts: reads and answers the texts of all adapters; none in a bundle without a tokenizer.
+        texts: reads the texts of all adapters; `None` in a bundle without a tokenizer.
     """
 
-    def __init__(self, adapter: str, session: Session, texts: Any) -> None:
+    def __init__(self, adapter: str, session: Session, texts: Reader | None) -> None:
         super().__init__(adapter)
-        self._session, self._texts = session, texts
+        self._answerer = Answerer(session, texts)
         self.ready = True
 
     async def predict(
@@ -49,7 +57,7 @@ class AdapterModel(kserve.Model):
         payload: Mapping[str, Any] | kserve.InferRequest,
         headers: Mapping[str, str] | None = None,  # noqa: ARG002 - KServe gives them
     ) -> dict[str, Any] | kserve.InferResponse:
-        """Answer a call; InvalidInput, status 400, if it cannot be answered."""
+        """Answer a request; InvalidInput, status 400, if it cannot be answered."""
         call = self._of_v2 if isinstance(payload, kserve.InferRequest) else self._of_v1
         try:
             return await asyncio.to_thread(call, payload)
@@ -57,39 +65,49 @@ class AdapterModel(kserve.Model):
             raise InvalidInput(str(error)) from error
 
     def _of_v1(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        _check_known(payload, {"instances", "strength"})
+        _check_known(payload, {"instances", "strength", "weights"})
         given = payload.get("instances")
         if not isinstance(given, list):
-            raise InvalidInput("`instances` has no list of texts")
-        texts = [Pair(*one) if isinstance(one, list) and len(one) == 2 else one for one in given]
-        return {"predictions": self._documents(texts, payload.get("strength"))}
+            raise InvalidInput("`instances` is not a list of texts")
+        asked = []
+        for at, one in enumerate(given):
+            with within(f"instance {at}"):
+                asked.append(asked_of(one))
+        answered = self._answered(asked, payload.get("strength"), payload.get("weights"))
+        return {"predictions": [one.document() for one in answered]}
 
     def _of_v2(self, request: kserve.InferRequest) -> kserve.InferResponse:
-        strength = _strength(request)
+        parameters = to_http_parameters(request.parameters or {})
+        _check_known(parameters, _PARAMETERS, "parameters.")
         try:
             given = {one.name: one.as_numpy() for one in request.inputs}
-            columns = [_strings(given[name]) for name in ("text", "pair") if name in given]
-            rows = list(zip(*columns, strict=True))
+            is_text = "text" in given
+            columns = [_strings(given.pop(name)) for name in ("text", "pair") if is_text and name in given]
+            rows = list(zip(*columns, strict=True)) if is_text else _apart(given)
         except ValueError as error:  # not as many values as the shape says, another encoding, columns of two lengths
             raise InvalidInput(str(error)) from error
-        if "text" in given:
-            texts = [Pair(*row) if len(row) == 2 else row[0] for row in rows]
-            documents = [json.dumps(one, ensure_ascii=False) for one in self._documents(texts, strength)]
+        if is_text and given:
+            raise InvalidInput(f"a request has texts or tensors; found both, {', '.join(sorted(given))}")
+        asked = [Pair(*row) if len(row) == 2 else row[0] for row in rows] if is_text else rows
+        answered = self._answered(asked, _strength(parameters, request), _weights(parameters))
+        if is_text:
+            documents = [json.dumps(one.document(), ensure_ascii=False) for one in answered]
             outputs = [kserve.InferOutput("answer", [len(documents)], "BYTES", documents)]
         else:
-            found = self._session.run(given, self.name, strength=strength)
-            outputs = [_output(name, found[name]) for name in (self._session.output(self.name),) if name]
+            head = answered[0].head.output
+            names = [*answered[0].outputs[0]] if head is None else [head]
+            outputs = [_output(name, np.stack([one.outputs[0][name] for one in answered])) for name in names]
         return kserve.InferResponse(request.id, self.name, outputs)
 
-    def _documents(self, texts: Sequence[Any], strength: Any) -> list[dict[str, Any]]:
-        if self._texts is None:
-            raise InvalidInput("the bundle has no tokenizer; give the inputs of its base")
-        return [answer.document() for answer in self._texts.answer(texts, self.name, strength=strength)]
+    def _answered(self, asked: Sequence[Any], strength: Any, weights: Any) -> list[AnsweredRow]:
+        if not asked:
+            raise InvalidInput("a request has at least one row")
+        choices = zip(asked, strength_of_each(strength, len(asked)), weights_of_each(weights, len(asked)), strict=True)
+        rows = [Row(one, self.name, *choice, where=f"row {at}") for at, (one, *choice) in enumerate(choices)]
+        return list(self._answerer.answer(rows))
 
 
-def _strength(request: kserve.InferRequest) -> Any:
-    parameters = to_http_parameters(request.parameters or {})
-    _check_known(parameters, _PARAMETERS, "parameters.")
+def _strength(parameters: Mapping[str, Any], request: kserve.InferRequest) -> Any:
     strength = parameters.get("strength")
     if request.from_grpc and isinstance(strength, str):  # whose parameters are no fractions
         with suppress(ValueError):
@@ -97,10 +115,29 @@ def _strength(request: kserve.InferRequest) -> Any:
     return strength
 
 
+def _weights(parameters: Mapping[str, Any]) -> Any:
+    weights = parameters.get("weights")
+    if weights is None:
+        return None
+    found = parse_json(weights.encode(), "weights") if isinstance(weights, str) else None
+    if not isinstance(found, Mapping):
+        expected = 'a JSON object as text, such as `"{\\"member\\": 0.5}"`'
+        raise RequestError("no weights of a fusion", where="parameters.weights", expected=expected)
+    return found
+
+
 def _check_known(given: Mapping[str, Any], known: set[str], where: str = "") -> None:
     for name in sorted(set(given) - known):
         what = "the request is not of the expected form"
         raise RequestError(what, where=f"{where}{name}", expected=", ".join(sorted(known)))
+
+
+def _apart(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Return the inputs of each row, [1, …]."""
+    counts = {len(array) if array.ndim else 0 for array in arrays.values()}
+    if len(counts) != 1:
+        raise InvalidInput(f"the inputs have different numbers of rows; found {sorted(counts)}")
+    return [{name: array[at : at + 1] for name, array in arrays.items()} for at in range(counts.pop())]
 
 
 def _strings(array: np.ndarray) -> list[Any]:

@@ -4,7 +4,7 @@
 
 Texts become tokens here, and results become answers here, by the runtime of adapter-export. With `--by slots` the
 tensors of the adapter go with each call, as one input; with `--by bank`, for a model whose graph holds the adapters,
-the number of its row does. An adapter at a strength is one with other tensors, so it goes by slots alone.
+the number of its row does. A strength, or weights of a fusion, change the tensors, so they need `--by slots`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ import tritonclient.grpc as triton
 from adapter_export_runtime import Bundle, Request
 from adapter_export_runtime.errors import RequestError
 from adapter_export_runtime.runtime.adapter_file import parse_adapter
+from adapter_export_runtime.runtime.answerer import Answerer, Row
+from adapter_export_runtime.runtime.answers import Head, real_tokens
+from adapter_export_runtime.runtime.check_inputs import check_inputs, weight_tensors
+from adapter_export_runtime.runtime.padding import without_padding
 from adapter_export_runtime.runtime.strength import STRENGTH_KEY, Scaled, check_strength, scaled, scaled_parameters
 from tritonclient.utils import np_to_triton_dtype
 
@@ -30,79 +34,130 @@ ABSENT = -1e30
 
 
 class TritonSession:
-    """What `Bundle.texts` takes for a session: calls go to a model on Triton.
+    """A session whose calls go to a model on Triton, for `Answerer` and `Bundle.texts`.
 
     Args:
         client: connected to a server.
         model: its name there.
-        bundle: the bundle that the model was made of.
-        by: `slots` feeds the tensors of an adapter, `bank` the number of its row.
+        bundle: the bundle that the model was made from.
+        by: `slots` sends the tensors of an adapter, `bank` the number of its row.
     """
 
     def __init__(self, client: triton.InferenceServerClient, model: str, bundle: Bundle, by: str = "slots") -> None:
         self._client, self._model, self._bundle, self._by = client, model, bundle, by
-        self._records = {record.name: record for record in bundle.manifest.adapters}
-        self._tensors = lru_cache(64)(self._read)
+        self._manifest = bundle.manifest
+        self._records = {record.name: record for record in self._manifest.adapters}
+        self._loaded, self._sent = lru_cache(64)(self._read), lru_cache(64)(self._in_one)
+
+    @property
+    def own_head(self) -> str | None:
+        """The adapter that answers where none is chosen."""
+        return self._manifest.head
+
+    def head(self, adapter: str | None) -> Head:
+        """Return an adapter with its task and the output of its head; RequestError if there is none of this name."""
+        if adapter is None:
+            return Head(None, None, None)
+        record = self._record(adapter)
+        return Head(adapter, record.task, record.output)
 
     def task(self, adapter: str) -> Any:
-        """Return what an adapter answers."""
-        return self._record(adapter).task
+        """Return the task of an adapter; `None` if it has none."""
+        return self.head(adapter).task
 
     def output(self, adapter: str) -> str | None:
-        """Return the output that holds an adapter's result."""
-        return self._record(adapter).output
+        """Return the output that holds an adapter's result; `None` if it has no head."""
+        return self.head(adapter).output
 
     def answering(self, adapter: str | None) -> Any:
-        """Return the task by which an adapter answers."""
-        if adapter is None or self.task(adapter) is None:
-            raise RequestError("has no task, so it has no answers", where=f"adapter `{adapter}`")
-        return self.task(adapter)
+        """Return the task by which an adapter answers; RequestError if it has none."""
+        head = self.head(self.own_head if adapter is None else adapter)
+        if head.task is None or head.output is None:
+            raise RequestError("has no task, so it has no answers", where=f"adapter `{head.adapter}`")
+        return head.task
+
+    def may_pad(self, adapter: str | None) -> bool:
+        """Return whether a row for an adapter may be padded without changing its result."""
+        if adapter is None or not self._manifest.padding_neutral:
+            return self._manifest.padding_neutral
+        counting = [slot for slot in self._manifest.slots if slot.graph in self._manifest.counts_padding]
+        tensors = self._loaded(adapter) if counting else {}
+        return not any(
+            tensors[slot.name].shape != slot.neutral or (tensors[slot.name] != slot.neutral_value).any()
+            for slot in counting
+        )
+
+    def real_tokens(self, inputs: Mapping[str, np.ndarray], results: Sequence[np.ndarray]) -> Sequence[Any]:
+        """Return for each row which tokens of its result are no padding; `None` where it has no axis of tokens."""
+        return real_tokens(results, inputs, self._manifest)
 
     def run_many(self, requests: Sequence[Request], **_: object) -> list[dict[str, np.ndarray]]:
-        """Run each request in a call of its own."""
+        """Run each request, of one row, in a call of its own, without padding that would change its result."""
         return [self._run(request) for request in requests]
 
     def _run(self, request: Request) -> dict[str, np.ndarray]:
-        output = self._record(str(request.adapter)).output
-        fed = {**request.inputs, **self._fed(request)}
-        outputs = [triton.InferRequestedOutput(output)]
-        found = self._client.infer(self._model, [_input(*each) for each in fed.items()], outputs=outputs)
-        result = found.as_numpy(output)
-        return {output: np.where(result < ABSENT, -np.inf, result) if self._by == "bank" else result}
+        manifest = self._manifest
+        arrays = check_inputs(request.inputs, manifest.inputs, manifest.lengths)
+        if len(next(iter(arrays.values()))) != 1:
+            raise RequestError("a request has one row", where=request.where or None)
+        arrays, origin = without_padding(arrays, manifest.inputs, may_pad=self.may_pad(request.adapter))
+        own = self.head(request.adapter).output
+        base = () if request.head_only and own is not None else [record.name for record in manifest.base_outputs]
+        axes = {record.name: record.axes for record in manifest.outputs if record.name in (*base, own)}
+        fed, wanted = {**arrays, **self._fed(request)}, [triton.InferRequestedOutput(name) for name in axes]
+        found = self._client.infer(self._model, [_input(*each) for each in fed.items()], outputs=wanted)
+        results = {name: found.as_numpy(name) for name in axes}
+        if self._by == "bank" and own is not None:
+            results[own] = np.where(results[own] < ABSENT, -np.inf, results[own])
+        return results if origin is None else {name: origin.put_back(one, axes[name]) for name, one in results.items()}
 
     def _fed(self, request: Request) -> Mapping[str, np.ndarray]:
-        strength = check_strength(request.strength)
+        strength, weights = check_strength(request.strength), request.weights
+        if self._by == "slots" and request.adapter is not None:
+            shares = None if weights is None else tuple(sorted(weights.items()))
+            return {"adapter": self._sent(request.adapter, strength, shares)}
+        if strength != 1 or weights is not None:
+            fix = "call the model by slots, with an adapter"
+            raise RequestError("the base and adapters in a bank have no strength and no weights", fix=fix)
         if self._by == "slots":
-            return self._tensors(str(request.adapter), strength)
-        if strength != 1:
-            raise RequestError("adapters have no strength in a bank", found=strength, fix="call the model by slots")
-        bank = self._bundle.manifest.bank
-        rows = len(next(iter(request.inputs.values())))
-        return {bank.ids: np.full(rows, bank.rows.index(request.adapter), np.int64)}
+            return {}
+        bank = self._manifest.bank
+        return {bank.ids: np.array([bank.rows.index(request.adapter)], np.int64)}
 
     @cached_property
     def _scaled(self) -> Scaled:
         config = self._client.get_model_config(self._model).config
         text = config.parameters[STRENGTH_KEY].string_value or None
-        return scaled_parameters(text, self._bundle.manifest.slots, f"the parameters of the model `{self._model}`")
+        return scaled_parameters(text, self._manifest.slots, f"the parameters of the model `{self._model}`")
 
-    def _read(self, adapter: str, strength: float) -> Mapping[str, np.ndarray]:
-        """Return the one input that holds an adapter: how many numbers each slot has, lengths, numbers."""
+    def _read(self, adapter: str) -> Mapping[str, np.ndarray]:
+        """Return the tensors of an adapter, from its file in the bundle."""
         path = self._record(adapter).onnx_adapter
         data = (self._bundle.folder / path).read_bytes()
-        (expected,) = (file.sha256 for file in self._bundle.manifest.files if file.path == path)
+        (expected,) = (file.sha256 for file in self._manifest.files if file.path == path)
         if hashlib.sha256(data).hexdigest() != expected:
             raise RequestError("was changed since the bundle was opened", where=path)
-        tensors, slots = parse_adapter(data, path), self._bundle.manifest.slots
+        return parse_adapter(data, path)
+
+    def _in_one(self, adapter: str, strength: float, weights: tuple[tuple[str, float], ...] | None) -> np.ndarray:
+        """Return the one input that holds an adapter: the size of each slot, lengths, then the tensors."""
+        tensors, slots = self._loaded(adapter), self._manifest.slots
+        if weights is not None and strength != 1:
+            raise RequestError("weights are the strengths of a fusion's members", fix="multiply the weights by it")
+        if weights is not None:
+            tensors = {**tensors, **weight_tensors(self._record(adapter), dict(weights))}
         if strength != 1:
             tensors = scaled(tensors, slots, self._scaled, strength, adapter)
-        free = {
-            slot.name: [place for place, axis in enumerate(slot.graph_axes) if isinstance(axis, str)] for slot in slots
-        }
         ordered = [tensors[slot.name] for slot in slots]
-        lengths = [tensors[slot.name].shape[place] for slot in slots for place in free[slot.name][1:]]
+        lengths = [
+            length
+            for slot, tensor in zip(slots, ordered, strict=True)
+            for length in [n for n, axis in zip(tensor.shape, slot.graph_axes, strict=True) if isinstance(axis, str)][
+                1:
+            ]
+        ]
         header = np.array([*(tensor.size for tensor in ordered), *lengths], np.float32)
-        return {"adapter": np.concatenate([header, *(tensor.ravel() for tensor in ordered)])}
+        return np.concatenate([header, *(tensor.ravel() for tensor in ordered)])
 
     def _record(self, adapter: str) -> Any:
         if adapter not in self._records:
@@ -117,20 +172,24 @@ def _input(name: str, array: np.ndarray) -> triton.InferInput:
 
 
 def main() -> None:
-    """Answer the texts of the command line, one JSON document a line."""
-    parser = argparse.ArgumentParser(description="Answer texts by a bundle on Triton.")
+    """Answer the texts of the command line, one JSON document per line."""
+    parser = argparse.ArgumentParser(description="Answer texts with a bundle on Triton.")
     parser.add_argument("bundle")
     parser.add_argument("--url", default="localhost:8001", help="Triton's gRPC endpoint")
     parser.add_argument("--model", required=True)
     parser.add_argument("--by", choices=("slots", "bank"), default="slots")
     parser.add_argument("--adapter", required=True)
     parser.add_argument("--text", action="append", required=True)
-    parser.add_argument("--strength", type=float, help="how much of the adapter's updates is added")
+    parser.add_argument("--strength", type=float, default=1.0, help="scale the updates of the adapter")
+    parser.add_argument("--weights", type=json.loads, help="JSON object: override the member weights of a fusion")
     given = parser.parse_args()
     bundle = Bundle.open(given.bundle)
     session = TritonSession(triton.InferenceServerClient(given.url), given.model, bundle, given.by)
-    for answer in bundle.texts(session).answer(given.text, given.adapter, strength=given.strength):
-        sys.stdout.write(json.dumps(answer.document(), ensure_ascii=False) + "\n")
+    rows = [
+        Row(text, given.adapter, given.strength, given.weights, where=f"text {n}") for n, text in enumerate(given.text)
+    ]
+    for answered in Answerer(session, bundle.texts(session)).answer(rows):
+        sys.stdout.write(json.dumps(answered.document(), ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
