@@ -1,53 +1,185 @@
-/** Where tokens stand in their text. The tokenizer library does not say it, so its steps are followed once more. */
+/** The places of tokens in their text. The tokenizer library does not report them, so its steps are repeated here. */
 import type { Tokenizer } from "@huggingface/tokenizers";
 
-/** For each token its first character and the one behind its last, in Unicode characters from 0. */
+/** For each token its first character and the one after its last, in Unicode characters from 0. */
 export type Characters = [start: number, end: number][];
 
-/** A text after normalisation, and of each UTF-16 unit the character of the text that it came from. */
+/** A step of a pipeline in a `tokenizer.json`. */
+interface Step {
+  type?: string;
+  trim_offsets?: boolean;
+  add_prefix_space?: boolean;
+  replacement?: string;
+  pretokenizers?: Step[];
+  processors?: Step[];
+}
+
+/** The sections of a `tokenizer.json` that decide where tokens are. */
+export interface Sections {
+  pre_tokenizer?: Step | null;
+  post_processor?: Step | null;
+  model?: { continuing_subword_prefix?: string | null; end_of_word_suffix?: string | null; byte_fallback?: boolean };
+}
+
+type Model = NonNullable<Tokenizer["model"]>;
+
+/** A text after normalisation, and for each UTF-16 unit the character of the text that it comes from. */
 interface Normalised {
   text: string;
   sources: number[];
 }
 
+/** The part of the normalised text that a word stands for: for each UTF-16 unit of the word where it starts and ends. */
+interface Piece {
+  starts: number[];
+  ends: number[];
+}
+
+/** A character with the marks that combine with it, and a syllable of Hangul, which are normalised together. */
+const CLUSTER = /[^\p{M}\u1160-\u11ff][\p{M}\u1160-\u11ff]*|[\p{M}\u1160-\u11ff]+/gu;
+
+/** Steps of a pre-tokenizer that drop blanks. */
+const SPLITTING = ["WhitespaceSplit", "Whitespace", "BertPreTokenizer"];
+
+const BYTE_TOKEN = /^<0x[0-9A-F]{2}>$/;
+
+/** The sign for a blank of byte-level tokenizers. */
+const BYTE_LEVEL = "Ġ";
+
+/** The printable characters by which byte-level tokenizers write bytes, as bytes: those of Latin-1 are their own, others follow from 256. */
+const BYTES = byteTable();
+
 /**
- * The places of tokens of words that stand in the normalised text, as those of WordPiece do; null where they are made
- * otherwise (bytes, added tokens in the text), or a character is normalised by its neighbours.
- *
- * @param prefix what the tokenizer writes before tokens that go on with a word.
+ * The places of tokens whose words are parts of the normalised text, directly (WordPiece), as bytes (byte-level BPE) or with a mark
+ * for blanks (SentencePiece); null for others: added tokens in the text, and words that cannot be found again.
  */
-export function charactersOf(tokenizer: Tokenizer, prefix: string, text: string, tokens: string[]): Characters | null {
+export function charactersOf(tokenizer: Tokenizer, sections: Sections, text: string, tokens: string[]): Characters | null {
   const normalised = normalise(tokenizer, text);
   const { pre_tokenizer: split, model } = tokenizer;
   if (normalised === null || !split || !model) return null;
+  const steps = stepsOf(sections.pre_tokenizer);
+  const [blank, isSplit] = [blankOf(steps), steps.some(({ type }) => SPLITTING.includes(type ?? ""))];
   const found: Characters = [];
   const again: string[] = [];
   let at = 0;
-  for (const word of normalised.text ? split(normalised.text) : []) {
-    const start = normalised.text.indexOf(word, at);
-    if (start < 0 || normalised.text.slice(at, start).trim()) return null;
+  for (const word of normalised.text ? split(normalised.text, { section_index: 0 }) : []) {
+    const piece = located(word, normalised.text, at, blank, isSplit);
     const own = model([word]);
-    const lengths = own.length === 1 ? [word.length] : surfaces(own, prefix, word);
-    if (lengths === null) return null;
+    const lengths = own.length === 1 ? [[0, word.length] as const] : surfaces(model, word, sections);
+    if (!piece || !lengths || lengths.length !== own.length) return null;
     again.push(...own);
-    at = start;
-    for (const length of lengths) {
-      found.push([normalised.sources[at]!, normalised.sources[at + length - 1]! + 1]);
-      at += length;
+    for (const [from, to] of lengths) {
+      const [start, end] = [piece.starts[from]!, piece.ends[to - 1]!];
+      const first = normalised.sources[start] ?? 0;
+      found.push([first, end > start ? normalised.sources[end - 1]! + 1 : first]);
     }
+    at = piece.end;
   }
-  return String(again) === String(tokens) ? found : null;
+  if (String(again) !== String(tokens)) return null;
+  const trimming = stepsOf(sections.post_processor).find(({ trim_offsets: trims }) => trims);
+  return trimming && blank === BYTE_LEVEL ? found.map((place, token) => trimmed(place, again[token]!, token, trimming.add_prefix_space ?? true)) : found;
 }
 
+/** The sign by which the pre-tokenizer writes a blank; null if blanks are no part of words. */
+function blankOf(steps: Step[]): string | null {
+  const step = steps.find(({ type }) => type === "ByteLevel" || type === "Metaspace");
+  return !step ? null : step.type === "ByteLevel" ? BYTE_LEVEL : (step.replacement ?? "▁");
+}
+
+function stepsOf(step: Step | null | undefined): Step[] {
+  return step ? [step, ...[...(step.pretokenizers ?? []), ...(step.processors ?? [])].flatMap(stepsOf)] : [];
+}
+
+/** Null if a character is normalised by its neighbours, other than by marks that combine with it. */
 function normalise({ normalizer }: Tokenizer, text: string): Normalised | null {
-  const pieces = Array.from(text, (character) => (normalizer ? normalizer(character) : character));
-  const joined = pieces.join("");
-  if (joined !== (normalizer && text ? normalizer(text) : text)) return null;
-  return { text: joined, sources: pieces.flatMap((piece, at) => Array<number>(piece.length).fill(at)) };
+  const sources: number[] = [];
+  let [joined, at] = ["", 0];
+  for (const [cluster] of text.matchAll(CLUSTER)) {
+    const characters = Array.from(cluster);
+    const whole = normalizer ? normalizer(cluster) : cluster;
+    const parts = characters.map((character) => (normalizer ? normalizer(character) : character));
+    if (parts.join("") === whole) parts.forEach((part, place) => sources.push(...Array<number>(part.length).fill(at + place)));
+    else sources.push(...Array<number>(whole.length).fill(at));
+    joined += whole;
+    at += characters.length;
+  }
+  return joined === (normalizer && text ? normalizer(text) : text) ? { text: joined, sources } : null;
 }
 
-/** How long each token of a word is; null if together they are not the word. */
-function surfaces(tokens: string[], prefix: string, word: string): number[] | null {
-  const own = tokens.map((token, at) => (at > 0 && token.startsWith(prefix) ? token.slice(prefix.length) : token));
-  return own.join("") === word ? own.map((surface) => surface.length) : null;
+/**
+ * Find a word in the text, from a place on. Blanks before it may be skipped, and a blank at its start may have been added: then it has the
+ * place of the character after it. Null if the text goes on with something else.
+ */
+function located(word: string, text: string, at: number, blank: string | null, isSplit: boolean): (Piece & { end: number }) | null {
+  const isBytes = blank === BYTE_LEVEL;
+  const spaced = (each: string) => (blank === null || isBytes || isSplit ? each : each.replaceAll(blank, " "));
+  const { surface, starts, ends } = isBytes ? ofBytes(word) : ofText(spaced(word));
+  const [own, next] = [spaced(text), at + /^\s*/.exec(text.slice(at))![0].length];
+  const mayBeAdded = surface.startsWith(isSplit && blank !== null && !isBytes ? blank : " ");
+  for (const added of !mayBeAdded ? [0] : isSplit && isBytes ? [1, 0] : [0, 1]) {
+    const place = [at, next].find((each) => own.startsWith(surface.slice(added), each));
+    if (place === undefined) continue;
+    const first = added ? String.fromCodePoint(text.codePointAt(place) ?? 0).length : 0;
+    return {
+      starts: starts.map((unit) => place + Math.max(0, unit - added)),
+      ends: ends.map((unit) => place + Math.max(first, unit - added)),
+      end: place + surface.length - added,
+    };
+  }
+  return null;
+}
+
+function ofText(surface: string): Piece & { surface: string } {
+  const starts = Array.from({ length: surface.length }, (_, unit) => unit);
+  return { surface, starts, ends: starts.map((unit) => unit + 1) };
+}
+
+/** A word in which each unit is a byte. */
+function ofBytes(word: string): Piece & { surface: string } {
+  const surface = new TextDecoder().decode(Uint8Array.from(word, (sign) => BYTES.get(sign)!));
+  const [starts, ends]: [number[], number[]] = [[], []];
+  let at = 0;
+  for (const character of surface) {
+    const bytes = new TextEncoder().encode(character).length;
+    starts.push(...Array<number>(bytes).fill(at));
+    ends.push(...Array<number>(bytes).fill(at + character.length));
+    at += character.length;
+  }
+  return { surface, starts, ends };
+}
+
+/** The units of each token of a word; null if together they are not the word. */
+function surfaces(model: Model, word: string, { model: section = {} }: Sections): [from: number, to: number][] | null {
+  const { continuing_subword_prefix: prefix, end_of_word_suffix: suffix, byte_fallback: fallsBack } = section;
+  const [tokens, found] = [model.encode([word]), new Array<[number, number]>()];
+  const isUnknown = (token: string | undefined) => token !== undefined && (model.tokens_to_ids.get(token) ?? model.unk_token_id) === model.unk_token_id;
+  let at = 0;
+  let bytes = 0; // tokens so far of the character at this place
+  for (const [index, token] of tokens.entries()) {
+    let own = index > 0 && prefix && token.startsWith(prefix) ? token.slice(prefix.length) : token;
+    if (suffix && index === tokens.length - 1 && own.endsWith(suffix)) own = own.slice(0, -suffix.length);
+    const character = String.fromCodePoint(word.codePointAt(at) ?? 0);
+    const place: [number, number] = [at, at + (word.startsWith(own, at) ? own : character).length];
+    if (fallsBack && BYTE_TOKEN.test(token) && !word.startsWith(own, at)) {
+      if (++bytes === new TextEncoder().encode(character).length) [at, bytes] = [place[1], 0];
+    } else if (word.startsWith(own, at) || token === model.unk_token) at = place[1];
+    else return null;
+    if (model.fuse_unk && isUnknown(token) && isUnknown(tokens[index - 1])) found.at(-1)![1] = place[1];
+    else found.push(place);
+  }
+  return at === word.length ? found : null;
+}
+
+/** A place without the blanks at the ends of its token. */
+function trimmed([start, end]: [number, number], token: string, index: number, addsBlank: boolean): [number, number] {
+  const blanks = (text: string) => /^[Ġ\s]*/.exec(text)![0].length;
+  const [leading, trailing] = [blanks(token), blanks([...token].reverse().join(""))];
+  const first = addsBlank && (index === 0 || start === 0) ? start : Math.min(start + leading, end);
+  return [first, trailing && end >= trailing ? Math.max(end - trailing, first) : end];
+}
+
+function byteTable(): Map<string, number> {
+  const isOwn = (byte: number) => (byte > 0x20 && byte < 0x7f) || (byte > 0xa0 && byte !== 0xad);
+  let next = 0x100;
+  return new Map(Array.from({ length: 256 }, (_, byte) => [String.fromCharCode(isOwn(byte) ? byte : next++), byte]));
 }

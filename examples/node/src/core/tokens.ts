@@ -1,10 +1,10 @@
 /**
- * A text or a pair of texts to tokens: by the tokenizer library, which neither cuts nor says which text a token is of.
- * So its post-processor, which puts the special tokens around, is given places instead of tokens.
+ * A text or a pair of texts to tokens, by the tokenizer library. It neither cuts nor reports which text a token belongs to, so its
+ * post-processor, which adds the special tokens, is given places instead of tokens.
  */
 import { Tokenizer } from "@huggingface/tokenizers";
 
-import { type Characters, charactersOf } from "./characters.js";
+import { type Characters, type Sections, charactersOf } from "./characters.js";
 import { Fault } from "./fault.js";
 
 export type Side = "right" | "left";
@@ -21,10 +21,9 @@ export interface Row {
   found: number;
 }
 
-/** What the sections of a `tokenizer.json` say that the library leaves out. */
-interface Config {
+/** The sections of a `tokenizer.json` that the library leaves out, or does not report. */
+interface Config extends Sections {
   truncation?: { direction?: string; strategy?: string } | null;
-  model?: { continuing_subword_prefix?: string | null };
 }
 
 /** The longest text that is made tokens: a longer one is a file that was meant to be many texts. */
@@ -37,11 +36,11 @@ const NO_TEXT = /[\u{d800}-\u{dfff}\0]/u;
 const BLANK_TO_ONE = /[\u0085\ufeff]/;
 
 export class Tokens {
-  /** Where texts are cut if nobody says it. */
+  /** The side on which texts are cut if no task names one. */
   readonly side: Side;
   private readonly tokenizer: Tokenizer;
   private readonly strategy: string;
-  private readonly prefix: string;
+  private readonly sections: Sections;
 
   /** Throws a Fault if the bytes are no `tokenizer.json`, or one that the library does not know. */
   constructor(bytes: Uint8Array, where: string) {
@@ -51,7 +50,7 @@ export class Tokens {
       lowerByCharacter(this.tokenizer);
       this.side = config.truncation?.direction?.toLowerCase() === "left" ? "left" : "right";
       this.strategy = config.truncation?.strategy ?? "LongestFirst";
-      this.prefix = config.model?.continuing_subword_prefix ?? "";
+      this.sections = config;
     } catch (error) {
       throw new Fault({ what: "is no tokenizer that this client can use", where, found: String(error), fix: "give arrays" });
     }
@@ -79,10 +78,10 @@ export class Tokens {
     };
   }
 
-  /** Where each token of a text stands in it; null where this client cannot say it. */
+  /** The place of each token of a text; null if this client cannot locate those of this tokenizer. */
   characters(text: string): Characters | null {
     const { tokens } = this.tokenizer.encode(text, { add_special_tokens: false });
-    return charactersOf(this.tokenizer, this.prefix, text, tokens);
+    return charactersOf(this.tokenizer, this.sections, text, tokens);
   }
 
   /** The special tokens around those of the texts, which are given by their places. */

@@ -1,0 +1,17 @@
+/**
+ * node places.mjs DIST CASES.json: read the texts of each case with its `tokenizer.json`, with the built files of `examples/node` in
+ * DIST. Prints for each text its tokens that are not special and their places, which are null if the client cannot locate them.
+ */
+import { readFileSync } from "node:fs";
+
+const [dist, cases] = process.argv.slice(2);
+const { Tokens } = await import(`${dist}/core/tokens.js`);
+const found = {};
+for (const [name, { tokenizer, texts }] of Object.entries(JSON.parse(readFileSync(cases)))) {
+  const tokens = new Tokens(new TextEncoder().encode(tokenizer), name);
+  found[name] = texts.map((text) => {
+    const row = tokens.row([text], Infinity, "right");
+    return { tokens: row.tokens.filter((_, at) => row.places[at]), places: tokens.characters(text) };
+  });
+}
+console.log(JSON.stringify(found));

@@ -1,0 +1,107 @@
+"""The clients in JavaScript locate tokens in their text as the tokenizers library does; their own library does not."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clients import Client, last_line
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+LEARNT = [
+    "the quick brown fox jumps over the lazy dog, and naïve café owners don't care",
+    "Who wrote Hamlet? Shakespeare wrote it in 1601.",
+    "Zoë lives in Kraków — really 🙂 of İstanbul",
+    "  two  spaces\tand tabs\n",
+]
+PIECES = [
+    *["the", "quick", " ", "  ", ",", "don't", "café", "cafe\u0301", "Zoë", "🙂", "👩\u200d👩\u200d👧", "İstanbul"],
+    *["漢字", "1601", "\t", "\n", "—", "ﬁne", "A\u030a", "ß", "?", " x", "qqq", "ΟΔΥΣΣΕΥΣ", "½", "한국"],
+    *["\u1112\u1161\u11ab", "’s", "_", "▁", "Ġ"],
+]
+
+
+def _texts() -> list[str]:
+    drawn = random.Random(0)
+    gaps = ["", " ", " ", "  "]
+    rows = [[drawn.choice(PIECES) + drawn.choice(gaps) for _ in range(drawn.randint(1, 9))] for _ in range(80)]
+    return ["", " ", " leading", "trailing ", *map("".join, rows)]
+
+
+def _byte_level(prefix: bool, trim: bool, normalizer: Any = None) -> Tokenizer:
+    made, special = Tokenizer(models.BPE()), ("<s>", 0)
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    if normalizer:
+        made.normalizer = normalizer
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=350, initial_alphabet=alphabet, special_tokens=["<s>"], show_progress=False
+    )
+    made.train_from_iterator(LEARNT, trainer)
+    made.post_processor = processors.RobertaProcessing(special, special, trim_offsets=trim, add_prefix_space=prefix)
+    return made
+
+
+def _unigram(pre_tokenizer: Any, normalizer: Any = None) -> Tokenizer:
+    made = Tokenizer(models.Unigram())
+    made.pre_tokenizer = pre_tokenizer
+    if normalizer:
+        made.normalizer = normalizer
+    made.train_from_iterator(
+        LEARNT, trainers.UnigramTrainer(vocab_size=80, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False)
+    )
+    return made
+
+
+def _bpe(fallback: bool) -> Tokenizer:
+    made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=fallback, fuse_unk=True))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    special = ["<unk>", *([f"<0x{byte:02X}>" for byte in range(256)] if fallback else [])]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    made.train_from_iterator(LEARNT[:2], trainer)
+    return made
+
+
+def _word_piece(normalizer: Any) -> Tokenizer:
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
+    made.train_from_iterator(
+        LEARNT, trainers.WordPieceTrainer(vocab_size=120, special_tokens=["[UNK]"], show_progress=False)
+    )
+    return made
+
+
+def _tokenizers() -> Mapping[str, Tokenizer]:
+    lower = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    words = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    return {
+        "bytes": _byte_level(prefix=False, trim=True, normalizer=normalizers.NFC()),
+        "bytes with a prefix": _byte_level(prefix=True, trim=False),
+        "bytes with a prefix, trimmed": _byte_level(prefix=True, trim=True),
+        "sentence pieces": _unigram(pre_tokenizers.Metaspace()),
+        "sentence pieces of words": _unigram(words, lower),
+        "pieces with bytes": _bpe(fallback=True),
+        "pieces with unknown ones": _bpe(fallback=False),
+        "word pieces": _word_piece(normalizers.BertNormalizer()),
+        "word pieces of composed letters": _word_piece(normalizers.NFC()),
+    }
+
+
+def test_places_of_tokens(node_client: Client, tmp_path: Path) -> None:
+    """For each of these kinds of tokenizers, in texts of several scripts, blanks, and marks that combine."""
+    texts, made = _texts(), _tokenizers()
+    node, program = node_client.command
+    cases = {name: {"tokenizer": one.to_str(), "texts": texts} for name, one in made.items()}
+    (tmp_path / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
+    script = replace(node_client.alone(), command=(node, str(Path(__file__).with_name("places.mjs"))))
+    done = script.call(Path(program).parent, tmp_path / "cases.json")
+    assert done.returncode == 0, last_line(done)
+    for name, rows in json.loads(done.stdout).items():
+        for text, row in zip(texts, rows, strict=True):
+            encoding = made[name].encode(text, add_special_tokens=False)  # which trims offsets nevertheless
+            places = [list(place) for place in encoding.offsets]
+            assert row == {"tokens": encoding.tokens, "places": places}, (name, text)
