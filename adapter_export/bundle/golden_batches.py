@@ -6,9 +6,9 @@ counts, token types of 0, a span outside of its context, mixed-up rows.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, zip_longest
 from typing import Any
 from zlib import crc32
 
@@ -22,7 +22,7 @@ from adapter_export.errors import RequestError
 from adapter_export.format.axes import names as names_of
 from adapter_export.format.check_report import InvariantRecord, verdict
 from adapter_export.format.golden_batches import GOLDEN_BATCHES_VERSION, GoldenBatch, GoldenBatches, GoldenBatchRow
-from adapter_export.format.lengths import Lengths, axis_lengths
+from adapter_export.format.lengths import axis_lengths
 from adapter_export.format.manifest import Axis, Manifest, OutputRecord
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.tasks import Task
@@ -35,20 +35,17 @@ from adapter_export.runtime.session import Session
 CHECK = "golden batches"
 """The name of the check in reports."""
 
-_TOKENS = (5, 3, 8, 2, 6)
-"""Lengths of an adapter's first row, which its name chooses: of two rows in one call, the shorter one is padded."""
+_TOKENS = (5, 6, 7)
+"""Lengths of an adapter's rows, close to each other: a client that weighs padding against calls puts them together."""
 
-_SHARED_TOKENS = 11
-"""The length of its second row. All adapters answer the same tokens there: only the adapter tells these rows apart."""
-
-_FEW_TOKENS = (3, 2)
+_FEW_TOKENS = (3, 2, 3)
 """Lengths of rows without a task, whose answer is every output."""
 
-_SPAN_TOKENS = 5
-"""The shortest row of a question: a context of several tokens, and tokens outside of it."""
+_SHARED = 1
+"""The row whose tokens all adapters answer: only the adapter tells these rows apart."""
 
-_MOST_ROWS = 24
-"""Rows of one batch."""
+_ADAPTERS = 6
+"""Adapters of one batch, with all of their rows."""
 
 _DRAWS = 3
 """How often a row is drawn until it can tell everything."""
@@ -181,7 +178,7 @@ class BatchMaker:
     def _rows(self, asked: _Asked) -> list[GoldenBatchRow]:
         """Return the rows of one adapter. They do not depend on the other adapters: these may come and go."""
         rows: list[GoldenBatchRow] = []
-        turns = 2 if self.references.keeps_weights else 1  # where a run takes seconds
+        turns = len(_TOKENS) if self.references.keeps_weights else 1  # where a run takes seconds
         for turn in range(turns) if self._takes_integers() and self._has_rows(asked) else ():
             row = self._row(asked, turn, rows)
             if row is not None and _count(row.answer) <= _ROW_NUMBERS:
@@ -190,15 +187,14 @@ class BatchMaker:
 
     def _row(self, asked: _Asked, turn: int, others: Sequence[GoldenBatchRow]) -> GoldenBatchRow | None:
         """Return the first of some drawn rows that can tell everything, or the one that can tell most."""
-        tokens = _SHARED_TOKENS if turn == 1 else _TOKENS[crc32(str(asked.name).encode()) % len(_TOKENS)]
-        if asked.task is None:
-            tokens = _FEW_TOKENS[turn]
-        elif asked.task.type == "span":
-            tokens = max(tokens, _SPAN_TOKENS)
-        draws = _DRAWS if self.references.keeps_weights else 1
+        number = crc32(str(asked.name).encode())
+        is_last = turn == len(_TOKENS) - 1 or not self.references.keeps_weights
+        tokens = _FEW_TOKENS[turn] if asked.task is None else _TOKENS[turn] + (number % 2 if is_last else 0)
+        draws = _DRAWS if self.references.keeps_weights and turn != _SHARED else 1
         best: tuple[list[bool], GoldenBatchRow] | None = None
         for draw in range(draws):
-            arrays = self._draw(asked, tokens, np.random.default_rng([turn, draw]))
+            seed = [turn] if turn == _SHARED else [turn, draw, number]
+            arrays = self._draw(asked, tokens, turn, np.random.default_rng(seed))
             try:
                 row = self._answered(asked, arrays)
             except RequestError:  # the reference gives NaN, or does not take these inputs
@@ -213,14 +209,18 @@ class BatchMaker:
                 break
         return None if best is None else best[1]
 
-    def _draw(self, asked: _Asked, tokens: int, rng: np.random.Generator) -> Arrays:
-        """Draw the inputs of a row, [1, ...], of a length that the base takes, without padding."""
+    def _draw(self, asked: _Asked, tokens: int, turn: int, rng: np.random.Generator) -> Arrays:
+        """Draw the inputs of a row, [1, ...], of a length that the base takes, without padding.
+
+        A base that takes lengths in steps gets one of the two smallest.
+        """
         most = None if asked.task is None else asked.task.max_tokens
         sizes: dict[Axis, int] = {}
         axes = dict.fromkeys(axis for record in self.manifest.inputs for axis in record.axes[1:])
         for at, axis in enumerate(axes):  # of different lengths, so that they are not mixed up
             lengths = axis_lengths(axis, self.manifest.lengths)
-            near = _length(lengths, tokens + at)
+            near = lengths.near(tokens + at if lengths.unbroken else 1)
+            near = near if lengths.unbroken or turn == 0 else lengths.at_least(near + 1) or near
             sizes[axis] = near if most is None or near <= most else lengths.at_most(most) or near
         arrays: Arrays = {}
         for record in self.manifest.inputs:
@@ -290,7 +290,7 @@ class BatchMaker:
         if _TYPES in arrays and arrays[_TYPES].any():
             yield tells({**arrays, _TYPES: np.zeros_like(arrays[_TYPES])})
         if asked.task is not None and row.context is not None:
-            yield _differ(_document(asked, self._run(asked, arrays), None), row)
+            yield _moves(_document(asked, self._run(asked, arrays), None), row.answer)
         for axis in self._padded_axes():
             size = next(arrays[one.name].shape[1] for one in self.manifest.inputs if axis in one.axes[1:2])
             longer = axis_lengths(axis, self.manifest.lengths)
@@ -310,31 +310,24 @@ class BatchMaker:
         }
 
 
-def _length(lengths: Lengths, tokens: int) -> int:
-    """Return a length that the base takes for a number of tokens: in steps, one of the three smallest."""
-    if lengths.unbroken:
-        return lengths.near(tokens)
-    found = lengths.near(1)
-    for _ in range(0 if tokens < 4 else 1 if tokens < 9 else 2):
-        found = lengths.at_least(found + 1) or found
-    return found
-
-
 def _dealt(rows: Sequence[GoldenBatchRow], reference: str) -> GoldenBatches | None:
-    """Return rows as batches: the first of each adapter, then the second ones, as many as there is room for."""
-    turns: dict[int, list[GoldenBatchRow]] = {}
-    counts = Counter[str | None]()
+    """Return rows as batches: all rows of some adapters together, as many adapters as there is room for."""
+    groups: dict[str | None, list[GoldenBatchRow]] = {}
     for row in rows:
-        turns.setdefault(counts[row.adapter], []).append(row)
-        counts[row.adapter] += 1
-    kept, numbers = list[GoldenBatchRow](), 0
-    for row in (row for turn in turns.values() for row in turn):
-        numbers += _count(row.answer)
+        groups.setdefault(row.adapter, []).append(row)
+    kept, numbers = list[list[GoldenBatchRow]](), 0
+    for group in groups.values():
+        numbers += sum(_count(row.answer) for row in group)
         if numbers <= _ALL_NUMBERS:
-            kept.append(row)
-    batches = [kept[at : at + _MOST_ROWS] for at in range(0, len(kept), _MOST_ROWS)]
+            kept.append(group)
+    # one row of each adapter, then the next one: neighbours are of different adapters
+    batches = [_in_turn(kept[at : at + _ADAPTERS]) for at in range(0, len(kept), _ADAPTERS)]
     named = tuple(GoldenBatch(f"batch {at}", tuple(some)) for at, some in enumerate(batches, 1))
     return GoldenBatches(GOLDEN_BATCHES_VERSION, reference, named) if named else None
+
+
+def _in_turn(groups: Sequence[Sequence[GoldenBatchRow]]) -> list[GoldenBatchRow]:
+    return [row for some in zip_longest(*groups) for row in some if row is not None]
 
 
 def without(batches: GoldenBatches, adapters: Sequence[str]) -> GoldenBatches | None:
@@ -424,23 +417,26 @@ def _within(context: tuple[int, int] | None, result: np.ndarray) -> npt.NDArray[
 
 def _context(task: Task, result: np.ndarray, absolute: float) -> tuple[int, int]:
     """Return tokens that may be the answer such that the best span of all tokens lies outside, if there are such."""
-    count = len(result)
-    best: tuple[int, tuple[int, int]] | None = None
-    for first in sorted(range(max(1, count - 1)), key=lambda first: abs(first - count // 2)):
-        context = first, count
-        own, free = (document(answer(task, result, None, _within(one, result))) for one in (context, None))
-        told = any(answer_faults(free, own, 2 * absolute, decided=True))
+    count, free = len(result), document(answer(task, result))
+    ends = sorted({0, 1, count // 2, count, free["first_token"], free["last_token"] + 1})
+    contexts = [pair for pair in combinations(ends, 2) if pair[1] - pair[0] > 1] or [(0, count)]
+
+    def worth(context: tuple[int, int]) -> tuple[int, int]:
+        own = document(answer(task, result, None, _within(context, result)))
         decided = is_decided(task, result, absolute, _within(context, result))
-        worth = 2 * told + decided
-        if best is None or worth > best[0]:
-            best = worth, context
-    assert best is not None  # a row has a token
-    return best[1]
+        return 2 * _moves(free, own) + decided, context[1] - context[0]
+
+    return max(contexts, key=worth)
 
 
 def _differ(found: Mapping[str, Any], row: GoldenBatchRow) -> bool:
     """Return whether an answer differs so much that a client that is off by all it may be still shows it."""
     return any(answer_faults(found, row.answer, 2 * row.absolute, decided=row.decided))
+
+
+def _moves(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two spans are at different places."""
+    return any(one[place] != other[place] for place in ("first_token", "last_token"))
 
 
 def _tells(row: GoldenBatchRow, other: GoldenBatchRow) -> bool:

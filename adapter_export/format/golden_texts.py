@@ -106,10 +106,10 @@ class GoldenText:
         pair: the second text of a pair; null for one text.
         ids: the tokens, special ones included, cut, and not padded.
         token_type_ids: the type of each token.
-        answer: what the adapter says, as every client writes it; of a token task a list with something for each token,
-            of a span its first and last token. Null where nothing was computed: then the ids alone are compared.
-        context: of a span which tokens may be the answer, those of the second text: the first of them, and the one
-            behind the last. Null for other tasks.
+        answer: the keys of the answer from arrays: for a token task an item for each token, for a span `first_token`
+            and `last_token`. Null where nothing was computed: then only the ids are compared.
+        context: of a span, the tokens that may be the answer, those of the second text: the first one, and the one
+            after the last. Null for other tasks.
         decided: whether no other choice is nearer than rounding. Where it is false, the numbers of the answer alone
             are compared.
     """

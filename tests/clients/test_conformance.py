@@ -21,7 +21,7 @@ Finding = tuple[str, str | None, bool]
 
 
 def _expected(flavours: Iterable[str], tokenizes: bool) -> set[Finding]:
-    """The base and all adapters in each flavour, a mixed batch in the bank, baked adapters, golden texts and batches."""
+    """The base and all adapters in each flavour, mixed batches in the bank, baked adapters, golden texts and rows."""
     found: set[Finding] = {("texts", name, False) for name in (*NAMES, *([None] if tokenizes else []))}
     found.add(("batches", None, True))
     for flavour in flavours:
