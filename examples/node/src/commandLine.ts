@@ -32,7 +32,7 @@ Give --adapter, --strength, --weights and --context once for all rows, or once f
   --load      load an \`.onnx_adapter\` file that was built for this bundle`;
 }
 
-/** Throws Usage if it is not clear what to do. */
+/** Parse a command line. Throws Usage if it is not one. */
 export function parse(words: string[]): Command {
   const { values, positionals, tokens } = parsed(words);
   const [name, bundle] = positionals;

@@ -13,7 +13,7 @@ import type { Bundle, Measured, Place } from "./core/bundle.js";
 import { Fault } from "./core/fault.js";
 
 export class Folder implements Place {
-  /** Where the copies lie that ONNX Runtime maps; removed at the end of the process. */
+  /** The folder with the copies that ONNX Runtime maps; removed at the end of the process. */
   private copies: string | undefined;
 
   constructor(readonly name: string) {}
@@ -22,7 +22,7 @@ export class Folder implements Place {
     return readFile(await this.checked(path));
   }
 
-  /** Graphs, and the weights beside them, are copied on the way: what is measured is what `open` opens. */
+  /** Graphs and their weights are copied while they are hashed, so that `open` opens the bytes that were measured. */
   async measure(path: string): Promise<Measured> {
     const [file, hash] = [await this.checked(path), createHash("sha256")];
     const copy = path.includes("/") ? null : await openFile(this.copyOf(path), "w").catch(noRoom);
@@ -58,7 +58,7 @@ export class Folder implements Place {
     return join((this.copies ??= privateFolder()), path);
   }
 
-  /** Where a file lies; throws a Fault if it is missing, or is a link that leads out of the bundle. */
+  /** The real path of a file. Throws a Fault if it is missing, or is a link that leads out of the bundle. */
   private async checked(path: string): Promise<string> {
     const where = join(this.name, path);
     const real = await realpath(where).catch(() => null);
@@ -73,7 +73,7 @@ export class Folder implements Place {
   }
 }
 
-/** A new folder on the disk: `/tmp` may lie in memory. */
+/** A new folder on disk: `/tmp` may be in memory. */
 function privateFolder(): string {
   const parent = !process.env.TMPDIR && existsSync("/var/tmp") ? "/var/tmp" : tmpdir();
   const made = mkdtempSync(join(parent, "adapter-bundle-"));

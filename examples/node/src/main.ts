@@ -65,7 +65,7 @@ async function main(): Promise<void> {
   return verify(bundle, command.json);
 }
 
-for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(1)); // with what is done at the end
+for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(1)); // runs the exit handlers
 
 try {
   await main();

@@ -15,13 +15,13 @@ export interface AdapterFile {
 const IDENTIFIER = "TORT";
 const FORMAT_VERSION = 1;
 const [FLOAT, INT8, FLOAT16] = [1, 3, 10]; // the types of ONNX
-const SCALE = ".scale"; // behind the name of an int8 tensor, in that of its factors
+const SCALE = ".scale"; // suffix of the name of an int8 tensor's factors
 
 /** The fields, by their numbers in the schema: of the file, and of a tensor in it. */
 const [FORMAT, MODEL_VERSION, PARAMETERS] = [0, 2, 3];
 const [NAME, DIMS, TYPE, DATA] = [0, 1, 2, 3];
 
-/** What the bytes of a file hold; throws a Fault if they are no such file, or are damaged. */
+/** Parse an adapter file. Throws a Fault if the bytes are not one, or are damaged. */
 export function parseAdapterFile(bytes: Uint8Array, where: string): AdapterFile {
   try {
     return parse(new Flatbuffer(bytes));
@@ -87,7 +87,7 @@ class Flatbuffer {
     return new TextDecoder().decode(this.bytes.subarray(at, at + length));
   }
 
-  /** Where an offset that stands here points to. */
+  /** The target of the offset at this position. */
   target(at: number): number {
     return at + this.view.getUint32(at, true);
   }

@@ -38,7 +38,7 @@ export type Keys =
   /** Without a task: the results by the name of their output. */
   | { outputs: Record<string, Nested> };
 
-/** Who answered: an adapter, or null for the base; and the type of its task, null if it is unknown. */
+/** The adapter that answered, null for the base, and the type of its task, null if unknown. */
 export interface By {
   adapter: Choice;
   task: ProblemType | null;

@@ -14,7 +14,8 @@ export function inputRows(document: unknown, manifest: Manifest): Inputs[] {
     const found = batch.map(([name, { dims }]) => `\`${name}\` [${dims.join(", ")}]`).join(", ");
     throw new Fault({ what: "inputs with different numbers of rows have a wrong shape", found });
   }
-  return Array.from({ length: [...counts][0] ?? 0 }, (_, row) => Object.fromEntries(batch.map(([name, tensor]) => [name, taken(tensor, [row])])));
+  const rows = Array.from({ length: [...counts][0] ?? 0 }, (_, row) => row);
+  return rows.map((row) => Object.fromEntries(batch.map(([name, tensor]) => [name, taken(tensor, [row])])));
 }
 
 /** Parse nested lists into tensors of the types in the manifest; their shapes are checked later. */

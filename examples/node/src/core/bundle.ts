@@ -1,4 +1,4 @@
-/** A bundle: its manifest, and its files held against their hashes, wherever they come from. */
+/** A bundle: its manifest, and its files, compared with their hashes wherever they come from. */
 import { type InferenceSession, type Tensor, env } from "onnxruntime-common";
 
 import { Fault } from "./fault.js";
@@ -21,23 +21,23 @@ import { parseSafetensors } from "./safetensors.js";
 export type Choice = string | null;
 
 const MANIFEST = "manifest.json";
-/** What no manifest lists: itself, and what is made from it: the signature, the report of a check and the model card. */
+/** Files that a manifest does not list: itself, and what is made from it (signature, check report, model card). */
 const UNLISTED = [MANIFEST, "model.sig", "check.json", "README.md"];
 
 /** The files with the weights of the base, and with the adapters of the bank. */
 const [BASE_WEIGHTS, BANK_WEIGHTS] = ["base.bin", "bank.bin"];
 
-/** In the metadata of the graphs, which parameters scale what an adapter adds: JSON. */
+/** The metadata key of the graphs for the parameters that scale an adapter's updates, as JSON. */
 const STRENGTH_KEY = "adapter_export.strength";
 
-/** Where a bundle lies: a folder, or a server. */
+/** The source of a bundle: a folder or a server. */
 export interface Place {
   readonly name: string;
   /** The bytes of a file; throws a Fault if it is missing or leads out of the bundle. */
   read(path: string): Promise<Uint8Array>;
   /** The size and the sha256 of a file, which may be larger than memory; a place may keep a copy of it for `open`. */
   measure(path: string): Promise<Measured>;
-  /** Open an ONNX graph whose weights lie in other files: the very bytes that were held against their hashes, by `files`. */
+  /** Open an ONNX graph with its weights in other files, from the bytes that `files` compared with their hashes. */
   open(graph: string, weights: string[], files: Bundle): Promise<InferenceSession>;
   /** The paths of all files, where there is a way to know. */
   list?(): Promise<string[]>;
@@ -57,7 +57,7 @@ export class Bundle {
     readonly manifest: Manifest,
   ) {}
 
-  /** Open a bundle. What is read later is held against its size and its hash then; `verify` does so with every file. */
+  /** Open a bundle. A file is compared with its size and hash when it is read; `verify` compares all of them. */
   static async open(place: Place): Promise<Bundle> {
     const [bytes, where] = [await place.read(MANIFEST), `${place.name}/${MANIFEST}`];
     const manifest = parseManifest(bytes, where);
@@ -69,20 +69,20 @@ export class Bundle {
     return new Bundle(place, manifest);
   }
 
-  /** Hold every file against its size and its hash, and the folder against the list of files. */
+  /** Compare every file with its size and hash, and the folder with the list of files. */
   async verify(): Promise<void> {
     for (const file of this.manifest.files) await this.check(file.path);
     for (const path of (await this.place.list?.()) ?? []) if (!UNLISTED.includes(path) && !isHidden(path)) this.record(path);
   }
 
-  /** Hold a file against its size and its hash, once: what is measured again may be in use. */
+  /** Compare a file with its size and hash, once: a copy that is made again may be in use. */
   async check(path: string): Promise<void> {
     const compared = async () => this.compare(this.record(path), await this.place.measure(path));
     if (!this.checked.has(path)) this.checked.set(path, compared());
     return this.checked.get(path);
   }
 
-  /** The bytes of a file, held against its hash: what is hashed is what is used. */
+  /** The bytes of a file, after they were compared with its hash. */
   async read(path: string): Promise<Uint8Array> {
     const record = this.record(path);
     const bytes = await this.place.read(path);
@@ -154,7 +154,7 @@ export class Bundle {
     return this.place.open(graph, there, this);
   }
 
-  /** Throws a Fault that names those that there are. */
+  /** Throws a Fault that lists the bundle's adapters if it is not one of them. */
   adapter(name: string): AdapterRecord {
     const record = this.manifest.adapters.find((each) => each.name === name);
     if (record) return record;
@@ -187,7 +187,7 @@ export class Bundle {
   }
 }
 
-/** Systems and downloaders put such files there by themselves. */
+/** Operating systems and download tools create hidden files. */
 function isHidden(path: string): boolean {
   return path.split("/").some((part) => part.startsWith("."));
 }
@@ -198,7 +198,7 @@ function release(version: string): number {
   return 1000 * major + minor;
 }
 
-/** Hold a file against the checksum in it: the sha256 of its bytes with zeros in place of these 64 digits. */
+/** Compare a file with the checksum in it: the sha256 of its bytes with zeros in place of these 64 digits. */
 async function checkChecksum(bytes: Uint8Array, checksum: string | undefined, where: string): Promise<void> {
   if (checksum === undefined) return;
   const text = new TextDecoder().decode(bytes).replaceAll(checksum, "0".repeat(checksum.length));

@@ -29,7 +29,7 @@ interface Normalised {
   sources: number[];
 }
 
-/** The part of the normalised text that a word stands for: for each UTF-16 unit of the word where it starts and ends. */
+/** The part of the normalised text of a word: for each UTF-16 unit of the word its start and end there. */
 interface Piece {
   starts: number[];
   ends: number[];
@@ -41,12 +41,14 @@ const CLUSTER = /[^\p{M}\u1160-\u11ff][\p{M}\u1160-\u11ff]*|[\p{M}\u1160-\u11ff]
 /** Steps of a pre-tokenizer that drop blanks. */
 const SPLITTING = ["WhitespaceSplit", "Whitespace", "BertPreTokenizer"];
 
+const BLANKS = /\s*/y;
+
 const BYTE_TOKEN = /^<0x[0-9A-F]{2}>$/;
 
 /** The sign for a blank of byte-level tokenizers. */
 const BYTE_LEVEL = "Ġ";
 
-/** The printable characters by which byte-level tokenizers write bytes, as bytes: those of Latin-1 are their own, others follow from 256. */
+/** The bytes by the printable characters that byte-level tokenizers write for them. */
 const BYTES = byteTable();
 
 /**
@@ -77,7 +79,8 @@ export function charactersOf(tokenizer: Tokenizer, sections: Sections, text: str
   }
   if (String(again) !== String(tokens)) return null;
   const trimming = stepsOf(sections.post_processor).find(({ trim_offsets: trims }) => trims);
-  return trimming && blank === BYTE_LEVEL ? found.map((place, token) => trimmed(place, again[token]!, token, trimming.add_prefix_space ?? true)) : found;
+  if (!trimming || blank !== BYTE_LEVEL) return found;
+  return found.map((place, token) => trimmed(place, again[token]!, token, trimming.add_prefix_space ?? true));
 }
 
 /** The sign by which the pre-tokenizer writes a blank; null if blanks are no part of words. */
@@ -114,7 +117,9 @@ function located(word: string, text: string, at: number, blank: string | null, i
   const isBytes = blank === BYTE_LEVEL;
   const spaced = (each: string) => (blank === null || isBytes || isSplit ? each : each.replaceAll(blank, " "));
   const { surface, starts, ends } = isBytes ? ofBytes(word) : ofText(spaced(word));
-  const [own, next] = [spaced(text), at + /^\s*/.exec(text.slice(at))![0].length];
+  const own = spaced(text);
+  BLANKS.lastIndex = at;
+  const next = at + BLANKS.exec(text)![0].length;
   const mayBeAdded = surface.startsWith(isSplit && blank !== null && !isBytes ? blank : " ");
   for (const added of !mayBeAdded ? [0] : isSplit && isBytes ? [1, 0] : [0, 1]) {
     const place = [at, next].find((each) => own.startsWith(surface.slice(added), each));
@@ -136,7 +141,7 @@ function ofText(surface: string): Piece & { surface: string } {
 
 /** A word in which each unit is a byte. */
 function ofBytes(word: string): Piece & { surface: string } {
-  const surface = new TextDecoder().decode(Uint8Array.from(word, (sign) => BYTES.get(sign)!));
+  const surface = new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(word, (sign) => BYTES.get(sign)!));
   const [starts, ends]: [number[], number[]] = [[], []];
   let at = 0;
   for (const character of surface) {
@@ -152,7 +157,8 @@ function ofBytes(word: string): Piece & { surface: string } {
 function surfaces(model: Model, word: string, { model: section = {} }: Sections): [from: number, to: number][] | null {
   const { continuing_subword_prefix: prefix, end_of_word_suffix: suffix, byte_fallback: fallsBack } = section;
   const [tokens, found] = [model.encode([word]), new Array<[number, number]>()];
-  const isUnknown = (token: string | undefined) => token !== undefined && (model.tokens_to_ids.get(token) ?? model.unk_token_id) === model.unk_token_id;
+  const idOf = (token: string) => model.tokens_to_ids.get(token) ?? model.unk_token_id;
+  const isUnknown = (token: string | undefined) => token !== undefined && idOf(token) === model.unk_token_id;
   let at = 0;
   let bytes = 0; // tokens so far of the character at this place
   for (const [index, token] of tokens.entries()) {

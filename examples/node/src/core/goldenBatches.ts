@@ -32,7 +32,8 @@ export async function replayBatches(bundle: Bundle, answer: AnswerRows): Promise
   if (!path) return null;
   const { version, batches } = JSON.parse(new TextDecoder().decode(await bundle.read(path))) as GoldenBatches;
   if (version?.split(".")[0] !== "1" || !batches?.length) {
-    throw new Fault({ what: "is not a file of golden batches that this client can read", where: path, found: `version ${version}`, expected: "1.x" });
+    const [what, found] = ["has no golden batches that this client can read", `version ${version}`];
+    throw new Fault({ what, where: path, found, expected: "1.x" });
   }
   const found: BatchFindings = { worst: 0, faults: [] };
   for (const { name, rows } of batches) {

@@ -14,7 +14,7 @@ interface GoldenText {
   pair: string | null;
   ids: number[];
   token_type_ids: number[];
-  /** Null where none was computed. */
+  /** Null if none was computed. */
   answer: Keys | null;
   context: ContextRange;
   /** Whether rounding cannot change a label or a place. */

@@ -16,7 +16,7 @@ export interface InputRecord {
   limit?: number | null;
 }
 
-/** The lengths that an axis may have: multiples of a number between two ends, without some. */
+/** The lengths that an axis may have: multiples of a number in a range, except some. */
 export interface LengthsRecord {
   minimum?: number;
   maximum?: number | null;
@@ -43,7 +43,7 @@ export interface GoldenRecord {
 
 export interface AdapterRecord {
   name: string;
-  /** What its answers mean; null without a head, or where nobody knows it. */
+  /** The meaning of its answers; null without a head, or if unknown. */
   task: Task | null;
   onnx_adapter: string;
   safetensors: string;
@@ -52,7 +52,7 @@ export interface AdapterRecord {
   /** The output that holds the result of its head; null for an adapter without one. */
   output: string | null;
   golden: GoldenRecord;
-  /** The weights that a call may give it; null if it is no weighted fusion. */
+  /** The weights that a request may set; null if it is not a weighted fusion. */
   mix?: MixRecord | null;
 }
 
@@ -76,13 +76,13 @@ export interface BankRecord {
   tensors: { name: string }[];
 }
 
-/** The bank in two graphs, below and above its first adapter: a row is computed once up to there, for all adapters. */
+/** The bank in two graphs, below and above its first adapter: a row is computed once up to there for all adapters. */
 export interface FanoutRecord {
   /** The file of the lower graph. */
   prefix: string;
-  /** The input of the upper one that chooses a row of the inputs for each of its rows. */
+  /** The input of the upper graph that selects a row of the inputs for each of its rows. */
   rows: string;
-  /** What the lower one gives and the upper one takes. */
+  /** The outputs of the lower graph that the upper one takes. */
   values: { name: string; dtype: string; axes: Axis[] }[];
 }
 
@@ -99,7 +99,7 @@ export interface Manifest {
   batch_invariant: boolean;
   graphs: Partial<Record<"slots" | "inputs" | "bank" | "fanout", string>>;
   inputs: InputRecord[];
-  /** By the name of a dynamic axis; one that is not here may have any length. */
+  /** By the name of a dynamic axis; one without a record may have any length. */
   lengths: Record<string, LengthsRecord>;
   /** Whether tokens that a mask hides change nothing in the base. */
   padding_neutral: boolean;
@@ -117,14 +117,14 @@ export interface Manifest {
   golden_texts?: string | null;
   /** Requests of several rows with the answer to each row alone; null if there are none. */
   golden_batches?: string | null;
-  /** How pictures or clips become the input; this client takes the input itself. */
+  /** How images or audio become the input; this client takes the input itself. */
   media?: { medium: "image" | "audio"; input: string; processor: string; steps: { op: string }[] | null; unknown?: string; golden?: string } | null;
-  /** The adapter that is the base's own head: it answers where none is chosen. */
+  /** The adapter that is the base's own head, and answers where no adapter is chosen. */
   head: string | null;
-  /** That of every adapter file for this graph. */
+  /** The number in every adapter file for this graph. */
   model_version: number;
   files: FileRecord[];
-  /** How each constant came to be, for whoever has the model. */
+  /** The derivation of each constant; not read here. */
   derivation?: string | null;
   /** The sha256 of the manifest's own bytes with zeros in place of these 64 digits. */
   checksum?: string;
@@ -134,7 +134,7 @@ const MAJOR = "1";
 const VERSION = /^\d{1,9}\.\d{1,9}\.\d{1,9}$/;
 const PATH_PART = /^[^\u0000-\u001f\u007f/\\:]+$/;
 
-/** The keys that a record may have; those with `?` may be left out. What a reader would ignore might change the answer. */
+/** The keys of each record; those with `?` are optional. Unknown keys are refused: they might change the answer. */
 const KEYS = {
   manifest:
     "version producer minimum_onnxruntime opset base base_precision batch_invariant padding_neutral counts_padding " +
@@ -205,7 +205,7 @@ function checkKeys(manifest: Manifest, where: string): void {
   if (manifest.media) checkRecord(manifest.media, "media", where);
 }
 
-/** Give each task what it leaves out; a head needs one, and a task an output of its type. */
+/** Set the defaults of tasks. Throws a Fault if `head` is not an adapter with a task. */
 function completeTasks(manifest: Manifest, where: string): void {
   for (const record of manifest.adapters) {
     record.output ??= null;
@@ -233,7 +233,7 @@ function checkRecord(record: unknown, kind: keyof typeof KEYS, where: string): v
   if (missing.length) throw new Fault({ what: "lacks what a manifest has", where, found: `no \`${missing.join("`, `")}\`` });
 }
 
-/** The lengths of an axis: of a number that alone, of a free one any. */
+/** The lengths of an axis: a number has only that, a name without a record any. */
 export function lengthsOf({ lengths }: Manifest, axis: Axis): LengthsRecord {
   return typeof axis === "number" ? { minimum: axis, maximum: axis } : (lengths[axis] ?? {});
 }
@@ -242,7 +242,7 @@ export function isAllowed(length: number, { minimum = 1, maximum, multiple_of = 
   return length >= minimum && length <= (maximum ?? Infinity) && length % multiple_of === 0 && !exceptions.includes(length);
 }
 
-/** The smallest length that is no smaller; undefined if there is none. */
+/** The smallest allowed length that is not below a number; undefined if there is none. */
 export function nextLength(length: number, lengths: LengthsRecord): number | undefined {
   const [step, last] = [lengths.multiple_of ?? 1, lengths.maximum ?? Infinity];
   let found = Math.ceil(Math.max(length, lengths.minimum ?? 1) / step) * step;
@@ -303,7 +303,7 @@ function checkBank({ rows }: BankRecord, adapters: AdapterRecord[], where: strin
   if (!good) throw new Fault({ what: "has a bank with rows that are no adapters", where, found: rows.join(", ") });
 }
 
-/** Every file that is used has a hash. */
+/** Throws a Fault if a file that the manifest names has no hash. */
 function checkPaths({ graphs, fanout, adapters, golden, text, golden_texts, golden_batches, media, files }: Manifest, where: string): void {
   const listed = new Set(files.map((file) => file.path));
   const ofAdapters = adapters.flatMap((record) => [record.onnx_adapter, record.safetensors, record.baked, record.golden.path]);

@@ -1,10 +1,10 @@
-/** What an ONNX file says of itself: this binding of ONNX Runtime does not tell. */
+/** Reads the metadata of an ONNX file, which this binding of ONNX Runtime does not expose. */
 
 /** The fields, by their numbers in onnx.proto: of the model, and of an entry of its metadata. */
 const METADATA = 14;
 const [KEY, VALUE] = [1, 2];
 
-/** The text under a key in the metadata of a model; null if there is none. Throws a RangeError where the bytes are no ONNX file. */
+/** The text under a key in the metadata of a model; null if there is none. Throws a RangeError if the bytes are not an ONNX file. */
 export function metadataOf(model: Uint8Array, key: string): string | null {
   for (const [number, entry] of fields(model)) {
     if (number !== METADATA) continue;

@@ -1,4 +1,4 @@
-/** What a caller hands in, held against the manifest before ONNX Runtime sees it. */
+/** Checks inputs and adapters against the manifest before ONNX Runtime sees them. */
 import { Tensor } from "onnxruntime-common";
 
 import { Fault } from "./fault.js";
@@ -77,8 +77,8 @@ export interface Head {
 export const NO_HEAD: Head = { output: null, task: null };
 
 /**
- * The head that an adapter fills, as its tensors show it; one without tensors is the one that is said.
- * Throws a Fault if there are several, or it is none for the task.
+ * The head that an adapter fills, by its tensors, or by its record if the head has none.
+ * Throws a Fault if it fills several, or if the head does not fit the task.
  */
 export function headOf(tensors: Map<string, Tensor>, manifest: Manifest, { output, task }: Head, where: string): Head {
   const head = filledHead(tensors, manifest, where) ?? manifest.heads.find((each) => each.output === output) ?? null;
@@ -92,7 +92,7 @@ export function headOf(tensors: Map<string, Tensor>, manifest: Manifest, { outpu
   return { output: head.output, task };
 }
 
-/** None where all slots of heads lie idle. */
+/** The head whose slots are not neutral; null if all are. */
 function filledHead(tensors: Map<string, Tensor>, manifest: Manifest, where: string): HeadRecord | null {
   const filled = manifest.slots.filter((slot) => slot.site === HEAD && !isNeutral(tensors.get(slot.name)!, slot));
   const found = manifest.heads.filter((head) => filled.some((slot) => slot.graph === head.graph));
@@ -100,7 +100,7 @@ function filledHead(tensors: Map<string, Tensor>, manifest: Manifest, where: str
   return found[0] ?? null;
 }
 
-/** What a tensor's axes must be: an idle one may be shorter along those that are numbers. */
+/** The axes that a tensor must have: a neutral one may be shorter along axes that are numbers. */
 function axesOf(slot: SlotRecord, tensor: Tensor): Axis[] {
   if (!isNeutral(tensor, slot)) return slot.axes;
   return slot.axes.map((axis, at) => (typeof axis === "number" ? slot.neutral[at]! : axis));
@@ -113,10 +113,10 @@ export function isNeutral(tensor: Tensor, slot: SlotRecord): boolean {
 }
 
 /**
- * The weights of a fusion that a call gives, for every slot that holds them, in the place of the adapter's tensors.
- * Throws a Fault if it is no fusion, or a member has no finite weight: one left out would be a guess.
+ * The tensors of a fusion's weights, which replace those of the adapter.
+ * Throws a Fault if it is not a fusion, or a member has no finite weight.
  *
- * @param rows weights by the names of the members: once for all rows of the batch, or once for each.
+ * @param rows weights by the names of the members, once for all rows of the batch or once for each.
  */
 export function weightTensors(mix: MixRecord | null, rows: Record<string, number>[], where: string): Map<string, Tensor> {
   if (!mix) throw new Fault({ what: "has no weights that a call could give", where, expected: "a weighted fusion of the bundle" });
@@ -132,15 +132,15 @@ export function weightTensors(mix: MixRecord | null, rows: Record<string, number
   return new Map(slots.map((slot) => [slot, tensor]));
 }
 
-/** By the names of graphs at sites, the parameters by which what they add is made larger or smaller; null where there are none. */
+/** For each graph at sites, the parameters that scale what it adds; null if it cannot be scaled. */
 export type StrengthParameters = Record<string, string[] | null>;
 
-/** More is no request, but an error of units. */
+/** A larger factor is an error of units. */
 const STRONGEST = 1000;
 
 /**
- * Those tensors of an adapter that are others where what it adds is `strength` times as large; heads stay as they are.
- * Throws a Fault if the adapter has no strength: what it computes is no sum with such a part.
+ * The tensors of an adapter that change when its updates are multiplied by `strength`; heads are not scaled.
+ * Throws a Fault if what the adapter computes is not a sum with such an update.
  */
 export function scaledTensors(
   tensors: Map<string, Tensor>,
@@ -165,7 +165,7 @@ export function scaledTensors(
   );
 }
 
-/** Throws a Fault if a number is no strength. */
+/** Throws a Fault if a number is not a strength. */
 export function checkStrength(strength: number): void {
   if (typeof strength === "number" && strength >= -STRONGEST && strength <= STRONGEST) return;
   const expected = `a number from ${-STRONGEST} to ${STRONGEST}`;
@@ -183,7 +183,7 @@ export function neutralTensors(manifest: Manifest): Map<string, Tensor> {
   );
 }
 
-/** Names get their lengths where they come up first. */
+/** The first axis of a name sets its length. */
 function fits(dims: readonly number[], axes: Axis[], sizes: Map<string, number>, scope = ""): boolean {
   if (dims.length !== axes.length) return false;
   return axes.every((axis, at) => {
@@ -195,13 +195,13 @@ function fits(dims: readonly number[], axes: Axis[], sizes: Map<string, number>,
   });
 }
 
-/** The base would compute something else, without a word, at lengths that it was not made for. */
+/** The base computes wrong results, without an error, at lengths that it was not captured for. */
 function checkLengths(dims: readonly number[], { name, axes }: InputRecord, manifest: Manifest): void {
   axes.forEach((axis, at) => {
     const lengths = lengthsOf(manifest, axis);
     if (isAllowed(dims[at]!, lengths)) return;
     const [what, where] = ["an input has a length that the base does not take", `\`${name}\`, axis \`${axis}\``];
-    throw new Fault({ what, where, found: `${dims[at]}`, expected: lengthsText(lengths), fix: "shorten it, or fill it up" });
+    throw new Fault({ what, where, found: `${dims[at]}`, expected: lengthsText(lengths), fix: "shorten it, or pad it" });
   });
 }
 
@@ -216,7 +216,7 @@ function checkMask(tensor: Tensor, where: string): void {
   throw new Fault({ what: "a mask that leaves no token, or is none", where, expected });
 }
 
-/** Negative ids count from the end of the table without a word. */
+/** ONNX Runtime reads a negative id from the end of the table, without an error. */
 function checkIds(tensor: Tensor, record: InputRecord): void {
   const limit = record.limit;
   if (limit === null || limit === undefined) return;

@@ -62,7 +62,7 @@ export class Bank {
   }
 }
 
-/** Any number of adapters for each row of the inputs, which is computed once up to the first of them. */
+/** Any number of adapters for each row, which is computed once up to the first site of an adapter. */
 export class Fanout {
   private constructor(
     private readonly bundle: Bundle,
@@ -72,24 +72,24 @@ export class Fanout {
   ) {}
 
   /**
-   * @param prefixBytes in how many bytes what `below` gives for a row is kept, for calls with this very row, its padding and
-   *     mask included. Throws a Fault if rows would be kept that influence each other.
+   * @param prefixBytes the size of a cache of what `below` gives for a row, by all of its inputs. Throws a Fault if the rows of a
+   *     call influence each other.
    */
   static async open(bundle: Bundle, prefixBytes = 0): Promise<Fanout> {
     if (prefixBytes > 0 && !bundle.manifest.batch_invariant) {
       const found = "a graph in which rows of a batch influence each other";
-      throw new Fault({ what: "texts cannot be kept up to the first adapter", found });
+      throw new Fault({ what: "rows cannot be kept up to the first adapter", found });
     }
     const rows = prefixBytes > 0 ? new PrefixCache(prefixBytes) : null;
     return new Fanout(bundle, await bundle.open("prefix"), await bundle.open("fanout"), rows);
   }
 
-  /** What became of the rows that could be kept. */
+  /** The counters of the cache of rows. */
   get prefixes(): PrefixCounts | null {
     return this.rows?.counts ?? null;
   }
 
-  /** What no adapter has a part in. It may be kept, for a call with these very inputs. */
+  /** The values below the first adapter. They may be kept for another call with the same inputs. */
   async below(inputs: Inputs): Promise<Outputs> {
     checkInputs(inputs, this.bundle.manifest);
     const { rows } = this;
@@ -107,7 +107,7 @@ export class Fanout {
     return Object.fromEntries(axes.map(([name, axis]) => [name, joined(keys.map((key) => found.get(key)![name]!), axis)]));
   }
 
-  /** Each value that crosses, and which of its axes has the rows. */
+  /** Each value between the two graphs, and its axis of the rows. */
   private axes(): [name: string, axis: number][] {
     const batch = this.bundle.manifest.inputs[0]!.axes[0]!;
     return this.bundle.fanout.values.map(({ name, axes }) => {
@@ -117,16 +117,16 @@ export class Fanout {
     });
   }
 
-  /** Each row through an adapter of its own. */
+  /** Run each row through its own adapter. */
   async runRows(inputs: Inputs, choices: Choice[]): Promise<Result> {
     checkRows(inputs, this.bundle, choices);
     return this.run(inputs, [...choices.keys()], choices);
   }
 
   /**
-   * @param rows for each row of the outputs the row of the inputs that it continues.
-   * @param choices for each row of the outputs its adapter.
-   * @param below what `below` gave for these inputs.
+   * @param rows for each row of the outputs, the row of the inputs that it continues.
+   * @param choices for each row of the outputs, its adapter.
+   * @param below the result of `below` for these inputs.
    */
   async run(inputs: Inputs, rows: number[], choices: Choice[], below?: Outputs): Promise<Result> {
     const [values, batch] = [below ?? (await this.below(inputs)), batchOf(inputs)];
@@ -180,7 +180,7 @@ function outputsOf(bundle: Bundle, heads: Head[]): string[] {
 function rowOf(bundle: Bundle, choice: Choice): number {
   const at = bundle.bank.rows.indexOf(choice);
   if (at >= 0) return at;
-  if (choice !== null) bundle.adapter(choice); // says which there are
+  if (choice !== null) bundle.adapter(choice); // throws a Fault that lists the adapters
   throw new Fault({ what: "is not in the bank", where: `adapter \`${choice ?? "base"}\`` });
 }
 

@@ -25,7 +25,7 @@ export function parseSafetensors(bytes: Uint8Array, where: string): Map<string, 
   }
 }
 
-/** Tensors lie one behind the other, without gaps, to the end of the file. */
+/** Throws if tensors overlap, leave gaps, or do not end with the file. */
 function checkSpans(entries: Entry[], size: number): void {
   let at = 0;
   const spans = entries.map((entry) => entry.data_offsets).sort(([a, b], [c, d]) => a - c || b - d);

@@ -12,7 +12,7 @@ import type { Outputs } from "./runners.js";
 import type { Task } from "./task.js";
 import { type Asked, type ReadText, type TextAnswer, TextReader } from "./text.js";
 
-/** What answers a row. */
+/** The adapter of a row and how it is applied. */
 export interface Chosen {
   /** Default: the base's own head if the bundle has one, or the base. */
   adapter?: Choice;
@@ -95,7 +95,7 @@ export class Service {
     return this.answerRead(await this.read(rows));
   }
 
-  /** Check rows, and make tokens of texts as the task of each one's adapter says. */
+  /** Check rows and tokenize texts by the task of each row's adapter. */
   async read(rows: Row[]): Promise<ReadRow[]> {
     if (!rows.length) throw new Fault({ what: "there are no rows", expected: "at least one" });
     const found: ReadRow[] = [];

@@ -59,7 +59,10 @@ export function withoutPadding(inputs: Inputs, manifest: Manifest, pads: boolean
   return { inputs: found, moved };
 }
 
-/** Pad a row without padding to the next length that the base takes. Throws a Fault if there is none, or if padding would change the result. */
+/**
+ * Pad a row, which has no padding, to the next length that the base takes. Throws a Fault if there is none, or if padding would
+ * change the result.
+ */
 export function padded(inputs: Inputs, manifest: Manifest, pads: boolean): Arranged {
   const moved: Extent[] = [];
   let found = inputs;
@@ -96,7 +99,7 @@ export function calls(rows: Inputs[], { batch_invariant, inputs: records, output
   return [...found.values()];
 }
 
-/** What the masks say of the axes of tokens; that of a mask `[batch, tokens]`. */
+/** The tokens along each axis that has a mask `[batch, tokens]`. */
 function extentsOf(inputs: Inputs, { inputs: records }: Manifest): Extent[] {
   return records.flatMap(({ name, role, axes }) => {
     if (role !== "mask" || axes.length !== 2) return [];

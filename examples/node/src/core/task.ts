@@ -1,7 +1,7 @@
-/** The contract between a text and the answer of an adapter (docs/format.md, "Tasks"). */
+/** The contract between a row and the answer of an adapter (docs/format.md, "Tasks"). */
 import { Fault } from "./fault.js";
 
-/** The activations that each problem type may have, its own first. */
+/** The activations of each problem type, the default first. */
 const ACTIVATIONS = {
   single_label: ["softmax"],
   multi_label: ["sigmoid"],
@@ -16,26 +16,26 @@ const ACTIVATIONS = {
 export type ProblemType = keyof typeof ACTIVATIONS;
 export type Activation = "softmax" | "sigmoid" | "identity";
 
-/** What a head gives: numbers of a text, numbers of each token, or a vector. */
+/** The result of a head: numbers of a row, numbers of each token, or a vector. */
 export type Result = "logits" | "token_logits" | "embedding";
 
 export interface Task {
   type: ProblemType;
-  /** The name of each class in the order of the logits, of those types whose answers have names. */
+  /** The name of each class in the order of the logits; empty for types without names. */
   labels: string[];
   activation: Activation;
-  /** Of multi_label: for each label the probability from which on it applies. */
+  /** Of multi_label: for each label the lowest probability at which it applies. */
   thresholds: number[];
   input: "text" | "pair" | "image" | "audio";
-  /** The most tokens of a row, special tokens included; null where only the base limits them. */
+  /** The maximum number of tokens of a row, special tokens included; null if only the base limits it. */
   max_tokens: number | null;
   truncation: "right" | "left";
-  /** The digest of the tokenizer that it was trained with; null if it is not known. */
+  /** The digest of the tokenizer that it was trained with; null if unknown. */
   tokenizer: string | null;
   pooling: "mean" | "first" | null;
   normalised: boolean;
   prefix: string;
-  /** The digest of the processor that it was trained with; null if it is not known, or it reads texts. */
+  /** The digest of the processor that it was trained with; null if unknown, or if it reads texts. */
   processor: string | null;
 }
 
@@ -48,7 +48,7 @@ export function resultOf(type: ProblemType): Result {
   return type === "token" || type === "span" ? "token_logits" : "logits";
 }
 
-/** The record with everything that it leaves out; throws a Fault if it is none. */
+/** A task with the defaults of absent keys. Throws a Fault if the record breaks the format. */
 export function parseTask(document: unknown, where: string): Task {
   const given = Object(document) as Partial<Task>;
   const type = given.type!;
@@ -99,7 +99,7 @@ export function checkWidth({ type, labels }: Task, width: number, where: string)
   throw new Fault({ what, where, found: labels.length ? `${wanted} labels` : `${width} numbers`, expected: `${labels.length ? width : wanted}` });
 }
 
-/** What is wrong with one key, by its name. */
+/** For each key, whether its value is invalid. */
 const FAULTS: Record<Exclude<keyof Task, "type" | "labels">, (task: Task) => boolean> = {
   activation: ({ type, activation }) => !(ACTIVATIONS[type] as readonly Activation[]).includes(activation),
   thresholds: ({ thresholds }) => !thresholds.every((number) => number >= 0 && number <= 1),

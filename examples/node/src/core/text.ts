@@ -1,4 +1,4 @@
-/** Texts to tokens, as the record of each one's adapter says, and the answers to them in the words of the text. */
+/** Texts to tokens by the task of each row's adapter, and their answers in terms of the text. */
 import { Tensor } from "onnxruntime-common";
 
 import { type By, type Context, type Keys, type Nested, type Prediction, type TokenSpan, answerTo, choose } from "./answers.js";
@@ -112,7 +112,8 @@ export class TextReader {
     if (asked.choices && task) return choose(answers.map((each) => ("score" in each ? each.score : NaN)));
     if (asked.choices && "outputs" in answer) return { outputs: ofEach(answers) };
     if ("tokens" in answer) {
-      const characters = [0, 1].map((part) => (part === 0 || asked.pair !== undefined ? this.tokens.characters(textOf(asked, part)) : null));
+      const parts = asked.pair === undefined ? [0] : [0, 1];
+      const characters = parts.map((part) => this.tokens.characters(textOf(asked, part)));
       return {
         tokens: answer.tokens.flatMap((one, index) => {
           const place = row.places[index];

@@ -17,7 +17,7 @@ export interface Row {
   tokens: string[];
   /** Of each token its text, 0 or 1, and its place there before it was cut; null of a special token. */
   places: ({ part: number; at: number } | null)[];
-  /** How many tokens the whole text has. */
+  /** The number of tokens before the row was cut. */
   found: number;
 }
 
@@ -26,13 +26,13 @@ interface Config extends Sections {
   truncation?: { direction?: string; strategy?: string } | null;
 }
 
-/** The longest text that is made tokens: a longer one is a file that was meant to be many texts. */
+/** The limit for one text: a longer one is a file that was meant to be many texts. */
 const MOST_CHARACTERS = 1_000_000;
 
-/** Half of a surrogate pair, and NUL, which ends a string in C. */
+/** Half of a surrogate pair, or NUL, which ends a string in C. */
 const NO_TEXT = /[\u{d800}-\u{dfff}\0]/u;
 
-/** What Unicode and the regular expressions of JavaScript do not both take for blanks: the next line, and the byte order mark. */
+/** Characters that are blanks either in Unicode or in JavaScript's regular expressions: NEL and the byte order mark. */
 const BLANK_TO_ONE = /[\u0085\ufeff]/;
 
 export class Tokens {
@@ -56,7 +56,7 @@ export class Tokens {
     }
   }
 
-  /** Throws a Fault if the text is none, is too long, or cannot be cut to the limit. */
+  /** Throws a Fault if a text is not valid Unicode, is too long, or cannot be cut to the limit. */
   row(texts: string[], limit: number, side: Side): Row {
     for (const text of texts) {
       checkText(text);
@@ -84,7 +84,7 @@ export class Tokens {
     return charactersOf(this.tokenizer, this.sections, text, tokens);
   }
 
-  /** The special tokens around those of the texts, which are given by their places. */
+  /** Add the special tokens around those of the texts, which are given by their places. */
   private arranged(parts: number[][]): { places: Row["places"]; names: string[]; types: number[] } {
     const marked = parts.map((places, part) => places.map((at) => `\0${part}/${at}`));
     const [first = [], second = null] = marked;
@@ -102,7 +102,7 @@ export class Tokens {
     return { places, names: tokens, types: token_type_ids ?? places.map((place) => place?.part ?? 0) };
   }
 
-  /** The library would end words elsewhere than the tokenizers that models are trained with, and give other ids. */
+  /** Refuse a text for which the library would end words elsewhere than the tokenizers that models are trained with. */
   private checkBlanks(text: string): void {
     const { normalizer } = this.tokenizer;
     const found = BLANK_TO_ONE.exec(normalizer ? normalizer(text) : text);
@@ -118,7 +118,7 @@ export class Tokens {
     return id;
   }
 
-  /** How many tokens of each text of a pair are kept. */
+  /** The number of tokens to keep of each text of a pair. */
   private lengths(counts: number[], room: number): number[] {
     const [first, second] = counts as [number, number];
     const excess = first + second - room;
@@ -131,8 +131,8 @@ export class Tokens {
 }
 
 /**
- * JavaScript makes a capital sigma at the end of a word ς, and the tokenizers that models are trained with, which lower one
- * character at a time, σ: other ids.
+ * Lower a capital sigma at the end of a word to σ, as the tokenizers that models are trained with do: they lower one character at a
+ * time. JavaScript makes it ς, which gives other ids.
  */
 function lowerByCharacter(tokenizer: Tokenizer): void {
   const { normalizer } = tokenizer;
@@ -141,7 +141,7 @@ function lowerByCharacter(tokenizer: Tokenizer): void {
   tokenizer.normalizer = lowered as typeof normalizer;
 }
 
-/** The longer text loses tokens until both are of one length; then both do. */
+/** The longer text loses tokens until both have the same length, then both in turn. */
 function longestFirst(first: number, second: number, room: number): number[] {
   const short = Math.min(first, second);
   const [less, more] = 2 * short <= room ? [short, room - short] : [Math.floor(room / 2), Math.ceil(room / 2)];
