@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_bundle import Built
+from small_bundle import Built, build_small
+from tiny_onnx import random_adapter, save_tiny
 
 import adapter_export as ae
+from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.faults import FAULTS, Copy
 from adapter_export.bundle.proof.proof_plan import Reference
 from adapter_export.bundle.proof.selftest import self_test
 from adapter_export.errors import ParityError, UsageError
+from adapter_export.graph.kinds import BottleneckOptions, pfeiffer
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from schemas import validate
 
@@ -24,6 +29,8 @@ LOCATED = {
     "a tensor missing from an adapter",
     "two rows of the bank exchanged",
     "two labels exchanged",
+    "an answer of another row in golden batches",
+    "another adapter of a row in golden batches",
 }
 FOUND = {
     "a site left out",
@@ -55,6 +62,25 @@ def test_faults_are_found_and_located_and_the_bundle_stays_as_it_is(built: Built
     assert {found[name].status for name in ABSENT} == {"not applicable"}
     assert all(found[name].detail and found[name].places for name in LOCATED | FOUND)
     assert contents(built.folder) == before
+
+
+def test_padding_that_is_said_to_change_nothing(tmp_path: Path) -> None:
+    built = build_small(tmp_path, ["slots"], counts_padding=True)
+    reference = Reference(str(built.model), CutRunner(built.base))
+    kinds = ["padding said to change nothing", "padding said to change no adapter"]
+    found = list(self_test(OpenedBundle.open(built.folder), reference, kinds, seed=3))
+    assert {one.name: one.status for one in found} == {kinds[0]: "located", kinds[1]: "not applicable"}
+
+
+def test_padding_that_is_said_to_change_no_adapter(tmp_path: Path) -> None:
+    base = open_onnx(save_tiny(tmp_path))
+    gated = random_adapter("gated", pfeiffer(BottleneckOptions(gate=True)), base, labels="ab")
+    cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 2, "tokens": 5}])
+    runner = CutRunner(base)
+    build_bundle(base, [gated], tmp_path / "bundle", references=runner, cases=cases, flavours=[])
+    kinds = ["padding said to change no adapter"]
+    (found,) = self_test(OpenedBundle.open(tmp_path / "bundle"), Reference("base", runner), kinds, seed=3)
+    assert found.status == "located"
 
 
 def test_what_is_not_seen_is_said_to_be_missed(built: Built) -> None:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from adapter_export.bundle.golden import write_golden
 from adapter_export.bundle.opened import Graph, OpenedBundle
+from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import Weights
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.lengths import Lengths
@@ -29,7 +30,9 @@ from adapter_export.onnx_backend.graft.surgery import NODE_SITE_KEY
 from adapter_export.onnx_backend.slots import slot_tensors
 from adapter_export.runtime.adapter_file import write_adapter_file
 
-Area = Literal["base weights", "base nodes", "shapes", "sites", "adapters", "bank", "inputs graph", "manifest", "texts"]
+Area = Literal[
+    "base weights", "base nodes", "shapes", "sites", "adapters", "bank", "inputs graph", "manifest", "texts", "batches"
+]
 
 Drawn = TypeVar("Drawn")
 
@@ -1104,6 +1107,16 @@ _MANIFEST = _kinds(
                 else None
             )
         ),
+        "padding said to change no adapter": _said(
+            lambda _, m: (
+                (replace(m, counts_padding=()), ["padding", "counts_padding", *m.counts_padding])
+                if m.counts_padding
+                else None
+            )
+        ),
+        "rows said not to influence each other": _said(
+            lambda _, m: None if m.batch_invariant else (replace(m, batch_invariant=True), ["batch_invariant"])
+        ),
         "rows said to influence each other": _said(
             lambda _, m: (replace(m, batch_invariant=False), ["batch_invariant"]) if m.batch_invariant else None
         ),
@@ -1180,5 +1193,58 @@ _TEXTS = _kinds(
     },
 )
 
-FAULTS: tuple[Fault, ...] = (*_WEIGHTS, *_NODES, *_SHAPES, *_SITES, *_ADAPTERS, *_BANK, *_INPUTS, *_MANIFEST, *_TEXTS)
+# Golden batches.
+
+
+def _batch(change: Callable[[list[dict[str, object]], Copy], Sequence[Place] | None]) -> Plant:
+    """Change the rows of one golden batch."""
+
+    def plant(copy: Copy) -> Sequence[Place] | None:
+        path = copy.manifest.golden_batches
+        if path is None:
+            return None
+        document = json.loads((copy.folder / path).read_text("utf-8"))
+        batch = copy.choose(document["batches"])
+        places = None if batch is None else change(batch["rows"], copy)
+        if places is not None:
+            file = copy.change(path)
+            file.unlink()
+            file.write_text(json.dumps(document, ensure_ascii=False), "utf-8")
+        return places
+
+    return plant
+
+
+def _name(row: Mapping[str, object]) -> Place:
+    return str(row["adapter"] or BASE)
+
+
+def _two_answers(rows: list[dict[str, object]], copy: Copy) -> Sequence[Place] | None:
+    pair = copy.choose([(one, other) for one, other in combinations(rows, 2) if one["answer"] != other["answer"]])
+    if pair is None:
+        return None
+    one, other = pair
+    one["answer"], other["answer"] = other["answer"], one["answer"]
+    return [_name(one), _name(other)]
+
+
+def _another_adapter(rows: list[dict[str, object]], copy: Copy) -> Sequence[Place] | None:
+    pair = copy.choose([(one, other) for one in rows for other in rows if one["adapter"] != other["adapter"]])
+    if pair is None:
+        return None
+    pair[0]["adapter"] = pair[1]["adapter"]
+    return [_name(pair[0])]
+
+
+_BATCHES = _kinds(
+    "batches",
+    {
+        "an answer of another row in golden batches": _batch(_two_answers),
+        "another adapter of a row in golden batches": _batch(_another_adapter),
+    },
+)
+
+_STORED = (*_ADAPTERS, *_BANK, *_INPUTS, *_MANIFEST, *_TEXTS, *_BATCHES)
+
+FAULTS: tuple[Fault, ...] = (*_WEIGHTS, *_NODES, *_SHAPES, *_SITES, *_STORED)
 """Every kind, in the order in which they are planted."""

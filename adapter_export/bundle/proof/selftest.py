@@ -147,7 +147,7 @@ def _outcome(
             return record("located", places, located)
     if said:
         return record("found", places, said[0])
-    unlike = "" if fault.area in ("manifest", "texts") else _differs(bundle, copy, plan)
+    unlike = "" if fault.area in ("manifest", "texts", "batches") else _differs(bundle, copy, plan)
     same = "every output of every graph has the same bits"
     return record("missed", places, unlike) if unlike is not None else record("without effect", places, same)
 
