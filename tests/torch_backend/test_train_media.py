@@ -210,3 +210,49 @@ def test_clips_are_learnt_and_answered_by_whispers_encoder(tmp_path: Path) -> No
         reader.read([tmp_path / "long.wav"], "pitch", long="refuse")
     with pytest.raises(RequestError, match="not read in windows"):
         reader.read([tmp_path / "long.wav"], "pitch", long="windows")
+
+
+def test_clips_of_different_lengths_are_trained_without_padding(tmp_path: Path) -> None:
+    """Wav2Vec2 reads no mask: each call has clips of one length, and the bundle confirms the scores."""
+    import torch
+    import transformers as hf
+
+    from adapter_export.torch_backend.base.own_processors import own_media
+    from adapter_export.torch_backend.base.torch_base import save_base
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes |= {"num_feat_extract_layers": 2, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    torch.manual_seed(0)
+    model = hf.Wav2Vec2Model(hf.Wav2Vec2Config(conv_dim=(8, 8), conv_stride=(2, 2), conv_kernel=(3, 3), **sizes)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.normal_(0, 0.2)
+    hf.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "processor")
+    axes = {"input_values": {0: "batch", 1: "samples"}}
+    example = {"input_values": torch.randn(2, 400)}
+    save_base(model, example, tmp_path / "model.pt", axes=axes, media=own_media(tmp_path / "processor"))
+    for part, seconds in (("short", 0.03), ("middle", 0.04), ("long", 0.05)):
+        make_clips(tmp_path / part, seconds)
+    for label in ("low", "high"):
+        for part in ("short", "middle", "long"):
+            for number, file in enumerate(sorted((tmp_path / part / label).iterdir())):
+                place = tmp_path / ("test" if number < 3 else "learn") / label
+                place.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, place / f"{part}-{file.name}")
+    notes: list[str] = []
+    adapter = ae.train(
+        tmp_path / "model.pt",
+        tmp_path / "learn",
+        test_data=tmp_path / "test",
+        name="pitch",
+        epochs=2,
+        batch_size=4,
+        bottleneck=4,
+        on_note=notes.append,
+    )
+    assert "padding changes results: only rows of one length share a call" in notes
+    bundle = ae.build(tmp_path / "model.pt", [adapter], tmp_path / "bundle", flavours=("slots",))
+    found = ae.evaluate(bundle, tmp_path / "test", resamples=0)
+    assert found.held is not None
+    assert found.held.passed
