@@ -378,7 +378,7 @@ class Manifest:
         golden_texts: texts, the ids that the tokenizer makes of them, and the answers of the adapters; null in a bundle
             without a tokenizer.
         golden_batches: requests of several rows with different lengths and adapters, and the reference's answer to each
-            row alone. Null if an input is a cache or takes other numbers than integers.
+            row alone. Null if an input is a cache or takes other numbers than integers, or if every answer is large.
         media: how pictures or clips become the input; null if the base reads none, or that is not known.
         derivation: how each constant of the graph with slots came to be, for whoever has the model; null in a bundle of
             an older release.

@@ -15,6 +15,8 @@ import httpx
 import numpy as np
 import pytest
 
+from adapter_export.bundle.texts import answer_faults
+from adapter_export.format.golden_batches import read_golden_batches
 from adapter_export.runtime import Bundle, Session
 from adapter_export.text import MOST_CHARACTERS, Tokenizer
 
@@ -95,6 +97,25 @@ def test_a_long_text_is_cut_and_said(service: httpx.Client) -> None:
     found = service.post("/answer", json={"adapter": "wide", "texts": ["moon " * 600, "moon"]}).json()["rows"]
     assert found[0]["cut"] == 600 + 2 - 512
     assert "cut" not in found[1]
+
+
+def test_golden_batches_as_padded_arrays(service: httpx.Client, conformance_bundle: Path) -> None:
+    """Padding after the tokens changes no answer; what it hides is not in the outputs of the base."""
+    for batch in read_golden_batches(conformance_bundle / "golden" / "batches.json").batches:
+        longest = max(len(row.inputs["input_ids"]) for row in batch.rows)
+        padded = {
+            name: [row.inputs[name] + [0] * (longest - len(row.inputs[name])) for row in batch.rows]
+            for name in batch.rows[0].inputs
+        }
+        body = {"adapters": [row.adapter for row in batch.rows], "inputs": padded}
+        found = service.post("/answer", json=body).json()["rows"]
+        assert [one["adapter"] for one in found] == body["adapters"]
+        for one, row in zip(found, batch.rows, strict=True):
+            said = {key: value for key, value in one.items() if key not in ("adapter", "task")}
+            if row.adapter is None:
+                tokens = len(row.inputs["input_ids"])
+                said["outputs"]["last_hidden_state"] = said["outputs"]["last_hidden_state"][:tokens]
+            assert not list(answer_faults(said, row.answer, row.absolute, decided=row.decided))
 
 
 def test_outputs_of_arrays(service: httpx.Client, session: Session) -> None:

@@ -28,6 +28,7 @@ from adapter_export.cli.bundles.run_rows import read_arrays, read_file
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.derivation import read_derivation
 from adapter_export.format.files import canonical_json
+from adapter_export.format.golden_batches import read_golden_batches
 from adapter_export.format.golden_texts import read_golden_texts
 from adapter_export.format.labelled import Columns, labelled_rows
 from adapter_export.format.manifest_json import read_manifest
@@ -45,7 +46,8 @@ from adapter_export.text import Pair, Tokenizer, try_tokenizer
 
 LIGHT = (
     *("manifest", "derivation", "adapter", "safetensors", "onnx_adapter", "onnx", "onnx of a cache"),
-    *("onnx of fused", "site map", "tokenizer", "golden texts", "npz", "picture", "clip", "csv", "jsonl", "rows"),
+    *("onnx of fused", "site map", "tokenizer", "golden batches", "golden texts", "npz", "picture"),
+    *("clip", "csv", "jsonl", "rows"),
 )
 """The names of the readers that need no torch."""
 
@@ -279,6 +281,9 @@ def light_readers(made: Path) -> dict[str, Reader]:
         "onnx of fused": _of(change.of_onnx, _graph, "a.onnx", _fused().SerializeToString()),
         "site map": _of(change.of_json, read_site_map, "s.json", canonical_json(_SITE_MAP)),
         "tokenizer": _of(change.of_json, _tokens, "tokenizer.json", canonical_json(_TOKENIZER)),
+        "golden batches": _of(
+            change.of_json, read_golden_batches, "b.json", (bundle / "golden" / "batches.json").read_bytes()
+        ),
         "golden texts": _of(change.of_json, read_golden_texts, "t.json", canonical_json(_TEXTS)),
         "npz": _of(
             change.of_zip(lambda _: change.of_npy),
