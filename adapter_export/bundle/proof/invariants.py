@@ -470,10 +470,11 @@ def _changes(
     trial: PaddingTrial, manifest: Manifest, run: RunAll, variants: Sequence[tuple[Weights, Collection[str]]]
 ) -> list[bool]:
     """Return for each set of tensors whether padding changes one of its outputs."""
-    found = run([{**arrays, **tensors} for tensors, _ in variants for arrays in (trial.alone, trial.padded)])
+    found = run([{**arrays, **tensors} for tensors, _ in variants for arrays in trial.runs])
+    each = len(trial.runs)
     return [
-        trial.changes(alone, padded, outputs, manifest.base_precision)
-        for (_, outputs), alone, padded in zip(variants, found[::2], found[1::2], strict=True)
+        trial.changes(found[at * each : (at + 1) * each], outputs, manifest.base_precision)
+        for at, (_, outputs) in enumerate(variants)
     ]
 
 
