@@ -305,7 +305,7 @@ def _rows(target: Target, tensors: Mapping[str, np.ndarray], parameters: _Parame
         asked = list(firsts) if seconds is None else list(map(Pair, firsts, seconds))
     if not 0 < len(asked) <= MOST_ROWS:
         raise RequestError("has too many rows, or none", found=len(asked), expected=f"1 to {MOST_ROWS}")
-    return [TargetRow(target, Row(one, None, parameters.strength, parameters.weights)) for one in asked]
+    return [TargetRow(target, Row(one, target.adapter, parameters.strength, parameters.weights)) for one in asked]
 
 
 def _outputs(computed: Sequence[AnsweredRow], wanted: Sequence[str] | None) -> Iterator[tuple[str, np.ndarray]]:

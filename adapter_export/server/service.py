@@ -30,10 +30,14 @@ Answer = dict[str, Any]
 
 @dataclass(frozen=True)
 class TargetRow:
-    """A row of a request, and the model that answers it; `row.adapter` is the adapter of the target."""
+    """A row of a request, and the model that answers it; `row.adapter` is that of the target."""
 
     target: Target
     row: Row
+
+    def by(self, target: Target) -> TargetRow:
+        """Return the row for another model."""
+        return TargetRow(target, replace(self.row, adapter=target.adapter))
 
 
 class Service:
@@ -159,7 +163,7 @@ class Service:
             target = self.models.find(model) or await self.resolved(model)
             if target is None:
                 raise RequestError("the shadow is gone", found=f"`{model}`")
-            found = await self._computed([replace(row, target=target) for row in rows])
+            found = await self._computed([row.by(target) for row in rows])
             pairs = [(one.document(), other.document()) for one, other in zip(computed, found, strict=True)]
         except (InputError, RefusedError) as error:
             self._metrics.shadow(route, "failed", len(rows))
@@ -189,7 +193,7 @@ class Service:
     async def _compute(self, served: Served, rows: Sequence[TargetRow], outputs: bool) -> list[AnsweredRow]:
         assert served.collector is not None
         answerer = Answerer(served.session, served.reader, Reading(outputs=outputs))
-        asked = [replace(one.row, adapter=one.target.adapter) for one in rows]
+        asked = [one.row for one in rows]
         texts = any(not row.is_arrays for row in asked)  # tokens take time
         read = await asyncio.to_thread(answerer.read, asked) if texts else answerer.read(asked)
         found = iter(await served.collector.answer([request for row in read for request in row.requests]))
@@ -204,8 +208,10 @@ class Service:
             inputs = [record for one in targets.values() for record in one.served.bundle.manifest.inputs]
             asked = call.arrays({record.name: record.dtype for record in inputs})
         choices = zip(call.strengths(count), call.weights_of(count), call.contexts(count), strict=True)
-        rows = [Row(one, None, *choice) for one, choice in zip(asked, choices, strict=True)]
-        return [TargetRow(targets[name], row) for name, row in zip(names, rows, strict=True)]
+        return [
+            TargetRow(target, Row(one, target.adapter, *choice))
+            for target, one, choice in zip([targets[name] for name in names], asked, choices, strict=True)
+        ]
 
     async def _targets(
         self, call: Call, names: Sequence[str | None], key: str, state: State, held: ExitStack

@@ -1,4 +1,4 @@
-"""JSON that asks for a text, a pair or choices; a list is none of them, since its meaning would depend on its length."""
+"""JSON that asks for a text, a pair or choices; a list is none of them: its meaning would depend on its length."""
 
 from __future__ import annotations
 
