@@ -55,13 +55,15 @@ def _alone(session: Session, ids: Sequence[int], adapter: str) -> dict[str, Any]
     return {"adapter": adapter, "task": "single_label", **document(session.classify(row, adapter)[0])}
 
 
-def test_rows_of_several_lengths_and_adapters(cpp_client: Client, small_bundle: Path) -> None:
-    """In one call of the command line, an adapter that was loaded among them."""
+def test_rows_of_several_lengths_and_adapters(cpp_client: Client, small_bundle: Path, tmp_path: Path) -> None:
+    """In one call of the command line, as ids and as arrays, an adapter that was loaded among them."""
     session = Bundle.open(small_bundle).session(threads=1)
     rows, names = [IDS, IDS[:3], IDS[:5], IDS[:3]], ["tone", "topic", "tone", "tone"]
     choices = [word for name in names for word in ("--adapter", name)]
     found = _run(cpp_client, small_bundle, *_ids(*rows), *choices)
     alike(found, [_alone(session, ids, name) for ids, name in zip(rows, names, strict=True)])
+    ragged = {"input_ids": rows, "attention_mask": [[1] * len(ids) for ids in rows]}
+    assert _run(cpp_client, small_bundle, "--inputs", _written(tmp_path, ragged), *choices) == found
     file = small_bundle / "adapters" / "tone.onnx_adapter"
     mixed = _run(cpp_client, small_bundle, "--load", f"new={file}", *_ids(*rows[:2]), "--adapter", "new", *choices[2:4])
     alike(mixed[1], found[1])

@@ -197,6 +197,8 @@ CALLS = {
 @pytest.mark.parametrize("call", CALLS)
 def test_a_call(client: Client, small_bundle: Path, tmp_path: Path, call: str) -> None:
     inputs, arguments, words = CALLS[call]
+    if call == "ragged" and not client.tokenizes:  # the C++ client takes rows of different lengths, and compares each
+        words = "row 1, `attention_mask`: an input has a wrong shape"
     path = tmp_path / "inputs.json"
     path.write_text(json.dumps(inputs))
     client.refuses(words, "run", small_bundle, "--inputs", path, *arguments)
