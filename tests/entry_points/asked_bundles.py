@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import transformers
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from oracle import Oracle, Pair, Recipe, Right, Row, rounded
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -335,6 +336,7 @@ class Plan:
         lengths: those of the axis `sequence`, as `capture` takes them.
         inputs: those of the base.
         neutral: whether padding changes nothing in the base.
+        dynamic: whether the base is an ONNX graph in integers whose scales are those of a whole batch.
         build: options of `build`.
         added: adapters that are added later.
         more: further rows.
@@ -345,6 +347,7 @@ class Plan:
     lengths: str | None = None
     inputs: tuple[str, ...] = INPUTS
     neutral: bool = True
+    dynamic: bool = False
     build: Mapping[str, Any] | None = None
     added: tuple[str, ...] = ()
     more: tuple[Row, ...] = ()
@@ -359,21 +362,23 @@ WEIGHED = tuple(
     Row(text, "mixed", weights={"topic": one, "tags": other})
     for text, one, other in zip(TEXTS[:4], (1.0, 0.0, -0.5, 0.3), (0.0, 1.0, 0.5, 0.9), strict=True)
 )
+SOME = (*FEW, "tags", "choice")
+GATED = ("topic.gated", "place.gated")
 PLANS: Mapping[str, Plan] = {
     "every task": Plan("bert", more=(*STRONG, *WEIGHED)),
-    "convolution": Plan("convbert", neutral=False),
-    "left padding": Plan("gpt2", inputs=INPUTS[:2]),
+    "convolution": Plan("convbert", SOME, neutral=False),
+    "left padding": Plan("gpt2", (*SOME, *GATED), inputs=INPUTS[:2]),
     "no mask": Plan("bare", FEW, inputs=INPUTS[:1], neutral=False),
-    "steps": Plan("bert", (*FEW, "topic.gated", "place.gated"), "sequence=multiple-of-8"),
-    "fixed length": Plan("bare", (*FEW, "topic.gated", "place.gated"), "sequence=16"),
+    "steps": Plan("bert", (*FEW, *GATED), "sequence=multiple-of-8"),
+    "fixed length": Plan("bare", (*FEW, *GATED), "sequence=16"),
     "steps, convolution": Plan("convbert", FEW, "sequence=multiple-of-8", neutral=False),
-    "int8": Plan("bert", (*FEW, "tags", "choice"), build={"base_precision": "int8"}),
-    "fp16": Plan("bert", (*FEW, "topic.gated"), build={"base_precision": "fp16"}),
-    "int8 adapters": Plan("bert", (*FEW, "tone"), build={"adapter_precision": "int8"}),
-    "reserved": Plan(
+    "int8": Plan("bert", SOME, build={"base_precision": "int8"}),
+    "dynamic int8": Plan("bare", FEW, neutral=False, dynamic=True),
+    "fp16": Plan("bert", (*FEW, *GATED), build={"base_precision": "fp16"}),
+    "int8 adapters, reserved": Plan(
         "bert",
         ("topic", "place"),
-        build={"reserve": ("houlsby:gelu", "lora")},
+        build={"reserve": ("houlsby:gelu", "lora"), "adapter_precision": "int8"},
         added=("words.later", "tone"),
     ),
 }
@@ -420,12 +425,18 @@ def make_bundle(name: str, models: Path, folder: Path) -> None:
         ae.capture(models / plan.base, archive, on_note=_unheard, **options)
     shutil.copy(archive, folder / "model.pt")
     base = ae.open_base(folder / "model.pt")
+    build = dict(plan.build or {})
+    if plan.dynamic:
+        quantize_dynamic(base.exported(folder).path, folder / "dynamic.onnx", weight_type=QuantType.QInt8)
+        base = ae.open_base(folder / "dynamic.onnx")
+        build = {"tokenizer": models / plan.base / "tokenizer.json", "max_tokens": LIMIT}
     adapters = with_adapters(base, [*recipes_of(plan).values()])
     first = [one for one in adapters if one.name not in plan.added]
-    ae.build(base, first, folder / "bundle", on_note=_unheard, **(plan.build or {}))
+    ae.build(base, first, folder / "bundle", on_note=_unheard, **build)
     if plan.added:
         later = [one for one in adapters if one.name in plan.added]
-        ae.add(folder / "bundle", later, against=base, on_note=_unheard)
+        stored = {name: build[name] for name in ("adapter_precision",) if name in build}
+        ae.add(folder / "bundle", later, against=base, on_note=_unheard, **stored)
 
 
 def opened(name: str, models: Path, folder: Path) -> Bundle:
@@ -444,7 +455,7 @@ def opened(name: str, models: Path, folder: Path) -> Bundle:
         allowed,
         plan.neutral,
         "bert" if own else "",
-        folder / "bundle" if "base_precision" in (plan.build or {}) else None,
+        folder / "bundle" if plan.dynamic or "base_precision" in (plan.build or {}) else None,
     )
     return Bundle(name, folder / "bundle", folder / "model.pt", oracle, (*rows_of(recipes, own), *plan.more))
 

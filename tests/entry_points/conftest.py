@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache, partial
@@ -15,6 +16,7 @@ from asked_bundles import PLANS, Bundle, make_bundle, make_models, opened
 from client_entry_points import CLibrary
 from clients import EXAMPLES
 from once import once
+from platform_entry_points import FILES, Platform
 from served import served
 from service_entry_points import Services, slug
 
@@ -80,3 +82,19 @@ def c_library(cpp_build: Path) -> Iterator[CLibrary]:
 @pytest.fixture(scope="session")
 def plain_program() -> Path:
     return EXAMPLES / "plain_onnxruntime.py"
+
+
+@pytest.fixture(scope="session")
+def kserve(platform_python: str, slim: dict[str, str]) -> Iterator[Platform]:
+    """The model of KServe's server."""
+    platform = Platform(platform_python, FILES / "kserve" / "kserve_server.py", slim)
+    yield platform
+    platform.close()
+
+
+@pytest.fixture(scope="session")
+def ray_serve(slim: dict[str, str]) -> Iterator[Platform]:
+    """The deployment of Ray Serve."""
+    platform = Platform(sys.executable, FILES / "ray" / "ray_app.py", slim)
+    yield platform
+    platform.close()

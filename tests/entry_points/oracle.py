@@ -213,10 +213,7 @@ class Oracle:
         if recipe is None:
             return Right(_outputs(results[0]), np.inf)
         if isinstance(row.asked, list):
-            scores = np.array([float(one[""][0]) for one in results])
-            shares = softmax(scores)
-            document = {"choice": int(shares.argmax()), "probabilities": shares.tolist()}
-            found = Right(document, _ahead(shares))
+            found = choice([one[""][0] for one in results])
         else:
             found = answer(recipe.task, results[0][""], tokens[0], row.asked)
         cut = max(one.cut for one in tokens)
@@ -333,6 +330,12 @@ def answer(task: Mapping[str, Any], result: np.ndarray, tokens: Tokens, asked: A
     if kind == "embedding":
         return Right({"vector": activated.tolist()}, np.inf)
     return Right({"score": float(activated[0])}, np.inf)  # of a ranking, or of a choice
+
+
+def choice(scores: Sequence[float]) -> Right:
+    """The best of the choices of a question."""
+    shares = softmax(np.array(scores, np.float64))
+    return Right({"choice": int(shares.argmax()), "probabilities": shares.tolist()}, _ahead(shares))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ def _weighed(row: Row) -> bool:
     return row.weights is not None
 
 
-def _text(row: Row) -> Any:
+def text_of(row: Row) -> Any:
     """A row as a service takes it."""
     if isinstance(row.asked, str):
         return row.asked
@@ -57,7 +57,7 @@ def serve_texts(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> Se
     """`POST /answer` with `texts`."""
 
     def ask(some: Sequence[Row]) -> Sequence[Document]:
-        call = {"texts": [_text(row) for row in some], "adapters": _models(bundle, some), **_choice(some)}
+        call = {"texts": [text_of(row) for row in some], "adapters": _models(bundle, some), **_choice(some)}
         return _post(client, "/answer", call)["rows"]  # type: ignore[no-any-return]
 
     return together(rows, _weighed, ask)

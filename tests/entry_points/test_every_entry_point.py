@@ -14,10 +14,12 @@ import pytest
 from asked_bundles import Bundle
 from asking import EntryPoint, outcome
 from client_entry_points import CLIENTS
+from measuring_entry_points import MEASURING
+from platform_entry_points import PLATFORMS
 from python_entry_points import PYTHON
 from service_entry_points import SERVICES
 
-ENTRY_POINTS = (*PYTHON, *SERVICES, *CLIENTS)
+ENTRY_POINTS = (*PYTHON, *MEASURING, *SERVICES, *CLIENTS, *PLATFORMS)
 SHOWN = 5
 
 

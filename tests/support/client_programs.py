@@ -1,7 +1,8 @@
-"""Fixtures with the programs in `examples/`, built once for all workers of a run, each in a process that stays."""
+"""Fixtures with the programs in `examples/`, each built once and in a process that stays, and with the slim runtime."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from clients import CPP_PACKAGES, EXAMPLES, Again, Client, missing_cpp_packages,
 from once import once
 from toolchain import skip_or_fail
 
+_STAGE = Path(__file__).parents[2] / "packages" / "runtime" / "stage.py"
 _DRIVERS = Path(__file__).parents[1] / "clients"
 
 
@@ -114,3 +116,14 @@ def python_client() -> Iterator[Client]:
     program = EXAMPLES / "python" / "bundle_client.py"
     flavours = frozenset({"slots", "inputs", "bank", "fanout", "baked"})
     yield from _kept(Client((sys.executable, str(program)), flavours))
+
+
+@pytest.fixture(scope="session")
+def slim(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a program that imports `adapter_export_runtime`."""
+
+    def make(folder: Path) -> None:
+        subprocess.run([sys.executable, _STAGE, folder / "source"], check=True)
+
+    places = [str(once(tmp_path_factory, "slim", make) / "source"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places)), "PYTHONDONTWRITEBYTECODE": "1"}

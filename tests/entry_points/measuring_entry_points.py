@@ -1,0 +1,82 @@
+"""The entry point of `evaluate` and `compare`, which ask labelled rows."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from asked_bundles import Bundle
+from asking import Document, EntryPoint, shape, together
+from oracle import Row, answer, choice
+from python_entry_points import refusing
+
+from adapter_export.api.bundles.evaluate import labelled, reader_of
+from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.format.labelled import Columns
+from adapter_export.practice.asked import ask as ask_rows
+from adapter_export.practice.asked import by_bundle
+
+LABELS = {"multi_label": [], "multiple_choice": 0, "regression": [0.5, 0.5], "ranking": 1, "embedding": "-"}
+"""What is right does not matter: results are compared before they are judged."""
+
+
+@cache
+def _opened(folder: Path) -> OpenedBundle:
+    return OpenedBundle.open(folder)
+
+
+@refusing
+def evaluate(bundle: Bundle, rows: Sequence[Row], _: Any) -> Sequence[Document]:
+    """The results by which `evaluate` and `compare` judge; they become answers as the oracle's do."""
+
+    def ask(some: Sequence[Row]) -> Sequence[Document]:
+        recipe = bundle.oracle.recipe(some[0])
+        assert recipe is not None
+        opened = _opened(bundle.folder)
+        task = opened.runtime_session().answering(recipe.name)
+        is_pair = shape(some[0]) != "text"
+        columns = Columns("text", "pair" if is_pair else None, "label", "start" if task.type == "span" else None)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "rows.jsonl")
+            path.write_text("".join(json.dumps(_cells(row, recipe.task)) + "\n" for row in some), encoding="utf-8")
+            found = labelled(path, task, columns, False, {})
+            reader = reader_of(opened, task)
+            results = by_bundle(ask_rows(found, reader, recipe.name, task, None), reader, recipe.name)
+        return [_document(bundle, row, own) for row, own in zip(some, results, strict=True)]
+
+    return together(rows, lambda row: (row.adapter, shape(row)), ask)
+
+
+def _cells(row: Row, task: Any) -> dict[str, Any]:
+    first = row.pieces[0]
+    cells = {"text": first if isinstance(first, str) else first[0]}
+    if shape(row) != "text":
+        cells["pair"] = row.asked[1] if shape(row) == "pair" else [piece[1] for piece in row.pieces]
+    cells["label"] = LABELS.get(task["type"], (task.get("labels") or ("",))[0])
+    if task["type"] == "span":
+        cells |= {"label": str(cells["pair"]).split()[0], "start": 0}
+    return cells
+
+
+def _document(bundle: Bundle, row: Row, results: Sequence[Any]) -> Document:
+    recipe = bundle.oracle.recipe(row)
+    assert recipe is not None
+    tokens = bundle.oracle.tokens(row)
+    found = answer(recipe.task, results[0], tokens[0], row.asked).document
+    if shape(row) == "choices":
+        found = choice([result[0] for result in results]).document
+    cut = max(one.cut for one in tokens)
+    return {"adapter": recipe.name, "task": recipe.task["type"], **found, **({"cut": cut} if cut else {})}
+
+
+def labelled_rows(bundle: Bundle, row: Row) -> bool:
+    """Rows that a table of labelled texts can have: those of tokens are words, and none has a strength."""
+    recipe = bundle.oracle.recipe(row)
+    return recipe is not None and recipe.task["type"] != "token" and row.strength == 1 and row.weights is None
+
+
+MEASURING = (EntryPoint("evaluate, compare", evaluate, "text", labelled_rows),)
