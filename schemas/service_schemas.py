@@ -182,7 +182,7 @@ def http_schema() -> Schema:
         "call": _request(),
         "rows": _object("Rows", "The response of `POST /answer` and `POST /run`.", {"rows": rows}),
         "adapters": {
-            "description": "The response of `GET /adapters`, and of `PUT` and `DELETE /adapters/NAME`: adapters by name.",
+            "description": "The response of `GET /adapters`, and of `PUT` and `DELETE /adapters/NAME`.",
             "type": "object",
             "additionalProperties": {"$ref": "#/$defs/adapter"},
         },
