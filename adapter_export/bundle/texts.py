@@ -164,8 +164,10 @@ class TextMaker:
 
 
 def _with_answer(text: GoldenText, task: Task, result: np.ndarray, row: EncodedText, absolute: float) -> GoldenText:
-    context = context_of(row) if task.type == "span" else None
+    context = context_of(row, task) if task.type == "span" else None
     places = None if context is None else np.flatnonzero(context)
+    if places is not None and not len(places):  # the tokenizer leaves nothing of the second text
+        return text
     return replace(
         text,
         answer=document(answer(task, result, None, context)),

@@ -191,17 +191,17 @@ def mean(task: Task, results: Sequence[np.ndarray]) -> np.ndarray:
     return middle
 
 
-def context_of(row: EncodedText) -> npt.NDArray[np.bool_]:
-    """Return which tokens may be the answer to a question: those of the second text, or of the only one."""
-    parts = row.encoding.sequence_ids
-    return np.array([part == max(one for one in parts if one is not None) for part in parts], bool)
+def context_of(row: EncodedText, task: Task) -> npt.NDArray[np.bool_]:
+    """Return which tokens may be the answer to a question: those of the second text, or of the only one; maybe none."""
+    second = int(task.input == "pair")
+    return np.array([part == second for part in row.encoding.sequence_ids], bool)
 
 
 def _span(task: Task, read: ReadText, results: Sequence[np.ndarray]) -> TextAnswer:
     """Return the span of highest logits of all windows: probabilities of one window say nothing of another."""
     found: list[tuple[float, int, Span]] = []
     for at, (row, result) in enumerate(zip(read.rows, results, strict=True)):
-        one = answer(task, result, None, context_of(row))
+        one = answer(task, result, None, context_of(row, task))
         assert isinstance(one, Span)
         found.append((float(result[one.first_token, 0] + result[one.last_token, 1]), -at, one))
     _, at, span = max(found, key=lambda each: each[:2])

@@ -170,6 +170,11 @@ def test_windows_of_pairs_cut_the_second_text(reader: TextReader) -> None:
     assert found.document()["numbers"] == pytest.approx(list(np.mean(results, axis=0)), abs=1e-5)
 
 
+def test_a_question_is_no_answer(reader: TextReader) -> None:
+    with pytest.raises(RequestError, match="text 0: no token may be the answer"):
+        reader.answer([Pair("Who is it?", "")], "place")
+
+
 def test_the_span_of_windows_is_the_best_of_all(reader: TextReader) -> None:
     pair = Pair("Who is it?", LONG)
     read, results = windows_of(reader, pair, "place", 6)
