@@ -14,6 +14,8 @@ from adapter_export.runtime.loaded_adapters import Entry
 
 Inputs = Mapping[str, np.ndarray]
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 def check_inputs(
     inputs: Mapping[str, np.ndarray], records: Sequence[InputRecord], lengths: Bounds
@@ -152,9 +154,18 @@ def weights_of_each(
     """Return the weights of each row, if any are given; RequestError if there are several, and not one for each."""
     if weights is None or isinstance(weights, Mapping):
         return [weights] * rows
+    is_list = isinstance(weights, Sequence) and not isinstance(weights, str)
+    if not is_list or not all(one is None or isinstance(one, Mapping) for one in weights):
+        expected = "a number by member, or a list with one such mapping for each row"
+        raise RequestError("no weights of a fusion", where="`weights`", found=f"{weights!a}"[:100], expected=expected)
     if len(weights) != rows:
         raise RequestError("a mixed batch has one choice for each row", found=len(weights), expected=rows)
     return weights
+
+
+def _is_weight(given: object) -> bool:
+    number = given.item() if isinstance(given, np.generic) else given
+    return isinstance(number, float | int) and abs(number) <= _LARGEST
 
 
 def weight_tensors(entry: Entry, weights: Weighting) -> dict[str, np.ndarray]:
@@ -172,10 +183,9 @@ def weight_tensors(entry: Entry, weights: Weighting) -> dict[str, np.ndarray]:
             fix=f"make one with {fuse}, and `build` or `add` it",
         )
     given = [weights] if isinstance(weights, Mapping) else list(weights)
-    largest = float(np.finfo(np.float32).max)
     for row, one in enumerate(given):
         # every member by its name: one left out would be a guess; NaN is not below anything
-        if set(one) != set(record.members) or not all(abs(weight) <= largest for weight in one.values()):
+        if set(one) != set(record.members) or not all(_is_weight(weight) for weight in one.values()):
             raise RequestError(
                 "a fusion needs a finite weight for each of its members",
                 where=None if isinstance(weights, Mapping) else f"row {row}",

@@ -70,7 +70,8 @@ async def call():
             print(json.dumps(str(error) + error.response.text))
     lists = ({"instances": [["w1", "w2"]]}, {"instances": [["w1"]]}, {"instances": []})
     pairs = ({"instances": [{"text": "a", "pair": "b"}]}, {"instances": [{"text": "a", "choices": ["b", "c"]}]})
-    for wrong in ({"strenght": 0.5}, {"strength": 1001}, {"strength": [1]}, *lists, *pairs):
+    weights = ({"weights": 3}, {"weights": [1, 2]})
+    for wrong in ({"strenght": 0.5}, {"strength": 1001}, {"strength": [1]}, *lists, *pairs, *weights):
         try:
             await v1.infer(address, {"instances": texts, **wrong}, model_name="topic")
         except httpx.HTTPStatusError as error:
@@ -141,6 +142,8 @@ def test_kserves_client_gets_the_answers_of_adapters_by_their_names(
         "at least one row",
         "of another kind",
         "of another kind",
+        "no weights of a fusion",
+        "no weights of a fusion",
     )
     for refusal, words in zip(refusals, reasons, strict=True):
         assert "400 Bad Request" in refusal

@@ -51,7 +51,7 @@ serve.run(made, name=application.name, route_prefix=application.route_prefix)
 with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
     wrong = [("tone", {"strenght": 0.5}), ("tone", {"strength": [1]}), ("nobody", {})]
     wrong += [("tone", {"texts": one}) for one in ([["w1", "w2"]], [["w1"]], [], [{"text": "a", "pair": "b"}])]
-    wrong += [("tone", {"weights": {"a": 1}})]
+    wrong += [("tone", {"weights": one}) for one in ({"a": 1}, 3, [1, 2])]
     for adapter, others in (("tone", {}), ("topic", {}), ("topic", {"strength": [0.5, -2]}), *wrong):
         headers = {"serve_multiplexed_model_id": adapter}
         answer = client.post("/", json={"texts": texts} | others, headers=headers)
@@ -110,7 +110,7 @@ def test_ray_answers_calls_and_tables_and_trains(
         common = {"adapter": adapter, "task": "single_label"}
         alike(checked(document, "rows")["rows"], [{**common, **one.document()} for one in answers])
     lists = ("text 0: is no text", "text 0: is no text", "at least one", "of another kind")
-    wrong = ("strenght", "expected 2", "`nobody`", *lists, "has no weights")
+    wrong = ("strenght", "expected 2", "`nobody`", *lists, "has no weights", *["no weights of a fusion"] * 2)
     for words, (status, document) in zip(wrong, refused, strict=True):
         assert (status, words in document["error"]) == (400, True), document
     assert shards == [5, 3]
