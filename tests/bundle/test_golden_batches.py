@@ -18,7 +18,10 @@ from make_schemas import schema_text
 from small_bundle import Built, build_small
 from tampering import rehash
 from text_bundle import TASKS
-from tiny_onnx import random_adapter, save_tiny, tiny_model
+from tiny_onnx import VOCABULARY, random_adapter, save_tiny, tiny_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 import adapter_export as ae
 from adapter_export.bundle.build_bundle import build_bundle
@@ -29,6 +32,7 @@ from adapter_export.bundle.texts import answer_faults
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.check_report import InvariantRecord
 from adapter_export.format.golden_batches import GoldenBatches, GoldenBatchRow, read_golden_batches
+from adapter_export.format.golden_texts import read_golden_texts
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest
@@ -282,6 +286,20 @@ def test_a_manifest_that_hides_what_counts_padding_is_found(tmp_path: Path, leng
     found = replayed(tmp_path / "bundle")
     assert found.verdict == "failed"
     assert "(`gated`): " in found.detail
+
+
+def test_texts_that_would_need_padding_have_no_answer_where_it_counts(tmp_path: Path) -> None:
+    """Their ids are compared; a client refuses to answer them."""
+    words = Tokenizer(WordLevel({f"w{at}": at for at in range(VOCABULARY)}, unk_token="w0"))
+    words.pre_tokenizer = Whitespace()
+    base = tiny_base(tmp_path, Lengths(8, 40, 8))
+    manifest = build(base, gated_adapters(base), tmp_path / "bundle", flavours=[], tokenizer=words.to_str())
+    assert manifest.padding_neutral
+    sets = {one.adapter: one for one in read_golden_texts(tmp_path / "bundle" / "golden" / "texts.json").sets}
+    answered = {name: [len(text.ids) for text in sets[name].texts if text.answer] for name in ("gated", "plain")}
+    assert {length % 8 for length in answered["gated"]} == {0}
+    assert {length % 8 for length in answered["plain"]} > {0}
+    assert len(sets["gated"].texts) == len(sets["plain"].texts) > len(answered["gated"])
 
 
 def test_a_base_that_counts_padding(tmp_path: Path) -> None:
