@@ -214,7 +214,9 @@ class AnsweredRow:
         task = self.head.task
         found = {"adapter": self.head.adapter, "task": None if task is None or self.head.output is None else task.type}
         if found["task"] is None:
-            return {**found, "outputs": self.listed_outputs()}
+            windows = 1 if self.read is None else self.read.windows
+            cut = {**({"cut": self.cut} if self.cut else {}), **({"windows": windows} if windows > 1 else {})}
+            return {**found, "outputs": self.listed_outputs(), **cut}
         return {**found, **self.answer.document()}
 
     def listed_outputs(self) -> dict[str, Any]:

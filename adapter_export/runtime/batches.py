@@ -11,7 +11,7 @@ import numpy as np
 
 from adapter_export.errors import UsageError
 from adapter_export.format.axes import axis_names, length, names
-from adapter_export.format.manifest import Axis, Manifest
+from adapter_export.format.manifest import Axis, InputRecord, Manifest
 from adapter_export.runtime.answers import own_classes
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.loaded_adapters import Entry
@@ -56,6 +56,7 @@ class Item:
 
     index: int
     """The place of the request."""
+    request: Request
     arrays: Arrays
     entry: Entry | None
     rows: int
@@ -63,12 +64,20 @@ class Item:
     """The length of each named axis, except that of the batch."""
     padded: frozenset[str]
     """The axes along which it may be padded."""
-    twin: int
+    twin: int = 0
     """The first request with the same inputs, where calls compute what is alike once; else one number for all."""
-    weights: Mapping[str, float] | None = None
-    head_only: bool = False
     origin: Origin | None = None
     """Where its tokens were, if padding was removed."""
+
+    @property
+    def head_only(self) -> bool:
+        """Whether the result of a head is all that is wanted."""
+        return self.request.head_only and self.entry is not None and self.entry.output is not None
+
+    @property
+    def weights(self) -> Mapping[str, float] | None:
+        """Those of the members of a fusion, if the request gives them."""
+        return self.request.weights
 
     @property
     def tokens(self) -> int:
@@ -163,15 +172,10 @@ def padded_axes(manifest: Manifest) -> frozenset[str]:
     return frozenset(name for record in masks for axis in record.axes[1:] for name in names(axis) if not unknown)
 
 
-def as_item(
-    index: int, request: Request, arrays: Arrays, entry: Entry | None, padded: frozenset[str], manifest: Manifest
-) -> Item:
-    """Return a request, or a row of it, of checked inputs."""
-    pairs = [pair for record in manifest.inputs for pair in zip(record.axes, arrays[record.name].shape, strict=True)]
-    batch, rows = batch_axis(manifest), len(next(iter(arrays.values())))
-    sizes = {axis: size for axis, size in pairs if isinstance(axis, str) and names(axis) == (axis,) and axis != batch}
-    head_only = request.head_only and entry is not None and entry.output is not None
-    return Item(index, arrays, entry, rows, sizes, padded, 0, request.weights, head_only)
+def sizes_of(arrays: Mapping[str, np.ndarray], inputs: Sequence[InputRecord], batch: str | None) -> dict[str, int]:
+    """Return the length of each named axis of inputs, except that of the batch."""
+    pairs = (pair for record in inputs for pair in zip(record.axes, arrays[record.name].shape, strict=True))
+    return {axis: size for axis, size in pairs if isinstance(axis, str) and names(axis) == (axis,) and axis != batch}
 
 
 def joined(batch: Sequence[Item], manifest: Manifest) -> Arrays:
@@ -206,17 +210,24 @@ def taken_apart(outputs: Arrays, batch: Sequence[Item], manifest: Manifest) -> I
         start += item.rows
 
 
-def whole(parts: Sequence[tuple[Item, Arrays]], manifest: Manifest) -> Arrays:
-    """Return the outputs of a request from those of its items: itself, or each of its rows.
+def by_request(items: Sequence[Item], outputs: Sequence[Arrays], manifest: Manifest) -> list[Arrays]:
+    """Return the outputs of each request, from those of its items: itself, or each of its rows, in their order.
 
     Tokens are where the request had them; outputs hold 0 at padding that was removed.
     """
     axes = {record.name: record.axes for record in manifest.outputs}
-    own = [
-        {name: array if item.origin is None else item.origin.put_back(array, axes[name]) for name, array in one.items()}
-        for item, one in parts
+    found: list[list[Arrays]] = []
+    for item, own in zip(items, outputs, strict=True):
+        if item.index == len(found):
+            found.append([])
+        origin = item.origin
+        found[-1].append(
+            own if origin is None else {name: origin.put_back(one, axes[name]) for name, one in own.items()}
+        )
+    return [
+        own[0] if len(own) == 1 else {name: np.concatenate([one[name] for one in own]) for name in own[0]}
+        for own in found
     ]
-    return own[0] if len(own) == 1 else {name: np.concatenate([one[name] for one in own]) for name in own[0]}
 
 
 def _cut(rows: np.ndarray, axes: Sequence[Axis], item: Item) -> np.ndarray:

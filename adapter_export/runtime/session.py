@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -42,7 +41,7 @@ from adapter_export.runtime.check_inputs import (
 )
 from adapter_export.runtime.graphs import Arrays, Graphs, Provider, on_device, run_bound, run_session, run_values
 from adapter_export.runtime.loaded_adapters import Adapters, Claim, Entry, Statistics
-from adapter_export.runtime.padding import has_padding, misplaced, without_padding
+from adapter_export.runtime.padding import Origin, has_padding, misplaced, without_padding
 from adapter_export.runtime.prefixes import Prefixes, digest_of
 from adapter_export.runtime.strength import Strength, Strengths, check_strength, strength_of_each
 
@@ -80,6 +79,8 @@ class Session:
         self._strengths = Strengths(graphs, adapters)
         self._resident = resident
         self._maskable = batches.padded_axes(graphs.manifest)
+        self._batch_axis = batches.batch_axis(graphs.manifest)
+        self._can_split = batches.rows_are_apart(graphs.manifest)
         self._base_outputs = {record.name for record in graphs.manifest.base_outputs}
         self._process = os.getpid()
 
@@ -638,41 +639,43 @@ class Session:
         call a request by `word` and its number; by nothing if there is no word.
         """
         self._check_process()
-        inputs = self._manifest.inputs
-        can_split = batches.rows_are_apart(self._manifest)
+        manifest, inputs = self._manifest, self._manifest.inputs
         items: list[Item] = []
-        may_pad: dict[Entry | None, bool] = {}
         twins: dict[bytes, int] = {}
-        apart = not (self._manifest.batch_invariant or allow_mixed_rows)
+        may_pad: dict[Entry | None, bool] = {}
         for index, request in enumerate(requests):
             where = request.where or (word and f"{word} {index}")
             with within(where) if where else nullcontext():
-                arrays = check_inputs(request.inputs, inputs, self._manifest.lengths)
+                arrays = check_inputs(request.inputs, inputs, manifest.lengths)
                 entry = self._at_choice(find(request.adapter), request)
                 if entry not in may_pad:
                     may_pad[entry] = self._may_pad(entry)
-                pads = may_pad[entry]
-                rows = len(next(iter(arrays.values())))
-                moves = has_padding(arrays, inputs) and any(
-                    misplaced(arrays, inputs, row, may_pad=pads) for row in range(rows)
-                )
-                parts = [arrays]
-                if rows > 1 and moves and not can_split:
-                    raise RequestError(
-                        "rows with padding cannot be taken apart in this base", fix="give them one by one"
-                    )
-                if rows > 1 and can_split and (apart or moves):
-                    parts = [{name: array[row : row + 1] for name, array in arrays.items()} for row in range(rows)]
-                for part in parts:
-                    own, origin = without_padding(part, inputs, may_pad=pads) if moves else (part, None)
-                    if origin is not None:
-                        own = check_inputs(own, inputs, self._manifest.lengths)
-                    padded = self._maskable if pads else frozenset[str]()
-                    item = batches.as_item(index, request, own, entry, padded, self._manifest)
-                    shares = self._manifest.fanout is not None
-                    twin = twins.setdefault(digest_of(own.values()), index) if shares else 0
-                    items.append(replace(item, origin=origin, twin=twin))
+                padded = self._maskable if may_pad[entry] else frozenset[str]()
+                for own, origin in self._parts(arrays, may_pad[entry], allow_mixed_rows):
+                    rows, sizes = len(next(iter(own.values()))), batches.sizes_of(own, inputs, self._batch_axis)
+                    twin = 0 if manifest.fanout is None else twins.setdefault(digest_of(own.values()), index)
+                    items.append(Item(index, request, own, entry, rows, sizes, padded, twin, origin))
         return items
+
+    def _parts(self, arrays: Arrays, may_pad: bool, allow_mixed_rows: bool) -> Sequence[tuple[Arrays, Origin | None]]:
+        """Return the inputs of a request as they go into calls: whole, or each row where rows may not share one."""
+        inputs, rows = self._manifest.inputs, len(next(iter(arrays.values())))
+        moves = has_padding(arrays, inputs) and any(
+            misplaced(arrays, inputs, row, may_pad=may_pad) for row in range(rows)
+        )
+        apart = not (self._manifest.batch_invariant or allow_mixed_rows)
+        if not moves and (rows == 1 or not apart or not self._can_split):
+            return [(arrays, None)]
+        if rows > 1 and not self._can_split:
+            raise RequestError("rows with padding cannot be taken apart in this base", fix="give them one by one")
+        parts = []
+        for row in range(rows):
+            own, origin = {name: array[row : row + 1] for name, array in arrays.items()}, None
+            if moves:
+                own, origin = without_padding(own, inputs, may_pad=may_pad)
+                own = check_inputs(own, inputs, self._manifest.lengths)  # it is shorter now
+            parts.append((own, origin))
+        return parts
 
     def _at_choice(self, entry: Entry | None, request: Request) -> Entry | None:
         """Return the adapter of a request at its strength; errors are about the strength and the weights."""
@@ -692,18 +695,20 @@ class Session:
         adapters = self._resident if self._bank.takes(item.entry for item in items) else 1
         call_tokens = CALL_TOKENS if self.provider == "cpu" else token_budget  # on a GPU, launches outweigh padding
         on_progress = batches.draw_bar if progress is True else progress or None
-        found: list[list[tuple[Item, Arrays]]] = [[] for _ in range(count)]
-        left = Counter(item.index for item in items)
+        found: list[Arrays | None] = [None] * len(items)
+        parts = [0] * count  # of each request, those that are still to be computed
+        for item in items:
+            parts[item.index] += 1
+        places = {id(item): place for place, item in enumerate(items)}
         done = 0
         for batch in batches.batches(items, self._manifest, token_budget, adapters, allow_mixed_rows, call_tokens):
             for item, own in self._run_batch(batch):
-                found[item.index].append((item, own))
-                left[item.index] -= 1
-                done += left[item.index] == 0
+                found[places[id(item)]] = own
+                parts[item.index] -= 1
+                done += not parts[item.index]
             if on_progress is not None:
                 on_progress(done, count)
-        order = {id(item): at for at, item in enumerate(items)}
-        return [batches.whole(sorted(parts, key=lambda part: order[id(part[0])]), self._manifest) for parts in found]
+        return batches.by_request(items, [one for one in found if one is not None], self._manifest)
 
     def _run_batch(self, batch: Sequence[Item]) -> Iterable[tuple[Item, Arrays]]:
         """Return each item of a call with its outputs."""

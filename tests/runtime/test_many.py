@@ -101,7 +101,7 @@ def test_no_other_cuts_cost_less(bundle: Bundle) -> None:
     drawn_items = st.lists(
         st.builds(
             lambda sizes, rows, name: Item(
-                0, {}, entries.get(name), rows, dict(zip("st", sizes, strict=True)), frozenset("st"), 0
+                0, Request({}), {}, entries.get(name), rows, dict(zip("st", sizes, strict=True)), frozenset("st")
             ),
             axes,
             st.integers(1, 3),
@@ -208,7 +208,9 @@ def test_padding_before_the_tokens_is_moved_after_them(session: Session) -> None
             for output, expected in session.run(whole, name).items():
                 own = found[output][:, 3:] if expected.ndim == 3 else found[output]
                 np.testing.assert_allclose(own, expected, rtol=0, atol=2e-5)
-    with pytest.raises(RequestError, match="row 0, adapter `plain`: a row has padding that changes its result; expected padding after"):
+    with pytest.raises(
+        RequestError, match="row 0, adapter `plain`: a row has padding that changes its result; expected padding after"
+    ):
         session.run(left, "plain")
 
 
