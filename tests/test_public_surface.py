@@ -77,10 +77,20 @@ def test_the_verbs_stay() -> None:
 
 
 def test_the_runtime_gives_bundles_and_sessions() -> None:
-    assert runtime.__all__ == ["Bundle", "Prediction", "Request", "Session"]
+    assert runtime.__all__ == [
+        "AnsweredRow",
+        "Answerer",
+        "Bundle",
+        "Prediction",
+        "Reading",
+        "Request",
+        "Row",
+        "Session",
+    ]
     public = {name for name in dir(runtime.Session) if not name.startswith("_")}
     tasks = {"classify", "classify_many", "classify_tokens", "predict", "embed", "answer"}
     facts = {"adapters", "head", "labels", "output", "provider", "statistics", "task", "answering"}
+    facts |= {"may_pad", "own_head", "real_tokens"}
     assert public == tasks | facts | {"fan_out", "load", "load_bytes", "run", "run_many", "run_on_device", "unload"}
 
 
