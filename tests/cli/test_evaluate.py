@@ -15,7 +15,7 @@ OTHER = {"good": "bad", "bad": "good"}
 def answers(cli, bundle: Path) -> list[dict[str, str]]:
     """Texts with what the bundle's adapter `tone` says of them."""
     texts = [word for text in WORDS for word in ("--text", text)]
-    found = cli.json("run", bundle, "--adapter", "tone", *texts)["predictions"]
+    found = cli.json("run", bundle, "--adapter", "tone", *texts)["rows"]
     return [{"text": one["text"], "label": one["label"], "words": str(len(one["text"].split()))} for one in found]
 
 
