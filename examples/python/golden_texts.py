@@ -9,6 +9,7 @@ from golden_answers import Fault, differs, within
 
 from adapter_export.errors import FormatError, InputError
 from adapter_export.format.golden_texts import GoldenText, GoldenTextSet, read_golden_texts
+from adapter_export.format.lengths import Lengths
 from adapter_export.runtime import Bundle, Session
 from adapter_export.runtime.answerer import Answerer, Row
 from adapter_export.runtime.answers import answer, document
@@ -34,7 +35,8 @@ def replay_texts(bundle: Bundle, session: Session) -> Iterator[tuple[str | None,
     for name in [None, *(each.name for each in bundle.manifest.adapters if each.task is not None)]:
         if name not in sets or not sets[name].texts:
             raise FormatError("lacks golden texts", where=path, expected=f"those of `{name or 'base'}`")
-        faults = {each.name: fault for each in sets[name].texts if (fault := _ids_fault(reader, name, each))}
+        found = {each.name: _ids_fault(reader, name, each, bundle.manifest.tokens) for each in sets[name].texts}
+        faults = {text: fault for text, fault in found.items() if fault is not None}
         worst = np.inf if faults else 0.0
         for each, far, fault in _compared(reader, sets[name], faults.copy()):
             worst = max(worst, far)
@@ -43,7 +45,7 @@ def replay_texts(bundle: Bundle, session: Session) -> Iterator[tuple[str | None,
         yield name, float(worst), tuple(Fault(*one) for one in faults.items())
 
 
-def _ids_fault(reader: TextReader, adapter: str | None, golden: GoldenText) -> str | None:
+def _ids_fault(reader: TextReader, adapter: str | None, golden: GoldenText, takes: Lengths) -> str | None:
     try:
         if adapter is None:  # the base, and not its own head, which may cut elsewhere
             (row,) = encoded(reader.tokenizer, [(piece, None) for piece in prepared(golden.input, None, None, 0)])
@@ -56,7 +58,7 @@ def _ids_fault(reader: TextReader, adapter: str | None, golden: GoldenText) -> s
         pairs = zip(ids, golden.ids, strict=False)
         first = next((at for at, pair in enumerate(pairs) if pair[0] != pair[1]), min(len(ids), len(golden.ids)))
         shown = [" ".join(map(str, each[first : first + 4])) for each in (ids, golden.ids)]
-        counts = f"{len(ids)} tokens, expected {len(golden.ids)}"
+        counts = f"{len(ids)} tokens, expected {len(golden.ids)}; the base takes {takes}"
         return f"ids from token {first} on: found {shown[0]}, expected {shown[1]} ({counts})"
     return None if types == list(golden.token_type_ids) else "other token types"
 
