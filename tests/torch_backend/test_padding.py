@@ -224,12 +224,13 @@ class TestCalls:
         assert places.tolist() == [[len(own) + 2, at + 1] for own in words for at in range(len(own))]
 
 
-def test_the_cache_holds_rows_as_they_are_alone(base: TorchBase) -> None:
-    data = review_data(base)
-    model = attach(base, make_adapter(base, options=GATED))
-    assert HiddenCache.of(model, data.training, 8, 2**20) is not None
+@pytest.mark.parametrize("name", ["gate", "convolution"])
+def test_the_cache_holds_rows_as_they_are_alone(name: str, base: TorchBase, convolution: TorchBase) -> None:
+    own, options = (base, GATED) if name == "gate" else (convolution, None)
+    data, model = review_data(own), attach(own, make_adapter(own, options=options))
+    assert HiddenCache.of(model, data.training, 8, 2**22) is not None
     first = model.to_adapter()
-    losses = [train(attach(base, first), data, replace(QUICK, cache_mb=size)).losses for size in (0, 64)]
+    losses = [train(attach(own, first), data, replace(QUICK, cache_mb=size)).losses for size in (0, 64)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
