@@ -62,7 +62,8 @@ def test_each_type_answers_as_the_session_does(reader: TextReader, name: str) ->
             assert found.answer.last_token == expected.last_token
             assert found.span is not None
             said, start, end = found.span
-            assert (start, end) == (row.encoding.offsets[expected.first_token][0], row.encoding.offsets[expected.last_token][1])
+            places = row.encoding.offsets
+            assert (start, end) == (places[expected.first_token][0], places[expected.last_token][1])
             assert text.second[start:end] == said
         elif isinstance(expected, Score):
             assert isinstance(found.answer, Score)
