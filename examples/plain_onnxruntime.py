@@ -156,6 +156,8 @@ def tokenize(bundle: PlainBundle, text: str, task: dict) -> dict[str, np.ndarray
     most = token_lengths(bundle)["maximum"]
     tokenizer.enable_truncation(min(task["max_tokens"] or most, most), direction=task["truncation"])
     encoding = tokenizer.encode(text)
+    if not encoding.ids:
+        sys.exit("a text has no tokens")
     columns = {
         "input_ids": encoding.ids,
         "attention_mask": encoding.attention_mask,

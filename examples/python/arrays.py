@@ -44,6 +44,6 @@ def _array(rows: object, dtype: np.dtype, name: str) -> np.ndarray:
     except ValueError as error:
         raise RequestError("rows of different lengths", where=f"`{name}`", fix="pad them") from error
     numbers = "iuf" if dtype.kind == "f" else "b" if dtype.kind == "b" else "iu"
-    if array.dtype.kind not in numbers:  # a fraction would be cut off without a word
+    if array.size and array.dtype.kind not in numbers:  # a fraction would be cut off without a word
         raise RequestError("holds what is no number of its type", where=f"`{name}`", found=array.dtype, expected=dtype)
     return array.astype(dtype)

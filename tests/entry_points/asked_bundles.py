@@ -7,14 +7,14 @@ that depend on each other, lengths that are fixed or come in steps, a tokenizer 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import torch
 import transformers
 from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -27,6 +27,7 @@ from adapter_export.graph.compose import weighted_fusion
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, LoraOptions
 from adapter_export.graph.tasks import Task
+from adapter_export.onnx_backend.base.onnx_base import LENGTHS_KEY
 
 WIDTH, NARROW, RANK, LIMIT = 32, 4, 2, 40
 WORDS = (
@@ -97,6 +98,9 @@ TASKS: Mapping[str, Mapping[str, Any]] = {
     "order": {"type": "ranking", "input": "pair", "activation": "sigmoid"},
     "choice": {"type": "multiple_choice", "input": "pair"},
 }
+REASONS = {"text": "padd|no token|no text|at least 1", "arrays": "padd|length|shape|no token|at least"}
+"""Expressions that find the reason of a refusal in a message."""
+
 OWN = {"type": "single_label", "labels": ("no", "maybe", "yes")}
 
 
@@ -130,14 +134,12 @@ class Bundle:
     Attributes:
         name: its name in the table.
         folder: where it is.
-        model: the archive of its base.
         oracle: answers its rows.
         rows: what is asked.
     """
 
     name: str
     folder: Path
-    model: Path
     oracle: Oracle
     rows: tuple[Row, ...]
 
@@ -155,13 +157,17 @@ class Bundle:
     @cache  # noqa: B019 - bundles live as long as the tests
     def cases(self, form: str) -> tuple[Case, ...]:
         """The rows as text, or as ids, where each choice of a question is a row of its own."""
-        found = []
+        found, refused = [], set[str | None]()
         for row in self.rows:
             for one in [row] if form == "text" else [replace(row, asked=piece) for piece in row.pieces]:
                 right = None
-                if not self.oracle.refuses(one):
+                if self.oracle.refuses(one):
+                    if one.adapter in refused:  # each is asked alone, which takes time
+                        continue
+                    refused.add(one.adapter)
+                else:
                     right = self.oracle.of_text(one) if form == "text" else self.oracle.of_arrays(one)[0]
-                found.append(Case(one, right, "padd" if form == "text" else "padd|length|shape"))
+                found.append(Case(one, right, REASONS[form]))
         return tuple(found)
 
     def arrays(self, row: Row) -> dict[str, np.ndarray]:
@@ -333,10 +339,10 @@ class Plan:
     Attributes:
         base: the Hugging Face folder.
         adapters: of the recipes; all if empty.
-        lengths: those of the axis `sequence`, as `capture` takes them.
-        inputs: those of the base.
+        capture: options of `capture`.
+        of_graph: makes the base of its ONNX graph; without it, it is an archive.
+        allowed: the lengths that it takes; all if empty.
         neutral: whether padding changes nothing in the base.
-        dynamic: whether the base is an ONNX graph in integers whose scales are those of a whole batch.
         build: options of `build`.
         added: adapters that are added later.
         more: further rows.
@@ -344,36 +350,69 @@ class Plan:
 
     base: str
     adapters: tuple[str, ...] = ()
-    lengths: str | None = None
-    inputs: tuple[str, ...] = INPUTS
+    capture: Mapping[str, Any] = field(default_factory=dict)
+    of_graph: Callable[[Path, Path], object] | None = None
+    allowed: tuple[int, ...] = ()
     neutral: bool = True
-    dynamic: bool = False
-    build: Mapping[str, Any] | None = None
+    build: Mapping[str, Any] = field(default_factory=dict)
     added: tuple[str, ...] = ()
     more: tuple[Row, ...] = ()
 
+    @property
+    def own_head(self) -> bool:
+        """Whether the base has a head of its own."""
+        return self.base == "bert"
+
+    @property
+    def own_arithmetic(self) -> bool:
+        """Whether the graph computes otherwise than the model: its own results are the right ones."""
+        return self.of_graph is _dynamic or "base_precision" in self.build
+
+    @property
+    def limit(self) -> int:
+        """The most tokens that it takes."""
+        return self.allowed[-1] if self.allowed else LIMIT
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The inputs of the base."""
+        return INPUTS[: {"gpt2": 2}.get(self.base, 1 if "inputs" in self.capture else 3)]
+
+
+def _dynamic(source: Path, target: Path) -> None:
+    """The graph in integers whose scales are those of a whole batch."""
+    quantize_dynamic(source, target, weight_type=QuantType.QInt8)
+
+
+def _in_steps(source: Path, target: Path) -> None:
+    """The graph with a record of the lengths that it takes: multiples of 8 without one of them."""
+    model = onnx.load(source)
+    record = {"minimum": 8, "maximum": LIMIT, "multiple_of": 8, "exceptions": [24]}
+    known = {"lengths": {"sequence": record}, "pads": True}
+    model.metadata_props.add(key=LENGTHS_KEY, value=json.dumps(known))
+    onnx.save(model, target)
+
 
 FEW = ("topic", "words", "place", "vector")
-STRONG = tuple(
-    Row(text, name, strength)
-    for text, name, strength in zip(TEXTS, ("topic", "tone", "tags") * 2, (0.5, -1.0, 2.0) * 2, strict=True)
-)
-WEIGHED = tuple(
-    Row(text, "mixed", weights={"topic": one, "tags": other})
-    for text, one, other in zip(TEXTS[:4], (1.0, 0.0, -0.5, 0.3), (0.0, 1.0, 0.5, 0.9), strict=True)
-)
 SOME = (*FEW, "tags", "choice")
 GATED = ("topic.gated", "place.gated")
+STRONG = tuple(
+    Row(text, name, strength)
+    for text, name, strength in zip(TEXTS, ("topic", "tone", "tags") * 2, (0.5, -1.0) * 3, strict=True)
+)
+WEIGHED = tuple(Row(text, "mixed", weights={"topic": 0.3, "tags": 0.9}) for text in TEXTS[:4])
+EMPTY = Row("", "topic")
+"""It is answered where the tokenizer adds special tokens, and refused where it gives no token."""
+
 PLANS: Mapping[str, Plan] = {
-    "every task": Plan("bert", more=(*STRONG, *WEIGHED)),
+    "every task": Plan("bert", more=(*STRONG, *WEIGHED, EMPTY)),
     "convolution": Plan("convbert", SOME, neutral=False),
-    "left padding": Plan("gpt2", (*SOME, *GATED), inputs=INPUTS[:2]),
-    "no mask": Plan("bare", FEW, inputs=INPUTS[:1], neutral=False),
-    "steps": Plan("bert", (*FEW, *GATED), "sequence=multiple-of-8"),
-    "fixed length": Plan("bare", (*FEW, *GATED), "sequence=16"),
-    "steps, convolution": Plan("convbert", FEW, "sequence=multiple-of-8", neutral=False),
+    "left padding": Plan("gpt2", (*SOME, *GATED), more=(EMPTY,)),
+    "no mask": Plan("bare", FEW, {"inputs": ["input_ids=int64[batch,sequence]"]}, neutral=False),
+    "steps": Plan("bare", (*FEW, *GATED), of_graph=_in_steps, allowed=(8, 16, 32, 40)),
+    "fixed length": Plan("bare", (*FEW, *GATED), {"lengths": ["sequence=16"]}, allowed=(16,)),
     "int8": Plan("bert", SOME, build={"base_precision": "int8"}),
-    "dynamic int8": Plan("bare", FEW, neutral=False, dynamic=True),
+    "dynamic int8": Plan("bare", FEW, of_graph=_dynamic, neutral=False),
     "fp16": Plan("bert", (*FEW, *GATED), build={"base_precision": "fp16"}),
     "int8 adapters, reserved": Plan(
         "bert",
@@ -385,11 +424,14 @@ PLANS: Mapping[str, Plan] = {
 
 
 def make_models(folder: Path) -> None:
-    """Write a Hugging Face folder for each base."""
+    """Write a Hugging Face folder for each base, and what several bundles are made of: `bert.pt`, `bare.onnx`."""
     _save(folder / "bert", _bert())
     _save(folder / "bare", _bert().bert)
     _save(folder / "convbert", _convbert())
     _save(folder / "gpt2", _gpt2(), specials=False, side="left")
+    ae.capture(folder / "bert", folder / "bert.pt", on_note=_unheard)
+    graph = ae.capture(folder / "bare", folder / "bare.pt", on_note=_unheard).exported(folder)
+    onnx.save(onnx.load(graph.path), folder / "bare.onnx")
 
 
 def recipes_of(plan: Plan) -> dict[str, Recipe]:
@@ -404,32 +446,28 @@ def recipes_of(plan: Plan) -> dict[str, Recipe]:
     found = _some(known, *names)
     for name in plan.added:
         found[name] = recipe(name, "lora" if name == "tone" else "bottleneck", sites, first=0, activation="gelu")
-    if (plan.build or {}).get("adapter_precision") == "int8":
+    if plan.build.get("adapter_precision") == "int8":
         found = {
             name: replace(one, weights={key: rounded(array) for key, array in one.weights.items()})
             for name, one in found.items()
         }
-    if plan.base == "bert":
+    if plan.own_head:
         found["own"] = Recipe("own-head", "own", OWN)
     return found
 
 
 def make_bundle(name: str, models: Path, folder: Path) -> None:
-    """Build a bundle of the plan of this name: `model.pt` and `bundle`."""
+    """Build the bundle of the plan of this name in `bundle`."""
     plan = PLANS[name]
-    options: dict[str, Any] = {} if plan.lengths is None else {"lengths": [plan.lengths]}
-    if plan.inputs == INPUTS[:1]:
-        options["inputs"] = ["input_ids=int64[batch,sequence]"]
-    archive = models / f"{plan.base}{plan.lengths or ''}{len(plan.inputs)}.pt"
-    if not archive.exists():  # an export takes a second
-        ae.capture(models / plan.base, archive, on_note=_unheard, **options)
-    shutil.copy(archive, folder / "model.pt")
-    base = ae.open_base(folder / "model.pt")
-    build = dict(plan.build or {})
-    if plan.dynamic:
-        quantize_dynamic(base.exported(folder).path, folder / "dynamic.onnx", weight_type=QuantType.QInt8)
-        base = ae.open_base(folder / "dynamic.onnx")
-        build = {"tokenizer": models / plan.base / "tokenizer.json", "max_tokens": LIMIT}
+    build = dict(plan.build)
+    if plan.of_graph is not None:
+        plan.of_graph(models / f"{plan.base}.onnx", folder / "model.onnx")
+        base = ae.open_base(folder / "model.onnx")
+        build |= {"tokenizer": models / plan.base / "tokenizer.json", "max_tokens": plan.limit}
+    elif plan.base == "bert":
+        base = ae.open_base(models / "bert.pt")
+    else:
+        base = ae.capture(models / plan.base, folder / "model.pt", on_note=_unheard, **plan.capture)
     adapters = with_adapters(base, [*recipes_of(plan).values()])
     first = [one for one in adapters if one.name not in plan.added]
     ae.build(base, first, folder / "bundle", on_note=_unheard, **build)
@@ -442,22 +480,20 @@ def make_bundle(name: str, models: Path, folder: Path) -> None:
 def opened(name: str, models: Path, folder: Path) -> Bundle:
     """A bundle that `make_bundle` has made."""
     plan, recipes = PLANS[name], recipes_of(PLANS[name])
-    own = plan.base == "bert"
-    kind = transformers.AutoModelForSequenceClassification if own else transformers.AutoModel
-    allowed = {None: (), "sequence=multiple-of-8": tuple(range(8, LIMIT + 1, 8)), "sequence=16": (16,)}[plan.lengths]
+    kind = transformers.AutoModelForSequenceClassification if plan.own_head else transformers.AutoModel
     oracle = Oracle(
         kind.from_pretrained(models / plan.base).eval(),
         models / plan.base / "tokenizer.json",
-        allowed[-1] if allowed else LIMIT,
+        plan.limit,
         plan.inputs,
         GPT2 if plan.base == "gpt2" else BERT,
         recipes,
-        allowed,
+        plan.allowed,
         plan.neutral,
-        "bert" if own else "",
-        folder / "bundle" if plan.dynamic or "base_precision" in (plan.build or {}) else None,
+        "bert" if plan.own_head else "",
+        folder / "bundle" if plan.own_arithmetic else None,
     )
-    return Bundle(name, folder / "bundle", folder / "model.pt", oracle, (*rows_of(recipes, own), *plan.more))
+    return Bundle(name, folder / "bundle", oracle, (*rows_of(recipes, plan.own_head), *plan.more))
 
 
 def _unheard(_: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 from asked_bundles import Bundle
-from oracle import Row
+from oracle import Row, answer
 
 Document = Mapping[str, Any]
 
@@ -205,3 +205,12 @@ def context_of(bundle: Bundle, row: Row, width: int | None = None) -> list[int] 
         return None
     own = bundle.oracle.tokens(row)[0].context
     return own + [0] * ((width or bundle.arrays(row)["input_ids"].shape[1]) - len(own))
+
+
+def answer_of_result(bundle: Bundle, row: Row, result: np.ndarray) -> Document:
+    """The answer that the result of a head gives by the oracle's rules; that of padding is left out."""
+    recipe = bundle.oracle.recipe(row)
+    assert recipe is not None
+    (tokens,) = bundle.oracle.tokens(row)
+    own = result[: len(tokens.encoding.ids)] if recipe.task["type"] in ("token", "span") else result
+    return {"adapter": recipe.name, "task": recipe.task["type"], **answer(recipe.task, own, tokens, None).document}

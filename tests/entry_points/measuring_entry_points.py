@@ -74,9 +74,15 @@ def _document(bundle: Bundle, row: Row, results: Sequence[Any]) -> Document:
 
 
 def labelled_rows(bundle: Bundle, row: Row) -> bool:
-    """Rows that a table of labelled texts can have: those of tokens are words, and none has a strength."""
+    """Rows that a table of labelled texts can have: those of tokens are words, none is empty or has a strength."""
     recipe = bundle.oracle.recipe(row)
-    return recipe is not None and recipe.task["type"] != "token" and row.strength == 1 and row.weights is None
+    return (
+        recipe is not None
+        and recipe.task["type"] != "token"
+        and row.asked != ""
+        and row.strength == 1
+        and row.weights is None
+    )
 
 
 MEASURING = (EntryPoint("evaluate, compare", evaluate, "text", labelled_rows),)

@@ -198,9 +198,11 @@ class Oracle:
         return self.neutral and "attention_mask" in self.inputs and not (recipe is not None and recipe.gated)
 
     def refuses(self, row: Row) -> bool:
-        """Whether a row has no right answer: the base does not take its length, and padding changes the answer."""
+        """Whether a row has no right answer: it has no tokens, or a length that the base does not take, and padding
+        changes the answer.
+        """
         lengths = {len(one.encoding.ids) for one in self.tokens(row)}
-        return bool(self.allowed) and not self.may_pad(row) and not lengths <= {*self.allowed}
+        return 0 in lengths or (bool(self.allowed) and not self.may_pad(row) and not lengths <= {*self.allowed})
 
     def results(self, row: Row) -> list[dict[str, np.ndarray]]:
         """For each text of a row the model's outputs, and as `""` what the head gives."""

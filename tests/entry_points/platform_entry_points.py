@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 from asked_bundles import Bundle
-from asking import Document, EntryPoint, RefusedError, length, shape, stacked, together, weighing
-from oracle import Row, answer
+from asking import Document, EntryPoint, RefusedError, answer_of_result, length, shape, stacked, together, weighing
+from oracle import Row
 from service_entry_points import text_of
 
 FILES = Path(__file__).parents[2] / "adapter_export" / "layouts" / "files"
@@ -89,16 +89,9 @@ def kserve_tensors(bundle: Bundle, rows: Sequence[Row], platform: Platform) -> S
         payload = {"inputs": inputs, "parameters": _parameters(some[0])}
         found = platform.call(bundle, str(some[0].adapter), payload)
         results = np.array(found["data"], np.float32).reshape(found["shape"])
-        return [_answer(bundle, row, result) for row, result in zip(some, results, strict=True)]
+        return [answer_of_result(bundle, row, result) for row, result in zip(some, results, strict=True)]
 
     return together(rows, lambda row: (*_one_adapter(row), length(bundle, row)), ask)
-
-
-def _answer(bundle: Bundle, row: Row, result: np.ndarray) -> Document:
-    recipe = bundle.oracle.recipes[str(row.adapter)]
-    (tokens,) = bundle.oracle.tokens(row)
-    own = result[: len(tokens.encoding.ids)] if recipe.task["type"] in ("token", "span") else result
-    return {"adapter": recipe.name, "task": recipe.task["type"], **answer(recipe.task, own, tokens, None).document}
 
 
 def of_adapter(bundle: Bundle, row: Row) -> bool:

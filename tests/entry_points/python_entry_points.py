@@ -11,9 +11,20 @@ from typing import Any
 
 import numpy as np
 from asked_bundles import Bundle
-from asking import Document, EntryPoint, RefusedError, context_of, length, shape, stacked, together, weighing
+from asking import (
+    Document,
+    EntryPoint,
+    RefusedError,
+    answer_of_result,
+    context_of,
+    length,
+    shape,
+    stacked,
+    together,
+    weighing,
+)
 from click.testing import CliRunner
-from oracle import Row, answer
+from oracle import Row
 
 import adapter_export as ae
 from adapter_export.cli.main import main
@@ -84,10 +95,7 @@ def _of_outputs(bundle: Bundle, row: Row, outputs: Any) -> Document:
     if recipe is None:
         own = {name: array[0][:count] if array.ndim > 2 else array[0] for name, array in outputs.items()}
         return {"adapter": None, "task": None, "outputs": {name: array.tolist() for name, array in own.items()}}
-    result = outputs[session(bundle.folder).output(recipe.name)][0]
-    if recipe.task["type"] in ("token", "span"):
-        result = result[:count]
-    return named(bundle, row, answer(recipe.task, result, tokens, None).document)
+    return answer_of_result(bundle, row, outputs[session(bundle.folder).output(recipe.name)][0])
 
 
 @refusing
@@ -164,8 +172,8 @@ def _answer(document: Document) -> Document:
 
 
 def _choices(row: Row) -> tuple[Any, ...]:
-    """What all rows of one call of `run` have in common."""
-    return shape(row), row.strength, weighing(row)
+    """What all rows of one call of `run` have in common: one text or two, and the options for all of them."""
+    return shape(row) == "text", row.strength, weighing(row)
 
 
 def _common(bundle: Bundle, rows: Sequence[Row]) -> list[str]:
@@ -193,7 +201,7 @@ def run_texts(bundle: Bundle, rows: Sequence[Row], _: Any) -> Sequence[Document]
         words += [word for row in some for piece in row.pieces[1:] for word in ("--pair", piece[1])]
         return _rows(_run(bundle, *words, *_adapters(some), *_common(bundle, some), "--json"))
 
-    return together(rows, lambda row: (*_choices(row), str(row.asked) if shape(row) == "choices" else ""), ask)
+    return together(rows, lambda row: (*_choices(row), str(row.asked) if shape(row) == "choices" else None), ask)
 
 
 def _words(piece: Any) -> list[str]:

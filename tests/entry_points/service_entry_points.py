@@ -7,8 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
+import numpy as np
 from asked_bundles import Bundle
-from asking import Document, EntryPoint, RefusedError, context_of, length, shape, stacked, together, weighing
+from asking import (
+    Document,
+    EntryPoint,
+    RefusedError,
+    answer_of_result,
+    context_of,
+    length,
+    shape,
+    stacked,
+    together,
+    weighing,
+)
 from oracle import Row
 
 Services = Mapping[str, httpx.Client]
@@ -89,14 +101,19 @@ def serve_inputs(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> S
     return together(rows, lambda row: (_weighed(row), _is_question(bundle, row)), ask)
 
 
-def _infer(client: httpx.Client, model: str, row: Row, inputs: Sequence[Mapping[str, Any]]) -> list[Document]:
-    """The output `answer` of a call in the Open Inference Protocol."""
+def _infer(
+    client: httpx.Client, model: str, row: Row, inputs: Sequence[Mapping[str, Any]]
+) -> dict[str, Mapping[str, Any]]:
+    """The outputs of a call in the Open Inference Protocol, by their names."""
     parameters: dict[str, Any] = {} if row.strength == 1 else {"strength": row.strength}
     if row.weights is not None:
         parameters["weights"] = row.weights
     call = {"inputs": list(inputs), "parameters": parameters}
-    outputs = _post(client, f"/v2/models/{model}/infer", call)["outputs"]
-    return [json.loads(one) for one in next(one for one in outputs if one["name"] == "answer")["data"]]
+    return {one["name"]: one for one in _post(client, f"/v2/models/{model}/infer", call)["outputs"]}
+
+
+def _answers(outputs: Mapping[str, Mapping[str, Any]]) -> list[Document]:
+    return [json.loads(one) for one in outputs["answer"]["data"]]
 
 
 def _one_model(row: Row) -> tuple[Any, ...]:
@@ -113,26 +130,25 @@ def infer_texts(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> Se
         inputs = [
             {"name": name, "datatype": "BYTES", "shape": [len(some)], "data": data} for name, data in columns.items()
         ]
-        return _infer(client, _models(bundle, some)[0], some[0], inputs)
+        return _answers(_infer(client, _models(bundle, some)[0], some[0], inputs))
 
     return together(rows, lambda row: (shape(row), *_one_model(row)), ask)
 
 
 def infer_tensors(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> Sequence[Document]:
-    """`POST /v2/models/NAME/infer` with padded tensors."""
+    """`POST /v2/models/NAME/infer` with padded tensors; they have no context, so that a span is given as logits."""
 
     def ask(some: Sequence[Row]) -> Sequence[Document]:
-        arrays = stacked(bundle, some)
         inputs = [
             {"name": name, "datatype": "INT64", "shape": list(array.shape), "data": array.ravel().tolist()}
-            for name, array in arrays.items()
+            for name, array in stacked(bundle, some).items()
         ]
-        shown = list(arrays["input_ids"].shape)
-        contexts = [context_of(bundle, row, shown[1]) for row in some]
-        if any(contexts):
-            data = [bool(one) for context in contexts for one in context or ()]
-            inputs.append({"name": "context", "datatype": "BOOL", "shape": shown, "data": data})
-        return _infer(client, _models(bundle, some)[0], some[0], inputs)
+        outputs = _infer(client, _models(bundle, some)[0], some[0], inputs)
+        if not _is_question(bundle, some[0]):
+            return _answers(outputs)
+        (logits,) = outputs.values()
+        results = np.array(logits["data"], np.float32).reshape(logits["shape"])
+        return [answer_of_result(bundle, row, result) for row, result in zip(some, results, strict=True)]
 
     return together(rows, lambda row: (*_one_model(row), length(bundle, row)), ask)
 
