@@ -185,6 +185,8 @@ def test_a_model_that_gives_no_next_token_is_refused(folder: Path, base: ae.Base
         learnt(both_ways, texts)
     with pytest.raises(BaseModelError, match=r"captured with its cache.*`task=\"causal_lm\"`"):
         ae.train(base, texts)
+    with pytest.raises(BaseModelError, match=r"reads tokens that come later.*train an adapter without a gate"):
+        learnt(base, texts, gate=True)  # the mean over all tokens, although a fresh one hardly acts
 
 
 @pytest.mark.parametrize(
