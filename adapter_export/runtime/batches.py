@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from adapter_export.errors import UsageError
-from adapter_export.format.axes import axis_names, length, names
+from adapter_export.format.axes import length, names
 from adapter_export.format.manifest import Axis, InputRecord, Manifest
 from adapter_export.runtime.answers import own_classes
 from adapter_export.runtime.graphs import Arrays
@@ -160,16 +160,6 @@ def rows_are_apart(manifest: Manifest) -> bool:
     """Return whether each row of a call has its own row in every output."""
     axis = batch_axis(manifest)
     return axis is not None and all(record.axes[:1] == (axis,) for record in manifest.outputs)
-
-
-def padded_axes(manifest: Manifest) -> frozenset[str]:
-    """Return the axes along which a mask says what is padding: all names that masks have, except that of the batch.
-
-    Empty if the base has an output with an axis that no input has, so that it is unknown where its padding is.
-    """
-    masks = [record for record in manifest.inputs if record.role == "mask"]
-    unknown = {*axis_names(manifest.base_outputs)}.difference(axis_names(manifest.inputs))
-    return frozenset(name for record in masks for axis in record.axes[1:] for name in names(axis) if not unknown)
 
 
 def sizes_of(arrays: Mapping[str, np.ndarray], inputs: Sequence[InputRecord], batch: str | None) -> dict[str, int]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from adapter_export.errors import RequestError, UsageError, within
+from adapter_export.format.axes import padded_axes
 from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.runtime import batches
 from adapter_export.runtime.answers import (
@@ -78,7 +79,7 @@ class Session:
         self._prefixes = Prefixes(graphs, prefix_bytes)
         self._strengths = Strengths(graphs, adapters)
         self._resident = resident
-        self._maskable = batches.padded_axes(graphs.manifest)
+        self._maskable = padded_axes(graphs.manifest.inputs, graphs.manifest.base_outputs)
         self._batch_axis = batches.batch_axis(graphs.manifest)
         self._can_split = batches.rows_are_apart(graphs.manifest)
         self._base_outputs = {record.name for record in graphs.manifest.base_outputs}
