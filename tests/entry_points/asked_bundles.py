@@ -149,11 +149,6 @@ class Bundle:
         found: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text("utf-8"))
         return found
 
-    @property
-    def task(self) -> Mapping[str, Mapping[str, Any] | None]:
-        """The task of each adapter."""
-        return {name: one.task for name, one in self.oracle.recipes.items()}
-
     @cache  # noqa: B019 - bundles live as long as the tests
     def cases(self, form: str) -> tuple[Case, ...]:
         """The rows as text, or as ids, where each choice of a question is a row of its own."""

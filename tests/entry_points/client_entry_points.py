@@ -85,16 +85,6 @@ def ids(bundle: Bundle, rows: Sequence[Row], client: Client) -> Sequence[Documen
     return together(rows, lambda row: (weighing(row), context_of(bundle, row) is None), ask)
 
 
-def no_questions(bundle: Bundle, row: Row) -> bool:
-    """Rows without a context, which this client cannot express."""
-    return context_of(bundle, row) is None
-
-
-def spans_by_characters(bundle: Bundle, row: Row) -> bool:
-    """Every row that a client with a tokenizer takes."""
-    return True
-
-
 @cache
 def _plain(folder: Path, program: Path) -> tuple[dict[str, Any], Any]:
     import runpy

@@ -25,7 +25,7 @@ SHOWN = 5
 
 @pytest.mark.parametrize("entry", ENTRY_POINTS, ids=lambda entry: entry.name)
 def test_each_row_has_the_answer_of_the_model_for_it_alone(
-    entry: EntryPoint, bundles: list[Bundle], request: pytest.FixtureRequest, record_property: object
+    entry: EntryPoint, bundles: list[Bundle], request: pytest.FixtureRequest
 ) -> None:
     tool = None if entry.needs is None else request.getfixturevalue(entry.needs)
     found = {bundle.name: outcome(entry, bundle, tool) for bundle in bundles}
@@ -36,6 +36,7 @@ def test_each_row_has_the_answer_of_the_model_for_it_alone(
         for name, one in found.items()
         for fault in one.faults
     ]
+    assert all(one.rows for one in found.values())
     assert not faults, "\n".join([f"{len(faults)} faults", *faults[:SHOWN]])
 
 
