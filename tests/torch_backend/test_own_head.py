@@ -125,6 +125,15 @@ def test_what_is_left_out_is_named(name: str, head: str, named: list[str], tmp_p
         ae.build(base, [], tmp_path / "bundle")
 
 
+@pytest.mark.parametrize(("tokens", "reason"), [(16, ""), (9, "not run at a length that the base takes")])
+def test_of_a_base_with_one_length(tokens: int, reason: str, tmp_path: Path) -> None:
+    small("Bert", "ForSequenceClassification").save_pretrained(tmp_path / "folder")
+    notes: list[str] = []
+    base = ae.capture(tmp_path / "folder", tmp_path / "model.pt", lengths=[f"sequence={tokens}"], on_note=notes.append)
+    assert (base.own_head is None) == bool(reason)
+    assert [reason in note for note in notes if "left out" in note] == ([True] if reason else [])
+
+
 def test_a_bare_model_leaves_nothing_out(tmp_path: Path) -> None:
     small("Bert", "Model").save_pretrained(tmp_path / "folder")
     base = open_folder(tmp_path / "folder")
