@@ -217,13 +217,13 @@ def test_pads_with_the_padding_token_that_the_file_has(special: list[str], paddi
     assert found["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
-def test_keeps_the_side_on_which_the_file_pads_and_cuts() -> None:
+def test_pads_after_the_tokens_and_cuts_where_the_file_says() -> None:
     tokenizer = word_tokenizer([])
     tokenizer.enable_padding(direction="left", pad_id=2, length=50)
     tokenizer.enable_truncation(1, direction="left")
     found = Tokenizer(tokenizer, 3).batch(["a b b a b", "a"], ["input_ids", "attention_mask"])
-    assert found["input_ids"].tolist() == [[2, 1, 2], [2, 2, 1]]
-    assert found["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert found["input_ids"].tolist() == [[2, 1, 2], [1, 2, 2]]
+    assert found["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
 def test_refuses_a_text_without_tokens() -> None:

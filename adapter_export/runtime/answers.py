@@ -123,6 +123,13 @@ def answer(
         raise RequestError(
             "an output is NaN or infinite", fix="run `adapter-export verify` on the bundle, and look at the inputs"
         )
+    if task.labels and result.shape[-1] != len(task.labels):  # as from a row of another adapter
+        raise RequestError(
+            "a result has another number of classes than its adapter",
+            found=result.shape[-1],
+            expected=len(task.labels),
+            fix="run `adapter-export verify` on the bundle",
+        )
     match task.type:
         case "single_label":
             return _prediction(result, task.labels)

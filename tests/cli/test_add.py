@@ -33,7 +33,7 @@ def test_an_added_adapter_runs_and_is_proved_by_torch(cli, copy: Path, model: Pa
     assert "torch" in found["manifest"]["adapters"][2]["golden"]["reference"]
     assert (copy / "base.bin").stat().st_ino == weights.st_ino
     cli.done("check", copy, "--against", model, "--only", "mood", "--quick")
-    labels = cli.json("run", copy, "--adapter", "mood", "--text", "good film")["predictions"]
+    labels = cli.json("run", copy, "--adapter", "mood", "--text", "good film")["rows"]
     assert labels[0]["label"] in ("sad", "glad", "calm")
 
 

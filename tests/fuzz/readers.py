@@ -36,6 +36,7 @@ from adapter_export.format.site_map_json import read_site_map
 from adapter_export.format.tensors import read_tensors
 from adapter_export.importers.adapterhub import import_adapterhub
 from adapter_export.importers.peft import import_peft
+from adapter_export.offline.table_rows import Columns as TableColumns
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.base.trial import try_graph
 from adapter_export.reading.documents import parse_json
@@ -297,7 +298,7 @@ def light_readers(made: Path) -> dict[str, Reader]:
         "clip": _of(change.of_bytes, lambda path: read_clip(path.read_bytes(), None, path), "c.wav", wav(np.zeros(50))),
         "csv": _of(change.of_text, partial(_table, "single_label"), "t.csv", rows),
         "jsonl": _of(change.of_text, partial(_table, "multi_label"), "t.jsonl", lines),
-        "rows": _of(change.of_text, lambda path: read_file(path, "text", "pair", None), "t.csv", rows),
+        "rows": _of(change.of_text, lambda path: read_file(path, TableColumns("text", "pair")), "t.csv", rows),
     }
 
 
