@@ -291,6 +291,13 @@ class OpenedBundle:
                 self._sessions[file, level] = open_file(self.home / file, "cpu", level)
         return self._sessions[file, level]
 
+    def close_runtime(self, level: Optimization = LEVEL) -> None:
+        """Forget the session of the Python runtime.
+
+        It opens graphs by this object: as a cycle, both would stay in memory until the garbage collector comes.
+        """
+        self._runtimes.pop(level, None)
+
     def close(self, file: str, level: Optimization) -> None:
         """Give back the memory of a session, and of the one below it."""
         self._sessions.pop((file, level), None)

@@ -272,6 +272,7 @@ def prove(
         if reference is not None and reference.contract.processor is not None:
             invariants.append(compare_processors(bundle.manifest.media.digest, reference.contract.processor))
         on_step("golden media")
+    bundle.close_runtime()
     if not bundle.staged:
         ledger += _ledger(plan, reference, expected, own or {}, on_step)
     ledger += [*of_outputs(outputs, plan.cases, bundle.manifest), *of_sites(sites), *of_invariants(invariants)]
