@@ -48,7 +48,7 @@ class PaddedLength(Protocol):
     """The number of tokens to which a text is padded; `pads` is false where padding would change its result."""
 
     def __call__(self, tokens: int, /, *, pads: bool = True) -> int:
-        """Return it for a number of tokens; RequestError if the base does not take a text of so many."""
+        """Return it for a number of tokens; RequestError if the base does not take a text of this length."""
 
 
 Tokens = dict[str, npt.NDArray[np.int64]]

@@ -82,7 +82,7 @@ class PlainBundle:
         }
 
     def may_pad(self, adapter: str | None) -> bool:
-        """Whether padding changes neither the base nor this adapter."""
+        """Return whether padding changes neither the base nor this adapter."""
         slots = [slot for slot in self.manifest["slots"] if slot["graph"] in self.manifest["counts_padding"]]
         if not self.manifest["padding_neutral"] or adapter is None or not slots:
             return self.manifest["padding_neutral"]
@@ -175,7 +175,7 @@ def is_allowed(length: int, lengths: dict) -> bool:
 
 
 def next_length(length: int, lengths: dict) -> int | None:
-    """The smallest allowed length that is no smaller; none if there is none."""
+    """Return the smallest allowed length that is no smaller, or `None`."""
     last = lengths["maximum"] or length + lengths["multiple_of"] * (1 + len(lengths["exceptions"]))
     return next((n for n in range(length, last + 1) if is_allowed(n, lengths)), None)
 

@@ -38,7 +38,7 @@ _OF_THE_OLD = (SIGNATURE_FILE, REPORT_FILE, CARD_FILE)
 
 @dataclass(frozen=True)
 class Asked:
-    """What the golden data of a bundle ask; `None` where there is none of it."""
+    """Golden data of a bundle, each `None` where the bundle has none."""
 
     texts: GoldenTexts | None
     batches: GoldenBatches | None

@@ -48,10 +48,10 @@ _ADAPTERS = 6
 """Adapters of one batch, with all of their rows."""
 
 _DRAWS = 3
-"""How often a row is drawn until it can tell everything."""
+"""Maximum draws of a row until it shows every mistake."""
 
 _MORE_TOKENS = 4
-"""By how much a row is padded to see what that changes."""
+"""Tokens of padding that a row gets to see what padding changes."""
 
 _ROW_NUMBERS, _ALL_NUMBERS = 2**14, 2**15
 """The most numbers in the answer of one row, and in all answers: a client parses them as JSON."""
@@ -82,7 +82,7 @@ def padding_by_name(manifest: Manifest, plan: SlotPlan, adapters: Sequence[Adapt
 
 @dataclass(frozen=True)
 class _Asked:
-    """What rows are drawn for: an adapter, or the base.
+    """An adapter, or the base, for which rows are drawn.
 
     Attributes:
         adapter: the adapter; `None` is the base.

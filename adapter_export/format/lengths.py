@@ -135,7 +135,7 @@ def parse_lengths(text: str) -> Lengths | None:
 
 @dataclass(frozen=True)
 class Fit:
-    """The number of tokens to which a row of so many is padded, for a base that takes only some lengths.
+    """Padded length of a row by its number of tokens, for a base that takes only some lengths.
 
     Attributes:
         lengths: the lengths that the base takes.

@@ -177,7 +177,10 @@ def _scan(path: Path, rows: int) -> tuple[tuple[int, int], str, list[tuple[int, 
 
 @dataclass(frozen=True)
 class Choice:
-    """What answers all rows; the adapter is `None` where a column names it, or for the base's own head."""
+    """Adapter, strength and weights of all rows.
+
+    The adapter is `None` where a column names it, or for the base's own head.
+    """
 
     adapter: str | None = None
     strength: float = 1.0

@@ -21,7 +21,7 @@ PARQUET, JSON_LINES, LINES = (".parquet", ".pq"), (".jsonl", ".ndjson"), (".txt"
 SUFFIXES = (*PARQUET, *JSON_LINES, ".csv", ".tsv", ".tab", *LINES)
 
 _BASE = ("", "-", None)
-"""How a cell of a table names the base."""
+"""Cells of a table that name the base."""
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def ask(rows: Sequence[LabelledRow], reader: Reader, adapter: str, task: Task, g
 
 
 def _texts(rows: Sequence[LabelledRow], compared: bool) -> list[Any]:
-    """What an adapter is asked for each row; of pairs that are compared, all first texts, then all second ones."""
+    """Return the text of each row; for pairs that are compared, all first texts, then all second ones."""
     return [row.text for row in rows] + [row.pair for row in rows] if compared else [_text(row) for row in rows]
 
 

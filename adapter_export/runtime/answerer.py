@@ -23,12 +23,12 @@ from adapter_export.runtime.batches import TOKEN_BUDGET, Progress, Request, draw
 from adapter_export.runtime.text_answers import ReadText, TextAnswer, answered
 
 LongTexts = Literal["cut", "refuse", "windows"]
-"""What becomes of a text with more tokens than its adapter takes."""
+"""Treatment of a text with more tokens than its adapter takes."""
 
 Arrays = Mapping[str, np.ndarray]
 
 _WINDOW = 2048
-"""How many rows of arrays are in memory together."""
+"""Rows of arrays that are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ class Row:
 
     @property
     def is_arrays(self) -> bool:
-        """Whether it is given as arrays."""
+        """True if the row is given as arrays."""
         return isinstance(self.asked, Mapping)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows are read and put into calls.
+    """Options for reading rows and putting them into calls.
 
     Attributes:
         long: a text of more tokens than its adapter takes is cut, refused, or read in windows.

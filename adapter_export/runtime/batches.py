@@ -71,12 +71,12 @@ class Item:
 
     @property
     def head_only(self) -> bool:
-        """Whether the result of a head is all that is wanted."""
+        """True if only the result of a head is wanted."""
         return self.request.head_only and self.entry is not None and self.entry.output is not None
 
     @property
     def weights(self) -> Mapping[str, float] | None:
-        """Those of the members of a fusion, if the request gives them."""
+        """Weights of the members of a fusion, if the request gives them."""
         return self.request.weights
 
     @property

@@ -16,7 +16,7 @@ from adapter_export.format.manifest import Axis, InputRecord
 from adapter_export.runtime.graphs import Arrays
 
 Spans = Mapping[Axis, tuple[int, int, int]]
-"""By axis: its first token, the one after its last token, and its length."""
+"""First token, the one after the last token, and length of each axis."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What an adapter says of a text: from the results of its rows (windows, choices) to one answer."""
+"""Answers to texts, from the results of the rows of each: its windows or its choices."""
 
 from __future__ import annotations
 
@@ -113,12 +113,12 @@ class ReadText:
 
     @property
     def cut(self) -> int:
-        """How many tokens were left out: of choices, of the one that lost most."""
+        """Number of tokens that were left out; for choices, of the one that lost most."""
         return 0 if self.windows > 1 else max(row.cut for row in self.rows)
 
     @property
     def windows(self) -> int:
-        """How many windows it has."""
+        """Number of windows."""
         return 1 if is_choices(self.text) else len(self.rows)
 
 

@@ -27,7 +27,7 @@ class TextReader:
     """
 
     window, token_budget = 2048, TOKEN_BUDGET
-    """How many texts are sorted by length at a time, and the tokens of a call: more rows hardly save more padding."""
+    """Texts that are sorted by length at a time (more hardly save padding), and maximum tokens of a call."""
 
     def __init__(self, tokenizer: Tokenizer, manifest: Manifest, session: Session) -> None:
         self.tokenizer, self.session = tokenizer, session
@@ -129,10 +129,7 @@ class TextReader:
         adapters: Sequence[str | None] | None = None,
         weights: Weighting | None = None,
         strength: Strength | None = None,
-        long: LongTexts = "cut",
-        stride: int | None = None,
-        allow_mixed_rows: bool = False,
-        token_budget: int = TOKEN_BUDGET,
+        reading: Reading | None = None,
         progress: Progress | bool | None = None,
     ) -> list[TextAnswer]:
         """Answer texts, each by the task of its adapter.
@@ -145,16 +142,13 @@ class TextReader:
             texts: as in `read`.
             adapter: as in `read`.
             adapters: as in `read`.
-            long: as in `read`.
-            stride: as in `read`.
             weights: as in `Session.run`, for adapters that are weighted fusions: for all texts or for each.
             strength: as in `Session.run`, for all texts or for each.
-            allow_mixed_rows: as in `Session.run`.
-            token_budget: as in `Session.run_many`.
+            reading: how long texts are read, and how rows are put into calls.
             progress: as in `Session.run_many`.
 
         Raises:
-            RequestError: as `read` and `Session.run`; or an adapter has no head, or nobody knows what its results mean.
+            RequestError: as `read` and `Session.run`; or an adapter has no head or no known task.
         """
         names = list(adapters) if adapters is not None else [adapter] * len(texts)
         if isinstance(texts, str | Pair) or not texts or len(names) != len(texts):
@@ -163,7 +157,6 @@ class TextReader:
             texts, names, strength_of_each(strength, len(texts)), weights_of_each(weights, len(texts)), strict=True
         )
         rows = [Row(*choice, where=f"text {at}") for at, choice in enumerate(choices)]
-        reading = Reading(long, stride, token_budget, allow_mixed_rows)
         return Answerer(self.session, self, reading).answers(rows, progress)
 
     def _task(self, name: str | None) -> Task | None:

@@ -176,7 +176,7 @@ class Target:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a request uses it."""
+        """True while a request uses it."""
         return self.served.busy[self.adapter] > 0
 
     @contextmanager

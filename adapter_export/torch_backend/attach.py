@@ -30,7 +30,7 @@ from adapter_export.torch_backend.splice import splice
 from adapter_export.torch_backend.torch_lowering import GraphLayer
 
 _STD = 0.2
-"""Of random weights: large enough that every part of an adapter acts."""
+"""Standard deviation of random weights: large enough that every part of an adapter acts."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +312,7 @@ class AdaptedModel(AttachedAdapter):
 
     @cached_property
     def pads(self) -> bool:
-        """Whether rows may be padded: padding after the tokens changes no result, whatever the adapter has learnt.
+        """True if rows may be padded: padding after the tokens changes no result, whatever the adapter has learnt.
 
         It is tried with random weights in the adapter and its head, by the rule of `build`.
         """

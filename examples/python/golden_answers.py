@@ -22,7 +22,7 @@ class Fault:
 
 
 def within(context: tuple[int, int], tokens: int) -> npt.NDArray[np.bool_]:
-    """Which of so many tokens may be the answer to a question."""
+    """Return which tokens of a row may be the answer to a question."""
     places = np.arange(tokens)
     return (places >= context[0]) & (places < context[1])
 

@@ -66,7 +66,7 @@ def _ids_fault(reader: TextReader, adapter: str | None, golden: GoldenText, take
 def _compared(
     reader: TextReader, texts: GoldenTextSet, left_out: Collection[str]
 ) -> Iterator[tuple[GoldenText, float, str | None]]:
-    """How far the answer to each text is from the golden one, and what differs; all texts are one request."""
+    """Return the deviation of each answer from the golden one, and what differs; all texts are one request."""
     known = [] if texts.adapter is None else [golden for golden in texts.texts if golden.name not in left_out]
     answered = [golden for golden in known if golden.answer is not None]
     asked = [Row(golden.input, texts.adapter, where=f"`{golden.name}`") for golden in answered]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from text_bundle import LIMIT
 
-from adapter_export.runtime import Bundle
+from adapter_export.runtime import Bundle, Reading
 from adapter_export.text import Pair
 
 LONG = " ".join(f"word{number}" for number in range(40))
@@ -74,7 +74,7 @@ def test_a_cut_text_without_a_task_is_said_too(cli: Any, folder: Path) -> None:
 
 @pytest.mark.parametrize("many", [False, True])
 def test_long_texts_in_windows_and_refused(cli: Any, folder: Path, many: bool) -> None:
-    (expected,) = Bundle.open(folder).texts().answer([LONG], "topic", long="windows", stride=4)
+    (expected,) = Bundle.open(folder).texts().answer([LONG], "topic", reading=Reading("windows", 4))
     call = ("run", folder, "--adapter", "topic", "--text", LONG, "--text", "short", "--long-texts")
     if many:
         rows = [json.loads(line) for line in cli.done(*call, "windows", "--stride", 4, "--many").stdout.splitlines()]

@@ -17,6 +17,7 @@ from clients import Client
 from heads import with_head
 from once import once
 from small_bundle import LENGTHS, WIDTH, build_small, small_tokenizer
+from tiny_onnx import random_adapter, save_tiny, tiny_model
 
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.write import FLAVOURS
@@ -29,6 +30,7 @@ from adapter_export.graph.kinds import Kind, classification_head, houlsby, paral
 from adapter_export.graph.tasks import Task
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 SHAPES = ({"batch": 1, "sequence": 1}, {"batch": 4, "sequence": 7}, {"batch": 3, "sequence": 19})
 TASKS = (
@@ -189,3 +191,27 @@ def three_rows(tmp_path: Path) -> Path:
     path = tmp_path / "three_rows.json"
     path.write_text(json.dumps({"input_ids": ids, "attention_mask": mask}))
     return path
+
+
+@pytest.fixture(scope="module")
+def dependent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle in which the largest id of a batch changes the results of all its rows."""
+    mask = """
+    numbers = Cast <to = 1> (input_ids)
+    largest = ReduceMax <axes = [0, 1]> (numbers)
+    penalty = Div(numbers, largest)
+    axis = Constant <value = int64[1] {1}> ()
+    bias = Unsqueeze(penalty, axis)
+    """
+
+    def make(folder: Path) -> None:
+        base = open_onnx(save_tiny(folder, tiny_model(inputs="int64[batch, tokens] input_ids", mask=mask)))
+        build_bundle(
+            base,
+            [random_adapter(name, pfeiffer(), base, labels="ab") for name in ("a", "b")],
+            folder / "bundle",
+            references=CutRunner(base),
+            cases=input_cases(base.inputs, seed=1),
+        )
+
+    return once(tmp_path_factory, "dependent", make) / "bundle"

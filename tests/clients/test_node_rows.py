@@ -14,12 +14,11 @@ import pytest
 from clients import Client, alike, last_line
 from once import once
 from small_bundle import LENGTHS, build_small, small_tokenizer
-from tiny_onnx import random_adapter, save_tiny, tiny_model
+from tiny_onnx import random_adapter
 
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.graph.kinds import BottleneckOptions, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.runtime import Bundle, Session
 from adapter_export.runtime.answers import document
@@ -183,30 +182,6 @@ def test_a_loaded_adapter_that_counts_padding(client: Client, gated: Path) -> No
         load = ["--load", f"new={gated / 'adapters' / f'{name}.onnx_adapter'}"]
         done = client.call("run", gated, *_texts(SHORT), *load, *_adapters("new"))
         assert (done.returncode, CHANGES in done.stderr) == (code, code == 1)
-
-
-@pytest.fixture(scope="module")
-def dependent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle in which the largest id of a batch changes the results of all its rows."""
-    mask = """
-    numbers = Cast <to = 1> (input_ids)
-    largest = ReduceMax <axes = [0, 1]> (numbers)
-    penalty = Div(numbers, largest)
-    axis = Constant <value = int64[1] {1}> ()
-    bias = Unsqueeze(penalty, axis)
-    """
-
-    def make(folder: Path) -> None:
-        base = open_onnx(save_tiny(folder, tiny_model(inputs="int64[batch, tokens] input_ids", mask=mask)))
-        build_bundle(
-            base,
-            [random_adapter(name, pfeiffer(), base, labels="ab") for name in ("a", "b")],
-            folder / "bundle",
-            references=CutRunner(base),
-            cases=input_cases(base.inputs, seed=1),
-        )
-
-    return once(tmp_path_factory, "dependent", make) / "bundle"
 
 
 @every_client

@@ -12,6 +12,8 @@ import numpy as np
 from asked_bundles import Bundle
 from oracle import Row, answer
 
+from adapter_export.errors import AdapterExportError
+
 Document = Mapping[str, Any]
 
 
@@ -85,7 +87,7 @@ def outcome(entry: EntryPoint, bundle: Bundle, tool: Any = None) -> Outcome:
     faults: list[Fault] = []
     try:
         found: list[Document | RefusedError] = list(entry.ask(bundle, rows, tool)) if rows else []
-    except Exception as error:  # noqa: BLE001 - whatever it is, the table shows it
+    except (RefusedError, AdapterExportError) as error:
         refusal = refused_by(error)
         found = [_alone(entry, bundle, row, tool) for row in rows]
         if not any(isinstance(one, RefusedError) for one in found):
@@ -113,13 +115,13 @@ def outcome(entry: EntryPoint, bundle: Bundle, tool: Any = None) -> Outcome:
 def _alone(entry: EntryPoint, bundle: Bundle, row: Row, tool: Any) -> Document | RefusedError:
     try:
         return entry.ask(bundle, [row], tool)[0]
-    except Exception as error:  # noqa: BLE001 - likewise
+    except (RefusedError, AdapterExportError) as error:
         return refused_by(error)
 
 
 def refused_by(error: Exception) -> RefusedError:
-    """What an entry point raised, as a refusal; anything but a refusal is a crash."""
-    return error if isinstance(error, RefusedError) else RefusedError(f"crashed: {type(error).__name__}: {error}")
+    """Return the refusal of an entry point; an error of the package is one in its own words."""
+    return error if isinstance(error, RefusedError) else RefusedError(str(error))
 
 
 def difference(found: Any, expected: Any, close: float, decided: bool, at: str = "") -> str | None:

@@ -14,6 +14,7 @@ from text_bundle import LIMIT, LONGEST, TASKS
 from adapter_export.errors import RequestError
 from adapter_export.graph.tasks import Task
 from adapter_export.runtime import Bundle
+from adapter_export.runtime.answerer import Reading
 from adapter_export.runtime.answers import Numbers, Prediction, Score, Span, TokenLabels, Vector, answer
 from adapter_export.runtime.text_answers import Choice, ReadText, TextAnswer, answered
 from adapter_export.runtime.text_reader import TextReader
@@ -109,10 +110,10 @@ def test_each_text_has_its_own_strength(reader: TextReader) -> None:
     """Through the adapter that each of them has, over all of its windows."""
     names, strengths = ["topic", "likeness"], [0.5, -2]
     texts = [LONG, Pair(*TEXTS[:2])]
-    found = reader.answer(texts, adapters=names, strength=strengths, long="windows")
+    found = reader.answer(texts, adapters=names, strength=strengths, reading=Reading("windows"))
     for text, name, strength, one in zip(texts, names, strengths, found, strict=True):
-        (alone,) = reader.answer([text], name, strength=strength, long="windows")
-        (whole,) = reader.answer([text], name, long="windows")
+        (alone,) = reader.answer([text], name, strength=strength, reading=Reading("windows"))
+        (whole,) = reader.answer([text], name, reading=Reading("windows"))
         assert _numbers(one) == pytest.approx(_numbers(alone), abs=1e-5)
         assert _numbers(one) != pytest.approx(_numbers(whole), abs=1e-3)
     assert found[0].windows > 1
@@ -130,7 +131,7 @@ def _numbers(found: TextAnswer) -> list[float]:
 def test_long_texts_are_refused(reader: TextReader) -> None:
     whole = reader.read([LONG])[0].rows[0].found
     with pytest.raises(RequestError, match=rf"text 1, adapter `topic`: has more .*found {whole} .*at most {LIMIT}"):
-        reader.answer(["short", LONG], "topic", long="refuse")
+        reader.answer(["short", LONG], "topic", reading=Reading("refuse"))
 
 
 def windows_of(reader: TextReader, text: Any, name: str, stride: int) -> tuple[ReadText, list[np.ndarray]]:
@@ -146,19 +147,19 @@ def windows_of(reader: TextReader, text: Any, name: str, stride: int) -> tuple[R
 @pytest.mark.parametrize("stride", [0, 5])
 def test_windows_give_the_mean(reader: TextReader, stride: int) -> None:
     _, results = windows_of(reader, LONG, "topic", stride)
-    (found,) = reader.answer([LONG], "topic", long="windows", stride=stride)
+    (found,) = reader.answer([LONG], "topic", reading=Reading("windows", stride))
     shares = np.mean([np.exp(one) / np.exp(one).sum() for one in results], axis=0)
     assert found.windows == len(results)
     assert found.cut == 0
     assert found.document()["windows"] == len(results)
     assert list(found.document()["probabilities"].values()) == pytest.approx(list(shares), abs=1e-5)
     _, results = windows_of(reader, LONG, "tags", stride)
-    (found,) = reader.answer([LONG], "tags", long="windows", stride=stride)
+    (found,) = reader.answer([LONG], "tags", reading=Reading("windows", stride))
     shares = np.mean([1 / (1 + np.exp(-one)) for one in results], axis=0)
     assert list(found.document()["probabilities"].values()) == pytest.approx(list(shares), abs=1e-5)
     longer = f"{LONG} {LONG} {LONG} {LONG}"
     _, results = windows_of(reader, longer, "vector", stride)
-    (found,) = reader.answer([longer], "vector", long="windows", stride=stride)
+    (found,) = reader.answer([longer], "vector", reading=Reading("windows", stride))
     mean = np.mean(results, axis=0)
     np.testing.assert_allclose(found.document()["vector"], mean / np.linalg.norm(mean), atol=1e-5)
 
@@ -167,7 +168,7 @@ def test_windows_of_pairs_cut_the_second_text(reader: TextReader) -> None:
     pair = Pair("Who is it?", f"{LONG} {LONG} {LONG}")
     read, results = windows_of(reader, pair, "likeness", 7)
     assert all(row.encoding.tokens[:5] == ["[CLS]", "who", "is", "it", "?"] for row in read.rows)
-    (found,) = reader.answer([pair], "likeness", long="windows", stride=7)
+    (found,) = reader.answer([pair], "likeness", reading=Reading("windows", 7))
     assert found.document()["numbers"] == pytest.approx(list(np.mean(results, axis=0)), abs=1e-5)
 
 
@@ -185,7 +186,7 @@ def test_the_span_of_windows_is_the_best_of_all(reader: TextReader) -> None:
         for start in range(6, len(row.encoding.ids) - 1)
         for end in range(start, min(start + 30, len(row.encoding.ids) - 1))
     )
-    (found,) = reader.answer([pair], "place", long="windows", stride=6)
+    (found,) = reader.answer([pair], "place", reading=Reading("windows", 6))
     assert isinstance(found.answer, Span)
     assert found.span is not None
     said, start, end = found.span

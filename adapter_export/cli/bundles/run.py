@@ -24,7 +24,7 @@ _BASE = "-"
 _FEW = 3
 
 _QUICK = 256
-"""Up to so many rows need no progress bar."""
+"""Maximum rows without a progress bar."""
 
 
 @command(

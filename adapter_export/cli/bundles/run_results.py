@@ -1,4 +1,4 @@
-"""How `run` shows its results: tables for people, JSON for programs."""
+"""Results of `run`: tables for people, JSON for programs."""
 
 from __future__ import annotations
 

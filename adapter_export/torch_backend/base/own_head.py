@@ -117,7 +117,7 @@ class OwnHead:
 
 
 def _takes(base: TorchBase, inputs: Mapping[str, Tensor]) -> bool:
-    """Whether the base takes inputs of these lengths."""
+    """Return whether the base takes inputs of these lengths."""
     return all(
         size in axis_lengths(axis, base.lengths)
         for record in base.inputs

@@ -238,7 +238,7 @@ class TextExamples:
         return [self.texts[row] for row in rows]
 
     def _counts(self, rows: Rows) -> list[int]:
-        """How many texts each row has: as many as choices."""
+        """Return the number of texts of each row: one, or one per choice."""
         return [len(self.texts[row]) if self.problem == "multiple_choice" else 1 for row in rows]
 
     def _encoded(self, rows: Rows) -> list[EncodedText]:

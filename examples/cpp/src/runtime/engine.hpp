@@ -33,7 +33,7 @@ class Engine {
   // What `answer` makes answers of.
   std::vector<RowResult> run(const std::vector<Row>& rows) const;
 
-  // The task by which a row is answered; none if it is not known.
+  // The task by which a row is answered, if it is known.
   std::optional<Task> task(const Choice& adapter) const;
 
   LoadedAdapters& adapters() { return adapters_; }
