@@ -29,6 +29,9 @@ Precision = Literal["fp32", "fp16", "int8", "int8-weights", "int4-weights"]
 Flavour = Literal["slots", "inputs", "bank", "fanout"]
 """A form of the exported graph."""
 
+BAKED = "baked"
+"""The graphs in which one adapter is constant, which have no flavour of their own."""
+
 Axis = Positive | str
 """The length of an axis: a number, the name of a dynamic axis such as `batch`, or a sum such as `past + sequence`."""
 
@@ -204,6 +207,86 @@ class FanoutRecord:
 
 
 @dataclass(frozen=True)
+class PartRecord:
+    """One fault in applying an adapter, and how an output shows it where the budget of single elements is too wide.
+
+    Its value is `factor` times the sum of weight times (found - expected): 0 in a right program, about 1 with the fault.
+
+    Attributes:
+        fault: what is wrong then, such as `layers.5.ffn off`.
+        output: the output that shows it best.
+        factor: makes the value 1 for the fault, as ONNX Runtime computed it when the bundle was built.
+        limit: the largest absolute value that passes.
+    """
+
+    fault: str
+    output: str
+    factor: float
+    limit: NotNegative
+
+
+@dataclass(frozen=True)
+class PartsRecord:
+    """Golden parts of an adapter: inputs that show faults which its golden vectors do not.
+
+    Attributes:
+        path: a safetensors file with tensors `<case>.input.<input>`, `<case>.output.<output>` for the outputs of
+            `parts`, and `<case>.part.<number>`, int8 weights in the shape of the output of that part, counted from 0.
+            A case without weights of a part does not count for it.
+        cases: the names of the cases.
+        parts: the faults.
+    """
+
+    path: RelativePath
+    cases: Names
+    parts: Annotated[tuple[PartRecord, ...], NotEmpty()]
+
+
+@dataclass(frozen=True)
+class SeparationRecord:
+    """How well golden data tell an adapter from the same adapter applied in part, or from another one.
+
+    The separation of a fault is its largest deviation over the allowed one, or its value over the limit of its golden
+    part, whichever is larger. Below 1 the fault goes unnoticed. `build` tries each site and each layer with neutral
+    tensors, no adapter at all, and each other adapter.
+
+    Attributes:
+        least: the smallest separation of all faults, at most 1e6.
+        fault: the fault that has it.
+        outputs: by output: the smallest separation by this output alone.
+        weak: the faults whose separation is below 2, the weakest first.
+    """
+
+    least: NotNegative
+    fault: str
+    outputs: Mapping[str, NotNegative]
+    weak: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RecordedRuns:
+    """What ONNX Runtime itself gave when the bundle was built, to be compared bit for bit.
+
+    The digests are in `recorded` of golden vectors. They hold where the version and the provider are these, and the
+    digest of the base in the same graph is the recorded one: it is the witness that the processor and the build of the
+    runtime round alike. Elsewhere they say nothing.
+
+    Attributes:
+        runtime: the version of ONNX Runtime.
+        provider: its execution provider.
+        processor: the instruction set that the runs were made on, such as `x86_64`.
+        features: the extensions of the instruction set that the processor has.
+        cases: the golden cases that were recorded: those that give the same bits with any number of threads.
+    """
+
+    runtime: str
+    provider: str
+    processor: str
+    features: tuple[str, ...]
+    cases: Names
+
+
+@dataclass(frozen=True)
 class GoldenRecord:
     """Inputs and reference outputs by which any program can prove itself.
 
@@ -214,6 +297,12 @@ class GoldenRecord:
             by at most this.
         reference: what computed the outputs, such as `torch 2.13.0 float32`; never the exported graph.
         reasons: by output name: where the number in `absolute` comes from, a sentence for people.
+        separation: how well these golden data and `parts` tell faults of the adapter. Null for the base, for an adapter
+            that fills no slot, and where it was not measured.
+        parts: golden parts, where golden vectors alone do not tell every fault. Null elsewhere.
+        recorded: by graph (a flavour, or `baked`): the sha256 of the outputs of ONNX Runtime in the cases of the
+            manifest's `recorded`. It covers the little-endian bytes of all outputs in `absolute`, case by case, sorted
+            by name within a case. In a graph whose rows choose adapters, all rows run through this one.
     """
 
     path: RelativePath
@@ -221,6 +310,14 @@ class GoldenRecord:
     absolute: Mapping[str, NotNegative]
     reference: str
     reasons: Mapping[str, str] = field(default_factory=dict)
+    separation: SeparationRecord | None = None
+    parts: PartsRecord | None = None
+    recorded: Mapping[str, Sha256] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that hold these golden data."""
+        return (self.path,) if self.parts is None else (self.path, self.parts.path)
 
 
 @dataclass(frozen=True)
@@ -382,6 +479,10 @@ class Manifest:
         media: how pictures or clips become the input; null if the base reads none, or that is not known.
         derivation: how each constant of the graph with slots came to be, for whoever has the model; null in a bundle of
             an older release.
+        recorded: where the runs were made whose digests golden vectors have. Null where none were made.
+        checksums: the output, float32 [batch, slots], that holds a checksum of each slot's tensor as the graph received
+            it, in the order of `slots`. Golden vectors have the right ones, which are compared exactly. Null in a
+            bundle that was built without them.
         checksum: the sha256 of this file's bytes in which every occurrence of these 64 digits is replaced by 64 zeros.
     """
 
@@ -413,6 +514,8 @@ class Manifest:
     golden_batches: RelativePath | None = None
     media: MediaRecord | None = None
     derivation: RelativePath | None = None
+    recorded: RecordedRuns | None = None
+    checksums: str | None = None
     checksum: OrAbsent[Sha256] = field(default=None, compare=False)
 
     @property
@@ -432,6 +535,6 @@ class Manifest:
 
     @property
     def base_outputs(self) -> tuple[OutputRecord, ...]:
-        """The outputs that are not those of heads."""
-        heads = {head.output for head in self.heads}
-        return tuple(output for output in self.outputs if output.name not in heads)
+        """The outputs that are neither those of heads nor checksums."""
+        others = {self.checksums, *(head.output for head in self.heads)}
+        return tuple(output for output in self.outputs if output.name not in others)

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from adapter_export.errors import FileError, FormatError, HashError, quoted, within
 from adapter_export.format.files import check_checksum, checked_json, new_file
-from adapter_export.format.manifest import FileRecord, Manifest, MixRecord
+from adapter_export.format.manifest import BAKED, FileRecord, GoldenRecord, Manifest, MixRecord
 from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import HEAD, SHARED
 from adapter_export.reading.documents import parse_json
@@ -165,7 +165,8 @@ def _check_references(manifest: Manifest) -> None:
     _check_known("slots", {slot.site for slot in manifest.slots}, sites)
     _check_known("heads", filled, outputs)
     _check_known("heads", {slot.graph for slot in manifest.slots if slot.site == HEAD}, graphs)
-    _check_known("golden.absolute", manifest.golden.absolute, outputs)
+    _check_known("checksums", {manifest.checksums} - {None}, outputs)
+    _check_golden(manifest.golden, outputs, manifest, "golden")
     _check_bank(manifest)
     _check_fanout(manifest)
     _check_known("counts_padding", manifest.counts_padding, {slot.graph for slot in manifest.slots})
@@ -173,7 +174,7 @@ def _check_references(manifest: Manifest) -> None:
     _check_known("head", {manifest.head} - {None}, {one.name for one in manifest.adapters if one.task is not None})
     for index, adapter in enumerate(manifest.adapters):
         place = f"adapters[{index}]"
-        _check_known(f"{place}.golden.absolute", adapter.golden.absolute, outputs)
+        _check_golden(adapter.golden, outputs, manifest, f"{place}.golden")
         _check_known(f"{place}.output", {adapter.output} - {None}, filled)
         if adapter.task is not None and heads.get(adapter.output or "") != adapter.task.output:
             raise FormatError(
@@ -184,6 +185,21 @@ def _check_references(manifest: Manifest) -> None:
             )
         if adapter.mix is not None:
             _check_mix(manifest, adapter.mix, f"{place}.mix")
+
+
+def _check_golden(golden: GoldenRecord, outputs: set[str], manifest: Manifest, place: str) -> None:
+    """Golden data name outputs, and recorded runs name graphs and golden cases."""
+    _check_known(f"{place}.absolute", golden.absolute, outputs)
+    if golden.recorded:
+        graphs = set() if manifest.recorded is None else {*manifest.graphs, BAKED}
+        _check_known(f"{place}.recorded", golden.recorded, graphs)
+    if golden.recorded and manifest.recorded is not None:
+        _check_known("recorded.cases", manifest.recorded.cases, set(golden.cases))
+    if golden.parts is not None:
+        _check_unique(f"{place}.parts.cases", golden.parts.cases)
+        _check_known(f"{place}.parts.parts", {part.output for part in golden.parts.parts}, set(golden.absolute))
+    if golden.separation is not None:
+        _check_known(f"{place}.separation.outputs", golden.separation.outputs, set(golden.absolute))
 
 
 def _check_bank(manifest: Manifest) -> None:
@@ -244,12 +260,12 @@ def _check_files(manifest: Manifest) -> None:
         raise FormatError("lists what is made from the manifest", where="`$.files`", found=f"`{later[0]}`")
     _check_known("graphs", manifest.graphs.values(), listed)
     _check_known("fanout.prefix", [] if manifest.fanout is None else [manifest.fanout.prefix], listed)
-    _check_known("golden.path", [manifest.golden.path], listed)
+    _check_known("golden.path", manifest.golden.files, listed)
     for index, adapter in enumerate(manifest.adapters):
         place = f"adapters[{index}]"
         source = [f"{adapter.source}/{name}" for name in _SOURCE_FILES]
         _check_known(place, [adapter.onnx_adapter, adapter.safetensors, *source], listed)
-        _check_known(f"{place}.golden.path", [adapter.golden.path], listed)
+        _check_known(f"{place}.golden.path", adapter.golden.files, listed)
         _check_known(f"{place}.baked", {adapter.baked} - {None}, listed)
     for axis, own in manifest.lengths.items():
         ends = [end for end in (own.minimum, own.maximum) if end is not None]
