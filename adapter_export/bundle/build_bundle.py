@@ -18,6 +18,7 @@ from adapter_export.bundle.proof.claims import oldest_runtime, site_records
 from adapter_export.bundle.proof.exact_tensors import Origin
 from adapter_export.bundle.proof.invariants import with_padding
 from adapter_export.bundle.proof.prove import prove_new
+from adapter_export.bundle.recorded_runs import Recording
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.texts import TextMaker
 from adapter_export.bundle.write import FLAVOURS, BundleWriter, check_bases, check_names, check_texts, model_version
@@ -214,8 +215,11 @@ def build_bundle(
         joining = BatchMaker(manifest, references, allowance, pads)
         batches = writer.batches(joining.make(base_vectors, pairs, writer.heads))
         opened.manifest = replace(manifest, golden_batches=batches)
+        progress("choosing golden cases to record bit for bit")
+        recording = Recording.of(opened)
         progress("verifying the bundle against its golden vectors")
-        prove_new(opened)
+        prove_new(opened, recording.runs)
+        opened.manifest = recording.recorded(opened.manifest)
         for said in filter(None, map(note_of, effects(opened, [adapter.name for adapter in adapters]))):
             (note or silent)(said)
         return writer.manifest(opened.manifest, {} if hashed is None else {WEIGHTS_FILE: hashed.result()})

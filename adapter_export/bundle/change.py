@@ -15,6 +15,7 @@ from adapter_export.bundle.golden_media import MediaMaker, check_media
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.invariants import with_padding
 from adapter_export.bundle.proof.prove import prove_new
+from adapter_export.bundle.recorded_runs import Recording
 from adapter_export.bundle.texts import TextMaker
 from adapter_export.bundle.write import BANK_FILE, BundleWriter, check_bases, check_names, check_texts, model_version_of
 from adapter_export.dtypes import AdapterPrecision
@@ -259,7 +260,9 @@ def _finish(
     progress("verifying the bundle against its golden vectors")
     opened = OpenedBundle(writer.folder, manifest, staged=True)
     opened.manifest = _tried_out(opened, note)
-    prove_new(opened)
+    recording = Recording.of(opened)
+    prove_new(opened, recording.runs)
+    opened.manifest = recording.recorded(opened.manifest)
     for said in filter(None, map(note_of, effects(opened, [adapter.name for adapter in added]))):
         note(said)
     after = writer.manifest(opened.manifest, hashed)

@@ -91,6 +91,7 @@ class OpenedBundle:
         self._sources: dict[str, Adapter] = {}
         self._golden: dict[str | None, Golden] = {}
         self._tokenizer: Tokenizer | None = None
+        self._threads: int | None = None
 
     @classmethod
     def open(cls, folder: Path, *, expect: str | None = None, copy: bool = True) -> OpenedBundle:
@@ -288,8 +289,14 @@ class OpenedBundle:
         """
         if (file, level) not in self._sessions:
             with self._named():
-                self._sessions[file, level] = open_file(self.home / file, "cpu", level)
+                self._sessions[file, level] = open_file(self.home / file, "cpu", level, self._threads)
         return self._sessions[file, level]
+
+    def with_threads(self, threads: int) -> OpenedBundle:
+        """Return the bundle with sessions of its own, in which one operation may use so many threads."""
+        other = OpenedBundle(self.folder, self.manifest, staged=self.staged, private=self._private)
+        other._threads, other._tensors, other._golden = threads, self._tensors, self._golden
+        return other
 
     def close_runtime(self, level: Optimization = LEVEL) -> None:
         """Forget the session of the Python runtime.

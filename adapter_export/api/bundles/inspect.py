@@ -20,7 +20,7 @@ from adapter_export.tables import Table, size
 
 if TYPE_CHECKING:
     from adapter_export.api.models.drawing import PlacementMap
-    from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord
+    from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord, RecordedRuns
     from adapter_export.format.media import MediaRecord
     from adapter_export.format.signature_claim import SignatureClaim
     from adapter_export.graph.adapter import Adapter
@@ -142,6 +142,10 @@ def _bundle(path: Path, key: Path | None) -> Inspection:
     return Inspection(title, tuple(_bundle_tables(manifest, claim)), document, drawn)
 
 
+def _recorded(runs: RecordedRuns) -> str:
+    return f"golden cases, bit for bit, with onnxruntime {runs.runtime}, {runs.provider}, {runs.processor}"
+
+
 def _signed(claim: SignatureClaim | None) -> str:
     if claim is None:
         return "not signed"
@@ -195,6 +199,7 @@ def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator
         *([] if manifest.media is None else [(manifest.media.medium, _processor(manifest.media))]),
         ("needs", f"onnxruntime {manifest.minimum_onnxruntime} or newer (opset {manifest.opset})"),
         ("precision", f"{manifest.base_precision}{depend}"),
+        *([] if manifest.recorded is None else [("recorded", _recorded(manifest.recorded))]),
     ]
     yield Table(_FACTS, facts)
 

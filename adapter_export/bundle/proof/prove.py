@@ -41,6 +41,7 @@ from adapter_export.bundle.proof.proof_plan import LEVELS, Plan, Reference, Tria
 from adapter_export.bundle.proof.runtimes import check_providers, check_runtime
 from adapter_export.bundle.proof.shapes import check_coverage, check_words, smallest_case, word_steps
 from adapter_export.bundle.proof.site_probe import SiteProbe
+from adapter_export.bundle.recorded_runs import RunDigests, compare_runs
 from adapter_export.bundle.report import BASE, Report
 from adapter_export.bundle.texts import check_contract, replay
 from adapter_export.errors import BaseModelError, NothingComparedError, RequestError, argument
@@ -68,8 +69,10 @@ _AMPLIFIED = 100.0
 """By how much a measured budget may be wider than that of the formula, at most; more is wrong in any case."""
 
 
-def run_trials(graph: Graph, some: Sequence[Trial], on_step: OnStep) -> Iterator[OutputRecord]:
-    """Run, and compare each adapter's rows with what is expected of that adapter.
+def run_trials(
+    graph: Graph, some: Sequence[Trial], on_step: OnStep, runs: RunDigests | None = None
+) -> Iterator[OutputRecord]:
+    """Run, and compare each adapter's rows with what is expected of that adapter. `runs` gets those of one adapter.
 
     Raises:
         RequestError: the graph cannot compute a case.
@@ -87,6 +90,8 @@ def run_trials(graph: Graph, some: Sequence[Trial], on_step: OnStep) -> Iterator
                 own = {name: value for name, value in found.items() if name in names}
                 rows = np.array([name == golden.adapter for name in trial.chosen]) if trial.mixed else None
                 yield from compare_outputs(own, golden, at, graph, rows)
+                if runs is not None and not trial.mixed:
+                    runs.add(graph, golden, at, found)
             on_step(f"{graph.file}, {graph.level}: {trial.case.name}")
     except RequestError as error:
         if not (graph.bundle.staged and graph.by_row):
@@ -190,12 +195,14 @@ def prove(
     original: Original | None = None,
     computed: Sequence[Golden] = (),
     own: Mapping[str, Adapter] | None = None,
+    runs: RunDigests | None = None,
 ) -> Report:
     """Run everything, and return what was found: a bundle that computes something else is no error, but does not pass.
 
     Without a reference, the golden vectors alone are compared. With `original`, the base before its precision was
     changed, the report says how far the bundle is from it. `computed` is what the reference gave before for the same
-    cases, by `expect`, and `own` are the adapters as the user has them, by name.
+    cases, by `expect`, and `own` are the adapters as the user has them, by name. `runs` collects what golden cases
+    give, to be recorded; by default it is compared with what the bundle has recorded.
 
     Raises:
         InputError: the bundle or the reference cannot be run.
@@ -207,7 +214,7 @@ def prove(
     texts, batches = bundle.texts(), bundle.batches()
     again = {*(["slots"] if original or texts or batches else []), *(["bank", "fanout"] if batches else [])}
     invariants, sites = [*plan.files, *_left_out(expected)], list[SiteRecord]()
-    tolerance = None
+    tolerance, digests = None, runs or RunDigests.of(bundle.manifest)
     if not plan.quick:
         given = [golden for golden in expected if golden.against == "reference"]
         tolerance = Tolerance.of(bundle.allowance(cases), bundle.manifest, given)
@@ -216,7 +223,7 @@ def prove(
             invariants += check_record(bundle.manifest, reference.inputs, reference.lengths)
             invariants += _live(whole, reference, original, expected, tolerance, on_step)
     for graph in plan.graphs:
-        results = list(run_trials(graph, trials(plan, graph, expected), on_step))
+        results = list(run_trials(graph, trials(plan, graph, expected), on_step, digests))
         outputs += (
             results if reference is None or plan.quick else _remeasured(plan, graph, reference, results, expected)
         )
@@ -254,6 +261,8 @@ def prove(
         invariants += traced.invariants
     for python in plan.runtimes:
         invariants += check_runtime(python, Graph(bundle, "slots", bundle.manifest.graphs["slots"]), plan.golden)
+    if not bundle.staged:
+        invariants += compare_runs(bundle.manifest, plan.names, digests)
     small = not any(graph.pieces for graph in plan.graphs)
     if texts is not None:
         invariants += replay(bundle, texts, plan.names, run=small and "slots" in plan.flavours)
@@ -588,12 +597,14 @@ def _invariants(plan: Plan, graph: Graph, tolerance: Tolerance | None, on_step: 
         on_step(f"{name}: active adapter")
 
 
-def prove_new(bundle: OpenedBundle) -> None:
+def prove_new(bundle: OpenedBundle, runs: RunDigests | None = None) -> None:
     """Verify a bundle that has just been made against its golden vectors, before it takes its place.
+
+    `runs` collects what golden cases give.
 
     Raises:
         ParityError: an output deviates by more than is allowed, or two files do not agree.
         BaseModelError: rows of a batch cannot be told apart.
         FormatError: ONNX Runtime cannot open a graph.
     """
-    prove(plan_check(bundle, quick=True), None).raise_for_failure()
+    prove(plan_check(bundle, quick=True), None, runs=runs).raise_for_failure()

@@ -1,0 +1,299 @@
+"""Recorded runs: what ONNX Runtime gave for golden vectors when the bundle was built, to be compared bit for bit.
+
+Budgets are as wide as rounding needs, and in 8 bits that hides a site. The same runtime on the same processor rounds
+alike: there, a tensor that did not arrive changes bits that nothing else changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from adapter_export.bundle.golden import Case, Golden
+from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
+from adapter_export.bundle.report import BASE, FORMS
+from adapter_export.errors import RequestError, quoted
+from adapter_export.format.check_report import Form, InvariantRecord
+from adapter_export.format.manifest import GoldenRecord, Manifest, RecordedRuns
+from adapter_export.numerics.runner import Arrays
+from adapter_export.runtime.graphs import PROVIDERS, run_session
+
+CHECK = "recorded runs"
+"""The name of the check in reports."""
+
+NOT_COMPARED = "recorded runs not compared"
+"""The name under which reports say that digests mean nothing here, and why."""
+
+_THREADS = (1, 4, 32)
+"""Threads of the sessions whose bits must agree.
+
+Kernels of MLAS give each thread a part of the columns of a product where it has more columns than rows. The narrower
+this part, the more terms are added up at a time. At 32 threads, parts of 512 columns are as narrow as they get.
+"""
+
+_SHORT = 2
+"""How many short cases are tried."""
+
+_Key = tuple[Form, str | None]
+"""A graph, and the adapter of all rows; none is the base."""
+
+
+def runs_here(cases: Sequence[str]) -> RecordedRuns:
+    """Return what runs in this process are recorded with."""
+    settings: Any = np.show_config(mode="dicts")  # typed as None, which it returns in other modes
+    found = settings.get("SIMD Extensions", {}).get("found", [])
+    return RecordedRuns(ort.__version__, PROVIDERS["cpu"][0], platform.machine(), tuple(sorted(found)), tuple(cases))
+
+
+class RunDigests:
+    """Digests of golden cases, made of the outputs of runs in which all rows have one adapter.
+
+    Attributes:
+        cases: the names of the cases, in the order of golden vectors.
+    """
+
+    def __init__(self, cases: Sequence[str] = ()) -> None:
+        self.cases = tuple(cases)
+        self._hashes: dict[_Key, Any] = {}
+        self._added: dict[_Key, dict[str, str]] = {}
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> RunDigests:
+        """Return digests for the cases that a bundle has recorded."""
+        return cls(() if manifest.recorded is None else manifest.recorded.cases)
+
+    def add(self, graph: Graph, golden: Golden, at: int, found: Arrays) -> None:
+        """Add the outputs of a run, if it is one of a recorded case. Classes that the adapter lacks are left out."""
+        case = golden.cases[at].name
+        if graph.level == LEVEL and golden.against == "golden" and case in self.cases:
+            key, content = (graph.flavour, golden.adapter), _bytes(golden, at, found)
+            self._hashes.setdefault(key, hashlib.sha256()).update(content)
+            self._added.setdefault(key, {})[case] = hashlib.sha256(content).hexdigest()
+
+    def by_case(self, flavour: Form, name: str | None) -> Mapping[str, str]:
+        """Return a digest for each case of the base or an adapter that ran in a graph."""
+        return self._added.get((flavour, name), {})
+
+    def whole(self, flavour: Form, name: str | None) -> str | None:
+        """Return the digest over all cases of the base or an adapter; `None` if a graph did not run them in order."""
+        if not self.cases or tuple(self.by_case(flavour, name)) != self.cases:
+            return None
+        digest: str = self._hashes[flavour, name].hexdigest()
+        return digest
+
+
+def _bytes(golden: Golden, at: int, found: Arrays) -> bytes:
+    """Return the outputs that golden vectors have, as little-endian bytes, sorted by name; nothing for a missing one.
+
+    A bank gives as many classes as the widest of its heads has.
+    """
+    parts = []
+    for name in sorted(golden.budgets.keys() & found.keys()):
+        expected, value = golden.outputs[at][name], found[name]
+        own = value[..., : expected.shape[-1]] if expected.ndim and value.ndim else value
+        parts.append(own.astype(own.dtype.newbyteorder("<"), copy=False).tobytes())
+    return b"".join(parts)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Golden cases that are recorded while a new bundle is proved.
+
+    Attributes:
+        runs: collects the digests.
+        stable: by graph and adapter: the digest of each case, where sessions with other numbers of threads agree.
+    """
+
+    runs: RunDigests
+    stable: Mapping[_Key, Mapping[str, str]]
+
+    @classmethod
+    def of(cls, bundle: OpenedBundle) -> Recording:
+        """Choose cases that give the same bits with any number of threads: a long one and, if possible, a short one.
+
+        An adapter is left out of a graph where its bits in the long case depend on the number of threads. Nothing is
+        recorded of a bundle whose graphs run piece by piece, or whose base has no such case.
+
+        Raises:
+            FormatError: ONNX Runtime cannot open a graph.
+        """
+        graphs = [Graph(bundle, flavour, file) for flavour in FORMS for file in bundle.files_of(flavour)]
+        if any(graph.pieces for graph in graphs):
+            return cls(RunDigests(), {})
+        # `inputs` has the operators of `slots`: it is recorded where both give the same
+        tried = [graph for graph in graphs if graph.flavour != "inputs"]
+        (first, *more), short = _candidates(bundle.golden(None).cases)
+        stable = _stable(bundle, tried, [first, *short])
+        if more and any(first.name not in own for own in stable.values()):
+            for key, own in _stable(bundle, tried, more).items():
+                stable[key].update(own)
+
+        def holding(case: Case) -> set[_Key]:
+            return {key for key, own in stable.items() if case.name in own}
+
+        def of_base(case: Case) -> bool:
+            return ("slots", None) in holding(case)
+
+        long = max(filter(of_base, (first, *more)), key=lambda case: len(holding(case)), default=None)
+        chosen = long or next(filter(of_base, short), None)
+        if chosen is None:
+            return cls(RunDigests(), stable)
+        also = [case for case in short if case.name != chosen.name and holding(chosen) <= holding(case)]
+        names = {chosen.name, *(case.name for case in also[:1])}
+        return cls(RunDigests([case.name for case in bundle.golden(None).cases if case.name in names]), stable)
+
+    def recorded(self, manifest: Manifest) -> Manifest:
+        """Return a manifest with the digests of what ran; without any where nothing was to be recorded."""
+        of_base = self._digests(None, FORMS)
+        witnessed = [flavour for flavour in FORMS if of_base.keys() & set(_witnesses(flavour))]
+
+        def with_digests(record: GoldenRecord, name: str | None) -> GoldenRecord:
+            return replace(record, recorded=self._digests(name, witnessed))
+
+        return replace(
+            manifest,
+            recorded=runs_here(self.runs.cases) if of_base else None,
+            golden=with_digests(manifest.golden, None),
+            adapters=tuple(replace(one, golden=with_digests(one.golden, one.name)) for one in manifest.adapters),
+        )
+
+    def _digests(self, name: str | None, flavours: Collection[Form]) -> dict[str, str]:
+        """Return by graph the digest of what ran, where it gave the same with other numbers of threads."""
+        found = dict[str, str]()
+        for flavour in flavours:
+            digest = self.runs.whole(flavour, name)
+            like: Form = "slots" if flavour == "inputs" else flavour
+            if digest is not None and self.runs.by_case(flavour, name).items() <= self.stable[like, name].items():
+                found[flavour] = digest
+        return found
+
+
+def _candidates(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
+    """Return long cases, of the smallest batch before that of all, and short ones; padding decides nothing in them."""
+
+    def size(case: Case) -> int:
+        return sum(array.size for array in case.arrays.values())
+
+    whole = [case for case in cases if case.real is None] or list(cases)
+    few = min(case.batch for case in whole)
+    ordered = sorted((case for case in whole if case.batch == few), key=size, reverse=True)
+    largest = max(whole, key=size)
+    return [ordered[0], *([largest] if largest is not ordered[0] else [])], ordered[1:][:_SHORT]
+
+
+def _stable(bundle: OpenedBundle, graphs: Sequence[Graph], cases: Sequence[Case]) -> dict[_Key, dict[str, str]]:
+    """Return by graph and adapter the digest of each case that sessions with any number of threads agree on."""
+    names, found = [case.name for case in cases], dict[_Key, dict[str, str]]()
+    bank = bundle.manifest.bank
+    for graph in graphs:
+        runs = []
+        adapters = [name for name in bundle.names if bank is None or not graph.by_row or name in bank.rows]
+        if graph.flavour == "baked":
+            adapters = [name for name in bundle.names if name and bundle.record(name).baked == graph.file]
+        for threads in _THREADS:
+            other = replace(graph, bundle=bundle.with_threads(threads))
+            runs.append(_run_all(other, adapters, names))
+        for name in adapters:
+            first, *others = (run.by_case(graph.flavour, name) for run in runs)
+            agreed = {case: digest for case, digest in first.items() if all(o.get(case) == digest for o in others)}
+            found[graph.flavour, name] = agreed
+    return found
+
+
+def _run_all(graph: Graph, adapters: Sequence[str | None], cases: Sequence[str]) -> RunDigests:
+    """Run some golden cases through each adapter, on the graph as it is."""
+    runs, session = RunDigests(cases), graph.bundle.session(graph.file, graph.level)
+    for name in adapters:
+        golden = graph.bundle.golden(name)
+        for at, case in enumerate(golden.cases):
+            if case.name in cases:
+                try:
+                    found = run_session(session, graph.feeds(case.arrays, (name,) * case.batch), list(golden.budgets))
+                except RequestError:  # `prove` will say so
+                    continue
+                runs.add(graph, golden, at, found)
+    return runs
+
+
+def compare_runs(manifest: Manifest, names: Collection[str | None], runs: RunDigests) -> Iterator[InvariantRecord]:
+    """Compare the digests of a bundle with those of its runs here; say so where they mean nothing.
+
+    The base is the witness: where it gives the recorded bits, an adapter must give its own.
+
+    Args:
+        manifest: that of the bundle.
+        names: the base, which is none, and the adapters that ran.
+        runs: what they gave.
+    """
+    recorded = manifest.recorded
+    if recorded is None:
+        return
+    here = runs_here(recorded.cases)
+    if (here.runtime, here.provider) != (recorded.runtime, recorded.provider):
+        yield _not_compared(
+            "bundle",
+            f"recorded with onnxruntime {recorded.runtime}, {recorded.provider}; "
+            f"this is {here.runtime}, {here.provider}",
+        )
+        return
+    golden: dict[str | None, GoldenRecord] = {None: manifest.golden}
+    golden |= {record.name: record.golden for record in manifest.adapters}
+    for name in names:
+        if not golden[name].recorded:
+            yield _not_compared(name or BASE, "its bits depend on the number of threads")
+    known = [name for name in names if golden[name].recorded]
+    ran = [flavour for flavour in FORMS if any(_ran(runs, flavour, name, golden[name]) for name in known)]
+    if known and not ran:
+        yield _not_compared("bundle", f"{quoted(recorded.cases)} did not all run")
+        return
+    same = {flavour for flavour in ran if _is_same(runs, flavour, None, manifest.golden)}
+    trusted = [flavour for flavour in ran if same & set(_witnesses(flavour))]
+    apart = [flavour for flavour in ran if flavour not in trusted]
+    if apart:
+        yield _not_compared(", ".join(apart), _no_witness(names))
+    other = (here.processor, here.features) != (recorded.processor, recorded.features)
+    for name in known:
+        compared = [flavour for flavour in trusted if _ran(runs, flavour, name, golden[name])]
+        wrong = [flavour for flavour in compared if not _is_same(runs, flavour, name, golden[name])]
+        said = f"{quoted(wrong)}: other bits than when the bundle was built, though the base has the same"
+        if wrong and other:
+            yield _not_compared(name or BASE, f"{said}; but this is another processor than {_processor(recorded)}")
+        elif wrong:
+            why = "a tensor of the adapter did not arrive, or this runtime rounds otherwise"
+            yield InvariantRecord(CHECK, name or BASE, "failed", f"{said}: {why}")
+        elif compared:
+            detail = f"{', '.join(compared)}: {len(recorded.cases)} cases, bit for bit as when the bundle was built"
+            yield InvariantRecord(CHECK, name or BASE, "passed", detail)
+
+
+def _not_compared(subject: str, reason: str) -> InvariantRecord:
+    return InvariantRecord(NOT_COMPARED, subject, "passed", reason)
+
+
+def _witnesses(flavour: Form) -> tuple[Form, ...]:
+    """Return the graphs of which one must give the recorded bits of the base for a graph to be compared."""
+    return ("slots", "inputs") if flavour == "baked" else (flavour,)
+
+
+def _ran(runs: RunDigests, flavour: Form, name: str | None, record: GoldenRecord) -> bool:
+    return flavour in record.recorded and runs.whole(flavour, name) is not None
+
+
+def _is_same(runs: RunDigests, flavour: Form, name: str | None, record: GoldenRecord) -> bool:
+    return flavour in record.recorded and runs.whole(flavour, name) == record.recorded[flavour]
+
+
+def _no_witness(names: Collection[str | None]) -> str:
+    if None not in names:
+        return "the base, which tells whether this processor rounds alike, did not run"
+    return "the base has other bits here: another processor, or another build of ONNX Runtime"
+
+
+def _processor(recorded: RecordedRuns) -> str:
+    return f"{recorded.processor} ({', '.join(recorded.features) or 'no extensions'})"
