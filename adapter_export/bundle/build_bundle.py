@@ -40,6 +40,7 @@ from adapter_export.format.manifest import (
 from adapter_export.format.manifest_json import MANIFEST_FILE, MANIFEST_VERSION
 from adapter_export.format.media import CapturedMedia
 from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.graph import first_free
 from adapter_export.graph.slot_form import rounded
 from adapter_export.numerics.budget import extent
 from adapter_export.numerics.runner import Runner
@@ -49,6 +50,13 @@ from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics
 from adapter_export.onnx_backend.base.tried import axes
 from adapter_export.onnx_backend.graft.bank_graph import IDS_INPUT, bank_rows, bank_tensors, insert_bank, is_fillable
+from adapter_export.onnx_backend.graft.checksums import (
+    CHECKSUMS,
+    SlotChecksums,
+    add_bank_checksums,
+    add_checksums,
+    without_checksums,
+)
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.slots import Reserved, adapter_output, head_records, head_sums, plan_slots
 from adapter_export.reading.regular_files import read_bytes, sha256_of
@@ -81,6 +89,7 @@ def build_bundle(
     bake: Sequence[str] = (),
     reserved: Sequence[Reserved] = (),
     precisions: Mapping[str, AdapterPrecision] | None = None,
+    checksums: bool = False,
     force: bool = False,
     progress: OnStep | None = None,
     note: OnStep | None = None,
@@ -96,6 +105,7 @@ def build_bundle(
     that, and of adapters that change nothing. The adapters in `bake` get a graph of their own, in which they are
     constant. `reserved` gets slots beside those of the adapters, for adapters that will be added. Adapters named in
     `precisions` are rounded to what their files hold then, and everything is computed with what is left of them.
+    With `checksums`, the graphs show which tensors they received.
 
     Raises:
         UsageError: there are no adapters, a tokenizer for a base that does not say how many tokens it takes, without
@@ -127,22 +137,25 @@ def build_bundle(
     with new_folder(out, force=force) as folder, ThreadPoolExecutor(1) as pool:
         writer = BundleWriter(folder, plan, head_sums(plan, names), model_version(base, plan))
         progress(f"putting {len(plan.slots)} slots into the graph")
-        model = insert_slots(base, plan)
+        model, sums = insert_slots(base, plan), None
+        if checksums:
+            sums = SlotChecksums(first_free(CHECKSUMS, [*names, *(h.output for h in writer.heads)]), plan, base.inputs)
+            model = add_checksums(model, plan.slots, sums.output, base.inputs)
         model.model_version = writer.model_version
         progress("writing the graph and the weights of the base")
         write_model(model, folder / FLAVOURS["slots"], copy_weights=copy_weights)
         weights = folder / WEIGHTS_FILE
         hashed = pool.submit(sha256_of, weights) if weights.exists() else None  # seconds for a large base
         progress("writing the other flavours of the graph")
-        bank, fanout = _write_bank(base, writer, model, adapters, flavours, note or silent)
+        bank, fanout = _write_bank(base, writer, model, adapters, flavours, note or silent, sums)
         if flavours is None or "inputs" in flavours:
             writer.inputs(model)
         baked = {adapter.name: writer.baked(model, adapter) for adapter in adapters if adapter.name in bake}
         _keep(kept or {}, folder, _LATER if media is None else (*_LATER, media.record.processor))
         sample = [case_of(case.name, case.arrays, base.inputs) for case in cases]
-        analysed = extent(flow_graph(model))
+        analysed = extent(flow_graph(model if sums is None else without_checksums(model, sums.output)))
         allowance = Allowance.of(analysed, sample, numerics(base.model).stored)
-        maker = GoldenMaker(references, sample, names, allowance, base.fingerprint)
+        maker = GoldenMaker(references, sample, names, allowance, base.fingerprint, sums)
 
         def golden(adapter: Adapter | None) -> Golden:
             name = BASE if adapter is None else adapter.name
@@ -153,7 +166,7 @@ def build_bundle(
 
         pairs = [(adapter, golden(adapter)) for adapter in adapters]
         headed = next((vectors for adapter, vectors in pairs if not adapter.placements), None)  # the base, and a head
-        base_vectors = golden(None) if headed is None else headed.of_base(names)
+        base_vectors = golden(None) if headed is None else maker.of_base(headed)
         of_base = writer.golden(base_vectors)
         records = [
             writer.adapter(adapter, vectors, baked.get(adapter.name), stored.get(adapter.name, "float32"))
@@ -171,7 +184,8 @@ def build_bundle(
                 writer.media(answering.sets(media.golden, pairs, writer.heads))
         derivation = (origin or Origin.of(base)).derivation(model, of_base.cases)
         write_derivation(derivation, folder / DERIVATION_FILE)
-        heads, computing = {head.output for head in writer.heads}, numerics(model)
+        added, computing = {head.output for head in writer.heads}, numerics(model)
+        added |= set() if sums is None else {sums.output}
         outputs = (OutputRecord(value.name or "", "float32", axes(value)) for value in model.graph.outputs)
         manifest = Manifest(
             version=MANIFEST_VERSION,
@@ -186,7 +200,7 @@ def build_bundle(
             graphs={flavour: file for flavour, file in FLAVOURS.items() if (folder / file).exists()},
             inputs=base.inputs,
             lengths=lengths,
-            outputs=(*base.outputs, *(output for output in outputs if output.name in heads)),
+            outputs=(*base.outputs, *(output for output in outputs if output.name in added)),
             sites=tuple(site_records(base, plan, model)),
             slots=plan.slots,
             adapters=tuple(records),
@@ -200,6 +214,7 @@ def build_bundle(
             head=own_head,
             media=None if media is None else media.record,
             derivation=DERIVATION_FILE,
+            checksums=None if sums is None else sums.output,
         )
         opened = OpenedBundle(folder, manifest, staged=True)
         opened.extent = analysed
@@ -252,6 +267,7 @@ def _write_bank(
     adapters: Sequence[Adapter],
     flavours: Sequence[Flavour] | None,
     note: OnStep,
+    checksums: SlotChecksums | None,
 ) -> tuple[BankRecord | None, FanoutRecord | None]:
     """Write the bank if it is wanted; where nobody asked for one by name, a note says why there cannot be one.
 
@@ -275,8 +291,10 @@ def _write_bank(
         for name, value in one.initializers.items():
             if name in same.initializers:
                 value.const_value = same.initializers[name].const_value
-    writer.bank(model)
     bank = BankRecord(IDS_INPUT, rows.names, is_fillable(writer.plan), bank_tensors(writer.plan, writer.heads))
+    if checksums is not None:
+        model = add_bank_checksums(model, writer.plan.slots, checksums.output, bank)
+    writer.bank(model)
     return bank, writer.fanout(model, bank) if flavours is not None and "fanout" in flavours else None
 
 

@@ -92,7 +92,7 @@ def add_adapters(
     if manifest.media is not None:
         check_media(adapters, manifest.media)
     cases = old.golden(None).cases
-    maker = GoldenMaker(references, cases, old.base_outputs, old.allowance(cases), manifest.base)
+    maker = GoldenMaker(references, cases, old.base_outputs, old.allowance(cases), manifest.base, old.checksums)
     golden: list[Golden] = []
     for adapter in adapters:
         progress(f"computing golden vectors of `{adapter.name}` with {references.description}")

@@ -23,6 +23,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import EXACT, Budget, Extent, budget, product_error
 from adapter_export.numerics.runner import Arrays, Runner, Undefined, moved_by_rounding, run, undefined
 from adapter_export.numerics.sample_inputs import LENGTHS, covering_cases, edge_cases, named_case
+from adapter_export.onnx_backend.graft.checksums import EXACT_CHECKSUM, SlotChecksums
 
 OnStep = Callable[[str], None]
 """Called after each step with what was done."""
@@ -130,6 +131,11 @@ class Golden:
         """Return those of some cases; of all cases if no name is given."""
         kept = [at for at, case in enumerate(self.cases) if not names or case.name in names]
         return replace(self, cases=[self.cases[at] for at in kept], outputs=[self.outputs[at] for at in kept])
+
+    def without(self, output: str | None) -> Golden:
+        """Return those of all outputs but one."""
+        others = [{name: value for name, value in found.items() if name != output} for found in self.outputs]
+        return replace(self, outputs=others)
 
     def of_base(self, outputs: Collection[str]) -> Golden:
         """Return those of the base, from those of an adapter that leaves all of the base's `outputs` as they are."""
@@ -296,13 +302,17 @@ def to_disturb(cases: Sequence[Case]) -> list[Case]:
 
 @dataclass(frozen=True)
 class GoldenMaker:
-    """Lets a reference, never the graph itself, compute what a graph must give; `outputs` are those of the base."""
+    """Lets a reference, never the graph itself, compute what a graph must give; `outputs` are those of the base.
+
+    With `checksums`, those of the slots are added: no reference has slots.
+    """
 
     references: Runner
     cases: Sequence[Case]
     outputs: Sequence[str]
     allowance: Allowance
     base: str
+    checksums: SlotChecksums | None = None
 
     def compute(
         self, adapter: Adapter | None, output: str | None, on_step: OnStep = silent, *, name: str | None = None
@@ -315,7 +325,8 @@ class GoldenMaker:
         known = name if adapter is None or name is not None else adapter.name
         outputs, vague = [], list[Undefined]()
         for case in self.cases:
-            outputs.append(run(self.references, case.arrays, adapter, self.outputs, output))
+            computed = run(self.references, case.arrays, adapter, self.outputs, output)
+            outputs.append({**computed, **self._expected_checksums(case, adapter)})
             vague.append({} if case.real is None else self._undefined(case, adapter, output))
             on_step(f"{known or BASE}, {case.name}: reference")
         few = to_disturb(self.cases)
@@ -336,7 +347,22 @@ class GoldenMaker:
     def _budgets(self, outputs: Sequence[Arrays], moved: Mapping[str, float]) -> dict[str, Budget]:
         names = dict.fromkeys(each for found in outputs for each in found)
         of = {name: [found[name] for found in outputs if name in found] for name in names}
-        return {name: self.allowance.budget(*results, moved=moved.get(name, 0.0)) for name, results in of.items()}
+        budgets = {name: self.allowance.budget(*found, moved=moved.get(name, 0.0)) for name, found in of.items()}
+        return budgets if self.checksums is None else {**budgets, self.checksums.output: EXACT_CHECKSUM}
+
+    def _expected_checksums(self, case: Case, adapter: Adapter | None) -> Arrays:
+        return {} if self.checksums is None else self.checksums.expected(adapter, case.arrays)
+
+    def of_base(self, golden: Golden) -> Golden:
+        """Return what `make` or `compute` gives for the base, from that of an adapter that acts at no site."""
+        plain = golden.of_base(self.outputs)
+        if self.checksums is None:
+            return plain
+        outputs = [
+            {**found, **self._expected_checksums(case, None)}
+            for case, found in zip(plain.cases, plain.outputs, strict=True)
+        ]
+        return replace(plain, outputs=outputs, budgets={**plain.budgets, self.checksums.output: EXACT_CHECKSUM})
 
     def _moved(
         self, cases: Sequence[Case], adapter: Adapter | None, output: str | None, on_run: Callable[[], None]
@@ -378,7 +404,8 @@ class GoldenMaker:
         """
         if not self.cases:
             raise NothingComparedError("no golden vectors: there are no inputs to compute them from")
-        found, names = self.compute(adapter, output), [*self.outputs, *([] if output is None else [output])]
+        added = None if self.checksums is None else self.checksums.output
+        found, names = self.compute(adapter, output), [*self.outputs, *filter(None, (output, added))]
         for case, outputs in zip(self.cases, found.outputs, strict=True):
             faults = [f"no output `{name}`" for name in names if name not in outputs]
             faults += [f"NaN or Inf in `{name}`" for name in names if not np.isfinite(outputs.get(name, 0)).all()]

@@ -37,6 +37,7 @@ from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.external import read_model
 from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.onnx_backend.base.onnx_base import Numerics, numerics
+from adapter_export.onnx_backend.graft.checksums import SlotChecksums, without_checksums
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import Pieces, weights_are_many
 from adapter_export.onnx_backend.slots import SlotPlan, read_plan
@@ -123,6 +124,17 @@ class OpenedBundle:
         """The names of the base's outputs."""
         return tuple(record.name for record in self.manifest.base_outputs)
 
+    @property
+    def common_outputs(self) -> tuple[str, ...]:
+        """The names of the outputs that are compared whatever the adapter: those of the base, and the checksums."""
+        return (*self.base_outputs, *filter(None, (self.manifest.checksums,)))
+
+    @cached_property
+    def checksums(self) -> SlotChecksums | None:
+        """The checksums that its graphs must give; `None` where they give none."""
+        name = self.manifest.checksums
+        return None if name is None else SlotChecksums(name, self.plan, self.manifest.inputs)
+
     @cached_property
     def plan(self) -> SlotPlan:
         """What the slots of its graphs are for."""
@@ -151,8 +163,9 @@ class OpenedBundle:
 
     @cached_property
     def extent(self) -> Extent:
-        """The products of the graph with slots."""
-        return extent(flow_graph(self.slots_model))
+        """The products of the graph with slots; those of checksums do not round."""
+        checksums, model = self.manifest.checksums, self.slots_model
+        return extent(flow_graph(model if checksums is None else without_checksums(model, checksums)))
 
     def allowance(self, cases: Iterable[Case]) -> Allowance:
         """Return what decides the budgets of the graph with slots for some inputs."""
@@ -327,6 +340,7 @@ class OpenedBundle:
     def runtime_session(self, level: Optimization = LEVEL, only: Collection[str] | None = None) -> Session:
         """Return a session of the Python runtime with all adapters loaded, on the one session of each graph.
 
+        It returns the checksums of slots like an output of the base, so that what it feeds is compared as well.
         `only` names the graphs that it may run; default: all.
 
         Raises:
@@ -341,7 +355,8 @@ class OpenedBundle:
             manifest = replace(self.manifest, graphs=kept, bank=bank, fanout=fanout)
             return self.served.session_on(Graphs(manifest, "cpu", lambda file: self.session(file, level)))
         if level not in self._runtimes:
-            graphs = Graphs(self.manifest, "cpu", lambda file: self.session(file, level))
+            manifest = replace(self.manifest, checksums=None)
+            graphs = Graphs(manifest, "cpu", lambda file: self.session(file, level))
             self._runtimes[level] = self.served.session_on(graphs)
         return self._runtimes[level]
 
@@ -486,5 +501,5 @@ class Graph:
 
     def _outputs(self, chosen: Sequence[str | None], there: Iterable[str]) -> list[str]:
         heads = {self.bundle.record(name).output for name in chosen if name is not None}
-        wanted = {*self.bundle.base_outputs, *heads}
+        wanted = {*self.bundle.common_outputs, *heads}
         return [name for name in there if name in wanted]

@@ -117,6 +117,11 @@ def build(
             "A,B,…",
         ),
     ] = (),
+    checksums: Annotated[
+        bool,
+        "Add an output with a checksum of each slot's tensor, by which golden vectors show whether a client feeds the "
+        "right tensors. It adds compute to each call.",
+    ] = False,
     copy_weights: Annotated[
         bool,
         "Copy the base's weights into the bundle. By default they are hard-linked (no extra disk or time), so that "
@@ -191,6 +196,7 @@ def build(
             bake=bake,
             reserved=reserved_by(reserve, graph.sites),
             precisions={one.name: adapter_precision for one in chosen if one is not own},
+            checksums=checksums,
             force=force,
             progress=say,
             note=notes.append,

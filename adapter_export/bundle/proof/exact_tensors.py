@@ -30,6 +30,7 @@ from adapter_export.graph.slot_form import rounded
 from adapter_export.onnx_backend.base.external import read_model, readable, settle_external_data
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.graft.bank_graph import BankRows, insert_bank
+from adapter_export.onnx_backend.graft.checksums import add_bank_checksums, add_checksums
 from adapter_export.onnx_backend.graft.fanout import cut_bank
 from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.slots import SLOT_PREFIX, SlotPlan, slot_tensors
@@ -271,6 +272,8 @@ class _Remade:
             try:
                 base = source.again(derivation is not None and derivation.optimized)
                 model = insert_slots(base, plan)
+                if bundle.manifest.checksums is not None:
+                    model = add_checksums(model, plan.slots, bundle.manifest.checksums, base.inputs)
             except AdapterExportError as error:
                 return cls(None, None, {}, None, f"the model cannot be made again: {error.message}", by)
             differs = next(node_differences(bundle.slots_model, model), None)
@@ -404,6 +407,8 @@ def _as_in_slots(
             rows = {each.name: held[each.name].const_value for each in bank.tensors if each.name in held}
             tensors = {name: values_of(tensor) for name, tensor in rows.items() if tensor is not None}
             again = insert_bank(remade.base, plan, BankRows(bank.rows, tensors))
+            if bundle.manifest.checksums is not None:
+                again = add_bank_checksums(again, plan.slots, bundle.manifest.checksums, bank)
             made = constants(again)
             more = {name for name in more if name not in made or not _is_same(made[name], own[name])}
     claim = f"every node is {'what making it again gives' if form == 'bank' else 'that of the graph with slots'}"

@@ -44,7 +44,7 @@ from adapter_export.bundle.proof.site_probe import SiteProbe
 from adapter_export.bundle.recorded_runs import RunDigests, compare_runs
 from adapter_export.bundle.report import BASE, Report
 from adapter_export.bundle.texts import check_contract, replay
-from adapter_export.errors import BaseModelError, NothingComparedError, RequestError, argument
+from adapter_export.errors import BaseModelError, NothingComparedError, RequestError, argument, quoted
 from adapter_export.format.check_report import (
     ComparisonRecord,
     InvariantRecord,
@@ -60,6 +60,9 @@ from adapter_export.numerics.budget import Budget
 from adapter_export.numerics.runner import DRAWS, Arrays, Undefined, run
 from adapter_export.runtime.bank import MASK_BELOW
 from adapter_export.runtime.graphs import run_session
+
+_SHOWN = 5
+"""The number of slots that a fault names."""
 
 _MOST_ASLEEP = 3
 """How many cases that fail the sites are tried on."""
@@ -86,7 +89,7 @@ def run_trials(
         for trial, found in zip(some, results, strict=True):
             for golden, at in trial.expected:
                 head = None if golden.adapter is None else graph.bundle.record(golden.adapter).output
-                names = {*graph.bundle.base_outputs, head}
+                names = {*graph.bundle.common_outputs, head}
                 own = {name: value for name, value in found.items() if name in names}
                 rows = np.array([name == golden.adapter for name in trial.chosen]) if trial.mixed else None
                 yield from compare_outputs(own, golden, at, graph, rows)
@@ -141,11 +144,28 @@ def compare_outputs(
                     where = own if elements is None else own & elements
                 if where is None or where.any():
                     own_width = _compare_own if graph.by_row else compare
-                    yield result(
-                        name, part, own_width(found[name], expected, allowed, where=where, logits=name in logits)
-                    )
+                    comparison = own_width(found[name], expected, allowed, where=where, logits=name in logits)
+                    if name == graph.bundle.manifest.checksums and not comparison.passed:
+                        comparison = _naming_slots(comparison, found[name], expected, where, graph.bundle)
+                    yield result(name, part, comparison)
     for name in sorted(found.keys() - golden.outputs[at].keys()):
         yield result(name, "all", unexpected(found[name]))
+
+
+def _naming_slots(
+    comparison: ComparisonRecord,
+    found: np.ndarray,
+    expected: np.ndarray,
+    where: npt.NDArray[np.bool_] | None,
+    bundle: OpenedBundle,
+) -> ComparisonRecord:
+    """Name the slots whose checksums differ: which tensors the graph did not receive as they are."""
+    if found.shape != expected.shape:
+        return comparison
+    differ = (found != expected) if where is None else (found != expected) & where
+    names = [slot.name for slot, wrong in zip(bundle.manifest.slots, differ.any(0), strict=True) if wrong]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return replace(comparison, faults=(f"received other tensors for {quoted(names[:_SHOWN])}{more}",))
 
 
 def _compare_own(
@@ -234,7 +254,8 @@ def prove(
             of_slots = partial(run_session, bundle.session(graph.file))  # weights of a fusion are of one row of a batch
             for record in bundle.manifest.adapters if bundle.manifest.batch_invariant else ():
                 if record.mix is not None:
-                    check_weights_apart(of_slots, record.mix, bundle.tensors(record.name), bundle.golden(record.name))
+                    golden = bundle.golden(record.name).without(bundle.manifest.checksums)
+                    check_weights_apart(of_slots, record.mix, bundle.tensors(record.name), golden)
         if (graph.flavour, graph.level) == ("slots", LEVEL):
             _ = bundle.batch_invariant  # tried out while the graph is open
         if graph.level != LEVEL or graph.flavour not in again:
@@ -314,7 +335,7 @@ def expect(plan: Plan, reference: Reference | None, on_step: OnStep = silent) ->
         adapter, output = bundle.with_output(name)
         found[name] = maker.compute(adapter, output, on_step, name=name)
     if twin is not None:
-        found[None] = found[twin].of_base(bundle.base_outputs)
+        found[None] = maker.of_base(found[twin])
     return [found[name] for name in plan.names]
 
 
@@ -327,7 +348,8 @@ def _headed_base(plan: Plan) -> str | None:
 def _maker(plan: Plan, reference: Reference) -> GoldenMaker:
     bundle = plan.bundle
     allowance = bundle.allowance(plan.cases or (plan.probe,))
-    return GoldenMaker(reference.runner, plan.cases, bundle.base_outputs, allowance, bundle.manifest.base)
+    known = bundle.manifest.base
+    return GoldenMaker(reference.runner, plan.cases, bundle.base_outputs, allowance, known, bundle.checksums)
 
 
 def _needed(plan: Plan, reference: Reference, golden: Golden) -> Mapping[str, float]:
@@ -374,7 +396,7 @@ def _repeats(plan: Plan, reference: Reference, expected: Sequence[Golden]) -> It
     source, output = bundle.with_output(name)
     again = run(reference.runner, case.arrays, source, bundle.base_outputs, output)
     faults, worst = list[str](), 0.0
-    for each, value in golden.outputs[at].items():
+    for each, value in golden.without(bundle.manifest.checksums).outputs[at].items():
         allowed = bundle.allowance(plan.cases).budget(value)  # without what was measured: random numbers are in that
         for _, elements in golden.parts(at, each):
             if elements is None or elements.any():
@@ -418,6 +440,8 @@ def _at_smallest(
         case = smallest_case(graph, reference, known[first.case], name, tolerance)
         source, output = plan.bundle.with_output(name)
         found = run(reference.runner, case.arrays, source, plan.bundle.base_outputs, output)
+        if plan.bundle.checksums is not None:
+            found |= plan.bundle.checksums.expected(source, case.arrays)
         alone = replace(golden, cases=[case], outputs=[found], undefined=[{}])
         ran = {one.level for one in outputs if (one.adapter, one.case) == (name, case.name) and one.flavour == "slots"}
         for level in (level for level in LEVELS if level not in ran):

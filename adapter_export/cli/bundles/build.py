@@ -43,7 +43,7 @@ _WEIGHTS_WORDS = {"base.bin": "the base's weights", "bank.bin": "the adapters of
             *("site_map", "trust_pickle"),
         ),
         "texts": ("tokenizer", "max_tokens"),
-        "graphs": ("flavours", "bake", "reserve", "copy_weights"),
+        "graphs": ("flavours", "bake", "reserve", "checksums", "copy_weights"),
     },
 )
 def build(
