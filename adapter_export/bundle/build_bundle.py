@@ -9,7 +9,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from adapter_export.bundle.effects import effects, note_of
 from adapter_export.bundle.golden import Allowance, Golden, GoldenMaker, OnStep, case_of, check_caches, silent
 from adapter_export.bundle.golden_batches import BatchMaker, padding_by_name
 from adapter_export.bundle.golden_media import MediaMaker, check_media
@@ -20,6 +19,7 @@ from adapter_export.bundle.proof.invariants import with_padding
 from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.bundle.recorded_runs import Recording
 from adapter_export.bundle.report import BASE
+from adapter_export.bundle.separation import remarks, with_separation
 from adapter_export.bundle.texts import TextMaker
 from adapter_export.bundle.write import FLAVOURS, BundleWriter, check_bases, check_names, check_texts, model_version
 from adapter_export.dtypes import AdapterPrecision
@@ -230,12 +230,13 @@ def build_bundle(
         joining = BatchMaker(manifest, references, allowance, pads)
         batches = writer.batches(joining.make(base_vectors, pairs, writer.heads))
         opened.manifest = replace(manifest, golden_batches=batches)
-        progress("choosing golden cases to record bit for bit")
-        recording = Recording.of(opened)
+        progress("measuring how well golden data tell faults")
+        opened.manifest = with_separation(opened, references, [adapter.name for adapter in adapters], writer)
         progress("verifying the bundle against its golden vectors")
+        recording = Recording.of(opened)
         prove_new(opened, recording.runs)
         opened.manifest = recording.recorded(opened.manifest)
-        for said in filter(None, map(note_of, effects(opened, [adapter.name for adapter in adapters]))):
+        for said in remarks(opened, [adapter.name for adapter in adapters]):
             (note or silent)(said)
         return writer.manifest(opened.manifest, {} if hashed is None else {WEIGHTS_FILE: hashed.result()})
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from adapter_export.bundle.effects import effects, note_of
 from adapter_export.bundle.golden import Golden, GoldenMaker, OnStep, check_caches, silent
 from adapter_export.bundle.golden_batches import BatchMaker, padding_by_name, without
 from adapter_export.bundle.golden_media import MediaMaker, check_media
@@ -16,6 +15,7 @@ from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.invariants import with_padding
 from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.bundle.recorded_runs import Recording
+from adapter_export.bundle.separation import remarks, with_separation
 from adapter_export.bundle.texts import TextMaker
 from adapter_export.bundle.write import BANK_FILE, BundleWriter, check_bases, check_names, check_texts, model_version_of
 from adapter_export.dtypes import AdapterPrecision
@@ -39,11 +39,12 @@ _OF_THE_OLD = (SIGNATURE_FILE, REPORT_FILE, CARD_FILE)
 
 @dataclass(frozen=True)
 class Asked:
-    """Golden data of a bundle, each `None` where the bundle has none."""
+    """Golden data of a bundle, each `None` where the bundle has none, and what computed those of new adapters."""
 
     texts: GoldenTexts | None
     batches: GoldenBatches | None
     media: GoldenMedia | None
+    references: Runner | None = None
 
 
 def add_adapters(
@@ -99,7 +100,7 @@ def add_adapters(
         golden.append(maker.make(adapter, adapter_output(writer.heads, adapter)))
         check_caches(golden[-1], manifest.inputs)
     pairs = list(zip(adapters, golden, strict=True))
-    asked = Asked(old.texts(), old.batches(), old.media())
+    asked = Asked(old.texts(), old.batches(), old.media(), references)
     pads = padding_by_name(manifest, writer.plan, adapters)
     if asked.texts is not None:
         progress(f"computing golden texts with {references.description}")
@@ -230,7 +231,7 @@ def _paths(record: AdapterRecord) -> Collection[str]:
     """The files that belong to one adapter alone."""
     source = (f"{record.source}/adapter_graph.json", f"{record.source}/weights.safetensors")
     baked = () if record.baked is None else (record.baked,)
-    return (record.onnx_adapter, record.safetensors, record.golden.path, *source, *baked)
+    return (record.onnx_adapter, record.safetensors, *record.golden.files, *source, *baked)
 
 
 def _finish(
@@ -260,10 +261,12 @@ def _finish(
     progress("verifying the bundle against its golden vectors")
     opened = OpenedBundle(writer.folder, manifest, staged=True)
     opened.manifest = _tried_out(opened, note)
+    names = [adapter.name for adapter in added]
+    opened.manifest = with_separation(opened, asked.references, names, writer)
     recording = Recording.of(opened)
     prove_new(opened, recording.runs)
     opened.manifest = recording.recorded(opened.manifest)
-    for said in filter(None, map(note_of, effects(opened, [adapter.name for adapter in added]))):
+    for said in remarks(opened, names):
         note(said)
     after = writer.manifest(opened.manifest, hashed)
     _check_unchanged(old)

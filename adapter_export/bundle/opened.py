@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from adapter_export.bundle.golden import Allowance, Case, Golden, read_golden
+from adapter_export.bundle.golden_parts import GoldenParts, read_parts
 from adapter_export.dtypes import Weights, widened
 from adapter_export.errors import AdapterError, FormatError, RequestError, moved
 from adapter_export.format.adapter_files import read_adapter
@@ -87,7 +88,7 @@ class OpenedBundle:
         self.home = folder if private is None else private.path
         self._models: dict[str, ir.Model] = {}
         self._sessions: dict[tuple[str, Optimization], ort.InferenceSession] = {}
-        self._runtimes: dict[Optimization, Session] = {}
+        self._runtimes: dict[tuple[Optimization, str | None], Session] = {}
         self._tensors: dict[str | None, Weights] = {}
         self._sources: dict[str, Adapter] = {}
         self._golden: dict[str | None, Golden] = {}
@@ -229,6 +230,16 @@ class OpenedBundle:
                 self._golden[name] = read_golden(self.home, name, record, self.manifest.inputs)
         return self._golden[name]
 
+    def parts(self, name: str) -> GoldenParts | None:
+        """Return the golden parts of an adapter; `None` where its golden vectors tell every fault.
+
+        Raises:
+            FileError, FormatError: as `read_parts`.
+        """
+        record = self.record(name).golden.parts
+        with self._named():
+            return None if record is None else read_parts(self.home, name, record, self.manifest.inputs)
+
     def source(self, name: str) -> Adapter:
         """Return an adapter as it was given to the build; errors as `read_source`."""
         if name not in self._sources:
@@ -316,7 +327,8 @@ class OpenedBundle:
 
         It opens graphs by this object: as a cycle, both would stay in memory until the garbage collector comes.
         """
-        self._runtimes.pop(level, None)
+        for checksums in {None, self.manifest.checksums}:
+            self._runtimes.pop((level, checksums), None)
 
     def close(self, file: str, level: Optimization) -> None:
         """Give back the memory of a session, and of the one below it."""
@@ -324,7 +336,7 @@ class OpenedBundle:
         if file == self.manifest.graphs.get("fanout") and self.manifest.fanout is not None:
             self._sessions.pop((self.manifest.fanout.prefix, level), None)
         if file == self.manifest.graphs["slots"]:
-            self._runtimes.pop(level, None)
+            self.close_runtime(level)
 
     @cached_property
     def served(self) -> Bundle:
@@ -337,11 +349,13 @@ class OpenedBundle:
             check_release(self.manifest, self.folder)
         return Bundle(self.folder, self.manifest, self._private is not None, self._private)
 
-    def runtime_session(self, level: Optimization = LEVEL, only: Collection[str] | None = None) -> Session:
+    def runtime_session(
+        self, level: Optimization = LEVEL, only: Collection[str] | None = None, *, checksums: bool = False
+    ) -> Session:
         """Return a session of the Python runtime with all adapters loaded, on the one session of each graph.
 
-        It returns the checksums of slots like an output of the base, so that what it feeds is compared as well.
-        `only` names the graphs that it may run; default: all.
+        `only` names the graphs that it may run; default: all. With `checksums`, it also returns those of the slots, so
+        that what it feeds is compared.
 
         Raises:
             FormatError: an adapter does not fit the graph; `VersionError` is a kind of it: ONNX Runtime is too old.
@@ -354,11 +368,13 @@ class OpenedBundle:
             fanout = self.manifest.fanout if "fanout" in kept else None
             manifest = replace(self.manifest, graphs=kept, bank=bank, fanout=fanout)
             return self.served.session_on(Graphs(manifest, "cpu", lambda file: self.session(file, level)))
-        if level not in self._runtimes:
-            manifest = replace(self.manifest, checksums=None)
+        # where a manifest does not tell checksums apart, they are an output of the base
+        manifest = replace(self.manifest, checksums=None) if checksums else self.manifest
+        key = level, manifest.checksums
+        if key not in self._runtimes:
             graphs = Graphs(manifest, "cpu", lambda file: self.session(file, level))
-            self._runtimes[level] = self.served.session_on(graphs)
-        return self._runtimes[level]
+            self._runtimes[key] = self.served.session_on(graphs)
+        return self._runtimes[key]
 
     def native_run(self, name: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
         """Run the graph with slots with an adapter that ONNX Runtime itself loads and activates."""
@@ -455,7 +471,8 @@ class Graph:
             RequestError: ONNX Runtime cannot compute these inputs.
         """
         if self.flavour == "slots":
-            return self.bundle.runtime_session(self.level).run(arrays, chosen[0], allow_padding=True)
+            served = self.bundle.runtime_session(self.level, checksums=True)
+            return served.run(arrays, chosen[0], allow_padding=True)
         session = self.bundle.session(self.file, self.level)
         outputs = self._outputs(chosen, [value.name for value in session.get_outputs()])
         return run_session(session, self.feeds(arrays, chosen), outputs)

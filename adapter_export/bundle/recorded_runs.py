@@ -265,7 +265,7 @@ def compare_runs(manifest: Manifest, names: Collection[str | None], runs: RunDig
         if wrong and other:
             yield _not_compared(name or BASE, f"{said}; but this is another processor than {_processor(recorded)}")
         elif wrong:
-            why = "a tensor of the adapter did not arrive, or this runtime rounds otherwise"
+            why = "a tensor did not arrive as it was, or this runtime rounds otherwise"
             yield InvariantRecord(CHECK, name or BASE, "failed", f"{said}: {why}")
         elif compared:
             detail = f"{', '.join(compared)}: {len(recorded.cases)} cases, bit for bit as when the bundle was built"

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from adapter_export.bundle.golden import Golden, write_golden
+from adapter_export.bundle.golden_parts import GoldenParts, write_parts
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import AdapterPrecision, narrowed
 from adapter_export.errors import AdapterError, BaseMismatchError, OutputExistsError, argument, quoted
@@ -26,6 +27,7 @@ from adapter_export.format.manifest import (
     GoldenRecord,
     Manifest,
     MixRecord,
+    PartsRecord,
 )
 from adapter_export.format.manifest_json import list_files, write_manifest
 from adapter_export.format.media import GOLDEN_MEDIA_FILE, GoldenMedia, golden_media_json
@@ -140,6 +142,12 @@ class BundleWriter:
             precision=precision,
         )
 
+    def parts(self, parts: GoldenParts) -> PartsRecord:
+        """Write the golden parts of an adapter."""
+        path = f"golden/parts/{parts.adapter}.safetensors"
+        self._new(path)
+        return write_parts(parts, self.folder, path)
+
     def texts(self, texts: GoldenTexts) -> str:
         """Write golden texts in the place of others, and return where they are."""
         with new_file(self.folder / GOLDEN_TEXTS_FILE, force=True) as temporary:
@@ -172,7 +180,7 @@ class BundleWriter:
         file = self.folder / path
         if file.exists():
             raise OutputExistsError(file)
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         return file
 
 

@@ -210,7 +210,7 @@ class FanoutRecord:
 class PartRecord:
     """One fault in applying an adapter, and how an output shows it where the budget of single elements is too wide.
 
-    Its value is `factor` times the sum of weight times (found - expected): 0 in a right program, about 1 with the fault.
+    Its value is `factor` times the sum of weight times (found - expected): 0 in a right program, near 1 with the fault.
 
     Attributes:
         fault: what is wrong then, such as `layers.5.ffn off`.
@@ -243,24 +243,39 @@ class PartsRecord:
 
 
 @dataclass(frozen=True)
+class NearestRecord:
+    """The adapter of the bundle whose outputs are nearest to those of another.
+
+    Attributes:
+        adapter: its name.
+        separation: how well golden data of the other adapter tell the two apart.
+    """
+
+    adapter: str
+    separation: NotNegative
+
+
+@dataclass(frozen=True)
 class SeparationRecord:
-    """How well golden data tell an adapter from the same adapter applied in part, or from another one.
+    """How well golden data tell an adapter from the same adapter applied in part, and from another one.
 
     The separation of a fault is its largest deviation over the allowed one, or its value over the limit of its golden
     part, whichever is larger. Below 1 the fault goes unnoticed. `build` tries each site and each layer with neutral
-    tensors, no adapter at all, and each other adapter.
+    tensors, and no adapter at all. No separation is more than 1e6.
 
     Attributes:
-        least: the smallest separation of all faults, at most 1e6.
-        fault: the fault that has it.
-        outputs: by output: the smallest separation by this output alone.
+        least: the smallest separation.
+        fault: the fault that has it, such as `layers.5.ffn off`.
+        outputs: by output: the smallest separation by this output alone, of all faults but a missing head.
         weak: the faults whose separation is below 2, the weakest first.
+        nearest: the adapter that is told apart least. Null where no other adapter has other tensors.
     """
 
     least: NotNegative
     fault: str
     outputs: Mapping[str, NotNegative]
     weak: tuple[str, ...] = ()
+    nearest: NearestRecord | None = None
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,24 @@ def resized(inputs: Sequence[InputRecord], lengths: Bounds, shape: Shape, which:
     return {axis: axis_lengths(axis, lengths).near(size) if axis in own else now for axis, now in shape.items()}
 
 
+def sized_cases(
+    inputs: Sequence[InputRecord], lengths: Bounds, sizes: Sequence[tuple[int, int]], *, seed: int
+) -> list[InputCase]:
+    """Make inputs without padding and with empty caches for some sizes, each as near as the base takes it.
+
+    Args:
+        inputs: of the base.
+        lengths: those that it takes.
+        sizes: the batch and the length of every other named axis, case by case.
+        seed: of what is drawn.
+    """
+    shapes = _fitting([_sized(inputs, lengths, batch, size, 0) for batch, size in sizes], lengths)
+    return [
+        InputCase(_name(shape), _arrays(inputs, shape, np.random.default_rng([seed, at])))
+        for at, shape in enumerate(shapes)
+    ]
+
+
 def named_case(inputs: Sequence[InputRecord], name: str, *, seed: int) -> InputCase | None:
     """Make the inputs that a name such as `batch2_tokens4_padded_left` describes; none if it is no such name."""
     padding = padding_of(name)

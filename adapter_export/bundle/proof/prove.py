@@ -19,7 +19,9 @@ from adapter_export.bundle.effects import effects
 from adapter_export.bundle.golden import Case, Golden, GoldenMaker, OnStep, Tolerance, named, scale, silent, to_disturb
 from adapter_export.bundle.golden_batches import replay_batches
 from adapter_export.bundle.golden_media import compare_processors, replay_media
+from adapter_export.bundle.golden_parts import GoldenParts
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
+from adapter_export.bundle.proof.check_parts import PartValue, check_parts, part_values
 from adapter_export.bundle.proof.claims import check_claims
 from adapter_export.bundle.proof.compare_arrays import Original, agreements, compare, missing, unexpected
 from adapter_export.bundle.proof.exact_tensors import check_cut, check_slots, check_tensors
@@ -230,7 +232,7 @@ def prove(
     """
     bundle, whole, plan = plan.bundle, plan, _taken(plan, reference)
     expected, cases = [*plan.golden, *(computed or expect(plan, reference, on_step))], plan.cases or (plan.probe,)
-    outputs, ledger = list[OutputRecord](), list[ObligationRecord]()
+    outputs, ledger, values = list[OutputRecord](), list[ObligationRecord](), list[PartValue]()
     texts, batches = bundle.texts(), bundle.batches()
     again = {*(["slots"] if original or texts or batches else []), *(["bank", "fanout"] if batches else [])}
     invariants, sites = [*plan.files, *_left_out(expected)], list[SiteRecord]()
@@ -247,6 +249,7 @@ def prove(
         outputs += (
             results if reference is None or plan.quick else _remeasured(plan, graph, reference, results, expected)
         )
+        values += part_values(graph, _golden_parts(plan, graph))
         invariants += _invariants(plan, graph, tolerance, on_step)
         if reference is not None and tolerance is not None and _tries_words(plan) and _is_main(graph):
             ledger += check_words(graph, reference, tolerance, on_step)
@@ -282,6 +285,7 @@ def prove(
         invariants += traced.invariants
     for python in plan.runtimes:
         invariants += check_runtime(python, Graph(bundle, "slots", bundle.manifest.graphs["slots"]), plan.golden)
+    invariants += check_parts(values)
     if not bundle.staged:
         invariants += compare_runs(bundle.manifest, plan.names, digests)
     small = not any(graph.pieces for graph in plan.graphs)
@@ -322,6 +326,18 @@ def prove(
         nodes=tuple(record for record in traced.nodes if plan.every_node or not record.passed),
         locations=tuple(traced.locations),
     )
+
+
+def _golden_parts(plan: Plan, graph: Graph) -> list[GoldenParts]:
+    """Return the golden parts of the adapters that a graph can run."""
+    bank = plan.bundle.manifest.bank if graph.by_row else None
+    parts = {
+        name: plan.bundle.parts(name)
+        for name in plan.adapters
+        if (bank is None or name in bank.rows)
+        and (graph.flavour != "baked" or plan.bundle.record(name).baked == graph.file)
+    }
+    return [each for each in parts.values() if each is not None]
 
 
 def expect(plan: Plan, reference: Reference | None, on_step: OnStep = silent) -> list[Golden]:
@@ -603,7 +619,7 @@ def _invariants(plan: Plan, graph: Graph, tolerance: Tolerance | None, on_step: 
     if not _is_main(graph) or graph.pieces:
         return
     of_runtime, small = (
-        partial(bundle.runtime_session().run, allow_padding=True),
+        partial(bundle.runtime_session(checksums=True).run, allow_padding=True),
         typical(plan.cases or (case,)),
     )  # bits tell on few numbers
     if tolerance is not None and None in plan.names:

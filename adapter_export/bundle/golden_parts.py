@@ -1,0 +1,126 @@
+"""Golden parts: directions in which faults of an adapter move its outputs, where budgets of elements are too wide.
+
+Rounding moves elements without a preferred direction, a missing site moves all of them in one. So the deviation of an
+output is projected on what the fault adds to it: a matched filter (Turin 1960, IRE Transactions 6.3), whose noise falls
+with the square root of the number of elements.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adapter_export.bundle.golden import Case, case_of
+from adapter_export.errors import TensorError, quoted
+from adapter_export.format.manifest import InputRecord, PartRecord, PartsRecord
+from adapter_export.format.tensors import read_tensors, write_tensors
+from adapter_export.numerics.runner import Arrays
+
+_SHOWN = 5
+"""How many wrong tensors a message names."""
+
+
+@dataclass(frozen=True)
+class GoldenParts:
+    """Golden parts of one adapter.
+
+    Attributes:
+        adapter: its name.
+        cases: inputs.
+        expected: what the reference gives in each case, for the outputs of the parts.
+        parts: the faults.
+        weights: for each case the int8 weights of some parts, by their position in `parts`.
+    """
+
+    adapter: str
+    cases: Sequence[Case]
+    expected: Sequence[Arrays]
+    parts: Sequence[PartRecord]
+    weights: Sequence[Mapping[int, np.ndarray]]
+
+    def values(self, found: Sequence[Arrays]) -> list[float]:
+        """Return the value of each part: 0 but for rounding in a right program, near 1 with its fault.
+
+        Args:
+            found: the outputs of a program in each case. Those of a bank may have more classes.
+
+        Returns:
+            NaN where an output is missing, has another shape or holds NaN.
+        """
+        sums = [0.0] * len(self.parts)
+        for outputs, expected, weights in zip(found, self.expected, self.weights, strict=True):
+            for at, weight in weights.items():
+                name = self.parts[at].output
+                sums[at] += projection(outputs.get(name), expected[name], weight)
+        return [part.factor * total for part, total in zip(self.parts, sums, strict=True)]
+
+
+def projection(found: np.ndarray | None, expected: np.ndarray, weight: np.ndarray) -> float:
+    """Return Σ weight · (found - expected) in float64; NaN if the shapes do not fit.
+
+    Along the last axis `found` may be longer, as outputs of a bank are: what is behind the adapter's own is left out.
+    """
+    own = None if found is None or found.ndim == 0 else found[..., : expected.shape[-1]]
+    if own is None or own.shape != expected.shape or weight.shape != expected.shape:
+        return math.nan
+    return float(np.vdot(weight.astype(np.float64), own.astype(np.float64) - expected))
+
+
+def write_parts(parts: GoldenParts, folder: Path, path: str) -> PartsRecord:
+    """Write golden parts to a file of a bundle, and return what the manifest says of them.
+
+    Raises:
+        WriteError: the operating system refused.
+    """
+    tensors: Arrays = {}
+    for case, expected, weights in zip(parts.cases, parts.expected, parts.weights, strict=True):
+        tensors |= {f"{case.name}.input.{name}": array for name, array in case.arrays.items()}
+        tensors |= {f"{case.name}.output.{name}": array for name, array in expected.items()}
+        tensors |= {f"{case.name}.part.{at}": array for at, array in weights.items()}
+    write_tensors(folder / path, tensors)
+    return PartsRecord(path, tuple(case.name for case in parts.cases), tuple(parts.parts))
+
+
+def read_parts(folder: Path, adapter: str, record: PartsRecord, inputs: Sequence[InputRecord]) -> GoldenParts:
+    """Read the golden parts of an adapter from a bundle.
+
+    Raises:
+        FileError, FormatError: the file cannot be read.
+        TensorError: it lacks an input, an output or all weights of a part, or holds something else.
+    """
+    tensors, outputs = read_tensors(folder / record.path), {part.output for part in record.parts}
+    weights = [
+        {at: tensors[key] for at in range(len(record.parts)) if (key := f"{case}.part.{at}") in tensors}
+        for case in record.cases
+    ]
+    expected = [
+        {name: tensors[key] for name in outputs if (key := f"{case}.output.{name}") in tensors} for case in record.cases
+    ]
+    known = {f"{case}.input.{one.name}" for case in record.cases for one in inputs}
+    known |= {f"{case}.part.{at}" for case, of in zip(record.cases, weights, strict=True) for at in of}
+    known |= {f"{case}.output.{name}" for case, of in zip(record.cases, expected, strict=True) for name in of}
+    wrong = sorted(known ^ tensors.keys())
+    for case, own, of in zip(record.cases, expected, weights, strict=True):
+        wrong += [
+            f"{case}.part.{at}"
+            for at, weight in of.items()
+            if weight.dtype != np.int8 or own.get(record.parts[at].output, np.zeros(())).shape != weight.shape
+        ]
+    wrong += [f"part {at}, without weights" for at in range(len(record.parts)) if not any(at in of for of in weights)]
+    if wrong:
+        raise TensorError(
+            "the golden parts are not complete, or hold something else",
+            where=folder / record.path,
+            found=", ".join(wrong[:_SHOWN]),
+            expected=f"inputs, outputs and int8 weights of {quoted(record.cases)}",
+            fix="build the bundle again",
+        )
+    cases = [
+        case_of(case, {one.name: tensors[f"{case}.input.{one.name}"] for one in inputs}, inputs)
+        for case in record.cases
+    ]
+    return GoldenParts(adapter, cases, expected, record.parts, weights)

@@ -1,0 +1,66 @@
+"""Golden parts in every graph of a bundle: an adapter that is applied in part shows in one of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from adapter_export.bundle.golden_parts import GoldenParts
+from adapter_export.bundle.opened import Graph
+from adapter_export.format.check_report import InvariantRecord, verdict
+from adapter_export.format.manifest import PartRecord
+
+CHECK = "golden parts"
+"""The name of the check in reports."""
+
+_SHOWN = 5
+"""How many faults a message names."""
+
+
+@dataclass(frozen=True)
+class PartValue:
+    """The value of one golden part of an adapter in one graph."""
+
+    adapter: str
+    file: str
+    part: PartRecord
+    value: float
+
+    @property
+    def ratio(self) -> float:
+        """Its absolute value as a part of the limit; infinite for NaN."""
+        size = abs(self.value)
+        return math.inf if math.isnan(size) else size / (self.part.limit or math.ulp(0.0))
+
+
+def part_values(graph: Graph, golden: Sequence[GoldenParts]) -> Iterator[PartValue]:
+    """Run the cases of golden parts on a graph, and yield the value of each part.
+
+    Raises:
+        RequestError: the graph cannot compute a case.
+    """
+    requests = [(case.arrays, (one.adapter,) * case.batch) for one in golden for case in one.cases]
+    sizes = [sum(array.nbytes for array in outputs.values()) for one in golden for outputs in one.expected]
+    results = graph.run_all(requests, max(sizes, default=0))
+    for one in golden:
+        values = one.values([next(results) for _ in one.cases])
+        for part, value in zip(one.parts, values, strict=True):
+            yield PartValue(one.adapter, graph.file, part, value)
+
+
+def check_parts(values: Sequence[PartValue]) -> Iterator[InvariantRecord]:
+    """Yield for each adapter that every golden part is within its limit in all graphs, or which are not."""
+    for adapter in dict.fromkeys(one.adapter for one in values):
+        own = [one for one in values if one.adapter == adapter]
+        wrong = [one for one in own if not one.ratio <= 1]
+        if wrong:
+            shown = [f"`{one.part.fault}` in `{one.file}` ({one.value:.2g} of ±{one.part.limit:g})" for one in wrong]
+            more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+            detail = f"outputs move as with {', '.join(shown[:_SHOWN])}{more}"
+        else:
+            worst, faults = max(own, key=lambda one: one.ratio), {one.part.fault for one in own}
+            detail = (
+                f"none of {len(faults)} faults shows; nearest: `{worst.part.fault}`, {worst.ratio:.2g} of its limit"
+            )
+        yield InvariantRecord(CHECK, adapter, verdict(not wrong), detail)

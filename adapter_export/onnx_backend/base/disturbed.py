@@ -1,0 +1,51 @@
+"""Graphs that round elsewhere: a base whose norms and biases are off by a few units in the last place.
+
+Another processor or another release adds up in another order, and its last bits differ. In a base that quantises its
+activations such a difference now and then moves a value by a whole step. Runs of a disturbed graph are samples of what
+other machines give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+_UNITS = 4
+"""How many units in the last place an element is off: kernels of one operation differ by about as many."""
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+
+
+def disturbed(model: ir.Model, folder: Path, kept: Collection[str], seed: int) -> ir.Model:
+    """Return a copy of a graph with errors of random signs in its constant vectors of floats.
+
+    Args:
+        model: the graph; it stays as it is.
+        folder: with its external tensors.
+        kept: initializers that stay as they are.
+        seed: of the signs.
+    """
+    copy, rng = model.clone(), np.random.default_rng(seed)
+    for graph in copy.graphs():
+        for name, value in graph.initializers.items():
+            tensor = value.const_value
+            if name not in kept and tensor is not None and _is_vector(tensor):
+                array = _values(tensor, folder)
+                step = _UNITS * float(np.finfo(array.dtype).eps) * rng.choice((-1.0, 1.0), array.shape)
+                value.const_value = ir.Tensor((array * (1 + step)).astype(array.dtype), name=name)
+    return copy
+
+
+def _is_vector(tensor: ir.TensorProtocol) -> bool:
+    return tensor.dtype in _FLOATS and len(tensor.shape) == 1 and tensor.size > 1
+
+
+def _values(tensor: ir.TensorProtocol, folder: Path) -> np.ndarray:
+    """Return the elements of a tensor; onnx_ir refuses a file with hard links, which the weights of a bundle may be."""
+    if isinstance(tensor, ir.ExternalTensor):
+        path = folder / str(tensor.location)
+        return np.fromfile(path, tensor.dtype.numpy(), tensor.size, offset=tensor.offset or 0)
+    return tensor.numpy()
