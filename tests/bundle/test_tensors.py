@@ -88,7 +88,8 @@ def test_every_constant_of_a_torch_base_is_proved(torch_bundle: Path) -> None:
     assert {owed.status for owed in constants} == {"proved"}
     assert any("transposed" in owed.claim for owed in constants)
     assert {owed.status for start in ("nodes/", "source/", "slots/") for owed in of(report, start)} == {"proved"}
-    assert [owed.id for owed in report.ledger if owed.status == "open"] == ["providers"]
+    left_out = ["providers", "recorded-runs-not-compared/bundle"]  # one case of those that are recorded
+    assert [owed.id for owed in report.ledger if owed.status == "open"] == left_out
     words = {
         span.what: (span.done, span.of) for owed in of(report, "output/reference/slots/") for span in owed.coverage
     }

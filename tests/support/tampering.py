@@ -23,6 +23,13 @@ def rehash(folder: Path, change: Callable[[Manifest], Manifest] = lambda manifes
     write_manifest(manifest, folder)
 
 
+def unrecorded(manifest: Manifest) -> Manifest:
+    """Return a manifest without recorded runs."""
+    adapters = (replace(one, golden=replace(one.golden, recorded={})) for one in manifest.adapters)
+    golden = replace(manifest.golden, recorded={})
+    return replace(manifest, recorded=None, golden=golden, adapters=tuple(adapters))
+
+
 def edit(path: Path, change: Change) -> dict[str, np.ndarray]:
     """Change tensors in a file."""
     tensors = {name: value.copy() for name, value in read_tensors(path).items()}
