@@ -101,14 +101,16 @@ class Fault:
 
 
 def faults_of(bundle: OpenedBundle, name: str) -> Iterator[Fault]:
-    """Yield the faults of an adapter: each part off, each layer off, and no adapter; none that changes no tensor.
+    """Yield the faults of an adapter: each part off, each layer off, and no adapter.
 
-    A part is a site, the head, or what sites share.
+    A part is a site, the head, or what sites share. A site at which the adapter changes nothing is none: it gives the
+    same with neutral tensors.
     """
     own, neutral = bundle.tensors(name), bundle.tensors(None)
+    idle = {site for effect in effects(bundle, [name]) for site in effect.idle}
     acting: dict[str, list[SlotRecord]] = {}
     for slot in bundle.manifest.slots:
-        if not np.array_equal(own[slot.name], neutral[slot.name]):
+        if slot.site not in idle and not np.array_equal(own[slot.name], neutral[slot.name]):
             acting.setdefault(slot.site, []).append(slot)
     layers: dict[int, list[str]] = {}
     for site in bundle.manifest.sites:
@@ -318,9 +320,12 @@ def _nearest(apart: Mapping[str, float]) -> NearestRecord | None:
 
 def remarks(bundle: OpenedBundle, names: Collection[str]) -> Iterator[str]:
     """Yield what to say of new adapters: those that change nothing, and those whose golden data hardly tell a fault."""
-    yield from filter(None, map(note_of, effects(bundle, names)))
+    found = effects(bundle, names)
+    yield from filter(None, map(note_of, found))
+    without_effect = {one.adapter for one in found if len(one.idle) == len(one.sites) or not one.beyond_rounding}
     for name in names:
-        yield from weakness(bundle.record(name))
+        if name not in without_effect:
+            yield from weakness(bundle.record(name))
 
 
 def weakness(record: AdapterRecord) -> Iterator[str]:

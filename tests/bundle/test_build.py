@@ -135,7 +135,7 @@ class TestContents:
         steps: list[str] = []
         adapters = [random_adapter("a", pfeiffer(), base)]
         build_bundle(base, adapters, tmp_path / "b", references=CutRunner(base), cases=cases, progress=steps.append)
-        assert len(steps) == 7
+        assert len(steps) == 8
         assert "golden vectors of `a`" in steps[3]
 
 
