@@ -1,14 +1,18 @@
 /** A bundle on a web server. */
 import { InferenceSession, env } from "onnxruntime-web/wasm";
 
-import { type Bundle, type Measured, type Place, measured } from "../../node/src/core/bundle.js";
+import { type Bundle, type Measured, type Place, type Runtime, measured } from "../../node/src/core/bundle.js";
 import { Fault } from "../../node/src/core/fault.js";
+
+const PROVIDER = "wasm";
 
 env.wasm.wasmPaths = "./";
 env.wasm.numThreads = 1; // more need a page that is cross-origin isolated
 env.logLevel = "error";
 
 export class Site implements Place {
+  readonly runtime: Runtime = { version: env.versions.web ?? "unknown", provider: PROVIDER };
+
   /** @param name the address of the bundle's folder, without a slash at the end. */
   constructor(readonly name: string) {}
 
@@ -30,7 +34,7 @@ export class Site implements Place {
     const externalData = [];
     for (const path of weights) externalData.push({ path, data: await files.read(path) });
     try {
-      return await InferenceSession.create(await files.read(graph), { externalData, executionProviders: ["wasm"] });
+      return await InferenceSession.create(await files.read(graph), { externalData, executionProviders: [PROVIDER] });
     } catch (error) {
       if (error instanceof Fault) throw error;
       throw new Fault({ what: "ONNX Runtime cannot load the graph", where: `${this.name}/${graph}`, found: String(error) });

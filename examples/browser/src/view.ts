@@ -80,12 +80,15 @@ export function findingsTable(findings: Finding[]): HTMLElement {
   head.append(...["flavour", "adapter", "of what is allowed", ""].map((text) => make("th", "", text)));
   table.append(head);
   for (const finding of findings) {
-    const { flavour, adapter, mixed, worst, passed } = finding;
+    const { flavour, graph, adapter, mixed, worst, passed, compared = true, reason } = finding;
     const row = make("tr", passed ? "" : "error");
     row.dataset["finding"] = JSON.stringify(finding);
     const who = mixed ? "mixed batch" : (adapter ?? "base");
-    row.append(...[flavour, who].map((text) => make("td", "", text)));
-    row.append(make("td", "number", `${(100 * worst).toFixed(1)} %`), make("td", "", passed ? "✓" : "✗"));
+    row.append(...[graph ? `${flavour}, ${graph}` : flavour, who].map((text) => make("td", "", text)));
+    const share = compared ? `${(100 * worst).toFixed(1)} %` : "not compared";
+    const mark = make("td", "", !compared ? "" : passed ? "✓" : "✗");
+    row.append(make("td", "number", share), mark);
+    if (reason) row.title = reason;
     table.append(row);
   }
   return table;

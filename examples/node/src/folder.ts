@@ -7,12 +7,23 @@ import { open as openFile, readFile, readdir, realpath, stat } from "node:fs/pro
 import { tmpdir } from "node:os";
 import { join, relative, sep } from "node:path";
 
-import { InferenceSession } from "onnxruntime-node";
+import { InferenceSession, env } from "onnxruntime-node";
 
-import type { Bundle, Measured, Place } from "./core/bundle.js";
+import type { Bundle, Measured, Place, Runtime } from "./core/bundle.js";
 import { Fault } from "./core/fault.js";
 
+/** Optimizers that slow a graph down. Runs are recorded without them, and with them outputs are rounded otherwise. */
+const LEFT_OUT = "SkipLayerNormFusion;BiasGeluFusion";
+
+const OPTIONS: InferenceSession.SessionOptions = {
+  logSeverityLevel: 3,
+  intraOpNumThreads: 1,
+  executionProviders: ["cpu"],
+  extra: { optimization: { disable_specified_optimizers: LEFT_OUT } },
+};
+
 export class Folder implements Place {
+  readonly runtime: Runtime = { version: env.versions.node ?? "unknown", provider: "CPUExecutionProvider" };
   /** The folder with the copies that ONNX Runtime maps; removed at the end of the process. */
   private copies: string | undefined;
 
@@ -42,7 +53,7 @@ export class Folder implements Place {
   async open(graph: string, weights: string[], files: Bundle): Promise<InferenceSession> {
     for (const path of [graph, ...weights]) await files.check(path);
     try {
-      return await InferenceSession.create(this.copyOf(graph), { logSeverityLevel: 3, intraOpNumThreads: 1 });
+      return await InferenceSession.create(this.copyOf(graph), OPTIONS);
     } catch (error) {
       throw new Fault({ what: "ONNX Runtime cannot load the graph", where: join(this.name, graph), found: String(error) });
     }

@@ -33,6 +33,7 @@ const STRENGTH_KEY = "adapter_export.strength";
 /** The source of a bundle: a folder or a server. */
 export interface Place {
   readonly name: string;
+  readonly runtime: Runtime;
   /** The bytes of a file; throws a Fault if it is missing or leads out of the bundle. */
   read(path: string): Promise<Uint8Array>;
   /** The size and the sha256 of a file, which may be larger than memory; a place may keep a copy of it for `open`. */
@@ -41,6 +42,14 @@ export interface Place {
   open(graph: string, weights: string[], files: Bundle): Promise<InferenceSession>;
   /** The paths of all files, where there is a way to know. */
   list?(): Promise<string[]>;
+}
+
+/** The library that runs the graphs of a place. */
+export interface Runtime {
+  /** The version of ONNX Runtime. */
+  version: string;
+  /** Its execution provider. */
+  provider: string;
 }
 
 export interface Measured {
@@ -88,6 +97,10 @@ export class Bundle {
     const bytes = await this.place.read(path);
     this.compare(record, await measured(bytes));
     return bytes;
+  }
+
+  get runtime(): Runtime {
+    return this.place.runtime;
   }
 
   private record(path: string): FileRecord {

@@ -39,6 +39,37 @@ export interface GoldenRecord {
   path: string;
   cases: string[];
   absolute: Record<string, number>;
+  /** How well golden data tell faults of the adapter; for people. */
+  separation?: { nearest?: object | null } | null;
+  /** Null where golden vectors tell every fault of the adapter. */
+  parts?: PartsRecord | null;
+  /** By graph, the sha256 of the outputs in the cases of `Manifest.recorded`. */
+  recorded?: Record<string, string>;
+}
+
+/** Cases that show faults of an adapter that golden vectors do not show (docs/format.md, "Golden parts"). */
+export interface PartsRecord {
+  path: string;
+  cases: string[];
+  parts: PartRecord[];
+}
+
+/** The value `factor` · Σ weight · (found − expected) is near 1 with the fault, and within ±`limit` without it. */
+export interface PartRecord {
+  /** Such as `layers.5.ffn off`. */
+  fault: string;
+  output: string;
+  factor: number;
+  limit: number;
+}
+
+/** Where ONNX Runtime ran the golden vectors when the bundle was built (docs/format.md, "Recorded runs"). */
+export interface RecordedRuns {
+  /** The version of ONNX Runtime. */
+  runtime: string;
+  /** Its execution provider. */
+  provider: string;
+  cases: string[];
 }
 
 export interface AdapterRecord {
@@ -124,6 +155,10 @@ export interface Manifest {
   /** The number in every adapter file for this graph. */
   model_version: number;
   files: FileRecord[];
+  /** The output with a checksum of each slot's tensor: it is compared in golden vectors, and is no part of an answer. */
+  checksums?: string | null;
+  /** Null where no runs were recorded. */
+  recorded?: RecordedRuns | null;
   /** The derivation of each constant; not read here. */
   derivation?: string | null;
   /** The sha256 of the manifest's own bytes with zeros in place of these 64 digits. */
@@ -139,7 +174,7 @@ const KEYS = {
   manifest:
     "version producer minimum_onnxruntime opset base base_precision batch_invariant padding_neutral counts_padding " +
     "graphs inputs lengths outputs heads bank? fanout? sites slots adapters golden text model_version files head? golden_texts? " +
-    "golden_batches? media? derivation? checksum?",
+    "golden_batches? media? derivation? recorded? checksums? checksum?",
   input: "name dtype axes role limit? next?",
   slot: "name site graph parameter axes neutral neutral_value?",
   adapter:
@@ -149,7 +184,12 @@ const KEYS = {
   bank: "ids rows fillable tensors",
   fanout: "prefix rows values",
   value: "name dtype axes",
-  golden: "path cases absolute reference reasons?",
+  golden: "path cases absolute reference reasons? separation? parts? recorded?",
+  separation: "least fault outputs weak? nearest?",
+  nearest: "adapter separation",
+  parts: "path cases parts",
+  part: "fault output factor limit",
+  recorded: "runtime provider processor features cases",
   task: "type labels? activation? thresholds? input? max_tokens? truncation? tokenizer? pooling? normalised? prefix? processor?",
   media: "medium input processor digest sampling_rate steps unknown? golden?",
   text: "tokenizer digest",
@@ -192,7 +232,7 @@ function checkKeys(manifest: Manifest, where: string): void {
   checkRecords(manifest.adapters, "adapter", where);
   checkRecords(manifest.heads, "head", where);
   checkRecords(manifest.files, "file", where);
-  checkRecords([manifest.golden, ...manifest.adapters.map((record) => record.golden)], "golden", where);
+  checkGolden([manifest.golden, ...manifest.adapters.map((record) => record.golden)], where);
   checkRecords(manifest.adapters.flatMap(({ mix }) => mix ?? []), "mix", where);
   checkRecords(manifest.adapters.flatMap(({ task }) => task ?? []), "task", where);
   checkRecords(Object.values(manifest.lengths), "lengths", where);
@@ -201,8 +241,19 @@ function checkKeys(manifest: Manifest, where: string): void {
     checkRecord(manifest.fanout, "fanout", where);
     checkRecords(manifest.fanout.values, "value", where);
   }
+  if (manifest.recorded) checkRecord(manifest.recorded, "recorded", where);
   if (manifest.text) checkRecord(manifest.text, "text", where);
   if (manifest.media) checkRecord(manifest.media, "media", where);
+}
+
+function checkGolden(records: GoldenRecord[], where: string): void {
+  checkRecords(records, "golden", where);
+  const separations = records.flatMap(({ separation }) => separation ?? []);
+  checkRecords(separations, "separation", where);
+  checkRecords(separations.flatMap(({ nearest }) => nearest ?? []), "nearest", where);
+  const parts = records.flatMap((record) => record.parts ?? []);
+  checkRecords(parts, "parts", where);
+  parts.forEach((record) => checkRecords(record.parts, "part", where));
 }
 
 /** Set the defaults of tasks. Throws a Fault if `head` is not an adapter with a task. */
@@ -306,7 +357,9 @@ function checkBank({ rows }: BankRecord, adapters: AdapterRecord[], where: strin
 /** Throws a Fault if a file that the manifest names has no hash. */
 function checkPaths({ graphs, fanout, adapters, golden, text, golden_texts, golden_batches, media, files }: Manifest, where: string): void {
   const listed = new Set(files.map((file) => file.path));
-  const ofAdapters = adapters.flatMap((record) => [record.onnx_adapter, record.safetensors, record.baked, record.golden.path]);
+  const ofAdapters = adapters.flatMap(({ onnx_adapter, safetensors, baked, golden: own }) => {
+    return [onnx_adapter, safetensors, baked, own.path, own.parts?.path];
+  });
   const ofMedia = [media?.processor, media?.golden];
   for (const path of [...Object.values(graphs), fanout?.prefix, ...ofAdapters, golden.path, text?.tokenizer, golden_texts, golden_batches, ...ofMedia]) {
     if (typeof path !== "string" || listed.has(path)) continue;
@@ -315,8 +368,12 @@ function checkPaths({ graphs, fanout, adapters, golden, text, golden_texts, gold
 }
 
 function checkProofs(manifest: Manifest, where: string): void {
-  for (const { cases, absolute, path } of [manifest.golden, ...manifest.adapters.map((record) => record.golden)]) {
-    if (cases.length && Object.keys(absolute).length) continue;
-    throw new Fault({ what: "has golden vectors that prove nothing", where, found: `\`${path}\`` });
+  for (const { cases, absolute, path, parts } of [manifest.golden, ...manifest.adapters.map((record) => record.golden)]) {
+    if (!cases.length || !Object.keys(absolute).length) {
+      throw new Fault({ what: "has golden vectors that prove nothing", where, found: `\`${path}\`` });
+    }
+    if (parts && (!parts.cases.length || !parts.parts.length)) {
+      throw new Fault({ what: "has golden parts that prove nothing", where, found: `\`${parts.path}\`` });
+    }
   }
 }

@@ -49,6 +49,8 @@ function typed(dtype: string, buffer: ArrayBuffer, shape: number[]): Tensor {
       return new Tensor("int64", new BigInt64Array(buffer), shape);
     case "I32":
       return new Tensor("int32", new Int32Array(buffer), shape);
+    case "I8":
+      return new Tensor("int8", new Int8Array(buffer), shape);
     case "BOOL":
       return new Tensor("bool", new Uint8Array(buffer), shape);
     default:

@@ -1,19 +1,27 @@
-/** Compares a bundle with its golden vectors, in every graph that this binding runs, its golden batches and its golden texts. */
+/**
+ * Compares a bundle with its golden vectors, golden parts and recorded runs, in every graph that this binding runs, and with its golden
+ * batches and golden texts.
+ */
 import { Tensor } from "onnxruntime-common";
 
 import { MASKED } from "./answers.js";
 import type { Bundle, Choice } from "./bundle.js";
-import { type Facts, Fault } from "./fault.js";
+import type { Facts } from "./fault.js";
 import { replayBatches } from "./goldenBatches.js";
+import { type Graph, GoldenCases } from "./goldenCases.js";
+import { replayParts } from "./goldenParts.js";
 import { type AnswerRows, replayTexts } from "./goldenTexts.js";
 import type { GoldenRecord } from "./manifest.js";
+import { compareRuns } from "./recordedRuns.js";
 import type { Inputs } from "./request.js";
 import { Baked, Bank, Fanout, FedAdapters, type Outputs } from "./runners.js";
 import { Service } from "./service.js";
 
 export interface Finding {
-  /** A graph, or `batches` for the golden batches, `texts` for the golden texts. */
-  flavour: "inputs" | "bank" | "fanout" | "baked" | "batches" | "texts";
+  /** A graph, for its golden vectors; or `parts`, `recorded` (runs), `batches` or `texts`. */
+  flavour: Graph["name"] | "parts" | "recorded" | "batches" | "texts";
+  /** Of golden parts and recorded runs: the graph that ran. */
+  graph?: Graph["name"];
   /** Null is the base. */
   adapter: Choice;
   /** Whether the rows of a call have different adapters. */
@@ -23,86 +31,86 @@ export interface Finding {
   passed: boolean;
   /** Of texts: their ids were compared, too. */
   tokenized?: true;
-  /** The texts, or the rows of batches, that differ. */
+  /** The texts, or the rows of batches, that differ; or the faults that golden parts show. */
   faults?: { name: string; fault: string }[];
+  /** Of recorded runs: whether digests were compared; they mean nothing elsewhere than where they were recorded. */
+  compared?: boolean;
+  /** Why recorded runs were not compared. */
+  reason?: string;
 }
+
+/** The number of faults that a message names. */
+const SHOWN = 5;
 
 type Found = Omit<Finding, "passed">;
 
 type RunRows = (inputs: Inputs, rows: Choice[]) => Promise<Outputs>;
-
-/** The golden vectors of the base or of one adapter. */
-class Golden {
-  private constructor(
-    readonly record: GoldenRecord,
-    private readonly tensors: Map<string, Tensor>,
-    private readonly inputNames: string[],
-  ) {}
-
-  static async of(bundle: Bundle, choice: Choice): Promise<Golden> {
-    const record = bundle.golden(choice);
-    return new Golden(record, await bundle.tensors(record.path), bundle.manifest.inputs.map((input) => input.name));
-  }
-
-  inputs(name: string): Inputs {
-    return Object.fromEntries(this.inputNames.map((input) => [input, this.tensor(`${name}.input.${input}`)]));
-  }
-
-  output(name: string, output: string): Tensor {
-    return this.tensor(`${name}.output.${output}`);
-  }
-
-  private tensor(name: string): Tensor {
-    const tensor = this.tensors.get(name);
-    if (!tensor) throw new Fault({ what: `has no tensor \`${name}\``, where: this.record.path });
-    return tensor;
-  }
-}
 
 /** The first finding that did not pass, as an error; null if all passed. */
 export function failure(findings: Finding[]): Facts | null {
   const different = findings.find(({ faults }) => faults?.length);
   if (different) {
     const [{ name, fault }, names] = [different.faults![0]!, different.faults!.map((each) => `\`${each.name}\``)];
+    const { flavour, graph, mixed, adapter } = different;
+    const where = mixed ? "mixed batch" : (adapter ?? "base");
+    if (flavour === "parts") {
+      const more = names.length > SHOWN ? ` and ${names.length - SHOWN} more` : "";
+      const others = names.length > 1 ? `; less likely ${names.slice(1, SHOWN).join(", ")}${more}` : "";
+      const found = `outputs that move as with \`${name}\` in \`${graph}\`, ${fault}${others}`;
+      return { what: "golden parts differ: this machine does not compute what the reference computed", where, found };
+    }
     const found = `${names.length} that differ, ${names.join(", ")}; \`${name}\`: ${fault}`;
-    const what = `golden ${different.flavour} differ: this client does not answer them as the reference does`;
-    return { what, where: different.mixed ? "mixed batch" : (different.adapter ?? "base"), found };
+    return { what: `golden ${flavour} differ: this client does not answer them as the reference does`, where, found };
   }
   const wrong = findings.find(({ passed }) => !passed);
   if (!wrong) return null;
+  if (wrong.flavour === "recorded") {
+    const what = "recorded runs differ: other bits than when the bundle was built, though the base has the same";
+    return { what, where: `${wrong.adapter} in \`${wrong.graph}\``, fix: "see whether its tensors arrive as they are in its file" };
+  }
   const where = `${wrong.mixed ? "mixed batch" : (wrong.adapter ?? "base")} in flavour \`${wrong.flavour}\``;
   return { what: "this machine does not compute what the reference computed", where };
 }
 
 export async function selfCheck(bundle: Bundle): Promise<Finding[]> {
-  const { graphs } = bundle.manifest;
-  const fed = graphs.inputs ? await FedAdapters.open(bundle) : null;
-  const bank = graphs.bank ? await Bank.open(bundle) : null;
-  const found = [
-    ...(fed ? await checkFed(bundle, fed) : []),
-    ...(bank ? await checkRows(bundle, "bank", async (inputs, rows) => (await bank.run(inputs, rows)).outputs) : []),
-    ...(graphs.fanout ? await checkRows(bundle, "fanout", fannedOut(await Fanout.open(bundle))) : []),
-    ...(await checkBaked(bundle)),
-    ...(fed || bank ? await checkAnswers(bundle) : []),
-  ];
+  const bank = bundle.manifest.graphs.bank ? await Bank.open(bundle) : null;
+  const fanout = bundle.manifest.graphs.fanout ? await Fanout.open(bundle) : null;
+  const graphs = await openGraphs(bundle, bank, fanout);
+  const found: Found[] = [];
+  for (const graph of graphs.filter(({ name }) => name === "inputs" || name === "baked")) found.push(...(await checkUniform(bundle, graph)));
+  if (bank) found.push(...(await checkRows(bundle, "bank", async (inputs, rows) => (await bank.run(inputs, rows)).outputs)));
+  if (fanout) found.push(...(await checkRows(bundle, "fanout", fannedOut(fanout))));
+  found.push(...(await replayParts(bundle, graphs)).map((each) => ({ flavour: "parts", mixed: false, ...each }) as const));
+  found.push(...(await compareRuns(bundle, graphs)).map((each) => ({ flavour: "recorded", mixed: false, ...each }) as const));
+  if (bundle.manifest.graphs.inputs || bank) found.push(...(await checkAnswers(bundle)));
   return found.map((finding) => ({ ...finding, passed: finding.worst <= 1 && !finding.faults?.length }));
 }
 
-async function checkFed(bundle: Bundle, fed: FedAdapters): Promise<Found[]> {
-  const findings: Found[] = [];
-  for (const adapter of bundle.choices) {
-    const run = async (inputs: Inputs) => (await fed.run(inputs, adapter)).outputs;
-    findings.push({ flavour: "inputs", adapter, mixed: false, worst: await worstOf(await Golden.of(bundle, adapter), run) });
+/** The graphs that this binding runs, each with one adapter for all rows of a call. */
+async function openGraphs(bundle: Bundle, bank: Bank | null, fanout: Fanout | null): Promise<Graph[]> {
+  const found: Graph[] = [];
+  const everyRow = (inputs: Inputs, choice: Choice) => Array<Choice>(Object.values(inputs)[0]!.dims[0]!).fill(choice);
+  if (bundle.manifest.graphs.inputs) {
+    const fed = await FedAdapters.open(bundle);
+    found.push({ name: "inputs", choices: bundle.choices, run: async (...call) => (await fed.run(...call)).outputs });
   }
-  return findings;
+  for (const [name, graph] of [["bank", bank && bank.run.bind(bank)], ["fanout", fanout && fanout.runRows.bind(fanout)]] as const) {
+    const run = async (inputs: Inputs, choice: Choice) => (await graph!(inputs, everyRow(inputs, choice))).outputs;
+    if (graph) found.push({ name, choices: bundle.bank.rows, run });
+  }
+  for (const { name } of bundle.manifest.adapters.filter((record) => record.baked)) {
+    const baked = await Baked.open(bundle, name);
+    found.push({ name: "baked", choices: [name], run: async (inputs) => (await baked.run(inputs)).outputs });
+  }
+  return found;
 }
 
-async function checkBaked(bundle: Bundle): Promise<Found[]> {
+async function checkUniform(bundle: Bundle, graph: Graph): Promise<Found[]> {
   const findings: Found[] = [];
-  for (const { name: adapter } of bundle.manifest.adapters.filter((record) => record.baked)) {
-    const graph = await Baked.open(bundle, adapter);
-    const run = async (inputs: Inputs) => (await graph.run(inputs)).outputs;
-    findings.push({ flavour: "baked", adapter, mixed: false, worst: await worstOf(await Golden.of(bundle, adapter), run) });
+  for (const adapter of graph.choices) {
+    const golden = await GoldenCases.of(bundle, bundle.golden(adapter));
+    const worst = await worstOf(golden, (inputs) => graph.run(inputs, adapter));
+    findings.push({ flavour: graph.name, adapter, mixed: false, worst });
   }
   return findings;
 }
@@ -135,7 +143,7 @@ function secondHalf(found: Tensor): Tensor {
 
 async function checkRows(bundle: Bundle, flavour: "bank" | "fanout", run: RunRows): Promise<Found[]> {
   const choices = bundle.bank.rows;
-  const goldens = await Promise.all(choices.map((choice) => Golden.of(bundle, choice)));
+  const goldens = await Promise.all(choices.map((choice) => GoldenCases.of(bundle, bundle.golden(choice))));
   const findings: Found[] = [];
   for (const [at, adapter] of choices.entries()) {
     findings.push({ flavour, adapter, mixed: false, worst: await worstOfRows([goldens[at]!], [adapter], run) });
@@ -146,7 +154,7 @@ async function checkRows(bundle: Bundle, flavour: "bank" | "fanout", run: RunRow
   return findings;
 }
 
-async function worstOf(golden: Golden, run: (inputs: Inputs) => Promise<Outputs>): Promise<number> {
+async function worstOf(golden: GoldenCases<GoldenRecord>, run: (inputs: Inputs) => Promise<Outputs>): Promise<number> {
   let worst = 0;
   for (const name of golden.record.cases) {
     const outputs = await run(golden.inputs(name));
@@ -160,7 +168,7 @@ async function worstOf(golden: Golden, run: (inputs: Inputs) => Promise<Outputs>
 }
 
 /** Run every case with a choice for each row, until every choice has had a turn. */
-async function worstOfRows(goldens: Golden[], choices: Choice[], run: RunRows): Promise<number> {
+async function worstOfRows(goldens: GoldenCases<GoldenRecord>[], choices: Choice[], run: RunRows): Promise<number> {
   let worst = 0;
   for (const name of goldens[0]!.record.cases) {
     const inputs = goldens[0]!.inputs(name); // the cases of all adapters have the same inputs
@@ -174,7 +182,7 @@ async function worstOfRows(goldens: Golden[], choices: Choice[], run: RunRows): 
   return worst;
 }
 
-function deviationOfRow(golden: Golden, name: string, outputs: Outputs, row: number): number {
+function deviationOfRow(golden: GoldenCases<GoldenRecord>, name: string, outputs: Outputs, row: number): number {
   const each = Object.entries(golden.record.absolute).map(([output, allowed]) => {
     return rowDeviation(outputs[output]!, golden.output(name, output), row, allowed);
   });
