@@ -43,9 +43,8 @@ struct Usage : std::runtime_error {
 
 int verify(const Bundle& bundle, bool as_json) {
   const auto findings = self_check(bundle, Engine(bundle));
-  for (const auto& [flavour, adapter, mixed, worst] : findings) {
-    const auto who = mixed ? "mixed batch" : adapter.value_or("base");
-    if (!as_json) std::printf("%-12s %-20s %6.1f %% of what is allowed\n", flavour.c_str(), who.c_str(), 100 * worst);
+  for (const auto& finding : findings) {
+    if (!as_json) std::cout << line_of(finding) << "\n";
   }
   if (!as_json && !bundle.manifest().golden_texts.empty()) {
     std::printf("%-12s how text becomes ids is not checked: this client has no tokenizer\n", kTexts);

@@ -47,10 +47,36 @@ SlotRecord slot(const json& record) {
           record.at("neutral"), value_or(record, "neutral_value", 0.0F)};
 }
 
+bool has(const json& record, const char* key) { return record.contains(key) && !record.at(key).is_null(); }
+
+PartsRecord parts(const json& record, const std::map<std::string, double>& outputs) {
+  known(record, {"path", "cases", "parts"});
+  PartsRecord found{record.at("path"), record.at("cases"), {}};
+  for (const auto& part : record.at("parts")) {
+    known(part, {"fault", "output", "factor", "limit"});
+    found.parts.push_back({part.at("fault"), part.at("output"), part.at("factor"), part.at("limit")});
+    const auto& output = found.parts.back().output;
+    if (!outputs.count(output)) throw Fault({"a golden part of an output without golden vectors", "", "`" + output + "`"});
+  }
+  if (found.cases.empty() || found.parts.empty()) throw Fault({"golden parts that prove nothing"});
+  return found;
+}
+
 GoldenRecord golden(const json& record) {
-  known(record, {"path", "cases", "absolute", "reference", "reasons"});
+  known(record, {"path", "cases", "absolute", "reference", "reasons", "separation", "parts", "recorded"});
   if (record.at("cases").empty() || record.at("absolute").empty()) throw Fault({"golden vectors that prove nothing"});
-  return {record.at("path"), record.at("cases"), record.at("absolute")};
+  GoldenRecord found{record.at("path"), record.at("cases"), record.at("absolute")};
+  if (has(record, "separation")) known(record.at("separation"), {"least", "fault", "outputs", "weak", "nearest"});
+  if (has(record, "parts")) found.parts = parts(record.at("parts"), found.absolute);
+  found.recorded = value_or(record, "recorded", found.recorded);
+  return found;
+}
+
+RecordedRuns recorded_runs(const json& record) {
+  known(record, {"runtime", "provider", "processor", "features", "cases"});
+  RecordedRuns found{record.at("runtime"), record.at("provider"), record.at("cases")};
+  if (found.cases.empty()) throw Fault({"recorded runs of no cases"});
+  return found;
 }
 
 std::optional<MixRecord> mix(const json& adapter) {
@@ -194,7 +220,12 @@ void check_counting(const Manifest& manifest) {
 // Paths stay in the folder, and every file that is used has a hash.
 void check_paths(const Manifest& manifest, const std::filesystem::path& folder) {
   for (const auto& record : manifest.files) inside(folder, record.path);
-  std::vector<std::string> used{manifest.golden.path};
+  std::vector<std::string> used;
+  const auto use = [&used](const GoldenRecord& record) {
+    used.push_back(record.path);
+    if (record.parts) used.push_back(record.parts->path);
+  };
+  use(manifest.golden);
   for (const auto& path : {manifest.golden_texts, manifest.golden_batches}) {
     if (!path.empty()) used.push_back(path);
   }
@@ -202,7 +233,8 @@ void check_paths(const Manifest& manifest, const std::filesystem::path& folder) 
   for (const auto& [_, path] : manifest.graphs) used.push_back(path);
   if (manifest.fanout) used.push_back(manifest.fanout->prefix);
   for (const auto& record : manifest.adapters) {
-    used.insert(used.end(), {record.onnx_adapter, record.safetensors, record.golden.path});
+    used.insert(used.end(), {record.onnx_adapter, record.safetensors});
+    use(record.golden);
     if (!record.baked.empty()) used.push_back(record.baked);
   }
   std::set<std::string> listed;
@@ -217,7 +249,7 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
   known(document, {"version", "producer", "minimum_onnxruntime", "opset", "base", "base_precision", "batch_invariant",
                    "padding_neutral", "counts_padding", "graphs", "inputs", "lengths", "outputs", "heads", "bank", "fanout", "sites", "slots",
                    "adapters", "golden", "golden_texts", "golden_batches", "text", "head", "model_version", "files",
-                   "media", "derivation", "checksum"});
+                   "media", "derivation", "recorded", "checksums", "checksum"});
   Manifest manifest;
   manifest.minimum_onnxruntime = document.at("minimum_onnxruntime");
   manifest.batch_invariant = document.at("batch_invariant");
@@ -239,6 +271,7 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
   manifest.golden = golden(document.at("golden"));
   manifest.golden_texts = value_or(document, "golden_texts", std::string{});
   manifest.golden_batches = value_or(document, "golden_batches", std::string{});
+  manifest.checksums = value_or(document, "checksums", std::string{});
   if (document.contains("head") && !document.at("head").is_null()) manifest.head = document.at("head").get<std::string>();
   if (!document.at("text").is_null()) {
     manifest.tokenizer_digest = known(document.at("text"), {"tokenizer", "digest"}).at("digest");
@@ -249,6 +282,7 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
     manifest.media_files = {media.at("processor")};
     if (const auto path = value_or(media, "golden", std::string{}); !path.empty()) manifest.media_files.push_back(path);
   }
+  if (has(document, "recorded")) manifest.recorded = recorded_runs(document.at("recorded"));
   manifest.model_version = document.at("model_version");
   check_names(manifest);
   if (manifest.bank) check_bank(manifest);

@@ -58,10 +58,34 @@ struct SlotRecord {
   float neutral_value = 0;            // … when it is filled with this number
 };
 
+// A fault in applying an adapter, and how an output shows it.
+struct PartRecord {
+  std::string fault;   // such as `layers.5.ffn off`
+  std::string output;
+  double factor = 0;   // makes the sum of weight · (found − expected) 1 for the fault
+  double limit = 0;    // the largest absolute value that passes
+};
+
+// Golden parts of an adapter.
+struct PartsRecord {
+  std::string path;
+  std::vector<std::string> cases;
+  std::vector<PartRecord> parts;
+};
+
 struct GoldenRecord {
   std::string path;
   std::vector<std::string> cases;
   std::map<std::string, double> absolute;  // the allowed deviation of every output
+  std::optional<PartsRecord> parts = {};   // none where golden vectors tell every fault
+  std::map<std::string, std::string> recorded = {};  // by flavour, or `baked`: the sha256 of what came out at the build
+};
+
+// Where the runs were made whose digests golden vectors have.
+struct RecordedRuns {
+  std::string runtime;  // the version of ONNX Runtime
+  std::string provider;
+  std::vector<std::string> cases;
 };
 
 // What comes out of an adapter besides the base's outputs.
@@ -137,8 +161,10 @@ struct Manifest {
   std::string tokenizer_digest;  // of the tokenizer that texts go through; empty if it is not known
   std::string golden_texts;      // the file with texts, their ids and their answers; empty if there is none
   std::string golden_batches;    // the file with requests of several rows and their answers; empty if there is none
+  std::string checksums;         // the output with a checksum of each slot's tensor, no part of a result; empty if none
   std::string media;             // what the base reads through a processor, `image` or `audio`; empty if nothing
   std::vector<std::string> media_files;
+  std::optional<RecordedRuns> recorded;  // none where no runs were recorded
   std::int64_t model_version = 0;  // that of every adapter file for this graph
   std::vector<FileRecord> files;
 

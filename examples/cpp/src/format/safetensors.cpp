@@ -11,7 +11,8 @@
 namespace {
 
 const std::map<std::string, std::string> kNames = {{"F64", "float64"}, {"F32", "float32"}, {"F16", "float16"},
-                                                   {"I64", "int64"},   {"I32", "int32"},   {"BOOL", "bool"}};
+                                                   {"I64", "int64"},   {"I32", "int32"},   {"BOOL", "bool"},
+                                                   {"I8", "int8"}};
 
 using Span = std::pair<std::size_t, std::size_t>;  // where a tensor begins and ends
 

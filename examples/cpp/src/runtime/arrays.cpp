@@ -18,6 +18,7 @@ const std::map<std::string, Element> kElements = {
     {"float32", {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, 4}}, {"float16", {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, 2}},
     {"float64", {ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE, 8}}, {"int64", {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, 8}},
     {"int32", {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, 4}},    {"bool", {ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, 1}},
+    {"int8", {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, 1}},
 };
 
 constexpr std::uint64_t kLargest = std::uint64_t{1} << 48;  // bytes; more would overflow before it failed

@@ -12,7 +12,7 @@
 using Shape = std::vector<std::int64_t>;
 
 struct Array {
-  std::string dtype;             // NumPy's name, as in the manifest: "float32", "int64", "int32", "bool"
+  std::string dtype;             // NumPy's name, as in the manifest: "float32", "int64", "int32", "int8", "bool"
   Shape shape;                   // row-major
   std::vector<std::byte> bytes;  // as many as dtype and shape say
 

@@ -124,7 +124,7 @@ void Engine::compute(const std::vector<Prepared>& rows, const std::vector<std::s
     result = {names[place], row.adapter ? row.adapter->head : Head{}, {}, row.fitted};
     for (const auto& record : manifest.outputs) {
       const bool is_head = record.name == result.head.output;
-      if (!is_head && !manifest.golden.absolute.count(record.name)) continue;
+      if (!is_head && (!manifest.golden.absolute.count(record.name) || record.name == manifest.checksums)) continue;
       auto own = call.size() == 1 ? outputs.at(record.name) : taken(outputs.at(record.name), 0, {place});
       if (is_head && in_bank) own = own_classes(own);
       result.outputs.emplace(record.name, as_given(own, record, result.row));
