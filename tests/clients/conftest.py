@@ -130,6 +130,17 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def checked_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That bundle with checksums of slots."""
+
+    def make(folder: Path) -> None:
+        flavours, names = [*FLAVOURS], ("input_ids", "attention_mask")
+        build_small(folder, flavours, names, small_tokenizer(), _fusion, ["topic"], checksums=True)
+
+    return once(tmp_path_factory, "clients_checked", make) / "bundle"
+
+
+@pytest.fixture(scope="session")
 def length_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Lengths, Path]:
     """The small base with a tokenizer, once of one length alone, once of multiples without one of them."""
 

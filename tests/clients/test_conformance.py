@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from clients import CLIENTS, Client
+from tampering import edit_adapter
 from text_bundle import TASKS
 
 NAMES = ("wide", "narrow", "first")
@@ -48,6 +50,22 @@ def test_the_golden_vectors_hold(client: Client, conformance_bundle: Path, tmp_p
         assert picture.read_bytes()[:8] == PNG
         width, height = struct.unpack(">II", picture.read_bytes()[16:24])
         assert min(width, height) >= 400
+
+
+@pytest.mark.parametrize("client", CLIENTS, indirect=True)
+def test_checksums_of_slots_show_other_tensors(client: Client, checked_bundle: Path, tmp_path: Path) -> None:
+    """One element of one tensor is another float32: no other output shows that. Golden batches are answered without."""
+    findings = client.verify(checked_bundle)
+    assert {finding["flavour"] for finding in findings} >= {*client.flavours, "batches"}
+    assert max(finding["worst"] for finding in findings) <= 1
+    copy = shutil.copytree(checked_bundle, tmp_path / "bundle")
+
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        ours = (tensor for name, tensor in sorted(tensors.items()) if "layers.1.ffn" in name and tensor.any())
+        next(ours).flat[0] += np.float32(1e-6)
+
+    edit_adapter(copy, "topic", change)
+    client.refuses("does not compute what the reference computed", "verify", copy)
 
 
 def test_answers_to_golden_texts_without_a_tokenizer(cpp_client: Client, text_folder: Path, tmp_path: Path) -> None:

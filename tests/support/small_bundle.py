@@ -117,6 +117,7 @@ def build_small(
     *,
     counts_padding: bool = False,
     precisions: Mapping[str, AdapterPrecision] | None = None,
+    checksums: bool = False,
 ) -> Built:
     """Two layers with random weights; `topic` is a Houlsby adapter, `tone` and `mood` are Pfeiffer adapters that fit
     the same slots, scaled by 2; each has a head.
@@ -131,6 +132,7 @@ def build_small(
         lengths: those that the base takes, as `capture` writes them: of a fixed one the axis is a number.
         counts_padding: the last layer attends to padding, too.
         precisions: the precision of adapter files, by name.
+        checksums: the graphs show checksums of their slots.
     """
     text = _base_text(names)
     if counts_padding:
@@ -163,6 +165,7 @@ def build_small(
         flavours=flavours,
         bake=bake,
         precisions=precisions,
+        checksums=checksums,
     )
     return Built(folder / "bundle", folder / "base.onnx", base, manifest)
 

@@ -126,7 +126,8 @@ export class Engine {
   private outputsOf({ outputs, heads }: Result, at: number, rows: Prepared[]): Outputs {
     const { manifest } = this.bundle;
     const ofHeads = manifest.heads.map(({ output }) => output);
-    const own = Object.entries(outputs).filter(([name]) => !ofHeads.includes(name) || name === heads[at]!.output);
+    const others = [...ofHeads.filter((name) => name !== heads[at]!.output), manifest.checksums];
+    const own = Object.entries(outputs).filter(([name]) => !others.includes(name));
     return Object.fromEntries(
       own.map(([name, tensor]): [string, Tensor] => {
         const row = ofHeads.includes(name) ? ownClasses(tensor, at) : rows.length === 1 ? tensor : taken(tensor, [at]);
