@@ -322,14 +322,12 @@ def remarks(bundle: OpenedBundle, names: Collection[str]) -> Iterator[str]:
     """Yield what to say of new adapters: those that change nothing, and those whose golden data hardly tell a fault."""
     found = effects(bundle, names)
     yield from filter(None, map(note_of, found))
-    without_effect = {one.adapter for one in found if len(one.idle) == len(one.sites) or not one.beyond_rounding}
-    for name in names:
-        if name not in without_effect:
-            yield from weakness(bundle.record(name))
+    alike = {one.adapter for one in found if len(one.idle) == len(one.sites) or not one.beyond_rounding}
+    yield from (said for name in names if name not in alike for said in weakness(bundle.record(name), alike))
 
 
-def weakness(record: AdapterRecord) -> Iterator[str]:
-    """Yield what to say of an adapter whose golden data hardly tell a fault."""
+def weakness(record: AdapterRecord, alike: Collection[str] = ()) -> Iterator[str]:
+    """Yield what to say of an adapter whose golden data hardly tell a fault; not that it is like those in `alike`."""
     found = record.golden.separation
     if found is not None and found.weak:
         shown, more = quoted(found.weak[:_NAMED]), len(found.weak) - _NAMED
@@ -338,7 +336,7 @@ def weakness(record: AdapterRecord) -> Iterator[str]:
             f"the least shows {found.least:.2g} of what is allowed, {ENOUGH:g} is wanted"
         )
     nearest = None if found is None else found.nearest
-    if nearest is not None and nearest.separation < ENOUGH:
+    if nearest is not None and nearest.separation < ENOUGH and nearest.adapter not in alike:
         yield f"golden data of `{record.name}` hardly tell `{nearest.adapter}` in its place ({nearest.separation:.2g})"
 
 
