@@ -30,11 +30,11 @@ CHECK = "recorded runs"
 NOT_COMPARED = "recorded runs not compared"
 """The name under which reports say that digests mean nothing here, and why."""
 
-_THREADS = (1, 4, 32)
-"""Threads of the sessions whose bits must agree.
+_THREADS = (1, 16)
+"""Threads of the sessions whose bits must agree, and agree with those of the session that is verified.
 
-Kernels of MLAS give each thread a part of the columns of a product where it has more columns than rows. The narrower
-this part, the more terms are added up at a time. At 32 threads, parts of 512 columns are as narrow as they get.
+Kernels of MLAS give each thread a part of the columns of a product where it has more columns than rows. Where a part is
+not wider than 64, they add up more terms at a time. With 16 threads, that is so for up to 1,024 columns.
 """
 
 _SHORT = 2
@@ -115,37 +115,30 @@ class Recording:
 
     @classmethod
     def of(cls, bundle: OpenedBundle) -> Recording:
-        """Choose cases that give the same bits with any number of threads: a long one and, if possible, a short one.
+        """Choose a long case and, if possible, a short one, in which the base gives the same bits with any threads.
 
-        An adapter is left out of a graph where its bits in the long case depend on the number of threads. Nothing is
-        recorded of a bundle whose graphs run piece by piece, or whose base has no such case.
+        An adapter is left out of a graph where its bits in them depend on the number of threads. Graphs that run piece
+        by piece are left out, too. Nothing is recorded of a bundle whose base has no such case.
 
         Raises:
             FormatError: ONNX Runtime cannot open a graph.
         """
-        graphs = [Graph(bundle, flavour, file) for flavour in FORMS for file in bundle.files_of(flavour)]
-        if any(graph.pieces for graph in graphs):
-            return cls(RunDigests(), {})
         # `inputs` has the operators of `slots`: it is recorded where both give the same
-        tried = [graph for graph in graphs if graph.flavour != "inputs"]
-        (first, *more), short = _candidates(bundle.golden(None).cases)
-        stable = _stable(bundle, tried, [first, *short])
-        if more and any(first.name not in own for own in stable.values()):
-            for key, own in _stable(bundle, tried, more).items():
-                stable[key].update(own)
+        flavours = [flavour for flavour in FORMS if flavour != "inputs"]
+        graphs = [Graph(bundle, flavour, file) for flavour in flavours for file in bundle.files_of(flavour)]
+        tried = [graph for graph in graphs if not graph.pieces]
+        long, *short = _candidates(bundle.golden(None).cases)
+        stable = _stable(bundle, tried, [long.name, *(case.name for case in short)])
 
         def holding(case: Case) -> set[_Key]:
             return {key for key, own in stable.items() if case.name in own}
 
-        def of_base(case: Case) -> bool:
-            return ("slots", None) in holding(case)
-
-        long = max(filter(of_base, (first, *more)), key=lambda case: len(holding(case)), default=None)
-        chosen = long or next(filter(of_base, short), None)
-        if chosen is None:
+        of_base = [case for case in (long, *short) if ("slots", None) in holding(case)]
+        if not of_base:
             return cls(RunDigests(), stable)
-        also = [case for case in short if case.name != chosen.name and holding(chosen) <= holding(case)]
-        names = {chosen.name, *(case.name for case in also[:1])}
+        chosen = of_base[0]
+        also = [case for case in of_base[1:] if holding(chosen) <= holding(case)]
+        names = {case.name for case in (chosen, *also[:1])}
         return cls(RunDigests([case.name for case in bundle.golden(None).cases if case.name in names]), stable)
 
     def recorded(self, manifest: Manifest) -> Manifest:
@@ -168,41 +161,40 @@ class Recording:
         found = dict[str, str]()
         for flavour in flavours:
             digest = self.runs.whole(flavour, name)
-            like: Form = "slots" if flavour == "inputs" else flavour
-            if digest is not None and self.runs.by_case(flavour, name).items() <= self.stable[like, name].items():
+            stable = self.stable.get(("slots" if flavour == "inputs" else flavour, name), {})
+            if digest is not None and self.runs.by_case(flavour, name).items() <= stable.items():
                 found[flavour] = digest
         return found
 
 
-def _candidates(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
-    """Return long cases, of the smallest batch before that of all, and short ones; padding decides nothing in them."""
-
-    def size(case: Case) -> int:
-        return sum(array.size for array in case.arrays.values())
-
+def _candidates(cases: Sequence[Case]) -> list[Case]:
+    """Return the longest case of the smallest batch, then shorter ones; padded ones only if all are padded."""
     whole = [case for case in cases if case.real is None] or list(cases)
     few = min(case.batch for case in whole)
-    ordered = sorted((case for case in whole if case.batch == few), key=size, reverse=True)
-    largest = max(whole, key=size)
-    return [ordered[0], *([largest] if largest is not ordered[0] else [])], ordered[1:][:_SHORT]
+    of_few = [case for case in whole if case.batch == few]
+    ordered = sorted(of_few, key=lambda case: sum(array.size for array in case.arrays.values()), reverse=True)
+    return ordered[: 1 + _SHORT]
 
 
-def _stable(bundle: OpenedBundle, graphs: Sequence[Graph], cases: Sequence[Case]) -> dict[_Key, dict[str, str]]:
+def _stable(bundle: OpenedBundle, graphs: Sequence[Graph], cases: Sequence[str]) -> dict[_Key, dict[str, str]]:
     """Return by graph and adapter the digest of each case that sessions with any number of threads agree on."""
-    names, found = [case.name for case in cases], dict[_Key, dict[str, str]]()
+    found = dict[_Key, dict[str, str]]()
     bank = bundle.manifest.bank
     for graph in graphs:
-        runs = []
         adapters = [name for name in bundle.names if bank is None or not graph.by_row or name in bank.rows]
         if graph.flavour == "baked":
             adapters = [name for name in bundle.names if name and bundle.record(name).baked == graph.file]
-        for threads in _THREADS:
-            other = replace(graph, bundle=bundle.with_threads(threads))
-            runs.append(_run_all(other, adapters, names))
+        first, *others = (
+            _run_all(replace(graph, bundle=bundle.with_threads(threads)), adapters, cases) for threads in _THREADS
+        )
         for name in adapters:
-            first, *others = (run.by_case(graph.flavour, name) for run in runs)
-            agreed = {case: digest for case, digest in first.items() if all(o.get(case) == digest for o in others)}
-            found[graph.flavour, name] = agreed
+            key = graph.flavour, name
+            digests = [other.by_case(*key) for other in others]
+            found[key] = {
+                case: digest
+                for case, digest in first.by_case(*key).items()
+                if all(other.get(case) == digest for other in digests)
+            }
     return found
 
 
