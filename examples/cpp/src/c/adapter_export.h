@@ -81,9 +81,9 @@ typedef struct ae_counts {
 AE_API ae_status ae_open(const char *folder, int32_t threads, uint64_t prefix_bytes, ae_bundle **bundle, char **error);
 AE_API void ae_close(ae_bundle *bundle);
 
-/* Compare the bundle with its golden vectors, in every way that this machine can run it, and replay its golden texts and
- * golden batches by the way that `ae_run` takes. `*findings` is JSON, as of `bundle_client verify --json`; also where the
- * status is AE_BUNDLE since one of them is wrong. */
+/* Compare the bundle with its golden vectors, golden parts and recorded runs, in every way that this machine can run it, and
+ * replay its golden texts and golden batches by the way that `ae_run` takes. `*findings` is JSON, as of `bundle_client verify
+ * --json`; also where the status is AE_BUNDLE since one of them is wrong. */
 AE_API ae_status ae_verify(const ae_bundle *bundle, char **findings, char **error);
 
 /* The names of the adapters that are loaded. */

@@ -8,8 +8,6 @@
 
 namespace {
 
-constexpr std::size_t kShown = 5;  // faults that a message names
-
 // `tone in bank`, `base`, `mixed batch`
 std::string subject_of(const Finding& finding) {
   const auto who = finding.mixed ? "mixed batch" : finding.adapter.value_or("base");
@@ -23,25 +21,20 @@ std::string formatted(const char* format, Values... values) {
   return text.data();
 }
 
-std::string shown(const std::vector<ShownFault>& faults) {
-  std::string text;
-  for (std::size_t at = 0; at < std::min(faults.size(), kShown); ++at) text += (at ? ", `" : "`") + faults[at].name + "`";
-  return faults.size() > kShown ? text + " and " + std::to_string(faults.size() - kShown) + " more" : text;
-}
-
 std::string outcome_of(const Finding& finding) {
   if (!finding.reason.empty()) return "not compared: " + finding.reason;
   if (finding.flavour == kRecorded) return finding.is_good() ? "bit for bit as recorded" : "other bits than recorded";
   const auto share = formatted("%6.1f %% of what is allowed", 100 * finding.worst);
-  return finding.faults.empty() ? share : share + ", as with " + shown(finding.faults);
+  return finding.faults.empty() ? share : share + ", as with `" + finding.faults.front().name + "`";
 }
 
 Facts facts_of(const Finding& finding) {
   const auto where = "adapter `" + finding.adapter.value_or("base") + "`";
   if (finding.flavour == kParts) {
-    return {"this adapter does not act as it should", where,
-            "outputs that move as with " + shown(finding.faults) + " in `" + finding.graph + "`",
-            "none of these faults", "take the bundle from its source again"};
+    const auto& [name, fault] = finding.faults.front();
+    return {"golden parts differ: it is applied in part, or wrongly", where,
+            "outputs that move as with `" + name + "` in `" + finding.graph + "`, " + fault, "outputs that do not",
+            "take the bundle from its source again"};
   }
   if (finding.flavour == kRecorded) {
     return {"other bits than when the bundle was built, though the base has the same: a tensor did not arrive as it was, or "

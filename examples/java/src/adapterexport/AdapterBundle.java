@@ -130,8 +130,8 @@ public final class AdapterBundle implements AutoCloseable {
   }
 
   /**
-   * Compares the bundle with its golden vectors, and replays its golden texts and golden batches; returns the findings as
-   * JSON, and throws if one of them is wrong.
+   * Compares the bundle with its golden vectors, golden parts and recorded runs, and replays its golden texts and golden
+   * batches; returns the findings as JSON, and throws if one of them is wrong.
    */
   public String verify() {
     return using(arena -> {
