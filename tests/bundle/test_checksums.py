@@ -416,12 +416,10 @@ def _budgets(manifest: Manifest) -> dict[str, dict[str, float]]:
     return {name: dict(record.absolute) for name, record in records.items()}
 
 
+@pytest.mark.parametrize("bundle", ["fp32"], indirect=True)  # the reference of `add` has the precision of the bundle
 def test_adapters_that_are_added_have_them(bundle: Path, plain: Built, tmp_path: Path) -> None:
     """A wider one makes all rows of the bank wider."""
     copy = shutil.copytree(bundle, tmp_path / "bundle")
-    precision = read_manifest(copy).base_precision
-    if precision != "fp32":
-        pytest.skip("the reference of `add` is the base in the precision of the bundle")
     add_adapters(copy, [_tone(plain, "late", 9)], references=CutRunner(plain.base))
     client = Client(copy)
     assert client.manifest.bank is not None
