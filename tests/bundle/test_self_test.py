@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +19,13 @@ from adapter_export.bundle.proof.faults import FAULTS, Copy
 from adapter_export.bundle.proof.proof_plan import Reference
 from adapter_export.bundle.proof.selftest import self_test
 from adapter_export.errors import ParityError, UsageError
-from adapter_export.graph.kinds import BottleneckOptions, pfeiffer
+from adapter_export.format.check_report import FaultRecord
+from adapter_export.format.manifest import AdapterRecord, Manifest
+from adapter_export.graph.kinds import BottleneckOptions, houlsby, lora, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
+from adapter_export.onnx_backend.quantise.precision import with_precision
 from schemas import validate
 
 LOCATED = {
@@ -118,3 +124,97 @@ def test_a_copy_is_whole_again_after_every_kind(built: Built, tmp_path: Path) ->
         assert changed == (contents(copy.folder) != before), fault.name
     copy.renew(0)
     assert contents(copy.folder) == before
+
+
+GOLDEN = [fault.name for fault in FAULTS if fault.area in ("golden data", "recorded runs")]
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every graph of a base in 8 bits, whose budgets hide sites, with adapters in float32 and in 8 bits."""
+    folder = tmp_path_factory.mktemp("int8")
+    base = with_precision(open_onnx(save_tiny(folder)), "int8", folder)
+    adapters = [
+        random_adapter("a", houlsby(), base, bottleneck=4, labels="xy"),
+        random_adapter("b", lora(), base, labels="xyz"),
+        random_adapter("c", houlsby(), base, bottleneck=8, labels="pqr"),
+    ]
+    shapes = [{"batch": 1, "tokens": 3}, {"batch": 1, "tokens": 33}, {"batch": 3, "tokens": 7}]
+    cases = input_cases(base.inputs, seed=0, shapes=shapes)
+    build_bundle(
+        base,
+        adapters,
+        folder / "bundle",
+        references=CutRunner(base),
+        cases=cases,
+        flavours=["slots", "inputs", "bank", "fanout"],
+        bake=["a", "b"],
+        precisions={"b": "int8", "c": "int8"},
+    )
+    return folder / "bundle"
+
+
+def _planted(folder: Path, kinds: Sequence[str] = GOLDEN, seed: int = 1) -> dict[str, FaultRecord]:
+    return {one.name: one for one in self_test(OpenedBundle.open(folder), None, kinds, seed)}
+
+
+def test_golden_data_tell_adapters_that_are_applied_in_part(int8: Path) -> None:
+    """All files of the client agree with each other; neither the model nor the adapters' sources are compared."""
+    found = _planted(int8)
+    assert {one.status for one in found.values()} == {"located"}, list(found.values())
+    assert len(found) == len(GOLDEN) == 10
+
+
+def test_golden_data_tell_them_in_float32(built: Built) -> None:
+    found = _planted(built.folder)
+    baked = {name for name in GOLDEN if "baked" in name}
+    assert {found[name].status for name in GOLDEN if name not in baked} == {"located"}
+    assert {found[name].status for name in baked} == {"not applicable"}
+
+
+def _without_parts(record: AdapterRecord) -> AdapterRecord:
+    return replace(record, golden=replace(record.golden, parts=None))
+
+
+def test_golden_data_without_golden_parts_miss_sites_in_8_bits(int8: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(int8, tmp_path / "bundle")
+    rehash(copy, lambda manifest: replace(manifest, adapters=tuple(map(_without_parts, manifest.adapters))))
+    shutil.rmtree(copy / "golden" / "parts")
+    rehash(copy)
+    (found,) = _planted(copy, ["one site neutral"]).values()
+    assert found.status == "missed"
+    assert "golden data do not show it in `slots`" in found.detail
+
+
+def test_faults_that_golden_data_hardly_tell_are_not_planted(int8: Path, tmp_path: Path) -> None:
+    def weak(record: AdapterRecord) -> AdapterRecord:
+        assert record.golden.separation is not None
+        names = [f"{site.name} off" for site in manifest.sites] + [f"layer {number} off" for number in range(2)]
+        separation = replace(record.golden.separation, weak=tuple(names))
+        return replace(record, golden=replace(record.golden, separation=separation))
+
+    def all_weak(manifest: Manifest) -> Manifest:
+        return replace(manifest, adapters=tuple(map(weak, manifest.adapters)))
+
+    manifest = OpenedBundle.open(int8).manifest
+    copy = shutil.copytree(int8, tmp_path / "bundle")
+    rehash(copy, all_weak)
+    found = _planted(copy)
+    assert found.pop("the rows of the bank shifted by one").status == "located"
+    assert {one.status for one in found.values()} == {"not applicable"}
+
+
+def test_recorded_runs_of_another_runtime_say_nothing(int8: Path, tmp_path: Path) -> None:
+    def other(manifest: Manifest) -> Manifest:
+        assert manifest.recorded is not None
+        recorded = replace(manifest.recorded, runtime="1.0.0")
+        adapters = tuple(map(_without_parts, manifest.adapters))
+        return replace(manifest, recorded=recorded, adapters=adapters)
+
+    copy = shutil.copytree(int8, tmp_path / "bundle")
+    rehash(copy, other)
+    shutil.rmtree(copy / "golden" / "parts")
+    rehash(copy)
+    (found,) = _planted(copy, ["one tensor of another adapter"], seed=4).values()
+    assert found.status == "not applicable"
+    assert "recorded runs say nothing here" in found.detail

@@ -21,6 +21,7 @@ from adapter_export.bundle.proof.invariants import same_bits
 from adapter_export.bundle.proof.ledger import of_invariants
 from adapter_export.bundle.proof.proof_plan import Plan, Reference, plan_check
 from adapter_export.bundle.proof.prove import expect, prove
+from adapter_export.bundle.recorded_runs import NOT_COMPARED
 from adapter_export.bundle.report import BASE, FORMS, Report, failures
 from adapter_export.errors import AdapterExportError, RequestError
 from adapter_export.format.check_report import (
@@ -132,6 +133,12 @@ def _outcome(
     places = fault.plant(copy)
     if places is None:
         return record("not applicable")
+    if fault.area in ("golden data", "recorded runs"):
+        seen, unseen = _said_of_golden(copy, recorded=fault.area == "recorded runs")
+        if unseen:
+            return record(unseen[0], places, unseen[1])
+        located = next((line for line in seen if any(_names(line, place) for place in places)), None)
+        return record("found" if located is None else "located", places, located or seen[0])
     # each look is a part of the last, the whole check; what a graph computes has to show when it runs
     looks: list[Callable[[], list[str]]] = [
         lambda: _said_of_bits(copy, reference, own),
@@ -176,6 +183,33 @@ def _said_of_bits(copy: Copy, reference: Reference | None, own: Mapping[str, Ada
         yield from (_line(owed) for owed in ledger if owed.status == "failed")
 
     return _said(lines)
+
+
+def _said_of_golden(copy: Copy, *, recorded: bool) -> tuple[list[str], tuple[FaultStatus, str] | None]:
+    """What golden data say of each kind of graph that is wrong, and what became of one of which they say nothing.
+
+    Recorded runs show any bit, but only on a machine like that of the build: without `recorded`, they are left out.
+    """
+    manifest = copy.manifest if recorded else replace(copy.manifest, recorded=None)
+    opened, said = OpenedBundle(copy.folder, manifest), list[str]()
+    of_adapters = {path for one in manifest.adapters for path in (one.safetensors, one.onnx_adapter)}
+    for flavour in FORMS:
+        own = set(opened.files_of(flavour))
+        if not own or not copy.changed & (of_adapters if flavour in ("slots", "inputs") else own):
+            continue
+        # baked graphs have no base of their own, which is the witness of recorded runs
+        ran: Sequence[Form] = ("slots", flavour) if recorded and flavour == "baked" else (flavour,)
+        plan = plan_check(opened, quick=True, flavours=ran)
+        report = prove(replace(plan, files=()), None)  # `files` compares files with one another
+        found = list(_lines(replace(report, ledger=())))
+        if not found:
+            apart = next((one.detail for one in report.invariants if one.name == NOT_COMPARED), None)
+            return said, ("missed", f"golden data do not show it in `{flavour}`") if apart is None else (
+                "not applicable",
+                f"recorded runs say nothing here: {apart}",
+            )
+        said += found
+    return said, None
 
 
 def _said_of_few(
