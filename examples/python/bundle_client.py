@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from arrays import read_inputs, rows_of
-from golden import Finding, findings
+from golden import BATCHES, PARTS, RECORDED, TEXTS, Finding, findings
 from golden_answers import Fault
 
 from adapter_export.errors import AdapterExportError, RequestError
@@ -46,13 +46,23 @@ def verify(bundle: Bundle, *, as_json: bool) -> None:
         print(json.dumps([each.as_dict() for each in found], indent=2))
     else:
         for each in found:
-            print(f"{each.flavour:12} {_subject(each):20} {each.worst:6.1%} of what is allowed")
-    for each in found:
-        if each.faults:
-            raise _differ(f"{bundle.folder}, {_subject(each)}", each.flavour, each.faults)
-        if not each.worst <= 1:  # NaN fails
-            where = f"{bundle.folder}, {_subject(each)} in flavour `{each.flavour}`"
-            raise _wrong(where, each.worst)
+            print(f"{each.flavour:12} {_subject(each):20} {_outcome(each)}")
+    for each in sorted(found, key=lambda one: (one.flavour == RECORDED, one.flavour == PARTS)):
+        if each.passed:
+            continue
+        where = f"{bundle.folder}, {_subject(each)}"
+        if each.flavour in (TEXTS, BATCHES) and each.faults:
+            raise _differ(where, each.flavour, each.faults)
+        raise _of_parts(where, each) if each.flavour == PARTS else _wrong(where, each)
+
+
+def _outcome(finding: Finding) -> str:
+    if finding.reason is not None:
+        return f"not compared: {finding.reason}"
+    if finding.flavour == RECORDED:
+        return "bit for bit as recorded" if finding.passed else "other bits than recorded"
+    share = f"{finding.worst:6.1%} of what is allowed"
+    return f"{share}, as with `{finding.faults[0].name}`" if finding.flavour == PARTS and finding.faults else share
 
 
 def _differ(where: str, what: str, faults: Sequence[Fault]) -> AdapterExportError:
@@ -64,18 +74,37 @@ def _differ(where: str, what: str, faults: Sequence[Fault]) -> AdapterExportErro
     )
 
 
-def _wrong(where: str, worst: float) -> AdapterExportError:
+def _of_parts(where: str, finding: Finding) -> AdapterExportError:
+    name, fault = finding.faults[0].name, finding.faults[0].fault
+    return AdapterExportError(
+        "golden parts differ: the adapter is applied in part, or wrongly",
+        where=where,
+        found=f"outputs that move as with `{name}` in `{finding.graph}`, {fault}",
+        expected="outputs that do not",
+        fix="take the bundle from its source again",
+    )
+
+
+def _wrong(where: str, finding: Finding) -> AdapterExportError:
+    if finding.flavour == RECORDED:
+        return AdapterExportError(
+            "other bits than when the bundle was built, though the base has the same: a tensor did not arrive as it "
+            "was, or this runtime rounds otherwise",
+            where=where,
+            fix="take the bundle from its source again",
+        )
     return AdapterExportError(
         "does not compute what the reference computed",
-        where=where,
-        found=f"{worst:.3g} of the allowed deviation",
+        where=f"{where} in flavour `{finding.flavour}`",
+        found=f"{finding.worst:.3g} of the allowed deviation",
         expected="at most 1",
         fix="take the bundle from its source again, or use the ONNX Runtime that it was made for",
     )
 
 
 def _subject(finding: Finding) -> str:
-    return "mixed batch" if finding.mixed else finding.adapter or "base"
+    subject = "mixed batch" if finding.mixed else finding.adapter or "base"
+    return subject if finding.graph is None else f"{subject} in {finding.graph}"
 
 
 def run(bundle: Bundle, given: argparse.Namespace) -> None:
@@ -151,7 +180,7 @@ def _context(text: str) -> np.ndarray:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    checking = commands.add_parser("verify", help="replay the golden vectors, texts and batches")
+    checking = commands.add_parser("verify", help="replay golden data and recorded runs")
     checking.add_argument("bundle", type=Path)
     checking.add_argument("--json", action="store_true", help="print the findings as JSON")
     running = commands.add_parser("run", help="run texts or arrays")

@@ -1,15 +1,18 @@
-"""Compare a bundle with its golden vectors, in every flavour that it has, its golden texts and its golden batches."""
+"""Compare a bundle with its golden data: vectors and parts in every flavour, texts, batches, and recorded runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from golden_answers import Fault
 from golden_batches import replay_batches
+from golden_parts import replay_parts
 from golden_texts import replay_texts
+from recorded_runs import RunAdapter, Uniform, compare_runs
 from safetensors.numpy import load_file
 
 from adapter_export.dtypes import widened
@@ -20,7 +23,7 @@ Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays, list[str | None]], Arrays]
 """Runs inputs, each row through the adapter of its name."""
 
-_TEXTS, _BATCHES = "texts", "batches"
+TEXTS, BATCHES, PARTS, RECORDED = "texts", "batches", "parts", "recorded"
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Finding:
     """How far one adapter, or the base, is from its golden vectors in one flavour: 1 is as far as is allowed.
 
     The flavours `texts` and `batches` are the golden texts and batches: infinitely far if anything but a number
-    differs.
+    differs. `parts` are the golden parts, and `recorded` the recorded runs, each in a `graph`: infinitely far if bits
+    differ. Runs that mean nothing here are not compared, for a `reason`.
     """
 
     flavour: str
@@ -36,30 +40,63 @@ class Finding:
     mixed: bool
     worst: float
     faults: tuple[Fault, ...] = ()
+    graph: str | None = None
+    reason: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.worst <= 1 and not self.faults  # NaN fails
 
     def as_dict(self) -> dict[str, Any]:
         worst = self.worst if np.isfinite(self.worst) else None  # JSON has no other number for it
-        found = {**asdict(self), "worst": worst, "passed": self.worst <= 1 and not self.faults}
-        return {**found, "tokenized": True} if self.flavour == _TEXTS else found
+        found = {**asdict(self), "worst": worst, "passed": self.passed}
+        found = {key: value for key, value in found.items() if value is not None or key in ("adapter", "worst")}
+        if self.flavour == RECORDED:
+            return {**found, "compared": self.reason is None}
+        return {**found, "tokenized": True} if self.flavour == TEXTS else found
 
 
 def findings(bundle: Bundle) -> Iterator[Finding]:
     """The base and every adapter in each flavour, and mixed batches of all where the flavour can do them."""
     names = [None, *(record.name for record in bundle.manifest.adapters)]
     session = bundle.session()
-    for flavour, run in _runs(bundle, session).items():
+    # where a manifest does not tell checksums apart, a session returns them, too
+    plain = replace(bundle.manifest, checksums=None)
+    showing = session if plain == bundle.manifest else Bundle(bundle.folder, plain, verified=True).session()
+    runs = _runs(bundle, showing)
+    for flavour, run in runs.items():
         for name in names:
             yield Finding(flavour, name, False, _worst(bundle, run, [name]))
         if flavour in ("bank", "fanout") and bundle.manifest.batch_invariant:
             yield Finding(flavour, None, True, _worst(bundle, run, names))
-    for record in bundle.manifest.adapters:
-        if record.baked is not None:
-            yield Finding("baked", record.name, False, _worst(bundle, _plain(bundle, record.baked), [record.name]))
+    baked = {one.name: _plain(bundle, one.baked) for one in bundle.manifest.adapters if one.baked is not None}
+    for adapter, run in baked.items():
+        yield Finding("baked", adapter, False, _worst(bundle, run, [adapter]))
+    adapters = {name: (None, *(one.name for one in bundle.manifest.adapters)) for name in runs}
+    graphs = [Uniform(flavour, adapters[flavour], _all_rows(run)) for flavour, run in runs.items()]
+    graphs += [Uniform("baked", (name,), _all_rows(run)) for name, run in baked.items()]
+    yield from _of_graphs(bundle, graphs)
     for name, worst, faults in replay_texts(bundle, session):
-        yield Finding(_TEXTS, name, False, worst, faults)
+        yield Finding(TEXTS, name, False, worst, faults)
     batches = replay_batches(bundle, session)
     if batches is not None:
-        yield Finding(_BATCHES, None, True, *batches)
+        yield Finding(BATCHES, None, True, *batches)
+
+
+def _of_graphs(bundle: Bundle, graphs: Sequence[Uniform]) -> Iterator[Finding]:
+    """The golden parts of each adapter, and the recorded runs, in each graph."""
+    for graph in graphs:
+        for record in bundle.manifest.adapters:
+            if record.golden.parts is not None and record.name in graph.adapters:
+                worst, faults = replay_parts(bundle, record.golden.parts, partial(graph.run, name=record.name))
+                yield Finding(PARTS, record.name, False, worst, tuple(faults), graph.name)
+    for one in compare_runs(bundle, graphs):
+        yield Finding(RECORDED, one.adapter, False, 0 if one.is_same else np.inf, (), one.graph, one.reason)
+
+
+def _all_rows(run: Run) -> RunAdapter:
+    """Run all rows through one adapter."""
+    return lambda inputs, name: run(inputs, [name] * len(next(iter(inputs.values()))))
 
 
 def _runs(bundle: Bundle, session: Session) -> dict[str, Run]:
@@ -108,5 +145,6 @@ def _worst(bundle: Bundle, run: Run, names: list[str | None]) -> float:
             for output, allowed in records[name].absolute.items():
                 expected = vectors[name][f"{case}.output.{output}"][row]
                 own = found[output][row][..., : expected.shape[-1]]
-                worst = np.maximum(worst, np.abs(own - expected).max() / allowed)
+                off = np.abs(own - expected).max()
+                worst = np.maximum(worst, off / allowed if allowed else np.float64(0 if off == 0 else np.inf))
     return float(worst)
