@@ -212,7 +212,8 @@ def test_recorded_runs_of_this_runtime_are_compared(
     reason = _of(cpp_client.verify(bundle), "recorded")[0]["reason"]
     version = reason.split("this is ")[1].split(",")[0]
     manifest = read_manifest(bundle)
-    records = {None: manifest.golden, **{one.name: one.golden for one in manifest.adapters}}
+    records: dict[str | None, GoldenRecord] = {None: manifest.golden}
+    records |= {one.name: one.golden for one in manifest.adapters}
     digests = {name: _digest(cpp_client, bundle, manifest, name, records[name], tmp_path) for name in records}
 
     def renewed(record: GoldenRecord, name: str | None) -> GoldenRecord:
