@@ -7,7 +7,6 @@ with the square root of the number of elements.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from adapter_export.errors import TensorError, quoted
 from adapter_export.format.manifest import InputRecord, PartRecord, PartsRecord
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.numerics.runner import Arrays
+from adapter_export.runtime.self_check import part_values
 
 _SHOWN = 5
 """How many wrong tensors a message names."""
@@ -51,23 +51,7 @@ class GoldenParts:
         Returns:
             NaN where an output is missing, has another shape or holds NaN.
         """
-        sums = [0.0] * len(self.parts)
-        for outputs, expected, weights in zip(found, self.expected, self.weights, strict=True):
-            for at, weight in weights.items():
-                name = self.parts[at].output
-                sums[at] += projection(outputs.get(name), expected[name], weight)
-        return [part.factor * total for part, total in zip(self.parts, sums, strict=True)]
-
-
-def projection(found: np.ndarray | None, expected: np.ndarray, weight: np.ndarray) -> float:
-    """Return Σ weight · (found - expected) in float64; NaN if the shapes do not fit.
-
-    Along the last axis `found` may be longer, as outputs of a bank are: what is behind the adapter's own is left out.
-    """
-    own = None if found is None or found.ndim == 0 else found[..., : expected.shape[-1]]
-    if own is None or own.shape != expected.shape or weight.shape != expected.shape:
-        return math.nan
-    return float(np.vdot(weight.astype(np.float64), own.astype(np.float64) - expected))
+        return part_values(self.parts, found, self.expected, self.weights)
 
 
 def write_parts(parts: GoldenParts, folder: Path, path: str) -> PartsRecord:

@@ -6,8 +6,9 @@ twofold, golden parts are made that do: more inputs are drawn until they suffice
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -36,6 +37,7 @@ from adapter_export.onnx_backend.base.disturbed import disturbed
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import weights_are_many
 from adapter_export.runtime.graphs import run_session
+from adapter_export.runtime.self_check import projection
 
 ENOUGH = 2.0
 """The separation that every fault should have."""
@@ -52,7 +54,7 @@ _SIZES = ((8, 8), (16, 10), (32, 10))
 _MOST_ELEMENTS = 2**18
 """The most elements of all outputs in a drawn case."""
 
-_LARGE = 2**16
+_LARGE = 2**13
 """The most weights of a golden part."""
 
 _SEED = 32
@@ -77,8 +79,9 @@ _DRAWS = 5
 _NEAR = 2
 """How many other adapters are tried as faults, if golden vectors do not tell them."""
 
-_TRIED, _HOPELESS = 30, 0.25
-"""After so many cases a fault that a golden part tells less than this part of `ENOUGH` is given up."""
+_HOPELESS = (0.0, 0.0, 0.3, 0.6)
+"""By the number of cases: a fault that shows less than this part of `ENOUGH` is given up. More rows of inputs make it
+clearer by the root of their number, and no drawn case has four times as many as those before it."""
 
 _NAMED = 6
 """How many faults a message names."""
@@ -94,10 +97,12 @@ class Fault:
     Attributes:
         name: such as `layers.5.ffn off`.
         tensors: what its slots are fed with.
+        is_part: whether one part alone is wrong. Such a fault has a golden part of its own, so that it is named.
     """
 
     name: str
     tensors: Weights
+    is_part: bool = False
 
 
 def faults_of(bundle: OpenedBundle, name: str) -> Iterator[Fault]:
@@ -120,7 +125,7 @@ def faults_of(bundle: OpenedBundle, name: str) -> Iterator[Fault]:
     def off(sites: Collection[str]) -> Weights:
         return own | {slot.name: neutral[slot.name] for site in sites for slot in acting[site]}
 
-    yield from (Fault(f"{site} off", off([site])) for site in acting)
+    yield from (Fault(f"{site} off", off([site]), is_part=True) for site in acting)
     yield from (Fault(f"layer {layer} off", off(sites)) for layer, sites in layers.items() if len(sites) > 1)
     if len(acting) > 1:
         yield Fault("no adapter", neutral)
@@ -140,6 +145,7 @@ class _Seen:
         right: what the graph gives.
         wrong: what it gives with each fault, by its name.
         disturbed: what graphs give that round elsewhere; measured where golden vectors do not suffice.
+        wrong_elsewhere: what one of these gives with each fault.
     """
 
     case: Case
@@ -148,6 +154,7 @@ class _Seen:
     right: Arrays
     wrong: Mapping[str, Arrays]
     disturbed: Sequence[Arrays] = ()
+    wrong_elsewhere: Mapping[str, Arrays] = field(default_factory=dict)
 
     def rounding(self, output: str) -> Vector:
         """Return the deviations of right runs from the reference, [runs, elements]."""
@@ -176,6 +183,19 @@ class _Candidate:
     @property
     def size(self) -> int:
         return sum(weight.size for weight in self.weights)
+
+    def shown(self, seen: Sequence[_Seen], fault: str) -> tuple[str, float]:
+        """Return its output, and how well the part shows a fault, which need not be its own.
+
+        That is the smaller one of what two graphs give that round otherwise: one alone would take its own rounding for
+        a part of the fault.
+        """
+        output, values = self.part.output, list[float]()
+        for runs in ([one.wrong for one in seen], [one.wrong_elsewhere for one in seen]):
+            pairs = zip(runs, seen, self.weights, strict=False)
+            sums = [projection(of[fault].get(output), one.expected[output], weight) for of, one, weight in pairs]
+            values.append(abs(self.part.factor * sum(sums)) / self.part.limit)
+        return output, math.inf if any(map(math.isnan, values)) else min(values)
 
 
 Separations = dict[str, dict[str, float]]
@@ -216,10 +236,7 @@ class SeparationMaker:
         seen = [self._run(name, golden.cases[at], golden.outputs[at], faults)]
         found = _deviations(golden, seen[0])
         weak = [fault for fault in faults if _best(found[fault.name]) < ENOUGH]
-        parts = self._parts(name, weak, seen)
-        for candidate in parts:
-            outputs, output = found[candidate.part.fault], candidate.part.output
-            outputs[output] = max(outputs.get(output, 0.0), candidate.separation)
+        parts = self._parts(name, weak, seen, found)
         apart = {other: max(apart, _best(found.pop(_swapped(other), {}))) for other, apart in others}
         return _record(found, _nearest(apart)), _golden_parts(name, parts, seen) if parts else None
 
@@ -237,32 +254,44 @@ class SeparationMaker:
         right, *wrong = self.bundle.run_slots([own, *({**own, **fault.tensors} for fault in faults)])
         return _Seen(case, own, expected, right, dict(zip((fault.name for fault in faults), wrong, strict=True)))
 
-    def _parts(self, name: str, weak: Sequence[Fault], seen: list[_Seen]) -> list[_Candidate]:
-        """Return a golden part for each weak fault that one can tell; the cases for it are added to `seen`.
+    def _parts(self, name: str, weak: Sequence[Fault], seen: list[_Seen], found: Separations) -> list[_Candidate]:
+        """Return golden parts that show weak faults; what they show goes into `found`, cases for them into `seen`.
 
-        Where rounding on other machines cannot be tried out, there are none: their limits would be guesses.
+        A part that shows a site shows most layers with it, too. Where rounding on other machines cannot be tried out
+        there are none: their limits would be guesses.
         """
-        if not weak or not self._disturbed:
-            return []
+        chosen, unclear = list[_Candidate](), list(weak) if self._disturbed else []
+        drawn, count = self._drawn(name), 0
         budgets = {output: budget.absolute for output, budget in self.bundle.golden(name).budgets.items()}
-        chosen: dict[str, _Candidate] = {}
-        drawn, count, unclear = self._drawn(name), 0, list(weak)
         while unclear:
             if count == len(seen):
                 case = next(drawn, None)
                 if case is None:
                     break
                 seen.append(self._run(name, *case, unclear))
-            last = seen[count]
-            seen[count] = replace(last, disturbed=[run_session(each, last.feeds) for each in self._disturbed])
+            seen[count] = self._elsewhere(seen[count], unclear)
             count += 1
-            for fault, candidate in _candidates(seen[:count], [fault.name for fault in unclear], budgets).items():
-                if fault not in chosen or candidate.separation > chosen[fault].separation:
-                    chosen[fault] = candidate
-            least = ENOUGH * _HOPELESS if count >= _TRIED else 0.0
-            told = {fault.name: _told(chosen.get(fault.name)) for fault in unclear}
-            unclear = [fault for fault in unclear if least <= told[fault.name] < ENOUGH]
-        return [one for one in chosen.values() if one.separation > 1]
+            candidates = _candidates(seen[:count], [fault.name for fault in unclear], budgets)
+            for fault in unclear:
+                clear = [] if fault.is_part else [one for one in chosen if one.separation >= ENOUGH]
+                known = [one.shown(seen, fault.name) for one in clear]
+                shown = max(known, key=lambda pair: pair[1], default=("", 0.0))
+                own = candidates.get(fault.name)
+                if shown[1] < ENOUGH and own is not None and own.separation > max(shown[1], _best(found[fault.name])):
+                    chosen = [*(one for one in chosen if one.part.fault != fault.name), own]
+                    shown = own.part.output, own.separation
+                output, separation = shown
+                if separation > found[fault.name].get(output, 0.0):
+                    found[fault.name][output] = separation
+            least = ENOUGH * _HOPELESS[min(count, len(_HOPELESS) - 1)]
+            unclear = [fault for fault in unclear if least <= _best(found[fault.name]) < ENOUGH]
+        return [one for one in chosen if one.separation > 1]
+
+    def _elsewhere(self, seen: _Seen, faults: Sequence[Fault]) -> _Seen:
+        """Return a case with what graphs give that round elsewhere: all of them as it is, one with each fault."""
+        right = [run_session(session, seen.feeds) for session in self._disturbed]
+        wrong = {fault.name: run_session(self._disturbed[0], {**seen.feeds, **fault.tensors}) for fault in faults}
+        return replace(seen, disturbed=right, wrong_elsewhere=wrong)
 
     def _drawn(self, name: str) -> Iterator[tuple[Case, Arrays]]:
         """Draw cases that are not too large, and let the reference compute each; none where a run of it takes long."""
@@ -366,10 +395,6 @@ def _width(golden: Golden) -> float:
     return sum(value.size for value in sizes[most].values()) / most
 
 
-def _told(candidate: _Candidate | None) -> float:
-    return 0.0 if candidate is None else candidate.separation
-
-
 def _swapped(other: str) -> str:
     return f"{other} in its place"
 
@@ -467,9 +492,8 @@ def _candidates_of(seen: Sequence[_Seen], faults: Sequence[str], output: str, al
     for fault, own in weights.items():
         rounding = max(errors[fault], typical * lengths[fault] * spread) / gains[fault]
         limit = max(_CAUTION * rounding, _NARROWEST)
-        separation = (1 - errors[fault] / gains[fault]) / limit
-        part = PartRecord(fault, output, 1 / gains[fault], float(f"{limit:.3g}"))
-        yield _Candidate(part, own, separation)
+        candidate = _Candidate(PartRecord(fault, output, 1 / gains[fault], float(f"{limit:.3g}")), own, 0.0)
+        yield replace(candidate, separation=candidate.shown(seen, fault)[1])
 
 
 def _difference(found: np.ndarray | None, right: np.ndarray) -> Vector | None:
@@ -537,16 +561,20 @@ def _apart(one: Golden, other: Golden) -> float:
 
 
 def _golden_parts(name: str, parts: Sequence[_Candidate], seen: Sequence[_Seen]) -> GoldenParts:
-    """Return golden parts with the cases that have weights, and the outputs that parts look at."""
-    count = max(len(candidate.weights) for candidate in parts)
-    outputs = {candidate.part.output for candidate in parts}
+    """Return golden parts with the cases that have weights, and in each the outputs that parts look at."""
+    cases = seen[: max(len(candidate.weights) for candidate in parts)]
+    weights = [
+        {at: candidate.weights[number] for at, candidate in enumerate(parts) if number < len(candidate.weights)}
+        for number in range(len(cases))
+    ]
+    outputs = [sorted({parts[at].part.output for at in own}) for own in weights]
     return GoldenParts(
         name,
-        [one.case for one in seen[:count]],
-        [{output: np.ascontiguousarray(one.expected[output]) for output in sorted(outputs)} for one in seen[:count]],
-        [candidate.part for candidate in parts],
+        [one.case for one in cases],
         [
-            {at: candidate.weights[case] for at, candidate in enumerate(parts) if case < len(candidate.weights)}
-            for case in range(count)
+            {output: np.ascontiguousarray(one.expected[output]) for output in own}
+            for one, own in zip(cases, outputs, strict=True)
         ],
+        [candidate.part for candidate in parts],
+        weights,
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from adapter_export.errors import RequestError, UsageError, argument, quoted
 from adapter_export.graph.adapter import check_name
 from adapter_export.graph.tasks import ProblemType, Task
-from adapter_export.runtime import Bundle
+from adapter_export.runtime import Bundle, Session, check_session
 from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
 from adapter_export.runtime.bundle import RESIDENT
 from adapter_export.runtime.graphs import Provider
@@ -59,6 +59,24 @@ class Computing:
     resident: int | None = None
     packed: bool = True
 
+    def session(self, bundle: Bundle) -> Session:
+        """Open a session; errors are those of `Bundle.session`."""
+        return bundle.session(
+            provider=self.provider,
+            threads=self.threads,
+            packed=self.packed,
+            on_demand=self.resident is not None,
+            resident=self.resident or RESIDENT,
+        )
+
+    def check(self, bundle: Bundle, session: Session) -> None:
+        """Compare a session with golden data of the base, and of those adapters that it keeps in memory.
+
+        Raises:
+            FileError, FormatError: as `check_session`.
+        """
+        check_session(bundle, session, None if self.resident is None else ())
+
 
 @dataclass(frozen=True)
 class Extra:
@@ -91,13 +109,9 @@ class Served:
 
     def __init__(self, name: str, bundle: Bundle, computing: Computing, extras: Sequence[Extra] = ()) -> None:
         self.name, self.bundle, self.computing = name, bundle, computing
-        self.session = bundle.session(
-            provider=computing.provider,
-            threads=computing.threads,
-            packed=computing.packed,
-            on_demand=computing.resident is not None,
-            resident=computing.resident or RESIDENT,
-        )
+        self.session = computing.session(bundle)
+        if bundle.verified:  # not a copy that another process has opened and checked
+            computing.check(bundle, self.session)
         self.reader = None if bundle.manifest.text is None else bundle.texts(self.session)
         hashes = {file.path: file.sha256 for file in bundle.manifest.files}
         self.digests = {record.name: hashes[record.onnx_adapter] for record in bundle.manifest.adapters}

@@ -44,7 +44,14 @@ def serve_workers(places: Sequence[str], settings: Settings, workers: int, on_re
     log_to_stderr(quiet=settings.quiet)
     with listen(settings) as listening, tempfile.TemporaryDirectory(prefix="adapter-export-serve-") as folder:
         bundles = named_bundles(places, fetcher(settings))
+        for bundle in bundles.values():
+            _check(bundle, settings)
         asyncio.run(_Watch(bundles, settings, listening, Path(folder)).run(workers, on_ready))
+
+
+def _check(bundle: Bundle, settings: Settings) -> None:
+    """Compare a session as those of the workers with golden data, which their copies of the bundle do not have."""
+    settings.computing.check(bundle, settings.computing.session(bundle))
 
 
 @dataclass(eq=False)
@@ -171,6 +178,7 @@ class _Watch:
                 fresh = await asyncio.to_thread(old.reload)
                 if fresh is old:
                     return {"bundle": given["name"], "changed": False, "dropped": []}
+                await asyncio.to_thread(_check, fresh, self._settings)
                 given = {**given, "home": str(fresh.home)}
             if not self._workers:
                 raise RefusedError(503, "no worker answers; ask again", again=1)

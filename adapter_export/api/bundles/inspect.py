@@ -186,6 +186,7 @@ def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator
     allowed = [", ".join(f"{output} ± {number:.2g}" for output, number in one.absolute.items()) for _, one in golden]
     rows = [(name, len(one.cases), said, one.reference) for (name, one), said in zip(golden, allowed, strict=True)]
     yield Table(("adapter", "cases", "allowed", "computed by"), rows, "golden vectors", "lr")
+    yield from _separation(manifest)
     yield _files(manifest)
 
     widths = ", ".join(map(str, sorted({site.width for site in manifest.sites})))
@@ -202,6 +203,26 @@ def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator
         *([] if manifest.recorded is None else [("recorded", _recorded(manifest.recorded))]),
     ]
     yield Table(_FACTS, facts)
+
+
+def _separation(manifest: Manifest) -> Iterator[Table]:
+    """Yield how many times over what is allowed the least fault of each adapter shows, where that was measured."""
+    found = [(one.name, one.golden.separation) for one in manifest.adapters]
+    rows = [
+        (
+            name,
+            f"{own.least:.3g}",
+            own.fault,
+            "" if own.nearest is None else f"{own.nearest.separation:.3g}",
+            "" if own.nearest is None else own.nearest.adapter,
+            ", ".join(own.weak),
+        )
+        for name, own in found
+        if own is not None
+    ]
+    if rows:
+        columns = ("adapter", "separation", "least fault", "from", "nearest adapter", "faults below 2")
+        yield Table(columns, rows, "how well golden data tell faults", "lrlrll")
 
 
 def _processor(media: MediaRecord) -> str:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from adapter_export.bundle.golden_parts import GoldenParts
 from adapter_export.bundle.opened import Graph
+from adapter_export.errors import quoted
 from adapter_export.format.check_report import InvariantRecord, verdict
-from adapter_export.format.manifest import PartRecord
+from adapter_export.format.manifest import AdapterRecord, PartRecord
 
 CHECK = "golden parts"
 """The name of the check in reports."""
+
+WEAK = "faults hardly told"
+"""The name of what golden data do not show well."""
 
 _SHOWN = 5
 """How many faults a message names."""
@@ -64,3 +68,20 @@ def check_parts(values: Sequence[PartValue]) -> Iterator[InvariantRecord]:
                 f"none of {len(faults)} faults shows; nearest: `{worst.part.fault}`, {worst.ratio:.2g} of its limit"
             )
         yield InvariantRecord(CHECK, adapter, verdict(not wrong), detail)
+
+
+def check_separation(records: Sequence[AdapterRecord], names: Collection[str]) -> Iterator[InvariantRecord]:
+    """Yield how well golden data tell faults of some adapters, as it was measured when they were built.
+
+    Faults that they hardly tell are a record of their own: nothing shows that a program without these parts fails.
+    """
+    for record in records:
+        found = record.golden.separation
+        if found is None or record.name not in names:
+            continue
+        least = f"the least fault, `{found.fault}`, shows {found.least:.3g} times over what is allowed"
+        near = found.nearest
+        other = "" if near is None else f"; `{near.adapter}` in its place {near.separation:.3g} times"
+        yield InvariantRecord("separation", record.name, "passed", f"{least}{other}")
+        if found.weak:
+            yield InvariantRecord(WEAK, record.name, "passed", f"less than twofold: {quoted(found.weak)}")

@@ -21,7 +21,7 @@ from adapter_export.bundle.golden_batches import replay_batches
 from adapter_export.bundle.golden_media import compare_processors, replay_media
 from adapter_export.bundle.golden_parts import GoldenParts
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
-from adapter_export.bundle.proof.check_parts import PartValue, check_parts, part_values
+from adapter_export.bundle.proof.check_parts import PartValue, check_parts, check_separation, part_values
 from adapter_export.bundle.proof.claims import check_claims
 from adapter_export.bundle.proof.compare_arrays import Original, agreements, compare, missing, unexpected
 from adapter_export.bundle.proof.exact_tensors import check_cut, check_slots, check_tensors
@@ -286,6 +286,7 @@ def prove(
     for python in plan.runtimes:
         invariants += check_runtime(python, Graph(bundle, "slots", bundle.manifest.graphs["slots"]), plan.golden)
     invariants += check_parts(values)
+    invariants += check_separation(bundle.manifest.adapters, plan.adapters)
     if not bundle.staged:
         invariants += compare_runs(bundle.manifest, plan.names, digests)
     small = not any(graph.pieces for graph in plan.graphs)

@@ -22,7 +22,7 @@ from typing import Any
 
 import kserve
 import numpy as np
-from adapter_export_runtime import Bundle, Session
+from adapter_export_runtime import Bundle, Session, check_session
 from adapter_export_runtime.errors import AdapterExportError, RequestError, within
 from adapter_export_runtime.reading.documents import parse_json
 from adapter_export_runtime.runtime.answerer import AnsweredRow, Answerer, Reader, Row
@@ -157,6 +157,7 @@ def main() -> None:
     given = parser.parse_args()
     bundle = Bundle.open(given.model_dir)
     session = bundle.session(threads=1)
+    check_session(bundle, session)
     texts = None if bundle.manifest.text is None else bundle.texts(session)
     kserve.ModelServer().start([AdapterModel(name, session, texts) for name in session.adapters])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from adapter_export_runtime import Bundle
+from adapter_export_runtime import Bundle, check_session
 from adapter_export_runtime.errors import AdapterExportError, within
 from adapter_export_runtime.runtime.answerer import Answerer, Row
 from adapter_export_runtime.runtime.check_inputs import weights_of_each
@@ -37,14 +37,16 @@ class Adapters:
     """
 
     def __init__(self, bundle: str) -> None:
-        opened = Bundle.open(bundle)
+        self._bundle = opened = Bundle.open(bundle)
         self._session = opened.session(threads=1, on_demand=True, resident=RESIDENT)
+        check_session(opened, self._session, [])
         self._answerer = Answerer(self._session, opened.texts(self._session))
 
     @serve.multiplexed(max_num_models_per_replica=RESIDENT)
     async def adapter(self, name: str) -> str:
-        """Return the name of an adapter; RequestError if the bundle has no such adapter."""
+        """Return the name of an adapter; RequestError if the bundle has none, FormatError if golden data differ."""
         self._session.head(name)
+        await run_in_threadpool(check_session, self._bundle, self._session, [name])
         return name
 
     async def answer(self, texts: list[Any], strength: Any = None, weights: Any = None) -> list[dict[str, Any]]:
