@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -24,6 +24,7 @@ from small_bundle import Built, build_small
 from small_media import noise, png, wav
 from tiny_decoder import cached_graph
 
+from adapter_export.bundle.golden_parts import GoldenParts, read_parts
 from adapter_export.cli.bundles.run_rows import read_arrays, read_file
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.derivation import read_derivation
@@ -31,9 +32,10 @@ from adapter_export.format.files import canonical_json
 from adapter_export.format.golden_batches import read_golden_batches
 from adapter_export.format.golden_texts import read_golden_texts
 from adapter_export.format.labelled import Columns, labelled_rows
+from adapter_export.format.manifest import InputRecord, PartRecord, PartsRecord
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.format.site_map_json import read_site_map
-from adapter_export.format.tensors import read_tensors
+from adapter_export.format.tensors import read_tensors, tensor_bytes
 from adapter_export.importers.adapterhub import import_adapterhub
 from adapter_export.importers.peft import import_peft
 from adapter_export.offline.table_rows import Columns as TableColumns
@@ -47,8 +49,8 @@ from adapter_export.text import Pair, Tokenizer, try_tokenizer
 
 LIGHT = (
     *("manifest", "derivation", "adapter", "safetensors", "onnx_adapter", "onnx", "onnx of a cache"),
-    *("onnx of fused", "site map", "tokenizer", "golden batches", "golden texts", "npz", "picture"),
-    *("clip", "csv", "jsonl", "rows"),
+    *("onnx of fused", "site map", "tokenizer", "golden batches", "golden parts", "golden texts", "npz"),
+    *("picture", "clip", "csv", "jsonl", "rows"),
 )
 """The names of the readers that need no torch."""
 
@@ -249,6 +251,19 @@ def _fused() -> onnx.ModelProto:
     return model
 
 
+_PARTS = PartsRecord("p.safetensors", ("one",), (PartRecord("a off", "y", 0.5, 0.1),))
+_PART_TENSORS = {
+    "one.input.x": np.ones((2, 3), np.float32),
+    "one.output.y": np.ones((2, 4), np.float32),
+    "one.part.0": np.ones((2, 4), np.int8),
+}
+
+
+def _golden_parts(path: Path) -> GoldenParts:
+    inputs = [InputRecord("x", "float32", ("batch", 3), "values")]
+    return read_parts(path.parent, "a", replace(_PARTS, path=path.name), inputs)
+
+
 def light_readers(made: Path) -> dict[str, Reader]:
     """Those that need no torch. `made` is an empty folder for what files are taken from."""
     built: Built = build_small(made)
@@ -285,6 +300,7 @@ def light_readers(made: Path) -> dict[str, Reader]:
         "golden batches": _of(
             change.of_json, read_golden_batches, "b.json", (bundle / "golden" / "batches.json").read_bytes()
         ),
+        "golden parts": _of(change.of_safetensors, _golden_parts, "p.safetensors", tensor_bytes(_PART_TENSORS)),
         "golden texts": _of(change.of_json, read_golden_texts, "t.json", canonical_json(_TEXTS)),
         "npz": _of(
             change.of_zip(lambda _: change.of_npy),
