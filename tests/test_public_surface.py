@@ -86,6 +86,7 @@ def test_the_runtime_gives_bundles_and_sessions() -> None:
         "Request",
         "Row",
         "Session",
+        "check_session",
     ]
     public = {name for name in dir(runtime.Session) if not name.startswith("_")}
     tasks = {"classify", "classify_many", "classify_tokens", "predict", "embed", "answer"}

@@ -16,7 +16,6 @@ from tiny_onnx import random_adapter, save_tiny
 
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.change import add_adapters, remove_adapters
-from adapter_export.bundle.golden_parts import projection
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.proof_plan import plan_check
 from adapter_export.bundle.proof.prove import prove
@@ -32,6 +31,7 @@ from adapter_export.onnx_backend.base.disturbed import disturbed
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.quantise.precision import with_precision
+from adapter_export.runtime.self_check import projection
 
 SHAPES = [{"batch": 1, "tokens": 1}, {"batch": 2, "tokens": 9}, {"batch": 3, "tokens": 5}]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8-weights", "int4-weights")

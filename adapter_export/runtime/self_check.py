@@ -1,0 +1,189 @@
+"""A session that proves itself by golden data before it answers: vectors, parts, and recorded runs where they match."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import onnxruntime as ort
+
+from adapter_export.errors import FormatError, HashError
+from adapter_export.format.manifest import GoldenRecord, PartRecord
+from adapter_export.reading.parsers import parsing
+from adapter_export.reading.regular_files import read_bytes
+from adapter_export.runtime.bundle import Bundle
+from adapter_export.runtime.graphs import PROVIDERS, Arrays
+from adapter_export.runtime.session import Session
+
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1", "BOOL": "?"}
+"""Element types of safetensors in golden data, and NumPy's."""
+
+_LENGTH = 8
+"""The bytes before the header of a safetensors file, which say how long it is."""
+
+
+def projection(found: np.ndarray | None, expected: np.ndarray, weight: np.ndarray) -> float:
+    """Return Σ weight · (found - expected) in float64; NaN if the shapes do not fit.
+
+    Along the last axis `found` may be longer, as outputs of a bank are: what is behind the adapter's own is left out.
+    """
+    own = None if found is None or found.ndim == 0 else found[..., : expected.shape[-1]]
+    if own is None or own.shape != expected.shape or weight.shape != expected.shape:
+        return math.nan
+    return float(np.vdot(weight.astype(np.float64), own.astype(np.float64) - expected))
+
+
+def part_values(
+    parts: Sequence[PartRecord],
+    found: Sequence[Mapping[str, np.ndarray]],
+    expected: Sequence[Mapping[str, np.ndarray]],
+    weights: Sequence[Mapping[int, np.ndarray]],
+) -> list[float]:
+    """Return the value of each golden part: 0 but for rounding in a right program, near 1 with its fault.
+
+    Args:
+        parts: the golden parts of an adapter.
+        found: the outputs of a program in each case. Those of a bank may have more classes.
+        expected: those of the reference.
+        weights: for each case the int8 weights of some parts, by their position in `parts`.
+
+    Returns:
+        NaN where an output is missing, has another shape or holds NaN.
+    """
+    sums = [0.0] * len(parts)
+    for outputs, wanted, own in zip(found, expected, weights, strict=True):
+        for at, weight in own.items():
+            name = parts[at].output
+            sums[at] += projection(outputs.get(name), wanted[name], weight)
+    return [part.factor * total for part, total in zip(parts, sums, strict=True)]
+
+
+def check_session(bundle: Bundle, session: Session, adapters: Collection[str] | None = None) -> None:
+    """Run golden data through a session, and compare what it gives for the base and for adapters.
+
+    Where runs were recorded with this runtime and the base gives the recorded bits, the bits of an adapter decide:
+    that takes a run or two. Golden vectors and golden parts decide where bits are others, or say nothing.
+
+    Args:
+        bundle: that of the session; golden data are read from its folder, not from a private copy.
+        session: runs the graph with slots.
+        adapters: the names of those to run; default: all of the bundle.
+
+    Raises:
+        FormatError: an output deviates by more than is allowed, or moves as with a fault.
+        FileError, HashError: golden data cannot be read, or are not those that the manifest lists.
+    """
+    manifest = bundle.manifest
+    golden = {record.name: record.golden for record in manifest.adapters if adapters is None or record.name in adapters}
+    base = _Check(bundle, session, None, manifest.golden)
+    trusted = base.has_recorded_bits()
+    if not trusted:
+        base.compare_vectors()
+    for name, record in golden.items():
+        check = _Check(bundle, session, name, record)
+        if not (trusted and check.has_recorded_bits()):
+            check.compare_vectors()
+            check.compare_parts()
+
+
+class _Check:
+    """The golden data of the base or of an adapter, and a session that runs them."""
+
+    def __init__(self, bundle: Bundle, session: Session, adapter: str | None, record: GoldenRecord) -> None:
+        self._bundle, self._session, self._adapter, self._record = bundle, session, adapter, record
+        self._vectors = read_golden(bundle, record.path)
+
+    def has_recorded_bits(self) -> bool:
+        """Return whether the session gives the bits that were recorded with this runtime."""
+        manifest, expected = self._bundle.manifest, self._record.recorded.get("slots")
+        recorded, here = manifest.recorded, (ort.__version__, PROVIDERS[self._session.provider][0])
+        # a session does not return checksums, which digests cover
+        if expected is None or recorded is None or manifest.checksums is not None:
+            return False
+        if (recorded.runtime, recorded.provider) != here:
+            return False
+        digest = hashlib.sha256()
+        for case in recorded.cases:
+            found = self._run(self._vectors, case)
+            for output in sorted(self._record.absolute):
+                value = found[output]
+                digest.update(value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes())
+        return digest.hexdigest() == expected
+
+    def compare_vectors(self) -> None:
+        """Compare golden vectors; FormatError if an output deviates by more than is allowed."""
+        for case in self._record.cases:
+            found = self._run(self._vectors, case)
+            for output, allowed in self._record.absolute.items():
+                if output == self._bundle.manifest.checksums:
+                    continue
+                expected, value = self._vectors[f"{case}.output.{output}"], found.get(output)
+                same = value is not None and value.shape == expected.shape
+                off = float(np.abs(value - expected).max(initial=0.0)) if same and value is not None else math.inf
+                if not off <= allowed:  # NaN fails
+                    what = "does not compute what the reference computed"
+                    raise self._error(what, f"`{output}` in `{case}` deviates by {off:.3g}", f"at most {allowed:.3g}")
+
+    def compare_parts(self) -> None:
+        """Compare golden parts; FormatError if outputs move as with a fault."""
+        record = self._record.parts
+        if record is None:
+            return
+        tensors = read_golden(self._bundle, record.path)
+        parts, outputs = range(len(record.parts)), {part.output for part in record.parts}
+        values = part_values(
+            record.parts,
+            [self._run(tensors, case) for case in record.cases],
+            [
+                {name: tensors[key] for name in outputs if (key := f"{case}.output.{name}") in tensors}
+                for case in record.cases
+            ],
+            [{at: tensors[key] for at in parts if (key := f"{case}.part.{at}") in tensors} for case in record.cases],
+        )
+        wrong = [at for at in parts if not abs(values[at]) <= record.parts[at].limit]
+        if wrong:
+            likeliest = min(wrong, key=lambda at: abs(values[at] - 1) if values[at] == values[at] else math.inf)
+            part, value = record.parts[likeliest], values[likeliest]
+            found = f"outputs move as with `{part.fault}`, {value:.2g} of ±{part.limit:g}"
+            raise self._error("applies an adapter in part, or wrongly", found, "outputs that do not")
+
+    def _run(self, tensors: Mapping[str, np.ndarray], case: str) -> Arrays:
+        inputs = {record.name: tensors[f"{case}.input.{record.name}"] for record in self._bundle.manifest.inputs}
+        return self._session.run(inputs, self._adapter, allow_padding=True)
+
+    def _error(self, what: str, found: str, expected: str) -> FormatError:
+        where = self._bundle.folder if self._adapter is None else f"{self._bundle.folder}, adapter `{self._adapter}`"
+        fix = "run `adapter-export verify` on the bundle; take it from its source again, or use another ONNX Runtime"
+        return FormatError(what, where=where, found=found, expected=expected, fix=fix)
+
+
+def read_golden(bundle: Bundle, path: str) -> Arrays:
+    """Read a file of golden data from the folder of a bundle.
+
+    Raises:
+        FileError, FormatError: it cannot be read.
+        HashError: it is not the one that the manifest lists.
+    """
+    file = bundle.folder / path
+    data = read_bytes(file)
+    expected = next(one.sha256 for one in bundle.manifest.files if one.path == path)
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise HashError(file, found=found, expected=expected)
+
+    def refusal(reason: str) -> FormatError:
+        return FormatError("is not a safetensors file", where=file, found=reason, fix="build the bundle again")
+
+    with parsing(refusal):
+        start = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
+        header = json.loads(data[_LENGTH:start])
+        return {
+            name: np.frombuffer(
+                data[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]], dtype
+            ).reshape(entry["shape"])
+            for name, entry in header.items()
+            if name != "__metadata__" and (dtype := _DTYPES[entry["dtype"]])
+        }
