@@ -260,7 +260,7 @@ class SeparationMaker:
         A part that shows a site shows most layers with it, too. Where rounding on other machines cannot be tried out
         there are none: their limits would be guesses.
         """
-        chosen, unclear = list[_Candidate](), list(weak) if self._disturbed else []
+        chosen, unclear = list[_Candidate](), list(weak) if weak and self._disturbed else []
         drawn, count = self._drawn(name), 0
         budgets = {output: budget.absolute for output, budget in self.bundle.golden(name).budgets.items()}
         while unclear:
