@@ -14,6 +14,7 @@ import pytest
 from tampering import edit, edit_adapter, rehash, unrecorded
 from tiny_onnx import random_adapter, save_tiny
 
+import adapter_export as ae
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.change import add_adapters, remove_adapters
 from adapter_export.bundle.neighbours import ENOUGH
@@ -164,6 +165,16 @@ class TestVerify:
         assert f"`{site} off` in `model.onnx`" in detail
         assert "model.bank.onnx" not in detail  # the bank has tensors of its own
         assert _detail(report, "golden parts", "b")[0]
+
+    def test_inspect_shows_it(self, built: Path) -> None:
+        table = next(one for one in ae.inspect(built).tables if one.title == "how well golden data tell faults")
+        shown = {str(row[0]): [str(cell) for cell in row[1:]] for row in table.rows}
+        for record in read_manifest(built).adapters:
+            separation = record.golden.separation
+            assert separation is not None
+            assert separation.nearest is not None
+            assert shown[record.name][:2] == [f"{separation.least:.3g}", separation.fault]
+            assert shown[record.name][3] == separation.nearest.adapter
 
     def test_nan_fails(self, bundle: Path) -> None:
         record = next(one for one in read_manifest(bundle).adapters if one.name == "a").golden.parts

@@ -59,6 +59,7 @@ def check_parts(values: Sequence[PartValue]) -> Iterator[InvariantRecord]:
         own = [one for one in values if one.adapter == adapter]
         wrong = [one for one in own if not one.ratio <= 1]
         if wrong:
+            wrong.sort(key=lambda one: math.inf if math.isnan(one.value) else abs(one.value - 1))  # likeliest first
             shown = [f"`{one.part.fault}` in `{one.file}` ({one.value:.2g} of ±{one.part.limit:g})" for one in wrong]
             more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
             detail = f"outputs move as with {', '.join(shown[:_SHOWN])}{more}"
