@@ -230,7 +230,7 @@ def build_bundle(
         joining = BatchMaker(manifest, references, allowance, pads)
         batches = writer.batches(joining.make(base_vectors, pairs, writer.heads))
         opened.manifest = replace(manifest, golden_batches=batches)
-        progress("measuring how well golden data tell faults")
+        progress("measuring the separation of golden data")
         opened.manifest = with_separation(opened, references, [adapter.name for adapter in adapters], writer)
         progress("verifying the bundle against its golden vectors")
         recording = Recording.of(opened)

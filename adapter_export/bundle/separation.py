@@ -1,6 +1,6 @@
-"""Separation: how well golden data tell an adapter from the same adapter applied in part, or from another one.
+"""Separation: how clearly golden data show that an adapter is applied in part, or that another one is.
 
-Each fault is planted in the graph that has just been made, on small inputs. Where golden vectors do not tell a fault
+Each fault is planted in the graph that has just been made, on small inputs. Where golden vectors do not show a fault
 twofold, golden parts are made that do: more inputs are drawn until they suffice, up to a few.
 """
 
@@ -125,7 +125,7 @@ class SeparationMaker:
     def measure(
         self, name: str, others: Sequence[tuple[str, float]]
     ) -> tuple[SeparationRecord | None, GoldenParts | None]:
-        """Return the separation of an adapter, and golden parts if golden vectors do not tell all faults twofold.
+        """Return the separation of an adapter, and golden parts if golden vectors do not show all faults twofold.
 
         Args:
             name: of the adapter.
@@ -258,7 +258,7 @@ def _nearest(apart: Mapping[str, float]) -> NearestRecord | None:
 
 
 def remarks(bundle: OpenedBundle, names: Collection[str]) -> Iterator[str]:
-    """Yield what to say of new adapters: those that change nothing, and those whose golden data hardly tell a fault."""
+    """Yield what to say of new adapters: those that change nothing, and faults that golden data barely show."""
     found = effects(bundle, names)
     yield from filter(None, map(note_of, found))
     alike = {one.adapter for one in found if len(one.idle) == len(one.sites) or not one.beyond_rounding}
@@ -266,17 +266,17 @@ def remarks(bundle: OpenedBundle, names: Collection[str]) -> Iterator[str]:
 
 
 def weakness(record: AdapterRecord, alike: Collection[str] = ()) -> Iterator[str]:
-    """Yield what to say of an adapter whose golden data hardly tell a fault; not that it is like those in `alike`."""
+    """Yield the faults of an adapter that golden data barely show; its likeness to those in `alike` is left out."""
     found = record.golden.separation
     if found is not None and found.weak:
         shown, more = quoted(found.weak[:_NAMED]), len(found.weak) - _NAMED
         yield (
-            f"golden data of `{record.name}` hardly tell {shown}{f' and {more} more' if more > 0 else ''}: "
-            f"the least shows {found.least:.2g} of what is allowed, {ENOUGH:g} is wanted"
+            f"golden data of `{record.name}` barely show {shown}{f' and {more} more' if more > 0 else ''}: "
+            f"the weakest fault reaches {found.least:.2g} times what is allowed, of {ENOUGH:g} that are wanted"
         )
     nearest = None if found is None else found.nearest
     if nearest is not None and nearest.separation < ENOUGH and nearest.adapter not in alike:
-        yield f"golden data of `{record.name}` hardly tell `{nearest.adapter}` in its place ({nearest.separation:.2g})"
+        yield f"golden data of `{record.name}` barely show `{nearest.adapter}` in its place ({nearest.separation:.2g})"
 
 
 def _telling(golden: Golden) -> int:

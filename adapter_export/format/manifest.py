@@ -248,7 +248,7 @@ class NearestRecord:
 
     Attributes:
         adapter: its name.
-        separation: how well golden data of the other adapter tell the two apart.
+        separation: how clearly golden data of the other adapter show it in its place.
     """
 
     adapter: str
@@ -257,7 +257,7 @@ class NearestRecord:
 
 @dataclass(frozen=True)
 class SeparationRecord:
-    """How well golden data tell an adapter from the same adapter applied in part, and from another one.
+    """The separation of golden data: how clearly they show an adapter that is applied in part, or another in its place.
 
     The separation of a fault is its largest deviation over the allowed one, or its value over the limit of its golden
     part, whichever is larger. Below 1 the fault goes unnoticed. `build` tries each site and each layer with neutral
@@ -312,9 +312,9 @@ class GoldenRecord:
             by at most this.
         reference: what computed the outputs, such as `torch 2.13.0 float32`; never the exported graph.
         reasons: by output name: where the number in `absolute` comes from, a sentence for people.
-        separation: how well these golden data and `parts` tell faults of the adapter. Null for the base, for an adapter
-            that fills no slot, and where it was not measured.
-        parts: golden parts, where golden vectors alone do not tell every fault. Null elsewhere.
+        separation: how clearly these golden data and `parts` show faults of the adapter. Null for the base, for an
+            adapter that fills no slot, and where it was not measured.
+        parts: golden parts, where golden vectors alone do not show every fault. Null elsewhere.
         recorded: by graph (a flavour, or `baked`): the sha256 of the outputs of ONNX Runtime in the cases of the
             manifest's `recorded`. It covers the little-endian bytes of all outputs in `absolute`, case by case, sorted
             by name within a case. In a graph whose rows choose adapters, all rows run through this one.

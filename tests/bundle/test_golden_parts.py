@@ -167,7 +167,7 @@ class TestVerify:
         assert _detail(report, "golden parts", "b")[0]
 
     def test_inspect_shows_it(self, built: Path) -> None:
-        table = next(one for one in ae.inspect(built).tables if one.title == "how well golden data tell faults")
+        table = next(one for one in ae.inspect(built).tables if one.title == "separation of golden data")
         shown = {str(row[0]): [str(cell) for cell in row[1:]] for row in table.rows}
         for record in read_manifest(built).adapters:
             separation = record.golden.separation
@@ -232,9 +232,9 @@ class TestWeakFaults:
         assert separation is not None
         assert separation.weak == ("layers.1.ffn off",)
         assert separation.least < ENOUGH
-        assert any("golden data of `a` hardly tell `layers.1.ffn off`" in note for note in notes)
+        assert any("golden data of `a` barely show `layers.1.ffn off`" in note for note in notes)
         owed = {one.id: one.status for one in _verify(folder).ledger}
-        assert owed["faults-hardly-told/a"] == "open"
+        assert owed["faults-barely-shown/a"] == "open"
 
     def test_an_adapter_that_is_almost_another(self, int8: OnnxBase, tmp_path: Path) -> None:
         one = random_adapter("a", houlsby(), int8, bottleneck=4, labels="xy")
@@ -246,7 +246,7 @@ class TestWeakFaults:
         ]
         assert [each.adapter if each else None for each in nearest] == ["b", "a"]
         assert all(each is not None and each.separation < ENOUGH for each in nearest)
-        assert any("hardly tell `b` in its place" in note for note in notes)
+        assert any("barely show `b` in its place" in note for note in notes)
 
     def test_the_same_adapter_twice_is_no_fault(self, int8: OnnxBase, tmp_path: Path) -> None:
         one = random_adapter("a", houlsby(), int8, bottleneck=4, labels="xy")

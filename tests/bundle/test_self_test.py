@@ -186,7 +186,7 @@ def test_golden_data_without_golden_parts_miss_sites_in_8_bits(int8: Path, tmp_p
     assert "golden data do not show it in `slots`" in found.detail
 
 
-def test_faults_that_golden_data_hardly_tell_are_not_planted(int8: Path, tmp_path: Path) -> None:
+def test_faults_that_golden_data_barely_show_are_not_planted(int8: Path, tmp_path: Path) -> None:
     def weak(record: AdapterRecord) -> AdapterRecord:
         assert record.golden.separation is not None
         names = [f"{site.name} off" for site in manifest.sites] + [f"layer {number} off" for number in range(2)]

@@ -222,7 +222,7 @@ def _separation(manifest: Manifest) -> Iterator[Table]:
     ]
     if rows:
         columns = ("adapter", "separation", "least fault", "from", "nearest adapter", "faults below 2")
-        yield Table(columns, rows, "how well golden data tell faults", "lrlrll")
+        yield Table(columns, rows, "separation of golden data", "lrlrll")
 
 
 def _processor(media: MediaRecord) -> str:

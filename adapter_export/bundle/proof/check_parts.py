@@ -15,8 +15,8 @@ from adapter_export.format.manifest import AdapterRecord, PartRecord
 CHECK = "golden parts"
 """The name of the check in reports."""
 
-WEAK = "faults hardly told"
-"""The name of what golden data do not show well."""
+WEAK = "faults barely shown"
+"""The name of faults that golden data do not show twofold."""
 
 _SHOWN = 5
 """How many faults a message names."""
@@ -72,9 +72,9 @@ def check_parts(values: Sequence[PartValue]) -> Iterator[InvariantRecord]:
 
 
 def check_separation(records: Sequence[AdapterRecord], names: Collection[str]) -> Iterator[InvariantRecord]:
-    """Yield how well golden data tell faults of some adapters, as it was measured when they were built.
+    """Yield the separation of some adapters, as it was measured when they were built.
 
-    Faults that they hardly tell are a record of their own: nothing shows that a program without these parts fails.
+    Faults that golden data barely show are a record of their own: a program with one of them may pass.
     """
     for record in records:
         found = record.golden.separation

@@ -1,4 +1,4 @@
-// Golden parts: all numbers of an output together tell faults of an adapter that rounding hides in each of them.
+// Golden parts: all numbers of an output together show faults of an adapter that rounding hides in each of them.
 #pragma once
 
 #include "finding.hpp"

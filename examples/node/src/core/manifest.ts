@@ -39,7 +39,7 @@ export interface GoldenRecord {
   path: string;
   cases: string[];
   absolute: Record<string, number>;
-  /** How well golden data tell faults of the adapter; for people. */
+  /** How clearly golden data show faults of the adapter; for people. */
   separation?: { nearest?: object | null } | null;
   /** Null where golden vectors tell every fault of the adapter. */
   parts?: PartsRecord | null;
