@@ -95,7 +95,12 @@ def quoted(names: Iterable[object]) -> str:
 
 def worded(text: str, face: Face = "python") -> str:
     """The text of a message in the words of one face."""
-    return _BOTH.sub(r"\1" if face == "python" else r"\2", text)
+    return _BOTH.sub(r"\1" if face == "python" else r"\2", both(text))
+
+
+def both(text: str) -> str:
+    """Return a text with both wordings, to be put into another message; a `Note` shows Python's alone."""
+    return text.wordings if isinstance(text, Note) else text
 
 
 _JOINERS = "\u200c\u200d"
@@ -136,23 +141,26 @@ def _cut(text: str, most: int) -> str:
 
 
 class Note(str):
-    """What a caller should know, in Python's words; `sentence` has it in those of either face.
+    """A text for a caller, in Python's words; `sentence` has it in those of either face.
 
     Args:
         text: with the words of both.
+
+    Attributes:
+        wordings: the text as it was given.
     """
 
-    _text: str
+    wordings: str
 
     def __new__(cls, text: str) -> Note:
         """Keep both wordings beside Python's."""
         note = super().__new__(cls, worded(text))
-        note._text = text._text if isinstance(text, Note) else text
+        note.wordings = both(text)
         return note
 
     def sentence(self, face: Face = "python") -> str:
         """The note in the words of one face."""
-        return worded(self._text, face)
+        return worded(self, face)
 
 
 class AdapterExportError(Exception):
@@ -165,7 +173,7 @@ class AdapterExportError(Exception):
         expected: what should have been there.
         fix: what the user does next, an imperative clause.
 
-    The attributes have the facts as they were raised, with both wordings of `argument`; `facts` has them in words.
+    The attributes have the facts in Python's words; `sentence` and `facts` have them in those of either face.
     """
 
     exit_code: ClassVar[int] = 5
@@ -179,11 +187,11 @@ class AdapterExportError(Exception):
         expected: object | None = None,
         fix: str | None = None,
     ) -> None:
-        self.what = what
-        self.where = None if where is None else str(where)
-        self.found = None if found is None else str(found)
-        self.expected = None if expected is None else str(expected)
-        self.fix = fix
+        self.what = Note(what)
+        self.where = _note(where)
+        self.found = _note(found)
+        self.expected = _note(expected)
+        self.fix = _note(fix)
         super().__init__(self.sentence())
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -212,7 +220,7 @@ class AdapterExportError(Exception):
 
     def _known(self) -> dict[str, str]:
         """The facts that are known; where all are longer than a message may be, the longest of them are cut."""
-        known = {name: value for name in FACTS if (value := getattr(self, name)) is not None}
+        known = {name: both(value) for name in FACTS if (value := getattr(self, name)) is not None}
         room, told = MOST_CHARACTERS - _GLUE, dict(known)
         for left, name in enumerate(sorted(known, key=lambda name: len(known[name])), -len(known)):
             most = room // -left
@@ -221,10 +229,14 @@ class AdapterExportError(Exception):
         return told
 
 
+def _note(fact: object | None) -> Note | None:
+    return None if fact is None else Note(fact if isinstance(fact, str) else str(fact))
+
+
 def again(kind: type[AdapterExportError], facts: dict[str, str | None]) -> AdapterExportError:
     """Return an error of another process, of the five facts that it had there."""
     error = kind.__new__(kind)
-    AdapterExportError.__init__(error, str(facts.pop("what")), **facts)  # a kind may take other arguments
+    AdapterExportError.__init__(error, facts.pop("what") or "", **facts)  # a kind may take other arguments
     return error
 
 
@@ -234,7 +246,7 @@ def within(place: object) -> Iterator[None]:
     try:
         yield
     except AdapterExportError as error:
-        error.where = str(place) if error.where is None else f"{place}, {error.where}"
+        error.where = Note(str(place) if error.where is None else f"{place}, {both(error.where)}")
         error.args = (error.sentence(),)
         raise
 
@@ -247,7 +259,7 @@ def moved(copy: object, original: object) -> Iterator[None]:
     except AdapterExportError as error:
         for name in ("where", "found"):
             said = getattr(error, name)
-            setattr(error, name, None if said is None else said.replace(str(copy), str(original)))
+            setattr(error, name, None if said is None else Note(both(said).replace(str(copy), str(original))))
         error.args = (error.sentence(),)
         raise
 

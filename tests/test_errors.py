@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import copy
 import re
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
+import adapter_export as ae
 from adapter_export.errors import (
     MOST_CHARACTERS,
     AdapterExportError,
@@ -16,6 +18,7 @@ from adapter_export.errors import (
     FormatError,
     Note,
     OutputExistsError,
+    UsageError,
     argument,
     command,
     within,
@@ -61,6 +64,26 @@ def test_a_place_that_is_added_keeps_both() -> None:
         raise OutputExistsError("a")
     assert str(raised.value) == "line 3, a: already exists. Choose another name, or give `force=True` to replace it."
     assert "`--force`" in raised.value.sentence("shell")
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["raised", "of another process"])
+def test_attributes_have_the_words_of_python(copied: bool) -> None:
+    option = argument("max_tokens")
+    error: AdapterExportError = FormatError(f"{option} is odd", where=option, found=option, expected=option, fix=option)
+    error = copy.deepcopy(error) if copied else error
+    shown = [error.what, error.where, error.found, error.expected, error.fix]
+    assert shown == ["`max_tokens` is odd", *["`max_tokens`"] * 4]
+    assert error.sentence("shell").count("`--max-tokens`") == 5
+    again = FormatError(error.what, where=error.where, fix=error.fix)
+    assert again.sentence("shell").count("`--max-tokens`") == 3
+
+
+def test_no_private_characters_are_left_in_a_refused_call() -> None:
+    with pytest.raises(UsageError) as raised:
+        ae.check("x", nodes=True, quick=True)
+    assert raised.value.what.startswith("`nodes` needs")
+    shown = " ".join(map(str, [*vars(raised.value).values(), *raised.value.args]))
+    assert not any("\ue000" <= sign <= "\uf8ff" for sign in shown)
 
 
 def test_a_note_has_both_wordings_too() -> None:

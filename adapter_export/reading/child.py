@@ -97,7 +97,8 @@ def answer() -> None:
         cause = error.__cause__
         if isinstance(cause, MemoryError) or "bad_alloc" in reason(cause or error):
             os._exit(_MEMORY)
-        facts = {"error": type(error).__name__, **{name: getattr(error, name) for name in errors.FACTS}}
+        known = {name: getattr(error, name) for name in errors.FACTS}
+        facts = {"error": type(error).__name__} | {k: None if v is None else errors.both(v) for k, v in known.items()}
     output.write(f"{json.dumps(facts)}\n")
     output.flush()
     os._exit(0)  # threads of a library that are at work still are not waited for

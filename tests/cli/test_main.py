@@ -182,6 +182,8 @@ def test_no_page_of_help_is_long_and_every_option_is_explained(name: str) -> Non
         if isinstance(param, click.Option):
             flags = ", ".join(sorted(param.opts, key=len))
             assert any(line == flags or line.startswith(f"{flags} ") for line in lines), flags
+            typed = "[default:" in (param.help or "")
+            assert not (typed and param.show_default), f"{flags} shows two defaults"
 
 
 def test_a_section_of_options_is_explained_alone() -> None:
