@@ -177,13 +177,13 @@ def read_golden(bundle: Bundle, path: str) -> Arrays:
     def refusal(reason: str) -> FormatError:
         return FormatError("is not a safetensors file", where=file, found=reason, fix="build the bundle again")
 
+    # read here because the runtime package has no safetensors library; hashes were compared
     with parsing(refusal):
         start = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
         header = json.loads(data[_LENGTH:start])
-        return {
-            name: np.frombuffer(
-                data[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]], dtype
-            ).reshape(entry["shape"])
-            for name, entry in header.items()
-            if name != "__metadata__" and (dtype := _DTYPES[entry["dtype"]])
-        }
+        header.pop("__metadata__", None)
+        tensors: Arrays = {}
+        for name, entry in header.items():
+            begin, end = (start + offset for offset in entry["data_offsets"])
+            tensors[name] = np.frombuffer(data[begin:end], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        return tensors
