@@ -18,6 +18,7 @@ from tampering import edit_adapter, rehash, scaled
 from tiny_onnx import random_adapter
 
 import adapter_export as ae
+from adapter_export.bundle import recorded_runs
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.claims import check_claims
 from adapter_export.bundle.proof.ledger import counts
@@ -295,3 +296,17 @@ def test_an_earlier_report_is_a_ratchet(built: Built, copy: Path, tmp_path: Path
     rehash(copy, lambda said: replace(said, producer="another"))
     with pytest.raises(FormatError, match="another bundle"):
         ae.check(copy, last=last, **case)
+
+
+def test_another_runtime_owes_no_recorded_runs(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = tmp_path / "last.json"
+    before = ae.check(built.folder, quick=True)
+    assert {"recorded-runs/base", "recorded-runs/tone"} <= {
+        owed.id for owed in before.ledger if owed.status == "tested"
+    }
+    last.write_text(json.dumps(before.to_json()))
+    other = replace(recorded_runs.runs_here([]), runtime="1.21.0")
+    monkeypatch.setattr(recorded_runs, "runs_here", lambda _: other)
+    after = ae.check(built.folder, quick=True, last=last)
+    assert after.passed
+    assert "recorded-runs-not-compared/bundle" in {owed.id for owed in after.ledger if owed.status == "open"}

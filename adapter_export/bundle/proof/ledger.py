@@ -30,6 +30,9 @@ _EXACT = frozenset(
 
 _LEFT_OUT = frozenset({"padding not compared", "live model not compared", "recorded runs not compared", WEAK})
 
+_HERE = "recorded-runs/"
+"""What is owed only where ONNX Runtime rounds as when the bundle was built; elsewhere the ledger says so."""
+
 _LEVELS = 4
 """How many optimization levels ONNX Runtime has."""
 
@@ -140,6 +143,8 @@ def ratchet(last: CheckReport, ledger: Sequence[ObligationRecord], where: str) -
     for before in last.ledger:
         found = now.get(before.id)
         if before.status not in ("proved", "tested") or (found is not None and found.status == "failed"):
+            continue
+        if found is None and before.id.startswith(_HERE):
             continue
         if found is None or found.status == "open":
             reason = "not looked at" if found is None else f"open: {found.detail}"
