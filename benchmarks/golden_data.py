@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -159,15 +160,20 @@ class Faulty:
         return f"{'found' if most > 1 else 'not found'} ({most:.2g})"
 
     def of_labels(self) -> str:
-        """Return how many pairs of labels could be swapped without a golden text that shows it."""
+        """Return how many pairs of labels could be exchanged without a golden text that shows it."""
         texts = self.bundle.texts()
         own = next((one for one in texts.sets if one.adapter == self.name), None) if texts is not None else None
-        answers = [] if own is None else [text.answer.get("probabilities") for text in own.texts]
-        if own is None or not answers or any(not isinstance(answer, dict) for answer in answers):
+        answers = [text for text in own.texts if "probabilities" in (text.answer or {})] if own is not None else []
+        if own is None or not answers:
             return ""
-        labels = list(answers[0])
-        pairs = [(one, two) for at, one in enumerate(labels) for two in labels[at + 1 :]]
-        alike = [pair for pair in pairs if all(abs(each[pair[0]] - each[pair[1]]) <= own.absolute for each in answers)]
+        named = {text.answer["label"] for text in answers if text.decided and text.answer}
+        shares = [text.answer["probabilities"] for text in answers if text.answer]
+        pairs = list(combinations(shares[0], 2))
+        alike = [
+            (one, other)
+            for one, other in pairs
+            if not {one, other} & named and all(abs(each[one] - each[other]) <= own.absolute for each in shares)
+        ]
         return f"{len(alike)} of {len(pairs)} pairs"
 
 

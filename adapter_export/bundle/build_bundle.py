@@ -227,7 +227,7 @@ def build_bundle(
             reading = TextMaker(reader, own_texts, base.inputs, names, references, allowance, pads)
             manifest = replace(manifest, golden_texts=writer.texts(reading.all(pairs, writer.heads)))
         progress(f"computing golden batches with {references.description}")
-        joining = BatchMaker(manifest, references, allowance, pads)
+        joining = BatchMaker(manifest, references, allowance, pads, opened)
         batches = writer.batches(joining.make(base_vectors, pairs, writer.heads))
         opened.manifest = replace(manifest, golden_batches=batches)
         progress("measuring the separation of golden data")

@@ -108,7 +108,7 @@ def add_adapters(
         new = reading.all(pairs, writer.heads).sets[1:]
         asked = replace(asked, texts=replace(asked.texts, sets=(*asked.texts.sets, *new)))
     progress(f"computing golden batches with {references.description}")
-    joining = BatchMaker(manifest, references, maker.allowance, pads)
+    joining = BatchMaker(manifest, references, maker.allowance, pads, old)
     asked = replace(asked, batches=joining.add(asked.batches, pairs, writer.heads))
     if asked.media is not None and manifest.media is not None:
         answering = MediaMaker(manifest.media, old.base_outputs, references, maker.allowance)

@@ -53,6 +53,15 @@ _DRAWS = 3
 _MORE_TOKENS = 4
 """Tokens of padding that a row gets to see what padding changes."""
 
+_LABELS = 8
+"""Maximum rows of an adapter that are there because of the label that they are given."""
+
+_LABEL_TOKENS = 4
+"""Tokens of these rows: the fewer, the more their answers differ."""
+
+_DRAWN_TOKENS = 2**10
+"""Tokens of all rows among which they are looked for."""
+
 _ROW_NUMBERS, _ALL_NUMBERS = 2**14, 2**15
 """The most numbers in the answer of one row, and in all answers: a client parses them as JSON."""
 
@@ -115,12 +124,14 @@ class BatchMaker:
         references: computes the answers; never the exported graph.
         allowance: decides how far answers may be off.
         pads: whether rows may be padded, by the name of their adapter.
+        graph: a bundle whose graph with slots shows which inputs get which labels; no answer is taken from it.
     """
 
     manifest: Manifest
     references: Runner
     allowance: Allowance
     pads: Mapping[str, bool]
+    graph: OpenedBundle
 
     def make(
         self, base: Golden, adapters: Sequence[tuple[Adapter, Golden]], heads: Sequence[HeadSum]
@@ -183,7 +194,51 @@ class BatchMaker:
             row = self._row(asked, turn, rows)
             if row is not None and _count(row.answer) <= _ROW_NUMBERS:
                 rows.append(row)
+        if rows and self.references.keeps_weights and asked.task is not None and asked.task.type == "single_label":
+            rows += self._rows_of_labels(asked, rows)
         return rows
+
+    def _rows_of_labels(self, asked: _Asked, rows: Sequence[GoldenBatchRow]) -> Iterator[GoldenBatchRow]:
+        """Yield rows whose answers name labels that look alike in others: exchanged, these would go unnoticed.
+
+        In 8 bits, numbers may be off by more than two unlikely labels differ. Of two labels one is enough.
+        """
+        alike = _alike(rows)
+        if len(alike) < 2:
+            return
+        drawn = self._many(asked)
+        results = self._results(asked, drawn)
+        ranked = np.sort(results, axis=-1)
+        leads = ranked[:, -1] - ranked[:, -2]
+        missing = len(alike)
+        for at, label in enumerate(rows[0].answer["probabilities"]):
+            own = np.flatnonzero(results.argmax(-1) == at)
+            if label not in alike or not len(own) or missing < 2 or missing <= len(alike) - _LABELS:
+                continue
+            row = self._answered(asked, drawn[own[leads[own].argmax()]])
+            if row.decided and row.answer["label"] == label:
+                missing -= 1
+                yield row
+
+    def _many(self, asked: _Asked) -> list[Arrays]:
+        """Draw many short rows."""
+        rng = np.random.default_rng(crc32(str(asked.name).encode()))
+        first = self._draw(asked, _LABEL_TOKENS, 0, rng)
+        count = max(1, _DRAWN_TOKENS // max(array.size for array in first.values()))
+        count = count if self._batch_is_free() else min(count, _LABELS)  # or else each is a run of its own
+        return [first, *(self._draw(asked, _LABEL_TOKENS, 0, rng) for _ in range(count - 1))]
+
+    def _batch_is_free(self) -> bool:
+        return all(isinstance(record.axes[0], str) for record in self.manifest.inputs)
+
+    def _results(self, asked: _Asked, rows: Sequence[Arrays]) -> np.ndarray:
+        """Return what the graph gives for the head of an adapter, [rows, classes]."""
+        assert asked.adapter is not None  # as only these have a task
+        tensors = slot_tensors(self.graph.plan, asked.adapter)
+        together = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        requests = [together] if self._batch_is_free() else rows
+        found = self.graph.run_slots([{**arrays, **tensors} for arrays in requests])
+        return np.concatenate([outputs[str(asked.output)] for outputs in found])
 
     def _row(self, asked: _Asked, turn: int, others: Sequence[GoldenBatchRow]) -> GoldenBatchRow | None:
         """Return the first of some drawn rows that can tell everything, or the one that can tell most."""
@@ -308,6 +363,19 @@ class BatchMaker:
             )
             for record in self.manifest.inputs
         }
+
+
+def _alike(rows: Sequence[GoldenBatchRow]) -> set[str]:
+    """Return labels that could be exchanged with another unseen: no row has either, and their numbers are too near."""
+    labels = list(rows[0].answer["probabilities"])
+    shares = np.array([[row.answer["probabilities"][label] for label in labels] for row in rows])
+    near = np.ones((len(labels), len(labels)), bool)
+    for row, share in zip(rows, shares, strict=True):
+        near &= np.abs(np.subtract.outer(share, share)) <= row.absolute
+    given = [row.decided and row.answer["label"] for row in rows]
+    unseen = np.array([label not in given for label in labels])
+    near &= np.outer(unseen, unseen) & ~np.eye(len(labels), dtype=bool)
+    return {labels[at] for at in np.flatnonzero(near.any(axis=1))}
 
 
 def _dealt(rows: Sequence[GoldenBatchRow], reference: str) -> GoldenBatches | None:

@@ -37,10 +37,11 @@ from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.kinds import BottleneckOptions, pfeiffer
+from adapter_export.graph.kinds import BottleneckOptions, houlsby, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import LENGTHS_KEY, OnnxBase, open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
+from adapter_export.onnx_backend.quantise.precision import with_precision
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answers import LONGEST_SPAN
 
@@ -343,10 +344,31 @@ def test_numbers_that_are_not_integers_have_none(tmp_path: Path) -> None:
     base = tiny_base(tmp_path)
     floats = replace(base, inputs=tuple(replace(one, dtype="float32") for one in base.inputs))
     from adapter_export.bundle.golden_batches import BatchMaker
+    from adapter_export.bundle.opened import OpenedBundle
 
     manifest = build(base, [random_adapter("a", pfeiffer(), base, labels="ab")], tmp_path / "bundle")
-    maker = BatchMaker(replace(manifest, inputs=floats.inputs), CutRunner(base), None, {})  # type: ignore[arg-type]
+    opened = OpenedBundle.open(tmp_path / "bundle", copy=False)
+    maker = BatchMaker(replace(manifest, inputs=floats.inputs), CutRunner(base), None, {}, opened)  # type: ignore[arg-type]
     assert maker.make(None, [], []) is None  # type: ignore[arg-type]
+
+
+def test_labels_that_are_exchanged_show_in_8_bits(tmp_path: Path) -> None:
+    """The numbers of three rows are too near; a fourth one is there because its label is decided."""
+    from adapter_export.bundle.golden_batches import replay_batches
+    from adapter_export.bundle.opened import OpenedBundle
+
+    folder, base = tmp_path / "bundle", with_precision(tiny_base(tmp_path), "int8", tmp_path)
+    manifest = build(base, [random_adapter("e", houlsby(), base, bottleneck=4, labels="uvw")], folder)
+    rows = [row for row in rows_of(folder) if row.adapter == "e"]
+    assert [row.decided for row in rows] == [False, False, False, True]
+    assert rows[3].answer["label"] == "w"
+    (record,) = manifest.adapters
+    assert record.task is not None
+    exchanged = replace(record, task=replace(record.task, labels=("u", "w", "v")))
+    wrong = OpenedBundle(folder, replace(manifest, adapters=(exchanged,)))
+    found = replay_batches(wrong, batches_of(folder), ["e"], ["slots", "bank"])
+    assert not found.passed
+    assert "1 of 4 rows differ" in found.detail
 
 
 def test_two_builds_write_the_same_file(built: Built, tmp_path: Path) -> None:
