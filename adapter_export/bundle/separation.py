@@ -159,8 +159,20 @@ class SeparationMaker:
 
     def _run(self, name: str, case: Case, expected: Arrays, faults: Sequence[Fault]) -> Seen:
         own = {**case.arrays, **self.bundle.tensors(name)}
-        right, *wrong = self.bundle.run_slots([own, *({**own, **fault.tensors} for fault in faults)])
-        return Seen(case, own, expected, right, dict(zip((fault.name for fault in faults), wrong, strict=True)))
+        faulty = {fault.name: {**own, **fault.tensors} for fault in faults}
+        try:
+            right, *wrong = self.bundle.run_slots([own, *faulty.values()])
+        except RequestError:  # a fault that the graph refuses is no silent one
+            (right,) = self.bundle.run_slots([own])
+            wrong = [self._outputs(feeds) for feeds in faulty.values()]
+        return Seen(case, own, expected, right, dict(zip(faulty, wrong, strict=True)))
+
+    def _outputs(self, feeds: Arrays) -> Arrays:
+        """Return what the graph gives; nothing if it refuses these tensors."""
+        try:
+            return self.bundle.run_slots([feeds])[0]
+        except RequestError:
+            return {}
 
     def _parts(self, name: str, weak: Sequence[Fault], seen: list[Seen], found: Separations) -> list[Candidate]:
         """Return golden parts that show weak faults; what they show goes into `found`, cases for them into `seen`.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from adapter_export.errors import FormatError, HashError
 from adapter_export.format.manifest import GoldenRecord, PartRecord
+from adapter_export.reading.documents import parse_json
 from adapter_export.reading.parsers import parsing
 from adapter_export.reading.regular_files import read_bytes
 from adapter_export.runtime.bundle import Bundle
@@ -180,7 +181,7 @@ def read_golden(bundle: Bundle, path: str) -> Arrays:
     # read here because the runtime package has no safetensors library; hashes were compared
     with parsing(refusal):
         start = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
-        header = json.loads(data[_LENGTH:start])
+        header: Any = parse_json(data[_LENGTH:start], file)
         header.pop("__metadata__", None)
         tensors: Arrays = {}
         for name, entry in header.items():

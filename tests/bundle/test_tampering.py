@@ -187,8 +187,9 @@ def test_a_case_that_nothing_is_known_of_compares_nothing(built: Built) -> None:
 def test_golden_vectors_of_one_output_alone_are_not_enough(copy: Path) -> None:
     def change(manifest: Manifest) -> Manifest:
         adapters = tuple(
-            replace(adapter, golden=replace(adapter.golden, absolute={"logits": adapter.golden.absolute["logits"]}))
+            replace(adapter, golden=replace(adapter.golden, absolute=absolute, separation=None))
             for adapter in manifest.adapters
+            if (absolute := {"logits": adapter.golden.absolute["logits"]})
         )
         return replace(manifest, adapters=adapters)
 

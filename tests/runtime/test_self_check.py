@@ -132,7 +132,7 @@ def test_golden_data_that_changed_are_refused(copy: Path) -> None:
 def test_golden_data_that_are_no_tensors_are_refused(copy: Path) -> None:
     (copy / "golden" / "base.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0 no header here")
     rehash(copy)
-    with pytest.raises(FormatError, match="is not a safetensors file"):
+    with pytest.raises(FormatError, match="is not valid JSON"):
         _check(copy)
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from adapter_export.reading.regular_files import map_bytes
+
 _UNITS = {ir.DataType.FLOAT: 4.0, ir.DataType.DOUBLE: 4.0, ir.DataType.FLOAT16: 1.0}
 """How many units in the last place an element is off, by its type: kernels of one operation differ by about as many.
 Those of float16 add up in float32, and round once."""
@@ -45,6 +47,6 @@ def _is_vector(tensor: ir.TensorProtocol) -> bool:
 def _values(tensor: ir.TensorProtocol, folder: Path) -> np.ndarray:
     """Return the elements of a tensor; onnx_ir refuses a file with hard links, which the weights of a bundle may be."""
     if isinstance(tensor, ir.ExternalTensor):
-        path = folder / str(tensor.location)
-        return np.fromfile(path, tensor.dtype.numpy(), tensor.size, offset=tensor.offset or 0)
+        with map_bytes(folder / str(tensor.location)) as mapped:
+            return np.frombuffer(mapped, tensor.dtype.numpy(), tensor.size, tensor.offset or 0).copy()
     return tensor.numpy()
