@@ -206,7 +206,7 @@ def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator
 
 
 def _separation(manifest: Manifest) -> Iterator[Table]:
-    """Yield how many times over what is allowed the least fault of each adapter shows, where that was measured."""
+    """Yield a table of the weakest fault and the nearest neighbour of each adapter, where that was measured."""
     found = [(one.name, one.golden.separation) for one in manifest.adapters]
     rows = [
         (
@@ -221,7 +221,7 @@ def _separation(manifest: Manifest) -> Iterator[Table]:
         if own is not None
     ]
     if rows:
-        columns = ("adapter", "separation", "least fault", "from", "nearest adapter", "faults below 2")
+        columns = ("adapter", "separation", "weakest fault", "apart", "nearest adapter", "faults below 2")
         yield Table(columns, rows, "separation of golden data", "lrlrll")
 
 

@@ -80,9 +80,9 @@ def check_separation(records: Sequence[AdapterRecord], names: Collection[str]) -
         found = record.golden.separation
         if found is None or record.name not in names:
             continue
-        least = f"the least fault, `{found.fault}`, shows {found.least:.3g} times over what is allowed"
+        least = f"the weakest fault, `{found.fault}`, reaches {found.least:.3g} times what is allowed"
         near = found.nearest
         other = "" if near is None else f"; `{near.adapter}` in its place {near.separation:.3g} times"
         yield InvariantRecord("separation", record.name, "passed", f"{least}{other}")
         if found.weak:
-            yield InvariantRecord(WEAK, record.name, "passed", f"less than twofold: {quoted(found.weak)}")
+            yield InvariantRecord(WEAK, record.name, "passed", f"less than twice what is allowed: {quoted(found.weak)}")
