@@ -46,6 +46,14 @@ def test_the_least_that_a_manifest_says(manifest: Manifest, bundle: Path) -> Non
     assert read_manifest(bundle) == least
 
 
+def _parts(document: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    """Golden parts as the manifest has them, but for what is changed."""
+    golden = document["adapters"][0]["golden"]
+    part = {"fault": "a off", "output": next(iter(golden["absolute"])), "factor": 1.0, "limit": 0.5}
+    part |= {key: value for key, value in changed.items() if key in part}
+    return {"path": changed.get("path", golden["path"]), "cases": ["one"], "parts": [part]}
+
+
 BAD: dict[str, tuple[Change, type[InputError], str]] = {
     "no version": (lambda d: d.pop("version"), FormatError, "states no format version"),
     "newer major": (lambda d: d.update(version="2.0.0"), VersionError, "found version 2.0.0"),
@@ -108,6 +116,27 @@ BAD: dict[str, tuple[Change, type[InputError], str]] = {
         FormatError,
         "`$.adapters[0].golden.path`",
     ),
+    "golden parts without hash": (
+        lambda d: d["adapters"][0]["golden"].update(parts=_parts(d, path="golden/other")),
+        FormatError,
+        "`$.adapters[0].golden.path`",
+    ),
+    "a part of no output": (
+        lambda d: d["adapters"][0]["golden"].update(parts=_parts(d, output="other")),
+        FormatError,
+        "`$.adapters[0].golden.parts.parts`",
+    ),
+    "golden parts without a limit": (
+        lambda d: d["adapters"][0]["golden"].update(parts=_parts(d, limit=-1.0)),
+        FormatError,
+        "`$.adapters[0].golden.parts.parts[0].limit`",
+    ),
+    "a digest of no graph": (
+        lambda d: d["golden"].update(recorded={"other": "0" * 64}),
+        FormatError,
+        "`$.golden.recorded`",
+    ),
+    "checksums in no output": (lambda d: d.update(checksums="other"), FormatError, "`$.checksums`"),
     "adapter without hash": (lambda d: d["adapters"][0].update(source="other"), FormatError, "`other/weights.safet"),
     "golden texts without hash": (lambda d: d.update(golden_texts="other.json"), FormatError, "`$.golden_texts`"),
     "golden batches without hash": (lambda d: d.update(golden_batches="other.json"), FormatError, "`$.golden_batches`"),
