@@ -13,6 +13,9 @@ from adapter_export.bundle.opened import OpenedBundle
 ENOUGH = 2.0
 """The separation that every fault should have, and every other adapter."""
 
+MOST = 1e6
+"""The largest separation that is written: JSON has no infinity."""
+
 Vector = npt.NDArray[np.float64]
 
 _SAMPLED = 512

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from adapter_export.bundle.effects import effects, note_of
 from adapter_export.bundle.golden import Case, Golden, case_of
 from adapter_export.bundle.golden_parts import GoldenParts
-from adapter_export.bundle.neighbours import ENOUGH, nearest_adapters, separation_of
+from adapter_export.bundle.neighbours import ENOUGH, MOST, nearest_adapters, separation_of
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.part_candidates import Candidate, Seen, candidates, golden_parts
 from adapter_export.bundle.write import BundleWriter
@@ -36,9 +36,6 @@ from adapter_export.onnx_backend.base.disturbed import disturbed
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import weights_are_many
 from adapter_export.runtime.graphs import run_session
-
-_MOST = 1e6
-"""The largest separation that is written: JSON has no infinity."""
 
 _ELEMENTS = 2**14
 """The most elements of all outputs in a case that is run for every fault."""
@@ -326,7 +323,7 @@ def _best(outputs: Mapping[str, float]) -> float:
 
 
 def _written(separation: float) -> float:
-    return float(f"{min(separation, _MOST):.4g}")
+    return float(f"{min(separation, MOST):.4g}")
 
 
 def _record(found: Separations, nearest: NearestRecord | None) -> SeparationRecord | None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from adapter_export.bundle.golden_parts import GoldenParts
+from adapter_export.bundle.neighbours import MOST
 from adapter_export.bundle.opened import Graph
 from adapter_export.errors import quoted
 from adapter_export.format.check_report import InvariantRecord, verdict
@@ -80,9 +81,13 @@ def check_separation(records: Sequence[AdapterRecord], names: Collection[str]) -
         found = record.golden.separation
         if found is None or record.name not in names:
             continue
-        least = f"the weakest fault, `{found.fault}`, reaches {found.least:.3g} times what is allowed"
+        least = f"the weakest fault, `{found.fault}`, reaches {_times(found.least)} what is allowed"
         near = found.nearest
-        other = "" if near is None else f"; `{near.adapter}` in its place {near.separation:.3g} times"
+        other = "" if near is None else f"; `{near.adapter}` in its place {_times(near.separation)}"
         yield InvariantRecord("separation", record.name, "passed", f"{least}{other}")
         if found.weak:
             yield InvariantRecord(WEAK, record.name, "passed", f"less than twice what is allowed: {quoted(found.weak)}")
+
+
+def _times(separation: float) -> str:
+    return f"{separation:.3g} times" if separation < MOST else f"over {MOST:,.0f} times"
