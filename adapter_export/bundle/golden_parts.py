@@ -21,7 +21,7 @@ from adapter_export.numerics.runner import Arrays
 from adapter_export.runtime.self_check import part_values
 
 _SHOWN = 5
-"""How many wrong tensors a message names."""
+"""The most wrong tensors that a message names."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ MOST = 1e6
 Vector = npt.NDArray[np.float64]
 
 _SAMPLED = 512
-"""How many elements of an output are compared for every pair of adapters."""
+"""Elements of an output that are compared for every pair of adapters."""
 
 
 def nearest_adapters(bundle: OpenedBundle) -> dict[str, list[tuple[str, float]]]:

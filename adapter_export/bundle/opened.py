@@ -317,7 +317,7 @@ class OpenedBundle:
         return self._sessions[file, level]
 
     def with_threads(self, threads: int) -> OpenedBundle:
-        """Return the bundle with sessions of its own, in which one operation may use so many threads."""
+        """Return the bundle with sessions of its own, in which one operation may use `threads` threads."""
         other = OpenedBundle(self.folder, self.manifest, staged=self.staged, private=self._private)
         other._threads, other._tensors, other._golden = threads, self._tensors, self._golden
         return other

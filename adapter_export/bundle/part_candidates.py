@@ -25,7 +25,7 @@ _LARGE = 2**13
 """The most weights of a golden part."""
 
 _CAUTION = 2.5
-"""By how much a limit is wider than the rounding that was measured: other processors round elsewhere."""
+"""The ratio of a limit to the rounding that was measured: other processors round elsewhere."""
 
 _NARROWEST = 0.05
 """The narrowest limit of a golden part."""

@@ -38,7 +38,7 @@ not wider than 64, they add up more terms at a time. With 16 threads, that is so
 """
 
 _SHORT = 2
-"""How many short cases are tried."""
+"""Short cases that are tried."""
 
 _Key = tuple[Form, str | None]
 """A graph, and the adapter of all rows; none is the base."""

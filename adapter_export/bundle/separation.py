@@ -49,17 +49,17 @@ _MOST_ELEMENTS = 2**18
 _SEED = 32
 
 _DRAWS = 5
-"""How many disturbed graphs show what rounding on other machines does."""
+"""Disturbed graphs that show what rounding on other machines does."""
 
 _NEAR = 2
-"""How many other adapters are tried as faults, if golden vectors do not tell them."""
+"""The most other adapters that are tried as faults, if golden vectors do not show them."""
 
 _HOPELESS = (0.0, 0.0, 0.3, 0.6)
-"""By the number of cases: a fault that shows less than this part of `ENOUGH` is given up. More rows of inputs make it
+"""Parts of `ENOUGH` by the number of cases: a fault that shows less is given up. More rows of inputs make it
 clearer by the root of their number, and no drawn case has four times as many as those before it."""
 
 _NAMED = 6
-"""How many faults a message names."""
+"""The most faults that a message names."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def faults_of(bundle: OpenedBundle, name: str) -> Iterator[Fault]:
 
 
 Separations = dict[str, dict[str, float]]
-"""By fault and output."""
+"""Separations by fault and output."""
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ def weakness(record: AdapterRecord, alike: Collection[str] = ()) -> Iterator[str
         shown, more = quoted(found.weak[:_NAMED]), len(found.weak) - _NAMED
         yield (
             f"golden data of `{record.name}` barely show {shown}{f' and {more} more' if more > 0 else ''}: "
-            f"the weakest fault reaches {found.least:.2g} times what is allowed, of {ENOUGH:g} that are wanted"
+            f"the weakest fault reaches {found.least:.2g} times what is allowed, less than {ENOUGH:g}"
         )
     nearest = None if found is None else found.nearest
     if nearest is not None and nearest.separation < ENOUGH and nearest.adapter not in alike:

@@ -268,7 +268,7 @@ class SeparationRecord:
         fault: the fault that has it, such as `layers.5.ffn off`.
         outputs: by output: the smallest separation by this output alone, of all faults but a missing head.
         weak: the faults whose separation is below 2, the weakest first.
-        nearest: the adapter that is told apart least. Null where no other adapter has other tensors.
+        nearest: the adapter that golden data show least in its place. Null where no other adapter has other tensors.
     """
 
     least: NotNegative
@@ -280,7 +280,7 @@ class SeparationRecord:
 
 @dataclass(frozen=True)
 class RecordedRuns:
-    """What ONNX Runtime itself gave when the bundle was built, to be compared bit for bit.
+    """Runs of ONNX Runtime itself when the bundle was built, to be compared bit for bit.
 
     The digests are in `recorded` of golden vectors. They hold where the version and the provider are these, and the
     digest of the base in the same graph is the recorded one: it is the witness that the processor and the build of the

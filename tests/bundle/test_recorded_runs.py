@@ -1,4 +1,4 @@
-"""What ONNX Runtime gave when a bundle was built is recorded, and compared bit for bit where that means something."""
+"""Runs of ONNX Runtime are recorded when a bundle is built, and compared bit for bit where that means something."""
 
 from __future__ import annotations
 

@@ -5,27 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from clients import Client, last_line
+from coarse_bundle import build_coarse
 from once import once
 from tampering import edit, edit_adapter, rehash
-from tiny_onnx import random_adapter, save_tiny
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.write import FLAVOURS
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest
-from adapter_export.graph.kinds import houlsby, lora
-from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.onnx_base import open_onnx
-from adapter_export.onnx_backend.onnx_runner import CutRunner
-from adapter_export.onnx_backend.quantise.precision import with_precision
 
-SHAPES = ({"batch": 1, "tokens": 3}, {"batch": 1, "tokens": 33}, {"batch": 3, "tokens": 7})
 SITE = "layers.0.attention"
 GRAPHS = ("slots", "inputs", "bank", "fanout")
 
@@ -34,17 +28,9 @@ GRAPHS = ("slots", "inputs", "bank", "fanout")
 def coarse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base in 8 bits with the adapters `a` and `b`, in every graph; not to be changed."""
 
-    def make(folder: Path) -> None:
-        base = with_precision(open_onnx(save_tiny(folder)), "int8", folder)
-        adapters = [
-            random_adapter("a", houlsby(), base, bottleneck=4, labels="xy"),
-            random_adapter("b", lora(), base, labels="xyz"),
-        ]
-        cases = input_cases(base.inputs, seed=0, shapes=list(SHAPES))
-        out, runner = folder / "bundle", CutRunner(base)
-        build_bundle(base, adapters, out, references=runner, cases=cases, flavours=list(FLAVOURS), bake=["a"])
-
-    return once(tmp_path_factory, "python_coarse", make) / "bundle"
+    return (
+        once(tmp_path_factory, "python_coarse", partial(build_coarse, flavours=list(FLAVOURS), bake=["a"])) / "bundle"
+    )
 
 
 @pytest.fixture

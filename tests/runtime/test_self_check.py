@@ -5,27 +5,21 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from coarse_bundle import build_coarse
 from once import once
 from small_bundle import build_small
 from tampering import edit, edit_adapter, rehash, scaled
-from tiny_onnx import random_adapter, save_tiny
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import FormatError, HashError
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest
-from adapter_export.graph.kinds import houlsby, lora
-from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.onnx_base import open_onnx
-from adapter_export.onnx_backend.onnx_runner import CutRunner
-from adapter_export.onnx_backend.quantise.precision import with_precision
 from adapter_export.runtime import Bundle, check_session
 
-SHAPES = ({"batch": 1, "tokens": 3}, {"batch": 1, "tokens": 33}, {"batch": 3, "tokens": 7})
 SITE, UP = "layers.0.attention", "adapter.layers.0.ffn.up.weight"
 
 
@@ -33,16 +27,7 @@ SITE, UP = "layers.0.attention", "adapter.layers.0.ffn.up.weight"
 def coarse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base in 8 bits, whose budgets hide sites of `a`; not to be changed."""
 
-    def make(folder: Path) -> None:
-        base = with_precision(open_onnx(save_tiny(folder)), "int8", folder)
-        adapters = [
-            random_adapter("a", houlsby(), base, bottleneck=4, labels="xy"),
-            random_adapter("b", lora(), base, labels="xyz"),
-        ]
-        cases = input_cases(base.inputs, seed=0, shapes=list(SHAPES))
-        build_bundle(base, adapters, folder / "bundle", references=CutRunner(base), cases=cases, flavours=[])
-
-    return once(tmp_path_factory, "runtime_coarse", make) / "bundle"
+    return once(tmp_path_factory, "runtime_coarse", partial(build_coarse, flavours=[])) / "bundle"
 
 
 @pytest.fixture
@@ -73,7 +58,7 @@ def _turn_off(folder: Path, adapter: str) -> None:
 
 @pytest.mark.parametrize("change", [lambda manifest: manifest, _elsewhere])
 def test_a_right_bundle_passes(copy: Path, change: Callable[[Manifest], Manifest]) -> None:
-    """By its bits, or elsewhere by golden vectors and golden parts."""
+    """Its bits decide, or elsewhere golden vectors and golden parts."""
     rehash(copy, change)
     _check(copy)
 

@@ -20,7 +20,7 @@ WEAK = "faults barely shown"
 """The name of faults that golden data do not show twofold."""
 
 _SHOWN = 5
-"""How many faults a message names."""
+"""The most faults that a message names."""
 
 
 @dataclass(frozen=True)

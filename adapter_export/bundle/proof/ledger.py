@@ -31,7 +31,7 @@ _EXACT = frozenset(
 _LEFT_OUT = frozenset({"padding not compared", "live model not compared", "recorded runs not compared", WEAK})
 
 _HERE = "recorded-runs/"
-"""What is owed only where ONNX Runtime rounds as when the bundle was built; elsewhere the ledger says so."""
+"""Obligations that hold only where ONNX Runtime rounds as when the bundle was built; elsewhere the ledger says so."""
 
 _LEVELS = 4
 """How many optimization levels ONNX Runtime has."""

@@ -186,7 +186,7 @@ def _said_of_bits(copy: Copy, reference: Reference | None, own: Mapping[str, Ada
 
 
 def _said_of_golden(copy: Copy, *, recorded: bool) -> tuple[list[str], tuple[FaultStatus, str] | None]:
-    """What golden data say of each kind of graph that is wrong, and what became of one of which they say nothing.
+    """Return what golden data say of each kind of graph that is wrong, and the status of one on which they are silent.
 
     Recorded runs show any bit, but only on a machine like that of the build: without `recorded`, they are left out.
     """

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from adapter_export.reading.regular_files import map_bytes
 
 _UNITS = {ir.DataType.FLOAT: 4.0, ir.DataType.DOUBLE: 4.0, ir.DataType.FLOAT16: 1.0}
-"""How many units in the last place an element is off, by its type: kernels of one operation differ by about as many.
+"""Units in the last place that an element is off, by its type: kernels of one operation differ by about as many.
 Those of float16 add up in float32, and round once."""
 
 
