@@ -42,20 +42,20 @@ from adapter_export.api.training.trainer import trainer_callback
 from adapter_export.version import __version__
 
 if TYPE_CHECKING:  # for annotations; each loads more than a program may need
+    from adapter_export.analysis.adapter_costs import Plan as Plan
+    from adapter_export.analysis.comparison import Comparison as Comparison
+    from adapter_export.analysis.concurrency import Benchmark as Benchmark
+    from adapter_export.analysis.drop import Drop as Drop
+    from adapter_export.analysis.evaluation import Evaluation as Evaluation
+    from adapter_export.analysis.mistakes import Lint as Lint
+    from adapter_export.analysis.student import Distillation as Distillation
+    from adapter_export.analysis.sweep_results import Sweep as Sweep
     from adapter_export.bundle.report import Report as Report
     from adapter_export.bundle.signature import Signature as Signature
+    from adapter_export.deploy.layout import Shipped as Shipped
     from adapter_export.graph.adapter import Adapter as Adapter
     from adapter_export.hub.fetch import Fetched as Fetched
     from adapter_export.hub.push import Pushed as Pushed
-    from adapter_export.layouts.layout import Shipped as Shipped
-    from adapter_export.practice.adapter_costs import Plan as Plan
-    from adapter_export.practice.comparison import Comparison as Comparison
-    from adapter_export.practice.concurrency import Benchmark as Benchmark
-    from adapter_export.practice.drop import Drop as Drop
-    from adapter_export.practice.evaluation import Evaluation as Evaluation
-    from adapter_export.practice.mistakes import Lint as Lint
-    from adapter_export.practice.student import Distillation as Distillation
-    from adapter_export.practice.sweep_results import Sweep as Sweep
     from adapter_export.runtime import Bundle as Bundle
 
 # ONNX Runtime 1.29 and later report models and machines to Microsoft, unless this is set before it is imported

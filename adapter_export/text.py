@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from adapter_export.errors import BaseModelError, FileError, InputError, MissingExtraError, RequestError, quoted
-from adapter_export.reading.child import Limits, try_out
-from adapter_export.reading.parsers import parsing
-from adapter_export.reading.regular_files import read_text
+from adapter_export.safe_io.child import Limits, try_out
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import read_text
 
 if TYPE_CHECKING:
     import tokenizers

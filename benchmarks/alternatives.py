@@ -79,12 +79,12 @@ def _prepare(folder: Path, given: argparse.Namespace) -> None:
     plain = {"without_own_head": True, "force": True}
     ae.build(base, own, folder / "bundle", bake=[own[0].name], **plain)
     for precision in ("int8", "int8-weights"):
-        ae.build(base, own[:1], folder / precision, base_precision=precision, flavours=["slots"], **plain)
-    ae.build(base, own[:1], folder / "optimized", optimize=True, flavours=["slots"], **plain)
+        ae.build(base, own[:1], folder / precision, base_precision=precision, variants=["slots"], **plain)
+    ae.build(base, own[:1], folder / "optimized", optimize=True, variants=["slots"], **plain)
     ae.build(
-        base, own[:1], folder / "int8-optimized", base_precision="int8", optimize=True, flavours=["slots"], **plain
+        base, own[:1], folder / "int8-optimized", base_precision="int8", optimize=True, variants=["slots"], **plain
     )
-    ae.build(base, [lora], folder / "bundle-lora", bake=["lora"], flavours=["slots"], **plain)
+    ae.build(base, [lora], folder / "bundle-lora", bake=["lora"], variants=["slots"], **plain)
     exported = base.exported(folder).path
     ir.save(products_alone(ir.load(exported)), exported.with_name("products.onnx"))
 

@@ -34,7 +34,7 @@ def measure(subject: Subject, settings: Settings) -> list[Table]:
     adapters = tuple(
         random_houlsby(f"a{number}", subject.base, width, number, lowest=layers // 2) for number in range(count)
     )
-    bundle = built(subject.base, adapters, subject.folder / "fanout", flavours=["slots", "bank", "fanout"])
+    bundle = built(subject.base, adapters, subject.folder / "fanout", variants=["slots", "bank", "fanout"])
     plain, keeping = (bundle.session(threads=settings.threads, prefix_bytes=size) for size in (0, _KEPT_BYTES))
     names, rows = [adapter.name for adapter in adapters], []
     for tokens in settings.lengths:

@@ -134,7 +134,7 @@ def fusion(run: Run) -> dict[str, Any]:
 
 def transfer(run: Run) -> dict[str, Any]:
     """Measure the adapters of all domains on the test rows of one."""
-    bundle = ae.build(base(), members(run), FOLDER / "bundle", flavours=["slots"], force=True)
+    bundle = ae.build(base(), members(run), FOLDER / "bundle", variants=["slots"], force=True)
     found = {one.name: ae.evaluate(bundle, run.part("test"), adapter=one.name, resamples=0) for one in members(run)}
     return {"test": {name.partition("-")[0]: one.scores["pearson"].value for name, one in found.items()}}
 

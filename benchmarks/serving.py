@@ -131,9 +131,9 @@ def _prepare(folder: Path, names: Sequence[str]) -> None:
         write_adapter(random_houlsby(name, exported, 64, number), folder / "adapters" / name)
     plain = {"without_own_head": True}
     folders = [folder / "adapters" / name for name in names]
-    ae.build(base, folders, folder / "bundle", flavours=["slots", "bank"], **plain)
+    ae.build(base, folders, folder / "bundle", variants=["slots", "bank"], **plain)
     for path in folders:
-        ae.build(base, [path], folder / path.name, flavours=["slots"], **plain)
+        ae.build(base, [path], folder / path.name, variants=["slots"], **plain)
 
 
 def _in_process(path: Path, names: Sequence[str], clients: int) -> Way:

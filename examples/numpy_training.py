@@ -21,7 +21,7 @@ from adapter_export.errors import UsageError
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.graph.initialise import initialise
 from adapter_export.graph.kinds import KINDS, Kind, classification_head
-from adapter_export.importers.plain import pack
+from adapter_export.importers.plain_tensors import pack
 from adapter_export.numerics.evaluate_adapter import evaluate, gradients
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.sites.site import Site

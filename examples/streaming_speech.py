@@ -104,7 +104,7 @@ def arguments(features: np.ndarray) -> dict[str, Any]:
 
 
 def stream(session: Session, clip: np.ndarray, chunks: list[int], adapters: list[str | None]) -> np.ndarray:
-    """Feed a clip [batch, frames, 80] in chunks, each with an adapter; the vectors of all frames."""
+    """Feed an audio file [batch, frames, 80] in chunks, each with an adapter; the vectors of all frames."""
     state, start, heard = silence(len(clip)), 0, []
     for length, adapter in zip(chunks, adapters, strict=True):
         found = session.run({"features": clip[:, start : start + length], **state}, adapter)
@@ -177,7 +177,7 @@ def main() -> None:
         target, alone = (encoder(**arguments(one))["hidden"] for one in (near(), features))
     adapted = {name: adapt(base, name, target, features) for name in ROOMS}
     bundle = ae.build(
-        base, {name: adapter for name, (adapter, _) in adapted.items()}, folder / "bundle", flavours=("slots", "inputs")
+        base, {name: adapter for name, (adapter, _) in adapted.items()}, folder / "bundle", variants=("slots", "inputs")
     )
     session = bundle.session(threads=1)
 

@@ -108,7 +108,7 @@ def main() -> None:
     learnt, held_out = rows[:96], rows[96:]
     base = ae.capture(save_base(folder / "hf", [text for text, _ in rows]), folder / "model.pt")
     adapters = {task: train(base, task, learnt, folder) for task in TASKS}
-    bundle = ae.build(base, adapters, folder / "bundle", flavours=("bank",))
+    bundle = ae.build(base, adapters, folder / "bundle", variants=("bank",))
     texts = bundle.texts()
 
     # every held-out sentence five times, for each task once, shuffled: one call

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from descriptions import described
 from service_schemas import answer_schema, http_schema
 
+from adapter_export.analysis.comparison import ComparisonDocument
 from adapter_export.format.adapter_files import AdapterDocument
 from adapter_export.format.check_report import CheckReport, SelfTestReport
 from adapter_export.format.derivation import Derivation
@@ -38,7 +39,6 @@ from adapter_export.format.records import (
 from adapter_export.format.signature_claim import SignatureClaim
 from adapter_export.format.site_map_json import SiteMapDocument
 from adapter_export.graph.ops import Interval
-from adapter_export.practice.comparison import ComparisonDocument
 
 RECORDS: Mapping[str, type] = {
     "adapter-graph": AdapterDocument,

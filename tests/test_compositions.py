@@ -19,9 +19,9 @@ from adapter_export.graph.compose import STATIC, FusionOptions, adapter_fusion, 
 from adapter_export.graph.compose.members import own_tensors
 from adapter_export.graph.compose.sums import MIX
 from adapter_export.graph.kinds import KINDS, BottleneckOptions
-from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
+from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import SlotPlan, plan_slots, slot_tensors, topology_key
 from adapter_export.runtime.graphs import run_session
 from adapter_export.torch_backend.torch_runner import TorchRunner

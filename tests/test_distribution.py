@@ -76,9 +76,9 @@ def test_links_on_pypi_lead_to_the_files_of_this_release(metadata: Message) -> N
     own = [link.partition(f"/v{metadata['Version']}/") for link in links if "adapter-export/adapter-export" in link]
     assert own
     assert all((ROOT / path.partition("#")[0]).exists() for _, _, path in own)
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", shown)
-    assert pictures
-    assert all(link.startswith("https://raw.githubusercontent.com/") for link in pictures)
+    images = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", shown)
+    assert images
+    assert all(link.startswith("https://raw.githubusercontent.com/") for link in images)
 
 
 def test_the_project_has_its_addresses(metadata: Message) -> None:

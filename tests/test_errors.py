@@ -34,7 +34,7 @@ PACKAGE = Path(__file__).parents[1] / "adapter_export"
         (argument("force", True), "`force=True`", "`--force`"),
         (argument("site_map"), "`site_map`", "`--site-map`"),
         (argument("pooling", "first"), '`pooling="first"`', "`--pooling first`"),
-        (argument("flavours", ["slots", "inputs"]), '`flavours=["slots", "inputs"]`', "`--flavours slots,inputs`"),
+        (argument("variants", ["slots", "inputs"]), '`variants=["slots", "inputs"]`', "`--variants slots,inputs`"),
         (argument("inputs", option="input"), "`inputs`", "`--input`"),
         (argument("max_tokens", words="N"), "`max_tokens`", "`--max-tokens N`"),
         (
@@ -98,7 +98,7 @@ def test_no_message_outside_the_command_line_names_an_option() -> None:
     for path in sorted(PACKAGE.rglob("*.py")):
         place = path.relative_to(PACKAGE).as_posix()
         # a card shows commands, and a layout has programs of its own
-        if not place.startswith(("cli/", "errors.py", "layouts/files/")) and path.name != "card.py":
+        if not place.startswith(("cli/", "errors.py", "deploy/files/")) and path.name != "card.py":
             found += [f"{path.name}:{line}: {text}" for line, text in _options(ast.parse(path.read_text("utf-8")))]
     assert found == []
 

@@ -19,11 +19,11 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, houlsby, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
 from adapter_export.onnx_backend.quantise.precision import deviations, with_precision
+from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.bundle import Bundle
 from adapter_export.runtime.graphs import run_session

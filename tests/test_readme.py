@@ -61,7 +61,7 @@ def test_files_that_the_readme_names_exist() -> None:
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
-def test_the_picture_follows_light_and_dark() -> None:
-    picture = (ROOT / "docs" / "idea.svg").read_text("utf-8")
-    assert "prefers-color-scheme: dark" in picture
-    assert "<title" in picture
+def test_the_image_follows_light_and_dark() -> None:
+    image = (ROOT / "docs" / "idea.svg").read_text("utf-8")
+    assert "prefers-color-scheme: dark" in image
+    assert "<title" in image

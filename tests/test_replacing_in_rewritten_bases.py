@@ -22,11 +22,11 @@ from adapter_export.graph.graph import AdapterGraph
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
-from adapter_export.onnx_backend.graft.insert import exposed, insert_slots, with_site_outputs
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.quantise.optimize import optimized
 from adapter_export.onnx_backend.quantise.precision import with_precision
+from adapter_export.onnx_backend.rewrite.insert import exposed, insert_slots, with_site_outputs
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.view import FlowIndex

@@ -26,7 +26,7 @@ class Option:
     least: int | None = None
 
 
-TEXT = Option("The column of the texts; of paths to pictures or clips, `image` or `audio` if not given.", "COLUMN")
+TEXT = Option("The column of the texts; of paths to images or audio, `image` or `audio` if not given.", "COLUMN")
 PAIR = Option("The column of the second texts, where rows are pairs.", "COLUMN")
 LABEL = Option("The column of the labels.", "COLUMN")
 START = Option("Of answers in a text: the column of their first characters, counted from 0.", "COLUMN")

@@ -13,15 +13,15 @@ from adapter_export.bundle.golden import Allowance, Golden, GoldenMaker, OnStep,
 from adapter_export.bundle.golden_batches import BatchMaker, padding_by_name
 from adapter_export.bundle.golden_media import MediaMaker, check_media
 from adapter_export.bundle.opened import OpenedBundle
-from adapter_export.bundle.proof.claims import oldest_runtime, site_records
 from adapter_export.bundle.proof.exact_tensors import Origin
 from adapter_export.bundle.proof.invariants import with_padding
+from adapter_export.bundle.proof.manifest_checks import oldest_runtime, site_records
 from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.bundle.recorded_runs import Recording
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.separation import remarks, with_separation
 from adapter_export.bundle.texts import TextMaker
-from adapter_export.bundle.write import FLAVOURS, BundleWriter, check_bases, check_names, check_texts, model_version
+from adapter_export.bundle.write import VARIANTS, BundleWriter, check_bases, check_names, check_texts, model_version
 from adapter_export.dtypes import AdapterPrecision
 from adapter_export.errors import AdapterError, BaseModelError, UsageError, argument, quoted
 from adapter_export.format.axes import narrowed
@@ -31,10 +31,10 @@ from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.manifest import (
     BankRecord,
     FanoutRecord,
-    Flavour,
     Manifest,
     OutputRecord,
     TextRecord,
+    Variant,
     token_lengths,
 )
 from adapter_export.format.manifest_json import MANIFEST_FILE, MANIFEST_VERSION
@@ -47,19 +47,19 @@ from adapter_export.numerics.runner import Runner
 from adapter_export.numerics.sample_inputs import InputCase
 from adapter_export.onnx_backend.base.external import WEIGHTS_FILE, write_model
 from adapter_export.onnx_backend.base.flow import flow_graph
+from adapter_export.onnx_backend.base.length_probe import axes
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics
-from adapter_export.onnx_backend.base.tried import axes
-from adapter_export.onnx_backend.graft.bank_graph import IDS_INPUT, bank_rows, bank_tensors, insert_bank, is_fillable
-from adapter_export.onnx_backend.graft.checksums import (
+from adapter_export.onnx_backend.rewrite.bank_graph import IDS_INPUT, bank_rows, bank_tensors, insert_bank, is_fillable
+from adapter_export.onnx_backend.rewrite.checksums import (
     CHECKSUMS,
     SlotChecksums,
     add_bank_checksums,
     add_checksums,
     without_checksums,
 )
-from adapter_export.onnx_backend.graft.insert import insert_slots
+from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import Reserved, adapter_output, head_records, head_sums, plan_slots
-from adapter_export.reading.regular_files import read_bytes, sha256_of
+from adapter_export.safe_io.regular_files import read_bytes, sha256_of
 from adapter_export.text import Tokenizer, tokenizer_digest
 from adapter_export.version import __version__
 
@@ -85,7 +85,7 @@ def build_bundle(
     origin: Origin | None = None,
     allow_base_mismatch: bool = False,
     copy_weights: bool = False,
-    flavours: Sequence[Flavour] | None = None,
+    variants: Sequence[Variant] | None = None,
     bake: Sequence[str] = (),
     reserved: Sequence[Reserved] = (),
     precisions: Mapping[str, AdapterPrecision] | None = None,
@@ -99,8 +99,8 @@ def build_bundle(
     `own_head` names the adapter that is the base's own head, if there is one. `references` computes the golden
     vectors of `cases`; it is never the exported graph. `tokenizer` is the text of a `tokenizer.json`, `own_texts`
     what the model's own library makes of golden texts, where that is known, `media` what its processor does with
-    pictures or clips, and `kept` more files, by name, that another program needs. `origin` says what
-    the base was made of: by default of the graph's own constants. `flavours` are the graphs to
+    images or audio, and `kept` more files, by name, that another program needs. `origin` says what
+    the base was made of: by default of the graph's own constants. `variants` are the graphs to
     write beside the one with slots: all if not given, without a bank where there cannot be one. `note` is told of
     that, and of adapters that change nothing. The adapters in `bake` get a graph of their own, in which they are
     constant. `reserved` gets slots beside those of the adapters, for adapters that will be added. Adapters named in
@@ -143,12 +143,12 @@ def build_bundle(
             model = add_checksums(model, plan.slots, sums.output, base.inputs)
         model.model_version = writer.model_version
         progress("writing the graph and the weights of the base")
-        write_model(model, folder / FLAVOURS["slots"], copy_weights=copy_weights)
+        write_model(model, folder / VARIANTS["slots"], copy_weights=copy_weights)
         weights = folder / WEIGHTS_FILE
         hashed = pool.submit(sha256_of, weights) if weights.exists() else None  # seconds for a large base
-        progress("writing the other flavours of the graph")
-        bank, fanout = _write_bank(base, writer, model, adapters, flavours, note or silent, sums)
-        if flavours is None or "inputs" in flavours:
+        progress("writing the other variants of the graph")
+        bank, fanout = _write_bank(base, writer, model, adapters, variants, note or silent, sums)
+        if variants is None or "inputs" in variants:
             writer.inputs(model)
         baked = {adapter.name: writer.baked(model, adapter) for adapter in adapters if adapter.name in bake}
         _keep(kept or {}, folder, _LATER if media is None else (*_LATER, media.record.processor))
@@ -197,7 +197,7 @@ def build_bundle(
             batch_invariant=computing.batch_invariant,
             padding_neutral=False,
             counts_padding=(),
-            graphs={flavour: file for flavour, file in FLAVOURS.items() if (folder / file).exists()},
+            graphs={variant: file for variant, file in VARIANTS.items() if (folder / file).exists()},
             inputs=base.inputs,
             lengths=lengths,
             outputs=(*base.outputs, *(output for output in outputs if output.name in added)),
@@ -266,7 +266,7 @@ def _write_bank(
     writer: BundleWriter,
     slots: ir.Model,
     adapters: Sequence[Adapter],
-    flavours: Sequence[Flavour] | None,
+    variants: Sequence[Variant] | None,
     note: OnStep,
     checksums: SlotChecksums | None,
 ) -> tuple[BankRecord | None, FanoutRecord | None]:
@@ -278,13 +278,13 @@ def _write_bank(
         AdapterError: the adapters cannot share a bank.
         BaseModelError: the base cannot have one, or it cannot be cut there.
     """
-    if flavours is not None and "bank" not in flavours:
+    if variants is not None and "bank" not in variants:
         return None, None
     try:
         rows = bank_rows(writer.plan, writer.heads, adapters)
         model = insert_bank(base, writer.plan, rows)
     except (AdapterError, BaseModelError) as error:
-        if flavours is not None:
+        if variants is not None:
             raise
         note(f"without a bank: {error.message}")
         return None, None
@@ -296,7 +296,7 @@ def _write_bank(
     if checksums is not None:
         model = add_bank_checksums(model, writer.plan.slots, checksums.output, bank)
     writer.bank(model)
-    return bank, writer.fanout(model, bank) if flavours is not None and "fanout" in flavours else None
+    return bank, writer.fanout(model, bank) if variants is not None and "fanout" in variants else None
 
 
 def _keep(files: Mapping[str, Path | bytes], folder: Path, later: Sequence[str]) -> None:

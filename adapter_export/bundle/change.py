@@ -29,7 +29,7 @@ from adapter_export.format.media import GoldenMedia
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.slot_form import rounded
 from adapter_export.numerics.runner import Runner
-from adapter_export.onnx_backend.graft.bank_graph import bank_rows
+from adapter_export.onnx_backend.rewrite.bank_graph import bank_rows
 from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_sums, slot_tensors
 from adapter_export.runtime.adapter_file import write_adapter_file
 

@@ -23,7 +23,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import EXACT, Budget, Extent, budget, product_error
 from adapter_export.numerics.runner import Arrays, Runner, Undefined, moved_by_rounding, run, undefined
 from adapter_export.numerics.sample_inputs import LENGTHS, covering_cases, edge_cases, named_case
-from adapter_export.onnx_backend.graft.checksums import EXACT_CHECKSUM, SlotChecksums
+from adapter_export.onnx_backend.rewrite.checksums import EXACT_CHECKSUM, SlotChecksums
 
 OnStep = Callable[[str], None]
 """Called after each step with what was done."""

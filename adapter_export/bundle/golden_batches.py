@@ -405,7 +405,7 @@ def without(batches: GoldenBatches, adapters: Sequence[str]) -> GoldenBatches | 
 
 
 def replay_batches(
-    bundle: OpenedBundle, batches: GoldenBatches, names: Sequence[str | None], flavours: Collection[str]
+    bundle: OpenedBundle, batches: GoldenBatches, names: Sequence[str | None], variants: Collection[str]
 ) -> InvariantRecord:
     """Answer golden batches as a client does, and compare each row with its lone answer.
 
@@ -413,12 +413,12 @@ def replay_batches(
         bundle: the bundle.
         batches: its golden batches.
         names: the adapters whose rows are compared; all rows of a batch run.
-        flavours: the graphs that may run; nothing runs without `slots`.
+        variants: the graphs that may run; nothing runs without `slots`.
     """
     rows = sum(row.adapter in names for batch in batches.batches for row in batch.rows)
-    if "slots" not in flavours:
+    if "slots" not in variants:
         return InvariantRecord(CHECK, "bundle", "passed", f"{rows} rows, not run")
-    session = bundle.runtime_session(only=flavours)
+    session = bundle.runtime_session(only=variants)
     faults = [fault for batch in batches.batches for fault in _faults(session, bundle.manifest, batch, names)]
     detail = f"{rows} rows in {len(batches.batches)} requests, each as the reference answers it alone"
     if faults:

@@ -1,4 +1,4 @@
-"""Golden media of a bundle: answers by a reference, replayed as a client reads pictures and clips."""
+"""Golden media of a bundle: answers by a reference, replayed as a client reads images and audio."""
 
 from __future__ import annotations
 

@@ -38,15 +38,15 @@ from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.external import read_model
 from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.onnx_backend.base.onnx_base import Numerics, numerics
-from adapter_export.onnx_backend.graft.checksums import SlotChecksums, without_checksums
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import Pieces, weights_are_many
+from adapter_export.onnx_backend.rewrite.checksums import SlotChecksums, without_checksums
 from adapter_export.onnx_backend.slots import SlotPlan, read_plan
-from adapter_export.reading.regular_files import read_bytes
 from adapter_export.runtime.bundle import Bundle, PrivateFolder, check_release, copy_verified, reader
 from adapter_export.runtime.graphs import Graphs, Optimization, run_session
 from adapter_export.runtime.graphs import open_session as open_file
 from adapter_export.runtime.session import Session
+from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.text import Tokenizer
 
 LEVEL: Optimization = "all"
@@ -177,11 +177,11 @@ class OpenedBundle:
         """The sha256 of the manifest, which has those of all other files; of one that is staged as it will be."""
         return hashlib.sha256(canonical_json(asdict(self.manifest))).hexdigest()
 
-    def files_of(self, flavour: Form) -> tuple[str, ...]:
-        """Return the graphs of a flavour: one, or one for each adapter that is baked in."""
-        if flavour == "baked":
+    def files_of(self, variant: Form) -> tuple[str, ...]:
+        """Return the graphs of a variant: one, or one for each adapter that is baked in."""
+        if variant == "baked":
             return tuple(record.baked for record in self.manifest.adapters if record.baked is not None)
-        return (self.manifest.graphs[flavour],) if flavour in self.manifest.graphs else ()
+        return (self.manifest.graphs[variant],) if variant in self.manifest.graphs else ()
 
     @property
     def slots_model(self) -> ir.Model:
@@ -361,7 +361,7 @@ class OpenedBundle:
             FormatError: an adapter does not fit the graph; `VersionError` is a kind of it: ONNX Runtime is too old.
         """
         if only is not None and not self.manifest.graphs.keys() <= set(only):
-            kept = {flavour: file for flavour, file in self.manifest.graphs.items() if flavour in only}
+            kept = {variant: file for variant, file in self.manifest.graphs.items() if variant in only}
             if "bank" not in kept:
                 kept.pop("fanout", None)
             bank = self.manifest.bank if "bank" in kept else None
@@ -450,14 +450,14 @@ class Graph:
     """One graph of a bundle at one optimization level, fed as a client feeds it."""
 
     bundle: OpenedBundle
-    flavour: Form
+    variant: Form
     file: str
     level: Optimization = LEVEL
 
     @property
     def by_row(self) -> bool:
         """Whether each row of a batch has an adapter of its own, of the bank."""
-        return self.flavour in BY_ROW
+        return self.variant in BY_ROW
 
     @property
     def pieces(self) -> bool:
@@ -470,7 +470,7 @@ class Graph:
         Raises:
             RequestError: ONNX Runtime cannot compute these inputs.
         """
-        if self.flavour == "slots":
+        if self.variant == "slots":
             served = self.bundle.runtime_session(self.level, checksums=True)
             return served.run(arrays, chosen[0], allow_padding=True)
         session = self.bundle.session(self.file, self.level)
@@ -500,18 +500,18 @@ class Graph:
         bank, fanout = self.bundle.manifest.bank, self.bundle.manifest.fanout
         if self.by_row and bank is not None:
             ids = {bank.ids: np.array([bank.rows.index(name) for name in chosen], np.int64)}
-            if self.flavour == "bank" or fanout is None:
+            if self.variant == "bank" or fanout is None:
                 return {**arrays, **ids}
             # one text more than there are rows, and in another order: a row that is not copied is seen to be wrong
             count = len(next(iter(arrays.values())))
             texts = {name: np.concatenate([array[:1], array[::-1]]) for name, array in arrays.items()}
             return {**self.below(texts), **ids, fanout.rows: np.arange(count, 0, -1)}
-        return {**arrays, **(self.bundle.tensors(chosen[0]) if self.flavour in ("slots", "inputs") else {})}
+        return {**arrays, **(self.bundle.tensors(chosen[0]) if self.variant in ("slots", "inputs") else {})}
 
     def below(self, texts: Mapping[str, np.ndarray]) -> Arrays:
         """Return some texts and the values of `fanout` that lie below the first adapter."""
         fanout = self.bundle.manifest.fanout
-        assert fanout is not None  # or there is no graph of this flavour
+        assert fanout is not None  # or there is no graph of this variant
         if self.pieces:
             return {**texts, **Pieces(self.bundle.model(fanout.prefix), self.bundle.home).run(texts)}
         return {**texts, **run_session(self.bundle.session(fanout.prefix, self.level), texts)}

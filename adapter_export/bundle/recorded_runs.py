@@ -72,19 +72,19 @@ class RunDigests:
         """Add the outputs of a run, if it is one of a recorded case. Classes that the adapter lacks are left out."""
         case = golden.cases[at].name
         if graph.level == LEVEL and golden.against == "golden" and case in self.cases:
-            key, content = (graph.flavour, golden.adapter), _bytes(golden, at, found)
+            key, content = (graph.variant, golden.adapter), _bytes(golden, at, found)
             self._hashes.setdefault(key, hashlib.sha256()).update(content)
             self._added.setdefault(key, {})[case] = hashlib.sha256(content).hexdigest()
 
-    def by_case(self, flavour: Form, name: str | None) -> Mapping[str, str]:
+    def by_case(self, variant: Form, name: str | None) -> Mapping[str, str]:
         """Return a digest for each case of the base or an adapter that ran in a graph."""
-        return self._added.get((flavour, name), {})
+        return self._added.get((variant, name), {})
 
-    def whole(self, flavour: Form, name: str | None) -> str | None:
+    def whole(self, variant: Form, name: str | None) -> str | None:
         """Return the digest over all cases of the base or an adapter; `None` if a graph did not run them in order."""
-        if not self.cases or tuple(self.by_case(flavour, name)) != self.cases:
+        if not self.cases or tuple(self.by_case(variant, name)) != self.cases:
             return None
-        digest: str = self._hashes[flavour, name].hexdigest()
+        digest: str = self._hashes[variant, name].hexdigest()
         return digest
 
 
@@ -124,8 +124,8 @@ class Recording:
             FormatError: ONNX Runtime cannot open a graph.
         """
         # `inputs` has the operators of `slots`: it is recorded where both give the same
-        flavours = [flavour for flavour in FORMS if flavour != "inputs"]
-        graphs = [Graph(bundle, flavour, file) for flavour in flavours for file in bundle.files_of(flavour)]
+        variants = [variant for variant in FORMS if variant != "inputs"]
+        graphs = [Graph(bundle, variant, file) for variant in variants for file in bundle.files_of(variant)]
         tried = [graph for graph in graphs if not graph.pieces]
         long, *short = _candidates(bundle.golden(None).cases)
         stable = _stable(bundle, tried, [long.name, *(case.name for case in short)])
@@ -144,7 +144,7 @@ class Recording:
     def recorded(self, manifest: Manifest) -> Manifest:
         """Return a manifest with the digests of what ran; without any where nothing was to be recorded."""
         of_base = self._digests(None, FORMS)
-        witnessed = [flavour for flavour in FORMS if of_base.keys() & set(_witnesses(flavour))]
+        witnessed = [variant for variant in FORMS if of_base.keys() & set(_witnesses(variant))]
 
         def with_digests(record: GoldenRecord, name: str | None) -> GoldenRecord:
             return replace(record, recorded=self._digests(name, witnessed))
@@ -156,14 +156,14 @@ class Recording:
             adapters=tuple(replace(one, golden=with_digests(one.golden, one.name)) for one in manifest.adapters),
         )
 
-    def _digests(self, name: str | None, flavours: Collection[Form]) -> dict[str, str]:
+    def _digests(self, name: str | None, variants: Collection[Form]) -> dict[str, str]:
         """Return by graph the digest of what ran, where it gave the same with other numbers of threads."""
         found = dict[str, str]()
-        for flavour in flavours:
-            digest = self.runs.whole(flavour, name)
-            stable = self.stable.get(("slots" if flavour == "inputs" else flavour, name), {})
-            if digest is not None and self.runs.by_case(flavour, name).items() <= stable.items():
-                found[flavour] = digest
+        for variant in variants:
+            digest = self.runs.whole(variant, name)
+            stable = self.stable.get(("slots" if variant == "inputs" else variant, name), {})
+            if digest is not None and self.runs.by_case(variant, name).items() <= stable.items():
+                found[variant] = digest
         return found
 
 
@@ -182,13 +182,13 @@ def _stable(bundle: OpenedBundle, graphs: Sequence[Graph], cases: Sequence[str])
     bank = bundle.manifest.bank
     for graph in graphs:
         adapters = [name for name in bundle.names if bank is None or not graph.by_row or name in bank.rows]
-        if graph.flavour == "baked":
+        if graph.variant == "baked":
             adapters = [name for name in bundle.names if name and bundle.record(name).baked == graph.file]
         first, *others = (
             _run_all(replace(graph, bundle=bundle.with_threads(threads)), adapters, cases) for threads in _THREADS
         )
         for name in adapters:
-            key = graph.flavour, name
+            key = graph.variant, name
             digests = [other.by_case(*key) for other in others]
             found[key] = {
                 case: digest
@@ -240,19 +240,19 @@ def compare_runs(manifest: Manifest, names: Collection[str | None], runs: RunDig
         if not golden[name].recorded:
             yield _not_compared(name or BASE, "its bits depend on the number of threads")
     known = [name for name in names if golden[name].recorded]
-    ran = [flavour for flavour in FORMS if any(_ran(runs, flavour, name, golden[name]) for name in known)]
+    ran = [variant for variant in FORMS if any(_ran(runs, variant, name, golden[name]) for name in known)]
     if known and not ran:
         yield _not_compared("bundle", f"{quoted(recorded.cases)} did not all run")
         return
-    same = {flavour for flavour in ran if _is_same(runs, flavour, None, manifest.golden)}
-    trusted = [flavour for flavour in ran if same & set(_witnesses(flavour))]
-    apart = [flavour for flavour in ran if flavour not in trusted]
+    same = {variant for variant in ran if _is_same(runs, variant, None, manifest.golden)}
+    trusted = [variant for variant in ran if same & set(_witnesses(variant))]
+    apart = [variant for variant in ran if variant not in trusted]
     if apart:
         yield _not_compared(", ".join(apart), _no_witness(names))
     other = (here.processor, here.features) != (recorded.processor, recorded.features)
     for name in known:
-        compared = [flavour for flavour in trusted if _ran(runs, flavour, name, golden[name])]
-        wrong = [flavour for flavour in compared if not _is_same(runs, flavour, name, golden[name])]
+        compared = [variant for variant in trusted if _ran(runs, variant, name, golden[name])]
+        wrong = [variant for variant in compared if not _is_same(runs, variant, name, golden[name])]
         said = f"{quoted(wrong)}: other bits than when the bundle was built, though the base has the same"
         if wrong and other:
             yield _not_compared(name or BASE, f"{said}; but this is another processor than {_processor(recorded)}")
@@ -268,17 +268,17 @@ def _not_compared(subject: str, reason: str) -> InvariantRecord:
     return InvariantRecord(NOT_COMPARED, subject, "passed", reason)
 
 
-def _witnesses(flavour: Form) -> tuple[Form, ...]:
+def _witnesses(variant: Form) -> tuple[Form, ...]:
     """Return the graphs of which one must give the recorded bits of the base for a graph to be compared."""
-    return ("slots", "inputs") if flavour == "baked" else (flavour,)
+    return ("slots", "inputs") if variant == "baked" else (variant,)
 
 
-def _ran(runs: RunDigests, flavour: Form, name: str | None, record: GoldenRecord) -> bool:
-    return flavour in record.recorded and runs.whole(flavour, name) is not None
+def _ran(runs: RunDigests, variant: Form, name: str | None, record: GoldenRecord) -> bool:
+    return variant in record.recorded and runs.whole(variant, name) is not None
 
 
-def _is_same(runs: RunDigests, flavour: Form, name: str | None, record: GoldenRecord) -> bool:
-    return flavour in record.recorded and runs.whole(flavour, name) == record.recorded[flavour]
+def _is_same(runs: RunDigests, variant: Form, name: str | None, record: GoldenRecord) -> bool:
+    return variant in record.recorded and runs.whole(variant, name) == record.recorded[variant]
 
 
 def _no_witness(names: Collection[str | None]) -> str:

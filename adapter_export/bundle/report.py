@@ -70,7 +70,7 @@ class Report:
                 over = result.compared and not result.absolute <= result.budget.absolute
                 adapter = "no adapter" if result.adapter is None else f"adapter `{result.adapter}`"
                 if isinstance(result, OutputRecord):
-                    where = f"{adapter}, graph `{result.flavour}`, case `{result.case}`, `{result.output}`"
+                    where = f"{adapter}, graph `{result.variant}`, case `{result.case}`, `{result.output}`"
                 else:
                     where = f"{adapter}, case `{result.case}`, site `{result.site}`"
                 raise ParityError(
@@ -102,7 +102,7 @@ class Report:
             ("graph", "adapter", "cases", "numbers", "error/budget", "verdict"),
             [
                 (
-                    one["flavour"],
+                    one["variant"],
                     f"{one['adapter'] or BASE}{', in mixed batches' if one['mixed'] else ''}",
                     one["cases"],
                     f"{one['elements']:,}",
@@ -163,17 +163,17 @@ def _failure(report: Report, adapter: str | None) -> FailureRecord:
     levels: dict[str, bool] = {}
     if outputs:
         smallest = min(outputs, key=lambda each: (math.prod(each.axes.values()), "_padded" in each.case))
-        run = (smallest.case, smallest.flavour, smallest.mixed)
-        of_run = [each for each in report.outputs if (each.case, each.flavour, each.mixed) == run]
+        run = (smallest.case, smallest.variant, smallest.mixed)
+        of_run = [each for each in report.outputs if (each.case, each.variant, each.mixed) == run]
         worst = max((each for each in of_run if each.adapter == adapter and not each.passed), key=_badness)
         output = (adapter, worst.against, worst.output)
         for each in of_run:
             if (each.adapter, each.against, each.output) == output:
                 levels[each.level] = levels.get(each.level, True) and each.passed
     result = worst or sites[0]
-    flavour: Form = "slots" if worst is None else worst.flavour
+    variant: Form = "slots" if worst is None else worst.variant
     options = {"against": report.against, "only": adapter or BASE, "case": result.case}
-    options |= {} if flavour == "slots" else {"flavour": flavour}
+    options |= {} if variant == "slots" else {"variant": variant}
     given = [word for name, value in options.items() if value is not None for word in (f"--{name}", value)]
     return FailureRecord(
         adapter=adapter,
@@ -187,9 +187,9 @@ def _failure(report: Report, adapter: str | None) -> FailureRecord:
         culprit=sites[0] if sites else None,
         location=next((found for found in report.locations if found.adapter == adapter), None),
         command=shlex.join(["adapter-export", "check", report.bundle, *given]),
-        flavour=flavour,
+        variant=variant,
         mixed=worst is not None and worst.mixed,
-        flavours_failed=tuple(dict.fromkeys(each.flavour for each in outputs)),
+        variants_failed=tuple(dict.fromkeys(each.variant for each in outputs)),
     )
 
 
@@ -212,7 +212,7 @@ def verification(report: Report) -> dict[str, Any]:
     """Return a report as the document of `verify`: each check, and the golden vectors by graph and adapter."""
     groups: dict[tuple[Form, str | None, bool], list[OutputRecord]] = {}
     for result in report.outputs:
-        groups.setdefault((result.flavour, result.adapter, result.mixed), []).append(result)
+        groups.setdefault((result.variant, result.adapter, result.mixed), []).append(result)
     return {
         "bundle": report.bundle,
         "passed": report.passed,
@@ -229,7 +229,7 @@ def verification(report: Report) -> dict[str, Any]:
         ],
         "golden": [
             {
-                "flavour": flavour,
+                "variant": variant,
                 "adapter": adapter,
                 "mixed": mixed,
                 "cases": len({result.case for result in results}),
@@ -237,6 +237,6 @@ def verification(report: Report) -> dict[str, Any]:
                 "worst": max(result.ratio for result in results),
                 "faults": [f"{result.place}: {fault}" for result in results for fault in result.faults],
             }
-            for (flavour, adapter, mixed), results in groups.items()
+            for (variant, adapter, mixed), results in groups.items()
         ],
     }

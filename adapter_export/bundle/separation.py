@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import onnxruntime as ort
 
-from adapter_export.bundle.effects import effects, note_of
+from adapter_export.bundle.ablation import effects, note_of
 from adapter_export.bundle.golden import Case, Golden, case_of
 from adapter_export.bundle.golden_parts import GoldenParts
 from adapter_export.bundle.neighbours import ENOUGH, MOST, nearest_adapters, separation_of

@@ -24,9 +24,9 @@ from adapter_export.format.check_report import read_report
 from adapter_export.format.files import canonical_json, locked, new_file
 from adapter_export.format.manifest_json import MANIFEST_FILE, REPORT_FILE, SIGNATURE_FILE, is_hidden
 from adapter_export.format.signature_claim import MOST_SIGNATURE_BYTES
-from adapter_export.reading.documents import parse_json
-from adapter_export.reading.parsers import parsing
-from adapter_export.reading.regular_files import read_bytes, sha256_of
+from adapter_export.safe_io.documents import parse_json
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import read_bytes, sha256_of
 
 _DIFFERS = ("Signature mismatch", "Cannot use")
 """How the library begins to say that a signature is right, and a file is not the one that was signed."""

@@ -252,7 +252,7 @@ class Contract:
         tokenizer: the text of its `tokenizer.json`, if it has one.
         texts: the ids that its own library makes of golden texts, if they are known.
         head: its own head, if it has one.
-        processor: the digest of its processor of pictures or clips, if it has one.
+        processor: the digest of its processor of images or audio, if it has one.
     """
 
     tokenizer: str | None = None

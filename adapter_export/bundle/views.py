@@ -10,8 +10,8 @@ from adapter_export.errors import BaseModelError
 from adapter_export.numerics.runner import Arrays
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
-from adapter_export.onnx_backend.graft.surgery import Graft
 from adapter_export.onnx_backend.onnx_runner import Pieces
+from adapter_export.onnx_backend.rewrite.surgery import Graft
 from adapter_export.sites.site import Site, SiteMap
 
 _TOLERANCE = 1e-3

@@ -23,11 +23,11 @@ from adapter_export.format.manifest import (
     AdapterRecord,
     BankRecord,
     FanoutRecord,
-    Flavour,
     GoldenRecord,
     Manifest,
     MixRecord,
     PartsRecord,
+    Variant,
 )
 from adapter_export.format.manifest_json import list_files, write_manifest
 from adapter_export.format.media import GOLDEN_MEDIA_FILE, GoldenMedia, golden_media_json
@@ -36,18 +36,18 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.sums import MIX, weighted_members
 from adapter_export.graph.tasks import CAUSAL_LM
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
-from adapter_export.onnx_backend.graft.fanout import ROWS_INPUT, cut_bank
-from adapter_export.onnx_backend.graft.insert import baked
+from adapter_export.onnx_backend.rewrite.fanout import ROWS_INPUT, cut_bank
+from adapter_export.onnx_backend.rewrite.insert import baked
 from adapter_export.onnx_backend.slots import HeadSum, SlotPlan, adapter_output, slot_tensors, topology_key
 from adapter_export.runtime.adapter_file import write_adapter_file
 
-FLAVOURS: Mapping[Flavour, str] = {
+VARIANTS: Mapping[Variant, str] = {
     "slots": "model.onnx",
     "inputs": "model.inputs.onnx",
     "bank": "model.bank.onnx",
     "fanout": "model.fanout.onnx",
 }
-"""The file of each flavour."""
+"""The file of each variant."""
 
 PREFIX_FILE = "model.prefix.onnx"
 """The graph below `fanout`."""
@@ -77,9 +77,9 @@ class BundleWriter:
         copy = model.clone()
         for slot in self.plan.slots:
             copy.graph.initializers.pop(slot.name).const_value = None
-        ir.save(copy, self.folder / FLAVOURS["inputs"])
+        ir.save(copy, self.folder / VARIANTS["inputs"])
 
-    def bank(self, model: ir.Model, path: str = FLAVOURS["bank"]) -> None:
+    def bank(self, model: ir.Model, path: str = VARIANTS["bank"]) -> None:
         """Write the graph of a bank, and its tensors into a file of their own."""
         inputs = {value.name for value in model.graph.inputs}
         values = [value for name, value in model.graph.initializers.items() if name in inputs]
@@ -97,7 +97,7 @@ class BundleWriter:
         """
         cut = cut_bank(bank, record)
         ir.save(cut.prefix, self.folder / PREFIX_FILE)
-        ir.save(cut.upper, self.folder / FLAVOURS["fanout"])
+        ir.save(cut.upper, self.folder / VARIANTS["fanout"])
         return FanoutRecord(PREFIX_FILE, ROWS_INPUT, cut.values)
 
     def baked(self, model: ir.Model, adapter: Adapter) -> str:

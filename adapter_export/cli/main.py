@@ -51,7 +51,7 @@ COMMANDS: Mapping[str, Entry] = {
     "sign": Entry(".bundles.sign:sign", "Sign a bundle: say who made it."),
     "evaluate": Entry(".bundles.evaluate:evaluate", "Measure an adapter of a bundle on labelled texts."),
     "compare": Entry(".bundles.evaluate:compare", "Compare adapters, bundles and models on the same texts."),
-    "run": Entry(".bundles.run:run", "Run a bundle on texts, pictures, clips or arrays."),
+    "run": Entry(".bundles.run:run", "Run a bundle on texts, images, audio or arrays."),
     "inspect": Entry(".bundles.inspect:inspect", "Show what is in a bundle, an adapter or a model."),
     "serve": Entry(".serving.serve:serve", "Serve bundles by HTTP, an adapter for each request."),
     "bench": Entry(".serving.bench:bench", "Measure how to serve a bundle on this machine."),

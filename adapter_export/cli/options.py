@@ -38,7 +38,7 @@ TrustPickle = Annotated[bool, TRUST_PICKLE]
 SiteMapFile = Annotated[Path | None, SITE_MAP]
 AdapterFolder = Annotated[Path, Option("The adapter folder to write.", "PATH", "-o")]
 LabelledData = Annotated[
-    Path, Option("Labelled texts: csv, tsv or jsonl in UTF-8; or a folder of pictures or clips for each label.", "PATH")
+    Path, Option("Labelled texts: csv, tsv or jsonl in UTF-8; or a folder of images or audio for each label.", "PATH")
 ]
 
 
@@ -186,15 +186,15 @@ def _kinds(_: click.Context) -> Iterable[str]:
     return KINDS
 
 
-def _flavours(_: click.Context) -> Iterable[str]:
-    from adapter_export.format.manifest import Flavour
+def _variants(_: click.Context) -> Iterable[str]:
+    from adapter_export.format.manifest import Variant
 
-    return get_args(Flavour)
+    return get_args(Variant)
 
 
 def _adapters(context: click.Context) -> Iterable[str]:
     """Return the adapters of the bundle that is named before, or for a command that takes new ones, those in reach."""
-    from adapter_export.reading.documents import read_json
+    from adapter_export.safe_io.documents import read_json
 
     if context.command.name in ("run", "evaluate", "remove"):
         # an option that still lacks its value leaves arguments where they stand
@@ -209,7 +209,7 @@ def _adapters(context: click.Context) -> Iterable[str]:
 
 _WORDS: Mapping[str, Callable[[click.Context], Iterable[str]]] = {
     **dict.fromkeys(("kind", "kinds"), _kinds),
-    "flavours": _flavours,
+    "variants": _variants,
     **dict.fromkeys(("adapter", "adapters", "fuse", "bake"), _adapters),
 }
 """What a shell completes, by the name of the parameter."""

@@ -29,8 +29,8 @@ from adapter_export.graph.adapter import Adapter, Head, Placement
 from adapter_export.graph.graph import HEAD_VALUES, READABLE, SITE_VALUES, AdapterGraph, Node
 from adapter_export.graph.ops import EPSILON, FLOAT32_RANGE, OPS, PROBABILITY, TEMPERATURE, Interval
 from adapter_export.graph.tasks import Task
-from adapter_export.reading.documents import parse_json
-from adapter_export.reading.regular_files import read_bytes
+from adapter_export.safe_io.documents import parse_json
+from adapter_export.safe_io.regular_files import read_bytes
 
 ADAPTER_VERSION = "1.0.0"
 """The version of the adapter format that is written, and the newest that is read."""

@@ -20,8 +20,8 @@ from adapter_export.errors import FileError, InputError, WriteError
 from adapter_export.format.files import cache_folder, canonical_json, new_file
 from adapter_export.format.manifest import InputRecord, OutputRecord
 from adapter_export.format.records import record_from_json
-from adapter_export.reading.documents import read_json
-from adapter_export.reading.regular_files import sha256_of
+from adapter_export.safe_io.documents import read_json
+from adapter_export.safe_io.regular_files import sha256_of
 from adapter_export.sites.site import SiteMap
 
 _LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "numpy")

@@ -19,7 +19,7 @@ from adapter_export.format.records import (
     version_checked,
 )
 from adapter_export.graph.ops import Interval
-from adapter_export.reading.documents import read_json
+from adapter_export.safe_io.documents import read_json
 
 REPORT_VERSION = "1.0.0"
 """The version of the format of reports."""
@@ -28,7 +28,7 @@ Verdict = Literal["passed", "failed"]
 Against = Literal["reference", "golden"]
 Split = Literal["all", "tokens", "padding"]
 Form = Literal["slots", "inputs", "bank", "fanout", "baked"]
-"""A graph that ran: a flavour of the bundle, or one with the adapter baked in."""
+"""A graph that ran: a variant of the bundle, or one with the adapter baked in."""
 
 Number = float | Literal["nan", "inf", "-inf"]
 """A number; one that JSON cannot write is replaced by its name when the report is written."""
@@ -179,7 +179,7 @@ class OutputRecord(ComparisonRecord):
         level: ONNX Runtime's optimization level.
         output: the name of the output.
         part: `tokens` and `padding` for one row per token and inputs with padding.
-        flavour: the graph that ran: a flavour of the bundle, or one with the adapter baked in.
+        variant: the graph that ran: a variant of the bundle, or one with the adapter baked in.
         mixed: whether the rows of the batch ran through different adapters; compared are those of this one.
     """
 
@@ -190,7 +190,7 @@ class OutputRecord(ComparisonRecord):
     level: Literal["none", "basic", "extended", "all"]
     output: str
     part: Split
-    flavour: Form
+    variant: Form
     mixed: bool
 
     @property
@@ -198,7 +198,7 @@ class OutputRecord(ComparisonRecord):
         """Where it is, for messages."""
         part = "" if self.part == "all" else f" ({self.part})"
         case = f"{self.case}, mixed" if self.mixed else self.case
-        graph = self.level if self.flavour == "slots" else f"`{self.flavour}`"
+        graph = self.level if self.variant == "slots" else f"`{self.variant}`"
         return f"{self.adapter or 'base'}, {case}, {graph}, against {self.against}: {self.output}{part}"
 
 
@@ -244,7 +244,7 @@ class NodeRecord(ComparisonRecord):
     Attributes:
         adapter: the active adapter; null for the base alone.
         case: the name of the inputs.
-        flavour: the graph.
+        variant: the graph.
         node: the value in the graph.
         origin: the value in the reference.
         operators: what the graph computes it with.
@@ -257,7 +257,7 @@ class NodeRecord(ComparisonRecord):
 
     adapter: str | None
     case: str
-    flavour: Form
+    variant: Form
     node: str
     origin: str
     operators: str
@@ -270,7 +270,7 @@ class NodeRecord(ComparisonRecord):
     @property
     def place(self) -> str:
         """Where it is, for messages."""
-        return f"{self.adapter or 'base'}, {self.case}, `{self.flavour}`: node {self.node}"
+        return f"{self.adapter or 'base'}, {self.case}, `{self.variant}`: node {self.node}"
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ class LocationRecord:
     """Where a failure comes from.
 
     Attributes:
-        adapter, case, flavour: of the output that fails.
+        adapter, case, variant: of the output that fails.
         nodes: how many values of the graph were compared with the reference's.
         node: the first whose own error is over its own budget; null if none is.
         guess: what kind of fault explains it; null if none that was tried does.
@@ -288,7 +288,7 @@ class LocationRecord:
 
     adapter: str | None
     case: str
-    flavour: Form
+    variant: Form
     nodes: Count
     node: NodeRecord | None
     guess: str | None
@@ -333,9 +333,9 @@ class FailureRecord:
         levels_passed: those at which it passes.
         culprit: the first site whose own error is over its own budget.
         command: repeats this part of the check alone.
-        flavour: the first graph that fails.
+        variant: the first graph that fails.
         mixed: whether it does in a mixed batch.
-        flavours_failed: all graphs in which an output of this adapter fails; empty if only a site does.
+        variants_failed: all graphs in which an output of this adapter fails; empty if only a site does.
         location: the node that it comes from, and what is known of it; null without a reference.
     """
 
@@ -349,9 +349,9 @@ class FailureRecord:
     levels_passed: tuple[str, ...]
     culprit: SiteRecord | None
     command: str
-    flavour: Form
+    variant: Form
     mixed: bool
-    flavours_failed: tuple[Form, ...]
+    variants_failed: tuple[Form, ...]
     location: LocationRecord | None = None
 
 

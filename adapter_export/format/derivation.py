@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from adapter_export.errors import within
 from adapter_export.format.files import canonical_json, new_file
 from adapter_export.format.records import SEMVER, Count, Sha256, record_from_json, version_checked
-from adapter_export.reading.documents import read_json
+from adapter_export.safe_io.documents import read_json
 
 DERIVATION_VERSION = "1.0.0"
 """The version of the format that is written, and the newest that is read."""

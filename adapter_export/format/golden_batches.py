@@ -17,8 +17,8 @@ import numpy as np
 from adapter_export.errors import FormatError, within
 from adapter_export.format.files import canonical_json
 from adapter_export.format.records import SEMVER, Count, NotEmpty, NotNegative, record_from_json, version_checked
-from adapter_export.reading.documents import parse_json
-from adapter_export.reading.regular_files import read_bytes
+from adapter_export.safe_io.documents import parse_json
+from adapter_export.safe_io.regular_files import read_bytes
 
 GOLDEN_BATCHES_VERSION = "1.0.0"
 """The version of the format that is written, and the newest that is read."""

@@ -23,8 +23,8 @@ from adapter_export.format.records import (
     record_from_json,
     version_checked,
 )
-from adapter_export.reading.documents import parse_json
-from adapter_export.reading.regular_files import read_bytes
+from adapter_export.safe_io.documents import parse_json
+from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.text import Pair, Tokenizer
 
 GOLDEN_TEXTS_VERSION = "1.0.0"

@@ -1,6 +1,6 @@
 """Labelled texts out of csv, tsv and jsonl files, read strictly: what each problem type reads in a row.
 
-Pictures and clips are the files of a folder for each class, or files that a table names.
+Images and audio are the files of a folder for each class, or files that a table names.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 from adapter_export.errors import DataError, FileError, UsageError, argument
 from adapter_export.format.table_files import check_columns, read_rows
 from adapter_export.graph.tasks import MEDIA_TYPES, ProblemType
-from adapter_export.reading.regular_files import sha256_of
+from adapter_export.safe_io.regular_files import sha256_of
 
 SEPARATOR = "|"
 """Stands between the labels of a text, or between the choices of a question, where they are one string."""
@@ -73,7 +73,7 @@ class GivenSpan:
 
 @dataclass(frozen=True)
 class LabelledFile:
-    """A picture or a clip; two of the same bytes are the same, whatever they are called."""
+    """An image or an audio file; two of the same bytes are the same, whatever they are called."""
 
     path: Path = field(compare=False)
     sha256: str
@@ -113,7 +113,7 @@ def labelled_rows(
 ) -> tuple[list[LabelledRow], list[int]]:
     """Read the labelled rows of a table; returns them, and the lines of rows that are incomplete and left out.
 
-    With a `medium`, the texts of the table are paths of pictures or clips, from its own folder on; or `path` is a
+    With a `medium`, the texts of the table are paths of images or audio, from its own folder on; or `path` is a
     folder with a folder of them for each label, whose rows are counted from 1 in the order of their paths.
 
     Args:

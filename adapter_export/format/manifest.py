@@ -26,11 +26,11 @@ from adapter_export.graph.tasks import HeadOutput, Task
 Precision = Literal["fp32", "fp16", "int8", "int8-weights", "int4-weights"]
 """How a base computes its products: in floats, in integers (`int8`), or in floats with weights of so many bits."""
 
-Flavour = Literal["slots", "inputs", "bank", "fanout"]
+Variant = Literal["slots", "inputs", "bank", "fanout"]
 """A form of the exported graph."""
 
 BAKED = "baked"
-"""The graphs in which one adapter is constant, which have no flavour of their own."""
+"""The graphs in which one adapter is constant, which have no variant of their own."""
 
 Axis = Positive | str
 """The length of an axis: a number, the name of a dynamic axis such as `batch`, or a sum such as `past + sequence`."""
@@ -315,7 +315,7 @@ class GoldenRecord:
         separation: how clearly these golden data and `parts` show faults of the adapter. Null for the base, for an
             adapter that fills no slot, and where it was not measured.
         parts: golden parts, where golden vectors alone do not show every fault. Null elsewhere.
-        recorded: by graph (a flavour, or `baked`): the sha256 of the outputs of ONNX Runtime in the cases of the
+        recorded: by graph (a variant, or `baked`): the sha256 of the outputs of ONNX Runtime in the cases of the
             manifest's `recorded`. It covers the little-endian bytes of all outputs in `absolute`, case by case, sorted
             by name within a case. In a graph whose rows choose adapters, all rows run through this one.
     """
@@ -463,7 +463,7 @@ class Manifest:
             of different lengths may share a batch; false as well where nothing can be padded. `build` has tried it out.
         counts_padding: the graphs of adapters (`graph` of slots) in whose slots such tokens do change something, unless
             an adapter lies idle there.
-        graphs: ONNX files by flavour. In `slots`, every slot is an overridable initializer: it is fed like an input,
+        graphs: ONNX files by variant. In `slots`, every slot is an overridable initializer: it is fed like an input,
             and where it is not fed its neutral default is used. In `inputs`, every slot must be fed. In `bank`, each
             row of the batch runs through an adapter of its own, chosen by the input that `bank.ids` names. `fanout` is
             the upper part of `bank`, above what `fanout.prefix` computes.
@@ -491,7 +491,7 @@ class Manifest:
             without a tokenizer.
         golden_batches: requests of several rows with different lengths and adapters, and the reference's answer to each
             row alone. Null if an input is a cache or takes other numbers than integers, or if every answer is large.
-        media: how pictures or clips become the input; null if the base reads none, or that is not known.
+        media: how images or audio become the input; null if the base reads none, or that is not known.
         derivation: how each constant of the graph with slots came to be, for whoever has the model; null in a bundle of
             an older release.
         recorded: where the runs were made whose digests golden vectors have. Null where none were made.
@@ -510,7 +510,7 @@ class Manifest:
     batch_invariant: bool
     padding_neutral: bool
     counts_padding: tuple[str, ...]
-    graphs: Annotated[Mapping[Annotated[str, OneOf(get_args(Flavour))], RelativePath], NotEmpty()]
+    graphs: Annotated[Mapping[Annotated[str, OneOf(get_args(Variant))], RelativePath], NotEmpty()]
     inputs: tuple[InputRecord, ...]
     lengths: Mapping[str, Lengths]
     outputs: tuple[OutputRecord, ...]

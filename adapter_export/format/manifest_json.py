@@ -14,8 +14,8 @@ from adapter_export.format.files import check_checksum, checked_json, new_file
 from adapter_export.format.manifest import BAKED, FileRecord, GoldenRecord, Manifest, MixRecord
 from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import HEAD, SHARED
-from adapter_export.reading.documents import parse_json
-from adapter_export.reading.regular_files import copy_hashed, read_bytes, sha256_of, unreadable
+from adapter_export.safe_io.documents import parse_json
+from adapter_export.safe_io.regular_files import copy_hashed, read_bytes, sha256_of, unreadable
 
 MANIFEST_VERSION = "1.0.0"
 """The version of the manifest format that is written, and the newest that is read."""
@@ -301,7 +301,7 @@ def _check_files(manifest: Manifest) -> None:
         _check_known("media", {media.processor, media.golden} - {None}, listed)
         _check_known("media.input", [media.input], {record.name for record in manifest.inputs})
         if (media.medium == "audio") != (media.sampling_rate is not None):
-            raise FormatError("clips have a sampling rate, and pictures none", where="`$.media.sampling_rate`")
+            raise FormatError("clips have a sampling rate, and images none", where="`$.media.sampling_rate`")
         if (media.steps is None) != (media.golden is None):
             expected = "golden media where steps are known, and nowhere else"
             raise FormatError("steps and golden media do not go together", where="`$.media`", expected=expected)

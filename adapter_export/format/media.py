@@ -1,4 +1,4 @@
-"""How pictures and clips become an input: steps as plain data, and golden media. Specified in `docs/format.md`."""
+"""How images and audio become an input: steps as plain data, and golden media. Specified in `docs/format.md`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from adapter_export.format.records import (
     version_checked,
 )
 from adapter_export.graph.ops import Interval
-from adapter_export.reading.documents import parse_json
-from adapter_export.reading.regular_files import read_bytes
+from adapter_export.safe_io.documents import parse_json
+from adapter_export.safe_io.regular_files import read_bytes
 
 MEDIA_VERSION = "1.0.0"
 """The version of golden media that is written, and the newest that is read."""
@@ -49,13 +49,13 @@ ABSOLUTE = 1e-5
 
 @dataclass(frozen=True)
 class Resize:
-    """Resize a picture of 8 bits a channel, to 8 bits a channel.
+    """Resize an image of 8 bits a channel, to 8 bits a channel.
 
     Attributes:
         op: `resize`.
         height: that it gets.
         width: that it gets.
-        resample: the filter, with support widened when a picture shrinks, as Pillow's `Image.resize` computes it.
+        resample: the filter, with support widened when an image shrinks, as Pillow's `Image.resize` computes it.
     """
 
     op: Literal["resize"]
@@ -66,7 +66,7 @@ class Resize:
 
 @dataclass(frozen=True)
 class ResizeShortestEdge:
-    """Resize a picture as `resize` does, and keep its shape.
+    """Resize an image as `resize` does, and keep its shape.
 
     Attributes:
         op: `resize_shortest_edge`.
@@ -81,7 +81,7 @@ class ResizeShortestEdge:
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """Keep the middle of a picture, which is no smaller: from row (H - height) // 2 and column (W - width) // 2 on.
+    """Keep the middle of an image, which is no smaller: from row (H - height) // 2 and column (W - width) // 2 on.
 
     Attributes:
         op: `center_crop`.
@@ -124,7 +124,7 @@ class Normalize:
 
 @dataclass(frozen=True)
 class Fit:
-    """Cut a clip behind so many samples, or fill it with zeros up to them.
+    """Cut an audio file behind so many samples, or fill it with zeros up to them.
 
     Attributes:
         op: `fit`.
@@ -137,7 +137,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Standardize:
-    """Compute (sample - m) / sqrt(v + epsilon), with the mean m and the variance v of the clip.
+    """Compute (sample - m) / sqrt(v + epsilon), with the mean m and the variance v of the audio.
 
     Attributes:
         op: `standardize`.
@@ -150,9 +150,9 @@ class Standardize:
 
 @dataclass(frozen=True)
 class LogMel:
-    """Turn a clip into a log-mel spectrogram [bands, frames], as Whisper reads it.
+    """Turn an audio file into a log-mel spectrogram [bands, frames], as Whisper reads it.
 
-    Power of the short-time Fourier transform (a periodic Hann window, frames centred, the clip mirrored at its ends,
+    Power of the short-time Fourier transform (a periodic Hann window, frames centred, the audio mirrored at its ends,
     the last frame left out); a mel filter bank on Slaney's scale with Slaney's norm; log10 of at least 1e-10; at least
     the largest value - 8; (value + 4) / 4.
 
@@ -180,18 +180,18 @@ Step = Resize | ResizeShortestEdge | CenterCrop | Rescale | Normalize | Fit | St
 
 @dataclass(frozen=True)
 class MediaRecord:
-    """How a picture or a clip becomes an input.
+    """How an image or an audio file becomes an input.
 
-    A picture is turned upright by its EXIF orientation and made RGB, [height, width, 3], 8 bits a channel; it becomes
-    [3, height, width] behind the steps. A clip has one channel, and samples from -1 to 1 in float32.
+    An image is turned upright by its EXIF orientation and made RGB, [height, width, 3], 8 bits a channel; it becomes
+    [3, height, width] behind the steps. An audio file has one channel, and samples from -1 to 1 in float32.
 
     Attributes:
         medium: `image` or `audio`.
-        input: the input of the graph that the result becomes, float32, a row for each picture or clip.
+        input: the input of the graph that the result becomes, float32, a row for each image or audio file.
         processor: the fields of Hugging Face's `preprocessor_config.json`, those with default values included.
         digest: the sha256 of the steps and the sampling rate as JSON; without steps, of the file. An adapter whose task
-            names another digest was trained on other values, and its pictures or clips are refused.
-        sampling_rate: of clips, in Hz; other rates are refused. Null for pictures.
+            names another digest was trained on other values, and its images or audio are refused.
+        sampling_rate: of clips, in Hz; other rates are refused. Null for images.
         steps: what is done, in this order. Null where it is not known, or nothing here can say it: then a client takes
             the input itself, or reads the file of the processor.
         unknown: why `steps` is null. For people.
@@ -215,7 +215,7 @@ class MediaRecord:
 
 @dataclass(frozen=True)
 class GoldenSample:
-    """A picture or a clip, and the values that the model's own library makes of it.
+    """An image or an audio file, and the values that the model's own library makes of it.
 
     Attributes:
         name: unique.
@@ -282,7 +282,7 @@ class GoldenMediaSet:
 
 @dataclass(frozen=True)
 class GoldenMedia:
-    """Pictures or clips, what the model's own library makes of them, and the answers of the reference.
+    """Images or clips, what the model's own library makes of them, and the answers of the reference.
 
     This is `golden/media.json`. Specified in docs/format.md.
 
@@ -291,7 +291,7 @@ class GoldenMedia:
         digest: that of the processor, as `media.digest` of the manifest.
         processor: the library, its version, and its class. For people.
         absolute: the allowed |found - expected| of every value.
-        samples: the pictures or clips.
+        samples: the images or audio.
         sets: one for each adapter with a head whose task is known.
     """
 
@@ -377,7 +377,7 @@ _NO_STEPS = {
     *("return_tensors", "disable_grouping", "device", "default_to_square", "do_convert_rgb", "padding_side"),
     *("return_attention_mask", "feature_size", "image_seq_length", "num_channels"),
 }
-"""Fields that say nothing of what is computed of one picture or clip in RGB or mono."""
+"""Fields that say nothing of what is computed of one image or audio file in RGB or mono."""
 
 _IMAGE = {
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
@@ -428,14 +428,14 @@ def _image_steps(fields: Mapping[str, Any]) -> Iterator[Step]:
     if fields.get("do_center_crop"):
         height, width = fields["crop_size"]["height"], fields["crop_size"]["width"]
         if not least or height > least[0] or width > least[-1]:
-            raise UnknownStepsError("crops more than a picture may have, and fills the rest")
+            raise UnknownStepsError("crops more than an image may have, and fills the rest")
         yield CenterCrop("center_crop", height, width)
     if fields.get("do_rescale"):
         yield Rescale("rescale", float(fields["rescale_factor"]))
     if fields.get("do_normalize"):
         mean, std = (fields[name] for name in ("image_mean", "image_std"))
         if len(mean) != 3 or len(std) != 3:
-            raise UnknownStepsError(f"reads pictures of {len(mean)} channels")
+            raise UnknownStepsError(f"reads images of {len(mean)} channels")
         yield Normalize("normalize", tuple(map(float, mean)), tuple(map(float, std)))  # type: ignore[arg-type]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from adapter_export.format.records import Count
 from adapter_export.graph.tasks import ProblemType, Task
-from adapter_export.reading.documents import read_json
+from adapter_export.safe_io.documents import read_json
 
 
 @dataclass(frozen=True)

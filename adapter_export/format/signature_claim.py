@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from adapter_export.errors import FormatError
 from adapter_export.format.manifest_json import SIGNATURE_FILE
-from adapter_export.reading.documents import parse_json
-from adapter_export.reading.regular_files import read_bytes
+from adapter_export.safe_io.documents import parse_json
+from adapter_export.safe_io.regular_files import read_bytes
 
 MOST_SIGNATURE_BYTES = 2**26
 """The largest signature that is read: one names each file, in some 200 bytes."""

@@ -20,7 +20,7 @@ from adapter_export.format.records import (
     record_from_json,
     version_checked,
 )
-from adapter_export.reading.documents import read_json
+from adapter_export.safe_io.documents import read_json
 from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues, View
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from adapter_export.errors import DataError, argument, quoted
-from adapter_export.reading.parsers import parsing
-from adapter_export.reading.regular_files import read_stream
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import read_stream
 
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _NO_TEXT = {

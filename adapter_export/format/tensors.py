@@ -10,9 +10,9 @@ from safetensors import deserialize
 from safetensors.numpy import save
 
 from adapter_export.errors import FormatError, TensorError, WriteError
-from adapter_export.reading.documents import parse_json
-from adapter_export.reading.parsers import parsing
-from adapter_export.reading.regular_files import read_bytes
+from adapter_export.safe_io.documents import parse_json
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import read_bytes
 
 _DTYPES = {
     "F64": "float64",

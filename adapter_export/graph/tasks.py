@@ -42,7 +42,7 @@ TOKEN_TYPES: tuple[ProblemType, ...] = ("token", "span")
 """The types whose heads pool nothing."""
 
 MEDIA_TYPES: tuple[ProblemType, ...] = ("single_label", "multi_label", "regression", "embedding")
-"""The types that may be asked of a picture or a clip."""
+"""The types that may be asked of an image or an audio file."""
 
 TYPE_OUTPUTS: Mapping[ProblemType, HeadOutput] = {
     "single_label": "logits",
@@ -129,7 +129,7 @@ class Task:
             they are. The type's own if left out: sigmoid for multi_label, identity for regression, embedding and
             ranking, softmax for all others.
         thresholds: of multi_label: for each label the probability from which on it applies; 0.5 for all if left out.
-        input: what a row is: one text, a pair of texts, a picture or a clip.
+        input: what a row is: one text, a pair of texts, an image or an audio file.
         max_tokens: the most tokens that a row may have, special tokens included; longer texts are cut. Only the base
             limits them if left out.
         truncation: the side of a text that is cut.
@@ -138,7 +138,7 @@ class Task:
             head's graph computes it.
         normalised: of embedding: whether vectors have length 1, so that dot products are cosines.
         prefix: of embedding: what is put before each text.
-        processor: of pictures and clips: the digest of the processor that the adapter was trained with; not known if
+        processor: of images and audio: the digest of the processor that the adapter was trained with; not known if
             left out.
     """
 

@@ -43,7 +43,7 @@ from adapter_export.hub.artifact import (
 from adapter_export.hub.huggingface import Hub, endpoint, is_offline
 from adapter_export.hub.reference import HubReference, Reference, parse_reference
 from adapter_export.hub.registry import Registry
-from adapter_export.reading.documents import read_json
+from adapter_export.safe_io.documents import read_json
 
 Proof = Callable[[Path], object]
 """Is called with the folder of what was taken, before it is used; raises an error of this package to refuse it."""

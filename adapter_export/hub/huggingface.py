@@ -35,8 +35,8 @@ from adapter_export.errors import (
 from adapter_export.format.manifest_json import UNLISTED
 from adapter_export.hub.artifact import HEADS, Remote, RemoteFile, files_by_path, needed_files
 from adapter_export.hub.reference import HubReference
-from adapter_export.reading.parsers import reason
-from adapter_export.reading.regular_files import copy_hashed
+from adapter_export.safe_io.parsers import reason
+from adapter_export.safe_io.regular_files import copy_hashed
 from adapter_export.version import __version__
 
 _TRANSPORT: type[Exception] = HfHubHTTPError.__bases__[0]

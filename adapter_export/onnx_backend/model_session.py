@@ -11,8 +11,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from adapter_export.errors import BaseModelError, FormatError, RequestError
-from adapter_export.reading.parsers import parsing
 from adapter_export.runtime import graphs
+from adapter_export.safe_io.parsers import parsing
 
 _PACKED_BYTES = 128 * 2**20
 """The most weights of which ONNX Runtime may make a second copy, in the order that suits its kernels."""

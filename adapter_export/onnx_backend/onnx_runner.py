@@ -26,9 +26,9 @@ from adapter_export.numerics.evaluate_adapter import BORROWED, check_fit, evalua
 from adapter_export.numerics.runner import Arrays, NodeValue, Undefined, head_output, site_result
 from adapter_export.onnx_backend.base.flow import all_read, module_path
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics
-from adapter_export.onnx_backend.graft.insert import exposed
-from adapter_export.onnx_backend.graft.surgery import SiteGraft
 from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.rewrite.insert import exposed
+from adapter_export.onnx_backend.rewrite.surgery import SiteGraft
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.edits import Place
 from adapter_export.sites.site import SiteMap

@@ -33,8 +33,8 @@ from adapter_export.graph.strength_parameters import strength_parameters
 from adapter_export.graph.tasks import HeadOutput, head_result
 from adapter_export.numerics.evaluate_adapter import check_fit, evaluate, site_widths
 from adapter_export.numerics.runner import head_output
-from adapter_export.reading.documents import parse_json
 from adapter_export.runtime.strength import STRENGTH_KEY
+from adapter_export.safe_io.documents import parse_json
 from adapter_export.sites.site import SiteMap
 
 SLOT_PREFIX = "adapter."

@@ -17,10 +17,10 @@ import onnx_ir as ir
 
 from adapter_export.numerics.runner import Arrays
 from adapter_export.onnx_backend.base.flow import all_read
-from adapter_export.onnx_backend.graft.insert import exposed, result_of, site_values
-from adapter_export.onnx_backend.graft.surgery import NODE_SITE_KEY
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import Pieces, with_outputs
+from adapter_export.onnx_backend.rewrite.insert import exposed, result_of, site_values
+from adapter_export.onnx_backend.rewrite.surgery import NODE_SITE_KEY
 from adapter_export.onnx_backend.slots import REPLACED
 from adapter_export.runtime.graphs import run_session
 

@@ -20,9 +20,9 @@ from flatbuffers.table import Table
 
 from adapter_export.dtypes import AdapterPrecision, Weights, narrowed, widened
 from adapter_export.errors import FormatError, TensorError, WriteError
-from adapter_export.reading.parsers import parsing
-from adapter_export.reading.regular_files import read_bytes
 from adapter_export.runtime.graphs import FAILURES
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import read_bytes
 
 _IDENTIFIER = b"TORT"
 _FORMAT_VERSION = 1

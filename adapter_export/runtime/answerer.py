@@ -1,6 +1,6 @@
 """Rows in, answers out: the one engine that every entry point calls.
 
-A row is a text, a pair, a question with its choices, a picture, a clip or arrays, with a choice of adapter. Its answer
+A row is a text, a pair, a question with its choices, an image, an audio file or arrays, with an adapter. Its answer
 is what the model gives for it alone; `Session.run_many` decides what may share a call.
 """
 
@@ -36,8 +36,8 @@ class Row:
     """A row to answer, and what answers it.
 
     Attributes:
-        asked: a text, a pair, the words of a text, a question with its choices (a list of pairs), a picture or a clip;
-            or an array `[1, …]` for each input of the base.
+        asked: a text, a pair, the words of a text, a question with its choices (a list of pairs), an image or an audio
+            file; or an array `[1, …]` for each input of the base.
         adapter: the adapter. Default: the base's own head, or the base.
         strength: how much of the adapter's updates is added, as in `Session.run`.
         weights: a number for each member of an adapter that is a weighted fusion, in place of its own.
@@ -106,7 +106,7 @@ class Runs(Protocol):
 
 
 class Reader(Protocol):
-    """Makes inputs of texts, pictures or clips for the adapters of a bundle."""
+    """Makes inputs of texts, images or audio for the adapters of a bundle."""
 
     session: Any
     window: int

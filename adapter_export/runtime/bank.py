@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import FormatError, RequestError, argument
-from adapter_export.format.manifest import BankRecord, BankTensor, Flavour, HeadRecord, SlotRecord
+from adapter_export.format.manifest import BankRecord, BankTensor, HeadRecord, SlotRecord, Variant
 from adapter_export.graph.adapter import HEAD
 from adapter_export.runtime.graphs import Arrays, Feeds, Graphs, on_device, run_values
 from adapter_export.runtime.loaded_adapters import Adapters, Counts, Entry, Uses, head_width
@@ -65,7 +65,7 @@ class RowLayout:
             raise FormatError(
                 "the tensors of the bank are not those of the slots and heads",
                 found=f"{len(held)} tensors for {len(self._slots)} slots; {', '.join(others) or 'no others'}",
-                fix=f"build the bundle again with {argument('flavours', ['slots', 'inputs', 'bank'])}",
+                fix=f"build the bundle again with {argument('variants', ['slots', 'inputs', 'bank'])}",
             )
 
     def stacked(self, rows: Sequence[Row]) -> Weights:
@@ -168,7 +168,7 @@ class Bank:
         return bank.fillable or all(entry is None or entry.row is not None for entry in entries)
 
     def run(
-        self, feeds: Feeds, entries: Sequence[Entry | None], outputs: Sequence[str], flavour: Flavour = "bank"
+        self, feeds: Feeds, entries: Sequence[Entry | None], outputs: Sequence[str], variant: Variant = "bank"
     ) -> Arrays:
         """Compute outputs of a batch, each row through its own adapter; none is the base.
 
@@ -178,7 +178,7 @@ class Bank:
             RequestError: the bundle has no bank, the adapters are more than the table holds, or cannot share one; or
                 ONNX Runtime cannot compute the inputs.
         """
-        session = self._graphs.session(flavour)
+        session = self._graphs.session(variant)
         bank = self._graphs.manifest.bank
         assert bank is not None  # a manifest with such a graph has one
         with self._lease(entries, bank) as (rows, tensors):

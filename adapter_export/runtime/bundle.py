@@ -19,12 +19,12 @@ import onnxruntime as ort
 from adapter_export.errors import FileError, HashError, RequestError, UsageError, VersionError, argument, moved
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import MANIFEST_FILE, manifest_bytes, open_whole, read_manifest, verify_files
-from adapter_export.reading.regular_files import read_bytes
 from adapter_export.runtime.graphs import Graphs, Optimization, Provider, open_session
 from adapter_export.runtime.loaded_adapters import Adapters
 from adapter_export.runtime.media_reader import WORDS, MediaReader, media_record
 from adapter_export.runtime.session import Session
 from adapter_export.runtime.text_reader import TextReader
+from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.text import Tokenizer
 
 try:
@@ -279,13 +279,13 @@ class Bundle:
         return TextReader(reader(text, self.manifest), self.manifest, session or self.session())
 
     def images(self, session: Session | None = None) -> MediaReader:
-        """Return what reads pictures for the adapters of the bundle, and answers them.
+        """Return what reads images for the adapters of the bundle, and answers them.
 
         Args:
             session: what runs; a new one if not given.
 
         Raises:
-            RequestError: the bundle does not say how a picture becomes its input, or says what nothing here can do.
+            RequestError: the bundle does not say how an image becomes its input, or says what nothing here can do.
         """
         return MediaReader(media_record(self.manifest, "image", self.folder), self.manifest, session or self.session())
 

@@ -12,8 +12,8 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from adapter_export.errors import FormatError, RequestError, UsageError, argument, quoted
-from adapter_export.format.manifest import Flavour, Manifest
-from adapter_export.reading.parsers import parsing
+from adapter_export.format.manifest import Manifest, Variant
+from adapter_export.safe_io.parsers import parsing
 
 Provider = Literal["cpu", "cuda"]
 Optimization = Literal["all", "basic", "none"]
@@ -192,17 +192,17 @@ class Graphs:
         self._lock = Lock()
         self.session("slots")
 
-    def session(self, flavour: Flavour) -> ort.InferenceSession:
-        """Return the session of a flavour; RequestError if the bundle does not have it, FormatError if it is broken."""
-        path = self.manifest.graphs.get(flavour)
+    def session(self, variant: Variant) -> ort.InferenceSession:
+        """Return the session of a variant; RequestError if the bundle does not have it, FormatError if it is broken."""
+        path = self.manifest.graphs.get(variant)
         if path is None:
-            flavours = argument("flavours", list(dict.fromkeys(("slots", "inputs", flavour))))
-            missing = "rows of one batch through different adapters" if flavour == "bank" else flavour
+            variants = argument("variants", list(dict.fromkeys(("slots", "inputs", variant))))
+            missing = "rows of one batch through different adapters" if variant == "bank" else variant
             raise RequestError(
                 f"the bundle has no graph for {missing}",
                 found=quoted(self.manifest.graphs),
-                expected=f"`{flavour}`",
-                fix=f"build it with {flavours}, or give each call one `adapter`",
+                expected=f"`{variant}`",
+                fix=f"build it with {variants}, or give each call one `adapter`",
             )
         return self.opened(path)
 

@@ -30,9 +30,9 @@ from adapter_export.errors import (
 from adapter_export.format.manifest import AdapterRecord, HeadRecord, Manifest, MixRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD, check_name
 from adapter_export.graph.tasks import CLASSES, LABELLED, PROBLEM_TYPES, RESULT_WIDTHS, TYPE_OUTPUTS, ProblemType, Task
-from adapter_export.reading.regular_files import map_bytes, read_bytes
 from adapter_export.runtime.adapter_file import Bytes, Places, find_tensors, model_version_of, parse_adapter, tensors_at
 from adapter_export.runtime.graphs import Feeds, Provider, on_device
+from adapter_export.safe_io.regular_files import map_bytes, read_bytes
 
 _SHOWN = 20
 """How many names a message lists."""

@@ -1,4 +1,4 @@
-"""Pictures and clips in, answers out: files become an input by the steps of the bundle, without torch."""
+"""Images and audio in, answers out: files become an input by the steps of the bundle, without torch."""
 
 from __future__ import annotations
 
@@ -30,8 +30,6 @@ from adapter_export.format.media import (
     Step,
 )
 from adapter_export.graph.tasks import Task
-from adapter_export.reading.parsers import parsing
-from adapter_export.reading.regular_files import read_bytes
 from adapter_export.runtime.answerer import Answerer, LongTexts, Reading, Row
 from adapter_export.runtime.batches import Progress
 from adapter_export.runtime.check_inputs import Weighting, weights_of_each
@@ -39,11 +37,13 @@ from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.session import Session
 from adapter_export.runtime.strength import Strength, strength_of_each
 from adapter_export.runtime.text_answers import ReadText, TextAnswer
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import read_bytes
 
 MediaFile = Path | str | bytes | np.ndarray
 """A file by its path, the bytes of one, or what is in it: uint8 [height, width, 3], or float32 [samples]."""
 
-WORDS: Mapping[Medium, str] = {"image": "picture", "audio": "clip"}
+WORDS: Mapping[Medium, str] = {"image": "image", "audio": "clip"}
 """What messages call a file."""
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
@@ -52,11 +52,11 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _AT_ONCE, _ROWS_IN_A_CALL = 32, 8
 
 
-def read_picture(data: bytes, where: object) -> np.ndarray:
-    """Return a picture, upright and in RGB, uint8 [height, width, 3].
+def read_image(data: bytes, where: object) -> np.ndarray:
+    """Return an image, upright and in RGB, uint8 [height, width, 3].
 
     Raises:
-        DataError: it is no picture, truncated, several pictures, of more bits a channel, or larger than Pillow's limit.
+        DataError: it is no image, truncated, several images, of more bits a channel, or larger than Pillow's limit.
         MissingExtraError: Pillow is not installed.
     """
     image_of, upright = pillow("Image"), pillow("ImageOps")
@@ -64,10 +64,10 @@ def read_picture(data: bytes, where: object) -> np.ndarray:
     def refusal(reason: str) -> DataError:
         expected = "a whole PNG, JPEG or other file that Pillow reads"
         found = reason.partition(" <_io")[0]
-        return DataError("is no picture that can be read", where=where, found=found, expected=expected)
+        return DataError("is no image that can be read", where=where, found=found, expected=expected)
 
     def too_large(reason: object) -> DataError:
-        return DataError("is a picture that is too large", where=where, found=reason, fix="make it smaller")
+        return DataError("is an image that is too large", where=where, found=reason, fix="make it smaller")
 
     with parsing(refusal):
         try:
@@ -79,27 +79,27 @@ def read_picture(data: bytes, where: object) -> np.ndarray:
             if most is not None and image.width * image.height > most:
                 raise too_large(f"{image.width} × {image.height} pixels, more than {most:,}")
             if image.mode not in _MODES or getattr(image, "n_frames", 1) > 1:
-                found = f"{image.n_frames} pictures" if image.mode in _MODES else f"pixels of the mode `{image.mode}`"
+                found = f"{image.n_frames} images" if image.mode in _MODES else f"pixels of the mode `{image.mode}`"
                 raise DataError(
-                    "is not one picture of 8 bits a channel", where=where, found=found, fix="save it as PNG in RGB"
+                    "is not one image of 8 bits a channel", where=where, found=found, fix="save it as PNG in RGB"
                 )
             return np.array(upright.exif_transpose(image).convert("RGB"))
 
 
 def pillow(module: str) -> Any:
-    """Return a module of Pillow, which only those who give pictures need."""
+    """Return a module of Pillow, which only those who give images need."""
     try:
         return importlib.import_module(f"PIL.{module}")
     except ModuleNotFoundError as error:
-        raise MissingExtraError("pillow", extra="image", needed_for="reading pictures") from error
+        raise MissingExtraError("pillow", extra="image", needed_for="reading images") from error
 
 
 _PCM: Mapping[int, tuple[str, int]] = {1: ("u1", 128), 2: ("<i2", 2**15), 4: ("<i4", 2**31)}
 """By the bytes of a sample: its type, and what is 1.0."""
 
 
-def read_clip(data: bytes, rate: int | None, where: object) -> np.ndarray:
-    """Return a clip of a WAV file, float32 [samples] from -1 to 1.
+def read_audio(data: bytes, rate: int | None, where: object) -> np.ndarray:
+    """Return an audio file of a WAV file, float32 [samples] from -1 to 1.
 
     Raises:
         DataError: it is no WAV file of PCM, truncated or empty, has several channels or another sampling rate.
@@ -119,7 +119,11 @@ def read_clip(data: bytes, rate: int | None, where: object) -> np.ndarray:
         found = f"{facts.nchannels} channel{'s' if facts.nchannels > 1 else ''}, {facts.framerate:,} Hz"
         expected = "1 channel" + ("" if rate is None else f", {rate:,} Hz")
         raise DataError(
-            "is a clip of another form than the model reads", where=where, found=found, expected=expected, fix=fix
+            "is an audio file of another form than the model reads",
+            where=where,
+            found=found,
+            expected=expected,
+            fix=fix,
         )
     if facts.nframes == 0 or len(frames) != facts.nframes * facts.sampwidth:
         found = f"{len(frames) // facts.sampwidth:,} samples of {facts.nframes:,}"
@@ -134,36 +138,36 @@ def read_clip(data: bytes, rate: int | None, where: object) -> np.ndarray:
 
 
 def read_medium(file: MediaFile, medium: Medium, rate: int | None, where: object) -> np.ndarray:
-    """Return what is in a file, as `read_picture` and `read_clip`; an array is checked.
+    """Return what is in a file, as `read_image` and `read_audio`; an array is checked.
 
     Raises:
         FileError: there is no file, or it cannot be read.
-        DataError: as `read_picture` and `read_clip`.
+        DataError: as `read_image` and `read_audio`.
         RequestError: an array of another form.
     """
     if isinstance(file, np.ndarray):
-        is_picture = file.ndim == 3 and file.shape[-1] == 3 and file.dtype == np.uint8
+        is_image = file.ndim == 3 and file.shape[-1] == 3 and file.dtype == np.uint8
         is_clip = file.ndim == 1 and file.dtype == np.float32
-        if not (is_picture if medium == "image" else is_clip) or 0 in file.shape:
+        if not (is_image if medium == "image" else is_clip) or 0 in file.shape:
             expected = "uint8 [height, width, 3]" if medium == "image" else "float32 [samples]"
             raise RequestError(
                 f"is no {WORDS[medium]}", where=where, found=f"{file.dtype} {list(file.shape)}", expected=expected
             )
         return file
     data = file if isinstance(file, bytes) else read_bytes(Path(os.fspath(file)))
-    return read_picture(data, where) if medium == "image" else read_clip(data, rate, where)
+    return read_image(data, where) if medium == "image" else read_audio(data, rate, where)
 
 
 def apply_steps(values: np.ndarray, steps: Sequence[Step]) -> np.ndarray:
-    """Return what the steps make of a picture [height, width, 3] or a clip [samples], float32, pictures channels first.
+    """Apply the steps to an image [height, width, 3] or to samples [samples]; return float32, channels first.
 
     Raises:
         MissingExtraError: Pillow is not installed.
     """
-    is_picture = values.ndim == 3
+    is_image = values.ndim == 3
     for step in steps:
         values = _STEPS[type(step)](values, step)
-    return np.ascontiguousarray(values.transpose(2, 0, 1) if is_picture else values, np.float32)
+    return np.ascontiguousarray(values.transpose(2, 0, 1) if is_image else values, np.float32)
 
 
 def _resize_shortest_edge(values: np.ndarray, step: ResizeShortestEdge) -> np.ndarray:
@@ -182,7 +186,7 @@ def _resize(values: np.ndarray, step: Resize) -> np.ndarray:
 def _center_crop(values: np.ndarray, step: CenterCrop) -> np.ndarray:
     if values.shape[0] < step.height or values.shape[1] < step.width:
         found, expected = f"{values.shape[0]} × {values.shape[1]}", f"at least {step.height} × {step.width}"
-        raise DataError("a picture is smaller than what is kept of it", found=found, expected=expected)
+        raise DataError("an image is smaller than what is kept of it", found=found, expected=expected)
     top, left = (values.shape[0] - step.height) // 2, (values.shape[1] - step.width) // 2
     return values[top : top + step.height, left : left + step.width]
 
@@ -265,7 +269,7 @@ def check_answered(record: MediaRecord, task: Task | None, where: object) -> Non
 
 @dataclass(frozen=True)
 class MediaRow:
-    """A picture or a clip that is read when a call needs it; `cut` is how many samples of it are not read."""
+    """An image or an audio file that is read when a call needs it; `cut` is how many samples of it are not read."""
 
     file: MediaFile
     where: str
@@ -273,7 +277,7 @@ class MediaRow:
 
 
 class MediaReader:
-    """Reads pictures or clips for the adapters of a bundle, and answers them with a session.
+    """Reads images or audio for the adapters of a bundle, and answers them with a session.
 
     Made by `Bundle.images` and `Bundle.audio`.
 
@@ -310,13 +314,13 @@ class MediaReader:
             files: at least one.
             adapter: the adapter of all; without it, and without `adapters`, the base's own head, or the base.
             adapters: instead, one for each file.
-            long: a clip that is longer than the model reads is cut, or refused.
+            long: an audio file that is longer than the model reads is cut, or refused.
             stride: none: clips are not read in windows.
-            places: what messages call those without a path; `picture 0` and so on if not given.
+            places: what messages call those without a path; `image 0` and so on if not given.
 
         Raises:
             RequestError: there are no files; an adapter is not loaded, reads texts, or had another processor.
-            FileError, DataError: a clip cannot be read.
+            FileError, DataError: an audio file cannot be read.
         """
         names = list(adapters) if adapters is not None else [adapter] * len(files)
         word = WORDS[self.record.medium]
@@ -369,7 +373,7 @@ class MediaReader:
         allow_mixed_rows: bool = False,
         progress: Progress | bool | None = None,
     ) -> list[TextAnswer]:
-        """Answer pictures or clips, each by the task of its adapter.
+        """Answer images or audio, each by the task of its adapter.
 
         Args:
             files: as in `read`.
@@ -395,7 +399,7 @@ class MediaReader:
         return outputs
 
     def _row(self, file: MediaFile, where: str) -> MediaRow:
-        """Count what a clip loses, which is to be said before it is answered."""
+        """Count what an audio file loses, which is to be said before it is answered."""
         fit = next((step for step in self._steps if isinstance(step, Fit)), None)
         if fit is None:
             return MediaRow(file, where)

@@ -44,7 +44,7 @@ class Prefixes:
                 if manifest.fanout is not None
                 else f"a bundle with {quoted(manifest.graphs)}",
                 expected="bytes to keep them in, and a bundle with `fanout`",
-                fix=f"build it with {argument('flavours', ['slots', 'inputs', 'bank', 'fanout'])}, or keep none",
+                fix=f"build it with {argument('variants', ['slots', 'inputs', 'bank', 'fanout'])}, or keep none",
             )
         self.limit = limit
         self._graphs = graphs

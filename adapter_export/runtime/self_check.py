@@ -12,12 +12,12 @@ import onnxruntime as ort
 
 from adapter_export.errors import FormatError, HashError
 from adapter_export.format.manifest import GoldenRecord, PartRecord
-from adapter_export.reading.documents import parse_json
-from adapter_export.reading.parsers import parsing
-from adapter_export.reading.regular_files import read_bytes
 from adapter_export.runtime.bundle import Bundle
 from adapter_export.runtime.graphs import PROVIDERS, Arrays
 from adapter_export.runtime.session import Session
+from adapter_export.safe_io.documents import parse_json
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import read_bytes
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1", "BOOL": "?"}
 """Element types of safetensors in golden data, and NumPy's."""

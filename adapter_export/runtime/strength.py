@@ -16,9 +16,9 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import FormatError, RequestError
 from adapter_export.format.manifest import SlotRecord
 from adapter_export.graph.adapter import HEAD
-from adapter_export.reading.documents import parse_json
 from adapter_export.runtime.graphs import Graphs
 from adapter_export.runtime.loaded_adapters import Adapters, Entry
+from adapter_export.safe_io.documents import parse_json
 
 STRENGTH_KEY = "adapter_export.strength"
 """The key, in the metadata of the graph with slots, of the parameters that scale what each of its graphs adds: JSON."""

@@ -63,7 +63,7 @@ class Token:
 
 @dataclass(frozen=True)
 class TextAnswer:
-    """The answer of an adapter to a text, a picture, a clip or a row of arrays.
+    """The answer of an adapter to a text, an image, an audio file or a row of arrays.
 
     Attributes:
         answer: by the type of its task; the places of a span are tokens of the whole text.
@@ -97,10 +97,10 @@ class TextAnswer:
 
 @dataclass(frozen=True)
 class ReadText:
-    """A text as tokens: once, or in each of its windows, or for each of its choices; or a picture or a clip.
+    """A text as tokens: once, or in each of its windows, or for each of its choices; or an image or an audio file.
 
     Attributes:
-        text: the text, or the name of a picture or a clip.
+        text: the text, or the name of an image or an audio file.
         rows: what the base is given: `EncodedText`, not padded, or a `MediaRow`.
         adapter: the adapter that it was read for; `None` is the base.
         task: that of the adapter, if it has one.

@@ -27,7 +27,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapter_export.errors import InputError, UsageError, quoted
-from adapter_export.reading.documents import parse_json
+from adapter_export.safe_io.documents import parse_json
 from adapter_export.server.calls import Call, parse
 from adapter_export.server.control import Control
 from adapter_export.server.limits import Limits, RefusedError, body_of, status_of

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Protocol
 
 from adapter_export.errors import RequestError
 from adapter_export.graph.tasks import ProblemType
-from adapter_export.reading.regular_files import read_bytes
 from adapter_export.runtime import Bundle
+from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.server.limits import RefusedError
 from adapter_export.server.models import Extra
 from adapter_export.server.resolver import Resolver

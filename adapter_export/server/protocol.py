@@ -19,8 +19,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from adapter_export.errors import RequestError, quoted
-from adapter_export.reading.documents import parse_json
 from adapter_export.runtime.answerer import AnsweredRow, Row
+from adapter_export.safe_io.documents import parse_json
 from adapter_export.server.calls import Number, Strict, Weights, parse, split_rows
 from adapter_export.server.control import Control
 from adapter_export.server.limits import MOST_ROWS, Limits, RefusedError, body_of

@@ -12,8 +12,8 @@ from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.records import record_from_json
 from adapter_export.graph.adapter import check_name
 from adapter_export.graph.tasks import Task
-from adapter_export.reading.documents import read_json
-from adapter_export.reading.regular_files import read_bytes
+from adapter_export.safe_io.documents import read_json
+from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.server.limits import RefusedError
 from adapter_export.server.models import PIN, Extra, Served
 

@@ -13,7 +13,7 @@ from typing import Any
 from adapter_export.errors import FormatError, InputError, RequestError, quoted
 from adapter_export.format.files import canonical_json, new_file
 from adapter_export.graph.adapter import check_name
-from adapter_export.reading.documents import read_json
+from adapter_export.safe_io.documents import read_json
 
 _VERSION = "1.0"
 _MOST_BEFORE = 100

@@ -13,7 +13,7 @@ import numpy as np
 
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.format.adapter_files import write_adapter
-from adapter_export.format.manifest import Flavour
+from adapter_export.format.manifest import Variant
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
@@ -113,9 +113,9 @@ def built(
     adapters: tuple[Adapter, ...],
     out: Path,
     bake: Sequence[str] = (),
-    flavours: Sequence[Flavour] | None = None,
+    variants: Sequence[Variant] | None = None,
 ) -> Bundle:
     """Build a bundle with few golden vectors."""
     first, *_, last = input_cases(base.inputs, seed=0, max_tokens=_FEW_TOKENS)
-    build_bundle(base, adapters, out, references=CutRunner(base), cases=[first, last], bake=bake, flavours=flavours)
+    build_bundle(base, adapters, out, references=CutRunner(base), cases=[first, last], bake=bake, variants=variants)
     return Bundle.open(out)

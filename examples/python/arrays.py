@@ -9,7 +9,7 @@ import numpy as np
 
 from adapter_export.errors import FormatError, RequestError
 from adapter_export.format.manifest import Manifest
-from adapter_export.reading.documents import read_json
+from adapter_export.safe_io.documents import read_json
 
 
 def read_inputs(path: Path, manifest: Manifest) -> dict[str, np.ndarray]:

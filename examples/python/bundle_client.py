@@ -46,23 +46,23 @@ def verify(bundle: Bundle, *, as_json: bool) -> None:
         print(json.dumps([each.as_dict() for each in found], indent=2))
     else:
         for each in found:
-            print(f"{each.flavour:12} {_subject(each):20} {_outcome(each)}")
-    for each in sorted(found, key=lambda one: (one.flavour == RECORDED, one.flavour == PARTS)):
+            print(f"{each.variant:12} {_subject(each):20} {_outcome(each)}")
+    for each in sorted(found, key=lambda one: (one.variant == RECORDED, one.variant == PARTS)):
         if each.passed:
             continue
         where = f"{bundle.folder}, {_subject(each)}"
-        if each.flavour in (TEXTS, BATCHES) and each.faults:
-            raise _differ(where, each.flavour, each.faults)
-        raise _of_parts(where, each) if each.flavour == PARTS else _wrong(where, each)
+        if each.variant in (TEXTS, BATCHES) and each.faults:
+            raise _differ(where, each.variant, each.faults)
+        raise _of_parts(where, each) if each.variant == PARTS else _wrong(where, each)
 
 
 def _outcome(finding: Finding) -> str:
     if finding.reason is not None:
         return f"not compared: {finding.reason}"
-    if finding.flavour == RECORDED:
+    if finding.variant == RECORDED:
         return "bit for bit as recorded" if finding.passed else "other bits than recorded"
     share = f"{finding.worst:6.1%} of what is allowed"
-    return f"{share}, as with `{finding.faults[0].name}`" if finding.flavour == PARTS and finding.faults else share
+    return f"{share}, as with `{finding.faults[0].name}`" if finding.variant == PARTS and finding.faults else share
 
 
 def _differ(where: str, what: str, faults: Sequence[Fault]) -> AdapterExportError:
@@ -86,7 +86,7 @@ def _of_parts(where: str, finding: Finding) -> AdapterExportError:
 
 
 def _wrong(where: str, finding: Finding) -> AdapterExportError:
-    if finding.flavour == RECORDED:
+    if finding.variant == RECORDED:
         return AdapterExportError(
             "other bits than when the bundle was built, though the base has the same: a tensor did not arrive as it "
             "was, or this runtime rounds otherwise",
@@ -95,7 +95,7 @@ def _wrong(where: str, finding: Finding) -> AdapterExportError:
         )
     return AdapterExportError(
         "does not compute what the reference computed",
-        where=f"{where} in flavour `{finding.flavour}`",
+        where=f"{where} in variant `{finding.variant}`",
         found=f"{finding.worst:.3g} of the allowed deviation",
         expected="at most 1",
         fix="take the bundle from its source again, or use the ONNX Runtime that it was made for",

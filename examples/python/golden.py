@@ -1,4 +1,4 @@
-"""Compare a bundle with its golden data: vectors and parts in every flavour, texts, batches, and recorded runs."""
+"""Compare a bundle with its golden data: vectors and parts in every variant, texts, batches, and recorded runs."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ TEXTS, BATCHES, PARTS, RECORDED = "texts", "batches", "parts", "recorded"
 
 @dataclass(frozen=True)
 class Finding:
-    """How far one adapter, or the base, is from its golden vectors in one flavour: 1 is as far as is allowed.
+    """How far one adapter, or the base, is from its golden vectors in one variant: 1 is as far as is allowed.
 
-    The flavours `texts` and `batches` are the golden texts and batches: infinitely far if anything but a number
+    The variants `texts` and `batches` are the golden texts and batches: infinitely far if anything but a number
     differs. `parts` are the golden parts, and `recorded` the recorded runs, each in a `graph`: infinitely far if bits
     differ. Runs that mean nothing here are not compared, for a `reason`.
     """
 
-    flavour: str
+    variant: str
     adapter: str | None
     mixed: bool
     worst: float
@@ -51,29 +51,29 @@ class Finding:
         worst = self.worst if np.isfinite(self.worst) else None  # JSON has no other number for it
         found = {**asdict(self), "worst": worst, "passed": self.passed}
         found = {key: value for key, value in found.items() if value is not None or key in ("adapter", "worst")}
-        if self.flavour == RECORDED:
+        if self.variant == RECORDED:
             return {**found, "compared": self.reason is None}
-        return {**found, "tokenized": True} if self.flavour == TEXTS else found
+        return {**found, "tokenized": True} if self.variant == TEXTS else found
 
 
 def findings(bundle: Bundle) -> Iterator[Finding]:
-    """The base and every adapter in each flavour, and mixed batches of all where the flavour can do them."""
+    """The base and every adapter in each variant, and mixed batches of all where the variant can do them."""
     names = [None, *(record.name for record in bundle.manifest.adapters)]
     session = bundle.session()
     # where a manifest does not tell checksums apart, a session returns them, too
     plain = replace(bundle.manifest, checksums=None)
     showing = session if plain == bundle.manifest else Bundle(bundle.folder, plain, verified=True).session()
     runs = _runs(bundle, showing)
-    for flavour, run in runs.items():
+    for variant, run in runs.items():
         for name in names:
-            yield Finding(flavour, name, False, _worst(bundle, run, [name]))
-        if flavour in ("bank", "fanout") and bundle.manifest.batch_invariant:
-            yield Finding(flavour, None, True, _worst(bundle, run, names))
+            yield Finding(variant, name, False, _worst(bundle, run, [name]))
+        if variant in ("bank", "fanout") and bundle.manifest.batch_invariant:
+            yield Finding(variant, None, True, _worst(bundle, run, names))
     baked = {one.name: _plain(bundle, one.baked) for one in bundle.manifest.adapters if one.baked is not None}
     for adapter, run in baked.items():
         yield Finding("baked", adapter, False, _worst(bundle, run, [adapter]))
     adapters = {name: (None, *(one.name for one in bundle.manifest.adapters)) for name in runs}
-    graphs = [Uniform(flavour, adapters[flavour], _all_rows(run)) for flavour, run in runs.items()]
+    graphs = [Uniform(variant, adapters[variant], _all_rows(run)) for variant, run in runs.items()]
     graphs += [Uniform("baked", (name,), _all_rows(run)) for name, run in baked.items()]
     yield from _of_graphs(bundle, graphs)
     for name, worst, faults in replay_texts(bundle, session):
@@ -118,7 +118,7 @@ def _twice(session: Session, inputs: Arrays, names: list[str | None]) -> Arrays:
 
 
 def _plain(bundle: Bundle, path: str) -> Run:
-    """A graph in ONNX Runtime, as it is; `Bundle.session` has no use for these two flavours."""
+    """A graph in ONNX Runtime, as it is; `Bundle.session` has no use for these two variants."""
     session = open_session(bundle.home / path)
     return lambda inputs, _: run_session(session, inputs)
 

@@ -34,7 +34,7 @@ def test_adapters_are_objects_folders_names_and_renamed(base: ae.Base, tmp_path:
     one, two = (_adapter(base, name) for name in ("one", "two"))
     ae.save(one, tmp_path / "one")
     given = {"first": tmp_path / "one", "second": two}
-    bundle = ae.build(base, given, tmp_path / "bundle", flavours=("slots",), on_note=pytest.fail)
+    bundle = ae.build(base, given, tmp_path / "bundle", variants=("slots",), on_note=pytest.fail)
     assert bundle.session().adapters == ("first", "second")
     bundle = ae.add(bundle, ["third=one", one], against=base)  # a name is looked up beside the base
     assert bundle.session().adapters == ("first", "second", "third", "one")
@@ -56,8 +56,8 @@ def test_two_of_one_name_are_refused_in_the_words_of_the_caller(base: ae.Base, t
 def test_what_the_caller_should_know_is_a_warning_or_told(base: ae.Base, tmp_path: Path) -> None:
     with pytest.raises(ae.errors.UsageError, match=r"`int8_embeddings` goes with quantised weights"):
         ae.build(base, [], tmp_path / "bundle", int8_embeddings=True, base_precision="fp16")
-    with pytest.raises(ae.errors.UsageError, match=r"^`flavours`: unknown flavours; found fast"):
-        ae.build(base, [_adapter(base, "one")], tmp_path / "bundle", flavours=("fast",))
+    with pytest.raises(ae.errors.UsageError, match=r"^`variants`: unknown variants; found fast"):
+        ae.build(base, [_adapter(base, "one")], tmp_path / "bundle", variants=("fast",))
 
 
 def test_a_composition_records_its_members(base: ae.Base, tmp_path: Path) -> None:

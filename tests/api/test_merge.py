@@ -14,7 +14,7 @@ import adapter_export as ae
 from adapter_export.api.adapters.merge import MERGED_KEY
 from adapter_export.errors import AdapterError, BaseMismatchError
 from adapter_export.graph.kinds import KINDS, LoraOptions
-from adapter_export.importers.plain import pack
+from adapter_export.importers.plain_tensors import pack
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
 
 

@@ -22,7 +22,7 @@ from adapter_export.format.site_map_json import read_site_map, write_site_map
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import Kind, LoraOptions, houlsby, lora
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.graft.insert import insert_slots
+from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import plan_slots
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site_map import sites_of

@@ -51,7 +51,7 @@ def test_half_of_the_padding_becomes_tokens(base: ae.Base) -> None:
 
 def test_a_bundle_is_compared_at_all_other_positions(base: ae.Base, tmp_path: Path) -> None:
     adapter = random_of_kind("a", houlsby().with_widths(b=4), base.sites.map, base.fingerprint)
-    bundle = ae.build(base, [adapter], tmp_path / "bundle", flavours=["slots"])
+    bundle = ae.build(base, [adapter], tmp_path / "bundle", variants=["slots"])
     report = ae.check(bundle, against=base)
     report.raise_for_failure()
     (case,) = {one.case for one in report.outputs if one.against == "golden" and one.part == "padding"}

@@ -156,7 +156,7 @@ def main() -> None:
         those = right(options.base or FOR_RIGHT)[: options.right]
         for at, (std, kind, name) in enumerate(those):
             base = getattr(bases, name)
-            bundle = ae.build(base, [adapter_of(base, kind, std, at)], Path(root) / f"right{at}", flavours=["slots"])
+            bundle = ae.build(base, [adapter_of(base, kind, std, at)], Path(root) / f"right{at}", variants=["slots"])
             report = ae.check(bundle, against=base, quick=at % 10 > 0)  # every tenth with all shapes and words
             if not report.passed:
                 refused.append(f"{name}, {kind}, std {std}, seed {at}")

@@ -51,10 +51,10 @@ def _adapters(base: OnnxBase) -> dict[str, Adapter]:
     return {adapter.name: adapter for adapter in made}
 
 
-def _build(base: OnnxBase, names: str, out: Path, flavours: Sequence[str] | None = None) -> Path:
+def _build(base: OnnxBase, names: str, out: Path, variants: Sequence[str] | None = None) -> Path:
     cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 3, "tokens": 4}])
     adapters = [_adapters(base)[name] for name in names]
-    graphs = {"bake": ["a"]} if flavours is None else {"flavours": flavours}
+    graphs = {"bake": ["a"]} if variants is None else {"variants": variants}
     build_bundle(base, adapters, out, references=CutRunner(base), cases=cases, **graphs)
     return out
 

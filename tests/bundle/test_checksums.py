@@ -29,11 +29,11 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose import adapter_fusion
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, Kind, pfeiffer
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.graft.bank_graph import bank_rows, bank_tensors, insert_bank
-from adapter_export.onnx_backend.graft.checksums import add_bank_checksums, add_checksums, checksum
-from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
+from adapter_export.onnx_backend.rewrite.bank_graph import bank_rows, bank_tensors, insert_bank
+from adapter_export.onnx_backend.rewrite.checksums import add_bank_checksums, add_checksums, checksum
+from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import SlotPlan, head_sums, plan_slots, slot_tensors
 
 PRIME = 8388593
@@ -182,7 +182,7 @@ def bundle(request: pytest.FixtureRequest, plain: Built, tmp_path_factory: pytes
     adapters = [topic, _tone(plain, "tone", 4), _tone(plain, "mood", 6), own]
     ae.build(
         plain.model, adapters, folder, base_precision=request.param, adapter_precision="int8",
-        checksums=True, flavours=("all",), bake=["topic"],
+        checksums=True, variants=("all",), bake=["topic"],
     )  # fmt: skip
     return folder
 
@@ -242,8 +242,8 @@ class Client:
                     found.add(output)
         return found
 
-    def fed(self, name: str | None, tensors: Arrays, flavour: str = "inputs") -> set[str]:
-        return self.wrong(name, self.manifest.graphs[flavour], lambda _: tensors)  # type: ignore[index]
+    def fed(self, name: str | None, tensors: Arrays, variant: str = "inputs") -> set[str]:
+        return self.wrong(name, self.manifest.graphs[variant], lambda _: tensors)  # type: ignore[index]
 
     def of_row(self, name: str | None, row: int) -> set[str]:
         assert self.manifest.bank is not None
@@ -259,8 +259,8 @@ def test_right_tensors_pass_in_every_graph(bundle: Path) -> None:
     assert client.manifest.checksums == "slot_checksums"
     for name in (None, *ADAPTERS):
         assert client.golden(name).absolute["slot_checksums"] == 0
-        for flavour in ("slots", "inputs"):
-            assert client.fed(name, client.tensors(name), flavour) == set()
+        for variant in ("slots", "inputs"):
+            assert client.fed(name, client.tensors(name), variant) == set()
         assert client.manifest.bank is not None
         assert client.of_row(name, client.manifest.bank.rows.index(name)) == set()
     (baked,) = {record.baked for record in client.manifest.adapters} - {None}
@@ -308,11 +308,11 @@ FAULTS = (_neutral_site, _of_another, _stale, _turned, _permuted, _one_element)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("flavour", ["slots", "inputs"])
-def test_wrong_tensors_are_found(bundle: Path, fault: Callable[[Client, Arrays], Arrays], flavour: str) -> None:
+@pytest.mark.parametrize("variant", ["slots", "inputs"])
+def test_wrong_tensors_are_found(bundle: Path, fault: Callable[[Client, Arrays], Arrays], variant: str) -> None:
     client = Client(bundle)
     own = client.tensors("tone")
-    assert "slot_checksums" in client.fed("tone", fault(client, own), flavour)
+    assert "slot_checksums" in client.fed("tone", fault(client, own), variant)
 
 
 def test_a_skipped_input_is_found(bundle: Path) -> None:
@@ -385,18 +385,18 @@ def test_verify_names_the_slots_that_differ(bundle: Path, tmp_path: Path) -> Non
     name = next(name for name in held if SITE in name and held[name].dtype == np.int8 and held[name].any())
     assert prove(plan_check(copy, quick=True), None).passed
     edit_adapter(copy, "tone", change)
-    report = prove(plan_check(copy, flavours=("slots",), quick=True), None)
+    report = prove(plan_check(copy, variants=("slots",), quick=True), None)
     wrong = [one for one in report.outputs if not one.passed and one.output == "slot_checksums"]
     assert {one.adapter for one in wrong} == {"tone"}
     assert {one.faults for one in wrong} == {(f"received other tensors for `{name}`",)}
 
 
 def test_every_graph_is_proved_against_a_reference(plain: Built, tmp_path: Path) -> None:
-    built = ae.build(plain.model, [_tone(plain, "tone", 4)], tmp_path / "bundle", checksums=True, flavours=("all",))
+    built = ae.build(plain.model, [_tone(plain, "tone", 4)], tmp_path / "bundle", checksums=True, variants=("all",))
     reference = Reference(str(plain.model), CutRunner(plain.base))
     report = prove(plan_check(tmp_path / "bundle"), reference)
     assert report.passed
-    seen = {(one.flavour, one.against) for one in report.outputs if one.output == "slot_checksums"}
+    seen = {(one.variant, one.against) for one in report.outputs if one.output == "slot_checksums"}
     assert seen == {(form, against) for form in FORMS if form != "baked" for against in ("golden", "reference")}
     assert built.manifest.golden.absolute.keys() == {"hidden", "slot_checksums"}
 

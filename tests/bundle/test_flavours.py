@@ -15,7 +15,7 @@ from tiny_onnx import random_adapter, token_inputs
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.prove import prove_new
-from adapter_export.bundle.write import FLAVOURS
+from adapter_export.bundle.write import VARIANTS
 from adapter_export.errors import AdapterError, BaseModelError, ParityError, UsageError
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest
@@ -30,8 +30,8 @@ from adapter_export.graph.kinds import (
 )
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
-from adapter_export.onnx_backend.graft.bank_graph import bank_rows
 from adapter_export.onnx_backend.onnx_runner import CutRunner
+from adapter_export.onnx_backend.rewrite.bank_graph import bank_rows
 from adapter_export.onnx_backend.slots import head_sums, plan_slots
 from adapter_export.runtime.bank import MASK_BELOW
 
@@ -52,8 +52,8 @@ def _adapters(base: OnnxBase) -> list[Adapter]:
 
 @pytest.fixture(scope="module")
 def bundle(base: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("flavours") / "bundle"
-    _build(base, _adapters(base), out, flavours=list(FLAVOURS), bake=["wide", "narrow"])
+    out = tmp_path_factory.mktemp("variants") / "bundle"
+    _build(base, _adapters(base), out, variants=list(VARIANTS), bake=["wide", "narrow"])
     return out
 
 
@@ -184,18 +184,18 @@ class TestRefusals:
         assert (set(manifest.graphs), manifest.bank) == ({"slots", "inputs"}, None)
         assert "no batch of any length" in notes[0]
         with pytest.raises(BaseModelError, match="no batch of any length"):
-            _build(fixed, _adapters(base), tmp_path / "asked", flavours=["bank"])
+            _build(fixed, _adapters(base), tmp_path / "asked", variants=["bank"])
 
 
-@pytest.mark.parametrize("flavour", ["inputs", "bank"])
+@pytest.mark.parametrize("variant", ["inputs", "bank"])
 def test_a_graph_that_computes_something_else_is_found(
-    bundle: Path, manifest: Manifest, flavour: str, tmp_path: Path
+    bundle: Path, manifest: Manifest, variant: str, tmp_path: Path
 ) -> None:
-    """The graph of another flavour is changed; the golden vectors of the one with slots still hold."""
+    """The graph of another variant is changed; the golden vectors of the one with slots still hold."""
     folder = shutil.copytree(bundle, tmp_path / "bundle")
-    model = ir.load(folder / manifest.graphs[flavour])
+    model = ir.load(folder / manifest.graphs[variant])
     act = next(node for node in model.graph if node.op_type == "Relu" and node.name.startswith("adapter."))
     act.op_type = "Tanh"
-    ir.save(model, folder / manifest.graphs[flavour])
+    ir.save(model, folder / manifest.graphs[variant])
     with pytest.raises(ParityError, match="deviation"):
         prove_new(OpenedBundle(folder, manifest, staged=True))

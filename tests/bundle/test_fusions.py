@@ -23,7 +23,7 @@ def test_members_in_another_order_are_refused(tmp_path: Path) -> None:
     members = [read_adapter(small.folder / "adapters" / name) for name in ("topic", "tone")]
     fused, cases = weighted_fusion(*members, name="fused"), input_cases(small.base.inputs, seed=1)
     build_bundle(
-        small.base, [fused], tmp_path / "fused", references=CutRunner(small.base), cases=cases[:1], flavours=[]
+        small.base, [fused], tmp_path / "fused", references=CutRunner(small.base), cases=cases[:1], variants=[]
     )
     (record,) = read_manifest(tmp_path / "fused").adapters
     assert record.mix is not None

@@ -59,8 +59,8 @@ def rows_of(folder: Path) -> list[GoldenBatchRow]:
     return [row for batch in batches_of(folder).batches for row in batch.rows]
 
 
-def replayed(folder: Path, flavours: Sequence[str] = ()) -> InvariantRecord:
-    report = prove(plan_check(folder, quick=True, flavours=flavours), None)
+def replayed(folder: Path, variants: Sequence[str] = ()) -> InvariantRecord:
+    report = prove(plan_check(folder, quick=True, variants=variants), None)
     (found,) = [one for one in report.invariants if one.name == "golden batches"]
     return found
 
@@ -277,7 +277,7 @@ def build(base: OnnxBase, adapters: Sequence[Adapter], folder: Path, **settings:
 def test_a_manifest_that_hides_what_counts_padding_is_found(tmp_path: Path, lengths: Lengths | None) -> None:
     """A client then pads the shorter of two rows, and the mean over all tokens, which opens the gate, is another."""
     base = tiny_base(tmp_path, lengths)
-    manifest = build(base, gated_adapters(base), tmp_path / "bundle", flavours=[] if lengths else None)
+    manifest = build(base, gated_adapters(base), tmp_path / "bundle", variants=[] if lengths else None)
     assert manifest.padding_neutral
     assert manifest.counts_padding
     sizes = [len(row.inputs["input_ids"]) for row in rows_of(tmp_path / "bundle") if row.adapter == "gated"]
@@ -294,7 +294,7 @@ def test_texts_that_would_need_padding_have_no_answer_where_it_counts(tmp_path: 
     words = Tokenizer(WordLevel({f"w{at}": at for at in range(VOCABULARY)}, unk_token="w0"))
     words.pre_tokenizer = Whitespace()
     base = tiny_base(tmp_path, Lengths(8, 40, 8))
-    manifest = build(base, gated_adapters(base), tmp_path / "bundle", flavours=[], tokenizer=words.to_str())
+    manifest = build(base, gated_adapters(base), tmp_path / "bundle", variants=[], tokenizer=words.to_str())
     assert manifest.padding_neutral
     sets = {one.adapter: one for one in read_golden_texts(tmp_path / "bundle" / "golden" / "texts.json").sets}
     answered = {name: [len(text.ids) for text in sets[name].texts if text.answer] for name in ("gated", "plain")}
@@ -392,7 +392,7 @@ def test_adding_and_removing_keeps_them(tmp_path: Path) -> None:
 def test_many_adapters_are_dealt_to_several_batches(tmp_path: Path) -> None:
     base = tiny_base(tmp_path)
     adapters = [random_adapter(f"a{at}", pfeiffer(), base, labels="ab") for at in range(40)]
-    build(base, adapters, tmp_path / "bundle", flavours=[])
+    build(base, adapters, tmp_path / "bundle", variants=[])
     batches = batches_of(tmp_path / "bundle").batches
     assert [len(batch.rows) for batch in batches] == [18] * 6 + [15]
     assert [batch.name for batch in batches] == [f"batch {at}" for at in range(1, 8)]

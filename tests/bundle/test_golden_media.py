@@ -98,7 +98,7 @@ def test_a_folder_without_a_processor_or_with_a_broken_one(tmp_path: Path) -> No
     assert "the processor is left out" in notes[0]
 
 
-def test_the_bundle_answers_pictures_as_transformers_does(vit_folder: Path, tmp_path: Path) -> None:
+def test_the_bundle_answers_images_as_transformers_does(vit_folder: Path, tmp_path: Path) -> None:
     model = hf.ViTForImageClassification.from_pretrained(vit_folder / "hf").eval()
     processor = hf.ViTImageProcessorPil.from_pretrained(vit_folder / "hf")
     pixels = [noise(20, 30, 3), noise(40, 9, 3, seed=1)]
@@ -168,11 +168,11 @@ def test_a_record_that_says_something_else_fails(
 
 def test_what_a_bundle_cannot_read_is_refused(vit_folder: Path, tmp_path: Path) -> None:
     bundle = ae.open_bundle(vit_folder / "bundle")
-    with pytest.raises(RequestError, match="does not say how a clip"):
+    with pytest.raises(RequestError, match="does not say how an audio file"):
         bundle.audio()
-    with pytest.raises(RequestError, match="a processor of pictures"):
+    with pytest.raises(RequestError, match="a processor of images"):
         bundle.texts()
-    with pytest.raises(RequestError, match="a list of pictures"):
+    with pytest.raises(RequestError, match="a list of images"):
         bundle.images().answer([])
     unknown = replace(bundle.manifest.media, steps=None, unknown="has the field `crop_pct`", golden=None)
     with pytest.raises(RequestError, match="`crop_pct`, which this client does not do"):

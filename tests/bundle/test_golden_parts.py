@@ -74,8 +74,8 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> OnnxBase:
 @pytest.fixture(scope="module")
 def built(int8: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle in 8 bits, not to be changed."""
-    flavours = ["slots", "inputs", "bank", "fanout"]
-    return _build(int8, _adapters(int8), tmp_path_factory.mktemp("int8") / "bundle", flavours=flavours, bake=["a"])
+    variants = ["slots", "inputs", "bank", "fanout"]
+    return _build(int8, _adapters(int8), tmp_path_factory.mktemp("int8") / "bundle", variants=variants, bake=["a"])
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ class TestVerify:
         edit_adapter(bundle, "a", off)
         rehash(bundle, unrecorded)
         report = _verify(bundle)
-        assert all(one.passed for one in report.outputs if one.flavour in ("slots", "inputs"))
+        assert all(one.passed for one in report.outputs if one.variant in ("slots", "inputs"))
         passed, detail = _detail(report, "golden parts", "a")
         assert not passed
         assert f"`{site} off` in `model.onnx`" in detail

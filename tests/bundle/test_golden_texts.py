@@ -34,7 +34,7 @@ from adapter_export.text import Pair, Tokenizer, tokenizer_digest
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 Change = Callable[[Path], None]
-ONE_CASE: Mapping[str, Any] = {"flavours": ["slots"], "cases": ["batch1_sequence1"], "quick": True}
+ONE_CASE: Mapping[str, Any] = {"variants": ["slots"], "cases": ["batch1_sequence1"], "quick": True}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def bundle(made: Path, tmp_path: Path) -> Path:
 
 def replayed(folder: Path) -> Report:
     """As `verify`, with the graph that answers texts alone."""
-    return prove(plan_check(folder, flavours=["slots"], quick=True), None)
+    return prove(plan_check(folder, variants=["slots"], quick=True), None)
 
 
 def texts_of(report: Report) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tampering import rehash
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove, steps
 from adapter_export.bundle.report import FORMS, Report, failures
-from adapter_export.bundle.write import FLAVOURS
+from adapter_export.bundle.write import VARIANTS
 from adapter_export.errors import FormatError, UsageError
 from adapter_export.format.manifest import Manifest
 from adapter_export.onnx_backend.onnx_runner import CutRunner
@@ -43,7 +43,7 @@ def bundle(whole: Built, tmp_path: Path) -> Path:
 
 def check(folder: Path, *forms: str, only: tuple[str, ...] = (), reference: Reference | None = None) -> Report:
     seen: list[str] = []
-    plan = plan_check(folder, flavours=forms, only=only)
+    plan = plan_check(folder, variants=forms, only=only)
     report = prove(plan, reference, seen.append)
     assert len(seen) == steps(plan, reference)
     report.require_compared()
@@ -56,7 +56,7 @@ def broken(report: Report) -> set[tuple[str, str]]:
 
 
 def failed(report: Report) -> set[tuple[str | None, str, bool]]:
-    return {(each.adapter, each.flavour, each.mixed) for each in report.outputs if not each.passed}
+    return {(each.adapter, each.variant, each.mixed) for each in report.outputs if not each.passed}
 
 
 def edit_bank(folder: Path, change: Change) -> None:
@@ -87,7 +87,7 @@ def test_every_graph_is_run_on_everything_that_slots_are_run_on(whole: Built) ->
     assert report.passed
     runs = {
         form: {(each.against, each.adapter, each.case, each.output) for each in report.outputs
-               if each.flavour == form and not each.mixed}
+               if each.variant == form and not each.mixed}
         for form in FORMS
     }  # fmt: skip
     # those beyond the core are tried in the graph that clients run
@@ -100,13 +100,13 @@ def test_every_graph_is_run_on_everything_that_slots_are_run_on(whole: Built) ->
     mixed = {(each.against, each.adapter, each.case) for each in report.outputs if each.mixed}
     several = {(against, name, case) for against, name, case, _ in core if not case.startswith("batch1")}
     assert mixed == several
-    assert {each.flavour for each in report.outputs if each.mixed} == {"bank"}
+    assert {each.variant for each in report.outputs if each.mixed} == {"bank"}
 
 
 def test_without_a_reference_every_graph_is_held_against_the_golden_vectors(whole: Built) -> None:
     report = check(whole.folder)
     assert report.passed
-    assert {(each.flavour, each.adapter) for each in report.outputs} == {
+    assert {(each.variant, each.adapter) for each in report.outputs} == {
         *((form, name) for form in whole.manifest.graphs for name in ALL),
         ("baked", "topic"),
         ("baked", "tone"),
@@ -118,11 +118,11 @@ def test_without_a_reference_every_graph_is_held_against_the_golden_vectors(whol
 def test_one_graph_can_be_checked_alone(whole: Built) -> None:
     report = check(whole.folder, "bank", only=("tone",))
     assert report.passed
-    assert {(each.flavour, each.adapter) for each in report.outputs} == {("bank", "tone")}
+    assert {(each.variant, each.adapter) for each in report.outputs} == {("bank", "tone")}
     assert {each.mixed for each in report.outputs} == {False, True}, "beside the others, which are not looked at"
     assert not report.sites
-    with pytest.raises(UsageError, match="no such flavour"):
-        plan_check(whole.folder, flavours=["fast"])
+    with pytest.raises(UsageError, match="no such variant"):
+        plan_check(whole.folder, variants=["fast"])
 
 
 def test_rows_of_a_bank_in_a_wrong_order_are_found(bundle: Path) -> None:
@@ -135,7 +135,7 @@ def test_rows_of_a_bank_in_a_wrong_order_are_found(bundle: Path) -> None:
     assert failed(report) == {(name, "bank", mixed) for name in ("topic", "tone", "mood") for mixed in (False, True)}
     moved = ("topic", "tone", "mood")
     assert broken(report) == {*((check, name) for check in ("bank rows", "recorded runs") for name in moved), BATCHES}
-    assert all(failure.flavours_failed == ("bank",) for failure in failures(report))
+    assert all(failure.variants_failed == ("bank",) for failure in failures(report))
 
 
 def test_rows_with_wrong_names_are_found(bundle: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_class_that_is_masked_but_there_is_found(bundle: Path) -> None:
 
 @pytest.mark.parametrize("form", ["inputs", "bank", "baked"])
 def test_a_graph_that_computes_something_else_is_found(bundle: Path, form: str) -> None:
-    file = "model.baked.tone.onnx" if form == "baked" else FLAVOURS[form]  # type: ignore[index]
+    file = "model.baked.tone.onnx" if form == "baked" else VARIANTS[form]  # type: ignore[index]
 
     def change(graph: ir.Graph) -> None:
         act = next(node for node in graph if node.op_type == "Relu" and node.name.startswith("adapter."))
@@ -203,10 +203,10 @@ def test_a_graph_that_computes_something_else_is_found(bundle: Path, form: str) 
 
     edit_graph(bundle, file, change)
     report = check(bundle)
-    assert {(failure.adapter, failure.flavours_failed) for failure in failures(report)} == {
+    assert {(failure.adapter, failure.variants_failed) for failure in failures(report)} == {
         (name, (form,)) for name in (("tone",) if form == "baked" else ("tone", "mood"))
     }
-    assert all(f"--flavour {form}" in failure.command for failure in failures(report))
+    assert all(f"--variant {form}" in failure.command for failure in failures(report))
 
 
 def _replace(graph: ir.Graph, old: ir.Value, op: str, **attributes: int) -> None:

@@ -99,10 +99,10 @@ def torch_runner(torch_base: ae.Base) -> Runner:
     return TorchRunner(torch_base.torch, sites=torch_base.sites.map)
 
 
-def walk(bundle: OpenedBundle, runner: Runner, adapter: str | None = None, flavour: str = "slots") -> Lockstep:
+def walk(bundle: OpenedBundle, runner: Runner, adapter: str | None = None, variant: str = "slots") -> Lockstep:
     cases = check_cases(bundle.manifest, [])
-    file = bundle.manifest.graphs[flavour]
-    return Lockstep(Graph(bundle, flavour, file), runner, typical(cases), adapter, bundle.allowance(cases))
+    file = bundle.manifest.graphs[variant]
+    return Lockstep(Graph(bundle, variant, file), runner, typical(cases), adapter, bundle.allowance(cases))
 
 
 class TestOfATorchBase:
@@ -185,7 +185,7 @@ class TestWhichSideIsWrong:
 def proved(
     bundle: OpenedBundle, reference: Reference, *, only: list[str], cases: list[str], **options: object
 ) -> Report:
-    plan = plan_check(bundle, only=only, flavours=["slots"], **options)  # type: ignore[arg-type]
+    plan = plan_check(bundle, only=only, variants=["slots"], **options)  # type: ignore[arg-type]
     return prove(
         replace(
             plan,

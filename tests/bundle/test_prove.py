@@ -52,14 +52,14 @@ def test_a_good_bundle_passes(report: Report) -> None:
 
 def test_every_output_of_every_adapter_at_every_shape_is_compared_at_the_core_at_every_level(report: Report) -> None:
     of = [result for result in report.outputs if result.against == "reference"]
-    found = {(one.adapter, one.case, one.flavour, one.level, one.output) for one in of if not one.mixed}
+    found = {(one.adapter, one.case, one.variant, one.level, one.output) for one in of if not one.mixed}
     graphs = [*(("slots", level) for level in LEVELS), ("inputs", "all"), ("bank", "all")]
     core = {one.case for one in of if one.level == "none"}
     assert len(core) == 11
     expected = {
-        (adapter, case, flavour, level, output)
-        for flavour, level in graphs
-        for case in ({one.case for one in of} if (flavour, level) == ("slots", "all") else core)
+        (adapter, case, variant, level, output)
+        for variant, level in graphs
+        for case in ({one.case for one in of} if (variant, level) == ("slots", "all") else core)
         for adapter in (None, "topic", "tone", "mood")
         for output in (("hidden",) if adapter is None else ("hidden", "logits"))
     }
@@ -70,7 +70,7 @@ def test_every_two_of_a_batch_a_length_and_a_padding_meet_and_each_is_in_the_cor
     shapes = {
         (one.case, *one.axes.values(), padding_of(one.case), one.level)
         for one in report.outputs
-        if one.against == "reference" and one.flavour == "slots"
+        if one.against == "reference" and one.variant == "slots"
     }
     batches, lengths, paddings = (1, 2, 3, 5), (1, 2, 7, 12, 64, 65), ("none", "right", "left", "holes")
     able = [
@@ -135,7 +135,7 @@ def test_a_case_outside_the_core_is_judged_by_how_far_rounding_moves_it(built: B
             return {**outputs, "hidden": outputs["hidden"] + np.float32(shifts[adapter and adapter.name])}
 
     runner = Moving(built.base, "")
-    plan = plan_check(built.folder, only=("base",), flavours=("slots",))
+    plan = plan_check(built.folder, only=("base",), variants=("slots",))
     plan = replace(plan, cases=tuple(case for case in plan.cases if case.batch in (1, 5)))
     report = prove(plan, Reference("other.onnx", runner))
     (case,) = [one for one in report.outputs if tuple(one.axes.values()) == (5, 64) and one.part == "tokens"]
@@ -160,7 +160,7 @@ def _first(adapter: Adapter | None) -> float:
 )
 def test_a_fault_of_some_shapes_is_named_by_the_smallest(built: Built, fault: str, smallest: str | None) -> None:
     reference = Reference("other.onnx", WrongBase(built.base, fault))
-    report = prove(plan_check(built.folder, only=("base",), flavours=("slots",)), reference, lambda step: None)
+    report = prove(plan_check(built.folder, only=("base",), variants=("slots",)), reference, lambda step: None)
     assert not report.passed
     if smallest is not None:
         (failure,) = failures(report)
@@ -178,7 +178,7 @@ def test_padding_is_compared_on_its_own(report: Report) -> None:
     parts = {
         (result.output, result.part): result.elements
         for result in report.outputs
-        if result.case == "batch3_tokens7_padded" and result.adapter == "topic" and result.flavour == "slots"
+        if result.case == "batch3_tokens7_padded" and result.adapter == "topic" and result.variant == "slots"
     }
     assert parts[("hidden", "tokens")] + parts[("hidden", "padding")] == 3 * 7 * 16
     assert set(parts) == {("hidden", "tokens"), ("hidden", "padding"), ("logits", "all")}

@@ -59,9 +59,9 @@ def _build(base: OnnxBase, adapters: list[Adapter], out: Path, **settings: Any) 
 @pytest.fixture(scope="module")
 def built(base: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of `a` and `b` in every graph, not to be changed."""
-    flavours = ["slots", "inputs", "bank", "fanout"]
+    variants = ["slots", "inputs", "bank", "fanout"]
     out = tmp_path_factory.mktemp("recorded") / "bundle"
-    return _build(base, _adapters(base)[:2], out, flavours=flavours, bake=["a"])
+    return _build(base, _adapters(base)[:2], out, variants=variants, bake=["a"])
 
 
 @pytest.fixture
@@ -82,14 +82,14 @@ def _records(manifest: Manifest) -> dict[str | None, GoldenRecord]:
     return {None: manifest.golden, **{one.name: one.golden for one in manifest.adapters}}
 
 
-def _digest(folder: Path, name: str | None, flavour: str, threads: int) -> str:
+def _digest(folder: Path, name: str | None, variant: str, threads: int) -> str:
     """Return the digest of a graph as docs/format.md describes it, in a session of its own."""
     manifest = read_manifest(folder)
     assert manifest.recorded is not None
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 4
     without = {"disabled_optimizers": ["SkipLayerNormFusion", "BiasGeluFusion"]}
-    session = ort.InferenceSession(folder / manifest.graphs[flavour], options, **without)
+    session = ort.InferenceSession(folder / manifest.graphs[variant], options, **without)
     record, digest = _records(manifest)[name], hashlib.sha256()
     golden = read_tensors(folder / record.path)
     path = next((one.safetensors for one in manifest.adapters if one.name == name), None)
@@ -97,7 +97,7 @@ def _digest(folder: Path, name: str | None, flavour: str, threads: int) -> str:
     slots |= {} if path is None else read_tensors(folder / path)
     for case in manifest.recorded.cases:
         feeds = {one.name: golden[f"{case}.input.{one.name}"] for one in manifest.inputs}
-        if flavour == "bank":
+        if variant == "bank":
             assert manifest.bank is not None
             rows = len(next(iter(feeds.values())))
             feeds[manifest.bank.ids] = np.full(rows, manifest.bank.rows.index(name))
@@ -140,15 +140,15 @@ def test_every_graph_has_a_digest_of_the_base_and_of_each_adapter(built: Path) -
         "a": {*uniform, "baked"},
         "b": uniform,
     }
-    for flavour in ("slots", "bank"):
-        assert len({record.recorded[flavour] for record in records.values()}) == len(records)
+    for variant in ("slots", "bank"):
+        assert len({record.recorded[variant] for record in records.values()}) == len(records)
 
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_another_session_gives_the_digests(built: Path, threads: int) -> None:
     for name, record in _records(read_manifest(built)).items():
-        for flavour in ("slots", "inputs", "bank"):
-            assert record.recorded[flavour] == _digest(built, name, flavour, threads)
+        for variant in ("slots", "inputs", "bank"):
+            assert record.recorded[variant] == _digest(built, name, variant, threads)
 
 
 def test_they_are_compared(built: Path) -> None:
@@ -166,7 +166,7 @@ def test_they_are_compared(built: Path) -> None:
 
 def test_a_tensor_that_no_budget_sees_is_found(bundle: Path) -> None:
     edit_adapter(bundle, "a", scaled(UP, 1.0001))
-    report = _verify(bundle, flavours=["slots", "inputs"])
+    report = _verify(bundle, variants=["slots", "inputs"])
     assert all(result.passed for result in report.comparisons()), "budgets in 8 bits are wider than that"
     bad = {one.name for one in report.invariants if not one.passed}
     assert bad == {CHECK}
@@ -186,7 +186,7 @@ def test_a_tensor_that_no_budget_sees_is_found(bundle: Path) -> None:
 def test_another_runtime_is_not_compared(bundle: Path, change: Callable[[Manifest], Manifest], reason: str) -> None:
     edit_adapter(bundle, "a", scaled(UP, 1.0001))
     rehash(bundle, change)
-    report = _verify(bundle, flavours=["slots", "inputs"])
+    report = _verify(bundle, variants=["slots", "inputs"])
     assert report.passed
     assert not _found(report)
     assert reason in _found(report, NOT_COMPARED)["bundle"]
@@ -200,10 +200,10 @@ def test_a_graph_whose_base_has_other_bits_is_not_compared(bundle: Path) -> None
 
     edit_adapter(bundle, "a", scaled(UP, 1.0001))
     rehash(bundle, _with_golden(change))
-    report = _verify(bundle, flavours=["slots", "inputs"])
+    report = _verify(bundle, variants=["slots", "inputs"])
     assert _found(report)["a"].startswith("failed: `inputs`: ")
     assert _found(report, NOT_COMPARED)["slots"].startswith("passed: the base has other bits here")
-    assert _verify(bundle, flavours=["slots"]).passed
+    assert _verify(bundle, variants=["slots"]).passed
 
 
 def test_a_graph_with_a_constant_adapter_has_the_base_of_another_as_its_witness(bundle: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_graph_with_a_constant_adapter_has_the_base_of_another_as_its_witness(
 
     rehash(bundle, _with_golden(change))
     assert _found(_verify(bundle))["a"].startswith("failed: `baked`: ")
-    alone = _verify(bundle, flavours=["baked"])
+    alone = _verify(bundle, variants=["baked"])
     assert alone.passed
     assert set(_found(alone, NOT_COMPARED)) == {"baked"}
 
@@ -220,7 +220,7 @@ def test_a_graph_with_a_constant_adapter_has_the_base_of_another_as_its_witness(
 def test_a_difference_on_another_processor_is_open(bundle: Path) -> None:
     edit_adapter(bundle, "a", scaled(UP, 1.0001))
     rehash(bundle, _elsewhere(features=("AVX9",)))
-    report = _verify(bundle, flavours=["slots"])
+    report = _verify(bundle, variants=["slots"])
     assert report.passed
     assert "AVX9" in _found(report, NOT_COMPARED)["a"]
     assert set(_found(report)) == {"base", "b"}, "the same bits are the same on any processor"
@@ -263,7 +263,7 @@ def test_an_adapter_whose_bits_depend_on_threads_is_left_out(tmp_path: Path) -> 
         random_adapter("wide", houlsby(), base, bottleneck=240),
         random_adapter("narrow", houlsby(), base, bottleneck=2),
     ]
-    bundle = _build(base, adapters, tmp_path / "bundle", flavours=["slots"])
+    bundle = _build(base, adapters, tmp_path / "bundle", variants=["slots"])
     records = _records(read_manifest(bundle))
     for name in ("wide", "narrow"):
         same = len({_digest(bundle, name, "slots", threads) for threads in (1, 4, 32)}) == 1

@@ -31,7 +31,7 @@ def output(comparison: ComparisonRecord, **place: object) -> OutputRecord:
         "level": "none",
         "output": "hidden",
         "part": "all",
-        "flavour": "slots",
+        "variant": "slots",
         "mixed": False,
     }
     return OutputRecord(**{**vars(comparison), **plain, **place})
@@ -84,7 +84,7 @@ def test_a_report_can_be_made_an_error(found: Report, words: str) -> None:
 
 
 def test_a_table_has_a_line_for_each_graph_and_adapter() -> None:
-    found = report(output(GOOD), output(BAD, flavour="bank"), output(GOOD, flavour="bank", mixed=True)).table()
+    found = report(output(GOOD), output(BAD, variant="bank"), output(GOOD, variant="bank", mixed=True)).table()
     assert [(row[0], row[1], row[-1]) for row in found.rows] == [
         ("slots", "trec", "passed"),
         ("bank", "trec", "failed"),

@@ -35,7 +35,7 @@ def test_every_kind_goes_into_a_bundle_that_was_built_with_two(tmp_path: Path) -
         tmp_path / "bundle",
         references=runner,
         cases=input_cases(base.inputs, seed=1, shapes=[{"batch": 2, "tokens": 5}]),
-        flavours=("bank",),
+        variants=("bank",),
         reserved=reserved_by(("all", "pfeiffer:silu", "head:mean"), base.sites),
     )
     assert any("silu" in slot.graph for slot in manifest.slots)

@@ -84,7 +84,7 @@ def test_padding_that_is_said_to_change_no_adapter(tmp_path: Path) -> None:
     gated = random_adapter("gated", pfeiffer(BottleneckOptions(gate=True)), base, labels="ab")
     cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 2, "tokens": 5}])
     runner = CutRunner(base)
-    build_bundle(base, [gated], tmp_path / "bundle", references=runner, cases=cases, flavours=[])
+    build_bundle(base, [gated], tmp_path / "bundle", references=runner, cases=cases, variants=[])
     kinds = ["padding said to change no adapter"]
     (found,) = self_test(OpenedBundle.open(tmp_path / "bundle"), Reference("base", runner), kinds, seed=3)
     assert found.status == "located"
@@ -147,7 +147,7 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "bundle",
         references=CutRunner(base),
         cases=cases,
-        flavours=["slots", "inputs", "bank", "fanout"],
+        variants=["slots", "inputs", "bank", "fanout"],
         bake=["a", "b"],
         precisions={"b": "int8", "c": "int8"},
     )

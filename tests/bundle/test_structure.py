@@ -18,7 +18,7 @@ from adapter_export.bundle.report import Report
 from adapter_export.errors import AdapterError, FormatError, HashError, InputError, TensorError, VersionError
 from adapter_export.format.files import canonical_json
 from adapter_export.format.tensors import read_tensors
-from adapter_export.reading.documents import read_json
+from adapter_export.safe_io.documents import read_json
 
 Change = Callable[[onnx.ModelProto], object]
 

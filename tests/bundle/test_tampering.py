@@ -24,7 +24,7 @@ UP = "adapter.layers.0.ffn.bottleneck_relu.up.weight"
 def check(
     folder: Path, reference: Reference | None = None, only: tuple[str, ...] = (), forms: tuple[str, ...] = ("slots",)
 ) -> Report:
-    report = prove(plan_check(folder, only=only, flavours=forms), reference, lambda step: None)
+    report = prove(plan_check(folder, only=only, variants=forms), reference, lambda step: None)
     report.require_compared()
     return report
 

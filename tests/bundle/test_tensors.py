@@ -20,8 +20,8 @@ from tiny_onnx import random_adapter
 import adapter_export as ae
 from adapter_export.bundle import recorded_runs
 from adapter_export.bundle.opened import OpenedBundle
-from adapter_export.bundle.proof.claims import check_claims
 from adapter_export.bundle.proof.ledger import counts
+from adapter_export.bundle.proof.manifest_checks import check_claims
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove
 from adapter_export.bundle.report import Report
@@ -38,7 +38,7 @@ from adapter_export.onnx_backend.onnx_runner import CutRunner
 from schemas import validate
 
 WORDS_UP = "adapter.layers.0.ffn.bottleneck_relu.up.weight"
-ONE_CASE: Mapping[str, Any] = {"flavours": ["slots"], "cases": ["batch1_tokens1"], "only": ["base"]}
+ONE_CASE: Mapping[str, Any] = {"variants": ["slots"], "cases": ["batch1_tokens1"], "only": ["base"]}
 TORCH_CASE: Mapping[str, Any] = {**ONE_CASE, "cases": ["batch1_sequence1"]}
 
 
@@ -61,7 +61,7 @@ def torch_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_bert_archive: Pa
         (folder / "work").mkdir()
         adapter = random_adapter("a", pfeiffer(), base.exported(folder / "work"), bottleneck=4, labels=("no", "yes"))
         ae.save(adapter, folder / "a")
-        ae.build(base, [folder / "a"], folder / "bundle", copy_weights=True, flavours=("slots", "bank"))
+        ae.build(base, [folder / "a"], folder / "bundle", copy_weights=True, variants=("slots", "bank"))
 
     return once(tmp_path_factory, "tensors", make)
 
@@ -157,7 +157,7 @@ def test_a_changed_node_and_a_changed_bank_are_located(built: Built, copy: Path)
 
     edit_graph(copy, no_gelu)
     edit_graph(copy, no_gelu, "model.bank.onnx")
-    found = failed(ae.check(copy, against=built.model, **{**ONE_CASE, "flavours": ["slots", "bank"]}))
+    found = failed(ae.check(copy, against=built.model, **{**ONE_CASE, "variants": ["slots", "bank"]}))
     assert {owed.id for owed in found} >= {"nodes/model.onnx", "nodes/model.bank.onnx"}
     assert "approximate" in next(owed.detail for owed in found if owed.id == "nodes/model.onnx")
 
@@ -244,7 +244,7 @@ def test_an_allowance_is_measured_again_on_its_own_inputs(copy: Path) -> None:
 
 def test_mixed_batches_run_whatever_the_manifest_says(copy: Path) -> None:
     rehash(copy, CLAIMS["batch_invariant"])
-    report = ae.check(copy, flavours=["bank"], cases=["batch3_tokens7"])
+    report = ae.check(copy, variants=["bank"], cases=["batch3_tokens7"])
     assert any(result.mixed for result in report.outputs)
 
 
@@ -271,7 +271,7 @@ def test_an_adapter_changed_in_all_its_copies_is_seen(built: Built, copy: Path, 
     removed = ae.remove(copy, ["tone"])
     write_adapter(replace(adapter, weights=weights), tmp_path / "changed" / "tone")
     ae.add(removed, [tmp_path / "changed" / "tone"], against=built.model)
-    case: Mapping[str, Any] = {"cases": ["batch3_tokens7"], "flavours": ["slots"], "only": ["tone", "mood"]}
+    case: Mapping[str, Any] = {"cases": ["batch3_tokens7"], "variants": ["slots"], "only": ["tone", "mood"]}
     alone = ae.check(copy, **case)
     assert alone.passed
     assert {owed.id for owed in of(alone, "source/")} == {"source/tone", "source/mood"}

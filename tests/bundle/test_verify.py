@@ -56,9 +56,9 @@ def test_a_whole_bundle(built: Built) -> None:
     found = _verify(built.folder)
     assert found["passed"]
     forms = {*built.manifest.graphs, *("baked" for record in built.manifest.adapters if record.baked)}
-    assert {one["flavour"] for one in found["golden"]} == forms
+    assert {one["variant"] for one in found["golden"]} == forms
     for form in built.manifest.graphs:
-        assert {one["adapter"] for one in found["golden"] if one["flavour"] == form and not one["mixed"]} == NAMES
+        assert {one["adapter"] for one in found["golden"] if one["variant"] == form and not one["mixed"]} == NAMES
     assert {one["adapter"] for one in found["golden"] if one["mixed"]} == NAMES
     for one in found["golden"]:
         assert one["elements"] > 0
@@ -78,7 +78,7 @@ def test_a_golden_vector_that_is_off_is_found_in_every_form(copy: Path) -> None:
     rehash(copy)
     found = _verify(copy)
     assert not found["passed"]
-    off = {(one["flavour"], one["adapter"]) for one in found["golden"] if one["faults"]}
-    forms = {one["flavour"] for one in found["golden"] if one["adapter"] == "tone"}
+    off = {(one["variant"], one["adapter"]) for one in found["golden"] if one["faults"]}
+    forms = {one["variant"] for one in found["golden"] if one["adapter"] == "tone"}
     assert off == {(form, "tone") for form in forms}
     assert all(one["worst"] > 1 for one in found["golden"] if one["faults"])

@@ -202,14 +202,14 @@ def _completions(*words: str) -> list[str]:
     return [item.value for item in complete.get_completions(list(words[:-1]), words[-1])]
 
 
-def test_a_shell_completes_commands_options_kinds_flavours_and_adapters(
+def test_a_shell_completes_commands_options_kinds_variants_and_adapters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert _completions("ca") == ["capture"]
     assert _completions("train", "m", "--valid") == ["--validation", "--validation-data"]
     assert _completions("train", "--kind", "houls") == ["houlsby"]
     assert _completions("sweep", "m", "--kinds", "houlsby,ia") == ["houlsby,ia3"]
-    assert _completions("build", "m", "--flavours", "slots,b") == ["slots,bank"]
+    assert _completions("build", "m", "--variants", "slots,b") == ["slots,bank"]
     assert _completions("train", "--help", "fu") == ["fusion"]
     for name in ("one", "two"):
         (tmp_path / "adapters" / name).mkdir(parents=True)

@@ -93,7 +93,7 @@ def test_fused_operators(cli, graph: Path, adapters: Path, tmp_path: Path) -> No
 
 def test_fused_operators_of_integers(cli, model: Path, adapters: Path, tmp_path: Path) -> None:
     """The reference is the base in 8 bits before anything was fused, and a row is the same in any batch."""
-    options = ("--base-precision", "int8", "--optimize", "--flavours", "slots,bank")
+    options = ("--base-precision", "int8", "--optimize", "--variants", "slots,bank")
     made = cli.json("build", model, "--adapters", adapters / "topic", *options, "-o", tmp_path / "bundle")["manifest"]
     assert (made["base_precision"], made["batch_invariant"]) == ("int8", True)
     attends = tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 24)  # by the standard's operator

@@ -11,18 +11,18 @@ from adapter_export.runtime import Bundle
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
+def images(tmp_path: Path) -> list[Path]:
     paths = [tmp_path / f"{number}.png" for number in range(2)]
     for number, path in enumerate(paths):
         path.write_bytes(png(noise(20, 30, 3, seed=number)))
     return paths
 
 
-def test_pictures_are_answered(cli, vit_folder: Path, pictures: list[Path]) -> None:
-    options = [word for path in pictures for word in ("--image", path)]
+def test_images_are_answered(cli, vit_folder: Path, images: list[Path]) -> None:
+    options = [word for path in images for word in ("--image", path)]
     found = cli.json("run", vit_folder / "bundle", *options)["rows"]
-    assert [one["text"] for one in found] == [str(path) for path in pictures]
-    expected = Bundle.open(vit_folder / "bundle").images().answer(pictures)
+    assert [one["text"] for one in found] == [str(path) for path in images]
+    expected = Bundle.open(vit_folder / "bundle").images().answer(images)
     for one, said in zip(found, expected, strict=True):
         assert set(one["probabilities"]) == set(LABELS)
         assert one["probability"] == pytest.approx(said.document()["probability"], abs=1e-6)
@@ -34,13 +34,13 @@ def test_inspect_shows_the_steps(cli, vit_folder: Path) -> None:
     assert "resize → rescale → normalize" in cli.done("inspect", vit_folder / "bundle").stdout
 
 
-def test_what_cannot_be_read_is_refused(cli, vit_folder: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_refused(cli, vit_folder: Path, images: list[Path], tmp_path: Path) -> None:
     bundle, half, sound = vit_folder / "bundle", tmp_path / "half.png", tmp_path / "x.wav"
-    half.write_bytes(pictures[0].read_bytes()[:900])
+    half.write_bytes(images[0].read_bytes()[:900])
     sound.write_bytes(wav(noise(100) / 256))
-    cli.refused(3, "half.png: is no picture that can be read", "run", bundle, "--image", half)
-    cli.refused(3, "half.png", "run", bundle, "--many", "--image", pictures[0], "--image", half)
+    cli.refused(3, "half.png: is no image that can be read", "run", bundle, "--image", half)
+    cli.refused(3, "half.png", "run", bundle, "--many", "--image", images[0], "--image", half)
     cli.refused(3, "is not there", "run", bundle, "--image", tmp_path / "nothing.png")
     cli.refused(3, "does not say how a clip", "run", bundle, "--audio", sound)
-    cli.refused(2, "reads pictures, not texts", "run", bundle, "--text", "How far?")
+    cli.refused(2, "reads images, not texts", "run", bundle, "--text", "How far?")
     cli.refused(2, "do not go together", "run", bundle, "--image", half, "--audio", sound)

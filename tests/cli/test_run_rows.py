@@ -26,7 +26,7 @@ def mixed(cli: Any, hf_folder: Path, graph: Path, adapters: Path, tmp_path_facto
     path = tmp_path_factory.mktemp("mixed") / "bundle"
     listed = f"{adapters / 'topic'},{adapters / 'tone'},other={adapters / 'tone'}"
     text = ("--tokenizer", hf_folder, "--max-tokens", 80)
-    cli.done("build", graph, *text, "--adapters", listed, "--flavours", "bank", "-o", path)
+    cli.done("build", graph, *text, "--adapters", listed, "--variants", "bank", "-o", path)
     return path
 
 
@@ -200,7 +200,7 @@ def test_rows_of_several_adapters_without_the_graph_for_rows(
     cli: Any, hf_folder: Path, graph: Path, adapters: Path, tmp_path: Path, encode: Any
 ) -> None:
     text = ("--tokenizer", hf_folder, "--max-tokens", 80)
-    cli.done("build", graph, *text, "--adapters", adapters / "topic", "--flavours", "inputs", "-o", tmp_path / "b")
+    cli.done("build", graph, *text, "--adapters", adapters / "topic", "--variants", "inputs", "-o", tmp_path / "b")
     rows = cli.json("run", tmp_path / "b", "--adapters", "topic,-", *_texts("a", "b"))["rows"]  # one call each
     assert [row["adapter"] for row in rows] == ["topic", None]
     session = Bundle.open(tmp_path / "b").session()

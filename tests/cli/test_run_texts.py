@@ -133,7 +133,7 @@ def test_the_own_head_of_a_base_answers_as_transformers_does(cli: Any, minilm_fo
     whole.save_pretrained(tmp_path / "hf")
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
         (tmp_path / "hf" / name).write_bytes((minilm_folder / name).read_bytes())
-    cli.done("build", tmp_path / "hf", "--flavours", "slots", "-o", tmp_path / "bundle")
+    cli.done("build", tmp_path / "hf", "--variants", "slots", "-o", tmp_path / "bundle")
     texts = ["It is WARM today, é!", LONG, "cold"]
     given = [word for text in texts for word in ("--text", text)]
     found = cli.done("run", tmp_path / "bundle", *given, "--json")

@@ -89,7 +89,7 @@ def signed(cli, bundle: Path, keys: Path, tmp_path_factory: pytest.TempPathFacto
     folder = shutil.copytree(bundle, tmp_path_factory.mktemp("signed") / "bundle")
     report = folder.with_name("report.json")
     report.write_text(
-        cli.done("check", folder, "--quick", "--only", "tone", "--flavour", "slots", "--json").stdout, "utf-8"
+        cli.done("check", folder, "--quick", "--only", "tone", "--variant", "slots", "--json").stdout, "utf-8"
     )
     made = cli.json("sign", folder, "--key", keys / "a.pem", "--report", report)
     assert {"manifest.json", "base.bin", "check.json"} <= {*made["files"]}

@@ -86,7 +86,7 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "a checkpoint of weights": (_checkpoint, ("a state dict", "without its program", "ae.capture")),
     "another zip": (_zip, ("a zip file of another kind", "ae.capture")),
     "a text": (lambda path: path.write_text("text\tlabel\n"), ("found a text", "capture")),
-    "a picture": (
+    "an image": (
         lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40)),
         ("begins with `89 50 4e 47", "capture"),
     ),

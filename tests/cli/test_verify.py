@@ -24,7 +24,7 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 def test_a_whole_bundle(cli, bundle: Path) -> None:
     found = cli.json("verify", bundle)
     assert found["passed"] is True
-    keys = {(one["flavour"], one["adapter"], one["mixed"]) for one in found["golden"]}
+    keys = {(one["variant"], one["adapter"], one["mixed"]) for one in found["golden"]}
     alone = {(form, name, False) for form in ("slots", "inputs", "bank") for name in (None, "topic", "tone")}
     assert keys == alone | {("bank", name, True) for name in (None, "topic", "tone")}
     assert all(one["worst"] < 1 and one["elements"] and not one["faults"] for one in found["golden"])

@@ -1,8 +1,8 @@
 /**
- * node clicks.mjs EXAMPLE BUNDLE TEXT FILE PICTURE: what a user does on the page of `examples/browser`, in EXAMPLE; prints
+ * node clicks.mjs EXAMPLE BUNDLE TEXT FILE IMAGE: what a user does on the page of `examples/browser`, in EXAMPLE; prints
  * what the page shows after each step.
  */
-const [example, bundle, text, file, picture] = process.argv.slice(2);
+const [example, bundle, text, file, image] = process.argv.slice(2);
 const { withPage } = await import(`${example}/chromium.mjs`);
 
 function shown() {
@@ -37,7 +37,7 @@ async function steps(page) {
   await page.click("#all");
   await titled("topic", "tone", "mood", "fusion", "fixed", "attended");
   found.all = await page.evaluate(shown);
-  await page.screenshot({ path: picture, fullPage: true });
+  await page.screenshot({ path: image, fullPage: true });
   await page.click("input[value='no adapter'] + span");
   await titled("no adapter");
   found.none = await page.evaluate(shown);

@@ -20,7 +20,7 @@ from small_bundle import LENGTHS, WIDTH, build_small, small_tokenizer
 from tiny_onnx import random_adapter, save_tiny, tiny_model
 
 from adapter_export.bundle.build_bundle import build_bundle
-from adapter_export.bundle.write import FLAVOURS
+from adapter_export.bundle.write import VARIANTS
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest_json import CARD_FILE, REPORT_FILE, SIGNATURE_FILE
 from adapter_export.graph.adapter import HEAD, Adapter, Head
@@ -49,7 +49,7 @@ FIXED = {"tone": 0.25, "mood": 1.5}
 
 @pytest.fixture(scope="session")
 def conformance_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MiniLM with three adapters of different topology, width, number of classes and precision, in every flavour."""
+    """MiniLM with three adapters of different topology, width, number of classes and precision, in every variant."""
 
     def make(folder: Path) -> None:
         _build_minilm(*map(request.getfixturevalue, ("minilm_archive", "minilm_graph")), folder)
@@ -75,7 +75,7 @@ def _build_minilm(archive: Path, graph: Path, folder: Path) -> None:
         cases=input_cases(base.inputs, seed=0, shapes=list(SHAPES)),
         tokenizer=torch_base.tokenizer,
         max_tokens=torch_base.max_tokens,
-        flavours=list(FLAVOURS),
+        variants=list(VARIANTS),
         bake=["wide"],
         precisions={"narrow": "float16", "first": "int8"},
     )
@@ -115,14 +115,14 @@ def copied_bundle(conformance_bundle: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers of width 16 with a tokenizer of 20 words, in every flavour, with a case of one token.
+    """Two layers of width 16 with a tokenizer of 20 words, in every variant, with a case of one token.
 
     It has what the manifest does not list and clients pass over: a signature, the report of a check, a model card.
     """
 
     def make(folder: Path) -> None:
-        flavours, names = [*FLAVOURS], ("input_ids", "attention_mask")
-        built = build_small(folder, flavours, names, small_tokenizer(), _fusion, ["topic"]).folder
+        variants, names = [*VARIANTS], ("input_ids", "attention_mask")
+        built = build_small(folder, variants, names, small_tokenizer(), _fusion, ["topic"]).folder
         for name in (SIGNATURE_FILE, REPORT_FILE, CARD_FILE):
             (built / name).write_text("{}")
 
@@ -134,8 +134,8 @@ def checked_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That bundle with checksums of slots."""
 
     def make(folder: Path) -> None:
-        flavours, names = [*FLAVOURS], ("input_ids", "attention_mask")
-        build_small(folder, flavours, names, small_tokenizer(), _fusion, ["topic"], checksums=True)
+        variants, names = [*VARIANTS], ("input_ids", "attention_mask")
+        build_small(folder, variants, names, small_tokenizer(), _fusion, ["topic"], checksums=True)
 
     return once(tmp_path_factory, "clients_checked", make) / "bundle"
 

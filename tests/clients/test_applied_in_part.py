@@ -18,7 +18,7 @@ from tampering import edit, edit_adapter, rehash
 from tiny_onnx import random_adapter, save_tiny
 
 from adapter_export.bundle.build_bundle import build_bundle
-from adapter_export.bundle.write import FLAVOURS
+from adapter_export.bundle.write import VARIANTS
 from adapter_export.format.manifest import GoldenRecord, Manifest
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.graph.kinds import houlsby, lora
@@ -47,7 +47,7 @@ def eight_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder / "bundle",
             references=CutRunner(base),
             cases=input_cases(base.inputs, seed=0, shapes=list(SHAPES)),
-            flavours=list(FLAVOURS),
+            variants=list(VARIANTS),
             bake=["a"],
         )
 
@@ -86,9 +86,9 @@ def _with_recorded(manifest: Manifest, digests: Callable[[str | None], Mapping[s
     return replace(manifest, golden=changed(manifest.golden, None), adapters=adapters)
 
 
-def _of(findings: list[dict[str, Any]], flavour: str) -> dict[tuple[str | None, str | None], dict[str, Any]]:
-    """Return the findings of a flavour by graph and adapter."""
-    return {(each.get("graph"), each["adapter"]): each for each in findings if each["flavour"] == flavour}
+def _of(findings: list[dict[str, Any]], variant: str) -> dict[tuple[str | None, str | None], dict[str, Any]]:
+    """Return the findings of a variant by graph and adapter."""
+    return {(each.get("graph"), each["adapter"]): each for each in findings if each["variant"] == variant}
 
 
 def _failing(client: Client, bundle: Path) -> tuple[list[dict[str, Any]], str]:
@@ -158,7 +158,7 @@ def test_a_site_that_is_off_is_named(client: Client, copy: Path) -> None:
     """Golden vectors do not show it. The bank and the baked graph have tensors of their own."""
     _turn_off(copy, "a", "layers.1.attention")
     (found,), error = _failing(client, copy)
-    assert (found["flavour"], found["graph"], found["adapter"]) == ("parts", "inputs", "a")
+    assert (found["variant"], found["graph"], found["adapter"]) == ("parts", "inputs", "a")
     assert found["worst"] > 1
     assert found["faults"][0]["name"] == "layers.1.attention off"
     assert "a: golden parts differ" in error
@@ -169,7 +169,7 @@ def test_a_site_that_is_off_in_the_bank_is_named(node_client: Client, copy: Path
     """`fanout` has the tensors of the bank. Golden vectors do not show it."""
     _turn_off_in_bank(copy, "a", "layers.1.ffn")
     failing, error = _failing(node_client, copy)
-    assert [(each["flavour"], each["graph"], each["adapter"]) for each in failing] == [
+    assert [(each["variant"], each["graph"], each["adapter"]) for each in failing] == [
         ("parts", "bank", "a"),
         ("parts", "fanout", "a"),
     ]
@@ -205,7 +205,7 @@ def test_runs_that_were_recorded_here(node_client: Client, recorded_here: Path) 
 def test_recorded_runs_show_another_number(node_client: Client, recorded_here: Path) -> None:
     _nudge(recorded_here, "a")
     (found,), error = _failing(node_client, recorded_here)
-    assert (found["flavour"], found["graph"], found["adapter"]) == ("recorded", "inputs", "a")
+    assert (found["variant"], found["graph"], found["adapter"]) == ("recorded", "inputs", "a")
     assert found["compared"] is True
     assert "a in `inputs`: recorded runs differ" in error
 

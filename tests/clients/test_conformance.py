@@ -1,4 +1,4 @@
-"""Every client reproduces the golden vectors of one bundle, in every flavour that it can run, its texts and batches."""
+"""Every client reproduces the golden vectors of one bundle, in every variant that it can run, its texts and batches."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ PNG = b"\x89PNG\r\n\x1a\n"
 Finding = tuple[str, str | None, bool]
 
 
-def _expected(flavours: Iterable[str], tokenizes: bool) -> set[Finding]:
-    """The base and all adapters in each flavour, mixed batches in the bank, baked adapters, golden texts and rows."""
+def _expected(variants: Iterable[str], tokenizes: bool) -> set[Finding]:
+    """The base and all adapters in each variant, mixed batches in the bank, baked adapters, golden texts and rows."""
     found: set[Finding] = {("texts", name, False) for name in (*NAMES, *([None] if tokenizes else []))}
     found.add(("batches", None, True))
-    for flavour in flavours:
-        subjects = BAKED if flavour == "baked" else (None, *NAMES)
-        found |= {(flavour, name, False) for name in subjects}
-    return found | {(flavour, None, True) for flavour in flavours if flavour in ("bank", "fanout")}
+    for variant in variants:
+        subjects = BAKED if variant == "baked" else (None, *NAMES)
+        found |= {(variant, name, False) for name in subjects}
+    return found | {(variant, None, True) for variant in variants if variant in ("bank", "fanout")}
 
 
 def _facts(findings: list[dict[str, Any]]) -> set[Finding]:
     assert all(0 <= each["worst"] <= 1 for each in findings)
-    findings = [each for each in findings if each["flavour"] not in ("parts", "recorded")]
+    findings = [each for each in findings if each["variant"] not in ("parts", "recorded")]
     for finding in findings:  # the base has no answers to texts, only ids
-        least = -1 if (finding["flavour"], finding["adapter"]) == ("texts", None) else 0
+        least = -1 if (finding["variant"], finding["adapter"]) == ("texts", None) else 0
         assert least < finding["worst"] <= 1
-    return {(finding["flavour"], finding["adapter"], finding["mixed"]) for finding in findings}
+    return {(finding["variant"], finding["adapter"], finding["mixed"]) for finding in findings}
 
 
 @pytest.mark.parametrize("client", CLIENTS, indirect=True)
 def test_the_golden_vectors_hold(client: Client, conformance_bundle: Path, tmp_path: Path) -> None:
-    """In a browser, a picture of the page is taken, too."""
-    picture = tmp_path / "page.png"
-    assert _facts(client.verify(conformance_bundle, SCREENSHOT=str(picture))) == _expected(
-        client.flavours, client.tokenizes
+    """In a browser, an image of the page is taken, too."""
+    image = tmp_path / "page.png"
+    assert _facts(client.verify(conformance_bundle, SCREENSHOT=str(image))) == _expected(
+        client.variants, client.tokenizes
     )
     if "CHROMIUM" in client.environment:
-        assert picture.read_bytes()[:8] == PNG
-        width, height = struct.unpack(">II", picture.read_bytes()[16:24])
+        assert image.read_bytes()[:8] == PNG
+        width, height = struct.unpack(">II", image.read_bytes()[16:24])
         assert min(width, height) >= 400
 
 
@@ -58,7 +58,7 @@ def test_the_golden_vectors_hold(client: Client, conformance_bundle: Path, tmp_p
 def test_checksums_of_slots_show_other_tensors(client: Client, checked_bundle: Path, tmp_path: Path) -> None:
     """One element of one tensor is another float32: no other output shows that. Golden batches are answered without."""
     findings = client.verify(checked_bundle)
-    assert {finding["flavour"] for finding in findings} >= {*client.flavours, "batches"}
+    assert {finding["variant"] for finding in findings} >= {*client.variants, "batches"}
     assert max(finding["worst"] for finding in findings) <= 1
     copy = shutil.copytree(checked_bundle, tmp_path / "bundle")
 
@@ -73,7 +73,7 @@ def test_checksums_of_slots_show_other_tensors(client: Client, checked_bundle: P
 def test_answers_to_golden_texts_without_a_tokenizer(cpp_client: Client, text_folder: Path, tmp_path: Path) -> None:
     """From their ids; it says that it did not check how text becomes ids."""
     bundle = text_folder / "bundle"
-    found = [each for each in cpp_client.verify(bundle) if each["flavour"] == "texts"]
+    found = [each for each in cpp_client.verify(bundle) if each["variant"] == "texts"]
     assert {each["adapter"] for each in found} == set(TASKS)
     assert all(0 < each["worst"] <= 1 and not each["tokenized"] for each in found)
     assert "how text becomes ids is not checked" in cpp_client.call("verify", bundle).stdout

@@ -21,7 +21,7 @@ from small_bundle import build_small, make_adapter
 from tampering import edit_adapter, rehash
 
 from adapter_export.bundle.build_bundle import build_bundle
-from adapter_export.bundle.write import FLAVOURS
+from adapter_export.bundle.write import VARIANTS
 from adapter_export.format.manifest import GoldenRecord, Manifest
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
@@ -49,7 +49,7 @@ print(findings.value.decode(), error.value.decode(), sep="\\n")
 
 @pytest.fixture(scope="module")
 def coarse_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small base in 8 bits in every flavour, with adapters whose answers are their outputs."""
+    """The small base in 8 bits in every variant, with adapters whose answers are their outputs."""
 
     def make(folder: Path) -> None:
         exact = build_small(folder, ["slots"], NAMES)
@@ -64,7 +64,7 @@ def coarse_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder / "coarse",
             references=CutRunner(open_onnx(exact.model)),
             cases=input_cases(base.inputs, seed=1, shapes=list(SHAPES)),
-            flavours=list(FLAVOURS),
+            variants=list(VARIANTS),
             bake=["topic"],
         )
 
@@ -81,8 +81,8 @@ def bundle(coarse_bundle: Path, tmp_path: Path) -> Path:
     return shutil.copytree(coarse_bundle, tmp_path / "bundle")
 
 
-def _of(findings: list[dict[str, Any]], flavour: str) -> list[dict[str, Any]]:
-    return [finding for finding in findings if finding["flavour"] == flavour]
+def _of(findings: list[dict[str, Any]], variant: str) -> list[dict[str, Any]]:
+    return [finding for finding in findings if finding["variant"] == variant]
 
 
 def _switch_off(tensors: dict[str, np.ndarray]) -> None:
@@ -112,7 +112,7 @@ def test_an_adapter_without_a_site_is_found(cpp_client: Client, bundle: Path) ->
     findings = json.loads(done.stdout)
     wrong = [one for one in findings if one["worst"] is None or one["worst"] > 1]
     # the bank and the baked graph have tensors of their own, which are right
-    assert {(one["flavour"], one["graph"]) for one in wrong} == {("parts", graph) for graph in GRAPHS[:3]}
+    assert {(one["variant"], one["graph"]) for one in wrong} == {("parts", graph) for graph in GRAPHS[:3]}
     assert {one["adapter"] for one in wrong} == {"topic"}
     for one in wrong:
         assert one["faults"][0]["name"] == f"{SITE} off"
@@ -243,7 +243,7 @@ def test_recorded_runs_of_this_runtime_are_compared(
     edit_adapter(bundle, "topic", change)
     findings = json.loads(cpp_client.call("verify", bundle, "--json").stdout)
     wrong = [one for one in findings if one["worst"] is None]
-    assert {(one["flavour"], one["graph"], one["adapter"]) for one in wrong} == {
+    assert {(one["variant"], one["graph"], one["adapter"]) for one in wrong} == {
         ("recorded", graph, "topic") for graph in GRAPHS[:2]
     }
     assert all(one["worst"] is None or one["worst"] <= 1 for one in findings)

@@ -270,7 +270,7 @@ def test_golden_batches(
     if fault is not None:
         cpp_client.refuses("does not compute what the reference computed", "verify", bundle)
         return
-    (found,) = [one for one in cpp_client.verify(bundle) if one["flavour"] == "batches"]
+    (found,) = [one for one in cpp_client.verify(bundle) if one["variant"] == "batches"]
     assert 0 < found["worst"] <= 1
 
 

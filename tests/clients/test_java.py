@@ -106,8 +106,8 @@ def _row(bits: str) -> np.ndarray:
 def test_the_golden_vectors_hold(found: dict[str, str], small_bundle: Path) -> None:
     findings = json.loads(found["verify"])
     assert all(0 <= one["worst"] <= 1 for one in findings)
-    flavours = {"slots", "slots, fed", "inputs", "bank", "fanout", "baked", "texts", "batches"}
-    assert {one["flavour"] for one in findings} == {*flavours, "recorded"}
+    variants = {"slots", "slots, fed", "inputs", "bank", "fanout", "baked", "texts", "batches"}
+    assert {one["variant"] for one in findings} == {*variants, "recorded"}
     names = [record.name for record in Bundle.open(small_bundle).manifest.adapters]
     assert found["adapters"] == f"[{', '.join(sorted(names))}]"
     assert found["task"] == "Optional[Task[type=single_label, labels=[a, b, c]]]"

@@ -1,4 +1,4 @@
-"""A bundle that reads pictures: every client runs it on values, and says that it reads no files and no texts."""
+"""A bundle that reads images: every client runs it on values, and says that it reads no files and no texts."""
 
 from __future__ import annotations
 
@@ -26,4 +26,4 @@ def test_values_are_answered_and_texts_refused(client: Client, vit_folder: Path,
     (found,) = client.run(bundle, tmp_path / "in.json", "--adapter", "own-head")
     assert found["label"] == opened.images().answer([pixels])[0].document()["label"]
     if client.tokenizes:
-        client.refuses("pictures" if "python" in client.command[0] else "pixel_values", "run", bundle, "--text", "x")
+        client.refuses("images" if "python" in client.command[0] else "pixel_values", "run", bundle, "--text", "x")

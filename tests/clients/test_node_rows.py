@@ -139,7 +139,7 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Path:
             references=CutRunner(base),
             cases=input_cases(base.inputs, seed=1, lengths=base.lengths),
             tokenizer=small_tokenizer(),
-            flavours=["slots", "inputs", "bank"],
+            variants=["slots", "inputs", "bank"],
         )
 
     return once(tmp_path_factory, "gated_texts", make) / "gated"
@@ -213,7 +213,7 @@ def test_arrays_of_pairs_need_their_types(client: Client, text_folder: Path, tmp
 @every_client
 def test_golden_batches(client: Client, text_folder: Path, tmp_path: Path) -> None:
     """They are replayed, and a file of them that is another one fails."""
-    (found,) = [one for one in client.verify(text_folder / "bundle") if one["flavour"] == "batches"]
+    (found,) = [one for one in client.verify(text_folder / "bundle") if one["variant"] == "batches"]
     assert (found["adapter"], found["mixed"], found["passed"], found["faults"]) == (None, True, True, [])
     assert 0 < found["worst"] <= 1
     bundle = shutil.copytree(text_folder / "bundle", tmp_path / "bundle")
@@ -223,7 +223,7 @@ def test_golden_batches(client: Client, text_folder: Path, tmp_path: Path) -> No
     path.write_text(json.dumps({**manifest, "golden_batches": "golden/others.json"}), encoding="utf-8")
     client.refuses("names a file without a hash", "verify", bundle)
     path.write_text(json.dumps({**manifest, "golden_batches": None}), encoding="utf-8")
-    assert not [one for one in client.verify(bundle) if one["flavour"] == "batches"]
+    assert not [one for one in client.verify(bundle) if one["variant"] == "batches"]
 
 
 def test_golden_batches_show_the_mistakes_of_a_client(node_client: Client, text_folder: Path) -> None:

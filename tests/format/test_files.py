@@ -19,7 +19,7 @@ from toolchain import skip_or_fail
 from adapter_export.errors import BusyError, FileError, OutputExistsError, WriteError
 from adapter_export.format import files
 from adapter_export.format.files import locked, new_file, new_folder
-from adapter_export.reading.regular_files import read_bytes, sha256_of, sha256_of_part
+from adapter_export.safe_io.regular_files import read_bytes, sha256_of, sha256_of_part
 
 FULL_DISK = Path("/dev/full")
 needs_full_disk = pytest.mark.skipif(not FULL_DISK.exists(), reason="this system has no /dev/full")

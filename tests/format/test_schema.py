@@ -216,7 +216,7 @@ AGREEMENT = {"adapter": "a", "output": "o", "rows": 2, "agree": 1, "absolute": 0
 REPORT: Document = {
     **{"version": "1.0.0", "bundle": "b", "base": "sha256:0", "against": None, "reference": "torch", "runtime": "ort"},
     **{"verdict": "failed", "coverage": {"planned": 2, "compared": 1, "elements": 4, "left_out": ["x"]}},
-    "outputs": [{**OUTPUT, "part": "all", "flavour": "bank", "mixed": True, **COMPARISON}],
+    "outputs": [{**OUTPUT, "part": "all", "variant": "bank", "mixed": True, **COMPARISON}],
     "sites": [SITE],
     "invariants": [{"name": "n", "subject": "s", "verdict": "passed", "detail": "d"}],
     "failures": [
@@ -230,8 +230,8 @@ REPORT: Document = {
                 "worst": None,
                 "culprit": None,
             },
-            **{"levels_failed": ["all"], "levels_passed": [], "command": "check", "flavour": "baked", "mixed": False},
-            "flavours_failed": ["slots"],
+            **{"levels_failed": ["all"], "levels_passed": [], "command": "check", "variant": "baked", "mixed": False},
+            "variants_failed": ["slots"],
         }
     ],
     "agreements": {"original": "torch", "inputs": "texts", "results": [AGREEMENT]},

@@ -34,7 +34,7 @@ from readers import HEAVY, LIGHT, Reader, heavy_readers, light_readers
 
 from adapter_export.errors import AdapterExportError
 from adapter_export.onnx_backend import model_session
-from adapter_export.reading import child
+from adapter_export.safe_io import child
 
 MOST_SECONDS, MOST_BYTES = 2.0, 500 * 10**6
 """Of one execution: time of the processor, and memory beyond what the process has."""

@@ -24,6 +24,7 @@ from small_bundle import Built, build_small
 from small_media import noise, png, wav
 from tiny_decoder import cached_graph
 
+from adapter_export.batch.table_rows import Columns as TableColumns
 from adapter_export.bundle.golden_parts import GoldenParts, read_parts
 from adapter_export.cli.bundles.run_rows import read_arrays, read_file
 from adapter_export.format.adapter_files import read_adapter
@@ -38,19 +39,18 @@ from adapter_export.format.site_map_json import read_site_map
 from adapter_export.format.tensors import read_tensors, tensor_bytes
 from adapter_export.importers.adapterhub import import_adapterhub
 from adapter_export.importers.peft import import_peft
-from adapter_export.offline.table_rows import Columns as TableColumns
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
-from adapter_export.onnx_backend.base.trial import try_graph
-from adapter_export.reading.documents import parse_json
-from adapter_export.reading.regular_files import read_text
+from adapter_export.onnx_backend.base.sandbox import try_graph
 from adapter_export.runtime.adapter_file import parse_adapter
-from adapter_export.runtime.media_reader import read_clip, read_picture
+from adapter_export.runtime.media_reader import read_audio, read_image
+from adapter_export.safe_io.documents import parse_json
+from adapter_export.safe_io.regular_files import read_text
 from adapter_export.text import Pair, Tokenizer, try_tokenizer
 
 LIGHT = (
     *("manifest", "derivation", "adapter", "safetensors", "onnx_adapter", "onnx", "onnx of a cache"),
     *("onnx of fused", "site map", "tokenizer", "golden batches", "golden parts", "golden texts", "npz"),
-    *("picture", "clip", "csv", "jsonl", "rows"),
+    *("image", "clip", "csv", "jsonl", "rows"),
 )
 """The names of the readers that need no torch."""
 
@@ -308,10 +308,10 @@ def light_readers(made: Path) -> dict[str, Reader]:
             "a.npz",
             _npz(ids=np.ones((2, 3), np.int64), x=np.ones((2, 3), np.float32)),
         ),
-        "picture": _of(
-            change.of_bytes, lambda path: read_picture(path.read_bytes(), path), "p.png", png(noise(6, 5, 3))
+        "image": _of(change.of_bytes, lambda path: read_image(path.read_bytes(), path), "p.png", png(noise(6, 5, 3))),
+        "clip": _of(
+            change.of_bytes, lambda path: read_audio(path.read_bytes(), None, path), "c.wav", wav(np.zeros(50))
         ),
-        "clip": _of(change.of_bytes, lambda path: read_clip(path.read_bytes(), None, path), "c.wav", wav(np.zeros(50))),
         "csv": _of(change.of_text, partial(_table, "single_label"), "t.csv", rows),
         "jsonl": _of(change.of_text, partial(_table, "multi_label"), "t.jsonl", lines),
         "rows": _of(change.of_text, lambda path: read_file(path, TableColumns("text", "pair")), "t.csv", rows),

@@ -12,7 +12,7 @@ from random_kinds import random_tensors
 from adapter_export.errors import AdapterError, TensorError, UsageError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, Kind, LoraOptions, PhmOptions
-from adapter_export.importers.plain import fitting_kind, pack
+from adapter_export.importers.plain_tensors import fitting_kind, pack
 
 SITES = encoder()
 HIDDEN: dict[str, dict[str, Any]] = {"lora": {"alpha": 8}, "ia3": {}}

@@ -11,7 +11,7 @@ from heads import heads
 from adapter_export.errors import AdapterError, TensorError, UsageError
 from adapter_export.graph.heads import HeadOptions
 from adapter_export.graph.kinds import KINDS
-from adapter_export.importers.plain import fitting_kind, pack
+from adapter_export.importers.plain_tensors import fitting_kind, pack
 from adapter_export.onnx_backend.slots import topology_key
 from adapter_export.sites.site import Site, SiteMap
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from adapter_export.errors import BaseModelError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.graft.insert import insert_slots, site_values
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
+from adapter_export.onnx_backend.rewrite.insert import insert_slots, site_values
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 

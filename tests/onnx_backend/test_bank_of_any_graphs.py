@@ -15,9 +15,9 @@ from adapter_export.errors import AdapterError, AdapterExportError, NotNeutralEr
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.graft.bank_graph import bank_rows, insert_bank
-from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.rewrite.bank_graph import bank_rows, insert_bank
+from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import head_sums, plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 
@@ -100,7 +100,7 @@ def test_what_looks_at_all_of_a_bottleneck_cannot_be_filled_up(
     plan = plan_slots([wide, narrow], narrow_base.sites)
     with pytest.raises(AdapterError, match="cannot stand in a bank beside a wider one") as raised:
         bank_rows(plan, head_sums(plan, ["hidden"]), [wide, narrow])
-    assert 'flavours=["slots", "inputs"]' in str(raised.value)
+    assert 'variants=["slots", "inputs"]' in str(raised.value)
     equal = adapter("equal", graph, {**WIDTHS, "b": 6}, narrow_base)
     assert bank_rows(plan, head_sums(plan, ["hidden"]), [wide, equal]).names == (None, "wide", "equal")
 

@@ -10,9 +10,9 @@ from adapter_export.errors import AdapterError, RequestError
 from adapter_export.graph.kinds import houlsby, pfeiffer
 from adapter_export.numerics.evaluate_adapter import evaluate_head, evaluate_site
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.graft.insert import exposed, insert_slots, with_site_outputs
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner, cut, cut_input
+from adapter_export.onnx_backend.rewrite.insert import exposed, insert_slots, with_site_outputs
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 

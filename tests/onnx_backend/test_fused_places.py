@@ -12,9 +12,9 @@ from onnx import helper, numpy_helper, parser
 from replacing import adapter_at, scaled_plus
 
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
+from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 

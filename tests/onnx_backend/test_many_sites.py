@@ -15,7 +15,7 @@ from tiny_onnx import random_adapter
 
 from adapter_export.graph.kinds import BottleneckOptions, houlsby
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
-from adapter_export.onnx_backend.graft.insert import insert_slots
+from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 
 _WIDTH = 4

@@ -11,9 +11,9 @@ from tiny_onnx import WIDTH, random_adapter, save_tiny, tiny_model, token_inputs
 from adapter_export.errors import AdapterError
 from adapter_export.graph.kinds import KINDS, Ia3Options, LoraOptions
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.graft.bank_graph import bank_rows, insert_bank
-from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.rewrite.bank_graph import bank_rows, insert_bank
+from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.site_map import GivenSites, sites_of

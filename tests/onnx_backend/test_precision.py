@@ -31,10 +31,10 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, houlsby, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics, open_onnx
-from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.quantise.precision import with_precision
+from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.bundle import Bundle
 from adapter_export.runtime.graphs import run_session
@@ -284,7 +284,7 @@ class TestBundle:
         rows = sum(
             result.axes["batch"]
             for result in report.outputs
-            if result.flavour == "slots"
+            if result.variant == "slots"
             and result.level == "all"
             and result.adapter == "a"
             and result.output == "logits"

@@ -11,10 +11,10 @@ from tiny_onnx import save_tiny, token_inputs
 from adapter_export.errors import BaseModelError
 from adapter_export.format.manifest import Precision
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.graft.surgery import Graft
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.quantise.optimize import optimized
 from adapter_export.onnx_backend.quantise.precision import with_precision
+from adapter_export.onnx_backend.rewrite.surgery import Graft
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues
 

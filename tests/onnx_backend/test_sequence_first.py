@@ -43,13 +43,13 @@ def sequence_first(folder: Path, axes: list[str | None]) -> OnnxBase:
     return open_onnx(folder / "model.onnx")
 
 
-def build(base: OnnxBase, out: Path, flavours: list[str] | None, *, at: str = "down") -> object:
+def build(base: OnnxBase, out: Path, variants: list[str] | None, *, at: str = "down") -> object:
     (site,) = (site.name for site in base.sites if site.h == at)
     adapters = [
         adapter_at(name, scaled_plus("h", "u"), [site], base.sites, base.fingerprint) for name in ("one", "two")
     ]
     cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 3, "tokens": 4}, {"batch": 1, "tokens": 2}])
-    return build_bundle(base, adapters, out, references=CutRunner(base), cases=cases, flavours=flavours)
+    return build_bundle(base, adapters, out, references=CutRunner(base), cases=cases, variants=variants)
 
 
 def test_layers_that_read_tokens_first_are_known_by_their_axes(tmp_path):
@@ -76,7 +76,7 @@ def test_a_bank_turns_what_adapters_read_there(tmp_path, axes):
 def test_where_nothing_is_known_the_mixed_batch_refuses(tmp_path):
     base = sequence_first(tmp_path, [None, None])
     assert "layers.0.ffn.down" in [site.name for site in base.sites]
-    with pytest.raises(BaseModelError, match=r'cannot tell rows apart.*flavours=\["slots", "inputs"\]'):
+    with pytest.raises(BaseModelError, match=r'cannot tell rows apart.*variants=\["slots", "inputs"\]'):
         build(base, tmp_path / "bundle", ["slots", "bank"])
     assert not (tmp_path / "bundle").exists()
     assert sorted(build(base, tmp_path / "bundle", ["slots", "inputs"]).graphs) == ["inputs", "slots"]
@@ -87,8 +87,8 @@ def test_a_fusion_there_is_refused_since_rows_cannot_have_weights_of_their_own(t
     base = sequence_first(tmp_path, [None, None])
     (site,) = (site.name for site in base.sites if site.h == at)
     one, two = (adapter_at(name, scaled_plus("h", "u"), [site], base.sites, base.fingerprint) for name in ("a", "b"))
-    fused, flavours = weighted_fusion(one, two, name="fused"), ["slots", "inputs"]
+    fused, variants = weighted_fusion(one, two, name="fused"), ["slots", "inputs"]
     for tokens in (3, 4):  # as many as rows: ONNX Runtime finds nothing wrong
         cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 3, "tokens": tokens}])
         with pytest.raises(BaseModelError, match=r"rows cannot have weights of their own.*compose average"):
-            build_bundle(base, [fused], tmp_path / "b", references=CutRunner(base), cases=cases, flavours=flavours)
+            build_bundle(base, [fused], tmp_path / "b", references=CutRunner(base), cases=cases, variants=variants)

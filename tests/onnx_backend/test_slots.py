@@ -15,9 +15,9 @@ from adapter_export.graph.kinds import BottleneckOptions, Kind, classification_h
 from adapter_export.graph.kinds.linear import changed_layer_graph
 from adapter_export.graph.slot_form import repeated_zeros
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
-from adapter_export.onnx_backend.graft.bank_graph import bank_rows, insert_bank
-from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.rewrite.bank_graph import bank_rows, insert_bank
+from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import PLAN_KEY, plan_slots, read_plan, slot_tensors, topology_key
 from adapter_export.runtime.graphs import run_session
 

@@ -16,8 +16,8 @@ from adapter_export.errors import RequestError
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.kinds import pfeiffer
+from adapter_export.onnx_backend.base.length_probe import axes, equal_axes, length_limits
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
-from adapter_export.onnx_backend.base.tried import axes, equal_axes, length_limits
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 POSITIONS = """

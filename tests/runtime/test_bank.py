@@ -89,7 +89,7 @@ class TestMixedBatch:
     def test_a_bundle_without_a_bank(self, bundle: Bundle) -> None:
         manifest = replace(bundle.manifest, graphs={"slots": bundle.manifest.graphs["slots"]}, bank=None)
         plain = replace(bundle, manifest=manifest).session()
-        with pytest.raises(RequestError, match=r"no graph for rows of one batch.*flavours=.*slots.*inputs.*bank"):
+        with pytest.raises(RequestError, match=r"no graph for rows of one batch.*variants=.*slots.*inputs.*bank"):
             plain.run(INPUTS, adapters=ROWS)
 
 

@@ -26,8 +26,8 @@ SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.S |
 
 @pytest.fixture
 def folder(tmp_path: Path, vit_folder: Path) -> Path:
-    """`bundle` with `a` and `b`, and `c.onnx_adapter`, which was built for the same graph; `pictures` of a ViT."""
-    shutil.copytree(vit_folder / "bundle", tmp_path / "pictures")
+    """`bundle` with `a` and `b`, and `c.onnx_adapter`, which was built for the same graph; `images` of a ViT."""
+    shutil.copytree(vit_folder / "bundle", tmp_path / "images")
     (tmp_path / "seven.png").write_bytes(png(noise(8, 8)))
     base = open_onnx(save_tiny(tmp_path))
     labels = {"a": "no,yes", "b": "red,green,blue", "c": "x,y,z"}
@@ -40,12 +40,12 @@ def folder(tmp_path: Path, vit_folder: Path) -> Path:
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     given = {"references": CutRunner(base), "cases": cases, "tokenizer": words.to_str(), "max_tokens": 20}
     made["fused"] = weighted_fusion(made["a"], made["b"], name="fused", head="b")
-    build_bundle(base, list(made.values()), tmp_path / "all", flavours=[], **given)
+    build_bundle(base, list(made.values()), tmp_path / "all", variants=[], **given)
     build_bundle(
         base,
         [made[name] for name in ("a", "b", "fused")],
         tmp_path / "bundle",
-        flavours=["bank", "fanout"],
+        variants=["bank", "fanout"],
         **given,
     )
     (tmp_path / "all/adapters/c.onnx_adapter").rename(tmp_path / "c.onnx_adapter")

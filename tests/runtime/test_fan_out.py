@@ -23,8 +23,8 @@ from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import write_manifest
 from adapter_export.graph.kinds import pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.graft.fanout import cut_bank
 from adapter_export.onnx_backend.onnx_runner import CutRunner
+from adapter_export.onnx_backend.rewrite.fanout import cut_bank
 from adapter_export.runtime import Bundle, Request
 from adapter_export.runtime.graphs import open_session, run_session
 
@@ -143,9 +143,9 @@ def test_adapters_that_are_loaded_later_fan_out_too(bundle: Bundle) -> None:
 def test_a_prompt_of_a_decoder_and_its_cache_fan_out(tmp_path: Path) -> None:
     base = open_cached(tmp_path)
     adapters = [random_adapter(name, pfeiffer(), base, bottleneck=3) for name in ("a", "b")]
-    cases, flavours = input_cases(base.inputs, seed=0), ("slots", "bank", "fanout")
+    cases, variants = input_cases(base.inputs, seed=0), ("slots", "bank", "fanout")
     manifest = build_bundle(
-        base, adapters, tmp_path / "bundle", references=CutRunner(base), cases=cases, flavours=flavours
+        base, adapters, tmp_path / "bundle", references=CutRunner(base), cases=cases, variants=variants
     )
     session = Bundle.open(tmp_path / "bundle").session(threads=1)
     caches = [record for record in manifest.inputs if record.role == "cache"]
@@ -160,7 +160,7 @@ def test_a_prompt_of_a_decoder_and_its_cache_fan_out(tmp_path: Path) -> None:
 def test_without_the_graph_the_answers_are_the_same(bundle: Bundle, copy: Path) -> None:
     for name in ("prefix", "fanout"):
         (copy / f"model.{name}.onnx").unlink()
-    graphs = {flavour: path for flavour, path in bundle.manifest.graphs.items() if flavour != "fanout"}
+    graphs = {variant: path for variant, path in bundle.manifest.graphs.items() if variant != "fanout"}
     rehash(copy, lambda manifest: replace(unrecorded(manifest), graphs=graphs, fanout=None))
     plain, texts = Bundle.open(copy), inputs(2, 6)
     found = plain.session(threads=1).fan_out(texts, NAMES)
@@ -182,7 +182,7 @@ def test_bad_calls_are_named(bundle: Bundle) -> None:
 
 
 def test_check_proves_the_cut_and_finds_faults(model: Path, bundle: Bundle, copy: Path) -> None:
-    report = ae.check(bundle.folder, against=model, flavours=["fanout"], cases=["batch3_tokens7"])
+    report = ae.check(bundle.folder, against=model, variants=["fanout"], cases=["batch3_tokens7"])
     assert report.passed
     assert {owed.status for owed in report.ledger if owed.id.startswith(("cut/", "fan-out", "fanout-rows"))} == {
         "proved",
@@ -197,7 +197,7 @@ def test_check_proves_the_cut_and_finds_faults(model: Path, bundle: Bundle, copy
     report = ae.verify(copy)
     failed = {owed.id for owed in report.ledger if owed.status == "failed"}
     assert "cut/model.prefix.onnx" in failed
-    assert {one.flavour for one in report.outputs if not one.passed} == {"fanout"}
+    assert {one.variant for one in report.outputs if not one.passed} == {"fanout"}
 
 
 def test_a_bundle_that_is_changed_fans_out_to_what_it_has_then(bundle: Bundle, copy: Path) -> None:
@@ -233,7 +233,7 @@ def test_what_cannot_be_cut_is_refused(bundle: Bundle) -> None:
     with pytest.raises(BaseModelError, match=r"`MatMul` computes: does not say which axis .*one axis `batch`"):
         cut_bank(bank, record)
     with pytest.raises(UsageError, match="`fanout` is a bank in two parts"):
-        ae.build(bundle.folder.parent / "base.onnx", [], bundle.folder / "other", flavours=("fanout",))
+        ae.build(bundle.folder.parent / "base.onnx", [], bundle.folder / "other", variants=("fanout",))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Pictures and clips: what steps make of them, and files that are refused."""
+"""Images and audio: what steps make of them, and files that are refused."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from small_media import encoded, noise, png, wav
 
 from adapter_export.errors import DataError, RequestError
 from adapter_export.format.media import CenterCrop, Fit, Normalize, Rescale, ResizeShortestEdge, Standardize
-from adapter_export.runtime.media_reader import apply_steps, read_clip, read_medium, read_picture
+from adapter_export.runtime.media_reader import apply_steps, read_audio, read_image, read_medium
 
 TONE = 0.5 * np.sin(np.arange(800) / 9)
 
 
-def test_steps_of_a_picture_by_hand() -> None:
+def test_steps_of_an_image_by_hand() -> None:
     pixels = noise(9, 13, 3)
     normal = Normalize("normalize", (0.1, 0.2, 0.3), (0.5, 0.25, 2.0))
     found = apply_steps(pixels, (CenterCrop("center_crop", 4, 6), Rescale("rescale", 1 / 255), normal))
@@ -44,38 +44,38 @@ def test_steps_of_a_clip_by_hand() -> None:
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4])
 def test_a_clip_of_any_width(width: int) -> None:
-    found = read_clip(wav(TONE, width=width), 16_000, "x.wav")
+    found = read_audio(wav(TONE, width=width), 16_000, "x.wav")
     np.testing.assert_allclose(found, TONE, atol=1.6 / 2 ** (8 * width - 1) + 1e-6)
 
 
-def test_a_picture_is_upright_and_in_rgb() -> None:
+def test_an_image_is_upright_and_in_rgb() -> None:
     pixels = noise(8, 12, 3)
     turned = Image.Exif()
     turned[0x0112] = 6  # to be turned by 90° clockwise
     data = encoded(Image.fromarray(pixels), "PNG", exif=turned.tobytes())
-    assert np.array_equal(read_picture(data, "x.png"), np.rot90(pixels, -1))
-    assert np.array_equal(read_picture(png(pixels[..., 0]), "x.png")[..., 2], pixels[..., 0])
+    assert np.array_equal(read_image(data, "x.png"), np.rot90(pixels, -1))
+    assert np.array_equal(read_image(png(pixels[..., 0]), "x.png")[..., 2], pixels[..., 0])
 
 
 JPEG = encoded(Image.fromarray(noise(64, 64, 3)), "JPEG")
 TWO = [Image.new("RGB", (5, 5), colour) for colour in ("red", "blue")]
-PICTURES: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are needed: the bomb takes long
-    "no picture": (lambda: b'{"a": 1}', "cannot identify"),
+IMAGES: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are needed: the bomb takes long
+    "no image": (lambda: b'{"a": 1}', "cannot identify"),
     "empty": (lambda: b"", "cannot identify"),
     "half a JPEG": (lambda: JPEG[: len(JPEG) // 2], "truncated"),
     "half a PNG": (lambda: png(noise(64, 64, 3))[:3000], "truncated"),
     "a bomb": (lambda: encoded(Image.new("1", (20_000, 9000)), "PNG"), "too large"),
     "16 bits": (lambda: encoded(Image.new("I;16", (8, 8)), "PNG"), "I;16"),
-    "two pictures": (lambda: encoded(TWO[0], "GIF", save_all=True, append_images=TWO[1:]), "2 pictures"),
+    "two images": (lambda: encoded(TWO[0], "GIF", save_all=True, append_images=TWO[1:]), "2 images"),
 }
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_file_that_is_no_picture_is_refused(name: str) -> None:
-    make, said = PICTURES[name]
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_file_that_is_no_image_is_refused(name: str) -> None:
+    make, said = IMAGES[name]
     data = make()
     with pytest.raises(DataError, match=said) as caught:
-        read_picture(data, "x.png")
+        read_image(data, "x.png")
     assert caught.value.where == "x.png"
 
 
@@ -100,12 +100,12 @@ CLIPS = {
 def test_a_file_that_is_no_clip_is_refused(name: str) -> None:
     data, said = CLIPS[name]
     with pytest.raises(DataError, match=said):
-        read_clip(data, 16_000, "x.wav")
+        read_audio(data, 16_000, "x.wav")
 
 
 @pytest.mark.parametrize(
     "array", [noise(4, 4), noise(4, 4, 4), noise(0, 4, 3), TONE], ids=["grey", "rgba", "0", "clip"]
 )
 def test_an_array_of_another_form_is_refused(array: np.ndarray) -> None:
-    with pytest.raises(RequestError, match="is no picture"):
-        read_medium(array, "image", None, "picture 0")
+    with pytest.raises(RequestError, match="is no image"):
+        read_medium(array, "image", None, "image 0")

@@ -27,7 +27,7 @@ SITE, UP = "layers.0.attention", "adapter.layers.0.ffn.up.weight"
 def coarse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base in 8 bits, whose budgets hide sites of `a`; not to be changed."""
 
-    return once(tmp_path_factory, "runtime_coarse", partial(build_coarse, flavours=[])) / "bundle"
+    return once(tmp_path_factory, "runtime_coarse", partial(build_coarse, variants=[])) / "bundle"
 
 
 @pytest.fixture

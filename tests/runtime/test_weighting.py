@@ -94,11 +94,11 @@ def test_the_manifest_says_where_they_go_and_what_they_weigh(fused: Fused) -> No
     assert fused.mix("mean") is None
 
 
-@pytest.mark.parametrize("flavour", ["slots", "inputs"])
-def test_any_other_program_can_give_them(fused: Fused, session: Session, flavour: str) -> None:
+@pytest.mark.parametrize("variant", ["slots", "inputs"])
+def test_any_other_program_can_give_them(fused: Fused, session: Session, variant: str) -> None:
     manifest, mix = Bundle.open(fused.folder).manifest, fused.mix("fused")
     assert mix is not None
-    graph = ort.InferenceSession(str(fused.folder / manifest.graphs[flavour]))
+    graph = ort.InferenceSession(str(fused.folder / manifest.graphs[variant]))
     weights = np.array([[row[member] for member in mix.members] for row in (OWN, OTHER, OTHER)], np.float32)
     feeds = {**INPUTS, **load_file(fused.folder / "adapters/fused.safetensors"), **dict.fromkeys(mix.slots, weights)}
     found = graph.run(["hidden"], feeds)[0]

@@ -18,7 +18,7 @@ from once import once
 from safetensors.numpy import load_file
 
 from adapter_export.importers import adapterhub
-from adapter_export.importers.take import Imported
+from adapter_export.importers.tensor_map import Imported
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import Site, SiteMap

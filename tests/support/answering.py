@@ -96,7 +96,7 @@ def make_world(folder: Path) -> World:
         own = dict(adapters[name].weights)
         own["head.classifier.bias"] = own["head.classifier.bias"] - middle.astype(np.float32)
         adapters[name] = replace(adapters[name], weights=own)
-    ae.build(base, list(adapters.values()), folder / "bundle", flavours=("slots",))
+    ae.build(base, list(adapters.values()), folder / "bundle", variants=("slots",))
     return world
 
 

@@ -9,10 +9,10 @@ import numpy as np
 from adapter_export.format.manifest import BankRecord
 from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
-from adapter_export.onnx_backend.graft.bank_graph import bank_rows, bank_tensors, insert_bank
-from adapter_export.onnx_backend.graft.fanout import cut_bank
-from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.rewrite.bank_graph import bank_rows, bank_tensors, insert_bank
+from adapter_export.onnx_backend.rewrite.fanout import cut_bank
+from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import head_sums, plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoModel
 
 from adapter_export.torch_backend.base.example_inputs import obvious_inputs
-from adapter_export.torch_backend.base.quiet import quiet
+from adapter_export.torch_backend.base.log_capture import quiet
 from adapter_export.torch_backend.base.torch_base import TorchBase, base_of
 
 

@@ -51,8 +51,8 @@ def cpp_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cpp_client(cpp_build: Path) -> Client:
-    flavours = frozenset({"slots", "slots, fed", "inputs", "bank", "fanout", "baked"})
-    return Client((str(cpp_build / "bundle_client"),), flavours, tokenizes=False)
+    variants = frozenset({"slots", "slots, fed", "inputs", "bank", "fanout", "baked"})
+    return Client((str(cpp_build / "bundle_client"),), variants, tokenizes=False)
 
 
 def _install(example: str, folder: Path) -> None:
@@ -77,8 +77,8 @@ def _kept(client: Client) -> Iterator[Client]:
 def node_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     node = tool("node", "nodejs")
     folder = once(tmp_path_factory, "node", partial(_install, "node")) / "node"
-    flavours = frozenset({"inputs", "bank", "fanout", "baked"})
-    yield from _kept(Client((node, str(folder / "dist" / "main.js")), flavours))
+    variants = frozenset({"inputs", "bank", "fanout", "baked"})
+    yield from _kept(Client((node, str(folder / "dist" / "main.js")), variants))
 
 
 @pytest.fixture(scope="session")
@@ -107,15 +107,15 @@ def browser_client(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> I
     """The page, driven by its command line."""
     node = tool("node", "nodejs")
     folder = once(tmp_path_factory, "browser", partial(_install, "browser")) / "browser"
-    flavours = frozenset({"inputs", "bank", "fanout", "baked"})
-    yield from _kept(Client((node, str(folder / "client.mjs")), flavours, {"CHROMIUM": chromium}))
+    variants = frozenset({"inputs", "bank", "fanout", "baked"})
+    yield from _kept(Client((node, str(folder / "client.mjs")), variants, {"CHROMIUM": chromium}))
 
 
 @pytest.fixture(scope="session")
 def python_client() -> Iterator[Client]:
     program = EXAMPLES / "python" / "bundle_client.py"
-    flavours = frozenset({"slots", "inputs", "bank", "fanout", "baked"})
-    yield from _kept(Client((sys.executable, str(program)), flavours))
+    variants = frozenset({"slots", "inputs", "bank", "fanout", "baked"})
+    yield from _kept(Client((sys.executable, str(program)), variants))
 
 
 @pytest.fixture(scope="session")

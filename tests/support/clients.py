@@ -64,14 +64,14 @@ class Client:
 
     Attributes:
         command: what to call before `verify BUNDLE`.
-        flavours: what it can run.
+        variants: what it can run.
         environment: variables that it needs.
         tokenizes: whether it has a tokenizer.
         again: a process that runs it; without one, and for a call with variables of its own, each call starts one.
     """
 
     command: tuple[str, ...]
-    flavours: frozenset[str]
+    variants: frozenset[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     tokenizes: bool = True
     again: Again | None = None

@@ -14,7 +14,7 @@ from hand_made_sites import BERT, encoder, site
 from safetensors.numpy import load_file, save_file
 
 from adapter_export.importers import peft
-from adapter_export.importers.take import Imported
+from adapter_export.importers.tensor_map import Imported
 from adapter_export.sites.site import Site, SiteMap
 from adapter_export.torch_backend.base.pickles import read_torch_file
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
-from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import Arrays, run_session
 

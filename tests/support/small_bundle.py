@@ -108,7 +108,7 @@ class Built:
 
 def build_small(
     folder: Path,
-    flavours: Sequence[str] | None = None,
+    variants: Sequence[str] | None = None,
     names: tuple[str, str] = NAMES,
     tokenizer: str | None = None,
     compose: Callable[..., Sequence[Adapter]] = lambda *_: (),
@@ -124,7 +124,7 @@ def build_small(
 
     Args:
         folder: where the base and the bundle go.
-        flavours: the graphs of the bundle.
+        variants: the graphs of the bundle.
         names: those of the two inputs.
         tokenizer: a `tokenizer.json` of at most `WORDS` tokens.
         compose: makes further adapters of these three.
@@ -162,7 +162,7 @@ def build_small(
         cases=input_cases(base.inputs, seed=1, lengths=base.lengths, shapes=shapes),
         tokenizer=tokenizer,
         max_tokens=None if tokenizer is None or lengths else 65,
-        flavours=flavours,
+        variants=variants,
         bake=bake,
         precisions=precisions,
         checksums=checksums,
@@ -183,7 +183,7 @@ def small_tokenizer() -> str:
 
 
 def text_bundle(factory: pytest.TempPathFactory) -> Path:
-    """The bundle with that tokenizer, in the flavours that there are by default; made once for a run."""
+    """The bundle with that tokenizer, in the variants that there are by default; made once for a run."""
 
     def make(folder: Path) -> None:
         build_small(folder, None, ("input_ids", "attention_mask"), small_tokenizer())

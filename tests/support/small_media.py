@@ -1,4 +1,4 @@
-"""A small ViT with its processor, as its maker would save it; pictures and clips."""
+"""A small ViT with its processor, as its maker would save it; images and audio."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LABELS = ("circle", "square", "line")
 
 
 def make_vit_folder(folder: Path) -> Path:
-    """A Hugging Face folder: 2 layers of width 16, pictures of 16 × 16, a head of three labels."""
+    """A Hugging Face folder: 2 layers of width 16, images of 16 × 16, a head of three labels."""
     import torch
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
@@ -40,7 +40,7 @@ def make_vit_folder(folder: Path) -> Path:
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """A picture as PNG, uint8 [height, width, 3] or [height, width]."""
+    """An image as PNG, uint8 [height, width, 3] or [height, width]."""
     return encoded(Image.fromarray(pixels), "PNG")
 
 
@@ -55,7 +55,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def wav(samples: np.ndarray, rate: int = 16_000, channels: int = 1, width: int = 2) -> bytes:
-    """A clip as WAV of so many bytes a sample; samples from -1 to 1, those of several channels in turn."""
+    """An audio file as WAV of so many bytes a sample; samples from -1 to 1, those of several channels in turn."""
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:
         writer.setnchannels(channels)

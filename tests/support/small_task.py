@@ -16,7 +16,7 @@ from adapter_export.torch_backend.attach import AdaptedModel, attach
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.train.data import TextExamples, TrainingData, class_indices
-from adapter_export.torch_backend.train.fresh import fresh_adapter
+from adapter_export.torch_backend.train.init_adapter import fresh_adapter
 
 LABELS = ("bad", "good")
 

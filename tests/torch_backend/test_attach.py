@@ -19,7 +19,7 @@ from adapter_export.graph.kinds import BottleneckOptions
 from adapter_export.numerics.evaluate_adapter import evaluate
 from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
-from adapter_export.torch_backend.train.fresh import relative_change
+from adapter_export.torch_backend.train.init_adapter import relative_change
 
 ACTIVATED = {"relu": torch.relu, "gelu": nn.functional.gelu, "silu": nn.functional.silu}
 

@@ -19,7 +19,7 @@ from adapter_export.torch_backend.attach import AdaptedModel, attach
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.train.checkpoint import run_identity
 from adapter_export.torch_backend.train.data import TrainingData
-from adapter_export.torch_backend.train.fresh import with_head
+from adapter_export.torch_backend.train.init_adapter import with_head
 from adapter_export.torch_backend.train.record import TrainingSettings
 from adapter_export.torch_backend.train.train_loop import train
 

@@ -44,7 +44,7 @@ from adapter_export.torch_backend.base.example_inputs import obvious_inputs
 from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
 from adapter_export.torch_backend.hooks import attach_to_module
 from adapter_export.torch_backend.torch_runner import TorchRunner
-from adapter_export.torch_backend.train.fresh import fresh_adapter
+from adapter_export.torch_backend.train.init_adapter import fresh_adapter
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -173,7 +173,7 @@ def test_the_trainer_of_transformers_trains_it_as_it_is(tmp_path: Path) -> None:
     arrays["token_type_ids"] = np.zeros_like(arrays["input_ids"])
     expected = runner.run(arrays, read_adapter(tmp_path / "a"))
     base = ae.open_base(tmp_path / "model.pt")
-    bundle = ae.build(base, [tmp_path / "a"], tmp_path / "bundle", flavours=("slots",))
+    bundle = ae.build(base, [tmp_path / "a"], tmp_path / "bundle", variants=("slots",))
     found = bundle.session().run(arrays, "a")
     for name in ("last_hidden_state", "logits"):
         limit = 1e-5 * np.abs(expected[name]).max()

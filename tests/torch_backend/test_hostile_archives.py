@@ -28,7 +28,7 @@ from archives import (
 )
 
 from adapter_export.errors import UnsafeArchiveError
-from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, quiet
+from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, quiet
 from adapter_export.torch_backend.base.torch_base import load_base
 
 Attack = Callable[[Entries, Path], None]

@@ -142,7 +142,7 @@ def test_two_adapters_write_differently_and_are_swapped_without_a_new_session(
         made, _ = learnt(base, data, output=tmp_path / name, batch_size=4, **settings)
         assert made.base == base.fingerprint
         assert made.training["validation"]["perplexity"] < 2
-    ae.build(base, [tmp_path / "up", tmp_path / "down"], tmp_path / "bundle", flavours=["slots"])
+    ae.build(base, [tmp_path / "up", tmp_path / "down"], tmp_path / "bundle", variants=["slots"])
 
     model = genai.Model(str(tmp_path / "bundle"))
     adapters = genai.Adapters(model)
@@ -169,7 +169,7 @@ def test_two_adapters_write_differently_and_are_swapped_without_a_new_session(
     other.add_tokens(["n99"])
     other.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(AdapterError, match="trained with another tokenizer"):
-        ae.build(base, [tmp_path / "up"], tmp_path / "b", tokenizer=tmp_path / "tokenizer.json", flavours=["slots"])
+        ae.build(base, [tmp_path / "up"], tmp_path / "b", tokenizer=tmp_path / "tokenizer.json", variants=["slots"])
 
 
 def test_a_model_that_gives_no_next_token_is_refused(folder: Path, base: ae.Base, tmp_path: Path) -> None:

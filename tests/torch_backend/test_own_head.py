@@ -77,7 +77,7 @@ def test_in_onnx_runtime(name: str, head: str, options: dict[str, Any], kind: st
     base = ae.capture(tmp_path / "folder", tmp_path / "model.pt", on_note=notes.append)
     assert base.own_head is not None
     assert not [note for note in notes if "left out" in note]
-    bundle = ae.build(base, [], tmp_path / "bundle", flavours=("slots",))
+    bundle = ae.build(base, [], tmp_path / "bundle", variants=("slots",))
     assert bundle.manifest.head == OWN_HEAD
     (record,) = bundle.manifest.adapters
     assert record.task is not None
@@ -230,11 +230,11 @@ def test_the_own_head_beside_adapters(tmp_path: Path) -> None:
     base = ae.capture(tmp_path / "folder", tmp_path / "model.pt")
     assert base.own_head is not None
     mine = replace(base.own_head, name="mine")
-    bundle = ae.build(base, [mine], tmp_path / "both", flavours=("slots",))
+    bundle = ae.build(base, [mine], tmp_path / "both", variants=("slots",))
     assert [record.name for record in bundle.manifest.adapters] == ["mine", OWN_HEAD]
     # one topology: the same slots
     assert len(bundle.manifest.slots) == len(base.own_head.weights)
-    alone = ae.build(base, [mine], tmp_path / "without", flavours=("slots",), without_own_head=True)
+    alone = ae.build(base, [mine], tmp_path / "without", variants=("slots",), without_own_head=True)
     assert [record.name for record in alone.manifest.adapters] == ["mine"]
     assert alone.manifest.head is None
     with pytest.raises(AdapterError, match=r"name of the base's own head.*without_own_head"):

@@ -25,7 +25,7 @@ from adapter_export.graph.kinds.bottleneck import houlsby
 from adapter_export.runtime.answers import Vector
 from adapter_export.torch_backend.base.huggingface_folder import open_folder
 from adapter_export.torch_backend.base.sentence_folder import read_sentence_folder
-from adapter_export.torch_backend.train.fresh import fresh_adapter
+from adapter_export.torch_backend.train.init_adapter import fresh_adapter
 
 TEXTS = [
     "A man is eating food.",
@@ -80,7 +80,7 @@ def test_the_cosines_of_minilm_before_and_after_an_adapter(
     with ae.attach(model[0].model, replace(adapter, head=None)):
         after = np.asarray(model.encode(TEXTS), np.float64)
     assert np.abs(cosines(after) - cosines(before)).max() > 0.05
-    bundle = ae.build(base, [adapter], tmp_path / "bundle", flavours=("slots",))
+    bundle = ae.build(base, [adapter], tmp_path / "bundle", variants=("slots",))
     for name, expected in ((None, before), ("mine", after)):  # without an adapter, the own head answers
         found = answered(bundle, name)
         assert np.abs(np.linalg.norm(found, axis=1) - 1).max() < 1e-5
@@ -152,7 +152,7 @@ def taken(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         base = ae.capture(folder_of(root / name, minilm_folder, pooling, modules, inner), root / f"{name}.pt")
         assert base.own_head is not None
         heads.append(replace(base.own_head, name=name))
-    ae.build(base, heads, root / "bundle", flavours=("slots",), without_own_head=True)
+    ae.build(base, heads, root / "bundle", variants=("slots",), without_own_head=True)
     return root
 
 

@@ -32,7 +32,7 @@ from adapter_export.torch_backend.base.to_onnx import export_onnx
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.torch_runner import TorchRunner
 from adapter_export.torch_backend.train.data import TextExamples, TrainingData
-from adapter_export.torch_backend.train.fresh import fresh_adapter
+from adapter_export.torch_backend.train.init_adapter import fresh_adapter
 from adapter_export.torch_backend.train.measure import cosine_apart, measure
 from adapter_export.torch_backend.train.objectives import (
     IGNORED,

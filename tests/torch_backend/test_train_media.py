@@ -1,4 +1,4 @@
-"""Training on pictures and clips: folders and tables, the record, and data that cannot be used."""
+"""Training on images and audio: folders and tables, the record, and data that cannot be used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLOURS = {"red": (220, 40, 40), "green": (40, 220, 40), "blue": (40, 40, 220)}
 ROWS = 12
 
 
-def picture(colour: str, seed: int) -> bytes:
+def image(colour: str, seed: int) -> bytes:
     """A colour with noise, which a mean over pixels tells from others."""
     return png((np.array(COLOURS[colour]) * 0.6 + noise(12, 20, 3, seed=seed) * 0.4).astype(np.uint8))
 
@@ -29,13 +29,13 @@ def make_folder(folder: Path, first: int = 0, rows: int = ROWS) -> Path:
     for colour in COLOURS:
         (folder / colour).mkdir(parents=True)
         for seed in range(first, first + rows):
-            (folder / colour / f"{seed}.png").write_bytes(picture(colour, seed))
+            (folder / colour / f"{seed}.png").write_bytes(image(colour, seed))
     return folder
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`train`, and `test` with other pictures."""
+    """`train`, and `test` with other images."""
     root = tmp_path_factory.mktemp("colours")
     make_folder(root / "test", ROWS, 4)
     make_folder(root / "train")
@@ -90,7 +90,7 @@ def test_the_bundle_confirms_the_record_and_a_table_is_the_same_data(
     assert sum(answer.document()["label"] == "red" for answer in answers) >= 3
 
 
-def test_pictures_of_the_same_bytes_are_one_row(vit_folder: Path, data: Path, tmp_path: Path) -> None:
+def test_images_of_the_same_bytes_are_one_row(vit_folder: Path, data: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(data / "test", tmp_path / "data")
     shutil.copy(folder / "red" / "12.png", folder / "red" / "copy.png")
     notes: list[str] = []
@@ -105,11 +105,11 @@ def _half(folder: Path) -> None:
 
 
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "half a picture": (_half, r"red/0\.png: is no picture"),
+    "half an image": (_half, r"red/0\.png: is no image"),
     "an empty file": (lambda folder: (folder / "red" / "0.png").write_bytes(b""), "an empty file"),
-    "a text": (lambda folder: (folder / "red" / "notes.txt").write_text("red"), "notes.txt: is no picture"),
-    "a label without pictures": (lambda folder: (folder / "none").mkdir(), "a label without files"),
-    "a picture beside the folders": (lambda folder: (folder / "x.png").write_bytes(picture("red", 99)), r"x\.png"),
+    "a text": (lambda folder: (folder / "red" / "notes.txt").write_text("red"), "notes.txt: is no image"),
+    "a label without images": (lambda folder: (folder / "none").mkdir(), "a label without files"),
+    "an image beside the folders": (lambda folder: (folder / "x.png").write_bytes(image("red", 99)), r"x\.png"),
     "one label": (lambda folder: [shutil.rmtree(folder / name) for name in ("red", "blue")], "fewer than two classes"),
     "nothing": (lambda folder: [shutil.rmtree(folder / name) for name in COLOURS], "found nothing"),
 }
@@ -146,7 +146,7 @@ def test_a_base_without_a_processor_says_so(vit_folder: Path, data: Path, tmp_pa
     (folder / "preprocessor_config.json").unlink()
     base = ae.capture(folder, tmp_path / "model.pt")
     assert base.media is None
-    with pytest.raises(UsageError, match="does not say how it reads pictures"):
+    with pytest.raises(UsageError, match="does not say how it reads images"):
         ae.train(base, data / "train")
 
 
@@ -196,7 +196,7 @@ def test_clips_are_learnt_and_answered_by_whispers_encoder(tmp_path: Path) -> No
     save_base(encoder, {"input_features": torch.zeros(1, 20, 100)}, tmp_path / "model.pt", media=media)
     clips = make_clips(tmp_path / "clips", 0.8)
     adapter = ae.train(tmp_path / "model.pt", clips, name="pitch", epochs=15, batch_size=4, learning_rate=0.01)
-    bundle = ae.build(tmp_path / "model.pt", [adapter], tmp_path / "bundle", flavours=("slots",))
+    bundle = ae.build(tmp_path / "model.pt", [adapter], tmp_path / "bundle", variants=("slots",))
     found = ae.evaluate(bundle, clips, resamples=0)
     assert found.scores["accuracy"].value is not None
     assert found.scores["accuracy"].value > 0.8
@@ -252,7 +252,7 @@ def test_clips_of_different_lengths_are_trained_without_padding(tmp_path: Path) 
         on_note=notes.append,
     )
     assert "padding changes results: only rows of one length share a call" in notes
-    bundle = ae.build(tmp_path / "model.pt", [adapter], tmp_path / "bundle", flavours=("slots",))
+    bundle = ae.build(tmp_path / "model.pt", [adapter], tmp_path / "bundle", variants=("slots",))
     found = ae.evaluate(bundle, tmp_path / "test", resamples=0)
     assert found.held is not None
     assert found.held.passed

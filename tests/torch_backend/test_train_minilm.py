@@ -16,7 +16,7 @@ from adapter_export.torch_backend.attach import AdaptedModel, attach
 from adapter_export.torch_backend.base.torch_base import TorchBase, fingerprint, load_base
 from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.train.data import TextExamples, TrainingData
-from adapter_export.torch_backend.train.fresh import fresh_adapter, relative_change
+from adapter_export.torch_backend.train.init_adapter import fresh_adapter, relative_change
 from adapter_export.torch_backend.train.record import TrainingSettings
 from adapter_export.torch_backend.train.train_loop import train
 

@@ -76,7 +76,7 @@ def examine(model: Model, folder: Path) -> Outcome:
         outcome.seen = f"{sum(found)} of {len(found)}"
         step = "build"
         adapter = random_of_kind("random", houlsby().with_widths(b=4), sites, base.fingerprint)
-        bundle = ae.build(base, [adapter], folder / "bundle", max_tokens=base.max_tokens, flavours=["slots"])
+        bundle = ae.build(base, [adapter], folder / "bundle", max_tokens=base.max_tokens, variants=["slots"])
         step = "check"
         report = ae.check(bundle, against=base)
         report.raise_for_failure()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from adapter_export.graph.adapter import Adapter
-    from adapter_export.importers.take import Tensors
+    from adapter_export.importers.tensor_map import Tensors
     from adapter_export.numerics.merged_layers import Layer
     from adapter_export.sites.site import Site
     from adapter_export.sites.site_map import GivenSites
@@ -267,7 +267,7 @@ def pack(
     from adapter_export.format.tensors import read_tensors
     from adapter_export.graph.heads import HeadOptions
     from adapter_export.graph.kinds import kind_named
-    from adapter_export.importers import plain
+    from adapter_export.importers import plain_tensors as plain
 
     given = cast("dict[str, Any]", {key: value for key, value in options.items() if value is not None})
     facts = {key: given.pop(key) for key in TaskFacts.__annotations__ if key in given}

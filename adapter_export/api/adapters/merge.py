@@ -171,8 +171,8 @@ def _merge_onnx(
     from adapter_export.format.files import new_file
     from adapter_export.onnx_backend.base.external import in_memory, read_model, settle_external_data
     from adapter_export.onnx_backend.base.onnx_base import FINGERPRINT_KEY, open_onnx
-    from adapter_export.onnx_backend.graft.insert import insert_slots
     from adapter_export.onnx_backend.model_session import open_session
+    from adapter_export.onnx_backend.rewrite.insert import insert_slots
     from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
     from adapter_export.runtime.graphs import run_session
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adapter_export.api.adapters.adapters import Adapters
     from adapter_export.bundle.proof.exact_tensors import Origin
     from adapter_export.dtypes import AdapterPrecision
-    from adapter_export.format.manifest import Flavour, Manifest, Precision
+    from adapter_export.format.manifest import Manifest, Precision, Variant
     from adapter_export.graph.adapter import Adapter
     from adapter_export.numerics.runner import Runner
     from adapter_export.numerics.sample_inputs import InputCase
@@ -97,7 +97,7 @@ def build(
         bool, "Take activations in float32 beside weights of 8 or 4 bits, not in 8 bits: more exact, and slower."
     ] = False,
     optimize: Annotated[bool, "Fuse attention and activations before the slots go in."] = False,
-    flavours: Annotated[
+    variants: Annotated[
         tuple[str, ...] | None,
         Option(
             "Forms of the graph: some of slots, inputs, bank and fanout, or `all`; if not given, the first three where "
@@ -149,7 +149,7 @@ def build(
         OutputExistsError, WriteError: the bundle cannot be written.
     """
     from adapter_export.bundle.build_bundle import build_bundle
-    from adapter_export.bundle.write import FLAVOURS, check_bases
+    from adapter_export.bundle.write import VARIANTS, check_bases
     from adapter_export.runtime import Bundle
 
     path, say = Path(output), on_progress or silent
@@ -172,7 +172,7 @@ def build(
         where, most = argument("max_tokens"), f"at most {known}"
         raise UsageError("more tokens than the base takes", where=where, found=longest, expected=most)
     text = _tokenizer(opened, tokenizer, longest)
-    wanted = _flavours(flavours, opened)
+    wanted = _variants(variants, opened)
     notes: list[str] = []
     with _prepared(
         opened, base_precision, int8_embeddings, float32_activations, optimize, allow_base_mismatch, say
@@ -188,11 +188,11 @@ def build(
             max_tokens=longest,
             own_texts=opened.texts,
             media=opened.media,
-            kept=opened.kept(FLAVOURS["slots"]),
+            kept=opened.kept(VARIANTS["slots"]),
             origin=origin_of(opened, base_precision, optimized=optimize),
             allow_base_mismatch=allow_base_mismatch,
             copy_weights=copy_weights,
-            flavours=wanted,
+            variants=wanted,
             bake=bake,
             reserved=reserved_by(reserve, graph.sites),
             precisions={one.name: adapter_precision for one in chosen if one is not own},
@@ -266,21 +266,21 @@ def _tokenizer(base: Base, given: PathLike | None, max_tokens: int | None) -> st
     return text
 
 
-def _flavours(given: Sequence[str] | None, base: Base) -> list[Flavour] | None:
-    """Return the flavours that are asked for; by default slots alone in a folder that onnxruntime-genai loads."""
-    from adapter_export.bundle.write import FLAVOURS
+def _variants(given: Sequence[str] | None, base: Base) -> list[Variant] | None:
+    """Return the variants that are asked for; by default slots alone in a folder that onnxruntime-genai loads."""
+    from adapter_export.bundle.write import VARIANTS
 
     if given is None:
         return ["slots"] if base.genai else None
-    names = set(FLAVOURS) if tuple(given) == ("all",) else set(given)
-    unknown = ", ".join(sorted(names - set(FLAVOURS)))
+    names = set(VARIANTS) if tuple(given) == ("all",) else set(given)
+    unknown = ", ".join(sorted(names - set(VARIANTS)))
     if unknown:
-        expected = f"`all`, or some of {', '.join(FLAVOURS)}"
-        raise UsageError("unknown flavours", where=argument("flavours"), found=unknown, expected=expected)
+        expected = f"`all`, or some of {', '.join(VARIANTS)}"
+        raise UsageError("unknown variants", where=argument("variants"), found=unknown, expected=expected)
     if "fanout" in names and "bank" not in names:
         found = ", ".join(sorted(names))
-        raise UsageError("`fanout` is a bank in two parts", where=argument("flavours"), found=found, fix="add `bank`")
-    return [flavour for flavour in FLAVOURS if flavour in names]
+        raise UsageError("`fanout` is a bank in two parts", where=argument("variants"), found=found, fix="add `bank`")
+    return [variant for variant in VARIANTS if variant in names]
 
 
 def _tried(base: Base, say: OnProgress) -> Base:

@@ -44,10 +44,10 @@ def check(
     *,
     against: Base | PathLike | None = None,
     only: Annotated[Sequence[str], Option("Check this adapter alone, or `base`; may be repeated.", "ADAPTER")] = (),
-    flavours: Annotated[
+    variants: Annotated[
         Sequence[str],
         Option(
-            "Check this graph alone: slots, inputs, bank, fanout or baked; may be repeated.", "FLAVOUR", "--flavour"
+            "Check this graph alone: slots, inputs, bank, fanout or baked; may be repeated.", "VARIANT", "--variant"
         ),
     ] = (),
     cases: Annotated[Sequence[str], Option("Try this shape alone; may be repeated.", "CASE", "--case")] = (),
@@ -121,7 +121,7 @@ def check(
         folder_of(bundle),
         only=only,
         cases=cases,
-        flavours=flavours,
+        variants=variants,
         brief=quick,
         every_node=nodes,
         repro=place,
@@ -141,7 +141,7 @@ def check(
         from adapter_export.bundle.proof.certificate import page
         from adapter_export.format.files import new_file
 
-        many = {"only": only, "flavour": flavours, "case": cases, "runtime": runtimes}
+        many = {"only": only, "variant": variants, "case": cases, "runtime": runtimes}
         given: list[tuple[str, object]] = [
             ("against", found.against),
             ("against", last),
@@ -326,7 +326,7 @@ def verify(
     """Show that a bundle is whole, and that it computes its golden vectors on this machine.
 
     Needs neither torch nor the model. All files, graphs and adapters are compared with each other, and the golden
-    vectors run in every flavour of the graph; `check` with the model goes further.
+    vectors run in every variant of the graph; `check` with the model goes further.
 
     Args:
         bundle: the bundle, or its folder.

@@ -19,13 +19,13 @@ from adapter_export.api.option import GROUP, LABEL, PAIR, SKIP_INCOMPLETE, START
 from adapter_export.errors import DataError, RequestError, UsageError, argument, command, quoted, within
 
 if TYPE_CHECKING:
+    from adapter_export.analysis.comparison import Comparison, Contestant
+    from adapter_export.analysis.eval_rows import Asked
+    from adapter_export.analysis.member_attention import Attention
     from adapter_export.bundle.opened import OpenedBundle
     from adapter_export.format.manifest import Precision
     from adapter_export.graph.adapter import Adapter
     from adapter_export.graph.tasks import Task
-    from adapter_export.practice.asked import Asked
-    from adapter_export.practice.comparison import Comparison, Contestant
-    from adapter_export.practice.member_attention import Attention
     from adapter_export.runtime import Bundle
     from adapter_export.runtime.answerer import Reader
 
@@ -88,12 +88,12 @@ def compare(
         require(library, "evaluate", "`compare`")
     import onnxruntime as ort
 
-    from adapter_export.bundle.effects import effects, note_of
+    from adapter_export.analysis.comparison import Setting, comparison, timed
+    from adapter_export.analysis.eval_rows import ask, by_bundle, judge, shown_text
+    from adapter_export.analysis.evaluation_page import comparison_page
+    from adapter_export.bundle.ablation import effects, note_of
     from adapter_export.format.files import new_file
     from adapter_export.format.labelled import Columns, data_digest
-    from adapter_export.practice.asked import ask, by_bundle, judge, shown_text
-    from adapter_export.practice.comparison import Setting, comparison, timed
-    from adapter_export.practice.evaluation_page import comparison_page
 
     say = on_progress or silent
     if report is not None:
@@ -194,7 +194,7 @@ class _Maker:
                 without_own_head=not own_head,
                 allow_base_mismatch=self.allow_mismatch,
                 base_precision=precision,
-                flavours=("slots",),
+                variants=("slots",),
                 on_progress=self.say,
                 on_note=lambda _: None,  # what changes nothing is said of every contestant
             )
@@ -406,8 +406,8 @@ def _named(found: Sequence[tuple[_Entry, Path | None, str]]) -> list[_Entry]:
 
 def _check_labels(data: Path, entries: Sequence[_Entry], asked: Sequence[Asked]) -> None:
     """Refuse labels that a contestant does not have, before anything is computed; the message names all of these."""
+    from adapter_export.analysis.eval_rows import strangers
     from adapter_export.format.labelled import some
-    from adapter_export.practice.asked import strangers
 
     unknown = {entry.name: found for entry, own in zip(entries, asked, strict=True) if (found := strangers(own))}
     if not unknown:
@@ -428,7 +428,7 @@ def _fusions(
     entries: Sequence[_Entry], asked: Sequence[Asked], readers: dict[int, Reader], say: OnProgress
 ) -> list[Attention]:
     """Return what the fusions among the contestants listen to, called by their names here."""
-    from adapter_export.practice.member_attention import attention, is_fusion
+    from adapter_export.analysis.member_attention import attention, is_fusion
 
     found = []
     for entry, own in zip(entries, asked, strict=True):
@@ -441,7 +441,7 @@ def _fusions(
 
 
 def _described(entry: _Entry) -> Contestant:
-    from adapter_export.practice.comparison import Contestant
+    from adapter_export.analysis.comparison import Contestant
 
     bundle, record = entry.bundle, entry.bundle.record(entry.adapter)
     sizes = {file.path: file.bytes for file in bundle.manifest.files}

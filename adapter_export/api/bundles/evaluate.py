@@ -13,11 +13,11 @@ from adapter_export.api.option import GROUP, LABEL, PAIR, SKIP_INCOMPLETE, START
 from adapter_export.errors import RequestError, UsageError, argument, quoted
 
 if TYPE_CHECKING:
+    from adapter_export.analysis.evaluation import Evaluation
     from adapter_export.api.bundles.check import OnStep
     from adapter_export.bundle.opened import OpenedBundle
     from adapter_export.format.labelled import Columns, LabelledRow
     from adapter_export.graph.tasks import Task
-    from adapter_export.practice.evaluation import Evaluation
     from adapter_export.runtime import Bundle
     from adapter_export.runtime.answerer import Reader
 
@@ -56,7 +56,7 @@ def evaluate(
 
     Args:
         bundle: the bundle, or its folder.
-        data: labelled texts: csv, tsv or jsonl in UTF-8; pictures and clips as `train` reads them.
+        data: labelled texts: csv, tsv or jsonl in UTF-8; images and audio as `train` reads them.
         gate: for some metrics the least that they must be; the most, where less is better.
         against: the model that the bundle was built from, to answer the same rows.
         force: replace what is at `page`.
@@ -72,12 +72,12 @@ def evaluate(
     """
     for library in ("sklearn", "scipy", "seqeval"):
         require(library, "evaluate", "`evaluate`")
+    from adapter_export.analysis.eval_rows import ask, by_bundle, by_model
+    from adapter_export.analysis.evaluation import Setting, evaluation
+    from adapter_export.analysis.evaluation_page import page as page_of
     from adapter_export.bundle.opened import OpenedBundle
     from adapter_export.format.files import new_file
     from adapter_export.format.labelled import Columns, data_digest
-    from adapter_export.practice.asked import ask, by_bundle, by_model
-    from adapter_export.practice.evaluation import Setting, evaluation
-    from adapter_export.practice.evaluation_page import page as page_of
 
     if page is not None:
         check_free(Path(page), force=force)
@@ -143,7 +143,7 @@ def _adapter(bundle: OpenedBundle, given: str | None) -> str:
 
 
 def reader_of(bundle: OpenedBundle, task: Task) -> Reader:
-    """Return what makes inputs of texts, pictures or clips, whichever a task takes.
+    """Return what makes inputs of texts, images or audio, whichever a task takes.
 
     Raises:
         RequestError: the bundle cannot read them.

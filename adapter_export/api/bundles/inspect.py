@@ -120,7 +120,7 @@ def _bundle(path: Path, key: Path | None) -> Inspection:
     from adapter_export.format.adapter_files import read_adapter
     from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest, verify_files
     from adapter_export.format.signature_claim import read_claim
-    from adapter_export.reading.regular_files import sha256_of
+    from adapter_export.safe_io.regular_files import sha256_of
 
     digest = sha256_of(path / MANIFEST_FILE) if key is None else verify_signature(path, key=key).digest
     manifest, claim = read_manifest(path, expect=digest), read_claim(path, verified=key is not None)
@@ -172,13 +172,13 @@ def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator
     columns = ("name", "kind", "parameters", "file", "task", "labels", "trained on this base")
     yield Table(columns, adapters, "adapters", "llrr")
 
-    graphs = [(flavour, path, size(sizes[path]), _TENSORS_ARE[flavour]) for flavour, path in manifest.graphs.items()]
+    graphs = [(variant, path, size(sizes[path]), _TENSORS_ARE[variant]) for variant, path in manifest.graphs.items()]
     graphs += [
         ("baked", adapter.baked, size(sizes[adapter.baked]), f"constants: `{adapter.name}` alone")
         for adapter in manifest.adapters
         if adapter.baked is not None
     ]
-    yield Table(("flavour", "file", "size", "an adapter's tensors are"), graphs, "graphs", "llr")
+    yield Table(("variant", "file", "size", "an adapter's tensors are"), graphs, "graphs", "llr")
     yield _signature(manifest.inputs, manifest.outputs)
     yield _slots(manifest)
 

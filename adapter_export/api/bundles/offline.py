@@ -12,7 +12,7 @@ from adapter_export.api.models.base import PathLike, require
 from adapter_export.errors import UsageError, argument
 
 if TYPE_CHECKING:
-    from adapter_export.offline.job import Answered, OnShard
+    from adapter_export.batch.job import Answered, OnShard
     from adapter_export.runtime import Bundle
 
 
@@ -80,11 +80,11 @@ def run_many(
         OutputExistsError, FileError: the folder holds something else, or the answers of another job.
         DataError, RequestError: a row is broken, or does not fit its adapter; finished shards stay.
     """
+    from adapter_export.batch.job import Choice, Job, run_job
+    from adapter_export.batch.table_rows import Columns
     from adapter_export.format.manifest_json import MANIFEST_FILE
-    from adapter_export.offline.job import Choice, Job, run_job
-    from adapter_export.offline.table_rows import Columns
-    from adapter_export.reading.regular_files import sha256_of
     from adapter_export.runtime.answerer import Reading
+    from adapter_export.safe_io.regular_files import sha256_of
 
     if adapter is not None and adapter_column is not None:
         raise UsageError(f"{argument('adapter')} and {argument('adapter_column')} do not go together")

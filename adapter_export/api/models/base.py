@@ -29,7 +29,7 @@ from adapter_export.errors import (
     worded,
 )
 from adapter_export.format.lengths import Fit, parse_lengths
-from adapter_export.reading.regular_files import open_regular
+from adapter_export.safe_io.regular_files import open_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -193,7 +193,7 @@ class Base:
 
     @property
     def media(self) -> CapturedMedia | None:
-        """What the model's own processor does with pictures or clips, if that is known."""
+        """What the model's own processor does with images or audio, if that is known."""
         return None if self.is_onnx else self.torch.media
 
     @property
@@ -354,7 +354,7 @@ def recorded_base(model: PathLike | Base, *, site_map: PathLike | None = None, t
 def _keep_record(base: Base, key: str, site_map: Path | None) -> None:
     """Write the record of a base that was opened from its path, unless what lies there is no longer what it was."""
     from adapter_export.format.base_record import BaseRecord, keep_record, record_key
-    from adapter_export.reading.regular_files import sha256_of
+    from adapter_export.safe_io.regular_files import sha256_of
 
     path, weights = cast("Path", base.path), set[Path]()
     if base.form == "onnx":
@@ -390,13 +390,13 @@ def _open(path: Path, form: Form, given: GivenSites | None, site_map: PathLike |
     """Return the model of a path in its backend."""
     if form == "onnx":
         from adapter_export.onnx_backend.base.onnx_base import open_onnx
-        from adapter_export.onnx_backend.base.trial import try_graph
+        from adapter_export.onnx_backend.base.sandbox import try_graph
 
         try_graph(path, site_map)
         return open_onnx(path, given=given)
     if form == "genai":
         from adapter_export.onnx_backend.base.genai import decoder_of, open_genai
-        from adapter_export.onnx_backend.base.trial import try_graph
+        from adapter_export.onnx_backend.base.sandbox import try_graph
 
         try_graph(decoder_of(path)[1], site_map)
         return open_genai(path, given=given)

@@ -12,7 +12,7 @@ from adapter_export.api.option import Option
 from adapter_export.errors import UsageError, argument
 
 if TYPE_CHECKING:
-    from adapter_export.practice.concurrency import Benchmark
+    from adapter_export.analysis.concurrency import Benchmark
     from adapter_export.runtime import Bundle
 
 
@@ -42,7 +42,7 @@ def bench(
         InputError: it is damaged.
         UsageError: an argument has no meaning.
     """
-    from adapter_export.practice.concurrency import Load, measure
+    from adapter_export.analysis.concurrency import Load, measure
 
     load = Load(adapter, at_least_1("rows", rows), at_least_1("tokens", tokens))
     if not 0 < seconds < float("inf"):

@@ -14,9 +14,9 @@ from adapter_export.api.option import Option
 from adapter_export.errors import UsageError, argument
 
 if TYPE_CHECKING:
+    from adapter_export.analysis.evaluation import Evaluation
     from adapter_export.hub.fetch import Fetched
     from adapter_export.hub.push import Pushed
-    from adapter_export.practice.evaluation import Evaluation
     from adapter_export.runtime import Bundle
 
 _PLAIN_HTTP = (
@@ -70,8 +70,8 @@ def push(
     from adapter_export.format.manifest_json import CARD_FILE, SIGNATURE_FILE
     from adapter_export.hub.card import measured_from_json, model_card
     from adapter_export.hub.push import push_folder, whole_artifact
-    from adapter_export.reading.documents import read_json
-    from adapter_export.reading.regular_files import read_text
+    from adapter_export.safe_io.documents import read_json
+    from adapter_export.safe_io.regular_files import read_text
 
     folder, notes = folder_of(path), list[str]()
     has_card = (folder / CARD_FILE).is_file()

@@ -10,7 +10,7 @@ from adapter_export.api.models.base import PathLike, check_free
 from adapter_export.api.option import Option
 
 if TYPE_CHECKING:
-    from adapter_export.layouts.layout import Shipped
+    from adapter_export.deploy.layout import Shipped
     from adapter_export.runtime import Bundle
 
 
@@ -41,7 +41,7 @@ def ship(
         InputError: the bundle is damaged.
         OutputExistsError, WriteError: the folder cannot be written.
     """
-    from adapter_export.layouts.layout import write_layout
+    from adapter_export.deploy.layout import write_layout
 
     folder = folder_of(bundle)
     check_free(Path(output), force=force, folder=True, sources=folder)

@@ -101,7 +101,7 @@ def fused(
     from adapter_export.graph.compose import FusionOptions as Attention
     from adapter_export.graph.compose import adapter_fusion, weighted_fusion
     from adapter_export.graph.compose.members import own_tensors
-    from adapter_export.torch_backend.train.fresh import with_head
+    from adapter_export.torch_backend.train.init_adapter import with_head
 
     for adapter in members:
         if adapter.base != base.fingerprint:

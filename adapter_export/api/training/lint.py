@@ -14,8 +14,8 @@ from adapter_export.errors import UsageError, argument
 if TYPE_CHECKING:
     import numpy as np
 
+    from adapter_export.analysis.mistakes import Lint, SiteValues
     from adapter_export.graph.adapter import Adapter
-    from adapter_export.practice.mistakes import Lint, SiteValues
 
 _ROWS, _TOKENS = 64, 64
 """What the base reads while the adapter is looked at."""
@@ -51,7 +51,7 @@ def lint(
         BaseModelError, AdapterError: it is no base, or the adapter has no place in it.
         DataError: the data cannot be read.
     """
-    from adapter_export.practice.mistakes import Subject, lint_adapter
+    from adapter_export.analysis.mistakes import Subject, lint_adapter
 
     if fresh and base is None:
         raise UsageError(f"{argument('fresh')} measures the adapter in its base", found="no base", fix="give it one")
@@ -82,10 +82,10 @@ def _watched(
     import numpy as np
     import torch
 
-    from adapter_export.practice.adapter_costs import sample
-    from adapter_export.practice.mistakes import SiteValues
+    from adapter_export.analysis.adapter_costs import sample
+    from adapter_export.analysis.mistakes import SiteValues
     from adapter_export.torch_backend.attach import attach
-    from adapter_export.torch_backend.train.fresh import relative_change
+    from adapter_export.torch_backend.train.init_adapter import relative_change
 
     drawn = sample(base.inputs, _ROWS // 4, _TOKENS, base.max_tokens)
     arrays = drawn if texts is None else _read(base, texts[:_ROWS])

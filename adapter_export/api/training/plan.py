@@ -13,7 +13,7 @@ from adapter_export.api.models.base import Base, PathLike, check_free, open_base
 from adapter_export.api.option import Option
 
 if TYPE_CHECKING:
-    from adapter_export.practice.adapter_costs import Latency, Plan
+    from adapter_export.analysis.adapter_costs import Latency, Plan
 
 
 def plan(
@@ -46,14 +46,14 @@ def plan(
         AdapterError: the base has none of the sites of a kind.
         OutputExistsError, WriteError: the picture cannot be written.
     """
+    from adapter_export.analysis.adapter_costs import Plan, Setup, base_work, choices, recommend, sample
     from adapter_export.graph.kinds import kind_named
-    from adapter_export.practice.adapter_costs import Plan, Setup, base_work, choices, recommend, sample
 
     tell = on_progress or silent
     picture = None if plot is None else Path(plot)
     if picture is not None:
         require("matplotlib", "torch", "drawing")
-        from adapter_export.practice.plot import check_picture
+        from adapter_export.analysis.plot import check_picture
 
         check_picture(picture)
         check_free(picture, force=force)
@@ -75,7 +75,7 @@ def plan(
         memory = [training_memory(base.torch, adapter, sites, one, two, setup.batch) for adapter in adapters]
     times: list[Latency | None] = [None] * len(shaped)
     if measure:
-        from adapter_export.practice.latency import latencies
+        from adapter_export.analysis.latency import latencies
 
         with TemporaryDirectory(prefix="adapter-export-") as folder:
             onnx = base.exported(Path(folder), on_progress)
@@ -88,7 +88,7 @@ def plan(
     best, reasons = recommend(measured, sites.width)
     made = Plan(sites.width, base.parameters, base_work(sites), setup, measured, best, reasons)
     if picture is not None:
-        from adapter_export.practice.plot import draw_plan
+        from adapter_export.analysis.plot import draw_plan
 
         draw_plan(made, picture, force=force)
     return made

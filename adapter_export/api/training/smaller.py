@@ -56,9 +56,9 @@ from adapter_export.graph.tasks import CAUSAL_LM, DEFAULT_TYPE, Task
 from adapter_export.version import __version__
 
 if TYPE_CHECKING:
+    from adapter_export.analysis.drop import Drop
+    from adapter_export.analysis.student import Distillation
     from adapter_export.graph.adapter import Adapter
-    from adapter_export.practice.drop import Drop
-    from adapter_export.practice.student import Distillation
     from adapter_export.torch_backend.attach import AdaptedModel
     from adapter_export.torch_backend.train.data import Examples
     from adapter_export.torch_backend.train.distil_loop import Student
@@ -159,7 +159,7 @@ def distil(
     require("accelerate", "torch", "distillation")
     import numpy as np
 
-    from adapter_export.practice.student import compared, timed
+    from adapter_export.analysis.student import compared, timed
     from adapter_export.torch_backend.train.data import TrainingData
     from adapter_export.torch_backend.train.distil_loop import Lesson, Teacher
     from adapter_export.torch_backend.train.measure import cosine_apart, judged
@@ -291,10 +291,10 @@ def drop(
     torch = require("torch", "torch", "measuring an adapter without layers")
     import numpy as np
 
+    from adapter_export.analysis.drop import Drop, Dropped, findings, time_dropped
+    from adapter_export.analysis.evaluation import score
+    from adapter_export.analysis.plot import check_picture, draw_drop
     from adapter_export.format.adapter_files import write_adapter
-    from adapter_export.practice.drop import Drop, Dropped, findings, time_dropped
-    from adapter_export.practice.evaluation import score
-    from adapter_export.practice.plot import check_picture, draw_drop
     from adapter_export.torch_backend.attach import attach
     from adapter_export.torch_backend.train.measure import judged
     from adapter_export.torch_backend.train.record import TrainingSettings
@@ -516,7 +516,7 @@ def _attached(
     from adapter_export.torch_backend.attach import AdaptedModel
     from adapter_export.torch_backend.base.derive import ends_of, layers_of, with_layers
     from adapter_export.torch_backend.train.distil_loop import Student
-    from adapter_export.torch_backend.train.fresh import head_alone, with_prior
+    from adapter_export.torch_backend.train.init_adapter import head_alone, with_prior
 
     sites, own = base.sites.complete, base.torch
     if len(kept) < len(layers_of(sites)):
@@ -553,7 +553,7 @@ def _plain(base: Base, folder: Path, examples: Examples) -> Path:
     from adapter_export.numerics.budget import budget, extent
     from adapter_export.numerics.runner import head_output
     from adapter_export.onnx_backend.base.external import write_model
-    from adapter_export.onnx_backend.graft.insert import without_slots
+    from adapter_export.onnx_backend.rewrite.insert import without_slots
     from adapter_export.runtime.graphs import open_session, run_session
 
     head, path = base.own_head, folder / "plain" / GRAPH

@@ -37,11 +37,11 @@ from adapter_export.api.training.train import TrainOptions, train
 from adapter_export.errors import AdapterExportError, FileError, Note, TrainingError, UsageError, WriteError, argument
 
 if TYPE_CHECKING:
+    from adapter_export.analysis.run_workers import Workers
+    from adapter_export.analysis.search import Search
+    from adapter_export.analysis.sweep_results import Range, Run, Setting, Space, Sweep, Trial
     from adapter_export.graph.adapter import Adapter
-    from adapter_export.numerics.judge import Metric
-    from adapter_export.practice.run_workers import Workers
-    from adapter_export.practice.search import Search
-    from adapter_export.practice.sweep_results import Range, Run, Setting, Space, Sweep, Trial
+    from adapter_export.numerics.metrics import Metric
 
 OnRun = Callable[["Run", int], None]
 """Is told of a training that ended, and how many there are in all."""
@@ -135,14 +135,14 @@ def sweep(
         TrainingError: the folder holds another sweep, or every setting failed.
         OutputExistsError, WriteError: something cannot be written. What is finished stays.
     """
-    from adapter_export.practice.sweep_results import Run, Space, Sweep, Trial
+    from adapter_export.analysis.sweep_results import Run, Space, Sweep, Trial
 
     for path in (plot, bundle):
         if path is not None:
             check_free(Path(path), force=force, folder=path is bundle)
     if plot is not None:
         require("matplotlib", "torch", "drawing")
-        from adapter_export.practice.plot import check_picture
+        from adapter_export.analysis.plot import check_picture
 
         check_picture(Path(plot))
     for option, given in (("kinds", kinds), ("seeds", seeds), ("placements", placements or ("",))):
@@ -176,7 +176,7 @@ def sweep(
         asked: Iterator[tuple[int, Setting]] = enumerate(space.grid())
         if trials is not None:
             require("optuna", "sweep", argument("trials"))
-            from adapter_export.practice.search import Search
+            from adapter_export.analysis.search import Search
 
             search = Search(folder / _SEARCH_FILE, space)
             asked = search.settings(trials)
@@ -223,7 +223,7 @@ def sweep(
             found = _timed(base, found, shapes, at_least_1("tokens", tokens), on_progress or silent)
         made = Sweep.of(source.name, metric, seeds, found)
         if plot is not None:
-            from adapter_export.practice.plot import draw_sweep
+            from adapter_export.analysis.plot import draw_sweep
 
             draw_sweep(made, Path(plot), force=force)
         if bundle is not None:
@@ -298,8 +298,8 @@ def _outcome(future: Future[_Outcome]) -> _Outcome:
 
 def _scored(folder: Path, seed: int) -> tuple[Run, Metric]:
     """Return the scores of a finished training, and the metric that decided which epoch was kept."""
-    from adapter_export.numerics.judge import Metric
-    from adapter_export.practice.sweep_results import Run
+    from adapter_export.analysis.sweep_results import Run
+    from adapter_export.numerics.metrics import Metric
     from adapter_export.torch_backend.train.measure import LOSS, deciding
 
     adapter = load_adapter(folder)
@@ -315,8 +315,8 @@ def _timed(
     base: Base, trials: list[Trial], shapes: Mapping[Setting, Adapter], tokens: int, say: Callable[[str], None]
 ) -> list[Trial]:
     """Measure the latency of each setting."""
-    from adapter_export.practice.adapter_costs import Setup
-    from adapter_export.practice.latency import latencies
+    from adapter_export.analysis.adapter_costs import Setup
+    from adapter_export.analysis.latency import latencies
 
     with TemporaryDirectory(prefix="adapter-export-") as folder:
         onnx = base.exported(Path(folder), say)
@@ -343,7 +343,7 @@ def _options(setting: Setting) -> dict[str, Any]:
 
 def _shaped(base: Base, setting: Setting, training: Mapping[str, Any]) -> Adapter:
     """Return an adapter of a setting, untrained; one that does not fit the base is an error."""
-    from adapter_export.practice.adapter_costs import shaped
+    from adapter_export.analysis.adapter_costs import shaped
 
     options = {**training, **_options(setting)}
     own = {name: options[name] for name in KindOptions.__annotations__ if name in options}
@@ -352,7 +352,7 @@ def _shaped(base: Base, setting: Setting, training: Mapping[str, Any]) -> Adapte
 
 def _values(name: str, given: tuple[Any, ...] | str, number: type, trials: int | None) -> tuple[Any, ...] | Range:
     """Read a list or, where settings are searched, a range; all must be above 0."""
-    from adapter_export.practice.sweep_results import Range
+    from adapter_export.analysis.sweep_results import Range
 
     try:
         ends = tuple(map(number, given.split(".."))) if isinstance(given, str) else tuple(given)
@@ -406,7 +406,7 @@ def _identity(
 
 def _digest(path: Path) -> str:
     """Return the sha256 of a file, of the tokenizer in a folder, or of all files there and their names."""
-    from adapter_export.reading.regular_files import sha256_of
+    from adapter_export.safe_io.regular_files import sha256_of
 
     if (path / "tokenizer.json").is_file():
         return sha256_of(path / "tokenizer.json")
@@ -423,7 +423,7 @@ def _claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     from adapter_export.format.files import canonical_json, new_file
-    from adapter_export.reading.documents import read_json
+    from adapter_export.safe_io.documents import read_json
 
     file, lock = folder / _SWEEP_FILE, FileLock(folder / _LOCK_FILE)
     try:
@@ -467,7 +467,7 @@ def _check_same(known: object, identity: Mapping[str, Any], folder: Path) -> Non
 
 
 def _workers(count: int | None, ray: str | None, threads: int | None, device: object) -> Workers:
-    from adapter_export.practice.run_workers import Processes, RayWorkers, ThisProcess
+    from adapter_export.analysis.run_workers import Processes, RayWorkers, ThisProcess
 
     if ray is not None:
         require("ray", "ray", argument("ray"))

@@ -214,7 +214,7 @@ def train(
     Args:
         base: the model, one that torch can train.
         data: labelled texts: csv, tsv or jsonl in UTF-8; of `causal_lm` texts, or prompts and answers, or a `.txt` file
-            with a text in each line. For a base with a processor: a folder with a folder of pictures or clips for each
+            with a text in each line. For a base with a processor: a folder with a folder of images or audio for each
             label, or such a table with their paths.
         output: the adapter folder to write, with its learning curve. An interrupted run goes on when it is given again.
         fuse: learn a fusion of these adapters, which stay as they are, in the place of a new adapter.
@@ -267,7 +267,7 @@ def train(
     from adapter_export.sites.site_map import SITE_MAP_KEY
     from adapter_export.torch_backend import attach as bases
     from adapter_export.torch_backend.train.data import TrainingData, balanced
-    from adapter_export.torch_backend.train.fresh import fresh_adapter, relative_change, with_prior
+    from adapter_export.torch_backend.train.init_adapter import fresh_adapter, relative_change, with_prior
     from adapter_export.torch_backend.train.language import LanguageFiles, check_causal, read_language
     from adapter_export.torch_backend.train.measure import cosine_apart
     from adapter_export.torch_backend.train.media_examples import MediaExamples
@@ -424,7 +424,7 @@ def attach(
     from adapter_export.sites.site_map import SITE_MAP_KEY
     from adapter_export.torch_backend import attach as bases
     from adapter_export.torch_backend.hooks import attach_to_module
-    from adapter_export.torch_backend.train.fresh import fresh_adapter
+    from adapter_export.torch_backend.train.init_adapter import fresh_adapter
 
     opened = open_base(model, site_map=site_map) if isinstance(model, str | Path | Base) else None
     given = opened.given if opened is not None else None if site_map is None else read_site_map(Path(site_map))
@@ -608,7 +608,7 @@ def source_of_rows(
 
     medium = base.media.record.medium
     _check_texts_alone(medium, given, pair=columns.pair, tokenizer=tokenizer, max_tokens=max_tokens)
-    require("transformers", "hf", "training on pictures or clips")
+    require("transformers", "hf", "training on images or audio")
     named = replace(columns, text=medium if columns.text == "text" else columns.text)
     return MediaSource.of(base.media, base.inputs), named
 
@@ -643,7 +643,7 @@ def read_so(given: Mapping[str, Any], columns: Columns, words: Any) -> dict[str,
 
 
 def _check_texts_alone(medium: str, given: Mapping[str, Any], **arguments: object) -> None:
-    """Refuse what is for texts in a training on pictures or clips."""
+    """Refuse what is for texts in a training on images or audio."""
     of_texts = [name for name, value in arguments.items() if value is not None]
     of_texts += [name for name in ("truncation", "prefix") if name in given]
     if of_texts:
@@ -754,7 +754,7 @@ def _tokenizer(base: Base, folder: PathLike | None, max_tokens: int | None) -> T
         fix = f"name the folder of its `tokenizer.json`: {argument('tokenizer')}"
         if base.inputs[0].dtype == "float32":
             fix = "capture it again from a folder with a `preprocessor_config.json` that says how they become its input"
-            raise UsageError("the model does not say how it reads pictures or clips", where=base.path, fix=fix)
+            raise UsageError("the model does not say how it reads images or audio", where=base.path, fix=fix)
         raise UsageError("the model brings no tokenizer", where=base.path, fix=fix)
     return Tokenizer.from_json(base.tokenizer, limit, base.fit)
 

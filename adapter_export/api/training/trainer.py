@@ -55,7 +55,7 @@ def trainer_callback(
         UsageError: the bundle cannot be built of the attached model.
     """
     require("transformers", "hf", "the `Trainer` of transformers")
-    from adapter_export.reading.regular_files import sha256_of
+    from adapter_export.safe_io.regular_files import sha256_of
     from adapter_export.sites.site_map import SITE_MAP_KEY
     from adapter_export.torch_backend.attached_trainer import AdapterCallback
 

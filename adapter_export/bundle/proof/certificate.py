@@ -95,8 +95,8 @@ def _coverage(report: Report) -> str:
             what = f"{span.what} ({owed.where})" if span.what == "words" and every_word else span.what
             if span.done >= spans.get(what, (0, None))[0]:
                 spans[what] = span.done, span.of
-    levels = list(dict.fromkeys(one.level for one in report.outputs if one.flavour == "slots"))
-    graphs = list(dict.fromkeys(one.flavour for one in report.outputs))
+    levels = list(dict.fromkeys(one.level for one in report.outputs if one.variant == "slots"))
+    graphs = list(dict.fromkeys(one.variant for one in report.outputs))
     rows = [(what, f"{done:,}", "no end" if of is None else f"{of:,}") for what, (done, of) in spans.items()]
     held = Counter(one.name for one in report.invariants)
     rows += [("what holds whatever the model says", f"{held.total()}", ", ".join(held))]
@@ -156,7 +156,7 @@ def _outputs(report: Report) -> Table:
     groups: dict[tuple[str, str], list[ComparisonRecord]] = {}
     cases: dict[tuple[str, str], set[str]] = {}
     for one in report.outputs:
-        key = one.adapter or BASE, f"{one.flavour}{', mixed batches' if one.mixed else ''}"
+        key = one.adapter or BASE, f"{one.variant}{', mixed batches' if one.mixed else ''}"
         groups.setdefault(key, []).append(one)
         cases.setdefault(key, set()).add(one.case)
     rows = []

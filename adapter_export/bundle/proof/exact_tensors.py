@@ -18,8 +18,8 @@ import numpy as np
 import onnx_ir as ir
 
 from adapter_export.bundle.opened import OpenedBundle, task_facts
-from adapter_export.bundle.proof.claims import check_sites
 from adapter_export.bundle.proof.invariants import same_bits
+from adapter_export.bundle.proof.manifest_checks import check_sites
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterExportError, BaseModelError, quoted
 from adapter_export.format.check_report import Form, ObligationRecord, SpanRecord, Status
@@ -29,12 +29,12 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.slot_form import rounded
 from adapter_export.onnx_backend.base.external import read_model, readable, settle_external_data
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
-from adapter_export.onnx_backend.graft.bank_graph import BankRows, insert_bank
-from adapter_export.onnx_backend.graft.checksums import add_bank_checksums, add_checksums
-from adapter_export.onnx_backend.graft.fanout import cut_bank
-from adapter_export.onnx_backend.graft.insert import insert_slots
+from adapter_export.onnx_backend.rewrite.bank_graph import BankRows, insert_bank
+from adapter_export.onnx_backend.rewrite.checksums import add_bank_checksums, add_checksums
+from adapter_export.onnx_backend.rewrite.fanout import cut_bank
+from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import SLOT_PREFIX, SlotPlan, slot_tensors
-from adapter_export.reading.regular_files import sha256_of
+from adapter_export.safe_io.regular_files import sha256_of
 
 _FEW = 16
 """Constants of fewer elements are numbers and shapes: equal bits elsewhere would say nothing."""

@@ -27,8 +27,8 @@ from adapter_export.format.manifest import AdapterRecord, GoldenRecord, Manifest
 from adapter_export.format.manifest_json import MANIFEST_FILE, write_manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.adapter import HEAD
-from adapter_export.onnx_backend.graft.insert import result_of, site_values
-from adapter_export.onnx_backend.graft.surgery import NODE_SITE_KEY
+from adapter_export.onnx_backend.rewrite.insert import result_of, site_values
+from adapter_export.onnx_backend.rewrite.surgery import NODE_SITE_KEY
 from adapter_export.onnx_backend.slots import slot_tensors
 from adapter_export.runtime.adapter_file import write_adapter_file
 
@@ -84,14 +84,14 @@ class Copy:
         """Return the copy as a check takes it; hashes are not compared, as if the author of the fault wrote them."""
         return OpenedBundle(self.folder, self.manifest)
 
-    def graph(self, flavour: str = "slots") -> ir.Model | None:
-        """Return a graph; none if the bundle has none of that flavour."""
-        path = self.manifest.graphs.get(flavour)
+    def graph(self, variant: str = "slots") -> ir.Model | None:
+        """Return a graph; none if the bundle has none of that variant."""
+        path = self.manifest.graphs.get(variant)
         return None if path is None else ir.load(self.folder / path)
 
-    def keep(self, model: ir.Model, flavour: str = "slots") -> None:
+    def keep(self, model: ir.Model, variant: str = "slots") -> None:
         """Write a graph that was changed."""
-        self.change(self.manifest.graphs[flavour]).write_bytes(ir.to_proto(model).SerializeToString())
+        self.change(self.manifest.graphs[variant]).write_bytes(ir.to_proto(model).SerializeToString())
 
     def claim(self, manifest: Manifest) -> None:
         """Write another manifest."""
@@ -139,14 +139,14 @@ def _kinds(area: Area, plants: Mapping[str, Plant]) -> tuple[Fault, ...]:
     return tuple(Fault(name, area, plant) for name, plant in plants.items())
 
 
-def _in_graph(change: Callable[[Copy, ir.Model], Sequence[Place] | None], flavour: str = "slots") -> Plant:
+def _in_graph(change: Callable[[Copy, ir.Model], Sequence[Place] | None], variant: str = "slots") -> Plant:
     """Change a graph, and keep it if anything is wrong with it then."""
 
     def plant(copy: Copy) -> Sequence[Place] | None:
-        model = copy.graph(flavour)
+        model = copy.graph(variant)
         places = None if model is None else change(copy, model)
         if model is not None and places is not None:
-            copy.keep(model, flavour)
+            copy.keep(model, variant)
         return places
 
     return plant
@@ -190,7 +190,7 @@ def _tables(model: ir.Model) -> list[ir.Value]:
     return sorted(found, key=lambda value: -len(_array(value)))
 
 
-def _weight(change: Change, *, rank: int | None = None, square: bool = False, flavour: str = "slots") -> Plant:
+def _weight(change: Change, *, rank: int | None = None, square: bool = False, variant: str = "slots") -> Plant:
     def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
         tables = _tables(model)
         able = [one for one in _constants(model, rank=rank, square=square) if one not in tables]
@@ -202,7 +202,7 @@ def _weight(change: Change, *, rank: int | None = None, square: bool = False, fl
                 return [able[int(at)].name or ""]
         return None
 
-    return _in_graph(changed, flavour)
+    return _in_graph(changed, variant)
 
 
 def _word(change: Callable[[np.ndarray, int, int], None], nth: int = 0) -> Plant:
@@ -389,7 +389,7 @@ def _number(model: ir.Model, array: np.ndarray, name: str) -> ir.Value:
     return value
 
 
-def _edit(change: Callable[[ir.Model, ir.Node], bool], *types: str, flavour: str = "slots") -> Plant:
+def _edit(change: Callable[[ir.Model, ir.Node], bool], *types: str, variant: str = "slots") -> Plant:
     """Change one node of some types; `change` says whether it can."""
 
     def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
@@ -401,7 +401,7 @@ def _edit(change: Callable[[ir.Model, ir.Node], bool], *types: str, flavour: str
                 return names
         return None
 
-    return _in_graph(changed, flavour)
+    return _in_graph(changed, variant)
 
 
 _OTHER = {"Gelu": "Tanh", "Erf": "Tanh", "Relu": "Elu", "Tanh": "Softsign", "Sigmoid": "HardSigmoid"}
@@ -989,16 +989,16 @@ _BANK = _kinds(
         "the row of the base is an adapter's": _held(lambda a, rows: a.__setitem__(0, a[rows[0]])),
         "one row for all": _in_graph(_one_row_for_all, "bank"),
         "one row for all, and rows said to influence each other": _unsaid_row_for_all,
-        "a weight of the base off in the bank": _weight(lambda a, _: a * np.float32(1.001), rank=2, flavour="bank"),
-        "a product scaled by 1.01 in the bank": _edit(_scaled(1.01), "MatMul", "Gemm", flavour="bank"),
+        "a weight of the base off in the bank": _weight(lambda a, _: a * np.float32(1.001), rank=2, variant="bank"),
+        "a product scaled by 1.01 in the bank": _edit(_scaled(1.01), "MatMul", "Gemm", variant="bank"),
     },
 )
 _INPUTS = _kinds(
     "inputs graph",
     {
-        "a weight of the base off in `inputs`": _weight(lambda a, _: a * np.float32(1.001), rank=2, flavour="inputs"),
-        "a product scaled by 1.01 in `inputs`": _edit(_scaled(1.01), "MatMul", "Gemm", flavour="inputs"),
-        "another activation in `inputs`": _edit(_other_activation, *_OTHER, flavour="inputs"),
+        "a weight of the base off in `inputs`": _weight(lambda a, _: a * np.float32(1.001), rank=2, variant="inputs"),
+        "a product scaled by 1.01 in `inputs`": _edit(_scaled(1.01), "MatMul", "Gemm", variant="inputs"),
+        "another activation in `inputs`": _edit(_other_activation, *_OTHER, variant="inputs"),
     },
 )
 
@@ -1355,8 +1355,8 @@ def _in_bank(applied: Applied) -> Plant:
 def _change_bank(copy: Copy, change: Callable[[str, np.ndarray], None]) -> None:
     """Change the tensors of the bank, each with the name of its slot, in each graph that has them."""
     bank = copy.manifest.bank
-    for flavour in BY_ROW:
-        model = copy.graph(flavour)
+    for variant in BY_ROW:
+        model = copy.graph(variant)
         if model is None or bank is None:
             continue
         for each in bank.tensors:
@@ -1365,7 +1365,7 @@ def _change_bank(copy: Copy, change: Callable[[str, np.ndarray], None]) -> None:
                 array = _array(value)
                 change(each.slot, array)
                 _set(value, array)
-        copy.keep(model, flavour)
+        copy.keep(model, variant)
 
 
 def _rows_shifted(copy: Copy) -> Sequence[Place] | None:

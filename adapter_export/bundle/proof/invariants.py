@@ -31,11 +31,11 @@ from adapter_export.numerics.padding_trial import PaddingTrial, padding_trial
 from adapter_export.numerics.runner import Arrays
 from adapter_export.numerics.sample_inputs import MOST_AT_EDGES, outside_case
 from adapter_export.onnx_backend.base.onnx_base import FINGERPRINT_KEY
-from adapter_export.onnx_backend.graft.bank_graph import is_fillable
-from adapter_export.reading.parsers import parsing
+from adapter_export.onnx_backend.rewrite.bank_graph import is_fillable
 from adapter_export.runtime.bank import MASK_BELOW
 from adapter_export.runtime.check_inputs import check_inputs
 from adapter_export.runtime.graphs import run_session
+from adapter_export.safe_io.parsers import parsing
 
 _SHOWN = 5
 """How many faults a message lists."""
@@ -45,9 +45,9 @@ Wanted = Mapping[str, tuple[str, Sequence[Axis]]]
 
 
 def check_files(
-    bundle: OpenedBundle, flavours: Sequence[Form], names: Sequence[str | None]
+    bundle: OpenedBundle, variants: Sequence[Form], names: Sequence[str | None]
 ) -> Iterator[InvariantRecord]:
-    """Compare every graph with the manifest, and the tensors of adapters bit by bit in their files and `flavours`.
+    """Compare every graph with the manifest, and the tensors of adapters bit by bit in their files and `variants`.
 
     The manifest conforms to its schema, or it could not have been read; the files were compared with their hashes when
     the bundle was opened.
@@ -67,12 +67,12 @@ def check_files(
         bundle.source(name)
         yield _check_twins(bundle, name)
     bank = manifest.bank
-    for flavour in BY_ROW:
-        if bank is None or flavour not in flavours:
+    for variant in BY_ROW:
+        if bank is None or variant not in variants:
             continue
-        held = _tensors_of(bundle.model(manifest.graphs[flavour]), [tensor.name for tensor in bank.tensors])
-        yield from (_check_row(bundle, bank, name, held, f"{flavour} rows") for name in names if name in bank.rows)
-    for name in adapters if "baked" in flavours else ():
+        held = _tensors_of(bundle.model(manifest.graphs[variant]), [tensor.name for tensor in bank.tensors])
+        yield from (_check_row(bundle, bank, name, held, f"{variant} rows") for name in names if name in bank.rows)
+    for name in adapters if "baked" in variants else ():
         if (file := bundle.record(name).baked) is not None:
             own = bundle.tensors(name)
             constants = _tensors_of(bundle.model(file), own)
@@ -119,13 +119,13 @@ def _check_graphs(bundle: OpenedBundle) -> Iterator[InvariantRecord]:
     files: list[tuple[Form | None, str]] = [(each, file) for each in FORMS for file in bundle.files_of(each)]
     if bundle.manifest.fanout is not None:
         files.append((None, bundle.manifest.fanout.prefix))
-    for flavour, file in files:
+    for variant, file in files:
         model = bundle.model(file)
         overridable = [value.name or "" for value in model.graph.inputs if value.is_initializer()]
         faults = [
-            *_interface(model, bundle.manifest, flavour),
+            *_interface(model, bundle.manifest, variant),
             # tensors are read only from where they may lie
-            *(list(_weights(model, sizes)) or _defaults(model, bundle.manifest, flavour, overridable)),
+            *(list(_weights(model, sizes)) or _defaults(model, bundle.manifest, variant, overridable)),
         ]
         if faults:
             more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
@@ -133,7 +133,7 @@ def _check_graphs(bundle: OpenedBundle) -> Iterator[InvariantRecord]:
                 "is another graph than the manifest describes",
                 where=bundle.folder / file,
                 found="; ".join(faults[:_SHOWN]) + more,
-                expected=f"the flavour `{flavour or 'fanout'}` as `{MANIFEST_FILE}` says it",
+                expected=f"the variant `{variant or 'fanout'}` as `{MANIFEST_FILE}` says it",
                 fix="take the bundle from its source again, or build it again",
             )
         inputs, outputs = len(model.graph.inputs) - len(overridable), len(model.graph.outputs)
@@ -141,27 +141,27 @@ def _check_graphs(bundle: OpenedBundle) -> Iterator[InvariantRecord]:
         yield InvariantRecord("graph", file, "passed", detail)
 
 
-def _interface(model: ir.Model, manifest: Manifest, flavour: Form | None) -> Iterator[str]:
+def _interface(model: ir.Model, manifest: Manifest, variant: Form | None) -> Iterator[str]:
     """Yield what is wrong with inputs and outputs, the base, and the number that the adapter files have, too.
 
-    The graph without a flavour is that below `fanout`.
+    The graph without a variant is that below `fanout`.
     """
     below = {} if manifest.fanout is None else {one.name: (one.dtype, one.axes) for one in manifest.fanout.values}
     wanted: dict[str, tuple[str, Sequence[Axis]]] = {one.name: (one.dtype, one.axes) for one in manifest.inputs}
-    if flavour in ("slots", "inputs"):
+    if variant in ("slots", "inputs"):
         wanted |= {slot.name: ("float32", slot.graph_axes) for slot in manifest.slots}
-    elif flavour in ("bank", "fanout") and manifest.bank is not None:
+    elif variant in ("bank", "fanout") and manifest.bank is not None:
         wanted[manifest.bank.ids] = ("int64", ("batch",))
-        if flavour == "fanout" and manifest.fanout is not None:
+        if variant == "fanout" and manifest.fanout is not None:
             wanted |= {manifest.fanout.rows: ("int64", ("rows",)), **below}
         wanted |= {tensor.name: ("float32", tensor.axes) for tensor in manifest.bank.tensors}
     yield from _differences("input", model.graph.inputs, wanted)
-    outputs = {one.name: (one.dtype, one.axes) for one in manifest.outputs} if flavour else below
+    outputs = {one.name: (one.dtype, one.axes) for one in manifest.outputs} if variant else below
     yield from _differences("output", model.graph.outputs, outputs)
     base = model.metadata_props.get(FINGERPRINT_KEY, manifest.base)
     if base != manifest.base:
         yield f"the base {base}, not {manifest.base}"
-    if flavour == "slots" and manifest.model_version != model.model_version:
+    if variant == "slots" and manifest.model_version != model.model_version:
         yield f"`model_version` {model.model_version}, not {manifest.model_version}"
 
 
@@ -183,11 +183,11 @@ def _fixed(axes: Sequence[int | str | None]) -> list[int | None]:
     return [axis if isinstance(axis, int) else None for axis in axes]
 
 
-def _defaults(model: ir.Model, manifest: Manifest, flavour: Form | None, overridable: Sequence[str]) -> Iterator[str]:
+def _defaults(model: ir.Model, manifest: Manifest, variant: Form | None, overridable: Sequence[str]) -> Iterator[str]:
     """What can be overridden is what should be, and its default does nothing."""
     bank = manifest.bank
-    slots = manifest.slots if flavour == "slots" else ()
-    tensors = bank.tensors if flavour in ("bank", "fanout") and bank is not None else ()
+    slots = manifest.slots if variant == "slots" else ()
+    tensors = bank.tensors if variant in ("bank", "fanout") and bank is not None else ()
     wanted = [slot.name for slot in slots] + [tensor.name for tensor in tensors]
     yield from (f"`{name}` cannot be overridden" for name in wanted if name not in overridable)
     yield from (f"`{name}` can be overridden" for name in overridable if name not in wanted)

@@ -49,7 +49,7 @@ def of_outputs(
     """Yield an obligation for each output of each graph and adapter, with what it was tried on."""
     groups: dict[str, list[OutputRecord]] = {}
     for result in results:
-        name = f"{result.against}/{result.flavour}/{result.adapter or BASE}/{result.output}"
+        name = f"{result.against}/{result.variant}/{result.adapter or BASE}/{result.output}"
         groups.setdefault(f"output/{name}{'/mixed' if result.mixed else ''}", []).append(result)
     for name, found in groups.items():
         one, tried = found[0], {result.case for result in found}
@@ -58,7 +58,7 @@ def of_outputs(
         reference = "the golden vectors" if one.against == "golden" else "the reference"
         yield ObligationRecord(
             name,
-            f"`{one.output}` of `{one.adapter or BASE}` in the graph `{one.flavour}` is what {reference} "
+            f"`{one.output}` of `{one.adapter or BASE}` in the graph `{one.variant}` is what {reference} "
             f"{'say' if one.against == 'golden' else 'gives'}{', in mixed batches' if one.mixed else ''}",
             "failed" if not worst.passed else "tested" if any(result.compared for result in found) else "open",
             worst.place,
@@ -114,7 +114,7 @@ def of_invariants(results: Iterable[InvariantRecord]) -> Iterator[ObligationReco
 
 
 def not_asked(
-    manifest: Manifest, names: Sequence[str | None], flavours: Sequence[str], *, against: bool
+    manifest: Manifest, names: Sequence[str | None], variants: Sequence[str], *, against: bool
 ) -> Iterator[ObligationRecord]:
     """Yield what nobody asked to look at."""
     everything = [(None, "base"), *((record.name, record.name) for record in manifest.adapters)]
@@ -122,14 +122,14 @@ def not_asked(
         if name not in names:
             yield ObligationRecord(f"left-out/{shown}", f"`{shown}` is right", "open", shown, "left out by `only`")
     baked = ["baked"] if any(record.baked for record in manifest.adapters) else []
-    for flavour in (*manifest.graphs, *baked):
-        if flavour not in flavours:
+    for variant in (*manifest.graphs, *baked):
+        if variant not in variants:
             yield ObligationRecord(
-                f"left-out/graph/{flavour}",
-                f"the graph `{flavour}` is right",
+                f"left-out/graph/{variant}",
+                f"the graph `{variant}` is right",
                 "open",
-                flavour,
-                "left out by `flavours`",
+                variant,
+                "left out by `variants`",
             )
     if not against:
         claim = "constants, nodes and outputs follow from the model"

@@ -34,8 +34,8 @@ from adapter_export.format.check_report import (
 from adapter_export.format.files import canonical_json
 from adapter_export.numerics import runner as numerics
 from adapter_export.numerics.runner import Arrays, Runner
-from adapter_export.onnx_backend.graft.insert import result_of, site_values
 from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.rewrite.insert import result_of, site_values
 from adapter_export.onnx_backend.slots import REPLACED
 from adapter_export.onnx_backend.steps import Step
 from adapter_export.runtime.graphs import Optimization, run_session
@@ -109,7 +109,7 @@ def trace(
     `cases` are all that `outputs` name.
     """
     found = Trace()
-    plain = next((graph for graph in graphs if graph.flavour == "slots"), None)
+    plain = next((graph for graph in graphs if graph.variant == "slots"), None)
     allowance = graphs[0].bundle.allowance(cases) if graphs and cases else None
     if allowance is None:
         return found
@@ -129,16 +129,16 @@ def trace(
     wrong = [one for one in outputs if not one.passed and not one.mixed]
     # the smallest case of each, as in `failures`; the graph with slots first
     wrong.sort(key=lambda one: (math.prod(one.axes.values()), len(one.case)), reverse=True)
-    failed = {(one.adapter, one.flavour): one for one in wrong}
-    for adapter, flavour in sorted(failed, key=lambda key: (key[0] is not None, FORMS.index(key[1]))):
-        one = failed[adapter, flavour]
-        graph = next((graph for graph in graphs if graph.flavour == flavour and _holds(graph, adapter)), None)
+    failed = {(one.adapter, one.variant): one for one in wrong}
+    for adapter, variant in sorted(failed, key=lambda key: (key[0] is not None, FORMS.index(key[1]))):
+        one = failed[adapter, variant]
+        graph = next((graph for graph in graphs if graph.variant == variant and _holds(graph, adapter)), None)
         if graph is None or one.case not in by_name or any(at.adapter == adapter for at in found.locations):
             continue
         if len(found.locations) == _MOST_LOCATED:
             break
         walk = Lockstep(graph, runner, by_name[one.case], adapter, allowance)
-        alike = [each for each in outputs if (each.adapter, each.flavour, each.case) == (adapter, flavour, one.case)]
+        alike = [each for each in outputs if (each.adapter, each.variant, each.case) == (adapter, variant, one.case)]
         location, records = locate(walk, alike)
         if location.node is not None:
             known = {record.node for record in found.nodes if not record.passed}
@@ -151,7 +151,7 @@ def trace(
 
 
 def _holds(graph: Graph, adapter: str | None) -> bool:
-    return graph.flavour != "baked" or (adapter is not None and graph.bundle.record(adapter).baked == graph.file)
+    return graph.variant != "baked" or (adapter is not None and graph.bundle.record(adapter).baked == graph.file)
 
 
 def typical(cases: Sequence[Case]) -> Case:
@@ -239,7 +239,7 @@ def locate(lockstep: Lockstep, outputs: Sequence[OutputRecord]) -> tuple[Locatio
         records = list(lockstep.local())
     except (RequestError, BaseModelError) as error:
         words = f"the nodes could not be compared: {error.what}: {error.found}"
-        return LocationRecord(adapter, case.name, graph.flavour, 0, None, None, (words,)), []
+        return LocationRecord(adapter, case.name, graph.variant, 0, None, None, (words,)), []
     wrong = next((record for record in records if not record.passed), None)
     detail = list[str]()
     guess = None
@@ -256,7 +256,7 @@ def locate(lockstep: Lockstep, outputs: Sequence[OutputRecord]) -> tuple[Locatio
             most = "" if worst is None else f"; the most, {worst.ratio:.2f} of its budget, at `{worst.node}`"
             detail.append(f"no node is over its own budget{most}: rounding that adds up, or what no node shows")
     detail += _of_float64(lockstep, outputs)
-    return LocationRecord(adapter, case.name, graph.flavour, len(records), wrong, guess, tuple(detail)), records
+    return LocationRecord(adapter, case.name, graph.variant, len(records), wrong, guess, tuple(detail)), records
 
 
 def _of_levels(graph: Graph, case: Case, adapter: str | None, outputs: Sequence[OutputRecord]) -> Iterator[str]:
@@ -509,7 +509,7 @@ def write_repro(lockstep: Lockstep, location: LocationRecord, folder: Path) -> P
         model.graph.inputs.remove(value)
         if value.name in feeds:
             value.const_value = ir.tensor(feeds[value.name], name=value.name)
-    target = folder / f"{location.adapter or 'base'}_{location.flavour}"
+    target = folder / f"{location.adapter or 'base'}_{location.variant}"
     try:
         (target / DATA).mkdir(parents=True, exist_ok=True)
         onnx.save(_whole(model), target / "model.onnx")
@@ -517,7 +517,7 @@ def write_repro(lockstep: Lockstep, location: LocationRecord, folder: Path) -> P
             _write(target / DATA / f"input_{at}.pb", feeds[each.name or ""], each.name or "")
         _write(target / DATA / "output_0.pb", expected, name)
         options = {"against": "MODEL", "only": location.adapter or "base", "case": location.case}
-        options |= {} if location.flavour == "slots" else {"flavour": location.flavour}
+        options |= {} if location.variant == "slots" else {"variant": location.variant}
         given = [word for name, value in options.items() for word in (f"--{name}", value)]
         words = ["adapter-export", "check", str(lockstep.graph.bundle.folder), *given]
         (target / "command.txt").write_text(f"{shlex.join(words)}\n", "utf-8")

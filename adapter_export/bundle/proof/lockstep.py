@@ -160,7 +160,7 @@ class Lockstep:
             **vars(result),
             adapter=self.adapter,
             case=self.case.name,
-            flavour=self.graph.flavour,
+            variant=self.graph.variant,
             node=name,
             origin=value.name,
             operators=step.operators,

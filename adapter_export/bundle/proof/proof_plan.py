@@ -67,7 +67,7 @@ class Plan:
     bundle: OpenedBundle
     golden: tuple[Golden, ...]
     cases: tuple[Case, ...]
-    flavours: tuple[Form, ...]
+    variants: tuple[Form, ...]
     files: tuple[InvariantRecord, ...]
     quick: bool
     brief: bool = False
@@ -102,11 +102,11 @@ class Plan:
         levels: dict[Form, Sequence[Optimization]] = {} if self.quick else {"slots": self.levels}
         wanted = {self.bundle.record(name).baked for name in self.adapters}
         return [
-            Graph(self.bundle, flavour, file, level)
-            for flavour in self.flavours
-            for file in self.bundle.files_of(flavour)
-            if flavour != "baked" or file in wanted
-            for level in levels.get(flavour, (LEVEL,))
+            Graph(self.bundle, variant, file, level)
+            for variant in self.variants
+            for file in self.bundle.files_of(variant)
+            if variant != "baked" or file in wanted
+            for level in levels.get(variant, (LEVEL,))
         ]
 
 
@@ -115,7 +115,7 @@ def plan_check(
     *,
     only: Sequence[str] = (),
     cases: Sequence[str] = (),
-    flavours: Sequence[str] = (),
+    variants: Sequence[str] = (),
     quick: bool = False,
     brief: bool = False,
     every_node: bool = False,
@@ -129,15 +129,15 @@ def plan_check(
     `Plan`.
 
     Raises:
-        UsageError: `only`, `cases` or `flavours` names what is not there.
+        UsageError: `only`, `cases` or `variants` names what is not there.
         InputError: the bundle cannot be read, or its files are not those that were written.
     """
     bundle = folder if isinstance(folder, OpenedBundle) else OpenedBundle.open(folder)
     _check_known("adapter", only, [name or BASE for name in bundle.names])
     names = [name for name in bundle.names if not only or (name or BASE) in only]
-    there = [flavour for flavour in FORMS if bundle.files_of(flavour)]
-    _check_known("flavour", flavours, there)
-    chosen = tuple(flavour for flavour in there if not flavours or flavour in flavours)
+    there = [variant for variant in FORMS if bundle.files_of(variant)]
+    _check_known("variant", variants, there)
+    chosen = tuple(variant for variant in there if not variants or variant in variants)
     files = tuple(check_files(bundle, chosen, names))
     stored = [bundle.golden(name) for name in names]
     known = [case for golden in stored for case in golden.cases]
@@ -193,14 +193,14 @@ def trials(plan: Plan, graph: Graph, expected: Sequence[Golden]) -> list[Trial]:
 
     The graph that clients run has all cases, the others and other levels the core of them.
     """
-    whole = (graph.flavour, graph.level) == (plan.flavours[0], LEVEL)
+    whole = (graph.variant, graph.level) == (plan.variants[0], LEVEL)
     bank = plan.bundle.manifest.bank if graph.by_row else None
     there: list[Expected] = [
         (golden, at)
         for golden in expected
         for at in range(len(golden.cases))
         if whole or golden.cases[at].core
-        if graph.flavour != "baked" or (golden.adapter and plan.bundle.record(golden.adapter).baked == graph.file)
+        if graph.variant != "baked" or (golden.adapter and plan.bundle.record(golden.adapter).baked == graph.file)
         if bank is None or golden.adapter in bank.rows
     ]
     found = [

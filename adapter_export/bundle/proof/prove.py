@@ -15,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from adapter_export.bundle.effects import effects
+from adapter_export.bundle.ablation import effects
 from adapter_export.bundle.golden import Case, Golden, GoldenMaker, OnStep, Tolerance, named, scale, silent, to_disturb
 from adapter_export.bundle.golden_batches import replay_batches
 from adapter_export.bundle.golden_media import compare_processors, replay_media
 from adapter_export.bundle.golden_parts import GoldenParts
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.proof.check_parts import PartValue, check_parts, check_separation, part_values
-from adapter_export.bundle.proof.claims import check_claims
 from adapter_export.bundle.proof.compare_arrays import Original, agreements, compare, missing, unexpected
 from adapter_export.bundle.proof.exact_tensors import check_cut, check_slots, check_tensors
 from adapter_export.bundle.proof.invariants import (
@@ -39,6 +38,7 @@ from adapter_export.bundle.proof.invariants import (
 )
 from adapter_export.bundle.proof.ledger import not_asked, of_invariants, of_outputs, of_sites
 from adapter_export.bundle.proof.locate import Trace, trace, typical
+from adapter_export.bundle.proof.manifest_checks import check_claims
 from adapter_export.bundle.proof.proof_plan import LEVELS, Plan, Reference, Trial, dealt, plan_check, trials
 from adapter_export.bundle.proof.runtimes import check_providers, check_runtime
 from adapter_export.bundle.proof.shapes import check_coverage, check_words, smallest_case, word_steps
@@ -104,7 +104,7 @@ def run_trials(
         raise BaseModelError(  # a new bank that cannot compute what the base can
             "has no batch as the first axis where an adapter acts, so that a bank cannot tell rows apart",
             found=error.found,
-            fix=f"build with {argument('flavours', ['slots', 'inputs'])}",
+            fix=f"build with {argument('variants', ['slots', 'inputs'])}",
         ) from error
 
 
@@ -130,7 +130,7 @@ def compare_outputs(
             level=graph.level,
             output=output,
             part=part,
-            flavour=graph.flavour,
+            variant=graph.variant,
             mixed=rows is not None,
         )
 
@@ -201,7 +201,7 @@ def steps(plan: Plan, reference: Reference | None, original: Original | None = N
         total += len(trials(plan, graph, planned)) + (0 if plan.quick else len(_mixed(plan, graph)))
     if reference and _tries_words(plan):
         total += word_steps(plan.bundle.manifest)
-    if "slots" in plan.flavours and not plan.quick:
+    if "slots" in plan.variants and not plan.quick:
         total += len(swaps(plan.names)) + len(plan.names) + 2 * len(plan.adapters)
         total += len(_walked(plan)) if reference else 0
     total += reference is not None and reference.source is not None and not plan.quick
@@ -253,22 +253,22 @@ def prove(
         invariants += _invariants(plan, graph, tolerance, on_step)
         if reference is not None and tolerance is not None and _tries_words(plan) and _is_main(graph):
             ledger += check_words(graph, reference, tolerance, on_step)
-        if bundle.staged and graph.flavour == "slots" and all(result.passed for result in outputs) and not graph.pieces:
+        if bundle.staged and graph.variant == "slots" and all(result.passed for result in outputs) and not graph.pieces:
             of_slots = partial(run_session, bundle.session(graph.file))  # weights of a fusion are of one row of a batch
             for record in bundle.manifest.adapters if bundle.manifest.batch_invariant else ():
                 if record.mix is not None:
                     golden = bundle.golden(record.name).without(bundle.manifest.checksums)
                     check_weights_apart(of_slots, record.mix, bundle.tensors(record.name), golden)
-        if (graph.flavour, graph.level) == ("slots", LEVEL):
+        if (graph.variant, graph.level) == ("slots", LEVEL):
             _ = bundle.batch_invariant  # tried out while the graph is open
-        if graph.level != LEVEL or graph.flavour not in again:
+        if graph.level != LEVEL or graph.variant not in again:
             bundle.close(graph.file, graph.level)
     if reference is not None and tolerance is not None:
         passed = all(result.passed for result in outputs)
         ledger += check_coverage(bundle.manifest, plan.cases, passed)
         ledger += _repeats(plan, reference, expected)
         outputs += _at_smallest(plan, reference, outputs, expected, tolerance)
-    if "slots" in plan.flavours and not plan.quick:
+    if "slots" in plan.variants and not plan.quick:
         probe = SiteProbe.of(bundle)
         for name in plan.adapters:
             sites += probe.check(plan.probe, bundle.source(name), bundle.record(name), bundle.tensors(name))
@@ -291,19 +291,19 @@ def prove(
         invariants += compare_runs(bundle.manifest, plan.names, digests)
     small = not any(graph.pieces for graph in plan.graphs)
     if texts is not None:
-        invariants += replay(bundle, texts, plan.names, run=small and "slots" in plan.flavours)
+        invariants += replay(bundle, texts, plan.names, run=small and "slots" in plan.variants)
         if reference is not None and not plan.quick:
             invariants += check_contract(bundle, texts, plan.names, reference.contract)
         on_step("golden texts")
     if batches is not None:
-        flavours = plan.flavours if small else ()
-        invariants.append(replay_batches(bundle, batches, plan.names, flavours))
-        for flavour in again - {"slots"}:
-            if flavour in bundle.manifest.graphs:
-                bundle.close(bundle.manifest.graphs[flavour], LEVEL)
+        variants = plan.variants if small else ()
+        invariants.append(replay_batches(bundle, batches, plan.names, variants))
+        for variant in again - {"slots"}:
+            if variant in bundle.manifest.graphs:
+                bundle.close(bundle.manifest.graphs[variant], LEVEL)
         on_step("golden batches")
     if bundle.manifest.media is not None:
-        invariants += replay_media(bundle, plan.names, run=small and "slots" in plan.flavours)
+        invariants += replay_media(bundle, plan.names, run=small and "slots" in plan.variants)
         if reference is not None and reference.contract.processor is not None:
             invariants.append(compare_processors(bundle.manifest.media.digest, reference.contract.processor))
         on_step("golden media")
@@ -336,7 +336,7 @@ def _golden_parts(plan: Plan, graph: Graph) -> list[GoldenParts]:
         name: plan.bundle.parts(name)
         for name in plan.adapters
         if (bank is None or name in bank.rows)
-        and (graph.flavour != "baked" or plan.bundle.record(name).baked == graph.file)
+        and (graph.variant != "baked" or plan.bundle.record(name).baked == graph.file)
     }
     return [each for each in parts.values() if each is not None]
 
@@ -432,12 +432,12 @@ def _repeats(plan: Plan, reference: Reference, expected: Sequence[Golden]) -> It
 
 
 def _tries_words(plan: Plan) -> bool:
-    return "slots" in plan.flavours and None in plan.names and not (plan.quick or plan.brief or plan.narrow)
+    return "slots" in plan.variants and None in plan.names and not (plan.quick or plan.brief or plan.narrow)
 
 
 def _is_main(graph: Graph) -> bool:
     """Whether it is what clients run."""
-    return (graph.flavour, graph.level) == ("slots", LEVEL)
+    return (graph.variant, graph.level) == ("slots", LEVEL)
 
 
 def _at_smallest(
@@ -445,7 +445,7 @@ def _at_smallest(
 ) -> Iterator[OutputRecord]:
     """For the base and each adapter that is off, find the smallest case at which it is, and run it at every level."""
     known = {case.name: case for case in plan.cases}
-    off = [one for one in outputs if not one.passed and one.against == "reference" and one.flavour == "slots"]
+    off = [one for one in outputs if not one.passed and one.against == "reference" and one.variant == "slots"]
     (file,) = plan.bundle.files_of("slots")
     for golden in expected:
         own = [one for one in off if one.adapter == golden.adapter]
@@ -460,7 +460,7 @@ def _at_smallest(
         if plan.bundle.checksums is not None:
             found |= plan.bundle.checksums.expected(source, case.arrays)
         alone = replace(golden, cases=[case], outputs=[found], undefined=[{}])
-        ran = {one.level for one in outputs if (one.adapter, one.case) == (name, case.name) and one.flavour == "slots"}
+        ran = {one.level for one in outputs if (one.adapter, one.case) == (name, case.name) and one.variant == "slots"}
         for level in (level for level in LEVELS if level not in ran):
             at_level = replace(graph, level=level)
             yield from compare_outputs(at_level.run(case.arrays, (name,) * case.batch), alone, 0, at_level)
@@ -490,7 +490,7 @@ def _asleep(
 def _walked(plan: Plan) -> list[str | None]:
     """Return what the nodes are compared with: the base, and the adapter that acts at most sites."""
     most = max(plan.adapters, key=lambda name: len(plan.bundle.source(name).placements), default=None)
-    walked = [name for name in (None, most) if name in plan.names] if "slots" in plan.flavours else []
+    walked = [name for name in (None, most) if name in plan.names] if "slots" in plan.variants else []
     return [] if plan.quick or ((plan.brief or plan.narrow) and not plan.every_node) else list(dict.fromkeys(walked))
 
 
@@ -507,18 +507,18 @@ def _ledger(
     }
     again = None if reference is None else partial(_needed, plan, reference)
     ledger = list(check_claims(plan.bundle, measured, again, quick=plan.quick))
-    if "fanout" in plan.flavours:
+    if "fanout" in plan.variants:
         ledger += check_cut(plan.bundle)
     if plan.quick:
         return ledger
     ledger += check_slots(plan.bundle, plan.adapters, own)
     if reference is not None and reference.source is not None:
-        ledger += check_tensors(plan.bundle, reference.source, plan.flavours, brief=plan.brief)
+        ledger += check_tensors(plan.bundle, reference.source, plan.variants, brief=plan.brief)
         on_step("constants")
-    if "slots" in plan.flavours:
+    if "slots" in plan.variants:
         graph = Graph(plan.bundle, "slots", plan.bundle.manifest.graphs["slots"])
         ledger += check_providers(graph, plan.golden)
-    ledger += not_asked(plan.bundle.manifest, plan.names, plan.flavours, against=reference is not None)
+    ledger += not_asked(plan.bundle.manifest, plan.names, plan.variants, against=reference is not None)
     return ledger
 
 
@@ -614,7 +614,7 @@ def _invariants(plan: Plan, graph: Graph, tolerance: Tolerance | None, on_step: 
         for chosen in _mixed(plan, graph):
             yield check_apart(graph.run, case, chosen, tolerance)
             on_step("rows of a batch")
-        if graph.flavour == "fanout" and bundle.manifest.bank is not None and bundle.batch_invariant:
+        if graph.variant == "fanout" and bundle.manifest.bank is not None and bundle.batch_invariant:
             names = [name for name in plan.names if name in bundle.manifest.bank.rows]
             yield check_fan_out(graph, case, names, tolerance)
     if not _is_main(graph) or graph.pieces:

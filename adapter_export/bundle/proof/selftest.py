@@ -14,11 +14,11 @@ from typing import Any
 
 from adapter_export.bundle.golden import SEED, Case, Golden, case_of
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
-from adapter_export.bundle.proof.claims import check_claims
 from adapter_export.bundle.proof.exact_tensors import Source, check_slots, check_tensors
 from adapter_export.bundle.proof.faults import FAULTS, Area, Copy, Fault
 from adapter_export.bundle.proof.invariants import same_bits
 from adapter_export.bundle.proof.ledger import of_invariants
+from adapter_export.bundle.proof.manifest_checks import check_claims
 from adapter_export.bundle.proof.proof_plan import Plan, Reference, plan_check
 from adapter_export.bundle.proof.prove import expect, prove
 from adapter_export.bundle.recorded_runs import NOT_COMPARED
@@ -116,11 +116,11 @@ def self_test(
                 yield _outcome(bundle, reference, fault, computed, plan, copy)
 
 
-def _few(plan: Plan, flavours: Sequence[Form] = ()) -> Plan:
+def _few(plan: Plan, variants: Sequence[Form] = ()) -> Plan:
     """Leave the small cases, one level and some graphs."""
     small = [case for case in plan.cases if math.prod(case.axes.values()) <= MOST_NUMBERS]
-    wanted = tuple(flavour for flavour in plan.flavours if not flavours or flavour in flavours)
-    return replace(plan, cases=tuple(small) or plan.cases[:1], levels=(LEVEL,), flavours=wanted or plan.flavours)
+    wanted = tuple(variant for variant in plan.variants if not variants or variant in variants)
+    return replace(plan, cases=tuple(small) or plan.cases[:1], levels=(LEVEL,), variants=wanted or plan.variants)
 
 
 def _outcome(
@@ -179,7 +179,7 @@ def _said_of_bits(copy: Copy, reference: Reference | None, own: Mapping[str, Ada
         ledger = [*of_invariants(plan.files), *check_claims(plan.bundle, {}, quick=True)]
         ledger += check_slots(plan.bundle, plan.adapters, own)
         if reference is not None and reference.source is not None:
-            ledger += check_tensors(plan.bundle, reference.source, plan.flavours, brief=True)
+            ledger += check_tensors(plan.bundle, reference.source, plan.variants, brief=True)
         yield from (_line(owed) for owed in ledger if owed.status == "failed")
 
     return _said(lines)
@@ -193,18 +193,18 @@ def _said_of_golden(copy: Copy, *, recorded: bool) -> tuple[list[str], tuple[Fau
     manifest = copy.manifest if recorded else replace(copy.manifest, recorded=None)
     opened, said = OpenedBundle(copy.folder, manifest), list[str]()
     of_adapters = {path for one in manifest.adapters for path in (one.safetensors, one.onnx_adapter)}
-    for flavour in FORMS:
-        own = set(opened.files_of(flavour))
-        if not own or not copy.changed & (of_adapters if flavour in ("slots", "inputs") else own):
+    for variant in FORMS:
+        own = set(opened.files_of(variant))
+        if not own or not copy.changed & (of_adapters if variant in ("slots", "inputs") else own):
             continue
         # baked graphs have no base of their own, which is the witness of recorded runs
-        ran: Sequence[Form] = ("slots", flavour) if recorded and flavour == "baked" else (flavour,)
-        plan = plan_check(opened, quick=True, flavours=ran)
+        ran: Sequence[Form] = ("slots", variant) if recorded and variant == "baked" else (variant,)
+        plan = plan_check(opened, quick=True, variants=ran)
         report = prove(replace(plan, files=()), None)  # `files` compares files with one another
         found = list(_lines(replace(report, ledger=())))
         if not found:
             apart = next((one.detail for one in report.invariants if one.name == NOT_COMPARED), None)
-            return said, ("missed", f"golden data do not show it in `{flavour}`") if apart is None else (
+            return said, ("missed", f"golden data do not show it in `{variant}`") if apart is None else (
                 "not applicable",
                 f"recorded runs say nothing here: {apart}",
             )
@@ -216,13 +216,13 @@ def _said_of_few(
     copy: Copy, reference: Reference | None, computed: Sequence[Golden], like: Plan, area: Area
 ) -> list[str]:
     """What a quick check says of a few shapes, at one level, of the graphs and adapters in question."""
-    flavours: Sequence[Form] = () if area in ("bank", "inputs graph", "adapters", "manifest") else ("slots",)
+    variants: Sequence[Form] = () if area in ("bank", "inputs graph", "adapters", "manifest") else ("slots",)
     only = (BASE,) if area in ("base weights", "base nodes", "shapes") else ()
 
     def lines() -> Iterator[str]:
         opened = copy.opened()
-        there = [one for one in flavours if opened.files_of(one)]
-        plan = _few(plan_check(opened, brief=True, flavours=there, only=only))
+        there = [one for one in variants if opened.files_of(one)]
+        plan = _few(plan_check(opened, brief=True, variants=there, only=only))
         same = [case.name for case in plan.cases] == [case.name for case in like.cases]
         known = [
             golden
@@ -266,12 +266,12 @@ def _line(owed: ObligationRecord) -> str:
 def _differs(bundle: OpenedBundle, copy: Copy, plan: Plan) -> str | None:
     """Say where the outputs of a copy are not those of the bundle, bit for bit; none if they are everywhere."""
     other = copy.opened()
-    for flavour in FORMS:
-        for file in bundle.files_of(flavour):
-            one, two = Graph(bundle, flavour, file), Graph(other, flavour, file)
+    for variant in FORMS:
+        for file in bundle.files_of(variant):
+            one, two = Graph(bundle, variant, file), Graph(other, variant, file)
             for name in plan.names:
                 baked = None if name is None else bundle.record(name).baked
-                if (flavour == "baked" and baked != file) or (one.by_row and not _in_bank(bundle, name)):
+                if (variant == "baked" and baked != file) or (one.by_row and not _in_bank(bundle, name)):
                     continue
                 for case in (*plan.cases, *bundle.golden(name).cases, *(_words(bundle) if name is None else ())):
                     chosen = (name,) * case.batch

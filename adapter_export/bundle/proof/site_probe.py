@@ -22,8 +22,8 @@ from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.numerics.budget import Budget, graph_budget
 from adapter_export.numerics.evaluate_adapter import BORROWED, evaluate_head, evaluate_site, site_scale
 from adapter_export.numerics.runner import Arrays
-from adapter_export.onnx_backend.graft.insert import exposed, result_of, site_norms, with_site_outputs
 from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.rewrite.insert import exposed, result_of, site_norms, with_site_outputs
 from adapter_export.onnx_backend.slots import REPLACED
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.site import Norm

@@ -13,7 +13,7 @@ from adapter_export.cli.options import Json, SiteMapFile, TrustPickle, command
 if TYPE_CHECKING:
     from adapter_export.format.manifest import Manifest
 
-_FLAVOURS = {
+_VARIANTS = {
     "slots": "an adapter may be fed",
     "inputs": "an adapter must be fed",
     "bank": "an adapter for each row",
@@ -43,7 +43,7 @@ _WEIGHTS_WORDS = {"base.bin": "the base's weights", "bank.bin": "the adapters of
             *("site_map", "trust_pickle"),
         ),
         "texts": ("tokenizer", "max_tokens"),
-        "graphs": ("flavours", "bake", "reserve", "checksums", "copy_weights"),
+        "graphs": ("variants", "bake", "reserve", "checksums", "copy_weights"),
     },
 )
 def build(
@@ -96,7 +96,7 @@ def _report(manifest: Manifest, model: Path, output: Path) -> None:
     from adapter_export.tables import Table
 
     sizes = {file.path: file.bytes for file in manifest.files}
-    what = {path: f"the graph: {_FLAVOURS[name]}" for name, path in manifest.graphs.items()}
+    what = {path: f"the graph: {_VARIANTS[name]}" for name, path in manifest.graphs.items()}
     what |= {each.baked: f"`{each.name}`, constant" for each in manifest.adapters if each.baked is not None}
     what |= {
         each.onnx_adapter: f"`{each.name}`, {each.kind}, {each.parameters:,} parameters" for each in manifest.adapters

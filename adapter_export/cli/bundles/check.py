@@ -54,7 +54,7 @@ _NONE = "–"
     "adapter-export check bundle --against model.pt --against report.json",
     like=ae.check,
     sections={
-        "choice": ("only", "flavours", "cases", "quick"),
+        "choice": ("only", "variants", "cases", "quick"),
         "texts": ("data", "text"),
         "faults": ("nodes", "repro", "runtimes", "self_test"),
         "model": ("site_map", "trust_pickle"),
@@ -166,7 +166,7 @@ def verify(bundle: Path, *, as_json: Json = False, **options: Any) -> None:
     Needs neither torch nor the model. Checks every file against its hash, and that there are no others and no links
     that lead out; the manifest against its schema; every graph against the manifest: inputs, outputs, slots with their
     defaults, where its weights lie; both files of every adapter against the slots and each other, and the rows of the
-    bank against them. Then it runs the golden vectors in every flavour of the graph, the bank also in batches whose
+    bank against them. Then it runs the golden vectors in every variant of the graph, the bank also in batches whose
     rows run through different adapters. `check --against MODEL` goes further.
 
     Exit codes: 0 passed, 1 a result is off, 3 the bundle is damaged, or something in it does not fit, 4 nothing was
@@ -190,8 +190,8 @@ def _show_check(report: Report, *, nodes: bool) -> None:
     out = console()
     out.print(Text(f"{report.bundle}: {report.runtime} against {report.reference or 'the golden vectors'}", "bold"))
     compared = [each for each in report.outputs if each.against == ("reference" if report.reference else "golden")]
-    form = compared[0].flavour if compared else "slots"
-    first = [result for result in compared if result.flavour == form]
+    form = compared[0].variant if compared else "slots"
+    first = [result for result in compared if result.variant == form]
     out.print(shown(_outputs(first)))
     reason = "no outputs were compared"
     if first:
@@ -199,9 +199,9 @@ def _show_check(report: Report, *, nodes: bool) -> None:
         rest = "the others likewise by their own scale"  # they differ in that alone
         reason = f"budget of `{largest.output}`, {rest}: {largest.budget.reason}"
     out.print(Text(reason, "dim"), soft_wrap=True)
-    others = [result for result in compared if result.flavour != form]
+    others = [result for result in compared if result.variant != form]
     if others:
-        out.print(shown(_flavours(others)))
+        out.print(shown(_variants(others)))
     for line in (*_golden_lines(report), _sites_line(report.sites), *_invariant_lines(report.invariants)):
         out.print(line, soft_wrap=True)
     coverage = report.coverage()
@@ -249,18 +249,18 @@ def _agreements(found: AgreementsRecord) -> Table:
     return Table(columns, rows, title, numbers="llrrrr")
 
 
-def _flavours(results: Sequence[OutputRecord]) -> Table:
+def _variants(results: Sequence[OutputRecord]) -> Table:
     """Return one line for each other graph, and one for its mixed batches."""
     rows = []
-    for flavour, mixed in dict.fromkeys((result.flavour, result.mixed) for result in results):
-        own = [result for result in results if (result.flavour, result.mixed) == (flavour, mixed)]
+    for variant, mixed in dict.fromkeys((result.variant, result.mixed) for result in results):
+        own = [result for result in results if (result.variant, result.mixed) == (variant, mixed)]
         _, _, error, ratio, _, _, _, mark = _row(("", ""), own)
         adapters = len({result.adapter for result in own if result.adapter is not None})
         tops = [found.top_class for found in own if found.top_class is not None]
         same = f"{sum(top.agree for top in tops)}/{sum(top.rows for top in tops)}" if tops else _NONE
         batches = "mixed" if mixed else "one adapter"
-        rows.append((flavour, batches, adapters, len(own), error, ratio, same, mark))
-    columns = ("flavour", "batches", "adapters", "outputs", "max error", "error/budget", "top class", "verdict")
+        rows.append((variant, batches, adapters, len(own), error, ratio, same, mark))
+    columns = ("variant", "batches", "adapters", "outputs", "max error", "error/budget", "top class", "verdict")
     return Table(columns, rows, numbers="llrrrrr")
 
 
@@ -383,7 +383,7 @@ def _ledger_lines(report: Report) -> Iterator[Text]:
 
 def _effect_lines(results: Sequence[EffectRecord]) -> Iterator[Text]:
     """Yield how far the adapters move the base, then a note for each that changes nothing."""
-    from adapter_export.bundle.effects import note_of
+    from adapter_export.bundle.ablation import note_of
 
     if results:
         ordered = sorted(results, key=lambda result: result.change)
@@ -405,11 +405,11 @@ def _failure_lines(failure: FailureRecord) -> Iterator[Text]:
         ratio = f", {failure.ratio:.3g} × the budget" if failure.ratio else ""
         yield Text(f"  found {_number(worst.found)}, expected {_number(worst.expected)}{ratio}")
     places = list[str]()
-    if failure.levels_failed and failure.flavour == "slots":
+    if failure.levels_failed and failure.variant == "slots":
         passed = f"; passes at {', '.join(failure.levels_passed)}" if failure.levels_passed else ""
         places.append(f"at {', '.join(failure.levels_failed)}{passed}")
-    if failure.flavour != "slots" or len(failure.flavours_failed) > 1:
-        places.append(f"in {quoted(failure.flavours_failed)}")
+    if failure.variant != "slots" or len(failure.variants_failed) > 1:
+        places.append(f"in {quoted(failure.variants_failed)}")
     if places:
         yield Text(f"  fails {'; '.join(places)}")
     yield Text(f"  {_culprit(failure)}")
@@ -437,8 +437,8 @@ def _culprit(failure: FailureRecord) -> str:
     node = None if failure.location is None else failure.location.node
     if node is not None and not (site is not None and node.origin.startswith(f"{site.site}/")):
         return f"culprit: {_node(node)}"
-    if site is None and failure.flavour not in ("slots", "inputs"):
-        return f"culprit: the graph `{failure.flavour}` or the tensors in it, not the adapter's own files"
+    if site is None and failure.variant not in ("slots", "inputs"):
+        return f"culprit: the graph `{failure.variant}` or the tensors in it, not the adapter's own files"
     if site is None:
         if failure.location is not None and failure.location.nodes:
             return f"culprit: none of {failure.location.nodes} nodes, nor a site of an adapter"

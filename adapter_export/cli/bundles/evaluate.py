@@ -17,8 +17,8 @@ from adapter_export.cli.output import emit_json, say, say_failed, show, steps, w
 from adapter_export.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapter_export.practice.comparison import Comparison
-    from adapter_export.practice.evaluation import Evaluation
+    from adapter_export.analysis.comparison import Comparison
+    from adapter_export.analysis.evaluation import Evaluation
 
 _MISSED = 1
 

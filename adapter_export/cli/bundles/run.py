@@ -1,4 +1,4 @@
-"""`adapter-export run`: a bundle on texts, pictures, clips or arrays."""
+"""`adapter-export run`: a bundle on texts, images, audio or arrays."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def run(
         Sequence[str],
         Option("The second text of a pair, one for each `--text`; of one text, several are choices.", flags="--pair"),
     ] = (),
-    images: Annotated[Sequence[str], Option("A picture, such as a PNG; may be repeated.", "FILE", "--image")] = (),
-    clips: Annotated[Sequence[str], Option("A clip, a WAV file; may be repeated.", "FILE", "--audio")] = (),
+    images: Annotated[Sequence[str], Option("An image, such as a PNG; may be repeated.", "FILE", "--image")] = (),
+    clips: Annotated[Sequence[str], Option("An audio file, a WAV file; may be repeated.", "FILE", "--audio")] = (),
     data: Annotated[Path | None, Option("Texts: lines of a `.txt`, or rows of a csv, tsv or jsonl.", "FILE")] = None,
     text_column: Annotated[str, Option("Its column with the texts.", "NAME")] = "text",
     pair_column: Annotated[
@@ -138,15 +138,15 @@ def run(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Run BUNDLE on texts, pictures, clips or arrays, with its adapters or with the base alone.
+    """Run BUNDLE on texts, images, audio or arrays, with its adapters or with the base alone.
 
     An adapter's answer is that of its task: the labels of texts or of their tokens with their probabilities,
     numbers, or the beginning of each vector. The base alone, and an adapter without a task, give a summary of the
     outputs; `--json`, `--many` and `--out` give them whole. A row gets the answer that it has alone, whatever rows it
     shares a call with.
     """
+    from adapter_export.batch.table_rows import Columns
     from adapter_export.cli.bundles import run_results, run_rows
-    from adapter_export.offline.table_rows import Columns
     from adapter_export.runtime import Bundle
     from adapter_export.runtime.answerer import Answerer, Reading
 
@@ -260,7 +260,7 @@ def _reader(bundle: Bundle, session: Session, *, images: bool, clips: bool) -> R
         return (bundle.images if images else bundle.audio)(session)
     if bundle.manifest.media is not None:
         medium = bundle.manifest.media.medium
-        what = f"the bundle reads {'pictures' if medium == 'image' else 'clips'}, not texts"
+        what = f"the bundle reads {'images' if medium == 'image' else 'clips'}, not texts"
         raise UsageError(what, fix=f"give `--{medium} FILE` or `--arrays`")
     if bundle.manifest.text is None:
         fix = "give `--arrays`, or build it again with `--tokenizer`"

@@ -9,11 +9,11 @@ from typing import Any
 import click
 import numpy as np
 
+from adapter_export.batch.table_rows import document_of as document_of
+from adapter_export.batch.table_rows import json_line, shown_texts
 from adapter_export.cli.output import emit_json, say, show
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.tasks import ProblemType
-from adapter_export.offline.table_rows import document_of as document_of
-from adapter_export.offline.table_rows import json_line, shown_texts
 from adapter_export.runtime.answerer import AnsweredRow
 from adapter_export.runtime.answers import Answer, Head, LabelSet, Numbers, Prediction, Score, Span, TokenLabels, Vector
 from adapter_export.runtime.text_answers import Choice, TextAnswer

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
+from adapter_export.batch.table_rows import Columns, lines_as_rows, table_rows
 from adapter_export.errors import DataError, FormatError, UsageError
 from adapter_export.format.files import new_file
 from adapter_export.format.tensors import read_tensors, write_tensors
-from adapter_export.offline.table_rows import Columns, lines_as_rows, table_rows
-from adapter_export.reading.parsers import parsing
-from adapter_export.reading.regular_files import read_bytes
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answerer import Row
 from adapter_export.runtime.check_inputs import check_inputs
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.text import Pair
 
 Arrays = dict[str, np.ndarray]
@@ -65,7 +65,7 @@ def read_file(path: Path, columns: Columns) -> list[Row]:
 
 
 def file_rows(paths: Sequence[str]) -> list[Row]:
-    """Return the paths of pictures or clips as rows."""
+    """Return the paths of images or audio as rows."""
     return [Row(path, where=f"file {at}") for at, path in enumerate(paths)]
 
 

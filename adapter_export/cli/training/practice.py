@@ -17,7 +17,7 @@ from adapter_export.cli.output import Bar, emit_json, progress_bar, say, show, s
 from adapter_export.cli.training.train import SECTIONS as TRAINING
 
 if TYPE_CHECKING:
-    from adapter_export.practice.sweep_results import Run
+    from adapter_export.analysis.sweep_results import Run
 
 _FOUND = 1
 

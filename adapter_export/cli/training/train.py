@@ -108,7 +108,7 @@ def train(
     """Train an adapter for MODEL, a torch archive or a Hugging Face folder, on labelled texts.
 
     `--task` says what is learnt: one label by default, label sets, labels of words, answers in texts, choices, numbers,
-    vectors, rankings, or to write. docs/tasks.md has the tables of each, and pictures and clips.
+    vectors, rankings, or to write. docs/tasks.md has the tables of each, and images and audio.
 
     The model stays as it is, and the epoch that does best on the validation rows is kept. A run that was interrupted
     goes on when the same command is given again, and ends with the same weights. With `--fuse`, the named adapters stay
@@ -210,6 +210,6 @@ def _epochs(record: Mapping[str, Any]) -> Table:
 
 def _metrics(scores: Mapping[str, float]) -> list[tuple[str, float]]:
     """The metrics among scores, each by its name for people."""
-    from adapter_export.numerics.judge import Metric
+    from adapter_export.numerics.metrics import Metric
 
     return [(Metric(name).words, value) for name, value in scores.items() if name != "loss"]

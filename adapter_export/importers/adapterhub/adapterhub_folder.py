@@ -16,8 +16,8 @@ from adapter_export.errors import AdapterError, FileError, FormatError, UsageErr
 from adapter_export.graph.compose.members import OWN
 from adapter_export.importers.adapterhub.adapterhub_config import Config, read_config
 from adapter_export.importers.match import Target
-from adapter_export.importers.take import ReadPickle, Tensors, read_file
-from adapter_export.reading.documents import read_json
+from adapter_export.importers.tensor_map import ReadPickle, Tensors, read_file
+from adapter_export.safe_io.documents import read_json
 from adapter_export.sites.site import Role, SiteMap
 
 ADAPTER_CONFIG = "adapter_config.json"

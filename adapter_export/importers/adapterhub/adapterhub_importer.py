@@ -37,7 +37,7 @@ from adapter_export.importers.adapterhub.methods import (
     import_low_rank,
     without_unused_inverse,
 )
-from adapter_export.importers.take import Imported, ReadPickle, Taker, as_it_is, transposed, zeros
+from adapter_export.importers.tensor_map import Imported, ReadPickle, Taker, as_it_is, transposed, zeros
 from adapter_export.sites.site import SiteMap
 
 _NAMES: dict[tuple[object, ...], str] = {

@@ -38,7 +38,7 @@ from adapter_export.importers.adapterhub.methods import (
     keys_at_sites,
     without_unused_inverse,
 )
-from adapter_export.importers.take import ReadPickle, Recipe, Taker, as_it_is, transposed
+from adapter_export.importers.tensor_map import ReadPickle, Recipe, Taker, as_it_is, transposed
 from adapter_export.sites.site import SiteMap
 
 _IGNORED = ("gate.weight", "gate.bias", "adapter_norm_after.weight", "adapter_norm_after.bias")

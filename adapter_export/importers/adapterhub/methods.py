@@ -17,7 +17,7 @@ from adapter_export.graph.kinds.linear import changed_layer_graph, lora_graph
 from adapter_export.importers.adapterhub.adapterhub_config import LoraConfig
 from adapter_export.importers.adapterhub.adapterhub_folder import Keys, Names, sublayer_target
 from adapter_export.importers.match import Target, inside, match
-from adapter_export.importers.take import Recipe, Source, Taker, as_it_is, transposed, zeros
+from adapter_export.importers.tensor_map import Recipe, Source, Taker, as_it_is, transposed, zeros
 from adapter_export.sites.site import LAYERS, Site, SiteMap
 
 # Bottlenecks: every field of `BnConfig`, with invertible adapters and what Compacter shares (`methods/modeling.py`).

@@ -21,7 +21,7 @@ from adapter_export.graph.tasks import LABELLED, RESULT_WIDTHS, TOKEN_TYPES, Pro
 from adapter_export.importers.peft.methods import Change
 from adapter_export.importers.peft.peft_folder import Sorted
 from adapter_export.importers.peft.peft_options import Options
-from adapter_export.importers.take import Recipe, Taker
+from adapter_export.importers.tensor_map import Recipe, Taker
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 from adapter_export.errors import AdapterError, FileError, argument, quoted
 from adapter_export.importers.peft.peft_options import TENSORS, Options, is_off, read_options
-from adapter_export.importers.take import ReadPickle, Taker, Tensors, read_file
-from adapter_export.reading.documents import read_json
+from adapter_export.importers.tensor_map import ReadPickle, Taker, Tensors, read_file
+from adapter_export.safe_io.documents import read_json
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILES = ("adapter_model.safetensors", "adapter_model.bin")

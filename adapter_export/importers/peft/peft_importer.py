@@ -22,7 +22,7 @@ from adapter_export.importers.peft.methods.low_rank import lora as lora_of_weigh
 from adapter_export.importers.peft.methods.method import Matrix
 from adapter_export.importers.peft.peft_folder import Sorted, read_folder, sort_tensors
 from adapter_export.importers.peft.peft_options import CHECKED_WITH, Options, targeted
-from adapter_export.importers.take import Imported, ReadPickle, Recipe, Source, Taker, as_it_is, transposed
+from adapter_export.importers.tensor_map import Imported, ReadPickle, Recipe, Source, Taker, as_it_is, transposed
 from adapter_export.numerics.merged_layers import Layer as BaseLayer
 from adapter_export.sites.site import LAYERS, Site, SiteMap
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from adapter_export.reading.regular_files import map_bytes
+from adapter_export.safe_io.regular_files import map_bytes
 
 _UNITS = {ir.DataType.FLOAT: 4.0, ir.DataType.DOUBLE: 4.0, ir.DataType.FLOAT16: 1.0}
 """Units in the last place that an element is off, by its type: kernels of one operation differ by about as many.

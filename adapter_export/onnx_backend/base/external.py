@@ -17,8 +17,8 @@ import onnx
 import onnx_ir as ir
 
 from adapter_export.errors import AdapterExportError, BaseModelError
-from adapter_export.reading.parsers import parsing
-from adapter_export.reading.regular_files import read_bytes, sha256_of_part
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import read_bytes, sha256_of_part
 
 WEIGHTS_FILE = "base.bin"
 

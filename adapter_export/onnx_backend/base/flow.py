@@ -12,7 +12,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from adapter_export.errors import BaseModelError, FormatError
 from adapter_export.onnx_backend.base import operators
-from adapter_export.reading.documents import parse_json
+from adapter_export.safe_io.documents import parse_json
 from adapter_export.sites.discover import OTHER_CALLS_KEY
 from adapter_export.sites.view import Dim, FlowGraph, FlowNode, NodeKind, Step, constant_starts
 

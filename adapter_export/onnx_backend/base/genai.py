@@ -14,8 +14,8 @@ from adapter_export.format.manifest import InputRecord, OutputRecord
 from adapter_export.format.model_config import Generation
 from adapter_export.onnx_backend.base.external import external_files
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
-from adapter_export.reading.documents import read_json
-from adapter_export.reading.regular_files import read_text
+from adapter_export.safe_io.documents import read_json
+from adapter_export.safe_io.regular_files import read_text
 from adapter_export.sites.site_map import GivenSites
 
 CONFIG_FILE, TOKENIZER_CONFIG_FILE = "genai_config.json", "tokenizer_config.json"

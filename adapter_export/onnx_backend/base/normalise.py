@@ -36,8 +36,8 @@ from adapter_export.onnx_backend.base.operators import required_inputs, stacked
 from adapter_export.onnx_backend.base.structure import check_parts
 from adapter_export.onnx_backend.model_session import open_session, try_session
 from adapter_export.onnx_backend.onnx_lowering import MINIMUM_OPSET
-from adapter_export.reading.parsers import parsing
 from adapter_export.runtime.graphs import FAILURES
+from adapter_export.safe_io.parsers import parsing
 
 _IR_VERSION = 10
 """The first with metadata on nodes, and the newest that onnxruntime 1.21 loads."""

@@ -23,6 +23,7 @@ from adapter_export.format.manifest import InputRecord, OutputRecord, Precision
 from adapter_export.format.records import record_from_json
 from adapter_export.onnx_backend.base.external import read_model, readable, settle_external_data, sha256_of_tensor
 from adapter_export.onnx_backend.base.flow import check_layers_are_visible, flow_graph, node_names
+from adapter_export.onnx_backend.base.length_probe import axes, equal_axes, length_limits, rename_axes
 from adapter_export.onnx_backend.base.normalise import (
     check_operators,
     complete_shapes,
@@ -32,9 +33,8 @@ from adapter_export.onnx_backend.base.normalise import (
 )
 from adapter_export.onnx_backend.base.operators import check_biases
 from adapter_export.onnx_backend.base.structure import check_structure
-from adapter_export.onnx_backend.base.tried import axes, equal_axes, length_limits, rename_axes
 from adapter_export.onnx_backend.slots import TOPOLOGY_KEY
-from adapter_export.reading.documents import parse_json
+from adapter_export.safe_io.documents import parse_json
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSites, sites_of

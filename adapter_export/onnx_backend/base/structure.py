@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from adapter_export.errors import BaseModelError
-from adapter_export.reading.parsers import parsing
+from adapter_export.safe_io.parsers import parsing
 
 _MOST_NODES = 1_000_000
 """The most nodes of a graph with its functions written out."""

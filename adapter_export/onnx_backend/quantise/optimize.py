@@ -16,8 +16,8 @@ from onnxscript.rewriter.ort_fusions import optimize_for_ort
 from adapter_export.errors import BaseModelError, argument
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics
 from adapter_export.onnx_backend.base.operators import SUMMANDS, fused_bias, is_skip_norm
-from adapter_export.onnx_backend.graft.fused import open_sum, take_bias
 from adapter_export.onnx_backend.quantise.precision import Deviation, in_memory, write_rewritten
+from adapter_export.onnx_backend.rewrite.fused import open_sum, take_bias
 
 _BIAS, _ADDED_TO_SCORES = 3, 5
 """Inputs of `MultiHeadAttention`, behind query, key and value."""

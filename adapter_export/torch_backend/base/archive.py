@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from adapter_export.errors import BaseModelError, FormatError, UnsafeArchiveError, argument
-from adapter_export.reading.documents import parse_json
-from adapter_export.reading.parsers import parsing
-from adapter_export.reading.regular_files import open_regular
+from adapter_export.safe_io.documents import parse_json
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import open_regular
 from adapter_export.torch_backend.base.pickles import another_zip, foreign_globals, not_an_archive
 from adapter_export.torch_backend.base.program_file import TRUST, check_program, cleaned
 

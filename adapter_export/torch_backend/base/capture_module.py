@@ -23,8 +23,8 @@ from adapter_export.format.axes import names as names_of
 from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import Axis
 from adapter_export.torch_backend.base.length_facts import Facts, Run, pristine, program_facts
+from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.program_signature import Signature
-from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 
 AxisNames = Mapping[str, Mapping[int, str]]
 """The names of the dynamic axes of each input, by their place. A sum of names, `past + sequence`, is such a name."""

@@ -36,15 +36,15 @@ from adapter_export.format.manifest import InputRecord
 from adapter_export.format.media import CapturedMedia
 from adapter_export.format.model_config import CLASS_TYPES, Generation, class_type, head_task
 from adapter_export.graph.tasks import MEDIA_TYPES, Task
-from adapter_export.reading.documents import read_json
-from adapter_export.reading.parsers import parsing
-from adapter_export.reading.regular_files import read_text
+from adapter_export.safe_io.documents import read_json
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import read_text
 from adapter_export.text import Side, tokenizer_digest
 from adapter_export.torch_backend.base.capture_module import AxisNames, Inputs, live, most_tokens
 from adapter_export.torch_backend.base.example_inputs import Examples, Prepared, described_inputs, obvious_inputs
+from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.own_head import EMBEDDING, OwnHead, own_head
 from adapter_export.torch_backend.base.own_processors import CONFIG, own_media, own_texts, prepared_by
-from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.sentence_folder import MODULES_FILE, SentenceFolder, read_sentence_folder
 from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
 

@@ -23,7 +23,7 @@ from adapter_export.format.axes import names
 from adapter_export.format.lengths import Bounds, Lengths, axis_lengths
 from adapter_export.format.manifest import Axis, InputRecord, token_axis
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, quiet
+from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, quiet
 
 _SMALLEST = 2
 """torch's lower bound of a dynamic axis in every program; whether it is right for length 1 is tried."""
@@ -293,7 +293,7 @@ _MOST_TRIED = 512
 """The longest input on which program and module are compared."""
 
 _MOST_NUMBERS = 2**22
-"""The most numbers of such an input: 27 pictures of 224 × 224; of texts 512 always fit."""
+"""The most numbers of such an input: 27 images of 224 × 224; of texts 512 always fit."""
 
 _FAILURES: tuple[type[Exception], ...] = (*LIBRARY_ERRORS, RequestError)
 

@@ -33,7 +33,7 @@ from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.sites.discover import discover
 from adapter_export.torch_backend.base.capture_module import settled
 from adapter_export.torch_backend.base.example_inputs import Examples
-from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line
+from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line
 from adapter_export.torch_backend.base.torch_base import TorchBase, base_of
 from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.torch_runner import TorchRunner

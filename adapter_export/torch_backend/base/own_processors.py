@@ -1,7 +1,7 @@
-"""What transformers makes of texts, pictures and clips by the files of a Hugging Face folder: ids, and inputs.
+"""What transformers makes of texts, images and audio by the files of a Hugging Face folder: ids, and inputs.
 
 These are the inputs that a capture begins with, the golden texts and media of the base, and steps that compute the same
-of pictures and clips without transformers.
+of images and audio without transformers.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from adapter_export.format.media import (
     processor_digest,
     steps_of,
 )
-from adapter_export.reading.documents import parse_json, read_json
-from adapter_export.reading.parsers import parsing
-from adapter_export.reading.regular_files import read_text
 from adapter_export.runtime.media_reader import WORDS, apply_steps, pillow, read_medium
+from adapter_export.safe_io.documents import parse_json, read_json
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import read_text
 from adapter_export.text import TOKENIZER_FILE, Pair, Tokenizer, try_tokenizer
 from adapter_export.torch_backend.base.example_inputs import SAMPLES, Prepared
-from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
+from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
 
 _TYPES: Mapping[str, Medium] = {"image_processor_type": "image", "feature_extractor_type": "audio"}
 """The fields by which a file says what its processor reads."""
@@ -75,7 +75,7 @@ _TYPE_IDS, _PAIR_TOKENS = "token_type_ids", 64
 
 
 class OwnProcessor:
-    """A processor of transformers, from the text of its `preprocessor_config.json`; pictures go through Pillow.
+    """A processor of transformers, from the text of its `preprocessor_config.json`; images go through Pillow.
 
     Raises:
         BaseModelError: transformers cannot make one of it.
@@ -106,7 +106,7 @@ class OwnProcessor:
         return int(self._processor.sampling_rate) if self.medium == "audio" else None
 
     def __call__(self, contents: Sequence[np.ndarray], name: str) -> np.ndarray:
-        """Return the input `name`, float32, a row for each picture [height, width, 3] or clip [samples].
+        """Return the input `name`, float32, a row for each image [height, width, 3] or clip [samples].
 
         Raises:
             BaseModelError: transformers refuses them, such as clips of different lengths.
@@ -136,7 +136,7 @@ def _opened(folder: Path, medium: Medium) -> Any:
 def own_media(folder: Path) -> tuple[CapturedMedia | None, tuple[str, ...]]:
     """Return what the processor of a folder does, and notes.
 
-    None for a folder without a processor of pictures or clips. Steps are those that its fields name, if on sample media
+    None for a folder without a processor of images or audio. Steps are those that its fields name, if on sample media
     they give what transformers gives; else the record says why there are none.
     """
     files = [file for file in (PROCESSOR_FILE, "processor_config.json") if (folder / file).is_file()]
@@ -175,7 +175,7 @@ def own_media(folder: Path) -> tuple[CapturedMedia | None, tuple[str, ...]]:
 def _samples(processor: OwnProcessor, name: str, steps: Sequence[Step]) -> Iterator[GoldenSample]:
     """Yield samples with what transformers makes of them; UnknownStepsError where the steps make something else."""
     rate = processor.sampling_rate
-    files = _pictures() if rate is None else _clips(rate)
+    files = _images() if rate is None else _clips(rate)
     for title, file in files.items():
         contents = read_medium(file, processor.medium, rate, title)
         with within(title):
@@ -189,8 +189,8 @@ def _samples(processor: OwnProcessor, name: str, steps: Sequence[Step]) -> Itera
         yield GoldenSample.of(title, file, expected)
 
 
-def _pictures() -> dict[str, bytes]:
-    """Pictures in colours, in grey and with transparency, wide, high and square; PNG, which all readers read alike."""
+def _images() -> dict[str, bytes]:
+    """Images in colours, in grey and with transparency, wide, high and square; PNG, which all readers read alike."""
     drawn, found = np.random.default_rng(0), {}
     for title, shape in (("wide", (43, 61, 3)), ("high in grey", (70, 31)), ("clear", (29, 29, 4))):
         smooth = np.cumsum(drawn.normal(0, 9, shape), axis=1) + drawn.normal(128, 40, shape)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from adapter_export.errors import BaseModelError, FormatError, command, quoted, within
-from adapter_export.reading.parsers import parsing
-from adapter_export.reading.regular_files import open_regular, read_bytes
-from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import open_regular, read_bytes
+from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
 
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, KeyError)
 """What the `zipfile` module raises where a file is not what it should be."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from adapter_export.errors import BaseModelError, InputError, quoted, within
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.tasks import Task
-from adapter_export.reading.documents import read_json
+from adapter_export.safe_io.documents import read_json
 
 MODULES_FILE = "modules.json"
 

@@ -25,8 +25,8 @@ from torch.onnx._internal.fx.passes import type_promotion
 from adapter_export.errors import BaseModelError
 from adapter_export.format.files import new_file
 from adapter_export.sites.discover import OTHER_CALLS_KEY
+from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.program_signature import Signature
-from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.version import __version__
 

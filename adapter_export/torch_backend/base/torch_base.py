@@ -41,9 +41,9 @@ from adapter_export.format.media import CapturedMedia, captured_media_json, pars
 from adapter_export.format.model_config import Generation
 from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import OWN_HEAD, Adapter
-from adapter_export.reading.documents import parse_json
-from adapter_export.reading.parsers import parsing
-from adapter_export.reading.regular_files import open_regular
+from adapter_export.safe_io.documents import parse_json
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import open_regular
 from adapter_export.sites.view import FlowGraph, FlowIndex
 from adapter_export.torch_backend.base.archive import readable, screen, write_clean
 from adapter_export.torch_backend.base.capture_module import (
@@ -58,9 +58,9 @@ from adapter_export.torch_backend.base.capture_module import (
 from adapter_export.torch_backend.base.example_inputs import Examples, described_inputs, obvious_inputs
 from adapter_export.torch_backend.base.expand_sums import open_sums
 from adapter_export.torch_backend.base.length_facts import Run, may_pad, only_some, tried
+from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.pickles import check_exported, check_pickled
 from adapter_export.torch_backend.base.program_signature import Signature
-from adapter_export.torch_backend.base.quiet import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.version import __version__
 
@@ -77,7 +77,7 @@ TEXTS = "golden_texts.json"
 """The ids that the model's own library makes of golden texts, in `extra/`."""
 
 MEDIA = "media.json"
-"""What the model's own processor does with pictures or clips, in `extra/`."""
+"""What the model's own processor does with images or audio, in `extra/`."""
 GENERATION = "generation.json"
 """What a decoder's folder says of how it generates, in `extra/`."""
 
@@ -161,7 +161,7 @@ class TorchBase:
     up behind a mask. If they are known: the text of its `tokenizer.json`, the name of its architecture in transformers,
     such as `bert`, and the head that the model had before it was a base, as an adapter that acts at no site. `notes`
     say what was left out or decided when it was captured, `texts` which ids the model's own library makes of golden
-    texts, `media` what its processor does with pictures or clips, and `generation` how a decoder generates.
+    texts, `media` what its processor does with images or audio, and `generation` how a decoder generates.
     """
 
     program: ExportedProgram
@@ -274,7 +274,7 @@ def save_base(
         max_tokens: the longest input that the model was made for, in tokens.
         own_head: gives the head that belongs to the captured base, as an adapter without sites, and notes to keep.
         texts: the ids that the model's own library makes of golden texts, and notes to keep.
-        media: what its processor does with pictures or clips, and notes to keep.
+        media: what its processor does with images or audio, and notes to keep.
         generation: of a decoder: how it generates.
         force: replace what is there.
 

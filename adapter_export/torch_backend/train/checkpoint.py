@@ -14,8 +14,8 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import FormatError, TrainingError, argument
 from adapter_export.format.files import new_file
 from adapter_export.format.tensors import metadata_of, parse_tensors
-from adapter_export.reading.parsers import parsing
-from adapter_export.reading.regular_files import read_bytes
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.train.data import TrainingData
 from adapter_export.torch_backend.train.objectives import Scores

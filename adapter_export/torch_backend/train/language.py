@@ -18,7 +18,7 @@ from adapter_export.format.labelled import Columns, some, text_cell
 from adapter_export.format.manifest import InputRecord
 from adapter_export.format.table_files import check_columns, read_rows, text_lines
 from adapter_export.graph.tasks import CAUSAL_LM, Learnt
-from adapter_export.reading.regular_files import read_stream, sha256_of
+from adapter_export.safe_io.regular_files import read_stream, sha256_of
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.train.data import Call, Rows, digest_of, split_groups

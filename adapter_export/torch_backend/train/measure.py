@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from adapter_export.errors import UsageError, argument, quoted
 from adapter_export.graph.tasks import Learnt, Task
-from adapter_export.numerics.judge import (
+from adapter_export.numerics.metrics import (
     Judged,
     Metric,
     judge_choices,

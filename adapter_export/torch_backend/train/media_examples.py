@@ -1,4 +1,4 @@
-"""Pictures and clips as a training loop wants them, by the processor of transformers that the base was made with."""
+"""Images and audio as a training loop wants them, by the processor of transformers that the base was made with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adapter_export.torch_backend.train.data import Call, Rows, of_one_call
 
 @dataclass(frozen=True)
 class MediaSource:
-    """What a base says of pictures or clips, and its processor."""
+    """What a base says of images or audio, and its processor."""
 
     media: CapturedMedia
     processor: OwnProcessor
@@ -56,7 +56,7 @@ class MediaExamples:
     Attributes:
         texts: the files.
         answers: classes [rows], labels that apply [rows, labels], or numbers [rows, numbers].
-        lengths: the samples of each clip, where the processor does not make them all of one length; else 1.
+        lengths: the samples of each audio file, where the processor does not make them all of one length; else 1.
         source: what makes values of them.
         problem: what the rows ask.
         cut: how many clips are longer than the model reads.

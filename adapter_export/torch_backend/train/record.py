@@ -16,14 +16,14 @@ from matplotlib.ticker import MaxNLocator
 
 from adapter_export.errors import UsageError, argument
 from adapter_export.format.files import new_file
-from adapter_export.numerics.judge import Metric
+from adapter_export.numerics.metrics import Metric
 from adapter_export.torch_backend.train.objectives import Scores
 from adapter_export.torch_backend.train.task import TextTask
 from adapter_export.version import __version__
 
 CURVE_FILE = "learning_curve.png"
 _WINDOWS_PER_EPOCH = 10
-"""How many running means an epoch has in the picture, side by side."""
+"""How many running means an epoch has in the image, side by side."""
 
 
 @dataclass(frozen=True)

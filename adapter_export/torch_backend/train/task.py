@@ -130,7 +130,7 @@ class TextTask:
 def read_task(files: TaskFiles, tokenizer: Tokenizer | MediaSource, names: tuple[str, ...], seed: int = 0) -> TextTask:
     """Read the files, split what is to be split by the seed, and count the tokens; `names` are the base's inputs.
 
-    With a `MediaSource` in the place of a tokenizer, the rows are pictures or clips.
+    With a `MediaSource` in the place of a tokenizer, the rows are images or audio.
 
     Raises:
         DataError: a file cannot be used; the message says which line.

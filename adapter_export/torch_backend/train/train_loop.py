@@ -21,7 +21,7 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import TrainingError, UsageError, argument
 from adapter_export.graph.compose.attention import VALUE
 from adapter_export.graph.tasks import CAUSAL_LM
-from adapter_export.reading.parsers import parsing
+from adapter_export.safe_io.parsers import parsing
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.train.cache import HiddenCache, results_of
 from adapter_export.torch_backend.train.checkpoint import (

@@ -77,14 +77,14 @@ function shortened(numbers: number[]): string {
 export function findingsTable(findings: Finding[]): HTMLElement {
   const table = make("table", "");
   const head = make("tr", "");
-  head.append(...["flavour", "adapter", "of what is allowed", ""].map((text) => make("th", "", text)));
+  head.append(...["variant", "adapter", "of what is allowed", ""].map((text) => make("th", "", text)));
   table.append(head);
   for (const finding of findings) {
-    const { flavour, graph, adapter, mixed, worst, passed, compared = true, reason } = finding;
+    const { variant, graph, adapter, mixed, worst, passed, compared = true, reason } = finding;
     const row = make("tr", passed ? "" : "error");
     row.dataset["finding"] = JSON.stringify(finding);
     const who = mixed ? "mixed batch" : (adapter ?? "base");
-    row.append(...[graph ? `${flavour}, ${graph}` : flavour, who].map((text) => make("td", "", text)));
+    row.append(...[graph ? `${variant}, ${graph}` : variant, who].map((text) => make("td", "", text)));
     const share = compared ? `${(100 * worst).toFixed(1)} %` : "not compared";
     const mark = make("td", "", !compared ? "" : passed ? "✓" : "✗");
     row.append(make("td", "number", share), mark);

@@ -20,16 +20,16 @@ async function verify(bundle: Bundle, asJson: boolean): Promise<void> {
   const findings = await selfCheck(bundle);
   if (asJson) console.log(JSON.stringify(findings, null, 2));
   else {
-    const rows = findings.map(({ flavour, graph, adapter, mixed, worst, compared = true }) => {
-      const title = graph ? `${flavour}, ${graph}` : flavour;
+    const rows = findings.map(({ variant, graph, adapter, mixed, worst, compared = true }) => {
+      const title = graph ? `${variant}, ${graph}` : variant;
       const share = compared ? +(100 * worst).toFixed(1) : "not compared";
-      return { flavour: title, adapter: mixed ? "mixed batch" : (adapter ?? "base"), "% of the allowed": share };
+      return { variant: title, adapter: mixed ? "mixed batch" : (adapter ?? "base"), "% of the allowed": share };
     });
     console.table(rows);
     for (const reason of new Set(findings.flatMap((finding) => finding.reason ?? []))) console.log(`runs not compared: ${reason}`);
   }
   if (!findings.length) {
-    const fix = "build it with `--flavours inputs,bank`";
+    const fix = "build it with `--variants inputs,bank`";
     throw new Fault({ what: "has no graph that Node can run", fix });
   }
   const wrong = failure(findings);

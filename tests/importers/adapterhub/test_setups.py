@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from slotted import Slotted
 
 from adapter_export.errors import AdapterError, FormatError, UsageError
-from adapter_export.importers.take import Imported
+from adapter_export.importers.tensor_map import Imported
 from adapter_export.numerics.evaluate_adapter import evaluate_head
 
 SETUPS = sorted(path.parent.name for path in (FIXTURES / "bert").glob("setup_*/adapter_setup.json"))

@@ -26,8 +26,8 @@ from adapter_export.errors import InputError
 from adapter_export.importers.peft.methods import METHODS
 from adapter_export.importers.peft.peft_options import KINDS
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
-from adapter_export.onnx_backend.graft.insert import insert_slots
 from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
 from adapter_export.torch_backend.base.to_onnx import export_onnx

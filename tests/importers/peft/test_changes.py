@@ -13,7 +13,7 @@ import adapter_export as ae
 from adapter_export.api.models.layers import layer_finder
 from adapter_export.errors import AdapterError, TensorError
 from adapter_export.importers.peft.methods.full_rank import first_of_permutation
-from adapter_export.importers.take import Imported
+from adapter_export.importers.tensor_map import Imported
 
 
 def imported(folder: Path, **options: object) -> Imported:

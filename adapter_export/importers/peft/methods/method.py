@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from adapter_export.errors import AdapterError
 from adapter_export.importers.peft.peft_values import Config
-from adapter_export.importers.take import Taker
+from adapter_export.importers.tensor_map import Taker
 
 Matrix = npt.NDArray[np.floating[Any]]
 """An array of float64."""

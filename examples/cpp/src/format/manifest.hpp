@@ -78,7 +78,7 @@ struct GoldenRecord {
   std::vector<std::string> cases;
   std::map<std::string, double> absolute;  // the allowed deviation of every output
   std::optional<PartsRecord> parts = {};   // none where golden vectors tell every fault
-  std::map<std::string, std::string> recorded = {};  // by flavour, or `baked`: the sha256 of what came out at the build
+  std::map<std::string, std::string> recorded = {};  // by variant, or `baked`: the sha256 of what came out at the build
 };
 
 // Where the runs were made whose digests golden vectors have.
@@ -147,7 +147,7 @@ struct Manifest {
   bool batch_invariant = true;
   bool padding_neutral = false;  // whether tokens that a mask hides change nothing in the base
   std::vector<std::string> counts_padding;  // the graphs of adapters in which such tokens change something
-  std::map<std::string, std::string> graphs;  // the ONNX file of each flavour
+  std::map<std::string, std::string> graphs;  // the ONNX file of each variant
   std::vector<InputRecord> inputs;
   std::map<std::string, Lengths> lengths;  // by the name of an axis; one that is not here may have any
   std::vector<OutputRecord> outputs;

@@ -33,11 +33,11 @@ Bundle::Bundle(const fs::path& folder)
   }
 }
 
-fs::path Bundle::graph(const std::string& flavour) const {
-  const auto found = manifest_.graphs.find(flavour);
+fs::path Bundle::graph(const std::string& variant) const {
+  const auto found = manifest_.graphs.find(variant);
   if (found == manifest_.graphs.end()) {
-    throw Fault({"has no graph of flavour `" + flavour + "`", folder_.string(), "", "",
-                 "build it with `--flavours " + flavour + "`"});
+    throw Fault({"has no graph of variant `" + variant + "`", folder_.string(), "", "",
+                 "build it with `--variants " + variant + "`"});
   }
   return graph_at(found->second);
 }

@@ -20,8 +20,8 @@ class Bundle {
 
   const Manifest& manifest() const { return manifest_; }
 
-  // The private file of a graph, by its flavour or its path. Throws Fault if the bundle was built without this flavour.
-  std::filesystem::path graph(const std::string& flavour) const;
+  // The private file of a graph, by its variant or its path. Throws Fault if the bundle was built without this variant.
+  std::filesystem::path graph(const std::string& variant) const;
   std::filesystem::path graph_at(const std::string& path) const;
 
   // A file of the bundle, and the tensors in one; read now, and held against the hash once more.

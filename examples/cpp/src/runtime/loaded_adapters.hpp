@@ -14,8 +14,8 @@
 #include "request.hpp"
 
 enum class Feeding {
-  native,  // ONNX Runtime's own adapters, for the flavour `slots`; those in fewer bits than float32 are fed
-  plain,   // the adapter's tensors as inputs of the call, for the flavours `slots` and `inputs`
+  native,  // ONNX Runtime's own adapters, for the variant `slots`; those in fewer bits than float32 are fed
+  plain,   // the adapter's tensors as inputs of the call, for the variants `slots` and `inputs`
 };
 
 struct LoadedAdapter {

@@ -45,7 +45,7 @@ const BankRecord& bank_of(const Manifest& manifest) {
 }
 
 const FanoutRecord& fanout_of(const Manifest& manifest) {
-  if (!manifest.fanout) throw Fault({"has no graph for fan-out", "", "", "", "build it with `--flavours bank,fanout`"});
+  if (!manifest.fanout) throw Fault({"has no graph for fan-out", "", "", "", "build it with `--variants bank,fanout`"});
   return *manifest.fanout;
 }
 
@@ -104,9 +104,9 @@ std::string key_of(const Arrays& inputs, std::size_t row) {
 
 }  // namespace
 
-Switchboard::Switchboard(const Bundle& bundle, const std::string& flavour, int threads)
-    : manifest_(bundle.manifest()), graph_(bundle.graph(flavour), threads) {
-  if (flavour == "inputs") neutral_ = neutral_tensors(manifest_);
+Switchboard::Switchboard(const Bundle& bundle, const std::string& variant, int threads)
+    : manifest_(bundle.manifest()), graph_(bundle.graph(variant), threads) {
+  if (variant == "inputs") neutral_ = neutral_tensors(manifest_);
 }
 
 Arrays Switchboard::run(const Arrays& inputs, const Loaded& adapter, double strength, const std::vector<Weights>& weights) const {

@@ -19,7 +19,7 @@ constexpr float kMasked = -1e30F;  // in a bank, the logits of classes that a ro
 // A graph with slots, with one adapter for the whole batch.
 class Switchboard {
  public:
-  Switchboard(const Bundle& bundle, const std::string& flavour, int threads = 1);
+  Switchboard(const Bundle& bundle, const std::string& variant, int threads = 1);
 
   // The outputs of the base, and that of the adapter's head; null runs the base. `strength` scales what the adapter adds.
   // `weights`, once for all rows or once for each, replace those of a fusion. Both need an adapter whose tensors are fed.

@@ -19,11 +19,11 @@ struct ShownFault {
 };
 
 struct Finding {
-  std::string flavour;     // `slots` (native adapters), `slots, fed`, `inputs`, `bank`, `fanout`, `baked`, or one of the above
+  std::string variant;     // `slots` (native adapters), `slots, fed`, `inputs`, `bank`, `fanout`, `baked`, or one of the above
   Choice adapter;          // none: the base
   bool mixed;              // rows of one request through different adapters
   double worst;            // the largest deviation as a part of the allowed one; at most 1 is good
-  std::string graph = {};               // of kParts and kRecorded: the graph, by one of these flavours
+  std::string graph = {};               // of kParts and kRecorded: the graph, by one of these variants
   std::vector<ShownFault> faults = {};  // of kParts: those beyond their limits, the most similar first
   std::string reason = {};              // of kRecorded: why runs were not compared; empty if they were
 

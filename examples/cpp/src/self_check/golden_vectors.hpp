@@ -13,7 +13,7 @@ using RunRows = std::function<Arrays(const Arrays& inputs, const std::vector<Cho
 // A graph, and how all rows of a call run through one adapter in it.
 struct GraphRun {
   std::string title;             // as findings call it, such as `slots, fed`
-  std::string flavour;           // as the manifest calls it
+  std::string variant;           // as the manifest calls it
   std::vector<Choice> adapters;  // those that it can run
   Run run;
 };

@@ -30,7 +30,7 @@ std::vector<Finding> RecordedComparison::compare(const GraphRun& graph) {
   std::vector<Finding> findings;
   for (const auto& adapter : graph.adapters) {
     const auto& recorded = bundle_.manifest().golden_of(adapter).recorded;
-    const auto own = recorded.find(graph.flavour);
+    const auto own = recorded.find(graph.variant);
     auto& found = findings.emplace_back(Finding{kRecorded, adapter, false, 0, graph.title});
     if (own == recorded.end()) found.reason = kNoDigest;
     // the base was compared to come here
@@ -41,16 +41,16 @@ std::vector<Finding> RecordedComparison::compare(const GraphRun& graph) {
 
 // Why digests of adapters mean nothing in a graph; empty if the base has the recorded bits there.
 std::string RecordedComparison::distrust(const GraphRun& graph) {
-  if (graph.flavour == kBaked) {
+  if (graph.variant == kBaked) {
     return witnesses_.count("slots") || witnesses_.count("inputs") ? "" : "neither `slots` nor `inputs` shows that the base has the recorded bits";
   }
   const auto& recorded = bundle_.manifest().golden.recorded;
-  const auto own = recorded.find(graph.flavour);
+  const auto own = recorded.find(graph.variant);
   if (own == recorded.end()) return kNoDigest;
   if (digest(graph, std::nullopt) != own->second) {
     return "the base has other bits here: another processor, or another build of ONNX Runtime";
   }
-  witnesses_.insert(graph.flavour);
+  witnesses_.insert(graph.variant);
   return {};
 }
 

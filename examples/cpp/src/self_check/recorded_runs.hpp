@@ -20,5 +20,5 @@ class RecordedComparison {
 
   Bundle bundle_;
   std::string other_runtime_;        // why digests mean nothing here
-  std::set<std::string> witnesses_;  // the flavours in which the base has the recorded bits
+  std::set<std::string> witnesses_;  // the variants in which the base has the recorded bits
 };

@@ -34,12 +34,12 @@ class SelfCheck {
  public:
   explicit SelfCheck(const Bundle& bundle) : bundle_(bundle), recorded_(bundle) {}
 
-  void check_switchboard(const std::string& flavour, Feeding feeding, const std::string& title) {
-    const Switchboard switchboard(bundle_, flavour);
+  void check_switchboard(const std::string& variant, Feeding feeding, const std::string& title) {
+    const Switchboard switchboard(bundle_, variant);
     const LoadedAdapters adapters(bundle_, feeding);
     std::vector<Choice> subjects{std::nullopt};
     for (const auto& record : bundle_.manifest().adapters) subjects.emplace_back(record.name);
-    check_whole({title, flavour, subjects, [&](const auto& inputs, const auto& adapter) {
+    check_whole({title, variant, subjects, [&](const auto& inputs, const auto& adapter) {
                    return switchboard.run(inputs, adapters.find(adapter));
                  }});
   }
@@ -50,19 +50,19 @@ class SelfCheck {
   }
 
   // `run` computes rows as they are recorded; `run_mixed` may do more, and is compared with golden vectors.
-  void check_by_row(const std::string& flavour, const RunRows& run, const RunRows& run_mixed) {
+  void check_by_row(const std::string& variant, const RunRows& run, const RunRows& run_mixed) {
     const auto& subjects = bundle_.manifest().bank->rows;
     std::vector<Golden> goldens;
     goldens.reserve(subjects.size());
     std::vector<const Golden*> all;
     for (const auto& subject : subjects) {
       all.push_back(&goldens.emplace_back(bundle_, subject));
-      found_.push_back({flavour, subject, false, worst_of_all_rows({all.back()}, {subject}, run_mixed)});
+      found_.push_back({variant, subject, false, worst_of_all_rows({all.back()}, {subject}, run_mixed)});
     }
     if (bundle_.manifest().batch_invariant) {
-      found_.push_back({flavour, std::nullopt, true, worst_of_all_rows(all, subjects, run_mixed)});
+      found_.push_back({variant, std::nullopt, true, worst_of_all_rows(all, subjects, run_mixed)});
     }
-    check_adapters({flavour, flavour, subjects, [&](const auto& inputs, const auto& adapter) {
+    check_adapters({variant, variant, subjects, [&](const auto& inputs, const auto& adapter) {
                       return run(inputs, std::vector<Choice>(static_cast<std::size_t>(inputs.begin()->second.shape.front()), adapter));
                     }});
   }

@@ -128,15 +128,15 @@ export class Bundle {
     return parseSafetensors(await this.read(path), `${this.place.name}/${path}`);
   }
 
-  /** Open the graph of a flavour, or the one below `fanout`. */
-  async open(flavour: "inputs" | "bank" | "fanout" | "prefix"): Promise<InferenceSession> {
+  /** Open the graph of a variant, or the one below `fanout`. */
+  async open(variant: "inputs" | "bank" | "fanout" | "prefix"): Promise<InferenceSession> {
     const { graphs, fanout } = this.manifest;
-    const graph = flavour === "prefix" ? fanout?.prefix : graphs[flavour];
+    const graph = variant === "prefix" ? fanout?.prefix : graphs[variant];
     if (!graph) {
-      const fix = `build it with \`--flavours ${flavour === "inputs" || flavour === "bank" ? flavour : "bank,fanout"}\``;
-      throw new Fault({ what: `has no graph of flavour \`${flavour}\``, where: this.place.name, fix });
+      const fix = `build it with \`--variants ${variant === "inputs" || variant === "bank" ? variant : "bank,fanout"}\``;
+      throw new Fault({ what: `has no graph of variant \`${variant}\``, where: this.place.name, fix });
     }
-    return this.openGraph(graph, flavour === "bank" || flavour === "fanout" ? [BASE_WEIGHTS, BANK_WEIGHTS] : [BASE_WEIGHTS]);
+    return this.openGraph(graph, variant === "bank" || variant === "fanout" ? [BASE_WEIGHTS, BANK_WEIGHTS] : [BASE_WEIGHTS]);
   }
 
   /** Open the graph in which an adapter is constant. */

@@ -2,7 +2,7 @@
  * The graphs of a bundle that every binding of ONNX Runtime can run, each called with the rows as they are: `sharing.ts` decides
  * which rows go into a call.
  *
- * Not the flavour `slots`: onnxruntime-node ignores tensors for overridable initializers and runs the defaults, and
+ * Not the variant `slots`: onnxruntime-node ignores tensors for overridable initializers and runs the defaults, and
  * onnxruntime-web throws.
  */
 import { type InferenceSession, Tensor } from "onnxruntime-common";

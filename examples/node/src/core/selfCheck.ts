@@ -19,7 +19,7 @@ import { Service } from "./service.js";
 
 export interface Finding {
   /** A graph, for its golden vectors; or `parts`, `recorded` (runs), `batches` or `texts`. */
-  flavour: Graph["name"] | "parts" | "recorded" | "batches" | "texts";
+  variant: Graph["name"] | "parts" | "recorded" | "batches" | "texts";
   /** Of golden parts and recorded runs: the graph that ran. */
   graph?: Graph["name"];
   /** Null is the base. */
@@ -51,24 +51,24 @@ export function failure(findings: Finding[]): Facts | null {
   const different = findings.find(({ faults }) => faults?.length);
   if (different) {
     const [{ name, fault }, names] = [different.faults![0]!, different.faults!.map((each) => `\`${each.name}\``)];
-    const { flavour, graph, mixed, adapter } = different;
+    const { variant, graph, mixed, adapter } = different;
     const where = mixed ? "mixed batch" : (adapter ?? "base");
-    if (flavour === "parts") {
+    if (variant === "parts") {
       const more = names.length > SHOWN ? ` and ${names.length - SHOWN} more` : "";
       const others = names.length > 1 ? `; less likely ${names.slice(1, SHOWN).join(", ")}${more}` : "";
       const found = `outputs that move as with \`${name}\` in \`${graph}\`, ${fault}${others}`;
       return { what: "golden parts differ: this machine does not compute what the reference computed", where, found };
     }
     const found = `${names.length} that differ, ${names.join(", ")}; \`${name}\`: ${fault}`;
-    return { what: `golden ${flavour} differ: this client does not answer them as the reference does`, where, found };
+    return { what: `golden ${variant} differ: this client does not answer them as the reference does`, where, found };
   }
   const wrong = findings.find(({ passed }) => !passed);
   if (!wrong) return null;
-  if (wrong.flavour === "recorded") {
+  if (wrong.variant === "recorded") {
     const what = "recorded runs differ: other bits than when the bundle was built, though the base has the same";
     return { what, where: `${wrong.adapter} in \`${wrong.graph}\``, fix: "see whether its tensors arrive as they are in its file" };
   }
-  const where = `${wrong.mixed ? "mixed batch" : (wrong.adapter ?? "base")} in flavour \`${wrong.flavour}\``;
+  const where = `${wrong.mixed ? "mixed batch" : (wrong.adapter ?? "base")} in variant \`${wrong.variant}\``;
   return { what: "this machine does not compute what the reference computed", where };
 }
 
@@ -80,8 +80,8 @@ export async function selfCheck(bundle: Bundle): Promise<Finding[]> {
   for (const graph of graphs.filter(({ name }) => name === "inputs" || name === "baked")) found.push(...(await checkUniform(bundle, graph)));
   if (bank) found.push(...(await checkRows(bundle, "bank", async (inputs, rows) => (await bank.run(inputs, rows)).outputs)));
   if (fanout) found.push(...(await checkRows(bundle, "fanout", fannedOut(fanout))));
-  found.push(...(await replayParts(bundle, graphs)).map((each) => ({ flavour: "parts", mixed: false, ...each }) as const));
-  found.push(...(await compareRuns(bundle, graphs)).map((each) => ({ flavour: "recorded", mixed: false, ...each }) as const));
+  found.push(...(await replayParts(bundle, graphs)).map((each) => ({ variant: "parts", mixed: false, ...each }) as const));
+  found.push(...(await compareRuns(bundle, graphs)).map((each) => ({ variant: "recorded", mixed: false, ...each }) as const));
   if (bundle.manifest.graphs.inputs || bank) found.push(...(await checkAnswers(bundle)));
   return found.map((finding) => ({ ...finding, passed: finding.worst <= 1 && !finding.faults?.length }));
 }
@@ -110,7 +110,7 @@ async function checkUniform(bundle: Bundle, graph: Graph): Promise<Found[]> {
   for (const adapter of graph.choices) {
     const golden = await GoldenCases.of(bundle, bundle.golden(adapter));
     const worst = await worstOf(golden, (inputs) => graph.run(inputs, adapter));
-    findings.push({ flavour: graph.name, adapter, mixed: false, worst });
+    findings.push({ variant: graph.name, adapter, mixed: false, worst });
   }
   return findings;
 }
@@ -121,8 +121,8 @@ async function checkAnswers(bundle: Bundle): Promise<Found[]> {
   const answer: AnswerRows = (rows) => service.answer(rows);
   const [texts, batches] = [await replayTexts(bundle, answer), await replayBatches(bundle, answer)];
   return [
-    ...texts.map((set) => ({ flavour: "texts", mixed: false, tokenized: true, ...set }) as const),
-    ...(batches ? [{ flavour: "batches", adapter: null, mixed: true, ...batches } as const] : []),
+    ...texts.map((set) => ({ variant: "texts", mixed: false, tokenized: true, ...set }) as const),
+    ...(batches ? [{ variant: "batches", adapter: null, mixed: true, ...batches } as const] : []),
   ];
 }
 
@@ -141,15 +141,15 @@ function secondHalf(found: Tensor): Tensor {
   return new Tensor("float32", data.slice(data.length / 2), [rows! / 2, ...rest]);
 }
 
-async function checkRows(bundle: Bundle, flavour: "bank" | "fanout", run: RunRows): Promise<Found[]> {
+async function checkRows(bundle: Bundle, variant: "bank" | "fanout", run: RunRows): Promise<Found[]> {
   const choices = bundle.bank.rows;
   const goldens = await Promise.all(choices.map((choice) => GoldenCases.of(bundle, bundle.golden(choice))));
   const findings: Found[] = [];
   for (const [at, adapter] of choices.entries()) {
-    findings.push({ flavour, adapter, mixed: false, worst: await worstOfRows([goldens[at]!], [adapter], run) });
+    findings.push({ variant, adapter, mixed: false, worst: await worstOfRows([goldens[at]!], [adapter], run) });
   }
   if (bundle.manifest.batch_invariant) {
-    findings.push({ flavour, adapter: null, mixed: true, worst: await worstOfRows(goldens, choices, run) });
+    findings.push({ variant, adapter: null, mixed: true, worst: await worstOfRows(goldens, choices, run) });
   }
   return findings;
 }

@@ -161,7 +161,7 @@ function textOf({ text, pair }: Asked, part: number): string {
   return part === 1 && pair !== undefined ? pair : text;
 }
 
-const KINDS = { text: "one text", pair: "a pair of texts", choices: "a question with choices", image: "a picture", audio: "a clip" };
+const KINDS = { text: "one text", pair: "a pair of texts", choices: "a question with choices", image: "an image", audio: "an audio file" };
 
 function checkKind(asked: Asked, adapter: Choice, task: Task | null): void {
   const kind = asked.choices ? "choices" : asked.pair === undefined ? "text" : "pair";

@@ -1,0 +1,553 @@
+"""Adapters, bundles and models on the same rows: scores, whether these differ beyond chance, and what each costs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
+from typing import Annotated, Any
+
+import numpy as np
+from scipy import stats
+
+from adapter_export.analysis.evaluation import Score, draws, percentiles, summarised
+from adapter_export.analysis.latency import interleaved, quartiles
+from adapter_export.analysis.member_attention import Attention
+from adapter_export.format.records import SEMVER
+from adapter_export.numerics.metrics import Floats, Judged, Metric, correlation
+from adapter_export.tables import Table, one_line, size
+
+COMPARISON_VERSION = "1.0.0"
+"""The version of the format of the document."""
+
+MOST_PAIRED = 12
+"""Of more contestants, each is compared with the first alone."""
+
+_LEVEL = 0.05
+_PERMUTATIONS = 9999
+_SHOWN = 10
+_LONGEST = 80
+_OWN_COLUMN = 5
+
+MCNEMAR, PERMUTATION, BOOTSTRAP = "exact McNemar", "paired permutation", "paired bootstrap"
+_ASSUMED = {
+    MCNEMAR: "of the rows that only one of the two answers right, each is as likely to be the one's as the other's "
+    "(binomial, two-sided)",
+    PERMUTATION: f"the two values of a row could be exchanged ({_PERMUTATIONS:,} exchanges, all of few rows, "
+    "two-sided)",
+    BOOTSTRAP: "the draws of the rows show how the difference varies (twice the share of draws beyond 0)",
+}
+
+
+@dataclass(frozen=True)
+class CallTime:
+    """The time of a call with one row on one thread: median and quartiles over rounds in which all take turns.
+
+    Attributes:
+        milliseconds: the median.
+        low: the lower quartile.
+        high: the upper quartile.
+        ratio: the median of the time over that of the first contestant in the same round.
+        ratio_low: the lower quartile of it.
+        ratio_high: the upper quartile.
+    """
+
+    milliseconds: float
+    low: float
+    high: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """What is compared, and what it costs.
+
+    Attributes:
+        name: by which tables name it; no two have the same.
+        source: the bundle, the adapter or the model, as it was given.
+        adapter: the name of the adapter.
+        kind: of its graphs.
+        precision: of the base.
+        parameters: of the adapter.
+        adapter_bytes: of the file that a client loads.
+        graph_bytes: of the graph with the base's weights and the idle values of its slots.
+        latency: null if it was not measured.
+        scores: by metric.
+    """
+
+    name: str
+    source: str
+    adapter: str
+    kind: str
+    precision: str
+    parameters: int
+    adapter_bytes: int
+    graph_bytes: int
+    latency: CallTime | None = None
+    scores: Mapping[str, Score] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric of two contestants on the same rows.
+
+    Attributes:
+        metric: its name.
+        first: the one.
+        second: the other.
+        value: first − second; null where a score is not defined.
+        low: the lower end of its interval of 95 %, by a paired bootstrap.
+        high: the upper end.
+        test: `exact McNemar`, `paired permutation` or `paired bootstrap`.
+        only_first: of the McNemar test, the rows that only the first answers right.
+        only_second: those that only the second answers right.
+        p: the probability of so large a difference, or a larger one, if there were none.
+        adjusted: `p` after Holm (1979) for all pairs of this metric; with two contestants `p` itself.
+    """
+
+    metric: str
+    first: str
+    second: str
+    value: float | None
+    low: float | None
+    high: float | None
+    test: str
+    only_first: int | None
+    only_second: int | None
+    p: float | None
+    adjusted: float | None = None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How alike two contestants answer.
+
+    Attributes:
+        first: the one.
+        second: the other.
+        value: the share of rows with the same answer; of numbers Pearson's correlation; null where it is not defined.
+    """
+
+    first: str
+    second: str
+    value: float | None
+
+
+@dataclass(frozen=True)
+class DifferingRow:
+    """A row that is not answered alike.
+
+    Attributes:
+        line: where it is in the file, counted from 1.
+        text: what was asked.
+        right: the answer that the file has.
+        answers: of the contestants, in their order.
+    """
+
+    line: int
+    text: str
+    right: Any
+    answers: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What contestants are compared on, and how.
+
+    Attributes:
+        task: the problem type.
+        data: the name of the file.
+        sha256: of its contents.
+        resamples: how often rows are drawn for an interval.
+        seed: of these draws, and of exchanges.
+        rounds: how often calls are timed.
+        tokens: how many the text of these calls has; null if none was timed.
+    """
+
+    task: str
+    data: str
+    sha256: str
+    resamples: int
+    seed: int
+    rounds: int
+    tokens: int | None
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Contestants on the same rows.
+
+    Attributes:
+        setting: what they are compared on, and how.
+        rows: how many rows were answered.
+        runtime: what computed the answers.
+        contestants: in the order in which they were given.
+        differences: of all pairs and metrics; of many contestants each with the first one.
+        agreements: of the same pairs.
+        differing: the first of the rows that are not answered alike; of numbers those whose answers lie farthest apart.
+        differing_rows: how many such rows there are; of numbers all.
+        fusions: which layers of fusions listen to which member.
+        notes: what the caller should know, each a clause.
+    """
+
+    setting: Setting
+    rows: int
+    runtime: str
+    contestants: tuple[Contestant, ...]
+    differences: tuple[Difference, ...]
+    agreements: tuple[Agreement, ...]
+    differing: tuple[DifferingRow, ...]
+    differing_rows: int
+    fusions: tuple[Attention, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ComparisonDocument(_Compared):
+    """Contestants on the same rows, as `adapter-export compare --json` writes it; schema `comparison`.
+
+    Attributes:
+        version: the version of this format. A reader refuses another major version.
+        metrics: the names of the metrics, the one that counts most first.
+    """
+
+    version: Annotated[str, SEMVER]
+    metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison(_Compared):
+    """Contestants on the same rows; `print` and notebooks show it.
+
+    Attributes:
+        metrics: the metrics, the one that counts most first.
+    """
+
+    metrics: tuple[Metric, ...]
+
+    @property
+    def best(self) -> Contestant | None:
+        """The contestant whose first metric is best; none where it is not defined."""
+        metric = self.metrics[0]
+        known = [(one.scores[metric.name].value, one) for one in self.contestants]
+        sign = 1 if metric.more_is_better else -1
+        ranked = [(sign * value, one) for value, one in known if value is not None]
+        return max(ranked, key=lambda pair: pair[0])[1] if ranked else None
+
+    def remarks(self) -> Iterator[str]:
+        """Yield in sentences what tables do not say: who is best, how that was tested, and on what."""
+        metric, best = self.metrics[0], self.best
+        if best is not None:
+            score = best.scores[metric.name].value
+            first = [one.name for one in self.contestants if one.scores[metric.name].value == score]
+            yield f"the best {metric.words} is that of {_listed(first)}: {best.scores[metric.name]}."
+            against = {
+                other: one.adjusted
+                for one in self.differences
+                for other in (one.first, one.second)
+                if one.metric == metric.name and best.name in (one.first, one.second) and other != best.name
+            }
+            below = [name for name, p in against.items() if p is not None and p < _LEVEL]
+            alike = [name for name, p in against.items() if p is None or p >= _LEVEL]
+            if below:
+                yield f"below it beyond chance (p < {_LEVEL:g}): {_listed(below)}."
+            if alike:
+                yield f"not told apart from it by these rows: {_listed(alike)}."
+        count = len(self.contestants)
+        if count > MOST_PAIRED:
+            name = self.contestants[0].name
+            yield f"of more than {MOST_PAIRED} contestants, each is compared with the first alone, `{name}`."
+        for test in dict.fromkeys(one.test for one in self.differences):
+            names = dict.fromkeys(one.metric for one in self.differences if one.test == test)
+            words = ", ".join(one.words for one in self.metrics if one.name in names)
+            yield f"{words}: {test} test; it assumes that the rows are independent, and that {_ASSUMED[test]}."
+        if count > 2:
+            yield "p is adjusted for the number of pairs (Holm 1979)."
+        if self.setting.resamples:
+            what = "groups" if self.setting.task == "ranking" else "rows"
+            draws = f"{self.setting.resamples:,} draws of {what}, the same for all, seed {self.setting.seed}"
+            yield f"intervals of 95 %: percentile bootstrap, {draws}."
+        if self.setting.rounds:
+            tokens = "" if self.setting.tokens is None else f" of {self.setting.tokens} tokens"
+            rounds = f"median and quartiles of {self.setting.rounds} rounds in turns"
+            yield f"latency: one row{tokens}, one thread, {rounds}."
+
+    def table(self) -> Table:
+        """Return a line for each contestant: its scores."""
+        columns = ["contestant"]
+        for metric in self.metrics:
+            columns += [metric.words, "95 % interval"]
+        rows = [
+            (one.name, *(cell for metric in self.metrics for cell in _cells(one.scores[metric.name])))
+            for one in self.contestants
+        ]
+        title = (
+            f"{len(self.contestants):,} contestants ({self.setting.task}) on {self.rows:,} rows of {self.setting.data}"
+        )
+        return Table(columns, rows, title, "l" + "r" * (len(columns) - 1))
+
+    def sizes(self) -> Table:
+        """Return a line for each contestant: what its file and its graph take."""
+        rows = [
+            (one.name, one.kind, one.precision, f"{one.parameters:,}", size(one.adapter_bytes), size(one.graph_bytes))
+            for one in self.contestants
+        ]
+        columns = ("contestant", "kind", "precision", "parameters", "adapter", "graph with base")
+        return Table(columns, rows, "sizes", "lllrrr")
+
+    def latencies(self) -> Table:
+        """Return a line for each contestant that was timed."""
+        rows = [
+            (
+                one.name,
+                f"{time.milliseconds:.3g}",
+                f"{time.low:.3g} to {time.high:.3g}",
+                f"{time.ratio:.2f}",
+                f"{time.ratio_low:.2f} to {time.ratio_high:.2f}",
+            )
+            for one in self.contestants
+            if (time := one.latency) is not None
+        ]
+        columns = ("contestant", "ms", "quartiles", f"over {self.contestants[0].name}", "quartiles")
+        return Table(columns, rows, "latency", "lrrrr")
+
+    def tests(self, metrics: Iterable[Metric]) -> Table:
+        """Return a line for each pair and metric: the difference, and whether it is more than chance."""
+        words = {metric.name: metric.words for metric in metrics}
+        adjusted = len(self.contestants) > 2
+        columns = ("metric", "first", "second", "first − second", "95 % interval", "only one right", "test", "p")
+        rows = []
+        for one in self.differences:
+            if one.metric in words:
+                right = "" if one.only_first is None else f"{one.only_first:,} : {one.only_second:,}"
+                cells = [words[one.metric], one.first, one.second, _signed(one.value)]
+                cells.append("–" if one.low is None else f"{_signed(one.low)} to {_signed(one.high)}")
+                cells += [right, one.test, _probability(one.p)]
+                rows.append(cells + ([_probability(one.adjusted)] if adjusted else []))
+        return Table((*columns, *(("p, Holm",) if adjusted else ())), rows, "differences", "lllrrrlrr")
+
+    def agreement(self) -> Table:
+        """Return the agreements as a matrix; of many contestants as a list."""
+        title = "correlation of answers" if self.numeric else "agreement: share of rows with the same answer"
+        known = {frozenset((one.first, one.second)): one.value for one in self.agreements}
+        names = [one.name for one in self.contestants]
+        if len(names) > MOST_PAIRED:
+            rows = [(one.second, _share(one.value)) for one in self.agreements]
+            return Table(("contestant", f"with `{names[0]}`"), rows, title, "lr")
+        matrix = [
+            (one, *(_share(1.0 if one == two else known[frozenset((one, two))]) for two in names)) for one in names
+        ]
+        return Table(("", *names), matrix, title, "l" + "r" * len(names))
+
+    @property
+    def numeric(self) -> bool:
+        """Whether answers are numbers."""
+        return self.metrics[0].name in ("pearson", "spearman", "mrr")
+
+    def differing_table(self) -> Table:
+        """Return the rows that are not answered alike."""
+        names = [one.name for one in self.contestants]
+        apart = len(names) <= _OWN_COLUMN
+        rows = []
+        for row in self.differing:
+            answers = list(map(_cut, row.answers)) if apart else [_grouped(names, row.answers)]
+            rows.append((row.line, _cut(row.text), _cut(row.right), *answers))
+        shown = f"{len(rows)} of {self.differing_rows:,} rows"
+        title = f"{shown}, those whose answers lie farthest apart" if self.numeric else f"{shown} that differ"
+        return Table(("line", "text", "right", *(names if apart else ["answers"])), rows, title, "r")
+
+    def tables(self) -> Iterator[Table]:
+        """Yield all tables; the tests are those of the first metric."""
+        yield self.table()
+        yield self.sizes()
+        if self.contestants[0].latency is not None:
+            yield self.latencies()
+        yield self.tests(self.metrics[:1])
+        yield self.agreement()
+        for fusion in self.fusions:
+            yield from fusion.tables()
+        if self.differing:
+            yield self.differing_table()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it in JSON's own types."""
+        names = tuple(metric.name for metric in self.metrics)
+        return asdict(ComparisonDocument(**{**vars(self), "version": COMPARISON_VERSION, "metrics": names}))
+
+    def __str__(self) -> str:
+        return "\n\n".join([*map(str, self.tables()), "\n".join(self.remarks())])
+
+    def _repr_html_(self) -> str:
+        return "".join(table._repr_html_() for table in self.tables())
+
+
+def comparison(
+    setting: Setting,
+    contestants: Sequence[Contestant],
+    judged: Sequence[Judged],
+    rows: Sequence[tuple[int, str]],
+    runtime: str,
+    *,
+    fusions: Sequence[Attention] = (),
+    notes: Sequence[str] = (),
+) -> Comparison:
+    """Compare what contestants answered; `rows` has the line and the text of each."""
+    whole = np.arange(judged[0].units)
+    drawn = [draws(one, whole, setting.resamples, setting.seed) for one in judged]
+    scored = [
+        replace(one, scores=summarised(own, whole, own_draws))
+        for one, own, own_draws in zip(contestants, judged, drawn, strict=True)
+    ]
+    names, metrics = [one.name for one in contestants], judged[0].metrics
+    pairs = (
+        list(combinations(range(len(names)), 2))
+        if len(names) <= MOST_PAIRED
+        else [(0, at) for at in range(1, len(names))]
+    )
+    differences = []
+    for at, metric in enumerate(metrics):
+        found = []
+        for one, other in pairs:
+            both = scored[one].scores[metric.name].value, scored[other].scores[metric.name].value
+            sides = judged[one].each.get(metric.name), judged[other].each.get(metric.name)
+            facts = _difference(both, sides, drawn[one][:, at] - drawn[other][:, at], setting.seed)
+            found.append(Difference(metric.name, names[one], names[other], **facts))
+        adjusted = holm([one.p for one in found])
+        differences += [replace(one, adjusted=p) for one, p in zip(found, adjusted, strict=True)]
+    agreements = [Agreement(names[one], names[other], _agreement(judged[one], judged[other])) for one, other in pairs]
+    differing, count = _differing(judged, rows)
+    return Comparison(
+        setting,
+        len(rows),
+        runtime,
+        tuple(scored),
+        tuple(differences),
+        tuple(agreements),
+        differing,
+        count,
+        tuple(fusions),
+        tuple(dict.fromkeys([*notes, *(note for one in judged for note in one.notes)])),
+        metrics,
+    )
+
+
+def _difference(
+    scores: tuple[float | None, float | None], each: tuple[Floats | None, Floats | None], drawn: Floats, seed: int
+) -> dict[str, Any]:
+    """The difference of two scores, its interval, and the test that the metric allows."""
+    known = drawn[~np.isnan(drawn)]
+    low, high = (None, None) if not len(known) else (float(end) for end in percentiles(known[:, None])[:, 0])
+    facts: dict[str, Any] = {"low": low, "high": high, "only_first": None, "only_second": None}
+    facts["value"] = None if scores[0] is None or scores[1] is None else scores[0] - scores[1]
+    one, other = each
+    if one is not None and other is not None and np.isin((one, other), (0, 1)).all():
+        only = int((one > other).sum()), int((other > one).sum())
+        p = float(stats.binomtest(only[0], sum(only)).pvalue) if any(only) else 1.0
+        return facts | {"test": MCNEMAR, "only_first": only[0], "only_second": only[1], "p": p}
+    if one is not None and other is not None:
+        return facts | {"test": PERMUTATION, "p": _exchanged(one, other, seed)}
+    beyond = min((known <= 0).sum(), (known >= 0).sum())
+    p = min(1.0, 2 * float(beyond + 1) / (len(known) + 1))
+    return facts | {"test": BOOTSTRAP, "p": p if len(known) else None}
+
+
+def _exchanged(one: Floats, other: Floats, seed: int) -> float:
+    """The p of the mean difference, where the two values of a row are exchanged at random."""
+    apart = one != other  # the others change nothing, whichever way round they stand
+    if not apart.any():
+        return 1.0
+    found = stats.permutation_test(
+        (one[apart] - other[apart],),
+        lambda values, axis: values.sum(axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=_PERMUTATIONS,
+        batch=max(1, 2**22 // int(apart.sum())),
+        random_state=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
+
+
+def holm(found: Sequence[float | None]) -> list[float | None]:
+    """Return p-values adjusted for their number: max over those up to each of (how many are left)·p (Holm 1979)."""
+    known = sorted((p, at) for at, p in enumerate(found) if p is not None)
+    adjusted: list[float | None] = [None] * len(found)
+    most = 0.0
+    for place, (p, at) in enumerate(known):
+        most = max(most, min(1.0, (len(known) - place) * p))
+        adjusted[at] = most
+    return adjusted
+
+
+def _agreement(one: Judged, other: Judged) -> float | None:
+    if not one.numeric:
+        return float(np.mean([mine == theirs for mine, theirs in zip(one.answers, other.answers, strict=True)]))
+    first, second = (np.array(side.answers, np.float64).reshape(len(side.answers), -1) for side in (one, other))
+    if np.array_equal(first, second):
+        return 1.0
+    found = float(np.mean([correlation("pearson", *pair) for pair in zip(first.T, second.T, strict=True)]))
+    return found if math.isfinite(found) else None
+
+
+def _differing(judged: Sequence[Judged], rows: Sequence[tuple[int, str]]) -> tuple[tuple[DifferingRow, ...], int]:
+    """The rows to show, and how many there are: those on which most disagree first; of numbers by their range."""
+    answers = list(zip(*(one.answers for one in judged), strict=True))
+    if judged[0].numeric:
+        spread = np.array(answers, np.float64).reshape(len(answers), len(judged), -1)
+        order = np.argsort(-np.ptp(spread, 1).max(-1), kind="stable")
+        count = len(answers)
+    else:
+        apart = [at for at, own in enumerate(answers) if any(one != own[0] for one in own)]
+        common = [Counter(map(str, answers[at])).most_common(1)[0][1] for at in apart]
+        order, count = np.array(apart, int)[np.argsort(common, kind="stable")], len(apart)
+    shown = (DifferingRow(rows[at][0], rows[at][1], judged[0].truths[at], answers[at]) for at in order[:_SHOWN])
+    return tuple(shown), count
+
+
+def timed(contestants: Sequence[Contestant], calls: Sequence[Callable[[], object]], rounds: int) -> list[Contestant]:
+    """Return the contestants with the time of their calls, which take turns."""
+    times = interleaved(calls, rounds)
+    found = []
+    for one, own in zip(contestants, times.T, strict=True):
+        low, middle, high = quartiles(1000 * own)
+        ratio_low, ratio, ratio_high = quartiles(own / times[:, 0])
+        found.append(replace(one, latency=CallTime(middle, low, high, ratio, ratio_low, ratio_high)))
+    return found
+
+
+def _cells(score: Score) -> tuple[str, str]:
+    return str(score), score.interval
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.4f}"
+
+
+def _probability(p: float | None) -> str:
+    return "–" if p is None else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _cut(value: object) -> str:
+    return one_line(value, _LONGEST)
+
+
+def _grouped(names: Sequence[str], answers: Sequence[object]) -> str:
+    """Who answers what, the most frequent answer first."""
+    groups: dict[str, list[str]] = {}
+    for name, answer in zip(names, answers, strict=True):
+        groups.setdefault(_cut(answer), []).append(name)
+    ranked = sorted(groups.items(), key=lambda item: -len(item[1]))
+    return "; ".join(f"{answer}: {_listed(own)}" for answer, own in ranked)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = [f"`{name}`" for name in names[:_SHOWN]]
+    return ", ".join(shown) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -1,0 +1,130 @@
+"""What an adapter does without the lowest layers: scores, parameters and time, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from adapter_export.analysis.adapter_costs import Latency, sample
+from adapter_export.analysis.evaluation import Score
+from adapter_export.analysis.latency import ratio, slots_call, times
+from adapter_export.graph.adapter import Adapter
+from adapter_export.numerics.metrics import Metric
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+from adapter_export.runtime.graphs import open_session
+from adapter_export.tables import Table, html_of
+
+POINT = 0.01
+"""Of a metric from 0 to 1: what may be lost without much notice."""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An adapter without some of its layers.
+
+    Attributes:
+        layers: those in which nothing is left of it, counted from 0.
+        sites: at how many sites it still acts.
+        parameters: that are left, with the head's.
+        scores: by metric, with 95 % intervals.
+        idle: the time of a call of the graph with the slots of the whole adapter, in which those of these layers are
+            idle, over that of the base.
+        without: the same of a graph that has no slots there, as a bundle built from this adapter alone.
+    """
+
+    layers: tuple[int, ...]
+    sites: int
+    parameters: int
+    scores: Mapping[str, Score]
+    idle: Latency
+    without: Latency
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What each number of dropped layers costs and brings; `print` and notebooks show it.
+
+    Attributes:
+        adapter: its name.
+        metric: the first one of its task.
+        rows: that were answered.
+        tokens: in the row that is timed.
+        curve: with no layer dropped, the lowest, the two lowest, and so on, and what was asked for beside that.
+        written: which of them was written; null if none was.
+        folder: where.
+        notes: what follows from the numbers, in clauses.
+    """
+
+    adapter: str
+    metric: str
+    rows: int
+    tokens: int
+    curve: tuple[Dropped, ...]
+    written: Dropped | None
+    folder: Path | None
+    notes: tuple[str, ...]
+
+    def table(self) -> Table:
+        """Return a row for each of the curve; times are over that of the base."""
+        names = list(self.curve[0].scores)
+        rows = [
+            [
+                ", ".join(map(str, one.layers)) or "none",
+                f"{one.sites}",
+                f"{one.parameters:,}",
+                f"{one.scores[self.metric]} ({one.scores[self.metric].interval})",
+                *(str(one.scores[name]) for name in names if name != self.metric),
+                f"{one.idle.ratio:.2f}",
+                f"{one.without.ratio:.2f}",
+            ]
+            for one in self.curve
+        ]
+        words = [Metric(name).words for name in (self.metric, *(name for name in names if name != self.metric))]
+        columns = ["dropped layers", "sites", "parameters", *words, "idle slots", "no slots"]
+        return Table(columns, rows, f"adapter `{self.adapter}`, {self.rows:,} rows", "l" + "r" * (len(columns) - 1))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as JSON data."""
+        return {**asdict(self), "folder": None if self.folder is None else str(self.folder)}
+
+    def __str__(self) -> str:
+        return "\n".join([str(self.table()), *self.notes])
+
+    def _repr_html_(self) -> str:
+        return html_of(self.table(), *self.notes)
+
+
+def time_dropped(
+    base: OnnxBase, whole: Adapter, dropped: Sequence[Adapter], tokens: int
+) -> list[tuple[Latency, Latency]]:
+    """Time each adapter in the slots of the whole one and in a graph of its own, beside the base: `idle`, `without`.
+
+    One row, one thread, calls in turns. Raises `RequestError` if ONNX Runtime cannot compute such a row.
+    """
+    inputs, found = sample(base.inputs, 1, tokens, None), []
+    alone = open_session(base.path, threads=1), inputs
+    for adapter in dropped:
+        with slots_call(base, whole, adapter, inputs) as idle, slots_call(base, adapter, adapter, inputs) as own:
+            seconds = times(alone, idle, own)
+        found.append((ratio(seconds, 1, 0), ratio(seconds, 2, 0)))
+    return found
+
+
+def findings(curve: Sequence[Dropped], metric: Metric) -> tuple[str, ...]:
+    """Say how many layers can be dropped, and whether idle slots or a graph without them save the time."""
+    whole, notes = curve[0].scores[metric.name].value, []
+    if whole is not None and metric.more_is_better and metric.most == 1:
+        kept = [one for one in curve if (one.scores[metric.name].value or 0) >= whole - POINT]
+        most = max(kept, key=lambda one: len(one.layers))
+        lost = whole - (most.scores[metric.name].value or 0)
+        change = f"{abs(lost) * 100:.1f} points {'less' if lost > 0 else 'more'}" if lost else "no loss"
+        named = f"of the layers {', '.join(map(str, most.layers))}" if most.layers else "of no layer"
+        notes.append(f"the adapters {named} can be dropped for at most 1 point of {metric.words}: {change}")
+    last = max(curve, key=lambda one: len(one.layers))
+    notes.append(
+        f"where the adapter of {len(last.layers)} layers is dropped, idle slots take {last.idle} times as long as the "
+        f"base, and a graph without slots there {last.without}: what is built from the dropped adapter has none there"
+    )
+    return tuple(notes)

@@ -1,0 +1,88 @@
+"""The time of calls that take turns, such as those with an adapter beside those of the base alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnxruntime as ort
+
+from adapter_export.analysis.adapter_costs import Latency, Setup, sample
+from adapter_export.bundle.write import VARIANTS
+from adapter_export.dtypes import Array
+from adapter_export.graph.adapter import Adapter
+from adapter_export.onnx_backend.base.external import write_model
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+from adapter_export.onnx_backend.rewrite.insert import insert_slots
+from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
+from adapter_export.runtime.graphs import open_session, run_session
+
+_ROUNDS, _WARM_UP = 15, 2
+
+Call = tuple[ort.InferenceSession, Mapping[str, np.ndarray]]
+"""A session and what it is fed."""
+
+
+def latencies(base: OnnxBase, adapters: Sequence[Adapter], setup: Setup) -> list[Latency]:
+    """Time the graph with slots, fed each adapter, beside the base: one row, one thread, calls in turns.
+
+    Raises:
+        RequestError: ONNX Runtime cannot compute such a row.
+    """
+    inputs = sample(base.inputs, 1, setup.tokens, None)
+    alone = open_session(base.path, threads=1)
+    found = []
+    for adapter in adapters:
+        with slots_call(base, adapter, adapter, inputs) as call:
+            found.append(ratio(times((alone, inputs), call), 1, 0))
+    return found
+
+
+@contextmanager
+def slots_call(base: OnnxBase, built: Adapter, fed: Adapter, inputs: Mapping[str, np.ndarray]) -> Iterator[Call]:
+    """The graph with the slots of one adapter, fed another one that has no others."""
+    plan = plan_slots([built], base.sites)
+    with TemporaryDirectory(prefix="adapter-export-") as folder:
+        path = Path(folder) / VARIANTS["slots"]
+        write_model(insert_slots(base, plan), path, copy_weights=False)
+        yield open_session(path, threads=1), {**inputs, **slot_tensors(plan, fed)}
+
+
+def times(*calls: Call) -> Array:
+    """The seconds of calls [rounds, calls], which take turns.
+
+    Raises:
+        RequestError: ONNX Runtime cannot compute one.
+    """
+    return interleaved([partial(run_session, session, feeds) for session, feeds in calls])
+
+
+def interleaved(calls: Sequence[Callable[[], object]], rounds: int = _ROUNDS) -> Array:
+    """Return the seconds of each call in each round [rounds, calls], each first in its turn.
+
+    What slows the machine for a while then slows all of them. The first rounds are not counted.
+    """
+    found = np.zeros((_WARM_UP + rounds, len(calls)))
+    for turn, own in enumerate(found):
+        for which in np.roll(np.arange(len(calls)), turn).tolist():
+            began = time.perf_counter()
+            calls[which]()
+            own[which] = time.perf_counter() - began
+    return found[_WARM_UP:]
+
+
+def quartiles(values: Array) -> tuple[float, float, float]:
+    """Return the lower quartile, the median and the upper quartile."""
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return low, middle, high
+
+
+def ratio(found: Array, one: int, other: int) -> Latency:
+    """The time of one call over that of another of `times`: the median of the rounds, and its quartiles."""
+    low, middle, high = quartiles(found[:, one] / found[:, other])
+    return Latency(middle, low, high)

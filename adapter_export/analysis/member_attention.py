@@ -1,0 +1,155 @@
+"""Which layer of a fusion listens to which member: the mean attention weights over the tokens of texts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.dtypes import Array
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.compose.members import COMPOSITION, OWN, labels_of
+from adapter_export.graph.graph import AdapterGraph, Node, bind_base_norm, producer
+from adapter_export.graph.numpy_lowering.forward import shares_of
+from adapter_export.numerics.evaluate_adapter import BORROWED, borrowed, values_of
+from adapter_export.onnx_backend.model_session import open_session
+from adapter_export.onnx_backend.rewrite.insert import exposed, site_norms, with_site_outputs
+from adapter_export.runtime.graphs import run_session
+from adapter_export.tables import Table
+
+_SITE = re.compile(r"(layers\.\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How much the sites of a fusion listen to its members.
+
+    Attributes:
+        adapter: the fusion.
+        members: the names of what it was made of.
+        weights: for each site the mean attention weight of each member over all tokens; null for one that does not act
+            there. The weights of a site add up to 1.
+        tokens: how many tokens that are.
+    """
+
+    adapter: str
+    members: tuple[str, ...]
+    weights: Mapping[str, tuple[float | None, ...]]
+    tokens: int
+
+    def tables(self) -> Iterator[Table]:
+        """Yield for each role of sites a table of layers and members."""
+        roles: dict[str, list[tuple[str, tuple[float | None, ...]]]] = {}
+        for site, weights in self.weights.items():
+            found = _SITE.fullmatch(site)
+            layer, role = (site, "all sites") if found is None else (found[1], found[2])
+            roles.setdefault(role, []).append((layer, weights))
+        for role, lines in roles.items():
+            rows = [(layer, *("–" if one is None else f"{one:.3f}" for one in own)) for layer, own in lines]
+            title = f"`{self.adapter}` listens at `{role}`: mean attention weight over {self.tokens:,} tokens"
+            yield Table(("layer", *self.members), rows, title, "l" + "r" * len(self.members))
+
+
+def is_fusion(adapter: Adapter) -> bool:
+    """Return whether an adapter attends to members."""
+    return any(_mix(graph) is not None for graph in adapter.graphs.values())
+
+
+def attention(bundle: OpenedBundle, name: str, texts: Iterable[Mapping[str, np.ndarray]]) -> Attention:
+    """Return how much the sites of a fusion in a bundle listen to its members.
+
+    What arrives at each site is read from the graph that is shipped; the weights are computed from it in float64.
+
+    Args:
+        bundle: the bundle.
+        name: of the fusion.
+        texts: the inputs of one text each; tokens that their mask leaves out do not count.
+
+    Raises:
+        RequestError: ONNX Runtime cannot compute them.
+    """
+    adapter, norms = bundle.source(name), site_norms(bundle.slots_model)
+    session = open_session(with_site_outputs(bundle.slots_model), bundle.home, optimize=False)
+    graphs = {
+        site: bind_base_norm(adapter.graphs[at.graph], norms.get(site)) for site, at in adapter.placements.items()
+    }
+    mixes = {site: mix for site, graph in graphs.items() if (mix := _mix(graph)) is not None}
+    shown = {value.name for value in session.get_outputs()}
+    read = {
+        site: {one: exposed(site, one) for one in (*graphs[site].inputs, *BORROWED) if exposed(site, one) in shown}
+        for site in mixes
+    }
+    masks = [record.name for record in bundle.manifest.inputs if record.role == "mask"]
+    totals, tokens = dict.fromkeys(mixes, np.zeros(1)), 0
+    for arrays in texts:
+        outputs = run_session(
+            session,
+            {**arrays, **bundle.tensors(name)},
+            list({one for names in read.values() for one in names.values()}),
+        )
+        counted = arrays[masks[0]].ravel().astype(bool) if masks else None
+        for site, mix in mixes.items():
+            values = {one: outputs[output] for one, output in read[site].items()}
+            shares = _shares(adapter, site, graphs[site], mix, values)
+            kept = shares[:, counted] if counted is not None and len(counted) == shares.shape[1] else shares
+            totals[site] = totals[site] + kept.sum(1)
+            here = kept.shape[1]
+        tokens += here
+    members, labels = _members(adapter, graphs, mixes)
+    weights = {}
+    for site, mix in mixes.items():
+        own = dict(zip(_labels(graphs[site], mix), (totals[site] / tokens).tolist(), strict=True))
+        weights[site] = tuple(own.get(label) for label in labels)
+    return Attention(name, members, weights, tokens)
+
+
+def _shares(adapter: Adapter, site: str, graph: AdapterGraph, mix: Node, values: Mapping[str, np.ndarray]) -> Array:
+    """The attention weights [members, tokens] of one text."""
+    own = adapter.parameters(site)
+    width = adapter.placements[site].widths["d"]
+    read = {name: values[name] for name in graph.inputs}
+    found = values_of(graph, read, own | borrowed(graph, {**values, **own}, width))
+    shares = shares_of(tuple(found[score] for score in _scores(mix)), mix.attributes["temperature"])
+    return shares.reshape(len(shares), -1)
+
+
+def _scores(mix: Node) -> tuple[str, ...]:
+    return mix.inputs[: len(mix.inputs) // 2]
+
+
+def _mix(graph: AdapterGraph) -> Node | None:
+    """The attention whose members can be told apart; of a fusion of fusions the outer one."""
+    mixes = [node for node in graph.nodes if node.op == "softmax_mix"]
+    return next((node for node in reversed(mixes) if len(set(_labels(graph, node))) == len(_scores(node))), None)
+
+
+def _labels(graph: AdapterGraph, mix: Node) -> tuple[str, ...]:
+    """The labels of the members that an attention weighs: those before the parameters that each value is made with."""
+    return tuple(_label(graph, value) for value in mix.inputs[len(mix.inputs) // 2 :])
+
+
+def _label(graph: AdapterGraph, value: str) -> str:
+    labels, seen, left = set[str](), set[str](), [value]
+    while left:
+        node = producer(graph, left.pop())
+        if node is not None and node.output not in seen:
+            seen.add(node.output)
+            owners = {name.partition(".")[0] for name in node.parameters.values() if name not in BORROWED}
+            labels |= {owner for owner in owners if not OWN.fullmatch(owner)}
+            left += node.inputs
+    return min(labels, default="")
+
+
+def _members(
+    adapter: Adapter, graphs: Mapping[str, AdapterGraph], mixes: Mapping[str, Node]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the members and their labels: those of the record, else the labels at all sites."""
+    record = adapter.training.get(COMPOSITION)
+    facts = record.get("members", ()) if isinstance(record, Mapping) else ()
+    names = tuple(str(one.get("name")) for one in facts if isinstance(one, Mapping))
+    there = dict.fromkeys(label for site, mix in mixes.items() for label in _labels(graphs[site], mix))
+    known = labels_of(names)
+    return (names, known) if set(there) <= set(known) else (tuple(there), tuple(there))

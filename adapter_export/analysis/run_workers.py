@@ -1,0 +1,113 @@
+"""Where calls run side by side: in this process one after the other, in processes of this machine, or on Ray."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from socket import create_connection
+from typing import Any
+
+from adapter_export.errors import UsageError, argument
+from adapter_export.safe_io.parsers import parsing
+
+_SECONDS = 10.0
+"""How long the head of a cluster may take to answer."""
+
+
+class ThisProcess(ExitStack):
+    """This process, which does a call as soon as it is submitted."""
+
+    count = 1
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Do a call."""
+        done: Future[Any] = Future()
+        done.set_result(call(*arguments))
+        return done
+
+
+class Processes(ExitStack):
+    """Processes of this machine; one that dies takes its own call with it, and another one takes its place."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self._pools: list[ProcessPoolExecutor | None] = [None] * count
+        self._last: list[Future[Any] | None] = [None] * count
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Begin a call in a process that is free."""
+        at = next(at for at, last in enumerate(self._last) if last is None or last.done())
+        pool, last = self._pools[at], self._last[at]
+        if pool is None or (last is not None and isinstance(last.exception(), BrokenExecutor)):
+            # a pool of one process for each: in a larger one, one that dies takes the calls of all with it
+            context = multiprocessing.get_context("spawn")
+            pool = self._pools[at] = self.enter_context(ProcessPoolExecutor(1, context, _end_with_parent))
+        begun = self._last[at] = pool.submit(call, *arguments)
+        return begun
+
+
+def _end_with_parent() -> None:
+    """Let this process end when its parent is killed, which would go on with it otherwise."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class RayWorkers(ExitStack):
+    """Tasks of a Ray cluster, or of one that is started on this machine; its machines see the same files.
+
+    Args:
+        address: of the cluster, `auto` or `local`; one that is joined already is taken.
+        count: how many tasks at a time; as many as the cluster has room for if not given.
+        processors: of each task.
+        accelerators: likewise.
+
+    Raises:
+        UsageError: there is no such cluster.
+    """
+
+    def __init__(self, address: str, count: int | None, processors: int, accelerators: int) -> None:
+        super().__init__()
+        import ray  # noqa: PLC0415 - an extra
+
+        if not ray.is_initialized():
+            local: dict[str, Any] = {"num_cpus": (count or 1) * processors} if address == "local" else {}
+
+            def refusal(reason: str) -> UsageError:
+                return UsageError("no Ray cluster answers", where=argument("ray", address), found=reason)
+
+            with parsing(refusal):  # `ray.init` raises plain `Exception`, too
+                host, _, port = address.removeprefix("ray://").rpartition(":")
+                if port.isdecimal():  # Ray itself waits for minutes
+                    create_connection((host, int(port)), _SECONDS).close()
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it reports to its makers
+                ray.init(address=address, log_to_driver=False, include_dashboard=False if local else None, **local)
+            self.callback(ray.shutdown)
+        resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        self.count = max(1, int(resources.get("CPU", 1)) // processors) if count is None else count
+        self._remote = ray.remote(num_cpus=processors, num_gpus=accelerators, max_retries=0)
+        self._begun: list[Any] = []
+        self.callback(lambda: [ray.cancel(each) for each in self._begun])
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Begin a task."""
+        self._begun.append(self._remote(call).remote(*arguments))
+        begun: Future[Any] = self._begun[-1].future()
+        return begun
+
+
+Workers = ThisProcess | Processes | RayWorkers
+"""Each does `count` calls at a time. When its block ends, calls that have begun are waited for, those of Ray cancelled.
+
+The future of a call has an error if its worker died.
+"""

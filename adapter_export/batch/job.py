@@ -1,0 +1,353 @@
+"""The answers of a bundle to a table of any length: in shards, each written when it is whole, here or by Ray Data.
+
+A shard has the same answers whoever computes it: what goes into one call depends on the rows of the shard alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+from adapter_export import errors
+from adapter_export.analysis.run_workers import RayWorkers
+from adapter_export.batch.table_rows import (
+    JSON_LINES,
+    PARQUET,
+    SUFFIXES,
+    Columns,
+    count_of_parquet,
+    json_line,
+    parquet_rows,
+    table_rows,
+)
+from adapter_export.errors import (
+    AdapterExportError,
+    DataError,
+    FileError,
+    OutputExistsError,
+    argument,
+    quoted,
+)
+from adapter_export.format.files import canonical_json, locked, new_file
+from adapter_export.format.table_files import json_object, text_lines
+from adapter_export.runtime import Bundle
+from adapter_export.runtime.answerer import Answerer, Reading, Row
+from adapter_export.runtime.graphs import Provider
+from adapter_export.safe_io.documents import read_json
+from adapter_export.safe_io.regular_files import open_regular, sha256_of, unreadable
+from adapter_export.version import __version__
+
+_JOB_FILE = "job.json"
+OnShard = Callable[[int, int], object]
+"""Is told how many shards have answers now, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some rows of a file.
+
+    Attributes:
+        number: its place among all shards, from 0.
+        path: of the file.
+        state: the size of the file in bytes and the nanosecond of its last change, when the shards were made.
+        start: the first byte of JSON lines, or the first row of another file, from 0.
+        end: the first byte, or row, after it.
+        first: the number of its first line or row, from 1.
+    """
+
+    number: int
+    path: str
+    state: tuple[int, int]
+    start: int
+    end: int
+    first: int
+
+    @property
+    def name(self) -> str:
+        """The file with its answers."""
+        return f"shard-{self.number:05d}.jsonl"
+
+
+def table_files(data: Path) -> list[Path]:
+    """Return a file, or the files of a folder in the order of their names.
+
+    Raises:
+        FileError: there is none.
+        DataError: a file of the folder is no table by its name.
+    """
+    if not data.is_dir():
+        return [data]
+    files = sorted(path for path in data.iterdir() if not path.name.startswith((".", "_")))
+    if not files:
+        raise FileError("has no files", where=data, expected=f"tables: {', '.join(SUFFIXES)}")
+    for path in files:
+        if path.suffix.lower() not in SUFFIXES:
+            expected = f"a name that ends with {', '.join(SUFFIXES)}"
+            raise DataError("is no table by its name", where=path, expected=expected, fix="take it out of the folder")
+    return files
+
+
+def shards_of(files: Sequence[Path], columns: Columns, rows: int) -> tuple[list[Shard], list[str]]:
+    """Return shards of so many rows, the last of each file perhaps shorter, and the sha256 of each file.
+
+    Raises:
+        FileError: a file cannot be read.
+        DataError: it is no table, or has an empty line between its rows.
+        MissingExtraError: pyarrow is not installed.
+    """
+    shards, digests = list[Shard](), list[str]()
+    for path in files:
+        if path.suffix.lower() in JSON_LINES:
+            state, digest, marks = _scan(path, rows)
+            digests.append(digest)
+        else:
+            state = _state(path)
+            digests.append(sha256_of(path))
+            is_parquet = path.suffix.lower() in PARQUET
+            total = count_of_parquet(path) if is_parquet else sum(1 for _ in table_rows(path, columns))
+            marks = [(first, first + 1) for first in [*range(0, total, rows), total]]
+        for (start, first), (end, _) in pairwise(marks):
+            shards.append(Shard(len(shards), str(path), state, start, end, first))
+    return shards, digests
+
+
+def read_shard(shard: Shard, columns: Columns) -> Iterator[Row]:
+    """Yield the rows of a shard.
+
+    Raises:
+        FileError: the file cannot be read, or was changed since the shards were made.
+        DataError: a row is broken.
+    """
+    path = Path(shard.path)
+    if _state(path) != shard.state:
+        raise FileError("was changed since the work on it began", where=path, fix="give another folder for the answers")
+    if path.suffix.lower() in PARQUET:
+        for number, cells in enumerate(parquet_rows(path, shard.start, shard.end, columns.names), shard.first):
+            yield columns.row(cells, f"{path}, row {number}")
+        return
+    if path.suffix.lower() not in JSON_LINES:  # read from its beginning: a quoted cell of a csv may hold lines
+        yield from islice(table_rows(path, columns), shard.start, shard.end)
+        return
+    with open_regular(path) as file:
+        try:
+            file.seek(shard.start)
+            data = file.read(shard.end - shard.start)
+        except (OSError, MemoryError) as error:
+            raise unreadable(path, error) from error
+    for number, line in enumerate(text_lines(data, path, shard.first), shard.first):
+        if line.strip():  # others are at the end of the file
+            yield columns.row(json_object(line, path, number), f"{path}, line {number}")
+
+
+def _state(path: Path) -> tuple[int, int]:
+    with open_regular(path) as file:
+        found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns
+
+
+def _scan(path: Path, rows: int) -> tuple[tuple[int, int], str, list[tuple[int, int]]]:
+    """Return the state of a file, its sha256, and where each `rows`-th row begins, with its line; last the end."""
+    digest, marks, at, number, row = hashlib.sha256(), list[tuple[int, int]](), 0, 0, 0
+    with open_regular(path) as file:
+        found = os.fstat(file.fileno())
+        try:
+            empty = None
+            for line in file:
+                if line.strip() and empty is not None:
+                    expected = "a row in each line"
+                    raise DataError("is empty", where=f"{path}, line {empty}", expected=expected, fix="take it out")
+                if line.strip():
+                    if row % rows == 0:
+                        marks.append((at, number + 1))
+                    row += 1
+                elif empty is None:
+                    empty = number + 1
+                digest.update(line)
+                at, number = at + len(line), number + 1
+        except (OSError, MemoryError) as error:
+            raise unreadable(path, error) from error
+    return (found.st_size, found.st_mtime_ns), digest.hexdigest(), [*marks, (at, number + 1)]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Adapter, strength and weights of all rows.
+
+    The adapter is `None` where a column names it, or for the base's own head.
+    """
+
+    adapter: str | None = None
+    strength: float = 1.0
+    weights: Mapping[str, float] | None = None
+
+    def of(self, row: Row) -> Row:
+        """Return a row with what answers it."""
+        adapter = self.adapter if row.adapter is None else row.adapter
+        return replace(row, adapter=adapter, strength=self.strength, weights=self.weights)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done with each row.
+
+    Attributes:
+        bundle: its folder.
+        digest: the sha256 of its manifest: every worker has this very bundle.
+        columns: of the table.
+        choice: the adapter, strength and weights of all rows; an adapter of the table goes first.
+        reading: how rows are read and put into calls.
+        provider: where to compute.
+        threads: of one operation.
+    """
+
+    bundle: str
+    digest: str
+    columns: Columns
+    choice: Choice
+    reading: Reading
+    provider: Provider
+    threads: int
+
+    def answerer(self) -> Answerer:
+        """Open the bundle for work on shards."""
+        opened = Bundle.open(self.bundle, expect=self.digest)
+        session = opened.session(provider=self.provider, threads=self.threads, on_demand=True)
+        return Answerer(session, opened.texts(session), self.reading)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A folder with answers.
+
+    Attributes:
+        folder: has `shard-00000.jsonl` and so on, one document a line: put one behind the other, they are in the order
+            of the rows.
+        shards: how many there are.
+        reused: how many of them were there before.
+    """
+
+    folder: Path
+    shards: int
+    reused: int
+
+
+def run_job(
+    job: Job,
+    data: Path,
+    output: Path,
+    *,
+    shard_rows: int,
+    ray: str | None,
+    workers: int | None,
+    on_shard: OnShard,
+    force: bool,
+) -> Answered:
+    """Answer every shard that has no answers yet.
+
+    Raises:
+        OutputExistsError, FileError: the folder holds something else, or another job; another process writes there.
+        FileError, DataError: the table cannot be read, or a row is broken; shards before it keep their answers.
+        RequestError: a text or an adapter does not fit.
+        UsageError: there is no such cluster.
+    """
+    shards, digests = shards_of(table_files(data), job.columns, shard_rows)
+    facts = {name: value for name, value in asdict(job).items() if name not in ("bundle", "choice", "reading")}
+    facts |= {**asdict(job.choice), **asdict(job.reading)}
+    identity = {**facts, "data": digests, "shard_rows": shard_rows, "version": __version__}
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with locked(output):
+        _claim(output, identity, force=force)
+        left = [shard for shard in shards if not (output / shard.name).is_file()]
+        reused = len(shards) - len(left)
+        on_shard(reused, len(shards))
+        done = _here(job, left, output) if ray is None else _by_ray(job, left, output, ray, workers)
+        for count, _ in enumerate(done, reused + 1):
+            on_shard(count, len(shards))
+    return Answered(output, len(shards), reused)
+
+
+def answer_shard(job: Job, answerer: Answerer, shard: Shard, output: Path) -> None:
+    """Write the answers to the rows of a shard, in their order; nothing of it stays if one cannot be answered."""
+    rows = map(job.choice.of, read_shard(shard, job.columns))
+    with new_file(output / shard.name, force=True) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(map(json_line, answerer.answer(rows)))
+
+
+def _claim(output: Path, identity: dict[str, Any], *, force: bool) -> None:
+    """Make the folder of a job, or go on with the same one."""
+    file = output / _JOB_FILE
+    if output.exists() and not file.is_file() and any(output.iterdir()):
+        raise OutputExistsError(output)
+    if file.is_file():
+        before: Any = read_json(file)
+        known = json.loads(json.dumps(identity))
+        if before == known:
+            return
+        if not force:
+            differing = sorted(
+                name for name in known if not isinstance(before, dict) or before.get(name) != known[name]
+            )
+            raise FileError(
+                "holds the answers of another job",
+                where=output,
+                found=f"another {quoted(differing)}",
+                fix=f"give another folder, or {argument('force', True)}",
+            )
+        for left in [*output.glob("shard-*.jsonl"), file]:
+            left.unlink()
+    output.mkdir(parents=True, exist_ok=True)
+    with new_file(file, force=True) as temporary:
+        temporary.write_bytes(canonical_json(identity))
+
+
+def _here(job: Job, shards: Sequence[Shard], output: Path) -> Iterator[None]:
+    answerer = job.answerer() if shards else None
+    for shard in shards:
+        assert answerer is not None
+        answer_shard(job, answerer, shard, output)
+        yield
+
+
+class _Worker:
+    """An actor of Ray Data: it opens the bundle once, and answers shards."""
+
+    def __init__(self, job: Job, output: Path) -> None:
+        self._job, self._output = job, output
+        self._answerer: Answerer | None = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Answer a shard; what went wrong is given back, for Ray would wrap it in an error of its own."""
+        try:
+            self._answerer = self._answerer or self._job.answerer()
+            answer_shard(self._job, self._answerer, row["item"], self._output)
+        except AdapterExportError as error:
+            return {"error": type(error).__name__, **{name: getattr(error, name) for name in errors.FACTS}}
+        return {"error": None, **dict.fromkeys(errors.FACTS)}
+
+
+def _by_ray(job: Job, shards: Sequence[Shard], output: Path, address: str, workers: int | None) -> Iterator[None]:
+    if not shards:
+        return
+    accelerators = int(job.provider == "cuda")
+    with RayWorkers(address, workers, job.threads, accelerators) as pool:
+        import ray.data  # noqa: PLC0415 - an extra
+
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        done = ray.data.from_items([{"item": shard} for shard in shards], override_num_blocks=len(shards)).map(
+            _Worker,  # type: ignore[arg-type]  # Ray makes it, and calls what it made
+            fn_constructor_args=(job, output.absolute()),
+            concurrency=min(pool.count, len(shards)),
+            num_cpus=job.threads,
+            num_gpus=accelerators,
+        )
+        for row in done.iter_rows():
+            kind = row.pop("error")
+            if kind is not None:
+                raise errors.again(getattr(errors, kind), row)
+            yield

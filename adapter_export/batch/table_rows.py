@@ -1,0 +1,165 @@
+"""Rows of tables and lines of text files as rows to answer, and the JSON that is written of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from adapter_export.errors import DataError, MissingExtraError, UsageError, argument
+from adapter_export.format.files import printable_json
+from adapter_export.format.labelled import choices, short
+from adapter_export.format.table_files import check_columns, read_rows, text_lines
+from adapter_export.runtime.answerer import AnsweredRow, Row
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import open_regular, read_stream
+from adapter_export.text import Pair
+
+PARQUET, JSON_LINES, LINES = (".parquet", ".pq"), (".jsonl", ".ndjson"), (".txt", ".text")
+SUFFIXES = (*PARQUET, *JSON_LINES, ".csv", ".tsv", ".tab", *LINES)
+
+_BASE = ("", "-", None)
+"""Cells of a table that name the base."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns with the texts, with the second texts of pairs, and with the adapters."""
+
+    text_column: str = "text"
+    pair_column: str | None = None
+    adapter_column: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The columns that a row must have."""
+        return [name for name in (self.text_column, self.pair_column, self.adapter_column) if name is not None]
+
+    def row(self, cells: Mapping[str, Any], where: str) -> Row:
+        """Return what a row of a table asks; an empty text is a text.
+
+        Raises:
+            DataError: a column is missing, or a cell holds no text or no name of an adapter.
+        """
+        flags = [argument(name) for name in ("text_column", "pair_column", "adapter_column")]
+        check_columns(cells, self.names, where, f"name the columns with {', '.join(flags[:-1])} and {flags[-1]}")
+        text = cells[self.text_column]
+        adapter = None if self.adapter_column is None else cells[self.adapter_column]
+        if not isinstance(text, str):
+            raise _no_text("has no text", text, self.text_column, where)
+        if adapter is not None and not isinstance(adapter, str):
+            expected = "a name, or `-` for the base"
+            raise DataError("names no adapter", where=where, found=f"`{adapter}`", expected=expected)
+        asked: Any = text
+        if self.pair_column is not None:
+            second = cells[self.pair_column]
+            seconds = choices(second, where) if isinstance(second, list) else second
+            if not isinstance(seconds, str | tuple):
+                raise _no_text("has no second text", second, self.pair_column, where)
+            asked = Pair(text, seconds) if isinstance(seconds, str) else [Pair(text, one) for one in seconds]
+        return Row(asked, None if adapter in _BASE else adapter.strip(), where=where)
+
+
+def _no_text(what: str, cell: object, column: str, where: str) -> DataError:
+    found = f"`{short(cell)}` in the column `{column}`"
+    return DataError(what, where=where, found=found, fix="give it one, or leave the row out")
+
+
+def table_rows(path: Path, columns: Columns) -> Iterator[Row]:
+    """Yield the rows of a csv, tsv, JSON lines or Parquet file, or the lines of a `.txt` file.
+
+    Every line is a row, an empty one too, so that answers and lines correspond; in tables, an empty line before the
+    last row is an error.
+
+    Raises:
+        UsageError: a file of lines has no columns.
+        FileError: the file cannot be read.
+        DataError: a row is broken.
+        MissingExtraError: pyarrow is not installed.
+    """
+    if path.suffix.lower() in LINES:
+        if columns.adapter_column is not None or columns.pair_column is not None:
+            raise UsageError(
+                "a file of lines has no columns", where=path, fix="give a csv, tsv, jsonl or Parquet table"
+            )
+        return lines_as_rows(text_lines(read_stream(path), path), str(path))
+    if path.suffix.lower() in PARQUET:
+        cells = enumerate(parquet_rows(path, 0, None, columns.names), 1)
+        return (columns.row(row, f"{path}, row {number}") for number, row in cells)
+    return (columns.row(row, f"{path}, line {number}") for number, row in read_rows(path, skip_empty=False))
+
+
+def lines_as_rows(lines: Sequence[str], where: str) -> Iterator[Row]:
+    """Yield a row for each line; an empty line is an empty text."""
+    return (Row(line.rstrip("\r\n"), where=f"{where}, line {number}") for number, line in enumerate(lines, 1))
+
+
+def parquet_rows(path: Path, start: int, end: int | None, columns: Sequence[str]) -> list[dict[str, object]]:
+    """Return rows of a Parquet file, those of the named columns that it has.
+
+    Raises:
+        FileError: the file cannot be read.
+        DataError: it is not Parquet.
+        MissingExtraError: pyarrow is not installed.
+    """
+    parquet = _pyarrow()
+    with open_regular(path) as file, parsing(lambda reason: _no_parquet(path, reason)):
+        opened = parquet.ParquetFile(file)
+        end = opened.metadata.num_rows if end is None else end
+        there = [name for name in columns if name in opened.schema_arrow.names]
+        groups, before, skipped = list[int](), 0, 0
+        for group in range(opened.metadata.num_row_groups):
+            after = before + opened.metadata.row_group(group).num_rows
+            if before < end and after > start:
+                groups.append(group)
+            elif after <= start:
+                skipped = after
+            before = after
+        table = opened.read_row_groups(groups, columns=there).slice(start - skipped, end - start)
+        if there:
+            rows: list[dict[str, object]] = table.to_pylist()
+            return rows
+    return [{} for _ in range(end - start)]
+
+
+def count_of_parquet(path: Path) -> int:
+    """Return the number of rows of a Parquet file; errors as of `parquet_rows`."""
+    parquet = _pyarrow()
+    with open_regular(path) as file, parsing(lambda reason: _no_parquet(path, reason)):
+        return int(parquet.ParquetFile(file).metadata.num_rows)
+
+
+def shown_texts(row: Row) -> dict[str, Any]:
+    """Return what stands for a row in results: its text, or both texts of a pair, or a question with its choices."""
+    if row.is_arrays:
+        return {"text": row.where}
+    if isinstance(row.asked, Pair):
+        return {"text": row.asked.first, "pair": row.asked.second}
+    if isinstance(row.asked, list):
+        return {"text": row.asked[0].first, "choices": [pair.second for pair in row.asked]}
+    return {"text": str(row.asked)}
+
+
+def document_of(found: AnsweredRow) -> dict[str, Any]:
+    """Return a row with its answer as JSON; errors as of `AnsweredRow.document`."""
+    return {**shown_texts(found.row), **found.document()}
+
+
+def json_line(found: AnsweredRow) -> str:
+    """Return a row with its answer as a line of JSON; errors as of `AnsweredRow.document`."""
+    return f"{printable_json(document_of(found))}\n"
+
+
+def _no_parquet(path: Path, reason: str) -> DataError:
+    return DataError("cannot be read as Parquet", where=path, found=reason)
+
+
+def _pyarrow() -> ModuleType:
+    try:
+        import pyarrow.parquet  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", extra="ray", needed_for="Parquet") from error
+    module: ModuleType = pyarrow.parquet
+    return module

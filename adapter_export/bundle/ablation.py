@@ -1,0 +1,125 @@
+"""What each adapter changes: the outputs of the base, and the value that it replaces at each of its sites.
+
+An adapter whose up projections are zero, or whose scale is, passes every comparison with a reference, for it does what
+it was told to: nothing. Golden vectors of the base and of the adapter stand side by side, so the effect on outputs
+costs no run. At a site, the NumPy meaning of the graph is computed on drawn values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.dtypes import FLOAT_TYPES, Array
+from adapter_export.format.check_report import EffectRecord
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.chain import Chain
+from adapter_export.graph.graph import BASE_NORM, bind_base_norm
+from adapter_export.numerics.budget import graph_budget
+from adapter_export.numerics.evaluate_adapter import borrowed, evaluate, evaluate_site, site_scale
+from adapter_export.onnx_backend.rewrite.insert import site_norms
+from adapter_export.sites.site import Norm
+
+_BATCH, _TOKENS = 2, 8
+_NAMED = 6
+
+
+def effects(bundle: OpenedBundle, names: Collection[str]) -> tuple[EffectRecord, ...]:
+    """Return what each of these adapters changes; one that is a head alone has no effect to look for.
+
+    Raises:
+        FileError, FormatError: golden vectors or an adapter cannot be read.
+    """
+    norms = site_norms(bundle.slots_model)
+    sources = {name: bundle.source(name) for name in names}
+    return tuple(_effect(bundle, name, source, norms) for name, source in sources.items() if source.placements)
+
+
+def _effect(bundle: OpenedBundle, name: str, adapter: Adapter, norms: Mapping[str, Norm]) -> EffectRecord:
+    changes = dict(_output_changes(bundle, name))
+    output = max(changes, key=lambda each: changes[each][0], default=None)
+    at_sites = {site: site_change(adapter, site, norms.get(site)) for site in adapter.placements}
+    return EffectRecord(
+        adapter=name,
+        output=output,
+        change=0.0 if output is None else changes[output][0],
+        beyond_rounding=any(beyond for _, beyond in changes.values()),
+        sites={site: change for site, (change, _) in at_sites.items()},
+        idle=tuple(site for site, (_, beyond) in at_sites.items() if not beyond),
+    )
+
+
+def _output_changes(bundle: OpenedBundle, name: str) -> Iterator[tuple[str, tuple[float, bool]]]:
+    """Each output of the base that is made of floats: ‖with adapter − base‖ / ‖base‖, and whether more than rounding.
+
+    What the rounding of float32 explains is the measure in a base of 8 bits, too: both sides come from one reference.
+    """
+    base, own = bundle.golden(None), bundle.golden(name)
+    of_base = {case.name: outputs for case, outputs in zip(base.cases, base.outputs, strict=True)}
+    allowance = replace(bundle.allowance(own.cases), stored="float32")
+    for output in bundle.base_outputs:
+        pairs = [
+            (outputs[output].astype(np.float64), of_base[case.name][output].astype(np.float64))
+            for case, outputs in zip(own.cases, own.outputs, strict=True)
+            if output in outputs and case.name in of_base and of_base[case.name][output].dtype.name in FLOAT_TYPES
+        ]
+        if pairs:
+            most = max(float(np.abs(one - other).max(initial=0)) for one, other in pairs)
+            allowed = allowance.budget(*(outputs[output] for outputs in of_base.values())).absolute
+            yield output, (_relative(*map(_joined, zip(*pairs, strict=True))), most > allowed)
+
+
+def _joined(arrays: tuple[Array, ...]) -> Array:
+    return np.concatenate([array.ravel() for array in arrays])
+
+
+def _relative(changed: Array, before: Array) -> float:
+    length = float(np.linalg.norm(before))
+    return float(np.linalg.norm(changed - before)) / (length or 1.0)
+
+
+def site_change(adapter: Adapter, site: str, norm: Norm | None = None) -> tuple[float, bool]:
+    """Return ‖result − replaced‖ / ‖replaced‖ at a site on drawn values, and whether that is more than rounding.
+
+    The values are standard normal; the block's output `y` is the base's norm of their sum.
+    """
+    placement = adapter.placements[site]
+    graph, generator = adapter.graphs[placement.graph], np.random.default_rng(0)
+    width = placement.widths.get("d", _TOKENS)
+    widths = {"h": width, "x": width, "u": placement.widths.get("d_in", width)}
+    values: dict[str, Array] = {
+        name: generator.standard_normal((_BATCH, _TOKENS, size)) for name, size in widths.items()
+    }
+    values["y"] = _whole(values, norm, width)
+    replaced = values[graph.replaces]
+    result = evaluate_site(adapter, site, values, norm)
+    scale = max(site_scale(adapter, site, values, norm), float(np.abs(replaced).max()))
+    allowed = graph_budget("float32", graph, placement.widths, scale=scale, tokens=_TOKENS)
+    return _relative(result, replaced), bool(np.abs(result - replaced).max() > allowed.absolute)
+
+
+def _whole(values: Mapping[str, Array], norm: Norm | None, width: int) -> Array:
+    """The block's output: the norm of the residual sum, or the sum itself where there is none or it is unknown."""
+    chain = Chain("h")
+    chain.op("add", "sum", "x")
+    if norm is not None and norm.kind != "unknown":
+        chain.op(BASE_NORM, "normed")
+    graph = bind_base_norm(chain.graph(), norm)
+    return evaluate(graph, {name: values[name] for name in graph.inputs}, borrowed(graph, {}, width))
+
+
+def note_of(effect: EffectRecord) -> str | None:
+    """Return what to say of an adapter that changes nothing, or nothing at some sites; none of any other."""
+    idle = [f"`{site}`" for site in effect.idle[:_NAMED]]
+    more = f" and {len(effect.idle) - _NAMED} more" if len(effect.idle) > _NAMED else ""
+    if len(effect.idle) == len(effect.sites):
+        return f"adapter `{effect.adapter}` changes nothing at all: at each of its sites it gives what it replaces"
+    if not effect.beyond_rounding:
+        part = f"by {effect.change:.1e} of its size, which rounding explains"
+        return f"adapter `{effect.adapter}` changes nothing at all: it moves `{effect.output}` {part}"
+    if idle:
+        return f"adapter `{effect.adapter}` changes nothing at {', '.join(idle)}{more}"
+    return None

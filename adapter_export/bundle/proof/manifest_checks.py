@@ -1,0 +1,233 @@
+"""What a manifest says is not believed: it is recomputed from the graph, the adapters and the golden vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import onnx_ir as ir
+import onnxruntime as ort
+
+from adapter_export.bundle.golden import Case, Golden, case_of, scale
+from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.report import BASE
+from adapter_export.dtypes import FLOAT_TYPES
+from adapter_export.format.check_report import ObligationRecord
+from adapter_export.format.manifest import SiteRecord, token_axis
+from adapter_export.format.manifest_json import MANIFEST_FILE
+from adapter_export.numerics.budget import MOST_AMPLIFIED
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, embedding_rows
+from adapter_export.onnx_backend.rewrite.bank_graph import bank_tensors, is_fillable
+from adapter_export.onnx_backend.rewrite.insert import NODE_PATH_KEY, site_values
+from adapter_export.onnx_backend.rewrite.surgery import NODE_SITE_KEY
+from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_records, head_sums
+from adapter_export.sites.site import SUBLAYERS
+
+_ROUNDING = 1e-6
+_DRAWN = 4.0
+"""By how much a measured amplification may differ between two sets of inputs."""
+
+Measured = Mapping[tuple[str | None, str], float]
+"""By adapter and output: the budget that a reference has just been seen to need, as a part of the output's scale."""
+
+
+Again = Callable[[Golden], Mapping[str, float]]
+"""Measures the budget that a reference needs for the inputs of golden vectors, by output."""
+
+
+def check_claims(
+    bundle: OpenedBundle, measured: Measured, again: Again | None = None, *, quick: bool
+) -> Iterator[ObligationRecord]:
+    """Yield an obligation for each thing that the manifest says and that clients rely on."""
+    said, model = bundle.manifest, bundle.slots_model
+    plan = bundle.plan
+    heads, computing = head_sums(plan, bundle.base_outputs), bundle.numerics
+    facts: list[tuple[str, object, object]] = [
+        ("base_precision", said.base_precision, computing.precision),
+        ("batch_invariant", said.batch_invariant, bundle.batch_invariant),
+        ("opset", said.opset, model.opset_imports.get("")),
+        ("minimum_onnxruntime", said.minimum_onnxruntime, oldest_runtime(model)),
+        ("slots", said.slots, plan.slots),
+        ("heads", said.heads, head_records(heads)),
+    ]
+    if said.bank is not None:
+        names = {record.name for record in said.adapters}
+        facts += [
+            ("bank.tensors", said.bank.tensors, bank_tensors(plan, heads)),
+            ("bank.fillable", said.bank.fillable, is_fillable(plan)),
+            ("bank.rows", sorted(said.bank.rows[1:], key=str), sorted(names & set(said.bank.rows))),
+        ]
+    tables = {value.name: list(embedding_rows(value)) for value in model.graph.inputs}
+    for one in said.inputs:  # of words that the base has, none is refused, and of no other is one taken
+        if rows := tables.get(one.name):
+            facts.append((f"inputs.{one.name}.limit", one.limit, one.limit if one.limit in rows else min(rows)))
+    for record in said.adapters:
+        adapter, place = bundle.source(record.name), f"adapters.{record.name}"
+        facts += [
+            (f"{place}.kind", record.kind, adapter.kind),
+            (f"{place}.parameters", record.parameters, adapter.cost().parameters),
+            (f"{place}.output", record.output, adapter_output(heads, adapter)),
+        ]
+    for key, found, expected in facts:
+        yield _fact(key, found, expected)
+    yield from _lengths(bundle)
+    yield from _sites(said.sites, model)
+    yield from _golden(bundle, measured, again, quick=quick)
+
+
+def _lengths(bundle: OpenedBundle) -> Iterator[ObligationRecord]:
+    """The bundle takes texts as long as those of its golden texts, which were cut where it cuts."""
+    said, texts = bundle.manifest, bundle.texts()
+    axis, most = token_axis(said.inputs), said.max_tokens
+    if texts is None or axis is None or most is None:
+        return
+    longest = max((len(text.ids) for one in texts.sets for text in one.texts), default=0)  # a set may be gone
+    yield ObligationRecord(
+        "manifest/lengths",
+        "texts may be as long as the golden texts",
+        "proved" if longest <= most else "failed",
+        f"{MANIFEST_FILE}: lengths.{axis}",
+        f"at most {most} tokens; the longest golden text has {longest}",
+    )
+
+
+def _fact(key: str, found: object, expected: object, by: str = "the graph and the adapters") -> ObligationRecord:
+    same = found == expected or (key == "minimum_onnxruntime" and expected == str(ort.__version__))
+    detail = f"as {by} say" if same else f"says {_shown(found, expected)}, but {by} say {_shown(expected, found)}"
+    claim = f"`{key}` is what it says"
+    return ObligationRecord(f"manifest/{key}", claim, "proved" if same else "failed", f"{MANIFEST_FILE}: {key}", detail)
+
+
+def _shown(value: object, other: object) -> str:
+    """A value, or of two lists the first item that the other does not have in its place."""
+    if isinstance(value, tuple) and isinstance(other, tuple):
+        apart = (one for at, one in enumerate(value) if at >= len(other) or other[at] != one)
+        return f"{next(apart, 'fewer')}"
+    return f"`{value}`"
+
+
+def _sites(sites: Iterable[SiteRecord], model: ir.Model) -> Iterator[ObligationRecord]:
+    """What nodes and metadata of the graph with slots say of the sites that have slots."""
+    values = {name: set(read.values()) for name, read in site_values(model).items()}
+    paths = {
+        node.metadata_props[NODE_SITE_KEY]: node.metadata_props[NODE_PATH_KEY]
+        for node in model.graph.all_nodes()
+        if NODE_SITE_KEY in node.metadata_props and NODE_PATH_KEY in node.metadata_props
+    }
+    wrong = [
+        f"`{site.name}` {what} `{said}`"
+        for site in sites
+        for what, said, known in (
+            ("at", site.tensor, values.get(site.name)),
+            ("path", site.path, {paths.get(site.name)}),
+        )
+        if known and known != {None} and said not in known
+    ]
+    detail = f"not as the nodes of the graph say: {', '.join(wrong)}" if wrong else "as the nodes of the graph say"
+    where = f"{MANIFEST_FILE}: sites"
+    yield ObligationRecord(
+        "manifest/sites", "sites with slots are where the manifest says", "failed" if wrong else "proved", where, detail
+    )
+
+
+def check_sites(bundle: OpenedBundle, base: OnnxBase, model: ir.Model) -> ObligationRecord:
+    """Compare all sites with those that are found in the model."""
+    said, found = bundle.manifest.sites, tuple(site_records(base, bundle.plan, model))
+    made = _fact("sites of the model", said, found, "the sites of the model")
+    apart = [f"`{one.name}`" for one in said if one not in found]
+    return made if said == found else ObligationRecord(**{**vars(made), "where": f"{made.where}: {', '.join(apart)}"})
+
+
+def site_records(base: OnnxBase, plan: SlotPlan, model: ir.Model) -> Iterator[SiteRecord]:
+    """Return the sublayers, and the other sites that have slots."""
+    values = site_values(model)
+    for site in base.sites:
+        groups = plan.at(site.name)
+        if groups or site.role in SUBLAYERS:
+            tensor = values[site.name][groups[0].graph.replaces] if groups else site.h
+            yield SiteRecord(site.name, site.role, site.layer, site.width, site.path, tensor)
+
+
+def _golden(
+    bundle: OpenedBundle, measured: Measured, again: Again | None, *, quick: bool
+) -> Iterator[ObligationRecord]:
+    """Golden vectors have every case that the build made, and allow what the computation explains."""
+    said, derivation = bundle.manifest, bundle.derivation()
+    owed, kinds = said.golden.cases if derivation is None else derivation.golden, set[str]()
+    if derivation is None:
+        made = input_cases(said.inputs, seed=0, lengths=said.lengths, max_tokens=said.max_tokens)
+        kinds = _kinds([case_of(case.name, case.arrays, said.inputs) for case in made])
+    for name in bundle.names:
+        golden, where = bundle.golden(name), f"golden vectors of `{name or BASE}`"
+        there = {case.name for case in golden.cases}
+        lacking = [case for case in owed if case not in there] + sorted(kinds - _kinds(golden.cases))
+        detail = f"without {', '.join(lacking)}" if lacking else f"{len(golden.cases)} cases"
+        yield ObligationRecord(
+            f"golden/{name or BASE}/cases",
+            "golden vectors are those that the build made",
+            "failed" if lacking else "proved",
+            where,
+            detail,
+        )
+        for output in golden.budgets:
+            yield _allowance(bundle, golden, output, measured.get((name, output)), again, quick=quick)
+
+
+def _kinds(cases: Sequence[Case]) -> set[str]:
+    """What one row alone does not show."""
+    several = {"several rows" for case in cases if case.batch > 1}
+    return several | {"padding" for case in cases if case.real is not None}
+
+
+def _allowance(
+    bundle: OpenedBundle, golden: Golden, output: str, measured: float | None, again: Again | None, *, quick: bool
+) -> ObligationRecord:
+    """What golden vectors allow is what the formula gives, or what the reference shows that rounding does."""
+    arrays, said = [found[output] for found in golden.outputs], golden.budgets[output].absolute
+    largest = max(map(scale, arrays))
+    most = MOST_AMPLIFIED * largest if arrays[0].dtype.name in FLOAT_TYPES else 0.0
+    name = golden.adapter or BASE
+    claim = f"`{output}` of `{name}` may be off by no more than its computation explains"
+    obligation, where = f"golden/{name}/allowance/{output}", f"{MANIFEST_FILE}: golden.absolute of `{name}`, `{output}`"
+    if quick and said <= most:  # the graph is not analysed
+        return ObligationRecord(obligation, claim, "tested", where, f"{said:.1e}, less than rounding may do")
+    own = bundle.allowance(golden.cases).budget(*arrays)
+    if said <= own.absolute * (1 + _ROUNDING):
+        return ObligationRecord(obligation, claim, "proved", where, f"{said:.1e}, recomputed")
+    limit = most if measured is None else min(most, _DRAWN * measured * largest)
+    if limit < said <= most and again is not None:  # other inputs than these may move far less
+        limit = max(limit, min(most, _DRAWN * again(golden)[output]))
+    if said > limit * (1 + _ROUNDING):
+        expected = f"the computation explains {max(own.absolute, limit):.1e}"
+        return ObligationRecord(obligation, claim, "failed", where, f"allows {said:.1e}, but {expected}")
+    if measured is None:
+        reason = f"{said:.1e} is more than the formula gives, {own.absolute:.1e}: only the model shows whether"
+        return ObligationRecord(obligation, claim, "open", where, f"{reason} rounding moves it so far")
+    return ObligationRecord(obligation, claim, "tested", where, f"{said:.1e}, as far as rounding moves the reference")
+
+
+# The oldest ONNX Runtime that computes a graph, and computes it right; each rule was tried with released versions.
+
+_OPSETS = {22: "1.21", 23: "1.24"}
+"""Opsets, and the oldest supported runtime that has all operators of each: 1.23 lacks some of 23."""
+
+_BYTES = "1.23"
+"""`MatMulNBits` with 8 bits: 1.21 refuses it, 1.22 fails when it runs."""
+
+_BIASED = "1.22"
+"""Fused attention with a bias for each row of the batch: 1.21 reads another one, and says nothing."""
+
+_BIAS = {"Attention": 5, "MultiHeadAttention": 5}
+
+
+def oldest_runtime(model: ir.Model) -> str:
+    """Return the version, such as `1.21`; that of the runtime here for an opset that no older one was tried with."""
+    opset = model.opset_imports.get("", 0)
+    needed = [next((version for newest, version in _OPSETS.items() if opset <= newest), str(ort.__version__))]
+    for node in model.graph.all_nodes():
+        if node.op_type == "MatMulNBits" and node.attributes.get_int("bits", 4) > 4:
+            needed.append(_BYTES)
+        at = _BIAS.get(node.op_type) if node.domain == "com.microsoft" else None
+        if at is not None and at < len(node.inputs) and node.inputs[at] is not None:
+            needed.append(_BIASED)
+    return max(needed, key=lambda version: tuple(map(int, version.split("."))))

@@ -1,0 +1,262 @@
+"""Plain tensors of any framework become an adapter: the names say where they belong, the shapes how wide it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from adapter_export.dtypes import FLOAT_TYPES
+from adapter_export.errors import AdapterError, TensorError, UsageError, argument, command
+from adapter_export.graph.adapter import HEAD, Adapter, Head, Placement
+from adapter_export.graph.graph import AdapterGraph
+from adapter_export.graph.heads import HeadOptions, embedding_facts, head_graph
+from adapter_export.graph.kinds import BottleneckOptions, Kind, LoraOptions, PhmOptions, kind_named
+from adapter_export.graph.ops import Dim
+from adapter_export.graph.tasks import CLASSES, DEFAULT_TYPE, LABELLED, ProblemType, Task
+from adapter_export.importers.tensor_map import Imported, Tensors, conversions, unfit
+from adapter_export.sites.site import SiteMap
+
+_LORA_A = re.compile(r"(?P<stream>(?:.+\.)?)layers\.\d+\.(?P<on>.+)\.lora_A\.weight")
+
+
+def fitting_kind(tensors: Tensors, name: str, **given: Any) -> Kind:
+    """The kind of a name with the options that tensors such as `<site>.down.weight` [d, b] show and those given.
+
+    Shown are, of bottlenecks, biases, norms, gates and what kind of learned scaling there is; of LoRA, the linear
+    layers, their ranks, biases and gates. Nothing shows the activation, a constant scaling, LoRA's alpha. Options that
+    are given take precedence.
+
+    Raises:
+        UsageError: the kind is not known, has no such option, or one is needed that nothing shows.
+        AdapterError: the tensors are not of this kind, or LoRA's ranks differ where only one may stand.
+    """
+    maker = kind_named(name)
+    names = [key for key in tensors if not key.startswith(f"{HEAD}.")]
+    if isinstance(maker.defaults, BottleneckOptions):
+        _require(name, given, "activation")
+        shown = _shown_by_bottlenecks({key: tensors[key] for key in names}, maker.defaults)
+    elif isinstance(maker.defaults, LoraOptions):
+        shown = _shown_by_lora({key: tensors[key] for key in names}, given.get("on"))
+        if not set(given.get("on", shown["on"])) <= set(given.get("alphas", {})):
+            _require(name, given, "alpha")
+    else:
+        if hasattr(maker.defaults, "activation"):
+            _require(name, given, "activation")
+        shown = {}
+    return maker.changed(**{**shown, **given})
+
+
+def _require(kind: str, given: Mapping[str, Any], option: str) -> None:
+    if option not in given:
+        raise UsageError(f"nothing in the tensors shows the {option} of `{kind}`", fix=f"give {argument(option)}")
+
+
+def _shown_by_bottlenecks(tensors: Tensors, defaults: BottleneckOptions) -> dict[str, Any]:
+    def there(*ends: str) -> bool:
+        return any(name.endswith(ends) for name in tensors)
+
+    shown: dict[str, Any] = {
+        "bias": there(".down.bias", ".up.bias"),
+        "norm_before": there(".norm_before.weight"),
+        "norm_after": there(".norm_after.weight"),
+        "gate": there(".gate.weight"),
+    }
+    if there(".left", ".right"):
+        shown["phm"] = replace(
+            defaults.phm or PhmOptions(),
+            shared_rule=not there(".down.rule", ".up.rule"),
+            shared_weights=any(re.fullmatch(r"shared\..+\.(left|right)", name) for name in tensors),
+        )
+    elif there(".down.weight"):
+        shown["phm"] = None
+    shapes = {tensor.shape for name, tensor in tensors.items() if name.endswith(".scaling.weight")}
+    if shapes:
+        shown["scaling"] = "learned" if shapes == {(1,)} else "channel"
+    return shown
+
+
+def _shown_by_lora(tensors: Tensors, on: Collection[str] | None = None) -> dict[str, Any]:
+    """The options that tensors show; `on` are the names or ends of names by which layers were called, if they were."""
+    ranks: dict[str, set[int]] = {}
+    for name, tensor in tensors.items():
+        found = _LORA_A.fullmatch(name)
+        if found and tensor.ndim == 2:
+            name = found["stream"] + found["on"]
+            called = [end for end in on or () if f".{name}".endswith(f".{end}")]
+            ranks.setdefault(called[0] if called else name, set()).add(tensor.shape[1])
+    if not ranks:
+        raise AdapterError(
+            "the tensors hold no LoRA",
+            found=", ".join(list(tensors)[:3]) or "no tensors",
+            expected="`layers.0.attention.query.lora_A.weight` [d_in, r] and `lora_B.weight` [r, d]",
+        )
+    several = {on: sizes for on, sizes in ranks.items() if len(sizes) > 1}
+    if several:
+        raise AdapterError(
+            "LoRA's rank differs by layer, so that one alpha means several factors",
+            found="; ".join(f"`{on}` {sorted(sizes)}" for on, sizes in several.items()),
+            expected="one rank for each name of a linear layer",
+            fix="pad the smaller ones with zeros, and scale `lora_B` to the factor of the larger rank",
+        )
+    return {
+        "on": tuple(ranks),
+        "ranks": {name: rank for name, (rank,) in ranks.items() if on is None or name in on},
+        "bias": any(name.endswith(".lora_B.bias") for name in tensors),
+        "gate": any(name.endswith(".gate.weight") for name in tensors),
+    }
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """What one owner of tensors, a site or the head, must bring."""
+
+    name: str
+    graph_name: str
+    graph: AdapterGraph
+    widths: dict[str, int]
+    names: Mapping[str, str]
+    """The tensor behind each parameter of the graph."""
+
+
+def pack(
+    tensors: Tensors,
+    kind: Kind,
+    sites: SiteMap,
+    *,
+    name: str,
+    base: str,
+    labels: tuple[str, ...] | None = None,
+    pooling: str = "mean",
+    task: ProblemType | None = None,
+    look: HeadOptions | None = None,
+) -> Imported:
+    """Make an adapter of tensors `<site>.<parameter>`, such as `layers.0.ffn.down.weight` [d, b].
+
+    What all sites share is called `shared.<graph>.<parameter>`. A head has `head.classifier.weight` [.., classes] and
+    `head.classifier.bias` [classes], behind `head.dense_1.weight` [d, e1] and so on; an embedding may have
+    `head.projection.weight` [.., width]. `labels` are in the order of the logits; `task` is `single_label`
+    if there are tensors of a head and nothing is said; `look` is what else the tensors do not show of a head, in the
+    place of `pooling`.
+
+    Raises:
+        AdapterError: the base has no site at which the kind acts, or widths contradict each other.
+        UsageError: labels without a head, or a head without labels.
+        TensorError: listing every tensor that is missing, left over, misshapen or not made of finite numbers.
+    """
+    head = _head(tensors, sites.width, labels, task, look or HeadOptions(pooling))
+    owners = []
+    for site, component in kind.placed(sites):
+        names = component.tensor_names(site.name)
+        bound = _bind(tensors, names, component.graph, {"d": site.width, "d_in": site.width_in})
+        widths = {symbol: bound[symbol] for symbol in component.graph.symbols() if symbol in bound}
+        owners.append(_Owner(site.name, component.graph_name, component.graph, widths, names))
+    graphs = {owner.graph_name: owner.graph for owner in owners}
+    placements = {owner.name: Placement(owner.graph_name, owner.widths) for owner in owners}
+    if head is not None:
+        owners.append(_Owner(HEAD, HEAD, head.graph, dict(head.widths), _head_names(head.graph)))
+    _check(tensors, owners)
+    weights = {key: np.ascontiguousarray(tensor, np.float32) for key, tensor in tensors.items()}
+    adapter = Adapter(name, kind.name, base, graphs, placements, weights, head)
+    return Imported(adapter, tuple(conversions(tensors.values())))
+
+
+def _head(
+    tensors: Tensors, width: int, labels: tuple[str, ...] | None, task: ProblemType | None, look: HeadOptions
+) -> Head | None:
+    """The head whose dense layers and projection the tensors show."""
+    present = any(name.startswith(f"{HEAD}.") for name in tensors)
+    wanted = task or DEFAULT_TYPE
+    if (present or task) and labels is None and wanted in LABELLED:
+        raise UsageError(
+            "the head has classes, and they have no names",
+            fix=f"give {argument('labels')} in the order of the logits, or the {argument('task')} of a head without "
+            "classes",
+        )
+    if labels is not None and (wanted not in LABELLED or not present):
+        raise UsageError(
+            f"labels are given, and {'the tensors hold no head' if not present else f'`{wanted}` has no classes'}",
+            expected=f"`{HEAD}.classifier.weight` [{width}, {len(labels)}] and `{HEAD}.classifier.bias`",
+            fix=f"add the head's tensors, or leave out {argument('labels')}",
+        )
+    if not present and task is None:
+        return None
+    dense = sum(re.fullmatch(rf"{HEAD}\.dense_\d+\.weight", name) is not None for name in tensors)
+    projection = f"{HEAD}.projection.weight" in tensors
+    graph = head_graph(wanted, replace(look, dense=dense, projection=projection))
+    known = {"d": width} | ({} if labels is None else {CLASSES: len(labels)})
+    bound = _bind(tensors, _head_names(graph), graph, known)
+    facts = embedding_facts(graph) if wanted == "embedding" else {}
+    task_record = Task(wanted, labels or (), **facts)
+    return Head(graph, {name: bound[name] for name in graph.symbols() if name in bound}, task_record)
+
+
+def _head_names(graph: AdapterGraph) -> dict[str, str]:
+    return {name: f"{HEAD}.{name}" for name in graph.parameters}
+
+
+def _bind(tensors: Tensors, names: Mapping[str, str], graph: AdapterGraph, known: Mapping[str, int]) -> dict[str, int]:
+    """A number for each symbol that the shapes of its tensors show, its own before those that all sites share."""
+    bound = dict(known)
+    for parameter in sorted(graph.parameters, key=graph.shared.__contains__):
+        symbols, tensor = graph.parameters[parameter], tensors.get(names[parameter])
+        if tensor is None or tensor.ndim != len(symbols):
+            continue
+        straight = _agrees(tensor.shape, symbols, bound)
+        shape = tensor.shape if straight or not _agrees(tensor.shape[::-1], symbols, bound) else tensor.shape[::-1]
+        for symbol, number in zip(symbols, shape, strict=True):
+            if isinstance(symbol, str):
+                bound.setdefault(symbol, number)
+    return bound
+
+
+def _agrees(shape: tuple[int, ...], symbols: tuple[Dim, ...], bound: Mapping[str, int]) -> bool:
+    wanted = (bound.get(symbol) if isinstance(symbol, str) else symbol for symbol in symbols)
+    return all(want in (None, number) for want, number in zip(wanted, shape, strict=True))
+
+
+def _check(tensors: Tensors, owners: list[_Owner]) -> None:
+    expected = {tensor: (owner, name) for owner in owners for name, tensor in owner.names.items()}
+    faults = list(dict.fromkeys(_missing(tensors, owners)))
+    for name in tensors:
+        if name not in expected:
+            near = get_close_matches(name, expected, n=1, cutoff=0.8)
+            faults.append(f"`{name}` has no place{f', perhaps it is `{near[0]}`' if near else ''}")
+    for name, (owner, parameter) in expected.items():
+        if name in tensors:
+            faults += [f"`{name}` {fault}" for fault in _faults(tensors[name], owner, parameter)]
+    if faults:
+        sites = command("open_base(MODEL).sites", "sites MODEL")
+        raise TensorError(
+            f"{len(faults)} of the tensors {'does' if len(faults) == 1 else 'do'} not fit",
+            found="; ".join(faults),
+            fix=f"look at {sites} for the names of the sites, and write the tensors again",
+        )
+
+
+def _missing(tensors: Tensors, owners: list[_Owner]) -> Iterator[str]:
+    for owner in owners:
+        own = [name for name, tensor in owner.names.items() if tensor.startswith(f"{owner.name}.")]
+        absent = [(name, tensor) for name, tensor in owner.names.items() if tensor not in tensors]
+        if len(own) > 1 and {name for name, _ in absent} >= set(own):
+            yield f"every tensor of `{owner.name}` is missing ({', '.join(own)})"
+            absent = [(name, tensor) for name, tensor in absent if name not in own]
+        yield from (f"`{tensor}` is missing" for _, tensor in absent)
+
+
+def _faults(tensor: np.ndarray, owner: _Owner, parameter: str) -> Iterator[str]:
+    fault = unfit(tensor)
+    if fault is not None:
+        yield fault
+    if tensor.dtype.name not in FLOAT_TYPES or 0 in tensor.shape:
+        return
+    symbols = owner.graph.parameters[parameter]
+    if tensor.ndim != len(symbols) or not _agrees(tensor.shape, symbols, owner.widths):
+        wanted = [owner.widths.get(str(symbol), symbol) for symbol in symbols]
+        transposed = tensor.ndim == len(symbols) == 2 and _agrees(tensor.shape[::-1], symbols, owner.widths)
+        hint = "; it looks transposed: weights are stored [in, out]" if transposed else ""
+        yield f"has shape {list(tensor.shape)}, not {wanted}{hint}"

@@ -1,0 +1,248 @@
+"""A bank: all adapters of a build in one graph, so that each row of a batch runs through its own.
+
+The adapters are rows of tensors, all of one width: narrower ones are filled up with zeros so that nothing changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from adapter_export.dtypes import Weights
+from adapter_export.errors import AdapterError, BaseModelError, argument
+from adapter_export.format.manifest import BankTensor
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.compose.members import ROWS
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+from adapter_export.onnx_backend.onnx_lowering import Writer
+from adapter_export.onnx_backend.rewrite.insert import ParameterBinding, insert
+from adapter_export.onnx_backend.rewrite.surgery import Graft
+from adapter_export.onnx_backend.slots import (
+    SLOT_PREFIX,
+    HeadSum,
+    SlotGroup,
+    SlotPlan,
+    adapter_head,
+    head_records,
+    slot_tensors,
+)
+from adapter_export.runtime.bank import RowLayout, mask_name
+
+IDS_INPUT = "adapter_ids"
+
+ADAPTERS_AXIS = "adapters"
+"""The first axis of every tensor of a bank; its length is free, as that of a bottleneck is."""
+
+_IN_ONE_ROW = 2
+"""The number of axes of a value that has the tokens of all rows on one axis."""
+
+_SWAP = {"perm": [1, 0, 2]}
+
+_WITHOUT_BANK = argument("variants", ["slots", "inputs"])
+
+
+@dataclass(frozen=True)
+class BankRows:
+    """The contents of a bank: the name of the adapter in each row, and the tensors, float32 [adapters, …].
+
+    None is the name of the base, in row 0. The tensors are those that `bank_tensors` lists.
+    """
+
+    names: tuple[str | None, ...]
+    tensors: Weights
+
+
+def bank_name(slot: str) -> str:
+    """Return the name of the tensor of a bank that holds a slot's tensors of all adapters."""
+    return f"bank.{slot.removeprefix(SLOT_PREFIX)}"
+
+
+def bank_rows(plan: SlotPlan, heads: Sequence[HeadSum], adapters: Sequence[Adapter]) -> BankRows:
+    """Put the base into row 0, and behind it the adapters, filled up to one width; `AdapterError` if one cannot be."""
+    layout = RowLayout(plan.slots, head_records(heads), bank_tensors(plan, heads))
+    rows = [(slot_tensors(plan, adapter), adapter_head(heads, adapter)) for adapter in adapters]
+    stacked = layout.stacked(rows)
+    for adapter, (tensors, _) in zip(adapters, rows, strict=True):
+        for group in plan.groups:
+            own = {name: tensors[group.slot(name)] for name in group.graph.parameters}
+            shapes = {name: stacked[bank_name(group.slot(name))].shape[1:] for name in own}
+            if not _takes_zeros(group, own, shapes):
+                apart = [name for name in own if own[name].shape != shapes[name]]
+                raise AdapterError(
+                    "an adapter cannot stand in a bank beside a wider one: zeros in its tensors change what it "
+                    "computes",
+                    where=f"adapter `{adapter.name}`, graph `{group.graph_name}` at `{group.owner}`",
+                    found=", ".join(f"`{name}` {list(own[name].shape)}" for name in apart),
+                    expected=", ".join(str(list(shapes[name])) for name in apart),
+                    fix=f"give the adapters one width, or build with {_WITHOUT_BANK}",
+                )
+    return BankRows((None, *(adapter.name for adapter in adapters)), stacked)
+
+
+def is_fillable(plan: SlotPlan) -> bool:
+    """Return whether zeros behind the tensors of any adapter change nothing: tried out on random values.
+
+    A norm over the bottleneck is a case in which they do.
+    """
+    rng = np.random.default_rng(0)
+    for group in {(group.key, *group.site_widths.items()): group for group in plan.groups}.values():
+        narrow, wide = (  # even widths, for ops that look at one half of a bottleneck
+            {**dict.fromkeys(group.graph.symbols(), width), ROWS: 1, **group.site_widths} for width in (2, 4)
+        )
+        shapes = group.graph.parameter_shapes(narrow)
+        own = {name: (0.2 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+        if not _takes_zeros(group, own, group.graph.parameter_shapes(wide)):
+            return False
+    return True
+
+
+def _takes_zeros(group: SlotGroup, own: Weights, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Return whether a group computes the same, on random values, when its tensors are filled up to other shapes."""
+    if all(own[name].shape == shapes[name] for name in own):
+        return True
+    padding = {
+        name: [(0, size - found) for size, found in zip(shapes[name], own[name].shape, strict=True)] for name in own
+    }
+    _, expected = group.try_out(own)
+    _, found = group.try_out({name: np.pad(tensor, padding[name]) for name, tensor in own.items()})
+    width = expected.shape[-1]
+    return np.allclose(found[..., :width], expected, rtol=1e-9, atol=1e-9) and not found[..., width:].any()
+
+
+def insert_bank(base: OnnxBase, plan: SlotPlan, rows: BankRows) -> ir.Model:
+    """The base's graph with a bank, and an input `adapter_ids`, int64 [batch]: the row of the bank for each row.
+
+    An id that is no row of the bank is an error of ONNX Runtime; a negative one would count from the end otherwise.
+    `BaseModelError`: the batch is not the first axis of every input, or of what an adapter reads, or as `insert`.
+    """
+    batch = _batch(base)
+    _check_sites(base, plan, batch)
+    return insert(base, plan, lambda graft: _RowBinding(graft, rows, batch))
+
+
+def bank_tensors(plan: SlotPlan, heads: Sequence[HeadSum]) -> tuple[BankTensor, ...]:
+    """The tensors of a bank, as the manifest lists them."""
+    slots = [BankTensor(bank_name(slot.name), slot.name, (ADAPTERS_AXIS, *slot.axes)) for slot in plan.slots]
+    open_heads = [head for head in heads if isinstance(head.width, str)]
+    masks = [BankTensor(mask_name(head.output), None, (ADAPTERS_AXIS, head.width)) for head in open_heads]
+    return (*slots, *masks)
+
+
+def _batch(base: OnnxBase) -> str:
+    """The name of the first axis of all inputs; refuse inputs that differ in it, or that have a number there."""
+    first = {record.axes[0] if record.axes else None for record in base.inputs}
+    batch = next(iter(first))
+    if len(first) != 1 or not isinstance(batch, str):
+        raise BaseModelError(
+            "has no batch of any length as the first axis of all its inputs, which a bank needs",
+            where=base.path,
+            found=", ".join(f"`{record.name}` {list(record.axes)}" for record in base.inputs),
+            fix=f"build with {_WITHOUT_BANK}",
+        )
+    return batch
+
+
+def _check_sites(base: OnnxBase, plan: SlotPlan, batch: str) -> None:
+    """Refuse sites whose first axis is known to be another one than the batch: each row there is no row of a request.
+
+    Where nothing is known, and where all tokens are in one row, the golden vectors of a mixed batch decide.
+    """
+    values = {value.name: value for node in base.model.graph for value in node.outputs}
+    others = {axis for record in base.inputs for axis in record.axes if isinstance(axis, str)} - {batch}
+    for site in base.sites:
+        graphs = [group.graph for group in plan.at(site.name)]
+        for read in dict.fromkeys(name for graph in graphs for name in (graph.replaces, *graph.inputs)):
+            value = values.get(getattr(site, read))
+            shape = ir.Shape([]) if value is None or value.shape is None else value.shape
+            first = shape[0] if len(shape) == 3 else None
+            if not site.sequence_first and (isinstance(first, int) or (first is not None and first.value in others)):
+                raise BaseModelError(
+                    "has no batch as the first axis where an adapter acts, so that a bank cannot tell rows apart",
+                    where=f"site `{site.name}`, `{read}`",
+                    found=str(shape),
+                    expected=f"`{batch}` first",
+                    fix=f"build with {_WITHOUT_BANK}",
+                )
+
+
+class _RowBinding(ParameterBinding):
+    """Binds the parameters of adapters to rows of a bank, of the adapter of each row of the batch."""
+
+    stacked = True
+
+    def __init__(self, graft: Graft, rows: BankRows, batch: str) -> None:
+        super().__init__(graft)
+        self._rows = rows
+        self._ids = graft.add_input(IDS_INPUT, ir.TensorType(ir.DataType.INT64), ir.Shape([batch]))
+        self._checked: ir.Value | None = None
+        self._gathered: dict[str, ir.Value] = {}
+
+    def parameters(self, group: SlotGroup, writer: Writer, /) -> Mapping[str, ir.Value]:
+        """[batch, in, out] for weights, [batch, 1, width] for vectors."""
+        found = {}
+        for record in group.records():
+            axes = [group.axis_name(axis, record.parameter) for axis in record.axes]
+            found[record.parameter] = self._gather(bank_name(record.name), axes, writer)
+        return found
+
+    def enter(self, value: ir.Value, name: str, writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:
+        """[batch, tokens, width], of a value of the base that may have batch and tokens on one axis."""
+        if value.shape is not None and len(value.shape) == _IN_ONE_ROW:
+            integer = ir.TensorType(ir.DataType.INT64)
+            batch = writer.op(f"{name}/batch", "Shape", (self._ids,), {"start": 0, "end": 1}, type=integer)
+            rest = writer.op(f"{name}/width", "Shape", (value,), {"start": -1}, type=integer)
+            tokens = writer.integers(f"{name}/tokens", [-1])
+            leading = (tokens, batch) if sequence_first else (batch, tokens)
+            shape = writer.op(f"{name}/shape", "Concat", (*leading, rest), {"axis": 0})
+            value = writer.op(f"{name}/rows", "Reshape", (value, shape))
+        return writer.op(f"{name}/batch_first", "Transpose", (value,), _SWAP) if sequence_first else value
+
+    def leave(self, result: ir.Value, like: ir.Value, writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:
+        """In the order and the shape of the base's value."""
+        if sequence_first:
+            result = writer.op(f"{like.name}/sequence_first", "Transpose", (result,), _SWAP)
+        if like.shape is None or len(like.shape) != _IN_ONE_ROW:
+            return result
+        shape = writer.op(f"{like.name}/shape", "Shape", (like,), type=ir.TensorType(ir.DataType.INT64))
+        return writer.op(f"{like.name}/flat", "Reshape", (result, shape))
+
+    def mask(self, mask: ir.Value, writer: Writer, /) -> ir.Value:
+        """[batch, 1, tokens]."""
+        return _unsqueezed(mask, "mask/row", writer)
+
+    def head(self, head: HeadSum, result: ir.Value, writer: Writer, /) -> ir.Value:
+        """The classes that a row's adapter does not have are masked; one value per row is [batch, width]."""
+        if isinstance(head.width, str):
+            mask = self._gather(mask_name(head.output), [f"{head.output}.{head.width}"], writer)
+            result = writer.op(f"{head.output}/masked", "Add", (result, mask))
+        if head.result == "token_logits":
+            return result
+        return writer.op(f"{head.output}/pooled", "Squeeze", (result, writer.integers(f"{head.output}/axis", [1])))
+
+    def _gather(self, name: str, axes: Sequence[int | str], writer: Writer) -> ir.Value:
+        """The rows of a tensor [adapters, …] of the bank, which is registered once; vectors as [batch, 1, width]."""
+        if name not in self._gathered:
+            free = [f"bank.{axis}" if isinstance(axis, str) else axis for axis in axes]
+            default = ir.Tensor(self._rows.tensors[name], name=name)
+            tensor = self.graft.add_slot(name, ir.Shape([ADAPTERS_AXIS, *free]), default)
+            rows = writer.op(f"{name}/rows", "Gather", (tensor, self._bank_rows(writer)), {"axis": 0})
+            self._gathered[name] = _unsqueezed(rows, f"{name}/vectors", writer) if len(axes) == 1 else rows
+        return self._gathered[name]
+
+    def _bank_rows(self, writer: Writer) -> ir.Value:
+        """The ids; a negative one becomes one that no bank has, instead of counting from the end."""
+        if self._checked is None:
+            boolean = ir.TensorType(ir.DataType.BOOL)
+            zero = writer.integers(f"{IDS_INPUT}/zero", 0)
+            none = writer.integers(f"{IDS_INPUT}/none", int(np.iinfo(np.int64).max))
+            negative = writer.op(f"{IDS_INPUT}/negative", "Less", (self._ids, zero), type=boolean)
+            self._checked = writer.op(f"{IDS_INPUT}/checked", "Where", (negative, none, self._ids), type=self._ids.type)
+        return self._checked
+
+
+def _unsqueezed(value: ir.Value, name: str, writer: Writer) -> ir.Value:
+    """[batch, 1, …]."""
+    return writer.op(name, "Unsqueeze", (value, writer.integers(f"{name}/axes", [1])))

@@ -1,0 +1,192 @@
+"""A bank cut in two below its first adapter: what lies there is computed once for a text, whatever adapters follow.
+
+The values that cross the cut are found by algebra. Whatever depends on no adapter could be computed below; of that,
+what trained weights have a part in is, where it is known which axis is the batch. Masks, positions and shapes are
+computed again above, from inputs whose rows were copied: what they make of the number of rows is right by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from adapter_export.errors import BaseModelError, argument
+from adapter_export.format.manifest import BankRecord, OutputRecord
+from adapter_export.onnx_backend.base import operators
+from adapter_export.onnx_backend.base.flow import activations_of, all_read, has_shapes, with_inferred_shapes
+from adapter_export.onnx_backend.base.length_probe import axes
+from adapter_export.onnx_backend.onnx_lowering import Writer
+from adapter_export.onnx_backend.rewrite.surgery import Graft
+
+ROWS_INPUT = "input_rows"
+
+_ROWS_AXIS = "rows"
+"""The first axis of what the upper graph gives."""
+
+_WITHOUT = f"leave `fanout` out of {argument('variants')}"
+
+
+@dataclass(frozen=True)
+class Fanout:
+    """A bank as two graphs, which share their weights with it.
+
+    Attributes:
+        prefix: from the data inputs, of any number of texts, to `values`; no adapter has a part in it.
+        upper: from the data inputs, `values`, and for each row of the outputs the text (`input_rows`, int64 [rows]) and
+            the adapter (`adapter_ids`, int64 [rows]), to the outputs of the bank.
+        values: what the one gives and the other takes; one axis of each has the name of the batch.
+    """
+
+    prefix: ir.Model
+    upper: ir.Model
+    values: tuple[OutputRecord, ...]
+
+
+def cut_bank(bank: ir.Model, record: BankRecord) -> Fanout:
+    """Cut the graph of a bank below its first adapter.
+
+    Raises:
+        BaseModelError: no trained layer lies below the first adapter, or it is not known which axis of a value that
+            would cross the cut is the batch.
+    """
+    whole = bank if has_shapes(bank.graph) else with_inferred_shapes(bank)
+    for inferred, said in zip(whole.graph.outputs, bank.graph.outputs, strict=True):
+        inferred.shape = said.shape  # which the manifest repeats
+    own = {tensor.name for tensor in record.tensors} | {record.ids}
+    batch = next(str(axes(value)[0]) for value in whole.graph.inputs if value.name == record.ids)
+    crossing = _crossing(whole.graph, own, batch)
+    if not crossing:
+        raise BaseModelError(
+            "has no trained layer below the first adapter, so that nothing is the same for all of them",
+            fix=f"{_WITHOUT}, or give adapters that act in upper layers alone",
+        )
+    prefix = _prefix(whole, own, crossing)
+    values = tuple(
+        OutputRecord(value.name or "", (value.dtype or ir.DataType.FLOAT).numpy().name, axes(value))
+        for value in prefix.graph.outputs
+    )
+    return Fanout(prefix, _upper(whole, own, crossing, batch), values)
+
+
+def _crossing(graph: ir.Graph, own: Collection[str], batch: str) -> dict[str, int]:
+    """The values to compute below, in the order of evaluation, and which axis of each is the batch.
+
+    `own` are the inputs of the bank, on which everything above depends.
+    """
+    above = _depending(graph, {value for value in graph.inputs if value.name in own})
+    trained = _depending(graph, {value for value in _matrices(graph) if value not in above})
+    computed = activations_of(graph)
+    costly = {value for value in trained - above if value.name in computed and value.producer() is not None}
+    asked = [value for node in graph if not above.isdisjoint(node.outputs) for value in all_read(node)]
+    asked.extend(graph.outputs)
+    seen: set[ir.Value] = set()
+    found: dict[ir.Value, int] = {}
+    while asked:
+        value = asked.pop()
+        node = value.producer()
+        if value in seen or value in above or node is None:
+            continue
+        seen.add(value)
+        axis = _batch_axis(value, batch) if value in costly else None
+        if axis is not None:
+            found[value] = axis
+        elif value in costly and _multiplies(node):
+            raise BaseModelError(
+                "does not say which axis of a value below the first adapter is the batch",
+                where=f"`{value.name}`, which `{node.op_type}` computes",
+                found=value.shape,
+                expected=f"one axis `{batch}`",
+                fix=f"{_WITHOUT}, or export the base again with shapes in which the batch has an axis of its own",
+            )
+        else:
+            asked.extend(all_read(node))
+    return {value.name or "": found[value] for node in graph for value in node.outputs if value in found}
+
+
+def _depending(graph: ir.Graph, starts: Collection[ir.Value]) -> set[ir.Value]:
+    """Some values, and those that are computed from them."""
+    found = set(starts)
+    for node in graph:
+        if not found.isdisjoint(all_read(node)):
+            found.update(node.outputs)
+    return found
+
+
+def _matrices(graph: ir.Graph) -> Iterator[ir.Value]:
+    """The constants of two axes and more: what was trained, and now and then a table of positions."""
+    for value in (*graph.initializers.values(), *(node.outputs[0] for node in graph if node.op_type == "Constant")):
+        tensor = ir.convenience.get_const_tensor(value)
+        if tensor is not None and len(tensor.shape) > 1:
+            yield value
+
+
+def _multiplies(node: ir.Node) -> bool:
+    """Whether a node is not to be computed again for each row."""
+    op = node.op_type
+    return op in operators.FACTORS or op in operators.CONVOLUTIONS or op.endswith("Attention")
+
+
+def _batch_axis(value: ir.Value, batch: str) -> int | None:
+    dims = [] if value.shape is None else [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+    return dims.index(batch) if dims.count(batch) == 1 else None
+
+
+def _crossed(name: str) -> str:
+    """The name of a value where it leaves the one graph and enters the other."""
+    return f"prefix.{name}"
+
+
+def _prefix(whole: ir.Model, own: Collection[str], crossing: Collection[str]) -> ir.Model:
+    model = whole.clone()
+    graph = model.graph
+    made = {value.name: value for node in graph for value in node.outputs}
+    graph.outputs[:] = [made[name] for name in crossing]
+    graph.inputs[:] = [value for value in graph.inputs if value.name not in own]
+    for value in graph.outputs:
+        value.name = _crossed(value.name or "")
+    RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _upper(whole: ir.Model, own: Collection[str], crossing: Mapping[str, int], batch: str) -> ir.Model:
+    """The nodes that are not below, on rows that are copied from the data inputs and from what crosses the cut."""
+    graft = Graft(whole)
+    graph = graft.model.graph
+    data = [value for value in graph.inputs if value.name not in own]
+    made = {value.name: value for node in graph for value in node.outputs}
+    rows = graft.add_input(ROWS_INPUT, ir.TensorType(ir.DataType.INT64), ir.Shape([_ROWS_AXIS]))
+    taken = [(value, value, 0) for value in data]
+    for name, axis in crossing.items():
+        below = made[name]
+        taken.append((below, graft.add_input(_crossed(name), below.type, below.shape), axis))
+    for value in (*made.values(), *(value for value in graph.inputs if value.name in own)):
+        _count_rows(value, batch)
+    writer = Writer(ir.tape.Tape(), ROWS_INPUT, whole.opset_imports[""])
+    # a negative row would count from the end; ONNX Runtime refuses one that no input has
+    none, zero = writer.integers("none", int(np.iinfo(np.int64).max)), writer.integers("zero", 0)
+    negative = writer.op("negative", "Less", (rows, zero), type=ir.TensorType(ir.DataType.BOOL))
+    checked = writer.op("checked", "Where", (negative, none, rows), type=rows.type)
+    for below, source, axis in taken:
+        uses, name = list(below.uses()), below.name or ""
+        copied = writer.op(name, "Gather", (source, checked), {"axis": axis}, type=source.type)
+        for node, at in uses:
+            node.replace_input_with(at, copied)
+        for at, output in enumerate(graph.outputs):
+            if output is below:
+                graph.outputs[at], copied.shape = copied, below.shape
+                below.name, copied.name = graft.free_name(f"{name}.below"), name
+    graph.insert_before(next(iter(graph)), writer.tape.nodes)
+    RemoveUnusedNodesPass()(graft.model)
+    return graft.model
+
+
+def _count_rows(value: ir.Value, batch: str) -> None:
+    """Let a shape say rows where it said batch, and nothing where that is a part of a sum or a product."""
+    if value.shape is not None:
+        names = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+        named = [_ROWS_AXIS if name == batch else name for name in names]
+        value.shape = ir.Shape([None if isinstance(name, str) and batch in name else name for name in named])

@@ -1,0 +1,376 @@
+"""Adapters in a copy of a base: their nodes at its sites and heads, reading initializers that can be overridden."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from adapter_export.errors import AdapterExportError, BaseModelError, FormatError, argument
+from adapter_export.format.manifest import SlotRecord
+from adapter_export.graph.adapter import HEAD, Adapter
+from adapter_export.graph.graph import BORROWED_WEIGHT, READABLE, bind_base_norm, needs_base_norm
+from adapter_export.numerics.evaluate_adapter import check_tokens
+from adapter_export.onnx_backend.base.onnx_base import FINGERPRINT_KEY, OnnxBase
+from adapter_export.onnx_backend.onnx_lowering import Writer, emit
+from adapter_export.onnx_backend.rewrite.surgery import NODE_SITE_KEY, Graft, SiteGraft
+from adapter_export.onnx_backend.slots import (
+    PLAN_KEY,
+    SLOT_PREFIX,
+    TOPOLOGY_KEY,
+    HeadSum,
+    SlotGroup,
+    SlotPlan,
+    describe_plan,
+    head_records,
+    head_sums,
+    plan_slots,
+    slot_tensors,
+)
+from adapter_export.safe_io.documents import parse_json
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.sites.edits import Edit
+from adapter_export.sites.site import Norm
+from adapter_export.version import __version__
+
+GRAPH_VERSION = "1.0.0"
+"""The version of the conventions of an exported graph: names of slots and keys of `metadata_props`."""
+
+VERSION_KEY = "adapter_export.format_version"
+SITES_KEY = "adapter_export.sites"
+"""JSON: what `site_values` gives."""
+
+NORMS_KEY = "adapter_export.norms"
+"""JSON: what `site_norms` gives."""
+
+HEAD_OUTPUTS_KEY = "adapter_export.head_outputs"
+"""JSON: the output of each topology of head, by the name of its graph."""
+
+NODE_GRAPH_KEY = "adapter_export.graph"
+NODE_PATH_KEY = "adapter_export.torch_path"
+
+_FLOAT = ir.TensorType(ir.DataType.FLOAT)
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+"""The dtypes in which a base may compute at a site."""
+
+
+class ParameterBinding:
+    """Binds the parameters of adapters to slots: inputs that are initializers as well, for one adapter at a time."""
+
+    stacked = False
+    """As `Writer.stacked`: whether the tensors have an axis of adapters before their own."""
+
+    def __init__(self, graft: Graft) -> None:
+        self.graft = graft
+        self._slots: dict[str, ir.Value] = {}
+
+    def parameters(self, group: SlotGroup, _writer: Writer, /) -> Mapping[str, ir.Value]:
+        """The tensors of a group, by parameter; what several sites share is registered once."""
+        neutral = group.neutral()
+        for record in group.records():
+            if record.name not in self._slots:
+                shape = ir.Shape([group.axis_name(axis, record.parameter) for axis in record.graph_axes])
+                tensor = ir.Tensor(neutral[record.parameter], name=record.name)
+                self._slots[record.name] = self.graft.add_slot(record.name, shape, tensor)
+        return {record.parameter: self._slots[record.name] for record in group.records()}
+
+    def enter(self, value: ir.Value, _name: str, _writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:  # noqa: ARG002
+        """Give a value of the base, [batch, tokens, width] or [tokens, batch, width], the shape that nodes read."""
+        return value
+
+    def leave(self, result: ir.Value, _like: ir.Value, _writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:  # noqa: ARG002
+        """Give what stands for a value of the base the shape of that value."""
+        return result
+
+    def mask(self, mask: ir.Value, _writer: Writer, /) -> ir.Value:
+        """The attention mask as numbers [batch, tokens] as the nodes of heads read it."""
+        return mask
+
+    def head(self, _head: HeadSum, result: ir.Value, _writer: Writer, /) -> ir.Value:
+        """Give the result of the heads of one output the shape of that output."""
+        return result
+
+
+def insert_slots(base: OnnxBase, plan: SlotPlan) -> ir.Model:
+    """The base's graph with a slot for everything that an adapter of the plan needs; raises as `insert`.
+
+    With no slot overridden it computes what the base computes; the outputs of heads then mean nothing.
+    """
+    model = insert(base, plan, ParameterBinding)
+    verify_slots(model, plan.slots)
+    return model
+
+
+def baked(model: ir.Model, plan: SlotPlan, adapter: Adapter) -> ir.Model:
+    """A copy of a graph with slots in which an adapter is constant, so that ONNX Runtime may fold it."""
+    copy = model.clone()
+    for name, tensor in slot_tensors(plan, adapter).items():
+        slot = copy.graph.initializers[name]
+        slot.const_value = ir.Tensor(np.ascontiguousarray(tensor), name=name)
+        slot.shape = ir.Shape(tensor.shape)
+        copy.graph.inputs.remove(slot)
+    return copy
+
+
+def without_slots(base: OnnxBase, adapter: Adapter) -> ir.Model:
+    """The base's graph with an adapter in it as constants: a plain model, with no word of slots in its metadata."""
+    plan = plan_slots([adapter], base.sites)
+    model = baked(insert_slots(base, plan), plan, adapter)
+    for key in (TOPOLOGY_KEY, PLAN_KEY, VERSION_KEY, SITES_KEY, NORMS_KEY, HEAD_OUTPUTS_KEY):
+        model.metadata_props.pop(key, None)
+    return model
+
+
+def insert(base: OnnxBase, plan: SlotPlan, bind: Callable[[Graft], ParameterBinding]) -> ir.Model:
+    """The base's graph with the nodes of all adapters of a plan; `bind` makes what gives them their tensors.
+
+    `BaseModelError`: the base computes in another type than float32 or float16, has a name that the adapters need, has
+    several inputs that may be the mask of a head, or one that covers more than the head reads.
+    """
+    places = {(site.name, group.graph.replaces): site for site in base.sites for group in plan.at(site.name)}
+    graft = SiteGraft(base, ((site, replaced) for (_, replaced), site in places.items()))
+    insertion = _Insertion(base, graft, bind(graft))
+    for edit in graft.edits:
+        insertion.adapt(edit, [group for group in plan.at(edit.site.name) if group.graph.replaces == edit.replaced])
+    sums = head_sums(plan, [record.name for record in base.outputs])
+    if sums:
+        insertion.add_heads(sums)
+    model = graft.finish()
+    insertion.describe(model, plan, sums)
+    return model
+
+
+class _Insertion:
+    """The work on one graph."""
+
+    def __init__(self, base: OnnxBase, graft: SiteGraft, binding: ParameterBinding) -> None:
+        self._base = base
+        self._graft = graft
+        self._binding = binding
+        self._values: dict[str, dict[str, ir.Value]] = {}
+        self._norms: dict[str, Norm] = {}
+
+    def adapt(self, edit: Edit, groups: Sequence[SlotGroup]) -> None:
+        """Put adapter nodes behind one of a site's values, each group reading the result of the one before.
+
+        They compute in float32; where the base does not, casts stand around them.
+        """
+        site, replaced = edit.site, edit.replaced
+        read = self._graft.site_values(edit, READABLE[replaced])
+        _check_floats(read, site.name)
+        shape = read[replaced].shape
+        for group in groups:
+            check_tokens(group.graph, site, None if shape is None else len(shape))
+        tape = ir.tape.Tape()
+        writer = self._writer(tape, site.name, site.path)
+        place = "" if replaced == "h" else f"{replaced}/"
+        inputs = {}
+        for name in sorted({replaced}.union(*(group.graph.inputs for group in groups))):
+            value = _cast(read[name], ir.DataType.FLOAT, f"{place}{name}", writer)
+            inputs[name] = self._binding.enter(value, f"{place}{name}", writer, sequence_first=site.sequence_first)
+        norm = self._norm(edit, place, writer) if any(needs_base_norm(group.graph) for group in groups) else {}
+        for group in groups:
+            inside = self._writer(tape, site.name, site.path, group)
+            parameters = {**self._binding.parameters(group, inside), **norm}
+            inputs[replaced] = emit(bind_base_norm(group.graph, site.norm), inputs, parameters, inside)
+        left = self._binding.leave(inputs[replaced], read[replaced], writer, sequence_first=site.sequence_first)
+        result = _cast(left, read[replaced].dtype, f"{place}result", writer)
+        self._graft.carry_out(edit, result, tape.nodes)
+        self._values[site.name] = {**read, **self._values.get(site.name, {}), result_of(replaced): result}
+
+    def _norm(self, edit: Edit, place: str, writer: Writer) -> dict[str, ir.Value]:
+        """The tensors of the base's own norm, in float32."""
+        site, tensors = edit.site, self._graft.norm_tensors(edit.site)
+        self._values.setdefault(site.name, {}).update(tensors)
+        if site.norm is not None:
+            self._norms[site.name] = site.norm
+            if site.norm.weight is None:
+                ones = ir.tensor(np.ones(site.width, np.float32))
+                tensors[BORROWED_WEIGHT] = writer.constant(f"{place}{BORROWED_WEIGHT}.ones", ones)
+        return {name: _cast(value, ir.DataType.FLOAT, f"{place}{name}", writer) for name, value in tensors.items()}
+
+    def add_heads(self, sums: Sequence[HeadSum]) -> None:
+        """Put the heads behind the final hidden state; the results of those that share an output are added up."""
+        tape = ir.tape.Tape()
+        writer = self._writer(tape, HEAD, None)
+        hidden = self._graft.value(self._base.sites.final)
+        _check_floats({"hidden": hidden}, HEAD)
+        plain = _cast(hidden, ir.DataType.FLOAT, "hidden", writer)
+        inputs = {"hidden": self._binding.enter(plain, "hidden", writer)}
+        if any("mask" in group.graph.inputs for head in sums for group in head.groups):
+            inputs["mask"] = self._binding.mask(self._mask(plain, writer), writer)
+        self._values[HEAD] = {"hidden": hidden}
+        for head in sums:
+            writer = self._writer(tape, HEAD, None)
+            results = []
+            for group in head.groups:
+                inside = self._writer(tape, HEAD, None, group)
+                results.append(emit(group.graph, inputs, self._binding.parameters(group, inside), inside))
+            total, *rest = results
+            for index, value in enumerate(rest):
+                total = writer.op(f"{head.output}/sum_{index}", "Add", (total, value), type=_FLOAT)
+            result = self._binding.head(head, total, writer)
+            self._graft.vacate(head.output)
+            self._graft.append_output(tape, result, head.output, _head_axes(hidden, head))
+            tape = ir.tape.Tape()
+
+    def _mask(self, hidden: ir.Value, writer: Writer) -> ir.Value:
+        """The mask as numbers [batch, tokens]; a base without a mask keeps every token."""
+        if any(record.role == "cache" for record in self._base.inputs):
+            raise BaseModelError(
+                "has a cache, and its mask covers the tokens before as well as those that a head reads",
+                where=self._base.path,
+                expected="a mask of the tokens alone, for a head that averages over them",
+                fix="capture the base without its cache",
+            )
+        if self._base.mask is not None:
+            return writer.op("mask", "Cast", (self._graft.value(self._base.mask),), {"to": _FLOAT.dtype}, type=_FLOAT)
+        shape = writer.op("shape", "Shape", (hidden,), {"start": 0, "end": 2}, type=ir.TensorType(ir.DataType.INT64))
+        ones = ir.tensor([1.0], ir.DataType.FLOAT)
+        return writer.op("mask", "ConstantOfShape", (shape,), {"value": ones}, type=_FLOAT)
+
+    def _writer(self, tape: ir.tape.Tape, owner: str, path: str | None, group: SlotGroup | None = None) -> Writer:
+        """For the nodes of a group, or for those around all groups of one place."""
+        metadata = {NODE_SITE_KEY: owner} | ({} if path is None else {NODE_PATH_KEY: path})
+        if group is None:
+            return Writer(tape, f"{SLOT_PREFIX}{owner}", self._base.opset, metadata)
+        metadata[NODE_GRAPH_KEY] = group.graph_name
+        return Writer(tape, group.prefix, self._base.opset, metadata, stacked=self._binding.stacked)
+
+    def describe(self, model: ir.Model, plan: SlotPlan, sums: Sequence[HeadSum]) -> None:
+        """Say in the metadata of a graph what is in it."""
+        names = {owner: {key: value.name for key, value in there.items()} for owner, there in self._values.items()}
+        model.producer_name, model.producer_version = "adapter-export", __version__
+        metadata = model.metadata_props
+        metadata[FINGERPRINT_KEY], metadata[VERSION_KEY] = self._base.fingerprint, GRAPH_VERSION
+        metadata[SITES_KEY] = json.dumps(names, sort_keys=True)
+        describe_plan(model, plan)
+        if self._norms:
+            norms = {site: asdict(norm) for site, norm in self._norms.items()}
+            metadata[NORMS_KEY] = json.dumps(norms, sort_keys=True)
+        if sums:
+            outputs = {head.graph: head.output for head in head_records(sums)}
+            metadata[HEAD_OUTPUTS_KEY] = json.dumps(outputs, sort_keys=True)
+        for node in model.graph.all_nodes():
+            node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
+
+
+def _check_floats(values: Mapping[str, ir.Value], where: str) -> None:
+    """Refuse a base that computes in another type than float32 or float16 at a site."""
+    other = {value.dtype.name for value in values.values() if value.dtype not in (None, *_FLOATS)}
+    if other:
+        raise BaseModelError(
+            "computes in a type that adapters do not have",
+            where=f"site `{where}`",
+            found=", ".join(sorted(other)),
+            expected=" or ".join(kind.name for kind in _FLOATS),
+            fix=f"export the base in float32; {argument('base_precision')} makes it smaller",
+        )
+
+
+def _cast(value: ir.Value, to: ir.DataType | None, name: str, writer: Writer) -> ir.Value:
+    """The value in another type; itself where it has that type, or none that is known: most bases are float32."""
+    if to is None or value.dtype in (None, to):
+        return value
+    name, kind = f"{name}.{to.name.lower()}", ir.TensorType(to)
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Transpose" and producer.inputs[0] is not None:
+        # a `MatMul` of a cast of a transpose kills the process, in MatmulTransposeFusion of onnxruntime 1.32
+        before = writer.op(f"{name}.transposed", "Cast", (producer.inputs[0],), {"to": to}, type=kind)
+        perm = producer.attributes.get_ints("perm")
+        result = writer.op(name, "Transpose", (before,), {} if perm is None else {"perm": list(perm)})
+    else:
+        result = writer.op(name, "Cast", (value,), {"to": to}, type=kind)
+    result.shape = value.shape
+    return result
+
+
+def _head_axes(hidden: ir.Value, head: HeadSum) -> ir.Shape:
+    """The axes of a head's output; one name means one size in a graph, so those of different outputs differ."""
+    known = [dim if isinstance(dim, int) else dim.value for dim in hidden.shape or ()]
+    named = zip((*known, None, None), ("batch", "tokens"), strict=False)
+    leading = [name if axis is None else axis for axis, name in named]
+    last = head.groups[0].axis_name(head.width) if len(head.groups) == 1 else head.width
+    if isinstance(last, str) and len(head.groups) > 1 and head.output != "logits":
+        last = f"{head.output}.{last}"
+    return ir.Shape([*(leading if head.result == "token_logits" else leading[:1]), last])
+
+
+def verify_slots(model: ir.Model, slots: Sequence[SlotRecord]) -> None:
+    """Compare an exported graph with its plan: every slot can be overridden, and feeds its operation as it is.
+
+    `AdapterExportError`: a step that changed the graph after the slots went in has a bug.
+    """
+    inputs = {value.name for value in model.graph.inputs}
+    names = {slot.name for slot in slots}
+    faults = [fault for slot in slots for fault in _faults(model.graph, slot, slot.name in inputs)]
+    extra = [name for name in model.graph.initializers if name in inputs and name not in names]
+    faults += [f"`{name}` can be overridden and is no slot" for name in extra]
+    if faults:
+        raise AdapterExportError("the exported graph is not what was planned", found="; ".join(faults))
+
+
+def _faults(graph: ir.Graph, slot: SlotRecord, is_input: bool) -> Iterator[str]:
+    value = graph.initializers.get(slot.name)
+    if value is None or not is_input:
+        yield f"`{slot.name}` cannot be overridden"
+        return
+    tensor = value.const_value
+    if tensor is None or tuple(tensor.shape.numpy()) != slot.neutral or tensor.dtype != ir.DataType.FLOAT:
+        yield f"`{slot.name}` has another default than {list(slot.neutral)} float32"
+    sizes = [dim if isinstance(dim, int) else None for dim in value.shape or ()]
+    if sizes != [axis if isinstance(axis, int) else None for axis in slot.graph_axes]:
+        yield f"`{slot.name}` has shape {value.shape}"
+    uses = [(node.op_type, index) for node, index in value.uses()]
+    rearranging = ("Cast", "Transpose", "Identity")  # these would copy the tensor in every run
+    if not uses or any(op in rearranging or (op == "MatMul" and index != 1) for op, index in uses):
+        yield f"`{slot.name}` feeds {uses or 'nothing'}"
+
+
+def site_values(model: ir.Model) -> dict[str, dict[str, str]]:
+    """The names of values in a graph that `insert_slots` made, by site.
+
+    Of a site with slots these are the values of the base that its adapters may read, of `h`, `x`, `u` and `y`; what
+    stands in the place of one of them, by `result_of`; and the base's tensors that its adapters borrow. Of the `head`,
+    if there is one, it is `hidden`.
+    """
+    with parsing(partial(_no_note, SITES_KEY)):
+        said: Any = parse_json(model.metadata_props.get(SITES_KEY, "{}").encode(), SITES_KEY)
+        return {site: {str(key): str(name) for key, name in values.items()} for site, values in said.items()}
+
+
+def _no_note(key: str, reason: str) -> FormatError:
+    fix = "build the bundle again"
+    return FormatError("has a note that cannot be read", where=f"`metadata_props`, `{key}`", found=reason, fix=fix)
+
+
+def result_of(replaced: str) -> str:
+    """Return the key by which `site_values` names the value that stands in the place of another."""
+    return f"result_{replaced}"
+
+
+def site_norms(model: ir.Model) -> dict[str, Norm]:
+    """The norms of the base that adapters apply in a graph that `insert_slots` made, by site."""
+    with parsing(partial(_no_note, NORMS_KEY)):
+        norms: Any = parse_json(model.metadata_props.get(NORMS_KEY, "{}").encode(), NORMS_KEY)
+        return {site: Norm(**norm) for site, norm in norms.items()}
+
+
+def exposed(owner: str, value: str) -> str:
+    """The output that shows a value of a site, such as `layers.0.ffn/h`, or `head/hidden`."""
+    return f"{owner}/{value}"
+
+
+def with_site_outputs(model: ir.Model) -> ir.Model:
+    """A copy of a graph that `insert_slots` made, with the values that `site_values` names as outputs, by `exposed`."""
+    graft = Graft(model)
+    for owner, names in site_values(model).items():
+        for value, name in names.items():
+            graft.expose(graft.value(name), exposed(owner, value))
+    return graft.finish()

@@ -1,0 +1,316 @@
+"""Surgery on a copy of a base's graph: values looked up by name, replaced as planned, made inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import onnx_ir as ir
+
+from adapter_export.errors import BaseModelError, NoSitesError
+from adapter_export.graph.graph import BORROWED_BIAS, BORROWED_WEIGHT, first_free
+from adapter_export.onnx_backend.base.flow import activations_of, node_names
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+from adapter_export.onnx_backend.base.operators import UNNAMED_SUM, is_skip_norm, sum_output
+from adapter_export.onnx_backend.onnx_lowering import Writer
+from adapter_export.onnx_backend.rewrite import fused
+from adapter_export.onnx_backend.slots import SLOT_PREFIX
+from adapter_export.sites.edits import Edit, Place, Ref, Rewiring, plan_edits
+from adapter_export.sites.site import LAYERS, Site
+from adapter_export.sites.view import Dim, Piece
+
+NODE_SITE_KEY = "adapter_export.site"
+"""The key, in the metadata of a node, of the site that it was made for."""
+
+
+class Graft:
+    """A copy of a graph, `model`, that is changed; the weights are shared with the original, not copied.
+
+    Attributes:
+        values: what now stands for the values of the original.
+        nodes: its nodes, by the names that discovery gives them.
+        names: every name of a value that is taken.
+    """
+
+    def __init__(self, original: ir.Model) -> None:
+        self.model = original.clone()
+        graph = self.model.graph
+        own = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+        self.values: dict[Ref, ir.Value] = {}
+        self._refs: dict[ir.Value, list[Ref]] = {}
+        for value in own:
+            if value.name:
+                self._bind(Ref(value.name), value)
+        self.nodes = {Ref(name): node for node, name in node_names(graph).items()}
+        inner = {value.name for node in graph.all_nodes() for value in node.outputs if value.name}
+        self.names = {ref.name for ref in self.values} | inner
+
+    def value(self, name: str) -> ir.Value:
+        """Return what now stands for a value of the original."""
+        return self.values[Ref(name)]
+
+    def vacate(self, name: str) -> None:
+        """Give an inner value of the base that has this name another one."""
+        value = self.values.get(Ref(name))
+        if value is not None and not value.is_graph_output() and not value.is_graph_input():
+            value.name = self.free_name(f"{name}.base")
+            self.names.discard(name)
+
+    def take_name(self, name: str) -> str:
+        """Reserve a name; `BaseModelError` if a value of the base has it."""
+        if name in self.names:
+            raise BaseModelError(
+                "has a value with a name that the exported graph needs",
+                found=f"`{name}`",
+                expected="no value whose name begins with `adapter.` or `cut.`",
+                fix="rename it in the base; is this a graph that has slots already?",
+            )
+        self.names.add(name)
+        return name
+
+    def free_name(self, name: str) -> str:
+        """Reserve a name that is not taken: this one, or this one with a number."""
+        return self.take_name(first_free(name, self.names))
+
+    def add_slot(self, name: str, shape: ir.Shape, default: ir.TensorProtocol) -> ir.Value:
+        """A new initializer that is an input as well, and so can be overridden."""
+        value = self.add_input(name, ir.TensorType(default.dtype), shape)
+        value.const_value = default
+        self.model.graph.register_initializer(value)
+        return value
+
+    def add_input(self, name: str, type: ir.TypeProtocol | None, shape: ir.Shape | None) -> ir.Value:
+        """A new data input."""
+        value = ir.Value(name=self.take_name(name), shape=shape, type=type)
+        self.model.graph.inputs.append(value)
+        return value
+
+    def append_output(self, tape: ir.tape.Tape, value: ir.Value, name: str, shape: ir.Shape) -> None:
+        """Put the nodes of a tape at the end, and make a value an output of this name."""
+        self.model.graph.extend(tape.nodes)
+        self._take_names(tape.nodes)
+        value.name, value.shape = self.take_name(name), shape
+        self.model.graph.outputs.append(value)
+
+    def expose(self, value: ir.Value, name: str) -> None:
+        """Make a copy of a value an output of this name, so that the value keeps its own."""
+        kind = value.type or ir.TensorType(ir.DataType.FLOAT)
+        output = ir.Value(name=self.take_name(name), type=kind, shape=value.shape)
+        self.model.graph.append(ir.Node("", "Identity", [value], outputs=[output], name=name))
+        self.model.graph.outputs.append(output)
+
+    def insert(self, nodes: Sequence[ir.Node], behind: ir.Value) -> None:
+        """Put nodes behind a value."""
+        producer, first = behind.producer(), next(iter(self.model.graph), None)
+        if producer is not None:
+            self.model.graph.insert_after(producer, nodes)
+        elif first is not None:
+            self.model.graph.insert_before(first, nodes)
+        self._take_names(nodes)
+
+    def replace(self, old: ir.Value, new: ir.Value, nodes: Sequence[ir.Node]) -> None:
+        """Let everyone who reads `old` read `new`, but the `nodes` that compute `new`, which go in behind `old`.
+
+        An output of the graph keeps its name: `old` gets another one.
+        """
+        self.insert(nodes, old)
+        new.shape, new.type = new.shape or old.shape, new.type or old.type
+        for node, index in [use for use in old.uses() if use.node not in nodes]:
+            node.replace_input_with(index, new)
+        if old.is_graph_output():
+            name = old.name
+            assert name is not None  # an output has a name
+            for index, output in enumerate(self.model.graph.outputs):
+                if output is old:
+                    self.model.graph.outputs[index] = new
+            old.name, new.name = self.free_name(f"{name}.base"), name
+        self._rebind(old, new)
+
+    def finish(self) -> ir.Model:
+        """Bring the nodes into the order of evaluation."""
+        self.model.graph.sort()
+        return self.model
+
+    def _bind(self, ref: Ref, value: ir.Value) -> None:
+        self.values[ref] = value
+        self._refs.setdefault(value, []).append(ref)
+
+    def _rebind(self, old: ir.Value, new: ir.Value) -> None:
+        for ref in self._refs.pop(old, []):
+            if self.values[ref] is old:
+                self._bind(ref, new)
+
+    def _take_names(self, nodes: Collection[ir.Node]) -> None:
+        for value in [value for node in nodes for value in node.outputs if value.name]:
+            self.take_name(value.name or "")
+
+
+class SiteGraft(Graft):
+    """A copy of a base's graph on which the planned `edits` of some places are carried out, in their order."""
+
+    def __init__(self, base: OnnxBase, places: Iterable[Place]) -> None:
+        super().__init__(base.model)
+        self.edits = plan_edits(base.index, places)
+        self._base = base
+        self._activations = activations_of(base.model.graph)
+        self._sums = {site.h: site.residual for site in base.sites.sublayers if site.residual is not None}
+        self._cuts: dict[str, list[ir.Node]] = {}
+
+    def site_values(self, edit: Edit, names: Collection[str]) -> dict[str, ir.Value]:
+        """The values that now stand for some of a site's `h`, `x`, `u` and `y`, of those that it has.
+
+        A bias of `h` that is fused into the operator behind it, and a norm that is fused with a sum `y`, are taken out
+        there first. The output of a fused layer is cut to the features of this site.
+        """
+        there = [name for name in names if name in edit.values]
+        if "h" in there or "y" in there:
+            self._take_out_bias(edit.site)
+        if "y" in there:
+            self._open_sum(edit.values["y"])
+        found = {name: self.values[edit.values[name]] for name in there}
+        if edit.piece is not None:
+            writer = self._writer(edit.site)
+            found["h"] = _cut(found["h"], edit.piece, self._base.flow.shapes[edit.site.h], writer)
+            self._cuts[edit.site.name] = list(writer.tape.nodes)
+        return found
+
+    def norm_tensors(self, site: Site) -> dict[str, ir.Value]:
+        """The trained tensors [d] of the norm before `y`, by the names that bound graphs have for them."""
+        names = {} if site.norm is None else {BORROWED_WEIGHT: site.norm.weight, BORROWED_BIAS: site.norm.bias}
+        return {borrowed: self.value(name) for borrowed, name in names.items() if name is not None}
+
+    def carry_out(self, edit: Edit, new: ir.Value, nodes: Sequence[ir.Node]) -> None:
+        """Let `new`, which `nodes` compute, stand for the value that an edit replaces.
+
+        `NoSitesError`: what the layer reads is computed and read inside of one operator.
+        """
+        old = self.values[edit.values[edit.replaced]]
+        if edit.piece is not None:
+            writer = self._writer(edit.site)
+            new = _joined(old, new, edit.piece, self._base.flow.shapes[edit.site.h], writer)
+            nodes = [*self._cuts.pop(edit.site.name), *nodes, *writer.tape.nodes]
+        if new is old:
+            return
+        if edit.replaced != "u":
+            self.replace(old, new, nodes)
+            return
+        self.insert(nodes, old)
+        new.shape, new.type = new.shape or old.shape, new.type or old.type
+        self._bind(edit.result, new)
+        for rewiring in edit.rewirings:
+            self._rewire(rewiring, edit.site)
+
+    def _rewire(self, rewiring: Rewiring, site: Site) -> None:
+        old, new, node = self.values[rewiring.old], self.values[rewiring.new], self.nodes.get(rewiring.node)
+        made = [] if node is None else [value for value in node.outputs if value.name]
+        is_whole = len(rewiring.outputs) in (0, len(made))  # a sum that is fused with its norm is two nodes of the view
+        if node is None or old not in node.inputs or not is_whole:
+            raise NoSitesError(
+                "what a layer reads cannot be replaced for it alone",
+                where=f"site `{site.name}`",
+                found=f"`{rewiring.node.name}` computes and reads it",
+                fix="choose an adapter that replaces the output `h` there",
+            )
+        if not rewiring.outputs:
+            _reread(node, old, new)
+            return
+        outputs = [
+            ir.Value(name=self.free_name(f"{value.name}.copy"), type=value.type, shape=value.shape)
+            for value in node.outputs
+        ]
+        read = [new if value is old else value for value in node.inputs]
+        copy = ir.Node(node.domain, node.op_type, read, list(node.attributes.values()), outputs=outputs)
+        copy.name, copy.overload = outputs[0].name, node.overload
+        copy.metadata_props.update(node.metadata_props)
+        self.model.graph.insert_after(node, copy)
+        self.nodes[rewiring.node._replace(layer=rewiring.new.layer)] = copy
+        copied = (outputs[node.outputs.index(value)] for value in made)
+        for name, value in zip(rewiring.outputs, copied, strict=True):
+            self._bind(Ref(name, rewiring.new.layer), value)
+
+    def _writer(self, site: Site) -> Writer:
+        return Writer(ir.tape.Tape(), f"{SLOT_PREFIX}{site.name}", self._base.opset, {NODE_SITE_KEY: site.name})
+
+    def _take_out_bias(self, site: Site) -> None:
+        """Add a bias of `h` that is fused into its residual sum, or into the only operator that reads it, to `h`."""
+        bare = self.value(site.h)
+        if site.h in self._sums:
+            behind: ir.Node | None = self.nodes[Ref(self._sums[site.h])]
+        else:
+            readers = {node for node, _ in bare.uses()}
+            behind = readers.pop() if len(readers) == 1 else None
+            behind = None if behind is None or is_skip_norm(behind) else behind
+        if behind is not None and fused.has_attention_bias(behind):
+            tape, prefix = ir.tape.Tape(), self.free_name(f"{SLOT_PREFIX}{site.name}/bias")
+            sums = fused.take_attention_bias(behind, Writer(tape, prefix, self._base.opset))
+            self.model.graph.insert_before(behind, tape.nodes)
+            self._take_names(tape.nodes)
+            for read, whole in sums:
+                self._rebind(read, whole)
+            return
+        bias = None if behind is None else fused.take_bias(behind)
+        if behind is None or bias is None:
+            maker = self._base.index.producer(site.h)
+            if site.role in LAYERS and (maker is None or maker.epilogue != "bias"):
+                fused.check_no_bias_behind(bare, self._activations)
+            return
+        name = self.take_name(f"{SLOT_PREFIX}{site.name}/h")
+        whole = ir.Value(name=name, type=bare.type, shape=bare.shape)
+        self.model.graph.insert_before(behind, ir.Node("", "Add", [bare, bias], outputs=[whole], name=name))
+        _reread(behind, bare, whole)
+        self._bind(Ref(site.h), whole)
+
+    def _open_sum(self, y: Ref) -> None:
+        """Write out a sum that is fused with the norm behind it, where the sum itself is the block's output."""
+        known = self.values.get(y)
+        node = self.nodes.get(Ref(y.name.removesuffix(UNNAMED_SUM))) if known is None else known.producer()
+        if node is not None and is_skip_norm(node) and (known is None or known.name == sum_output(node)):
+            self._bind(y, fused.open_sum(node))
+            if known is None:
+                self.values[y].name = self.take_name(y.name)
+
+
+def _reread(node: ir.Node, old: ir.Value, new: ir.Value) -> None:
+    for index, value in enumerate(node.inputs):
+        if value is old:
+            node.replace_input_with(index, new)
+
+
+def _cut(whole: ir.Value, piece: Piece, shape: Sequence[Dim], writer: Writer) -> ir.Value:
+    """The features of a piece of a fused layer's output [..., width]; `shape` is that of the output."""
+    width = (piece.end - piece.start) * piece.blocks
+    found = _slice(_in_blocks(whole, piece, shape, "h/blocks", writer), piece.start, piece.end, "h", writer)
+    if piece.blocks > 1:
+        found = _reshaped(found, [*[0] * (len(shape) - 1), width], "h/flat", writer)
+    found.shape = None if whole.shape is None else ir.Shape([*whole.shape[:-1], width])
+    return found
+
+
+def _joined(whole: ir.Value, new: ir.Value, piece: Piece, shape: Sequence[Dim], writer: Writer) -> ir.Value:
+    """The fused layer's output with other features in the place of a piece; the arguments are those of `_cut`."""
+    assert isinstance(shape[-1], int)  # a site's values have a known width
+    blocks = _in_blocks(whole, piece, shape, "whole/blocks", writer)
+    parts = [_in_blocks(new, piece, shape, "whole/part", writer)]
+    if piece.start:
+        parts.insert(0, _slice(blocks, 0, piece.start, "whole/before", writer))
+    if piece.end < shape[-1] // piece.blocks:
+        parts.append(_slice(blocks, piece.end, shape[-1] // piece.blocks, "whole/behind", writer))
+    joined = writer.op("whole", "Concat", parts, {"axis": -1})
+    return _reshaped(joined, [*[0] * (len(shape) - 1), shape[-1]], "whole/flat", writer) if piece.blocks > 1 else joined
+
+
+def _in_blocks(value: ir.Value, piece: Piece, shape: Sequence[Dim], name: str, writer: Writer) -> ir.Value:
+    """[..., blocks, features of a block]; the value itself where there is one block."""
+    if piece.blocks == 1:
+        return value
+    return _reshaped(value, [*[0] * (len(shape) - 1), piece.blocks, -1], name, writer)
+
+
+def _reshaped(value: ir.Value, shape: Sequence[int], name: str, writer: Writer) -> ir.Value:
+    """Reshape a value; an axis of length 0 in `shape` stays as it is."""
+    return writer.op(name, "Reshape", (value, writer.integers(f"{name}/shape", shape)))
+
+
+def _slice(value: ir.Value, start: int, end: int, name: str, writer: Writer) -> ir.Value:
+    """The features [start, end) of the last axis."""
+    bounds = (writer.integers(f"{name}/{edge}", [at]) for edge, at in (("start", start), ("end", end), ("axis", -1)))
+    return writer.op(name, "Slice", (value, *bounds))

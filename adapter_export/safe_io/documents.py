@@ -1,0 +1,110 @@
+"""JSON, read strictly, within limits of size."""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from adapter_export.errors import FormatError, within
+from adapter_export.safe_io.regular_files import read_bytes
+
+MOST_JSON_BYTES = 256 * 2**20
+"""The largest document that is read."""
+
+MOST_VALUES = 2_000_000
+"""The most values of a document, where nothing else is said: each takes about a hundred bytes of memory."""
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def read_json(path: Path) -> object:
+    """Read a JSON file.
+
+    Raises:
+        FileError: it cannot be read.
+        FormatError: as `parse_json`.
+    """
+    return parse_json(read_bytes(path, MOST_JSON_BYTES), path)
+
+
+def parse_json(data: bytes, where: object, most_values: int = MOST_VALUES) -> object:
+    """Read a JSON document from bytes; `where` names it in messages.
+
+    Raises:
+        FormatError: it is not JSON (RFC 8259), a key occurs twice in one object, or it has more values.
+    """
+    if data.startswith(_BYTE_ORDER_MARK):
+        raise FormatError(
+            "begins with a byte order mark", where=where, expected="plain UTF-8", fix="save it as UTF-8 without BOM"
+        )
+    if len(data) > MOST_JSON_BYTES:
+        raise FormatError(
+            "is too large", where=where, found=f"{len(data):,} bytes", expected=f"at most {MOST_JSON_BYTES:,}"
+        )
+    # a value ends at a comma or at a bracket; those in strings count as well
+    if len(data) > most_values and (count := sum(map(data.count, (b",", b"[", b"{")))) > most_values:
+        raise FormatError(
+            "has too many values",
+            where=where,
+            found=f"about {count:,}",
+            expected=f"at most {most_values:,}",
+            fix="check that it is the file that you mean",
+        )
+    try:
+        with within(where), _without_collector():
+            document = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+        if _SURROGATE.search(data):  # half of a pair, which Python's reader accepts and no writer may write
+            json.dumps(document, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        found = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            found = f"{error.msg} at line {error.lineno}, column {error.colno} of {len(data)} bytes"
+        raise FormatError(
+            "is not valid JSON",
+            where=where,
+            found=found,
+            expected="one JSON document (RFC 8259)",
+            fix="take the file from its source again, or correct it there",
+        ) from error
+    return document
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep Python's collector from going through all values again and again: there are no cycles in a document."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    document = dict(pairs)
+    if len(document) == len(pairs):
+        return document
+    twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+    raise FormatError(
+        f"gives the key `{twice}` twice in one object", expected="each key once", fix="leave one of them out"
+    )
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"`{constant}`, which is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"`{text}`, which is beyond float64")
+    return number

@@ -1,0 +1,151 @@
+"""A student learns from labels, and from an adapted model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from click.testing import CliRunner
+
+import adapter_export as ae
+from adapter_export.analysis.evaluation import Score
+from adapter_export.analysis.student import Distillation, Side, timed
+from adapter_export.cli.main import main
+from adapter_export.errors import AdapterError, BaseMismatchError, DataError, TrainingError, UsageError
+from adapter_export.torch_backend.train.record import Silent, StepRecord
+
+QUICK: dict[str, Any] = {"epochs": 4, "batch_size": 8, "learning_rate": 0.01}
+
+
+def test_labels_alone_tune_all_weights(taught: Path, tmp_path: Path) -> None:
+    data = {"data": taught / "train.tsv", "test_data": taught / "test.tsv", "output": tmp_path / "tuned"}
+    found = ae.distil(taught / "model.pt", **data, **QUICK)
+    assert found.teacher is None
+    assert found.student.scores["accuracy"].value > 0.8
+    base, tuned = ae.open_base(taught / "model.pt"), ae.open_base(tmp_path / "tuned/model.pt")
+    before, after = base.torch.program.state_dict, tuned.torch.program.state_dict
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if not name.startswith("pooler")}, "all that the head reads of"
+    assert tuned.own_head.training["test"]["accuracy"] == found.student.scores["accuracy"].value
+    session = ort.InferenceSession(tmp_path / "tuned/model.onnx")
+    assert [one.name for one in session.get_inputs()] == [one.name for one in base.inputs], "no slots"
+
+
+def test_a_student_of_one_layer_learns_from_its_teacher(taught: Path, tmp_path: Path) -> None:
+    rows = taught / "train.tsv"
+    arguments = ["--adapter", taught / "teacher", "--data", rows, "--test-data", rows, "-o", tmp_path / "student"]
+    arguments += ["--layers", 1, "--soft", 4, "--hidden", 0.1, "--hard", 0, "--epochs", 8, "--batch-size", 8]
+    arguments += ["--learning-rate", 0.01, "--threads", 1]
+    ran = CliRunner().invoke(main, ["distil", str(taught / "model.pt"), *map(str, arguments), "--json"])
+    assert ran.exit_code == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    teacher, student = found["teacher"], found["student"]
+    assert (teacher["layers"], student["layers"]) == (2, 1)
+    assert student["parameters"] < teacher["parameters"]
+    assert found["agreement"] > 0.9
+    assert found["training"]["settings"]["teacher"] == "teacher"
+    assert found["training"]["settings"]["layers"] == [0]
+    assert student["speed"]["ratio"] > 0
+    assert json.loads((tmp_path / "student/distillation.json").read_text())["student"] == student
+    base = ae.open_base(tmp_path / "student/model.pt")
+    bundle = ae.build(base, [], tmp_path / "bundle", variants=["slots"])
+    text = (taught / "test.tsv").read_text().splitlines()[1].partition("\t")[0]
+    reader = bundle.texts(bundle.session())
+    inputs = reader.arrays([reader.read([text], "own-head")[0].rows[0]])
+    logits = ort.InferenceSession(tmp_path / "student/model.onnx").run(["logits"], inputs)[0]
+    (answer,) = bundle.session().classify(inputs, "own-head")
+    assert base.own_head.head.labels[int(logits[0].argmax())] == answer.label
+    assert not (tmp_path / "student.partial").exists()
+
+
+class Interrupt(Silent):
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def stepped(self, record: StepRecord) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(taught: Path, tmp_path: Path) -> None:
+    def run(name: str, **more: Any) -> Any:
+        given = {"adapter": taught / "teacher", "keep": (1,), "unlabelled": tmp_path / "more.tsv", **QUICK, "epochs": 2}
+        return ae.distil(taught / "model.pt", taught / "train.tsv", tmp_path / name, **{**given, **more})
+
+    (tmp_path / "more.tsv").write_text("text\nplay good\nfilm bad film\n", encoding="utf-8")
+    whole = run("whole")
+    assert whole.training["data"]["unlabelled"]["rows"] == 2
+    with pytest.raises(KeyboardInterrupt):
+        run("halted", progress=Interrupt(15))
+    with pytest.raises(TrainingError, match=r"an interrupted run with other data, settings or weights.*other lesson"):
+        run("halted", temperature=4.0)
+    again = run("halted", resume=True)
+    assert again.training["steps"] == whole.training["steps"]
+    one, other = (ae.open_base(tmp_path / name / "model.pt") for name in ("whole", "halted"))
+    assert one.fingerprint == other.fingerprint
+    assert all(np.array_equal(tensor, other.own_head.weights[name]) for name, tensor in one.own_head.weights.items())
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (
+            "good\tgood\nbad\tbad\nplay\tfine\nfilm\tfine\ngood film\tgood\nbad film\tbad",
+            "unknown labels; found `fine`",
+        ),
+        ("good\tgood\ngood film\tgood\ngood play\tgood", "fewer than two classes"),
+        ("\tgood\n\tbad", "text"),
+    ],
+    ids=["a label more", "one class", "empty texts"],
+)
+def test_rows_that_a_teacher_cannot_teach(table: str, words: str, taught: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.tsv").write_text(f"text\tlabel\n{table}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=words):
+        ae.distil(taught / "model.pt", tmp_path / "rows.tsv", adapter=taught / "teacher")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"task": "regression"}, "the teacher's task and head are the student's"),
+        ({"layers": 3}, "the model has fewer layers"),
+        ({"keep": (0, 2)}, "these layers cannot be kept"),
+        ({"layers": 1, "keep": (0,)}, "exclude each other"),
+        ({"soft": 0.0, "hidden": 0.0, "hard": 0.0}, "nothing is to be learnt"),
+        ({"soft": -1.0}, "a loss has a weight that it cannot have"),
+        ({"temperature": 0.0}, "the temperature is a number above 0"),
+        ({"adapter": None, "unlabelled": "more.tsv"}, "texts without labels need a teacher"),
+        ({"adapter": None, "task": "causal_lm"}, "a student answers by its head"),
+    ],
+    ids=str,
+)
+def test_calls_that_make_no_sense(given: dict[str, Any], words: str, taught: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        ae.distil(taught / "model.pt", taught / "train.tsv", **{"adapter": taught / "teacher", **given})
+
+
+def test_a_teacher_of_another_base_or_without_a_task_is_refused(taught: Path) -> None:
+    teacher, data = ae.load_adapter(taught / "teacher"), taught / "train.tsv"
+    with pytest.raises(BaseMismatchError, match="was trained on another base"):
+        ae.distil(taught / "model.pt", data, adapter=replace(teacher, base="sha256:" + "0" * 64))
+    with pytest.raises(AdapterError, match="nobody knows what the answers of this adapter mean"):
+        ae.distil(taught / "model.pt", data, adapter=replace(teacher, head=replace(teacher.head, task=None)))
+    other = replace(teacher.head.task, tokenizer="0" * 64)
+    with pytest.raises(AdapterError, match="the teacher was trained with another tokenizer"):
+        ae.distil(taught / "model.pt", data, adapter=replace(teacher, head=replace(teacher.head, task=other)))
+
+
+def test_it_says_when_a_student_saves_too_little(taught: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sides = [Side(name, 2, 10, 40, {"accuracy": Score(0.9)}) for name in ("student", "teacher")]
+    report = Distillation(*sides, "test", 30, 1.0, None, None, None, {})
+    base = ae.open_base(taught / "model.pt").exported(tmp_path)
+    found = timed(report, base, ae.load_adapter(taught / "teacher"), base.path, 8)
+    assert found.overhead.ratio > 0
+    assert ("distillation does not pay" in " ".join(found.notes)) == (found.overhead.ratio < 1.1)

@@ -1,0 +1,169 @@
+"""What adapters would cost in a base."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hand_made_sites import site
+from small_bundle import build_small
+
+import adapter_export as ae
+from adapter_export.analysis.adapter_costs import Choice, base_work, choices, recommend, sample
+from adapter_export.cli.main import main
+from adapter_export.errors import UsageError
+from adapter_export.graph.kinds import KINDS, kind_named
+from adapter_export.sites.site import SiteMap
+from adapter_export.torch_backend.train.init_adapter import fresh_adapter
+from adapter_export.torch_backend.train.memory import training_memory
+
+
+@pytest.fixture(scope="module")
+def base(tiny_bert_archive: Path) -> ae.Base:
+    return ae.open_base(tiny_bert_archive)
+
+
+def wide(width: int = 4096) -> SiteMap:
+    sites = []
+    for layer in range(2):
+        sites += [site(f"layers.{layer}.{role}", role, layer, width, width) for role in ("attention", "ffn")]
+        sites += [site(f"layers.{layer}.ffn.up", "linear", layer, 4 * width, width)]
+    return SiteMap(tuple(sites), "final", width)
+
+
+def test_the_projections_of_one_adapter_of_width_4096() -> None:
+    found = [one for one, _ in choices([kind_named("pfeiffer")()], (16, 64, 256), wide(), 1_000_000_000)]
+    assert [one.projections for one in found] == [131_072, 524_288, 2_097_152]
+    assert [one.multiply_accumulates for one in found] == [2 * one.projections for one in found], "two layers"
+    assert [one.parameters for one in found] == [2 * (2 * 4096 * b + b + 4096) for b in (16, 64, 256)]
+    assert found[0].work_share == pytest.approx(2 * 131_072 / (2 * 4 * 4096 * 4096))
+    assert found[0].parameter_share == found[0].parameters / 1e9
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_counts_are_those_of_a_fresh_adapter(kind: str, base: ae.Base) -> None:
+    ((one, _),) = choices([KINDS[kind]()], (4,), base.sites.map, base.parameters)
+    made = KINDS[kind]()
+    made = made.with_widths(**{({"b", "r"} & set(made.components[0].widths)).pop(): 4}) if one.bottleneck else made
+    adapter = fresh_adapter(made, base.sites.map, name="a", base=base.fingerprint)
+    assert (one.parameters, one.bytes, one.multiply_accumulates, one.sites) == (
+        sum(tensor.size for tensor in adapter.weights.values()),
+        sum(tensor.nbytes for tensor in adapter.weights.values()),
+        adapter.cost().multiply_accumulates,
+        len(adapter.placements),
+    )
+
+
+def choice(bottleneck: int, kind: str = "pfeiffer", work: float | None = 0.01) -> Choice:
+    return Choice(kind, bottleneck, 6, bottleneck, bottleneck, bottleneck, bottleneck, 0.01, work)
+
+
+def test_64_is_recommended_where_nothing_speaks_against_it() -> None:
+    best, reasons = recommend([choice(16), choice(64), choice(256)], 384)
+    assert best.bottleneck == 64
+    assert "Nothing speaks against 64" in " ".join(reasons)
+
+
+def test_what_speaks_against_64_is_said() -> None:
+    best, reasons = recommend([choice(16), choice(64)], 128)
+    assert (best.bottleneck, "more than a quarter of the width 128" in " ".join(reasons)) == (16, True)
+    best, reasons = recommend([choice(16), choice(64, work=0.2)], 1024)
+    assert (best.bottleneck, "64: more than 10% of the base's work" in " ".join(reasons)) == (16, True)
+    best, reasons = recommend([choice(32), choice(256)], 16)
+    assert (best.bottleneck, "None of the bottlenecks is small enough" in " ".join(reasons)) == (32, True)
+    best, reasons = recommend([choice(128), choice(512)], 4096)
+    assert (best.bottleneck, "next to 64" in " ".join(reasons)) == (128, True)
+
+
+def test_the_kind_that_costs_least_is_recommended() -> None:
+    twice = replace(choice(64, "houlsby"), parameters=128)
+    best, reasons = recommend([twice, choice(64)], 384)
+    assert (best.kind, "`houlsby 64` has 2.0 times as many parameters" in reasons[0]) == ("pfeiffer", True)
+
+
+def test_memory_grows_with_the_rows(base: ae.Base) -> None:
+    adapter = fresh_adapter(kind_named("houlsby")(), base.sites.map, name="a", base=base.fingerprint)
+    one, two, five = (sample(base.inputs, rows, 16, base.max_tokens) for rows in (1, 2, 5))
+    assert five["input_ids"].shape == (5, 16)
+    said = training_memory(base.torch, adapter, base.sites.map, one, two, 5)
+    seen = training_memory(base.torch, adapter, base.sites.map, five, five, 1)
+    assert said == pytest.approx(seen, rel=0.02)
+    weights = sum(tensor.nbytes for _, tensor in base.torch.program.named_parameters())
+    assert seen > weights + 4 * adapter.cost().bytes
+    lower = fresh_adapter(
+        kind_named("pfeiffer")().leaving_out(0), base.sites.map, name="a", base=base.fingerprint
+    )  # nothing below the first adapter is kept
+    assert training_memory(base.torch, lower, base.sites.map, five, five, 1) < seen - weights / 100
+
+
+def test_a_plan_of_a_real_small_base(base: ae.Base) -> None:
+    found = ae.plan(base, kinds=("houlsby", "lora"), bottlenecks=(2, 8), tokens=8, batch_size=2)
+    assert [(one.kind, one.bottleneck) for one in found.choices] == [
+        ("houlsby", 2),
+        ("houlsby", 8),
+        ("lora", 2),
+        ("lora", 8),
+    ]
+    assert found.width == 32
+    parameters = sum(p.numel() for p in base.torch.program.parameters())
+    assert (found.parameters, found.multiply_accumulates) == (parameters, 2 * (4 * 32 * 32 + 2 * 32 * 64))
+    assert all(one.training_memory is not None and one.latency is None for one in found.choices)
+    assert str(found).count("\n") > 5
+    assert found.recommended in found.choices
+
+
+def test_an_onnx_base_is_measured_and_not_trained(tmp_path: Path) -> None:
+    build_small(tmp_path)
+    found = ae.plan(tmp_path / "base.onnx", bottlenecks=(2,), tokens=4, measure=True)
+    assert found.choices[0].training_memory is None
+    latency = found.choices[0].latency
+    assert latency is not None
+    assert 0 < latency.low <= latency.ratio <= latency.high
+    assert "training" not in found.table().columns
+    assert "latency" in found.table().columns
+
+
+def test_the_command(tiny_bert_archive: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "plan.svg"
+    call = ["plan", str(tiny_bert_archive), "--bottlenecks", "2,8", "--tokens", "4", "--plot", str(picture)]
+    done = CliRunner().invoke(main, [*call, "--json"])
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert [one["bottleneck"] for one in document["choices"]] == [2, 8, 2, 8]
+    assert document["recommended"] in document["choices"]
+    assert picture.read_text(encoding="utf-8").lstrip().startswith("<?xml")
+    again = CliRunner().invoke(main, call)
+    assert (again.exit_code, "exists" in again.stderr) == (3, True)
+    shown = CliRunner().invoke(main, [*call, "--force"])
+    assert "recommended: pfeiffer 8" in shown.stderr
+    assert "MACs/token" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"kinds": ("nothing",)}, "unknown kind"),
+        ({"kinds": ()}, "at least one"),
+        ({"bottlenecks": (8, 8)}, "different ones"),
+        ({"bottlenecks": (0,)}, "too small"),
+        ({"tokens": 0}, "too small"),
+    ],
+)
+def test_what_is_refused(options: dict[str, object], said: str, base: ae.Base) -> None:
+    with pytest.raises(UsageError, match=said):
+        ae.plan(base, **options)  # type: ignore[arg-type]
+
+
+def test_a_picture_of_another_type_is_refused(base: ae.Base, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\.svg"):
+        ae.plan(base, plot=tmp_path / "plan.docx")
+
+
+def test_work_of_a_base_without_linear_sites() -> None:
+    sites = SiteMap((site("layers.0.ffn", "ffn", 0),), "final", 16)
+    assert base_work(sites) == 0
+    ((one, _),) = choices([kind_named("pfeiffer")()], (4,), sites, 100)
+    assert one.work_share is None
