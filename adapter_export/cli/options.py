@@ -26,8 +26,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import click
 from click.core import ParameterSource
 
-from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.errors import AdapterExportError, UsageError
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
 
 LONGEST_PAGE = 60
 """The most lines of a help page, on a terminal of 80 columns or more."""

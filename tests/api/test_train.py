@@ -8,9 +8,9 @@ from typing import Any, get_type_hints
 import pytest
 
 import adapter_export as ae
-from adapter_export.api.option import Option
 from adapter_export.api.training.train import LoopOptions, TrainOptions
 from adapter_export.errors import UsageError
+from adapter_export.option import Option
 from adapter_export.torch_backend.train.record import TrainingSettings
 
 

@@ -10,9 +10,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from adapter_export.api.option import Option
 from adapter_export.cli.options import Force, Json, check_together, command
 from adapter_export.errors import UsageError
+from adapter_export.option import Option
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Unpack, ca
 from adapter_export.api.adapters.kinds import PackedOptions, kind_names, own_options, placed
 from adapter_export.api.adapters.task_facts import TaskFacts, with_facts
 from adapter_export.api.models.base import Base, OnNote, PathLike, recorded_base, tell
-from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.errors import AdapterError, FileError, UsageError, argument, command, quoted
 from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.graph.tasks import DEFAULT_TYPE, ProblemType
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
-from adapter_export.api.option import Option
 from adapter_export.errors import UsageError, argument
 from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.option import Option
 from adapter_export.sites.site import SUBLAYERS
 
 if TYPE_CHECKING:

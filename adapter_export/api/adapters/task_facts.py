@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
-from adapter_export.api.option import Option
 from adapter_export.errors import UsageError, argument
+from adapter_export.option import Option
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.adapters import adapters_of
 from adapter_export.api.models.base import Base, OnNote, PathLike, check_free, open_base, require, silent, tell
-from adapter_export.api.option import Option
 from adapter_export.errors import AdapterError, BaseModelError, RequestError, UsageError, argument
+from adapter_export.option import Option
 
 if TYPE_CHECKING:
     from adapter_export.api.adapters.adapters import Adapters

@@ -15,9 +15,9 @@ from adapter_export.api.adapters.adapters import load_members
 from adapter_export.api.bundles.bundles import folder_of, model_of, origin_of, precision_of, runner_of, same_precision
 from adapter_export.api.bundles.sign import verify_signature
 from adapter_export.api.models.base import Base, PathLike, check_free, open_tokenizer
-from adapter_export.api.option import Option
 from adapter_export.errors import InputError, UsageError, argument, quoted
 from adapter_export.format.labelled import Columns, read_texts
+from adapter_export.option import Option
 
 if TYPE_CHECKING:
     import numpy as np

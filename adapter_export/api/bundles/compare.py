@@ -15,8 +15,8 @@ from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.bundles.bundles import PRECISIONS, AllowBaseMismatch, OnProgress, build
 from adapter_export.api.bundles.evaluate import MEDIA, labelled, reader_of
 from adapter_export.api.models.base import Base, PathLike, check_free, open_base, require, silent
-from adapter_export.api.option import GROUP, LABEL, PAIR, SKIP_INCOMPLETE, START, TEXT, Option
 from adapter_export.errors import DataError, RequestError, UsageError, argument, command, quoted, within
+from adapter_export.option import GROUP, LABEL, PAIR, SKIP_INCOMPLETE, START, TEXT, Option
 
 if TYPE_CHECKING:
     from adapter_export.analysis.comparison import Comparison, Contestant

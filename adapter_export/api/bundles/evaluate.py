@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.bundles.bundles import folder_of, model_of, runner_of
 from adapter_export.api.models.base import Base, PathLike, check_free, require
-from adapter_export.api.option import GROUP, LABEL, PAIR, SKIP_INCOMPLETE, START, TEXT, Option
 from adapter_export.errors import RequestError, UsageError, argument, quoted
+from adapter_export.option import GROUP, LABEL, PAIR, SKIP_INCOMPLETE, START, TEXT, Option
 
 if TYPE_CHECKING:
     from adapter_export.analysis.evaluation import Evaluation

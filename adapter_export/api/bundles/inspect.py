@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.models.base import FORM_NAMES, Base, PathLike, recorded_base
-from adapter_export.api.option import Option
 from adapter_export.errors import FileError, UsageError, argument, command
 from adapter_export.graph.graph import Cost, cost
 from adapter_export.graph.tasks import Task
+from adapter_export.option import Option
 from adapter_export.sites.site import SUBLAYERS
 from adapter_export.tables import Table, size
 

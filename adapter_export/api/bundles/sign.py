@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.bundles.bundles import folder_of
 from adapter_export.api.models.base import PathLike, require
-from adapter_export.api.option import Option
 from adapter_export.errors import UsageError, argument
+from adapter_export.option import Option
 
 if TYPE_CHECKING:
     from adapter_export.bundle.signature import Signature

@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
 from adapter_export.api.models.sites import Sites
-from adapter_export.api.option import Option
 from adapter_export.errors import (
     BaseModelError,
     FileError,
@@ -29,6 +28,7 @@ from adapter_export.errors import (
     worded,
 )
 from adapter_export.format.lengths import Fit, parse_lengths
+from adapter_export.option import Option
 from adapter_export.safe_io.regular_files import open_regular
 
 if TYPE_CHECKING:

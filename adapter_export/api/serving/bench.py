@@ -8,8 +8,8 @@ from adapter_export.api.adapters.kinds import at_least_1
 from adapter_export.api.bundles.bundles import open_bundle
 from adapter_export.api.bundles.check import OnStep
 from adapter_export.api.models.base import PathLike
-from adapter_export.api.option import Option
 from adapter_export.errors import UsageError, argument
+from adapter_export.option import Option
 
 if TYPE_CHECKING:
     from adapter_export.analysis.concurrency import Benchmark

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 from adapter_export.api.bundles.bundles import folder_of
 from adapter_export.api.bundles.sign import require_signatures, verify_signature
 from adapter_export.api.models.base import OnNote, PathLike, check_free, require, silent, tell
-from adapter_export.api.option import Option
 from adapter_export.errors import UsageError, argument
+from adapter_export.option import Option
 
 if TYPE_CHECKING:
     from adapter_export.analysis.evaluation import Evaluation

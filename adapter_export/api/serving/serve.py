@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from adapter_export.api.models.base import PathLike, require
-from adapter_export.api.option import Option
 from adapter_export.errors import UsageError, argument
+from adapter_export.option import Option
 
 _LAST_PORT = 65535
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from adapter_export.api.bundles.bundles import folder_of
 from adapter_export.api.models.base import PathLike, check_free
-from adapter_export.api.option import Option
+from adapter_export.option import Option
 
 if TYPE_CHECKING:
     from adapter_export.deploy.layout import Shipped

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.models.base import Base, PathLike, open_base
-from adapter_export.api.option import PAIR, Option
 from adapter_export.errors import UsageError, argument
+from adapter_export.option import PAIR, Option
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.kinds import at_least_1, check_different
 from adapter_export.api.models.base import Base, PathLike, check_free, open_base, require, silent
-from adapter_export.api.option import Option
+from adapter_export.option import Option
 
 if TYPE_CHECKING:
     from adapter_export.analysis.adapter_costs import Latency, Plan

@@ -14,22 +14,6 @@ from adapter_export.api.adapters.kinds import at_least_1
 from adapter_export.api.adapters.task_facts import check_thresholds
 from adapter_export.api.bundles.bundles import runner_of
 from adapter_export.api.models.base import Base, OnNote, PathLike, check_free, require, silent, tell
-from adapter_export.api.option import (
-    DEVICE,
-    LABEL,
-    METRIC,
-    PAIR,
-    SITE_MAP,
-    SKIP_INCOMPLETE,
-    START,
-    TEXT,
-    THREADS,
-    TOKENIZER,
-    TRUST_PICKLE,
-    VALIDATION,
-    VALIDATION_DATA,
-    Option,
-)
 from adapter_export.api.training.train import (
     PassOptions,
     TaskOptions,
@@ -53,6 +37,22 @@ from adapter_export.api.training.train import (
 from adapter_export.errors import AdapterError, BaseMismatchError, ParityError, UsageError, argument
 from adapter_export.format.labelled import Columns
 from adapter_export.graph.tasks import CAUSAL_LM, DEFAULT_TYPE, Task
+from adapter_export.option import (
+    DEVICE,
+    LABEL,
+    METRIC,
+    PAIR,
+    SITE_MAP,
+    SKIP_INCOMPLETE,
+    START,
+    TEXT,
+    THREADS,
+    TOKENIZER,
+    TRUST_PICKLE,
+    VALIDATION,
+    VALIDATION_DATA,
+    Option,
+)
 from adapter_export.version import __version__
 
 if TYPE_CHECKING:

@@ -31,10 +31,10 @@ from adapter_export.api.models.base import (
     silent,
     tell,
 )
-from adapter_export.api.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.api.training.fusion import FusionOptions
 from adapter_export.api.training.train import TrainOptions, train
 from adapter_export.errors import AdapterExportError, FileError, Note, TrainingError, UsageError, WriteError, argument
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
 
 if TYPE_CHECKING:
     from adapter_export.analysis.run_workers import Workers

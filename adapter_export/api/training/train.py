@@ -22,7 +22,12 @@ from adapter_export.api.models.base import (
     require,
     tell,
 )
-from adapter_export.api.option import (
+from adapter_export.api.training.fusion import FusionOptions, fused, fusion_options, fusion_settings
+from adapter_export.errors import BaseModelError, TrainingError, UsageError, argument, quoted, within
+from adapter_export.format.labelled import Columns
+from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.graph.tasks import CAUSAL_LM, DEFAULT_TYPE, LABELLED, LEARNT, TOKEN_TYPES, Learnt, Task
+from adapter_export.option import (
     DEVICE,
     LABEL,
     METRIC,
@@ -37,11 +42,6 @@ from adapter_export.api.option import (
     VALIDATION_DATA,
     Option,
 )
-from adapter_export.api.training.fusion import FusionOptions, fused, fusion_options, fusion_settings
-from adapter_export.errors import BaseModelError, TrainingError, UsageError, argument, quoted, within
-from adapter_export.format.labelled import Columns
-from adapter_export.graph.ops import ACTIVATIONS
-from adapter_export.graph.tasks import CAUSAL_LM, DEFAULT_TYPE, LABELLED, LEARNT, TOKEN_TYPES, Learnt, Task
 
 if TYPE_CHECKING:
     from torch.nn import Module

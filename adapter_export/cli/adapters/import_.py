@@ -10,9 +10,9 @@ import click
 
 import adapter_export as ae
 from adapter_export.api.models.base import check_free
-from adapter_export.api.option import Option
 from adapter_export.cli.main import Entry, LazyGroup
 from adapter_export.cli.options import AdapterFolder, Force, Json, SiteMapFile, TrustPickle, command, examples
+from adapter_export.option import Option
 
 if TYPE_CHECKING:
     from adapter_export import Adapter

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import adapter_export as ae
 from adapter_export.api.models.base import check_free
-from adapter_export.api.option import Option
 from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
+from adapter_export.option import Option
 
 
 @command(

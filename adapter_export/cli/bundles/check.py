@@ -13,11 +13,11 @@ import click
 from rich.text import Text
 
 import adapter_export as ae
-from adapter_export.api.option import Option
 from adapter_export.cli.bases import listed, opened, stepping
 from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
 from adapter_export.cli.output import console, emit_json, show, shown
 from adapter_export.errors import UsageError, quoted
+from adapter_export.option import Option
 from adapter_export.tables import Table
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 import adapter_export as ae
-from adapter_export.api.option import Option
 from adapter_export.cli.bases import opened, stepping
 from adapter_export.cli.options import Force, Json, LabelledData, SiteMapFile, TrustPickle, command
 from adapter_export.cli.output import emit_json, say, say_failed, show, steps, warn
 from adapter_export.errors import UsageError
+from adapter_export.option import Option
 
 if TYPE_CHECKING:
     from adapter_export.analysis.comparison import Comparison

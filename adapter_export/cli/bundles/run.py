@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import adapter_export as ae
 from adapter_export.api.models.base import check_free
-from adapter_export.api.option import Option
 from adapter_export.cli.bases import listed, stepping
 from adapter_export.cli.options import Force, Json, check_together, command
 from adapter_export.cli.output import emit_json, progress_bar, say, warn
 from adapter_export.errors import UsageError, within
 from adapter_export.graph.tasks import ProblemType
+from adapter_export.option import Option
 
 if TYPE_CHECKING:
     from adapter_export.runtime import Bundle, Session

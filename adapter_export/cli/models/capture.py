@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import adapter_export as ae
-from adapter_export.api.option import Option
 from adapter_export.cli.options import Json, command
+from adapter_export.option import Option
 
 if TYPE_CHECKING:
     from adapter_export.errors import Note

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 from adapter_export.api.models.base import FORM_NAMES, check_free
-from adapter_export.api.option import Option
 from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
+from adapter_export.option import Option
 
 
 @command(

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import adapter_export as ae
-from adapter_export.api.option import Option
 from adapter_export.cli.options import Force, Json, command
 from adapter_export.cli.output import emit_json, say
+from adapter_export.option import Option
 
 
 @command(

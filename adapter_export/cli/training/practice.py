@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 import adapter_export as ae
-from adapter_export.api.option import Option
 from adapter_export.api.training.sweep import GIVEN, RUNS
 from adapter_export.cli.bases import opened
 from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
 from adapter_export.cli.output import Bar, emit_json, progress_bar, say, show, steps, warn, warn_of
 from adapter_export.cli.training.train import SECTIONS as TRAINING
+from adapter_export.option import Option
 
 if TYPE_CHECKING:
     from adapter_export.analysis.sweep_results import Run

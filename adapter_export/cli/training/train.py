@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import adapter_export as ae
 from adapter_export.api.adapters.kinds import KindOptions
-from adapter_export.api.option import Option
 from adapter_export.api.training.fusion import FusionOptions
 from adapter_export.api.training.train import LoopOptions, TaskOptions
 from adapter_export.cli.options import AdapterFolder, Force, Json, LabelledData, command
 from adapter_export.cli.output import Bar, duration, emit_json, progress_bar, say, show, warn_of
+from adapter_export.option import Option
 from adapter_export.tables import Table
 
 if TYPE_CHECKING:
