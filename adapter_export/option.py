@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Annotated, Any, get_origin, get_type_hints
+
+from adapter_export.errors import UsageError, argument
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,57 @@ class Option:
     flags: str = ""
     choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = ()
     least: int | None = None
+
+
+class OptionsOf:
+    """Options of a call that classes declare, each an annotated field with its default.
+
+    It annotates the keyword arguments that the call takes by name, `**options: Annotated[Any, OptionsOf(LoopSpec)]`; a
+    command that is made of the call has these options.
+
+    Args:
+        specs: frozen dataclasses, or a `TypedDict`, whose options have no defaults.
+        without: options of theirs that the call does not take.
+    """
+
+    def __init__(self, *specs: type, without: Collection[str] = ()) -> None:
+        self._specs, self._without = specs, frozenset(without)
+
+    def declared(self) -> Iterator[tuple[str, object, object]]:
+        """Yield the name, the annotated type and the default of each option; `None` where there is no default."""
+        for spec in self._specs:
+            yield from ((name, *one) for name, one in _declared(spec).items() if name not in self._without)
+
+    def defaults(self) -> dict[str, Any]:
+        """Return the default of each option."""
+        return {name: default for name, _, default in self.declared()}
+
+    def split(self, call: str, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the options that are given (not `None`) for each of the classes.
+
+        Raises:
+            UsageError: the call has no such option.
+        """
+        known = self.defaults()
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise UsageError(f"`{call}` has no such argument", found=", ".join(map(argument, unknown)))
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return [{name: value for name, value in chosen.items() if name in _declared(spec)} for spec in self._specs]
+
+
+def changed(spec: object) -> dict[str, Any]:
+    """Return the options of a dataclass whose values differ from their defaults."""
+    found = {name: (getattr(spec, name), default) for name, (_, default) in _declared(type(spec)).items()}
+    return {name: value for name, (value, default) in found.items() if value != default}
+
+
+def _declared(spec: type) -> dict[str, tuple[object, object]]:
+    """Return the annotated type and the default of each option that a class declares."""
+    defaults = {one.name: one.default for one in fields(spec)} if is_dataclass(spec) else {}
+    hints = get_type_hints(spec, include_extras=True).items()
+    options = {name: (hint, defaults.get(name)) for name, hint in hints if get_origin(hint) is Annotated}
+    return {name: (hint, None if default is MISSING else default) for name, (hint, default) in options.items()}
 
 
 TEXT = Option("The column of the texts; of paths to images or audio, `image` or `audio` if not given.", "COLUMN")

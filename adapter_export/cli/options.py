@@ -27,7 +27,7 @@ import click
 from click.core import ParameterSource
 
 from adapter_export.errors import AdapterExportError, UsageError
-from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option, OptionsOf
 
 LONGEST_PAGE = 60
 """The most lines of a help page, on a terminal of 80 columns or more."""
@@ -241,11 +241,12 @@ def check_together(*, apart: Sequence[Sequence[str]] = (), needs: Mapping[str, t
 
 
 def _params(call: Callable[..., object]) -> Iterator[click.Parameter]:
-    packed: tuple[Any, ...] = ()
+    packed: Iterator[tuple[str, object, object]] = iter(())
     for one in inspect.signature(call).parameters.values():
         hint = _hint(call, one.name)
         if one.kind is one.VAR_KEYWORD:
-            packed = get_args(hint)  # of `Unpack`
+            declared = get_args(hint)[1] if get_origin(hint) is Annotated else OptionsOf(*get_args(hint))  # of `Unpack`
+            packed = declared.declared()
         elif one.kind is one.KEYWORD_ONLY:
             if get_origin(hint) is Annotated:  # else it is for Python callers alone, such as a callback
                 yield _option(one.name, hint, one.default)
@@ -254,8 +255,7 @@ def _params(call: Callable[..., object]) -> Iterator[click.Parameter]:
             words: dict[str, Any] = {"type": _converter(kind, said), "metavar": _metavar(said)}
             words |= {"shell_complete": _completed} if one.name == "adapters" else {}
             yield click.Argument([one.name], nargs=-1 if kind == {Sequence[str]} else 1, required=True, **words)
-    for typed in packed:
-        yield from (_option(name, hint, None) for name, hint in get_type_hints(typed, include_extras=True).items())
+    yield from (_option(*one) for one in packed)
 
 
 def _hint(call: Callable[..., object], name: str) -> object:
