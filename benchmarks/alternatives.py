@@ -76,7 +76,7 @@ def _prepare(folder: Path, given: argparse.Namespace) -> None:
     tell("importing them, and building bundles")
     own = [ae.import_adapterhub(folder / f"a{number}", base) for number in range(given.adapters)]
     lora = ae.import_peft(folder / "lora", base)
-    plain = {"without_own_head": True, "force": True}
+    plain = {"without_base_head": True, "force": True}
     ae.build(base, own, folder / "bundle", bake=[own[0].name], **plain)
     for precision in ("int8", "int8-weights"):
         ae.build(base, own[:1], folder / precision, base_precision=precision, variants=["slots"], **plain)

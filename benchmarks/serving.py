@@ -129,7 +129,7 @@ def _prepare(folder: Path, names: Sequence[str]) -> None:
     exported = base.exported(folder)
     for number, name in enumerate(names):
         write_adapter(random_houlsby(name, exported, 64, number), folder / "adapters" / name)
-    plain = {"without_own_head": True}
+    plain = {"without_base_head": True}
     folders = [folder / "adapters" / name for name in names]
     ae.build(base, folders, folder / "bundle", variants=["slots", "bank"], **plain)
     for path in folders:

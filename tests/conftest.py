@@ -169,7 +169,7 @@ def text_folder(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def vit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small ViT of transformers: `hf` with its processor, `model.pt`, and `bundle` with its own head."""
+    """A small ViT of transformers: `hf` with its processor, `model.pt`, and `bundle` with its base head."""
     from small_media import make_vit_folder
 
     import adapter_export as ae

@@ -76,7 +76,7 @@ def build_bundle(
     *,
     references: Runner,
     cases: Sequence[InputCase],
-    own_head: str | None = None,
+    base_head: str | None = None,
     tokenizer: str | None = None,
     max_tokens: int | None = None,
     own_texts: GoldenTexts | None = None,
@@ -96,7 +96,7 @@ def build_bundle(
 ) -> Manifest:
     """Build a bundle, and verify it against its golden vectors in ONNX Runtime before it takes its place.
 
-    `own_head` names the adapter that is the base's own head, if there is one. `references` computes the golden
+    `base_head` names the adapter that is the base head, if there is one. `references` computes the golden
     vectors of `cases`; it is never the exported graph. `tokenizer` is the text of a `tokenizer.json`, `own_texts`
     what the model's own library makes of golden texts, where that is known, `media` what its processor does with
     images or audio, and `kept` more files, by name, that another program needs. `origin` says what
@@ -211,7 +211,7 @@ def build_bundle(
             fanout=fanout,
             heads=head_records(writer.heads),
             model_version=writer.model_version,
-            head=own_head,
+            head=base_head,
             media=None if media is None else media.record,
             derivation=DERIVATION_FILE,
             checksums=None if sums is None else sums.output,

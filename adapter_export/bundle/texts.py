@@ -251,7 +251,7 @@ class Contract:
     Attributes:
         tokenizer: the text of its `tokenizer.json`, if it has one.
         texts: the ids that its own library makes of golden texts, if they are known.
-        head: its own head, if it has one.
+        head: its base head, if it has one.
         processor: the digest of its processor of images or audio, if it has one.
     """
 
@@ -264,7 +264,7 @@ class Contract:
 def check_contract(
     bundle: OpenedBundle, texts: GoldenTexts, names: Sequence[str | None], model: Contract
 ) -> Iterator[InvariantRecord]:
-    """Compare the ids of golden texts with those of the model's own tokenizer, and the task of its own head."""
+    """Compare the ids of golden texts with those of the model's own tokenizer, and the task of its base head."""
     text, own = bundle.manifest.text, model.head
     name = bundle.manifest.head
     if own is not None and own.head is not None and name in names and name is not None:

@@ -39,7 +39,7 @@ class BaseRecord:
         not_placed: the layers with trained weights at which none can.
         notes: what was done to it when it was opened, or captured.
         model_type: the name of its architecture in transformers.
-        own_head: of its own head, `task` and `parameters`.
+        base_head: of its base head, `task` and `parameters`.
         external: the sha256 of each file with weights of an ONNX graph, by its path from the graph's folder.
     """
 
@@ -50,7 +50,7 @@ class BaseRecord:
     not_placed: tuple[str, ...]
     notes: tuple[str, ...]
     model_type: str | None
-    own_head: Mapping[str, Any] | None
+    base_head: Mapping[str, Any] | None
     external: Mapping[str, str]
 
 

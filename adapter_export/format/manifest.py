@@ -486,7 +486,7 @@ class Manifest:
             another.
         bank: what the graph `bank` holds. Null without it.
         fanout: how the graph `fanout` is fed. Null without it.
-        head: the adapter that is the base's own head and nothing else: it gives the base's answers. Null without one.
+        head: the adapter that is the base head and nothing else: it gives the base's answers. Null without one.
         golden_texts: texts, the ids that the tokenizer makes of them, and the answers of the adapters; null in a bundle
             without a tokenizer.
         golden_batches: requests of several rows with different lengths and adapters, and the reference's answer to each

@@ -16,8 +16,8 @@ from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES, AdapterGraph, C
 from adapter_export.graph.tasks import CLASSES, LABELLED, OUTPUT_SHAPES, RESULT_WIDTHS, HeadOutput, Task, head_result
 from adapter_export.sites.site import Site
 
-OWN_HEAD = "own-head"
-"""The name of a base's own head among adapters."""
+BASE_HEAD = "base-head"
+"""The name of the base head among adapters."""
 
 HEAD = "head"
 """The prefix of the head's tensors, where a site's tensors have the site's name."""

@@ -38,7 +38,7 @@ class Row:
     Attributes:
         asked: a text, a pair, the words of a text, a question with its choices (a list of pairs), an image or an audio
             file; or an array `[1, …]` for each input of the base.
-        adapter: the adapter. Default: the base's own head, or the base.
+        adapter: the adapter. Default: the base head, or the base.
         strength: how much of the adapter's updates is added, as in `Session.run`.
         weights: a number for each member of an adapter that is a weighted fusion, in place of its own.
         context: of arrays for a `span`, which tokens may be the answer, bool `[tokens]`.
@@ -81,7 +81,7 @@ class Runs(Protocol):
     """A session, or what stands for one."""
 
     @property
-    def own_head(self) -> str | None:
+    def base_head(self) -> str | None:
         """The adapter that answers where none is chosen."""
 
     def head(self, adapter: str | None, /) -> Head:
@@ -320,7 +320,7 @@ class Answerer:
 
     def _of_arrays(self, row: Row) -> ReadRow:
         with _at(row.where):
-            head = self._session.head(self._session.own_head if row.adapter is None else row.adapter)
+            head = self._session.head(self._session.base_head if row.adapter is None else row.adapter)
         return ReadRow(self._session, row, head, (self._request(row.asked, head, row),))
 
     def _request(self, inputs: Arrays, head: Head, row: Row) -> Request:

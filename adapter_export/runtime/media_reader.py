@@ -288,7 +288,7 @@ class MediaReader:
     window, token_budget = _AT_ONCE, _ROWS_IN_A_CALL
 
     def __init__(self, record: MediaRecord, manifest: Manifest, session: Session) -> None:
-        self.record, self.session, self._own_head = record, session, manifest.head
+        self.record, self.session, self._base_head = record, session, manifest.head
         names = [one.name for one in manifest.inputs]
         if record.steps is None:
             raise RequestError(record.refusal, fix=f"give arrays for `{record.input}`")
@@ -312,7 +312,7 @@ class MediaReader:
 
         Args:
             files: at least one.
-            adapter: the adapter of all; without it, and without `adapters`, the base's own head, or the base.
+            adapter: the adapter of all; without it, and without `adapters`, the base head, or the base.
             adapters: instead, one for each file.
             long: an audio file that is longer than the model reads is cut, or refused.
             stride: none: clips are not read in windows.
@@ -331,7 +331,7 @@ class MediaReader:
                 f"needs a list of {word}s, and an adapter for each or for all",
                 found=f"{type(files).__name__}, {len(names)} adapters",
             )
-        names = [self._own_head if name is None else name for name in names]
+        names = [self._base_head if name is None else name for name in names]
         tasks = {name: None if name is None else self.session.task(name) for name in dict.fromkeys(names)}
         for name, task in tasks.items():
             check_answered(self.record, task, f"adapter `{name}`")

@@ -134,8 +134,8 @@ class Session:
         return Head(None, None, None) if entry is None else Head(entry.name, entry.task, entry.output)
 
     @property
-    def own_head(self) -> str | None:
-        """The adapter that is the base's own head, which answers where none is chosen."""
+    def base_head(self) -> str | None:
+        """The adapter that is the base head, which answers where none is chosen."""
         return self._manifest.head
 
     def real_tokens(self, inputs: Inputs, results: Sequence[np.ndarray]) -> Sequence[npt.NDArray[np.bool_] | None]:
@@ -151,7 +151,7 @@ class Session:
         return self._may_pad(None if adapter is None else self._adapters.entry(adapter))
 
     def answering(self, adapter: str | None = None) -> Task:
-        """Return the task by which an adapter answers; without one, that of the base's own head.
+        """Return the task by which an adapter answers; without one, that of the base head.
 
         Raises:
             RequestError: it is not loaded, has no head, or nobody knows what its results mean.
@@ -285,7 +285,7 @@ class Session:
 
         Args:
             inputs: an array for each input of the base.
-            adapter: the adapter of all rows; default: the base's own head.
+            adapter: the adapter of all rows; default: the base head.
             context: for each row which of its tokens may be the answer to a question, bool [tokens]; `span` needs it.
             choice: `adapters`, `weights`, `strength` and `allow_mixed_rows`, as in `run`.
 

@@ -31,7 +31,7 @@ class TextReader:
 
     def __init__(self, tokenizer: Tokenizer, manifest: Manifest, session: Session) -> None:
         self.tokenizer, self.session = tokenizer, session
-        self._own_head = manifest.head
+        self._base_head = manifest.head
         self._digest = None if manifest.text is None else manifest.text.digest
         self._inputs = [record.name for record in manifest.inputs]
         tokens = token_axis(manifest.inputs)
@@ -54,7 +54,7 @@ class TextReader:
         Args:
             texts: for a task of one text: texts, or the words of each; for a task of pairs: pairs, or for each question
                 of a multiple-choice task a list of pairs.
-            adapter: the adapter of all texts. Default: the base's own head, or the base.
+            adapter: the adapter of all texts. Default: the base head, or the base.
             adapters: instead, one for each text.
             long: a text of more tokens than its adapter takes is cut, refused, or read in windows.
             stride: how many tokens neighbouring windows share; a quarter of a window if not given.
@@ -72,7 +72,7 @@ class TextReader:
             found = f"{len(names)} adapters for {len(texts)} texts" if texts else "none"
             raise RequestError(what, found=found, expected="a list of texts, and an adapter for each or for all")
         places = places or [f"text {at}" for at in range(len(texts))]
-        names = [self._own_head if name is None else name for name in names]
+        names = [self._base_head if name is None else name for name in names]
         tasks = {name: self._task(name) for name in dict.fromkeys(names)}
         asked = [
             prepared(text, tasks[name], name, place) for text, name, place in zip(texts, names, places, strict=True)

@@ -59,7 +59,7 @@ class Call(Strict):
     """The body of `POST /answer` and `POST /run`: rows, and the adapters that answer them.
 
     The rows are one of `text`, `texts` and `inputs`. At most one of `model`, `adapter` and `adapters` names what
-    answers; without a name it is the base's own head, or the base.
+    answers; without a name it is the base head, or the base.
 
     Attributes:
         model: the name of a model or a route, for all rows.
@@ -68,7 +68,7 @@ class Call(Strict):
         choices: the choices of a question whose text is `text`.
         texts: a text, a pair, or a question with its choices for each row.
         inputs: for each input of the base a list of integers per row.
-        adapter: the adapter of all rows; null is the base's own head, or the base.
+        adapter: the adapter of all rows; null is the base head, or the base.
         adapters: an adapter, or null, for each row.
         strength: how much of an adapter's updates is added, for all rows or for each; 1 if left out.
         weights: a number for each member of a weighted fusion, for all rows or for each; null for other adapters.

@@ -113,7 +113,7 @@ class Service:
         return found
 
     async def answer(self, call: Call, key: str, state: State) -> list[Answer]:
-        """Return an answer to each row of a call, by the task of its adapter; the base's own head answers for a base.
+        """Return an answer to each row of a call, by the task of its adapter; the base head answers for a base.
 
         Raises:
             RequestError, RefusedError: it cannot be answered.

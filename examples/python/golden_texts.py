@@ -47,7 +47,7 @@ def replay_texts(bundle: Bundle, session: Session) -> Iterator[tuple[str | None,
 
 def _ids_fault(reader: TextReader, adapter: str | None, golden: GoldenText, takes: Lengths) -> str | None:
     try:
-        if adapter is None:  # the base, and not its own head, which may cut elsewhere
+        if adapter is None:  # the base, and not its base head, which may cut elsewhere
             (row,) = encoded(reader.tokenizer, [(piece, None) for piece in prepared(golden.input, None, None, 0)])
         else:
             (row,) = reader.read([golden.input], adapter)[0].rows

@@ -22,7 +22,7 @@ from small_task import make_adapter, with_random_weights
 import adapter_export as ae
 from adapter_export.analysis.comparison import MOST_PAIRED, Comparison, Contestant, Setting, comparison, holm
 from adapter_export.errors import DataError, RequestError, UsageError
-from adapter_export.graph.adapter import OWN_HEAD, Adapter
+from adapter_export.graph.adapter import BASE_HEAD, Adapter
 from adapter_export.graph.compose import adapter_fusion
 from adapter_export.graph.heads import make_head
 from adapter_export.graph.kinds import BottleneckOptions
@@ -301,16 +301,16 @@ def test_adapters_bundles_and_models_beside_each_other(bench: Bench, topics: Pat
     ae.save(bench.adapters["one"], bench.folder / "one")
     two = bench.adapters["two"]
     weights = {name: tensor for name, tensor in two.weights.items() if name.startswith("head.")}
-    head = replace(two, name=OWN_HEAD, kind="own_head", graphs={}, placements={}, weights=weights)
+    head = replace(two, name=BASE_HEAD, kind="base_head", graphs={}, placements={}, weights=weights)
     student = bench.folder / "student.pt"
-    write_base(replace(bench.base.torch, own_head=head), student)
+    write_base(replace(bench.base.torch, base_head=head), student)
     found = ae.compare(
         bench.bundle,
         bench.folder / "one",
         student,
         data=topics,
         base=bench.base,
-        only=["one", OWN_HEAD],
+        only=["one", BASE_HEAD],
         precisions=("fp32", "int8-weights"),
         resamples=0,
         rounds=0,
@@ -324,7 +324,7 @@ def test_adapters_bundles_and_models_beside_each_other(bench: Bench, topics: Pat
     ]
     shares = {(one.first, one.second): one.value for one in found.agreements}
     assert shares["one", "one (fp32)"] == 1.0
-    assert load_base(student).own_head is not None
+    assert load_base(student).base_head is not None
     assert found.contestants[0].scores["accuracy"].value == found.contestants[1].scores["accuracy"].value == 0.95
 
 

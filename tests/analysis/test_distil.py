@@ -32,7 +32,7 @@ def test_labels_alone_tune_all_weights(taught: Path, tmp_path: Path) -> None:
     before, after = base.torch.program.state_dict, tuned.torch.program.state_dict
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if not name.startswith("pooler")}, "all that the head reads of"
-    assert tuned.own_head.training["test"]["accuracy"] == found.student.scores["accuracy"].value
+    assert tuned.base_head.training["test"]["accuracy"] == found.student.scores["accuracy"].value
     session = ort.InferenceSession(tmp_path / "tuned/model.onnx")
     assert [one.name for one in session.get_inputs()] == [one.name for one in base.inputs], "no slots"
 
@@ -57,10 +57,10 @@ def test_a_student_of_one_layer_learns_from_its_teacher(taught: Path, tmp_path: 
     bundle = ae.build(base, [], tmp_path / "bundle", variants=["slots"])
     text = (taught / "test.tsv").read_text().splitlines()[1].partition("\t")[0]
     reader = bundle.texts(bundle.session())
-    inputs = reader.arrays([reader.read([text], "own-head")[0].rows[0]])
+    inputs = reader.arrays([reader.read([text], "base-head")[0].rows[0]])
     logits = ort.InferenceSession(tmp_path / "student/model.onnx").run(["logits"], inputs)[0]
-    (answer,) = bundle.session().classify(inputs, "own-head")
-    assert base.own_head.head.labels[int(logits[0].argmax())] == answer.label
+    (answer,) = bundle.session().classify(inputs, "base-head")
+    assert base.base_head.head.labels[int(logits[0].argmax())] == answer.label
     assert not (tmp_path / "student.partial").exists()
 
 
@@ -90,7 +90,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(taught: Path, tmp_path: Path
     assert again.training["steps"] == whole.training["steps"]
     one, other = (ae.open_base(tmp_path / name / "model.pt") for name in ("whole", "halted"))
     assert one.fingerprint == other.fingerprint
-    assert all(np.array_equal(tensor, other.own_head.weights[name]) for name, tensor in one.own_head.weights.items())
+    assert all(np.array_equal(tensor, other.base_head.weights[name]) for name, tensor in one.base_head.weights.items())
 
 
 @pytest.mark.parametrize(

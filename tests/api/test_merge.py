@@ -67,7 +67,7 @@ def test_a_head_becomes_the_base_s_own(bert: Path, tmp_path: Path) -> None:
         adapter_folder("bert_lora_classify"), base, name="a", labels=("x", "y", "z"), on_note=lambda note: None
     )
     ae.merge(base, adapter, tmp_path / "m.pt", on_note=lambda note: None)
-    own = ae.open_base(tmp_path / "m.pt").own_head
+    own = ae.open_base(tmp_path / "m.pt").base_head
     assert own is not None
     assert own.head is not None
     assert own.head.labels == ("x", "y", "z")

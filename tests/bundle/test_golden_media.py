@@ -116,11 +116,11 @@ def test_golden_media_follow_their_schema_and_are_replayed(vit_folder: Path) -> 
     document = json.loads((vit_folder / "bundle" / "golden" / "media.json").read_text())
     schema = json.loads((SCHEMAS / "golden-media.schema.json").read_text())
     jsonschema.validate(document, schema)
-    assert [one["adapter"] for one in document["sets"]] == ["own-head"]
+    assert [one["adapter"] for one in document["sets"]] == ["base-head"]
     report = ae.check(vit_folder / "bundle", against=vit_folder / "model.pt")
     report.raise_for_failure()
     found = {one.subject: one for one in report.invariants if one.name == "golden media"}
-    assert set(found) == {"base", "own-head", "model"}
+    assert set(found) == {"base", "base-head", "model"}
     assert "transformers" in str(found["base"].detail)
 
 
@@ -181,7 +181,7 @@ def test_what_a_bundle_cannot_read_is_refused(vit_folder: Path, tmp_path: Path) 
 
 def test_an_adapter_of_another_processor_is_refused(vit_folder: Path, tmp_path: Path) -> None:
     base = ae.open_base(vit_folder / "model.pt")
-    own = base.own_head
+    own = base.base_head
     assert own is not None
     assert own.head is not None
     assert own.head.task is not None

@@ -121,7 +121,7 @@ def test_spans_and_tokens(cli: Any, folder: Path) -> None:
     ]
 
 
-def test_the_own_head_of_a_base_answers_as_transformers_does(cli: Any, minilm_folder: Path, tmp_path: Path) -> None:
+def test_the_base_head_of_a_base_answers_as_transformers_does(cli: Any, minilm_folder: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 

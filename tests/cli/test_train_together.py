@@ -108,7 +108,7 @@ def test_two_processes_distil_what_one_does(model: Path, adapters: Path, togethe
         one["training"]["history"][0]["training_loss"], rel=1e-5
     )
     assert two["student"]["scores"]["accuracy"] == one["student"]["scores"]["accuracy"]
-    alone, shared = (ae.open_base(folder / "student" / "model.pt").own_head for folder in (tmp_path, together))
+    alone, shared = (ae.open_base(folder / "student" / "model.pt").base_head for folder in (tmp_path, together))
     assert alone is not None
     assert shared is not None
     for tensor in alone.weights:

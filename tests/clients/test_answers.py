@@ -104,7 +104,7 @@ def test_nobody_knows_the_task(
         alike(row, {"adapter": "unknown", "task": None, "outputs": listed})
 
 
-def test_the_own_head_answers_for_the_base(
+def test_the_base_head_answers_for_the_base(
     client: Client, task_bundle: Path, session: Session, rows: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     """Where no adapter is chosen, and in a batch for the rows of the base."""

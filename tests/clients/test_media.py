@@ -23,7 +23,7 @@ def test_values_are_answered_and_texts_refused(client: Client, vit_folder: Path,
     pixels = noise(20, 30, 3)
     values = apply_steps(pixels, opened.manifest.media.steps or ())[None]
     (tmp_path / "in.json").write_text(json.dumps({"pixel_values": values.tolist()}))
-    (found,) = client.run(bundle, tmp_path / "in.json", "--adapter", "own-head")
+    (found,) = client.run(bundle, tmp_path / "in.json", "--adapter", "base-head")
     assert found["label"] == opened.images().answer([pixels])[0].document()["label"]
     if client.tokenizes:
         client.refuses("images" if "python" in client.command[0] else "pixel_values", "run", bundle, "--text", "x")

@@ -97,7 +97,7 @@ DAMAGES = {
         "thresholds are not one for each label",
     ),
     "another activation": (_edited(lambda d: d["adapters"][1]["task"].update(activation="sigmoid")), "activation"),
-    "own head that is no adapter": (_edited(lambda d: d.update(head="nobody")), "nobody"),
+    "base head that is no adapter": (_edited(lambda d: d.update(head="nobody")), "nobody"),
     "adapters of another base": (_edited(lambda d: d.update(model_version=1)), "was made for another bundle"),
     "inputs of a length that the base does not take": (
         _edited(lambda d: d["lengths"].update(tokens={"minimum": 2, "maximum": 64})),

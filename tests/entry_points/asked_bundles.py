@@ -354,7 +354,7 @@ class Plan:
     more: tuple[Row, ...] = ()
 
     @property
-    def own_head(self) -> bool:
+    def base_head(self) -> bool:
         """Whether the base has a head of its own."""
         return self.base == "bert"
 
@@ -446,8 +446,8 @@ def recipes_of(plan: Plan) -> dict[str, Recipe]:
             name: replace(one, weights={key: rounded(array) for key, array in one.weights.items()})
             for name, one in found.items()
         }
-    if plan.own_head:
-        found["own"] = Recipe("own-head", "own", OWN)
+    if plan.base_head:
+        found["own"] = Recipe("base-head", "own", OWN)
     return found
 
 
@@ -475,7 +475,7 @@ def make_bundle(name: str, models: Path, folder: Path) -> None:
 def opened(name: str, models: Path, folder: Path) -> Bundle:
     """A bundle that `make_bundle` has made."""
     plan, recipes = PLANS[name], recipes_of(PLANS[name])
-    kind = transformers.AutoModelForSequenceClassification if plan.own_head else transformers.AutoModel
+    kind = transformers.AutoModelForSequenceClassification if plan.base_head else transformers.AutoModel
     oracle = Oracle(
         kind.from_pretrained(models / plan.base).eval(),
         models / plan.base / "tokenizer.json",
@@ -485,10 +485,10 @@ def opened(name: str, models: Path, folder: Path) -> Bundle:
         recipes,
         plan.allowed,
         plan.neutral,
-        "bert" if plan.own_head else "",
+        "bert" if plan.base_head else "",
         folder / "bundle" if plan.own_arithmetic else None,
     )
-    return Bundle(name, folder / "bundle", oracle, (*rows_of(recipes, plan.own_head), *plan.more))
+    return Bundle(name, folder / "bundle", oracle, (*rows_of(recipes, plan.base_head), *plan.more))
 
 
 def _unheard(_: str) -> None:

@@ -167,7 +167,7 @@ class Oracle:
     graph: Path | None = None
 
     def recipe(self, row: Row) -> Recipe | None:
-        """The adapter that answers a row; where none is chosen, the model's own head."""
+        """The adapter that answers a row; where none is chosen, the base head."""
         own = next((one for one in self.recipes.values() if one.kind == "own"), None)
         return own if row.adapter is None else self.recipes[row.adapter]
 

@@ -42,7 +42,7 @@ def session(folder: Path) -> Session:
 
 
 def name_of(bundle: Bundle, row: Row) -> str | None:
-    """The adapter that answers; the base's own head where none is chosen."""
+    """The adapter that answers; the base head where none is chosen."""
     recipe = bundle.oracle.recipe(row)
     return None if recipe is None else recipe.name
 

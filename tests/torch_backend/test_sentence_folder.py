@@ -20,7 +20,7 @@ from transformers import BertConfig, BertModel
 import adapter_export as ae
 from adapter_export.errors import BaseModelError, InputError
 from adapter_export.format.tensors import write_tensors
-from adapter_export.graph.adapter import OWN_HEAD, Adapter
+from adapter_export.graph.adapter import BASE_HEAD, Adapter
 from adapter_export.graph.kinds.bottleneck import houlsby
 from adapter_export.runtime.answers import Vector
 from adapter_export.torch_backend.base.huggingface_folder import open_folder
@@ -52,7 +52,7 @@ def library() -> Any:
 
 
 def answered(bundle: ae.Bundle, name: str | None = None) -> np.ndarray:
-    """What a bundle answers to the texts, [texts, width]; its own head if no adapter is named."""
+    """What a bundle answers to the texts, [texts, width]; its base head if no adapter is named."""
     answers = bundle.texts(bundle.session()).answer(TEXTS, adapter=name)
     return np.array([one.answer.vector for one in answers if isinstance(one.answer, Vector)], np.float64)
 
@@ -66,13 +66,13 @@ def test_the_cosines_of_minilm_before_and_after_an_adapter(
     library: Any, minilm_folder: Path, minilm_archive: Path, tmp_path: Path
 ) -> None:
     base = ae.open_base(minilm_archive)
-    assert base.own_head is not None
-    assert base.own_head.head is not None
-    task = base.own_head.head.task
+    assert base.base_head is not None
+    assert base.base_head.head is not None
+    task = base.base_head.head.task
     assert task is not None
     assert (task.type, task.pooling, task.normalised, task.max_tokens) == ("embedding", "mean", True, 256)
     fresh = fresh_adapter(
-        houlsby(), base.sites.map, name="mine", base=base.fingerprint, bottleneck=8, head=base.own_head.head
+        houlsby(), base.sites.map, name="mine", base=base.fingerprint, bottleneck=8, head=base.base_head.head
     )
     adapter = with_random_weights(fresh)
     model = library.SentenceTransformer(str(minilm_folder), device="cpu", local_files_only=True)
@@ -81,7 +81,7 @@ def test_the_cosines_of_minilm_before_and_after_an_adapter(
         after = np.asarray(model.encode(TEXTS), np.float64)
     assert np.abs(cosines(after) - cosines(before)).max() > 0.05
     bundle = ae.build(base, [adapter], tmp_path / "bundle", variants=("slots",))
-    for name, expected in ((None, before), ("mine", after)):  # without an adapter, the own head answers
+    for name, expected in ((None, before), ("mine", after)):  # without an adapter, the base head answers
         found = answered(bundle, name)
         assert np.abs(np.linalg.norm(found, axis=1) - 1).max() < 1e-5
         assert np.abs(cosines(found) - cosines(expected)).max() < 1e-5
@@ -150,9 +150,9 @@ def taken(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     for name, (pooling, modules) in TAKEN.items():
         inner = "0_Transformer" if name == "dense" else ""
         base = ae.capture(folder_of(root / name, minilm_folder, pooling, modules, inner), root / f"{name}.pt")
-        assert base.own_head is not None
-        heads.append(replace(base.own_head, name=name))
-    ae.build(base, heads, root / "bundle", variants=("slots",), without_own_head=True)
+        assert base.base_head is not None
+        heads.append(replace(base.base_head, name=name))
+    ae.build(base, heads, root / "bundle", variants=("slots",), without_base_head=True)
     return root
 
 
@@ -166,20 +166,20 @@ def test_the_vectors_of_its_modules(name: str, library: Any, taken: Path) -> Non
     assert np.abs(found - expected).max() < 1e-5 * max(1, np.abs(expected).max())
 
 
-def test_its_prompts_and_its_own_head(library: Any, minilm_folder: Path, tmp_path: Path) -> None:
+def test_its_prompts_and_its_base_head(library: Any, minilm_folder: Path, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "folder", minilm_folder, {"pooling_mode": "mean"}, [("Normalize", {})])
     prompts = {"prompts": {"query": "query: ", "passage": "passage: "}, "default_prompt_name": "query"}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     expected = library.SentenceTransformer(str(folder), device="cpu", local_files_only=True).encode(TEXTS)
     notes: list[str] = []
     base = ae.capture(folder, tmp_path / "model.pt", on_note=notes.append)
-    assert base.own_head is not None
-    assert base.own_head.head is not None
-    assert base.own_head.head.task is not None
-    assert base.own_head.head.task.prefix == "query: "
+    assert base.base_head is not None
+    assert base.base_head.head is not None
+    assert base.base_head.head.task is not None
+    assert base.base_head.head.task.prefix == "query: "
     assert "`passage`" in notes[0]
     bundle = ae.build(base, [], tmp_path / "bundle")
-    assert bundle.manifest.head == OWN_HEAD
+    assert bundle.manifest.head == BASE_HEAD
     assert bundle.manifest.slots == ()
     assert np.abs(answered(bundle) - expected).max() < 1e-5
     ae.check(bundle, against=base).raise_for_failure()
@@ -238,7 +238,7 @@ def test_what_is_left_out_is_named_and_never_approximated(name: str, minilm_fold
     assert named in found.reason
     if name == "max":
         base = open_folder(folder)
-        assert base.own_head is None
+        assert base.base_head is None
         assert base.notes[0].startswith("the head of `modules.json` is left out: pools in a way")
         assert "found `max`" in base.notes[0]
 

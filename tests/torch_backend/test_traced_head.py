@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from adapter_export.errors import AdapterError
 from adapter_export.numerics.evaluate_adapter import evaluate
-from adapter_export.torch_backend.base.own_head import trace_head
+from adapter_export.torch_backend.base.base_head import trace_head
 from adapter_export.torch_backend.base.torch_base import TorchBase, base_of
 
 Parts = Callable[["Whole", Tensor, Tensor], Tensor]

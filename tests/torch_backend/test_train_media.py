@@ -63,7 +63,7 @@ def test_an_adapter_learns_a_folder_and_the_record_says_what(trained: Adapter, v
 def test_the_bundle_confirms_the_record_and_a_table_is_the_same_data(
     trained: Adapter, vit_folder: Path, data: Path, tmp_path: Path
 ) -> None:
-    bundle = ae.build(vit_folder / "model.pt", [trained], tmp_path / "bundle", without_own_head=True)
+    bundle = ae.build(vit_folder / "model.pt", [trained], tmp_path / "bundle", without_base_head=True)
     found = ae.evaluate(bundle, data / "test", resamples=0, against=vit_folder / "model.pt")
     found.raise_for_failure()
     assert found.held is not None

@@ -130,21 +130,21 @@ def _merge_torch(
     """Write the archive, with the adapter's head in the place of the base's own; returns what became of heads, too."""
     import torch
 
-    from adapter_export.graph.adapter import OWN_HEAD
+    from adapter_export.graph.adapter import BASE_HEAD
     from adapter_export.torch_backend.base.derive import with_weights
     from adapter_export.torch_backend.base.torch_base import write_base
     from adapter_export.torch_backend.torch_runner import TorchRunner
 
     state, notes = base.program.state_dict, list[str]()
     weights = {name: torch.from_numpy(array.copy()).to(state[name].dtype) for name, array in tensors.items()}
-    made, head = with_weights(base, weights), base.own_head
+    made, head = with_weights(base, weights), base.base_head
     if adapter.head is not None and not without_head:
-        head = replace(adapter.without(list(adapter.placements)), name=OWN_HEAD, kind="own_head")
-        instead = "" if base.own_head is None else ", in the place of the one that it had"
+        head = replace(adapter.without(list(adapter.placements)), name=BASE_HEAD, kind="base_head")
+        instead = "" if base.base_head is None else ", in the place of the one that it had"
         notes.append(f"the adapter's head is the merged base's own{instead}")
     said = f"`{record['adapter']}` (weights {record['weights_sha256'][:12]}…) was merged into {record['base'][:19]}…"
     made = replace(
-        made, own_head=None if head is None else replace(head, base=made.fingerprint), notes=(*base.notes, said)
+        made, base_head=None if head is None else replace(head, base=made.fingerprint), notes=(*base.notes, said)
     )
     say("comparing it with base and adapter")
     alone = _without_head(adapter)

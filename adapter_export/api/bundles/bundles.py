@@ -77,7 +77,7 @@ def build(
     adapters: Adapters,
     output: PathLike,
     *,
-    without_own_head: Annotated[bool, "Leave out the base's own head, which is built as one more adapter."] = False,
+    without_base_head: Annotated[bool, "Leave out the base head, which is built as one more adapter."] = False,
     tokenizer: Annotated[
         PathLike | None, Option("A `tokenizer.json`, or a folder with one; the model's own if not given.", "PATH")
     ] = None,
@@ -136,7 +136,7 @@ def build(
     Args:
         base: the base, or where it is.
         adapters: adapters, their folders, or names looked up in the current folder, beside the base and in
-            `./adapters`. The keys of a mapping rename them. There may be none for a base with its own head.
+            `./adapters`. The keys of a mapping rename them. There may be none for a base with a base head.
         output: the folder to make; if anything fails, nothing is left behind.
         on_progress: is told each step before it begins.
         on_note: is told what the caller should know, such as that there is no bank, and why.
@@ -159,7 +159,7 @@ def build(
     check_free(path, force=force, folder=True, sources=[base, adapters, tokenizer])
     opened = open_base(base)
     chosen = adapters_of(adapters, opened)
-    own = None if without_own_head else opened.own_head
+    own = None if without_base_head else opened.base_head
     if own is not None:
         _check_apart(own, chosen)
         chosen = (*chosen, own)
@@ -181,7 +181,7 @@ def build(
             graph,
             chosen,
             path,
-            own_head=own.name if own and own.head and own.head.task else None,  # one without a task answers nothing
+            base_head=own.name if own and own.head and own.head.task else None,  # one without a task answers nothing
             references=references,
             cases=_golden_cases(graph, longest, references),
             tokenizer=text,
@@ -223,14 +223,14 @@ def reserved_by(names: Sequence[str], sites: SiteMap) -> list[Reserved]:
 
 
 def _check_apart(own: Adapter, others: Sequence[Adapter]) -> None:
-    """Refuse an adapter that has the name of the base's own head."""
+    """Refuse an adapter that has the name of the base head."""
     if own.name in [adapter.name.casefold() for adapter in others]:
         rename = argument("adapters", {"other": own.name}, words=f"other={own.name}")
         raise AdapterError(
-            "an adapter has the name of the base's own head",
+            "an adapter has the name of the base head",
             where=argument("adapters"),
             found=f"`{own.name}`",
-            fix=f"rename it: {rename}; or leave the base's out with {argument('without_own_head', True)}",
+            fix=f"rename it: {rename}; or leave the base's out with {argument('without_base_head', True)}",
         )
 
 

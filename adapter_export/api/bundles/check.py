@@ -238,7 +238,7 @@ def _sides(
     base = _of_record(model_of(plan.bundle.manifest, against), plan.bundle.manifest)
     path, contract = (
         str(base.path),
-        Contract(base.tokenizer, base.texts, base.own_head, None if base.media is None else base.media.record.digest),
+        Contract(base.tokenizer, base.texts, base.base_head, None if base.media is None else base.media.record.digest),
     )
     wanted = plan.bundle.numerics
     live, not_live = _live(base) if None in plan.names else (None, None)

@@ -67,7 +67,7 @@ def compare(
 ) -> Comparison:
     """Compare adapters, bundles and models on the same labelled texts, in ONNX Runtime.
 
-    Of a bundle each adapter takes part, of a model its own head. Adapters and models are built as bundles that are
+    Of a bundle each adapter takes part, of a model its base head. Adapters and models are built as bundles that are
     thrown away, those of one topology together. Of a fusion, the mean attention weights of its members are shown.
 
     Args:
@@ -174,7 +174,7 @@ class _Maker:
         self.built = 0
 
     def bundles(
-        self, base: Base, adapters: dict[str, Adapter], own_head: bool
+        self, base: Base, adapters: dict[str, Adapter], base_head: bool
     ) -> Iterator[tuple[Precision, OpenedBundle]]:
         """Build a bundle in each precision."""
         from adapter_export.bundle.opened import OpenedBundle
@@ -191,7 +191,7 @@ class _Maker:
                 base,
                 adapters,
                 self.folder / f"{self.built}",
-                without_own_head=not own_head,
+                without_base_head=not base_head,
                 allow_base_mismatch=self.allow_mismatch,
                 base_precision=precision,
                 variants=("slots",),
@@ -228,7 +228,7 @@ def _entries(
             adapters[at] = load_adapter(str(one), near=None if maker.base is None else maker.base.path), path
         else:
             base = open_base(one)
-            models[at] = base, _own_head(base)
+            models[at] = base, _base_head(base)
     there = [entry.adapter for own in found.values() for entry, *_ in own]
     _check_enough(
         there, [adapter.name for adapter, _ in adapters.values()] + [head for _, head in models.values()], maker
@@ -316,9 +316,9 @@ def _answering(bundle: OpenedBundle, only: Sequence[str], notes: list[str]) -> I
             yield record.name
 
 
-def _own_head(base: Base) -> str:
+def _base_head(base: Base) -> str:
     """The name of the head that a model has of its own."""
-    own = base.own_head
+    own = base.base_head
     if own is None or own.task is None:
         raise RequestError(
             "has no head of its own that answers, so it cannot be compared alone",
@@ -332,8 +332,8 @@ def _own_head(base: Base) -> str:
 def _of_model(maker: _Maker, base: Base, head: str) -> Iterator[tuple[_Entry, Path | None, str]]:
     """Yield the head that a model has of its own, in each precision."""
     place = base.path
-    maker.say(f"building {place or 'a model'} with its own head")
-    for precision, bundle in maker.bundles(base, {}, own_head=True):
+    maker.say(f"building {place or 'a model'} with its base head")
+    for precision, bundle in maker.bundles(base, {}, base_head=True):
         yield _Entry(str(place or head), bundle, head, head if place is None else place.stem), place, precision
 
 
@@ -368,7 +368,7 @@ def _of_adapters(maker: _Maker, adapters: dict[int, tuple[Adapter, Path | None]]
             name = first_free(adapter.name.casefold(), apart)
             apart[name] = (at, adapter if name == adapter.name.casefold() else replace(adapter, name=name))
         maker.say(f"building {len(apart)} adapters of one topology")
-        for precision, bundle in maker.bundles(base, {one.name: one for _, one in apart.values()}, own_head=False):
+        for precision, bundle in maker.bundles(base, {one.name: one for _, one in apart.values()}, base_head=False):
             for at, adapter in apart.values():
                 source = str(adapters[at][1] or adapters[at][0].name)
                 yield at, _Entry(source, bundle, adapter.name, adapters[at][0].name), precision

@@ -29,9 +29,7 @@ def evaluate(
     bundle: Bundle | PathLike,
     data: PathLike,
     *,
-    adapter: Annotated[
-        str | None, Option("The adapter; if not given, the only one, or the base's own head.", "NAME")
-    ] = None,
+    adapter: Annotated[str | None, Option("The adapter; if not given, the only one, or the base head.", "NAME")] = None,
     text: Annotated[str, TEXT] = "text",
     pair: Annotated[str | None, PAIR] = None,
     label: Annotated[str, LABEL] = "label",

@@ -349,15 +349,15 @@ def _model(base: Base) -> Inspection:
         "inputs": [asdict(record) for record in base.inputs],
         "outputs": [asdict(record) for record in base.outputs],
         "sites": len(sites.sublayers),
-        "own_head": base.own_head_facts(),
+        "base_head": base.base_head_facts(),
         "notes": list(base.notes),
     }
-    own = base.own_head_facts()
+    own = base.base_head_facts()
     path = base.path or Path("MODEL")
     see = command("base.sites", f"sites {path}")
     facts = [("fingerprint", _short(base.fingerprint)), ("sites", f"{len(sites.sublayers)}, see {see}")]
     facts += (
-        [("own head", _task_name(None if own["task"] is None else own["task"]["type"], has_head=True))] if own else []
+        [("base head", _task_name(None if own["task"] is None else own["task"]["type"], has_head=True))] if own else []
     )
     facts += [("note", note) for note in base.notes]
     tables = _signature(base.inputs, base.outputs), Table(_FACTS, facts)

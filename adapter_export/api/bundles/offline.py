@@ -53,7 +53,7 @@ def run_many(
         data: a Parquet, JSON lines, csv or tsv table, a `.txt` file with a text in each line, or a folder of such
             files; likewise.
         output: the folder for `shard-00000.jsonl` and so on, with one document for each row; likewise.
-        adapter: of all rows; the base's own head if neither this nor a column names one.
+        adapter: of all rows; the base head if neither this nor a column names one.
         adapter_column: the column that names the adapter of each row.
         strength: as in `Session.run`, for all rows.
         weights: as in `Session.run`, for all rows, whose adapter is a weighted fusion.

@@ -221,20 +221,20 @@ class Base:
         return None if tokens.unbroken else Fit(tokens, self.model.pads)
 
     @property
-    def own_head(self) -> Adapter | None:
+    def base_head(self) -> Adapter | None:
         """The head that the model had before it was a base, as an adapter that acts at no site.
 
         None if it had none, if it was left out (`notes` say why), or if a site map gives another final hidden state.
         """
         if self.is_onnx or (self.given is not None and self.given.final):
             return None
-        return self.torch.own_head
+        return self.torch.base_head
 
-    def own_head_facts(self) -> dict[str, Any] | None:
-        """Return what there is to know of its own head as JSON data: `task`, `parameters`; none without one."""
+    def base_head_facts(self) -> dict[str, Any] | None:
+        """Return what there is to know of its base head as JSON data: `task`, `parameters`; none without one."""
         if isinstance(self.source, Recorded):
-            return None if self.source.record.own_head is None else dict(self.source.record.own_head)
-        own = self.own_head
+            return None if self.source.record.base_head is None else dict(self.source.record.base_head)
+        own = self.base_head
         if own is None or own.head is None:
             return None
         task = own.head.task
@@ -371,7 +371,7 @@ def _keep_record(base: Base, key: str, site_map: Path | None) -> None:
         base.sites.not_placed,
         tuple(map(str, base.notes)),
         base.model_type,
-        base.own_head_facts(),
+        base.base_head_facts(),
         {file.relative_to(path.resolve().parent).as_posix(): sha256_of(file) for file in weights},
     )
     if record_key(path, site_map) == key:
@@ -516,7 +516,7 @@ def capture(
     """Make a model archive, which holds the graph, the weights and the module paths, and none of the model's code.
 
     The base of a folder is the bare model. The head of its class, or the modules of sentence-transformers, are its
-    `own_head` where heads can express them; a note says what is left out, and why.
+    `base_head` where heads can express them; a note says what is left out, and why.
 
     Args:
         model: a Hugging Face folder, or one of sentence-transformers; a torch module; or, with `trust_pickle`, a file

@@ -98,7 +98,7 @@ class Sites:
 
     def drawing(self) -> str:
         """Return the layers as a tree of text; neighbours of one structure are drawn once."""
-        from adapter_export.graph.adapter import OWN_HEAD
+        from adapter_export.graph.adapter import BASE_HEAD
 
         layers = [(name, tuple(members)) for name, members in groupby(self.map.sublayers, key=_layer_name)]
         inner = [site.name for site in self.map.of_roles(("linear", "part"))]
@@ -116,7 +116,7 @@ class Sites:
                     lines.append(f"│   {line}   └── {'  '.join(inside)}")
         outside = [f"{site.name} ▫" for site in self.map if site.is_outside]
         lines += [f"├── outside  {'  '.join(outside)}"] if outside else []
-        own = "" if self.base.own_head_facts() is None else f" ({OWN_HEAD})"
+        own = "" if self.base.base_head_facts() is None else f" ({BASE_HEAD})"
         return "\n".join([*lines, f"└── {self.map.final}  ▣ head{own}"])
 
     def to_json(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class Sites:
             "embeddings": [asdict(site) for site in self.map.of_roles(("embeddings",))],
             "not_placed": list(self.not_placed),
             "coverage": {**asdict(self.map.coverage), "expected": self.map.coverage.expected},
-            "own_head": self.base.own_head_facts(),
+            "base_head": self.base.base_head_facts(),
         }
 
     def write_site_map(self, path: Path | str, *, force: bool = False) -> None:

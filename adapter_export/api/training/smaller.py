@@ -224,7 +224,7 @@ def distil(
     }
     record = training_record(settings, decided, rows, result, test)
     made = Base(None, "archive", student.to_base(record), base.given)
-    models = [(made, made.own_head), *([] if taught is None else [(base, taught)])]
+    models = [(made, made.base_head), *([] if taught is None else [(base, taught)])]
     report = compared(sides, [_costs(*each) for each in models], part, len(measured.lengths), record)
     if writes and (path is not None or taught is not None):
         with TemporaryDirectory(prefix="adapter-export-") as folder:
@@ -511,7 +511,7 @@ def _attached(
     paired: bool,
 ) -> tuple[Student, AdaptedModel | None]:
     """Return the student, and its teacher, whose hidden states before each layer that is kept are seen."""
-    from adapter_export.graph.adapter import HEAD, OWN_HEAD
+    from adapter_export.graph.adapter import BASE_HEAD, HEAD
     from adapter_export.graph.adapter import Adapter as AdapterType
     from adapter_export.torch_backend.attach import AdaptedModel
     from adapter_export.torch_backend.base.derive import ends_of, layers_of, with_layers
@@ -525,12 +525,12 @@ def _attached(
     if adapter is None:
         head = fresh_head(given, rows, sites.width, paired=paired)
         head, started = as_own(base, head) if given.get("head") == "own" else (head, {})
-        first = head_alone(head, OWN_HEAD, own.fingerprint, seed=seed)
+        first = head_alone(head, BASE_HEAD, own.fingerprint, seed=seed)
         if rows.problem in ("multi_label", "ranking"):
             first = with_prior(first, rows.training.answers)
         return Student(own, replace(first, weights={**first.weights, **started}), its), None
     weights = {name: tensor for name, tensor in adapter.weights.items() if name.startswith(f"{HEAD}.")}
-    first = AdapterType(OWN_HEAD, "own_head", own.fingerprint, {}, {}, weights, adapter.head)
+    first = AdapterType(BASE_HEAD, "base_head", own.fingerprint, {}, {}, weights, adapter.head)
     seen = [ends_of(its, layer)[0] for layer in layers_of(its)[1:]]
     matched = [ends_of(sites, layer)[0] for layer in kept[1:]]
     final = len(base.torch.axes(sites.final))
@@ -556,7 +556,7 @@ def _plain(base: Base, folder: Path, examples: Examples) -> Path:
     from adapter_export.onnx_backend.rewrite.insert import without_slots
     from adapter_export.runtime.graphs import open_session, run_session
 
-    head, path = base.own_head, folder / "plain" / GRAPH
+    head, path = base.base_head, folder / "plain" / GRAPH
     assert head is not None  # as the student has one
     assert head.head is not None
     path.parent.mkdir()

@@ -99,7 +99,7 @@ class TaskOptions(TypedDict, total=False):
     prefix: Annotated[str, "Of `embedding`: what is put before each text."]
     head: Annotated[
         Literal["fresh", "own"],
-        "Where the head starts: at random, or as the base's own head, whose labels must be those of the data.  "
+        "Where the head starts: at random, or as the base head, whose labels must be those of the data.  "
         "[default: fresh]",
     ]
     pooling: Annotated[
@@ -482,7 +482,7 @@ def check_head(given: Mapping[str, Any]) -> None:
     looks = [name for name in _LOOKS if name in given and given.get("head") == "own"]
     if looks:
         raise UsageError(
-            "the base's own head is as it is",
+            "the base head is as it is",
             found=", ".join(map(argument, looks)),
             fix=f"leave it out, or leave {argument('head', 'own')} out",
         )
@@ -551,12 +551,12 @@ def fresh_head(given: Mapping[str, Any], rows: TextTask, width: int, *, paired: 
 
 
 def as_own(base: Base, fresh: Head) -> tuple[Head, Weights]:
-    """Return the base's own head for the task of a fresh one, and its tensors, classes in the order of the data."""
+    """Return the base head for the task of a fresh one, and its tensors, classes in the order of the data."""
     from adapter_export.graph.adapter import HEAD
     from adapter_export.graph.heads import embedding_facts
     from adapter_export.graph.tasks import CLASSES
 
-    own, wanted = base.own_head, fresh.task
+    own, wanted = base.base_head, fresh.task
     if own is None or own.head is None or own.head.task is None or wanted is None:
         found = f"; {base.notes[0]}" if base.notes else ""
         raise UsageError(
@@ -568,7 +568,7 @@ def as_own(base: Base, fresh: Head) -> tuple[Head, Weights]:
     head, task = own.head, own.head.task
     if task.type != wanted.type or set(task.labels) != set(wanted.labels) or _results(head) != _results(fresh):
         raise UsageError(
-            "the base's own head answers another question than the data",
+            "the base head answers another question than the data",
             where=argument("head", "own"),
             found=f"a head for `{task.type}`, {', '.join(task.labels) or _results(head)}",
             expected=f"`{wanted.type}`, {', '.join(wanted.labels) or _results(fresh)}",

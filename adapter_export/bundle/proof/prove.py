@@ -357,7 +357,7 @@ def expect(plan: Plan, reference: Reference | None, on_step: OnStep = silent) ->
 
 
 def _headed_base(plan: Plan) -> str | None:
-    """Return an adapter that acts at no site, as the base's own head: a run with it gives what the base gives, too."""
+    """Return an adapter that acts at no site, as the base head: a run with it gives what the base gives, too."""
     alone = (name for name in plan.adapters if not plan.bundle.source(name).placements)
     return next(alone, None) if None in plan.names else None
 

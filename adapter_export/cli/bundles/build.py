@@ -32,7 +32,7 @@ _WEIGHTS_WORDS = {"base.bin": "the base's weights", "bank.bin": "the adapters of
     sections={
         "base": (
             *(
-                "without_own_head",
+                "without_base_head",
                 "allow_base_mismatch",
                 "base_precision",
                 "adapter_precision",
@@ -53,7 +53,7 @@ def build(
         str | None,
         Option(
             "Adapter folders, or names looked up in the current folder, beside the model and in `./adapters`. "
-            "`NAME=FOLDER` renames one. Not needed for a base with its own head.",
+            "`NAME=FOLDER` renames one. Not needed for a base with a base head.",
             "A,B,…",
         ),
     ] = None,
@@ -66,7 +66,7 @@ def build(
     """Export MODEL and its adapters as one bundle.
 
     MODEL is a torch archive, a Hugging Face folder, an ONNX file or an onnxruntime-genai folder; the bundle of such a
-    folder is one as well. The own head of a captured classifier or sentence encoder is built as the adapter `own-head`.
+    folder is one as well. The base head of a captured classifier or sentence encoder becomes the adapter `base-head`.
     The bundle holds one ONNX graph with slots, the base's weights once, a small file per adapter, golden vectors
     computed by the reference, and a manifest. It is compared with its golden vectors before it is put in its place; if
     anything fails, nothing is left behind.

@@ -70,7 +70,7 @@ def run(
     bundle: Path,
     *,
     adapter: Annotated[
-        str | None, Option("Adapter for all rows. Default: the base's own head, or the base model.", "NAME")
+        str | None, Option("Adapter for all rows. Default: the base head, or the base model.", "NAME")
     ] = None,
     adapters: Annotated[
         str | None, Option("One adapter per row, `-` for the base; a single row runs through all of them.", "A,B,-")

@@ -35,8 +35,8 @@ def capture(
     MODEL is a Hugging Face folder, `config.json` and `model.safetensors`, or one of sentence-transformers. Its class is
     the one that `architectures` names; its inputs are those that its tokenizer or processor makes, or `--input`. With
     `--trust-pickle` it is a file of `torch.save(module)`. The archive holds the graph, the weights, the module paths,
-    the tokenizer, and the folder's own head: what its class or its modules compute of the final hidden state. A warning
-    names what is left out. The archive needs none of the model's code, it trains, and it exports. From Python, any
+    the tokenizer, and the base head: what its class or its modules compute of the final hidden state. A warning names
+    what is left out. The archive needs none of the model's code, it trains, and it exports. From Python, any
     module is captured with `adapter_export.capture(module, "model.pt", example_inputs=…)`.
     """
     from adapter_export.cli.output import emit_json, say, size, steps, warn
@@ -58,13 +58,15 @@ def capture(
                 "lengths": {axis: asdict(one) for axis, one in base.lengths.items()},
                 "max_tokens": base.max_tokens,
                 "tokenizer": base.tokenizer is not None,
-                "own_head": base.own_head_facts(),
+                "base_head": base.base_head_facts(),
                 "notes": list(notes),
             }
         )
         return
-    head = base.own_head.head if base.own_head else None
-    means = "" if head is None else f" and its own head ({head.task.type.replace('_', ' ') if head.task else 'logits'})"
+    head = base.base_head.head if base.base_head else None
+    means = (
+        "" if head is None else f" and its base head ({head.task.type.replace('_', ' ') if head.task else 'logits'})"
+    )
     say(f"wrote {output}: {size(written)}, {'with' if base.tokenizer else 'without'} a tokenizer{means}.")
     data = "--task causal_lm --data texts.jsonl" if options["with_cache"] else "--data train.tsv"
     train = f"adapter-export train {output} {data} -o adapter, or "

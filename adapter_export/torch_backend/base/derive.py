@@ -18,7 +18,7 @@ from adapter_export.torch_backend.base.torch_base import TorchBase, fingerprint
 
 
 def with_weights(base: TorchBase, weights: Mapping[str, Tensor]) -> TorchBase:
-    """The base with other numbers in some of its weights, by their names in the program; it has no own head."""
+    """The base with other numbers in some of its weights, by their names in the program; it has no base head."""
     own = base.program.state_dict
     state = {name: nn.Parameter(tensor.detach(), own[name].requires_grad) for name, tensor in weights.items()}
     return _of(base, deepcopy(base.program.graph_module), base.program.graph_signature, {**own, **state})
@@ -27,7 +27,7 @@ def with_weights(base: TorchBase, weights: Mapping[str, Tensor]) -> TorchBase:
 def with_layers(base: TorchBase, sites: SiteMap, kept: Sequence[int]) -> TorchBase:
     """The base with some of its layers, as the sites number them: what a layer read takes the place of its result.
 
-    Weights that nothing reads any more are left out; it has no own head.
+    Weights that nothing reads any more are left out; it has no base head.
 
     Raises:
         BaseModelError: a layer cannot be left out, because its result has another shape than what it reads, or
@@ -153,4 +153,4 @@ def _of(
         constants=program.constants,
         verifiers=program.verifiers,
     )
-    return replace(base, program=made, fingerprint=fingerprint(made), own_head=None)
+    return replace(base, program=made, fingerprint=fingerprint(made), base_head=None)

@@ -40,10 +40,10 @@ from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_text
 from adapter_export.text import Side, tokenizer_digest
+from adapter_export.torch_backend.base.base_head import EMBEDDING, BaseHead, base_head
 from adapter_export.torch_backend.base.capture_module import AxisNames, Inputs, live, most_tokens
 from adapter_export.torch_backend.base.example_inputs import Examples, Prepared, described_inputs, obvious_inputs
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
-from adapter_export.torch_backend.base.own_head import EMBEDDING, OwnHead, own_head
 from adapter_export.torch_backend.base.own_processors import CONFIG, own_media, own_texts, prepared_by
 from adapter_export.torch_backend.base.sentence_folder import MODULES_FILE, SentenceFolder, read_sentence_folder
 from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
@@ -138,12 +138,12 @@ def capture_folder(
     lengths: Bounds | None = None,
     force: bool = False,
 ) -> None:
-    """Save the model of a Hugging Face folder as a base, with its tokenizer and its own head; needs no network.
+    """Save the model of a Hugging Face folder as a base, with its tokenizer and its base head; needs no network.
 
     The folder has `config.json` and `model.safetensors`, and perhaps `tokenizer.json`; or it is one of
     sentence-transformers, with such a folder and a `modules.json`. The model is of the class in `architectures`, in
     float32; of a class with a head it is the bare model, with the inputs of `obvious_inputs` as tokenizer and processor
-    make them if no `inputs` are described. A pooler without weights in the folder is left out. Its own head is
+    make them if no `inputs` are described. A pooler without weights in the folder is left out. Its base head is
     what the class in `config.json` or the modules compute of the final hidden state; a head that cannot be expressed
     is left out, and a note says so. With a cache, the base is the `CachedDecoder` of the model with its
     language head, which generates text, and `TorchBase.generation` says how. `lengths` are those of `save_base`.
@@ -165,7 +165,7 @@ def capture_folder(
         return described_inputs(inputs) if inputs else obvious_inputs(model, prepared)
 
     # the whole model first, so that two of them are never in memory
-    own = None if with_cache else _own_head(folder, sentences, media, examples)
+    own = None if with_cache else _base_head(folder, sentences, media, examples)
     model, unused = _open(folder, AutoModelForCausalLM) if with_cache else _open_base(folder)
     tokenizer = folder / "tokenizer.json"
     module: nn.Module
@@ -199,7 +199,7 @@ def capture_folder(
         max_tokens=most_tokens(model),
         texts=texts,
         media=(media, media_notes),
-        own_head=None if own is None else partial(own.of, model=type(model).__name__, unused=unused),
+        base_head=None if own is None else partial(own.of, model=type(model).__name__, unused=unused),
         generation=_generation(model, folder) if with_cache else None,
         force=force,
     )
@@ -250,12 +250,12 @@ def live_folder(folder: Path, base: TorchBase) -> Callable[[Mapping[str, np.ndar
     return arrays
 
 
-def _own_head(
+def _base_head(
     folder: Path,
     sentences: SentenceFolder | None,
     media: CapturedMedia | None,
     examples: Callable[[nn.Module], Examples | None],
-) -> OwnHead:
+) -> BaseHead:
     """The head of the folder's whole model: of its modules, or of the class in its config; or why there is none."""
     config, cut = _json(folder / "config.json"), _json(folder / "tokenizer_config.json")
     name = MODULES_FILE if sentences else _class_name(config)
@@ -264,7 +264,7 @@ def _own_head(
         whole = _with_class(folder, name) if sentences is None else _with_modules(folder, sentences)
         digest = tokenizer_digest(read_text(tokenizer)) if tokenizer.is_file() else None
     except InputError as error:
-        return OwnHead(name, reason=error.message.rstrip("."))
+        return BaseHead(name, reason=error.message.rstrip("."))
 
     def task_of(width: int) -> tuple[Task | None, Sequence[str]]:
         task, notes = head_task(config, name, width) if sentences is None else sentences.task()
@@ -279,7 +279,7 @@ def _own_head(
     if class_type(name) == "span":
         outputs = ["start_logits", "end_logits"]
     with _quiet_transformers():
-        return own_head(whole, name, outputs, task_of, examples(whole))
+        return base_head(whole, name, outputs, task_of, examples(whole))
 
 
 def _class_name(config: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ from adapter_export.format.manifest import Axis, InputRecord, OutputRecord, toke
 from adapter_export.format.media import CapturedMedia, captured_media_json, parse_captured_media
 from adapter_export.format.model_config import Generation
 from adapter_export.format.records import record_from_json, version_checked
-from adapter_export.graph.adapter import OWN_HEAD, Adapter
+from adapter_export.graph.adapter import BASE_HEAD, Adapter
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import open_regular
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 Read = TypeVar("Read")
 
 NOTE, TOKENIZER = "adapter_export.json", "tokenizer.json"
-HEAD_GRAPH, HEAD_WEIGHTS = "own_head.adapter_graph.json", "own_head.weights.safetensors.base64"
+HEAD_GRAPH, HEAD_WEIGHTS = "base_head.adapter_graph.json", "base_head.weights.safetensors.base64"
 """What `save_base` writes into `extra/` of the archive, where torch takes nothing but text."""
 
 TEXTS = "golden_texts.json"
@@ -171,7 +171,7 @@ class TorchBase:
     lengths: Bounds
     tokenizer: str | None
     model_type: str | None = None
-    own_head: Adapter | None = None
+    base_head: Adapter | None = None
     notes: tuple[str, ...] = ()
     texts: GoldenTexts | None = None
     media: CapturedMedia | None = None
@@ -253,7 +253,7 @@ def save_base(
     lengths: Bounds | None = None,
     tokenizer: str | None = None,
     max_tokens: int | None = None,
-    own_head: Callable[[TorchBase], tuple[Adapter | None, tuple[str, ...]]] | None = None,
+    base_head: Callable[[TorchBase], tuple[Adapter | None, tuple[str, ...]]] | None = None,
     texts: tuple[GoldenTexts | None, tuple[str, ...]] = (None, ()),
     media: tuple[CapturedMedia | None, tuple[str, ...]] = (None, ()),
     generation: Generation | None = None,
@@ -272,7 +272,7 @@ def save_base(
         lengths: those that dynamic axes are to have, as for `capture`; all that the model takes if not given.
         tokenizer: the text of a `tokenizer.json`, kept beside the program.
         max_tokens: the longest input that the model was made for, in tokens.
-        own_head: gives the head that belongs to the captured base, as an adapter without sites, and notes to keep.
+        base_head: gives the head that belongs to the captured base, as an adapter without sites, and notes to keep.
         texts: the ids that the model's own library makes of golden texts, and notes to keep.
         media: what its processor does with images or audio, and notes to keep.
         generation: of a decoder: how it generates.
@@ -293,7 +293,7 @@ def save_base(
         described = _describe(program, note, tokenizer, program._guards_code)
         base, said = _tried(described, run, lengths or {}, max_tokens, most_tokens(module))
         note = replace(note, lengths=dict(base.lengths), pads=base.pads)
-        head, notes = (None, ()) if own_head is None else own_head(base)
+        head, notes = (None, ()) if base_head is None else base_head(base)
         note = replace(note, notes=(*said, *notes, *texts[1], *media[1], *_unreached(program, named)))
         extra = _extra(note, tokenizer, head, texts[0], media[0], generation)
         _save(program, extra, temporary, path)
@@ -310,7 +310,7 @@ def write_base(base: TorchBase, path: Path, *, force: bool = False) -> None:
     """
     axes = {record.name: record.axes for record in base.inputs}
     note = CaptureNote(axes, dict(base.lengths), base.pads, base.model_type, base.notes)
-    extra = _extra(note, base.tokenizer, base.own_head, base.texts, base.media, base.generation)
+    extra = _extra(note, base.tokenizer, base.base_head, base.texts, base.media, base.generation)
     with new_file(path, force=force) as temporary:
         _save(base.program, extra, temporary, path)
 
@@ -494,7 +494,7 @@ def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
             raise BaseModelError("holds a processor of another model", found=f"the input `{media.record.input}`")
         return replace(
             base,
-            own_head=_read_head(extra, base.fingerprint),
+            base_head=_read_head(extra, base.fingerprint),
             texts=_read(extra, TEXTS, "golden texts", _texts_of),
             media=media,
             generation=_read(extra, GENERATION, "a record of how it generates", _generation_of) or Generation(),
@@ -526,7 +526,7 @@ def _generation_of(text: str, where: str) -> Generation:
 
 
 def _read_head(extra: Mapping[str, str], fingerprint: str) -> Adapter | None:
-    """The base's own head, read as strictly as any adapter."""
+    """The base head, read as strictly as any adapter."""
     if not extra.get(HEAD_GRAPH):
         return None
     places = f"`extra/{HEAD_GRAPH}`", f"`extra/{HEAD_WEIGHTS}`"
@@ -537,9 +537,9 @@ def _read_head(extra: Mapping[str, str], fingerprint: str) -> Adapter | None:
     except (InputError, ValueError) as error:
         found = (error.message if isinstance(error, InputError) else str(error)).rstrip(".")
         raise BaseModelError("holds a head that cannot be read", found=found, fix=fix) from error
-    if head.placements or head.base != fingerprint or head.name != OWN_HEAD:
+    if head.placements or head.base != fingerprint or head.name != BASE_HEAD:
         found = f"`{head.name}` for the base {head.base}, with {len(head.placements)} sites"
-        expected = f"`{OWN_HEAD}` for {fingerprint}, without sites"
+        expected = f"`{BASE_HEAD}` for {fingerprint}, without sites"
         raise BaseModelError(
             "holds a head that is not its own", where=places[0], found=found, expected=expected, fix=fix
         )

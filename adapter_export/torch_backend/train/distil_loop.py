@@ -82,7 +82,7 @@ class Student(AdaptedModel):
         """The base with the present weights and the head as its own, which holds the training record."""
         made = with_weights(self.base, self.weights())
         head = replace(self.to_adapter(training=training), base=made.fingerprint)
-        return replace(made, own_head=head)
+        return replace(made, base_head=head)
 
 
 class Teacher:

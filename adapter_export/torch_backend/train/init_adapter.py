@@ -64,7 +64,7 @@ def with_head(adapter: Adapter, head: Head, *, seed: int = 0) -> Adapter:
 
 def head_alone(head: Head, name: str, base: str, *, seed: int = 0) -> Adapter:
     """An adapter that acts at no site: a fresh head, as `with_head` draws it."""
-    return Adapter(name, "own_head", base, {}, {}, _head_weights(head, "normal", np.random.default_rng(seed)), head)
+    return Adapter(name, "base_head", base, {}, {}, _head_weights(head, "normal", np.random.default_rng(seed)), head)
 
 
 def with_prior(adapter: Adapter, targets: np.ndarray) -> Adapter:

@@ -57,7 +57,7 @@ typedef struct ae_row {
   /* Each input of the graph, without an axis for the rows: the ids of three tokens have the shape [3]. */
   const ae_array *inputs;
   size_t input_count;
-  /* The adapter; NULL is the base, with its own head if it has one. */
+  /* The adapter; NULL is the base, with its base head if it has one. */
   const char *adapter;
   /* How many times what the adapter adds is added, from -1000 to 1000: 1 is the adapter as it was trained, 0 the base. */
   double strength;

@@ -193,7 +193,7 @@ void check_bank(const Manifest& manifest) {
   if (!good) throw Fault({"has a bank with rows that are no adapters"});
 }
 
-// A task needs an output that holds the result of its type, and the base's own head a task.
+// A task needs an output that holds the result of its type, and the base head a task.
 void check_heads(const Manifest& manifest) {
   for (const auto& record : manifest.adapters) {
     const auto& [output, task] = record.head;

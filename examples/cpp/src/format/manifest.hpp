@@ -154,7 +154,7 @@ struct Manifest {
   std::vector<HeadRecord> heads;
   std::vector<SlotRecord> slots;
   std::vector<AdapterRecord> adapters;
-  Choice head;  // the adapter that is the base's own head: it answers where none is chosen
+  Choice head;  // the adapter that is the base head: it answers where none is chosen
   std::optional<BankRecord> bank;
   std::optional<FanoutRecord> fanout;
   GoldenRecord golden;
@@ -175,7 +175,7 @@ struct Manifest {
   const AdapterRecord& adapter(const std::string& name) const;
   bool has(const std::string& name) const;
 
-  // Who answers where this is chosen: for the base its own head, if it has one.
+  // Who answers where this is chosen: for the base its base head, if it has one.
   Choice answering(const Choice& adapter) const { return adapter ? adapter : head; }
 
   // The golden vectors of an adapter, or of the base.

@@ -11,7 +11,7 @@ using Answer = nlohmann::ordered_json;  // its keys stay in order, and so do lab
 
 // What a row gave.
 struct RowResult {
-  Choice adapter;  // that of the row, or the base's own head
+  Choice adapter;  // that of the row, or the base head
   Head head;
   Arrays outputs;  // [1, …]: those of the base and that of the head, their tokens where the caller's arrays have them
   FittedRow row;   // as it ran

@@ -14,7 +14,7 @@
 // One row of a request, whatever the other rows are.
 struct Row {
   Arrays inputs;                   // [1, …] for each input of the graph
-  Choice adapter = {};             // none: the base, or its own head
+  Choice adapter = {};             // none: the base, or its base head
   double strength = 1;             // how many times what the adapter adds is added
   Weights weights = {};            // of a fusion's members; empty: its own
   std::vector<bool> context = {};  // of a span: for each token whether it may be the answer

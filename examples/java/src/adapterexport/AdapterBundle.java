@@ -80,7 +80,7 @@ public final class AdapterBundle implements AutoCloseable {
    * One row of a request, whatever the other rows are.
    *
    * @param inputs each input of the graph, without an axis for the rows: the ids of three tokens have the shape [3].
-   * @param adapter its name; null is the base, with its own head if it has one.
+   * @param adapter its name; null is the base, with its base head if it has one.
    * @param strength how many times what the adapter adds is added, from −1000 to 1000.
    * @param weights the weights of all members of a weighted fusion; empty are its own.
    * @param context for each token a 1 if it may be the answer to a question; required for spans, else null.

@@ -150,7 +150,7 @@ export interface Manifest {
   golden_batches?: string | null;
   /** How images or audio become the input; this client takes the input itself. */
   media?: { medium: "image" | "audio"; input: string; processor: string; steps: { op: string }[] | null; unknown?: string; golden?: string } | null;
-  /** The adapter that is the base's own head, and answers where no adapter is chosen. */
+  /** The adapter that is the base head, and answers where no adapter is chosen. */
   head: string | null;
   /** The number in every adapter file for this graph. */
   model_version: number;

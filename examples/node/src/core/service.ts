@@ -14,7 +14,7 @@ import { type Asked, type ReadText, type TextAnswer, TextReader } from "./text.j
 
 /** The adapter of a row and how it is applied. */
 export interface Chosen {
-  /** Default: the base's own head if the bundle has one, or the base. */
+  /** Default: the base head if the bundle has one, or the base. */
   adapter?: Choice;
   /** The factor of the updates that the adapter adds, from −1000 to 1000; 1 by default. Heads are not scaled. */
   strength?: number;
@@ -149,7 +149,7 @@ export class Service {
     return mask ? Array.from(inputs[mask.name]!.data as ArrayLike<unknown>, (number) => Number(number) !== 0) : null;
   }
 
-  /** Where no adapter is chosen, the base's own head answers, if the bundle has one. */
+  /** Where no adapter is chosen, the base head answers, if the bundle has one. */
   private chosen(adapter: Choice = null): Choice {
     return adapter ?? this.bundle.manifest.head;
   }

@@ -50,7 +50,7 @@ class TritonSession:
         self._loaded, self._sent = lru_cache(64)(self._read), lru_cache(64)(self._in_one)
 
     @property
-    def own_head(self) -> str | None:
+    def base_head(self) -> str | None:
         """The adapter that answers where none is chosen."""
         return self._manifest.head
 
@@ -71,7 +71,7 @@ class TritonSession:
 
     def answering(self, adapter: str | None) -> Any:
         """Return the task by which an adapter answers; RequestError if it has none."""
-        head = self.head(self.own_head if adapter is None else adapter)
+        head = self.head(self.base_head if adapter is None else adapter)
         if head.task is None or head.output is None:
             raise RequestError("has no task, so it has no answers", where=f"adapter `{head.adapter}`")
         return head.task

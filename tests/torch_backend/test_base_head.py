@@ -1,4 +1,4 @@
-"""A base's own head: the numbers of transformers in ONNX Runtime, and a note on whatever is left out."""
+"""A base head: the numbers of transformers in ONNX Runtime, and a note on whatever is left out."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from transformers import AutoModel, PreTrainedModel
 
 import adapter_export as ae
 from adapter_export.errors import AdapterError, BaseModelError, UsageError
-from adapter_export.graph.adapter import OWN_HEAD
+from adapter_export.graph.adapter import BASE_HEAD
+from adapter_export.torch_backend.base.base_head import base_head
 from adapter_export.torch_backend.base.example_inputs import obvious_inputs
 from adapter_export.torch_backend.base.huggingface_folder import capture_folder, open_folder
-from adapter_export.torch_backend.base.own_head import own_head
 from adapter_export.torch_backend.base.torch_base import HEAD_GRAPH, HEAD_WEIGHTS, load_base, save_base
 
 
@@ -75,16 +75,16 @@ def test_in_onnx_runtime(name: str, head: str, options: dict[str, Any], kind: st
     model.save_pretrained(tmp_path / "folder")
     notes: list[str] = []
     base = ae.capture(tmp_path / "folder", tmp_path / "model.pt", on_note=notes.append)
-    assert base.own_head is not None
+    assert base.base_head is not None
     assert not [note for note in notes if "left out" in note]
     bundle = ae.build(base, [], tmp_path / "bundle", variants=("slots",))
-    assert bundle.manifest.head == OWN_HEAD
+    assert bundle.manifest.head == BASE_HEAD
     (record,) = bundle.manifest.adapters
     assert record.task is not None
     assert record.task.type == kind
     inputs = requests(model)
     expected = logits(model, kind, inputs).numpy()
-    found = bundle.session().run({key: value.numpy() for key, value in inputs.items()}, OWN_HEAD)[str(record.output)]
+    found = bundle.session().run({key: value.numpy() for key, value in inputs.items()}, BASE_HEAD)[str(record.output)]
     real = inputs["attention_mask"].bool().numpy() if expected.ndim == 3 else slice(None)
     assert np.abs(expected).max() > 0.1
     assert np.abs(found[real] - expected[real]).max() < 1e-5 * max(1, np.abs(expected).max())
@@ -118,7 +118,7 @@ def test_what_is_left_out_is_named(name: str, head: str, named: list[str], tmp_p
     with pytest.warns(UserWarning, match="left out") as warned:
         base = ae.capture(tmp_path / "folder", tmp_path / "model.pt")
     (note,) = [str(one.message) for one in warned if "left out" in str(one.message)]
-    assert base.own_head is None
+    assert base.base_head is None
     assert all(word in note for word in named), note
     assert base.notes == (note,)
     with pytest.raises(UsageError, match="nothing to build"):
@@ -130,14 +130,14 @@ def test_of_a_base_with_one_length(tokens: int, reason: str, tmp_path: Path) -> 
     small("Bert", "ForSequenceClassification").save_pretrained(tmp_path / "folder")
     notes: list[str] = []
     base = ae.capture(tmp_path / "folder", tmp_path / "model.pt", lengths=[f"sequence={tokens}"], on_note=notes.append)
-    assert (base.own_head is None) == bool(reason)
+    assert (base.base_head is None) == bool(reason)
     assert [reason in note for note in notes if "left out" in note] == ([True] if reason else [])
 
 
 def test_a_bare_model_leaves_nothing_out(tmp_path: Path) -> None:
     small("Bert", "Model").save_pretrained(tmp_path / "folder")
     base = open_folder(tmp_path / "folder")
-    assert base.own_head is None
+    assert base.base_head is None
     assert base.notes == ()
 
 
@@ -148,7 +148,7 @@ def test_weights_that_the_head_lacks_are_never_random(tmp_path: Path) -> None:
     config = (tmp_path / "folder" / "config.json").read_text()
     (tmp_path / "folder" / "config.json").write_text(config.replace("BertModel", "BertForSequenceClassification"))
     base = open_folder(tmp_path / "folder")
-    assert base.own_head is None
+    assert base.base_head is None
     assert "lacks weights of it; found `classifier.bias`" in base.notes[0]
 
 
@@ -158,13 +158,13 @@ def test_a_class_that_is_none(architecture: str, tmp_path: Path) -> None:
     config = (tmp_path / "folder" / "config.json").read_text()
     (tmp_path / "folder" / "config.json").write_text(config.replace("BertForTokenClassification", architecture))
     base = open_folder(tmp_path / "folder")
-    assert base.own_head is None
+    assert base.base_head is None
     assert f"`{architecture}` is left out, with the weights `classifier.bias`" in base.notes[0]
 
 
 def test_a_head_that_computes_something_else_is_not_taken(tmp_path: Path) -> None:
     model = small("Bert", "ForSequenceClassification", problem_type="single_label_classification")
-    found = own_head(model, "BertForSequenceClassification", ["logits"], lambda _: (None, ()), obvious_inputs(model))
+    found = base_head(model, "BertForSequenceClassification", ["logits"], lambda _: (None, ()), obvious_inputs(model))
     model.bert.save_pretrained(tmp_path / "folder")
     base = open_folder(tmp_path / "folder")
     adapter, notes = found.of(base, model="BertModel", unused=())
@@ -181,7 +181,7 @@ def test_a_head_that_rounding_moves_far_is_taken(tmp_path: Path) -> None:
     model = small("Bert", "ForTokenClassification")
     with torch.no_grad():
         model.classifier.weight.add_(100)
-    found = own_head(model, "BertForTokenClassification", ["logits"], lambda _: (None, ()), obvious_inputs(model))
+    found = base_head(model, "BertForTokenClassification", ["logits"], lambda _: (None, ()), obvious_inputs(model))
     model.bert.save_pretrained(tmp_path / "folder")
     exact = model.double()
     with torch.no_grad():
@@ -216,7 +216,7 @@ def test_one_layer_is_traced_where_it_shows_the_head(
     monkeypatch.setattr(torch.export, "export", counted)
     ids = torch.ones(2, 7, dtype=torch.int64)
     examples = {"input_ids": ids, "attention_mask": ids}, None
-    found = own_head(model, deep.__name__, ["logits"], lambda _: (None, ()), examples)
+    found = base_head(model, deep.__name__, ["logits"], lambda _: (None, ()), examples)
     assert [count - 1 for count in linears] == traced  # without the head's own
     save_base(model.bert, examples[0], tmp_path / "model.pt")
     assert linears[1] == 12, "the model has its layers again"
@@ -224,21 +224,21 @@ def test_one_layer_is_traced_where_it_shows_the_head(
     assert adapter is not None, notes
 
 
-def test_the_own_head_beside_adapters(tmp_path: Path) -> None:
+def test_the_base_head_beside_adapters(tmp_path: Path) -> None:
     model = small("Bert", "ForSequenceClassification", problem_type="single_label_classification")
     model.save_pretrained(tmp_path / "folder")
     base = ae.capture(tmp_path / "folder", tmp_path / "model.pt")
-    assert base.own_head is not None
-    mine = replace(base.own_head, name="mine")
+    assert base.base_head is not None
+    mine = replace(base.base_head, name="mine")
     bundle = ae.build(base, [mine], tmp_path / "both", variants=("slots",))
-    assert [record.name for record in bundle.manifest.adapters] == ["mine", OWN_HEAD]
+    assert [record.name for record in bundle.manifest.adapters] == ["mine", BASE_HEAD]
     # one topology: the same slots
-    assert len(bundle.manifest.slots) == len(base.own_head.weights)
-    alone = ae.build(base, [mine], tmp_path / "without", variants=("slots",), without_own_head=True)
+    assert len(bundle.manifest.slots) == len(base.base_head.weights)
+    alone = ae.build(base, [mine], tmp_path / "without", variants=("slots",), without_base_head=True)
     assert [record.name for record in alone.manifest.adapters] == ["mine"]
     assert alone.manifest.head is None
-    with pytest.raises(AdapterError, match=r"name of the base's own head.*without_own_head"):
-        ae.build(base, [replace(mine, name="Own-Head")], tmp_path / "twice")
+    with pytest.raises(AdapterError, match=r"name of the base head.*without_base_head"):
+        ae.build(base, [replace(mine, name="Base-Head")], tmp_path / "twice")
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +272,7 @@ def test_a_module_has_no_head_of_its_own(tmp_path: Path) -> None:
     found = obvious_inputs(model)
     assert found is not None
     save_base(model, found[0], tmp_path / "model.pt", axes=found[1])
-    assert load_base(tmp_path / "model.pt").own_head is None
+    assert load_base(tmp_path / "model.pt").base_head is None
 
 
 LABELS = {0: "ugly", 1: "bad", 2: "good"}
@@ -294,13 +294,13 @@ def table(place: Path, labels: Sequence[str]) -> Path:
     return place
 
 
-def test_a_training_starts_as_the_own_head(classifier: ae.Base, tmp_path: Path) -> None:
+def test_a_training_starts_as_the_base_head(classifier: ae.Base, tmp_path: Path) -> None:
     data = table(tmp_path / "train.tsv", ["good", "bad", "ugly"])
     quick: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-12, "bottleneck": 2}
     started = ae.train(classifier, data, tmp_path / "mine", head="own", **quick)
-    assert classifier.own_head is not None
+    assert classifier.base_head is not None
     assert started.head is not None
-    own = classifier.own_head.weights
+    own = classifier.base_head.weights
     order = [list(LABELS.values()).index(label) for label in started.head.labels]
     assert order != [0, 1, 2]  # the labels of the data are sorted
     assert np.abs(started.weights["head.classifier.weight"] - own["head.classifier.weight"][:, order]).max() < 1e-9
@@ -317,11 +317,11 @@ def test_a_training_starts_as_the_own_head(classifier: ae.Base, tmp_path: Path) 
         (["good", "bad"], {}, "another question than the data.*found a head for `single_label`, ugly, bad, good"),
         (["good", "bad", "grim"], {}, "another question than the data.*expected `single_label`, bad, good, grim"),
         (["good", "bad", "ugly"], {"task": "embedding"}, "another question than the data.*expected `embedding`"),
-        (["good", "bad", "ugly"], {"pooling": "first"}, r"own head is as it is; found `pooling`"),
+        (["good", "bad", "ugly"], {"pooling": "first"}, r"base head is as it is; found `pooling`"),
         (["good", "bad", "ugly"], {"head": "mine"}, "unknown start of a head; found `mine`"),
     ],
 )
-def test_labels_that_are_not_those_of_the_own_head(
+def test_labels_that_are_not_those_of_the_base_head(
     labels: list[str], options: dict[str, Any], message: str, classifier: ae.Base, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=message):

@@ -1,4 +1,4 @@
-"""A base's own head: what the model that it comes from computes of the final hidden state, proved to be that.
+"""A base head: what the model that it comes from computes of the final hidden state, proved to be that.
 
 The graph of `torch.export` says what a head computes, so no architecture is known by name: its operations become those
 of an adapter graph, one by one, and a head with any other operation is refused by the name of that operation.
@@ -23,7 +23,7 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, InputError, quoted
 from adapter_export.format.axes import masks_of
 from adapter_export.format.lengths import axis_lengths
-from adapter_export.graph.adapter import HEAD, OWN_HEAD, Adapter, Head
+from adapter_export.graph.adapter import BASE_HEAD, HEAD, Adapter, Head
 from adapter_export.graph.graph import HEAD_VALUES, AdapterGraph, Node
 from adapter_export.graph.ops import Dim, Shape
 from adapter_export.graph.tasks import CLASSES, Task
@@ -46,7 +46,7 @@ _LISTED = 20
 
 
 @dataclass(frozen=True)
-class OwnHead:
+class BaseHead:
     """The head of a whole model, with what that model computed of some inputs; or why there is none.
 
     `maker` is what the head comes from, such as a class of transformers; `reason` says why it is left out, `notes` what
@@ -73,7 +73,7 @@ class OwnHead:
         if self.head is not None and self.weights is not None:
             tensors = {f"{HEAD}.{name}": tensor for name, tensor in self.weights.weights.items()}
             training = {"origin": {"library": "transformers", "model": self.maker}}
-            adapter = Adapter(OWN_HEAD, "own_head", base.fingerprint, {}, {}, tensors, self.head, training)
+            adapter = Adapter(BASE_HEAD, "base_head", base.fingerprint, {}, {}, tensors, self.head, training)
             reason = self._deviates(base, adapter)
             if not reason:
                 return adapter, tuple(f"the head of `{self.maker}`: {note}" for note in self.notes)
@@ -125,13 +125,13 @@ def _takes(base: TorchBase, inputs: Mapping[str, Tensor]) -> bool:
     )
 
 
-def own_head(
+def base_head(
     whole: nn.Module,
     maker: str,
     outputs: Sequence[str],
     task_of: Callable[[int], tuple[Task | None, Sequence[str]]],
     examples: Examples | None,
-) -> OwnHead:
+) -> BaseHead:
     """The head of a whole model, whose results are `outputs`; several are the columns of one.
 
     `task_of` gives the task of a head, and notes, from the number of its classes; `examples` are inputs of the model.
@@ -139,7 +139,7 @@ def own_head(
     """
     try:
         if examples is None:
-            return OwnHead(maker, reason="the model takes inputs of its own")
+            return BaseHead(maker, reason="the model takes inputs of its own")
         program, traced = _traced(whole, outputs, examples)
         task, notes = task_of(traced.widths.get(CLASSES, 0))
         head = Head(traced.graph, traced.widths, task)
@@ -151,10 +151,10 @@ def own_head(
         columns = [[values[name] for name in outputs] for values in computed]
         results = [torch.stack(one, -1) if len(one) > 1 else one[0] for one in columns]
     except InputError as error:  # what to do about it is of no use: the model is captured without it
-        return OwnHead(maker, reason=error.what + (f"; found {error.found}" if error.found else ""))
+        return BaseHead(maker, reason=error.what + (f"; found {error.found}" if error.found else ""))
     except LIBRARY_ERRORS as error:  # such as a head that wants a token of its own in every text
-        return OwnHead(maker, reason=f"the whole model cannot compute an example; found {first_line(error)}")
-    return OwnHead(maker, head, traced, notes=tuple(notes), cases=cases, results=results)
+        return BaseHead(maker, reason=f"the whole model cannot compute an example; found {first_line(error)}")
+    return BaseHead(maker, head, traced, notes=tuple(notes), cases=cases, results=results)
 
 
 def _traced(whole: nn.Module, outputs: Sequence[str], examples: Examples) -> tuple[TorchBase, TracedHead]:
