@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from adapter_export.analysis.adapter_costs import Latency, Setup, sample
-from adapter_export.bundle.write import VARIANTS
+from adapter_export.bundle.variants import VARIANTS
 from adapter_export.dtypes import Array
 from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx_backend.base.external import write_model
@@ -48,7 +48,7 @@ def slots_call(base: OnnxBase, built: Adapter, fed: Adapter, inputs: Mapping[str
     """The graph with the slots of one adapter, fed another one that has no others."""
     plan = plan_slots([built], base.sites)
     with TemporaryDirectory(prefix="adapter-export-") as folder:
-        path = Path(folder) / VARIANTS["slots"]
+        path = Path(folder) / VARIANTS["slots"].file
         write_model(insert_slots(base, plan), path, copy_weights=False)
         yield open_session(path, threads=1), {**inputs, **slot_tensors(plan, fed)}
 

@@ -7,8 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import onnx_ir as ir
-
 from adapter_export.bundle.golden import Allowance, Golden, GoldenMaker, OnStep, case_of, check_caches, silent
 from adapter_export.bundle.golden_batches import BatchMaker, padding_by_name
 from adapter_export.bundle.golden_media import MediaMaker, check_media
@@ -21,7 +19,9 @@ from adapter_export.bundle.recorded_runs import Recording
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.separation import remarks, with_separation
 from adapter_export.bundle.texts import TextMaker
-from adapter_export.bundle.write import VARIANTS, BundleWriter, check_bases, check_names, check_texts, model_version
+from adapter_export.bundle.variants import VARIANTS
+from adapter_export.bundle.variants.variant import GraphDraft
+from adapter_export.bundle.write import BundleWriter, check_bases, check_names, check_texts, model_version
 from adapter_export.dtypes import AdapterPrecision
 from adapter_export.errors import AdapterError, BaseModelError, UsageError, argument, quoted
 from adapter_export.format.axes import narrowed
@@ -29,12 +29,11 @@ from adapter_export.format.derivation import DERIVATION_FILE, write_derivation
 from adapter_export.format.files import new_folder
 from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.manifest import (
-    BankRecord,
-    FanoutRecord,
+    GRAPH_VARIANTS,
     Manifest,
     OutputRecord,
     TextRecord,
-    Variant,
+    VariantName,
     token_lengths,
 )
 from adapter_export.format.manifest_json import MANIFEST_FILE, MANIFEST_VERSION
@@ -45,15 +44,13 @@ from adapter_export.graph.slot_form import rounded
 from adapter_export.numerics.budget import extent
 from adapter_export.numerics.runner import Runner
 from adapter_export.numerics.sample_inputs import InputCase
-from adapter_export.onnx_backend.base.external import WEIGHTS_FILE, write_model
+from adapter_export.onnx_backend.base.external import WEIGHTS_FILE
 from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.onnx_backend.base.length_probe import axes
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics
-from adapter_export.onnx_backend.rewrite.bank_graph import IDS_INPUT, bank_rows, bank_tensors, insert_bank, is_fillable
 from adapter_export.onnx_backend.rewrite.checksums import (
     CHECKSUMS,
     SlotChecksums,
-    add_bank_checksums,
     add_checksums,
     without_checksums,
 )
@@ -85,7 +82,7 @@ def build_bundle(
     origin: Origin | None = None,
     allow_base_mismatch: bool = False,
     copy_weights: bool = False,
-    variants: Sequence[Variant] | None = None,
+    variants: Sequence[VariantName] | None = None,
     bake: Sequence[str] = (),
     reserved: Sequence[Reserved] = (),
     precisions: Mapping[str, AdapterPrecision] | None = None,
@@ -142,15 +139,10 @@ def build_bundle(
             sums = SlotChecksums(first_free(CHECKSUMS, [*names, *(h.output for h in writer.heads)]), plan, base.inputs)
             model = add_checksums(model, plan.slots, sums.output, base.inputs)
         model.model_version = writer.model_version
-        progress("writing the graph and the weights of the base")
-        write_model(model, folder / VARIANTS["slots"], copy_weights=copy_weights)
+        draft = GraphDraft(folder, plan, writer.heads, adapters, model, sums, bake, copy_weights)
+        _write_graphs(draft, base, variants, progress, note or silent)
         weights = folder / WEIGHTS_FILE
         hashed = pool.submit(sha256_of, weights) if weights.exists() else None  # seconds for a large base
-        progress("writing the other variants of the graph")
-        bank, fanout = _write_bank(base, writer, model, adapters, variants, note or silent, sums)
-        if variants is None or "inputs" in variants:
-            writer.inputs(model)
-        baked = {adapter.name: writer.baked(model, adapter) for adapter in adapters if adapter.name in bake}
         _keep(kept or {}, folder, _LATER if media is None else (*_LATER, media.record.processor))
         sample = [case_of(case.name, case.arrays, base.inputs) for case in cases]
         analysed = extent(flow_graph(model if sums is None else without_checksums(model, sums.output)))
@@ -169,7 +161,7 @@ def build_bundle(
         base_vectors = golden(None) if headed is None else maker.of_base(headed)
         of_base = writer.golden(base_vectors)
         records = [
-            writer.adapter(adapter, vectors, baked.get(adapter.name), stored.get(adapter.name, "float32"))
+            writer.adapter(adapter, vectors, draft.baked.get(adapter.name), stored.get(adapter.name, "float32"))
             for adapter, vectors in pairs
         ]
         text = None
@@ -197,7 +189,7 @@ def build_bundle(
             batch_invariant=computing.batch_invariant,
             padding_neutral=False,
             counts_padding=(),
-            graphs={variant: file for variant, file in VARIANTS.items() if (folder / file).exists()},
+            graphs={name: VARIANTS[name].file for name in GRAPH_VARIANTS if (folder / VARIANTS[name].file).exists()},
             inputs=base.inputs,
             lengths=lengths,
             outputs=(*base.outputs, *(output for output in outputs if output.name in added)),
@@ -207,8 +199,8 @@ def build_bundle(
             golden=of_base,
             text=text,
             files=(),
-            bank=bank,
-            fanout=fanout,
+            bank=draft.bank,
+            fanout=draft.fanout,
             heads=head_records(writer.heads),
             model_version=writer.model_version,
             head=base_head,
@@ -261,42 +253,25 @@ def _check_request(
         raise UsageError("no adapter of this name is built", where=argument("bake"), found=unknown, expected=known)
 
 
-def _write_bank(
-    base: OnnxBase,
-    writer: BundleWriter,
-    slots: ir.Model,
-    adapters: Sequence[Adapter],
-    variants: Sequence[Variant] | None,
-    note: OnStep,
-    checksums: SlotChecksums | None,
-) -> tuple[BankRecord | None, FanoutRecord | None]:
-    """Write the bank if it is wanted; where nobody asked for one by name, a note says why there cannot be one.
-
-    It is also written in two, below and above its first adapter, where that is asked for.
+def _write_graphs(
+    draft: GraphDraft, base: OnnxBase, variants: Sequence[VariantName] | None, progress: OnStep, note: OnStep
+) -> None:
+    """Write the variants that are wanted; where the user named none, a note says why one cannot be.
 
     Raises:
-        AdapterError: the adapters cannot share a bank.
-        BaseModelError: the base cannot have one, or it cannot be cut there.
+        AdapterError: the adapters cannot share a graph that was named.
+        BaseModelError: the base cannot have one that was named.
     """
-    if variants is not None and "bank" not in variants:
-        return None, None
-    try:
-        rows = bank_rows(writer.plan, writer.heads, adapters)
-        model = insert_bank(base, writer.plan, rows)
-    except (AdapterError, BaseModelError) as error:
-        if variants is not None:
-            raise
-        note(f"without a bank: {error.message}")
-        return None, None
-    for one, same in zip(model.graphs(), slots.graphs(), strict=True):  # the base's weights as they were written
-        for name, value in one.initializers.items():
-            if name in same.initializers:
-                value.const_value = same.initializers[name].const_value
-    bank = BankRecord(IDS_INPUT, rows.names, is_fillable(writer.plan), bank_tensors(writer.plan, writer.heads))
-    if checksums is not None:
-        model = add_bank_checksums(model, writer.plan.slots, checksums.output, bank)
-    writer.bank(model)
-    return bank, writer.fanout(model, bank) if variants is not None and "fanout" in variants else None
+    for variant in VARIANTS.values():
+        if not variant.is_wanted(variants, draft.bake):
+            continue
+        progress(f"writing the graph `{variant.file}`")
+        try:
+            variant.write(draft, base)
+        except (AdapterError, BaseModelError) as error:
+            if variants is not None:
+                raise
+            note(f"without the variant `{variant.name}`: {error.message}")
 
 
 def _keep(files: Mapping[str, Path | bytes], folder: Path, later: Sequence[str]) -> None:

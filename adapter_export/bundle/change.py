@@ -6,8 +6,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnx_ir as ir
-
 from adapter_export.bundle.golden import Golden, GoldenMaker, OnStep, check_caches, silent
 from adapter_export.bundle.golden_batches import BatchMaker, padding_by_name, without
 from adapter_export.bundle.golden_media import MediaMaker, check_media
@@ -17,19 +15,20 @@ from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.bundle.recorded_runs import Recording
 from adapter_export.bundle.separation import remarks, with_separation
 from adapter_export.bundle.texts import TextMaker
-from adapter_export.bundle.write import BANK_FILE, BundleWriter, check_bases, check_names, check_texts, model_version_of
+from adapter_export.bundle.variants import VARIANTS
+from adapter_export.bundle.variants.variant import GraphDraft
+from adapter_export.bundle.write import BundleWriter, check_bases, check_names, check_texts, model_version_of
 from adapter_export.dtypes import AdapterPrecision
 from adapter_export.errors import AdapterError, BaseModelError, FileError, argument, command, quoted
 from adapter_export.format.files import changed_folder
 from adapter_export.format.golden_batches import GoldenBatches
 from adapter_export.format.golden_texts import GoldenTexts
-from adapter_export.format.manifest import AdapterRecord, BankRecord, FanoutRecord, Manifest
+from adapter_export.format.manifest import AdapterRecord, Manifest
 from adapter_export.format.manifest_json import CARD_FILE, MANIFEST_VERSION, REPORT_FILE, SIGNATURE_FILE, read_manifest
 from adapter_export.format.media import GoldenMedia
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.slot_form import rounded
 from adapter_export.numerics.runner import Runner
-from adapter_export.onnx_backend.rewrite.bank_graph import bank_rows
 from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_sums, slot_tensors
 from adapter_export.runtime.adapter_file import write_adapter_file
 
@@ -187,8 +186,7 @@ def _rewritten(manifest: Manifest) -> set[str]:
     """The files that are written anew in any case."""
     media = None if manifest.media is None else manifest.media.golden
     golden = {path for path in (manifest.golden_texts, manifest.golden_batches, media) if path is not None}
-    cut = set() if manifest.fanout is None else {manifest.graphs["fanout"], manifest.fanout.prefix}
-    return {manifest.graphs["bank"], BANK_FILE, *cut, *golden} if "bank" in manifest.graphs else golden
+    return golden.union(*(variant.refilled(manifest) for variant in VARIANTS.values()))
 
 
 def write_fitted(adapter: Adapter, path: Path, folder: Path, manifest: Manifest) -> None:
@@ -253,8 +251,10 @@ def _finish(
     if asked.media is not None:
         writer.media(asked.media)
     manifest = replace(manifest, golden_batches=writer.batches(asked.batches))
-    bank, fanout = _write_bank(old, writer, manifest, added)
-    manifest = replace(manifest, version=MANIFEST_VERSION, bank=bank, fanout=fanout)
+    draft = GraphDraft(writer.folder, writer.plan, writer.heads, _in_bank(old, manifest, added), old.slots_model)
+    for variant in VARIANTS.values():
+        variant.refill(draft, old)
+    manifest = replace(manifest, version=MANIFEST_VERSION, bank=draft.bank, fanout=draft.fanout)
     new = {path for record in manifest.adapters if record not in old.manifest.adapters for path in _paths(record)}
     fresh = {*_rewritten(manifest), *new}
     hashed = {file.path: file.sha256 for file in old.manifest.files if file.path not in fresh}
@@ -289,21 +289,11 @@ def _check_unchanged(old: OpenedBundle) -> None:
         raise FileError("was changed by another process meanwhile", where=old.folder, fix="run the command again")
 
 
-def _write_bank(
-    old: OpenedBundle, writer: BundleWriter, manifest: Manifest, added: Sequence[Adapter]
-) -> tuple[BankRecord | None, FanoutRecord | None]:
-    """Write the bank of these adapters, and what it is cut into; its graph is that of the bundle."""
-    if manifest.bank is None or "bank" not in manifest.graphs:
-        return manifest.bank, None
-    known = {record.name for record in manifest.adapters}
-    adapters = [*(old.source(name) for name in manifest.bank.rows if name in known and name is not None), *added]
-    rows = bank_rows(writer.plan, writer.heads, adapters)
-    model = old.model(manifest.graphs["bank"])
-    for name, tensor in rows.tensors.items():
-        model.graph.initializers[name].const_value = ir.Tensor(tensor, name=name)
-    writer.bank(model, manifest.graphs["bank"])
-    bank = replace(manifest.bank, rows=rows.names)
-    return bank, None if manifest.fanout is None else writer.fanout(model, bank)
+def _in_bank(old: OpenedBundle, manifest: Manifest, added: Sequence[Adapter]) -> list[Adapter]:
+    """Return the adapters of the bank as it will be: those that stay in the order of its rows, then new ones."""
+    rows, known = old.manifest.bank, {record.name for record in manifest.adapters}
+    stay = () if rows is None else rows.rows
+    return [*(old.source(name) for name in stay if name is not None and name in known), *added]
 
 
 def _check_slots(adapter: Adapter, plan: SlotPlan, manifest: Manifest) -> None:

@@ -15,17 +15,17 @@ import onnxruntime as ort
 
 from adapter_export.bundle.golden import Allowance, Case, Golden, read_golden
 from adapter_export.bundle.golden_parts import GoldenParts, read_parts
+from adapter_export.bundle.variants import VARIANTS
 from adapter_export.dtypes import Weights, widened
 from adapter_export.errors import AdapterError, FormatError, RequestError, moved
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.axes import axis_names
-from adapter_export.format.check_report import Form
 from adapter_export.format.derivation import Derivation, read_derivation
 from adapter_export.format.files import canonical_json
 from adapter_export.format.golden_batches import GoldenBatches, read_golden_batches
 from adapter_export.format.golden_texts import GoldenTexts, read_golden_texts
 from adapter_export.format.lengths import axis_lengths
-from adapter_export.format.manifest import AdapterRecord, Manifest
+from adapter_export.format.manifest import AdapterRecord, Manifest, VariantName
 from adapter_export.format.manifest_json import open_whole, verify_files
 from adapter_export.format.media import GoldenMedia, read_golden_media
 from adapter_export.format.tensors import read_tensors
@@ -51,9 +51,6 @@ from adapter_export.text import Tokenizer
 
 LEVEL: Optimization = "all"
 """The optimization level that clients have if they do not ask for another."""
-
-BY_ROW: tuple[Form, ...] = ("bank", "fanout")
-"""The graphs in which each row of a batch has an adapter of its own, of the bank."""
 
 Request = tuple[Mapping[str, np.ndarray], Sequence[str | None]]
 """The data inputs of one run, and the adapter of each row of the batch; none is the base. Graphs but that of the bank
@@ -177,11 +174,9 @@ class OpenedBundle:
         """The sha256 of the manifest, which has those of all other files; of one that is staged as it will be."""
         return hashlib.sha256(canonical_json(asdict(self.manifest))).hexdigest()
 
-    def files_of(self, variant: Form) -> tuple[str, ...]:
+    def files_of(self, variant: VariantName) -> tuple[str, ...]:
         """Return the graphs of a variant: one, or one for each adapter that is baked in."""
-        if variant == "baked":
-            return tuple(record.baked for record in self.manifest.adapters if record.baked is not None)
-        return (self.manifest.graphs[variant],) if variant in self.manifest.graphs else ()
+        return VARIANTS[variant].files(self.manifest)
 
     @property
     def slots_model(self) -> ir.Model:
@@ -450,14 +445,19 @@ class Graph:
     """One graph of a bundle at one optimization level, fed as a client feeds it."""
 
     bundle: OpenedBundle
-    variant: Form
+    variant: VariantName
     file: str
     level: Optimization = LEVEL
 
     @property
     def by_row(self) -> bool:
         """Whether each row of a batch has an adapter of its own, of the bank."""
-        return self.variant in BY_ROW
+        return VARIANTS[self.variant].by_row
+
+    @property
+    def adapters(self) -> tuple[str | None, ...]:
+        """The adapters that it can run; `None` is the base."""
+        return VARIANTS[self.variant].adapters(self.bundle.manifest, self.file)
 
     @property
     def pieces(self) -> bool:
@@ -497,24 +497,17 @@ class Graph:
 
     def feeds(self, arrays: Mapping[str, np.ndarray], chosen: Sequence[str | None]) -> Arrays:
         """Return what its inputs are, tensors of slots among them."""
-        bank, fanout = self.bundle.manifest.bank, self.bundle.manifest.fanout
-        if self.by_row and bank is not None:
-            ids = {bank.ids: np.array([bank.rows.index(name) for name in chosen], np.int64)}
-            if self.variant == "bank" or fanout is None:
-                return {**arrays, **ids}
-            # one text more than there are rows, and in another order: a row that is not copied is seen to be wrong
-            count = len(next(iter(arrays.values())))
-            texts = {name: np.concatenate([array[:1], array[::-1]]) for name, array in arrays.items()}
-            return {**self.below(texts), **ids, fanout.rows: np.arange(count, 0, -1)}
-        return {**arrays, **(self.bundle.tensors(chosen[0]) if self.variant in ("slots", "inputs") else {})}
+        return VARIANTS[self.variant].feeds(self, arrays, chosen)
 
-    def below(self, texts: Mapping[str, np.ndarray]) -> Arrays:
-        """Return some texts and the values of `fanout` that lie below the first adapter."""
-        fanout = self.bundle.manifest.fanout
-        assert fanout is not None  # or there is no graph of this variant
+    def compute(self, file: str, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        """Run another graph of the bundle at the same level, and return all of its outputs.
+
+        Raises:
+            RequestError: ONNX Runtime cannot compute these inputs.
+        """
         if self.pieces:
-            return {**texts, **Pieces(self.bundle.model(fanout.prefix), self.bundle.home).run(texts)}
-        return {**texts, **run_session(self.bundle.session(fanout.prefix, self.level), texts)}
+            return Pieces(self.bundle.model(file), self.bundle.home).run(feeds)
+        return run_session(self.bundle.session(file, self.level), feeds)
 
     def _outputs(self, chosen: Sequence[str | None], there: Iterable[str]) -> list[str]:
         heads = {self.bundle.record(name).output for name in chosen if name is not None}

@@ -17,10 +17,11 @@ import onnxruntime as ort
 
 from adapter_export.bundle.golden import Case, Golden
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
-from adapter_export.bundle.report import BASE, FORMS
+from adapter_export.bundle.report import BASE
+from adapter_export.bundle.variants import VARIANTS
 from adapter_export.errors import RequestError, quoted
-from adapter_export.format.check_report import Form, InvariantRecord
-from adapter_export.format.manifest import GoldenRecord, Manifest, RecordedRuns
+from adapter_export.format.check_report import InvariantRecord
+from adapter_export.format.manifest import VARIANT_NAMES, GoldenRecord, Manifest, RecordedRuns, VariantName
 from adapter_export.numerics.runner import Arrays
 from adapter_export.runtime.graphs import PROVIDERS, run_session
 
@@ -40,7 +41,7 @@ not wider than 64, they add up more terms at a time. With 16 threads, that is so
 _SHORT = 2
 """Short cases that are tried."""
 
-_Key = tuple[Form, str | None]
+_Key = tuple[VariantName, str | None]
 """A graph, and the adapter of all rows; none is the base."""
 
 
@@ -76,11 +77,11 @@ class RunDigests:
             self._hashes.setdefault(key, hashlib.sha256()).update(content)
             self._added.setdefault(key, {})[case] = hashlib.sha256(content).hexdigest()
 
-    def by_case(self, variant: Form, name: str | None) -> Mapping[str, str]:
+    def by_case(self, variant: VariantName, name: str | None) -> Mapping[str, str]:
         """Return a digest for each case of the base or an adapter that ran in a graph."""
         return self._added.get((variant, name), {})
 
-    def whole(self, variant: Form, name: str | None) -> str | None:
+    def whole(self, variant: VariantName, name: str | None) -> str | None:
         """Return the digest over all cases of the base or an adapter; `None` if a graph did not run them in order."""
         if not self.cases or tuple(self.by_case(variant, name)) != self.cases:
             return None
@@ -123,9 +124,9 @@ class Recording:
         Raises:
             FormatError: ONNX Runtime cannot open a graph.
         """
-        # `inputs` has the operators of `slots`: it is recorded where both give the same
-        variants = [variant for variant in FORMS if variant != "inputs"]
-        graphs = [Graph(bundle, variant, file) for variant in variants for file in bundle.files_of(variant)]
+        # a variant with the operators of another is recorded where both give the same
+        variants = [variant for variant in VARIANTS.values() if variant.runs_as is None]
+        graphs = [Graph(bundle, one.name, file) for one in variants for file in one.files(bundle.manifest)]
         tried = [graph for graph in graphs if not graph.pieces]
         long, *short = _candidates(bundle.golden(None).cases)
         stable = _stable(bundle, tried, [long.name, *(case.name for case in short)])
@@ -143,8 +144,8 @@ class Recording:
 
     def recorded(self, manifest: Manifest) -> Manifest:
         """Return a manifest with the digests of what ran; without any where nothing was to be recorded."""
-        of_base = self._digests(None, FORMS)
-        witnessed = [variant for variant in FORMS if of_base.keys() & set(_witnesses(variant))]
+        of_base = self._digests(None, VARIANT_NAMES)
+        witnessed = [variant for variant in VARIANT_NAMES if of_base.keys() & set(VARIANTS[variant].witnesses)]
 
         def with_digests(record: GoldenRecord, name: str | None) -> GoldenRecord:
             return replace(record, recorded=self._digests(name, witnessed))
@@ -156,12 +157,12 @@ class Recording:
             adapters=tuple(replace(one, golden=with_digests(one.golden, one.name)) for one in manifest.adapters),
         )
 
-    def _digests(self, name: str | None, variants: Collection[Form]) -> dict[str, str]:
+    def _digests(self, name: str | None, variants: Collection[VariantName]) -> dict[str, str]:
         """Return by graph the digest of what ran, where it gave the same with other numbers of threads."""
         found = dict[str, str]()
         for variant in variants:
             digest = self.runs.whole(variant, name)
-            stable = self.stable.get(("slots" if variant == "inputs" else variant, name), {})
+            stable = self.stable.get((VARIANTS[variant].runs_as or variant, name), {})
             if digest is not None and self.runs.by_case(variant, name).items() <= stable.items():
                 found[variant] = digest
         return found
@@ -179,11 +180,8 @@ def _candidates(cases: Sequence[Case]) -> list[Case]:
 def _stable(bundle: OpenedBundle, graphs: Sequence[Graph], cases: Sequence[str]) -> dict[_Key, dict[str, str]]:
     """Return by graph and adapter the digest of each case that sessions with any number of threads agree on."""
     found = dict[_Key, dict[str, str]]()
-    bank = bundle.manifest.bank
     for graph in graphs:
-        adapters = [name for name in bundle.names if bank is None or not graph.by_row or name in bank.rows]
-        if graph.variant == "baked":
-            adapters = [name for name in bundle.names if name and bundle.record(name).baked == graph.file]
+        adapters = [name for name in bundle.names if name in graph.adapters]
         first, *others = (
             _run_all(replace(graph, bundle=bundle.with_threads(threads)), adapters, cases) for threads in _THREADS
         )
@@ -240,12 +238,12 @@ def compare_runs(manifest: Manifest, names: Collection[str | None], runs: RunDig
         if not golden[name].recorded:
             yield _not_compared(name or BASE, "its bits depend on the number of threads")
     known = [name for name in names if golden[name].recorded]
-    ran = [variant for variant in FORMS if any(_ran(runs, variant, name, golden[name]) for name in known)]
+    ran = [variant for variant in VARIANT_NAMES if any(_ran(runs, variant, name, golden[name]) for name in known)]
     if known and not ran:
         yield _not_compared("bundle", f"{quoted(recorded.cases)} did not all run")
         return
     same = {variant for variant in ran if _is_same(runs, variant, None, manifest.golden)}
-    trusted = [variant for variant in ran if same & set(_witnesses(variant))]
+    trusted = [variant for variant in ran if same & set(VARIANTS[variant].witnesses)]
     apart = [variant for variant in ran if variant not in trusted]
     if apart:
         yield _not_compared(", ".join(apart), _no_witness(names))
@@ -268,16 +266,11 @@ def _not_compared(subject: str, reason: str) -> InvariantRecord:
     return InvariantRecord(NOT_COMPARED, subject, "passed", reason)
 
 
-def _witnesses(variant: Form) -> tuple[Form, ...]:
-    """Return the graphs of which one must give the recorded bits of the base for a graph to be compared."""
-    return ("slots", "inputs") if variant == "baked" else (variant,)
-
-
-def _ran(runs: RunDigests, variant: Form, name: str | None, record: GoldenRecord) -> bool:
+def _ran(runs: RunDigests, variant: VariantName, name: str | None, record: GoldenRecord) -> bool:
     return variant in record.recorded and runs.whole(variant, name) is not None
 
 
-def _is_same(runs: RunDigests, variant: Form, name: str | None, record: GoldenRecord) -> bool:
+def _is_same(runs: RunDigests, variant: VariantName, name: str | None, record: GoldenRecord) -> bool:
     return variant in record.recorded and runs.whole(variant, name) == record.recorded[variant]
 
 

@@ -16,7 +16,6 @@ from adapter_export.format.check_report import (
     CoverageRecord,
     EffectRecord,
     FailureRecord,
-    Form,
     InvariantRecord,
     LocationRecord,
     NodeRecord,
@@ -25,10 +24,8 @@ from adapter_export.format.check_report import (
     SiteRecord,
     verdict,
 )
+from adapter_export.format.manifest import VariantName
 from adapter_export.tables import Table
-
-FORMS: tuple[Form, ...] = ("slots", "inputs", "bank", "fanout", "baked")
-"""All graphs that a bundle may have, in the order in which they are checked."""
 
 BASE = "base"
 """How the base without an adapter is called in `--only` and in tables."""
@@ -171,7 +168,7 @@ def _failure(report: Report, adapter: str | None) -> FailureRecord:
             if (each.adapter, each.against, each.output) == output:
                 levels[each.level] = levels.get(each.level, True) and each.passed
     result = worst or sites[0]
-    variant: Form = "slots" if worst is None else worst.variant
+    variant: VariantName = "slots" if worst is None else worst.variant
     options = {"against": report.against, "only": adapter or BASE, "case": result.case}
     options |= {} if variant == "slots" else {"variant": variant}
     given = [word for name, value in options.items() if value is not None for word in (f"--{name}", value)]
@@ -210,7 +207,7 @@ def _plain(value: Any) -> Any:
 
 def verification(report: Report) -> dict[str, Any]:
     """Return a report as the document of `verify`: each check, and the golden vectors by graph and adapter."""
-    groups: dict[tuple[Form, str | None, bool], list[OutputRecord]] = {}
+    groups: dict[tuple[VariantName, str | None, bool], list[OutputRecord]] = {}
     for result in report.outputs:
         groups.setdefault((result.variant, result.adapter, result.mixed), []).append(result)
     return {

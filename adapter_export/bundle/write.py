@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnx_ir as ir
-
 from adapter_export.bundle.golden import Golden, write_golden
 from adapter_export.bundle.golden_parts import GoldenParts, write_parts
 from adapter_export.bundle.report import BASE
@@ -21,13 +19,10 @@ from adapter_export.format.golden_batches import GoldenBatches, golden_batches_j
 from adapter_export.format.golden_texts import GoldenTexts, golden_texts_json
 from adapter_export.format.manifest import (
     AdapterRecord,
-    BankRecord,
-    FanoutRecord,
     GoldenRecord,
     Manifest,
     MixRecord,
     PartsRecord,
-    Variant,
 )
 from adapter_export.format.manifest_json import list_files, write_manifest
 from adapter_export.format.media import GOLDEN_MEDIA_FILE, GoldenMedia, golden_media_json
@@ -36,24 +31,8 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.sums import MIX, weighted_members
 from adapter_export.graph.tasks import CAUSAL_LM
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
-from adapter_export.onnx_backend.rewrite.fanout import ROWS_INPUT, cut_bank
-from adapter_export.onnx_backend.rewrite.insert import baked
 from adapter_export.onnx_backend.slots import HeadSum, SlotPlan, adapter_output, slot_tensors, topology_key
 from adapter_export.runtime.adapter_file import write_adapter_file
-
-VARIANTS: Mapping[Variant, str] = {
-    "slots": "model.onnx",
-    "inputs": "model.inputs.onnx",
-    "bank": "model.bank.onnx",
-    "fanout": "model.fanout.onnx",
-}
-"""The file of each variant."""
-
-PREFIX_FILE = "model.prefix.onnx"
-"""The graph below `fanout`."""
-
-BANK_FILE = "bank.bin"
-"""The adapters of the graph `bank`."""
 
 GOLDEN_TEXTS_FILE = "golden/texts.json"
 
@@ -68,43 +47,6 @@ class BundleWriter:
     plan: SlotPlan
     heads: Sequence[HeadSum]
     model_version: int
-
-    def inputs(self, model: ir.Model) -> None:
-        """Write the graph with slots as one in which every slot is an input without a default.
-
-        For bindings that cannot override an initializer, and for providers that fold it.
-        """
-        copy = model.clone()
-        for slot in self.plan.slots:
-            copy.graph.initializers.pop(slot.name).const_value = None
-        ir.save(copy, self.folder / VARIANTS["inputs"])
-
-    def bank(self, model: ir.Model, path: str = VARIANTS["bank"]) -> None:
-        """Write the graph of a bank, and its tensors into a file of their own."""
-        inputs = {value.name for value in model.graph.inputs}
-        values = [value for name, value in model.graph.initializers.items() if name in inputs]
-        tensors = [value.const_value for value in values if value.const_value is not None]
-        stored = ir.external_data.convert_tensors_to_external(tensors, self.folder, BANK_FILE)
-        for value, tensor in zip(values, stored, strict=True):
-            value.const_value = tensor
-        ir.save(model, self.folder / path)
-
-    def fanout(self, bank: ir.Model, record: BankRecord) -> FanoutRecord:
-        """Write a bank that was written as the two graphs below and above its first adapter.
-
-        Raises:
-            BaseModelError: it cannot be cut there.
-        """
-        cut = cut_bank(bank, record)
-        ir.save(cut.prefix, self.folder / PREFIX_FILE)
-        ir.save(cut.upper, self.folder / VARIANTS["fanout"])
-        return FanoutRecord(PREFIX_FILE, ROWS_INPUT, cut.values)
-
-    def baked(self, model: ir.Model, adapter: Adapter) -> str:
-        """Write the graph with slots as one in which an adapter is constant, and return where it is."""
-        path = f"model.baked.{adapter.name}.onnx"
-        ir.save(baked(model, self.plan, adapter), self.folder / path)
-        return path
 
     def golden(self, golden: Golden) -> GoldenRecord:
         """Write the golden vectors of an adapter, or of the base alone."""

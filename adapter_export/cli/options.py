@@ -187,9 +187,9 @@ def _kinds(_: click.Context) -> Iterable[str]:
 
 
 def _variants(_: click.Context) -> Iterable[str]:
-    from adapter_export.format.manifest import Variant
+    from adapter_export.format.manifest import VARIANT_NAMES
 
-    return get_args(Variant)
+    return VARIANT_NAMES
 
 
 def _adapters(context: click.Context) -> Iterable[str]:

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from adapter_export.bundle.write import BANK_FILE
+from adapter_export.bundle.variants.bank_variant import BANK_FILE
 from adapter_export.dtypes import Weights, widened
 from adapter_export.errors import FormatError, UsageError, argument
 from adapter_export.format.files import new_folder

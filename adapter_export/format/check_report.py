@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from adapter_export.errors import FormatError, within
+from adapter_export.format.manifest import VariantName
 from adapter_export.format.records import (
     SEMVER,
     Count,
@@ -27,8 +28,6 @@ REPORT_VERSION = "1.0.0"
 Verdict = Literal["passed", "failed"]
 Against = Literal["reference", "golden"]
 Split = Literal["all", "tokens", "padding"]
-Form = Literal["slots", "inputs", "bank", "fanout", "baked"]
-"""A graph that ran: a variant of the bundle, or one with the adapter baked in."""
 
 Number = float | Literal["nan", "inf", "-inf"]
 """A number; one that JSON cannot write is replaced by its name when the report is written."""
@@ -190,7 +189,7 @@ class OutputRecord(ComparisonRecord):
     level: Literal["none", "basic", "extended", "all"]
     output: str
     part: Split
-    variant: Form
+    variant: VariantName
     mixed: bool
 
     @property
@@ -257,7 +256,7 @@ class NodeRecord(ComparisonRecord):
 
     adapter: str | None
     case: str
-    variant: Form
+    variant: VariantName
     node: str
     origin: str
     operators: str
@@ -288,7 +287,7 @@ class LocationRecord:
 
     adapter: str | None
     case: str
-    variant: Form
+    variant: VariantName
     nodes: Count
     node: NodeRecord | None
     guess: str | None
@@ -349,9 +348,9 @@ class FailureRecord:
     levels_passed: tuple[str, ...]
     culprit: SiteRecord | None
     command: str
-    variant: Form
+    variant: VariantName
     mixed: bool
-    variants_failed: tuple[Form, ...]
+    variants_failed: tuple[VariantName, ...]
     location: LocationRecord | None = None
 
 

@@ -26,11 +26,17 @@ from adapter_export.graph.tasks import HeadOutput, Task
 Precision = Literal["fp32", "fp16", "int8", "int8-weights", "int4-weights"]
 """How a base computes its products: in floats, in integers (`int8`), or in floats with weights of so many bits."""
 
-Variant = Literal["slots", "inputs", "bank", "fanout"]
-"""A form of the exported graph."""
+VariantName = Literal["slots", "inputs", "bank", "fanout", "baked"]
+"""A variant of the exported graph: one way in which it receives the tensors of adapters."""
 
-BAKED = "baked"
-"""The graphs in which one adapter is constant, which have no variant of their own."""
+VARIANT_NAMES: tuple[VariantName, ...] = get_args(VariantName)
+"""Every variant, each after those that it is made of."""
+
+BAKED: VariantName = "baked"
+"""The variant of which each adapter has a graph of its own, named in its record."""
+
+GRAPH_VARIANTS = tuple(name for name in VARIANT_NAMES if name != BAKED)
+"""The variants that `Manifest.graphs` may name."""
 
 Axis = Positive | str
 """The length of an axis: a number, the name of a dynamic axis such as `batch`, or a sum such as `past + sequence`."""
@@ -510,7 +516,7 @@ class Manifest:
     batch_invariant: bool
     padding_neutral: bool
     counts_padding: tuple[str, ...]
-    graphs: Annotated[Mapping[Annotated[str, OneOf(get_args(Variant))], RelativePath], NotEmpty()]
+    graphs: Annotated[Mapping[Annotated[str, OneOf(GRAPH_VARIANTS)], RelativePath], NotEmpty()]
     inputs: tuple[InputRecord, ...]
     lengths: Mapping[str, Lengths]
     outputs: tuple[OutputRecord, ...]

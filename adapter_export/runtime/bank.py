@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import FormatError, RequestError, argument
-from adapter_export.format.manifest import BankRecord, BankTensor, HeadRecord, SlotRecord, Variant
+from adapter_export.format.manifest import BankRecord, BankTensor, HeadRecord, SlotRecord, VariantName
 from adapter_export.graph.adapter import HEAD
 from adapter_export.runtime.graphs import Arrays, Feeds, Graphs, on_device, run_values
 from adapter_export.runtime.loaded_adapters import Adapters, Counts, Entry, Uses, head_width
@@ -168,7 +168,7 @@ class Bank:
         return bank.fillable or all(entry is None or entry.row is not None for entry in entries)
 
     def run(
-        self, feeds: Feeds, entries: Sequence[Entry | None], outputs: Sequence[str], variant: Variant = "bank"
+        self, feeds: Feeds, entries: Sequence[Entry | None], outputs: Sequence[str], variant: VariantName = "bank"
     ) -> Arrays:
         """Compute outputs of a batch, each row through its own adapter; none is the base.
 

@@ -12,7 +12,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from adapter_export.errors import FormatError, RequestError, UsageError, argument, quoted
-from adapter_export.format.manifest import Manifest, Variant
+from adapter_export.format.manifest import Manifest, VariantName
 from adapter_export.safe_io.parsers import parsing
 
 Provider = Literal["cpu", "cuda"]
@@ -192,7 +192,7 @@ class Graphs:
         self._lock = Lock()
         self.session("slots")
 
-    def session(self, variant: Variant) -> ort.InferenceSession:
+    def session(self, variant: VariantName) -> ort.InferenceSession:
         """Return the session of a variant; RequestError if the bundle does not have it, FormatError if it is broken."""
         path = self.manifest.graphs.get(variant)
         if path is None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.format.adapter_files import write_adapter
-from adapter_export.format.manifest import Variant
+from adapter_export.format.manifest import VariantName
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
@@ -113,7 +113,7 @@ def built(
     adapters: tuple[Adapter, ...],
     out: Path,
     bake: Sequence[str] = (),
-    variants: Sequence[Variant] | None = None,
+    variants: Sequence[VariantName] | None = None,
 ) -> Bundle:
     """Build a bundle with few golden vectors."""
     first, *_, last = input_cases(base.inputs, seed=0, max_tokens=_FEW_TOKENS)

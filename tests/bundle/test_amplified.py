@@ -16,8 +16,8 @@ from adapter_export.bundle.golden import Allowance, Case, Golden, GoldenMaker, c
 from adapter_export.bundle.proof.compare_arrays import compare
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove
-from adapter_export.bundle.write import VARIANTS
 from adapter_export.dtypes import Weights
+from adapter_export.format.manifest import GRAPH_VARIANTS
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose import FusionOptions, adapter_fusion
 from adapter_export.graph.compose.members import own_tensors
@@ -150,12 +150,12 @@ def test_all_forms_of_a_bundle_compute_it(bert: Made, tmp_path: Path) -> None:
     adapters = [*(imported(bert, name) for name in ("compacter", "norms_before__residual_post_add")), sharp(bert)]
     names = [adapter.name for adapter in adapters]
     cases = input_cases(bert.onnx.inputs, seed=0, max_tokens=bert.source.max_tokens)
-    graphs = {"variants": list(VARIANTS), "bake": names}
+    graphs = {"variants": list(GRAPH_VARIANTS), "bake": names}
     build_bundle(bert.onnx, adapters, tmp_path / "bundle", references=bert.torch, cases=cases, **graphs)
     report = prove(plan_check(tmp_path / "bundle"), Reference("model", bert.torch), lambda step: None)
     assert report.passed
     of = {(result.variant, result.adapter) for result in report.outputs if result.adapter is not None}
-    assert of == {(variant, name) for variant in (*VARIANTS, "baked") for name in names}
+    assert of == {(variant, name) for variant in (*GRAPH_VARIANTS, "baked") for name in names}
 
 
 @pytest.fixture(scope="module")

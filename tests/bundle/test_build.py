@@ -135,8 +135,8 @@ class TestContents:
         steps: list[str] = []
         adapters = [random_adapter("a", pfeiffer(), base)]
         build_bundle(base, adapters, tmp_path / "b", references=CutRunner(base), cases=cases, progress=steps.append)
-        assert len(steps) == 8
-        assert "golden vectors of `a`" in steps[3]
+        assert len(steps) == 9
+        assert "golden vectors of `a`" in steps[4]
 
 
 class TestGolden:

@@ -21,8 +21,15 @@ import adapter_export as ae
 from adapter_export.bundle.change import add_adapters, remove_adapters
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove
-from adapter_export.bundle.report import FORMS
-from adapter_export.format.manifest import AdapterRecord, BankRecord, GoldenRecord, InputRecord, Manifest, SlotRecord
+from adapter_export.format.manifest import (
+    VARIANT_NAMES,
+    AdapterRecord,
+    BankRecord,
+    GoldenRecord,
+    InputRecord,
+    Manifest,
+    SlotRecord,
+)
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
@@ -397,7 +404,7 @@ def test_every_graph_is_proved_against_a_reference(plain: Built, tmp_path: Path)
     report = prove(plan_check(tmp_path / "bundle"), reference)
     assert report.passed
     seen = {(one.variant, one.against) for one in report.outputs if one.output == "slot_checksums"}
-    assert seen == {(form, against) for form in FORMS if form != "baked" for against in ("golden", "reference")}
+    assert seen == {(form, against) for form in VARIANT_NAMES if form != "baked" for against in ("golden", "reference")}
     assert built.manifest.golden.absolute.keys() == {"hidden", "slot_checksums"}
 
 

@@ -15,9 +15,8 @@ from tiny_onnx import random_adapter, token_inputs
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.prove import prove_new
-from adapter_export.bundle.write import VARIANTS
 from adapter_export.errors import AdapterError, BaseModelError, ParityError, UsageError
-from adapter_export.format.manifest import Manifest
+from adapter_export.format.manifest import GRAPH_VARIANTS, Manifest
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
@@ -53,7 +52,7 @@ def _adapters(base: OnnxBase) -> list[Adapter]:
 @pytest.fixture(scope="module")
 def bundle(base: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("variants") / "bundle"
-    _build(base, _adapters(base), out, variants=list(VARIANTS), bake=["wide", "narrow"])
+    _build(base, _adapters(base), out, variants=list(GRAPH_VARIANTS), bake=["wide", "narrow"])
     return out
 
 

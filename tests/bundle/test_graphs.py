@@ -15,10 +15,10 @@ from tampering import rehash
 
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove, steps
-from adapter_export.bundle.report import FORMS, Report, failures
-from adapter_export.bundle.write import VARIANTS
+from adapter_export.bundle.report import Report, failures
+from adapter_export.bundle.variants import VARIANTS
 from adapter_export.errors import FormatError, UsageError
-from adapter_export.format.manifest import Manifest
+from adapter_export.format.manifest import VARIANT_NAMES, Manifest
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from schemas import validate
 
@@ -88,7 +88,7 @@ def test_every_graph_is_run_on_everything_that_slots_are_run_on(whole: Built) ->
     runs = {
         form: {(each.against, each.adapter, each.case, each.output) for each in report.outputs
                if each.variant == form and not each.mixed}
-        for form in FORMS
+        for form in VARIANT_NAMES
     }  # fmt: skip
     # those beyond the core are tried in the graph that clients run
     beyond = {case.name for case in plan_check(whole.folder).cases if not case.core}
@@ -195,7 +195,7 @@ def test_a_class_that_is_masked_but_there_is_found(bundle: Path) -> None:
 
 @pytest.mark.parametrize("form", ["inputs", "bank", "baked"])
 def test_a_graph_that_computes_something_else_is_found(bundle: Path, form: str) -> None:
-    file = "model.baked.tone.onnx" if form == "baked" else VARIANTS[form]  # type: ignore[index]
+    file = "model.baked.tone.onnx" if form == "baked" else VARIANTS[form].file  # type: ignore[index]
 
     def change(graph: ir.Graph) -> None:
         act = next(node for node in graph if node.op_type == "Relu" and node.name.startswith("adapter."))

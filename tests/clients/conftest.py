@@ -20,8 +20,8 @@ from small_bundle import LENGTHS, WIDTH, build_small, small_tokenizer
 from tiny_onnx import random_adapter, save_tiny, tiny_model
 
 from adapter_export.bundle.build_bundle import build_bundle
-from adapter_export.bundle.write import VARIANTS
 from adapter_export.format.lengths import Lengths
+from adapter_export.format.manifest import GRAPH_VARIANTS
 from adapter_export.format.manifest_json import CARD_FILE, REPORT_FILE, SIGNATURE_FILE
 from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.compose import adapter_fusion, weighted_fusion
@@ -75,7 +75,7 @@ def _build_minilm(archive: Path, graph: Path, folder: Path) -> None:
         cases=input_cases(base.inputs, seed=0, shapes=list(SHAPES)),
         tokenizer=torch_base.tokenizer,
         max_tokens=torch_base.max_tokens,
-        variants=list(VARIANTS),
+        variants=list(GRAPH_VARIANTS),
         bake=["wide"],
         precisions={"narrow": "float16", "first": "int8"},
     )
@@ -121,7 +121,7 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
 
     def make(folder: Path) -> None:
-        variants, names = [*VARIANTS], ("input_ids", "attention_mask")
+        variants, names = [*GRAPH_VARIANTS], ("input_ids", "attention_mask")
         built = build_small(folder, variants, names, small_tokenizer(), _fusion, ["topic"]).folder
         for name in (SIGNATURE_FILE, REPORT_FILE, CARD_FILE):
             (built / name).write_text("{}")
@@ -134,7 +134,7 @@ def checked_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That bundle with checksums of slots."""
 
     def make(folder: Path) -> None:
-        variants, names = [*VARIANTS], ("input_ids", "attention_mask")
+        variants, names = [*GRAPH_VARIANTS], ("input_ids", "attention_mask")
         build_small(folder, variants, names, small_tokenizer(), _fusion, ["topic"], checksums=True)
 
     return once(tmp_path_factory, "clients_checked", make) / "bundle"

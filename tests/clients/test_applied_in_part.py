@@ -18,8 +18,7 @@ from tampering import edit, edit_adapter, rehash
 from tiny_onnx import random_adapter, save_tiny
 
 from adapter_export.bundle.build_bundle import build_bundle
-from adapter_export.bundle.write import VARIANTS
-from adapter_export.format.manifest import GoldenRecord, Manifest
+from adapter_export.format.manifest import GRAPH_VARIANTS, GoldenRecord, Manifest
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.graph.kinds import houlsby, lora
 from adapter_export.numerics.sample_inputs import input_cases
@@ -47,7 +46,7 @@ def eight_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder / "bundle",
             references=CutRunner(base),
             cases=input_cases(base.inputs, seed=0, shapes=list(SHAPES)),
-            variants=list(VARIANTS),
+            variants=list(GRAPH_VARIANTS),
             bake=["a"],
         )
 

@@ -21,8 +21,7 @@ from small_bundle import build_small, make_adapter
 from tampering import edit_adapter, rehash
 
 from adapter_export.bundle.build_bundle import build_bundle
-from adapter_export.bundle.write import VARIANTS
-from adapter_export.format.manifest import GoldenRecord, Manifest
+from adapter_export.format.manifest import GRAPH_VARIANTS, GoldenRecord, Manifest
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.adapter import Adapter
@@ -64,7 +63,7 @@ def coarse_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder / "coarse",
             references=CutRunner(open_onnx(exact.model)),
             cases=input_cases(base.inputs, seed=1, shapes=list(SHAPES)),
-            variants=list(VARIANTS),
+            variants=list(GRAPH_VARIANTS),
             bake=["topic"],
         )
 

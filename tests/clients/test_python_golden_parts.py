@@ -16,8 +16,7 @@ from coarse_bundle import build_coarse
 from once import once
 from tampering import edit, edit_adapter, rehash
 
-from adapter_export.bundle.write import VARIANTS
-from adapter_export.format.manifest import Manifest
+from adapter_export.format.manifest import GRAPH_VARIANTS, Manifest
 from adapter_export.format.manifest_json import read_manifest
 
 SITE = "layers.0.attention"
@@ -29,7 +28,8 @@ def coarse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base in 8 bits with the adapters `a` and `b`, in every graph; not to be changed."""
 
     return (
-        once(tmp_path_factory, "python_coarse", partial(build_coarse, variants=list(VARIANTS), bake=["a"])) / "bundle"
+        once(tmp_path_factory, "python_coarse", partial(build_coarse, variants=list(GRAPH_VARIANTS), bake=["a"]))
+        / "bundle"
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tiny_onnx import random_adapter, save_tiny
 
 from adapter_export.bundle.build_bundle import build_bundle
-from adapter_export.format.manifest import Variant
+from adapter_export.format.manifest import VariantName
 from adapter_export.graph.kinds import houlsby, lora
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
@@ -18,7 +18,7 @@ from adapter_export.onnx_backend.quantise.precision import with_precision
 SHAPES = ({"batch": 1, "tokens": 3}, {"batch": 1, "tokens": 33}, {"batch": 3, "tokens": 7})
 
 
-def build_coarse(folder: Path, variants: Sequence[Variant], bake: Sequence[str] = ()) -> None:
+def build_coarse(folder: Path, variants: Sequence[VariantName], bake: Sequence[str] = ()) -> None:
     """Build `bundle` in a folder, with the adapters `a` and `b` on a tiny base."""
     base = with_precision(open_onnx(save_tiny(folder)), "int8", folder)
     adapters = [

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adapter_export.api.adapters.adapters import Adapters
     from adapter_export.bundle.proof.exact_tensors import Origin
     from adapter_export.dtypes import AdapterPrecision
-    from adapter_export.format.manifest import Manifest, Precision, Variant
+    from adapter_export.format.manifest import Manifest, Precision, VariantName
     from adapter_export.graph.adapter import Adapter
     from adapter_export.numerics.runner import Runner
     from adapter_export.numerics.sample_inputs import InputCase
@@ -149,7 +149,8 @@ def build(
         OutputExistsError, WriteError: the bundle cannot be written.
     """
     from adapter_export.bundle.build_bundle import build_bundle
-    from adapter_export.bundle.write import VARIANTS, check_bases
+    from adapter_export.bundle.variants import VARIANTS
+    from adapter_export.bundle.write import check_bases
     from adapter_export.runtime import Bundle
 
     path, say = Path(output), on_progress or silent
@@ -188,7 +189,7 @@ def build(
             max_tokens=longest,
             own_texts=opened.texts,
             media=opened.media,
-            kept=opened.kept(VARIANTS["slots"]),
+            kept=opened.kept(VARIANTS["slots"].file),
             origin=origin_of(opened, base_precision, optimized=optimize),
             allow_base_mismatch=allow_base_mismatch,
             copy_weights=copy_weights,
@@ -266,21 +267,28 @@ def _tokenizer(base: Base, given: PathLike | None, max_tokens: int | None) -> st
     return text
 
 
-def _variants(given: Sequence[str] | None, base: Base) -> list[Variant] | None:
-    """Return the variants that are asked for; by default slots alone in a folder that onnxruntime-genai loads."""
-    from adapter_export.bundle.write import VARIANTS
+def _variants(given: Sequence[str] | None, base: Base) -> list[VariantName] | None:
+    """Return the chosen variants; by default slots alone in a folder that onnxruntime-genai loads."""
+    from adapter_export.bundle.variants import VARIANTS
+    from adapter_export.format.manifest import GRAPH_VARIANTS
 
     if given is None:
         return ["slots"] if base.genai else None
-    names = set(VARIANTS) if tuple(given) == ("all",) else set(given)
-    unknown = ", ".join(sorted(names - set(VARIANTS)))
+    names = set(GRAPH_VARIANTS) if tuple(given) == ("all",) else set(given)
+    unknown = ", ".join(sorted(names - set(GRAPH_VARIANTS)))
     if unknown:
-        expected = f"`all`, or some of {', '.join(VARIANTS)}"
+        expected = f"`all`, or some of {', '.join(GRAPH_VARIANTS)}"
         raise UsageError("unknown variants", where=argument("variants"), found=unknown, expected=expected)
-    if "fanout" in names and "bank" not in names:
-        found = ", ".join(sorted(names))
-        raise UsageError("`fanout` is a bank in two parts", where=argument("variants"), found=found, fix="add `bank`")
-    return [variant for variant in VARIANTS if variant in names]
+    chosen = [variant for variant in VARIANTS.values() if variant.name in names]
+    for variant in chosen:
+        if variant.needs not in (None, *names):
+            raise UsageError(
+                f"`{variant.name}` is made from `{variant.needs}`",
+                where=argument("variants"),
+                found=", ".join(sorted(names)),
+                fix=f"add `{variant.needs}`",
+            )
+    return [variant.name for variant in chosen]
 
 
 def _tried(base: Base, say: OnProgress) -> Base:

@@ -29,12 +29,6 @@ _MANY_LABELS = 8
 _MANY_FILES = 60
 _FACTS = ("what", "value")
 _LAYER = re.compile(r"\.(\d+)\.")
-_TENSORS_ARE: Mapping[str, str] = {
-    "slots": "optional inputs; their defaults are the base",
-    "inputs": "required inputs",
-    "bank": "rows of a table; each row of a batch names its own",
-    "fanout": "those of `bank`; each row names its text, too",
-}
 
 
 @dataclass(frozen=True)
@@ -156,6 +150,8 @@ def _signed(claim: SignatureClaim | None) -> str:
 
 
 def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator[Table]:
+    from adapter_export.bundle.variants import VARIANTS
+
     sizes = {file.path: file.bytes for file in manifest.files}
     adapters = [
         (
@@ -172,11 +168,10 @@ def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator
     columns = ("name", "kind", "parameters", "file", "task", "labels", "trained on this base")
     yield Table(columns, adapters, "adapters", "llrr")
 
-    graphs = [(variant, path, size(sizes[path]), _TENSORS_ARE[variant]) for variant, path in manifest.graphs.items()]
-    graphs += [
-        ("baked", adapter.baked, size(sizes[adapter.baked]), f"constants: `{adapter.name}` alone")
-        for adapter in manifest.adapters
-        if adapter.baked is not None
+    graphs = [
+        (variant.name, file, size(sizes[file]), variant.tensors_in(manifest, file))
+        for variant in VARIANTS.values()
+        for file in variant.files(manifest)
     ]
     yield Table(("variant", "file", "size", "an adapter's tensors are"), graphs, "graphs", "llr")
     yield _signature(manifest.inputs, manifest.outputs)

@@ -20,20 +20,22 @@ import onnx_ir as ir
 from adapter_export.bundle.opened import OpenedBundle, task_facts
 from adapter_export.bundle.proof.invariants import same_bits
 from adapter_export.bundle.proof.manifest_checks import check_sites
+from adapter_export.bundle.variants import VARIANTS
+from adapter_export.bundle.variants.variant import Remade, Variant
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterExportError, BaseModelError, quoted
-from adapter_export.format.check_report import Form, ObligationRecord, SpanRecord, Status
+from adapter_export.format.check_report import ObligationRecord, SpanRecord, Status
 from adapter_export.format.derivation import DERIVATION_FILE, DERIVATION_VERSION, ConstantRecord, Derivation
+from adapter_export.format.manifest import OutputRecord, VariantName
 from adapter_export.format.manifest_json import MANIFEST_FILE
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.slot_form import rounded
 from adapter_export.onnx_backend.base.external import read_model, readable, settle_external_data
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
-from adapter_export.onnx_backend.rewrite.bank_graph import BankRows, insert_bank
-from adapter_export.onnx_backend.rewrite.checksums import add_bank_checksums, add_checksums
-from adapter_export.onnx_backend.rewrite.fanout import cut_bank
+from adapter_export.onnx_backend.rewrite.checksums import add_checksums
+from adapter_export.onnx_backend.rewrite.fanout import crossing_values
 from adapter_export.onnx_backend.rewrite.insert import insert_slots
-from adapter_export.onnx_backend.slots import SLOT_PREFIX, SlotPlan, slot_tensors
+from adapter_export.onnx_backend.slots import SlotPlan, slot_tensors
 from adapter_export.safe_io.regular_files import sha256_of
 
 _FEW = 16
@@ -216,7 +218,7 @@ def _digest(array: np.ndarray) -> str:
 
 
 def check_tensors(
-    bundle: OpenedBundle, source: Source, forms: Sequence[Form], *, brief: bool
+    bundle: OpenedBundle, source: Source, variants: Sequence[VariantName], *, brief: bool
 ) -> Iterator[ObligationRecord]:
     """Yield an obligation for each constant of the graph with slots, and for the nodes and constants of each graph.
 
@@ -239,9 +241,10 @@ def check_tensors(
         array = values_of(tensor)
         known = records.get(name) or (None if same else finder.record(name, array))
         yield _constant(file, name, array, known, tensors, remade)
-    for form in forms:
-        for other in bundle.files_of(form) if form not in ("slots", "fanout") else ():
-            yield from _as_in_slots(bundle, form, other, remade, plan)
+    for kind in variants:
+        variant = VARIANTS[kind]
+        for again in variant.remade(bundle, remade.base) if kind != "slots" and not variant.by_text else ():
+            yield from _as_in_slots(bundle, variant, again, remade.why)
 
 
 @dataclass(frozen=True)
@@ -347,7 +350,7 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> str:
     return f"{len(wrong):,} of {found.size:,} elements, the first {numbers}"
 
 
-def node_differences(found: ir.Model, expected: ir.Model, *, inputs: bool = True) -> Iterator[str]:
+def node_differences(found: ir.Model, expected: ir.Model) -> Iterator[str]:
     """Yield how the nodes of two graphs differ, one after the other; their constants are compared on their own."""
     pairs = list(zip(found.graph.all_nodes(), expected.graph.all_nodes(), strict=False))
     for one, two in pairs:
@@ -360,7 +363,7 @@ def node_differences(found: ir.Model, expected: ir.Model, *, inputs: bool = True
     if counts[0] != counts[1]:
         longer = list((found if counts[0] > counts[1] else expected).graph.all_nodes())[len(pairs)]
         yield f"{counts[0]} nodes, not {counts[1]}: `{longer.name or longer.outputs[0].name}` ({_at(longer)})"
-    for what in ("inputs", "outputs") if inputs else ("outputs",):
+    for what in ("inputs", "outputs"):
         names = [[value.name for value in getattr(model.graph, what)] for model in (found, expected)]
         if names[0] != names[1]:
             yield f"{what} {names[0]}, not {names[1]}"
@@ -380,14 +383,13 @@ def _node_difference(found: object, expected: object) -> str:
     return "other bytes"
 
 
-def _as_in_slots(
-    bundle: OpenedBundle, form: Form, file: str, remade: _Remade, plan: SlotPlan
-) -> Iterator[ObligationRecord]:
-    """Yield whether another graph has the constants of the one with slots, and its nodes; a bank is made again."""
-    model, slots = bundle.model(file), bundle.slots_model
-    own, shared = constants(model), constants(slots)
-    # nodes of adapters are others in a bank
-    there = [name for name in shared if form != "bank" or not name.startswith(SLOT_PREFIX)]
+def _as_in_slots(bundle: OpenedBundle, variant: Variant, again: Remade, why: str) -> Iterator[ObligationRecord]:
+    """Yield whether a graph has the constants of the one with slots, and is what making it again gives.
+
+    `why` says why nothing was made again.
+    """
+    file, own, shared = again.file, constants(bundle.model(again.file)), constants(bundle.slots_model)
+    there = variant.common(shared)
     wrong = [f"`{name}`" for name in there if name not in own or not _is_same(own[name], shared[name])]
     names = ", ".join(wrong[:_SHOWN])
     yield ObligationRecord(
@@ -398,52 +400,42 @@ def _as_in_slots(
         f"{len(wrong)} are not: {names}" if wrong else f"{len(there)}, bit for bit",
         (SpanRecord("constants", len(there) - len(wrong), len(there)),),
     )
-    more = own.keys() - set(there) - {slot.name for slot in plan.slots}
-    again: ir.Model | None = slots
-    if form == "bank":
-        again = None
-        bank, held = bundle.manifest.bank, model.graph.initializers
-        if remade.base is not None and bank is not None:
-            rows = {each.name: held[each.name].const_value for each in bank.tensors if each.name in held}
-            tensors = {name: values_of(tensor) for name, tensor in rows.items() if tensor is not None}
-            again = insert_bank(remade.base, plan, BankRows(bank.rows, tensors))
-            if bundle.manifest.checksums is not None:
-                again = add_bank_checksums(again, plan.slots, bundle.manifest.checksums, bank)
-            made = constants(again)
-            more = {name for name in more if name not in made or not _is_same(made[name], own[name])}
-    claim = f"every node is {'what making it again gives' if form == 'bank' else 'that of the graph with slots'}"
-    if again is None:
-        yield ObligationRecord(f"nodes/{file}", claim, "open", file, remade.why)
-        return
-    differs = next(node_differences(model, again, inputs=form == "bank"), None)
-    if more and differs is None:
-        differs = f"constants that are not: {', '.join(sorted(more)[:_SHOWN])}"
+    claim = f"every node is what {again.source} gives"
+    if again.model is None:
+        yield ObligationRecord(f"nodes/{file}", claim, "open", file, why)
+    else:
+        yield _as_made_again(bundle, again, again.model, f"nodes/{file}", claim)
+
+
+def _as_made_again(
+    bundle: OpenedBundle, again: Remade, expected: ir.Model, obligation: str, claim: str
+) -> ObligationRecord:
+    """Return whether every node and constant of a graph is that of the graph made again."""
+    model, made = bundle.model(again.file), constants(expected)
+    own = constants(model)
+    apart = [f"`{name}`" for name in made.keys() | own.keys()
+             if name not in made or name not in own or not _is_same(made[name], own[name])]  # fmt: skip
+    differs = next(node_differences(model, expected), None)
+    if apart and differs is None:
+        differs = f"constants that are not: {', '.join(sorted(apart)[:_SHOWN])}"
     status: Status = "proved" if differs is None else "failed"
-    yield ObligationRecord(f"nodes/{file}", claim, status, file, differs or f"{len(model.graph)} nodes")
+    detail = differs or f"{len(model.graph)} nodes, {len(own)} constants, bit for bit"
+    return ObligationRecord(obligation, claim, status, again.file, detail)
 
 
 def check_cut(bundle: OpenedBundle) -> Iterator[ObligationRecord]:
     """Yield whether the graphs below and above the first adapter are what cutting the bank again gives."""
-    said, bank = bundle.manifest.fanout, bundle.manifest.bank
-    assert said is not None
-    assert bank is not None  # or there is no such graph
-    again = cut_bank(bundle.model(bundle.manifest.graphs["bank"]), bank)
-    claim = "every node and constant is what cutting the graph `bank` again gives"
-    for file, expected in ((said.prefix, again.prefix), (bundle.manifest.graphs["fanout"], again.upper)):
-        model, made = bundle.model(file), constants(expected)
-        own = constants(model)
-        apart = [f"`{name}`" for name in made.keys() | own.keys()
-                 if name not in made or name not in own or not _is_same(made[name], own[name])]  # fmt: skip
-        differs = next(node_differences(model, expected), None)
-        if apart and differs is None:
-            differs = f"constants that are not: {', '.join(sorted(apart)[:_SHOWN])}"
-        status: Status = "proved" if differs is None else "failed"
-        detail = differs or f"{len(model.graph)} nodes, {len(own)} constants, bit for bit"
-        yield ObligationRecord(f"cut/{file}", claim, status, file, detail)
-    same = said.values == again.values
-    detail = (
-        "as the graph `bank` says" if same else f"says {list(said.values)}, but cutting it gives {list(again.values)}"
-    )
+    said = bundle.manifest.fanout
+    assert said is not None  # or there is no such graph
+    values: tuple[OutputRecord, ...] = ()
+    for again in VARIANTS["fanout"].remade(bundle, None):
+        assert again.model is not None  # it is made from the bank
+        claim = f"every node and constant is what {again.source} gives"
+        yield _as_made_again(bundle, again, again.model, f"cut/{again.file}", claim)
+        if again.file == said.prefix:
+            values = crossing_values(again.model)
+    same = said.values == values
+    detail = "as the graph `bank` says" if same else f"says {list(said.values)}, but cutting it gives {list(values)}"
     yield ObligationRecord(
         "manifest/fanout.values",
         "`fanout.values` are what they say",

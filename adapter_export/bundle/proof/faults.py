@@ -17,9 +17,10 @@ import numpy as np
 import onnx_ir as ir
 
 from adapter_export.bundle.golden import write_golden
-from adapter_export.bundle.opened import BY_ROW, Graph, OpenedBundle
+from adapter_export.bundle.opened import Graph, OpenedBundle
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.separation import faults_of
+from adapter_export.bundle.variants import VARIANTS
 from adapter_export.dtypes import AdapterPrecision, Weights, narrowed, widened
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.lengths import Lengths
@@ -1355,7 +1356,7 @@ def _in_bank(applied: Applied) -> Plant:
 def _change_bank(copy: Copy, change: Callable[[str, np.ndarray], None]) -> None:
     """Change the tensors of the bank, each with the name of its slot, in each graph that has them."""
     bank = copy.manifest.bank
-    for variant in BY_ROW:
+    for variant in (one.name for one in VARIANTS.values() if one.by_row):
         model = copy.graph(variant)
         if model is None or bank is None:
             continue

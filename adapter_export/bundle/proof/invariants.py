@@ -16,14 +16,24 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from adapter_export.bundle.golden import Case, Golden
-from adapter_export.bundle.opened import BY_ROW, Graph, OpenedBundle
+from adapter_export.bundle.opened import Graph, OpenedBundle
 from adapter_export.bundle.proof.compare_arrays import compare
-from adapter_export.bundle.report import BASE, FORMS
+from adapter_export.bundle.report import BASE
+from adapter_export.bundle.variants import VARIANTS
+from adapter_export.bundle.variants.fanout_variant import VARIANT as FANOUT
+from adapter_export.bundle.variants.variant import GraphInterface, Interface, Variant
 from adapter_export.dtypes import Weights, narrowed
 from adapter_export.errors import BaseModelError, FormatError, RequestError
-from adapter_export.format.check_report import Form, InvariantRecord, verdict
+from adapter_export.format.check_report import InvariantRecord, verdict
 from adapter_export.format.lengths import Bounds, Lengths, axis_lengths
-from adapter_export.format.manifest import Axis, BankRecord, BankTensor, InputRecord, Manifest, MixRecord
+from adapter_export.format.manifest import (
+    BankRecord,
+    BankTensor,
+    InputRecord,
+    Manifest,
+    MixRecord,
+    VariantName,
+)
 from adapter_export.format.manifest_json import MANIFEST_FILE
 from adapter_export.format.tensors import read_tensors
 from adapter_export.numerics.budget import Budget
@@ -40,12 +50,9 @@ from adapter_export.safe_io.parsers import parsing
 _SHOWN = 5
 """How many faults a message lists."""
 
-Wanted = Mapping[str, tuple[str, Sequence[Axis]]]
-"""What inputs or outputs must be: NumPy's name of the type, and the shape."""
-
 
 def check_files(
-    bundle: OpenedBundle, variants: Sequence[Form], names: Sequence[str | None]
+    bundle: OpenedBundle, variants: Sequence[VariantName], names: Sequence[str | None]
 ) -> Iterator[InvariantRecord]:
     """Compare every graph with the manifest, and the tensors of adapters bit by bit in their files and `variants`.
 
@@ -67,8 +74,8 @@ def check_files(
         bundle.source(name)
         yield _check_twins(bundle, name)
     bank = manifest.bank
-    for variant in BY_ROW:
-        if bank is None or variant not in variants:
+    for variant in variants:
+        if bank is None or not VARIANTS[variant].by_row:
             continue
         held = _tensors_of(bundle.model(manifest.graphs[variant]), [tensor.name for tensor in bank.tensors])
         yield from (_check_row(bundle, bank, name, held, f"{variant} rows") for name in names if name in bank.rows)
@@ -116,56 +123,41 @@ def _check_graphs(bundle: OpenedBundle) -> Iterator[InvariantRecord]:
     sizes = {file.path: file.bytes for file in bundle.manifest.files}
     if bundle.staged:
         sizes = {path.name: path.stat().st_size for path in bundle.home.iterdir()}
-    files: list[tuple[Form | None, str]] = [(each, file) for each in FORMS for file in bundle.files_of(each)]
-    if bundle.manifest.fanout is not None:
-        files.append((None, bundle.manifest.fanout.prefix))
-    for variant, file in files:
-        model = bundle.model(file)
-        overridable = [value.name or "" for value in model.graph.inputs if value.is_initializer()]
-        faults = [
-            *_interface(model, bundle.manifest, variant),
-            # tensors are read only from where they may lie
-            *(list(_weights(model, sizes)) or _defaults(model, bundle.manifest, variant, overridable)),
-        ]
-        if faults:
-            more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-            raise FormatError(
-                "is another graph than the manifest describes",
-                where=bundle.folder / file,
-                found="; ".join(faults[:_SHOWN]) + more,
-                expected=f"the variant `{variant or 'fanout'}` as `{MANIFEST_FILE}` says it",
-                fix="take the bundle from its source again, or build it again",
-            )
-        inputs, outputs = len(model.graph.inputs) - len(overridable), len(model.graph.outputs)
-        detail = f"{inputs} inputs, {len(overridable)} overridable, {outputs} outputs"
-        yield InvariantRecord("graph", file, "passed", detail)
+    for variant in VARIANTS.values():
+        for interface in variant.interfaces(bundle.manifest):
+            model = bundle.model(interface.file)
+            overridable = [value.name or "" for value in model.graph.inputs if value.is_initializer()]
+            faults = [
+                *_interface_faults(model, bundle.manifest, interface),
+                # tensors are read only from where they may lie
+                *(list(_weights(model, sizes)) or _default_faults(model, bundle.manifest, variant, interface)),
+            ]
+            if faults:
+                more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+                raise FormatError(
+                    "is another graph than the manifest describes",
+                    where=bundle.folder / interface.file,
+                    found="; ".join(faults[:_SHOWN]) + more,
+                    expected=f"the variant `{variant.name}` as `{MANIFEST_FILE}` says it",
+                    fix="take the bundle from its source again, or build it again",
+                )
+            inputs, outputs = len(model.graph.inputs) - len(overridable), len(model.graph.outputs)
+            detail = f"{inputs} inputs, {len(overridable)} overridable, {outputs} outputs"
+            yield InvariantRecord("graph", interface.file, "passed", detail)
 
 
-def _interface(model: ir.Model, manifest: Manifest, variant: Form | None) -> Iterator[str]:
-    """Yield what is wrong with inputs and outputs, the base, and the number that the adapter files have, too.
-
-    The graph without a variant is that below `fanout`.
-    """
-    below = {} if manifest.fanout is None else {one.name: (one.dtype, one.axes) for one in manifest.fanout.values}
-    wanted: dict[str, tuple[str, Sequence[Axis]]] = {one.name: (one.dtype, one.axes) for one in manifest.inputs}
-    if variant in ("slots", "inputs"):
-        wanted |= {slot.name: ("float32", slot.graph_axes) for slot in manifest.slots}
-    elif variant in ("bank", "fanout") and manifest.bank is not None:
-        wanted[manifest.bank.ids] = ("int64", ("batch",))
-        if variant == "fanout" and manifest.fanout is not None:
-            wanted |= {manifest.fanout.rows: ("int64", ("rows",)), **below}
-        wanted |= {tensor.name: ("float32", tensor.axes) for tensor in manifest.bank.tensors}
-    yield from _differences("input", model.graph.inputs, wanted)
-    outputs = {one.name: (one.dtype, one.axes) for one in manifest.outputs} if variant else below
-    yield from _differences("output", model.graph.outputs, outputs)
+def _interface_faults(model: ir.Model, manifest: Manifest, interface: GraphInterface) -> Iterator[str]:
+    """Yield what is wrong with inputs and outputs, the base, and the number that the adapter files have, too."""
+    yield from _differences("input", model.graph.inputs, interface.inputs)
+    yield from _differences("output", model.graph.outputs, interface.outputs)
     base = model.metadata_props.get(FINGERPRINT_KEY, manifest.base)
     if base != manifest.base:
         yield f"the base {base}, not {manifest.base}"
-    if variant == "slots" and manifest.model_version != model.model_version:
-        yield f"`model_version` {model.model_version}, not {manifest.model_version}"
+    if interface.model_version not in (None, model.model_version):
+        yield f"`model_version` {model.model_version}, not {interface.model_version}"
 
 
-def _differences(what: str, values: Sequence[ir.Value], wanted: Wanted) -> Iterator[str]:
+def _differences(what: str, values: Sequence[ir.Value], wanted: Interface) -> Iterator[str]:
     found = {value.name or "": value for value in values}
     yield from (f"no {what} `{name}`" for name in wanted if name not in found)
     yield from (f"an {what} `{name}` too many" for name in found if name not in wanted)
@@ -183,22 +175,12 @@ def _fixed(axes: Sequence[int | str | None]) -> list[int | None]:
     return [axis if isinstance(axis, int) else None for axis in axes]
 
 
-def _defaults(model: ir.Model, manifest: Manifest, variant: Form | None, overridable: Sequence[str]) -> Iterator[str]:
-    """What can be overridden is what should be, and its default does nothing."""
-    bank = manifest.bank
-    slots = manifest.slots if variant == "slots" else ()
-    tensors = bank.tensors if variant in ("bank", "fanout") and bank is not None else ()
-    wanted = [slot.name for slot in slots] + [tensor.name for tensor in tensors]
-    yield from (f"`{name}` cannot be overridden" for name in wanted if name not in overridable)
-    yield from (f"`{name}` can be overridden" for name in overridable if name not in wanted)
-    held = _tensors_of(model, wanted)
-    for slot in slots:
-        if slot.name in held and not same_bits(held[slot.name], np.full(slot.neutral, slot.neutral_value, np.float32)):
-            yield f"`{slot.name}` has another default than {list(slot.neutral)} of {slot.neutral_value:g}"
-    for tensor in tensors:
-        shape = held[tensor.name].shape if tensor.name in held else None
-        if bank is not None and shape is not None and shape[:1] != (len(bank.rows),):
-            yield f"`{tensor.name}` {list(shape)} does not have {len(bank.rows)} rows"
+def _default_faults(model: ir.Model, manifest: Manifest, variant: Variant, interface: GraphInterface) -> Iterator[str]:
+    """Yield each wrong default, and each initializer of which the manifest says otherwise whether it may be fed."""
+    found, wanted = [value.name or "" for value in model.graph.inputs if value.is_initializer()], interface.overridable
+    yield from (f"`{name}` cannot be overridden" for name in wanted if name not in found)
+    yield from (f"`{name}` can be overridden" for name in found if name not in wanted)
+    yield from variant.default_faults(manifest, _tensors_of(model, wanted))
 
 
 def _weights(model: ir.Model, sizes: Mapping[str, int]) -> Iterator[str]:
@@ -365,12 +347,9 @@ def check_apart(run: RunRows, case: Case, chosen: Sequence[str | None], budgets:
 
 def check_fan_out(graph: Graph, case: Case, names: Sequence[str | None], budgets: Budgets) -> InvariantRecord:
     """Every text of a case through each of some adapters in one call is what it is in a call of its own adapter."""
-    manifest, count, compared, faults = graph.bundle.manifest, case.batch, 0, list[str]()
-    assert manifest.bank is not None
-    assert manifest.fanout is not None
-    ids = np.repeat([manifest.bank.rows.index(name) for name in names], count)
-    rows = np.tile(np.arange(count), len(names))
-    feeds = {**graph.below(case.arrays), manifest.bank.ids: ids, manifest.fanout.rows: rows}
+    count, compared, faults = case.batch, 0, list[str]()
+    rows, chosen = np.tile(np.arange(count), len(names)), [name for name in names for _ in range(count)]
+    feeds = FANOUT.rows_of(graph, case.arrays, rows, chosen)
     together = run_session(graph.bundle.session(graph.file, graph.level), feeds)
     for at, name in enumerate(names):
         for output, expected in graph.run(case.arrays, (name,) * count).items():

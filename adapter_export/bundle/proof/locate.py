@@ -21,7 +21,7 @@ from adapter_export.bundle.golden import Case, OnStep, silent
 from adapter_export.bundle.opened import Graph
 from adapter_export.bundle.proof.invariants import same_bits
 from adapter_export.bundle.proof.lockstep import Lockstep
-from adapter_export.bundle.report import BASE, FORMS
+from adapter_export.bundle.report import BASE
 from adapter_export.errors import AdapterError, BaseModelError, FormatError, RequestError, WriteError, quoted
 from adapter_export.format.check_report import (
     InvariantRecord,
@@ -32,6 +32,7 @@ from adapter_export.format.check_report import (
     SpanRecord,
 )
 from adapter_export.format.files import canonical_json
+from adapter_export.format.manifest import VARIANT_NAMES
 from adapter_export.numerics import runner as numerics
 from adapter_export.numerics.runner import Arrays, Runner
 from adapter_export.onnx_backend.model_session import open_session
@@ -130,7 +131,7 @@ def trace(
     # the smallest case of each, as in `failures`; the graph with slots first
     wrong.sort(key=lambda one: (math.prod(one.axes.values()), len(one.case)), reverse=True)
     failed = {(one.adapter, one.variant): one for one in wrong}
-    for adapter, variant in sorted(failed, key=lambda key: (key[0] is not None, FORMS.index(key[1]))):
+    for adapter, variant in sorted(failed, key=lambda key: (key[0] is not None, VARIANT_NAMES.index(key[1]))):
         one = failed[adapter, variant]
         graph = next((graph for graph in graphs if graph.variant == variant and _holds(graph, adapter)), None)
         if graph is None or one.case not in by_name or any(at.adapter == adapter for at in found.locations):

@@ -12,12 +12,12 @@ from adapter_export.bundle.golden import Case, Golden, check_cases, named
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.proof.exact_tensors import Source
 from adapter_export.bundle.proof.invariants import check_files
-from adapter_export.bundle.report import BASE, FORMS
+from adapter_export.bundle.report import BASE
 from adapter_export.bundle.texts import Contract
 from adapter_export.errors import UsageError, quoted
-from adapter_export.format.check_report import Form, InvariantRecord
+from adapter_export.format.check_report import InvariantRecord
 from adapter_export.format.lengths import Bounds, axis_lengths
-from adapter_export.format.manifest import InputRecord
+from adapter_export.format.manifest import VARIANT_NAMES, InputRecord, VariantName
 from adapter_export.numerics.runner import Arrays, Runner
 from adapter_export.runtime.graphs import Optimization
 
@@ -67,7 +67,7 @@ class Plan:
     bundle: OpenedBundle
     golden: tuple[Golden, ...]
     cases: tuple[Case, ...]
-    variants: tuple[Form, ...]
+    variants: tuple[VariantName, ...]
     files: tuple[InvariantRecord, ...]
     quick: bool
     brief: bool = False
@@ -99,7 +99,7 @@ class Plan:
     @property
     def graphs(self) -> list[Graph]:
         """The graphs to run, each at its levels; those into which another adapter is baked are left out."""
-        levels: dict[Form, Sequence[Optimization]] = {} if self.quick else {"slots": self.levels}
+        levels: dict[VariantName, Sequence[Optimization]] = {} if self.quick else {"slots": self.levels}
         wanted = {self.bundle.record(name).baked for name in self.adapters}
         return [
             Graph(self.bundle, variant, file, level)
@@ -135,7 +135,7 @@ def plan_check(
     bundle = folder if isinstance(folder, OpenedBundle) else OpenedBundle.open(folder)
     _check_known("adapter", only, [name or BASE for name in bundle.names])
     names = [name for name in bundle.names if not only or (name or BASE) in only]
-    there = [variant for variant in FORMS if bundle.files_of(variant)]
+    there = [variant for variant in VARIANT_NAMES if bundle.files_of(variant)]
     _check_known("variant", variants, there)
     chosen = tuple(variant for variant in there if not variants or variant in variants)
     files = tuple(check_files(bundle, chosen, names))

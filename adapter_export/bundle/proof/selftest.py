@@ -22,16 +22,16 @@ from adapter_export.bundle.proof.manifest_checks import check_claims
 from adapter_export.bundle.proof.proof_plan import Plan, Reference, plan_check
 from adapter_export.bundle.proof.prove import expect, prove
 from adapter_export.bundle.recorded_runs import NOT_COMPARED
-from adapter_export.bundle.report import BASE, FORMS, Report, failures
+from adapter_export.bundle.report import BASE, Report, failures
 from adapter_export.errors import AdapterExportError, RequestError
 from adapter_export.format.check_report import (
     SELF_TEST_VERSION,
     FaultRecord,
     FaultStatus,
-    Form,
     ObligationRecord,
     SelfTestReport,
 )
+from adapter_export.format.manifest import VARIANT_NAMES, VariantName
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.sample_inputs import word_cases
 from adapter_export.tables import Table
@@ -116,7 +116,7 @@ def self_test(
                 yield _outcome(bundle, reference, fault, computed, plan, copy)
 
 
-def _few(plan: Plan, variants: Sequence[Form] = ()) -> Plan:
+def _few(plan: Plan, variants: Sequence[VariantName] = ()) -> Plan:
     """Leave the small cases, one level and some graphs."""
     small = [case for case in plan.cases if math.prod(case.axes.values()) <= MOST_NUMBERS]
     wanted = tuple(variant for variant in plan.variants if not variants or variant in variants)
@@ -193,12 +193,12 @@ def _said_of_golden(copy: Copy, *, recorded: bool) -> tuple[list[str], tuple[Fau
     manifest = copy.manifest if recorded else replace(copy.manifest, recorded=None)
     opened, said = OpenedBundle(copy.folder, manifest), list[str]()
     of_adapters = {path for one in manifest.adapters for path in (one.safetensors, one.onnx_adapter)}
-    for variant in FORMS:
+    for variant in VARIANT_NAMES:
         own = set(opened.files_of(variant))
         if not own or not copy.changed & (of_adapters if variant in ("slots", "inputs") else own):
             continue
         # baked graphs have no base of their own, which is the witness of recorded runs
-        ran: Sequence[Form] = ("slots", variant) if recorded and variant == "baked" else (variant,)
+        ran: Sequence[VariantName] = ("slots", variant) if recorded and variant == "baked" else (variant,)
         plan = plan_check(opened, quick=True, variants=ran)
         report = prove(replace(plan, files=()), None)  # `files` compares files with one another
         found = list(_lines(replace(report, ledger=())))
@@ -216,7 +216,7 @@ def _said_of_few(
     copy: Copy, reference: Reference | None, computed: Sequence[Golden], like: Plan, area: Area
 ) -> list[str]:
     """What a quick check says of a few shapes, at one level, of the graphs and adapters in question."""
-    variants: Sequence[Form] = () if area in ("bank", "inputs graph", "adapters", "manifest") else ("slots",)
+    variants: Sequence[VariantName] = () if area in ("bank", "inputs graph", "adapters", "manifest") else ("slots",)
     only = (BASE,) if area in ("base weights", "base nodes", "shapes") else ()
 
     def lines() -> Iterator[str]:
@@ -266,7 +266,7 @@ def _line(owed: ObligationRecord) -> str:
 def _differs(bundle: OpenedBundle, copy: Copy, plan: Plan) -> str | None:
     """Say where the outputs of a copy are not those of the bundle, bit for bit; none if they are everywhere."""
     other = copy.opened()
-    for variant in FORMS:
+    for variant in VARIANT_NAMES:
         for file in bundle.files_of(variant):
             one, two = Graph(bundle, variant, file), Graph(other, variant, file)
             for name in plan.names:

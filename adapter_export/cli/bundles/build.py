@@ -13,12 +13,6 @@ from adapter_export.option import Option
 if TYPE_CHECKING:
     from adapter_export.format.manifest import Manifest
 
-_VARIANTS = {
-    "slots": "an adapter may be fed",
-    "inputs": "an adapter must be fed",
-    "bank": "an adapter for each row",
-    "fanout": "a text and an adapter for each row",
-}
 _WEIGHTS_WORDS = {"base.bin": "the base's weights", "bank.bin": "the adapters of the bank"}
 
 
@@ -92,12 +86,12 @@ def build(
 
 
 def _report(manifest: Manifest, model: Path, output: Path) -> None:
+    from adapter_export.bundle.variants import VARIANTS
     from adapter_export.cli.output import say, show, size
     from adapter_export.tables import Table
 
     sizes = {file.path: file.bytes for file in manifest.files}
-    what = {path: f"the graph: {_VARIANTS[name]}" for name, path in manifest.graphs.items()}
-    what |= {each.baked: f"`{each.name}`, constant" for each in manifest.adapters if each.baked is not None}
+    what = {file: f"the graph: {one.summary}" for one in VARIANTS.values() for file in one.files(manifest)}
     what |= {
         each.onnx_adapter: f"`{each.name}`, {each.kind}, {each.parameters:,} parameters" for each in manifest.adapters
     }

@@ -65,11 +65,15 @@ def cut_bank(bank: ir.Model, record: BankRecord) -> Fanout:
             fix=f"{_WITHOUT}, or give adapters that act in upper layers alone",
         )
     prefix = _prefix(whole, own, crossing)
-    values = tuple(
+    return Fanout(prefix, _upper(whole, own, crossing, batch), crossing_values(prefix))
+
+
+def crossing_values(prefix: ir.Model) -> tuple[OutputRecord, ...]:
+    """Return the values that the lower part of a bank gives to the upper one."""
+    return tuple(
         OutputRecord(value.name or "", (value.dtype or ir.DataType.FLOAT).numpy().name, axes(value))
         for value in prefix.graph.outputs
     )
-    return Fanout(prefix, _upper(whole, own, crossing, batch), values)
 
 
 def _crossing(graph: ir.Graph, own: Collection[str], batch: str) -> dict[str, int]:

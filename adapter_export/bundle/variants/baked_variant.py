@@ -1,0 +1,82 @@
+"""Graphs in which one adapter is constant, for a device with no other: ONNX Runtime may fold it into the base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from adapter_export.bundle.variants.variant import (
+    BundleView,
+    GraphDraft,
+    GraphInterface,
+    GraphView,
+    Remade,
+    Variant,
+    data_inputs,
+    outputs_of,
+)
+from adapter_export.format.manifest import Manifest, VariantName
+from adapter_export.numerics.runner import Arrays
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+from adapter_export.onnx_backend.rewrite.insert import baked
+
+
+class BakedVariant(Variant):
+    """One graph for each adapter that the user chose; the manifest names it in the adapter's record."""
+
+    name = "baked"
+    file = "model.baked.{adapter}.onnx"
+    summary = "one adapter, constant"
+    tensors = "constants"
+    standard = False
+
+    @property
+    def witnesses(self) -> tuple[VariantName, ...]:
+        """The graphs that have a base of their own, which these have not."""
+        return ("slots", "inputs")
+
+    def is_wanted(self, _names: Sequence[str] | None, bake: Sequence[str]) -> bool:
+        """Return whether an adapter is to be baked."""
+        return bool(bake)
+
+    def write(self, draft: GraphDraft, _base: OnnxBase) -> None:
+        """Write a graph for each adapter to bake."""
+        for adapter in draft.adapters:
+            if adapter.name in draft.bake:
+                draft.baked[adapter.name] = self.file.format(adapter=adapter.name)
+                ir.save(baked(draft.model, draft.plan, adapter), draft.folder / draft.baked[adapter.name])
+
+    def files(self, manifest: Manifest) -> tuple[str, ...]:
+        """Return the graph of each adapter that has one."""
+        return tuple(record.baked for record in manifest.adapters if record.baked is not None)
+
+    def tensors_in(self, manifest: Manifest, file: str) -> str:
+        """Return whose tensors are the constants of a graph."""
+        names = ", ".join(f"`{name}`" for name in self.adapters(manifest, file))
+        return f"{self.tensors}: {names} alone"
+
+    def adapters(self, manifest: Manifest, file: str) -> tuple[str | None, ...]:
+        """Return the one adapter of a graph."""
+        return tuple(record.name for record in manifest.adapters if record.baked == file)
+
+    def interfaces(self, manifest: Manifest) -> Iterator[GraphInterface]:
+        """Yield each graph: the data inputs alone."""
+        for file in self.files(manifest):
+            yield GraphInterface(file, data_inputs(manifest), outputs_of(manifest))
+
+    def feeds(self, _graph: GraphView, arrays: Mapping[str, np.ndarray], _chosen: Sequence[str | None]) -> Arrays:
+        """Return the data inputs."""
+        return dict(arrays)
+
+    def remade(self, bundle: BundleView, _base: OnnxBase | None) -> Iterator[Remade]:
+        """Yield the graph with slots with each adapter in it."""
+        for record in bundle.manifest.adapters:
+            if record.baked is not None:
+                slots = bundle.model(bundle.manifest.graphs["slots"])
+                model = baked(slots, bundle.plan, bundle.source(record.name))
+                yield Remade(record.baked, model, "making it from the graph with slots")
+
+
+VARIANT = BakedVariant()
