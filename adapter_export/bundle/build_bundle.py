@@ -269,7 +269,7 @@ def _write_graphs(
         try:
             variant.write(draft, base)
         except (AdapterError, BaseModelError) as error:
-            if variants is not None:
+            if variants is not None or not variant.optional:
                 raise
             note(f"without the variant `{variant.name}`: {error.message}")
 

@@ -46,6 +46,7 @@ class BankVariant(Variant):
     file = "model.bank.onnx"
     summary = "an adapter for each row"
     tensors = "rows of a table; each row of a batch names its own"
+    optional = True
     by_row = True
 
     def write(self, draft: GraphDraft, base: OnnxBase) -> None:

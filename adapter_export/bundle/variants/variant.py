@@ -131,6 +131,7 @@ class Variant(ABC):
         summary: what a call of it takes, for tables.
         tensors: how it holds the tensors of an adapter, for tables.
         standard: whether `build` writes it by default.
+        optional: whether `build` goes on without it where the base or the adapters do not allow it.
         needs: the variant that it is made from, if that is not the graph with slots.
         by_row: whether each row of a batch chooses an adapter.
         by_text: whether each row of a batch chooses a text as well.
@@ -143,6 +144,7 @@ class Variant(ABC):
     summary: ClassVar[str]
     tensors: ClassVar[str]
     standard: ClassVar[bool] = True
+    optional: ClassVar[bool] = False
     needs: ClassVar[VariantName | None] = None
     by_row: ClassVar[bool] = False
     by_text: ClassVar[bool] = False
