@@ -25,7 +25,7 @@ import tenants
 from kit.part import OPTIONS, parser, run_parts, tell
 from kit.tables import Table
 
-from adapter_export.format.files import new_file
+from adapter_export.safe_io.output import Output
 
 PARTS = (swap.PART, forms.PART, mixed.PART, fanout.PART, callers.PART, tenants.PART, memory.PART, adding.PART)
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -51,7 +51,7 @@ def write(path: Path, provider: str, machine: str, tables: Sequence[Table]) -> N
     """Replace what stands between the markers of a provider."""
     before, after = _halves(path, provider)
     sections = "\n\n".join([machine, *(table.markdown() for table in tables)])
-    with new_file(path, force=True) as temporary:
+    with Output(path, force=True).file() as temporary:
         temporary.write_text(f"{before}\n{sections}\n{after}", encoding="utf-8")
 
 

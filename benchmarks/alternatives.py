@@ -29,7 +29,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import adapter_export as ae
-from adapter_export.format.files import new_file
+from adapter_export.safe_io.output import Output
 
 HERE = Path(__file__).parent
 PYTHON = HERE.parent / ".venv" / "alternatives" / "bin" / "python"
@@ -146,7 +146,7 @@ def _draw(table: Table) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("time over that of slots in float32; shorter is faster")
     axes.legend(frameon=False, title="batch × tokens")
-    with new_file(PICTURE, force=True) as temporary:
+    with Output(PICTURE, force=True).file() as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 

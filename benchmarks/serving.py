@@ -38,8 +38,8 @@ from matplotlib.figure import Figure
 
 import adapter_export as ae
 from adapter_export.format.adapter_files import write_adapter
-from adapter_export.format.files import new_file
 from adapter_export.runtime import Bundle
+from adapter_export.safe_io.output import Output
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -110,7 +110,7 @@ def main() -> None:
         text = re.sub(
             f"(?s){begin}.*{end}", lambda _: f"{begin}\n{machine}\n\n{table.markdown()}\n{end}", page.read_text("utf-8")
         )
-        with new_file(page, force=True) as temporary:
+        with Output(page, force=True).file() as temporary:
             temporary.write_text(text, "utf-8")
         _draw(ways)
 
@@ -297,7 +297,7 @@ def _draw(ways: dict[str, Way]) -> None:
     speed.invert_yaxis()
     for axes in (speed, memory):
         axes.spines[["top", "right"]].set_visible(False)
-    with new_file(DOCS / "serving-load.svg", force=True) as temporary:
+    with Output(DOCS / "serving-load.svg", force=True).file() as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 

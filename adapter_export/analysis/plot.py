@@ -13,8 +13,8 @@ from adapter_export.analysis.adapter_costs import Choice, Plan
 from adapter_export.analysis.drop import Drop
 from adapter_export.analysis.sweep_results import Cost, Sweep, Trial
 from adapter_export.errors import UsageError
-from adapter_export.format.files import new_file
 from adapter_export.numerics.metrics import Metric
+from adapter_export.safe_io.output import Output
 
 
 def check_picture(path: Path) -> None:
@@ -117,5 +117,5 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path, *, force: bool) -> None:
-    with new_file(path, force=force) as temporary:
+    with Output(path, force).file() as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower())

@@ -34,12 +34,13 @@ from adapter_export.errors import (
     argument,
     quoted,
 )
-from adapter_export.format.files import canonical_json, locked, new_file
+from adapter_export.format.files import canonical_json
 from adapter_export.format.table_files import json_object, text_lines
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answerer import Answerer, Reading, Row
 from adapter_export.runtime.graphs import Provider
 from adapter_export.safe_io.documents import read_json
+from adapter_export.safe_io.output import Output, locked
 from adapter_export.safe_io.regular_files import open_regular, sha256_of, unreadable
 from adapter_export.version import __version__
 
@@ -275,7 +276,7 @@ def run_job(
 def answer_shard(job: Job, answerer: Answerer, shard: Shard, output: Path) -> None:
     """Write the answers to the rows of a shard, in their order; nothing of it stays if one cannot be answered."""
     rows = map(job.choice.of, read_shard(shard, job.columns))
-    with new_file(output / shard.name, force=True) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with Output(output / shard.name, force=True).file() as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(map(json_line, answerer.answer(rows)))
 
 
@@ -302,7 +303,7 @@ def _claim(output: Path, identity: dict[str, Any], *, force: bool) -> None:
         for left in [*output.glob("shard-*.jsonl"), file]:
             left.unlink()
     output.mkdir(parents=True, exist_ok=True)
-    with new_file(file, force=True) as temporary:
+    with Output(file, force=True).file() as temporary:
         temporary.write_bytes(canonical_json(identity))
 
 

@@ -26,7 +26,6 @@ from adapter_export.dtypes import AdapterPrecision
 from adapter_export.errors import AdapterError, BaseModelError, UsageError, argument, quoted
 from adapter_export.format.axes import narrowed
 from adapter_export.format.derivation import DERIVATION_FILE, write_derivation
-from adapter_export.format.files import new_folder
 from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.manifest import (
     GRAPH_VARIANTS,
@@ -56,6 +55,7 @@ from adapter_export.onnx_backend.rewrite.checksums import (
 )
 from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import Reserved, adapter_output, head_records, head_sums, plan_slots
+from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import read_bytes, sha256_of
 from adapter_export.text import Tokenizer, tokenizer_digest
 from adapter_export.version import __version__
@@ -131,7 +131,7 @@ def build_bundle(
         check_media(adapters, media.record)
     plan, progress = plan_slots(adapters, base.sites, reserved), progress or silent
     names = [record.name for record in base.outputs]
-    with new_folder(out, force=force) as folder, ThreadPoolExecutor(1) as pool:
+    with Output(out, force).folder() as folder, ThreadPoolExecutor(1) as pool:
         writer = BundleWriter(folder, plan, head_sums(plan, names), model_version(base, plan))
         progress(f"putting {len(plan.slots)} slots into the graph")
         model, sums = insert_slots(base, plan), None

@@ -20,7 +20,6 @@ from adapter_export.bundle.variants.variant import GraphDraft
 from adapter_export.bundle.write import BundleWriter, check_bases, check_names, check_texts, model_version_of
 from adapter_export.dtypes import AdapterPrecision
 from adapter_export.errors import AdapterError, BaseModelError, FileError, argument, command, quoted
-from adapter_export.format.files import changed_folder
 from adapter_export.format.golden_batches import GoldenBatches
 from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.manifest import AdapterRecord, Manifest
@@ -31,6 +30,7 @@ from adapter_export.graph.slot_form import rounded
 from adapter_export.numerics.runner import Runner
 from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_sums, slot_tensors
 from adapter_export.runtime.adapter_file import write_adapter_file
+from adapter_export.safe_io.output import changed_folder
 
 _OF_THE_OLD = (SIGNATURE_FILE, REPORT_FILE, CARD_FILE)
 """What says something of the bundle as it was before."""

@@ -21,10 +21,11 @@ from model_signing import hashing, signing, verifying
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.errors import FileError, FormatError, SignatureError, argument, command, quoted
 from adapter_export.format.check_report import read_report
-from adapter_export.format.files import canonical_json, locked, new_file
+from adapter_export.format.files import canonical_json
 from adapter_export.format.manifest_json import MANIFEST_FILE, REPORT_FILE, SIGNATURE_FILE, is_hidden
 from adapter_export.format.signature_claim import MOST_SIGNATURE_BYTES
 from adapter_export.safe_io.documents import parse_json
+from adapter_export.safe_io.output import Output, locked
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_bytes, sha256_of
 
@@ -87,7 +88,7 @@ def sign_bundle(
             config.use_certificate_signer(private_key=key, signing_certificate=certificate, certificate_chain=between)
     with locked(folder):
         bundle = OpenedBundle.open(folder, copy=False)
-        with new_file(folder / SIGNATURE_FILE, force=force) as temporary:
+        with Output(folder / SIGNATURE_FILE, force).file() as temporary:
             if report is not None:
                 _keep(report, folder / REPORT_FILE, bundle.digest, force=force)
             own = [SIGNATURE_FILE, *_hidden(folder)]
@@ -158,7 +159,7 @@ def _keep(report: Path, place: Path, digest: str, *, force: bool) -> None:
     if found.verdict != "passed":
         fix = "sign a bundle that passes, or sign without the report"
         raise FormatError("is a report of a check that failed", where=report, found=found.verdict, fix=fix)
-    with new_file(place, force=force) as temporary:
+    with Output(place, force).file() as temporary:
         temporary.write_bytes(read_bytes(report))
 
 

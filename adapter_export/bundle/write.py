@@ -14,7 +14,6 @@ from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import AdapterPrecision, narrowed
 from adapter_export.errors import AdapterError, BaseMismatchError, OutputExistsError, argument, quoted
 from adapter_export.format.adapter_files import write_adapter
-from adapter_export.format.files import new_file
 from adapter_export.format.golden_batches import GoldenBatches, golden_batches_json
 from adapter_export.format.golden_texts import GoldenTexts, golden_texts_json
 from adapter_export.format.manifest import (
@@ -33,6 +32,7 @@ from adapter_export.graph.tasks import CAUSAL_LM
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.slots import HeadSum, SlotPlan, adapter_output, slot_tensors, topology_key
 from adapter_export.runtime.adapter_file import write_adapter_file
+from adapter_export.safe_io.output import Output
 
 GOLDEN_TEXTS_FILE = "golden/texts.json"
 
@@ -92,7 +92,7 @@ class BundleWriter:
 
     def texts(self, texts: GoldenTexts) -> str:
         """Write golden texts in the place of others, and return where they are."""
-        with new_file(self.folder / GOLDEN_TEXTS_FILE, force=True) as temporary:
+        with Output(self.folder / GOLDEN_TEXTS_FILE, force=True).file() as temporary:
             temporary.write_bytes(golden_texts_json(texts))
         return GOLDEN_TEXTS_FILE
 
@@ -102,13 +102,13 @@ class BundleWriter:
         if batches is None:
             path.unlink(missing_ok=True)
             return None
-        with new_file(path, force=True) as temporary:
+        with Output(path, force=True).file() as temporary:
             temporary.write_bytes(golden_batches_json(batches))
         return GOLDEN_BATCHES_FILE
 
     def media(self, media: GoldenMedia) -> None:
         """Write golden media in the place of others."""
-        with new_file(self.folder / GOLDEN_MEDIA_FILE, force=True) as temporary:
+        with Output(self.folder / GOLDEN_MEDIA_FILE, force=True).file() as temporary:
             temporary.write_bytes(golden_media_json(media))
 
     def manifest(self, manifest: Manifest, hashed: Mapping[str, str]) -> Manifest:

@@ -25,12 +25,12 @@ import onnx_ir as ir
 from adapter_export.bundle.variants.bank_variant import BANK_FILE
 from adapter_export.dtypes import Weights, widened
 from adapter_export.errors import FormatError, UsageError, argument
-from adapter_export.format.files import new_folder
 from adapter_export.format.manifest import Axis, Manifest, SlotRecord
 from adapter_export.format.manifest_json import UNLISTED, open_whole, read_manifest, verify_files
 from adapter_export.format.tensors import read_tensors
 from adapter_export.onnx_backend.base.external import read_model
 from adapter_export.runtime.strength import STRENGTH_KEY
+from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.version import __version__
 
@@ -88,7 +88,7 @@ def write_layout(bundle: Path, layout: Layout, folder: Path, *, name: str, force
             expected="lower-case letters, digits and `-`, a letter first, at most 63",
             fix="give one, such as `film`; without it, it is that of the bundle's folder",
         )
-    with new_folder(folder, force=force) as temporary:
+    with Output(folder, force).folder() as temporary:
         manifest = open_whole(bundle, partial(_copied, bundle, layout, temporary, name))
         words = {"name": name, "version": __version__, "minimum": manifest.minimum_onnxruntime, **_extras(manifest)}
         files = []

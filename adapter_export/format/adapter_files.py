@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from adapter_export.dtypes import AdapterPrecision, narrowed, widened
 from adapter_export.errors import FileError, FormatError, HashError, within
-from adapter_export.format.files import check_checksum, checked_json, new_folder
+from adapter_export.format.files import check_checksum, checked_json
 from adapter_export.format.records import (
     SEMVER,
     Different,
@@ -30,6 +30,7 @@ from adapter_export.graph.graph import HEAD_VALUES, READABLE, SITE_VALUES, Adapt
 from adapter_export.graph.ops import EPSILON, FLOAT32_RANGE, OPS, PROBABILITY, TEMPERATURE, Interval
 from adapter_export.graph.tasks import Task
 from adapter_export.safe_io.documents import parse_json
+from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import read_bytes
 
 ADAPTER_VERSION = "1.0.0"
@@ -227,7 +228,7 @@ def write_adapter(
         WriteError: the operating system refused; `folder` is as it was before.
     """
     graph, weights = adapter_bytes(adapter, precision)
-    with new_folder(folder, force=force) as temporary:
+    with Output(folder, force).folder() as temporary:
         (temporary / GRAPH_FILE).write_bytes(graph)
         (temporary / WEIGHTS_FILE).write_bytes(weights)
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from adapter_export.errors import FileError, InputError, WriteError
-from adapter_export.format.files import cache_folder, canonical_json, new_file
+from adapter_export.format.files import cache_folder, canonical_json
 from adapter_export.format.manifest import InputRecord, OutputRecord
 from adapter_export.format.records import record_from_json
 from adapter_export.safe_io.documents import read_json
+from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import sha256_of
 from adapter_export.sites.site import SiteMap
 
@@ -94,7 +95,7 @@ def find_record(key: str, model: Path) -> BaseRecord | None:
 def keep_record(key: str, record: BaseRecord) -> None:
     """Write a record under that name; where the folder cannot be written, there is none."""
     document = json.dumps({"sha256": _sha256(asdict(record)), "record": asdict(record)})  # keys stay in their order
-    with suppress(WriteError), new_file(_place(key), force=True) as temporary:
+    with suppress(WriteError), Output(_place(key), force=True).file() as temporary:
         temporary.write_text(document, encoding="utf-8")
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from adapter_export.errors import within
-from adapter_export.format.files import canonical_json, new_file
+from adapter_export.format.files import canonical_json
 from adapter_export.format.records import SEMVER, Count, Sha256, record_from_json, version_checked
 from adapter_export.safe_io.documents import read_json
+from adapter_export.safe_io.output import Output
 
 DERIVATION_VERSION = "1.0.0"
 """The version of the format that is written, and the newest that is read."""
@@ -65,7 +66,7 @@ class Derivation:
 
 def write_derivation(derivation: Derivation, path: Path) -> None:
     """Write a derivation; the same one always gives the same bytes. `WriteError`: the operating system refused."""
-    with new_file(path) as temporary:
+    with Output(path).file() as temporary:
         temporary.write_bytes(canonical_json(asdict(derivation)))
 
 

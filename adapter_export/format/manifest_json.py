@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from adapter_export.errors import FileError, FormatError, HashError, quoted, within
-from adapter_export.format.files import check_checksum, checked_json, new_file
+from adapter_export.format.files import check_checksum, checked_json
 from adapter_export.format.manifest import BAKED, FileRecord, GoldenRecord, Manifest, MixRecord
 from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import HEAD, SHARED
 from adapter_export.safe_io.documents import parse_json
+from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import copy_hashed, read_bytes, sha256_of, unreadable
 
 MANIFEST_VERSION = "1.0.0"
@@ -101,7 +102,7 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     """
     path, data = folder / MANIFEST_FILE, manifest_bytes(manifest)
     _from_json(parse_json(data, path), path)
-    with new_file(path, force=True) as temporary:
+    with Output(path, force=True).file() as temporary:
         temporary.write_bytes(data)
 
 

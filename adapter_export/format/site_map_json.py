@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from adapter_export.errors import within
-from adapter_export.format.files import canonical_json, new_file
+from adapter_export.format.files import canonical_json
 from adapter_export.format.records import (
     SEMVER,
     Count,
@@ -21,6 +21,7 @@ from adapter_export.format.records import (
     version_checked,
 )
 from adapter_export.safe_io.documents import read_json
+from adapter_export.safe_io.output import Output
 from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues, View
 
@@ -210,7 +211,7 @@ def write_site_map(views: Mapping[View, SiteMap], path: Path, *, force: bool = F
             entry = sites.setdefault(site.name, {key: value for key, value in described.items() if value is not None})
             entry[view] = {key: value for key, value in values.items() if value is not None}
     final = {view: found.final for view, found in views.items()}
-    with new_file(path, force=force) as temporary:
+    with Output(path, force).file() as temporary:
         temporary.write_bytes(canonical_json({"version": SITE_MAP_VERSION, "sites": sites, "final": final}))
 
 

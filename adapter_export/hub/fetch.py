@@ -26,7 +26,7 @@ from adapter_export.errors import (
     WriteError,
     within,
 )
-from adapter_export.format.files import CACHE_VARIABLE, cache_folder, canonical_json, locked, new_file, new_folder
+from adapter_export.format.files import CACHE_VARIABLE, cache_folder, canonical_json
 from adapter_export.format.manifest_json import CARD_FILE, REPORT_FILE, SIGNATURE_FILE
 from adapter_export.format.records import Pattern, record_from_json
 from adapter_export.hub.artifact import (
@@ -44,6 +44,7 @@ from adapter_export.hub.huggingface import Hub, endpoint, is_offline
 from adapter_export.hub.reference import HubReference, Reference, parse_reference
 from adapter_export.hub.registry import Registry
 from adapter_export.safe_io.documents import read_json
+from adapter_export.safe_io.output import Output, locked
 
 Proof = Callable[[Path], object]
 """Is called with the folder of what was taken, before it is used; raises an error of this package to refuse it."""
@@ -164,7 +165,7 @@ def fetch_all(
     if found is None:
         raise FileError("was removed while it was taken", where=_place(cache, wanted, remote.pin), fix="run again")
     if known != remote.pin:
-        with new_file(_record(cache, wanted), force=True) as temporary:
+        with Output(_record(cache, wanted), force=True).file() as temporary:
             temporary.write_bytes(canonical_json(asdict(_Known(str(wanted), remote.pin))))
     return found
 
@@ -196,7 +197,7 @@ def copy_fetched(fetched: Fetched, output: Path, *, force: bool = False) -> Fetc
         WriteError: the operating system refused a write; nothing half-written stays.
         FormatError, HashError: the copy is not what was fetched.
     """
-    with new_folder(output, force=force) as temporary:
+    with Output(output, force).folder() as temporary:
         shutil.copytree(fetched.path, temporary, dirs_exist_ok=True)
         check_expected(temporary, fetched.kind, fetched.digest)
         read_whole(temporary, fetched.kind)
@@ -263,7 +264,7 @@ def _take(source: Source, remote: Remote, folder: Path, order: _Order) -> None:
     until = time.monotonic() + _WAIT_SECONDS
     while True:
         try:
-            with new_folder(folder) as temporary:
+            with Output(folder).folder() as temporary:
                 _download(source, remote, temporary, order)
                 if order.proof is not None:
                     order.proof(temporary)

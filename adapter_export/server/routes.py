@@ -11,9 +11,10 @@ from types import MappingProxyType
 from typing import Any
 
 from adapter_export.errors import FormatError, InputError, RequestError, quoted
-from adapter_export.format.files import canonical_json, new_file
+from adapter_export.format.files import canonical_json
 from adapter_export.graph.adapter import check_name
 from adapter_export.safe_io.documents import read_json
+from adapter_export.safe_io.output import Output
 
 _VERSION = "1.0"
 _MOST_BEFORE = 100
@@ -124,7 +125,7 @@ def save_routes(routes: Routes, path: Path) -> None:
     """Write a state file, under a temporary name that is renamed; WriteError if the system refuses."""
     tables = [{name: route.document() for name, route in table.items()} for table in routes.before]
     data = canonical_json({"version": _VERSION, "routes": routes.document(), "before": tables})
-    with new_file(path, force=True) as temporary:
+    with Output(path, force=True).file() as temporary:
         temporary.write_bytes(data)
 
 

@@ -30,7 +30,6 @@ from adapter_export.errors import (
     FormatError,
     HashError,
 )
-from adapter_export.format.files import locked
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest, verify_files
 from adapter_export.format.tensors import read_tensors
@@ -39,6 +38,7 @@ from adapter_export.graph.kinds import BottleneckOptions, classification_head, h
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
+from adapter_export.safe_io.output import locked
 
 
 def _adapters(base: OnnxBase) -> dict[str, Adapter]:

@@ -27,8 +27,8 @@ from power import killed_at, lose_power  # noqa: E402
 from tiny_onnx import build_tiny  # noqa: E402
 
 from adapter_export.errors import AbandonedFileWarning  # noqa: E402
-from adapter_export.format import files  # noqa: E402
 from adapter_export.format.manifest_json import read_manifest, verify_files  # noqa: E402
+from adapter_export.safe_io import output  # noqa: E402
 
 _REMOVE = """
 import sys, time
@@ -89,13 +89,13 @@ def kill(built: Path, folder: Path, count: int) -> Counter[str]:
 
     Afterwards the bundle is the old or the new one, every file as its manifest says, and nothing else is left.
     """
-    counts, rng, exchange = Counter[str](), np.random.default_rng(0), files.exchange
+    counts, rng, exchange = Counter[str](), np.random.default_rng(0), output.exchange
     folder.mkdir()
     bundle, other = folder / "bundle", next_version(built, folder.parent / "next")
     manifests = [read_manifest(built), read_manifest(other)]
 
     def write(version: Path) -> None:
-        with files.changed_folder(bundle, ("manifest.json", "base.bin", "adapters/wide.onnx_adapter")) as temporary:
+        with output.changed_folder(bundle, ("manifest.json", "base.bin", "adapters/wide.onnx_adapter")) as temporary:
             for path in version.rglob("*"):
                 if path.is_file() and not (temporary / path.relative_to(version)).exists():
                     shutil.copy(path, temporary / path.relative_to(version))
@@ -111,7 +111,7 @@ def kill(built: Path, folder: Path, count: int) -> Counter[str]:
         lose_power(folder, kept | synced, lambda: bool(rng.integers(4)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AbandonedFileWarning)
-            with files.locked(bundle):
+            with output.locked(bundle):
                 manifest = read_manifest(bundle)
         try:
             verify_files(manifest, bundle)
@@ -122,10 +122,10 @@ def kill(built: Path, folder: Path, count: int) -> Counter[str]:
         counts["old" if manifest != read_manifest(version) else "new"] += 1
         if finished:  # go through all steps again, with and without an exchange at one stroke
             step = itertools.count().__next__
-            files.exchange = (lambda *_: False) if files.exchange is exchange else exchange
+            output.exchange = (lambda *_: False) if output.exchange is exchange else exchange
         else:
             counts["killed"] += 1
-    files.exchange = exchange
+    output.exchange = exchange
     return counts
 
 

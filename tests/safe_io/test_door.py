@@ -27,7 +27,7 @@ _LAST = {name.rpartition(".")[2] for name in OPENING | PARSING}
 
 FREE = {
     "safe_io/": "the door",
-    "format/files.py": "writes, and syncs what it wrote",
+    "safe_io/output.py": "writes, and syncs what it wrote",
     "bundle/proof/faults.py": "plants faults in copies of the user's own bundle",
     "bundle/proof/runtimes.py": "reads what its own program wrote, under another Python",
     "deploy/files/": "programs for other environments, which the tool copies",

@@ -16,9 +16,9 @@ from tampering import edit_adapter, rehash, scaled
 from tiny_onnx import token_inputs
 
 from adapter_export.errors import AdapterExportError, RequestError
-from adapter_export.format.files import new_folder
 from adapter_export.format.tensors import read_tensors
 from adapter_export.runtime import Bundle, Session
+from adapter_export.safe_io.output import Output
 
 INPUTS = token_inputs(4, 2, 3)
 
@@ -168,7 +168,7 @@ class Service:
     def _deploy(self) -> None:
         while not self.done.wait(self.pause):
             self.counts["deployed"] += 1
-            with new_folder(self.place, force=True) as temporary:
+            with Output(self.place, force=True).folder() as temporary:
                 shutil.copytree(
                     self.versions[self.counts["deployed"] % len(self.versions)], temporary, dirs_exist_ok=True
                 )

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from adapter_export.format import files
+from adapter_export.safe_io import output
 
 
 def killed_at(step: int, write: Callable[[], None]) -> tuple[bool, set[int]]:
@@ -38,7 +38,7 @@ def killed_at(step: int, write: Callable[[], None]) -> tuple[bool, set[int]]:
         fsync, os.fsync = os.fsync, sync
         for name in ("fsync", "mkdir", "rename", "replace", "unlink", "rmdir", "link", "open"):
             watch(os, name)
-        watch(files, "exchange")
+        watch(output, "exchange")
         code = 1
         try:
             write()

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import httpx
 
-from adapter_export.format.files import new_folder
 from adapter_export.runtime import Bundle
+from adapter_export.safe_io.output import Output
 
 TEXTS = ("who wrote it ?", "a good film , and the book was not dull .", "moon", "the film and the book")
 TURNS = ("tone", "mood")
@@ -118,7 +118,7 @@ class Traffic:
         """Exchange the folder, and have it read again."""
         self.deployed.begun += 1
         version = self.versions[self.deployed.begun % 2]
-        with new_folder(self.place, force=True) as temporary:
+        with Output(self.place, force=True).folder() as temporary:
             await asyncio.to_thread(shutil.copytree, version, temporary, dirs_exist_ok=True)
         await self._change("POST", f"/v2/repository/models/{self.place.name}/load", None)
         self.deployed.done += 1

@@ -35,7 +35,7 @@ import torch  # noqa: E402
 from models import MODELS, Model  # noqa: E402
 from trial import FOUND, Outcome, examine  # noqa: E402
 
-from adapter_export.format.files import new_file  # noqa: E402
+from adapter_export.safe_io.output import Output  # noqa: E402
 
 TABLE = ROOT / "docs" / "bases.md"
 KEPT = ROOT / "build" / "zoo"
@@ -199,7 +199,7 @@ def write(rows: dict[str, tuple[str, ...]]) -> None:
         there = [rows[name] for name in models if name in rows]
         lines += ["", f"**{group}**", "", _line(COLUMNS), "|---" * len(COLUMNS) + "|", *map(_line, there)]
     table = "\n".join(lines)
-    with new_file(TABLE, force=True) as temporary:
+    with Output(TABLE, force=True).file() as temporary:
         temporary.write_text(f"{before}{table}\n\n{after}", encoding="utf-8")
 
 

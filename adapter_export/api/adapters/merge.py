@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.adapters import check_site_map, load_adapter
-from adapter_export.api.models.base import Base, OnNote, PathLike, check_free, open_base, silent, tell
+from adapter_export.api.models.base import Base, OnNote, PathLike, open_base, silent, tell
 from adapter_export.api.models.layers import layer_finder
 from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, ParityError, argument
+from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,7 +81,7 @@ def merge(
     from adapter_export.numerics.merged_layers import merged_layers, stored
 
     path, say = Path(output), on_progress or silent
-    check_free(path, force=force, sources=[base, adapter])
+    Output(path, force).ensure_writable(sources=[base, adapter])
     opened = open_base(base)
     chosen = load_adapter(adapter, near=opened.path) if isinstance(adapter, str | Path) else adapter
     if chosen.base != opened.fingerprint:
@@ -168,7 +169,6 @@ def _merge_onnx(
     import numpy as np
     import onnx_ir as ir
 
-    from adapter_export.format.files import new_file
     from adapter_export.onnx_backend.base.external import in_memory, read_model, settle_external_data
     from adapter_export.onnx_backend.base.onnx_base import FINGERPRINT_KEY, open_onnx
     from adapter_export.onnx_backend.model_session import open_session
@@ -204,7 +204,7 @@ def _merge_onnx(
     model.metadata_props[MERGED_KEY] = json.dumps(record, sort_keys=True)
     plan = plan_slots([alone := _without_head(adapter)], base.sites)
     slots = slot_tensors(plan, alone)
-    with new_file(output[0], force=output[1]) as temporary:
+    with Output(output[0], output[1]).file() as temporary:
         ir.save(model, temporary)
         made = open_onnx(temporary)
         say("comparing it with base and adapter")

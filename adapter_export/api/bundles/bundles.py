@@ -12,9 +12,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.adapters import adapters_of
-from adapter_export.api.models.base import Base, OnNote, PathLike, check_free, open_base, require, silent, tell
+from adapter_export.api.models.base import Base, OnNote, PathLike, open_base, require, silent, tell
 from adapter_export.errors import AdapterError, BaseModelError, RequestError, UsageError, argument
 from adapter_export.option import Option
+from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
     from adapter_export.api.adapters.adapters import Adapters
@@ -157,7 +158,7 @@ def build(
     _check_precision(base_precision, int8_embeddings, float32_activations)
     if optimize:
         require("onnxscript", "torch", argument("optimize", True))
-    check_free(path, force=force, folder=True, sources=[base, adapters, tokenizer])
+    Output(path, force).ensure_writable(folder=True, sources=[base, adapters, tokenizer])
     opened = open_base(base)
     chosen = adapters_of(adapters, opened)
     own = None if without_base_head else opened.base_head
@@ -362,8 +363,8 @@ def add(
     """
     from adapter_export.bundle.change import add_adapters
     from adapter_export.bundle.opened import OpenedBundle
-    from adapter_export.format.files import locked
     from adapter_export.runtime import Bundle
+    from adapter_export.safe_io.output import locked
 
     opened = OpenedBundle.open(folder_of(bundle), copy=False)
     base = model_of(opened.manifest, against)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from adapter_export.api.adapters.adapters import load_members
 from adapter_export.api.bundles.bundles import folder_of, model_of, origin_of, precision_of, runner_of, same_precision
 from adapter_export.api.bundles.sign import verify_signature
-from adapter_export.api.models.base import Base, PathLike, check_free, open_tokenizer
+from adapter_export.api.models.base import Base, PathLike, open_tokenizer
 from adapter_export.errors import InputError, UsageError, argument, quoted
 from adapter_export.format.labelled import Columns, read_texts
 from adapter_export.option import Option
+from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +105,7 @@ def check(
     from adapter_export.format.check_report import read_report
 
     if report is not None:
-        check_free(Path(report), force=force)
+        Output(Path(report), force).ensure_writable()
     if (data is None) != (text is None) or (data is not None and against is None):
         together = f"{argument('data')}, {argument('text')} and {argument('against')} go together"
         raise UsageError(together, fix=f"give all three, or {argument('against')} alone")
@@ -116,7 +117,7 @@ def check(
         raise UsageError(f"{argument('nodes', True)} and {argument('quick', True)} do not go together")
     place = None if repro is None else Path(repro)
     if place is not None:
-        check_free(place, force=force, folder=True)
+        Output(place, force).ensure_writable(folder=True)
     plan = plan_check(
         folder_of(bundle),
         only=only,
@@ -139,7 +140,6 @@ def check(
         found = replace(found, ledger=(*found.ledger, *ratchet(before, found.ledger, Path(last).name)))
     if report is not None:
         from adapter_export.bundle.proof.certificate import page
-        from adapter_export.format.files import new_file
 
         many = {"only": only, "variant": variants, "case": cases, "runtime": runtimes}
         given: list[tuple[str, object]] = [
@@ -154,7 +154,7 @@ def check(
         flags = [f"--{name}" for name, on in {"quick": quick, "nodes": nodes}.items() if on]
         called = shlex.join(["adapter-export", "check", found.bundle, *words, *flags])
         date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-        with new_file(Path(report), force=force) as temporary:
+        with Output(Path(report), force).file() as temporary:
             temporary.write_text(page(found, date=date, command=called), "utf-8")
     return found
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, cast
 from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.bundles.bundles import PRECISIONS, AllowBaseMismatch, OnProgress, build
 from adapter_export.api.bundles.evaluate import MEDIA, labelled, reader_of
-from adapter_export.api.models.base import Base, PathLike, check_free, open_base, require, silent
+from adapter_export.api.models.base import Base, PathLike, open_base, require, silent
 from adapter_export.errors import DataError, RequestError, UsageError, argument, command, quoted, within
 from adapter_export.option import GROUP, LABEL, PAIR, SKIP_INCOMPLETE, START, TEXT, Option
+from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
     from adapter_export.analysis.comparison import Comparison, Contestant
@@ -92,12 +93,11 @@ def compare(
     from adapter_export.analysis.eval_rows import ask, by_bundle, judge, shown_text
     from adapter_export.analysis.evaluation_page import comparison_page
     from adapter_export.bundle.ablation import effects, note_of
-    from adapter_export.format.files import new_file
     from adapter_export.format.labelled import Columns, data_digest
 
     say = on_progress or silent
     if report is not None:
-        check_free(Path(report), force=force)
+        Output(Path(report), force).ensure_writable()
     if not Path(data).exists():
         raise DataError("is not there", where=data, expected="labelled texts", fix="check the path")
     with ExitStack() as stack:
@@ -146,7 +146,7 @@ def compare(
         say("drawing rows for the intervals")
         made = comparison(setting, described, judged, lines, runtime, fusions=fusions, notes=notes)
     if report is not None:
-        with new_file(Path(report), force=force) as temporary:
+        with Output(Path(report), force).file() as temporary:
             temporary.write_text(comparison_page(made), encoding="utf-8")
     return made
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.bundles.bundles import folder_of, model_of, runner_of
-from adapter_export.api.models.base import Base, PathLike, check_free, require
+from adapter_export.api.models.base import Base, PathLike, require
 from adapter_export.errors import RequestError, UsageError, argument, quoted
 from adapter_export.option import GROUP, LABEL, PAIR, SKIP_INCOMPLETE, START, TEXT, Option
+from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
     from adapter_export.analysis.evaluation import Evaluation
@@ -74,11 +75,10 @@ def evaluate(
     from adapter_export.analysis.evaluation import Setting, evaluation
     from adapter_export.analysis.evaluation_page import page as page_of
     from adapter_export.bundle.opened import OpenedBundle
-    from adapter_export.format.files import new_file
     from adapter_export.format.labelled import Columns, data_digest
 
     if page is not None:
-        check_free(Path(page), force=force)
+        Output(Path(page), force).ensure_writable()
     opened = OpenedBundle.open(folder_of(bundle))
     name = _adapter(opened, adapter)
     task = opened.runtime_session().answering(name)
@@ -116,7 +116,7 @@ def evaluate(
         reference = runner.description, theirs
     found = evaluation(opened, setting, asked, results, reference)
     if page is not None:
-        with new_file(Path(page), force=force) as temporary:
+        with Output(Path(page), force).file() as temporary:
             temporary.write_text(page_of(found), encoding="utf-8")
     return found
 

@@ -6,7 +6,7 @@ import importlib
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +21,6 @@ from adapter_export.errors import (
     MissingExtraError,
     NoSitesError,
     Note,
-    OutputExistsError,
     UsageError,
     argument,
     command,
@@ -29,6 +28,7 @@ from adapter_export.errors import (
 )
 from adapter_export.format.lengths import Fit, parse_lengths
 from adapter_export.option import Option
+from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import open_regular
 
 if TYPE_CHECKING:
@@ -539,7 +539,7 @@ def capture(
     """
     path = Path(output)
     progress = on_progress or silent
-    check_free(path, force=force, sources=[model, tokenizer])
+    Output(path, force).ensure_writable(sources=[model, tokenizer])
     if isinstance(model, str | os.PathLike):
         model = Path(model)
         _check_capture(model, with_cache, trust_pickle, described=bool(tokenizer or max_tokens))
@@ -677,56 +677,6 @@ def open_tokenizer(folder: Path, manifest: Manifest, *, fix: str) -> Tokenizer:
     from adapter_export.text import read_tokenizer
 
     return reader(read_tokenizer(folder / manifest.text.tokenizer), manifest)
-
-
-def check_free(output: Path, *, force: bool, folder: bool = False, sources: object = ()) -> None:
-    """Check before the work begins that an output may be written; the place is looked at again when the work is done.
-
-    Args:
-        output: where it goes.
-        force: replace what is there.
-        folder: it is a folder; a file takes the place of none.
-        sources: what it is made of, as the caller gave it: paths, bases, and lists or mappings of these.
-
-    Raises:
-        OutputExistsError: something is there, and `force` is not given.
-        FileError: a folder is there, and the output is a file; or a source is there, or in it, or it is the user's home
-            or a repository, and would be lost.
-    """
-    if not os.path.lexists(output):
-        return
-    if not force:
-        raise OutputExistsError(output)
-    place, home = output.resolve(), Path(os.path.expanduser("~"))  # noqa: PTH111 `Path.home` may be an error
-    if not output.is_symlink() and (place in (home, *home.parents) or (place / ".git").exists()):
-        found = "a git repository" if (place / ".git").exists() else "your home folder, or one above it"
-        raise FileError("would be replaced", where=output, found=found, fix="choose another name for the output")
-    for source in _places(sources):
-        if place in (source.resolve(), *source.resolve().parents):
-            raise FileError(
-                "would replace what it is made of, which would be lost",
-                where=output,
-                found=f"`{source}`",
-                fix="choose another name for the output",
-            )
-    if output.is_dir() and not (folder or output.is_symlink()):
-        raise FileError("is a folder", where=output, expected="the name of a file", fix="name a file in it, or another")
-
-
-def _places(sources: object) -> Iterator[Path]:
-    """Yield the paths among what a caller gave that lead to something, those of adapters with a new name among them."""
-    if isinstance(sources, Base):
-        sources = sources.path
-    if isinstance(sources, str | Path):
-        for name in {str(sources), str(sources).rpartition("=")[2]} - {""}:
-            with suppress(OSError, ValueError):  # a name that cannot be that of a file
-                if Path(name).exists():
-                    yield Path(name)
-    elif isinstance(sources, Mapping):
-        yield from _places(list(sources.values()))
-    elif isinstance(sources, Sequence):
-        for one in sources:
-            yield from _places(one)
 
 
 def silent(_: str) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.bundles.bundles import folder_of
 from adapter_export.api.bundles.sign import require_signatures, verify_signature
-from adapter_export.api.models.base import OnNote, PathLike, check_free, require, silent, tell
+from adapter_export.api.models.base import OnNote, PathLike, require, silent, tell
 from adapter_export.errors import UsageError, argument
 from adapter_export.option import Option
+from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
     from adapter_export.analysis.evaluation import Evaluation
@@ -168,7 +169,7 @@ def pull(
     from adapter_export.hub.fetch import copy_fetched, fetch_all
 
     if output is not None:
-        check_free(Path(output), force=force, folder=True)
+        Output(Path(output), force).ensure_writable(folder=True)
     is_signed = key is not None or bool(certificates)
     if is_signed:
         require_signatures()

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from adapter_export.api.bundles.bundles import folder_of
-from adapter_export.api.models.base import PathLike, check_free
+from adapter_export.api.models.base import PathLike
 from adapter_export.option import Option
+from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
     from adapter_export.deploy.layout import Shipped
@@ -44,5 +45,5 @@ def ship(
     from adapter_export.deploy.layout import write_layout
 
     folder = folder_of(bundle)
-    check_free(Path(output), force=force, folder=True, sources=folder)
+    Output(Path(output), force).ensure_writable(folder=True, sources=folder)
     return write_layout(folder, layout, Path(output), name=folder.resolve().name if name is None else name, force=force)

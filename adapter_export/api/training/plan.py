@@ -9,8 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.kinds import at_least_1, check_different
-from adapter_export.api.models.base import Base, PathLike, check_free, open_base, require, silent
+from adapter_export.api.models.base import Base, PathLike, open_base, require, silent
 from adapter_export.option import Option
+from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
     from adapter_export.analysis.adapter_costs import Latency, Plan
@@ -56,7 +57,7 @@ def plan(
         from adapter_export.analysis.plot import check_picture
 
         check_picture(picture)
-        check_free(picture, force=force)
+        Output(picture, force).ensure_writable()
     for name, given in (("kinds", kinds), ("bottlenecks", bottlenecks)):
         check_different(name, given)
     for width in bottlenecks:

@@ -13,7 +13,7 @@ from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.adapters.kinds import at_least_1
 from adapter_export.api.adapters.task_facts import check_thresholds
 from adapter_export.api.bundles.bundles import runner_of
-from adapter_export.api.models.base import Base, OnNote, PathLike, check_free, require, silent, tell
+from adapter_export.api.models.base import Base, OnNote, PathLike, require, silent, tell
 from adapter_export.api.training.train import (
     PassOptions,
     TaskOptions,
@@ -53,6 +53,7 @@ from adapter_export.option import (
     VALIDATION_DATA,
     Option,
 )
+from adapter_export.safe_io.output import Output
 from adapter_export.version import __version__
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def distil(
     check_apart(layers=layers, keep=keep)
     path = None if output is None else Path(output)
     if path is not None:
-        check_free(path, force=force, folder=True, sources=[model, data, adapter])
+        Output(path, force).ensure_writable(folder=True, sources=[model, data, adapter])
     require("torch", "torch", "distillation")
     require("accelerate", "torch", "distillation")
     import numpy as np
@@ -287,7 +288,7 @@ def drop(
         raise UsageError("nothing is to be dropped of the adapter that is to be written", fix=fix)
     for place in (path, picture):
         if place is not None:
-            check_free(place, force=force, folder=place is path, sources=[adapter, base, data])
+            Output(place, force).ensure_writable(folder=place is path, sources=[adapter, base, data])
     torch = require("torch", "torch", "measuring an adapter without layers")
     import numpy as np
 
@@ -576,12 +577,12 @@ def _plain(base: Base, folder: Path, examples: Examples) -> Path:
 
 def _write(base: Base, graph: Path, report: Distillation, result: TrainingResult, output: Path, *, force: bool) -> None:
     """Write the student, its graph, the report and the learning curve, and forget the checkpoints."""
-    from adapter_export.format.files import canonical_json, new_folder
+    from adapter_export.format.files import canonical_json
     from adapter_export.torch_backend.base.torch_base import write_base
     from adapter_export.torch_backend.train.objectives import OBJECTIVES
     from adapter_export.torch_backend.train.record import CURVE_FILE, draw_curve
 
-    with new_folder(output, force=force) as folder:
+    with Output(output, force).folder() as folder:
         write_base(base.torch, folder / STUDENT)
         for file in graph.parent.iterdir():
             shutil.copyfile(file, folder / file.name)

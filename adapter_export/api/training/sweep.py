@@ -20,21 +20,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.adapters.kinds import KindOptions, at_least_1, check_different, make_kind, swept_options
 from adapter_export.api.bundles.bundles import build
-from adapter_export.api.models.base import (
-    Base,
-    OnNote,
-    PathLike,
-    check_free,
-    check_trainable,
-    open_base,
-    require,
-    silent,
-    tell,
-)
+from adapter_export.api.models.base import Base, OnNote, PathLike, check_trainable, open_base, require, silent, tell
 from adapter_export.api.training.fusion import FusionOptions
 from adapter_export.api.training.train import TrainOptions, train
 from adapter_export.errors import AdapterExportError, FileError, Note, TrainingError, UsageError, WriteError, argument
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
+from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
     from adapter_export.analysis.run_workers import Workers
@@ -139,7 +130,7 @@ def sweep(
 
     for path in (plot, bundle):
         if path is not None:
-            check_free(Path(path), force=force, folder=path is bundle)
+            Output(Path(path), force).ensure_writable(folder=path is bundle)
     if plot is not None:
         require("matplotlib", "torch", "drawing")
         from adapter_export.analysis.plot import check_picture
@@ -422,7 +413,7 @@ def _claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
     """Make the folder of a sweep, or take up the one that is there, and let nobody else sweep in it."""
     from filelock import FileLock, Timeout
 
-    from adapter_export.format.files import canonical_json, new_file
+    from adapter_export.format.files import canonical_json
     from adapter_export.safe_io.documents import read_json
 
     file, lock = folder / _SWEEP_FILE, FileLock(folder / _LOCK_FILE)
@@ -440,7 +431,7 @@ def _claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
         if any(folder.glob(f"{RUNS}/*")) or (folder / _SEARCH_FILE).exists():
             _check_same(read_json(file), identity, folder)
         else:
-            with new_file(file, force=True) as temporary:
+            with Output(file, force=True).file() as temporary:
                 temporary.write_bytes(canonical_json(identity))
         yield
     finally:

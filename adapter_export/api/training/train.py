@@ -11,17 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack, ca
 from adapter_export.api.adapters.adapters import composition_record, load_adapter, load_members
 from adapter_export.api.adapters.kinds import KindOptions, at_least_1, kind_names, make_kind
 from adapter_export.api.adapters.task_facts import check_thresholds, thresholds_for
-from adapter_export.api.models.base import (
-    Base,
-    OnNote,
-    PathLike,
-    check_free,
-    check_trainable,
-    form_of,
-    open_base,
-    require,
-    tell,
-)
+from adapter_export.api.models.base import Base, OnNote, PathLike, check_trainable, form_of, open_base, require, tell
 from adapter_export.api.training.fusion import FusionOptions, fused, fusion_options, fusion_settings
 from adapter_export.errors import BaseModelError, TrainingError, UsageError, argument, quoted, within
 from adapter_export.format.labelled import Columns
@@ -42,6 +32,7 @@ from adapter_export.option import (
     VALIDATION_DATA,
     Option,
 )
+from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -241,7 +232,8 @@ def train(
     check_apart(resume=resume, restart=restart)
     path = None if output is None else Path(output)
     if path is not None:
-        check_free(path, force=force, folder=True, sources=[base, data, validation_data, test_data, tokenizer, fuse])
+        sources = [base, data, validation_data, test_data, tokenizer, fuse]
+        Output(path, force).ensure_writable(folder=True, sources=sources)
     fusion = fusion_options(given, fuse)
     not_for_fusion = [name for name, value in {**own_kind, "kind": kind, "init": init}.items() if value is not None]
     if fuse and not_for_fusion:

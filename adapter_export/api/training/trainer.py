@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapter_export.api.bundles.bundles import OnProgress, build
-from adapter_export.api.models.base import Base, PathLike, check_free, open_base, require
+from adapter_export.api.models.base import Base, PathLike, open_base, require
 from adapter_export.errors import BaseMismatchError, BaseModelError, UsageError, argument
+from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
     from adapter_export.torch_backend.attach import AttachedAdapter
@@ -60,12 +61,12 @@ def trainer_callback(
     from adapter_export.torch_backend.attached_trainer import AdapterCallback
 
     output = Path(output)
-    check_free(output, force=force, folder=True)
+    Output(output, force).ensure_writable(folder=True)
     own = adapter.adapter
     title = name or output.resolve().name
     model: Base | None = None
     if bundle is not None:
-        check_free(Path(bundle), force=force, folder=True)
+        Output(Path(bundle), force).ensure_writable(folder=True)
         model = Base(None, "archive", adapter.base) if base is None else open_base(base)
         if model.fingerprint != adapter.base.fingerprint:
             raise BaseMismatchError(title, found=adapter.base.fingerprint, expected=model.fingerprint)

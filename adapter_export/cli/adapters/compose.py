@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import adapter_export as ae
-from adapter_export.api.models.base import check_free
 from adapter_export.cli.options import AdapterFolder, Force, Json, command
 from adapter_export.option import Option
+from adapter_export.safe_io.output import Output
 
 
 @command(
@@ -37,7 +37,7 @@ def compose(
     from adapter_export.cli.bases import report_adapter
     from adapter_export.graph.compose import COMPOSITION
 
-    check_free(output, force=force, folder=True, sources=adapters)
+    Output(output, force).ensure_writable(folder=True, sources=adapters)
     made = ae.compose(how, adapters, name=name or output.resolve().name, **options)
     ae.save(made, output, force=force)
     report_adapter(made, (), output, as_json, {"members": made.training[COMPOSITION]["members"]})

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 import adapter_export as ae
-from adapter_export.api.models.base import check_free
 from adapter_export.cli.main import Entry, LazyGroup
 from adapter_export.cli.options import AdapterFolder, Force, Json, SiteMapFile, TrustPickle, command, examples
 from adapter_export.option import Option
+from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
     from adapter_export import Adapter
@@ -38,7 +38,7 @@ def _importer(load: Callable[..., Adapter], lines: Sequence[str], help_text: str
     ) -> None:
         from adapter_export.cli.bases import opened, report_adapter
 
-        check_free(output, force=force, folder=True, sources=[folder, base])
+        Output(output, force).ensure_writable(folder=True, sources=[folder, base])
         model = opened(base, site_map, trust_pickle, from_record=True)
         notes: list[str] = []
 

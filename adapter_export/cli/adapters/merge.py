@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import adapter_export as ae
-from adapter_export.api.models.base import check_free
 from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
 from adapter_export.option import Option
+from adapter_export.safe_io.output import Output
 
 
 @command(
@@ -36,7 +36,7 @@ def merge(
     from adapter_export.cli.bases import opened
     from adapter_export.cli.output import emit_json, say, warn
 
-    check_free(output, force=force, sources=[model, adapter])
+    Output(output, force).ensure_writable(sources=[model, adapter])
     base, notes = opened(model, site_map, trust_pickle), list[str]()
     merged = ae.merge(
         base, adapter, output, force=force, on_note=lambda note: notes.append(note.sentence("shell")), **options

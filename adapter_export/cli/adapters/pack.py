@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import adapter_export as ae
 from adapter_export.api.adapters.kinds import PackedOptions
-from adapter_export.api.models.base import check_free
 from adapter_export.cli.options import AdapterFolder, Force, Json, command
 from adapter_export.option import Option
+from adapter_export.safe_io.output import Output
 
 
 @command(
@@ -54,7 +54,7 @@ def pack(
     """
     from adapter_export.cli.bases import report_adapter
 
-    check_free(output, force=force, folder=True, sources=[weights, base])
+    Output(output, force).ensure_writable(folder=True, sources=[weights, base])
     notes: list[str] = []
     made = ae.pack(
         weights,

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import adapter_export as ae
-from adapter_export.api.models.base import check_free
 from adapter_export.cli.options import Force, Json, TrustPickle, command
 from adapter_export.option import Option
+from adapter_export.safe_io.output import Output
 
 
 @command(
@@ -38,16 +38,15 @@ def inspect(
     acts. It suits light and dark backgrounds.
     """
     from adapter_export.cli.output import emit_json, say, show
-    from adapter_export.format.files import new_file
 
     if svg is not None:
-        check_free(svg, force=force)
+        Output(svg, force).ensure_writable()
     found = ae.inspect(path, trust_pickle=trust_pickle, **options)
     if as_json:
         emit_json(found.to_json())
     else:
         show(found.title, *found.tables)
     if svg is not None:
-        with new_file(svg, force=force) as temporary:
+        with Output(svg, force).file() as temporary:
             temporary.write_text(found.drawing(), encoding="utf-8")
         say(f"wrote {svg}")

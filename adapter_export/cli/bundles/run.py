@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import adapter_export as ae
-from adapter_export.api.models.base import check_free
 from adapter_export.cli.bases import listed, stepping
 from adapter_export.cli.options import Force, Json, check_together, command
 from adapter_export.cli.output import emit_json, progress_bar, say, warn
 from adapter_export.errors import UsageError, within
 from adapter_export.graph.tasks import ProblemType
 from adapter_export.option import Option
+from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
     from adapter_export.runtime import Bundle, Session
@@ -176,7 +176,7 @@ def run(
     )
     if out is not None:
         run_rows.check_suffix(out)
-        check_free(out, force=force)
+        Output(out, force).ensure_writable()
     if stride is not None and long_texts != "windows":
         raise UsageError("only windows have a stride", found=f"`--long-texts {long_texts}`", fix="give `windows`")
     if out is not None and long_texts == "windows":

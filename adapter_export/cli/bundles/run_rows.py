@@ -12,11 +12,11 @@ import numpy as np
 
 from adapter_export.batch.table_rows import Columns, lines_as_rows, table_rows
 from adapter_export.errors import DataError, FormatError, UsageError
-from adapter_export.format.files import new_file
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answerer import Row
 from adapter_export.runtime.check_inputs import check_inputs
+from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.text import Pair
@@ -115,7 +115,7 @@ def check_suffix(path: Path) -> None:
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, force: bool) -> None:
     """Write arrays by name, in the format that the suffix says."""
-    with new_file(path, force=force) as temporary:
+    with Output(path, force).file() as temporary:
         if path.suffix == _SAFETENSORS:
             write_tensors(temporary, arrays)
         else:

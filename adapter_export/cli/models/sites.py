@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from adapter_export.api.models.base import FORM_NAMES, check_free
+from adapter_export.api.models.base import FORM_NAMES
 from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
 from adapter_export.option import Option
+from adapter_export.safe_io.output import Output
 
 
 @command(
@@ -48,7 +49,7 @@ def sites(
     from adapter_export.cli.output import console, emit_json, say, show
 
     if write_site_map is not None:
-        check_free(write_site_map, force=force)
+        Output(write_site_map, force).ensure_writable()
     base = opened(model, site_map, trust_pickle, from_record=True)
     found = base.sites
     if write_site_map is not None:

@@ -23,7 +23,7 @@ from torch.onnx._internal.exporter import _core, _fx_passes, _registration
 from torch.onnx._internal.fx.passes import type_promotion
 
 from adapter_export.errors import BaseModelError
-from adapter_export.format.files import new_file
+from adapter_export.safe_io.output import Output
 from adapter_export.sites.discover import OTHER_CALLS_KEY
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.program_signature import Signature
@@ -81,7 +81,7 @@ def export_onnx(base: TorchBase, path: Path, *, data: str = "base.bin", force: b
         OutputExistsError: a file is there already and `force` is not given.
         WriteError: the files cannot be written; nothing is left behind.
     """
-    with new_file(path.parent / data, force=force) as weights, new_file(path, force=force) as graph:
+    with Output(path.parent / data, force).file() as weights, Output(path, force).file() as graph:
         model = to_onnx(base)
         with TemporaryDirectory(prefix=".adapter-export-", dir=graph.parent) as folder:
             written = Path(folder) / graph.name

@@ -33,7 +33,7 @@ from adapter_export.errors import (
 )
 from adapter_export.format.adapter_files import adapter_bytes, parse_adapter
 from adapter_export.format.axes import narrowed, with_caches
-from adapter_export.format.files import canonical_json, new_file
+from adapter_export.format.files import canonical_json
 from adapter_export.format.golden_texts import GoldenTexts, golden_texts_json, parse_golden_texts
 from adapter_export.format.lengths import Bounds, Lengths
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord, token_axis, token_lengths
@@ -42,6 +42,7 @@ from adapter_export.format.model_config import Generation
 from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import BASE_HEAD, Adapter
 from adapter_export.safe_io.documents import parse_json
+from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import open_regular
 from adapter_export.sites.view import FlowGraph, FlowIndex
@@ -285,7 +286,7 @@ def save_base(
         WriteError: the file cannot be written; nothing is left behind.
     """
     path = Path(path)
-    with new_file(path, force=force) as temporary:
+    with Output(path, force).file() as temporary:
         run = live(module, example_inputs)
         example = {axis: own.within(Lengths(1, max_tokens)) or own for axis, own in (lengths or {}).items()}
         program, named = capture(module, example_inputs, axes, example)
@@ -311,7 +312,7 @@ def write_base(base: TorchBase, path: Path, *, force: bool = False) -> None:
     axes = {record.name: record.axes for record in base.inputs}
     note = CaptureNote(axes, dict(base.lengths), base.pads, base.model_type, base.notes)
     extra = _extra(note, base.tokenizer, base.base_head, base.texts, base.media, base.generation)
-    with new_file(path, force=force) as temporary:
+    with Output(path, force).file() as temporary:
         _save(base.program, extra, temporary, path)
 
 

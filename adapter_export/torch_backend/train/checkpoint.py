@@ -12,8 +12,8 @@ from safetensors.numpy import save
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import FormatError, TrainingError, argument
-from adapter_export.format.files import new_file
 from adapter_export.format.tensors import metadata_of, parse_tensors
+from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.torch_backend.attach import AdaptedModel
@@ -92,7 +92,7 @@ def write_checkpoint(state: RunState, identity: Identity, path: Path) -> None:
     tensors = {f"{group}/{name}": tensor for group in _GROUPS for name, tensor in getattr(state, group).items()}
     numbers = {name: getattr(state, name) for name in _NUMBERS}
     numbers["history"] = [asdict(record) for record in state.history]
-    with new_file(path, force=True) as temporary:
+    with Output(path, force=True).file() as temporary:
         temporary.write_bytes(save(tensors, {"run": json.dumps(identity), "state": json.dumps(numbers)}))
 
 

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from adapter_export.errors import UsageError, argument
-from adapter_export.format.files import new_file
 from adapter_export.numerics.metrics import Metric
+from adapter_export.safe_io.output import Output
 from adapter_export.torch_backend.train.objectives import Scores
 from adapter_export.torch_backend.train.task import TextTask
 from adapter_export.version import __version__
@@ -228,5 +228,5 @@ def draw_curve(result: TrainingResult, title: str, path: Path, *, loss_name: str
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
     figure.suptitle(title)
-    with new_file(path, force=True) as temporary:
+    with Output(path, force=True).file() as temporary:
         figure.savefig(temporary, format="png")

@@ -17,8 +17,8 @@ from power import killed_at, lose_power
 from toolchain import skip_or_fail
 
 from adapter_export.errors import BusyError, FileError, OutputExistsError, WriteError
-from adapter_export.format import files
-from adapter_export.format.files import locked, new_file, new_folder
+from adapter_export.safe_io import output
+from adapter_export.safe_io.output import Output, locked
 from adapter_export.safe_io.regular_files import read_bytes, sha256_of, sha256_of_part
 
 FULL_DISK = Path("/dev/full")
@@ -48,9 +48,9 @@ def content(path: Path) -> str:
     return (path / "part" if path.is_dir() else path).read_text()
 
 
-@pytest.fixture(params=[new_file, new_folder])
+@pytest.fixture(params=["file", "folder"])
 def new(request: pytest.FixtureRequest) -> New:
-    return request.param
+    return lambda target, force=False: getattr(Output(target, force), request.param)()
 
 
 def test_takes_its_place_at_the_end(new: New, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_takes_its_place_at_the_end(new: New, tmp_path: Path) -> None:
 
 def test_a_folder_has_the_usual_permissions(tmp_path: Path) -> None:
     (tmp_path / "usual").mkdir()
-    with new_folder(tmp_path / "out"):
+    with Output(tmp_path / "out").folder():
         pass
     assert (tmp_path / "out").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
@@ -90,14 +90,14 @@ def test_leaves_what_appears_meanwhile_alone(new: New, tmp_path: Path) -> None:
 def test_what_the_holder_of_the_lock_before_wrote_is_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = files._acquired
+    taken = output._acquired
 
     def acquired(lock: Path, named: Path) -> int:
         (tmp_path / "new").write_text("of another")  # whose lock was released a moment ago
         return taken(lock, named)
 
-    monkeypatch.setattr(files, "_acquired", acquired)
-    with pytest.raises(OutputExistsError), new_file(tmp_path / "new"):
+    monkeypatch.setattr(output, "_acquired", acquired)
+    with pytest.raises(OutputExistsError), Output(tmp_path / "new").file():
         pytest.fail("was made again")
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
@@ -212,7 +212,7 @@ def test_a_kill_or_a_power_failure_at_any_step_loses_nothing(
     if not hasattr(os, "fork"):
         skip_or_fail("this system has no fork")
     if not exchanged:
-        monkeypatch.setattr(files, "exchange", lambda *_: False)
+        monkeypatch.setattr(output, "exchange", lambda *_: False)
     target = tmp_path / "out"
 
     def write(text: str) -> None:
