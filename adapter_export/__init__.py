@@ -27,7 +27,8 @@ from adapter_export.api.bundles.evaluate import evaluate
 from adapter_export.api.bundles.inspect import Inspection, inspect
 from adapter_export.api.bundles.offline import run_many
 from adapter_export.api.bundles.sign import sign, verify_signature
-from adapter_export.api.models.base import Base, capture, open_base
+from adapter_export.api.models.base import Base, open_base
+from adapter_export.api.models.capture import capture
 from adapter_export.api.models.sites import Sites
 from adapter_export.api.serving.bench import bench
 from adapter_export.api.serving.hub import pull, push

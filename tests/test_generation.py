@@ -18,13 +18,14 @@ import pytest
 from replacing import adapter_at
 from tiny_llama import EXAMPLE, example, save_rounded
 
+import adapter_export as ae
+from adapter_export.api.models.base import GenaiBase
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import BaseModelError
 from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import lora
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.onnx_backend.base.genai import GenaiFolder, open_genai
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
@@ -102,7 +103,7 @@ class Llama:
         texts: what the reference wrote, by plan.
     """
 
-    genai: GenaiFolder | None
+    genai: GenaiBase | None
     bundle: Path
     reference: TorchRunner
     adapters: Mapping[str, Adapter]
@@ -152,9 +153,10 @@ def llama(
         tiny.run_builder(llama_folder, work / "model", request.param)
     else:
         run_builder_here(tiny, llama_folder, work / "model", request.param)
-    genai = open_genai(work / "model")
+    genai = ae.open_base(work / "model")
+    assert isinstance(genai, GenaiBase)
     if request.param == "int4":
-        save_rounded(llama_folder, genai.base.model, work / "rounded")
+        save_rounded(llama_folder, genai.model.model, work / "rounded")
         archive = work / "rounded.pt"
         capture_folder(work / "rounded", archive, with_cache=True)
     base = load_base(archive)
@@ -183,16 +185,16 @@ def adapters_of(tiny: ModuleType, base: TorchBase) -> list[Adapter]:
     ]
 
 
-def _build(genai: GenaiFolder, adapters: Sequence[Adapter], out: Path) -> None:
+def _build(genai: ae.Base, adapters: Sequence[Adapter], out: Path) -> None:
     build_bundle(
-        genai.base,
+        genai.model,
         adapters,
         out,
-        references=CutRunner(genai.base),
-        cases=input_cases(genai.base.inputs, seed=0, max_tokens=9),
+        references=CutRunner(genai.model),
+        cases=input_cases(genai.inputs, seed=0, max_tokens=9),
         tokenizer=genai.tokenizer,
         max_tokens=genai.max_tokens,
-        kept=genai.kept("model.onnx"),
+        kept=genai.companions("model.onnx"),
         allow_base_mismatch=True,
     )
 
@@ -256,18 +258,18 @@ def in_genai(folder: Path, plan: Sequence[str | None]) -> Text:
 
 
 def test_with_nothing_active_no_bit_differs_from_the_base(llama):
-    base, bundle = (in_genai(folder, PLANS["none"]) for folder in (llama.genai.folder, llama.bundle))
+    base, bundle = (in_genai(folder, PLANS["none"]) for folder in (llama.genai.path, llama.bundle))
     np.testing.assert_array_equal(base.logits, bundle.logits)
-    untouched = open_session(ir.load(llama.genai.base.path), llama.genai.folder)
+    untouched = open_session(ir.load(llama.genai.model.path), llama.genai.path)
     exported = open_session(ir.load(llama.bundle / "model.onnx"), llama.bundle)
-    for case in input_cases(llama.genai.base.inputs, seed=1, max_tokens=9):
+    for case in input_cases(llama.genai.inputs, seed=1, max_tokens=9):
         expected, found = run_session(untouched, case.arrays), run_session(exported, case.arrays)
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name], value)
 
 
 def test_the_builders_graph_has_the_sites_and_caches_of_the_torch_model(llama):
-    base = llama.genai.base
+    base = llama.genai.model
     in_torch = discover(flow_graph(llama.reference.model(None).base.flat))
     assert [(site.name, site.width) for site in base.sites.sublayers] == [
         (site.name, site.width) for site in in_torch.sublayers
@@ -286,7 +288,7 @@ def test_the_bundle_keeps_what_genai_needs_and_lists_it(llama):
     assert kept <= {record.path for record in manifest.files}
     assert not list(llama.bundle.glob("*.data"))
     for name in kept:
-        assert (llama.bundle / name).read_bytes() == (llama.genai.folder / name).read_bytes()
+        assert (llama.bundle / name).read_bytes() == (llama.genai.path / name).read_bytes()
 
 
 @pytest.fixture(scope="session")
@@ -337,13 +339,13 @@ def test_the_example_writes_the_same_with_both_programs(llama):
 def test_a_graph_of_another_name_is_renamed_in_the_configuration(llama, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
-    for path in llama.genai.folder.iterdir():
+    for path in llama.genai.path.iterdir():
         name = "decoder.onnx" if path.name == "model.onnx" else path.name
         (folder / name).write_bytes(path.read_bytes())
     config = json.loads((folder / "genai_config.json").read_text())
     config["model"]["decoder"]["filename"] = "decoder.onnx"
     (folder / "genai_config.json").write_text(json.dumps(config))
-    _build(open_genai(folder), [llama.adapters["a"]], tmp_path / "bundle")
+    _build(ae.open_base(folder), [llama.adapters["a"]], tmp_path / "bundle")
     assert not (tmp_path / "bundle" / "decoder.onnx").exists()
     np.testing.assert_array_equal(
         in_genai(tmp_path / "bundle", PLANS["a"]).logits, in_genai(llama.bundle, PLANS["a"]).logits
@@ -353,14 +355,14 @@ def test_a_graph_of_another_name_is_renamed_in_the_configuration(llama, tmp_path
 @pytest.mark.parametrize("llama", ["fp32"], indirect=True)
 @pytest.mark.parametrize("name", ["base.bin", "manifest.json", "derivation.json", "golden"])
 def test_a_file_with_the_name_of_one_of_the_bundle_is_refused(llama, tmp_path, name):
-    kept, steps = {**llama.genai.kept("model.onnx"), name: b"{}"}, []
+    kept, steps = {**llama.genai.companions("model.onnx"), name: b"{}"}, []
     with pytest.raises(BaseModelError, match=rf"{name}: has a file with a name that the bundle needs"):
         build_bundle(
-            llama.genai.base,
+            llama.genai.model,
             [llama.adapters["a"]],
             tmp_path / "bundle",
-            references=CutRunner(llama.genai.base),
-            cases=input_cases(llama.genai.base.inputs, seed=0, max_tokens=3),
+            references=CutRunner(llama.genai.model),
+            cases=input_cases(llama.genai.inputs, seed=0, max_tokens=3),
             kept=kept,
             allow_base_mismatch=True,
             progress=steps.append,

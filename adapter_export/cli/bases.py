@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import adapter_export as ae
-from adapter_export.api.models.base import recorded_base
+from adapter_export.api.models.base import OpenOptions, recorded_base
 from adapter_export.cli.output import Bar, emit_json, progress_bar, say, warn
+from adapter_export.errors import Note
+from adapter_export.reporting import Reporter
 
 if TYPE_CHECKING:
     from adapter_export import Adapter
     from adapter_export.api.bundles.check import OnStep
+
+
+class Noted(Reporter):
+    """Show steps as they begin, and keep notes in the words of the command line.
+
+    Args:
+        show: receives each step; by default steps are not shown.
+    """
+
+    def __init__(self, show: Callable[[str], None] | None = None) -> None:
+        self.notes: list[str] = []
+        self._show = show
+
+    def step(self, label: str, done: int = 0, total: int | None = None) -> None:  # noqa: ARG002
+        """Show the step."""
+        if self._show is not None:
+            self._show(label)
+
+    def note(self, text: str) -> None:
+        """Keep the note."""
+        self.notes.append(Note(text).sentence("shell"))
 
 
 def listed(text: str) -> list[str]:
@@ -23,8 +46,10 @@ def listed(text: str) -> list[str]:
 
 def opened(model: Path, site_map: Path | str | None, trust_pickle: bool, *, from_record: bool = False) -> ae.Base:
     """Open a base, or take what its record says, and say what was done to it."""
-    open_base = recorded_base if from_record else ae.open_base
-    base = open_base(model, site_map=site_map, trust_pickle=trust_pickle)
+    if from_record:
+        base = recorded_base(model, OpenOptions(site_map, trust_pickle))
+    else:
+        base = ae.open_base(model, site_map=site_map, trust_pickle=trust_pickle)
     for note in () if base.form == "archive" else base.notes:  # whoever captured it was told
         say(f"{model.name}: {note}")
     return base

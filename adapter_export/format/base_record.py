@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from adapter_export.errors import FileError, InputError, WriteError
 from adapter_export.format.files import cache_folder, canonical_json
@@ -26,6 +26,30 @@ from adapter_export.safe_io.regular_files import sha256_of
 from adapter_export.sites.site import SiteMap
 
 _LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "numpy")
+
+
+class BaseFacts(Protocol):
+    """Facts of a base that its record has as well; models in each backend have them, too."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of its weights, `sha256:<hex>`."""
+
+    @property
+    def inputs(self) -> tuple[InputRecord, ...]:
+        """The inputs, in the order of the model."""
+
+    @property
+    def outputs(self) -> tuple[OutputRecord, ...]:
+        """The outputs, in the order of the model."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Changes made to the model when it was captured or opened."""
+
+    @property
+    def model_type(self) -> str | None:
+        """The name of its architecture in transformers, if it is known."""
 
 
 @dataclass(frozen=True)

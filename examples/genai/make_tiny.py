@@ -18,10 +18,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import adapter_export as ae
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, Kind, houlsby, pfeiffer
-from adapter_export.onnx_backend.base.genai import open_genai
 from adapter_export.sites.site import SiteMap
 
 BUILDER = "onnxruntime_genai.models.builder"
@@ -103,8 +103,8 @@ def main() -> None:
     folder: Path = arguments.folder
     save_llama(folder / "llama")
     run_builder(folder / "llama", folder / "model", arguments.precision)
-    base = open_genai(folder / "model").base
-    for adapter in random_adapters(base.sites, base.fingerprint):
+    base = ae.open_base(folder / "model")
+    for adapter in random_adapters(base.sites.map, base.fingerprint):
         write_adapter(adapter, folder / adapter.name, force=True)
     print(f"wrote {folder}/llama, {folder}/model, {folder}/a and {folder}/b")
 

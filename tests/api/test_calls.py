@@ -22,12 +22,12 @@ def base(tmp_path: Path) -> ae.Base:
 
 
 def _adapter(base: ae.Base, name: str) -> Adapter:
-    return random_adapter(name, pfeiffer(), base.onnx, bottleneck=4, labels=("a", "b"))
+    return random_adapter(name, pfeiffer(), base.model, bottleneck=4, labels=("a", "b"))
 
 
 def test_an_open_base_stays_what_it_is(base: ae.Base) -> None:
     assert ae.open_base(base) is base
-    assert (base.form, base.is_onnx, base.tokenizer, base.max_tokens) == ("onnx", True, None, None)
+    assert (base.form, base.trainable, base.tokenizer, base.max_tokens) == ("onnx", False, None, None)
 
 
 def test_adapters_are_objects_folders_names_and_renamed(base: ae.Base, tmp_path: Path) -> None:

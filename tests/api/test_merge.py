@@ -6,15 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+from heard import Heard
 from peft_bases import peft_base
 from peft_folders import adapter_folder
 from random_kinds import random_tensors
 
 import adapter_export as ae
-from adapter_export.api.adapters.merge import MERGED_KEY
+from adapter_export.api.models.base import OnnxFileBase
 from adapter_export.errors import AdapterError, BaseMismatchError
 from adapter_export.graph.kinds import KINDS, LoraOptions
 from adapter_export.importers.plain_tensors import pack
+from adapter_export.onnx_backend.base.merged_graph import MERGED_KEY
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
 
 
@@ -25,7 +27,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(path: Path) -> ae.Base:
     """A base of ours, which need not be tried out in another process."""
-    return ae.open_base(path) if path.suffix == ".pt" else ae.Base(path, "onnx", open_onnx(path))
+    return ae.open_base(path) if path.suffix == ".pt" else OnnxFileBase(path, loaded=open_onnx(path))
 
 
 @pytest.mark.parametrize("name", ["change_dora", "bert_ia3", "change_norms"])
@@ -44,7 +46,7 @@ def test_torch_and_onnx_take_a_fixed_change(name: str, bert: Path, tmp_path: Pat
             ae.merge(again, adapter, tmp_path / "twice")
     assert len(prints) == 2
     assert "was merged into" in ae.open_base(tmp_path / "model.pt").notes[-1]
-    record = json.loads(again.onnx.model.metadata_props[MERGED_KEY])
+    record = json.loads(again.model.model.metadata_props[MERGED_KEY])
     assert record["adapter"] == "a"
     assert record["base"] == base.fingerprint
 
@@ -66,7 +68,7 @@ def test_a_head_becomes_the_base_s_own(bert: Path, tmp_path: Path) -> None:
     adapter = ae.import_peft(
         adapter_folder("bert_lora_classify"), base, name="a", labels=("x", "y", "z"), on_note=lambda note: None
     )
-    ae.merge(base, adapter, tmp_path / "m.pt", on_note=lambda note: None)
+    ae.merge(base, adapter, tmp_path / "m.pt", reporter=Heard())
     own = ae.open_base(tmp_path / "m.pt").base_head
     assert own is not None
     assert own.head is not None

@@ -53,7 +53,7 @@ def test_a_record_says_what_the_opened_base_says(
             ae.save(_pack(weights, one), tmp_path / str(at), force=True) for at, one in enumerate((base, opened))
         )
         assert all((made / file.name).read_bytes() == file.read_bytes() for file in expected.iterdir())
-    assert "_opened" not in vars(base), "the second one was not opened"
+    assert "model" not in vars(base), "the second one was not opened"
     assert base.model.fingerprint == opened.fingerprint
 
 

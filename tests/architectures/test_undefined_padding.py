@@ -12,6 +12,7 @@ from exported_bases import ExportedBase
 from random_kinds import random_of_kind
 
 import adapter_export as ae
+from adapter_export.api.models.base import ArchiveBase
 from adapter_export.graph.kinds import houlsby
 from adapter_export.numerics.sample_inputs import InputCase, less_padded
 from adapter_export.torch_backend.torch_runner import TorchRunner
@@ -22,7 +23,7 @@ LENGTHS = np.array([7, 4, 1])
 
 @pytest.fixture(scope="module")
 def base(exported: Callable[[str], ExportedBase]) -> ae.Base:
-    return ae.Base(None, "archive", exported("modernbert").in_torch)
+    return ArchiveBase(None, loaded=exported("modernbert").in_torch)
 
 
 def inputs(*lengths: int) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from heard import Heard
 from tampering import rehash
 from text_bundle import LIMIT, LONGEST, TASKS
 from transformers import AutoTokenizer
@@ -336,8 +337,9 @@ def test_a_folder_whose_two_tokenizers_differ_is_named_and_not_built(made: Path,
     document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     _cased(document)
     (folder / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
-    notes: list[str] = []
-    base = ae.capture(folder, tmp_path / "model.pt", on_note=notes.append)
+    heard = Heard()
+    base = ae.capture(folder, tmp_path / "model.pt", reporter=heard)
+    notes = heard.notes
     (note,) = notes
     assert "gives other ids than transformers for 32 of 62 texts (`plain`, `upper case`, `mixed case` …)" in note
     adapter = read_adapter(made / "adapters" / "topic")

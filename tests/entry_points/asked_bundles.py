@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import torch
 import transformers
+from heard import Heard
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from oracle import Oracle, Pair, Recipe, Right, Row, rounded
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -424,8 +425,8 @@ def make_models(folder: Path) -> None:
     _save(folder / "bare", _bert().bert)
     _save(folder / "convbert", _convbert())
     _save(folder / "gpt2", _gpt2(), specials=False, side="left")
-    ae.capture(folder / "bert", folder / "bert.pt", on_note=_unheard)
-    graph = ae.capture(folder / "bare", folder / "bare.pt", on_note=_unheard).exported(folder)
+    ae.capture(folder / "bert", folder / "bert.pt", reporter=Heard())
+    graph = ae.capture(folder / "bare", folder / "bare.pt", reporter=Heard()).exported(folder)
     onnx.save(onnx.load(graph.path), folder / "bare.onnx")
 
 
@@ -462,7 +463,7 @@ def make_bundle(name: str, models: Path, folder: Path) -> None:
     elif plan.base == "bert":
         base = ae.open_base(models / "bert.pt")
     else:
-        base = ae.capture(models / plan.base, folder / "model.pt", on_note=_unheard, **plan.capture)
+        base = ae.capture(models / plan.base, folder / "model.pt", reporter=Heard(), **plan.capture)
     adapters = with_adapters(base, [*recipes_of(plan).values()])
     first = [one for one in adapters if one.name not in plan.added]
     ae.build(base, first, folder / "bundle", on_note=_unheard, **build)

@@ -12,11 +12,12 @@ from tiny_decoder import open_cached
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from adapter_export.api.models.base import form_of, open_base
+from adapter_export.api.models.base import GenaiBase, open_base
+from adapter_export.api.models.detect import form_of
 from adapter_export.errors import BaseModelError, FileError, FormatError
 from adapter_export.format.manifest import InputRecord, OutputRecord
 from adapter_export.format.model_config import Generation
-from adapter_export.onnx_backend.base.genai import generating_files, open_genai
+from adapter_export.onnx_backend.base.genai import generating_files, read_genai
 
 TOKENIZER = Tokenizer(WordLevel({"a": 0}, unk_token="a")).to_str()
 
@@ -44,12 +45,12 @@ def test_its_sites_follow_a_site_map(folder, tmp_path):
     document = {"version": "1.0.0", "sites": {"layers.0.ffn": None}}
     (tmp_path / "map.json").write_text(json.dumps(document))
     source = open_base(folder, site_map=tmp_path / "map.json")
-    assert source.genai is not None
+    assert isinstance(source, GenaiBase)
     assert [site.name for site in source.sites.map.sublayers] == ["layers.0.attention"]
 
 
 def test_a_bundle_keeps_all_but_the_graph_and_its_weights(folder):
-    kept = open_genai(folder).kept("model.onnx")
+    kept = open_base(folder).companions("model.onnx")
     assert set(kept) == {"genai_config.json", "tokenizer.json", "chat_template.jinja"}
     assert kept["tokenizer.json"] == folder / "tokenizer.json"
     written = kept["genai_config.json"]
@@ -58,7 +59,7 @@ def test_a_bundle_keeps_all_but_the_graph_and_its_weights(folder):
 
 
 def test_the_configuration_stays_as_it_is_where_the_graph_has_that_name_already(folder):
-    assert open_genai(folder).kept("decoder.onnx")["genai_config.json"] == folder / "genai_config.json"
+    assert open_base(folder).companions("decoder.onnx")["genai_config.json"] == folder / "genai_config.json"
 
 
 @pytest.mark.parametrize(
@@ -68,16 +69,16 @@ def test_the_configuration_stays_as_it_is_where_the_graph_has_that_name_already(
 def test_a_configuration_without_a_decoder_in_its_folder_is_refused(folder, document, found):
     (folder / "genai_config.json").write_text(json.dumps(document))
     with pytest.raises(BaseModelError, match=rf"names no graph of a decoder in its folder; found {found}"):
-        open_genai(folder)
+        read_genai(folder)
 
 
 def test_a_graph_that_is_not_there_and_a_configuration_that_is_no_json_are_refused(folder):
     (folder / "decoder.onnx").unlink()
     with pytest.raises(FileError, match=r"decoder\.onnx: is not there"):
-        open_genai(folder)
+        open_base(folder)
     (folder / "genai_config.json").write_text("{")
     with pytest.raises(FormatError, match=r"genai_config\.json"):
-        open_genai(folder)
+        open_base(folder)
 
 
 def test_torch_cannot_train_it(folder):

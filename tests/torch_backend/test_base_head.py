@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from archives import edit, read_entries, write_entries
+from heard import Heard
 from small_models import SIZES, small, traced_once
 from transformers import AutoModel, PreTrainedModel
 
@@ -73,8 +74,9 @@ def logits(model: PreTrainedModel, kind: str, inputs: dict[str, torch.Tensor]) -
 def test_in_onnx_runtime(name: str, head: str, options: dict[str, Any], kind: str, tmp_path: Path) -> None:
     model = small(name, head, **options)
     model.save_pretrained(tmp_path / "folder")
-    notes: list[str] = []
-    base = ae.capture(tmp_path / "folder", tmp_path / "model.pt", on_note=notes.append)
+    heard = Heard()
+    base = ae.capture(tmp_path / "folder", tmp_path / "model.pt", reporter=heard)
+    notes = heard.notes
     assert base.base_head is not None
     assert not [note for note in notes if "left out" in note]
     bundle = ae.build(base, [], tmp_path / "bundle", variants=("slots",))
@@ -128,8 +130,9 @@ def test_what_is_left_out_is_named(name: str, head: str, named: list[str], tmp_p
 @pytest.mark.parametrize(("tokens", "reason"), [(16, ""), (9, "not run at a length that the base takes")])
 def test_of_a_base_with_one_length(tokens: int, reason: str, tmp_path: Path) -> None:
     small("Bert", "ForSequenceClassification").save_pretrained(tmp_path / "folder")
-    notes: list[str] = []
-    base = ae.capture(tmp_path / "folder", tmp_path / "model.pt", lengths=[f"sequence={tokens}"], on_note=notes.append)
+    heard = Heard()
+    base = ae.capture(tmp_path / "folder", tmp_path / "model.pt", lengths=[f"sequence={tokens}"], reporter=heard)
+    notes = heard.notes
     assert (base.base_head is None) == bool(reason)
     assert [reason in note for note in notes if "left out" in note] == ([True] if reason else [])
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from heard import Heard
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import adapter_export as ae
@@ -174,7 +175,7 @@ def test_two_adapters_write_differently_and_are_swapped_without_a_new_session(
 
 def test_a_model_that_gives_no_next_token_is_refused(folder: Path, base: ae.Base, tmp_path: Path) -> None:
     texts = write(tmp_path / "texts.jsonl", [{"text": "n1 n2 n3"}, {"text": "n4 n5 n6"}])
-    bare = ae.capture(folder, tmp_path / "bare.pt", on_note=lambda _: None)
+    bare = ae.capture(folder, tmp_path / "bare.pt", reporter=Heard())
     with pytest.raises(BaseModelError, match=r"has no output with the logits of the next token.*`with_cache=True`"):
         learnt(bare, texts)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

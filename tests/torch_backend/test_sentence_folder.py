@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from heard import Heard
 from small_models import traced_once
 from small_task import with_random_weights
 from toolchain import skip_or_fail
@@ -171,8 +172,9 @@ def test_its_prompts_and_its_base_head(library: Any, minilm_folder: Path, tmp_pa
     prompts = {"prompts": {"query": "query: ", "passage": "passage: "}, "default_prompt_name": "query"}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     expected = library.SentenceTransformer(str(folder), device="cpu", local_files_only=True).encode(TEXTS)
-    notes: list[str] = []
-    base = ae.capture(folder, tmp_path / "model.pt", on_note=notes.append)
+    heard = Heard()
+    base = ae.capture(folder, tmp_path / "model.pt", reporter=heard)
+    notes = heard.notes
     assert base.base_head is not None
     assert base.base_head.head is not None
     assert base.base_head.head.task is not None

@@ -6,14 +6,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Unpack, cast
 
 from adapter_export.api.adapters.kinds import PackedOptions, kind_names, own_options, placed
 from adapter_export.api.adapters.task_facts import TaskFacts, with_facts
-from adapter_export.api.models.base import Base, OnNote, PathLike, recorded_base, tell
+from adapter_export.api.models.base import Base, OnNote, OpenOptions, PathLike, recorded_base, tell
 from adapter_export.errors import AdapterError, FileError, UsageError, argument, command, quoted
 from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.graph.tasks import DEFAULT_TYPE, ProblemType
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from adapter_export.graph.adapter import Adapter
     from adapter_export.importers.tensor_map import Tensors
-    from adapter_export.numerics.merged_layers import Layer
     from adapter_export.sites.site import Site
     from adapter_export.sites.site_map import GivenSites
 
@@ -273,7 +271,7 @@ def pack(
     facts = {key: given.pop(key) for key in TaskFacts.__annotations__ if key in given}
     own = own_options(kind_named(kind), given)
     tensors = weights if isinstance(weights, Mapping) else read_tensors(Path(weights))
-    opened = recorded_base(base, site_map=site_map, trust_pickle=trust_pickle)
+    opened = recorded_base(base, OpenOptions(site_map, trust_pickle))
     sites = opened.sites.complete
     packed = plain.pack(
         tensors,
@@ -319,10 +317,9 @@ def import_adapterhub(
 
     opened, source = recorded_base(base), Path(folder)
     settings = _import_settings(opened, source, name, member, by_number)
-    layer_at = _finding(opened)
 
     def weight_at(site: Site) -> np.ndarray | None:
-        layer = layer_at(site)
+        layer = opened.layer_at(site)
         return None if layer is None else layer.weight
 
     settings |= {"with_head": not without_head, "weight_at": weight_at}
@@ -377,27 +374,19 @@ def import_peft(
 
     opened, source = recorded_base(base), Path(folder)
     head = HeadChoice(pooling, activation, None if labels is None else tuple(labels), leave_out=without_head, task=task)
-    if opened.form == "folder" and opened.path:
-        config = opened.path / "config.json"
-        head = replace(head, known_labels=known_labels(config), known_problem=known_problem(config))
+    if opened.config is not None:
+        head = replace(head, known_labels=known_labels(opened.config), known_problem=known_problem(opened.config))
 
     settings = _import_settings(opened, source, name, member, by_number)
-    settings |= {"base_tensor": opened.tensor, "layer_at": _finding(opened), "head": head, "dense": dense}
+    settings |= {
+        "base_tensor": opened.tensor,
+        "layer_at": lambda site: opened.layer_at(site),
+        "head": head,
+        "dense": dense,
+    }
     imported = peft.import_peft(source, opened.sites.complete, **settings)
     tell(imported.notes, on_note)
     return with_site_map(with_facts(imported.adapter, facts), opened)
-
-
-def _finding(base: Base) -> Callable[[Site], Layer | None]:
-    """Return what finds a layer of the base; the base is opened once one is asked for."""
-
-    @cache
-    def finder() -> Callable[[Site], Layer | None]:
-        from adapter_export.api.models.layers import layer_finder
-
-        return layer_finder(base)
-
-    return lambda site: finder()(site)
 
 
 def _import_settings(base: Base, folder: Path, name: str | None, member: str | None, by_number: bool) -> dict[str, Any]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.adapters import adapters_of
-from adapter_export.api.models.base import Base, OnNote, PathLike, open_base, require, silent, tell
+from adapter_export.api.models.base import Base, OnNote, PathLike, Steps, open_base, require, silent, tell
 from adapter_export.errors import AdapterError, BaseModelError, RequestError, UsageError, argument
 from adapter_export.option import Option
 from adapter_export.safe_io.output import Output
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
 
 OnProgress = Callable[[str], None]
 """Is told each step before it begins."""
+
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8-weights", "int4-weights")
 
@@ -166,8 +165,8 @@ def build(
         _check_apart(own, chosen)
         chosen = (*chosen, own)
     check_bases(chosen, opened.fingerprint, allow_mismatch=allow_base_mismatch)  # the export takes long
-    if opened.is_onnx and not opened.lengths and max_tokens is None:
-        opened = _tried(opened, say)
+    if max_tokens is None:
+        opened = opened.with_probed_lengths(Steps(say))
     known = opened.max_tokens
     longest = max_tokens or known
     if longest is not None and known is not None and longest > known:
@@ -190,7 +189,7 @@ def build(
             max_tokens=longest,
             own_texts=opened.texts,
             media=opened.media,
-            kept=opened.kept(VARIANTS["slots"].file),
+            kept=opened.companions(VARIANTS["slots"].file),
             origin=origin_of(opened, base_precision, optimized=optimize),
             allow_base_mismatch=allow_base_mismatch,
             copy_weights=copy_weights,
@@ -268,13 +267,13 @@ def _tokenizer(base: Base, given: PathLike | None, max_tokens: int | None) -> st
     return text
 
 
-def _variants(given: Sequence[str] | None, base: Base) -> list[VariantName] | None:
-    """Return the chosen variants; by default slots alone in a folder that onnxruntime-genai loads."""
+def _variants(given: Sequence[str] | None, base: Base) -> Sequence[VariantName] | None:
+    """Return the chosen variants, or those that the form of the base has by default."""
     from adapter_export.bundle.variants import VARIANTS
     from adapter_export.format.manifest import GRAPH_VARIANTS
 
     if given is None:
-        return ["slots"] if base.genai else None
+        return base.default_variants
     names = set(GRAPH_VARIANTS) if tuple(given) == ("all",) else set(given)
     unknown = ", ".join(sorted(names - set(GRAPH_VARIANTS)))
     if unknown:
@@ -290,20 +289,6 @@ def _variants(given: Sequence[str] | None, base: Base) -> list[VariantName] | No
                 fix=f"add `{variant.needs}`",
             )
     return [variant.name for variant in chosen]
-
-
-def _tried(base: Base, say: OnProgress) -> Base:
-    """Return a base with the lengths that its graph takes, as running it shows; a large one is not run."""
-    from adapter_export.onnx_backend.base.external import is_large
-    from adapter_export.onnx_backend.base.onnx_base import with_tried_lengths
-
-    if is_large(base.onnx.model):
-        return base
-    say("looking for the shortest and the longest input that the graph takes")
-    tried = with_tried_lengths(base.onnx)
-    for axis, lengths in tried.lengths.items():
-        say(f"the axis `{axis}` may be {lengths} long, as runs have shown")
-    return replace(base, source=replace(base.genai, base=tried) if base.genai else tried)
 
 
 def _golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> list[InputCase]:
@@ -428,24 +413,16 @@ def _prepared(
     float32 says nothing about rounding in 8 bits. Fused operators are compared with what they were made of.
     """
     from adapter_export.onnx_backend.onnx_runner import CutRunner
-    from adapter_export.sites.site_map import check_complete
 
     with TemporaryDirectory(prefix="adapter-export-") as temporary:
         folder = Path(temporary)
-        check_complete(base.sites.map, base.given)
-        plain = base.exported(folder, say)
-        check_complete(plain.sites, base.given)
-        if not base.is_onnx:
-            from adapter_export.bundle.views import check_same_sites
-            from adapter_export.torch_backend.torch_runner import node_values
-
-            check_same_sites(base.sites.map, plain, partial(node_values, base.torch), base.max_tokens)
+        plain = base.checked_export(folder, Steps(say))
         made = plain
         if precision != "fp32":
             say(f"bringing the base into {precision}")
             made = _in_precision(plain, precision, int8_embeddings, float32_activations, folder)
             _deviations(plain, made, say)
-        references = runner_of(base, allow_mismatch) if made is plain else CutRunner(made)
+        references = base.runner(allow_mismatch=allow_mismatch) if made is plain else CutRunner(made)
         if optimize:
             if made is not plain:  # rounding to few bits would hide a wrong fusion
                 _fused(plain, folder / "plain", say)
@@ -476,14 +453,14 @@ def same_precision(base: Base, wanted: Numerics) -> Iterator[tuple[Runner, Calla
 
     with TemporaryDirectory(prefix="adapter-export-") as temporary:
         folder = Path(temporary)
-        if precision_of(base) != wanted.precision:
+        if base.precision != wanted.precision:
             plain = base.exported(folder)
             tables = wanted.int8_tables and wanted.precision != "int8"
             exact = wanted.stored == "float32"
             made = _in_precision(plain, wanted.precision, tables, exact, folder)
             runner: Runner = CutRunner(made)
         else:
-            made, runner = None, runner_of(base, allow_mismatch=True)
+            made, runner = None, base.runner(allow_mismatch=True)
 
         def again(optimize: bool) -> OnnxBase:
             unfused = base.exported(folder) if made is None else made
@@ -499,17 +476,10 @@ def same_precision(base: Base, wanted: Numerics) -> Iterator[tuple[Runner, Calla
 
 def origin_of(base: Base, precision: Precision, *, optimized: bool) -> Origin:
     """Return what a bundle's constants follow from: the tensors of a model, and the libraries that make its graph."""
-    from adapter_export.bundle.proof.exact_tensors import Origin
-
-    own = precision_of(base) == precision
+    own = base.precision == precision
     libraries = (*(() if own and not optimized else ("onnxruntime",)), *(("onnxscript",) if optimized else ()))
-    if base.is_onnx:
-        return replace(Origin.of(base.onnx), made_by=libraries, optimized=optimized)
-    from adapter_export.torch_backend.base.torch_base import tensors
-
-    program = base.torch.program
-    digest = hashlib.sha256(str(program.graph).encode()).hexdigest()
-    return Origin(tensors(program), digest, ("torch", "onnxscript", *libraries), optimized)
+    origin = base.origin()
+    return replace(origin, made_by=(*origin.made_by, *libraries), optimized=optimized)
 
 
 def model_of(manifest: Manifest, model: Base | PathLike) -> Base:
@@ -524,26 +494,6 @@ def model_of(manifest: Manifest, model: Base | PathLike) -> Base:
             fix="give the model that the bundle was built from",
         )
     return base
-
-
-def precision_of(base: Base) -> Precision:
-    """Return the precision of a base as it is; a torch base is run in float32."""
-    if not base.is_onnx:
-        return "fp32"
-    from adapter_export.onnx_backend.base.onnx_base import numerics
-
-    return numerics(base.onnx.model).precision
-
-
-def runner_of(base: Base, allow_mismatch: bool) -> Runner:
-    """Return what runs a base as it is, in torch where there is a torch model."""
-    if base.is_onnx:
-        from adapter_export.onnx_backend.onnx_runner import CutRunner
-
-        return CutRunner(base.onnx)
-    from adapter_export.torch_backend.torch_runner import TorchRunner
-
-    return TorchRunner(base.torch, sites=base.sites.map, allow_mismatch=allow_mismatch)
 
 
 def _in_precision(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.adapters import load_members
-from adapter_export.api.bundles.bundles import folder_of, model_of, origin_of, precision_of, runner_of, same_precision
+from adapter_export.api.bundles.bundles import folder_of, model_of, origin_of, same_precision
 from adapter_export.api.bundles.sign import verify_signature
 from adapter_export.api.models.base import Base, PathLike, open_tokenizer
 from adapter_export.errors import InputError, UsageError, argument, quoted
@@ -235,7 +235,7 @@ def _sides(
     from adapter_export.bundle.proof.proof_plan import Reference
     from adapter_export.bundle.texts import Contract
 
-    base = _of_record(model_of(plan.bundle.manifest, against), plan.bundle.manifest)
+    base = _as_recorded(model_of(plan.bundle.manifest, against), plan.bundle.manifest)
     path, contract = (
         str(base.path),
         Contract(base.tokenizer, base.texts, base.base_head, None if base.media is None else base.media.record.digest),
@@ -248,43 +248,28 @@ def _sides(
     with same_precision(base, wanted) as (runner, again):
         source = Source(origin, again)
         reference = Reference(path, runner, contract, base.inputs, base.lengths, live, not_live, source)
-        if texts is None and wanted.precision == precision_of(base):
+        if texts is None and wanted.precision == base.precision:
             yield reference, None
             return
         cases = plan.cases if texts is None else _text_cases(plan, texts)
         inputs = "random inputs" if texts is None else f"{len(texts):,} texts"
-        yield reference, Original(runner_of(base, allow_mismatch=True), cases, inputs)
+        yield reference, Original(base.runner(allow_mismatch=True), cases, inputs)
 
 
-def _of_record(base: Base, manifest: Manifest) -> Base:
-    """Return the base; that of a folder captured as the bundle's was, where the folder alone gives other lengths."""
+def _as_recorded(base: Base, manifest: Manifest) -> Base:
+    """Return the base, captured again as the bundle's was if its inputs or lengths differ from the manifest."""
     from adapter_export.bundle.proof.invariants import check_record
 
-    if base.form != "folder" or base.path is None:
-        return base
     alike = {record.name for record in base.inputs} == {record.name for record in manifest.inputs}
     if alike and all(found.passed for found in check_record(manifest, base.inputs, base.lengths)):
         return base
-    from adapter_export.format.axes import axis_names
-    from adapter_export.torch_backend.base.huggingface_folder import open_folder
-
-    named = axis_names(manifest.inputs)
-    lengths = {axis: own for axis, own in manifest.lengths.items() if axis in named}
-    try:
-        again = replace(base, source=open_folder(base.path, inputs=manifest.inputs, lengths=lengths))
-    except (InputError, UsageError):  # the report says what the base does not take
-        return base
-    return again if again.fingerprint == base.fingerprint else base
+    return base.captured_as(manifest)
 
 
 def _live(base: Base) -> tuple[Callable[[Mapping[str, np.ndarray]], Arrays] | None, str | None]:
     """Return what runs the live model of a folder, or why none can be run; neither for another base."""
-    if base.form != "folder" or base.path is None:
-        return None, None
-    from adapter_export.torch_backend.base.huggingface_folder import live_folder
-
     try:
-        return live_folder(base.path, base.torch), None
+        return base.live(), None
     except InputError as error:
         return None, error.message
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from adapter_export.api.bundles.bundles import folder_of, model_of, runner_of
+from adapter_export.api.bundles.bundles import folder_of, model_of
 from adapter_export.api.models.base import Base, PathLike, require
 from adapter_export.errors import RequestError, UsageError, argument, quoted
 from adapter_export.option import GROUP, LABEL, PAIR, SKIP_INCOMPLETE, START, TEXT, Option
@@ -103,7 +103,7 @@ def evaluate(
     results = by_bundle(asked, reader, name, lambda done: step(done, name))
     reference = None
     if model is not None:
-        runner, output = runner_of(model, allow_mismatch=True), str(opened.record(name).output)
+        runner, output = model.runner(allow_mismatch=True), str(opened.record(name).output)
         theirs = by_model(
             asked,
             reader,

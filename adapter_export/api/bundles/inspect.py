@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
-from adapter_export.api.models.base import FORM_NAMES, Base, PathLike, recorded_base
+from adapter_export.api.models.base import Base, OpenOptions, PathLike, recorded_base
 from adapter_export.errors import FileError, UsageError, argument, command
 from adapter_export.graph.graph import Cost, cost
 from adapter_export.graph.tasks import Task
@@ -105,7 +105,7 @@ def inspect(
         from adapter_export.format.adapter_files import read_adapter
 
         return _adapter(read_adapter(place), place)
-    return _model(recorded_base(place, trust_pickle=trust_pickle))
+    return _model(recorded_base(place, OpenOptions(trust_pickle=trust_pickle)))
 
 
 def _bundle(path: Path, key: Path | None) -> Inspection:
@@ -358,7 +358,7 @@ def _model(base: Base) -> Inspection:
     tables = _signature(base.inputs, base.outputs), Table(_FACTS, facts)
     names = [site.name for site in sites]
     drawn = partial(placement_map, base.path.resolve().name if base.path else "model", names, [], names)
-    return Inspection(f"{path}  {FORM_NAMES[base.form]}", tables, document, drawn)
+    return Inspection(f"{path}  {base.form_name}", tables, document, drawn)
 
 
 def _signature(inputs: Sequence[InputRecord], outputs: Sequence[OutputRecord]) -> Table:

@@ -1,167 +1,232 @@
-"""Open a base, whichever of its forms a path leads to, or capture one."""
+"""Bases: one class for each form a model comes in, and the call that opens them."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
-import os
-import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from adapter_export.api.models.detect import FORM_NAMES, Form, form_of
 from adapter_export.api.models.sites import Sites
 from adapter_export.errors import (
+    AdapterError,
     BaseModelError,
-    FileError,
+    InputError,
     MissingExtraError,
-    NoSitesError,
     Note,
     UsageError,
     argument,
-    command,
     worded,
 )
-from adapter_export.format.lengths import Fit, parse_lengths
-from adapter_export.option import Option
-from adapter_export.safe_io.output import Output
-from adapter_export.safe_io.regular_files import open_regular
+from adapter_export.format.lengths import Fit
+from adapter_export.reporting import SILENT, Reporter
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch.nn import Module
 
-    from adapter_export.format.base_record import BaseRecord
+    from adapter_export.bundle.proof.exact_tensors import Origin
+    from adapter_export.format.base_record import BaseFacts, BaseRecord
     from adapter_export.format.golden_texts import GoldenTexts
     from adapter_export.format.lengths import Bounds, Lengths
-    from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord
+    from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord, Precision, VariantName
     from adapter_export.format.media import CapturedMedia
     from adapter_export.graph.adapter import Adapter
+    from adapter_export.numerics.merged_layers import Layer
+    from adapter_export.numerics.runner import Runner
     from adapter_export.onnx_backend.base.genai import GenaiFolder
     from adapter_export.onnx_backend.base.onnx_base import OnnxBase
-    from adapter_export.sites.site_map import GivenSites
+    from adapter_export.sites.site import Site, SiteMap
+    from adapter_export.sites.site_map import GivenSites, View
     from adapter_export.sites.view import FlowGraph
     from adapter_export.text import Tokenizer
-    from adapter_export.torch_backend.base.capture_module import AxisNames, Inputs
     from adapter_export.torch_backend.base.torch_base import TorchBase
 
-    Opened: TypeAlias = TorchBase | OnnxBase | GenaiFolder
+Opened = TypeVar("Opened")
 
 PathLike = Path | str
 
 OnNote = Callable[[Note], None]
 """Is told what the caller should know; without one it is a warning."""
 
-Form = Literal["archive", "folder", "onnx", "genai"]
-"""A torch archive, a Hugging Face folder, an ONNX file, a folder of onnxruntime-genai."""
-
-FORM_NAMES: dict[Form, str] = {
-    "archive": "torch archive",
-    "folder": "Hugging Face folder",
-    "onnx": "ONNX graph",
-    "genai": "onnxruntime-genai folder",
-}
-
-_FORMS = "a torch archive (`.pt`, `.pt2`), a Hugging Face folder, an ONNX file or an onnxruntime-genai folder"
-_GENAI_CONFIG = "genai_config.json"
-_PICKLE = "a pickle, which could run code when it is read"
-_NOT_MODELS = {
-    **dict.fromkeys((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), _PICKLE),
-    b"GGUF": "a GGUF file",
-    b"\x89HDF": "an HDF5 file, as Keras writes it; `tf2onnx` converts Keras models",
-    b"version https://git-lfs": "a Git LFS pointer, not the file that it points to",
-}
-_ONNX_STARTS = b"\x08\x12\x1a\x22\x28\x32\x3a\x42\x72"
-"""The tags of fields 1 to 8 and 14 of `ModelProto`: a file begins with its first field, as a rule `ir_version`."""
-_FLATBUFFERS = {
-    b"ORTM": "a model in ONNX Runtime's own format (`.ort`), which takes no slots; give the `.onnx` it was made of",
-    b"TFL3": "a TensorFlow Lite model; `tf2onnx` converts it",
-}
-
 
 @dataclass(frozen=True)
-class Recorded:
-    """A base that need not be opened for what its record says; `open` opens it."""
-
-    record: BaseRecord
-    open: Callable[[], Opened]
-
-
-@dataclass(frozen=True)
-class Base:
-    """A frozen pretrained model; `open_base` and `capture` give one.
+class OpenOptions:
+    """Options for opening a base.
 
     Attributes:
-        path: where it is; none for a module that was captured in memory.
-        form: what it is.
-        source: the model in its backend: a `TorchBase`, which trains and runs, an `OnnxBase` or a `GenaiFolder`; or its
-            record, where that is enough.
-        given: sites that override or complete those that are found.
+        site_map: a file with sites that override or complete those that are found.
+        trust_pickle: load an archive that could run code; only one that you made yourself.
+    """
+
+    site_map: PathLike | None = None
+    trust_pickle: bool = False
+
+    @cached_property
+    def given(self) -> GivenSites | None:
+        """The sites of the site map; `FormatError` if the file cannot be read."""
+        if self.site_map is None:
+            return None
+        from adapter_export.format.site_map_json import read_site_map
+
+        return read_site_map(Path(self.site_map))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The record of an earlier opening, under the key of all that it depends on."""
+
+    key: str
+    record: BaseRecord
+
+
+@dataclass(frozen=True)
+class MergedWeights:
+    """Weights of a base into which an adapter was merged.
+
+    Attributes:
+        tensors: new weights and biases by their names in the base, with the axes that it stores.
+        record: `adapter`, `weights_sha256` and the fingerprint of the `base` before.
+        head: the adapter's head, which becomes the base head; `None` keeps that of the base.
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    record: Mapping[str, str]
+    head: Adapter | None = None
+
+
+@dataclass(frozen=True)
+class Base(ABC):
+    """A frozen pretrained model; `open_base` and `capture` return one.
+
+    The model is opened when a property needs more than the record of an earlier opening has.
+
+    Attributes:
+        path: the file or the folder; `None` for a module that was captured in memory.
+        options: how it is opened.
+        kept: the record of an earlier opening, if there is one.
+        form: what the path leads to.
+        trainable: torch can train adapters on it.
     """
 
     path: Path | None
-    form: Form
-    source: Opened | Recorded
-    given: GivenSites | None = None
+    options: OpenOptions = OpenOptions()
+    kept: Kept | None = field(default=None, repr=False)
 
-    @cached_property
-    def _opened(self) -> Opened:
-        return self.source.open() if isinstance(self.source, Recorded) else self.source
+    form: ClassVar[Form]
+    trainable: ClassVar[bool]
 
     @property
-    def _known(self) -> TorchBase | OnnxBase | BaseRecord:
-        return self.source.record if isinstance(self.source, Recorded) else self.model
+    def form_name(self) -> str:
+        """The form in words, such as `torch archive`."""
+        return FORM_NAMES[self.form]
 
     @property
-    def genai(self) -> GenaiFolder | None:
-        """The folder of onnxruntime-genai that the graph lies in, where that was given."""
-        return cast("GenaiFolder", self._opened) if self.form == "genai" else None
-
-    @property
+    @abstractmethod
     def model(self) -> TorchBase | OnnxBase:
-        """The model in its backend: a `TorchBase`, which trains and runs, or an `OnnxBase`."""
-        return self.genai.base if self.genai else cast("TorchBase | OnnxBase", self._opened)
+        """The opened model in its backend."""
 
     @property
-    def is_onnx(self) -> bool:
-        """Whether it is an ONNX graph, which has no gradients."""
-        return self.form in ("onnx", "genai")
-
-    @property
+    @abstractmethod
     def torch(self) -> TorchBase:
-        """The model as torch trains it; an ONNX graph is a `BaseModelError`."""
-        check_trainable(self.path, self.form)
-        return cast("TorchBase", self.model)
+        """The model as torch trains it; `BaseModelError` for an ONNX graph."""
+
+    def _opened(self, load: Callable[[Path], Opened]) -> Opened:
+        """Open the model; `BaseModelError` if it is no longer the one of the record."""
+        assert self.path is not None, "a base without a path is loaded"
+        model = load(self.path)
+        if self.kept is not None and self.record_key() != self.kept.key:
+            raise BaseModelError("was changed while it was in use", where=self.path, fix="run again")
+        return model
+
+    def record_key(self) -> str | None:
+        """Return the key of the model's record now; `None` where no record can be kept."""
+        from adapter_export.format.base_record import record_key
+
+        site_map = self.options.site_map
+        return None if self.path is None else record_key(self.path, None if site_map is None else Path(site_map))
+
+    def write_record(self, key: str) -> None:
+        """Write the record of a base that was just opened, unless its files have changed since the key was made."""
+        from adapter_export.format.base_record import BaseRecord, keep_record
+        from adapter_export.safe_io.regular_files import sha256_of
+
+        assert self.path is not None, "a base without a path has no key"
+        folder = self.path.resolve().parent
+        if not all(file.is_relative_to(folder) for file in self.weight_files):
+            return
+        record = BaseRecord(
+            self.fingerprint,
+            self.inputs,
+            self.outputs,
+            self.sites.map,
+            self.sites.not_placed,
+            tuple(map(str, self.notes)),
+            self.model_type,
+            self.base_head_facts(),
+            {file.relative_to(folder).as_posix(): sha256_of(file) for file in self.weight_files},
+        )
+        if self.record_key() == key:
+            keep_record(key, record)
+
+    def check_trainable(self) -> None:
+        """Raise a `BaseModelError` for an ONNX graph; nothing is opened."""
+        if not self.trainable:
+            raise BaseModelError(
+                f"is an {FORM_NAMES[self.form]}, which torch cannot train",
+                where=self.path,
+                expected="a torch archive (`.pt`, `.pt2`) or a Hugging Face folder",
+                fix="give the model that the graph was exported from",
+            )
 
     @property
-    def onnx(self) -> OnnxBase:
-        """The graph of a base for which `is_onnx` holds."""
-        assert self.is_onnx
-        return cast("OnnxBase", self.model)
+    def given(self) -> GivenSites | None:
+        """Sites that override or complete those that are found."""
+        return self.options.given
+
+    @property
+    def _facts(self) -> BaseFacts:
+        return self.model if self.kept is None else self.kept.record
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of its weights, `sha256:<hex>`."""
-        return self._known.fingerprint
+        """The SHA-256 of its weights, `sha256:<hex>`."""
+        return self._facts.fingerprint
 
     @property
     def inputs(self) -> tuple[InputRecord, ...]:
-        """What it takes."""
-        return self._known.inputs
+        """The inputs, in the order of the model."""
+        return self._facts.inputs
 
     @property
     def outputs(self) -> tuple[OutputRecord, ...]:
-        """What it returns."""
-        return self._known.outputs
+        """The outputs, in the order of the model."""
+        return self._facts.outputs
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Changes made to the model when it was captured or opened."""
+        return self._facts.notes
+
+    @property
+    def model_type(self) -> str | None:
+        """The name of its architecture in transformers, such as `bert`, if it is known."""
+        return self._facts.model_type
+
+    @property
+    @abstractmethod
+    def _tokenizer(self) -> str | None: ...
 
     @property
     def tokenizer(self) -> str | None:
-        """The text of its `tokenizer.json`, if it is known; `BaseModelError` if that ends the process that tries it."""
-        text = (self.genai.tokenizer if self.genai else None) if self.is_onnx else self.torch.tokenizer
+        """The text of its `tokenizer.json`, if it is known; `BaseModelError` if it crashes the tokenizers library."""
+        text = self._tokenizer
         if text is not None:
             from adapter_export.text import try_tokenizer
 
@@ -169,71 +234,29 @@ class Base:
         return text
 
     @property
-    def parameters(self) -> int:
-        """How many numbers its weights are, tensors of floats that are stored."""
-        if not self.is_onnx:
-            return sum(tensor.numel() for tensor in self.torch.program.parameters())
-        tensors = (value.const_value for value in self.onnx.model.graph.initializers.values())
-        return sum(tensor.size for tensor in tensors if tensor is not None and tensor.dtype.is_floating_point())
-
-    def tensor(self, name: str) -> np.ndarray | None:
-        """Return a tensor of floats by its name in the torch model, float32 of an archive; none where there is none.
-
-        A matrix of an ONNX graph is as torch's `Linear` holds it, [out, in].
-        """
-        if self.is_onnx:
-            return self.onnx.tensor(name)
-        found = self.torch.program.state_dict.get(name)
-        return None if found is None or not found.is_floating_point() else found.detach().float().numpy()
-
-    @property
+    @abstractmethod
     def texts(self) -> GoldenTexts | None:
-        """The ids that the model's own library makes of golden texts, if they are known."""
-        return None if self.is_onnx else self.torch.texts
+        """Golden texts with the ids that the model's own library gives them, if they are known."""
 
     @property
+    @abstractmethod
     def media(self) -> CapturedMedia | None:
-        """What the model's own processor does with images or audio, if that is known."""
-        return None if self.is_onnx else self.torch.media
+        """Preprocessing of images or audio by the model's own processor, if it is known."""
 
     @property
-    def lengths(self) -> Bounds:
-        """The lengths that its dynamic axes may have; one that is not here may have any."""
-        if self.genai is None:
-            return self.model.lengths
-        from adapter_export.format.axes import narrowed
-
-        return narrowed(self.inputs, self.model.lengths, self.genai.max_tokens) or self.model.lengths
-
-    @property
-    def max_tokens(self) -> int | None:
-        """The most tokens that it takes, if that is known."""
-        from adapter_export.format.manifest import token_lengths
-
-        return token_lengths(self.inputs, self.lengths).maximum
-
-    @property
-    def fit(self) -> Fit | None:
-        """The number of tokens to which a text is filled up; none for a base that takes every length."""
-        from adapter_export.format.manifest import token_lengths
-
-        tokens = token_lengths(self.inputs, self.lengths)
-        return None if tokens.unbroken else Fit(tokens, self.model.pads)
-
-    @property
+    @abstractmethod
     def base_head(self) -> Adapter | None:
-        """The head that the model had before it was a base, as an adapter that acts at no site.
+        """The head of the model that was captured, as an adapter without sites.
 
-        None if it had none, if it was left out (`notes` say why), or if a site map gives another final hidden state.
+        `None` if there was none, if it was left out (`notes` say why), or if a site map gives another final hidden
+        state.
         """
-        if self.is_onnx or (self.given is not None and self.given.final):
-            return None
-        return self.torch.base_head
 
     def base_head_facts(self) -> dict[str, Any] | None:
-        """Return what there is to know of its base head as JSON data: `task`, `parameters`; none without one."""
-        if isinstance(self.source, Recorded):
-            return None if self.source.record.base_head is None else dict(self.source.record.base_head)
+        """Return facts of its base head as JSON data: `task`, `parameters`; `None` without one."""
+        if self.kept is not None:
+            head = self.kept.record.base_head
+            return None if head is None else dict(head)
         own = self.base_head
         if own is None or own.head is None:
             return None
@@ -241,70 +264,473 @@ class Base:
         return {"task": None if task is None else task.document(), "parameters": own.cost().parameters}
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What was done to the model when it was opened, or captured."""
-        return self._known.notes
+    @abstractmethod
+    def parameters(self) -> int:
+        """The number of its stored floating-point weights."""
+
+    @abstractmethod
+    def tensor(self, name: str) -> np.ndarray | None:
+        """Return a floating-point tensor by its name in the torch model; `None` if there is none.
+
+        A matrix of an ONNX graph has the axes of torch's `Linear`, [out, in].
+        """
 
     @property
-    def model_type(self) -> str | None:
-        """The name of its architecture in transformers, such as `bert`, if it is known."""
-        known = self._known
-        return None if self.is_onnx else cast("TorchBase | BaseRecord", known).model_type
+    def lengths(self) -> Bounds:
+        """Lengths of its dynamic axes; an axis that is not listed may have any."""
+        return self.model.lengths
 
-    def kept(self, graph: str) -> Mapping[str, Path | bytes]:
-        """Return the files that onnxruntime-genai needs beside a bundle's graph, by name; none if it is no decoder."""
-        if self.genai is not None:
-            return self.genai.kept(graph)
-        if self.is_onnx:
-            return {}
-        from adapter_export.onnx_backend.base.genai import generating_files
+    @property
+    def max_tokens(self) -> int | None:
+        """Maximum number of tokens, if it is known."""
+        return self._tokens.maximum
 
-        return generating_files(self.inputs, self.outputs, self.torch.generation, self.max_tokens, graph)
+    @property
+    def fit(self) -> Fit | None:
+        """Token counts to which texts are padded; `None` for a base that takes every length."""
+        return None if self._tokens.unbroken else Fit(self._tokens, self.model.pads)
+
+    @property
+    def _tokens(self) -> Lengths:
+        from adapter_export.format.manifest import token_lengths
+
+        return token_lengths(self.inputs, self.lengths)
+
+    @property
+    def flow(self) -> FlowGraph:
+        """The dataflow graph in which sites are found."""
+        return self.model.flow
+
+    @abstractmethod
+    def _site_map(self) -> SiteMap:
+        """Find the sites; `NoSitesError` if there are none, `UsageError` if the given ones do not fit."""
 
     @cached_property
     def sites(self) -> Sites:
-        """Where adapters can act.
+        """Places where adapters can act.
 
         Raises:
-            NoSitesError: nowhere.
+            NoSitesError: there are none.
             UsageError: the given sites do not fit.
         """
-        if isinstance(self.source, Recorded):
-            return Sites(self.source.record.sites, self, self.source.record.not_placed)
-        if self.is_onnx:
-            return Sites(self.onnx.sites, self)
-        from adapter_export.sites.site_map import sites_of
-
-        return Sites(sites_of(self.flow, "torch", self.given), self)
+        if self.kept is not None:
+            return Sites(self.kept.record.sites, self, self.kept.record.not_placed)
+        return Sites(self._site_map(), self)
 
     @cached_property
-    def flow(self) -> FlowGraph:
-        """The graph in which sites are found."""
-        if self.is_onnx:
-            return self.onnx.flow
-        return self.torch.flow
+    def layer_at(self) -> Callable[[Site], Layer | None]:
+        """A function that returns the layer behind a site; `None` where the base does not show its tensors."""
+        from adapter_export.numerics.base_layers import layer_finder
 
-    def exported(self, folder: Path, on_progress: Callable[[str], None] | None = None) -> OnnxBase:
-        """Return the base as an ONNX graph, exported into a folder if it is none."""
-        if self.is_onnx:
-            return self.onnx
+        return layer_finder(self.model)
+
+    @abstractmethod
+    def exported(self, folder: Path, reporter: Reporter = SILENT) -> OnnxBase:
+        """Return the base as an ONNX graph; a torch model is exported into the folder."""
+
+    def checked_export(self, folder: Path, reporter: Reporter = SILENT) -> OnnxBase:
+        """Return the base as an ONNX graph whose sites are complete and those of this base.
+
+        Raises:
+            NoSitesError: sublayers were not placed.
+            BaseModelError: the base cannot be exported, or the graph has other sites.
+        """
+        from adapter_export.sites.site_map import check_complete
+
+        check_complete(self.sites.map, self.given)
+        graph = self.exported(folder, reporter)
+        check_complete(graph.sites, self.given)
+        return graph
+
+    def site_maps(self, folder: Path) -> dict[View, SiteMap]:
+        """Return the sites by the names of each view; a torch model is exported into the folder."""
+        return {"onnx": self.exported(folder).sites}
+
+    @abstractmethod
+    def runner(self, *, allow_mismatch: bool = False) -> Runner:
+        """Return a runner of the model as it is; with `allow_mismatch`, also for adapters of another fingerprint."""
+
+    @property
+    @abstractmethod
+    def precision(self) -> Precision:
+        """The precision in which the model computes."""
+
+    @abstractmethod
+    def origin(self) -> Origin:
+        """Return the tensors, the program and the libraries that a graph exported from it follows from."""
+
+    def with_probed_lengths(self, reporter: Reporter = SILENT) -> Base:  # noqa: ARG002
+        """Return the base with the lengths at which it runs, where its file does not state them."""
+        return self
+
+    @property
+    def default_variants(self) -> tuple[VariantName, ...] | None:
+        """Variants of the graph that a bundle gets by default; `None` for all that the model allows."""
+        return None
+
+    @abstractmethod
+    def companions(self, graph: str) -> Mapping[str, Path | bytes]:
+        """Return the files by name that onnxruntime-genai needs beside a graph of this name; empty for no decoder."""
+
+    @property
+    def weight_files(self) -> frozenset[Path]:
+        """Files with weights beside the file of the model, which the key of its record does not cover."""
+        return frozenset()
+
+    @property
+    def config(self) -> Path | None:
+        """The `config.json` of a Hugging Face folder; `None` for another form."""
+        return None
+
+    def live(self) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None:
+        """Return a function that runs the model in its own library; `None` where only the capture is there.
+
+        Raises:
+            BaseModelError: the library cannot open the model.
+        """
+        return None
+
+    def captured_as(self, manifest: Manifest) -> Base:  # noqa: ARG002
+        """Return the base captured with the inputs and lengths of a bundle's manifest, where its form allows it."""
+        return self
+
+    def check_takes_head(self, adapter: Adapter) -> None:  # noqa: B027
+        """Raise an `AdapterError` for an adapter whose head a merged base could not keep."""
+
+    @abstractmethod
+    def write_merged(self, merged: MergedWeights, path: Path) -> Base:
+        """Write the base with new weights to a path and return it; `BaseModelError` if its form cannot keep them."""
+
+
+@dataclass(frozen=True)
+class ArchiveBase(Base):
+    """A torch archive; or a module that was captured in memory, which is `loaded`."""
+
+    loaded: TorchBase | None = field(default=None, repr=False)
+
+    form: ClassVar[Form] = "archive"
+    trainable: ClassVar[bool] = True
+
+    @cached_property
+    def model(self) -> TorchBase:
+        """The model as torch runs and trains it."""
+        return self.loaded if self.loaded is not None else self._opened(self._load)
+
+    def _load(self, path: Path) -> TorchBase:
+        require("torch", "torch", "opening this model")
+        from adapter_export.torch_backend.base.torch_base import load_base
+
+        return load_base(path, trust_pickle=self.options.trust_pickle)
+
+    @property
+    def torch(self) -> TorchBase:
+        """The model as torch trains it."""
+        return self.model
+
+    @property
+    def _tokenizer(self) -> str | None:
+        return self.model.tokenizer
+
+    @property
+    def texts(self) -> GoldenTexts | None:
+        """Golden texts with the ids that the model's own library gives them, if they are known."""
+        return self.model.texts
+
+    @property
+    def media(self) -> CapturedMedia | None:
+        """Preprocessing of images or audio by the model's own processor, if it is known."""
+        return self.model.media
+
+    @property
+    def base_head(self) -> Adapter | None:
+        """The head of the model that was captured; `None` if a site map gives another final hidden state."""
+        replaced = self.given is not None and self.given.final is not None
+        return None if replaced else self.model.base_head
+
+    @property
+    def parameters(self) -> int:
+        """The number of its weights."""
+        return sum(tensor.numel() for tensor in self.model.program.parameters())
+
+    def tensor(self, name: str) -> np.ndarray | None:
+        """Return a floating-point tensor of the program in float32; `None` if there is none of this name."""
+        return self.model.tensor(name)
+
+    def _site_map(self) -> SiteMap:
+        from adapter_export.sites.site_map import sites_of
+
+        return sites_of(self.flow, "torch", self.given)
+
+    def exported(self, folder: Path, reporter: Reporter = SILENT) -> OnnxBase:
+        """Export the program to ONNX in a folder, and open the graph."""
         from adapter_export.onnx_backend.base.onnx_base import open_onnx
         from adapter_export.torch_backend.base.to_onnx import export_onnx
 
-        if on_progress is not None:
-            on_progress("exporting the base to ONNX")
+        reporter.step("exporting the base to ONNX")
         path = folder / "exported" / "base.onnx"
         path.parent.mkdir()
-        export_onnx(self.torch, path)
+        export_onnx(self.model, path)
         return open_onnx(path, given=self.given)
+
+    def checked_export(self, folder: Path, reporter: Reporter = SILENT) -> OnnxBase:
+        """Return the exported graph, after its sites were compared with those of the program by their values."""
+        from adapter_export.bundle.views import check_same_sites
+        from adapter_export.torch_backend.torch_runner import node_values
+
+        graph = super().checked_export(folder, reporter)
+        check_same_sites(self.sites.map, graph, partial(node_values, self.model), self.max_tokens)
+        return graph
+
+    def site_maps(self, folder: Path) -> dict[View, SiteMap]:
+        """Return the sites by their names in the exported graph and in the program."""
+        return {**super().site_maps(folder), "torch": self.sites.map}
+
+    def runner(self, *, allow_mismatch: bool = False) -> Runner:
+        """Return a runner that computes in torch."""
+        from adapter_export.torch_backend.torch_runner import TorchRunner
+
+        return TorchRunner(self.model, sites=self.sites.map, allow_mismatch=allow_mismatch)
+
+    @property
+    def precision(self) -> Precision:
+        """The program computes in float32."""
+        return "fp32"
+
+    def origin(self) -> Origin:
+        """Return the tensors and a digest of the program, and the libraries that export it."""
+        from adapter_export.bundle.proof.exact_tensors import Origin
+        from adapter_export.torch_backend.base.torch_base import tensors
+
+        program = self.model.program
+        digest = hashlib.sha256(str(program.graph).encode()).hexdigest()
+        return Origin(tensors(program), digest, ("torch", "onnxscript"))
+
+    def companions(self, graph: str) -> Mapping[str, Path | bytes]:
+        """Return the configuration with which onnxruntime-genai runs a captured decoder."""
+        from adapter_export.onnx_backend.base.genai import generating_files
+
+        return generating_files(self.inputs, self.outputs, self.model.generation, self.max_tokens, graph)
+
+    def write_merged(self, merged: MergedWeights, path: Path) -> ArchiveBase:
+        """Write an archive with the new weights, and a note of what was merged."""
+        from adapter_export.torch_backend.base.derive import with_merged_weights
+        from adapter_export.torch_backend.base.torch_base import write_base
+
+        made = with_merged_weights(self.model, merged.tensors, merged.head, merged.record)
+        write_base(made, path, force=True)
+        return ArchiveBase(path, self.options, loaded=made)
+
+
+@dataclass(frozen=True)
+class FolderBase(ArchiveBase):
+    """A Hugging Face folder, or one of sentence-transformers; it is captured when it is opened."""
+
+    form: ClassVar[Form] = "folder"
+
+    def _load(self, path: Path) -> TorchBase:
+        require("torch", "torch", "opening this model")
+        require("transformers", "hf", "opening a Hugging Face folder")
+        from adapter_export.torch_backend.base.huggingface_folder import open_folder
+
+        return open_folder(path)
+
+    @property
+    def config(self) -> Path | None:
+        """Its `config.json`."""
+        return None if self.path is None else self.path / "config.json"
+
+    def live(self) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None:
+        """Return a function that runs the model in transformers."""
+        from adapter_export.torch_backend.base.huggingface_folder import live_folder
+
+        return None if self.path is None else live_folder(self.path, self.model)
+
+    def captured_as(self, manifest: Manifest) -> Base:
+        """Return the folder captured with the inputs and lengths of the manifest, if that is the same model."""
+        from adapter_export.format.axes import axis_names
+        from adapter_export.torch_backend.base.huggingface_folder import open_folder
+
+        if self.path is None:
+            return self
+        named = axis_names(manifest.inputs)
+        lengths = {axis: own for axis, own in manifest.lengths.items() if axis in named}
+        try:
+            again = replace(self, loaded=open_folder(self.path, inputs=manifest.inputs, lengths=lengths))
+        except (InputError, UsageError):  # the base does not take them; `check` reports that
+            return self
+        return again if again.fingerprint == self.fingerprint else self
+
+
+@dataclass(frozen=True)
+class OnnxFileBase(Base):
+    """An ONNX graph, which has no gradients."""
+
+    loaded: OnnxBase | None = field(default=None, repr=False)
+
+    form: ClassVar[Form] = "onnx"
+    trainable: ClassVar[bool] = False
+
+    @cached_property
+    def model(self) -> OnnxBase:
+        """The graph, its large weights still on disk."""
+        return self.loaded if self.loaded is not None else self._opened(self._load)
+
+    def _load(self, path: Path) -> OnnxBase:
+        from adapter_export.onnx_backend.base.onnx_base import open_onnx
+        from adapter_export.onnx_backend.base.sandbox import try_graph
+
+        try_graph(path, self.options.site_map)
+        return open_onnx(path, given=self.given)
+
+    @property
+    def torch(self) -> TorchBase:
+        """Raise a `BaseModelError`: torch cannot train a graph."""
+        self.check_trainable()
+        raise AssertionError("a graph is not trainable")
+
+    @property
+    def _tokenizer(self) -> str | None:
+        return None
+
+    @property
+    def texts(self) -> None:
+        """A graph has no golden texts."""
+
+    @property
+    def media(self) -> None:
+        """A graph has no preprocessing."""
+
+    @property
+    def base_head(self) -> None:
+        """A graph has no head apart from its outputs."""
+
+    @property
+    def parameters(self) -> int:
+        """The number of its floating-point weights."""
+        tensors = (value.const_value for value in self.model.model.graph.initializers.values())
+        return sum(tensor.size for tensor in tensors if tensor is not None and tensor.dtype.is_floating_point())
+
+    def tensor(self, name: str) -> np.ndarray | None:
+        """Return a tensor by its name in the torch model; `None` if there is none or its axes are not clear."""
+        return self.model.tensor(name)
+
+    def _site_map(self) -> SiteMap:
+        return self.model.sites
+
+    def exported(self, folder: Path, reporter: Reporter = SILENT) -> OnnxBase:  # noqa: ARG002
+        """Return the graph as it is."""
+        return self.model
+
+    def runner(self, *, allow_mismatch: bool = False) -> Runner:  # noqa: ARG002
+        """Return a runner that cuts the graph at its sites and computes adapters in float64."""
+        from adapter_export.onnx_backend.onnx_runner import CutRunner
+
+        return CutRunner(self.model)
+
+    @property
+    def precision(self) -> Precision:
+        """The precision of the products in the graph, the coarsest if there are several."""
+        from adapter_export.onnx_backend.base.onnx_base import numerics
+
+        return numerics(self.model.model).precision
+
+    def origin(self) -> Origin:
+        """Return the constants of the file as it is on disk."""
+        from adapter_export.bundle.proof.exact_tensors import Origin
+
+        return Origin.of(self.model)
+
+    def with_probed_lengths(self, reporter: Reporter = SILENT) -> OnnxFileBase:
+        """Return the base with the lengths at which it runs; a large graph is not run."""
+        from adapter_export.onnx_backend.base.external import is_large
+        from adapter_export.onnx_backend.base.onnx_base import with_tried_lengths
+
+        if self.lengths or is_large(self.model.model):
+            return self
+        reporter.step("looking for the shortest and the longest input that the graph takes")
+        probed = with_tried_lengths(self.model)
+        for axis, lengths in probed.lengths.items():
+            reporter.step(f"the axis `{axis}` may be {lengths} long, as runs have shown")
+        return replace(self, loaded=probed)
+
+    def companions(self, graph: str) -> Mapping[str, Path | bytes]:  # noqa: ARG002
+        """Return no files."""
+        return {}
+
+    @property
+    def weight_files(self) -> frozenset[Path]:
+        """External data of the graph."""
+        from adapter_export.onnx_backend.base.external import external_files
+
+        return frozenset(external_files(self.model.model, self.model.folder))
+
+    def check_takes_head(self, adapter: Adapter) -> None:
+        """Raise an `AdapterError` for a head: a graph has no place for one."""
+        if adapter.head is not None:
+            raise AdapterError(
+                "has a head, which an ONNX graph of a base has no place for",
+                where=f"adapter `{adapter.name}`",
+                fix=f"leave it out with {argument('without_head', True)}, or merge into the torch archive",
+            )
+
+    def write_merged(self, merged: MergedWeights, path: Path) -> OnnxFileBase:
+        """Write the graph with the new weights as one file; `BaseModelError` if it is too large for that."""
+        from adapter_export.onnx_backend.base.merged_graph import write_merged
+        from adapter_export.onnx_backend.base.onnx_base import open_onnx
+
+        write_merged(self.model, merged.tensors, merged.record, path)
+        return OnnxFileBase(path, self.options, loaded=open_onnx(path, given=self.given))
+
+
+@dataclass(frozen=True)
+class GenaiBase(OnnxFileBase):
+    """A folder of onnxruntime-genai: the graph of a decoder, and the files that it generates with."""
+
+    form: ClassVar[Form] = "genai"
+
+    @cached_property
+    def folder(self) -> GenaiFolder:
+        """The configuration and the files beside the graph."""
+        from adapter_export.onnx_backend.base.genai import read_genai
+
+        assert self.path is not None  # a folder is never made in memory
+        return read_genai(self.path)
+
+    def _load(self, path: Path) -> OnnxBase:  # noqa: ARG002
+        return super()._load(self.folder.graph)
+
+    @property
+    def _tokenizer(self) -> str | None:
+        return self.folder.tokenizer
+
+    @property
+    def lengths(self) -> Bounds:
+        """Lengths of the dynamic axes, with no more tokens than the configuration allows."""
+        from adapter_export.format.axes import narrowed
+
+        return narrowed(self.inputs, super().lengths, self.folder.max_tokens) or super().lengths
+
+    @property
+    def default_variants(self) -> tuple[VariantName, ...]:
+        """Slots only: onnxruntime-genai loads one graph."""
+        return ("slots",)
+
+    def companions(self, graph: str) -> Mapping[str, Path | bytes]:
+        """Return the folder's files, with the name of the bundle's graph in the configuration."""
+        return self.folder.companions(self.model, graph)
+
+    @property
+    def weight_files(self) -> frozenset[Path]:
+        """None: the key of a folder's record covers every file in it."""
+        return frozenset()
 
 
 def open_base(model: PathLike | Base, *, site_map: PathLike | None = None, trust_pickle: bool = False) -> Base:
     """Open a base.
 
     Args:
-        model: a torch archive, a Hugging Face folder, an ONNX file or a folder of onnxruntime-genai; what it is, is
-            seen from its contents. A base is returned as it is.
+        model: a torch archive, a Hugging Face folder, an ONNX file or a folder of onnxruntime-genai, told apart by
+            their contents. A base is returned as it is.
         site_map: a file with sites that override or complete those that are found.
         trust_pickle: load an archive that could run code; only one that you made yourself.
 
@@ -312,350 +738,52 @@ def open_base(model: PathLike | Base, *, site_map: PathLike | None = None, trust
         FileError: it is not there.
         BaseModelError: it is no base, or a damaged one.
         NoSitesError: an ONNX base in which no place for an adapter was found.
-        MissingExtraError: what its form needs is not installed.
+        MissingExtraError: a library that its form needs is not installed.
     """
-    if isinstance(model, Base):
-        if site_map is not None:
-            raise UsageError(f"{argument('site_map')} is for a base that is opened", fix="give it to `open_base`")
-        return model
-    path = Path(model)
-    form, given = form_of(path), _given(site_map)
-    return Base(path, form, _open(path, form, given, site_map, trust_pickle), given)
-
-
-def recorded_base(model: PathLike | Base, *, site_map: PathLike | None = None, trust_pickle: bool = False) -> Base:
-    """Return a base that is opened only when more is asked of it than its record says; the first call writes that.
-
-    Arguments and errors are those of `open_base`. An archive that could run code has no record.
-    """
-    if isinstance(model, Base) or trust_pickle:
-        return open_base(model, site_map=site_map, trust_pickle=trust_pickle)
-    from adapter_export.format.base_record import find_record, record_key
-
-    path, file = Path(model), None if site_map is None else Path(site_map)
-    form, given = form_of(path), _given(site_map)
-    key = record_key(path, file)
-    record = None if key is None else find_record(key, path)
-    if record is None:
-        base = open_base(path, site_map=site_map)
-        if key is not None:
-            _keep_record(base, key, file)
-        return base
-
-    def reopened() -> Opened:
-        opened = _open(path, form, given, site_map, trust_pickle=False)
-        if record_key(path, file) != key:
-            raise BaseModelError("was changed while it was in use", where=path, fix="run again")
-        return opened
-
-    return Base(path, form, Recorded(record, reopened), given)
-
-
-def _keep_record(base: Base, key: str, site_map: Path | None) -> None:
-    """Write the record of a base that was opened from its path, unless what lies there is no longer what it was."""
-    from adapter_export.format.base_record import BaseRecord, keep_record, record_key
-    from adapter_export.safe_io.regular_files import sha256_of
-
-    path, weights = cast("Path", base.path), set[Path]()
-    if base.form == "onnx":
-        from adapter_export.onnx_backend.base.external import external_files
-
-        weights = external_files(base.onnx.model, base.onnx.folder)
-    if not all(file.is_relative_to(path.resolve().parent) for file in weights):
-        return
-    record = BaseRecord(
-        base.fingerprint,
-        base.inputs,
-        base.outputs,
-        base.sites.map,
-        base.sites.not_placed,
-        tuple(map(str, base.notes)),
-        base.model_type,
-        base.base_head_facts(),
-        {file.relative_to(path.resolve().parent).as_posix(): sha256_of(file) for file in weights},
-    )
-    if record_key(path, site_map) == key:
-        keep_record(key, record)
-
-
-def _given(site_map: PathLike | None) -> GivenSites | None:
-    if site_map is None:
-        return None
-    from adapter_export.format.site_map_json import read_site_map
-
-    return read_site_map(Path(site_map))
-
-
-def _open(path: Path, form: Form, given: GivenSites | None, site_map: PathLike | None, trust_pickle: bool) -> Opened:
-    """Return the model of a path in its backend."""
-    if form == "onnx":
-        from adapter_export.onnx_backend.base.onnx_base import open_onnx
-        from adapter_export.onnx_backend.base.sandbox import try_graph
-
-        try_graph(path, site_map)
-        return open_onnx(path, given=given)
-    if form == "genai":
-        from adapter_export.onnx_backend.base.genai import decoder_of, open_genai
-        from adapter_export.onnx_backend.base.sandbox import try_graph
-
-        try_graph(decoder_of(path)[1], site_map)
-        return open_genai(path, given=given)
-    require("torch", "torch", "opening this model")
-    if form == "folder":
-        require("transformers", "hf", "opening a Hugging Face folder")
-        from adapter_export.torch_backend.base.huggingface_folder import open_folder
-
-        return open_folder(path)
-    from adapter_export.torch_backend.base.torch_base import load_base
-
-    return load_base(path, trust_pickle=trust_pickle)
-
-
-def check_trainable(path: Path | None, form: Form) -> None:
-    """Refuse a base that torch cannot train: an ONNX graph."""
-    if form in ("onnx", "genai"):
-        raise BaseModelError(
-            f"is an {FORM_NAMES[form]}, which torch cannot train",
-            where=path,
-            expected="a torch archive (`.pt`, `.pt2`) or a Hugging Face folder",
-            fix="give the model that the graph was exported from",
-        )
-
-
-def form_of(path: Path) -> Form:
-    """Return what a path holds, by its contents, not by its name; what is no base is a `BaseModelError`."""
-    if path.is_dir():
-        others = {"manifest.json": "a bundle", "adapter_graph.json": "an adapter"}
-        found = next((f"{name}: its `{file}` is there" for file, name in others.items() if (path / file).is_file()), "")
-        if not found and (path / _GENAI_CONFIG).is_file():  # the bundle of such a folder has that file, too
-            return "genai"
-        if any((path / name).is_file() for name in ("config.json", "modules.json")):
-            return "folder"
-        raise _not_a_base(path, found or f"a folder without `config.json` or `{_GENAI_CONFIG}`")
-    if not path.exists():
-        raise FileError("is not there", where=path, expected=_FORMS, fix="check the path for a typing error")
-    with open_regular(path) as file:
-        start = file.read(32)
-    if start.startswith(b"PK"):
-        return "archive"
-    # protobuf has no mark of its own: what is nothing else, and begins as a model can, is tried as ONNX
-    text = start.isascii() and all(one.isprintable() or one in "\t\r\n" for one in start.decode("ascii"))
-    other = (
-        "a text" if text else None if start[:1] in _ONNX_STARTS else f"a file that begins with `{start[:8].hex(' ')}`"
-    )
-    other = next((name for mark, name in _NOT_MODELS.items() if start.startswith(mark)), other)
-    other = _FLATBUFFERS.get(start[4:8], other)
-    if start[8:].startswith(b"{"):
-        other = "a safetensors file: weights without the model that they belong to"
-    if not start:
-        other = "an empty file"
-    if other is not None:
-        raise _not_a_base(path, other)
-    return "onnx"
-
-
-def _not_a_base(path: Path, found: str) -> BaseModelError:
-    capture_it = command('capture(HF_FOLDER, "model.pt")', "capture HF_FOLDER -o model.pt")
-    fix = f"run {capture_it}, or save a torch module with `ae.capture`"
-    if found == _PICKLE:
-        call = f'capture({str(path)!r}, "model.pt", trust_pickle=True)'
-        trust = command(call, f"capture --trust-pickle {path} -o model.pt")
-        once = f"run {trust}, which runs its code once, and use `model.pt`, which holds none"
-        fix = f"only if you trust whoever made it, {once}"
-    return BaseModelError(
-        "is not a model that can be opened",
-        where=path,
-        found=found,
-        expected=_FORMS,
-        fix=fix,
-    )
-
-
-def capture(
-    model: PathLike | Module,
-    output: PathLike,
-    *,
-    example_inputs: Inputs | None = None,
-    axes: AxisNames | None = None,
-    with_cache: Annotated[
-        bool,
-        "Capture a causal language model as it generates: with its language head, and with keys and values of the "
-        "tokens before as inputs `past_key_values.N.key` and outputs `present.N.key`.",
-    ] = False,
-    trust_pickle: Annotated[
-        bool,
-        "Read a pickled module. Reading it runs whatever code its maker put into it, with all that you may do on "
-        "this machine. Only for files that you made yourself, or whose maker you trust.",
-    ] = False,
-    inputs: Annotated[
-        Sequence[str],
-        Option(
-            "What the model takes, such as `input_values=float32[batch,samples]`, once for each input. Axes with names "
-            "are dynamic. Not needed where the folder's tokenizer and processor or the usual names say it.",
-            "NAME=TYPE[AXIS,…]",
-            "--input",
-        ),
-    ] = (),
-    tokenizer: Annotated[
-        PathLike | None, Option("The `tokenizer.json` of a pickled module, or its folder.", "PATH")
-    ] = None,
-    max_tokens: Annotated[int | None, Option("The longest input of a pickled module, in tokens.", least=1)] = None,
-    lengths: Annotated[
-        Sequence[str],
-        Option(
-            "The lengths that a dynamic axis is to have, such as `sequence=128`, which fixes it, `sequence=64..512`, "
-            "`sequence=64..` or `sequence=multiple-of-8`. Repeatable.",
-            "AXIS=LENGTHS",
-            "--axis",
-        ),
-    ] = (),
-    force: Annotated[bool, "Replace what is at the output's place."] = False,
-    on_progress: Callable[[str], None] | None = None,
-    on_note: OnNote | None = None,
-) -> Base:
-    """Make a model archive, which holds the graph, the weights and the module paths, and none of the model's code.
-
-    The base of a folder is the bare model. The head of its class, or the modules of sentence-transformers, are its
-    `base_head` where heads can express them; a note says what is left out, and why.
-
-    Args:
-        model: a Hugging Face folder, or one of sentence-transformers; a torch module; or, with `trust_pickle`, a file
-            of `torch.save(module)`.
-        output: the archive to write, such as `model.pt`.
-        example_inputs: of a module: by name, or in the order of the arguments of `forward`; one row is enough.
-        inputs: of any model, in place of examples: `["pixel_values=float32[batch,3,224,224]"]`, all that it is to take.
-        axes: of a module: the dynamic axes of each input, `{"input_ids": {0: "batch", 1: "sequence"}}`. If none are
-            given, axis 0 of every input is `batch`, and axis 1 of every integer or bool input [batch, tokens] dynamic.
-        tokenizer: of a module, pickled or not: a `tokenizer.json`, or a folder with one.
-        max_tokens: of a module, likewise: its longest input, in tokens.
-        lengths: those that are found by trying if not given.
-        on_progress: is told each step before it begins.
-        on_note: is told what is left out of the archive, and what was decided where the folder does not say it.
-
-    Raises:
-        UsageError: arguments do not go together.
-        BaseModelError: torch cannot export the model, or it is no base.
-        OutputExistsError, WriteError: the archive cannot be written.
-    """
-    path = Path(output)
-    progress = on_progress or silent
-    Output(path, force).ensure_writable(sources=[model, tokenizer])
-    if isinstance(model, str | os.PathLike):
-        model = Path(model)
-        _check_capture(model, with_cache, trust_pickle, described=bool(tokenizer or max_tokens))
-    elif (example_inputs is None) == (not inputs):
-        fix = f"give {argument('example_inputs')}, or say in {argument('inputs')} what they are"
-        raise UsageError("a module is captured with an example of its inputs", fix=fix)
-    if with_cache and inputs:
-        fix = f"leave {argument('inputs', option='input')} out"
-        raise UsageError(f"{argument('with_cache')} makes the inputs of the model itself", fix=fix)
-    described = _parse_inputs(inputs)
-    bounds = _parse_lengths(lengths)
-    require("torch", "torch", "capturing a model")
-    from adapter_export.format.base_record import record_key
-    from adapter_export.text import read_tokenizer
-    from adapter_export.torch_backend.base.example_inputs import described_inputs
-    from adapter_export.torch_backend.base.torch_base import capture_pickled, save_base
-
-    text = None if tokenizer is None else read_tokenizer(Path(tokenizer))
-    progress(f"opening and capturing {model}" if isinstance(model, Path) else "capturing the module")
-    if not isinstance(model, Path):
-        if example_inputs is None:
-            example_inputs, axes = described_inputs(described)
-        save_base(
-            model, example_inputs, path, axes=axes, lengths=bounds, tokenizer=text, max_tokens=max_tokens, force=force
-        )
-    elif trust_pickle:
-        capture_pickled(model, path, described, lengths=bounds, tokenizer=text, max_tokens=max_tokens, force=force)
-    else:
-        require("transformers", "hf", "opening a Hugging Face folder")
-        from adapter_export.torch_backend.base.huggingface_folder import capture_folder
-
-        capture_folder(model, path, inputs=described, with_cache=with_cache, lengths=bounds, force=force)
-    progress("loading the archive as others will")
-    key = record_key(path, None)
-    base = open_base(path)
-    tell(base.notes, on_note)
-    if key is not None:
-        with suppress(NoSitesError):  # whoever asks for them is told
-            _keep_record(base, key, None)
+    base = unopened(model, OpenOptions(site_map, trust_pickle))
+    _ = base.model
     return base
 
 
-def _check_capture(model: Path, with_cache: bool, trust_pickle: bool, *, described: bool) -> None:
-    """Refuse arguments that do not go with what the model is."""
-    if trust_pickle and (model.is_dir() or with_cache):
-        raise UsageError(
-            f"{argument('trust_pickle')} is for a pickled module",
-            found="a folder" if model.is_dir() else argument("with_cache"),
-            fix="leave one of the two out",
-        )
-    if described and not trust_pickle:
-        raise UsageError(
-            f"{argument('tokenizer')} and {argument('max_tokens')} describe a pickled module",
-            found=f"no {argument('trust_pickle')}",
-            fix="leave them out; a Hugging Face folder says both",
-        )
-    if model.is_file() and not trust_pickle:
-        from adapter_export.torch_backend.base.pickles import check_pickled, untrusted
-
-        check_pickled(model)
-        raise untrusted(model)
+def unopened(model: PathLike | Base, options: OpenOptions = OpenOptions()) -> Base:
+    """Return a base that is opened when a property first needs its model; arguments are those of `open_base`."""
+    if isinstance(model, Base):
+        if options.site_map is not None:
+            raise UsageError(f"{argument('site_map')} is for a base that is opened", fix="give it to `open_base`")
+        return model
+    path = Path(model)
+    _ = options.given  # a site map that cannot be read is an error before the model is opened
+    return _CLASSES[form_of(path)](path, options)
 
 
-_TYPES = ("float32", "int64", "int32", "bool")
-_INPUT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<dtype>\w+)\[(?P<axes>[^\[\]]*)\]")
-_AXIS = re.compile(r"[A-Za-z_]\w*|[1-9][0-9]{0,8}")
+_CLASSES: Mapping[Form, type[ArchiveBase | OnnxFileBase]] = {
+    "archive": ArchiveBase,
+    "folder": FolderBase,
+    "onnx": OnnxFileBase,
+    "genai": GenaiBase,
+}
 
 
-def _parse_inputs(texts: Sequence[str]) -> tuple[InputRecord, ...]:
-    """Read descriptions of inputs such as `input_ids=int64[batch,sequence]`."""
-    from adapter_export.format.manifest import InputRecord
+def recorded_base(model: PathLike | Base, options: OpenOptions = OpenOptions()) -> Base:
+    """Return a base that answers from the record of an earlier opening; the first call opens it and writes the record.
 
-    where, records = argument("inputs", option="input"), []
-    for text in texts:
-        found = _INPUT.fullmatch(text)
-        axes = [] if found is None else [axis.strip() for axis in found["axes"].split(",") if found["axes"].strip()]
-        if found is None or found["dtype"] not in _TYPES or not all(map(_AXIS.fullmatch, axes)):
-            raise UsageError(
-                "an input that cannot be read",
-                where=where,
-                found=f"`{text}`",
-                expected=f"`NAME=TYPE[AXIS,…]` with a type of {', '.join(_TYPES)}",
-                fix="write it as `input_ids=int64[batch,sequence]`; an axis is a number, or has a name and is dynamic",
-            )
-        sizes = tuple(int(axis) if axis.isdecimal() else axis for axis in axes)
-        records.append(InputRecord(found["name"], found["dtype"], sizes, "values"))
-    names = [record.name for record in records]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError("an input is described twice", where=where, found=f"`{twice}`", fix="leave one out")
-    return tuple(records)
+    Arguments and errors are those of `open_base`. An archive that could run code has no record.
+    """
+    base = unopened(model, options)
+    if base is model:
+        return base
+    key = None if options.trust_pickle else base.record_key()
+    if key is None or base.path is None:
+        _ = base.model
+        return base
+    from adapter_export.format.base_record import find_record
 
-
-def _parse_lengths(texts: Sequence[str]) -> dict[str, Lengths]:
-    """Read lengths such as `sequence=64..512`, those of one axis together."""
-    given: dict[str, list[str]] = {}
-    for text in texts:
-        axis, _, said = text.partition("=")
-        given.setdefault(axis.strip(), []).append(said)
-    found = {}
-    for axis, parts in given.items():
-        said = ",".join(parts)
-        try:
-            lengths = parse_lengths(said)
-        except ValueError:
-            lengths = None
-        if lengths is None or not _AXIS.fullmatch(axis):
-            raise UsageError(
-                "lengths that cannot be read, or none at all",
-                where=argument("lengths", option="axis"),
-                found=f"`{axis}={said}`",
-                expected="`AXIS=LENGTHS`",
-                fix="write them as `sequence=128`, `sequence=64..512`, `sequence=64..` or `sequence=multiple-of-8`",
-            )
-        found[axis] = lengths
-    return found
+    record = find_record(key, base.path)
+    if record is not None:
+        return replace(base, kept=Kept(key, record))
+    _ = base.model
+    base.write_record(key)
+    return base
 
 
 def require(library: str, extra: str, needed_for: str) -> ModuleType:
@@ -677,6 +805,17 @@ def open_tokenizer(folder: Path, manifest: Manifest, *, fix: str) -> Tokenizer:
     from adapter_export.text import read_tokenizer
 
     return reader(read_tokenizer(folder / manifest.text.tokenizer), manifest)
+
+
+class Steps(Reporter):
+    """Pass steps on to a callback."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show = show
+
+    def step(self, label: str, done: int = 0, total: int | None = None) -> None:  # noqa: ARG002
+        """Pass the label on."""
+        self._show(label)
 
 
 def silent(_: str) -> None:

@@ -17,7 +17,6 @@ from adapter_export.tables import Table
 if TYPE_CHECKING:
     from adapter_export.api.models.base import Base
     from adapter_export.sites.site import Site, SiteMap
-    from adapter_export.sites.site_map import View
 
 _LAYER = re.compile(r"\blayers\.\d+\.")
 
@@ -145,9 +144,7 @@ class Sites:
         from adapter_export.format.site_map_json import write_site_map
 
         with TemporaryDirectory(prefix="adapter-export-") as folder:
-            views: dict[View, SiteMap] = {"onnx": self.base.exported(Path(folder)).sites}
-        if not self.base.is_onnx:
-            views["torch"] = self.map
+            views = self.base.site_maps(Path(folder))
         write_site_map(views, Path(path), force=force)
 
     def __str__(self) -> str:

@@ -69,7 +69,7 @@ def lint(
     if base is not None:
         opened = open_base(base)
         subject |= {"base": opened.fingerprint, "norms": {s.name: s.norm for s in opened.sites.map if s.norm}}
-        if not opened.is_onnx:
+        if opened.trainable:
             values, moved = _watched(opened, found, texts)
             subject |= {"values": values, **({"start": moved} if fresh else {})}
     return lint_adapter(Subject(found, **subject))

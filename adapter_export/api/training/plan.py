@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.kinds import at_least_1, check_different
-from adapter_export.api.models.base import Base, PathLike, open_base, require, silent
+from adapter_export.api.models.base import Base, PathLike, Steps, open_base, require, silent
 from adapter_export.option import Option
 from adapter_export.safe_io.output import Output
 
@@ -68,7 +68,7 @@ def plan(
     shaped = list(choices([kind_named(kind)() for kind in kinds], bottlenecks, sites, base.parameters))
     adapters = [adapter for _, adapter in shaped]
     memory: list[int | None] = [None] * len(shaped)
-    if not base.is_onnx:
+    if base.trainable:
         from adapter_export.torch_backend.train.memory import training_memory
 
         tell("measuring the memory of training")
@@ -79,7 +79,7 @@ def plan(
         from adapter_export.analysis.latency import latencies
 
         with TemporaryDirectory(prefix="adapter-export-") as folder:
-            onnx = base.exported(Path(folder), on_progress)
+            onnx = base.exported(Path(folder), Steps(tell))
             tell("timing each choice beside the base")
             times = [*latencies(onnx, adapters, setup)]
     measured = tuple(

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack, cast
 from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.adapters.kinds import at_least_1
 from adapter_export.api.adapters.task_facts import check_thresholds
-from adapter_export.api.bundles.bundles import runner_of
-from adapter_export.api.models.base import Base, OnNote, PathLike, require, silent, tell
+from adapter_export.api.models.base import ArchiveBase, Base, OnNote, PathLike, Steps, require, silent, tell
 from adapter_export.api.training.train import (
     PassOptions,
     TaskOptions,
@@ -224,7 +223,7 @@ def distil(
         **read_so(given, columns, words),
     }
     record = training_record(settings, decided, rows, result, test)
-    made = Base(None, "archive", student.to_base(record), base.given)
+    made = ArchiveBase(None, base.options, loaded=student.to_base(record))
     models = [(made, made.base_head), *([] if taught is None else [(base, taught)])]
     report = compared(sides, [_costs(*each) for each in models], part, len(measured.lengths), record)
     if writes and (path is not None or taught is not None):
@@ -326,7 +325,7 @@ def drop(
     lesser = [_without(whole, dropped) for dropped in choices]
     tokens = round(float(np.median(rows.lengths)))
     with TemporaryDirectory(prefix="adapter-export-") as folder:
-        onnx = opened.exported(Path(folder), on_progress)
+        onnx = opened.exported(Path(folder), Steps(told))
         told("timing each beside the base")
         timed = time_dropped(onnx, whole, lesser, tokens)
     curve = tuple(
@@ -522,7 +521,7 @@ def _attached(
     sites, own = base.sites.complete, base.torch
     if len(kept) < len(layers_of(sites)):
         own = with_layers(own, sites, kept)
-    its = Base(None, "archive", own, base.given).sites.complete
+    its = ArchiveBase(None, base.options, loaded=own).sites.complete
     if adapter is None:
         head = fresh_head(given, rows, sites.width, paired=paired)
         head, started = as_own(base, head) if given.get("head") == "own" else (head, {})
@@ -563,7 +562,7 @@ def _plain(base: Base, folder: Path, examples: Examples) -> Path:
     path.parent.mkdir()
     write_model(without_slots(base.exported(folder), head), path)
     session, size = open_session(path, threads=1), extent(base.flow)
-    output, reference = head_output([record.name for record in base.outputs], head.head.output), runner_of(base, False)
+    output, reference = head_output([record.name for record in base.outputs], head.head.output), base.runner()
     for row in (0, len(examples.lengths) - 1):
         call = next(examples.calls(np.array([row]), pads=False))
         inputs = {name: value.numpy() for name, value in call.inputs.items()}

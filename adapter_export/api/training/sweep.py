@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.adapters.kinds import KindOptions, at_least_1, check_different, make_kind, swept_options
 from adapter_export.api.bundles.bundles import build
-from adapter_export.api.models.base import Base, OnNote, PathLike, check_trainable, open_base, require, silent, tell
+from adapter_export.api.models.base import (
+    Base,
+    OnNote,
+    PathLike,
+    Steps,
+    open_base,
+    require,
+    silent,
+    tell,
+)
 from adapter_export.api.training.fusion import FusionOptions
 from adapter_export.api.training.train import TrainOptions, train
 from adapter_export.errors import AdapterExportError, FileError, Note, TrainingError, UsageError, WriteError, argument
@@ -146,7 +155,7 @@ def sweep(
         _values("learning_rates", learning_rates, float, trials),
     )
     base = open_base(model, site_map=site_map, trust_pickle=trust_pickle)
-    check_trainable(base.path, base.form)
+    base.check_trainable()
     for setting in space.grid():  # so that none fails for what can be known before
         _shaped(base, setting, training)
     where: _Where = base
@@ -310,7 +319,7 @@ def _timed(
     from adapter_export.analysis.latency import latencies
 
     with TemporaryDirectory(prefix="adapter-export-") as folder:
-        onnx = base.exported(Path(folder), say)
+        onnx = base.exported(Path(folder), Steps(say))
         say("timing each setting beside the base")
         setup = Setup(1, tokens if base.max_tokens is None else min(tokens, base.max_tokens))
         times = latencies(onnx, [shapes[one.setting] for one in trials], setup)

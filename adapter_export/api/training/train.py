@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack, ca
 from adapter_export.api.adapters.adapters import composition_record, load_adapter, load_members
 from adapter_export.api.adapters.kinds import KindOptions, at_least_1, kind_names, make_kind
 from adapter_export.api.adapters.task_facts import check_thresholds, thresholds_for
-from adapter_export.api.models.base import Base, OnNote, PathLike, check_trainable, form_of, open_base, require, tell
+from adapter_export.api.models.base import (
+    Base,
+    OnNote,
+    OpenOptions,
+    PathLike,
+    open_base,
+    require,
+    tell,
+    unopened,
+)
 from adapter_export.api.training.fusion import FusionOptions, fused, fusion_options, fusion_settings
 from adapter_export.errors import BaseModelError, TrainingError, UsageError, argument, quoted, within
 from adapter_export.format.labelled import Columns
@@ -701,9 +710,10 @@ def engine_for(
 
 def open_trainable(model: Base | PathLike, site_map: PathLike | None = None, *, trust_pickle: bool = False) -> Base:
     """Open a base; one that torch cannot train is refused before it is opened."""
-    if not isinstance(model, Base):
-        check_trainable(Path(model), form_of(Path(model)))
-    return open_base(model, site_map=site_map, trust_pickle=trust_pickle)
+    base = unopened(model, OpenOptions(site_map, trust_pickle))
+    base.check_trainable()
+    _ = base.torch
+    return base
 
 
 def check_no_cache(base: Base) -> None:

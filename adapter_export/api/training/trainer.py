@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapter_export.api.bundles.bundles import OnProgress, build
-from adapter_export.api.models.base import Base, PathLike, open_base, require
+from adapter_export.api.models.base import ArchiveBase, Base, PathLike, open_base, require
 from adapter_export.errors import BaseMismatchError, BaseModelError, UsageError, argument
 from adapter_export.safe_io.output import Output
 
@@ -67,7 +67,7 @@ def trainer_callback(
     model: Base | None = None
     if bundle is not None:
         Output(Path(bundle), force).ensure_writable(folder=True)
-        model = Base(None, "archive", adapter.base) if base is None else open_base(base)
+        model = ArchiveBase(None, loaded=adapter.base) if base is None else open_base(base)
         if model.fingerprint != adapter.base.fingerprint:
             raise BaseMismatchError(title, found=adapter.base.fingerprint, expected=model.fingerprint)
         if base is None and own is not None and own.training.get(SITE_MAP_KEY) is not None:

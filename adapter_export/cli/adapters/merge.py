@@ -33,18 +33,16 @@ def merge(
     layers, as LoRA is; whether it is, is seen from what it computes. The result has a fingerprint of its own, and is
     compared with model and adapter before it is written. It cannot be swapped any more.
     """
-    from adapter_export.cli.bases import opened
+    from adapter_export.cli.bases import Noted, opened
     from adapter_export.cli.output import emit_json, say, warn
 
     Output(output, force).ensure_writable(sources=[model, adapter])
-    base, notes = opened(model, site_map, trust_pickle), list[str]()
-    merged = ae.merge(
-        base, adapter, output, force=force, on_note=lambda note: notes.append(note.sentence("shell")), **options
-    )
-    for note in notes:
+    base, reporter = opened(model, site_map, trust_pickle), Noted()
+    merged = ae.merge(base, adapter, output, force=force, reporter=reporter, **options)
+    for note in reporter.notes:
         warn(f"{note}.")
     if as_json:
-        facts = {"error": merged.error, "scale": merged.scale, "compared": merged.compared, "notes": notes}
+        facts = {"error": merged.error, "scale": merged.scale, "compared": merged.compared, "notes": reporter.notes}
         document = {"model": str(output), "fingerprint": merged.fingerprint, "tensors": list(merged.tensors), **facts}
         emit_json(document)
         return

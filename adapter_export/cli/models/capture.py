@@ -11,7 +11,7 @@ from adapter_export.cli.options import Json, command
 from adapter_export.option import Option
 
 if TYPE_CHECKING:
-    from adapter_export.errors import Note
+    pass
 
 
 @command(
@@ -39,13 +39,14 @@ def capture(
     what is left out. The archive needs none of the model's code, it trains, and it exports. From Python, any
     module is captured with `adapter_export.capture(module, "model.pt", example_inputs=…)`.
     """
+    from adapter_export.cli.bases import Noted
     from adapter_export.cli.output import emit_json, say, size, steps, warn
 
-    notes: list[Note] = []
-    with steps() as tell:
-        base = ae.capture(model, output, on_progress=tell, on_note=notes.append, **options)
-    for note in notes:
-        warn(f"{note.sentence('shell')}.")
+    with steps() as show:
+        reporter = Noted(show)
+        base = ae.capture(model, output, reporter=reporter, **options)
+    for note in reporter.notes:
+        warn(f"{note}.")
     written = output.stat().st_size
     if as_json:
         emit_json(
@@ -59,7 +60,7 @@ def capture(
                 "max_tokens": base.max_tokens,
                 "tokenizer": base.tokenizer is not None,
                 "base_head": base.base_head_facts(),
-                "notes": list(notes),
+                "notes": reporter.notes,
             }
         )
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from adapter_export.api.models.base import FORM_NAMES
 from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
 from adapter_export.option import Option
 from adapter_export.safe_io.output import Output
@@ -63,7 +62,7 @@ def sites(
     out = console()
     out.print()
     covered = found.map.coverage
-    out.print(Text(f"{model}  {FORM_NAMES[base.form]}, {covered}, width {found.map.width}", "bold"))
+    out.print(Text(f"{model}  {base.form_name}, {covered}, width {found.map.width}", "bold"))
     drawing = Text(found.drawing())
     drawing.highlight_words(["▣ site", "▣ head"], "green")
     out.print(drawing, soft_wrap=True)

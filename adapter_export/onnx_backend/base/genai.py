@@ -13,21 +13,20 @@ from adapter_export.errors import BaseModelError
 from adapter_export.format.manifest import InputRecord, OutputRecord
 from adapter_export.format.model_config import Generation
 from adapter_export.onnx_backend.base.external import external_files
-from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.regular_files import read_text
-from adapter_export.sites.site_map import GivenSites
 
 CONFIG_FILE, TOKENIZER_CONFIG_FILE = "genai_config.json", "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
 class GenaiFolder:
-    """A folder with a decoder, `base`, that onnxruntime-genai generates with."""
+    """A folder with the graph of a decoder, its configuration, and the files that onnxruntime-genai generates with."""
 
     folder: Path
     config: Mapping[str, Any]
-    base: OnnxBase
+    graph: Path
 
     @property
     def tokenizer(self) -> str | None:
@@ -43,22 +42,29 @@ class GenaiFolder:
         length = self.config["model"].get("context_length")
         return length if isinstance(length, int) and length > 0 else None
 
-    def kept(self, graph: str) -> dict[str, Path | bytes]:
-        """The files by name that onnxruntime-genai needs beside a bundle's graph, which its configuration names."""
-        own = {self.base.path.resolve(), *external_files(self.base.model, self.base.folder)}
+    def companions(self, decoder: OnnxBase, graph: str) -> dict[str, Path | bytes]:
+        """Return the files by name that onnxruntime-genai needs beside a bundle's graph.
+
+        Args:
+            decoder: the opened graph of the folder, whose weights are left out.
+            graph: the file name of the bundle's graph, which the configuration gets.
+        """
+        own = {decoder.path.resolve(), *external_files(decoder.model, decoder.folder)}
         others = [path for path in sorted(self.folder.iterdir()) if path.is_file() and path.resolve() not in own]
         files: dict[str, Path | bytes] = {path.name: path for path in others}
         if _graph_name(self.config) != graph:
-            decoder = {**self.config["model"]["decoder"], "filename": graph}
-            config = {**self.config, "model": {**self.config["model"], "decoder": decoder}}
+            named = {**self.config["model"]["decoder"], "filename": graph}
+            config = {**self.config, "model": {**self.config["model"], "decoder": named}}
             files[CONFIG_FILE] = json.dumps(config, indent=4).encode()
         return files
 
 
-def decoder_of(folder: Path) -> tuple[Mapping[str, Any], Path]:
-    """Return the configuration of a folder of onnxruntime-genai, and its decoder's graph.
+def read_genai(folder: Path) -> GenaiFolder:
+    """Read the configuration of a folder of onnxruntime-genai's model builder.
 
-    `FileError`: a file cannot be read. `BaseModelError`: it names no decoder.
+    Raises:
+        FileError, FormatError: a file cannot be read.
+        BaseModelError: the configuration names no decoder in the folder.
     """
     path = folder / CONFIG_FILE
     config = read_json(path)
@@ -72,16 +78,7 @@ def decoder_of(folder: Path) -> tuple[Mapping[str, Any], Path]:
             fix="build the folder again with `python -m onnxruntime_genai.models.builder`",
         )
     assert isinstance(config, dict)  # it has a name of a graph in it
-    return config, folder / name
-
-
-def open_genai(folder: Path, *, given: GivenSites | None = None) -> GenaiFolder:
-    """Open a folder of onnxruntime-genai's model builder, of any precision whose sites are float32.
-
-    Raises as `decoder_of`, and as `open_onnx` for the decoder.
-    """
-    config, graph = decoder_of(folder)
-    return GenaiFolder(folder, config, open_onnx(graph, given=given))
+    return GenaiFolder(folder, config, folder / name)
 
 
 def generating_files(

@@ -38,7 +38,7 @@ from adapter_export.safe_io.documents import parse_json
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.sites.site_map import GivenSites, sites_of
-from adapter_export.sites.view import FlowGraph, FlowIndex
+from adapter_export.sites.view import FlowGraph, FlowIndex, FlowNode
 
 FINGERPRINT_KEY = "adapter_export.base_fingerprint"
 """The key of the base's fingerprint in `metadata_props`."""
@@ -142,6 +142,26 @@ class OnnxBase:
             return tensor
         in_first = self.holds_in_first(name)
         return None if in_first is None else tensor.T if in_first else tensor
+
+    @property
+    def model_type(self) -> None:
+        """A graph does not name its architecture."""
+
+    def layer_weight(self, name: str, product: FlowNode | None) -> tuple[np.ndarray | None, bool]:
+        """Return the weight of a layer as [out, in], of a norm as [d], and whether the graph has it as [in, out]."""
+        weight = self.tensor(name)
+        return weight, weight is not None and product is not None and bool(self.holds_in_first(name))
+
+    def bias_name(self, weight: str, product: FlowNode | None) -> str:
+        """Return the name of the bias of a layer or a norm; empty if a layer has none."""
+        if product is None:
+            return f"{weight.removesuffix('weight')}bias"
+        return self.bias_behind(product.outputs[0]) or ""
+
+    def readers(self, name: str) -> int:
+        """Return the number of nodes that read a weight: a language head may have that of the embeddings."""
+        initializers = self.model.graph.initializers
+        return len(initializers[name].uses()) if name in initializers else 0
 
     def bias_behind(self, product: str) -> str | None:
         """The name of the bias [out] of the linear layer whose product this value is; none if it has none."""

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, TensorArgument
 
 from adapter_export.errors import BaseModelError, NoSitesError
+from adapter_export.graph.adapter import BASE_HEAD, Adapter
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.base.torch_base import TorchBase, fingerprint
@@ -22,6 +24,30 @@ def with_weights(base: TorchBase, weights: Mapping[str, Tensor]) -> TorchBase:
     own = base.program.state_dict
     state = {name: nn.Parameter(tensor.detach(), own[name].requires_grad) for name, tensor in weights.items()}
     return _of(base, deepcopy(base.program.graph_module), base.program.graph_signature, {**own, **state})
+
+
+def with_merged_weights(
+    base: TorchBase, tensors: Mapping[str, np.ndarray], head: Adapter | None, record: Mapping[str, str]
+) -> TorchBase:
+    """Return the base with the weights that an adapter was merged into, and a note of it.
+
+    Args:
+        base: the base before.
+        tensors: new weights and biases by their names in the program.
+        head: the adapter's head, which becomes the base head; `None` keeps that of the base.
+        record: `adapter`, `weights_sha256` and the fingerprint of the `base` before.
+    """
+    state = base.program.state_dict
+    made = with_weights(
+        base, {name: torch.from_numpy(array.copy()).to(state[name].dtype) for name, array in tensors.items()}
+    )
+    kept = base.base_head if head is None else replace(head, name=BASE_HEAD, kind="base_head")
+    said = f"`{record['adapter']}` (weights {record['weights_sha256'][:12]}…) was merged into {record['base'][:19]}…"
+    return replace(
+        made,
+        base_head=None if kept is None else replace(kept, base=made.fingerprint),
+        notes=(*base.notes, said),
+    )
 
 
 def with_layers(base: TorchBase, sites: SiteMap, kept: Sequence[int]) -> TorchBase:

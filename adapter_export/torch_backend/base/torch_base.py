@@ -6,10 +6,12 @@ import hashlib
 import inspect
 import io
 from base64 import b64decode, b64encode
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, BinaryIO, TypeVar, cast
@@ -45,7 +47,7 @@ from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import open_regular
-from adapter_export.sites.view import FlowGraph, FlowIndex
+from adapter_export.sites.view import FlowGraph, FlowIndex, FlowNode
 from adapter_export.torch_backend.base.archive import readable, screen, write_clean
 from adapter_export.torch_backend.base.capture_module import (
     AxisNames,
@@ -183,6 +185,39 @@ class TorchBase:
     def max_tokens(self) -> int | None:
         """The most tokens that a text may have, if that is known."""
         return token_lengths(self.inputs, self.lengths).maximum
+
+    def tensor(self, name: str) -> np.ndarray | None:
+        """Return a floating-point tensor in float32 by its name in the program; `None` if there is none."""
+        found = self.program.state_dict.get(name)
+        return None if found is None or not found.is_floating_point() else found.detach().float().numpy()
+
+    def layer_weight(self, name: str, product: FlowNode | None) -> tuple[np.ndarray | None, bool]:
+        """Return the weight of a layer as [out, in], of a norm as [d], and whether the program has it as [in, out].
+
+        `product` multiplies with it: `Conv1D` of transformers, which is no `linear`, has it as [in, out].
+        """
+        weight = self.tensor(name)
+        in_first = product is not None and product.op != "linear"
+        return weight.T if in_first and weight is not None else weight, in_first
+
+    def bias_name(self, weight: str, product: FlowNode | None) -> str:  # noqa: ARG002
+        """Return the name of the bias that belongs to a weight."""
+        return f"{weight.removesuffix('weight')}bias"
+
+    def readers(self, name: str) -> int:
+        """Return the number of nodes that read a weight: a language head may have that of the embeddings."""
+        if name not in self.program.state_dict:
+            return 0
+        return self._readers[attrgetter(name)(self.flat).data_ptr()]
+
+    @cached_property
+    def _readers(self) -> Counter[int]:
+        """The number of nodes that read each tensor, by its address."""
+        counts = Counter[int]()
+        for node in self.flat.graph.find_nodes(op="get_attr"):
+            tensor = attrgetter(node.target)(self.flat)
+            counts[tensor.data_ptr()] += len(node.users) if tensor.numel() else 0
+        return counts
 
     @cached_property
     def flat(self) -> fx.GraphModule:

@@ -10,7 +10,6 @@ from peft_bases import peft_base
 from peft_folders import Arrays, adapter_folder, bare_bert, changed, import_peft
 
 import adapter_export as ae
-from adapter_export.api.models.layers import layer_finder
 from adapter_export.errors import AdapterError, TensorError
 from adapter_export.importers.peft.methods.full_rank import first_of_permutation
 from adapter_export.importers.tensor_map import Imported
@@ -79,10 +78,10 @@ def test_a_base_that_does_not_show_its_weights() -> None:
 
 def test_a_bias_that_is_not_seen_is_no_bias_of_zero(tmp_path_factory: pytest.TempPathFactory) -> None:
     base = ae.open_base(peft_base(tmp_path_factory, "bert") / "model.onnx")
-    find = layer_finder(base)
+    find = base.layer_at
     (site, *_) = (site for site in base.sites.complete if site.name == "layers.0.attention.query")
     layer = find(site)
     assert layer is not None
     assert layer.bias is not None
-    del base.onnx.model.graph.initializers[layer.names[1]]
+    del base.model.model.graph.initializers[layer.names[1]]
     assert find(site) is None

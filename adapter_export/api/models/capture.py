@@ -1,0 +1,210 @@
+"""Capture a model as a torch archive."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from adapter_export.api.models.base import Base, PathLike, open_base, require
+from adapter_export.errors import NoSitesError, Note, UsageError, argument
+from adapter_export.format.lengths import parse_lengths
+from adapter_export.option import Option
+from adapter_export.reporting import SILENT, Reporter
+from adapter_export.safe_io.output import Output
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from adapter_export.format.lengths import Lengths
+    from adapter_export.format.manifest import InputRecord
+    from adapter_export.torch_backend.base.capture_module import AxisNames, Inputs
+
+
+def capture(
+    model: PathLike | Module,
+    output: PathLike,
+    *,
+    example_inputs: Inputs | None = None,
+    axes: AxisNames | None = None,
+    with_cache: Annotated[
+        bool,
+        "Capture a causal language model as it generates: with its language head, and with keys and values of the "
+        "tokens before as inputs `past_key_values.N.key` and outputs `present.N.key`.",
+    ] = False,
+    trust_pickle: Annotated[
+        bool,
+        "Read a pickled module. Reading it runs whatever code its maker put into it, with all that you may do on "
+        "this machine. Only for files that you made yourself, or whose maker you trust.",
+    ] = False,
+    inputs: Annotated[
+        Sequence[str],
+        Option(
+            "What the model takes, such as `input_values=float32[batch,samples]`, once for each input. Axes with names "
+            "are dynamic. Not needed where the folder's tokenizer and processor or the usual names say it.",
+            "NAME=TYPE[AXIS,…]",
+            "--input",
+        ),
+    ] = (),
+    tokenizer: Annotated[
+        PathLike | None, Option("The `tokenizer.json` of a pickled module, or its folder.", "PATH")
+    ] = None,
+    max_tokens: Annotated[int | None, Option("The longest input of a pickled module, in tokens.", least=1)] = None,
+    lengths: Annotated[
+        Sequence[str],
+        Option(
+            "The lengths that a dynamic axis is to have, such as `sequence=128`, which fixes it, `sequence=64..512`, "
+            "`sequence=64..` or `sequence=multiple-of-8`. Repeatable.",
+            "AXIS=LENGTHS",
+            "--axis",
+        ),
+    ] = (),
+    force: Annotated[bool, "Replace what is at the output's place."] = False,
+    reporter: Reporter = SILENT,
+) -> Base:
+    """Make a model archive, which holds the graph, the weights and the module paths, and none of the model's code.
+
+    The base of a folder is the bare model. The head of its class, or the modules of sentence-transformers, are its
+    `base_head` where heads can express them; a note says what is left out, and why.
+
+    Args:
+        model: a Hugging Face folder, or one of sentence-transformers; a torch module; or, with `trust_pickle`, a file
+            of `torch.save(module)`.
+        output: the archive to write, such as `model.pt`.
+        example_inputs: of a module: by name, or in the order of the arguments of `forward`; one row is enough.
+        inputs: of any model, in place of examples: `["pixel_values=float32[batch,3,224,224]"]`, all that it is to take.
+        axes: of a module: the dynamic axes of each input, `{"input_ids": {0: "batch", 1: "sequence"}}`. If none are
+            given, axis 0 of every input is `batch`, and axis 1 of every integer or bool input [batch, tokens] dynamic.
+        tokenizer: of a module, pickled or not: a `tokenizer.json`, or a folder with one.
+        max_tokens: of a module, likewise: its longest input, in tokens.
+        lengths: default: the lengths at which runs give the same results.
+        reporter: receives each step, and notes on what is left out of the archive or was decided where the folder does
+            not state it.
+
+    Raises:
+        UsageError: arguments do not go together.
+        BaseModelError: torch cannot export the model, or it is no base.
+        OutputExistsError, WriteError: the archive cannot be written.
+    """
+    path = Path(output)
+    Output(path, force).ensure_writable(sources=[model, tokenizer])
+    if isinstance(model, str | os.PathLike):
+        model = Path(model)
+        _check_capture(model, with_cache, trust_pickle, described=bool(tokenizer or max_tokens))
+    elif (example_inputs is None) == (not inputs):
+        fix = f"give {argument('example_inputs')}, or say in {argument('inputs')} what they are"
+        raise UsageError("a module is captured with an example of its inputs", fix=fix)
+    if with_cache and inputs:
+        fix = f"leave {argument('inputs', option='input')} out"
+        raise UsageError(f"{argument('with_cache')} makes the inputs of the model itself", fix=fix)
+    described = _parse_inputs(inputs)
+    bounds = _parse_lengths(lengths)
+    require("torch", "torch", "capturing a model")
+    from adapter_export.format.base_record import record_key
+    from adapter_export.text import read_tokenizer
+    from adapter_export.torch_backend.base.example_inputs import described_inputs
+    from adapter_export.torch_backend.base.torch_base import capture_pickled, save_base
+
+    text = None if tokenizer is None else read_tokenizer(Path(tokenizer))
+    reporter.step(f"opening and capturing {model}" if isinstance(model, Path) else "capturing the module")
+    if not isinstance(model, Path):
+        if example_inputs is None:
+            example_inputs, axes = described_inputs(described)
+        save_base(
+            model, example_inputs, path, axes=axes, lengths=bounds, tokenizer=text, max_tokens=max_tokens, force=force
+        )
+    elif trust_pickle:
+        capture_pickled(model, path, described, lengths=bounds, tokenizer=text, max_tokens=max_tokens, force=force)
+    else:
+        require("transformers", "hf", "opening a Hugging Face folder")
+        from adapter_export.torch_backend.base.huggingface_folder import capture_folder
+
+        capture_folder(model, path, inputs=described, with_cache=with_cache, lengths=bounds, force=force)
+    reporter.step("loading the archive as others will")
+    key = record_key(path, None)
+    base = open_base(path)
+    for note in base.notes:
+        reporter.note(Note(note))
+    if key is not None:
+        with suppress(NoSitesError):  # a base without sites is an error only where sites are needed
+            base.write_record(key)
+    return base
+
+
+def _check_capture(model: Path, with_cache: bool, trust_pickle: bool, *, described: bool) -> None:
+    """Refuse arguments that do not go with what the model is."""
+    if trust_pickle and (model.is_dir() or with_cache):
+        raise UsageError(
+            f"{argument('trust_pickle')} is for a pickled module",
+            found="a folder" if model.is_dir() else argument("with_cache"),
+            fix="leave one of the two out",
+        )
+    if described and not trust_pickle:
+        raise UsageError(
+            f"{argument('tokenizer')} and {argument('max_tokens')} describe a pickled module",
+            found=f"no {argument('trust_pickle')}",
+            fix="leave them out; a Hugging Face folder says both",
+        )
+    if model.is_file() and not trust_pickle:
+        from adapter_export.torch_backend.base.pickles import check_pickled, untrusted
+
+        check_pickled(model)
+        raise untrusted(model)
+
+
+_TYPES = ("float32", "int64", "int32", "bool")
+_INPUT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<dtype>\w+)\[(?P<axes>[^\[\]]*)\]")
+_AXIS = re.compile(r"[A-Za-z_]\w*|[1-9][0-9]{0,8}")
+
+
+def _parse_inputs(texts: Sequence[str]) -> tuple[InputRecord, ...]:
+    """Read descriptions of inputs such as `input_ids=int64[batch,sequence]`."""
+    from adapter_export.format.manifest import InputRecord
+
+    where, records = argument("inputs", option="input"), []
+    for text in texts:
+        found = _INPUT.fullmatch(text)
+        axes = [] if found is None else [axis.strip() for axis in found["axes"].split(",") if found["axes"].strip()]
+        if found is None or found["dtype"] not in _TYPES or not all(map(_AXIS.fullmatch, axes)):
+            raise UsageError(
+                "an input that cannot be read",
+                where=where,
+                found=f"`{text}`",
+                expected=f"`NAME=TYPE[AXIS,…]` with a type of {', '.join(_TYPES)}",
+                fix="write it as `input_ids=int64[batch,sequence]`; an axis is a number, or has a name and is dynamic",
+            )
+        sizes = tuple(int(axis) if axis.isdecimal() else axis for axis in axes)
+        records.append(InputRecord(found["name"], found["dtype"], sizes, "values"))
+    names = [record.name for record in records]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError("an input is described twice", where=where, found=f"`{twice}`", fix="leave one out")
+    return tuple(records)
+
+
+def _parse_lengths(texts: Sequence[str]) -> dict[str, Lengths]:
+    """Read lengths such as `sequence=64..512`, those of one axis together."""
+    given: dict[str, list[str]] = {}
+    for text in texts:
+        axis, _, said = text.partition("=")
+        given.setdefault(axis.strip(), []).append(said)
+    found = {}
+    for axis, parts in given.items():
+        said = ",".join(parts)
+        try:
+            lengths = parse_lengths(said)
+        except ValueError:
+            lengths = None
+        if lengths is None or not _AXIS.fullmatch(axis):
+            raise UsageError(
+                "lengths that cannot be read, or none at all",
+                where=argument("lengths", option="axis"),
+                found=f"`{axis}={said}`",
+                expected="`AXIS=LENGTHS`",
+                fix="write them as `sequence=128`, `sequence=64..512`, `sequence=64..` or `sequence=multiple-of-8`",
+            )
+        found[axis] = lengths
+    return found
