@@ -1,4 +1,4 @@
-"""Adapters, bundles and models on the same rows: scores, whether these differ beyond chance, and what each costs."""
+"""Several contestants side by side: scores, tests of their differences, agreement, sizes and latency."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import combinations
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import onnxruntime as ort
 from scipy import stats
 
-from adapter_export.analysis.evaluation import Score, draws, percentiles, summarised
+from adapter_export.analysis.contest import Contestant, Measured
+from adapter_export.analysis.eval_rows import DifferingRow, EvalData, EvalRows, cut, shown_text
 from adapter_export.analysis.latency import interleaved, quartiles
-from adapter_export.analysis.member_attention import Attention
+from adapter_export.analysis.member_attention import Attention, attention, is_fusion
+from adapter_export.analysis.scores import Resampling, Score, percentiles, summarised
 from adapter_export.format.records import SEMVER
 from adapter_export.numerics.metrics import Floats, Judged, Metric, correlation
-from adapter_export.tables import Table, one_line, size
+from adapter_export.reporting import SILENT, Reporter
+from adapter_export.runtime.session import Session
+from adapter_export.tables import Table, size
 
 COMPARISON_VERSION = "1.0.0"
 """The version of the format of the document."""
@@ -28,7 +35,6 @@ MOST_PAIRED = 12
 _LEVEL = 0.05
 _PERMUTATIONS = 9999
 _SHOWN = 10
-_LONGEST = 80
 _OWN_COLUMN = 5
 
 MCNEMAR, PERMUTATION, BOOTSTRAP = "exact McNemar", "paired permutation", "paired bootstrap"
@@ -63,12 +69,12 @@ class CallTime:
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """What is compared, and what it costs.
+class ContestantRecord:
+    """A contestant, its scores and its costs.
 
     Attributes:
-        name: by which tables name it; no two have the same.
-        source: the bundle, the adapter or the model, as it was given.
+        name: its name in tables; no two contestants share one.
+        source: the bundle, the adapter or the model, as the caller gave it.
         adapter: the name of the adapter.
         kind: of its graphs.
         precision: of the base.
@@ -89,6 +95,26 @@ class Contestant:
     graph_bytes: int
     latency: CallTime | None = None
     scores: Mapping[str, Score] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, contestant: Contestant) -> ContestantRecord:
+        """Return the record of a contestant, without latency and scores."""
+        bundle, record = contestant.bundle, contestant.record
+        sizes = {file.path: file.bytes for file in bundle.manifest.files}
+        graph = bundle.manifest.graphs["slots"]
+        values = bundle.slots_model.graph.initializers.values()
+        places = {str(getattr(value.const_value, "location", "")) for value in values}
+        external = {str(Path(graph).parent / place) for place in places if place}
+        return cls(
+            contestant.name,
+            contestant.source,
+            contestant.adapter,
+            record.kind,
+            bundle.numerics.precision,
+            record.parameters,
+            sizes[record.onnx_adapter],
+            sum(sizes.get(path, 0) for path in {graph, *external}),
+        )
 
 
 @dataclass(frozen=True)
@@ -138,23 +164,6 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class DifferingRow:
-    """A row that is not answered alike.
-
-    Attributes:
-        line: where it is in the file, counted from 1.
-        text: what was asked.
-        right: the answer that the file has.
-        answers: of the contestants, in their order.
-    """
-
-    line: int
-    text: str
-    right: Any
-    answers: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
 class Setting:
     """What contestants are compared on, and how.
 
@@ -197,7 +206,7 @@ class _Compared:
     setting: Setting
     rows: int
     runtime: str
-    contestants: tuple[Contestant, ...]
+    contestants: tuple[ContestantRecord, ...]
     differences: tuple[Difference, ...]
     agreements: tuple[Agreement, ...]
     differing: tuple[DifferingRow, ...]
@@ -230,7 +239,7 @@ class Comparison(_Compared):
     metrics: tuple[Metric, ...]
 
     @property
-    def best(self) -> Contestant | None:
+    def best(self) -> ContestantRecord | None:
         """The contestant whose first metric is best; none where it is not defined."""
         metric = self.metrics[0]
         known = [(one.scores[metric.name].value, one) for one in self.contestants]
@@ -268,9 +277,8 @@ class Comparison(_Compared):
         if count > 2:
             yield "p is adjusted for the number of pairs (Holm 1979)."
         if self.setting.resamples:
-            what = "groups" if self.setting.task == "ranking" else "rows"
-            draws = f"{self.setting.resamples:,} draws of {what}, the same for all, seed {self.setting.seed}"
-            yield f"intervals of 95 %: percentile bootstrap, {draws}."
+            resampling = Resampling(self.setting.resamples, self.setting.seed)
+            yield f"95 % intervals: {resampling.description(self.setting.task)}, the same draws for all."
         if self.setting.rounds:
             tokens = "" if self.setting.tokens is None else f" of {self.setting.tokens} tokens"
             rounds = f"median and quartiles of {self.setting.rounds} rounds in turns"
@@ -354,8 +362,8 @@ class Comparison(_Compared):
         apart = len(names) <= _OWN_COLUMN
         rows = []
         for row in self.differing:
-            answers = list(map(_cut, row.answers)) if apart else [_grouped(names, row.answers)]
-            rows.append((row.line, _cut(row.text), _cut(row.right), *answers))
+            answers = list(map(cut, row.answers)) if apart else [_grouped(names, row.answers)]
+            rows.append((row.line, cut(row.text), cut(row.right), *answers))
         shown = f"{len(rows)} of {self.differing_rows:,} rows"
         title = f"{shown}, those whose answers lie farthest apart" if self.numeric else f"{shown} that differ"
         return Table(("line", "text", "right", *(names if apart else ["answers"])), rows, title, "r")
@@ -385,9 +393,85 @@ class Comparison(_Compared):
         return "".join(table._repr_html_() for table in self.tables())
 
 
+def compare_measured(
+    measured: Sequence[Measured],
+    data: EvalData,
+    resampling: Resampling,
+    *,
+    rounds: int,
+    notes: Sequence[str] = (),
+    reporter: Reporter = SILENT,
+) -> Comparison:
+    """Compare contestants that answered the same rows; calls are timed in `rounds` rounds.
+
+    Raises:
+        RequestError: ONNX Runtime cannot compute a call.
+    """
+    contestants, first = [own.contestant for own in measured], measured[0].rows
+    notes = [*notes, *_repeated_rows(first)]
+    fusions = list(_attentions(measured, reporter))
+    records, tokens = list(map(ContestantRecord.of, contestants)), None
+    if rounds:
+        reporter.step(f"timing {len(contestants)} contestants, {rounds} rounds")
+        at = first.usual()
+        tokens = first.tokens(at)
+        records = _timed(records, _calls(measured, at), rounds)
+    for own in measured:
+        notes += [f"`{own.contestant.name}`: {note}" for note in (*own.rows.notes(), *own.effects())]
+    reporter.step("drawing rows for the intervals")
+    return comparison(
+        Setting(first.task.type, data.path.name, data.sha256, resampling.count, resampling.seed, rounds, tokens),
+        records,
+        [own.judged for own in measured],
+        [(row.line, shown_text(row)) for row in data.rows],
+        f"onnxruntime {ort.__version__}",
+        fusions=fusions,
+        notes=notes,
+    )
+
+
+def _repeated_rows(rows: EvalRows) -> Iterator[str]:
+    repeated = len(rows.rows) - len(rows.distinct())
+    if repeated:
+        yield f"{repeated:,} rows repeat an earlier one, and the tests take rows as independent of each other"
+
+
+def _attentions(measured: Sequence[Measured], reporter: Reporter) -> Iterator[Attention]:
+    """Yield the attention of the fusions among the contestants to their members."""
+    for own in measured:
+        one = own.contestant
+        if is_fusion(one.original):
+            reporter.step(f"reading the attention weights of `{one.name}`")
+            yield replace(attention(one.bundle, one.adapter, one.inputs(own.rows)), adapter=one.name)
+
+
+def _calls(measured: Sequence[Measured], at: int) -> Iterator[Callable[[], object]]:
+    """Yield a call of each contestant with one row, in a session of one thread that a bundle's contestants share."""
+    sessions: dict[int, Session] = {}
+    for own in measured:
+        one = own.contestant
+        if id(one.bundle) not in sessions:
+            sessions[id(one.bundle)] = one.bundle.served.session(threads=1)
+        arrays = one.reader.arrays([own.rows.read[at].rows[0]], one.adapter)
+        yield partial(sessions[id(one.bundle)].run, arrays, one.adapter)
+
+
+def _timed(
+    records: Sequence[ContestantRecord], calls: Iterable[Callable[[], object]], rounds: int
+) -> list[ContestantRecord]:
+    """Return records with the times of calls, which take turns."""
+    times = interleaved(list(calls), rounds)
+    found = []
+    for one, own in zip(records, times.T, strict=True):
+        low, middle, high = quartiles(1000 * own)
+        ratio_low, ratio, ratio_high = quartiles(own / times[:, 0])
+        found.append(replace(one, latency=CallTime(middle, low, high, ratio, ratio_low, ratio_high)))
+    return found
+
+
 def comparison(
     setting: Setting,
-    contestants: Sequence[Contestant],
+    contestants: Sequence[ContestantRecord],
     judged: Sequence[Judged],
     rows: Sequence[tuple[int, str]],
     runtime: str,
@@ -395,11 +479,11 @@ def comparison(
     fusions: Sequence[Attention] = (),
     notes: Sequence[str] = (),
 ) -> Comparison:
-    """Compare what contestants answered; `rows` has the line and the text of each."""
-    whole = np.arange(judged[0].units)
-    drawn = [draws(one, whole, setting.resamples, setting.seed) for one in judged]
+    """Compare judged answers; `rows` has the line and the text of each."""
+    resampling = Resampling(setting.resamples, setting.seed)
+    drawn = [resampling.draws(one) for one in judged]
     scored = [
-        replace(one, scores=summarised(own, whole, own_draws))
+        replace(one, scores=summarised(own, own_draws))
         for one, own, own_draws in zip(contestants, judged, drawn, strict=True)
     ]
     names, metrics = [one.name for one in contestants], judged[0].metrics
@@ -508,17 +592,6 @@ def _differing(judged: Sequence[Judged], rows: Sequence[tuple[int, str]]) -> tup
     return tuple(shown), count
 
 
-def timed(contestants: Sequence[Contestant], calls: Sequence[Callable[[], object]], rounds: int) -> list[Contestant]:
-    """Return the contestants with the time of their calls, which take turns."""
-    times = interleaved(calls, rounds)
-    found = []
-    for one, own in zip(contestants, times.T, strict=True):
-        low, middle, high = quartiles(1000 * own)
-        ratio_low, ratio, ratio_high = quartiles(own / times[:, 0])
-        found.append(replace(one, latency=CallTime(middle, low, high, ratio, ratio_low, ratio_high)))
-    return found
-
-
 def _cells(score: Score) -> tuple[str, str]:
     return str(score), score.interval
 
@@ -535,15 +608,11 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _cut(value: object) -> str:
-    return one_line(value, _LONGEST)
-
-
 def _grouped(names: Sequence[str], answers: Sequence[object]) -> str:
     """Who answers what, the most frequent answer first."""
     groups: dict[str, list[str]] = {}
     for name, answer in zip(names, answers, strict=True):
-        groups.setdefault(_cut(answer), []).append(name)
+        groups.setdefault(cut(answer), []).append(name)
     ranked = sorted(groups.items(), key=lambda item: -len(item[1]))
     return "; ".join(f"{answer}: {_listed(own)}" for answer, own in ranked)
 

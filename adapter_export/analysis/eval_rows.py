@@ -1,16 +1,16 @@
-"""Labelled rows as an adapter is asked them, the results that a bundle or its model gives, and their judgement."""
+"""Labelled rows of a file, read as inputs of an adapter, and the judgement of results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from adapter_export.errors import DataError, UsageError, argument, within
-from adapter_export.format.labelled import LabelledFile, LabelledRow, some
-from adapter_export.graph.adapter import Adapter
+from adapter_export.errors import DataError, UsageError, argument, quoted, within
+from adapter_export.format.labelled import Columns, LabelledFile, LabelledRow, data_digest, labelled_rows
 from adapter_export.graph.tasks import Task
 from adapter_export.numerics.metrics import (
     Indices,
@@ -25,30 +25,103 @@ from adapter_export.numerics.metrics import (
     judge_spans,
     judge_tags,
 )
-from adapter_export.numerics.runner import Runner, run
-from adapter_export.runtime.answerer import Answerer, Reader, Row
+from adapter_export.runtime.answerer import Reader
 from adapter_export.runtime.answers import TokenLabels, activated
 from adapter_export.runtime.text_answers import ReadText, answered
+from adapter_export.tables import one_line
 from adapter_export.text import Pair
 
 Results = Sequence[Sequence[np.ndarray]]
-"""For each text that was read what the head gave: for the text, or for each of its choices."""
+"""For each row that was read the results of the head: one, or one for each choice."""
 
-OnRows = Callable[[int], None]
-"""Called with the number of rows that are done so far."""
+_LONGEST = 80
+
+_MEDIA = ("image", "audio")
+"""The inputs of tasks that are files."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Labelled rows, read as tokens for an adapter.
+class EvalData:
+    """Labelled rows of a file.
+
+    Attributes:
+        path: the file, or the folder with a file for each row.
+        sha256: `data_digest` of all rows.
+        rows: the rows to answer.
+        is_part: whether a limit leaves rows out.
+        columns: the columns that were read, by the names of their options.
+        groups: for a ranking, the group of each row, within which it is ranked.
+        slices: the column whose values get scores of their own.
+    """
+
+    path: Path
+    sha256: str
+    rows: tuple[LabelledRow, ...]
+    is_part: bool
+    columns: Mapping[str, str | None]
+    groups: tuple[str, ...] = ()
+    slices: str | None = None
+
+    def values(self, column: str) -> list[str]:
+        """Return the cell of each row in a column; an empty cell is `(empty)`."""
+        return ["(empty)" if row.cells[column] in (None, "") else str(row.cells[column]) for row in self.rows]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The options of a call that reads labelled rows.
+
+    Attributes:
+        columns: the columns with texts and labels.
+        group: the column that a ranking groups by; `None` for the query.
+        slices: the column whose values get scores of their own.
+        skip_incomplete: leave out rows without a text or a label instead of refusing them.
+        limit: the number of rows to answer; `None` for all.
+    """
+
+    columns: Columns
+    group: str | None
+    skip_incomplete: bool
+    limit: int | None
+    slices: str | None = None
+
+    def read(self, path: Path, task: Task) -> EvalData:
+        """Read labelled rows for a task; pairs whose vectors are compared have a number as label.
+
+        Raises:
+            UsageError: a column does not exist, or the task has no groups.
+            DataError, FileError: the file cannot be read, or a row is broken.
+        """
+        medium: Any = task.input if task.input in _MEDIA else None
+        is_file = self.columns.text == "text" and medium is not None
+        columns = replace(self.columns, text=task.input) if is_file else self.columns
+        problem = "regression" if task.type == "embedding" and columns.pair is not None else task.type
+        rows = labelled_rows(path, columns, problem, skip_incomplete=self.skip_incomplete, medium=medium)[0]
+        for option, column in (("group", self.group), ("slices", self.slices)):
+            if column is not None and column not in rows[0].cells:
+                expected = f"one of {quoted(rows[0].cells)}"
+                raise UsageError("no such column", where=argument(option), found=f"`{column}`", expected=expected)
+        if self.group is not None and task.type != "ranking":
+            raise UsageError(f"only a ranking has a {argument('group')}", found=f"the task `{task.type}`")
+        kept = tuple(rows[: self.limit])
+        groups: tuple[str, ...] = ()
+        if task.type == "ranking":
+            groups = tuple(str(row.text if self.group is None else row.cells[self.group]) for row in kept)
+        digest, is_part = data_digest(path, rows), len(kept) < len(rows)
+        return EvalData(path, digest, kept, is_part, asdict(columns), groups, self.slices)
+
+
+@dataclass(frozen=True)
+class EvalRows:
+    """Labelled rows, read as inputs of an adapter.
 
     Attributes:
         rows: the rows.
-        task: that of the adapter.
-        read: what was read: a text for each row, or where pairs are compared by their vectors, all first texts, then
-            all second ones.
-        compared: whether pairs are compared.
-        groups: of a ranking, for each row what it is ranked within.
+        task: the task of the adapter.
+        read: the inputs: one item for each row, or where vectors of pairs are compared, all first texts, then all
+            second texts.
+        compared: whether vectors of pairs are compared.
+        groups: for a ranking, the group of each row.
     """
 
     rows: tuple[LabelledRow, ...]
@@ -57,7 +130,14 @@ class Asked:
     compared: bool = False
     groups: tuple[str, ...] = ()
 
-    def only(self, rows: Indices, results: Results) -> tuple[Asked, Results]:
+    @property
+    def texts(self) -> list[Any]:
+        """The input of each item of `read`, before it was read."""
+        if self.compared:
+            return [row.text for row in self.rows] + [row.pair for row in self.rows]
+        return list(map(_text, self.rows))
+
+    def only(self, rows: Indices, results: Results) -> tuple[EvalRows, Results]:
         """Return some of the rows, with their results."""
         at = [*rows, *(rows + len(self.rows) if self.compared else ())]
         groups = tuple(self.groups[row] for row in rows) if self.groups else ()
@@ -66,15 +146,35 @@ class Asked:
         )
         return kept, [results[one] for one in at]
 
-    def different(self) -> Indices:
+    def distinct(self) -> Indices:
         """Return the rows that do not repeat an earlier one, as training keeps them."""
         seen: dict[Any, int] = {}
         for at, row in enumerate(self.rows):
             seen.setdefault((row.text, row.pair, row.answer), at)
         return np.array(list(seen.values()), np.int64)
 
+    def unknown_labels(self) -> dict[str, int]:
+        """Return the labels that the adapter does not have, each with the line of its first row."""
+        found: dict[str, int] = {}
+        if self.task.type in ("single_label", "multi_label", "token"):
+            known = set(self.task.labels)
+            for row in self.rows:
+                for label in [row.answer] if isinstance(row.answer, str) else row.answer:
+                    if label not in known:
+                        found.setdefault(label, row.line)
+        return found
+
+    def usual(self) -> int:
+        """Return the place of a row of usual length: the median of their tokens; the first of files."""
+        lengths = [self.tokens(at) or 0 for at in range(len(self.read))]
+        return sorted(range(len(lengths)), key=lengths.__getitem__)[len(lengths) // 2] if any(lengths) else 0
+
+    def tokens(self, at: int) -> int | None:
+        """Return the number of tokens of a row; `None` for a file."""
+        return None if self.task.input in _MEDIA else len(self.read[at].rows[0].encoding.ids)
+
     def notes(self) -> Iterator[str]:
-        """Yield what the caller should know of the texts."""
+        """Yield facts about the rows that limit the meaning of scores."""
         cut = sum(one.cut > 0 for one in self.read)
         if cut and self.task.input == "audio":
             yield f"{cut:,} clips are longer than the model reads and were cut there, as every client cuts them"
@@ -85,33 +185,43 @@ class Asked:
             yield f"every row has the label `{self.rows[0].answer}`: the scores say nothing of the other classes"
 
 
-def ask(rows: Sequence[LabelledRow], reader: Reader, adapter: str, task: Task, group: str | None) -> Asked:
-    """Read labelled rows as tokens for an adapter.
+@dataclass(frozen=True)
+class DifferingRow:
+    """A row whose answers differ.
+
+    Attributes:
+        line: its line in the file, from 1.
+        text: its text.
+        right: its label.
+        answers: the answers of the contestants, in their order.
+    """
+
+    line: int
+    text: str
+    right: Any
+    answers: tuple[Any, ...]
+
+
+def read_rows(data: EvalData, reader: Reader, adapter: str, task: Task) -> EvalRows:
+    """Read labelled rows as inputs of an adapter.
 
     Raises:
-        UsageError: the task takes pairs and the rows are none, or the other way round.
+        UsageError: the task takes pairs and the rows have one text, or the reverse.
         RequestError: a text cannot be read.
     """
-    compared = task.type == "embedding" and rows[0].pair is not None
-    if not compared and (rows[0].pair is not None) != (task.input == "pair"):
+    first = data.rows[0]
+    compared = task.type == "embedding" and first.pair is not None
+    if not compared and (first.pair is not None) != (task.input == "pair"):
         wanted = "one text" if task.input == "text" else "a pair of texts"
         fix = f"name the column of the second texts: {argument('pair')}"
         raise UsageError(
             f"adapter `{adapter}` answers {wanted} (`{task.type}`)",
             fix=fix if task.input == "pair" else f"leave {argument('pair')} out",
         )
-    groups: tuple[str, ...] = ()
-    if task.type == "ranking":
-        groups = tuple(str(row.text if group is None else row.cells[group]) for row in rows)
-    texts, names = _texts(rows, compared), [adapter] * len(rows) * (2 if compared else 1)
-    places = [f"line {row.line}" for row in rows] * (2 if compared else 1)
-    read = reader.read(texts, adapters=names, long="cut", stride=None, places=places)
-    return Asked(tuple(rows), task, tuple(read), compared, groups)
-
-
-def _texts(rows: Sequence[LabelledRow], compared: bool) -> list[Any]:
-    """Return the text of each row; for pairs that are compared, all first texts, then all second ones."""
-    return [row.text for row in rows] + [row.pair for row in rows] if compared else [_text(row) for row in rows]
+    rows = EvalRows(data.rows, task, (), compared, data.groups)
+    texts, places = rows.texts, [f"line {row.line}" for row in data.rows] * (2 if compared else 1)
+    read = reader.read(texts, adapters=[adapter] * len(texts), long="cut", stride=None, places=places)
+    return replace(rows, read=tuple(read))
 
 
 def _text(row: LabelledRow) -> Any:
@@ -122,47 +232,11 @@ def _text(row: LabelledRow) -> Any:
     return Pair(row.text, row.pair) if isinstance(row.pair, str) else [Pair(row.text, choice) for choice in row.pair]
 
 
-def by_bundle(asked: Asked, reader: Reader, adapter: str, progress: OnRows | None = None) -> Results:
-    """Return the results of the bundle's graph, each row as it is answered alone.
+def judge(asked: EvalRows, results: Results) -> Judged:
+    """Compare results with the labels, all of which the adapter has.
 
     Raises:
-        RequestError: ONNX Runtime cannot compute them.
-    """
-    rows = [Row(text, adapter) for text in _texts(asked.rows, asked.compared)]
-    return [one.results for one in Answerer(reader.session, reader).answer(rows, progress)]
-
-
-def by_model(
-    asked: Asked,
-    reader: Reader,
-    adapter: Adapter,
-    runner: Runner,
-    outputs: Sequence[str],
-    output: str,
-    progress: OnRows,
-) -> Results:
-    """Return the results of the reference, each text in a call of its own; `outputs` are those of the base.
-
-    Raises:
-        RequestError: it cannot compute them.
-    """
-    found = list[list[np.ndarray]]()
-    for done, one in enumerate(asked.read, 1):
-        results = []
-        for row in one.rows:
-            result = run(runner, reader.arrays([row], adapter.name), adapter, outputs, output)[output][0]
-            results.append(reader.without_padding({output: result}, row)[output])
-        found.append(results)
-        progress(done)
-    return found
-
-
-def judge(asked: Asked, results: Results) -> Judged:
-    """Judge results by what is right.
-
-    Raises:
-        DataError: a label is none of the adapter's, or the rows cannot be judged.
-        RequestError: a result holds NaN or Inf.
+        DataError: a result is NaN or infinite, or a row has another number of numbers than the head.
     """
     task, right = asked.task, [row.answer for row in asked.rows]
     for row, own in zip(asked.rows, results, strict=False):
@@ -170,9 +244,8 @@ def judge(asked: Asked, results: Results) -> Judged:
             raise DataError("the answer is NaN or infinite", where=f"line {row.line}", fix="run `verify` on the bundle")
     match task.type:
         case "single_label":
-            return judge_classes(_activated(task, results), _numbers_of(asked, task.labels), task.labels)
+            return judge_classes(_activated(task, results), _numbers_of(asked), task.labels)
         case "multi_label":
-            _numbers_of(asked, task.labels)
             wanted = np.array([[label in own for label in task.labels] for own in right])
             thresholds = [task.threshold(at) for at in range(len(task.labels))]
             return judge_label_sets(_activated(task, results), wanted, task.labels, thresholds)
@@ -201,34 +274,12 @@ def _activated(task: Task, results: Results) -> Any:
     return activated(task, np.stack([own[0] for own in results]))
 
 
-def strangers(asked: Asked) -> dict[str, int]:
-    """Return the labels of rows that the adapter does not have, each with the line where it is first."""
-    found: dict[str, int] = {}
-    if asked.task.type in ("single_label", "multi_label", "token"):
-        known = set(asked.task.labels)
-        for row in asked.rows:
-            for label in [row.answer] if isinstance(row.answer, str) else row.answer:
-                if label not in known:
-                    found.setdefault(label, row.line)
-    return found
+def _numbers_of(asked: EvalRows) -> Indices:
+    index = {label: number for number, label in enumerate(asked.task.labels)}
+    return np.array([index[row.answer] for row in asked.rows], np.int64)
 
 
-def _numbers_of(asked: Asked, labels: Sequence[str]) -> Indices:
-    """The number of each row's label; of rows with several labels only their names are checked."""
-    unknown = strangers(asked)
-    if unknown:
-        raise DataError(
-            "holds labels that the adapter does not have",
-            where=f"line {min(unknown.values())}",
-            found=some(unknown),
-            expected=some(labels),
-            fix="map them to the adapter's labels, or name the column of the labels",
-        )
-    index = {label: number for number, label in enumerate(labels)}
-    return np.array([index[row.answer] for row in asked.rows if isinstance(row.answer, str)], np.int64)
-
-
-def _table_of_numbers(asked: Asked, count: int) -> Any:
+def _table_of_numbers(asked: EvalRows, count: int) -> Any:
     for row in asked.rows:
         if len(row.answer) != count:
             found = f"{len(row.answer)} numbers"
@@ -236,9 +287,8 @@ def _table_of_numbers(asked: Asked, count: int) -> Any:
     return np.array([row.answer for row in asked.rows], np.float64)
 
 
-def _judge_words(asked: Asked, results: Results) -> Judged:
+def _judge_words(asked: EvalRows, results: Results) -> Judged:
     """Judge each word by its first token; a word that was cut has none, and is left out."""
-    _numbers_of(asked, asked.task.labels)
     index = {label: number for number, label in enumerate(asked.task.labels)}
     columns: tuple[list[Any], list[Any], list[Any]] = [], [], []
     for row, read, own in zip(asked.rows, asked.read, results, strict=True):
@@ -266,8 +316,6 @@ def shown_text(row: LabelledRow) -> str:
     return " | ".join(part if isinstance(part, str) else " ".join(part) for part in parts)
 
 
-def slice_values(rows: Sequence[LabelledRow], column: str) -> list[str]:
-    """Return what a column says of each row."""
-    values: Mapping[Any, str] = {None: "(empty)", "": "(empty)"}
-    cells = [row.cells[column] for row in rows]
-    return [values.get(cell, str(cell)) if isinstance(cell, str | None) else str(cell) for cell in cells]
+def cut(value: object) -> str:
+    """Return a text or an answer as tables show it."""
+    return one_line(value, _LONGEST)

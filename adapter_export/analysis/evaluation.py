@@ -1,11 +1,9 @@
-"""How well an adapter does on labelled rows: scores with intervals, where it errs, and what it was held to."""
+"""One contestant in depth: scores with intervals, errors by class and slice, calibration, gates, a reference."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,98 +11,21 @@ import onnxruntime as ort
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from adapter_export.analysis.eval_rows import Asked, Results, judge, shown_text, slice_values
-from adapter_export.bundle.ablation import effects, note_of
-from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.analysis.contest import Measured
+from adapter_export.analysis.eval_rows import DifferingRow, EvalData, cut, shown_text
+from adapter_export.analysis.record_check import RecordCheck, compare_with_training_record
+from adapter_export.analysis.scores import NO_INTERVALS, Resampling, Score, score
 from adapter_export.errors import MissedGateError, UsageError, argument, quoted
 from adapter_export.format.adapter_files import GRAPH_FILE
-from adapter_export.numerics.metrics import Decisions, Floats, Indices, Judged, Metric, metrics_of
-from adapter_export.tables import Table, one_line
+from adapter_export.graph.tasks import Task
+from adapter_export.numerics.metrics import Decisions, Judged, Metric, metrics_of
+from adapter_export.tables import Table
 
-RESAMPLES = 1000
-"""How often rows are drawn for an interval."""
-
-_PERCENTILES = (2.5, 97.5)
 _BINS = 10
 _MOST_SLICES = 50
 _MOST_CLASSES = 12
 _MOST_CONFUSED = 15
 _SHOWN = 20
-_LONGEST = 80
-
-_DRAWS = 16
-_SLACK = 1e-6
-"""What the sums of a metric round by: training may have taken them in float32."""
-
-_PARTS = ("test", "validation")
-
-
-@dataclass(frozen=True)
-class Score:
-    """The value of a metric with its 95 % interval; null where it is not defined, such as a correlation of one row.
-
-    Attributes:
-        value: on all rows.
-        low: the lower end of the interval.
-        high: its upper end.
-    """
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    def __str__(self) -> str:
-        return "–" if self.value is None else f"{self.value:.4f}"
-
-    @property
-    def interval(self) -> str:
-        """Both ends, as tables show them."""
-        return "–" if self.low is None or self.high is None else f"{self.low:.4f} to {self.high:.4f}"
-
-
-def score(
-    judged: Judged, *, units: Indices | None = None, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Score]:
-    """Return the metrics over some units, or all of them, by name.
-
-    The intervals are the 2.5th and the 97.5th percentile over `resamples` draws of as many units with replacement
-    (percentile bootstrap; Efron & Tibshirani 1993, §13.3); draws in which a metric is not defined do not count. There
-    is none of a single unit.
-    """
-    whole = np.arange(judged.units) if units is None else units
-    return summarised(judged, whole, draws(judged, whole, resamples, seed))
-
-
-def draws(judged: Judged, units: Indices, resamples: int, seed: int) -> Floats:
-    """Return the metrics [draws, metrics] of as many units drawn with replacement; no draws of a single unit.
-
-    The draws of one seed from equally many units are the same, so that those of two sides are paired.
-    """
-    generator, count = np.random.default_rng(seed), resamples if len(units) > 1 else 0
-    drawn = [judged.measure(generator.choice(units, len(units))) for _ in range(count)]
-    return np.array(drawn, np.float64).reshape(count, len(judged.metrics))
-
-
-def summarised(judged: Judged, units: Indices, drawn: Floats) -> dict[str, Score]:
-    """Return the metrics over some units, by name, with the intervals that draws give."""
-    ends = percentiles(drawn)
-    return {
-        metric.name: Score(*map(_number, (value, *ends[:, at])))
-        for at, (metric, value) in enumerate(zip(judged.metrics, judged.measure(units), strict=True))
-    }
-
-
-def percentiles(drawn: Floats) -> Floats:
-    """Return both ends [2, metrics] of the interval of 95 %; NaN where there is no draw."""
-    bounds = np.full((2, drawn.shape[1]), np.nan)
-    there = ~np.isnan(drawn).all(0) & bool(len(drawn))
-    if there.any():
-        bounds[:, there] = np.nanpercentile(drawn[:, there], _PERCENTILES, axis=0)
-    return bounds
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -185,7 +106,7 @@ class Slice:
     scores: Mapping[str, Score]
 
 
-def slice_by(values: Sequence[str], judged: Judged, *, resamples: int, seed: int) -> list[Slice]:
+def slice_by(values: Sequence[str], judged: Judged, resampling: Resampling) -> list[Slice]:
     """Return the scores of the rows of each value, the most frequent first; the first metric has an interval."""
     rows: dict[str, list[int]] = {}
     for row, value in enumerate(values):
@@ -194,8 +115,8 @@ def slice_by(values: Sequence[str], judged: Judged, *, resamples: int, seed: int
     found = []
     for value, own in sorted(rows.items(), key=lambda item: (-len(item[1]), item[0])):
         units = np.unique(judged.unit[own])
-        whole = score(judged, units=units, resamples=0)
-        first = score(_first_metric(judged), units=units, resamples=resamples, seed=seed)
+        whole = score(judged, NO_INTERVALS, units)
+        first = score(_first_metric(judged), resampling, units)
         found.append(Slice(value, len(own), {**whole, **first}))
     return found
 
@@ -235,8 +156,8 @@ def check_gates(gates: Mapping[str, float], metrics: Sequence[Metric]) -> None:
             raise UsageError("the metric cannot have this value", where=where, found=bound, expected=expected)
 
 
-def hold(gates: Mapping[str, float], metrics: Sequence[Metric], scores: Mapping[str, Score]) -> tuple[Gate, ...]:
-    """Hold scores to their bounds; a score that is not defined misses its bound."""
+def apply_gates(gates: Mapping[str, float], metrics: Sequence[Metric], scores: Mapping[str, Score]) -> tuple[Gate, ...]:
+    """Compare scores with their bounds; an undefined score misses its bound."""
     more_is_better = {metric.name: metric.more_is_better for metric in metrics}
 
     def passes(name: str, bound: float) -> bool:
@@ -247,154 +168,101 @@ def hold(gates: Mapping[str, float], metrics: Sequence[Metric], scores: Mapping[
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row where two sides part: its line in the file, its text, what is right, and both answers."""
-
-    line: int
-    text: str
-    right: Any
-    answer: Any
-    other: Any
-
-
-@dataclass(frozen=True)
 class Versus:
     """The same rows answered by the reference.
 
     Attributes:
-        reference: what computed them, such as `torch 2.13.0 float32`.
+        reference: the reference, such as `torch 2.13.0 float32`.
         scores: its scores, without intervals.
-        parting: the rows whose answers differ; of numbers those that differ by more than is allowed.
+        differing: the rows whose answers differ; of numbers those that differ by more than `allowed`.
         largest: the largest difference of a result (a logit, a number, an element of a vector).
         allowed: the difference that rounding explains.
     """
 
     reference: str
     scores: Mapping[str, Score]
-    parting: tuple[Row, ...]
+    differing: tuple[DifferingRow, ...]
     largest: float
     allowed: float
 
 
-def compare(
-    asked: Asked, ours: tuple[Judged, Results], theirs: tuple[Judged, Results], reference: str, allowed: float
-) -> Versus:
-    """Return where two sides part; `allowed` is how far apart their results may be."""
+def versus(ours: Measured, reference: Measured, allowed: float) -> Versus:
+    """Compare answers with those of the reference; results may differ by `allowed`."""
+    rows, first, second = ours.rows.rows, ours.judged, reference.judged
     distances = np.array(
         [
             max(float(np.abs(one - other).max(initial=0)) for one, other in zip(*pair, strict=True))
-            for pair in zip(ours[1], theirs[1], strict=True)
+            for pair in zip(ours.results, reference.results, strict=True)
         ]
-    ).reshape(-1, len(asked.rows))  # pairs that are compared have two texts for each row
-    answers = list(zip(asked.rows, ours[0].truths, ours[0].answers, theirs[0].answers, strict=True))
+    ).reshape(-1, len(rows))  # pairs whose vectors are compared have two texts for each row
     apart = [
-        distances[:, at].max() > allowed if ours[0].numeric else one != other
-        for at, (_, _, one, other) in enumerate(answers)
+        distances[:, at].max() > allowed if first.numeric else first.answers[at] != second.answers[at]
+        for at in range(len(rows))
     ]
     return Versus(
-        reference,
-        score(theirs[0], resamples=0),
+        reference.contestant.name,
+        score(second, NO_INTERVALS),
         tuple(
-            Row(row.line, shown_text(row), right, one, other)
-            for (row, right, one, other), part in zip(answers, apart, strict=True)
-            if part
+            DifferingRow(row.line, shown_text(row), first.truths[at], (first.answers[at], second.answers[at]))
+            for at, row in enumerate(rows)
+            if apart[at]
         ),
         float(distances.max()),
         allowed,
     )
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What is asked of an evaluation.
+def check_options(data: EvalData, task: Task, gates: Mapping[str, float]) -> None:
+    """Refuse gates and slices that do not fit the data, before anything is computed.
 
-    Attributes:
-        adapter: the adapter.
-        data: the file of the rows, or their folder.
-        sha256: `data_digest` of all of its rows.
-        columns: that were read of it, by the names of the options.
-        slices: the column whose values have scores of their own.
-        gates: bounds of metrics.
-        resamples: how often rows are drawn for an interval.
-        seed: of the draws.
-        limited: whether rows of the file were left aside.
+    Raises:
+        UsageError: a gate names another metric, or a column has too many values to slice by.
     """
-
-    adapter: str
-    data: Path
-    sha256: str
-    columns: Mapping[str, str | None]
-    slices: str | None
-    gates: Mapping[str, float]
-    resamples: int
-    seed: int
-    limited: bool
-
-    def check(self, asked: Asked) -> None:
-        """Refuse what cannot be answered before anything is computed.
-
-        Raises:
-            UsageError: a gate or the column of the slices cannot be used.
-        """
-        check_gates(self.gates, metrics_of(asked.task.type, asked.task.labels, compared=asked.compared))
-        if self.slices is not None:
-            values = set(slice_values(asked.rows, self.slices))
-            if len(values) > _MOST_SLICES:
-                raise UsageError(
-                    "the column has too many values to slice by",
-                    where=argument("slices"),
-                    found=f"{len(values):,} different values",
-                    expected=f"at most {_MOST_SLICES}",
-                )
+    compared = task.type == "embedding" and data.rows[0].pair is not None
+    check_gates(gates, metrics_of(task.type, task.labels, compared=compared))
+    values = set() if data.slices is None else set(data.values(data.slices))
+    if len(values) > _MOST_SLICES:
+        raise UsageError(
+            "the column has too many values to slice by",
+            where=argument("slices"),
+            found=f"{len(values):,} different values",
+            expected=f"at most {_MOST_SLICES}",
+        )
 
 
 def evaluation(
-    bundle: OpenedBundle, setting: Setting, asked: Asked, results: Results, reference: tuple[str, Results] | None
+    measured: Sequence[Measured], data: EvalData, resampling: Resampling, gates: Mapping[str, float]
 ) -> Evaluation:
-    """Judge the results of a bundle, and those of a reference that is described beside them.
-
-    Raises:
-        DataError: the rows cannot be judged.
-    """
-    judged, record = judge(asked, results), bundle.record(setting.adapter)
-    scores = score(judged, resamples=setting.resamples, seed=setting.seed)
-    allowed, digest = record.golden.absolute[str(record.output)], setting.sha256
-    notes = [*asked.notes(), *judged.notes]
-    held, versus = None, None
-    if not setting.limited:
-        training = bundle.source(setting.adapter).training
-        held, said = hold_record(training, digest, setting.columns, asked, results, allowed)
-        notes += [] if said is None else [said]
-    if reference is not None:
-        versus = compare(asked, (judged, results), (judge(asked, reference[1]), reference[1]), reference[0], allowed)
-    notes += filter(None, map(note_of, effects(bundle, [setting.adapter])))
-    sliced = []
-    if setting.slices is not None:
-        values = slice_values(asked.rows, setting.slices)
-        sliced = slice_by(values, judged, resamples=setting.resamples, seed=setting.seed)
-    source = f"{bundle.record(setting.adapter).source}/{GRAPH_FILE}"
+    """Report the scores of the first contestant, and how its answers differ from those of a second one."""
+    own, *others = measured
+    contestant, judged = own.contestant, own.judged
+    bundle, record, scores = contestant.bundle, contestant.record, score(judged, resampling)
+    allowed = record.golden.absolute[str(record.output)]
+    check, said = compare_with_training_record(contestant.original.training, data, own, allowed)
+    notes = [*own.rows.notes(), *judged.notes, *([] if said is None else [said]), *own.effects()]
+    source = f"{record.source}/{GRAPH_FILE}"
     return Evaluation(
         bundle=str(bundle.folder),
-        adapter=setting.adapter,
+        adapter=contestant.adapter,
         digest=bundle.digest,
         source=next(file.sha256 for file in bundle.manifest.files if file.path == source),
-        task=asked.task.type,
-        data=setting.data.name,
-        sha256=digest,
-        rows=len(asked.rows),
+        task=own.rows.task.type,
+        data=data.path.name,
+        sha256=data.sha256,
+        rows=len(data.rows),
         runtime=f"onnxruntime {ort.__version__}",
-        resamples=setting.resamples,
-        seed=setting.seed,
+        resamples=resampling.count,
+        seed=resampling.seed,
         metrics=judged.metrics,
         scores=scores,
         classes=() if judged.decisions is None else class_scores(judged.decisions),
         confusion=None if judged.decisions is None else confusion(judged.decisions),
         calibration=calibrate(judged),
-        sliced_by=setting.slices,
-        slices=tuple(sliced),
-        versus=versus,
-        held=held,
-        gates=hold(setting.gates, judged.metrics, scores),
+        sliced_by=data.slices,
+        slices=() if data.slices is None else tuple(slice_by(data.values(data.slices), judged, resampling)),
+        versus=versus(own, others[0], allowed) if others else None,
+        training_record=check,
+        gates=apply_gates(gates, judged.metrics, scores),
         notes=tuple(notes),
     )
 
@@ -423,7 +291,7 @@ class Evaluation:
         sliced_by: the column of the slices, if one was named.
         slices: the scores of the rows of each value of it.
         versus: the same rows answered by the reference, if there is one.
-        held: the scores of the training record on this very file, if it has them.
+        training_record: the comparison with the scores that training recorded for this very file, if it did.
         gates: the bounds that were asked for.
         notes: what the caller should know, each a clause.
     """
@@ -447,41 +315,29 @@ class Evaluation:
     sliced_by: str | None
     slices: tuple[Slice, ...]
     versus: Versus | None
-    held: Held | None
+    training_record: RecordCheck | None
     gates: tuple[Gate, ...]
     notes: tuple[str, ...]
 
-    @property
-    def intervals(self) -> str:
-        """How the intervals were made."""
-        if not self.resamples:
-            return "no intervals"
-        what = "groups" if self.task == "ranking" else "rows"
-        return f"intervals of 95 %: percentile bootstrap over {what}, {self.resamples:,} draws, seed {self.seed}"
-
     def remarks(self) -> Iterator[str]:
-        """Yield in sentences what tables do not say: how the intervals were made, and what the scores were held to."""
-        yield f"{self.intervals}."
+        """Yield sentences about intervals, the reference and the training record."""
+        resampling = Resampling(self.resamples, self.seed)
+        yield f"95 % intervals: {resampling.description(self.task)}." if self.resamples else "no intervals."
         if self.versus is not None:
-            count = len(self.versus.parting)
-            alike = f"part in {count:,} of {self.rows:,} rows" if count else f"answer all {self.rows:,} rows alike"
+            count = len(self.versus.differing)
+            alike = f"differ in {count:,} of {self.rows:,} rows" if count else f"answer all {self.rows:,} rows alike"
             largest = f"largest difference of a result {self.versus.largest:.1e} (rounding: {self.versus.allowed:.1e})"
             yield f"the bundle and {self.versus.reference} {alike}; {largest}."
-        if self.held is not None:
-            scores = ", ".join(f"{name} {value:.4f}" for name, value in self.held.scores.items())
-            verdict = "confirmed" if self.held.passed else "contradicted"
-            lines = [f"{line}" for line in self.held.uncertain[:_SHOWN]]
-            more = ", …" if len(self.held.uncertain) > _SHOWN else ""
-            may = f"; rounding may change the answers of lines {', '.join(lines)}{more}" if lines else ""
-            yield f"the record of training, measured on this very file ({self.held.part}: {scores}), is {verdict}{may}."
+        if self.training_record is not None:
+            yield self.training_record.remark()
 
     @property
     def passed(self) -> bool:
-        """Whether no gate is missed and the record of training is confirmed where it can be."""
-        return all(gate.passed for gate in self.gates) and (self.held is None or self.held.passed)
+        """Whether every gate passes and the scores match the training record, where it can be compared."""
+        return all(gate.passed for gate in self.gates) and (self.training_record is None or self.training_record.passed)
 
     def raise_for_failure(self) -> None:
-        """Raise an error for the first gate that is missed, or for a training record that the bundle contradicts.
+        """Raise an error for the first missed gate, or for a training record that the scores contradict.
 
         Raises:
             MissedGateError: there is one.
@@ -490,26 +346,16 @@ class Evaluation:
             raise fault
 
     def faults(self) -> Iterator[MissedGateError]:
-        """Yield an error for each gate that is missed and each score of the record that is contradicted."""
+        """Yield an error for each missed gate and for each recorded score that the bundle contradicts."""
         more_is_better = {metric.name: metric.more_is_better for metric in self.metrics}
         where = f"adapter `{self.adapter}` on {self.data}"
         for gate in self.gates:
             if not gate.passed:
                 bound = f"at {'least' if more_is_better[gate.metric] else 'most'} {gate.bound:g}"
                 value = "no value" if gate.value is None else f"{gate.value:.4f}"
-                raised = MissedGateError(f"`{gate.metric}` misses its gate", where=where, found=value, expected=bound)
-                yield raised
-        if self.held is not None and not self.held.passed:
-            for name, recorded in self.held.scores.items():
-                if not self.held.low[name] <= recorded <= self.held.high[name]:
-                    yield MissedGateError(
-                        f"`{name}` is not what the record of training says of this very file",
-                        where=where,
-                        found=f"{self.held.found[name]:.4f}, where rounding explains"
-                        f" {self.held.low[name]:.4f} to {self.held.high[name]:.4f}",
-                        expected=f"{recorded:.4f}",
-                        fix="check the bundle against its model, and the tokenizer, labels and columns",
-                    )
+                yield MissedGateError(f"`{gate.metric}` misses its gate", where=where, found=value, expected=bound)
+        if self.training_record is not None:
+            yield from self.training_record.faults(where)
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it in JSON's own types."""
@@ -558,16 +404,13 @@ class Evaluation:
             ]
             title = f"slices by `{self.sliced_by}`"
             yield Table(("value", "rows", first.words, "95 % interval"), lines, title, numbers="lrrr")
-        if self.versus is not None and self.versus.parting:
-            parting = self.versus.parting
-            more = f", the first {_SHOWN} of them" if len(parting) > _SHOWN else ""
+        if self.versus is not None and self.versus.differing:
+            differing = self.versus.differing
+            more = f", the first {_SHOWN} of them" if len(differing) > _SHOWN else ""
             yield Table(
                 ("line", "text", "right", "bundle", "reference"),
-                [
-                    (row.line, _cut(row.text), *map(_cut, (row.right, row.answer, row.other)))
-                    for row in parting[:_SHOWN]
-                ],
-                f"{len(parting):,} rows where the bundle and {self.versus.reference} part{more}",
+                [(row.line, *map(cut, (row.text, row.right, *row.answers))) for row in differing[:_SHOWN]],
+                f"{len(differing):,} rows where the bundle and {self.versus.reference} differ{more}",
                 numbers="r",
             )
 
@@ -588,105 +431,3 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         return "".join(table._repr_html_() for table in self.tables())
-
-
-def _cut(value: object) -> str:
-    return one_line(value, _LONGEST)
-
-
-@dataclass(frozen=True)
-class Held:
-    """Scores of a training record, and what the bundle gives on the same rows.
-
-    Attributes:
-        part: `test` or `validation`.
-        scores: what the record says.
-        found: what the bundle gives on the rows as training reads them, without repeated ones.
-        low: the least that rounding explains, by metric.
-        high: the most.
-        uncertain: the lines of the rows whose answers rounding may change.
-        passed: whether every score of the record lies in that range.
-    """
-
-    part: str
-    scores: Mapping[str, float]
-    found: Mapping[str, float]
-    low: Mapping[str, float]
-    high: Mapping[str, float]
-    uncertain: tuple[int, ...]
-    passed: bool
-
-
-def hold_record(
-    training: Mapping[str, Any],
-    sha256: str,
-    columns: Mapping[str, str | None],
-    asked: Asked,
-    results: Results,
-    allowed: float,
-) -> tuple[Held | None, str | None]:
-    """Compare the record with the results on a file, or return a note on why it cannot be held to them.
-
-    What rounding explains is found by trying: results are moved by as much as the budget of the output allows, with
-    random signs, and judged again; the range of the scores is taken twice as wide.
-
-    Args:
-        training: the adapter's record.
-        sha256: that of the file.
-        columns: that were read, by the names of the options.
-        asked: all rows of the file.
-        results: of the bundle.
-        allowed: how far a result may be from that of the reference.
-    """
-    sources = training.get("data")
-    known = {part: sources.get(part) for part in _PARTS} if isinstance(sources, Mapping) else {}
-    files = {part: one for part, one in known.items() if isinstance(one, Mapping) and "sha256" in one}
-    part = next((part for part, one in files.items() if one["sha256"] == sha256), None)
-    scores = training.get(part) if part is not None else None
-    if part is None or not isinstance(scores, Mapping):
-        named = ", ".join(f"`{one.get('file')}` ({part})" for part, one in files.items())
-        other = f"its scores were measured on {named}" if named else "it names no file that its scores were measured on"
-        return None, f"the record of training cannot be held to these rows: {other}" if training else None
-    settings = training.get("settings", {})
-    others = [f"`{settings[name]}`" for name, column in columns.items() if settings.get(name, column) != column]
-    if others:
-        return None, f"the record of training cannot be held to these rows: it read the column {', '.join(others)}"
-    rows = asked.different()
-    if files[part].get("rows") not in (None, len(rows)):
-        counts = f"{files[part]['rows']:,} rows of this very file, here {len(rows):,} are read"
-        return None, f"the record of training cannot be held to these rows: it was measured on {counts}"
-    asked, results = asked.only(rows, results)
-    judged = judge(asked, results)
-    found = _values(judged)
-    recorded = {name: float(scores[name]) for name in found if isinstance(scores.get(name), int | float)}
-    if not recorded:
-        return None, "the record of training has none of these metrics"
-    drawn, uncertain = [found], np.zeros(len(asked.rows), bool)
-    for draw in range(_DRAWS):
-        moved = judge(asked, _moved(results, allowed, np.random.default_rng(draw)))
-        drawn.append(_values(moved))
-        if not judged.numeric:
-            uncertain |= [one != other for one, other in zip(judged.answers, moved.answers, strict=True)]
-    low, high = {}, {}
-    for name in recorded:
-        values = [each[name] for each in drawn if not math.isnan(each[name])]
-        low[name] = found[name] - 2 * (found[name] - min(values, default=math.nan)) - _SLACK
-        high[name] = found[name] + 2 * (max(values, default=math.nan) - found[name]) + _SLACK
-    return Held(
-        part,
-        recorded,
-        {name: found[name] for name in recorded},
-        low,
-        high,
-        tuple(row.line for row, may in zip(asked.rows, uncertain, strict=True) if may),
-        all(low[name] <= value <= high[name] for name, value in recorded.items()),
-    ), None
-
-
-def _moved(results: Results, allowed: float, generator: np.random.Generator) -> Results:
-    return [[result + allowed * generator.choice((-1.0, 1.0), np.shape(result)) for result in own] for own in results]
-
-
-def _values(judged: Judged) -> dict[str, float]:
-    measured = judged.measure(np.arange(judged.units))
-    return {metric.name: float(value) for metric, value in zip(judged.metrics, measured, strict=True)}

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from adapter_export.analysis.comparison import Comparison
-from adapter_export.analysis.evaluation import Calibration, Evaluation, Score
+from adapter_export.analysis.evaluation import Calibration, Evaluation
+from adapter_export.analysis.scores import Score
 from adapter_export.numerics.metrics import Metric
 from adapter_export.page import Markup, document, element, escaped, head, heat, interval, items, table
 from adapter_export.tables import Table
@@ -32,7 +33,7 @@ def _parts(found: Evaluation) -> Iterator[str]:
     )
     remarks = " ".join(remark[:1].upper() + remark[1:] for remark in found.remarks())
     yield element("p", f"{facts} {remarks}", "facts")
-    if found.gates or found.held is not None:
+    if found.gates or found.training_record is not None:
         word = "passed" if found.passed else "failed"
         yield element("p", word, word) + items(found.faults())
     yield items(found.notes, "note")

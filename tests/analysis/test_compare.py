@@ -16,11 +16,12 @@ import pytest
 import torch
 from answering import TASKS, InTorch, sentences, write
 from heads import with_head
+from heard import Heard
 from small_encoder import WIDTH, save_encoder
 from small_task import make_adapter, with_random_weights
 
 import adapter_export as ae
-from adapter_export.analysis.comparison import MOST_PAIRED, Comparison, Contestant, Setting, comparison, holm
+from adapter_export.analysis.comparison import MOST_PAIRED, Comparison, ContestantRecord, Setting, comparison, holm
 from adapter_export.errors import DataError, RequestError, UsageError
 from adapter_export.graph.adapter import BASE_HEAD, Adapter
 from adapter_export.graph.compose import adapter_fusion
@@ -35,8 +36,8 @@ from schemas import validate
 SETTING = Setting("single_label", "rows.tsv", "0" * 64, 200, 0, 0, None)
 
 
-def contestant(name: str) -> Contestant:
-    return Contestant(name, name, name, "houlsby", "fp32", 10, 100, 1000)
+def contestant(name: str) -> ContestantRecord:
+    return ContestantRecord(name, name, name, "houlsby", "fp32", 10, 100, 1000)
 
 
 def classes(*answers: list[int]) -> list[Judged]:
@@ -211,9 +212,9 @@ def run(bench: Bench, data: Path, *only: str, **options: Any) -> Comparison:
 
 
 def test_answers_are_those_of_torch_and_of_evaluate(bench: Bench, topics: Path, tmp_path: Path) -> None:
-    steps: list[str] = []
+    heard = Heard()
     page = tmp_path / "page.html"
-    found = run(bench, topics, "one", "two", "fused", rounds=2, report=page, on_progress=steps.append)
+    found = run(bench, topics, "one", "two", "fused", rounds=2, report=page, reporter=heard)
     assert [one.name for one in found.contestants] == ["one", "two", "fused"]
     for one in found.contestants:
         alone = ae.evaluate(bench.bundle, topics, adapter=one.name, resamples=20)
@@ -234,7 +235,7 @@ def test_answers_are_those_of_torch_and_of_evaluate(bench: Bench, topics: Path, 
     apart = [line for line, own in enumerate(zip(*answers.values(), strict=True), 1) if len(set(own)) > 1]
     assert found.differing_rows == len(apart) > 1
     assert {row.line for row in found.differing} <= set(apart)
-    assert steps[-1] == "drawing rows for the intervals"
+    assert heard.steps[-1] == "drawing rows for the intervals"
     document = json.loads(json.dumps(found.to_json(), allow_nan=False))
     validate(document, "comparison")
     assert (document["contestants"][2]["kind"], document["metrics"]) == ("fusion", ["accuracy", "macro_f1"])
@@ -344,10 +345,10 @@ def test_what_cannot_be_compared_is_refused(bench: Bench, topics: Path) -> None:
     refused(UsageError, "a bundle has its own", lambda: run(bench, topics, "one", "two", precisions=("int8",)))
     refused(DataError, "is not there", lambda: run(bench, bench.folder / "none.tsv", "one", "two"))
     refused(UsageError, "`one` alone", lambda: ae.compare(adapter, data=topics, base=bench.base))
-    refused(UsageError, "no different precisions", lambda: run(bench, topics, precisions=("fp64",)))
+    refused(UsageError, "precisions must be distinct", lambda: run(bench, topics, precisions=("fp64",)))
     refused(UsageError, "nothing to compare with; found no adapter", lambda: ae.compare(data=topics))
     refused(RequestError, "no head of its own", lambda: ae.compare(bench.model, bench.bundle, data=topics))
-    refused(RequestError, "nobody knows", lambda: run(bench, topics, "one", "bare"))
+    refused(RequestError, "has no task", lambda: run(bench, topics, "one", "bare"))
     empty = write(bench.folder / "empty.jsonl", [{"text": "", "label": "red"}])
     refused(DataError, "no text or no label", lambda: run(bench, empty, "one", "two"))
 

@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 
 import adapter_export as ae
-from adapter_export.analysis.evaluation import Score
+from adapter_export.analysis.scores import Score
 from adapter_export.analysis.student import Distillation, Side, timed
 from adapter_export.cli.main import main
 from adapter_export.errors import AdapterError, BaseMismatchError, DataError, TrainingError, UsageError

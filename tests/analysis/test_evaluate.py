@@ -15,11 +15,16 @@ import numpy as np
 import pytest
 from answering import TAGS, World, make_world, sentences, write
 from deployment import write_over
+from heard import Heard
 from small_task import reviews
 
 import adapter_export as ae
-from adapter_export.analysis.eval_rows import Asked
-from adapter_export.analysis.evaluation import Evaluation, compare
+from adapter_export.analysis.contest import Contestant, Measured
+from adapter_export.analysis.eval_rows import DataOptions, EvalData, judge
+from adapter_export.analysis.evaluation import Evaluation, versus
+from adapter_export.analysis.record_check import compare_with_training_record
+from adapter_export.api.bundles.contestants import contestants_of
+from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.errors import (
     DataError,
     MissedGateError,
@@ -28,6 +33,8 @@ from adapter_export.errors import (
     RequestError,
     UsageError,
 )
+from adapter_export.format.labelled import Columns
+from adapter_export.reporting import Reporter
 from adapter_export.text import Pair
 
 
@@ -55,8 +62,8 @@ def topics(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_label(world: World, topics: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    found = measured(world, "topic", topics, slices="half", on_step=lambda done, total, _: seen.append((done, total)))
+    heard = Heard()
+    found = measured(world, "topic", topics, slices="half", reporter=heard)
     assert found.scores["accuracy"].value == 0.75
     assert (found.rows, found.task, found.metrics[0].name) == (40, "single_label", "accuracy")
     assert found.confusion is not None
@@ -68,8 +75,8 @@ def test_one_label(world: World, topics: Path) -> None:
         ("h0", 20, 1.0),
         ("h1", 20, 0.5),
     ]
-    assert seen[0] == (0, 40)
-    assert seen[-1] == (40, 40)
+    assert heard.counts[0] == (0, 40)
+    assert heard.counts[-1] == (40, 40)
     assert found.notes == ()
     assert found.calibration is not None
     assert sum(one.count for one in found.calibration.bins) == 40
@@ -80,14 +87,19 @@ def test_what_answers_is_what_was_verified(world: World, topics: Path, tmp_path:
     one, two = (shutil.copytree(world.bundle, tmp_path / name) for name in ("one", "two"))
     found = measured(world, "topic", topics)
     assert found.bundle == str(world.bundle)
-    changed = ae.evaluate(one, topics, adapter="topic", resamples=20, on_step=lambda *_: write_over(one))
+
+    class Spoiler(Reporter):
+        def __init__(self, bundle: Path) -> None:
+            self.bundle = bundle
+
+        def step(self, label: str, done: int = 0, total: int | None = None) -> None:
+            if label.startswith("answering"):
+                write_over(self.bundle)
+
+    changed = ae.evaluate(one, topics, adapter="topic", resamples=20, reporter=Spoiler(one))
     assert changed == replace(found, bundle=str(one))
-
-    def step(said: str) -> None:
-        if said.startswith("answering"):
-            write_over(two)
-
-    compared = ae.compare(two, world.bundle, data=topics, only=["topic"], rounds=1, resamples=20, on_progress=step)
+    options = {"only": ["topic"], "rounds": 1, "resamples": 20}
+    compared = ae.compare(two, world.bundle, data=topics, reporter=Spoiler(two), **options)
     assert [side.scores for side in compared.contestants] == [found.scores] * 2
 
 
@@ -217,33 +229,33 @@ def test_the_model_answers_the_same_rows(world: World, topics: Path) -> None:
     found = measured(world, "topic", topics, against=world.base)
     assert found.versus is not None
     assert found.versus.reference.startswith("torch ")
-    assert found.versus.parting == ()
+    assert found.versus.differing == ()
     assert 0 < found.versus.largest < found.versus.allowed < 1e-3
     assert found.versus.scores["accuracy"].value == 0.75
     assert "reference" in str(found.table())
 
 
-def test_rows_where_two_sides_part_are_shown_with_both_answers(asked: Asked) -> None:
-    from adapter_export.analysis.eval_rows import judge
-
+def test_rows_where_two_sides_part_are_shown_with_both_answers(world: World, tmp_path: Path) -> None:
+    rows = [{"text": text, "label": label} for text, label in zip(sentences(3), ("red", "green", "blue"), strict=True)]
+    own = contestant(world.bundle, "topic")
+    asked = own.read(read(write(tmp_path / "three.jsonl", rows), own))
     ours = [[np.array([1.0, 0.0, 0.0])], [np.array([0.0, 1.0, 0.0])], [np.array([0.0, 0.0, 1.0])]]
     theirs = [ours[0], [np.array([0.0, 0.99, 1.0])], ours[2]]
-    versus = compare(asked, (judge(asked, ours), ours), (judge(asked, theirs), theirs), "torch", 0.1)
-    (row,) = versus.parting
-    assert (row.text, row.right, row.answer, row.other) == (asked.rows[1].text, "green", "green", "blue")
-    assert versus.largest == 1.0
+    first, second = (Measured(own, asked, results, judge(asked, results)) for results in (ours, theirs))
+    found = versus(first, second, 0.1)
+    (row,) = found.differing
+    assert (row.text, row.right, row.answers) == (asked.rows[1].text, "green", ("green", "blue"))
+    assert found.largest == 1.0
     assert row.line == 2
 
 
-@pytest.fixture
-def asked(world: World, tmp_path: Path) -> Asked:
-    from adapter_export.analysis.eval_rows import ask
-    from adapter_export.format.labelled import Columns, labelled_rows
+def contestant(bundle: Path, name: str) -> Contestant:
+    (found,) = contestants_of(OpenedBundle.open(bundle), [name], str(bundle))
+    return found
 
-    rows = [{"text": text, "label": label} for text, label in zip(sentences(3), ("red", "green", "blue"), strict=True)]
-    read, _ = labelled_rows(write(tmp_path / "three.jsonl", rows), Columns(), "single_label")
-    reader = ae.open_bundle(world.bundle).texts()
-    return ask(read, reader, "topic", reader.session.answering("topic"), None)
+
+def read(path: Path, own: Contestant, limit: int | None = None) -> EvalData:
+    return DataOptions(Columns(), None, False, limit).read(path, own.task)
 
 
 REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
@@ -299,7 +311,7 @@ class Page(HTMLParser):
 def test_a_page_is_complete_in_itself(world: World, topics: Path, tmp_path: Path) -> None:
     page = tmp_path / "evaluation.html"
     data = shutil.copy(topics, tmp_path / "<b>topics.jsonl")
-    measured(world, "topic", data, page=page, slices="half", against=world.base, gate={"accuracy": 0.9})
+    measured(world, "topic", data, report=page, slices="half", against=world.base, gate={"accuracy": 0.9})
     text = page.read_text("utf-8")
     found = Page(text)
     assert found.loaded == []
@@ -310,8 +322,8 @@ def test_a_page_is_complete_in_itself(world: World, topics: Path, tmp_path: Path
     for said in ("macro-F1", "0.7500", "Slices by", "failed", "misses its gate", "<b>topics.jsonl"):
         assert said in words
     with pytest.raises(OutputExistsError):
-        measured(world, "topic", data, page=page)
-    measured(world, "topic", data, page=page, force=True)
+        measured(world, "topic", data, report=page)
+    measured(world, "topic", data, report=page, force=True)
 
 
 def test_the_document_is_json(world: World, topics: Path) -> None:
@@ -355,11 +367,11 @@ def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_record_of_training_is_confirmed_on_its_own_file(trained: Path) -> None:
     found = ae.evaluate(trained / "bundle", trained / "test.tsv", resamples=0)
-    assert found.held is not None
-    assert (found.held.part, found.held.passed, found.rows) == ("test", True, 63)
+    assert found.training_record is not None
+    assert (found.training_record.part, found.training_record.passed, found.rows) == ("test", True, 63)
     recorded = ae.load_adapter(trained / "trained").training["test"]
-    assert found.held.scores == {name: recorded[name] for name in ("accuracy", "macro_f1")}
-    assert found.held.found["accuracy"] == pytest.approx(recorded["accuracy"], abs=1e-9)
+    assert found.training_record.scores == {name: recorded[name] for name in ("accuracy", "macro_f1")}
+    assert found.training_record.found["accuracy"] == pytest.approx(recorded["accuracy"], abs=1e-9)
     assert found.passed
     assert found.notes == ()
 
@@ -372,9 +384,9 @@ def test_labels_that_were_rotated_after_training_contradict_the_record(trained: 
     rotated = replace(adapter, head=replace(adapter.head, task=task))
     bundle = ae.build(world.base, [rotated], trained / "rotated", variants=("slots",))
     found = ae.evaluate(bundle, trained / "test.tsv", resamples=0)
-    assert found.held is not None
-    assert not found.held.passed
-    with pytest.raises(MissedGateError, match="`accuracy` is not what the record of training says of this very file"):
+    assert found.training_record is not None
+    assert not found.training_record.passed
+    with pytest.raises(MissedGateError, match="`accuracy` does not match the training record for this very file"):
         found.raise_for_failure()
 
 
@@ -382,7 +394,7 @@ def test_a_record_of_other_data_says_nothing(trained: Path, tmp_path: Path) -> N
     data = tmp_path / "more.tsv"
     data.write_text((trained / "test.tsv").read_text("utf-8") + "the dull film\tbad\n", encoding="utf-8")
     found = ae.evaluate(trained / "bundle", data, resamples=0)
-    assert found.held is None
+    assert found.training_record is None
     (note,) = found.notes
     assert note == (
         "the record of training cannot be held to these rows: its scores were measured on `test.tsv` (test)"
@@ -392,31 +404,26 @@ def test_a_record_of_other_data_says_nothing(trained: Path, tmp_path: Path) -> N
 
 def test_some_rows_of_its_file_do_not_hold_a_record(trained: Path) -> None:
     found = ae.evaluate(trained / "bundle", trained / "test.tsv", resamples=0, limit=10)
-    assert (found.held, found.notes) == (None, ())
+    assert (found.training_record, found.notes) == (None, ())
 
 
 def test_rows_that_rounding_may_decide_are_named_and_allowed(trained: Path) -> None:
     """A record that differs by one row passes where that row lies within the budget, and fails where none does."""
-    from adapter_export.analysis.eval_rows import ask
-    from adapter_export.analysis.evaluation import hold_record
-    from adapter_export.bundle.opened import OpenedBundle
-    from adapter_export.format.labelled import Columns, labelled_rows
-
-    opened = OpenedBundle.open(trained / "bundle")
-    rows, _ = labelled_rows(trained / "test.tsv", Columns(), "single_label")
-    reader = ae.open_bundle(trained / "bundle").texts()
-    asked = ask(rows[:4], reader, "trained", reader.session.answering("trained"), None)
+    own = contestant(trained / "bundle", "trained")
+    data = replace(read(trained / "test.tsv", own, 4), is_part=False)
+    asked = own.read(data)
     right = [asked.task.labels.index(row.answer) for row in asked.rows]
     results = [[np.array([1.0, -1.0]) if at == 0 else np.array([-1.0, 1.0])] for at in right]
     results[2] = [np.array([1e-6, -1e-6]) if right[2] == 0 else np.array([-1e-6, 1e-6])]
-    training = {"data": {"test": {"sha256": "s", "rows": 4, "file": "f"}}, "test": {"accuracy": 0.75}}
-    held, _ = hold_record(training, "s", {}, asked, results, 1e-4)
+    training = {"data": {"test": {"sha256": data.sha256, "rows": 4, "file": "f"}}, "test": {"accuracy": 0.75}}
+    measured = Measured(own, asked, results, judge(asked, results))
+    held, _ = compare_with_training_record(training, data, measured, 1e-4)
     assert held is not None
     assert (held.passed, held.uncertain, held.found) == (True, (asked.rows[2].line,), {"accuracy": 1.0})
-    held, _ = hold_record(training, "s", {}, asked, results, 1e-8)
+    held, _ = compare_with_training_record(training, data, measured, 1e-8)
     assert held is not None
     assert (held.passed, held.uncertain) == (False, ())
-    assert opened.record("trained").golden.absolute["logits"] < 1e-4
+    assert own.record.golden.absolute["logits"] < 1e-4
 
 
 # Adapters that change nothing.
@@ -439,5 +446,5 @@ def test_a_head_whose_task_nobody_knows_is_refused(world: World, topics: Path, t
     assert topic.head is not None
     unknown = replace(topic, head=replace(topic.head, task=None))
     bundle = ae.build(world.base, [unknown], tmp_path / "bundle", variants=("slots",))
-    with pytest.raises(RequestError, match="nobody knows what the answers of this adapter mean"):
+    with pytest.raises(RequestError, match="has no task"):
         ae.evaluate(bundle, topics)

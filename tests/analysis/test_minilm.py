@@ -31,7 +31,7 @@ def test_the_vectors_of_the_base_order_pairs_as_people_do(minilm_archive: Path, 
     found.raise_for_failure()
     assert (found.adapter, found.task) == ("base-head", "embedding")
     assert found.versus is not None
-    assert found.versus.parting == ()
+    assert found.versus.differing == ()
     assert found.versus.largest < 1e-5
     reversed_rows = [{**row, "score": 5.0 - row["score"]} for row in rows]
     upside_down = ae.evaluate(

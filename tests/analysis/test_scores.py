@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 
 from adapter_export.analysis.evaluation import (
-    Score,
+    apply_gates,
     calibrate,
     check_gates,
     class_scores,
     confusion,
-    hold,
-    score,
     slice_by,
 )
+from adapter_export.analysis.scores import NO_INTERVALS, Resampling, Score, score
 from adapter_export.errors import UsageError
 from adapter_export.numerics.metrics import (
     CHOICES,
@@ -37,13 +36,13 @@ JUDGED = judge_classes(SHARES, RIGHT, LABELS)
 
 
 def test_an_interval_holds_the_middle_of_the_draws() -> None:
-    found = score(JUDGED, resamples=400, seed=3)["accuracy"]
+    found = score(JUDGED, Resampling(400, 3))["accuracy"]
     rng = np.random.default_rng(3)
     hits = np.array([1.0, 0, 1, 0, 1])
     drawn = [hits[rng.choice(np.arange(5), 5)].mean() for _ in range(400)]
     assert found == Score(0.6, *np.percentile(drawn, [2.5, 97.5]).tolist())
-    assert score(JUDGED, resamples=400, seed=3)["accuracy"] == found
-    assert score(JUDGED, resamples=400, seed=4) != score(JUDGED, resamples=400, seed=3)
+    assert score(JUDGED, Resampling(400, 3))["accuracy"] == found
+    assert score(JUDGED, Resampling(400, 4)) != score(JUDGED, Resampling(400, 3))
 
 
 def _mean(hits: np.ndarray, rows: np.ndarray) -> tuple[float]:
@@ -56,7 +55,7 @@ def test_an_interval_covers_what_is_true_as_often_as_it_says() -> None:
     for _ in range(200):
         hits = rng.random(60) < 0.8
         judged = Judged(CHOICES, partial(_mean, hits), np.arange(60), tuple(hits), tuple(hits))
-        found = score(judged, resamples=150)["accuracy"]
+        found = score(judged, Resampling(150))["accuracy"]
         assert found.low is not None
         assert found.high is not None
         held += found.low <= 0.8 <= found.high
@@ -65,16 +64,16 @@ def test_an_interval_covers_what_is_true_as_often_as_it_says() -> None:
 
 def test_there_is_no_interval_where_nothing_can_be_drawn() -> None:
     alone = judge_classes(SHARES[:1], RIGHT[:1], LABELS)
-    assert score(alone, resamples=10)["accuracy"] == Score(1.0)
-    assert score(JUDGED, resamples=0)["accuracy"] == Score(0.6)
+    assert score(alone, Resampling(10))["accuracy"] == Score(1.0)
+    assert score(JUDGED, NO_INTERVALS)["accuracy"] == Score(0.6)
     constant = judge_numbers(np.ones((3, 1)), np.arange(3.0)[:, None])
-    assert score(constant, resamples=10)["pearson"] == Score(None)
-    assert score(constant, resamples=10)["mean_absolute_error"].low is not None
+    assert score(constant, Resampling(10))["pearson"] == Score(None)
+    assert score(constant, Resampling(10))["mean_absolute_error"].low is not None
 
 
 def test_a_ranking_draws_groups() -> None:
     judged = judge_ranking(np.array([2.0, 1, 2, 1]), np.array([1.0, 0, 0, 1]), ("p", "p", "q", "q"))
-    found = score(judged, resamples=200)["mrr"]
+    found = score(judged, Resampling(200))["mrr"]
     assert (found.value, found.low, found.high) == (0.75, 0.5, 1.0)
 
 
@@ -98,7 +97,7 @@ def test_confusion_and_classes() -> None:
 
 
 def test_slices() -> None:
-    first, second = slice_by(["en", "de", "en", "de", "en"], JUDGED, resamples=50, seed=0)
+    first, second = slice_by(["en", "de", "en", "de", "en"], JUDGED, Resampling(50, 0))
     assert (first.value, first.rows, first.scores["accuracy"].value) == ("en", 3, 1.0)
     assert (second.value, second.rows, second.scores["accuracy"].value) == ("de", 2, 0.0)
     assert first.scores["accuracy"].low == 1.0
@@ -106,11 +105,11 @@ def test_slices() -> None:
 
 
 def test_gates_are_bounds_on_the_side_that_is_worse() -> None:
-    scores = score(judge_numbers(np.array([[1.0], [2.0], [6.0]]), np.array([[1.0], [2.0], [3.0]])), resamples=0)
+    scores = score(judge_numbers(np.array([[1.0], [2.0], [6.0]]), np.array([[1.0], [2.0], [3.0]])), NO_INTERVALS)
     gates = {"pearson": 0.9, "mean_absolute_error": 0.5, "spearman": 0.99}
-    assert [gate.passed for gate in hold(gates, NUMBERS, scores)] == [True, False, True]
+    assert [gate.passed for gate in apply_gates(gates, NUMBERS, scores)] == [True, False, True]
     undefined = {metric.name: Score(None) for metric in NUMBERS}
-    assert not any(gate.passed for gate in hold(gates, NUMBERS, undefined))
+    assert not any(gate.passed for gate in apply_gates(gates, NUMBERS, undefined))
 
 
 @pytest.mark.parametrize(

@@ -187,10 +187,10 @@ def test_the_record_of_training_is_confirmed(name: str, folder: Path, tmp_path: 
     assert any("padding changes results" in note for note in notes) is not case.pads
     bundle = ae.build(base, {"a": adapter}, tmp_path / "bundle", variants=("slots",), on_note=lambda _: None)
     found = ae.evaluate(bundle, test, adapter="a", resamples=0, against=base, **pair)
-    assert found.held is not None
-    assert found.held.part == "test"
-    assert found.held.passed, list(found.faults())
-    assert found.held.found == pytest.approx(found.held.scores, abs=1e-6)
+    assert found.training_record is not None
+    assert found.training_record.part == "test"
+    assert found.training_record.passed, list(found.faults())
+    assert found.training_record.found == pytest.approx(found.training_record.scores, abs=1e-6)
     assert found.versus is not None
     assert found.versus.largest <= found.versus.allowed
     if pair:

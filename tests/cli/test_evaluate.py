@@ -76,13 +76,13 @@ def test_the_model_answers_beside_it_and_a_page_is_written(
 ) -> None:
     data, page = table(tmp_path / "test.tsv", answers), tmp_path / "page.html"
     options = ("evaluate", bundle, "--adapter", "tone", "--data", data, "--resamples", 20)
-    done = cli.done(*options, "--against", model, "--page", page)
+    done = cli.done(*options, "--against", model, "--report", page)
     assert "reference" in done.stdout
     assert f"the page is {page}." in done.stderr
     assert page.read_text("utf-8").startswith("<!doctype html>")
-    cli.refused(3, "already exists", *options, "--page", page)
-    document = cli.json(*options, "--against", model, "--force", "--page", page)
-    assert document["versus"]["parting"] == []
+    cli.refused(3, "already exists", *options, "--report", page)
+    document = cli.json(*options, "--against", model, "--force", "--report", page)
+    assert document["versus"]["differing"] == []
 
 
 def test_check_names_an_adapter_that_changes_nothing(cli, graph: Path, plain_tensors, tmp_path: Path) -> None:

@@ -14,9 +14,8 @@ from asking import Document, EntryPoint, shape, together
 from oracle import Row, answer, choice
 from python_entry_points import refusing
 
-from adapter_export.analysis.eval_rows import ask as ask_rows
-from adapter_export.analysis.eval_rows import by_bundle
-from adapter_export.api.bundles.evaluate import labelled, reader_of
+from adapter_export.analysis.eval_rows import DataOptions
+from adapter_export.api.bundles.contestants import contestants_of
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.format.labelled import Columns
 
@@ -37,15 +36,14 @@ def evaluate(bundle: Bundle, rows: Sequence[Row], _: Any) -> Sequence[Document]:
         recipe = bundle.oracle.recipe(some[0])
         assert recipe is not None
         opened = _opened(bundle.folder)
-        task = opened.runtime_session().answering(recipe.name)
+        (own,) = contestants_of(opened, [recipe.name], "")
         is_pair = shape(some[0]) != "text"
-        columns = Columns("text", "pair" if is_pair else None, "label", "start" if task.type == "span" else None)
+        columns = Columns("text", "pair" if is_pair else None, "label", "start" if own.task.type == "span" else None)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "rows.jsonl")
             path.write_text("".join(json.dumps(_cells(row, recipe.task)) + "\n" for row in some), encoding="utf-8")
-            found = labelled(path, task, columns, False, {})
-            reader = reader_of(opened, task)
-            results = by_bundle(ask_rows(found, reader, recipe.name, task, None), reader, recipe.name)
+            data = DataOptions(columns, group=None, skip_incomplete=False, limit=None).read(path, own.task)
+            results = own.answer(own.read(data), lambda _: None)
         return [_document(bundle, row, own) for row, own in zip(some, results, strict=True)]
 
     return together(rows, lambda row: (row.adapter, shape(row)), ask)

@@ -1,178 +1,124 @@
-"""How well an adapter of a bundle does on labelled texts, by the metrics of its task."""
+"""Scores of an adapter of a bundle on labelled rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.bundles.bundles import folder_of, model_of
+from adapter_export.api.bundles.contestants import contestants_of
 from adapter_export.api.models.base import Base, PathLike, require
-from adapter_export.errors import RequestError, UsageError, argument, quoted
+from adapter_export.errors import DataError, UsageError, argument, quoted
 from adapter_export.option import GROUP, LABEL, PAIR, SKIP_INCOMPLETE, START, TEXT, Option
+from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
     from adapter_export.analysis.evaluation import Evaluation
-    from adapter_export.api.bundles.check import OnStep
     from adapter_export.bundle.opened import OpenedBundle
-    from adapter_export.format.labelled import Columns, LabelledRow
-    from adapter_export.graph.tasks import Task
     from adapter_export.runtime import Bundle
-    from adapter_export.runtime.answerer import Reader
-
-MEDIA = ("image", "audio")
-"""The inputs of tasks that are files."""
 
 
 def evaluate(
     bundle: Bundle | PathLike,
     data: PathLike,
     *,
-    adapter: Annotated[str | None, Option("The adapter; if not given, the only one, or the base head.", "NAME")] = None,
+    adapter: Annotated[
+        str | None, Option("Adapter to evaluate. Default: the only adapter, or the base head.", "NAME")
+    ] = None,
     text: Annotated[str, TEXT] = "text",
     pair: Annotated[str | None, PAIR] = None,
     label: Annotated[str, LABEL] = "label",
     start: Annotated[str | None, START] = None,
     group: Annotated[str | None, GROUP] = None,
     skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
-    slices: Annotated[str | None, Option("Also give the scores for each value in this column.", "COLUMN")] = None,
-    limit: Annotated[int | None, Option("Only the first rows.", "N", least=1)] = None,
+    slices: Annotated[str | None, Option("Also report scores for each value of this column.", "COLUMN")] = None,
+    limit: Annotated[int | None, Option("Number of rows to answer, from the first.", "N", least=1)] = None,
     gate: Mapping[str, float] | None = None,
     against: Base | PathLike | None = None,
-    page: Annotated[PathLike | None, Option("Write a page of HTML, complete in itself.", "FILE")] = None,
-    resamples: Annotated[int, Option("How often rows are drawn for the intervals; 0 for none.", "N", least=0)] = 1000,
-    seed: Annotated[int, Option("Of these draws.", "N", least=0)] = 0,
+    report: Annotated[PathLike | None, Option("Write a self-contained HTML page.", "FILE")] = None,
+    resamples: Annotated[int, Option("Bootstrap draws for the intervals; 0 for none.", "N", least=0)] = 1000,
+    seed: Annotated[int, Option("Random seed of the draws.", "N", least=0)] = 0,
     force: bool = False,
-    on_step: OnStep | None = None,
+    reporter: Reporter = SILENT,
 ) -> Evaluation:
-    """Measure the graph that is shipped, in ONNX Runtime, on labelled texts.
+    """Measure the exported graph of a bundle, in ONNX Runtime, on labelled rows.
 
-    The rows are read as training reads them, and become tokens by the bundle's own record. Scores have intervals of
-    95 % (percentile bootstrap over rows). Where the file is one that the record of training was measured on, the
-    record is held to the scores.
+    The rows are read as training reads them, and become tokens by the bundle's own record. Scores have 95 % intervals
+    (percentile bootstrap over rows). If training recorded scores for this very file, they are compared.
 
     Args:
         bundle: the bundle, or its folder.
-        data: labelled texts: csv, tsv or jsonl in UTF-8; images and audio as `train` reads them.
-        gate: for some metrics the least that they must be; the most, where less is better.
+        data: labelled rows: csv, tsv or jsonl in UTF-8; images and audio as `train` reads them.
+        gate: for some metrics the minimum; the maximum where less is better.
         against: the model that the bundle was built from, to answer the same rows.
-        force: replace what is at `page`.
-        on_step: is told of the texts that are answered.
+        force: replace the file at `report`.
+        reporter: receives the number of rows that are answered.
 
     Returns:
-        What was found. A gate that is missed is no error: `raise_for_failure()` makes it one.
+        The scores. A missed gate is no error: `raise_for_failure()` makes it one.
 
     Raises:
-        UsageError: arguments do not go together, or name what is not there; `MissingExtraError` is a kind of it.
+        UsageError: arguments do not go together, or name something that does not exist; `MissingExtraError` is a
+            kind of it.
         InputError: the bundle, the model or the data cannot be used.
         OutputExistsError, WriteError: the page cannot be written.
     """
-    for library in ("sklearn", "scipy", "seqeval"):
-        require(library, "evaluate", "`evaluate`")
-    from adapter_export.analysis.eval_rows import ask, by_bundle, by_model
-    from adapter_export.analysis.evaluation import Setting, evaluation
-    from adapter_export.analysis.evaluation_page import page as page_of
+    output = None if report is None else Output(Path(report), force)
+    check_call("evaluate", Path(data), output)
+    from adapter_export.analysis.contest import ReferenceContestant, measure
+    from adapter_export.analysis.eval_rows import DataOptions
+    from adapter_export.analysis.evaluation import check_options, evaluation
+    from adapter_export.analysis.evaluation_page import page
+    from adapter_export.analysis.scores import Resampling
     from adapter_export.bundle.opened import OpenedBundle
-    from adapter_export.format.labelled import Columns, data_digest
+    from adapter_export.format.labelled import Columns
 
-    if page is not None:
-        Output(Path(page), force).ensure_writable()
+    options = DataOptions(Columns(text, pair, label, start), group, skip_incomplete, limit, slices)
     opened = OpenedBundle.open(folder_of(bundle))
-    name = _adapter(opened, adapter)
-    task = opened.runtime_session().answering(name)
-    reader = reader_of(opened, task)
-    columns = Columns(task.input if text == "text" and task.input in MEDIA else text, pair, label, start)
-    rows = labelled(Path(data), task, columns, skip_incomplete, {"group": group, "slices": slices})
-    asked = ask(rows[:limit], reader, name, task, group)
-    model = None if against is None else model_of(opened.manifest, against)
-    step = _counted(on_step, len(asked.read) * (1 if model is None else 2))
-    setting = Setting(
-        name,
-        Path(data),
-        data_digest(Path(data), rows),
-        asdict(columns),
-        slices,
-        dict(gate or {}),
-        resamples,
-        seed,
-        limited=len(rows) > len(asked.rows),
-    )
-    setting.check(asked)
-    results = by_bundle(asked, reader, name, lambda done: step(done, name))
-    reference = None
-    if model is not None:
-        runner, output = model.runner(allow_mismatch=True), str(opened.record(name).output)
-        theirs = by_model(
-            asked,
-            reader,
-            opened.source(name),
-            runner,
-            opened.base_outputs,
-            output,
-            lambda done: step(len(asked.read) + done, runner.description),
-        )
-        reference = runner.description, theirs
-    found = evaluation(opened, setting, asked, results, reference)
-    if page is not None:
-        with Output(Path(page), force).file() as temporary:
-            temporary.write_text(page_of(found), encoding="utf-8")
+    (own,) = contestants_of(opened, [_chosen(opened, adapter)], str(opened.folder))
+    contestants, gates = [own], dict(gate or {})
+    if against is not None:
+        runner = model_of(opened.manifest, against).runner(allow_mismatch=True)
+        contestants.append(ReferenceContestant(runner.description, own.source, opened, own.adapter, own.reader, runner))
+    rows = options.read(Path(data), own.task)
+    check_options(rows, own.task, gates)
+    found = evaluation(measure(contestants, rows, reporter), rows, Resampling(resamples, seed), gates)
+    write_page(output, lambda: page(found))
     return found
 
 
-def _adapter(bundle: OpenedBundle, given: str | None) -> str:
+def check_call(verb: str, data: Path, report: Output | None) -> None:
+    """Refuse a call that misses a library or its data, or whose page cannot be written.
+
+    Raises:
+        MissingExtraError: a library of metrics is not installed.
+        OutputExistsError, WriteError: the page cannot be written.
+        DataError: the data do not exist.
+    """
+    for library in ("sklearn", "scipy", "seqeval"):
+        require(library, "evaluate", f"`{verb}`")
+    if report is not None:
+        report.ensure_writable()
+    if not data.exists():
+        raise DataError("is not there", where=data, expected="labelled texts", fix="check the path")
+
+
+def write_page(report: Output | None, page: Callable[[], str]) -> None:
+    """Write a page, if one is wanted."""
+    if report is not None:
+        with report.file() as temporary:
+            temporary.write_text(page(), encoding="utf-8")
+
+
+def _chosen(bundle: OpenedBundle, given: str | None) -> str:
+    """Return the adapter to evaluate."""
     names = [record.name for record in bundle.manifest.adapters]
     if given is not None and given not in names:
         known = quoted(names)
         raise UsageError("no such adapter", where=argument("adapter"), found=f"`{given}`", expected=f"one of {known}")
     chosen = given or (names[0] if len(names) == 1 else bundle.manifest.head)
     if chosen is None:
-        known = quoted(names)
-        raise UsageError("there are several adapters", found=known, fix=f"name one: {argument('adapter')}")
-    if bundle.record(chosen).task is None:
-        raise RequestError(
-            "nobody knows what the answers of this adapter mean",
-            where=f"adapter `{chosen}`",
-            found="no head" if bundle.record(chosen).output is None else "a head without a task",
-            fix="build the bundle with an adapter whose head has a task",
-        )
+        raise UsageError("there are several adapters", found=quoted(names), fix=f"name one: {argument('adapter')}")
     return chosen
-
-
-def reader_of(bundle: OpenedBundle, task: Task) -> Reader:
-    """Return what makes inputs of texts, images or audio, whichever a task takes.
-
-    Raises:
-        RequestError: the bundle cannot read them.
-    """
-    served = bundle.served
-    return {"image": served.images, "audio": served.audio}.get(task.input, served.texts)(bundle.runtime_session())
-
-
-def labelled(
-    path: Path, task: Task, columns: Columns, skip_incomplete: bool, named: Mapping[str, str | None]
-) -> list[LabelledRow]:
-    """Read the rows; pairs whose vectors are compared have a number, as a regression has.
-
-    `named` are further columns, by their arguments; one that is not there is a `UsageError`.
-    """
-    from adapter_export.format.labelled import labelled_rows
-
-    problem = "regression" if task.type == "embedding" and columns.pair is not None else task.type
-    medium: Any = task.input if task.input in MEDIA else None
-    rows = labelled_rows(path, columns, problem, skip_incomplete=skip_incomplete, medium=medium)[0]
-    for option, column in named.items():
-        if column is not None and column not in rows[0].cells:
-            known = quoted(rows[0].cells)
-            raise UsageError("no such column", where=argument(option), found=f"`{column}`", expected=f"one of {known}")
-    if named.get("group") is not None and task.type != "ranking":
-        raise UsageError(f"only a ranking has a {argument('group')}", found=f"the task `{task.type}`")
-    return rows
-
-
-def _counted(on_step: OnStep | None, total: int) -> Callable[[int, str], None]:
-    if on_step is None:
-        return lambda *_: None
-    on_step(0, total, "")
-    return lambda done, note: on_step(done, total, note)

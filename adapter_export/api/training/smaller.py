@@ -292,8 +292,8 @@ def drop(
     import numpy as np
 
     from adapter_export.analysis.drop import Drop, Dropped, findings, time_dropped
-    from adapter_export.analysis.evaluation import score
     from adapter_export.analysis.plot import check_picture, draw_drop
+    from adapter_export.analysis.scores import score
     from adapter_export.format.adapter_files import write_adapter
     from adapter_export.torch_backend.attach import attach
     from adapter_export.torch_backend.train.measure import judged

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,7 @@ from adapter_export.cli.options import Force, Json, LabelledData, SiteMapFile, T
 from adapter_export.cli.output import emit_json, say, say_failed, show, steps, warn
 from adapter_export.errors import UsageError
 from adapter_export.option import Option
+from adapter_export.reporting import Reporter
 
 if TYPE_CHECKING:
     from adapter_export.analysis.comparison import Comparison
@@ -27,7 +28,7 @@ _MISSED = 1
     "adapter-export evaluate bundle --data test.tsv --text text --label label",
     "adapter-export evaluate bundle --adapter trec --data test.tsv --gate accuracy=0.92 --slices language",
     "adapter-export evaluate bundle --data sts.jsonl --text first --pair second --label score",
-    "adapter-export evaluate bundle --data test.tsv --against model.pt --page evaluation.html",
+    "adapter-export evaluate bundle --data test.tsv --against model.pt --report evaluation.html",
     like=ae.evaluate,
 )
 def evaluate(
@@ -61,13 +62,14 @@ def evaluate(
     or data cannot be used.
     """
     base = None if against is None else opened(against, site_map, trust_pickle)
-    with stepping("answering") as on_step:
-        found = ae.evaluate(bundle, data, gate=_gates(gate), against=base, force=force, on_step=on_step, **options)
+    with stepping("answering") as show:
+        reporter = _Steps(lambda label, done, total: show(done, total or 0, label))
+        found = ae.evaluate(bundle, data, gate=_gates(gate), against=base, force=force, reporter=reporter, **options)
     _show(found, as_json=as_json)
     for fault in found.faults():
         say_failed(fault.sentence("shell"))
-    if options.get("page") is not None:
-        say(f"the page is {options['page']}.")
+    if options.get("report") is not None:
+        say(f"the page is {options['report']}.")
     if not found.passed:
         raise click.exceptions.Exit(_MISSED)
 
@@ -100,10 +102,26 @@ def compare(
     """
     model = None if base is None else opened(base, site_map, trust_pickle)
     with steps() as begin:
-        found = ae.compare(*contestants, data=data, base=model, force=force, on_progress=begin, **options)
+        reporter = _Steps(lambda label, done, _: None if done else begin(label))
+        found = ae.compare(*contestants, data=data, base=model, force=force, reporter=reporter, **options)
     _show(found, as_json=as_json)
     if options.get("report") is not None:
         say(f"the page is {options['report']}.")
+
+
+class _Steps(Reporter):
+    """Pass each step on.
+
+    Args:
+        show: receives the label, the finished units and their number.
+    """
+
+    def __init__(self, show: Callable[[str, int, int | None], None]) -> None:
+        self._show = show
+
+    def step(self, label: str, done: int = 0, total: int | None = None) -> None:
+        """Pass a step on."""
+        self._show(label, done, total)
 
 
 def _show(found: Evaluation | Comparison, *, as_json: bool) -> None:
