@@ -36,12 +36,17 @@ class OptionsOf:
     command that is made of the call has these options.
 
     Args:
-        specs: frozen dataclasses, or a `TypedDict`, whose options have no defaults.
+        specs: frozen dataclasses, or a `TypedDict`, whose options have no defaults; or a function that returns one,
+            where it comes from modules that take long to import.
         without: options of theirs that the call does not take.
     """
 
-    def __init__(self, *specs: type, without: Collection[str] = ()) -> None:
-        self._specs, self._without = specs, frozenset(without)
+    def __init__(self, *specs: type | Callable[[], type], without: Collection[str] = ()) -> None:
+        self._given, self._without = specs, frozenset(without)
+
+    @property
+    def _specs(self) -> tuple[type, ...]:
+        return tuple(spec if isinstance(spec, type) else spec() for spec in self._given)
 
     def declared(self) -> Iterator[tuple[str, object, object]]:
         """Yield the name, the annotated type and the default of each option; `None` where there is no default."""

@@ -20,7 +20,7 @@ import torch
 
 from adapter_export.dtypes import FLOAT_TYPES, Array
 from adapter_export.graph.graph import AdapterGraph, Node, interpret
-from adapter_export.graph.kinds import BottleneckOptions, PhmOptions, bottleneck, classification_head
+from adapter_export.graph.kinds import BottleneckOptions, bottleneck, classification_head
 from adapter_export.graph.numpy_lowering import forward as numpy_ops
 from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.numerics.budget import ACCUMULATION, ROUNDING, budget
@@ -148,7 +148,7 @@ def heads(rng: np.random.Generator) -> Iterator[Trial]:
 def options(rng: np.random.Generator) -> Iterator[Trial]:
     """Bottlenecks with a gate and a factor per feature, and with projections of Kronecker products."""
     gated = bottleneck("h", BottleneckOptions(gate=True, scaling="channel"))
-    products = bottleneck("h", BottleneckOptions(phm=PhmOptions(rank=4)))
+    products = bottleneck("h", BottleneckOptions(phm_rank=4))
     for width in WIDTHS:
         widths = {"d": width, "b": 32, "n": 4, "p": width // 4, "k": 4, "q": 8}
         yield from trials_of("gated adapter", gated, widths, max(width, 64), 4, rng)

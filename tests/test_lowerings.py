@@ -33,14 +33,13 @@ from adapter_export.graph.graph import AdapterGraph, Node, interpret
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, bottleneck, classification_head
 from adapter_export.graph.numpy_lowering import forward as numpy_ops
 from adapter_export.graph.numpy_lowering.backward import BACKWARD
-from adapter_export.graph.ops import ACTIVATIONS, BOUND_OPS, OPS
+from adapter_export.graph.ops import ACTIVATIONS, LOWERED
 from adapter_export.graph.slot_form import fold_weights, inference_form, neutral_parameters, neutral_widths
 from adapter_export.numerics.budget import graph_budget
 from adapter_export.numerics.evaluate_adapter import evaluate, rounding_scale
 from adapter_export.onnx_backend.onnx_lowering import MINIMUM_OPSET, Writer, emit, lowerings
 from adapter_export.torch_backend import torch_lowering as torch_ops
 
-LOWERED = tuple(op for op in OPS if op not in BOUND_OPS)
 SHAPES = ((1, 1), (3, 7), (2, 64))
 
 
@@ -64,7 +63,7 @@ def assert_agrees(graph: AdapterGraph, widths: dict[str, int], seed: int = 0) ->
 def test_every_op_has_every_lowering() -> None:
     onnx_ops = lowerings(Writer(ir.tape.Tape(), "place", MINIMUM_OPSET))
     for table in (numpy_ops.LOWERINGS, BACKWARD, torch_ops.LOWERINGS, torch_ops.TRAINING_LOWERINGS, onnx_ops):
-        assert set(table) == set(OPS) - BOUND_OPS
+        assert set(table) == set(LOWERED)
 
 
 @pytest.mark.parametrize("op", LOWERED)

@@ -28,7 +28,6 @@ _NARROW = 4
 _MOST_WORK = 0.1
 """Of the base's own, which an adapter may add without being noticed as latency."""
 
-_WIDTHS = ("b", "r")
 """The symbols of a bottleneck's width, and of LoRA's rank."""
 
 
@@ -162,9 +161,8 @@ def choices(
     """
     work = base_work(sites)
     for kind in kinds:
-        free = next((one for one in _WIDTHS if any(one in component.widths for component in kind.components)), None)
-        for bottleneck in bottlenecks if free else (None,):
-            chosen = kind.with_widths(**({} if free is None or bottleneck is None else {free: bottleneck}))
+        for bottleneck in bottlenecks if kind.width else (None,):
+            chosen = kind.with_widths(**({} if kind.width is None or bottleneck is None else {kind.width: bottleneck}))
             adapter = shaped(chosen, sites)
             each = [cost(graph, widths).multiply_accumulates for _, graph, widths in adapter.components()]
             total = stored(adapter.tensor_shapes().values(), sum(each))

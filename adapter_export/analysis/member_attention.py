@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -18,9 +17,8 @@ from adapter_export.numerics.evaluate_adapter import BORROWED, borrowed, values_
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.rewrite.insert import exposed, site_norms, with_site_outputs
 from adapter_export.runtime.graphs import run_session
+from adapter_export.sites.site import SiteName
 from adapter_export.tables import Table
-
-_SITE = re.compile(r"(layers\.\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,9 @@ class Attention:
         """Yield for each role of sites a table of layers and members."""
         roles: dict[str, list[tuple[str, tuple[float | None, ...]]]] = {}
         for site, weights in self.weights.items():
-            found = _SITE.fullmatch(site)
-            layer, role = (site, "all sites") if found is None else (found[1], found[2])
-            roles.setdefault(role, []).append((layer, weights))
+            name = SiteName.parse(site)
+            role = "all sites" if name.layer is None else name.place
+            roles.setdefault(role, []).append((name.block or site, weights))
         for role, lines in roles.items():
             rows = [(layer, *("–" if one is None else f"{one:.3f}" for one in own)) for layer, own in lines]
             title = f"`{self.adapter}` listens at `{role}`: mean attention weight over {self.tokens:,} tokens"

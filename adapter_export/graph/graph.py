@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from adapter_export.errors import GraphError, within
-from adapter_export.graph.ops import BOUND_OPS, OPS, Dim, Shape, bind_dimensions, broken_products, check_attributes
+from adapter_export.graph.ops import OPS, Dim, Shape, bind_dimensions, broken_products, check_attributes
 from adapter_export.sites.site import Norm
 
 SITE_VALUES: Mapping[str, Shape] = {
@@ -254,11 +254,11 @@ def interpret(
     """Evaluate every node of a graph; returns every value by name, the inputs included, the result at `graph.result`.
 
     `lowerings` has a function for every op, `inputs` and `parameters` what the graph reads and owns. Raises
-    `GraphError` for an op of `BOUND_OPS`, which has no value without a base.
+    `GraphError` for a `bound` op, which has no value without a base.
     """
     values = {name: inputs[name] for name in graph.inputs}
     for node in graph.nodes:
-        if node.op in BOUND_OPS:
+        if OPS[node.op].bound:
             raise GraphError(
                 "an op is the base's own and has no value without a base",
                 where=f"`{node.output}`",

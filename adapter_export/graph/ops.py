@@ -1,16 +1,19 @@
-"""Every op that an adapter graph may use: arity, parameters, attributes, shape rule and cost.
+"""Every op that an adapter graph may use, with all of its properties: a new op is one row here and three lowerings.
 
 The NumPy lowering (`adapter_export.graph.numpy_lowering`) defines what an op computes. A dimension is a number or a
 symbol such as `d` (the site's width) or `b` (the bottleneck). Ops work on the last axis unless they say otherwise.
+Folding, neutral parameters, strength, first weights and budgets read the properties of `OpSpec` and name no op that is
+not theirs; `tests/graph/test_op_properties.py` compares each property with the NumPy lowering.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
-from adapter_export.errors import GraphError
+from adapter_export.errors import GraphError, UsageError
 
 Dim = int | str
 Shape = tuple[Dim, ...]
@@ -21,17 +24,28 @@ ShapeRule = Callable[[tuple[Shape, ...], Mapping[str, Dim]], Shape]
 CostRule = Callable[[Mapping[str, int]], int]
 """From the op's own dimensions to multiply-accumulates of matrix products per token, or per row after pooling."""
 
+DegreeRule = Callable[[Sequence[int]], int]
+"""From the powers of the site values in the values read to their power in the result."""
+
+Draw = Literal["zeros", "ones", "mean", "projection", "rule", "factor", "last factor"]
+"""First numbers of a parameter: all 0, all 1, 1/values, or drawn as `adapter_export.graph.initialise` says."""
+
+LinearIn = Literal["nothing", "first", "all", "each", "mixed"]
+"""The values that scale the result when they are scaled: none, the first alone, all together, each alone (products), or
+the second half together (the values of a mixture by scores)."""
+
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """A tensor of an op: its role, such as `weight`, and its shape in the op's own terms.
+    """A tensor of an op: its role, such as `weight`, its shape in the op's own terms, and its first numbers.
 
-    `in` is the last axis of the first value that the op reads, `values` how many values a variadic op reads.
+    `in` is the last axis of the first value that the op reads, `values` the number of values that a variadic op mixes.
     """
 
     role: str
     shape: tuple[Dim, ...]
     optional: bool = False
+    first: Draw = "ones"
 
 
 @dataclass(frozen=True)
@@ -139,12 +153,51 @@ def _three_axes(shape: Shape) -> tuple[Dim, Dim, Dim]:
     return shape[0], shape[1], shape[2]
 
 
+def largest(powers: Sequence[int]) -> int:
+    """Sums and functions that grow no faster than what they read."""
+    return max(powers)
+
+
+def bounded(_: Sequence[int]) -> int:
+    """Functions that stay within bounds whatever they read."""
+    return 0
+
+
+def squared(powers: Sequence[int]) -> int:
+    """Squares of what is read."""
+    return 2 * powers[0]
+
+
 @dataclass(frozen=True)
 class OpSpec:
-    """One op, with its formula as `summary`.
+    """One op, with its formula as `summary`. The defaults of properties are the cautious ones.
 
-    `attributes` are the numbers that a node must state, with their ranges; `products` the dimensions that are, in
-    numbers, the product of others (1 where there are none). Element-wise work is not counted in `multiply_accumulates`.
+    Attributes:
+        name: the op.
+        summary: its formula and source, as published in `docs/format.md`.
+        arity: the number of values that it reads.
+        parameters: its tensors.
+        attributes: the numbers that a node must state, with their ranges.
+        defaults: the attributes of an activation where none are chosen.
+        shape: the shape rule.
+        products: the dimensions that are, in numbers, the product of others (1 where there are none).
+        multiply_accumulates: the cost rule; element-wise work is not counted.
+        sums: the dimensions that it adds up over, one after the other; `tokens` is the axis of the tokens.
+        degree: the degree rule.
+        least_width: the fewest features over which runtimes compute it.
+        linear_in: the values in which it is linear.
+        linear_in_parameters: all parameters together scale the result: `feature` by feature, or as a `whole`; `stated`
+            is as a whole, but the numbers have a meaning of their own, so nothing is folded into them.
+        factor: it multiplies what it reads by constants: one for the `whole`, or one for each `feature`.
+        keeps_zero: 0 for a first value of 0. Implied by `linear_in`.
+        zero_by_parameters: 0 if all parameters are 0. Implied by `linear_in_parameters`.
+        half_rectified: 0 for all numbers up to 0, so that a unit can stay 0 for every input.
+        training_only: at inference the result is the first value.
+        random: in training it draws numbers, so two nodes never compute the same.
+        mixes_tokens: the result at a token depends on other tokens of its text.
+        three_axes: it tells rows from tokens: where a base flattens both to one axis, it computes something else.
+        bound: no lowering has it: `graph.bind_base_norm` replaces it by the op of the base at hand.
+        also_called: the names of the same activation in transformers and AdapterHub.
     """
 
     name: str
@@ -152,9 +205,44 @@ class OpSpec:
     arity: Arity = Arity()
     parameters: tuple[ParameterSpec, ...] = ()
     attributes: Mapping[str, Interval] = field(default_factory=dict)
+    defaults: Mapping[str, float] = field(default_factory=dict)
     shape: ShapeRule = same_shape
     products: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     multiply_accumulates: CostRule = lambda _: 0
+    sums: tuple[str, ...] = ()
+    degree: DegreeRule = largest
+    least_width: int = 1
+    linear_in: LinearIn = "nothing"
+    linear_in_parameters: Literal["feature", "whole", "stated"] | None = None
+    factor: Literal["whole", "feature"] | None = None
+    keeps_zero: bool = False
+    zero_by_parameters: bool = False
+    half_rectified: bool = False
+    training_only: bool = False
+    random: bool = False
+    mixes_tokens: bool = False
+    three_axes: bool = False
+    bound: bool = False
+    also_called: tuple[str, ...] = ()
+
+    @property
+    def projects(self) -> bool:
+        """Whether it has a weight matrix that schemes of first weights draw."""
+        return any(parameter.first == "projection" or "factor" in parameter.first for parameter in self.parameters)
+
+    def scaling(self, inputs: Sequence[str]) -> tuple[str, ...]:
+        """Return those of the values read that, scaled together, scale the result; none for products."""
+        first = {"first": 0, "all": 0, "mixed": len(inputs) // 2}.get(self.linear_in, len(inputs))
+        return tuple(inputs[first : first + 1] if self.linear_in == "first" else inputs[first:])
+
+    def is_zero(self, zero: Sequence[bool], *, parameters_zero: bool) -> bool:
+        """Return whether the result is 0 where these of the values read are 0, and perhaps all parameters."""
+        if parameters_zero and self.parameters and (self.zero_by_parameters or self.linear_in_parameters is not None):
+            return True
+        if self.linear_in == "each":
+            return any(zero)
+        scaled = self.scaling([*map(str, range(len(zero)))])
+        return (self.keeps_zero and zero[0]) or (bool(scaled) and all(zero[int(index)] for index in scaled))
 
 
 FLOAT32_RANGE = Interval(-3.4e38, 3.4e38)
@@ -167,77 +255,146 @@ _PROJECTIONS = (
     OpSpec(
         "linear",
         "x @ W + b, W [in, out], b [out]",
-        parameters=(ParameterSpec("weight", ("in", "out")), ParameterSpec("bias", ("out",), optional=True)),
+        parameters=(
+            ParameterSpec("weight", ("in", "out"), first="projection"),
+            ParameterSpec("bias", ("out",), optional=True, first="zeros"),
+        ),
         shape=linear,
         multiply_accumulates=lambda dims: dims["in"] * dims["out"],
+        sums=("in",),
+        linear_in_parameters="feature",
     ),
     OpSpec(
         "phm_linear",
         "x @ W + b, W = Σᵢ rule[i] ⊗ (left[i] @ right[i]) of shape [n·p, n·q], ⊗ the Kronecker product "
         "(Mahabadi et al. 2021, §3.1)",
         parameters=(
-            ParameterSpec("rule", ("n", "n", "n")),
-            ParameterSpec("left", ("n", "p", "k")),
-            ParameterSpec("right", ("n", "k", "q")),
-            ParameterSpec("bias", ("out",)),
+            ParameterSpec("rule", ("n", "n", "n"), first="rule"),
+            ParameterSpec("left", ("n", "p", "k"), first="factor"),
+            ParameterSpec("right", ("n", "k", "q"), first="last factor"),
+            ParameterSpec("bias", ("out",), first="zeros"),
         ),
         shape=linear,
         products={"in": ("n", "p"), "out": ("n", "q")},
         multiply_accumulates=lambda dims: dims["n"] * dims["p"] * dims["n"] * dims["q"],
+        sums=("k", "n", "in"),
+        zero_by_parameters=True,
     ),
 )
 
 _ELEMENTWISE = (
-    OpSpec("relu", "max(x, 0)"),
-    OpSpec("gelu", "x·Φ(x), Φ the normal distribution function (Hendrycks & Gimpel 2016, §2)"),
-    OpSpec("gelu_tanh", "x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³))) (Hendrycks & Gimpel 2016, §2)"),
-    OpSpec("quick_gelu", "x·σ(1.702·x) (Hendrycks & Gimpel 2016, §2)"),
-    OpSpec("silu", "x·σ(x) (Elfwing et al. 2017, §2)"),
-    OpSpec("tanh", "tanh(x)"),
-    OpSpec("sigmoid", "σ(x) = 1/(1 + exp(−x))"),
-    OpSpec("leaky_relu", "x where x ≥ 0, slope·x elsewhere", attributes={"slope": FLOAT32_RANGE}),
-    OpSpec("relu6", "min(max(x, 0), 6) (Krizhevsky 2010, §3)"),
-    OpSpec("relu_squared", "max(x, 0)² (So et al. 2021, §3)"),
-    OpSpec("mish", "x·tanh(log(1 + exp(x))) (Misra 2019, §2)"),
-    OpSpec("elu", "x where x > 0, exp(x) − 1 elsewhere (Clevert et al. 2015, §3)"),
-    OpSpec("identity", "x"),
+    OpSpec("relu", "max(x, 0)", keeps_zero=True, half_rectified=True),
+    OpSpec(
+        "gelu",
+        "x·Φ(x), Φ the normal distribution function (Hendrycks & Gimpel 2016, §2)",
+        keeps_zero=True,
+        also_called=("gelu_python",),
+    ),
+    OpSpec(
+        "gelu_tanh",
+        "x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³))) (Hendrycks & Gimpel 2016, §2)",
+        keeps_zero=True,
+        also_called=("gelu_new", "gelu_accurate", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh"),
+    ),
+    OpSpec("quick_gelu", "x·σ(1.702·x) (Hendrycks & Gimpel 2016, §2)", keeps_zero=True),
+    OpSpec("silu", "x·σ(x) (Elfwing et al. 2017, §2)", keeps_zero=True, also_called=("swish",)),
+    OpSpec("tanh", "tanh(x)", keeps_zero=True, degree=bounded),
+    OpSpec("sigmoid", "σ(x) = 1/(1 + exp(−x))", degree=bounded),
+    OpSpec(
+        "leaky_relu",
+        "x where x ≥ 0, slope·x elsewhere",
+        attributes={"slope": FLOAT32_RANGE},
+        defaults={"slope": 0.01},  # torch's own
+        keeps_zero=True,
+        also_called=("leakyrelu",),
+    ),
+    OpSpec("relu6", "min(max(x, 0), 6) (Krizhevsky 2010, §3)", keeps_zero=True, degree=bounded, half_rectified=True),
+    OpSpec(
+        "relu_squared",
+        "max(x, 0)² (So et al. 2021, §3)",
+        keeps_zero=True,
+        degree=squared,
+        half_rectified=True,
+        also_called=("relu2",),
+    ),
+    OpSpec("mish", "x·tanh(log(1 + exp(x))) (Misra 2019, §2)", keeps_zero=True),
+    OpSpec("elu", "x where x > 0, exp(x) − 1 elsewhere (Clevert et al. 2015, §3)", keeps_zero=True),
+    OpSpec("identity", "x", linear_in="first", training_only=True, also_called=("linear",)),
 )
 
 _FACTORS = (
-    OpSpec("scale", "factor·x", attributes={"factor": FLOAT32_RANGE}),
-    OpSpec("learned_scale", "x·w, w [1]", parameters=(ParameterSpec("weight", (1,)),)),
-    OpSpec("scale_features", "x·w, w [in]", parameters=(ParameterSpec("weight", ("in",)),)),
-    OpSpec("keep_first_half", "x in the first ⌊in/2⌋ features, 0 in the others"),
-    OpSpec("keep_second_half", "0 in the first ⌊in/2⌋ features, x in the others"),
+    OpSpec("scale", "factor·x", attributes={"factor": FLOAT32_RANGE}, linear_in="first", factor="whole"),
+    OpSpec(
+        "learned_scale",
+        "x·w, w [1]",
+        parameters=(ParameterSpec("weight", (1,)),),
+        linear_in="first",
+        linear_in_parameters="whole",
+        factor="whole",
+    ),
+    OpSpec(
+        "scale_features",
+        "x·w, w [in]",
+        parameters=(ParameterSpec("weight", ("in",)),),
+        linear_in="first",
+        linear_in_parameters="feature",
+        factor="feature",
+    ),
+    OpSpec("keep_first_half", "x in the first ⌊in/2⌋ features, 0 in the others", linear_in="first", factor="feature"),
+    OpSpec("keep_second_half", "0 in the first ⌊in/2⌋ features, x in the others", linear_in="first", factor="feature"),
     OpSpec(
         "gate",
         "x·meanₜ(y), y [batch, tokens, 1] and the mean over all tokens, padding included",
         arity=_TWO,
         shape=gated,
+        sums=("tokens",),
+        degree=sum,
+        linear_in="first",
+        mixes_tokens=True,
+        three_axes=True,
     ),
     OpSpec(
         "dropout",
         "x; in training each element is 0 with probability rate, else x/(1 − rate)",
         attributes={"rate": PROBABILITY},
+        linear_in="first",
+        training_only=True,
+        random=True,
     ),
     OpSpec(
         "drop_path",
         "x; in training each row is 0 with probability rate, else x/(1 − rate) (Huang et al. 2016, §3)",
         attributes={"rate": PROBABILITY},
+        linear_in="first",
+        training_only=True,
+        random=True,
+        three_axes=True,
     ),
 )
 
 _SUMS = (
-    OpSpec("add", "x + y", arity=_TWO, shape=all_equal),
-    OpSpec("multiply", "x·y", arity=_TWO, shape=all_equal),
-    OpSpec("dot", "Σ x·y over the last axis, which becomes 1", arity=_TWO, shape=one_number),
+    OpSpec("add", "x + y", arity=_TWO, shape=all_equal, linear_in="all"),
+    OpSpec("multiply", "x·y", arity=_TWO, shape=all_equal, degree=sum, linear_in="each"),
+    OpSpec(
+        "dot",
+        "Σ x·y over the last axis, which becomes 1",
+        arity=_TWO,
+        shape=one_number,
+        sums=("in",),
+        degree=sum,
+        linear_in="each",
+    ),
     OpSpec(
         "mix",
         "Σᵢ weights[:, i]·vᵢ of the values v read; one row of weights, or at run time one for each row of the batch",
         arity=Arity(1, 1),
-        parameters=(ParameterSpec("weights", ("rows", "values")),),
+        parameters=(ParameterSpec("weights", ("rows", "values"), first="mean"),),
         shape=equal_per_token,
         products={"rows": ()},
+        sums=("values",),
+        linear_in="all",
+        linear_in_parameters="stated",
+        three_axes=True,
     ),
     OpSpec(
         "softmax_mix",
@@ -245,6 +402,8 @@ _SUMS = (
         arity=Arity(2, 2),
         attributes={"temperature": TEMPERATURE},
         shape=mixed_by_scores,
+        sums=("values", "values"),
+        linear_in="mixed",
     ),
 )
 
@@ -252,26 +411,59 @@ _NORMS = (
     OpSpec(
         "layer_norm",
         "(x − mean)/√(var + epsilon)·w + b over the last axis (Ba et al. 2016, §3)",
-        parameters=(ParameterSpec("weight", ("in",)), ParameterSpec("bias", ("in",), optional=True)),
+        parameters=(
+            ParameterSpec("weight", ("in",)),
+            ParameterSpec("bias", ("in",), optional=True, first="zeros"),
+        ),
         attributes={"epsilon": EPSILON},
+        sums=("in",),
+        degree=bounded,
+        least_width=2,  # onnxruntime 1.21 refuses to normalise over one feature
+        linear_in_parameters="feature",
     ),
     OpSpec(
         "rms_norm",
         "x/√(mean(x²) + epsilon)·w over the last axis (Zhang & Sennrich 2019, §3)",
         parameters=(ParameterSpec("weight", ("in",)),),
         attributes={"epsilon": EPSILON},
+        sums=("in",),
+        degree=bounded,
+        least_width=2,
+        linear_in_parameters="feature",
     ),
-    OpSpec("base_norm", "the norm that the base itself applies to x + h here, with its weights", shape=of_base_norm),
-    OpSpec("l2_normalise", "x/max(‖x‖, 1e-12), ‖x‖ the root of the sum of squares over the last axis"),
+    OpSpec(
+        "base_norm",
+        "the norm that the base itself applies to x + h here, with its weights",
+        shape=of_base_norm,
+        bound=True,
+    ),
+    OpSpec(
+        "l2_normalise",
+        "x/max(‖x‖, 1e-12), ‖x‖ the root of the sum of squares over the last axis",
+        sums=("in",),
+        degree=bounded,
+        keeps_zero=True,
+    ),
 )
 
 _POOLING = (
-    OpSpec("first_token", "x[:, 0], from [batch, tokens, width] to [batch, width]", shape=without_tokens),
+    OpSpec(
+        "first_token",
+        "x[:, 0], from [batch, tokens, width] to [batch, width]",
+        shape=without_tokens,
+        linear_in="first",
+        mixes_tokens=True,
+        three_axes=True,
+    ),
     OpSpec(
         "mean_pool",
         "Σₜ mask·x / max(Σₜ mask, 1), from [batch, tokens, width] and [batch, tokens] to [batch, width]",
         arity=_TWO,
         shape=masked,
+        sums=("tokens",),
+        linear_in="first",
+        mixes_tokens=True,
+        three_axes=True,
     ),
 )
 
@@ -279,14 +471,23 @@ OPS: Mapping[str, OpSpec] = {
     row.name: row for row in (*_PROJECTIONS, *_ELEMENTWISE, *_FACTORS, *_SUMS, *_NORMS, *_POOLING)
 }
 
-THREE_AXES_OPS = frozenset({"gate", "mix", "drop_path", "first_token", "mean_pool"})
-"""Ops that tell rows from tokens: where a base flattens both to one axis, they compute something else."""
-
-BOUND_OPS = frozenset({"base_norm"})
-"""Ops that no lowering has: `graph.bind_base_norm` replaces them by others, as the base at hand says."""
+LOWERED = tuple(name for name, row in OPS.items() if not row.bound)
+"""The ops that every lowering has."""
 
 ACTIVATIONS = tuple(row.name for row in _ELEMENTWISE)
 """The element-wise ops that may stand between the two projections of a bottleneck."""
+
+
+def activation_named(name: str) -> str:
+    """Return the op of an activation by its own name, or by that in transformers or AdapterHub, in any case.
+
+    Raises `UsageError` where there is no such op, as for `gelu_10`, `laplace`, `prelu` and `xielu`.
+    """
+    names = {known: row.name for row in _ELEMENTWISE for known in (row.name, *row.also_called)}
+    if name.lower() not in names:
+        expected = f"one of {', '.join(sorted(names))}"
+        raise UsageError("an activation that has no op here", found=f"`{name}`", expected=expected)
+    return names[name.lower()]
 
 
 def check_attributes(spec: OpSpec, attributes: Mapping[str, float], where: str) -> None:
@@ -311,7 +512,7 @@ def bind_dimensions(
     _check_names("parameters", set(roles), needed, allowed - needed, where)
     dims: dict[str, Dim] = {"in": inputs[0][-1]}
     if spec.arity.step:
-        dims["values"] = len(inputs)
+        dims["values"] = len(inputs) // spec.arity.step
     for parameter in spec.parameters:
         if parameter.role not in roles:
             continue
@@ -329,7 +530,7 @@ def bind_dimensions(
 
 
 def check_three_axes(op: str, output: str, rank: int | None) -> None:
-    """Refuse with `GraphError` a value that an op of `THREE_AXES_OPS` reads unless its rank, if known, is 3.
+    """Refuse with `GraphError` a value that an op with `three_axes` reads unless its rank, if known, is 3.
 
     Some bases flatten [batch, tokens, width] to two axes; `output` is the value that the op defines.
     """

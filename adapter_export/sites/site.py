@@ -16,7 +16,36 @@ SUBLAYERS: tuple[Role, ...] = ("attention", "cross_attention", "ffn")
 """The roles of what adds its output to the residual stream."""
 
 
-_LAYER = re.compile(r"\blayers\.\d+\.")
+_IN_A_LAYER = re.compile(r"(?P<stream>(?:.+?\.)?)layers\.(?P<layer>\d+)\.(?P<part>.+)")
+
+
+@dataclass(frozen=True)
+class SiteName:
+    """The parts of a site's name: `decoder.`, 3 and `cross_attention` of `decoder.layers.3.cross_attention`.
+
+    A name outside of all layers, such as `pooler.dense`, is one `part` without a `layer`. `layer` counts within its
+    stream, so that of a decoder's site is not `Site.layer`.
+    """
+
+    stream: str
+    layer: int | None
+    part: str
+
+    @classmethod
+    def parse(cls, name: str) -> SiteName:
+        """Split a name."""
+        found = _IN_A_LAYER.fullmatch(name)
+        return cls("", None, name) if found is None else cls(found["stream"], int(found["layer"]), found["part"])
+
+    @property
+    def block(self) -> str:
+        """The name up to its layer, such as `decoder.layers.3`; empty outside of all layers."""
+        return "" if self.layer is None else f"{self.stream}layers.{self.layer}"
+
+    @property
+    def place(self) -> str:
+        """The name without its layer, such as `decoder.cross_attention`."""
+        return f"{self.stream}{self.part}"
 
 
 @dataclass(frozen=True)
@@ -81,7 +110,7 @@ class Site:
     @property
     def place(self) -> str:
         """Its name without the layer: `attention.query` of `layers.3.attention.query`, `decoder.ffn` likewise."""
-        return _LAYER.sub("", self.name, count=1)
+        return SiteName.parse(self.name).place
 
     @property
     def is_outside(self) -> bool:

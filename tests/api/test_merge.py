@@ -54,7 +54,7 @@ def test_torch_and_onnx_take_a_fixed_change(name: str, bert: Path, tmp_path: Pat
 def test_layers_of_a_fused_one_and_of_conv1d(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     folder = peft_base(tmp_path_factory, "gpt2")
     base = ae.open_base(folder / "model.pt")
-    kind = KINDS["lora"](LoraOptions(on=("query", "value", "ffn.up"), rank=2))
+    kind = KINDS["lora"](LoraOptions(modules=("query", "value", "ffn.up"), rank=2))
     adapter = pack(
         random_tensors(kind, base.sites.complete), kind, base.sites.complete, name="a", base=base.fingerprint
     )

@@ -41,7 +41,10 @@ def test_the_defaults_of_the_loop_are_those_of_its_settings(name: str) -> None:
         ({"temperature": 3.0}, "only a fusion has such an option; found `temperature`"),
         ({"fuse": ["a", "b"], "rank": 4}, "has no kind of its own; found `rank`"),
         ({"bottleneck": 0}, "`bottleneck` is too small"),
-        ({"kind": "lora", "bottleneck": 4}, "kind `lora` has no such option; found `bottleneck`; expected `on`, "),
+        (
+            {"kind": "lora", "bottleneck": 4},
+            "kind `lora` has no such option; found `bottleneck`; expected `leave_out`, ",
+        ),
         ({"kind": "dora"}, "`dora` cannot be expressed yet"),
         ({"task": "summary"}, "unknown problem type; found `summary`"),
         ({"task": "ranking"}, "`ranking` reads pairs of texts. Name the column of the second texts: `pair`"),

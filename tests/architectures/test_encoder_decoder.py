@@ -43,7 +43,7 @@ LENGTHS = ("sequence", "decoder_sequence")
 TOLERANCE = 1e-4
 STD = 0.15
 EVERYWHERE = houlsby().at_roles("attention", "cross_attention", "ffn")
-CROSSING = lora(LoraOptions(on=("cross_attention.key", "cross_attention.query"), rank=2))
+CROSSING = lora(LoraOptions(modules=("cross_attention.key", "cross_attention.query"), rank=2))
 SIZE = {"d_model": 16, "vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | {
     f"{part}_{name}": count
     for part in ("encoder", "decoder")

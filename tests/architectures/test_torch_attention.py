@@ -56,9 +56,9 @@ ROWS = {
 """The weight behind each site, stored [out, in], and the first of its rows that belongs to the site."""
 
 WHOLE = lora(
-    LoraOptions(on=("qkv", "kv", "cross_attention.query", "attention.output", "cross_attention.output"), rank=2)
+    LoraOptions(modules=("qkv", "kv", "cross_attention.query", "attention.output", "cross_attention.output"), rank=2)
 )
-PARTS = lora(LoraOptions(on=("query", "value"), rank=3))
+PARTS = lora(LoraOptions(modules=("query", "value"), rank=3))
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def test_rows_of_a_batch_run_through_different_adapters_there(base: Base) -> Non
 
 
 def test_a_gate_over_the_tokens_is_refused_there(base: Base) -> None:
-    gated = random_adapter("gated", lora(LoraOptions(on=("qkv",), rank=2, gate=True)), base.in_onnx)
+    gated = random_adapter("gated", lora(LoraOptions(modules=("qkv",), rank=2, gate=True)), base.in_onnx)
     with pytest.raises(AdapterError, match=r"qkv.*tokens before batch"):
         insert_slots(base.in_onnx, plan_slots([gated], base.in_onnx.sites))
 

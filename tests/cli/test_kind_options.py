@@ -9,18 +9,20 @@ import pytest
 from click.testing import CliRunner
 from hand_made_sites import encoder, site
 
-from adapter_export.api.adapters.kinds import KindOptions, PackedOptions, make_kind
+from adapter_export.api.adapters.kinds import kind_options, make_kind, packed_options
 from adapter_export.cli.main import main
 from adapter_export.errors import AdapterError, UsageError
-from adapter_export.graph.kinds import KINDS, BottleneckOptions, Ia3Options, LoraOptions, PhmOptions
+from adapter_export.graph.kinds import KINDS, BottleneckOptions, Ia3Options, LoraOptions
+from adapter_export.option import OptionsOf
 from adapter_export.sites.site import SiteMap
 
 SITES = encoder()
+OPTIONS = tuple(OptionsOf(kind_options).defaults())
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_without_options_a_kind_is_as_published(name: str) -> None:
-    assert make_kind(name, dict.fromkeys(KindOptions.__annotations__)) == KINDS[name]()
+    assert make_kind(name, dict.fromkeys(OPTIONS)) == KINDS[name]()
 
 
 @pytest.mark.parametrize(
@@ -29,16 +31,20 @@ def test_without_options_a_kind_is_as_published(name: str) -> None:
         (
             "houlsby",
             {"activation": "silu", "no_bias": True, "gate": True},
-            BottleneckOptions("silu", bias=False, gate=True),
+            BottleneckOptions("silu", no_bias=True, gate=True),
         ),
         ("par_bn", {"norm_after": True}, BottleneckOptions("relu", 4.0, norm_after=True)),
         ("adapter_plus", {"drop_path": 0.3, "scaling": 2.0}, BottleneckOptions("gelu", 2.0, drop_path=0.3)),
-        ("houlsby", {"phm_dim": 2, "phm_rank": 3}, BottleneckOptions("gelu", phm=PhmOptions(2, 3))),
-        ("compacter", {"phm_rank": 2}, BottleneckOptions("gelu", phm=PhmOptions(4, 2))),
-        ("lora", {"rank": 4, "alpha": 8, "on": ("value",)}, LoraOptions(("value",), 4, 8)),
-        ("lora", {"rank": {"query": 2}, "alpha": {"value": 1}}, LoraOptions(ranks={"query": 2}, alphas={"value": 1})),
-        ("lora", {"rs_lora": True, "lora_bias": True}, LoraOptions(rs_lora=True, bias=True)),
-        ("ia3", {"on": ("key",), "inputs": ("ffn.down",)}, Ia3Options(("key",))),
+        ("houlsby", {"phm_dim": 2, "phm_rank": 3}, BottleneckOptions("gelu", phm_dim=2, phm_rank=3)),
+        ("compacter", {"phm_rank": 2}, BottleneckOptions("gelu", phm_dim=4, phm_rank=2)),
+        ("lora", {"rank": 4, "alpha": 8, "modules": ("value",)}, LoraOptions(("value",), 4, 8)),
+        (
+            "lora",
+            {"rank": {"query": 2}, "alpha": {"value": 1}},
+            LoraOptions(rank={"query": 2, "default": 8}, alpha={"value": 1}),
+        ),
+        ("lora", {"rs_lora": True, "lora_bias": True}, LoraOptions(rs_lora=True, lora_bias=True)),
+        ("ia3", {"modules": ("key",), "scaled_inputs": ("ffn.down",)}, Ia3Options(("key",))),
     ],
 )
 def test_options_change_the_graph(name: str, given: dict[str, Any], options: Any) -> None:
@@ -60,9 +66,9 @@ def test_widths_are_numbers_or_parts_of_the_width() -> None:
 
 
 def test_places_are_sublayers_and_layers() -> None:
-    assert list(widths("houlsby", at=("attention",), leave_out=("0",))) == ["1.attention"]
-    assert list(widths("pfeiffer", at=("attention", "ffn"))) == ["0.attention", "0.ffn", "1.attention", "1.ffn"]
-    assert list(widths("lora", "r", on=("ffn.up",), leave_out=("1",))) == ["0.ffn.up"]
+    assert list(widths("houlsby", sublayers=("attention",), leave_out=("0",))) == ["1.attention"]
+    assert list(widths("pfeiffer", sublayers=("attention", "ffn"))) == ["0.attention", "0.ffn", "1.attention", "1.ffn"]
+    assert list(widths("lora", "r", modules=("ffn.up",), leave_out=("1",))) == ["0.ffn.up"]
 
 
 def flag(name: str) -> str:
@@ -70,26 +76,27 @@ def flag(name: str) -> str:
 
 
 VALUES: dict[str, Any] = {
-    **dict.fromkeys(KindOptions.__annotations__, True),
+    **dict.fromkeys(OPTIONS, True),
     **dict.fromkeys(("bottleneck", "reduction_factor", "rank", "alpha", "phm_dim", "phm_rank", "scaling"), 3),
     **dict.fromkeys(("dropout", "drop_path"), 0.1),
-    **{"at": ("ffn",), "leave_out": ("0",), "on": ("query",), "inputs": ("value",), "activation": "elu"},
+    **{"sublayers": ("ffn",), "leave_out": ("0",), "modules": ("query",), "scaled_inputs": ("value",)},
+    "activation": "elu",
 }
 HAVE = {
-    "houlsby": "activation scaling dropout drop_path norm_before norm_after gate no_bias phm_dim phm_rank at leave_out "
-    "bottleneck reduction_factor",
-    "lora": "dropout gate on rank alpha rs_lora lora_bias leave_out",
-    "ia3": "on inputs leave_out",
+    "houlsby": "activation scaling dropout drop_path norm_before norm_after gate no_bias phm_dim phm_rank sublayers "
+    "leave_out bottleneck reduction_factor",
+    "lora": "dropout gate modules rank alpha rs_lora lora_bias leave_out",
+    "ia3": "modules scaled_inputs leave_out",
     "nice": "activation reduction_factor",
 }
 
 
-@pytest.mark.parametrize("option", KindOptions.__annotations__)
+@pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("name", HAVE)
 def test_an_option_that_a_kind_does_not_have_is_an_error(name: str, option: str) -> None:
     given = {option: VALUES[option]}
     if option in HAVE[name].split():
-        made = make_kind(name, given | ({"on": ("query",)} if option == "inputs" else {}))
+        made = make_kind(name, given | ({"modules": ("query",)} if option == "scaled_inputs" else {}))
         assert made != KINDS[name](), "the option changes nothing"
     else:
         with pytest.raises(UsageError) as error:
@@ -103,14 +110,14 @@ def test_an_option_that_a_kind_does_not_have_is_an_error(name: str, option: str)
     [
         ("houlsby", {"bottleneck": 0}, "`--bottleneck` is too small"),
         ("houlsby", {"bottleneck": 4, "reduction_factor": 4}, "exclude each other"),
-        ("houlsby", {"at": ("head",)}, "`--at` names no sublayer; found `head`"),
+        ("houlsby", {"sublayers": ("head",)}, "`--sublayers` names no sublayer; found `head`"),
         ("houlsby", {"leave_out": ("first",)}, "`--leave-out` names no layer; found `first`"),
         ("houlsby", {"phm_dim": 0}, "`--phm-dim` is too small"),
         ("houlsby", {"reduction_factor": {"one": 2}}, "not a layer; found `one`"),
         ("nice", {"reduction_factor": {"0": 2}}, "has one reduction factor"),
         ("lora", {"rank": 1.5}, "`--rank` is a whole number; found 1.5"),
         ("lora", {"rank": {"key": 2}}, "at which LoRA does not act; found `key`"),
-        ("lora", {"rank": {"query": 1.5}}, "the rank is a whole number; found 1.5"),
+        ("lora", {"rank": {"query": 1.5}}, "`--rank` is a whole number; found 1.5"),
     ],
 )
 def test_values_that_cannot_be(name: str, given: dict[str, Any], message: str) -> None:
@@ -124,10 +131,10 @@ def test_values_that_cannot_be(name: str, given: dict[str, Any], message: str) -
     [
         (
             "lora",
-            {"on": ("query", "qurey")},
+            {"modules": ("query", "qurey")},
             "no site for kind `lora`; found embeddings, attention.query.*expected `qurey`",
         ),
-        ("ia3", {"inputs": ("ffn.gate",)}, "no site for kind `ia3`.*expected `ffn.gate`"),
+        ("ia3", {"scaled_inputs": ("ffn.gate",)}, "no site for kind `ia3`.*expected `ffn.gate`"),
         (
             "houlsby",
             {"leave_out": ("0", "2")},
@@ -153,7 +160,7 @@ def test_parts_of_a_fused_layer_are_places() -> None:
         "layers.0.attention.query": 16,
         "layers.0.attention.value": 16,
     }
-    assert list(make_kind("lora", {"on": ("qkv",)}).placements(sites)) == ["layers.0.attention.qkv"]
+    assert list(make_kind("lora", {"modules": ("qkv",)}).placements(sites)) == ["layers.0.attention.qkv"]
 
 
 def test_a_fused_layer_is_named_where_its_parts_are_not_told_apart() -> None:
@@ -170,7 +177,7 @@ def test_a_fused_layer_is_named_where_its_parts_are_not_told_apart() -> None:
         (("--kind", "magic"), "unknown kind; found `magic`"),
         (("--kind", "lora", "--alpha", "much"), "is neither a number nor a list such as `query=8,value=4`"),
         (("--kind", "houlsby", "--scaling", "big"), "is neither a number nor `learned` or `channel`"),
-        (("--kind", "houlsby", "--at", "attention,"), "has an empty item"),
+        (("--kind", "houlsby", "--sublayers", "attention,"), "has an empty item"),
     ],
 )
 def test_the_command_line_reads_them(options: tuple[str, ...], words: str) -> None:
@@ -180,6 +187,6 @@ def test_the_command_line_reads_them(options: tuple[str, ...], words: str) -> No
 
 
 def test_packing_asks_for_what_tensors_do_not_show() -> None:
-    assert set(PackedOptions.__annotations__) == {
-        *("at", "leave_out", "on", "inputs", "activation", "scaling", "alpha", "rs_lora"),
+    assert set(OptionsOf(packed_options).defaults()) == {
+        *("sublayers", "leave_out", "modules", "scaled_inputs", "activation", "scaling", "alpha", "rs_lora"),
     }

@@ -203,10 +203,20 @@ KINDS_WITH_OPTIONS = {
     "seq_bn": ("--reduction-factor", "0=4,default=8", "--norm-after"),
     "par_bn": ("--gate", "--leave-out", "0"),
     "adapter_plus": ("--bottleneck", "4"),
-    "compacter": ("--bottleneck", "8", "--phm-rank", "2", "--at", "ffn"),
+    "compacter": ("--bottleneck", "8", "--phm-rank", "2", "--sublayers", "ffn"),
     "nice": ("--activation", "tanh"),
-    "lora": ("--on", "query,ffn.up", "--rank", "query=2,ffn.up=4", "--alpha", "8", "--rs-lora", "--dropout", "0.1"),
-    "ia3": ("--on", "key,value", "--inputs", "attention.output"),
+    "lora": (
+        "--modules",
+        "query,ffn.up",
+        "--rank",
+        "query=2,ffn.up=4",
+        "--alpha",
+        "8",
+        "--rs-lora",
+        "--dropout",
+        "0.1",
+    ),
+    "ia3": ("--modules", "key,value", "--scaled-inputs", "attention.output"),
 }
 
 
@@ -236,4 +246,4 @@ def test_an_option_of_another_kind_is_refused(cli, model: Path, data: Path, tmp_
     cli.refused(2, "kind `lora` has no such option; found `--bottleneck`", *lora, "--bottleneck", "4")
     cli.refused(2, "kind `houlsby` has no such option; found `--rank`", *options, "--rank", "4")
     cli.refused(2, "`dora` cannot be expressed yet", *options, "--kind", "dora")
-    cli.refused(3, "expected `qurey`", *lora, "--on", "qurey")
+    cli.refused(3, "expected `qurey`", *lora, "--modules", "qurey")

@@ -29,7 +29,7 @@ def exact_numbers(shape: tuple[int, ...], seed: int) -> np.ndarray:
 def golden_adapter() -> Adapter:
     """An adapter with everything that the format can say."""
     after = houlsby(BottleneckOptions(activation="leaky_relu", scaling=0.5, dropout=0.1, norm_before=True))
-    beside = parallel(BottleneckOptions(activation="gelu_tanh", bias=False))
+    beside = parallel(BottleneckOptions(activation="gelu_tanh", no_bias=True))
     products = replace(KINDS["compacter++"]().graph, shared=("rule", "down.left"))
     fused = AdapterGraph(
         ("h", "x", "y"),

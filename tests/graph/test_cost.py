@@ -11,7 +11,7 @@ from adapter_export.graph.kinds.kind import DEFAULT_BOTTLENECK
 
 @pytest.mark.parametrize(("width", "projections"), [(16, 131_072), (64, 524_288), (256, 2_097_152)])
 def test_the_two_projections_of_a_width_of_4096(width: int, projections: int) -> None:
-    found = cost(bottleneck("h", BottleneckOptions(bias=False)), {"d": 4096, "b": width})
+    found = cost(bottleneck("h", BottleneckOptions(no_bias=True)), {"d": 4096, "b": width})
     assert found == Cost(projections, 4 * projections, projections)
 
 
@@ -22,7 +22,7 @@ def test_biases_are_stored_but_not_multiplied() -> None:
 
 
 def test_norms_are_stored_but_are_no_products() -> None:
-    options = BottleneckOptions(bias=False, norm_before=True, norm_after=True)
+    options = BottleneckOptions(no_bias=True, norm_before=True, norm_after=True)
     found = cost(bottleneck("h", options), {"d": 10, "b": 3})
     assert (found.parameters, found.multiply_accumulates) == (60 + 4 * 10, 60)
 

@@ -38,7 +38,7 @@ def assert_same_value(graph: AdapterGraph) -> None:
     np.testing.assert_allclose(found, evaluate(graph, inputs, parameters), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"norm_after": True}, {"bias": False}, {}])
+@pytest.mark.parametrize("options", [{"norm_after": True}, {"no_bias": True}, {}])
 @pytest.mark.parametrize("kind", ["houlsby", "pfeiffer", "parallel"])
 def test_a_published_kind_is_left_without_factor_and_dropout(kind: str, options: dict[str, bool]) -> None:
     graph = KINDS[kind](BottleneckOptions(activation="identity", scaling=1.7, dropout=0.3, **options)).graph

@@ -14,13 +14,12 @@ from adapter_export.graph.initialise import HEAD_STD, SCHEMES, SMALL_STD, initia
 from adapter_export.graph.kinds import (
     KINDS,
     BottleneckOptions,
-    PhmOptions,
     bottleneck,
     classification_head,
     ia3_graph,
     lora_graph,
 )
-from adapter_export.graph.kinds.adapterhub import nice_graph
+from adapter_export.graph.kinds.coupling import nice_graph
 from adapter_export.numerics.evaluate_adapter import evaluate
 
 WIDTHS = {"d": 384, "d_in": 384, "b": 64}
@@ -69,7 +68,7 @@ def test_factors_of_kronecker_products_are_glorots_and_rules_small(scheme: str) 
     """adapters 1.3: each slice of a factor has variance 2/(rows + columns); the rule's depends on who owns it."""
     widths = {"d": 2048, "b": 1024, "n": 4, "k": 1, "p": 512, "q": 256}
     for shared, std in ((True, 1e-4), (False, 1e-2)):
-        graph = bottleneck("h", BottleneckOptions(phm=PhmOptions(shared_rule=shared)))
+        graph = bottleneck("h", BottleneckOptions(phm_dim=4, phm_shared_rule=shared))
         tensors = initialise(graph, widths, scheme, np.random.default_rng(0))
         assert tensors["down.left"].std() == pytest.approx(math.sqrt(2 / 513), rel=0.05)
         assert tensors["up.right"].std() == pytest.approx(math.sqrt(2 / 513), rel=0.05)
@@ -108,7 +107,7 @@ def test_zero_up_starts_at_h_through_gates_factors_and_halves(graph: AdapterGrap
 
 
 def test_zero_up_makes_a_kronecker_product_zero() -> None:
-    graph = bottleneck("h", BottleneckOptions(phm=PhmOptions()))
+    graph = bottleneck("h", BottleneckOptions(phm_dim=4))
     widths = {"d": 384, "b": 64, "n": 4, "k": 1, "p": 96, "q": 16}
     tensors = initialise(graph, widths, "zero_up", np.random.default_rng(0))
     assert {name for name, tensor in tensors.items() if not tensor.any()} == {"up.right", "down.bias", "up.bias"}

@@ -11,7 +11,7 @@ from random_kinds import random_tensors
 
 from adapter_export.errors import AdapterError, TensorError, UsageError
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.kinds import KINDS, BottleneckOptions, Kind, LoraOptions, PhmOptions
+from adapter_export.graph.kinds import KINDS, BottleneckOptions, Kind, LoraOptions
 from adapter_export.importers.plain_tensors import fitting_kind, pack
 
 SITES = encoder()
@@ -51,13 +51,13 @@ def test_every_kind_is_packed_from_its_tensors(name: str) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        BottleneckOptions("relu", bias=False),
+        BottleneckOptions("relu", no_bias=True),
         BottleneckOptions("relu", norm_before=True),
         BottleneckOptions("relu", "channel", norm_after=True),
         BottleneckOptions("relu", "learned", gate=True),
-        BottleneckOptions("relu", phm=PhmOptions(n=2, rank=3)),
-        BottleneckOptions("relu", phm=PhmOptions(n=4, shared_rule=False)),
-        BottleneckOptions("relu", phm=PhmOptions(n=2, shared_weights=True)),
+        BottleneckOptions("relu", phm_dim=2, phm_rank=3),
+        BottleneckOptions("relu", phm_dim=4, phm_shared_rule=False),
+        BottleneckOptions("relu", phm_dim=2, phm_shared_weights=True),
     ],
 )
 def test_the_options_of_bottlenecks_are_seen(options: BottleneckOptions) -> None:
@@ -70,7 +70,7 @@ def test_the_options_of_bottlenecks_are_seen(options: BottleneckOptions) -> None
 
 def test_the_layers_and_ranks_of_lora_are_seen() -> None:
     options = LoraOptions(
-        ("attention.query", "ffn.down"), ranks={"attention.query": 2, "ffn.down": 4}, alpha=8, bias=True
+        ("attention.query", "ffn.down"), rank={"attention.query": 2, "ffn.down": 4}, alpha=8, lora_bias=True
     )
     tensors = tensors_of(KINDS["lora"](options))
     adapter = packed(tensors, fitting_kind(tensors, "lora", alpha=8))
@@ -81,7 +81,7 @@ def test_the_layers_and_ranks_of_lora_are_seen() -> None:
     assert factors["layers.1.attention.query"] == [4.0]
     assert factors["layers.1.ffn.down"] == [2.0]
     assert adapter.placements["layers.0.ffn.down"].widths == {"d_in": 32, "r": 4, "d": 16}
-    by_name = fitting_kind(tensors, "lora", alphas={"attention.query": 8, "ffn.down": 8})
+    by_name = fitting_kind(tensors, "lora", alpha={"attention.query": 8, "ffn.down": 8})
     assert packed(tensors, by_name).graphs == adapter.graphs
 
 
@@ -91,7 +91,7 @@ def test_the_layers_and_ranks_of_lora_are_seen() -> None:
         ("houlsby", {}, "nothing in the tensors shows the activation of `houlsby`. Give `activation`"),
         ("nice", {}, "nothing in the tensors shows the activation of `nice`"),
         ("lora", {}, "nothing in the tensors shows the alpha of `lora`. Give `alpha`"),
-        ("lora", {"alphas": {"attention.query": 1}}, "nothing in the tensors shows the alpha"),
+        ("lora", {"alpha": {"attention.query": 1}}, "nothing in the tensors shows the alpha"),
         ("ia3", {"activation": "relu"}, "`ia3` has no such option; found `activation`"),
         ("dora", {}, "`dora` cannot be expressed yet"),
     ],
@@ -104,7 +104,7 @@ def test_what_nothing_shows_must_be_given(name: str, options: dict[str, Any], me
 
 def test_layers_may_be_called_by_the_ends_of_their_names() -> None:
     tensors = tensors_of(KINDS["lora"](LoraOptions(rank=3)))
-    short, long = (fitting_kind(tensors, "lora", alpha=6, on=names) for names in NAMES)
+    short, long = (fitting_kind(tensors, "lora", alpha=6, modules=names) for names in NAMES)
     assert packed(tensors, short).placements == packed(tensors, long).placements
     assert [graph.nodes for graph in short.graphs.values()] == [graph.nodes for graph in long.graphs.values()]
 

@@ -65,10 +65,10 @@ def test_names_are_module_paths_unless_another_tensor_or_layer_would_have_them(b
 def test_kinds_take_them_by_their_whole_names_alone(base: OnnxBase) -> None:
     for name, maker in KINDS.items():
         assert not any(site.is_outside for site, _ in maker().at(base.sites)), name
-    named = KINDS["lora"](LoraOptions(on=("pooler.dense",)))
+    named = KINDS["lora"](LoraOptions(modules=("pooler.dense",)))
     assert [site.name for site, _ in named.at(base.sites)] == ["pooler.dense"]
     with pytest.raises(AdapterError, match="no site for kind `lora`"):
-        KINDS["lora"](LoraOptions(on=("dense",))).placed(base.sites)
+        KINDS["lora"](LoraOptions(modules=("dense",))).placed(base.sites)
 
 
 def test_a_site_map_leaves_them_out_and_what_it_leaves_out_lies_nowhere(base: OnnxBase) -> None:
@@ -82,8 +82,8 @@ def test_rows_of_a_bank_choose_what_acts_on_a_pooled_text(base: OnnxBase) -> Non
     """`pooled + B(A first)` and `l⊙pooled`, and the same at layers with an axis of tokens, in one call."""
     on = ("pooler.dense", "outside.head", "query")
     adapters = [
-        random_adapter("a", KINDS["lora"](LoraOptions(on=on, rank=3)), base),
-        random_adapter("b", KINDS["ia3"](Ia3Options(on=on[:2], inputs=("outside.linear1",))), base),
+        random_adapter("a", KINDS["lora"](LoraOptions(modules=on, rank=3)), base),
+        random_adapter("b", KINDS["ia3"](Ia3Options(modules=on[:2], scaled_inputs=("outside.linear1",))), base),
     ]
     plan = plan_slots(adapters, base.sites)
     slots = open_session(insert_slots(base, plan), base.folder)

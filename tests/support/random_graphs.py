@@ -7,7 +7,7 @@ import math
 from hypothesis import strategies as st
 
 from adapter_export.graph.graph import HEAD_VALUES, READABLE, SITE_VALUES, AdapterGraph, Node
-from adapter_export.graph.ops import BOUND_OPS, OPS, THREE_AXES_OPS, Dim, Shape
+from adapter_export.graph.ops import LOWERED, OPS, Dim, Shape
 
 WIDTHS = {"d": 8, "d_in": 8, "b": 3, "c": 4}
 FACTORS = (-2.0, 0.25, 0.5, 2.0)
@@ -23,7 +23,7 @@ _ATTRIBUTES = {
     "epsilon": (1e-5, 0.1),
     "temperature": (0.5, 4.0),
 }
-_CHOICES = (*(op for op in OPS if op not in BOUND_OPS), "linear", "linear")
+_CHOICES = (*LOWERED, "linear", "linear")
 _GROWING = frozenset({"multiply", "relu_squared", "dot"})
 _MOST_GROWING = 3
 """Ops that square values, and how many of them a graph has at most: its values stay within the range of float32."""
@@ -42,7 +42,7 @@ class _Grower:
     def step(self) -> None:
         op, first = self.draw(st.sampled_from(_CHOICES)), self.source()
         growing = sum(node.op in _GROWING for node in self.nodes)
-        if (op in THREE_AXES_OPS and len(self.shapes[first]) != 3) or (op in _GROWING and growing == _MOST_GROWING):
+        if (OPS[op].three_axes and len(self.shapes[first]) != 3) or (op in _GROWING and growing == _MOST_GROWING):
             return
         if op == "l2_normalise":
             first = self.add("linear", first)  # not of a sum that cancels: its direction would be rounding alone

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Unpack, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Unpack
 
-from adapter_export.api.adapters.kinds import PackedOptions, kind_names, own_options, placed
+from adapter_export.api.adapters.kinds import kind_names, packed_options
 from adapter_export.api.adapters.task_facts import TaskFacts, with_facts
 from adapter_export.api.models.base import Base, OnNote, OpenOptions, PathLike, recorded_base, tell
 from adapter_export.errors import AdapterError, FileError, UsageError, argument, command, quoted
 from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.graph.tasks import DEFAULT_TYPE, ProblemType
-from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option, OptionsOf
 
 if TYPE_CHECKING:
     import numpy as np
@@ -225,10 +225,6 @@ def composition_record(record: Mapping[str, Any], members: Sequence[Adapter]) ->
     return {**record, COMPOSITION: composition, **next(iter(maps.values()), {})}
 
 
-class PackOptions(PackedOptions, TaskFacts, total=False):
-    """What plain tensors do not show of a kind and of a task."""
-
-
 def pack(
     weights: PathLike | Mapping[str, np.ndarray],
     base: Base | PathLike,
@@ -247,7 +243,7 @@ def pack(
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     on_note: OnNote | None = None,
-    **options: Unpack[PackOptions],
+    **options: Annotated[Any, OptionsOf(packed_options, TaskFacts)],
 ) -> Adapter:
     """Make an adapter of tensors that are named after sites; `docs/adapters.md` has the tensors of every kind.
 
@@ -267,15 +263,15 @@ def pack(
     from adapter_export.graph.kinds import kind_named
     from adapter_export.importers import plain_tensors as plain
 
-    given = cast("dict[str, Any]", {key: value for key, value in options.items() if value is not None})
+    given = {key: value for key, value in options.items() if value is not None}
     facts = {key: given.pop(key) for key in TaskFacts.__annotations__ if key in given}
-    own = own_options(kind_named(kind), given)
+    kind_named(kind).check_known(given)
     tensors = weights if isinstance(weights, Mapping) else read_tensors(Path(weights))
     opened = recorded_base(base, OpenOptions(site_map, trust_pickle))
     sites = opened.sites.complete
     packed = plain.pack(
         tensors,
-        placed(plain.fitting_kind(tensors, kind, **own), given),
+        plain.fitting_kind(tensors, kind, **given),
         sites,
         name=name or (kind if isinstance(weights, Mapping) else Path(weights).stem),
         base=opened.fingerprint,

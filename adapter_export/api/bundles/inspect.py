@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -15,7 +14,7 @@ from adapter_export.errors import FileError, UsageError, argument, command
 from adapter_export.graph.graph import Cost, cost
 from adapter_export.graph.tasks import Task
 from adapter_export.option import Option
-from adapter_export.sites.site import SUBLAYERS
+from adapter_export.sites.site import SUBLAYERS, SiteName
 from adapter_export.tables import Table, size
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 _MANY_LABELS = 8
 _MANY_FILES = 60
 _FACTS = ("what", "value")
-_LAYER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -234,20 +232,20 @@ def _slots(manifest: Manifest) -> Table:
         places.setdefault((slot.site, slot.graph), []).append(f"{slot.parameter} {_axes(slot.axes)}")
     alike: dict[tuple[str, str, str], list[str]] = {}
     for (site, graph), tensors in places.items():
-        alike.setdefault((_LAYER.sub(".*.", site, 1), graph, ", ".join(tensors)), []).append(site)
+        alike.setdefault((SiteName.parse(site).place, graph, ", ".join(tensors)), []).append(site)
     rows = [(_range(sites), graph, tensors) for (_, graph, tensors), sites in alike.items()]
     return Table(("site", "graph", "tensors"), rows, f"{len(manifest.slots)} slots")
 
 
 def _range(sites: list[str]) -> str:
     """Return `layers.0–5.ffn` for sites that differ in their layer alone."""
-    found = [_LAYER.search(site) for site in sites]
-    layers = [int(one[1]) for one in found if one is not None]
+    first, *_ = names = [SiteName.parse(site) for site in sites]
+    layers = [name.layer for name in names if name.layer is not None]
     if len(layers) < len(sites) or len(sites) == 1:
         return ", ".join(sites)
     runs = [[layer for _, layer in run] for _, run in groupby(enumerate(layers), lambda pair: pair[1] - pair[0])]
     said = ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
-    return _LAYER.sub(f".{said}.", sites[0], 1)
+    return f"{first.stream}layers.{said}.{first.part}"
 
 
 def _files(manifest: Manifest) -> Table:

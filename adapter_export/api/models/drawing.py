@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.graph import SITE_VALUES, cost
+from adapter_export.sites.site import SiteName
 from adapter_export.tables import size
-
-_LAYER = re.compile(r"(?P<layer>(?:.*\.)?\d+)\.(?P<place>.+)")
-"""A site's name up to its layer, and its place in it: `decoder.layers.3`, `cross_attention.query`."""
 
 _BASE_WIDTHS = {symbol for shape in SITE_VALUES.values() for symbol in shape}
 
@@ -68,10 +65,8 @@ def placement_map(
 
 
 def _row(name: str) -> SiteRow:
-    found = _LAYER.fullmatch(name)
-    if found is None:
-        return SiteRow(name, "", name, True)
-    return SiteRow(name, found["layer"], found["place"], "." not in found["place"])
+    parts = SiteName.parse(name)
+    return SiteRow(name, parts.block, parts.part, parts.layer is None or "." not in parts.part)
 
 
 def _column(name: str, adapter: Adapter) -> Column:

@@ -12,13 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from adapter_export.sites.site import SiteName
 from adapter_export.tables import Table
 
 if TYPE_CHECKING:
     from adapter_export.api.models.base import Base
     from adapter_export.sites.site import Site, SiteMap
-
-_LAYER = re.compile(r"\blayers\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -155,8 +154,7 @@ class Sites:
 
 
 def _layer_name(site: Site) -> str:
-    found = _LAYER.search(site.name)
-    return f"layers.{site.layer}" if found is None else site.name[: found.end() - 1]
+    return SiteName.parse(site.name).block or f"layers.{site.layer}"
 
 
 def _structure(layer: tuple[str, tuple[Site, ...]]) -> tuple[object, ...]:

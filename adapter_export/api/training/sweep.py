@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.adapters import load_adapter
-from adapter_export.api.adapters.kinds import KindOptions, at_least_1, check_different, make_kind, swept_options
+from adapter_export.api.adapters.kinds import at_least_1, check_different, kind_options, make_kind, swept_options
 from adapter_export.api.bundles.bundles import build
 from adapter_export.api.models.base import (
     Base,
@@ -31,9 +31,9 @@ from adapter_export.api.models.base import (
     tell,
 )
 from adapter_export.api.training.fusion import FusionOptions
-from adapter_export.api.training.train import TrainOptions, train
+from adapter_export.api.training.train import OPTIONS, train
 from adapter_export.errors import AdapterExportError, FileError, Note, TrainingError, UsageError, WriteError, argument
-from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option, OptionsOf
 from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
@@ -46,12 +46,10 @@ if TYPE_CHECKING:
 OnRun = Callable[["Run", int], None]
 """Is told of a training that ended, and how many there are in all."""
 
-GIVEN = (
-    *("output", "name", "kind", "bottleneck", "rank", "at", "on", "reduction_factor", "learning_rate", "seed"),
-    *("resume", "force", "site_map", "trust_pickle", "on_note", "progress"),
-    *("fuse", *FusionOptions.__annotations__),
+_GIVEN = (
+    *("output", "name", "kind", "learning_rate", "seed", "resume", "force", "site_map", "trust_pickle"),
+    *("on_note", "progress", "fuse", *FusionOptions.__annotations__),
 )
-"""The arguments of `train` that a sweep gives itself, and those of a fusion."""
 
 RUNS = "runs"
 """The folder of the adapters in that of a sweep."""
@@ -67,6 +65,11 @@ _Where = Base | tuple[Path, Path | None, bool]
 
 _Outcome = tuple[AdapterExportError | None, list[Note]]
 """The error that stopped a training, and what is doubtful in the data."""
+
+
+def own_arguments() -> frozenset[str]:
+    """Return the arguments of `train` that a sweep gives itself, and those of a fusion."""
+    return swept_options() | frozenset(_GIVEN)
 
 
 def sweep(
@@ -136,6 +139,7 @@ def sweep(
         OutputExistsError, WriteError: something cannot be written. What is finished stays.
     """
     from adapter_export.analysis.sweep_results import Run, Space, Sweep, Trial
+    from adapter_export.graph.kinds import kind_named
 
     for path in (plot, bundle):
         if path is not None:
@@ -149,7 +153,7 @@ def sweep(
         check_different(option, given)
     _check_training(training)
     space = Space(
-        {kind: swept_options(kind)[0] is not None for kind in kinds},
+        {kind: kind_named(kind).swept("width") is not None for kind in kinds},
         _values("bottlenecks", bottlenecks, int, trials),
         placements,
         _values("learning_rates", learning_rates, float, trials),
@@ -332,12 +336,15 @@ def _name(setting: Setting, seed: int) -> str:
 
 def _options(setting: Setting) -> dict[str, Any]:
     """Return what `train` calls the parts of a setting."""
-    width, place = swept_options(setting.kind)
+    from adapter_export.graph.kinds import kind_named
+
+    maker = kind_named(setting.kind)
+    width, place = maker.swept("width"), maker.swept("place")
     found: dict[str, Any] = {"kind": setting.kind, "learning_rate": setting.learning_rate}
     if width is not None and setting.bottleneck is not None:
         found[width] = setting.bottleneck
     if setting.placement is not None:
-        found[place or "at"] = tuple(setting.placement.split("+"))  # of a kind without places, `at` is refused
+        found[place or "sublayers"] = tuple(setting.placement.split("+"))  # refused by a kind without places
     return found
 
 
@@ -346,7 +353,7 @@ def _shaped(base: Base, setting: Setting, training: Mapping[str, Any]) -> Adapte
     from adapter_export.analysis.adapter_costs import shaped
 
     options = {**training, **_options(setting)}
-    own = {name: options[name] for name in KindOptions.__annotations__ if name in options}
+    own = {name: options[name] for name in OptionsOf(kind_options).defaults() if name in options}
     return shaped(make_kind(setting.kind, own), base.sites.complete)
 
 
@@ -372,11 +379,11 @@ def _values(name: str, given: tuple[Any, ...] | str, number: type, trials: int |
 
 
 def _check_training(training: Mapping[str, Any]) -> None:
-    known = {*inspect.signature(train).parameters, *TrainOptions.__annotations__} - {"base", "data", "options"}
+    known = {*inspect.signature(train).parameters, *OPTIONS.defaults()} - {"base", "data", "options"}
     strangers = [name for name in training if name not in known]
     if strangers:
         raise UsageError("`train` has no such argument", found=", ".join(map(argument, strangers)))
-    given = [name for name in training if name in GIVEN]
+    given = sorted(own_arguments().intersection(training))
     if given:
         raise UsageError(
             "a sweep gives this to `train` itself, or has no use for it", found=", ".join(map(argument, given))

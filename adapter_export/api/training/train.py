@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
 
 from adapter_export.api.adapters.adapters import composition_record, load_adapter, load_members
-from adapter_export.api.adapters.kinds import KindOptions, at_least_1, kind_names, make_kind
+from adapter_export.api.adapters.kinds import at_least_1, kind_names, kind_options, make_kind
 from adapter_export.api.adapters.task_facts import check_thresholds, thresholds_for
 from adapter_export.api.models.base import (
     Base,
@@ -40,6 +40,7 @@ from adapter_export.option import (
     VALIDATION,
     VALIDATION_DATA,
     Option,
+    OptionsOf,
 )
 from adapter_export.safe_io.output import Output
 
@@ -147,8 +148,12 @@ class LoopOptions(PassOptions, total=False):
     ]
 
 
-class TrainOptions(KindOptions, FusionOptions, TaskOptions, LoopOptions, total=False):
-    """All that is free in a training."""
+class TrainOptions(FusionOptions, TaskOptions, LoopOptions, total=False):
+    """All that is free in a training beside the kind."""
+
+
+OPTIONS = OptionsOf(kind_options, TrainOptions)
+"""The options of `train` by name."""
 
 
 def train(
@@ -204,7 +209,7 @@ def train(
     force: bool = False,
     on_note: OnNote | None = None,
     progress: Progress | None = None,
-    **options: Unpack[TrainOptions],
+    **options: Annotated[Any, OPTIONS],
 ) -> Adapter:
     """Train an adapter with a head, or a fusion; the base stays as it is.
 
@@ -234,9 +239,7 @@ def train(
         AdapterError: the kind or the members of the fusion do not fit the base.
         TrainingError: the loss is not finite, or the interrupted run is another one.
     """
-    given = cast("dict[str, Any]", {key: value for key, value in options.items() if value is not None})
-    own_kind = own_options(given, KindOptions)
-    check_known("train", given, TrainOptions)
+    own_kind, given = OPTIONS.split("train", options)
     check_apart(validation=validation, validation_data=validation_data)
     check_apart(resume=resume, restart=restart)
     path = None if output is None else Path(output)
@@ -382,7 +385,7 @@ def attach(
     example_inputs: Inputs | None = None,
     axes: AxisNames | None = None,
     site_map: PathLike | None = None,
-    **options: Unpack[KindOptions],
+    **options: Any,
 ) -> AttachedAdapter:
     """Attach an adapter for a training loop of your own; when the block ends, the model is as it was.
 

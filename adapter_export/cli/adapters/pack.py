@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import adapter_export as ae
-from adapter_export.api.adapters.kinds import PackedOptions
+from adapter_export.api.adapters.kinds import packed_options
 from adapter_export.cli.options import AdapterFolder, Force, Json, command
-from adapter_export.option import Option
+from adapter_export.option import Option, OptionsOf
 from adapter_export.safe_io.output import Output
 
 
@@ -19,7 +19,7 @@ from adapter_export.safe_io.output import Output
     "adapter-export pack w.safetensors --kind lora --alpha 16 --base model.pt -o b",
     like=ae.pack,
     sections={
-        "kind": tuple(PackedOptions.__annotations__),
+        "kind": tuple(OptionsOf(packed_options).defaults()),
         "head": (
             *("labels", "task", "pooling", "head_activation", "l2_normalise", "thresholds"),
             *("input", "max_tokens", "truncation", "prefix"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 import adapter_export as ae
-from adapter_export.api.training.sweep import GIVEN, RUNS
+from adapter_export.api.training.sweep import RUNS, own_arguments
 from adapter_export.cli.bases import opened
 from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
 from adapter_export.cli.output import Bar, emit_json, progress_bar, say, show, steps, warn, warn_of
@@ -65,7 +65,7 @@ def plan(
     "    --measure --plot sweep.svg --bundle bundle",
     "adapter-export sweep model.pt --data train.tsv --bottlenecks 4..256 --learning-rates 1e-4..1e-2 --trials 30 -o s",
     like=(ae.sweep, ae.train),
-    without=GIVEN,
+    without=own_arguments(),
     sections=TRAINING,
     common=("text", "label", "validation_data", "test_data", "epochs"),
 )

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import adapter_export as ae
-from adapter_export.api.adapters.kinds import KindOptions
+from adapter_export.api.adapters.kinds import kind_options
 from adapter_export.api.training.fusion import FusionOptions
 from adapter_export.api.training.train import LoopOptions, TaskOptions
 from adapter_export.cli.options import AdapterFolder, Force, Json, LabelledData, command
 from adapter_export.cli.output import Bar, duration, emit_json, progress_bar, say, show, warn_of
-from adapter_export.option import Option
+from adapter_export.option import Option, OptionsOf
 from adapter_export.tables import Table
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ _READING = ("tokenizer", "max_tokens", "truncation", "prefix")
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "data": (*_SOURCE, *_READING),
     "task": tuple(name for name in TaskOptions.__annotations__ if name not in _READING),
-    "kind": ("kind", "init", *KindOptions.__annotations__),
+    "kind": ("kind", "init", *OptionsOf(kind_options).defaults()),
     "fusion": ("fuse", *FusionOptions.__annotations__),
     "training": (*LoopOptions.__annotations__, "metric", "class_weights", "resume", "restart"),
     "machine": ("device", "precision", "threads", "log_to", "site_map", "trust_pickle"),
@@ -80,7 +80,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
 @command(
     "adapter-export train model.pt --data train.csv --validation-data dev.csv --test-data test.csv \\",
     "    --kind pfeiffer --bottleneck 32 --epochs 2 -o sentiment",
-    "adapter-export train model.pt --data train.tsv --kind lora --on query,value --rank 8 --alpha 16 -o c",
+    "adapter-export train model.pt --data train.tsv --kind lora --modules query,value --rank 8 --alpha 16 -o c",
     "adapter-export train model.pt --data ner.jsonl --task token --text tokens --label tags -o ner",
     "adapter-export train model.pt --data train.tsv --fuse a,b,c --temperature 50 -o fused",
     "adapter-export train decoder.pt --task causal_lm --data replies.jsonl -o replies",

@@ -13,6 +13,7 @@ from adapter_export.graph.adapter import HEAD, SHARED, Adapter, Head, Placement
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import READABLE, AdapterGraph, Node, first_free, producer
 from adapter_export.graph.ops import Dim
+from adapter_export.sites.site import SiteName
 
 ROWS = "rows"
 """The symbol for the rows of a fusion's weights: one in files, and one for each row of a batch if a call gives them."""
@@ -25,8 +26,6 @@ OWN = re.compile(r"(mix|fusion)(_\d+)?")
 
 COMPOSITION = "composition"
 """The key of the training record that says what a composition was made of."""
-
-_LAYER = re.compile(r"layers\.(\d+)")
 
 
 def numbered(dim: Dim, number: int) -> Dim:
@@ -197,7 +196,14 @@ def compose(
     placements: dict[str, Placement] = {}
     weights: Weights = {}
     sites = dict.fromkeys(site for one in members for site in one.adapter.placements)
-    for site in sorted(sites, key=lambda name: int(found[1]) if (found := _LAYER.match(name)) else -1):
+    parsed = {site: SiteName.parse(site) for site in sites}
+    streams = [name.stream for name in parsed.values()]
+
+    def order(site: str) -> tuple[int, int]:
+        stream, layer = parsed[site].stream, parsed[site].layer
+        return streams.index(stream), -1 if layer is None else layer
+
+    for site in sorted(sites, key=order):
         acting = [one for one in members if site in one.adapter.placements]
         key = tuple(one.adapter.placements[site].graph if one in acting else None for one in members)
         if key not in names:

@@ -1,31 +1,24 @@
-"""The published kinds of adapter, each declared once: what it computes, where it acts, and its options."""
+"""The published kinds of adapter, each declared once: what it computes, where it acts, and its options.
+
+Every `Maker` in a module of this package is a kind: a new one is a new file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import pkgutil
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Any
 
 from adapter_export.errors import UsageError, quoted
 from adapter_export.graph.heads import classification_head
-from adapter_export.graph.kinds.adapterhub import (
-    BottleneckConfig,
-    NiceOptions,
-    adapter_plus,
-    bottleneck_config,
-    compacter,
-    compacter_plus_plus,
-    double_seq_bn,
-    nice,
-    par_bn,
-    scaled_par_bn,
-    seq_bn,
-)
-from adapter_export.graph.kinds.bottleneck import BottleneckOptions, PhmOptions, bottleneck, houlsby, parallel, pfeiffer
+from adapter_export.graph.kinds.bottleneck import BottleneckOptions, bottleneck, houlsby, parallel, pfeiffer
+from adapter_export.graph.kinds.bottleneck_config import BottleneckConfig, bottleneck_config
+from adapter_export.graph.kinds.coupling import NiceOptions, nice
 from adapter_export.graph.kinds.kind import Kind, Maker
 from adapter_export.graph.kinds.linear import Ia3Options, LoraOptions, ia3, ia3_graph, lora, lora_graph
 
 __all__ = [
-    "BOTTLENECK_KINDS",
     "KINDS",
     "REFUSED",
     "BottleneckConfig",
@@ -35,7 +28,6 @@ __all__ = [
     "LoraOptions",
     "Maker",
     "NiceOptions",
-    "PhmOptions",
     "bottleneck",
     "bottleneck_config",
     "classification_head",
@@ -50,15 +42,13 @@ __all__ = [
     "pfeiffer",
 ]
 
-_MAKERS = (
-    *(houlsby, pfeiffer, parallel),
-    *(seq_bn, double_seq_bn, par_bn, scaled_par_bn, adapter_plus, compacter, compacter_plus_plus),
-    *(nice, lora, ia3),
-)
 
-KINDS: Mapping[str, Maker[Any]] = {maker.name: maker for maker in _MAKERS}
+def _makers() -> Iterator[Maker[Any]]:
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        yield from (one for one in vars(import_module(module.name)).values() if isinstance(one, Maker))
 
-BOTTLENECK_KINDS = tuple(maker.name for maker in _MAKERS if isinstance(maker.defaults, BottleneckOptions))
+
+KINDS: Mapping[str, Maker[Any]] = {maker.name: maker for maker in _makers()}
 
 REFUSED: Mapping[str, str] = {
     "dora": "normalises the base's own weights, which no graph reads",

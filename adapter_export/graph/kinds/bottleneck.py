@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from adapter_export.errors import UsageError
+import numpy as np
+
+from adapter_export.errors import UsageError, argument
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import SITE_VALUES, AdapterGraph
-from adapter_export.graph.kinds.kind import DEFAULT_BOTTLENECK, Component, Kind, Maker, Places, Share, Width
-from adapter_export.graph.ops import Dim
+from adapter_export.graph.kinds.kind import (
+    DEFAULT_BOTTLENECK,
+    Component,
+    Kind,
+    KindOption,
+    LayerOptions,
+    Maker,
+    Places,
+    RelativeWidth,
+    Width,
+    check_sublayers,
+    per_layer,
+)
+from adapter_export.graph.ops import ACTIVATIONS, Dim
 
 Scaling = float | Literal["learned", "channel"]
 """The factor on the up-projection's output: a constant, one learned number, or one learned number per feature."""
@@ -22,37 +38,53 @@ _SYMBOLS = {"d": "p", "d_in": "p", "b": "q"}
 
 
 @dataclass(frozen=True)
-class PhmOptions:
-    """Projections as sums of n Kronecker products (PHM layers; Zhang et al. 2021, §3; Mahabadi et al. 2021, §3).
+class BottleneckOptions(LayerOptions):
+    """The steps between the value that is read and the sum, where the bottleneck acts, and its width.
 
-    `n` divides both widths, `rank` is that of the factors of each product. With `shared_rule` all projections of the
-    adapter have one rule [n, n, n], with `shared_weights` all places have the same factors.
+    `scaling`, `dropout` and the learned `gate` act on the up-projection's output. `sublayers`, `bottleneck` and
+    `reduction_factor` are the kind's own where they are `None`.
+
+    Projections are sums of Kronecker products (PHM layers; Zhang et al. 2021, §3; Mahabadi et al. 2021, §3) if
+    `phm_dim` or `phm_rank` is given: `phm_dim` divides both widths, `phm_rank` is that of the factors of each product.
+    They always have biases. With `phm_shared_rule` all projections of the adapter have one rule [n, n, n], with
+    `phm_shared_weights` all places have the same factors.
     """
 
-    n: int = 4
-    rank: int = 1
-    shared_rule: bool = True
-    shared_weights: bool = False
+    activation: Annotated[
+        str, KindOption("Activation between the projections.", choices=ACTIVATIONS, packed="required")
+    ] = "gelu"
+    scaling: Annotated[Scaling, KindOption("Factor on the up-projection's output.", packed="optional")] = 1.0
+    no_bias: Annotated[bool, KindOption("Bottlenecks: projections without biases.")] = False
+    norm_before: Annotated[bool, KindOption("Layer norm before the down-projection.")] = False
+    norm_after: Annotated[bool, KindOption("Layer norm after the up-projection.")] = False
+    dropout: Annotated[float, KindOption("Bottlenecks: dropout rate on the up-projection's output.")] = 0.0
+    drop_path: Annotated[float, KindOption("Rate at which a row skips the bottleneck in training.")] = 0.0
+    gate: Annotated[bool, KindOption("Learned gate, one number per text.")] = False
+    phm_dim: Annotated[int | None, KindOption("Projections as sums of this many Kronecker products.", least=1)] = None
+    phm_rank: Annotated[int | None, KindOption("Rank of the factors of Kronecker products.", least=1)] = None
+    phm_shared_rule: bool = True
+    phm_shared_weights: bool = False
+    sublayers: Annotated[
+        tuple[str, ...] | None,
+        KindOption(
+            "Sublayers of a bottleneck: `attention`, `cross_attention`, `ffn`, `decoder.ffn`; by kind.",
+            sweeps="place",
+            packed="optional",
+        ),
+    ] = None
+    bottleneck: Annotated[
+        int | None,
+        KindOption("Width between the projections; by kind, 64 or a fraction of `d`.", least=1, sweeps="width"),
+    ] = None
+    reduction_factor: Annotated[
+        float | Mapping[str, float] | None,
+        KindOption("`d` over the width between the projections: `16`, `0=8,default=16` by layer."),
+    ] = None
 
-
-@dataclass(frozen=True)
-class BottleneckOptions:
-    """The steps between the value that is read and the sum.
-
-    `scaling`, `dropout` and a learned `gate`, one number per text, act on the up-projection's output. `norm_before` and
-    `norm_after` are trainable layer norms around the projections. `drop_path` is the rate at which the whole bottleneck
-    is left out for a row in training. Kronecker products (`phm`) always have biases.
-    """
-
-    activation: str = "gelu"
-    scaling: Scaling = 1.0
-    bias: bool = True
-    norm_before: bool = False
-    norm_after: bool = False
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    gate: bool = False
-    phm: PhmOptions | None = None
+    @property
+    def kronecker(self) -> tuple[int, int] | None:
+        """The number of Kronecker products, 4 by default, and the rank of their factors, 1 by default, if asked for."""
+        return None if self.phm_dim is None and self.phm_rank is None else (self.phm_dim or 4, self.phm_rank or 1)
 
 
 @dataclass(frozen=True)
@@ -126,28 +158,33 @@ def _projections(chain: Chain, width: Dim, options: BottleneckOptions) -> tuple[
 
 
 def _projection(chain: Chain, name: str, width_in: Dim, width_out: Dim, options: BottleneckOptions) -> tuple[str, ...]:
-    phm = options.phm
-    if phm is not None and not options.bias:
-        raise UsageError("projections of Kronecker products always have biases", fix="leave the option away")
-    if phm is None:
-        chain.linear(name, width_in, width_out, bias=options.bias)
+    if options.kronecker is None:
+        chain.linear(name, width_in, width_out, bias=not options.no_bias)
         return ()
+    if options.no_bias:
+        raise UsageError("projections of Kronecker products always have biases", fix=f"omit {argument('no_bias')}")
     left, right = (f"{name}.{side}" for side in ("left", "right"))
-    rule, bias = "rule" if phm.shared_rule else f"{name}.rule", f"{name}.bias"
+    rule, bias = "rule" if options.phm_shared_rule else f"{name}.rule", f"{name}.bias"
     roles = {"rule": rule, "left": left, "right": right, "bias": bias}
     part_in, part_out = _SYMBOLS[str(width_in)], _SYMBOLS[str(width_out)]
     chain.parameters |= {rule: ("n",) * 3, left: ("n", part_in, "k"), right: ("n", "k", part_out)}
     chain.parameters[bias] = (width_out,)
     chain.op("phm_linear", name, parameters=roles)
-    return (*((rule,) if phm.shared_rule else ()), *((left, right) if phm.shared_weights else ()))
+    return (*((rule,) if options.phm_shared_rule else ()), *((left, right) if options.phm_shared_weights else ()))
 
 
 def bottleneck_widths(options: BottleneckOptions, width: Width = DEFAULT_BOTTLENECK) -> dict[str, Width]:
-    """The widths of a bottleneck's symbols beside `d`, `width` being that of `b`."""
-    if options.phm is None:
-        return {"b": width}
-    parts = {"p": Share("d", "n", exact=True), "q": Share("b", "n", exact=True)}
-    return {"b": width, "n": options.phm.n, "k": options.phm.rank, **parts}
+    """The widths of a bottleneck's symbols beside `d`, `width` being that of `b` where the options have none."""
+    if options.bottleneck is not None and options.reduction_factor is not None:
+        both = f"{argument('bottleneck')} and {argument('reduction_factor')}"
+        raise UsageError(f"{both} exclude each other", fix="give one of them")
+    if options.reduction_factor is not None:
+        width = per_layer(options.reduction_factor)
+    widths = {"b": width if options.bottleneck is None else options.bottleneck}
+    if options.kronecker is None:
+        return widths
+    parts = {"p": RelativeWidth("d", "n", exact=True), "q": RelativeWidth("b", "n", exact=True)}
+    return {**widths, **dict(zip("nk", options.kronecker, strict=True)), **parts}
 
 
 def bottleneck_maker(
@@ -163,11 +200,36 @@ def bottleneck_maker(
     """A kind with a given wiring at sites of given roles; `width` is that of `b`, `scheme` draws the first weights."""
 
     def make(options: BottleneckOptions) -> Kind:
-        widths = bottleneck_widths(options, width)
-        component = Component(graph_name(wiring, options), wired(wiring, options), Places(roles), widths)
-        return Kind(name, (component,), scheme)
+        chosen = roles if options.sublayers is None else check_sublayers(options.sublayers)
+        places, widths = Places(chosen, leave_out=options.left_out()), bottleneck_widths(options, width)
+        component = Component(graph_name(wiring, options), wired(wiring, options), places, widths)
+        return Kind(name, (component,), scheme, width="b")
 
-    return Maker(name, formula, make, defaults)
+    return Maker(name, formula, make, defaults, _shown)
+
+
+def _shown(tensors: Mapping[str, np.ndarray], _: Mapping[str, Any]) -> dict[str, Any]:
+    """Biases, norms, gates, Kronecker products and a learned scaling."""
+
+    def there(*ends: str) -> bool:
+        return any(name.endswith(ends) for name in tensors)
+
+    shown: dict[str, Any] = {
+        "no_bias": not there(".down.bias", ".up.bias"),
+        "norm_before": there(".norm_before.weight"),
+        "norm_after": there(".norm_after.weight"),
+        "gate": there(".gate.weight"),
+    }
+    if there(".left", ".right"):
+        shown["phm_dim"] = 4  # only its being there counts: `pack` takes all widths from the shapes
+        shown["phm_shared_rule"] = not there(".down.rule", ".up.rule")
+        shown["phm_shared_weights"] = any(re.fullmatch(r"shared\..+\.(left|right)", name) for name in tensors)
+    elif there(".down.weight"):
+        shown["phm_dim"] = shown["phm_rank"] = None
+    shapes = {tensor.shape for name, tensor in tensors.items() if name.endswith(".scaling.weight")}
+    if shapes:
+        shown["scaling"] = "learned" if shapes == {(1,)} else "channel"
+    return shown
 
 
 def graph_name(wiring: Wiring, options: BottleneckOptions) -> str:
@@ -181,8 +243,8 @@ def graph_name(wiring: Wiring, options: BottleneckOptions) -> str:
         "norm_after": options.norm_after,
         "over_sum": options.norm_after and wiring.residual_inside,
         "gate": options.gate,
-        "phm": options.phm is not None,
-        "no_bias": not options.bias and options.phm is None,
+        "phm": options.kronecker is not None,
+        "no_bias": options.no_bias,
     }
     return "_".join([family, options.activation, *(name for name, there in flags.items() if there)])
 

@@ -1,15 +1,23 @@
-"""Kinds of adapter: graphs with their places and widths, and the maker that has options."""
+"""Kinds of adapter: graphs with their places and widths, and the maker with its options.
+
+The options of a kind are one frozen dataclass. Each field with a `KindOption` in its annotation is an argument of
+`train` and `attach` in Python and an option of `train` on the command line; `pack` takes those that tensors do not
+show, and `sweep` varies those that say so. Fields without one are for callers of the class alone.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from adapter_export.errors import AdapterError, UsageError, command, quoted
+import numpy as np
+
+from adapter_export.errors import AdapterError, UsageError, argument, command, quoted
 from adapter_export.graph.adapter import SHARED, Placement
 from adapter_export.graph.graph import AdapterGraph
+from adapter_export.option import Option
 from adapter_export.sites.site import LAYERS, SUBLAYERS, Site
 
 DEFAULT_BOTTLENECK = 64
@@ -20,7 +28,7 @@ _LEAST = 1e-6
 
 
 @dataclass(frozen=True)
-class Share:
+class RelativeWidth:
     """A width that follows from the width `of`: `⌊of / factor⌋`, at least 1.
 
     The factor is a number or another symbol, none where `by_layer` has one for every layer; below 1 it widens. An
@@ -56,16 +64,16 @@ class Share:
         return max(1, int(whole // factor))
 
 
-Width = int | Share
+Width = int | RelativeWidth
 
 
-def per_layer(factors: float | Mapping[str, float], of: str = "d") -> Share:
+def per_layer(factors: float | Mapping[str, float], of: str = "d") -> RelativeWidth:
     """A reduction factor, or a factor by layer number with `default` for the others, as AdapterHub writes them.
 
     Raises `UsageError` for a key that is neither a number nor `default`, or a factor that is not positive.
     """
     if not isinstance(factors, Mapping):
-        return Share(of, factors)
+        return RelativeWidth(of, factors)
     layers = {key: factor for key, factor in factors.items() if key != "default"}
     wrong = [key for key in layers if not key.isdecimal()]
     if wrong:
@@ -74,7 +82,7 @@ def per_layer(factors: float | Mapping[str, float], of: str = "d") -> Share:
             found=quoted(wrong),
             expected="layer numbers, or `default`",
         )
-    return Share(of, factors.get("default"), {int(key): factor for key, factor in layers.items()})
+    return RelativeWidth(of, factors.get("default"), {int(key): factor for key, factor in layers.items()})
 
 
 _FUSED = {"qkv": ("query", "key", "value"), "qk": ("query", "key"), "kv": ("key", "value"), "gate_up": ("gate", "up")}
@@ -163,12 +171,14 @@ class Component:
 class Kind:
     """A kind of adapter: at each site acts the first of its components whose places have the site.
 
-    `scheme` draws the first weights where no other is chosen, a name in `initialise.SCHEMES`.
+    `scheme` draws the first weights where no other is chosen, a name in `initialise.SCHEMES`. `width` is the symbol of
+    the width that users vary, such as `b`; `None` if there is no such width.
     """
 
     name: str
     components: tuple[Component, ...]
     scheme: str = "small_normal"
+    width: str | None = None
 
     @property
     def graph(self) -> AdapterGraph:
@@ -258,6 +268,58 @@ class Kind:
         return "; ".join(dict.fromkeys(str(component.places) for component in self.components))
 
 
+@dataclass(frozen=True)
+class KindOption(Option):
+    """An option of a kind, in the annotation of a field of its options.
+
+    Attributes:
+        sweeps: a sweep varies it as the `width` of the kind, or as the `place` where it acts.
+        packed: `pack` takes it, as no tensor shows it; `required` where a default could be silently wrong.
+    """
+
+    sweeps: Literal["width", "place"] | None = None
+    packed: Literal["no", "optional", "required"] = "no"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOptions:
+    """The option of every kind that acts in layers."""
+
+    leave_out: Annotated[
+        tuple[str | int, ...], KindOption("Layers without the adapter, counted from 0.", packed="optional")
+    ] = ()
+
+    def left_out(self) -> tuple[int, ...]:
+        """Return the numbers of these layers; raises `UsageError` for anything else."""
+        wrong = [layer for layer in map(str, self.leave_out) if not layer.isdecimal()]
+        if wrong:
+            what = f"{argument('leave_out')} names no layer"
+            raise UsageError(what, found=f"`{wrong[0]}`", expected="numbers from 0")
+        return tuple(map(int, self.leave_out))
+
+
+def check_sublayers(roles: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the roles, of which each must be a sublayer, or `decoder.ffn` and the like; raises `UsageError`."""
+    wrong = [role for role in roles if role.removeprefix("encoder.").removeprefix("decoder.") not in SUBLAYERS]
+    if wrong:
+        raise UsageError(
+            f"{argument('sublayers')} names no sublayer",
+            found=f"`{wrong[0]}`",
+            expected="`attention`, `cross_attention` and `ffn`; of one part of a base as `decoder.ffn`",
+        )
+    return roles
+
+
+def not_shown(kind: str, option: str) -> UsageError:
+    """Return the error for an option that `pack` needs and that was not given."""
+    return UsageError(f"nothing in the tensors shows the {option} of `{kind}`", fix=f"give {argument(option)}")
+
+
+def nothing_shown(_: Mapping[str, np.ndarray], __: Mapping[str, Any]) -> dict[str, Any]:
+    """Return no options: those of a kind that tensors do not show."""
+    return {}
+
+
 Options = TypeVar("Options")
 
 
@@ -265,26 +327,66 @@ Options = TypeVar("Options")
 class Maker(Generic[Options]):
     """A published kind: called with options, or without, it returns the kind.
 
-    `formula` says what it computes, where, and who published it; `defaults` are its options, a dataclass.
+    `formula` says what it computes, where, and who published it; `defaults` are its options, a dataclass. `shown` reads
+    options off tensors such as `<site>.down.weight` [d, b], given those that were stated.
     """
 
     name: str
     formula: str
     make: Callable[[Options], Kind]
     defaults: Options
+    shown: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]] = nothing_shown
 
     def __call__(self, options: Options | None = None) -> Kind:
         """The kind with these options, or with its own; raises `UsageError` for other options or values."""
         if options is not None and type(options) is not type(self.defaults):
             expected = type(self.defaults).__name__
             raise UsageError("options of another kind", found=type(options).__name__, expected=expected)
-        return self.make(self.defaults if options is None else options)
+        chosen = self.defaults if options is None else options
+        for name, (_, option) in self.options().items():
+            value = getattr(chosen, name)
+            for number in value.values() if isinstance(value, Mapping) else (value,):
+                if option.least is not None and number is not None and number < option.least:
+                    expected = f"at least {option.least}"
+                    raise UsageError(f"{argument(name)} is too small", found=number, expected=expected)
+        return self.make(chosen)
+
+    def options(self) -> dict[str, tuple[Any, KindOption]]:
+        """Return the type and the option of each field that is one, by name."""
+        hints = get_type_hints(type(self.defaults), include_extras=True)
+        parts = {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Annotated}
+        return {name: (kind, option) for name, (kind, option) in parts.items()}
+
+    def swept(self, what: str) -> str | None:
+        """Return the name of the option that a sweep varies as its width or place; `None` if there is none."""
+        return next((name for name, (_, option) in self.options().items() if option.sweeps == what), None)
 
     def changed(self, **options: object) -> Kind:
         """The kind with other values of some of its options; raises `UsageError` for unknown ones or wrong values."""
+        self.check_known(options)
         defaults: Any = self.defaults
-        known = [field.name for field in fields(defaults)]
-        strangers = [name for name in options if name not in known]
-        if strangers:
-            raise UsageError(f"`{self.name}` has no such option", found=quoted(strangers), expected=", ".join(known))
-        return self.make(replace(defaults, **options))
+        return self(replace(defaults, **options))
+
+    def check_known(self, options: Iterable[str]) -> None:
+        """Refuse with `UsageError` options that the kind does not have."""
+        defaults: Any = self.defaults
+        known = {one.name for one in fields(defaults)}
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            raise UsageError(
+                f"kind `{self.name}` has no such option",
+                found=", ".join(map(argument, unknown)),
+                expected=", ".join(map(argument, self.options())),
+            )
+
+    def fitting(self, tensors: Mapping[str, np.ndarray], given: Mapping[str, Any]) -> Kind:
+        """The kind with the options that tensors show and those given, which take precedence.
+
+        Raises:
+            UsageError: an option is unknown, or one is needed that nothing shows.
+            AdapterError: the tensors are not of this kind.
+        """
+        for name, (_, option) in self.options().items():
+            if option.packed == "required" and name not in given:
+                raise not_shown(self.name, name)
+        return self.changed(**{**self.shown(tensors, given), **given})

@@ -4,72 +4,134 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from adapter_export.errors import UsageError, quoted
+import numpy as np
+
+from adapter_export.errors import AdapterError, UsageError, argument, quoted
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
-from adapter_export.graph.kinds.kind import Component, Kind, Maker, Places
+from adapter_export.graph.kinds.kind import Component, Kind, KindOption, LayerOptions, Maker, Places, not_shown
+from adapter_export.sites.site import SiteName
 
 DEFAULT_RANK = 8
 
 
 @dataclass(frozen=True)
-class LoraOptions:
-    """Options of LoRA at the linear layers `on`, by their names or ends of names such as `attention.output`.
+class LoraOptions(LayerOptions):
+    """Options of LoRA. Numbers by name are those of the linear layers in `modules`, with `default` for the others.
 
-    The factor is `alpha/rank`, 1 without an alpha, with `rs_lora` `alpha/√rank` (Kalajdzievski 2023, §3); `ranks` and
-    `alphas` override both for some of `on`. `bias` is that of the second matrix, `dropout` the rate on what the first
-    one reads. `gate` replaces the factor by a learned number per text (AdapterHub).
+    The factor is `alpha/rank`, 1 without an alpha, with `rs_lora` `alpha/√rank` (Kalajdzievski 2023, §3). `gate`
+    replaces the factor by a learned number per text (AdapterHub).
     """
 
-    on: tuple[str, ...] = ("query", "value")
-    rank: int = DEFAULT_RANK
-    alpha: float | None = None
-    ranks: Mapping[str, int] = field(default_factory=dict)
-    alphas: Mapping[str, float] = field(default_factory=dict)
-    rs_lora: bool = False
-    bias: bool = False
-    dropout: float = 0.0
-    gate: bool = False
+    modules: Annotated[
+        tuple[str, ...],
+        KindOption(
+            "Linear layers, by their names or ends of names: `query`, `attention.output`.",
+            sweeps="place",
+            packed="optional",
+        ),
+    ] = ("query", "value")
+    rank: Annotated[
+        float | Mapping[str, float], KindOption("Rank of LoRA: `8`, `query=8,value=4`.", least=1, sweeps="width")
+    ] = DEFAULT_RANK
+    alpha: Annotated[
+        float | Mapping[str, float] | None,
+        KindOption("LoRA's factor is alpha/rank; 1 without an alpha.", packed="required"),
+    ] = None
+    rs_lora: Annotated[bool, KindOption("LoRA's factor is alpha/√rank.", packed="optional")] = False
+    lora_bias: Annotated[bool, KindOption("Add a bias to LoRA's second matrix.")] = False
+    dropout: Annotated[float, KindOption("LoRA: dropout rate on its input.")] = 0.0
+    gate: Annotated[bool, KindOption("Learned gate, one number per text.")] = False
+
+    def rank_of(self, name: str) -> int:
+        """Return the rank at one of the layers; raises `UsageError` unless it is a whole number."""
+        rank = _by_name(self.rank, name, DEFAULT_RANK)
+        if rank != int(rank):
+            raise UsageError(f"{argument('rank')} is a whole number", found=rank)
+        return int(rank)
 
     def factor(self, name: str) -> float:
-        """The factor of the product at one of `on`."""
+        """Return the factor of the product at one of the layers."""
         if self.gate:
             return 1.0
-        rank = self.ranks.get(name, self.rank)
-        alpha = self.alphas.get(name, rank if self.alpha is None else self.alpha)
+        rank = self.rank_of(name)
+        alpha = rank if self.alpha is None else _by_name(self.alpha, name, rank)
         return alpha / (math.sqrt(rank) if self.rs_lora else rank)
+
+
+def _by_name(numbers: float | Mapping[str, float], name: str, otherwise: float) -> float:
+    return numbers.get(name, numbers.get("default", otherwise)) if isinstance(numbers, Mapping) else numbers
 
 
 def _lora_kind(options: LoraOptions) -> Kind:
     """One graph for each pair of rank and factor; raises `UsageError` for options that contradict each other."""
-    if not options.on:
+    if not options.modules:
         raise UsageError("LoRA acts nowhere", expected="names of linear layers, such as `query,value`")
-    strangers = sorted({*options.ranks, *options.alphas} - set(options.on))
-    if strangers:
+    named = {name for one in (options.rank, options.alpha) if isinstance(one, Mapping) for name in one}
+    elsewhere = sorted(named - {*options.modules, "default"})
+    if elsewhere:
         raise UsageError(
             "a rank or an alpha is given for a layer at which LoRA does not act",
-            found=quoted(strangers),
-            expected=quoted(options.on),
+            found=quoted(elsewhere),
+            expected=quoted(options.modules),
         )
-    for rank in (options.rank, *options.ranks.values()):
-        if rank != int(rank):
-            raise UsageError("the rank is a whole number", found=rank)
-        if rank < 1:
-            raise UsageError("the rank is too small", found=rank, expected="at least 1")
     groups: dict[tuple[int, float], list[str]] = {}
-    for name in options.on:
-        groups.setdefault((options.ranks.get(name, options.rank), options.factor(name)), []).append(name)
+    for name in options.modules:
+        groups.setdefault((options.rank_of(name), options.factor(name)), []).append(name)
     factors = list(dict.fromkeys(factor for _, factor in groups))
     components = []
     for (rank, factor), names in groups.items():
-        graph = lora_graph(factor, bias=options.bias, dropout=options.dropout, gate=options.gate)
+        graph = lora_graph(factor, bias=options.lora_bias, dropout=options.dropout, gate=options.gate)
         number = factors.index(factor) + 1
-        flags = [flag for flag in ("bias", "gate") if getattr(options, flag)]
-        graph_name = "_".join(["lora", *flags, *([str(number)] if number > 1 else [])])
-        components.append(Component(graph_name, graph, Places(linears=tuple(names)), {"r": rank}))
-    return Kind("lora", tuple(components), "kaiming_zero_up")
+        parts = {"lora": True, "bias": options.lora_bias, "gate": options.gate, f"{number}": number > 1}
+        graph_name = "_".join(part for part, there in parts.items() if there)
+        places = Places(linears=tuple(names), leave_out=options.left_out())
+        components.append(Component(graph_name, graph, places, {"r": rank}))
+    return Kind("lora", tuple(components), "kaiming_zero_up", width="r")
+
+
+_LORA_A = ".lora_A.weight"
+
+
+def _shown(tensors: Mapping[str, np.ndarray], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The linear layers, their ranks, biases and gates.
+
+    Raises `AdapterError` if the tensors hold no LoRA, or ranks differ where only one may stand; `UsageError` if an
+    alpha is missing.
+    """
+    called = given.get("modules")
+    ranks: dict[str, set[int]] = {}
+    for name, tensor in tensors.items():
+        site = SiteName.parse(name.removesuffix(_LORA_A))
+        if name.endswith(_LORA_A) and site.layer is not None and tensor.ndim == 2:
+            ends = [end for end in called or () if f".{site.place}".endswith(f".{end}")]
+            ranks.setdefault(ends[0] if ends else site.place, set()).add(tensor.shape[1])
+    if not ranks:
+        raise AdapterError(
+            "the tensors hold no LoRA",
+            found=", ".join(list(tensors)[:3]) or "no tensors",
+            expected="`layers.0.attention.query.lora_A.weight` [d_in, r] and `lora_B.weight` [r, d]",
+        )
+    several = {place: sizes for place, sizes in ranks.items() if len(sizes) > 1}
+    if several:
+        raise AdapterError(
+            "LoRA's rank differs by layer, so that one alpha means several factors",
+            found="; ".join(f"`{place}` {sorted(sizes)}" for place, sizes in several.items()),
+            expected="one rank for each name of a linear layer",
+            fix="pad the smaller ones with zeros, and scale `lora_B` to the factor of the larger rank",
+        )
+    modules, alpha = tuple(called or ranks), given["alpha"]
+    if isinstance(alpha, Mapping) and "default" not in alpha and not set(modules) <= set(alpha):
+        raise not_shown("lora", "alpha")
+    return {
+        "modules": modules,
+        "rank": {name: rank for name, (rank,) in ranks.items() if name in modules},
+        "lora_bias": any(name.endswith(".lora_B.bias") for name in tensors),
+        "gate": any(name.endswith(".gate.weight") for name in tensors),
+    }
 
 
 def lora_graph(factor: float, *, bias: bool = False, dropout: float = 0.0, gate: bool = False) -> AdapterGraph:
@@ -115,29 +177,35 @@ lora = Maker(
     "`h + (alpha/r)·B(A u)` at linear layers, `u` what the layer reads and `h` what it returns (Hu et al. 2022, §4.1)",
     _lora_kind,
     LoraOptions(),
+    _shown,
 )
 
 
 @dataclass(frozen=True)
-class Ia3Options:
-    """The linear layers whose outputs (`on`) and whose inputs are multiplied, by their names or ends of names."""
+class Ia3Options(LayerOptions):
+    """The linear layers whose outputs and whose inputs are multiplied, by their names or ends of names."""
 
-    on: tuple[str, ...] = ("key", "value")
-    inputs: tuple[str, ...] = ("ffn.down",)
+    modules: Annotated[
+        tuple[str, ...],
+        KindOption("IA3: the linear layers whose outputs it multiplies.", sweeps="place", packed="optional"),
+    ] = ("key", "value")
+    scaled_inputs: Annotated[
+        tuple[str, ...], KindOption("Linear layers whose inputs IA3 multiplies.", packed="optional")
+    ] = ("ffn.down",)
 
 
 def _ia3_kind(options: Ia3Options) -> Kind:
     """One graph for the outputs of layers and one for the inputs; raises `UsageError` for no layer, or one in both."""
-    twice = sorted(set(options.on) & set(options.inputs))
-    if twice or not (options.on or options.inputs):
+    twice = sorted(set(options.modules) & set(options.scaled_inputs))
+    if twice or not (options.modules or options.scaled_inputs):
         raise UsageError(
             "IA3 multiplies the output of a layer or its input",
             found=", ".join(f"`{name}` for both" for name in twice) or "neither",
             expected="different names of linear layers",
         )
     components = [
-        Component(name, ia3_graph(value), Places(linears=linears))
-        for name, value, linears in (("ia3", "h", options.on), ("ia3_input", "u", options.inputs))
+        Component(name, ia3_graph(value), Places(linears=linears, leave_out=options.left_out()))
+        for name, value, linears in (("ia3", "h", options.modules), ("ia3_input", "u", options.scaled_inputs))
         if linears
     ]
     return Kind("ia3", tuple(components))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from adapter_export.errors import AdapterError, FormatError, VersionError, argument, quoted, within
 from adapter_export.format.records import record_from_json
-from adapter_export.graph.kinds.adapterhub import BottleneckConfig
+from adapter_export.graph.kinds.bottleneck_config import BottleneckConfig
 from adapter_export.importers.match import check_architecture
 from adapter_export.sites.site import Site, SiteMap
 

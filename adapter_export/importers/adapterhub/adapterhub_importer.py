@@ -15,7 +15,7 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, FormatError, UsageError, argument, quoted, within
 from adapter_export.graph.adapter import Adapter, Head
 from adapter_export.graph.heads import HeadOptions, make_head
-from adapter_export.graph.kinds.adapterhub import activation_named
+from adapter_export.graph.ops import activation_named
 from adapter_export.graph.tasks import RESULT_WIDTHS, TOKEN_TYPES, ProblemType, Task
 from adapter_export.importers.adapterhub.adapterhub_config import LoraConfig, check_base, read_config
 from adapter_export.importers.adapterhub.adapterhub_folder import (

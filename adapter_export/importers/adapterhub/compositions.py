@@ -19,7 +19,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.attention import FIRST_TEMPERATURE, FusionOptions, attend
 from adapter_export.graph.compose.members import Composition, Here, Member, Merged, compose
 from adapter_export.graph.graph import AdapterGraph, Node
-from adapter_export.graph.kinds.adapterhub import BottleneckConfig
+from adapter_export.graph.kinds.bottleneck_config import BottleneckConfig
 from adapter_export.importers.adapterhub.adapterhub_config import LoraConfig, Method
 from adapter_export.importers.adapterhub.adapterhub_folder import (
     FUSION_CONFIG,

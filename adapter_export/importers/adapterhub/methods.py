@@ -11,8 +11,8 @@ import numpy as np
 from adapter_export.errors import AdapterError, TensorError, UsageError
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
-from adapter_export.graph.kinds.adapterhub import BottleneckConfig, bottleneck_config
-from adapter_export.graph.kinds.kind import Kind, Share
+from adapter_export.graph.kinds.bottleneck_config import BottleneckConfig, bottleneck_config
+from adapter_export.graph.kinds.kind import Kind, RelativeWidth
 from adapter_export.graph.kinds.linear import changed_layer_graph, lora_graph
 from adapter_export.importers.adapterhub.adapterhub_config import LoraConfig
 from adapter_export.importers.adapterhub.adapterhub_folder import Keys, Names, sublayer_target
@@ -103,7 +103,8 @@ def as_kind(config: BottleneckConfig, name: str) -> Kind:
     except UsageError as error:
         raise AdapterError(error.what, found=error.found, expected=error.expected, fix=error.fix) from error
     # a full matrix is its own factor, the other one the identity: the rank is the narrower side
-    return kind if config.factorized_phm_W else kind.with_widths(k=Share("b", float(config.phm_dim), exact=True))
+    narrower = RelativeWidth("b", float(config.phm_dim), exact=True)
+    return kind if config.factorized_phm_W else kind.with_widths(k=narrower)
 
 
 def without_unused_inverse(

@@ -15,8 +15,8 @@ from backends import draw_inputs, draw_parameters
 from adapter_export.errors import UsageError
 from adapter_export.graph.graph import BORROWED_BIAS, BORROWED_WEIGHT, bind_base_norm
 from adapter_export.graph.kinds import KINDS, BottleneckConfig, bottleneck_config
-from adapter_export.graph.kinds.adapterhub import activation_named
 from adapter_export.graph.kinds.kind import Component
+from adapter_export.graph.ops import activation_named
 from adapter_export.numerics.evaluate_adapter import evaluate
 from adapter_export.sites.site import Norm, Site
 

@@ -9,21 +9,20 @@ from typing import Any
 
 import pytest
 
-from adapter_export.api.adapters.kinds import KindOptions, make_kind
+from adapter_export.api.adapters.kinds import kind_options, make_kind
 from adapter_export.errors import UsageError
 from adapter_export.graph.graph import cost
 from adapter_export.graph.initialise import SCHEMES
 from adapter_export.graph.kinds import (
-    BOTTLENECK_KINDS,
     KINDS,
     REFUSED,
     BottleneckConfig,
     BottleneckOptions,
     LoraOptions,
-    PhmOptions,
 )
-from adapter_export.graph.kinds.kind import Component, Share
+from adapter_export.graph.kinds.kind import Component, RelativeWidth
 from adapter_export.graph.slot_form import inference_form, neutral_parameters, neutral_widths
+from adapter_export.option import OptionsOf
 from adapter_export.sites.site import Site
 
 PAGE = (Path(__file__).parents[3] / "docs" / "adapters.md").read_text(encoding="utf-8")
@@ -73,7 +72,9 @@ def test_the_widths_are_the_defaults(name: str) -> None:
         for symbol in set(part.widths) & set("bfgr"):
             width = part.widths[symbol]
             shown = (
-                f"d/{width.factor:g}" if isinstance(width, Share) and isinstance(width.factor, float | int) else width
+                f"d/{width.factor:g}"
+                if isinstance(width, RelativeWidth) and isinstance(width.factor, float | int)
+                else width
             )
             assert f"`{symbol}` = " in ROWS[name][3]
             assert ROWS[name][3].endswith(f"= {shown}")
@@ -113,16 +114,20 @@ def have(option: str, value: Any) -> list[str]:
 
 def test_every_option_has_a_row_with_its_kinds() -> None:
     rows = {words(row[0])[0].removeprefix("--").replace("-", "_"): row[1] for row in table("options")}
-    assert sorted(rows) == sorted(KindOptions.__annotations__)
+    assert sorted(rows) == sorted(OptionsOf(kind_options).defaults())
     values: dict[str, Any] = {
-        "at": ("ffn",),
+        "sublayers": ("ffn",),
         "leave_out": ("0",),
-        "on": ("query",),
-        "inputs": ("up",),
+        "modules": ("query",),
+        "scaled_inputs": ("up",),
         "activation": "elu",
     }
     for option, kinds in rows.items():
-        named = [*BOTTLENECK_KINDS] if "bottlenecks" in kinds else []
+        named = (
+            [name for name in KINDS if isinstance(KINDS[name].defaults, BottleneckOptions)]
+            if "bottlenecks" in kinds
+            else []
+        )
         named += [name for name in words(kinds) if not kinds.startswith("all")]
         if kinds.startswith("all"):
             named = [name for name in KINDS if name not in words(kinds)]
@@ -153,10 +158,10 @@ TENSORS = {
     "with `--scaling learned`": only("houlsby", BottleneckOptions(scaling="learned")),
     "with `--scaling channel`": only("houlsby", BottleneckOptions(scaling="channel")),
     "with `--gate`": only("houlsby", BottleneckOptions(gate=True)),
-    "with `--phm-dim`": only("houlsby", BottleneckOptions(phm=PhmOptions())),
+    "with `--phm-dim`": only("houlsby", BottleneckOptions(phm_dim=4)),
     "`nice`": only("nice"),
     "`lora`": only("lora"),
-    "with `--lora-bias`": only("lora", LoraOptions(bias=True)),
+    "with `--lora-bias`": only("lora", LoraOptions(lora_bias=True)),
     "`ia3`": only("ia3"),
 }
 

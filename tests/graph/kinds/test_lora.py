@@ -21,7 +21,7 @@ from adapter_export.graph.kinds import (
     lora_graph,
     nice,
 )
-from adapter_export.graph.kinds.adapterhub import nice_graph
+from adapter_export.graph.kinds.coupling import nice_graph
 from adapter_export.graph.slot_form import fold_weights, inference_form
 from adapter_export.numerics.evaluate_adapter import evaluate
 from adapter_export.sites.site import Site
@@ -90,7 +90,7 @@ def test_the_factor_is_alpha_over_the_rank(options: dict[str, Any], expected: tu
 
 
 def test_rank_and_alpha_may_differ_by_layer_name() -> None:
-    options = LoraOptions(("query", "ffn.down"), rank=4, alpha=8, ranks={"ffn.down": 2}, alphas={"query": 1})
+    options = LoraOptions(("query", "ffn.down"), rank={"ffn.down": 2, "default": 4}, alpha={"query": 1, "default": 8})
     found = factors(lora(options).leaving_out(1))
     assert found == {"layers.0.attention.query": (4, 0.25), "layers.0.ffn.down": (2, 4.0)}
     assert lora(options).graphs.keys() == {"lora", "lora_2"}
@@ -145,11 +145,11 @@ def test_nice_takes_any_activation() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (LoraOptions(on=()), "LoRA acts nowhere"),
-        (LoraOptions(rank=0), "the rank is too small; found 0"),
-        (LoraOptions(ranks={"value": 0}), "the rank is too small; found 0"),
+        (LoraOptions(modules=()), "LoRA acts nowhere"),
+        (LoraOptions(rank=0), "`rank` is too small; found 0"),
+        (LoraOptions(rank={"value": 0}), "`rank` is too small; found 0"),
         (
-            LoraOptions(alphas={"key": 2.0}),
+            LoraOptions(alpha={"key": 2.0}),
             "a layer at which LoRA does not act; found `key`; expected `query`, `value`",
         ),
         (LoraOptions(alpha=math.inf), "the scaling is not a finite number"),
@@ -165,4 +165,4 @@ def test_ia3_multiplies_something_once() -> None:
     with pytest.raises(UsageError, match="found neither"):
         ia3(Ia3Options((), ()))
     with pytest.raises(UsageError, match=r"found `ffn\.down` for both"):
-        ia3(Ia3Options(on=("ffn.down",)))
+        ia3(Ia3Options(modules=("ffn.down",)))

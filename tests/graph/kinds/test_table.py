@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 
 from adapter_export.errors import UsageError
-from adapter_export.graph.kinds import BOTTLENECK_KINDS, KINDS, REFUSED, BottleneckOptions, LoraOptions, kind_named
+from adapter_export.graph.kinds import KINDS, REFUSED, BottleneckOptions, LoraOptions, kind_named
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -37,7 +37,7 @@ def test_where_the_kinds_act() -> None:
     }
 
 
-@pytest.mark.parametrize("name", BOTTLENECK_KINDS)
+@pytest.mark.parametrize("name", [name for name in KINDS if isinstance(KINDS[name].defaults, BottleneckOptions)])
 def test_a_changed_option_leaves_the_others(name: str) -> None:
     maker = KINDS[name]
     assert maker.changed(norm_before=True) == maker(BottleneckOptions(**{**_values(name), "norm_before": True}))
@@ -50,7 +50,7 @@ def _values(name: str) -> dict[str, object]:
 
 
 def test_options_that_a_kind_does_not_have_are_refused() -> None:
-    with pytest.raises(UsageError, match="`lora` has no such option; found `activation`; expected on, rank, alpha"):
+    with pytest.raises(UsageError, match=r"`lora` has no such option; found `activation`; expected .*`rank`, `alpha`"):
         KINDS["lora"].changed(activation="relu")
     with pytest.raises(UsageError, match="options of another kind; found LoraOptions; expected BottleneckOptions"):
         KINDS["houlsby"](LoraOptions())
@@ -66,7 +66,7 @@ def test_widths_that_a_kind_does_not_have_are_refused() -> None:
 
 def test_kronecker_products_have_biases() -> None:
     with pytest.raises(UsageError, match="projections of Kronecker products always have biases"):
-        KINDS["compacter"].changed(bias=False)
+        KINDS["compacter"].changed(no_bias=True)
 
 
 @pytest.mark.parametrize("name", [*REFUSED, "DoRA", "prefix-tuning"])

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adapter_export.errors import UsageError, quoted
-from adapter_export.graph.chain import Chain
-from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.bottleneck import (
     BottleneckOptions,
-    PhmOptions,
     Scaling,
     Source,
     Wiring,
@@ -20,8 +17,9 @@ from adapter_export.graph.kinds.bottleneck import (
     graph_name,
     wired,
 )
-from adapter_export.graph.kinds.kind import Component, Kind, Maker, Places, Share, per_layer
-from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.graph.kinds.coupling import nice_component
+from adapter_export.graph.kinds.kind import Component, Kind, Places, RelativeWidth, per_layer
+from adapter_export.graph.ops import activation_named
 
 _NORMED = Wiring(reads="normed")
 
@@ -31,7 +29,7 @@ seq_bn = bottleneck_maker(
     _NORMED,
     ("ffn",),
     BottleneckOptions("relu"),
-    width=Share("d", 16),
+    width=RelativeWidth("d", 16),
     scheme="normal",
 )
 double_seq_bn = bottleneck_maker(
@@ -40,7 +38,7 @@ double_seq_bn = bottleneck_maker(
     Wiring(),
     ("attention", "ffn"),
     BottleneckOptions("silu"),
-    width=Share("d", 16),
+    width=RelativeWidth("d", 16),
     scheme="normal",
 )
 par_bn = bottleneck_maker(
@@ -49,7 +47,7 @@ par_bn = bottleneck_maker(
     Wiring(reads="x"),
     ("ffn",),
     BottleneckOptions("relu", 4.0),
-    width=Share("d", 2),
+    width=RelativeWidth("d", 2),
     scheme="kaiming_zero_up",
 )
 scaled_par_bn = bottleneck_maker(
@@ -58,7 +56,7 @@ scaled_par_bn = bottleneck_maker(
     Wiring(reads="x"),
     ("ffn",),
     BottleneckOptions("relu", "learned"),
-    width=Share("d", 2),
+    width=RelativeWidth("d", 2),
     scheme="kaiming_zero_up",
 )
 adapter_plus = bottleneck_maker(
@@ -67,15 +65,15 @@ adapter_plus = bottleneck_maker(
     Wiring(reads="normed", residual="read", replaces="y"),
     ("ffn",),
     BottleneckOptions("gelu", "channel", drop_path=0.1),
-    width=Share("d", 96),
+    width=RelativeWidth("d", 96),
 )
 compacter = bottleneck_maker(
     "compacter",
     "`double_seq_bn` whose projections are sums of Kronecker products (Mahabadi et al. 2021, §3)",
     Wiring(),
     ("attention", "ffn"),
-    BottleneckOptions("gelu", phm=PhmOptions()),
-    width=Share("d", 32),
+    BottleneckOptions("gelu", phm_dim=4),
+    width=RelativeWidth("d", 32),
     scheme="normal",
 )
 compacter_plus_plus = bottleneck_maker(
@@ -83,78 +81,13 @@ compacter_plus_plus = bottleneck_maker(
     "`seq_bn` whose projections are sums of Kronecker products (Mahabadi et al. 2021, §3)",
     _NORMED,
     ("ffn",),
-    BottleneckOptions("gelu", phm=PhmOptions()),
-    width=Share("d", 32),
+    BottleneckOptions("gelu", phm_dim=4),
+    width=RelativeWidth("d", 32),
     scheme="normal",
 )
 
 
-@dataclass(frozen=True)
-class NiceOptions:
-    """The options of NICE, two coupled bottlenecks (Dinh et al. 2015, §3.2): their activation."""
-
-    activation: str = "relu"
-
-
-def nice_graph(activation: str) -> AdapterGraph:
-    """`y₁ = h₁ + F(h₂)`, `y₂ = h₂ + G(y₁)`, where the halves are written as features of which the others are zero.
-
-    Parameters `f_down.weight` [d, f], `f_down.bias` [f], `f_up.weight` [f, d], `f_up.bias` [d], and `g_…` with the
-    width g. Of `f_down.weight` the first ⌊d/2⌋ rows have no effect, of `f_up.weight` and `f_up.bias` the last columns;
-    of those of G the other ones. Raises `UsageError` for an unknown activation.
-    """
-    chain = Chain("h")
-    halves = ("keep_first_half", "keep_second_half")
-    for name, (written, read) in (("f", halves), ("g", halves[::-1])):
-        value = chain.value
-        chain.op(read, f"{name}_half")
-        chain.linear(f"{name}_down", "d", name)
-        chain.activation(activation, f"{name}_activated")
-        chain.linear(f"{name}_up", name, "d")
-        delta = chain.op(written, f"{name}_written")
-        chain.value = value
-        chain.op("add", f"{name}_sum", delta)
-    return chain.graph()
-
-
-def _nice(activation: str, reduction_factor: float) -> Component:
-    """NICE after the embeddings; F and G are as wide as half the features over the factor."""
-    width = Share("d", 2 * reduction_factor)
-    return Component(f"nice_{activation}", nice_graph(activation), Places(("embeddings",)), {"f": width, "g": width})
-
-
-nice = Maker(
-    "nice",
-    "`y₁ = h₁ + F(h₂)`, `y₂ = h₂ + G(y₁)` after the embeddings, `h₁` the first half of the features of `h`, F and G "
-    'bottlenecks: `inv_adapter="nice"` of AdapterHub (Pfeiffer et al. 2020, MAD-X)',
-    lambda options: Kind("nice", (_nice(options.activation, 2.0),), "normal"),
-    NiceOptions(),
-)
-
-_RENAMED: Mapping[str, str] = {
-    **dict.fromkeys(("gelu_new", "gelu_accurate", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh"), "gelu_tanh"),
-    "gelu_python": "gelu",
-    "swish": "silu",
-    "linear": "identity",
-    "leakyrelu": "leaky_relu",
-    "relu2": "relu_squared",
-}
-"""The activations of transformers under other names; those that compute the same are one op here."""
-
 _INITIALISATIONS: Mapping[str, str] = {"bert": "normal", "mam_adapter": "kaiming_zero_up", "houlsby": "small_normal"}
-
-
-def activation_named(non_linearity: str) -> str:
-    """The op of an activation by the name that AdapterHub and transformers give it.
-
-    Raises `UsageError` where there is no such op, as for `gelu_10`, `laplace`, `prelu` and `xielu`.
-    """
-    name = non_linearity.lower()
-    op = _RENAMED.get(name, name)
-    if op not in ACTIVATIONS:
-        known = ", ".join(sorted({*ACTIVATIONS, *_RENAMED}))
-        raise UsageError("an activation that has no op here", found=f"`{non_linearity}`", expected=f"one of {known}")
-    return op
 
 
 @dataclass(frozen=True)
@@ -224,7 +157,6 @@ class BottleneckConfig:
 
     def options(self) -> BottleneckOptions:
         """The steps between the value that is read and the sum."""
-        phm = PhmOptions(self.phm_dim, self.phm_rank, self.shared_phm_rule, self.shared_W_phm)
         named: Mapping[str, Scaling] = {"learned": "learned", "channel": "channel"}
         if isinstance(self.scaling, str) and self.scaling not in named:
             raise UsageError("unknown scaling", found=f"`{self.scaling}`", expected="a number, `learned` or `channel`")
@@ -236,7 +168,10 @@ class BottleneckConfig:
             dropout=self.dropout,
             drop_path=0.0 if self.is_parallel else self.stochastic_depth,
             gate=self.use_gating,
-            phm=phm if self.phm_layer else None,
+            phm_dim=self.phm_dim if self.phm_layer else None,
+            phm_rank=self.phm_rank if self.phm_layer else None,
+            phm_shared_rule=self.shared_phm_rule,
+            phm_shared_weights=self.shared_W_phm,
         )
 
 
@@ -267,11 +202,11 @@ def bottleneck_config(config: BottleneckConfig, name: str = "bottleneck") -> Kin
         if config.inv_adapter_reduction_factor is None:
             expected = "a number, such as 2"
             raise UsageError("an invertible adapter has no `inv_adapter_reduction_factor`", expected=expected)
-        components.append(_nice(options.activation, config.inv_adapter_reduction_factor))
+        components.append(nice_component(options.activation, config.inv_adapter_reduction_factor))
     chosen = {"attention": config.mh_adapter, "cross_attention": config.cross_adapter, "ffn": config.output_adapter}
     roles = [role for role, there in chosen.items() if there]
     if roles:
         places = Places(tuple(roles), leave_out=tuple(config.leave_out))
         widths = bottleneck_widths(options, per_layer(config.reduction_factor))
         components.append(Component(graph_name(wiring, options), wired(wiring, options), places, widths))
-    return Kind(name, tuple(components), _INITIALISATIONS[config.init_weights])
+    return Kind(name, tuple(components), _INITIALISATIONS[config.init_weights], width="b" if roles else None)
