@@ -26,20 +26,21 @@ from adapter_export.api.bundles.compare import compare
 from adapter_export.api.bundles.evaluate import evaluate
 from adapter_export.api.bundles.inspect import Inspection, inspect
 from adapter_export.api.bundles.offline import run_many
-from adapter_export.api.bundles.sign import sign, verify_signature
+from adapter_export.api.bundles.signatures import verify_signature
 from adapter_export.api.models.base import Base, open_base
 from adapter_export.api.models.capture import capture
 from adapter_export.api.models.sites import Sites
-from adapter_export.api.serving.bench import bench
 from adapter_export.api.serving.hub import pull, push
 from adapter_export.api.serving.serve import serve
-from adapter_export.api.serving.ship import ship
 from adapter_export.api.training.lint import lint
 from adapter_export.api.training.plan import plan
 from adapter_export.api.training.smaller import distil, drop
 from adapter_export.api.training.sweep import sweep
 from adapter_export.api.training.train import attach, train
 from adapter_export.api.training.trainer import trainer_callback
+from adapter_export.commands.bundles.sign import sign
+from adapter_export.commands.serving.bench import bench
+from adapter_export.commands.serving.ship import ship
 from adapter_export.version import __version__
 
 if TYPE_CHECKING:  # for annotations; each loads more than a program may need

@@ -20,6 +20,8 @@ class Option:
         flags: other names, with spaces between them: `-o` beside the parameter's name, `--json` in its place.
         choices: the values that it can have; those of a `Literal` if not given.
         least: the smallest number that it can be.
+        commas: the value is a list that is written with commas, such as `a,b`; other lists repeat the option.
+        variable: the environment variable that sets the parameter; it is no option then.
     """
 
     help: str = ""
@@ -27,6 +29,8 @@ class Option:
     flags: str = ""
     choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = ()
     least: int | None = None
+    commas: bool = False
+    variable: str = ""
 
 
 class OptionsOf:
@@ -92,6 +96,7 @@ START = Option("Of answers in a text: the column of their first characters, coun
 GROUP = Option("Of a ranking: the column of what rows are ranked within; the texts if not given.", "COLUMN")
 SKIP_INCOMPLETE = Option("Leave rows without text or label out, instead of stopping.")
 
+Force = Annotated[bool, Option("Replace an existing output.")]
 SITE_MAP = Option(
     "Sites that override or complete those that are found; `sites --write-site-map` writes such a file.", "FILE"
 )

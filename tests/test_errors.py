@@ -104,13 +104,18 @@ def test_no_message_outside_the_command_line_names_an_option() -> None:
 
 
 def _options(tree: ast.Module) -> list[tuple[int, str]]:
-    """Texts with an option in them, but docstrings, what `command` is given, the options of pip, and CSS."""
+    """Texts with an option in them, but docstrings, renderings, `command`'s arguments, options of pip, and CSS."""
     option = re.compile(r"`--|(?<!install )(?<!var\()--[a-z-]+(?![a-z-]*:)")  # `--ink: #000`, `var(--ink)` are CSS
     exempt, named = set[ast.AST](), []
     for node in ast.walk(tree):  # what holds a node comes before it
-        call = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("command", "Option")
+        call = (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in ("command", "Command", "Option")
+        )
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if call or docstring or node in exempt:
+        rendering = isinstance(node, ast.FunctionDef) and node.name.startswith("_show")  # of a command
+        if call or docstring or rendering or node in exempt:
             exempt.update(ast.iter_child_nodes(node))
         text = node.value if isinstance(node, ast.Constant) and node not in exempt else None
         if isinstance(text, str) and option.search(text):

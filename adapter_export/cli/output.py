@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import click
 import rich.table
@@ -94,6 +95,34 @@ def show(*parts: Table | str) -> None:
             out.print()
         out.print(Text(part, style="bold") if isinstance(part, str) else shown(part), soft_wrap=isinstance(part, str))
         before = part
+
+
+class TerminalScreen:
+    """Renders the result of a command: results to stdout, remarks to stderr.
+
+    Attributes:
+        given: the arguments of the call by the names of its parameters.
+        notes: what the call has reported, worded for the command line.
+    """
+
+    def __init__(self, given: Mapping[str, Any], notes: Sequence[str]) -> None:
+        self.given, self.notes = given, notes
+
+    def show(self, *parts: Table | str) -> None:
+        """Write tables and titles to stdout, an empty line after each table."""
+        show(*parts)
+
+    def line(self, *parts: str | tuple[str, str]) -> None:
+        """Write one line to stdout."""
+        console().print(Text.assemble(*parts), soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Write a remark to stderr."""
+        say(text)
+
+    def fail(self, text: str) -> None:
+        """Write a failure to stderr, marked as such."""
+        say_failed(text)
 
 
 class Bar:

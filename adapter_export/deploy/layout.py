@@ -71,7 +71,7 @@ class Shipped:
     files: tuple[str, ...]
 
 
-def write_layout(bundle: Path, layout: Layout, folder: Path, *, name: str, force: bool) -> Shipped:
+def write_layout(bundle: Path, layout: Layout, output: Output, *, name: str) -> Shipped:
     """Write what a platform needs to serve a bundle, with a copy of the bundle, or of its graphs.
 
     Raises:
@@ -88,7 +88,7 @@ def write_layout(bundle: Path, layout: Layout, folder: Path, *, name: str, force
             expected="lower-case letters, digits and `-`, a letter first, at most 63",
             fix="give one, such as `film`; without it, it is that of the bundle's folder",
         )
-    with Output(folder, force).folder() as temporary:
+    with output.folder() as temporary:
         manifest = open_whole(bundle, partial(_copied, bundle, layout, temporary, name))
         words = {"name": name, "version": __version__, "minimum": manifest.minimum_onnxruntime, **_extras(manifest)}
         files = []
@@ -102,7 +102,7 @@ def write_layout(bundle: Path, layout: Layout, folder: Path, *, name: str, force
                 files.append(path.as_posix())
         written = (*(temporary / "model_repository").rglob("*.*"), *(temporary / "adapters").glob("*"))
         files += [path.relative_to(temporary).as_posix() for path in written]
-    return Shipped(folder, layout, name, tuple(sorted(files)))
+    return Shipped(output.path, layout, name, tuple(sorted(files)))
 
 
 def _extras(manifest: Manifest) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from heard import Heard
 from small_bundle import text_bundle
 
 import adapter_export as ae
@@ -29,13 +30,11 @@ def test_ways_take_all_processors(processors: int, expected: list[tuple[int, int
 
 
 def test_each_way_is_measured_and_the_best_are_named(bundle: Path) -> None:
-    steps: list[tuple[int, int]] = []
-    found = ae.bench(
-        bundle, adapter="tone", rows=3, seconds=0.01, on_step=lambda done, total, _: steps.append((done, total))
-    )
+    heard = Heard()
+    found = ae.bench(bundle, adapter="tone", rows=3, seconds=0.01, reporter=heard)
     tried = [(way.calls, way.threads) for way in found.ways]
     assert tried == list(ways(found.processors))
-    assert steps == [(done + 1, ROUNDS * len(tried)) for done in range(ROUNDS * len(tried))]
+    assert heard.counts == [(done + 1, ROUNDS * len(tried)) for done in range(ROUNDS * len(tried))]
     assert found.most_rows.rows_per_second == max(way.rows_per_second for way in found.ways) > 0
     assert found.fastest.median == min(way.median for way in found.ways) > 0
     assert all(way.median <= way.slow for way in found.ways)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,16 +13,14 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from adapter_export import __version__
-from adapter_export.cli.main import COMMANDS, Entry, LazyGroup, main
-from adapter_export.cli.options import LONGEST_PAGE
+from adapter_export.cli.group import Entry, LazyGroup
+from adapter_export.cli.help_page import LONGEST_PAGE
+from adapter_export.cli.main import COMMANDS, main
 
 FAILURES = '''
 import errno, os, warnings
 import click
-from adapter_export.cli.main import Entry, LazyGroup
 from adapter_export.errors import FormatError, NothingComparedError, UsageError
-
-inner = LazyGroup("in", table={"fail": Entry("failing_command:fail", "Fail.")})
 
 @click.command()
 @click.argument("what")
@@ -41,9 +40,6 @@ def fail(what, as_json):
 '''
 
 
-INNER = "failing_command:inner"
-
-
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs a group with one command that fails as it is told to."""
@@ -51,7 +47,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    group = LazyGroup("tool", table={"fail": Entry("failing_command:fail", "Fail."), "in": Entry(INNER, "More.")})
+    fail = Entry("Fail.", lambda: importlib.import_module("failing_command").fail)
+    inner = LazyGroup("in", table={"fail": fail})
+    group = LazyGroup("tool", table={"fail": fail, "in": Entry("More.", lambda: inner)})
 
     def call(*arguments: str) -> Result:
         return CliRunner().invoke(group, arguments)

@@ -85,6 +85,7 @@ def test_the_help_says_what_the_annotations_say(made: click.Command) -> None:
         "--bake NAME Constant ones.",
         "--force Replace what is at the output's place.",
         "--json Write one JSON document to stdout.",
+        "--config FILE Read options from `[COMMAND]` in a TOML file.",
         "--help Show this message and exit.",
     ]
 

@@ -107,7 +107,7 @@ def inspect(
 
 
 def _bundle(path: Path, key: Path | None) -> Inspection:
-    from adapter_export.api.bundles.sign import verify_signature
+    from adapter_export.api.bundles.signatures import verify_signature
     from adapter_export.api.models.drawing import placement_map
     from adapter_export.format.adapter_files import read_adapter
     from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest, verify_files

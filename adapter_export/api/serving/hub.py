@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.bundles.bundles import folder_of
-from adapter_export.api.bundles.sign import require_signatures, verify_signature
+from adapter_export.api.bundles.signatures import require_signatures, verify_signature
 from adapter_export.api.models.base import OnNote, PathLike, require, silent, tell
 from adapter_export.errors import UsageError, argument
 from adapter_export.option import Option

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 import adapter_export as ae
-from adapter_export.cli.main import Entry, LazyGroup
-from adapter_export.cli.options import AdapterFolder, Force, Json, SiteMapFile, TrustPickle, command, examples
+from adapter_export.cli.group import Entry, LazyGroup
+from adapter_export.cli.help_page import examples
+from adapter_export.cli.options import AdapterFolder, Force, Json, SiteMapFile, TrustPickle, command
 from adapter_export.option import Option
 from adapter_export.safe_io.output import Output
 
@@ -86,12 +87,8 @@ adapterhub = _importer(
 )
 
 LIBRARIES = {
-    "adapterhub": Entry(
-        "adapter_export.cli.adapters.import_:adapterhub", "An adapter, with its head, that AdapterHub's library saved."
-    ),
-    "peft": Entry(
-        "adapter_export.cli.adapters.import_:peft", "An adapter that PEFT saved, if its change of the weights is fixed."
-    ),
+    "adapterhub": Entry("An adapter, with its head, that AdapterHub's library saved.", lambda: adapterhub),
+    "peft": Entry("An adapter that PEFT saved, if its change of the weights is fixed.", lambda: peft),
 }
 
 

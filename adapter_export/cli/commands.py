@@ -1,0 +1,132 @@
+"""The commands, found by scanning `adapter_export.commands`, and each made into a command of click."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from types import ModuleType
+from typing import Any
+
+import click
+
+from adapter_export import commands
+from adapter_export.cli.config import config_option
+from adapter_export.cli.group import Entry, LazyGroup
+from adapter_export.cli.help_page import HelpPage, examples
+from adapter_export.cli.options import from_environment, parameters
+from adapter_export.cli.output import TerminalScreen, emit_json
+from adapter_export.cli.reporter import TerminalReporter
+from adapter_export.commands.command import Command, Found
+
+_SECTIONS = ("models", "training", "adapters", "bundles", "serving")
+"""The order of the sections; others come behind."""
+
+_FAILED = 1
+
+
+def found_commands() -> Mapping[str, Entry]:
+    """Return all commands by name, in the order of the help page."""
+    found = dict[str, Entry]()
+    for section in _in_order(_modules(commands), _SECTIONS):
+        if hasattr(section, "__path__"):
+            for name, entry in _entries(section).items():
+                found[name] = replace(entry, section=_name(section).capitalize())
+    return found
+
+
+def _entries(package: ModuleType) -> Mapping[str, Entry]:
+    """Return the commands in a package; a package inside it is a group of commands."""
+    entries = dict[str, Entry]()
+    for module in _in_order(_modules(package), getattr(package, "ORDER", ())):
+        name = _name(module)
+        summary = str(module.__doc__).partition("\n")[0]
+        make = partial(_group, module) if hasattr(module, "__path__") else partial(made, module.COMMAND, name)
+        entries[name] = Entry(summary, make)
+    return entries
+
+
+def _modules(package: ModuleType) -> Iterator[ModuleType]:
+    """Import the modules of a package, but those whose names begin with an underscore."""
+    for found in pkgutil.iter_modules(package.__path__):
+        if not found.name.startswith("_"):
+            yield importlib.import_module(f"{package.__name__}.{found.name}")
+
+
+def _name(module: ModuleType) -> str:
+    """Return the name of a command: that of its module, `import` of `import_`."""
+    return module.__name__.rpartition(".")[2].rstrip("_")
+
+
+def _in_order(modules: Iterator[ModuleType], order: Sequence[str]) -> list[ModuleType]:
+    names = {_name(module): module for module in modules}
+    return sorted(names.values(), key=lambda one: order.index(_name(one)) if _name(one) in order else len(order))
+
+
+def _group(package: ModuleType) -> click.Command:
+    text = inspect.cleandoc(str(package.__doc__))
+    return LazyGroup(_name(package), table=_entries(package), help=text, epilog=examples(*package.EXAMPLES))
+
+
+def made(command: Command[Found], name: str) -> click.Command:
+    """Make a command of click: its page from the docstring of the call, its parameters from the signature."""
+    params = list(parameters(command.call))
+    options = [param for param in params if isinstance(param, click.Option)]
+    own = [
+        click.Option(["as_json", "--json"], is_flag=True, help="Write one JSON document to stdout."),
+        config_option(),
+    ]
+    return HelpPage(
+        name,
+        params=[
+            *(param for param in params if isinstance(param, click.Argument)),
+            *sorted(options, key=lambda option: not option.required),
+            *own,
+        ],
+        callback=partial(_run, command, name),
+        help=_page(command),
+        epilog=examples(*command.examples),
+        sections=command.sections,
+        common=command.common,
+    )
+
+
+def _page(command: Command[Any]) -> str:
+    """Return the docstring of the call without its examples in Python and its sections, such as `Args:`."""
+    text = re.split(r"^(?:Args|Returns|Raises|Yields):$", inspect.getdoc(command.call) or "", flags=re.MULTILINE)[0]
+    text = re.sub(r"^::\n\n(?:    .*\n|\n)+", "", text, flags=re.MULTILINE)
+    return f"{text.rstrip()}\n\nExit codes: {command.exit_codes}." if command.exit_codes else text.rstrip()
+
+
+def _run(command: Command[Found], title: str, /, *, as_json: bool, **given: Any) -> None:
+    """Call, and render what the call returns."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    known = inspect.signature(command.call).parameters
+    with TerminalReporter(title) as reporter:
+        screen = TerminalScreen(chosen, reporter.notes)
+        keywords = dict(chosen)
+        repeated = [keywords.pop(one.name) for one in known.values() if one.kind is one.VAR_POSITIONAL]
+        keywords |= from_environment(command.call)
+        keywords |= {"reporter": reporter} if "reporter" in known else {}
+        if command.live is not None:
+            keywords[command.live] = lambda event: _present(command, event, screen, as_json)
+        found = command.call(*chain(*repeated), **keywords)
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes that train together the first one reports
+    if command.live is None:
+        _present(command, found, screen, as_json)
+    if not command.passed(found):
+        raise click.exceptions.Exit(_FAILED)
+
+
+def _present(command: Command[Found], found: Found, screen: TerminalScreen, as_json: bool) -> None:
+    if as_json:
+        emit_json(command.document(found, screen))
+    else:
+        command.show(found, screen)

@@ -1,0 +1,190 @@
+"""A group of commands, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from adapter_export.errors import AbandonedFileWarning, AdapterExportError, FileError, InputError
+from adapter_export.version import __version__
+
+_BUG, _INTERRUPTED = 5, 130
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A command in a list of commands.
+
+    Attributes:
+        help: its line in the list.
+        make: makes it; called when the command runs or a shell completes its options.
+        section: the heading above it in the list.
+    """
+
+    help: str
+    make: Callable[[], click.Command]
+    section: str = "Commands"
+
+
+class LazyGroup(click.Group):
+    """A group that makes a command when it is called, and lists the commands in `table` without making any.
+
+    Every error ends here: those of this package with their own exit code, failing disks and memory with 3, an
+    interrupt with 130, anything else, which is a bug of ours, with 5.
+    """
+
+    def __init__(self, *args: Any, table: Mapping[str, Entry], **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        self.table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names, in the order in which a user meets them."""
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command, made now."""
+        entry = self.table.get(cmd_name)
+        return None if entry is None else entry.make()
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the first argument names; the error for an unknown one names a near one."""
+        if args and args[0] not in self.table and not args[0].startswith("-"):
+            near = get_close_matches(args[0], self.table, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(self.table)}."
+            ctx.fail(f"no command `{args[0]}`; {hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from the table."""
+        for section in dict.fromkeys(entry.section for entry in self.table.values()):
+            with formatter.section(section):
+                own = [(name, entry.help) for name, entry in self.table.items() if entry.section == section]
+                formatter.write_dl(own)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return completions of the name of a command."""
+        names = [
+            CompletionItem(name, help=entry.help) for name, entry in self.table.items() if name.startswith(incomplete)
+        ]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
+        """Run, and say errors as JSON too where `--json` is among the arguments."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded: threads that spin starve others
+        extra["obj"] = _Call(json="--json" in arguments, debug="--debug" in arguments)
+        return super().main(arguments, *rest, **extra)
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Read the options of the group; a group inside another leaves its errors to that one."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.ClickException as error:
+            if parent is None:
+                _report_call(error, extra.get("obj") or _Call())
+            raise
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a group inside another leaves its errors to that one."""
+        if ctx.parent is not None:
+            return super().invoke(ctx)
+        call = ctx.ensure_object(_Call)
+        try:
+            with warnings.catch_warnings():
+                if not call.debug:
+                    warnings.simplefilter("ignore")
+                    warnings.simplefilter("always", AbandonedFileWarning)
+                    warnings.showwarning = _show_warning
+                return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort):
+            raise
+        except click.ClickException as error:
+            _report_call(error, call)
+            raise
+        except KeyboardInterrupt:
+            if call.json:
+                _say_json({"error": "Interrupted", "what": "interrupted"}, _INTERRUPTED)
+            click.echo("\ninterrupted.", err=True)
+            ctx.exit(_INTERRUPTED)
+        except Exception as error:  # noqa: BLE001 - the outermost place; whatever arrives becomes a message
+            ctx.exit(_report(error, call))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """How the user wants to hear of errors."""
+
+    json: bool = False
+    debug: bool = False
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    from adapter_export.cli.output import warn
+
+    warn(str(message))
+
+
+def _report_call(error: click.ClickException, call: _Call) -> None:
+    """Say a wrong call as JSON; click says it in words."""
+    if call.json:
+        _say_json({"error": "UsageError", "what": error.format_message()}, error.exit_code)
+
+
+def _report(error: Exception, call: _Call) -> int:
+    """Say an error and return the exit code."""
+    if isinstance(error, OSError) and error.errno == errno.EPIPE:
+        raise error  # the reader of our output left; click ends quietly
+    if call.debug:
+        traceback.print_exception(error)
+    known = _as_known(error)
+    if known is None:
+        what, code, advice = f"{type(error).__name__}: {error}", _BUG, ""
+        facts = {"error": "InternalError", "what": what}
+        if not call.debug:
+            with tempfile.NamedTemporaryFile("w", prefix="adapter-export-", suffix=".txt", delete=False) as file:
+                file.write(f"adapter-export {__version__}\n{' '.join(sys.argv)}\n\n")
+                traceback.print_exception(error, file=file)
+            advice = f" Please report it with `{file.name}`."
+        message = f"{what}. This is a bug in adapter-export.{advice}"
+    else:
+        facts, message, code = known.facts("shell"), known.sentence("shell"), known.exit_code
+    if call.json:
+        _say_json(facts, code)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    return code
+
+
+def _as_known(error: Exception) -> AdapterExportError | None:
+    """Return the error as one of ours: failing disks and memory are no bugs."""
+    if isinstance(error, AdapterExportError):
+        return error
+    if isinstance(error, MemoryError):
+        return InputError("there is not enough memory", fix="use a smaller model or batch, or a larger machine")
+    if isinstance(error, OSError):
+        return FileError(
+            f"could not be read or written ({error.strerror or error})",
+            where=error.filename or "a file",
+            fix="check the path, its permissions and the free space, then run again",
+        )
+    return None
+
+
+def _say_json(facts: Mapping[str, str], exit_code: int) -> None:
+    from adapter_export.cli.output import emit_json
+
+    emit_json({**facts, "exit_code": exit_code})

@@ -1,0 +1,109 @@
+"""Help pages of commands: options in sections, and never more than fits on a screen or two."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import click
+
+LONGEST_PAGE = 60
+"""The most lines of a help page, on a terminal of 80 columns or more."""
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a help page: examples, kept line by line."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+class HelpPage(click.Command):
+    """A command whose help page has its options in sections, and never more than `LONGEST_PAGE` lines.
+
+    Where they do not fit, the page has the most used ones and the names of the others, and `--help SECTION` explains
+    those of a section, as curl does it.
+
+    Args:
+        sections: names of parameters, by the name of their section; what is in none is on the page in any case.
+        common: those in sections that are.
+    """
+
+    def __init__(
+        self, *args: Any, sections: Mapping[str, Sequence[str]], common: Collection[str] = (), **rest: Any
+    ) -> None:
+        super().__init__(*args, **rest)
+        own = {str(param.name): param for param in self.params}
+        named = {title: [own[name] for name in names if name in own] for title, names in sections.items()}
+        self.sections = {title: params for title, params in named.items() if params}
+        self._sectioned = {param.name for params in self.sections.values() for param in params}
+        self._common = common
+        self._help: click.Option | None = None
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """Return `--help`, which may name a section."""
+        if not self.sections:
+            return super().get_help_option(ctx)
+        if self._help is None:
+            self._help = click.Option(
+                ["help_section", *self.get_help_option_names(ctx)],
+                is_flag=False,
+                flag_value="",
+                metavar="[SECTION]",
+                expose_value=False,
+                is_eager=True,
+                help="Show this page, or explain the options of a section.",
+                callback=self._show_help,
+                shell_complete=lambda *given: [title for title in self.sections if title.startswith(given[2])],
+            )
+        return self._help
+
+    def _show_help(self, ctx: click.Context, _: click.Parameter, section: str | None) -> None:
+        if section is None or ctx.resilient_parsing:
+            return
+        formatter = ctx.make_formatter()
+        if section in self.sections:
+            self.format_usage(ctx, formatter)
+            _write_options(ctx, formatter, section, self.sections[section])
+        else:
+            self.format_help(ctx, formatter)
+        click.echo(formatter.getvalue().rstrip("\n"), color=ctx.color)
+        ctx.exit()
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the page with all options explained, or where that is too long, with the most used ones, or fewer."""
+        whole, rare = self._sectioned, self._sectioned.difference(self._common)
+        brief = [(True, rare, None), (True, rare, 1), (True, whole, 1)] if self.sections else []
+        for named, hidden, most in [(False, whole, None), *brief]:
+            page = ctx.make_formatter()
+            self.format_usage(ctx, page)
+            self.format_help_text(ctx, page)
+            _write_options(ctx, page, "options", [one for one in self.get_params(ctx) if one.name not in hidden])
+            if named:
+                indent, names = max(map(len, self.sections)) + 2, dict[str, str]()
+                for title, own in self.sections.items():
+                    flags = " ".join(flag_of(one) for one in own if one.name in hidden)
+                    room = page.width - indent - 4
+                    lines = textwrap.wrap(flags, room, break_on_hyphens=False, max_lines=most, placeholder=" …")
+                    names[title] = "\n".join(["\b", *lines])
+                with page.section(f"More, explained by `{ctx.command_path} --help SECTION`"):
+                    page.write_dl([*names.items()])
+            else:
+                for title, own in self.sections.items():
+                    _write_options(ctx, page, title, own)
+            self.format_epilog(ctx, page)
+            if page.getvalue().count("\n") <= LONGEST_PAGE:
+                break
+        formatter.write(page.getvalue())
+
+
+def _write_options(
+    ctx: click.Context, formatter: click.HelpFormatter, title: str, params: Sequence[click.Parameter]
+) -> None:
+    records = [param.get_help_record(ctx) for param in params if isinstance(param, click.Option)]
+    with formatter.section(title.capitalize()):
+        formatter.write_dl([record for record in records if record is not None])
+
+
+def flag_of(param: click.Parameter) -> str:
+    """Return the longest flag of an option."""
+    return max(param.opts, key=len)

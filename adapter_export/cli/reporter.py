@@ -1,0 +1,130 @@
+"""Progress and notes on stderr: a spinner or a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.status import Status
+from rich.text import Text
+
+from adapter_export.cli.output import console, say, warn
+from adapter_export.errors import Note
+from adapter_export.reporting import Reporter
+
+_SECONDS_BETWEEN_PLAIN_LINES = 10.0
+
+
+class TerminalReporter(Reporter):
+    """Shows the step that runs, or a bar where the call counts its steps, and warns of notes.
+
+    Use it as a context manager; what it shows ends with the block.
+
+    Args:
+        title: the text before a bar.
+
+    Attributes:
+        notes: the notes so far, worded for the command line.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.notes: list[str] = []
+        self._title = title
+        self._shown: _Step | _Bar | None = None
+
+    def __enter__(self) -> TerminalReporter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._shown is not None:
+            self._shown.close(finished=error is None)
+            self._shown = None
+
+    def step(self, label: str, done: int = 0, total: int | None = None) -> None:
+        """Show a step by name, or the progress of a bar with the label at its end."""
+        shown = self._shown
+        if total is not None and isinstance(shown, _Bar) and shown.continues(done, total):
+            shown.move(done, label)
+            return
+        if shown is not None:
+            shown.close(finished=True)
+        self._shown = _Step(label) if total is None else _Bar(self._title, done, total, label)
+
+    def note(self, text: str) -> None:
+        """Warn of a note, once."""
+        sentence = Note(text).sentence("shell")
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+            warn(f"{sentence}.")
+
+
+class _Step:
+    """A named step: a spinner while it runs, a line with its duration when it has ended."""
+
+    def __init__(self, label: str) -> None:
+        self._label, self._began = label, time.monotonic()
+        self._console = console(stderr=True)
+        self._status = Status(label, console=self._console) if self._console.is_terminal else None
+        if self._status is not None:
+            self._status.start()
+
+    def close(self, *, finished: bool) -> None:
+        """End the spinner; write the line of a finished step."""
+        if self._status is not None:
+            self._status.stop()
+        if finished:
+            took = duration(time.monotonic() - self._began)
+            self._console.print(Text.assemble("• ", self._label, (f"  {took}", "dim")), soft_wrap=True)
+
+
+class _Bar:
+    """A bar with the time left: redrawn on a terminal, elsewhere one plain line every ten seconds and at the end."""
+
+    def __init__(self, title: str, done: int, total: int, label: str) -> None:
+        self._title, self._total, self._done, self._label = title, total, done, label
+        self._first = done  # what an earlier run has done says nothing about the speed of this one
+        self._began = self._written = time.monotonic()
+        target = console(stderr=True)
+        self._progress: Progress | None = None
+        if target.is_terminal:
+            counts = MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+            columns = TextColumn("{task.description}"), BarColumn(bar_width=30), *counts
+            self._progress = Progress(*columns, TextColumn("{task.fields[label]}"), console=target)
+            self._task = self._progress.add_task(title, total=total, completed=done, label=label)
+            self._progress.start()
+
+    def continues(self, done: int, total: int) -> bool:
+        """Return whether further steps belong to this bar: the same total, and no way back."""
+        return total == self._total and done >= self._done
+
+    def move(self, done: int, label: str) -> None:
+        """Show how many steps are done."""
+        self._done, self._label = done, label or self._label
+        if self._progress is not None:
+            self._progress.update(self._task, completed=done, label=self._label)
+        elif time.monotonic() - self._written >= _SECONDS_BETWEEN_PLAIN_LINES:
+            self._write()
+
+    def close(self, *, finished: bool) -> None:
+        """End the bar."""
+        if self._progress is not None:
+            self._progress.stop()
+        elif finished:
+            self._write()
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        elapsed, moved = self._written - self._began, self._done - self._first
+        left = elapsed / moved * (self._total - self._done) if moved else 0.0
+        when = f"{duration(left)} left" if self._done < self._total else f"in {duration(elapsed)}"
+        say("  ".join(filter(None, (self._title, f"{self._done}/{self._total}", when, self._label))))
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person reads them: `0.4 s`, `12 s`, `2:05`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    return f"{seconds:.0f} s" if seconds < 60 else f"{int(seconds // 60)}:{int(seconds % 60):02d}"

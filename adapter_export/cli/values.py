@@ -1,0 +1,138 @@
+"""Values of options: the text that a user writes, as the type that a call takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import click
+
+from adapter_export.option import Option
+
+
+def types_of(hint: object) -> tuple[frozenset[Any], Option]:
+    """Return the types that a value can have, without `None`, and what is said of it."""
+    said: object = Option()
+    if get_origin(hint) is Annotated:
+        hint, said = get_args(hint)[:2]
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return frozenset(kinds) - {NoneType}, said if isinstance(said, Option) else Option(str(said))
+
+
+def converter(kind: frozenset[Any], said: Option) -> Any:
+    """Return the type of click that reads a value."""
+    if said.commas:
+        return _NAMES
+    if said.choices:
+        return click.Choice(said.choices() if callable(said.choices) else said.choices)
+    if kind == {int} and said.least is not None:
+        return click.IntRange(min=said.least)
+    if kind in _CONVERTERS:
+        return _CONVERTERS[kind]
+    literals = [word for one in kind if get_origin(one) is Literal for word in get_args(one)]
+    if literals:
+        return click.Choice(literals)
+    return next((found for one, found in _PLAIN.items() if one in kind), click.STRING)
+
+
+class _Text(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
+    """A value that is written as text in a way of its own."""
+
+    def __init__(self, metavar: str, parse: Callable[[str], object], otherwise: str) -> None:
+        self.name = self._metavar = metavar
+        self._parse = parse
+        self._otherwise = otherwise
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002
+        return self._metavar
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return what the text means, or refuse it."""
+        try:
+            return self._parse(value) if isinstance(value, str) else value
+        except ValueError:
+            self.fail(f"`{value}` {self._otherwise}", param, ctx)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    words = tuple(word.strip() for word in text.split(","))
+    if not all(words):
+        raise ValueError(text)
+    return words
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    return int(number) if number.is_integer() else number
+
+
+def _by_name(text: str, twice: str) -> dict[str, float]:
+    pairs = [item.rsplit("=", 1) for item in text.split(",")]
+    found = {name.strip(): _number(number) for name, number in pairs}
+    if len(found) < len(pairs):
+        raise click.BadParameter(f"`{text}` gives {twice}")
+    return found
+
+
+def _numbers(text: str) -> float | dict[str, float]:
+    return _by_name(text, "one name two numbers") if "=" in text else _number(text)
+
+
+def _weights_by_name(text: str) -> dict[str, float]:
+    return _by_name(text, "one adapter two weights")
+
+
+def _weights(text: str) -> tuple[float, ...] | dict[str, float]:
+    return _weights_by_name(text) if "=" in text else tuple(map(float, text.split(",")))
+
+
+def _class_weights(text: str) -> str | dict[str, float]:
+    return text if text == "balanced" else _by_name(text, "one label two weights")
+
+
+def _scaling(text: str) -> float | str:
+    return text if text in ("learned", "channel") else float(text)
+
+
+def _list_or_range(text: str, number: type[float]) -> tuple[float, ...] | str:
+    return text if ".." in text else tuple(map(number, text.split(",")))
+
+
+_NAMES = _Text("A,B,…", _names, "has an empty item")
+_CONVERTERS: Mapping[frozenset[Any], click.ParamType[Any]] = {
+    frozenset({tuple[str, ...]}): _NAMES,
+    frozenset({tuple[str | int, ...]}): _NAMES,
+    frozenset({float, Mapping[str, float]}): _Text(
+        "N|NAME=N,…", _numbers, "is neither a number nor a list such as `query=8,value=4`"
+    ),
+    frozenset({float, Literal["learned", "channel"]}): _Text(
+        "N|learned|channel", _scaling, "is neither a number nor `learned` or `channel`"
+    ),
+    frozenset({Mapping[str, float], Literal["balanced"]}): _Text(
+        "balanced|LABEL=N,…", _class_weights, "is neither `balanced` nor a list such as `good=1,bad=3`"
+    ),
+    frozenset({tuple[int, ...]}): _Text(
+        "N,…", lambda text: tuple(map(int, text.split(","))), "is no list of whole numbers such as `16,64`"
+    ),
+    frozenset({tuple[int, ...], str}): _Text(
+        "N,…|LOW..HIGH",
+        lambda text: _list_or_range(text, int),
+        "is neither a list such as `16,64` nor a range `4..256`",
+    ),
+    frozenset({tuple[float, ...], str}): _Text(
+        "N,…|LOW..HIGH", lambda text: _list_or_range(text, float), "is neither a list such as `0.001,0.01` nor a range"
+    ),
+    frozenset({tuple[float, ...]}): _Text(
+        "N,…", lambda text: tuple(map(float, text.split(","))), "is no list of numbers such as `0.3,0.7`"
+    ),
+    frozenset({tuple[float, ...], Mapping[str, float]}): _Text(
+        "N,…|NAME=N,…", _weights, "is no list of numbers such as `0.3,0.7` or `a=0.3,b=0.7`"
+    ),
+    frozenset({Mapping[str, float]}): _Text(
+        "A=0.3,B=0.7", _weights_by_name, "is no list such as `a=0.3,b=0.7`; `--weights` names the members"
+    ),
+}
+_PATH = click.Path(path_type=Path)  # its reader says whether it is there, in the words of `errors.py`
+_PLAIN: Mapping[type, click.ParamType[Any]] = {Path: _PATH, int: click.INT, float: click.FLOAT, str: click.STRING}

@@ -1,0 +1,99 @@
+"""Sign a bundle, so that others can verify who made it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from adapter_export.api.bundles.bundles import folder_of
+from adapter_export.api.bundles.signatures import require_signatures
+from adapter_export.api.models.base import PathLike
+from adapter_export.commands.command import Command, Screen
+from adapter_export.errors import UsageError, argument
+from adapter_export.option import Force, Option
+
+if TYPE_CHECKING:
+    from adapter_export.bundle.signature import Signature
+    from adapter_export.runtime import Bundle
+
+
+def sign(
+    bundle: Bundle | PathLike,
+    *,
+    key: Annotated[PathLike, Option("Private key, PEM, on the elliptic curve P-256, P-384 or P-521.", "KEY")],
+    certificate: Annotated[
+        PathLike | None, Option("Certificate of KEY, PEM, for those who verify with `--certificate`.", "FILE")
+    ] = None,
+    certificate_chain: Annotated[
+        Sequence[str], Option("Certificates between that one and its root, PEM; may be repeated.", "FILE")
+    ] = (),
+    password: Annotated[str | None, Option(variable="ADAPTER_EXPORT_KEY_PASSWORD")] = None,
+    report: Annotated[
+        PathLike | None,
+        Option("Passing report of `check --json` on BUNDLE: kept in it as `check.json`, and signed.", "FILE"),
+    ] = None,
+    force: Force = False,
+) -> Signature:
+    """Sign a bundle: all of its files, into its `model.sig`. Nothing goes over the network.
+
+    The signature has the format of OpenSSF model-signing, and covers every file but those whose names begin with a
+    dot. Others verify it with `verify --key PUBLIC`. `add` and `remove` delete it, since they make another bundle. The
+    command reads the password of KEY from the environment variable `ADAPTER_EXPORT_KEY_PASSWORD`.
+
+    Args:
+        bundle: the bundle, or its folder.
+        password: password of the key, if it has one.
+        force: replace an existing signature and report.
+
+    Returns:
+        The signer, the digest of the manifest, and the signed files.
+
+    Raises:
+        UsageError: arguments do not go together.
+        MissingExtraError: the library of signatures is not installed.
+        SignatureError: the key or the certificate cannot be used.
+        InputError: the bundle is damaged, or the report is on another bundle or has failures.
+        OutputExistsError, WriteError: the signature cannot be written.
+    """
+    require_signatures()
+    from adapter_export.bundle.signature import sign_bundle
+
+    if certificate_chain and certificate is None:
+        raise UsageError(f"{argument('certificate_chain')} goes with {argument('certificate')}, which is not given")
+    if certificate is not None and password is not None:
+        fix = "give a key without one: `openssl pkey -in KEY -out PLAIN` makes it"
+        raise UsageError("a key beside a certificate cannot have a password", fix=fix)
+    return sign_bundle(
+        folder_of(bundle),
+        Path(key),
+        certificate=None if certificate is None else Path(certificate),
+        chain=[Path(one) for one in certificate_chain],
+        password=password,
+        report=None if report is None else Path(report),
+        force=force,
+    )
+
+
+def _show(signed: Signature, screen: Screen) -> None:
+    bundle = screen.given["bundle"]
+    screen.say(f"signed {len(signed.files)} files of {bundle} by {signed.signer}")
+    screen.say(f"Next: adapter-export verify {bundle} --key PUBLIC")
+
+
+def _document(signed: Signature, screen: Screen) -> Mapping[str, object]:
+    return {"bundle": str(screen.given["bundle"]), **asdict(signed)}
+
+
+COMMAND = Command(
+    sign,
+    _show,
+    document=_document,
+    exit_codes="0 signed, 3 the bundle, the key or the report cannot be used",
+    examples=(
+        "adapter-export sign bundle --key release.pem",
+        "adapter-export sign bundle --key release.pem --report report.json",
+        "adapter-export sign bundle --key release.pem --certificate release.crt --certificate-chain between.crt",
+    ),
+)

@@ -1,0 +1,3 @@
+"""Commands on base models."""
+
+ORDER = ("capture", "sites")

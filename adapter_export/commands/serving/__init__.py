@@ -1,0 +1,3 @@
+"""Commands that take bundles into production."""
+
+ORDER = ("serve", "bench", "ship", "push", "pull")

@@ -1,0 +1,76 @@
+"""Write what Triton, KServe, Ray or Docker needs to serve a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from adapter_export.api.bundles.bundles import folder_of
+from adapter_export.api.models.base import PathLike
+from adapter_export.commands.command import Command, Screen
+from adapter_export.option import Force, Option
+from adapter_export.safe_io.output import Output
+
+if TYPE_CHECKING:
+    from adapter_export.deploy.layout import Shipped
+    from adapter_export.runtime import Bundle
+
+
+def ship(
+    bundle: Bundle | PathLike,
+    output: Annotated[PathLike, Option("The folder to write.", "DIR", "-o")],
+    *,
+    layout: Annotated[
+        Literal["triton", "kserve", "ray", "docker"], Option("NVIDIA Triton, KServe, Ray Serve, or containers.")
+    ],
+    name: Annotated[
+        str | None, Option("Name of the service or model. Default: the name of the bundle's folder.", "NAME")
+    ] = None,
+    force: Force = False,
+) -> Shipped:
+    """Write the files that a platform needs to serve a bundle, with a copy of the bundle.
+
+    `triton`: a model repository whose models take adapters as optional inputs, and a client. `kserve`: an
+    `InferenceService`, and a server built on KServe's own. `ray`: a Ray Serve application with multiplexed adapters.
+    `docker`: a Dockerfile of `adapter-export serve`, and a compose file. A README in the folder has the next commands.
+
+    Args:
+        bundle: the bundle, or its folder.
+        output: the folder to write.
+        force: replace an existing folder.
+
+    Returns:
+        The folder, and the files in it.
+
+    Raises:
+        UsageError: not every platform accepts the name, or the bundle has no tokenizer, which `ray` needs.
+        InputError: the bundle is damaged.
+        OutputExistsError, WriteError: the folder cannot be written.
+    """
+    from adapter_export.deploy.layout import write_layout
+
+    folder, target = folder_of(bundle), Output(Path(output), force)
+    target.ensure_writable(folder=True, sources=folder)
+    return write_layout(folder, layout, target, name=folder.resolve().name if name is None else name)
+
+
+def _show(shipped: Shipped, screen: Screen) -> None:
+    screen.say(f"wrote {shipped.folder}: {', '.join(shipped.files)}")
+    screen.say(f"Next: the commands in {shipped.folder / 'README.md'}")
+
+
+def _document(shipped: Shipped, _: Screen) -> Mapping[str, object]:
+    facts = {"layout": shipped.layout, "name": shipped.name, "files": shipped.files}
+    return {"folder": str(shipped.folder), **facts}
+
+
+COMMAND = Command(
+    ship,
+    _show,
+    document=_document,
+    examples=(
+        "adapter-export ship bundle --layout docker --output image",
+        "adapter-export ship bundle --layout triton --output triton --name minilm",
+    ),
+)

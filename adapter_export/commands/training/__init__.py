@@ -1,0 +1,3 @@
+"""Commands that train, and those that prepare and improve training."""
+
+ORDER = ("plan", "train", "sweep", "lint", "drop", "distil")
