@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from adapter_export.errors import visible, worded
 
 _KILO = 1000
+_NUMBERS_SHOWN = 5
+_BAR = 24
+_EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 
 
 @dataclass(frozen=True)
@@ -79,3 +82,20 @@ def size(count: int) -> str:
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= _KILO
     return f"{value:.1f} GB"
+
+
+def bar(probability: float) -> str:
+    """Return a bar whose length is a probability, in eighths of a character."""
+    full, eighths = divmod(round(probability * _BAR * 8), 8)
+    return "█" * full + _EIGHTHS[eighths]
+
+
+def probability_cells(probability: float) -> tuple[str, str]:
+    """Return a probability and its bar."""
+    return f"{probability:.3f}", bar(probability)
+
+
+def numbers_cell(numbers: Sequence[float]) -> str:
+    """Return the first of some numbers."""
+    more = " …" if len(numbers) > _NUMBERS_SHOWN else ""
+    return " ".join(f"{number:.4f}" for number in numbers[:_NUMBERS_SHOWN]) + more

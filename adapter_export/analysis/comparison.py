@@ -21,7 +21,7 @@ from adapter_export.analysis.latency import interleaved, quartiles
 from adapter_export.analysis.member_attention import Attention, attention, is_fusion
 from adapter_export.analysis.scores import Resampling, Score, percentiles, summarised
 from adapter_export.format.records import SEMVER
-from adapter_export.numerics.metrics import Floats, Judged, Metric, correlation
+from adapter_export.graph.tasks.metrics import Floats, Judged, Metric, correlation
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime.session import Session
 from adapter_export.tables import Table, size

@@ -11,7 +11,7 @@ from adapter_export.analysis.adapter_costs import Latency, sample
 from adapter_export.analysis.latency import ratio, slots_call, times
 from adapter_export.analysis.scores import Score
 from adapter_export.graph.adapter import Adapter
-from adapter_export.numerics.metrics import Metric
+from adapter_export.graph.tasks.metrics import Metric
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.runtime.graphs import open_session
 from adapter_export.tables import Table, html_of

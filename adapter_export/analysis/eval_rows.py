@@ -12,22 +12,9 @@ import numpy as np
 from adapter_export.errors import DataError, UsageError, argument, quoted, within
 from adapter_export.format.labelled import Columns, LabelledFile, LabelledRow, data_digest, labelled_rows
 from adapter_export.graph.tasks import Task
-from adapter_export.numerics.metrics import (
-    Indices,
-    Judged,
-    judge_choices,
-    judge_classes,
-    judge_label_sets,
-    judge_neighbours,
-    judge_numbers,
-    judge_ranking,
-    judge_similarities,
-    judge_spans,
-    judge_tags,
-)
+from adapter_export.graph.tasks.metrics import Indices, Judged, judge_similarities
 from adapter_export.runtime.answerer import Reader
-from adapter_export.runtime.answers import TokenLabels, activated
-from adapter_export.runtime.text_answers import ReadText, answered
+from adapter_export.graph.tasks.answers import ReadText
 from adapter_export.tables import one_line
 from adapter_export.text import Pair
 
@@ -95,17 +82,17 @@ class DataOptions:
         medium: Any = task.input if task.input in _MEDIA else None
         is_file = self.columns.text == "text" and medium is not None
         columns = replace(self.columns, text=task.input) if is_file else self.columns
-        problem = "regression" if task.type == "embedding" and columns.pair is not None else task.type
+        problem = "regression" if task.kind.compares_pairs and columns.pair is not None else task.type
         rows = labelled_rows(path, columns, problem, skip_incomplete=self.skip_incomplete, medium=medium)[0]
         for option, column in (("group", self.group), ("slices", self.slices)):
             if column is not None and column not in rows[0].cells:
                 expected = f"one of {quoted(rows[0].cells)}"
                 raise UsageError("no such column", where=argument(option), found=f"`{column}`", expected=expected)
-        if self.group is not None and task.type != "ranking":
+        if self.group is not None and not task.kind.ranks:
             raise UsageError(f"only a ranking has a {argument('group')}", found=f"the task `{task.type}`")
         kept = tuple(rows[: self.limit])
         groups: tuple[str, ...] = ()
-        if task.type == "ranking":
+        if task.kind.ranks:
             groups = tuple(str(row.text if self.group is None else row.cells[self.group]) for row in kept)
         digest, is_part = data_digest(path, rows), len(kept) < len(rows)
         return EvalData(path, digest, kept, is_part, asdict(columns), groups, self.slices)
@@ -156,12 +143,11 @@ class EvalRows:
     def unknown_labels(self) -> dict[str, int]:
         """Return the labels that the adapter does not have, each with the line of its first row."""
         found: dict[str, int] = {}
-        if self.task.type in ("single_label", "multi_label", "token"):
-            known = set(self.task.labels)
-            for row in self.rows:
-                for label in [row.answer] if isinstance(row.answer, str) else row.answer:
-                    if label not in known:
-                        found.setdefault(label, row.line)
+        known, kind = set(self.task.labels), self.task.kind
+        for row in self.rows if kind.has_labels else ():
+            for label in kind.labels_of(row.answer):
+                if label not in known:
+                    found.setdefault(label, row.line)
         return found
 
     def usual(self) -> int:
@@ -181,7 +167,7 @@ class EvalRows:
         elif cut:
             limit = max(len(row.encoding.ids) for one in self.read if one.cut for row in one.rows)
             yield f"{cut:,} texts are longer than {limit} tokens and were cut there, as every client cuts them"
-        if self.task.type == "single_label" and len(self.rows) > 1 and len({row.answer for row in self.rows}) == 1:
+        if self.task.kind.one_label and len(self.rows) > 1 and len({row.answer for row in self.rows}) == 1:
             yield f"every row has the label `{self.rows[0].answer}`: the scores say nothing of the other classes"
 
 
@@ -210,7 +196,7 @@ def read_rows(data: EvalData, reader: Reader, adapter: str, task: Task) -> EvalR
         RequestError: a text cannot be read.
     """
     first = data.rows[0]
-    compared = task.type == "embedding" and first.pair is not None
+    compared = task.kind.compares_pairs and first.pair is not None
     if not compared and (first.pair is not None) != (task.input == "pair"):
         wanted = "one text" if task.input == "text" else "a pair of texts"
         fix = f"name the column of the second texts: {argument('pair')}"
@@ -242,70 +228,27 @@ def judge(asked: EvalRows, results: Results) -> Judged:
     for row, own in zip(asked.rows, results, strict=False):
         if not all(np.isfinite(result).all() for result in own):
             raise DataError("the answer is NaN or infinite", where=f"line {row.line}", fix="run `verify` on the bundle")
-    match task.type:
-        case "single_label":
-            return judge_classes(_activated(task, results), _numbers_of(asked), task.labels)
-        case "multi_label":
-            wanted = np.array([[label in own for label in task.labels] for own in right])
-            thresholds = [task.threshold(at) for at in range(len(task.labels))]
-            return judge_label_sets(_activated(task, results), wanted, task.labels, thresholds)
-        case "multiple_choice":
-            return judge_choices([np.concatenate(own).astype(np.float64) for own in results], np.array(right, np.int64))
-        case "token":
-            return _judge_words(asked, results)
-        case "span":
-            spans = [answered(one, own).span for one, own in zip(asked.read, results, strict=True)]
-            texts = [[one.text for one in own] for own in right]
-            return judge_spans(["" if span is None else span[0] for span in spans], texts)
-        case "regression":
-            return judge_numbers(_activated(task, results), _table_of_numbers(asked, len(results[0][0])))
-        case "embedding":
-            vectors = np.stack([own[0] for own in results]).astype(np.float64)
-            if not asked.compared:
-                return judge_neighbours(vectors, right)
-            unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
-            first, second = np.split(unit, 2)
-            return judge_similarities((first * second).sum(-1), _table_of_numbers(asked, 1)[:, 0])
-        case "ranking":
-            return judge_ranking(_activated(task, results)[:, 0], np.array(right, np.float64), asked.groups)
-
-
-def _activated(task: Task, results: Results) -> Any:
-    return activated(task, np.stack([own[0] for own in results]))
-
-
-def _numbers_of(asked: EvalRows) -> Indices:
-    index = {label: number for number, label in enumerate(asked.task.labels)}
-    return np.array([index[row.answer] for row in asked.rows], np.int64)
-
-
-def _table_of_numbers(asked: EvalRows, count: int) -> Any:
-    for row in asked.rows:
-        if len(row.answer) != count:
-            found = f"{len(row.answer)} numbers"
-            raise DataError("has another number of numbers", where=f"line {row.line}", found=found, expected=count)
-    return np.array([row.answer for row in asked.rows], np.float64)
-
-
-def _judge_words(asked: EvalRows, results: Results) -> Judged:
-    """Judge each word by its first token; a word that was cut has none, and is left out."""
-    index = {label: number for number, label in enumerate(asked.task.labels)}
-    columns: tuple[list[Any], list[Any], list[Any]] = [], [], []
-    for row, read, own in zip(asked.rows, asked.read, results, strict=True):
+    if asked.compared:
+        vectors = np.stack([own[0] for own in results]).astype(np.float64)
+        unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
+        first, second = np.split(unit, 2)
+        return judge_similarities((first * second).sum(-1), _similarities(asked))
+    kind = task.kind
+    for row, own in zip(asked.rows, results, strict=True):
         with within(f"line {row.line}"):
-            found = answered(read, own)
-        assert isinstance(found.answer, TokenLabels)
-        words: dict[int, Any] = {}
-        for token, said in zip(found.tokens, found.answer.tokens, strict=True):
-            if token.word is not None:
-                words.setdefault(token.word, said)
-        columns[0].append(np.array([index[said.label] for said in words.values()], np.int64))
-        columns[1].append(np.array([index[row.answer[word]] for word in words], np.int64))
-        columns[2].append(np.array([said.probability for said in words.values()]))
-    answered_labels, right, sure = columns
-    lost = sum(len(row.answer) for row in asked.rows) - sum(map(len, right))
-    judged = judge_tags(answered_labels, right, asked.task.labels, sure)
-    return replace(judged, notes=(f"{lost:,} words lie in what was cut and were left out",)) if lost else judged
+            kind.check_right(row.answer, own[0])
+    rows = kind.measured(asked.read, results, kind.truths(right, task.labels, "the rows"))
+    judged = kind.judge(task, replace(rows, groups=asked.groups))
+    return replace(judged, notes=(*judged.notes, *rows.notes))
+
+
+def _similarities(asked: EvalRows) -> Any:
+    """Return the number of each pair [rows]."""
+    for row in asked.rows:
+        if len(row.answer) != 1:
+            found = f"{len(row.answer)} numbers"
+            raise DataError("has another number of numbers", where=f"line {row.line}", found=found, expected=1)
+    return np.array([row.answer[0] for row in asked.rows], np.float64)
 
 
 def shown_text(row: LabelledRow) -> str:

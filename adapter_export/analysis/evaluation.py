@@ -18,7 +18,7 @@ from adapter_export.analysis.scores import NO_INTERVALS, Resampling, Score, scor
 from adapter_export.errors import MissedGateError, UsageError, argument, quoted
 from adapter_export.format.adapter_files import GRAPH_FILE
 from adapter_export.graph.tasks import Task
-from adapter_export.numerics.metrics import Decisions, Judged, Metric, metrics_of
+from adapter_export.graph.tasks.metrics import Decisions, Judged, Metric, metrics_of
 from adapter_export.tables import Table
 
 _BINS = 10
@@ -218,7 +218,7 @@ def check_options(data: EvalData, task: Task, gates: Mapping[str, float]) -> Non
     Raises:
         UsageError: a gate names another metric, or a column has too many values to slice by.
     """
-    compared = task.type == "embedding" and data.rows[0].pair is not None
+    compared = task.kind.compares_pairs and data.rows[0].pair is not None
     check_gates(gates, metrics_of(task.type, task.labels, compared=compared))
     values = set() if data.slices is None else set(data.values(data.slices))
     if len(values) > _MOST_SLICES:

@@ -10,7 +10,7 @@ import numpy as np
 from adapter_export.analysis.comparison import Comparison
 from adapter_export.analysis.evaluation import Calibration, Evaluation
 from adapter_export.analysis.scores import Score
-from adapter_export.numerics.metrics import Metric
+from adapter_export.graph.tasks.metrics import Metric
 from adapter_export.page import Markup, document, element, escaped, head, heat, interval, items, table
 from adapter_export.tables import Table
 from adapter_export.version import __version__

@@ -13,7 +13,7 @@ from adapter_export.analysis.adapter_costs import Choice, Plan
 from adapter_export.analysis.drop import Drop
 from adapter_export.analysis.sweep_results import Cost, Sweep, Trial
 from adapter_export.errors import UsageError
-from adapter_export.numerics.metrics import Metric
+from adapter_export.graph.tasks.metrics import Metric
 from adapter_export.safe_io.output import Output
 
 

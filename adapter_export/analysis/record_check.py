@@ -12,7 +12,7 @@ import numpy as np
 from adapter_export.analysis.contest import Measured
 from adapter_export.analysis.eval_rows import EvalData, Results, judge
 from adapter_export.errors import MissedGateError
-from adapter_export.numerics.metrics import Judged
+from adapter_export.graph.tasks.metrics import Judged
 
 _DRAWS = 16
 _SLACK = 1e-6

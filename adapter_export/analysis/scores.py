@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adapter_export.numerics.metrics import Floats, Indices, Judged
+from adapter_export.graph.tasks import TASK_TYPES
+from adapter_export.graph.tasks.metrics import Floats, Indices, Judged
 
 _PERCENTILES = (2.5, 97.5)
 
@@ -59,7 +60,7 @@ class Resampling:
 
     def description(self, task: str) -> str:
         """Return how intervals are computed, in words."""
-        units = "groups" if task == "ranking" else "rows"
+        units = "groups" if TASK_TYPES[task].ranks else "rows"
         return f"percentile bootstrap over {units}, {self.count:,} draws, seed {self.seed}"
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from adapter_export.analysis.adapter_costs import Latency
 from adapter_export.errors import Note
-from adapter_export.numerics.metrics import Metric
+from adapter_export.graph.tasks.metrics import Metric
 from adapter_export.tables import Table, html_of
 
 Cost = Literal["parameters", "latency"]

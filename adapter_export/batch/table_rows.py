@@ -10,8 +10,8 @@ from typing import Any
 
 from adapter_export.errors import DataError, MissingExtraError, UsageError, argument
 from adapter_export.format.files import printable_json
-from adapter_export.format.labelled import choices, short
 from adapter_export.format.table_files import check_columns, read_rows, text_lines
+from adapter_export.graph.tasks.cells import choices, short
 from adapter_export.runtime.answerer import AnsweredRow, Row
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import open_regular, read_stream

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from adapter_export.bundle.golden import Allowance, Golden
 from adapter_export.bundle.opened import OpenedBundle
-from adapter_export.bundle.texts import answer_faults, is_decided
+from adapter_export.bundle.texts import answer_faults
 from adapter_export.errors import RequestError
 from adapter_export.format.axes import names as names_of
 from adapter_export.format.check_report import InvariantRecord, verdict
@@ -29,7 +29,6 @@ from adapter_export.graph.tasks import Task
 from adapter_export.numerics.runner import Arrays, Runner, run
 from adapter_export.onnx_backend.slots import HeadSum, SlotPlan, adapter_output, slot_tensors
 from adapter_export.runtime.answerer import Answerer, Row
-from adapter_export.runtime.answers import answer, document
 from adapter_export.runtime.session import Session
 
 CHECK = "golden batches"
@@ -194,7 +193,7 @@ class BatchMaker:
             row = self._row(asked, turn, rows)
             if row is not None and _count(row.answer) <= _ROW_NUMBERS:
                 rows.append(row)
-        if rows and self.references.keeps_weights and asked.task is not None and asked.task.type == "single_label":
+        if rows and self.references.keeps_weights and asked.task is not None and asked.task.kind.one_label:
             rows += self._rows_of_labels(asked, rows)
         return rows
 
@@ -298,8 +297,8 @@ class BatchMaker:
         context, decided = None, True
         if asked.task is not None:
             result = outputs[str(asked.output)]
-            context = _context(asked.task, result, absolute) if asked.task.type == "span" else None
-            decided = is_decided(asked.task, result, absolute, _within(context, result))
+            context = _context(asked.task, result, absolute) if asked.task.kind.needs_context else None
+            decided = asked.task.is_decided(result, absolute, _within(context, result))
         inputs = {name: array[0].tolist() for name, array in arrays.items()}
         return GoldenBatchRow(asked.name, inputs, context, _document(asked, outputs, context), absolute, decided)
 
@@ -463,7 +462,7 @@ def _document(asked: _Asked, outputs: Arrays, context: tuple[int, int] | None) -
     if asked.task is None:
         return {"outputs": {name: _listed(value) for name, value in outputs.items()}}
     result = outputs[str(asked.output)]
-    found = document(answer(asked.task, result, None, _within(context, result)))
+    found = asked.task.answer(result, None, _within(context, result)).document()
     return {"vector": _listed(result)} if "vector" in found else found
 
 
@@ -485,13 +484,13 @@ def _within(context: tuple[int, int] | None, result: np.ndarray) -> npt.NDArray[
 
 def _context(task: Task, result: np.ndarray, absolute: float) -> tuple[int, int]:
     """Return tokens that may be the answer such that the best span of all tokens lies outside, if there are such."""
-    count, free = len(result), document(answer(task, result))
+    count, free = len(result), task.answer(result).document()
     ends = sorted({0, 1, count // 2, count, free["first_token"], free["last_token"] + 1})
     contexts = [pair for pair in combinations(ends, 2) if pair[1] - pair[0] > 1] or [(0, count)]
 
     def worth(context: tuple[int, int]) -> tuple[int, int]:
-        own = document(answer(task, result, None, _within(context, result)))
-        decided = is_decided(task, result, absolute, _within(context, result))
+        own = task.answer(result, None, _within(context, result)).document()
+        decided = task.is_decided(result, absolute, _within(context, result))
         return 2 * _moves(free, own) + decided, context[1] - context[0]
 
     return max(contexts, key=worth)

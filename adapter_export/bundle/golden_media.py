@@ -10,14 +10,13 @@ import numpy as np
 from adapter_export.bundle.golden import Allowance, Golden
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.report import BASE
-from adapter_export.bundle.texts import answer_faults, is_decided
+from adapter_export.bundle.texts import answer_faults
 from adapter_export.errors import AdapterError, InputError, MissingExtraError, RequestError
 from adapter_export.format.check_report import InvariantRecord, verdict
 from adapter_export.format.media import GoldenMedia, GoldenMediaAnswer, GoldenMediaSet, GoldenSample, MediaRecord, said
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.runner import Runner, run
 from adapter_export.onnx_backend.slots import HeadSum, adapter_output
-from adapter_export.runtime.answers import answer, document
 from adapter_export.runtime.media_reader import apply_steps, check_answered, read_medium
 
 CHECK = "golden media"
@@ -73,7 +72,7 @@ class MediaMaker:
         budgets = [golden.budgets[output], self.allowance.budget(*results)]
         allowed = max(budgets, key=lambda budget: budget.absolute)
         answers = tuple(
-            GoldenMediaAnswer(one.name, document(answer(task, result)), is_decided(task, result, allowed.absolute))
+            GoldenMediaAnswer(one.name, task.answer(result).document(), task.is_decided(result, allowed.absolute))
             for one, result in zip(samples, results, strict=True)
         )
         return GoldenMediaSet(adapter.name, self.references.description, allowed.absolute, allowed.reason, answers)
@@ -109,7 +108,7 @@ def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool
             arrays = {sample.name: sample.array[None] for sample in media.samples}
             for wanted in one.answers:
                 try:
-                    found = document(session.answer({record.input: arrays[wanted.sample]}, adapter.name)[0])
+                    found = session.answer({record.input: arrays[wanted.sample]}, adapter.name)[0].document()
                     differ = list(answer_faults(found, wanted.answer, one.absolute, decided=wanted.decided))
                 except RequestError as error:  # such as NaN
                     differ = [error.what]

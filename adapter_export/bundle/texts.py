@@ -26,13 +26,11 @@ from adapter_export.format.golden_texts import (
 )
 from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.tasks import TOKEN_TYPES, Task
+from adapter_export.graph.tasks import Task
 from adapter_export.numerics.runner import Runner, run
 from adapter_export.onnx_backend.slots import HeadSum, adapter_output
-from adapter_export.runtime.answers import TokenLabels, answer, document, within_reach
 from adapter_export.runtime.bundle import reader
 from adapter_export.runtime.session import Session
-from adapter_export.runtime.text_answers import context_of
 from adapter_export.runtime.text_reader import encoded, prepared
 from adapter_export.text import EncodedText, Pair, Tokenizer, unfillable
 
@@ -158,48 +156,22 @@ class TextMaker:
                 except RequestError:  # the base does not take this length, and padding would change the answer
                     continue
                 tokens = len(rows[some[0]].encoding.ids)
-                own = results[:, :tokens] if task is not None and task.type in TOKEN_TYPES else results
+                own = results if task is None or task.kind.pools else results[:, :tokens]
                 found |= dict(zip(some, own, strict=True))
         return found
 
 
 def _with_answer(text: GoldenText, task: Task, result: np.ndarray, row: EncodedText, absolute: float) -> GoldenText:
-    context = context_of(row, task) if task.type == "span" else None
+    context = task.kind.context(row, task)
     places = None if context is None else np.flatnonzero(context)
     if places is not None and not len(places):  # the tokenizer leaves nothing of the second text
         return text
     return replace(
         text,
-        answer=document(answer(task, result, None, context)),
-        decided=is_decided(task, result, absolute, context),
+        answer=task.answer(result, None, context).document(),
+        decided=task.is_decided(result, absolute, context),
         context=None if places is None else (int(places[0]), int(places[-1]) + 1),
     )
-
-
-def is_decided(task: Task, result: np.ndarray, absolute: float, context: npt.NDArray[np.bool_] | None = None) -> bool:
-    """Return whether the choice of an answer stays what it is, however results are off by what is allowed.
-
-    Args:
-        task: that of the adapter.
-        result: of its head for one row.
-        absolute: what is allowed.
-        context: for a span, which tokens may be the answer.
-    """
-    if task.type in ("single_label", "token"):
-        if result.shape[-1] < 2:
-            return True
-        ranked = np.sort(result, axis=-1)
-        return bool((ranked[..., -1] - ranked[..., -2] > 2 * absolute).all())
-    if task.type == "multi_label":
-        shares = 1 / (1 + np.exp(-result.astype(np.float64)))
-        limits = [task.threshold(label) for label in range(len(shares))]
-        return bool((np.abs(shares - limits) > absolute).all())
-    if task.type == "span" and context is not None:
-        places = np.flatnonzero(context)
-        sums = np.add.outer(result[places, 0].astype(np.float64), result[places, 1])[within_reach(places)]
-        ranked = np.sort(sums)
-        return len(ranked) < 2 or bool(ranked[-1] - ranked[-2] > 4 * absolute)
-    return True
 
 
 def replay(
@@ -391,9 +363,7 @@ def _answer_faults(
             yield from ((text.name, f"is refused: {error}") for text in group)
             continue
         for text, said in zip(group, found, strict=True):
-            if isinstance(said, TokenLabels):
-                said = TokenLabels(said.tokens[:count])
-            for fault in answer_faults(document(said), text.answer, one.absolute, decided=text.decided):
+            for fault in answer_faults(said.first(count).document(), text.answer, one.absolute, decided=text.decided):
                 yield text.name, fault
 
 

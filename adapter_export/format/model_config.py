@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter_export.format.records import Count
-from adapter_export.graph.tasks import ProblemType, Task
+from adapter_export.graph.tasks import TASK_TYPES, ProblemType, Task
 from adapter_export.safe_io.documents import read_json
 
 
@@ -29,19 +29,11 @@ class Generation:
     tokenizer_config: str | None = None
 
 
-CLASS_TYPES: Mapping[str, ProblemType] = {
-    "ForSequenceClassification": "single_label",
-    "ForImageClassification": "single_label",
-    "ForTokenClassification": "token",
-    "ForQuestionAnswering": "span",
-    "ForMultipleChoice": "multiple_choice",
-}
+CLASS_TYPES: Mapping[str, ProblemType] = {end: name for name, kind in TASK_TYPES.items() for end in kind.model_classes}
 """What a head of transformers is for, by the end of the name of the model's class."""
 
 _PROBLEM_TYPES: Mapping[str, ProblemType] = {
-    "single_label_classification": "single_label",
-    "multi_label_classification": "multi_label",
-    "regression": "regression",
+    kind.config_name: name for name, kind in TASK_TYPES.items() if kind.config_name
 }
 """Values of `problem_type`."""
 
@@ -87,7 +79,7 @@ def head_task(config: Mapping[str, Any], name: str, width: int) -> tuple[Task | 
     None if nobody can know it: its logits are given then, and answers are refused.
     """
     kind = class_type(name)
-    if kind in ("span", "multiple_choice"):
+    if kind is not None and TASK_TYPES[kind].pairs == "required":
         return Task(kind, input="pair"), ()
     names, notes = _names_of(config), list[str]()
     labels = tuple(name if names.index(name) == index else f"{name} ({index})" for index, name in enumerate(names))

@@ -13,7 +13,7 @@ import numpy as np
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, TensorError, quoted, within
 from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES, AdapterGraph, Cost, cost, stored
-from adapter_export.graph.tasks import CLASSES, LABELLED, OUTPUT_SHAPES, RESULT_WIDTHS, HeadOutput, Task, head_result
+from adapter_export.graph.tasks import CLASSES, OUTPUT_SHAPES, HeadOutput, Task, head_result
 from adapter_export.sites.site import Site
 
 BASE_HEAD = "base-head"
@@ -222,9 +222,9 @@ def _check_head(head: Head) -> None:
     if task is None or CLASSES not in shape:
         return
     classes = head.widths.get(CLASSES, len(task.labels))
-    if task.type in LABELLED and classes != len(task.labels):
+    if task.kind.has_labels and classes != len(task.labels):
         raise AdapterError("labels and classes differ", found=f"{len(task.labels)} labels", expected=f"{classes}")
-    wanted = RESULT_WIDTHS.get(task.type, classes)
+    wanted = task.kind.width or classes
     if classes != wanted:
         raise AdapterError(f"a head for `{task.type}` gives another number of columns", found=classes, expected=wanted)
 

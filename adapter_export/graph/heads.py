@@ -11,16 +11,7 @@ from adapter_export.graph.adapter import Head
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import HEAD_VALUES, AdapterGraph
 from adapter_export.graph.ops import ACTIVATIONS, PROBABILITY
-from adapter_export.graph.tasks import (
-    CLASSES,
-    DEFAULT_TYPE,
-    LABELLED,
-    PROBLEM_TYPES,
-    RESULT_WIDTHS,
-    TOKEN_TYPES,
-    ProblemType,
-    Task,
-)
+from adapter_export.graph.tasks import CLASSES, DEFAULT_TYPE, PROBLEM_TYPES, TASK_TYPES, ProblemType, Task
 
 _POOLING_OPS = {"mean": "mean_pool", "first": "first_token"}
 
@@ -65,10 +56,11 @@ def head_graph(task: ProblemType, options: HeadOptions | None = None) -> Adapter
         raise UsageError("a dropout rate is a probability below 1", found=options.dropout, expected="0 ≤ rate < 1")
     if options.dense < 0:
         raise UsageError("a head has a number of dense layers", found=options.dense, expected="at least 0")
-    if task != "embedding" and (options.projection or options.l2_normalise):
+    kind = TASK_TYPES[task]
+    if not kind.is_vector and (options.projection or options.l2_normalise):
         raise UsageError("only an embedding is projected or normalised", found=f"the task `{task}`")
     chain, width = Chain("hidden"), "d"
-    if task not in TOKEN_TYPES:
+    if kind.pools:
         chain.op(_POOLING_OPS[options.pooling], "pooled", *(["mask"] if options.pooling == "mean" else []))
 
     def linear(name: str, output: str, width_out: str) -> str:
@@ -79,8 +71,8 @@ def head_graph(task: ProblemType, options: HeadOptions | None = None) -> Adapter
     for number in range(1, options.dense + 1):
         width = linear(f"dense_{number}", f"dense_{number}", f"e{number}")
         chain.activation(options.activation, f"activated_{number}")
-    if task != "embedding":
-        linear("classifier", "token_logits" if task in TOKEN_TYPES else "logits", CLASSES)
+    if not kind.is_vector:
+        linear("classifier", kind.output, CLASSES)
     elif options.projection:
         linear("projection", "projected", "width")
     if options.l2_normalise:
@@ -110,10 +102,10 @@ def make_head(
     options = options or HeadOptions()
     problem = task.type if isinstance(task, Task) else task
     graph = head_graph(problem, options)
-    record = task if isinstance(task, Task) else Task(problem, tuple(labels) if problem in LABELLED else ())
-    if problem == "embedding":
+    record = task if isinstance(task, Task) else Task(problem, tuple(labels) if TASK_TYPES[problem].has_labels else ())
+    if record.kind.is_vector:
         record = replace(record, **embedding_facts(graph))
-    classes = len(record.labels) or RESULT_WIDTHS.get(problem, numbers)
+    classes = len(record.labels) or record.kind.width or numbers
     fixed = {"d": width, CLASSES: classes, "width": numbers}
     return Head(graph, {name: fixed.get(name, hidden or width) for name in graph.symbols()}, record)
 

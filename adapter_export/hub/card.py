@@ -21,22 +21,11 @@ from adapter_export.format.manifest_json import MANIFEST_FILE, REPORT_FILE, read
 from adapter_export.format.records import Count, Sha256, record_from_json
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.ops import Interval
-from adapter_export.graph.tasks import CAUSAL_LM, ProblemType, Task
+from adapter_export.graph.tasks import CAUSAL_LM, TASK_TYPES, Task
 from adapter_export.hub.artifact import Kind, digest_of
 from adapter_export.hub.reference import parse_reference
 
 LIBRARY = "adapter-export"
-
-_PIPELINES: Mapping[ProblemType, str] = {
-    "single_label": "text-classification",
-    "multi_label": "text-classification",
-    "multiple_choice": "multiple-choice",
-    "token": "token-classification",
-    "span": "question-answering",
-    "embedding": "sentence-similarity",
-    "ranking": "text-ranking",
-}
-"""The Hub's names of tasks on texts; it has none for numbers."""
 
 _MEDIA_PIPELINES: Mapping[str, str] = {"image": "image-classification", "audio": "audio-classification"}
 
@@ -205,12 +194,12 @@ def _is_language(entry: _Entry) -> bool:
 
 def _pipeline(entry: _Entry) -> str | None:
     if _is_language(entry):
-        return "text-generation"
+        return TASK_TYPES[CAUSAL_LM].pipeline
     if entry.task is None:
         return None
     if entry.task.input in _MEDIA_PIPELINES:
         return _MEDIA_PIPELINES[entry.task.input] if entry.task.labels else None
-    return _PIPELINES.get(entry.task.type)
+    return entry.task.kind.pipeline
 
 
 def _results(measured: Iterable[Measured], entries: Mapping[str, _Entry]) -> Iterator[EvalResult]:

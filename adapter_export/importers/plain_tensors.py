@@ -17,7 +17,7 @@ from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.heads import HeadOptions, embedding_facts, head_graph
 from adapter_export.graph.kinds import Kind, kind_named
 from adapter_export.graph.ops import Dim
-from adapter_export.graph.tasks import CLASSES, DEFAULT_TYPE, LABELLED, ProblemType, Task
+from adapter_export.graph.tasks import CLASSES, DEFAULT_TYPE, TASK_TYPES, ProblemType, Task
 from adapter_export.importers.tensor_map import Imported, Tensors, conversions, unfit
 from adapter_export.sites.site import SiteMap
 
@@ -93,13 +93,13 @@ def _head(
     """The head whose dense layers and projection the tensors show."""
     present = any(name.startswith(f"{HEAD}.") for name in tensors)
     wanted = task or DEFAULT_TYPE
-    if (present or task) and labels is None and wanted in LABELLED:
+    if (present or task) and labels is None and TASK_TYPES[wanted].has_labels:
         raise UsageError(
             "the head has classes, and they have no names",
             fix=f"give {argument('labels')} in the order of the logits, or the {argument('task')} of a head without "
             "classes",
         )
-    if labels is not None and (wanted not in LABELLED or not present):
+    if labels is not None and (not TASK_TYPES[wanted].has_labels or not present):
         raise UsageError(
             f"labels are given, and {'the tensors hold no head' if not present else f'`{wanted}` has no classes'}",
             expected=f"`{HEAD}.classifier.weight` [{width}, {len(labels)}] and `{HEAD}.classifier.bias`",
@@ -112,7 +112,7 @@ def _head(
     graph = head_graph(wanted, replace(look, dense=dense, projection=projection))
     known = {"d": width} | ({} if labels is None else {CLASSES: len(labels)})
     bound = _bind(tensors, _head_names(graph), graph, known)
-    facts = embedding_facts(graph) if wanted == "embedding" else {}
+    facts = embedding_facts(graph) if TASK_TYPES[wanted].is_vector else {}
     task_record = Task(wanted, labels or (), **facts)
     return Head(graph, {name: bound[name] for name in graph.symbols() if name in bound}, task_record)
 

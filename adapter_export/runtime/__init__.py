@@ -1,7 +1,7 @@
 """Run bundles: numpy and onnxruntime are all that is needed."""
 
+from adapter_export.graph.tasks.answers import Prediction
 from adapter_export.runtime.answerer import AnsweredRow, Answerer, Reading, Row
-from adapter_export.runtime.answers import Prediction
 from adapter_export.runtime.batches import Request
 from adapter_export.runtime.bundle import Bundle
 from adapter_export.runtime.self_check import check_session

@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from adapter_export.errors import RequestError, within
 from adapter_export.graph.tasks import Task
-from adapter_export.runtime.answers import Head, answer, check_context, own_classes
+from adapter_export.graph.tasks.answers import Asked, ReadText, TextAnswer
 from adapter_export.runtime.batches import TOKEN_BUDGET, Progress, Request, draw_bar
-from adapter_export.runtime.text_answers import ReadText, TextAnswer, answered
+from adapter_export.runtime.head_results import Head, check_context, own_classes
+from adapter_export.text import Pair
 
 LongTexts = Literal["cut", "refuse", "windows"]
 """Treatment of a text with more tokens than its adapter takes."""
@@ -199,11 +200,11 @@ class AnsweredRow:
                     "the adapter has no task, so it has no answer", where=f"adapter `{self.head.adapter}`"
                 )
             if self.read is not None:
-                return answered(self.read, self.results)
+                return self.read.answered(self.results)
             (result,) = self.results
             context = self.row.context
             check_context(self.head.task, context, f"adapter `{self.head.adapter}`")
-            return TextAnswer(answer(self.head.task, result, self.real, context))
+            return TextAnswer(self.head.task.answer(result, self.real, context))
 
     def document(self) -> dict[str, Any]:
         """Return the answer as JSON, as docs/format.md has it; without a task all outputs.
@@ -232,6 +233,32 @@ class AnsweredRow:
         if len(self.outputs) == 1:
             return {name: array.tolist() for name, array in self.outputs[0].items()}
         return {name: [one[name].tolist() for one in self.outputs] for name in self.outputs[0]}
+
+
+def asked_of(document: object) -> Asked:
+    """Return what a JSON value asks: a text, `{"text": …, "pair": …}` or `{"text": …, "choices": […]}`.
+
+    Raises:
+        RequestError: it is something else, such as a list, which could be words or a pair.
+    """
+    if isinstance(document, str):
+        return document
+    if isinstance(document, Mapping) and isinstance(first := document.get("text"), str):
+        pair, choices = document.get("pair"), document.get("choices")
+        if len(document) == 2 and isinstance(pair, str):
+            return Pair(first, pair)
+        if (
+            len(document) == 2
+            and isinstance(choices, list)
+            and choices
+            and all(isinstance(one, str) for one in choices)
+        ):
+            return [Pair(first, choice) for choice in choices]
+    raise RequestError(
+        "is no text",
+        found=f"{document!a}"[:100],
+        expected='a string, `{"text": …, "pair": …}` or `{"text": …, "choices": […]}`',
+    )
 
 
 def _at(where: str) -> AbstractContextManager[None]:

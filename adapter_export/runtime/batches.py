@@ -12,8 +12,8 @@ import numpy as np
 from adapter_export.errors import UsageError
 from adapter_export.format.axes import length, names
 from adapter_export.format.manifest import Axis, InputRecord, Manifest
-from adapter_export.runtime.answers import own_classes
 from adapter_export.runtime.graphs import Arrays
+from adapter_export.runtime.head_results import own_classes
 from adapter_export.runtime.loaded_adapters import Entry
 from adapter_export.runtime.padding import Origin
 

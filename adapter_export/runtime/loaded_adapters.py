@@ -29,7 +29,7 @@ from adapter_export.errors import (
 )
 from adapter_export.format.manifest import AdapterRecord, HeadRecord, Manifest, MixRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD, check_name
-from adapter_export.graph.tasks import CLASSES, LABELLED, PROBLEM_TYPES, RESULT_WIDTHS, TYPE_OUTPUTS, ProblemType, Task
+from adapter_export.graph.tasks import CLASSES, DEFAULT_TYPE, PROBLEM_TYPES, TASK_TYPES, ProblemType, Task
 from adapter_export.runtime.adapter_file import Bytes, Places, find_tensors, model_version_of, parse_adapter, tensors_at
 from adapter_export.runtime.graphs import Feeds, Provider, on_device
 from adapter_export.safe_io.regular_files import map_bytes, read_bytes
@@ -417,7 +417,7 @@ def _check_adapter(
     if task is None or head is None:
         return head, task
     classes = head_width(tensors, manifest.slots, head, CLASSES) or 0
-    wanted = len(task.labels) if task.type in LABELLED else RESULT_WIDTHS.get(task.type, classes)
+    wanted = len(task.labels) or task.kind.width or classes
     if classes != wanted:
         what = "labels and classes differ" if task.labels else f"is no head for `{task.type}`"
         found = f"{wanted} labels" if task.labels else f"{classes} numbers in each result"
@@ -431,14 +431,16 @@ def _task_of(claim: Claim, head: HeadRecord | None) -> Task | None:
         raise AdapterError("unknown problem type", found=f"`{claim.type}`", expected=", ".join(PROBLEM_TYPES))
     said = claim.type
     if said is None and claim.labels is not None:
-        said = next((one for one in LABELLED if head is not None and TYPE_OUTPUTS[one] == head.result), LABELLED[0])
+        implied = [name for name, kind in TASK_TYPES.items() if kind.implied and head and kind.output == head.result]
+        said = (*implied, DEFAULT_TYPE)[0]
     if said is None:
         return None
-    if head is None or head.result != TYPE_OUTPUTS[said]:
+    output = TASK_TYPES[said].output
+    if head is None or head.result != output:
         raise AdapterError(
             f"has no head for `{said}`",
             found="no head" if head is None else f"a head that gives `{head.result}`",
-            expected=f"a head that gives `{TYPE_OUTPUTS[said]}`",
+            expected=f"a head that gives `{output}`",
             fix="say another task, or give the file of another adapter",
         )
     if isinstance(claim.task, Task):
@@ -506,5 +508,6 @@ def _head(tensors: Weights, manifest: Manifest, claim: Claim, where: object) -> 
         return seen[0]
     said = [head for head in manifest.heads if claim.output == head.output]
     bare = [head for head in manifest.heads if head.graph not in {slot.graph for slot in slots}]
-    fitting = said or [head for head in bare if claim.type in PROBLEM_TYPES and head.result == TYPE_OUTPUTS[claim.type]]
+    output = TASK_TYPES[claim.type].output if claim.type in PROBLEM_TYPES else None
+    fitting = said or [head for head in bare if head.result == output]
     return fitting[0] if len(fitting) == 1 or said else None

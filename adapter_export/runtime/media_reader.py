@@ -30,13 +30,13 @@ from adapter_export.format.media import (
     Step,
 )
 from adapter_export.graph.tasks import Task
+from adapter_export.graph.tasks.answers import ReadText, TextAnswer
 from adapter_export.runtime.answerer import Answerer, LongTexts, Reading, Row
 from adapter_export.runtime.batches import Progress
 from adapter_export.runtime.check_inputs import Weighting, weights_of_each
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.session import Session
 from adapter_export.runtime.strength import Strength, strength_of_each
-from adapter_export.runtime.text_answers import ReadText, TextAnswer
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_bytes
 

@@ -16,20 +16,8 @@ import onnxruntime as ort
 from adapter_export.errors import RequestError, UsageError, within
 from adapter_export.format.axes import padded_axes
 from adapter_export.graph.tasks import ProblemType, Task
+from adapter_export.graph.tasks.answers import Answer, Prediction, TokenLabels
 from adapter_export.runtime import batches
-from adapter_export.runtime.answers import (
-    Answer,
-    Head,
-    Prediction,
-    TokenLabels,
-    answer,
-    check_context,
-    check_type,
-    own_classes,
-    own_results,
-    real_tokens,
-    stacked,
-)
 from adapter_export.runtime.bank import Bank
 from adapter_export.runtime.batches import CALL_TOKENS, TOKEN_BUDGET, Item, Progress, Request
 from adapter_export.runtime.check_inputs import (
@@ -41,6 +29,15 @@ from adapter_export.runtime.check_inputs import (
     weights_of_each,
 )
 from adapter_export.runtime.graphs import Arrays, Graphs, Provider, on_device, run_bound, run_session, run_values
+from adapter_export.runtime.head_results import (
+    Head,
+    check_context,
+    check_type,
+    own_classes,
+    own_results,
+    real_tokens,
+    stacked,
+)
 from adapter_export.runtime.loaded_adapters import Adapters, Claim, Entry, Statistics
 from adapter_export.runtime.padding import Origin, has_padding, misplaced, without_padding
 from adapter_export.runtime.prefixes import Prefixes, digest_of
@@ -389,7 +386,7 @@ class Session:
         )
         answers = []
         for (output, task), outputs in zip(tasks, found, strict=True):
-            rows = [answer(task, result) for result in outputs[output]]
+            rows = [task.answer(result) for result in outputs[output]]
             answers.append([one for one in rows if isinstance(one, Prediction)])
         return answers
 
@@ -585,7 +582,8 @@ class Session:
         tasks = [check_type(entry, problem)[1] for entry in entries]
         for row, (task, own) in enumerate(zip(tasks, contexts, strict=True)):
             check_context(task, own, f"row {row}")
-        return [answer(*row) for row in zip(tasks, results, real, contexts, strict=True)]
+        rows = zip(tasks, results, real, contexts, strict=True)
+        return [task.answer(result, own, context) for task, result, own, context in rows]
 
     def _results(
         self,

@@ -10,13 +10,13 @@ import numpy as np
 from adapter_export.errors import RequestError, argument
 from adapter_export.format.manifest import Manifest, token_axis
 from adapter_export.graph.tasks import Task
+from adapter_export.graph.tasks.answers import Asked, ReadText, TextAnswer, is_choices
 from adapter_export.runtime.answerer import Answerer, LongTexts, Reading, Row
 from adapter_export.runtime.batches import TOKEN_BUDGET, Progress
 from adapter_export.runtime.check_inputs import Weighting, weights_of_each
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.session import Session
 from adapter_export.runtime.strength import Strength, strength_of_each
-from adapter_export.runtime.text_answers import Asked, ReadText, TextAnswer, is_choices
 from adapter_export.text import EncodedText, Pair, Side, Text, Tokenizer, Tokens, check_inputs
 
 
@@ -209,9 +209,9 @@ def prepared(text: Asked, task: Task | None, adapter: str | None, place: str) ->
     if task is None:
         return _pairs(text) if is_choices(text) else [cast(Text, text)]
     choices = is_choices(text)
-    if (isinstance(text, Pair) or choices) != (task.input == "pair") or (choices and task.type != "multiple_choice"):
+    if (isinstance(text, Pair) or choices) != (task.input == "pair") or (choices and not task.kind.has_choices):
         wanted = {"text": "one text", "pair": "a pair of texts"}[task.input]
-        if task.type == "multiple_choice":
+        if task.kind.has_choices:
             wanted = "a pair of texts, or a list of such pairs"
         raise RequestError(
             "is of another kind than the task takes",

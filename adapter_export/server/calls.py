@@ -9,9 +9,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapter_export.errors import RequestError, quoted
+from adapter_export.graph.tasks.answers import Asked
 from adapter_export.runtime.check_inputs import weights_of_each
 from adapter_export.runtime.strength import strength_of_each
-from adapter_export.runtime.text_answers import Asked
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.server.limits import MOST_ROWS
 from adapter_export.text import MOST_CHARACTERS, Pair

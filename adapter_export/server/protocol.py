@@ -199,7 +199,7 @@ def _metadata(target: Target) -> dict[str, Any]:
     outputs: list[dict[str, Any]] = []
     if task is not None:
         outputs.append({"name": ANSWER, "datatype": "BYTES", "shape": [-1]})
-        if task.type == "single_label":
+        if task.kind.one_label:
             outputs.append({"name": LABEL, "datatype": "BYTES", "shape": [-1]})
             outputs.append({"name": PROBABILITY, "datatype": "FP64", "shape": [-1]})
     own = None if target.adapter is None else session.output(target.adapter)
@@ -316,9 +316,9 @@ def _outputs(computed: Sequence[AnsweredRow], wanted: Sequence[str] | None) -> I
     """
     head, tensors = computed[0].head, list(computed[0].outputs[0])
     available = [] if head.task is None else [ANSWER]
-    if head.task is not None and head.task.type == "single_label":
+    if head.task is not None and head.task.kind.one_label:
         available += [LABEL, PROBABILITY]
-    lacks_context = head.task is not None and head.task.type == "span" and computed[0].row.is_arrays
+    lacks_context = head.task is not None and head.task.kind.needs_context and computed[0].row.is_arrays
     if wanted is None:
         own = [] if head.output is None or tensors_differ(computed, head.output) else [head.output]
         wanted = tensors if head.task is None else own if lacks_context else [*available, *own]

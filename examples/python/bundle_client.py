@@ -30,9 +30,9 @@ from golden import BATCHES, PARTS, RECORDED, TEXTS, Finding, findings
 from golden_answers import Fault
 
 from adapter_export.errors import AdapterExportError, RequestError
+from adapter_export.graph.tasks.answers import Asked
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answerer import Answerer, Row
-from adapter_export.runtime.text_answers import Asked
 from adapter_export.text import Pair
 
 BASE = "-"

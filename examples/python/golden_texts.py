@@ -12,7 +12,6 @@ from adapter_export.format.golden_texts import GoldenText, GoldenTextSet, read_g
 from adapter_export.format.lengths import Lengths
 from adapter_export.runtime import Bundle, Session
 from adapter_export.runtime.answerer import Answerer, Row
-from adapter_export.runtime.answers import answer, document
 from adapter_export.runtime.text_reader import TextReader, encoded, prepared
 
 
@@ -73,5 +72,5 @@ def _compared(
     for golden, found in zip(answered, Answerer(reader.session, reader).answer(asked), strict=True):
         (result,) = found.results
         context = None if golden.context is None else within(golden.context, len(result))
-        said = document(answer(found.head.task, result, None, context))
+        said = found.head.task.answer(result, None, context).document()
         yield golden, *differs(said, golden.answer, texts.absolute, golden.decided)

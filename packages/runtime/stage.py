@@ -17,6 +17,12 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SOURCE, TARGET = "adapter_export", "adapter_export_runtime"
 
+FOUND = ("adapter_export.graph.tasks.types",)
+"""Packages whose modules are found by scanning, so that nothing names them."""
+
+LEFT_OUT = ("adapter_export.graph.tasks.metrics",)
+"""Modules that only `evaluate` and training call, which need libraries that the runtime has not."""
+
 
 def _file(module: str) -> Path | None:
     """The file of a module of the package, if there is such a module."""
@@ -38,10 +44,11 @@ def modules() -> dict[str, Path]:
     """The files of the modules that the runtime needs, by name; without the package itself, which has its own here."""
     found: dict[str, Path] = {}
     waiting = [f"{SOURCE}.runtime", f"{SOURCE}.version"]
+    waiting += [f"{name}.{file.stem}" for name in FOUND for file in ROOT.joinpath(*name.split(".")).glob("*.py")]
     while waiting:
         name = waiting.pop()
         file = _file(name)
-        if name not in found and name.startswith(f"{SOURCE}.") and file is not None:
+        if name not in (*found, *LEFT_OUT) and name.startswith(f"{SOURCE}.") and file is not None:
             found[name] = file
             waiting += [name.rpartition(".")[0], *_imported(file)]
     return found

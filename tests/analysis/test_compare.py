@@ -28,7 +28,7 @@ from adapter_export.graph.compose import adapter_fusion
 from adapter_export.graph.heads import make_head
 from adapter_export.graph.kinds import BottleneckOptions
 from adapter_export.graph.tasks import Task
-from adapter_export.numerics.metrics import Judged, judge_classes, judge_numbers, judge_spans
+from adapter_export.graph.tasks.metrics import Judged, judge_classes, judge_numbers, judge_spans
 from adapter_export.tables import one_line
 from adapter_export.torch_backend.base.torch_base import load_base, write_base
 from schemas import validate

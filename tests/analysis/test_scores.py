@@ -18,7 +18,7 @@ from adapter_export.analysis.evaluation import (
 )
 from adapter_export.analysis.scores import NO_INTERVALS, Resampling, Score, score
 from adapter_export.errors import UsageError
-from adapter_export.numerics.metrics import (
+from adapter_export.graph.tasks.metrics import (
     CHOICES,
     CLASSES,
     NUMBERS,

@@ -24,7 +24,7 @@ from adapter_export.analysis.run_workers import Processes, RayWorkers
 from adapter_export.analysis.search import Search
 from adapter_export.analysis.sweep_results import Range, Run, Setting, Space, Sweep, Trial
 from adapter_export.errors import DataError, FileError, TrainingError, UsageError
-from adapter_export.numerics.metrics import Metric
+from adapter_export.graph.tasks.metrics import Metric
 
 QUICK = {"epochs": 1, "batch_size": 4, "bottlenecks": (2,), "kinds": ("pfeiffer", "ia3")}
 

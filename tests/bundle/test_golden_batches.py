@@ -38,12 +38,12 @@ from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, houlsby, pfeiffer
+from adapter_export.graph.tasks.types.span import LONGEST_SPAN
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import LENGTHS_KEY, OnnxBase, open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.quantise.precision import with_precision
 from adapter_export.runtime import Bundle
-from adapter_export.runtime.answers import LONGEST_SPAN
 
 GATED = pfeiffer(BottleneckOptions(gate=True))
 Inputs = dict[str, np.ndarray]

@@ -23,7 +23,7 @@ import adapter_export as ae
 from adapter_export.bundle.proof.proof_plan import plan_check
 from adapter_export.bundle.proof.prove import prove
 from adapter_export.bundle.report import Report
-from adapter_export.bundle.texts import answer_faults, is_decided
+from adapter_export.bundle.texts import answer_faults
 from adapter_export.errors import AdapterError, BaseModelError, FormatError
 from adapter_export.format.adapter_files import read_adapter, write_adapter
 from adapter_export.format.golden_texts import parse_golden_texts, read_golden_texts
@@ -417,7 +417,7 @@ def test_what_is_near_a_tie_is_not_decided() -> None:
         (span, logits * 0.1, False),
     ]
     for task, result, expected in cases:
-        assert is_decided(task, result, 0.1, context) is expected, (task.type, result)
+        assert task.is_decided(result, 0.1, context) is expected, (task.type, result)
 
 
 def test_differences_of_answers() -> None:

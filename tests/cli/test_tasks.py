@@ -14,8 +14,8 @@ import torch
 from adapter_export.api.models.base import open_base
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.graph.tasks import PROBLEM_TYPES
+from adapter_export.graph.tasks.answers import Answer
 from adapter_export.runtime import Bundle
-from adapter_export.runtime.answers import Answer, answer, document
 from adapter_export.text import Pair, Tokenizer, tokenizer_digest
 from adapter_export.torch_backend.attach import attach
 
@@ -169,13 +169,13 @@ def test_answers_are_those_of_the_model(name: str, bundle: Path, model: Path, ma
         results = reference.head(**{key: torch.from_numpy(array) for key, array in inputs.items()}).numpy()
     masks = inputs["attention_mask"] == 1
     for row, one in enumerate(found):
-        wanted = answer(task, results[row], masks[row], context[row])
+        wanted = task.answer(results[row], masks[row], context[row])
         assert numbers_of(one) == pytest.approx(numbers_of(wanted), abs=1e-5)
         assert getattr(one, "labels", None) == getattr(wanted, "labels", None)
 
 
 def numbers_of(found: Answer) -> list[float]:
-    said = document(found)
+    said = found.document()
     shares = said.pop("probabilities", {})
     return [*shares.values(), *(value for value in said.values() if isinstance(value, int | float))]
 

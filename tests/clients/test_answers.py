@@ -12,8 +12,8 @@ import pytest
 from clients import CLIENTS, Client, alike
 
 from adapter_export.graph.tasks import PROBLEM_TYPES
+from adapter_export.graph.tasks.types.span import LONGEST_SPAN
 from adapter_export.runtime import Bundle, Session
-from adapter_export.runtime.answers import LONGEST_SPAN, document
 
 pytestmark = pytest.mark.parametrize("client", CLIENTS, indirect=True)
 
@@ -53,7 +53,7 @@ def _expected(session: Session, rows: dict[str, np.ndarray], names: list[str]) -
     answers = session.answer(rows, adapters=names, context=list(_contexts(rows)))
     heads = [session.head(name) for name in names]
     return [
-        {"adapter": head.adapter, "task": head.task.type if head.task else None, **document(found)}
+        {"adapter": head.adapter, "task": head.task.type if head.task else None, **found.document()}
         for head, found in zip(heads, answers, strict=True)
     ]
 

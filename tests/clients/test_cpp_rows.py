@@ -21,7 +21,6 @@ from adapter_export.graph.kinds import BottleneckOptions, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.runtime import Bundle, Session
-from adapter_export.runtime.answers import document
 from adapter_export.text import Pair
 
 Arrays = Mapping[str, Sequence[Sequence[int]]]
@@ -51,7 +50,7 @@ def _written(folder: Path, arrays: Arrays) -> str:
 def _alone(session: Session, ids: Sequence[int], adapter: str) -> dict[str, Any]:
     """The answer of Python to one row without padding."""
     row = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
-    return {"adapter": adapter, "task": "single_label", **document(session.classify(row, adapter)[0])}
+    return {"adapter": adapter, "task": "single_label", **session.classify(row, adapter)[0].document()}
 
 
 def test_rows_of_several_lengths_and_adapters(cpp_client: Client, small_bundle: Path, tmp_path: Path) -> None:
@@ -82,13 +81,13 @@ def test_padding_before_the_tokens_is_removed(cpp_client: Client, task_bundle: P
     path = _written(tmp_path, {"input_ids": [ids], "attention_mask": [mask]})
     alone = {"input_ids": np.array([IDS]), "attention_mask": np.array([mask[3:11]])}
     (tokens,) = _run(cpp_client, task_bundle, "--inputs", path, "--adapter", "token")
-    expected = document(session.answer(alone, "token")[0])["tokens"]
+    expected = session.answer(alone, "token")[0].document()["tokens"]
     alike(tokens["tokens"], [None] * 3 + expected + [None])
     assert expected[2] is None
     context = [0] * 3 + [0, 1, 1, 1, 1, 0, 0, 0] + [0]
     words = ["--context", ",".join(map(str, context))]
     (span,) = _run(cpp_client, task_bundle, "--inputs", path, "--adapter", "span", *words)
-    own = document(session.answer(alone, "span", context=[np.array(context[3:11], bool)])[0])
+    own = session.answer(alone, "span", context=[np.array(context[3:11], bool)])[0].document()
     own = {**own, "first_token": own["first_token"] + 3, "last_token": own["last_token"] + 3}
     alike(span, {"adapter": "span", "task": "span", **own})
     (base,) = _run(cpp_client, task_bundle, "--inputs", path)

@@ -26,7 +26,6 @@ from safetensors.numpy import load_file
 
 from adapter_export.graph.tasks import PROBLEM_TYPES, ProblemType
 from adapter_export.runtime import Bundle, Session
-from adapter_export.runtime.answers import document
 from schemas import SCHEMAS
 
 NAMES = ("topic", "tone", "mood")
@@ -192,7 +191,7 @@ def test_an_adapter_at_a_strength(service: httpx.Client, session: Session) -> No
     for strength, each in ((-2, [-2] * 3), ([0.5, 1, 0], [0.5, 1, 0])):
         rows = service.post("/answer", json=_call(inputs, adapter="tone", strength=strength)).json()["rows"]
         for row, expected in zip(rows, session.classify(inputs, "tone", strength=each), strict=True):
-            alike(row, {"adapter": "tone", "task": "single_label", **document(expected)})
+            alike(row, {"adapter": "tone", "task": "single_label", **expected.document()})
     names: list[str | None] = ["topic", "tone", None]
     mixed = service.post("/answer", json=_call(inputs, adapters=names, strength=0.5)).json()["rows"]
     for at, (row, name) in enumerate(zip(mixed, names, strict=True)):
@@ -201,7 +200,8 @@ def test_an_adapter_at_a_strength(service: httpx.Client, session: Session) -> No
             _holds(row, one, None, session)
         else:
             alike(
-                row, {"adapter": name, "task": "single_label", **document(session.classify(one, name, strength=0.5)[0])}
+                row,
+                {"adapter": name, "task": "single_label", **session.classify(one, name, strength=0.5)[0].document()},
             )
     plain = service.post("/answer", json=_call(inputs, adapters=names)).json()["rows"]
     assert plain[0]["probability"] != pytest.approx(mixed[0]["probability"], abs=1e-3)
@@ -218,7 +218,7 @@ def test_a_context_says_which_tokens_may_be_the_answer(task_service: httpx.Clien
     body = _call(inputs, adapter="span", context=context.astype(int).tolist())
     rows = task_service.post("/answer", json=body).json()["rows"]
     for row, expected in zip(rows, answers, strict=True):
-        alike(row, {"adapter": "span", "task": "span", **document(expected)})
+        alike(row, {"adapter": "span", "task": "span", **expected.document()})
     assert (rows[1]["first_token"], rows[1]["last_token"]) == (tokens - 1, tokens - 1)
     body = _call(inputs, adapters=["span", "token", "span"], context=context.astype(int).tolist())
     mixed = task_service.post("/answer", json=body).json()["rows"]
@@ -250,9 +250,9 @@ def test_rows_of_several_lengths(service: httpx.Client, session: Session) -> Non
     weighed = service.post("/answer", json={"inputs": inputs, "adapter": "fusion", "weights": weights}).json()["rows"]
     for at, (row, one) in enumerate(zip(weighed, rows, strict=True)):
         expected = session.classify(one, "fixed" if at % 3 == 0 else "fusion")[0]
-        alike(row, {"adapter": "fusion", "task": "single_label", **document(expected)})
+        alike(row, {"adapter": "fusion", "task": "single_label", **expected.document()})
     assert weighed[0]["probability"] != pytest.approx(
-        document(session.classify(rows[0], "fusion")[0])["probability"], abs=1e-3
+        session.classify(rows[0], "fusion")[0].document()["probability"], abs=1e-3
     )
 
 
@@ -342,7 +342,7 @@ def test_a_task_is_said_when_an_adapter_is_loaded(task_service: httpx.Client, ta
     finally:
         task_service.delete("/adapters/said")
     (expected,) = session.answer({name: np.array(rows) for name, rows in INPUTS.items()}, "said")
-    alike(row, {"adapter": "said", "task": said.get("task", "single_label"), **document(expected)})
+    alike(row, {"adapter": "said", "task": said.get("task", "single_label"), **expected.document()})
 
 
 @pytest.mark.parametrize(

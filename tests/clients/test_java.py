@@ -16,7 +16,6 @@ from safetensors.numpy import load_file
 from toolchain import skip_or_fail
 
 from adapter_export.runtime import Bundle, Session
-from adapter_export.runtime.answers import document
 
 RELEASE = 22
 """Of Java, the first that calls C without a library."""
@@ -88,7 +87,7 @@ def session(small_bundle: Path) -> Session:
 def _documents(session: Session, names: list[str], **choice: Any) -> list[dict[str, Any]]:
     answers = session.answer(INPUTS, adapters=names, **choice)
     return [
-        {"adapter": name, "task": "single_label", **document(one)} for name, one in zip(names, answers, strict=True)
+        {"adapter": name, "task": "single_label", **one.document()} for name, one in zip(names, answers, strict=True)
     ]
 
 
@@ -139,16 +138,16 @@ def test_each_row_is_what_it_is_alone(found: dict[str, str], session: Session, t
     few = {"input_ids": np.array([[2, 7, 3]]), "attention_mask": np.ones((1, 3), np.int64)}
     asked = [(first, "tone"), (few, "topic"), (few, "tone")]
     lengths = [
-        {"adapter": name, "task": "single_label", **document(session.classify(row, name)[0])} for row, name in asked
+        {"adapter": name, "task": "single_label", **session.classify(row, name)[0].document()} for row, name in asked
     ]
     alike(json.loads(found["lengths"]), lengths)
     alike(json.loads(found["padding on the left"]), lengths[2:])
     for row, answer, name in zip((few, first), json.loads(found["weights"]), ("fusion", "fixed"), strict=True):
-        expected = document(session.classify(row, "fixed")[0])
+        expected = session.classify(row, "fixed")[0].document()
         alike(answer, {"adapter": name, "task": "single_label", **expected})
     context = [np.array([False, True, True])]
     (span,) = Bundle.open(task_bundle).session(threads=1).answer(few, "span", context=context)
-    alike(json.loads(found["span"]), [{"adapter": "span", "task": "span", **document(span)}])
+    alike(json.loads(found["span"]), [{"adapter": "span", "task": "span", **span.document()}])
 
 
 def test_a_text_that_comes_again_gives_the_same_bits(found: dict[str, str], session: Session) -> None:

@@ -21,7 +21,6 @@ from adapter_export.graph.kinds import BottleneckOptions, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.runtime import Bundle, Session
-from adapter_export.runtime.answers import document
 
 STEPS = LENGTHS[1]
 IDS = [2, 5, 6, 7, 12, 19, 3, 11]
@@ -55,7 +54,7 @@ def _adapters(*names: str) -> list[str]:
 def _alone(session: Session, ids: Sequence[int], adapter: str) -> dict[str, Any]:
     """The answer of Python to one row without padding."""
     row = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
-    return {"adapter": adapter, "task": "single_label", **document(session.classify(row, adapter)[0])}
+    return {"adapter": adapter, "task": "single_label", **session.classify(row, adapter)[0].document()}
 
 
 @every_client
@@ -107,12 +106,12 @@ def test_padding_before_the_tokens_is_removed(client: Client, task_bundle: Path,
     words = _arrays(tmp_path, [ids], [mask])
     alone = {"input_ids": np.array([IDS]), "attention_mask": np.array([mask[3:11]])}
     (tokens,) = _run(client, task_bundle, *words, *_adapters("token"))
-    expected = document(session.answer(alone, "token")[0])["tokens"]
+    expected = session.answer(alone, "token")[0].document()["tokens"]
     alike(tokens["tokens"], [None] * 3 + expected + [None])
     assert expected[2] is None
     context = [0] * 3 + [0, 1, 1, 1, 1, 0, 0, 0] + [0]
     (span,) = _run(client, task_bundle, *words, *_adapters("span"), "--context", ",".join(map(str, context)))
-    own = document(session.answer(alone, "span", context=[np.array(context[3:11], bool)])[0])
+    own = session.answer(alone, "span", context=[np.array(context[3:11], bool)])[0].document()
     own = {**own, "first_token": own["first_token"] + 3, "last_token": own["last_token"] + 3}
     alike(span, {"adapter": "span", "task": "span", **own})
     (base,) = _run(client, task_bundle, *words)

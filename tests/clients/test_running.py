@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from clients import CLIENTS, Client
 
+from adapter_export.graph.tasks.answers import Prediction
 from adapter_export.runtime import Bundle, Session
-from adapter_export.runtime.answers import Prediction
 
 CLOSE = 1e-5
 """Probabilities in float32, from numbers that are some ulp apart."""

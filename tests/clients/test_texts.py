@@ -14,8 +14,8 @@ from clients import Client, alike
 from text_bundle import LIMIT, LONGEST, TASKS
 
 from adapter_export.format.manifest_json import list_files
+from adapter_export.graph.tasks.answers import Asked
 from adapter_export.runtime import Bundle
-from adapter_export.runtime.text_answers import Asked
 from adapter_export.text import Pair, Tokenizer
 
 CLIENTS = ("node_client", "browser_client", "python_client")

@@ -16,7 +16,6 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, R
 from servers import free_port, running
 
 import adapter_export as ae
-from adapter_export.runtime.answers import document
 
 TEXTS = ["who wrote it?", "a bad film."]
 WEIGHTS = {"topic": 2.0, "tone": -0.5}
@@ -98,7 +97,7 @@ def test_a_client_sends_an_adapter_and_gets_its_answers(
         ids = np.array([row])
         given = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         alone = session.answer(given, "tone")[0]
-        alike(json.loads(line), [document(alone), session.run(given)["hidden"][0].tolist()])
+        alike(json.loads(line), [alone.document(), session.run(given)["hidden"][0].tolist()])
     assert "unexpected inference input 'adapter_ids'" in refused.stderr
 
 

@@ -32,7 +32,6 @@ from adapter_export.errors import AdapterExportError
 from adapter_export.runtime import Request, Session
 from adapter_export.runtime.answerer import Answerer
 from adapter_export.runtime.answerer import Row as AnsweredRow
-from adapter_export.runtime.answers import document
 from adapter_export.text import Pair
 
 
@@ -112,7 +111,7 @@ def session_answer(bundle: Bundle, rows: Sequence[Row], _: Any) -> Sequence[Docu
         else:
             names, strengths = [name_of(bundle, row) for row in some], [row.strength for row in some]
             found = session(bundle.folder).answer(inputs, adapters=names, strength=strengths, **choice)
-        return [named(bundle, row, document(one)) for row, one in zip(some, found, strict=True)]
+        return [named(bundle, row, one.document()) for row, one in zip(some, found, strict=True)]
 
     return together(rows, lambda row: (weighing(row), length(bundle, row)), ask)
 

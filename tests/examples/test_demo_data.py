@@ -56,7 +56,7 @@ def test_no_text_is_in_two_splits_and_the_splits_stay(demo_data: ModuleType, tmp
 
 def test_training_reads_the_same_rows(demo_data: ModuleType, tmp_path: Path) -> None:
     """Quotation marks and all: what `train` reads is what was split."""
-    from adapter_export.torch_backend.train.task import read_table
+    from adapter_export.torch_backend.train.task_files import read_table
 
     demo_data.write_splits(demo_data.sentiment(), tmp_path)
     found = read_table(tmp_path / "test.tsv")

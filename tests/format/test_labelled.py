@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from adapter_export.errors import DataError, UsageError
-from adapter_export.format.labelled import Columns, GivenSpan, labelled_rows, read_texts
+from adapter_export.format.labelled import Columns, labelled_rows, read_texts
 from adapter_export.graph.tasks import ProblemType
+from adapter_export.graph.tasks.types.span import GivenSpan
 
 PAIR = Columns("q", "c", "a")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adapter_export.errors import RequestError
-from adapter_export.runtime.text_answers import asked_of
+from adapter_export.runtime.answerer import asked_of
 from adapter_export.text import Pair
 
 

@@ -13,10 +13,19 @@ from text_bundle import LIMIT, LONGEST, TASKS
 
 from adapter_export.errors import RequestError
 from adapter_export.graph.tasks import Task
+from adapter_export.graph.tasks.answers import (
+    Choice,
+    Numbers,
+    Prediction,
+    ReadText,
+    Score,
+    Span,
+    TextAnswer,
+    TokenLabels,
+    Vector,
+)
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answerer import Reading
-from adapter_export.runtime.answers import Numbers, Prediction, Score, Span, TokenLabels, Vector, answer
-from adapter_export.runtime.text_answers import Choice, ReadText, TextAnswer, answered
 from adapter_export.runtime.text_reader import TextReader
 from adapter_export.text import EncodedText, Pair
 
@@ -45,7 +54,7 @@ def test_each_type_answers_as_the_session_does(reader: TextReader, name: str) ->
         if name == "place":
             types = np.array(row.encoding.type_ids)
             context = (types == 1) & (np.arange(len(types)) < len(types) - 1)
-        expected = answer(TASKS[name], result, None, context)
+        expected = TASKS[name].answer(result, None, context)
         assert (found.cut, found.windows) == (0, 1)
         if isinstance(expected, Prediction):
             assert isinstance(found.answer, Prediction)
@@ -212,7 +221,7 @@ def test_a_token_is_labelled_where_it_stands_farthest_from_an_edge(reader: TextR
         result = np.zeros((len(window.encoding.ids), 3), np.float32)
         result[:, number] = 9
         results.append(result)
-    found = answered(ReadText(text, windows, "x", task), results)
+    found = ReadText(text, windows, "x", task).answered(results)
     assert isinstance(found.answer, TokenLabels)
     labels = [one.label for one in found.answer.tokens if one is not None]
     assert len(windows) == 3

@@ -9,13 +9,14 @@ from small_encoder import BAD, GOOD, OTHER
 
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import KINDS, BottleneckOptions
+from adapter_export.graph.tasks.labels import class_indices
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel, attach
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.fx_view import flow_graph
-from adapter_export.torch_backend.train.data import TextExamples, TrainingData, class_indices
+from adapter_export.torch_backend.train.data import TextExamples, TrainingData
 from adapter_export.torch_backend.train.init_adapter import fresh_adapter
 
 LABELS = ("bad", "good")

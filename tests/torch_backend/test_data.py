@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from small_encoder import MAX_TOKENS, tokenizer_json
 
 from adapter_export.errors import DataError, RequestError
+from adapter_export.graph.tasks.labels import class_indices, label_names
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.train.data import (
     TextExamples,
-    class_indices,
     evaluation_batches,
-    label_names,
     split,
     training_batches,
 )

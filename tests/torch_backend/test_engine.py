@@ -26,7 +26,7 @@ from adapter_export.torch_backend.train.checkpoint import CHECKPOINT_FILE
 from adapter_export.torch_backend.train.data import Call, Rows, TextExamples, TrainingData, balanced
 from adapter_export.torch_backend.train.devices import Engine
 from adapter_export.torch_backend.train.init_adapter import fresh_adapter, with_head
-from adapter_export.torch_backend.train.objectives import class_loss, label_loss
+from adapter_export.torch_backend.train.objectives.objective import class_loss, label_loss
 from adapter_export.torch_backend.train.record import Silent, StepRecord, TrainingSettings
 from adapter_export.torch_backend.train.train_loop import train
 

@@ -23,7 +23,7 @@ from adapter_export.errors import BaseModelError, InputError
 from adapter_export.format.tensors import write_tensors
 from adapter_export.graph.adapter import BASE_HEAD, Adapter
 from adapter_export.graph.kinds.bottleneck import houlsby
-from adapter_export.runtime.answers import Vector
+from adapter_export.graph.tasks.answers import Vector
 from adapter_export.torch_backend.base.huggingface_folder import open_folder
 from adapter_export.torch_backend.base.sentence_folder import read_sentence_folder
 from adapter_export.torch_backend.train.init_adapter import fresh_adapter

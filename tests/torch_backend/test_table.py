@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapter_export.errors import DataError, FileError
-from adapter_export.torch_backend.train.task import LabelledTexts, read_table
+from adapter_export.torch_backend.train.task_files import LabelledTexts, read_table
 
 ROWS = [("Good, they say", "pos"), ('He said "no"', "neg"), ("a\tb", "pos"), ("naïve — 日本", "neg")]
 

@@ -17,11 +17,12 @@ from torch.nn import functional as F
 
 from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import DataError
-from adapter_export.format.labelled import Columns, GivenSpan
+from adapter_export.format.labelled import Columns
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds import houlsby
 from adapter_export.graph.tasks import ProblemType, Task
+from adapter_export.graph.tasks.types.span import GivenSpan
 from adapter_export.numerics.evaluate_adapter import evaluate_head
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
@@ -34,14 +35,10 @@ from adapter_export.torch_backend.torch_runner import TorchRunner
 from adapter_export.torch_backend.train.data import TextExamples, TrainingData
 from adapter_export.torch_backend.train.init_adapter import fresh_adapter
 from adapter_export.torch_backend.train.measure import cosine_apart, measure
-from adapter_export.torch_backend.train.objectives import (
-    IGNORED,
-    class_loss,
-    contrastive_loss,
-    span_loss,
-)
+from adapter_export.torch_backend.train.objectives import OBJECTIVES
+from adapter_export.torch_backend.train.objectives.objective import IGNORED, class_loss
 from adapter_export.torch_backend.train.record import Silent, StepRecord, TrainingSettings
-from adapter_export.torch_backend.train.task import TaskFiles, TextTask, read_task
+from adapter_export.torch_backend.train.task_files import TaskFiles, TextTask, read_task
 from adapter_export.torch_backend.train.train_loop import evaluate, train
 
 TAGS = {**dict.fromkeys(GOOD, "praise"), **dict.fromkeys(BAD, "blame")}
@@ -199,7 +196,7 @@ class TestSpans:
         assert (found.cut, found.lost) == (1, 1)
         results, places = found.matched(torch.randn(1, 10, 2), np.array([0]))
         assert places.tolist() == [[IGNORED, IGNORED]]
-        assert [float(one) for one in span_loss(results, places)] == [0, 0]
+        assert [float(one) for one in OBJECTIVES["span"].loss(results, places, None)] == [0, 0]
         left = TextExamples.of(text, [(GivenSpan("dull", 32),)], tokenizer, names, "span", "left")
         assert (left.cut, left.lost) == (1, 0)
 
@@ -207,7 +204,7 @@ class TestSpans:
         logits, places = torch.randn(2, 4, 2), torch.tensor([[0, 2], [IGNORED, IGNORED]])
         logits[:, 3] = -torch.inf
         shares = torch.log_softmax(logits[0, :3], 0)
-        total, weight = span_loss(logits, places)
+        total, weight = OBJECTIVES["span"].loss(logits, places, None)
         torch.testing.assert_close(total, -(shares[0, 0] + shares[2, 1]))
         assert weight == 2
 
@@ -257,7 +254,9 @@ class TestTokenTargets:
         assert learnt(found, [0, 1]) == [first, [IGNORED, 1, *[IGNORED] * 5]]
         assert learnt(found, [1]) == [[IGNORED, 1, IGNORED]]
         assert learnt(found.only(np.array([1])), [0]) == [[IGNORED, 1, IGNORED]]
-        assert found.words_with_tokens() == [3, 1]
+        flat = np.zeros((4, 3)), np.array([2, 0, 1, 1])
+        measured = OBJECTIVES["token"].measured(Task("token", ("a", "b", "c")), *flat, found)
+        assert [row.tolist() for row in measured.right] == [[2, 0, 1], [1]]
 
     def test_padding_has_no_class(self, base: TorchBase, tmp_path: Path) -> None:
         found = read(base, "token", tmp_path).training
@@ -298,14 +297,14 @@ def test_the_contrastive_loss_by_hand() -> None:
         total = np.log(sum(np.exp(unit[row] @ unit[k] / 0.1) for k in others))
         peers = [k for k in others if classes[k] == classes[row]]
         losses.append(-np.mean([unit[row] @ unit[k] / 0.1 - total for k in peers]))
-    total, weight = contrastive_loss(torch.from_numpy(vectors), torch.from_numpy(classes))
+    total, weight = OBJECTIVES["embedding"].loss(torch.from_numpy(vectors), torch.from_numpy(classes), None)
     assert float(total) == pytest.approx(np.sum(losses), rel=1e-9)
     assert weight == len(losses)
 
 
 def test_rows_without_peers_give_no_loss_and_no_broken_gradient() -> None:
     vectors = torch.randn(3, 4, requires_grad=True)
-    loss, weight = contrastive_loss(vectors, torch.arange(3))
+    loss, weight = OBJECTIVES["embedding"].loss(vectors, torch.arange(3), None)
     loss.backward()
     assert (loss.item(), weight) == (0, 0)
     assert vectors.grad is not None

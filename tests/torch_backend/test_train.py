@@ -19,7 +19,7 @@ from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.torch_base import TorchBase, fingerprint
 from adapter_export.torch_backend.train.checkpoint import CHECKPOINT_FILE
 from adapter_export.torch_backend.train.data import TrainingData
-from adapter_export.torch_backend.train.objectives import Scores
+from adapter_export.torch_backend.train.objectives.objective import Scores
 from adapter_export.torch_backend.train.record import EpochRecord, Silent, StepRecord, TrainingSettings
 from adapter_export.torch_backend.train.train_loop import evaluate, train
 

@@ -35,7 +35,7 @@ from adapter_export.api.training.train import (
 )
 from adapter_export.errors import AdapterError, BaseMismatchError, ParityError, UsageError, argument
 from adapter_export.format.labelled import Columns
-from adapter_export.graph.tasks import CAUSAL_LM, DEFAULT_TYPE, Task
+from adapter_export.graph.tasks import CAUSAL_LM, DEFAULT_TYPE, TASK_TYPES, Task
 from adapter_export.option import (
     DEVICE,
     LABEL,
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from adapter_export.torch_backend.train.data import Examples
     from adapter_export.torch_backend.train.distil_loop import Student
     from adapter_export.torch_backend.train.record import Progress, TrainingResult
-    from adapter_export.torch_backend.train.task import TaskFiles, TextTask
+    from adapter_export.torch_backend.train.task_files import TaskFiles, TextTask
 
 STUDENT, GRAPH, REPORT = "model.pt", "model.onnx", "distillation.json"
 """What `distil` writes: the base archive with its head, the plain ONNX graph, and the report."""
@@ -298,7 +298,7 @@ def drop(
     from adapter_export.torch_backend.attach import attach
     from adapter_export.torch_backend.train.measure import judged
     from adapter_export.torch_backend.train.record import TrainingSettings
-    from adapter_export.torch_backend.train.task import read_examples
+    from adapter_export.torch_backend.train.task_files import read_examples
     from adapter_export.torch_backend.train.train_loop import answered
 
     if picture is not None:
@@ -428,7 +428,7 @@ def _words(
     words, columns = source_of_rows(base, given, columns, tokenizer=tokenizer, max_tokens=limit)
     if task is None:
         return words, columns
-    paired = task.input == "pair" or task.type in ("multiple_choice", "span", "ranking")
+    paired = task.input == "pair" or task.kind.pairs == "required"
     if task.input in ("text", "pair") and paired != (columns.pair is not None):
         fix = f"name the column of the second texts: {argument('pair')}" if paired else f"leave {argument('pair')} out"
         raise UsageError(f"the teacher answers {'pairs of texts' if paired else 'single texts'}", fix=fix)
@@ -451,14 +451,14 @@ def _read(base: Base, files: TaskFiles, words: Any, seed: int, unlabelled: PathL
     from adapter_export.format.labelled import read_texts
     from adapter_export.text import Pair
     from adapter_export.torch_backend.train.data import TextExamples
-    from adapter_export.torch_backend.train.objectives import IGNORED
-    from adapter_export.torch_backend.train.task import read_task
+    from adapter_export.torch_backend.train.objectives.objective import IGNORED
+    from adapter_export.torch_backend.train.task_files import read_task
 
     rows = read_task(files, words, tuple(record.name for record in base.inputs), seed)
     if unlabelled is None:
         return rows
     learnt = rows.training
-    if files.problem != "single_label" or not isinstance(learnt, TextExamples):
+    if not TASK_TYPES[files.problem].one_label or not isinstance(learnt, TextExamples):
         what = "only a text with one label may be without it"
         raise UsageError(what, where=argument("unlabelled"), found=f"the task `{files.problem}`", fix="leave it out")
     held_out = {text for part in (rows.validation, rows.test) if part is not None for text in part.texts}
@@ -526,7 +526,7 @@ def _attached(
         head = fresh_head(given, rows, sites.width, paired=paired)
         head, started = as_own(base, head) if given.get("head") == "own" else (head, {})
         first = head_alone(head, BASE_HEAD, own.fingerprint, seed=seed)
-        if rows.problem in ("multi_label", "ranking"):
+        if TASK_TYPES[rows.problem].starts_at_prior:
             first = with_prior(first, rows.training.answers)
         return Student(own, replace(first, weights={**first.weights, **started}), its), None
     weights = {name: tensor for name, tensor in adapter.weights.items() if name.startswith(f"{HEAD}.")}

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from adapter_export.analysis.search import Search
     from adapter_export.analysis.sweep_results import Range, Run, Setting, Space, Sweep, Trial
     from adapter_export.graph.adapter import Adapter
-    from adapter_export.numerics.metrics import Metric
+    from adapter_export.graph.tasks.metrics import Metric
 
 OnRun = Callable[["Run", int], None]
 """Is told of a training that ended, and how many there are in all."""
@@ -303,7 +303,7 @@ def _outcome(future: Future[_Outcome]) -> _Outcome:
 def _scored(folder: Path, seed: int) -> tuple[Run, Metric]:
     """Return the scores of a finished training, and the metric that decided which epoch was kept."""
     from adapter_export.analysis.sweep_results import Run
-    from adapter_export.numerics.metrics import Metric
+    from adapter_export.graph.tasks.metrics import Metric
     from adapter_export.torch_backend.train.measure import LOSS, deciding
 
     adapter = load_adapter(folder)

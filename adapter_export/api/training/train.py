@@ -25,7 +25,7 @@ from adapter_export.api.training.fusion import FusionOptions, fused, fusion_opti
 from adapter_export.errors import BaseModelError, TrainingError, UsageError, argument, quoted, within
 from adapter_export.format.labelled import Columns
 from adapter_export.graph.ops import ACTIVATIONS
-from adapter_export.graph.tasks import CAUSAL_LM, DEFAULT_TYPE, LABELLED, LEARNT, TOKEN_TYPES, Learnt, Task
+from adapter_export.graph.tasks import CAUSAL_LM, DEFAULT_TYPE, LEARNT, TASK_TYPES, Learnt, Task
 from adapter_export.option import (
     DEVICE,
     LABEL,
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from adapter_export.torch_backend.train.devices import Engine
     from adapter_export.torch_backend.train.language import LanguageExamples
     from adapter_export.torch_backend.train.record import Progress, TrainingResult
-    from adapter_export.torch_backend.train.task import TaskFiles, TextTask
+    from adapter_export.torch_backend.train.task_files import TaskFiles, TextTask
 
 MAX_TOKENS = 128
 """Where texts are cut if nobody says it and the model takes as many."""
@@ -276,7 +276,7 @@ def train(
     from adapter_export.torch_backend.train.measure import cosine_apart
     from adapter_export.torch_backend.train.media_examples import MediaExamples
     from adapter_export.torch_backend.train.record import TrainingSettings, training_record
-    from adapter_export.torch_backend.train.task import read_task
+    from adapter_export.torch_backend.train.task_files import read_task
     from adapter_export.torch_backend.train.train_loop import answered, evaluate
     from adapter_export.torch_backend.train.train_loop import train as learn
 
@@ -317,7 +317,7 @@ def train(
         scheme, seed = init or chosen.scheme, settings.seed
         first = fresh_adapter(chosen, sites, name=title, base=opened.fingerprint, scheme=scheme, seed=seed, head=head)
         start = f"`{scheme}`"
-    if rows.problem in ("multi_label", "ranking"):
+    if TASK_TYPES[rows.problem].starts_at_prior:
         first = with_prior(first, rows.training.answers)
     first = replace(first, weights={**first.weights, **started})
     model = bases.attach(torch_base, first, sites=sites, learned=learned)
@@ -503,10 +503,10 @@ def check_head(given: Mapping[str, Any]) -> None:
         if strange and not belongs:
             raise UsageError(whose, found=", ".join(map(argument, strange)), fix="leave it out")
     unfit = [] if layers else ["head_width", "head_activation"]
-    unfit += [] if task == "embedding" else ["vector_width", "l2_normalise"]
-    unfit += ["pooling"] if task in TOKEN_TYPES else []
-    unfit += [] if task == "multi_label" else ["thresholds"]
-    unfit += [] if task == "embedding" else ["prefix"]
+    kind = TASK_TYPES[task]
+    unfit += [] if kind.is_vector else ["vector_width", "l2_normalise", "prefix"]
+    unfit += [] if kind.pools else ["pooling"]
+    unfit += [] if kind.has_thresholds else ["thresholds"]
     for option in unfit:
         if option in given:
             raise UsageError(
@@ -531,8 +531,9 @@ def fresh_head(given: Mapping[str, Any], rows: TextTask, width: int, *, paired: 
         projection="vector_width" in given,
         l2_normalise=given.get("l2_normalise", False),
     )
-    labels = rows.labels if rows.problem in LABELLED else ()
-    assert rows.problem != "causal_lm"  # which has no head
+    kind = TASK_TYPES[rows.problem]
+    labels = rows.labels if kind.has_labels else ()
+    assert kind.has_head
     thresholds = thresholds_for(labels, given.get("thresholds", ()))
     if isinstance(rows.training, MediaExamples):
         record = rows.training.source.media.record
@@ -541,8 +542,7 @@ def fresh_head(given: Mapping[str, Any], rows: TextTask, width: int, *, paired: 
         task = Task(
             rows.problem,
             labels,
-            # a ranking learns how probable it is that two go together
-            activation="sigmoid" if rows.problem == "ranking" else None,
+            activation=kind.trained_activation,
             thresholds=thresholds,
             input="pair" if paired else "text",
             max_tokens=rows.training.tokenizer.max_tokens,
@@ -585,7 +585,7 @@ def as_own(base: Base, fresh: Head) -> tuple[Head, Weights]:
         else own.weights[f"{HEAD}.{name}"]
         for name, shape in head.graph.parameters.items()
     }
-    facts = embedding_facts(head.graph) if wanted.type == "embedding" else {}
+    facts = embedding_facts(head.graph) if wanted.kind.is_vector else {}
     return replace(head, task=replace(wanted, **facts)), weights
 
 
@@ -626,7 +626,7 @@ def task_files(
     skip_incomplete: bool,
 ) -> TaskFiles:
     """Return the files to learn from, to validate and to test by, as a task reads them, or as the options say it."""
-    from adapter_export.torch_backend.train.task import TaskFiles
+    from adapter_export.torch_backend.train.task_files import TaskFiles
 
     if task is None:
         side = given.get("truncation", getattr(words, "side", "right"))

@@ -33,7 +33,6 @@ from adapter_export.format.check_report import (
     WorstRecord,
     verdict,
 )
-from adapter_export.graph.tasks import is_classified
 from adapter_export.numerics.budget import Budget
 from adapter_export.numerics.runner import Runner, run
 
@@ -285,7 +284,9 @@ def _of_adapter(
         on_step(f"{name or BASE}, {case.name}: against float32")
     for each, pairs in sides.items():
         if pairs[0][1].dtype.kind == "f":
-            is_logits = record is not None and is_classified(record.task) and each == output
+            is_logits = (
+                record is not None and record.task is not None and record.task.kind.picks_largest and each == output
+            )
             yield _agreement(name, each, pairs, is_logits=is_logits)
 
 

@@ -57,7 +57,6 @@ from adapter_export.format.check_report import (
     verdict,
 )
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.tasks import is_classified
 from adapter_export.numerics.budget import Budget
 from adapter_export.numerics.runner import DRAWS, Arrays, Undefined, run
 from adapter_export.runtime.bank import MASK_BELOW
@@ -118,7 +117,11 @@ def compare_outputs(
     """
     case, record = golden.cases[at], None if golden.adapter is None else graph.bundle.record(golden.adapter)
     logits = {"logits"} & set(graph.bundle.base_outputs)
-    logits |= {record.output or ""} if record is not None and is_classified(record.task) else set()
+    logits |= (
+        {record.output or ""}
+        if record is not None and record.task is not None and record.task.kind.picks_largest
+        else set()
+    )
 
     def result(output: str, part: Split, comparison: ComparisonRecord) -> OutputRecord:
         return OutputRecord(

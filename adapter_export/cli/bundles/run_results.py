@@ -13,16 +13,11 @@ from adapter_export.batch.table_rows import document_of as document_of
 from adapter_export.batch.table_rows import json_line, shown_texts
 from adapter_export.cli.output import emit_json, say, show
 from adapter_export.format.manifest import Manifest
-from adapter_export.graph.tasks import ProblemType
+from adapter_export.graph.tasks import TASK_TYPES, ProblemType
+from adapter_export.graph.tasks.answers import ShownRow, TextAnswer
 from adapter_export.runtime.answerer import AnsweredRow
-from adapter_export.runtime.answers import Answer, Head, LabelSet, Numbers, Prediction, Score, Span, TokenLabels, Vector
-from adapter_export.runtime.text_answers import Choice, TextAnswer
+from adapter_export.runtime.head_results import Head
 from adapter_export.tables import Table
-
-_FEW = 3
-_NUMBERS_SHOWN = 5
-_BAR = 24
-_EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 
 
 @dataclass(frozen=True)
@@ -52,18 +47,11 @@ class Result:
         """The problem type of its adapter's task; `None` without a task."""
         return None if self.head.task is None else self.head.task.type
 
-    def answer(self) -> Answer | Choice:
-        """Return the answer of the adapter to the row."""
+    @property
+    def shown(self) -> ShownRow:
+        """The row with its answer."""
         assert self.said is not None  # as callers have seen
-        return self.said.answer
-
-    def token_classes(self) -> list[tuple[str, Prediction]]:
-        """Return its tokens, as the tokenizer writes them or by their places, with the class of each."""
-        assert self.said is not None
-        assert isinstance(self.said.answer, TokenLabels)
-        labels = self.said.answer.tokens
-        names = [token.text for token in self.said.tokens] or [f"token {place}" for place in range(len(labels))]
-        return [(name, one) for name, one in zip(names, labels, strict=True) if one is not None]
+        return ShownRow(self.name, self.said, self.texts.get("choices", ()))
 
 
 @dataclass(frozen=True)
@@ -101,7 +89,7 @@ def show_results(found: Sequence[Any], *, as_json: bool) -> None:
         show(_summaries(found))
         return
     show(*tables(found))
-    if {result.type for result in found} == {"embedding"}:
+    if all(result.type is not None and TASK_TYPES[result.type].is_vector for result in found):
         say("`--out FILE.npz` or `--json` gives the vectors whole.")
 
 
@@ -139,88 +127,17 @@ def stacked(rows: Sequence[tuple[str | None, Mapping[str, np.ndarray]]], manifes
 
 def tables(results: Sequence[Result]) -> Iterator[Table | str]:
     """Return what to show; where the rows ran through different adapters, one line for each row."""
-    problem = results[0].type if len({result.head for result in results}) == 1 else None
-    match problem:
-        case "single_label" if len(results) <= _FEW:
-            for result in results:
-                yield from (result.name, _shares(result.answer(), "label"))
-        case "multi_label" if len(results) <= _FEW:
-            for result in results:
-                yield from (result.name, _shares(result.answer(), "label"))
-        case "single_label" | "multi_label" | "ranking" | "multiple_choice" | "span":
-            rows = [(result.name, *_cells(result)) for result in results]
-            columns = {"ranking": "score", "multiple_choice": "choice", "span": "answer"}
-            yield Table(("text", columns.get(problem, "label"), "probability", ""), rows, numbers="llr")
-        case "token":
-            for result in results:
-                cells = [(token, one.label, *_share(one.probability)) for token, one in result.token_classes()]
-                yield from (result.name, Table(("token", "label", "probability", ""), cells, numbers="llr"))
-        case "regression":
-            numbers_of = [_values(result) for result in results]
-            count = len(numbers_of[0])
-            columns_of = ["number"] if count == 1 else [f"number {place}" for place in range(count)]
-            found = zip(results, numbers_of, strict=True)
-            numbers = [[result.name, *(f"{number:.6g}" for number in values)] for result, values in found]
-            yield Table(("text", *columns_of), numbers, numbers="l" + "r" * count)
-        case "embedding":
-            lengths = [f"{float(np.linalg.norm(_values(result))):.4g}" for result in results]
-            vectors_of = zip(results, lengths, strict=True)
-            vectors = [(result.name, len(_values(result)), length, _cells(result)[0]) for result, length in vectors_of]
-            yield Table(("text", "width", "length", "vector"), vectors, numbers="lrr")
-        case None:
-            mixed = [(result.name, result.head.adapter or "the base alone", *_cells(result)) for result in results]
-            yield Table(("text", "adapter", "result", "probability", ""), mixed, numbers="lllr")
-
-
-def _shares(said: Answer | Choice, column: str) -> Table:
-    """List the classes of a text, the most probable first; of several labels, those that apply are marked."""
-    assert isinstance(said, Prediction | LabelSet)
-    ranked = sorted(said.probabilities.items(), key=lambda item: -item[1])
-    applies = set(said.labels) if isinstance(said, LabelSet) else set()
-    rows = [(f"{label} ✓" if label in applies else label, *_share(number)) for label, number in ranked]
-    return Table((column, "probability", ""), rows, numbers="lr")
-
-
-def _values(result: Result) -> np.ndarray:
-    said = result.answer()
-    assert isinstance(said, Numbers | Vector)
-    return said.numbers if isinstance(said, Numbers) else said.vector
-
-
-def bar(probability: float) -> str:
-    """Return a bar whose length is a probability, in eighths of a character."""
-    full, eighths = divmod(round(probability * _BAR * 8), 8)
-    return "█" * full + _EIGHTHS[eighths]
-
-
-def _share(probability: float) -> tuple[str, str]:
-    return f"{probability:.3f}", bar(probability)
+    types = {result.type for result in results}
+    (problem,) = types if len({result.head for result in results}) == 1 else (None,)
+    if problem is not None:
+        yield from TASK_TYPES[problem].tables([result.shown for result in results])
+        return
+    mixed = [(result.name, result.head.adapter or "the base alone", *_cells(result)) for result in results]
+    yield Table(("text", "adapter", "result", "probability", ""), mixed, numbers="lllr")
 
 
 def _cells(result: Result) -> tuple[str, str, str]:
     """Return the result in a line: what it is, and of a class its probability."""
-    if result.said is None:
+    if result.said is None or result.type is None:
         return ", ".join(f"{one.name} {list(one.shape)}" for one in result.outputs), "", ""
-    said = result.answer()
-    match said:
-        case Prediction():
-            return said.label, *_share(said.probability)
-        case LabelSet():
-            shares = [said.probabilities[label] for label in said.labels]
-            return ", ".join(said.labels) or "none", *(_share(min(shares)) if shares else ("", ""))
-        case TokenLabels():
-            return " ".join(f"{token}/{one.label}" for token, one in result.token_classes()), "", ""
-        case Span():
-            text = (
-                f"tokens {said.first_token} to {said.last_token}" if result.said.span is None else result.said.span[0]
-            )
-            return text, *_share(said.probability)
-        case Choice():
-            choices = result.texts.get("choices", ())
-            return choices[said.choice], *_share(said.probabilities[said.choice])
-        case Score():
-            return f"{said.score:.4f}", "", ""
-        case _:
-            values = _values(result)
-            more = " …" if len(values) > _NUMBERS_SHOWN else ""
-            return " ".join(f"{number:.4f}" for number in values[:_NUMBERS_SHOWN]) + more, "", ""
+    return TASK_TYPES[result.type].cells(result.shown)

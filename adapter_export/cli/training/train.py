@@ -210,6 +210,6 @@ def _epochs(record: Mapping[str, Any]) -> Table:
 
 def _metrics(scores: Mapping[str, float]) -> list[tuple[str, float]]:
     """The metrics among scores, each by its name for people."""
-    from adapter_export.numerics.metrics import Metric
+    from adapter_export.graph.tasks.metrics import Metric
 
     return [(Metric(name).words, value) for name, value in scores.items() if name != "loss"]

@@ -16,7 +16,7 @@ from adapter_export.errors import AdapterError, FormatError, UsageError, argumen
 from adapter_export.graph.adapter import Adapter, Head
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.ops import activation_named
-from adapter_export.graph.tasks import RESULT_WIDTHS, TOKEN_TYPES, ProblemType, Task
+from adapter_export.graph.tasks import TASK_TYPES, ProblemType, Task
 from adapter_export.importers.adapterhub.adapterhub_config import LoraConfig, check_base, read_config
 from adapter_export.importers.adapterhub.adapterhub_folder import (
     HEAD_CONFIG,
@@ -142,14 +142,7 @@ def _setup_head(setup: Setup, read_pickle: ReadPickle | None) -> Saved | None:
 
 _WITHOUT = f"give {argument('without_head', True)} to import the adapter alone"
 
-_TASKS: Mapping[str, ProblemType] = {
-    "classification": "single_label",
-    "multilabel_classification": "multi_label",
-    "image_classification": "single_label",
-    "tagging": "token",
-    "question_answering": "span",
-    "multiple_choice": "multiple_choice",
-}
+_TASKS: Mapping[str, ProblemType] = {head: name for name, kind in TASK_TYPES.items() for head in kind.adapterhub_heads}
 _REFUSED = {
     "dependency_parsing": "it compares pairs of words",
     "masked_lm": "it predicts tokens",
@@ -169,7 +162,7 @@ def _import_head(saved: Saved | None, width: int) -> tuple[Head | None, Weights,
         activation = config.get("activation_function")
         try:
             options = HeadOptions(
-                pooling="mean" if task.type in TOKEN_TYPES else "first",
+                pooling="first" if task.kind.pools else "mean",
                 dense=config["layers"] - 1,
                 activation=activation_named(str(activation)) if activation else "identity",
                 dropout=float(config.get("dropout_prob") or 0.0),
@@ -236,17 +229,18 @@ def _config(saved: Saved) -> Mapping[str, Any]:
 def _task(config: Mapping[str, Any]) -> tuple[Task, int]:
     """The task, with its labels in the order of the logits, and how many numbers there are."""
     problem = _TASKS[config["head_type"]]
-    if problem == "multiple_choice":  # the library gives it no `num_labels`: one number for each choice
-        return Task(problem, input="pair"), RESULT_WIDTHS[problem]
+    width = TASK_TYPES[problem].width
+    if width == 1:  # the library gives it no `num_labels`: one number for each choice
+        return Task(problem, input="pair"), width
     numbers = config.get("num_labels")
     if not isinstance(numbers, int) or isinstance(numbers, bool) or numbers < 1:
         raise FormatError("has no number of classes", found=f"`num_labels`: {numbers}", expected="at least 1")
-    if problem == "span":
-        if numbers != RESULT_WIDTHS[problem]:
+    if width is not None:
+        if numbers != width:
             raise AdapterError(
                 "a head for questions that gives no start and end",
                 found=f"`num_labels`: {numbers}",
-                expected=f"{RESULT_WIDTHS[problem]}",
+                expected=f"{width}",
                 fix=_WITHOUT,
             )
         return Task(problem, input="pair"), numbers

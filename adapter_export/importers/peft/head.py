@@ -17,7 +17,7 @@ from adapter_export.errors import AdapterError, TensorError, UsageError, argumen
 from adapter_export.format.model_config import class_type
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.heads import HeadOptions, make_head
-from adapter_export.graph.tasks import LABELLED, RESULT_WIDTHS, TOKEN_TYPES, ProblemType, Task
+from adapter_export.graph.tasks import PROBLEM_TYPES, TASK_TYPES, ProblemType, Task
 from adapter_export.importers.peft.methods import Change
 from adapter_export.importers.peft.peft_folder import Sorted
 from adapter_export.importers.peft.peft_options import Options
@@ -53,13 +53,15 @@ RECIPES: Mapping[str, KnownHead] = {
 TOKENS = "tokens"
 """The pooling of a head that pools nothing: one result for each token."""
 
-_TASKS: Mapping[str, ProblemType] = {"SEQ_CLS": "single_label", "TOKEN_CLS": "token", "QUESTION_ANS": "span"}
+_TASKS: Mapping[str, ProblemType] = {kind.peft_type: name for name, kind in TASK_TYPES.items() if kind.peft_type}
 """What the head is for, by PEFT's task.
 
 A head for one label of a text may be one for several, or for numbers: all are saved alike.
 """
 
-_OF_A_TEXT: tuple[ProblemType, ...] = ("single_label", "multi_label", "regression", "ranking")
+_OF_A_TEXT = tuple(
+    name for name in PROBLEM_TYPES if (one := TASK_TYPES[name]).output == "logits" and not one.has_choices
+)
 """What a head may answer that PEFT saved for `SEQ_CLS`."""
 
 _UNKNOWN = (
@@ -151,7 +153,7 @@ def take_head(
         names = quoted(found.saved)
         return MadeHead(used=frozenset([*found.saved, *read]), notes=(f"the head was left out: {names}",))
     saved = _saved_type(options, choice, in_base, where)
-    tokens = saved in TOKEN_TYPES if saved is not None else choice.pooling == TOKENS
+    tokens = not TASK_TYPES[saved].pools if saved is not None else choice.pooling == TOKENS
     recipe = KnownHead(TOKENS) if tokens else _recipe(found, taker, choice, where)
     return _Maker(found, taker, changes, base, width, where).make(saved, recipe, choice)
 
@@ -177,7 +179,7 @@ def _saved_type(options: Options, choice: HeadChoice, in_base: Sequence[str], wh
         found = f"{argument('task', choice.task)}, and PEFT saved `{named}`"
         raise UsageError("the head answers another question", where=where, found=found)
     wanted = choice.task or saved
-    if wanted is not None and choice.pooling is not None and (wanted in TOKEN_TYPES) != (choice.pooling == TOKENS):
+    if wanted is not None and choice.pooling is not None and TASK_TYPES[wanted].pools == (choice.pooling == TOKENS):
         found = f"{argument('pooling', choice.pooling)} of a head for `{wanted}`"
         raise UsageError("the head does not read that", where=where, found=found)
     return wanted
@@ -331,16 +333,16 @@ def _task(
         notes += [] if known or count == 1 else [_GUESSED if named else _UNKNOWN]
     if problem is None:
         return None, tuple(notes)
-    wanted = RESULT_WIDTHS.get(problem, count)
+    kind = TASK_TYPES[problem]
+    wanted = kind.width or count
     if count != wanted:
         raise AdapterError(f"a head for `{problem}` gives another number", found=count, expected=wanted)
-    if problem in LABELLED and not named:
+    if kind.has_labels and not named:
         named = _default_labels(count)
         notes.append(
             f"PEFT saves no names of classes: they are called {', '.join(named)}; {argument('labels')} names them"
         )
-    paired = problem in ("span", "multiple_choice", "ranking")
-    return Task(problem, named if problem in LABELLED else (), input="pair" if paired else "text"), tuple(notes)
+    return Task(problem, named if kind.has_labels else (), input=kind.pair_input), tuple(notes)
 
 
 def _default_labels(count: int) -> tuple[str, ...]:

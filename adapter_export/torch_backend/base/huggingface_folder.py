@@ -35,7 +35,7 @@ from adapter_export.format.lengths import Bounds
 from adapter_export.format.manifest import InputRecord
 from adapter_export.format.media import CapturedMedia
 from adapter_export.format.model_config import CLASS_TYPES, Generation, class_type, head_task
-from adapter_export.graph.tasks import MEDIA_TYPES, Task
+from adapter_export.graph.tasks import Task
 from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_text
@@ -270,7 +270,7 @@ def _base_head(
         task, notes = head_task(config, name, width) if sentences is None else sentences.task()
         if task is None:
             return None, notes
-        if media is not None and task.type in MEDIA_TYPES:
+        if media is not None and task.kind.reads_files:
             return replace(task, input=media.record.medium, processor=media.record.digest), notes
         side: Side = "left" if cut.get("truncation_side") == "left" else "right"
         return replace(task, tokenizer=digest, truncation=side), notes

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from adapter_export.graph.tasks import TASK_TYPES
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.train.data import Examples, Rows, evaluation_batches, in_order
 
@@ -40,7 +41,7 @@ class HiddenCache:
 
         They are computed in batches that are always the same, so that a run that goes on finds the same bits again.
         """
-        if examples.problem == "multiple_choice":  # whose rows are several texts
+        if TASK_TYPES[examples.problem].has_choices:  # a row is several texts
             return None
         kept = _kept(model.body)
         below, above = _below(model.body, kept), _above(model.body, kept)

@@ -18,7 +18,7 @@ from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.train.data import TrainingData
-from adapter_export.torch_backend.train.objectives import Scores
+from adapter_export.torch_backend.train.objectives.objective import Scores
 from adapter_export.torch_backend.train.record import EpochRecord, TrainingSettings
 
 CHECKPOINT_FILE = "checkpoint.safetensors"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -14,22 +13,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.nn.utils.rnn import pad_sequence
 
 from adapter_export.errors import DataError, UsageError, argument
-from adapter_export.format.labelled import GivenSpan, some
-from adapter_export.graph.tasks import DEFAULT_TYPE, Learnt, ProblemType
+from adapter_export.graph.tasks import DEFAULT_TYPE, TASK_TYPES, Learnt, ProblemType
+from adapter_export.graph.tasks.cells import some
 from adapter_export.text import EncodedText, Side, Text, Tokenizer, check_inputs
-from adapter_export.torch_backend.train.objectives import IGNORED
+from adapter_export.torch_backend.train.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     import tokenizers
 
 Rows = npt.NDArray[np.int64]
 """Indices of rows, or one number per row."""
-
-WEIGHTED = ("single_label", "multi_label", "token")
-"""The problem types whose labels may count differently."""
 
 _BATCHES_PER_WINDOW = 50
 _CHUNK = 256
@@ -142,9 +137,9 @@ class TextExamples:
             for row in encoded:
                 highest["input_ids"] = max([highest["input_ids"], *row.encoding.ids])
                 highest["token_type_ids"] = max([highest["token_type_ids"], *row.encoding.type_ids])
-            if problem == "span":
-                spans = zip(encoded, rows, strict=True)
-                lost += sum(_token_span(row.encoding, made.answers[at][0]) is None for row, at in spans)
+            if len(encoded) == len(rows):
+                pairs = zip(encoded, rows, strict=True)
+                lost += sum(OBJECTIVES[problem].lost(row.encoding, answers[at]) for row, at in pairs)
         return replace(made, cut=cut, lost=lost, highest=highest, sizes=frozenset(sizes))
 
     @property
@@ -186,85 +181,35 @@ class TextExamples:
         that are not of the context, and the first and the last token of the answer [rows, 2], `IGNORED` where it was
         cut away.
         """
-        match self.problem:
-            case "token":
-                targets = self._word_classes(rows).to(results.device)
-                learnt = targets != IGNORED
-                return results[:, : targets.shape[1]][learnt], targets[learnt]
-            case "span":
-                encodings = self.encodings(rows)
-                context = torch.tensor([[part == 1 for part in one.sequence_ids] for one in encodings])
-                own = results[:, : context.shape[1]]  # a base may ask for more padding than the longest row has
-                masked = own.masked_fill(~context.to(results.device)[..., None], -torch.inf)
-                more = int(self.lengths.max()) - masked.shape[1]
-                places = [
-                    _token_span(one, self.answers[row][0]) or (IGNORED, IGNORED)
-                    for one, row in zip(encodings, rows, strict=True)
-                ]
-                return pad(masked, (0, 0, 0, more), value=-torch.inf), torch.tensor(places).to(results.device)
-            case "multiple_choice":
-                scores = pad_sequence(list(torch.split(results[:, 0], self._counts(rows))), True, -torch.inf)
-                more = max(map(len, self.texts)) - scores.shape[1]
-                results = pad(scores, (0, more), value=-torch.inf)
-            case "ranking":
-                results = results[:, 0]
-            case _:
-                pass
-        return results, torch.from_numpy(np.asarray(self.answers)[rows]).to(results.device)
+        return OBJECTIVES[self.problem].matched(self, results, rows)
 
     def encodings(self, rows: Rows) -> list[tokenizers.Encoding]:
         """The library's encodings of some rows, padded to the longest of them."""
         return self.tokenizer.padded([row.encoding for row in self._encoded(rows)])
 
-    def words_with_tokens(self) -> list[int]:
-        """How many words of each row were not cut away."""
-        rows = (np.array([row]) for row in range(len(self.texts)))
-        return [int((self._word_classes(row) != IGNORED).sum()) for row in rows]
-
-    def _word_classes(self, rows: Rows) -> Tensor:
-        """The classes of tokens [rows, tokens]: that of a word is at its first token (Devlin et al. 2019, §5.3)."""
-        encodings = self.encodings(rows)
-        targets = np.full((len(rows), len(encodings[0].ids)), IGNORED, np.int64)
-        for target, encoding, row in zip(targets, encodings, rows, strict=True):
-            words = encoding.word_ids
-            for place, word in enumerate(words):
-                if word is not None and word not in words[:place]:
-                    target[place] = self.answers[row][word]
-        return torch.from_numpy(targets)
-
     def _flat(self, rows: Rows) -> list[Text]:
-        if self.problem == "multiple_choice":
+        if TASK_TYPES[self.problem].has_choices:
             return [pair for row in rows for pair in self.texts[row]]
         return [self.texts[row] for row in rows]
 
     def _counts(self, rows: Rows) -> list[int]:
         """Return the number of texts of each row: one, or one per choice."""
-        return [len(self.texts[row]) if self.problem == "multiple_choice" else 1 for row in rows]
+        return [len(self.texts[row]) if TASK_TYPES[self.problem].has_choices else 1 for row in rows]
 
     def _encoded(self, rows: Rows) -> list[EncodedText]:
         texts = self._flat(rows)
         return self.tokenizer.rows(texts, sides=[self.side] * len(texts))
 
 
-def _token_span(encoding: tokenizers.Encoding, answer: GivenSpan) -> tuple[int, int] | None:
-    """The first and the last token of an answer in the second text; none if they were cut away."""
-    begin = answer.start + len(answer.text) - len(answer.text.lstrip())
-    end = answer.start + len(answer.text.rstrip()) - 1
-    first, last = (encoding.char_to_token(place, 1) for place in (begin, end))
-    return None if first is None or last is None else (first, last)
-
-
 def balanced(examples: Any, labels: Sequence[str]) -> dict[str, float]:
-    """Return a weight for each label by which all count alike: rows / (classes · rows of the class), as scikit-learn.
+    """Return a weight for each label by which all count alike.
 
-    Of words with labels, words are counted; of `multi_label` it is rows without the label over rows with it.
+    Raises:
+        UsageError: labels of the task have no weights.
     """
-    answers = np.concatenate(examples.answers) if examples.problem == "token" else np.asarray(examples.answers)
-    if examples.problem == "multi_label":
-        applies = answers.sum(0)
-        weights = (len(answers) - applies) / np.maximum(applies, 1)
-    else:
-        weights = len(answers) / (len(labels) * np.maximum(np.bincount(answers, minlength=len(labels)), 1))
+    weights = TASK_TYPES[examples.problem].class_weights(examples.answers, len(labels))
+    if weights is None:
+        raise _weightless(examples.problem)
     return {label: float(weight) for label, weight in zip(labels, weights, strict=True)}
 
 
@@ -275,45 +220,17 @@ def class_weights(wanted: Mapping[str, float], problem: Learnt, labels: Sequence
         UsageError: the task has no classes, or a label is not among them.
     """
     where = argument("class_weights")
-    if problem not in WEIGHTED:
-        raise UsageError("only labels of texts and words have weights", where=where, found=f"the task `{problem}`")
+    if not TASK_TYPES[problem].has_labels:
+        raise _weightless(problem)
     unknown = sorted(set(wanted) - set(labels))
     if unknown:
         raise UsageError("labels that the data do not have", where=where, found=some(unknown), expected=some(labels))
     return torch.tensor([float(wanted.get(label, 1)) for label in labels])
 
 
-def class_indices(labels: Sequence[str], names: Sequence[str], where: str) -> Rows:
-    """The class of each label; raises DataError for a label that is not among the names."""
-    index = {name: number for number, name in enumerate(names)}
-    unknown = sorted(set(labels) - set(names))
-    if unknown:
-        raise DataError("holds unknown labels", where=where, found=some(unknown), expected=some(names))
-    return np.array([index[label] for label in labels], np.int64)
-
-
-def label_names(labels: Sequence[str], where: str, *, rows: int = 2, least: int = 2) -> tuple[str, ...]:
-    """The different labels in order, numbers by value, words by letter.
-
-    Raises:
-        DataError: there are fewer than `least`, or one has fewer rows than `rows`, the least that a split needs of
-            each.
-    """
-    counts = Counter(labels)
-    if len(counts) < least:
-        fault = "holds no label" if least < 2 else "holds fewer than two classes"
-        raise DataError(fault, where=where, found=some(counts))
-    single = sorted(label for label, count in counts.items() if count < rows)
-    if single:
-        raise DataError(
-            "a class has one row only, so it cannot be both trained on and validated",
-            where=where,
-            found=some(single),
-            expected="at least two rows of each class",
-            fix=f"add rows of that class, take it out, or name another column of labels: {argument('label')}",
-        )
-    numbers = all(label.removeprefix("-").isdecimal() for label in counts)
-    return tuple(sorted(counts, key=int if numbers else str))
+def _weightless(problem: Learnt) -> UsageError:
+    where, found = argument("class_weights"), f"the task `{problem}`"
+    return UsageError("only labels of texts and words have weights", where=where, found=found)
 
 
 def split(classes: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:

@@ -14,15 +14,12 @@ from torch.nn import functional as F
 from adapter_export.errors import UsageError, argument
 from adapter_export.format.adapter_files import adapter_bytes
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.tasks import Learnt
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.base.derive import with_weights
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.train.data import Examples, Rows, in_order
-
-_LOWEST = -1e4
-"""In the place of −∞, of which no difference can be taken; its share of a softmax is 0 in float32."""
+from adapter_export.torch_backend.train.objectives import OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -114,29 +111,9 @@ class Teacher:
             hidden.append(len(call.places) * torch.stack(of_call).mean())
         found = in_order(results, calls)
         matched, goal = (examples.matched(each, rows)[0] for each in (found, in_order(known, calls)))
-        soft = soft_loss(matched, goal, examples.problem, lesson.temperature)
+        soft = OBJECTIVES[examples.problem].soft_loss(matched, goal, lesson.temperature)
         rows_in_calls = sum(len(call.places) for call in calls)
         return found, lesson.soft * soft + lesson.hidden * torch.stack(hidden).sum() / rows_in_calls
-
-
-def soft_loss(found: Tensor, wanted: Tensor, problem: Learnt, temperature: float) -> Tensor:
-    """How far results are from the teacher's, the mean of what the problem's own loss takes the mean of.
-
-    Of classes T²·KL(softmax(teacher/T) ‖ softmax(student/T)) (Hinton et al. 2015, §2), of labels that may apply each
-    the same with sigmoids, of numbers the squared error, of vectors 1 − cosine.
-    """
-    if problem == "regression":
-        return F.mse_loss(found, wanted)
-    if problem == "embedding":
-        return (1 - F.cosine_similarity(found, wanted, dim=-1)).mean()
-    found, wanted = found.clamp(min=_LOWEST) / temperature, wanted.clamp(min=_LOWEST) / temperature
-    if problem in ("multi_label", "ranking"):
-        goal = torch.sigmoid(wanted)
-        cross, own = (F.binary_cross_entropy_with_logits(each, goal) for each in (found, wanted))
-        return temperature**2 * (cross - own)
-    own, goal = (torch.log_softmax(each, 1) for each in (found, wanted))  # of a span over the tokens
-    terms = F.kl_div(own, goal, reduction="none", log_target=True)
-    return temperature**2 * terms.sum(1).mean()
 
 
 def hidden_loss(found: Tensor, wanted: Tensor, mask: Tensor | None, match: str) -> Tensor:

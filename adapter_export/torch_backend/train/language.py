@@ -14,15 +14,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adapter_export.errors import BaseModelError, DataError, RequestError, UsageError, argument, quoted
-from adapter_export.format.labelled import Columns, some, text_cell
+from adapter_export.format.labelled import Columns
 from adapter_export.format.manifest import InputRecord
 from adapter_export.format.table_files import check_columns, read_rows, text_lines
 from adapter_export.graph.tasks import CAUSAL_LM, Learnt
+from adapter_export.graph.tasks.cells import some, text_cell
 from adapter_export.safe_io.regular_files import read_stream, sha256_of
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.train.data import Call, Rows, digest_of, split_groups
-from adapter_export.torch_backend.train.task import TextTask, check_fraction
+from adapter_export.torch_backend.train.task_files import TextTask, check_fraction
 
 PROMPT, ANSWER = "prompt", "answer"
 """The columns of a table of prompts and answers, where no other names are given."""

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from adapter_export.errors import UsageError, argument
-from adapter_export.numerics.metrics import Metric
+from adapter_export.graph.tasks.metrics import Metric
 from adapter_export.safe_io.output import Output
-from adapter_export.torch_backend.train.objectives import Scores
-from adapter_export.torch_backend.train.task import TextTask
+from adapter_export.torch_backend.train.objectives.objective import Scores
+from adapter_export.torch_backend.train.task_files import TextTask
 from adapter_export.version import __version__
 
 CURVE_FILE = "learning_curve.png"

@@ -43,7 +43,8 @@ from adapter_export.torch_backend.train.data import (
 from adapter_export.torch_backend.train.devices import Engine
 from adapter_export.torch_backend.train.distil_loop import Teacher
 from adapter_export.torch_backend.train.measure import deciding, measure
-from adapter_export.torch_backend.train.objectives import OBJECTIVES, Loss, Scores
+from adapter_export.torch_backend.train.objectives import OBJECTIVES
+from adapter_export.torch_backend.train.objectives.objective import Loss, Scores
 from adapter_export.torch_backend.train.record import (
     EpochRecord,
     Progress,

@@ -24,11 +24,10 @@ import kserve
 import numpy as np
 from adapter_export_runtime import Bundle, Session, check_session
 from adapter_export_runtime.errors import AdapterExportError, RequestError, within
-from adapter_export_runtime.reading.documents import parse_json
-from adapter_export_runtime.runtime.answerer import AnsweredRow, Answerer, Reader, Row
+from adapter_export_runtime.runtime.answerer import AnsweredRow, Answerer, Reader, Row, asked_of
 from adapter_export_runtime.runtime.check_inputs import weights_of_each
 from adapter_export_runtime.runtime.strength import strength_of_each
-from adapter_export_runtime.runtime.text_answers import asked_of
+from adapter_export_runtime.safe_io.documents import parse_json
 from adapter_export_runtime.text import Pair
 from kserve.errors import InvalidInput
 from kserve.protocol.infer_type import to_http_parameters

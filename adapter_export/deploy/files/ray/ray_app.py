@@ -12,10 +12,9 @@ from typing import Any
 
 from adapter_export_runtime import Bundle, check_session
 from adapter_export_runtime.errors import AdapterExportError, within
-from adapter_export_runtime.runtime.answerer import Answerer, Row
+from adapter_export_runtime.runtime.answerer import Answerer, Row, asked_of
 from adapter_export_runtime.runtime.check_inputs import weights_of_each
 from adapter_export_runtime.runtime.strength import strength_of_each
-from adapter_export_runtime.runtime.text_answers import asked_of
 from ray import serve
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request

@@ -23,8 +23,8 @@ from adapter_export_runtime import Bundle, Request
 from adapter_export_runtime.errors import RequestError
 from adapter_export_runtime.runtime.adapter_file import parse_adapter
 from adapter_export_runtime.runtime.answerer import Answerer, Row
-from adapter_export_runtime.runtime.answers import Head, real_tokens
 from adapter_export_runtime.runtime.check_inputs import check_inputs, weight_tensors
+from adapter_export_runtime.runtime.head_results import Head, real_tokens
 from adapter_export_runtime.runtime.padding import without_padding
 from adapter_export_runtime.runtime.strength import STRENGTH_KEY, Scaled, check_strength, scaled, scaled_parameters
 from tritonclient.utils import np_to_triton_dtype

@@ -18,7 +18,7 @@ from sklearn import metrics as sk
 from sklearn.neighbors import NearestNeighbors
 
 from adapter_export.errors import DataError
-from adapter_export.graph.tasks import Learnt
+from adapter_export.graph.tasks import TASK_TYPES, Learnt
 
 Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -208,24 +208,9 @@ def judge_choices(scores: Sequence[Floats], right: Indices) -> Judged:
     )
 
 
-_METRICS: Mapping[Learnt, tuple[Metric, ...]] = {
-    "single_label": CLASSES,
-    "multi_label": LABEL_SETS,
-    "multiple_choice": CHOICES,
-    "token": TAGS,
-    "span": SPANS,
-    "regression": NUMBERS,
-    "embedding": NEIGHBOURS,
-    "ranking": RANKINGS,
-    "causal_lm": TOKENS,
-}
-
-
 def metrics_of(problem: Learnt, labels: Sequence[str] = (), *, compared: bool = False) -> tuple[Metric, ...]:
     """Return the metrics of a problem type, the one that counts most first; `compared` are pairs, by their vectors."""
-    if compared:
-        return SIMILARITIES
-    return ENTITIES if problem == "token" and has_entities(labels) else _METRICS[problem]
+    return SIMILARITIES if compared else TASK_TYPES[problem].metrics(labels)
 
 
 def has_entities(labels: Sequence[str]) -> bool:

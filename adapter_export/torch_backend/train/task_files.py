@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ import numpy as np
 from adapter_export.errors import DataError, UsageError
 from adapter_export.format.labelled import Columns, LabelledRow, data_digest, labelled_rows
 from adapter_export.format.media import Medium
-from adapter_export.graph.tasks import DEFAULT_TYPE, Learnt, ProblemType
+from adapter_export.graph.tasks import DEFAULT_TYPE, TASK_TYPES, Learnt, ProblemType, TaskType
 from adapter_export.text import Pair, Side, Tokenizer
-from adapter_export.torch_backend.train.data import TextExamples, class_indices, label_names, split, split_groups
+from adapter_export.torch_backend.train.data import Rows, TextExamples, split, split_groups
 from adapter_export.torch_backend.train.media_examples import MediaExamples, MediaSource
 
 
@@ -143,17 +143,12 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer | MediaSource, names: tuple
         paths["test"] = files.test
     problem = files.problem
     tables = {name: _table(path, files, tokenizer) for name, path in paths.items()}
-    labels: tuple[str, ...] = ()
+    kind = TASK_TYPES[problem]
     known, where = tables["training"].labels, str(files.training)
-    if problem in ("token", "multi_label"):
-        every = [label for row in known for label in sorted(row)] if problem == "multi_label" else _joined(known)
-        labels = label_names(every, where, rows=1, least=1 if problem == "multi_label" else 2)
-    elif problem in ("single_label", "embedding"):
-        alone = problem == "single_label" and isinstance(files.validation, Path)  # nothing is split, no row compared
-        labels = label_names(known, where, rows=1 if alone else 2)
+    labels = kind.label_names(known, where, split=not isinstance(files.validation, Path))
     labels = files.labels or labels
-    answers = {name: _answers(problem, table, labels, str(paths[name])) for name, table in tables.items()}
-    counts = {name: len(table.labels[0]) for name, table in tables.items() if problem == "regression"}
+    answers = {name: kind.encode(table.labels, labels, str(paths[name])) for name, table in tables.items()}
+    counts = {name: kind.numbers(table.labels) for name, table in tables.items()}
     if len(set(counts.values())) > 1:
         raise DataError("the files have different numbers of numbers", found=counts, expected="one number for all")
     examples: dict[str, Any] = {
@@ -173,23 +168,15 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer | MediaSource, names: tuple
     }
     if isinstance(files.validation, float):
         whole = examples["training"]
-        if problem in ("single_label", "embedding"):
-            kept, held_out = split(np.asarray(whole.answers), files.validation, seed)
-        elif len(whole.lengths) < 2:
-            raise DataError("a single row cannot be both trained on and validated", expected="at least two rows")
-        elif problem in _GROUPS:
-            kept, held_out = split_groups([_GROUPS[problem](text) for text in whole.texts], files.validation, seed)
-        else:
-            kept, held_out = split(np.zeros(len(whole.lengths), np.int64), files.validation, seed)
+        kept, held_out = _halves(kind, whole, files.validation, seed)
         examples |= {"training": whole.only(kept), "validation": whole.only(held_out)}
         sources["validation"] = {"fraction": files.validation, "rows": len(held_out), "of": "training"}
-    if problem == "ranking":
-        for name, found in examples.items():
-            _check_ranked(found, name)
+    for name, found in examples.items():
+        kind.check_rows(found.texts, found.answers, name)
     return TextTask(
         problem,
         labels,
-        counts.get("training", 0),
+        counts["training"],
         examples["training"],
         examples["validation"],
         examples.get("test"),
@@ -208,7 +195,7 @@ def read_examples(
         RequestError: the base has an input that text cannot fill.
     """
     table = _table(files.training, files, source)
-    answers = _answers(files.problem, table, files.labels, str(files.training))
+    answers = TASK_TYPES[files.problem].encode(table.labels, files.labels, str(files.training))
     return _examples(table, answers, files, source, names)
 
 
@@ -226,58 +213,17 @@ def _examples(
     return MediaExamples.of(table.texts, answers, source, files.problem)
 
 
-_GROUPS: Mapping[ProblemType, Callable[[Any], str]] = {
-    "ranking": lambda pair: pair.first,
-    "multiple_choice": lambda pairs: pairs[0].first,
-    "span": lambda pair: pair.second,
-}
-"""What rows have in common that may not be split: the query, the question, or the context."""
-
-
-def _joined(rows: Sequence[Sequence[str]]) -> list[str]:
-    return [label for row in rows for label in row]
-
-
-def _check_ranked(examples: TextExamples, name: str) -> None:
-    """Refuse rows that nothing can be measured by: no query has two texts, one of them relevant."""
-    rows: dict[str, list[float]] = {}
-    for text, relevance in zip(examples.texts, np.asarray(examples.answers), strict=True):
-        rows.setdefault(text.first, []).append(float(relevance))
-    if not any(len(own) > 1 and any(own) for own in rows.values()):
-        raise DataError(
-            f"nothing can be ranked in the {name} rows",
-            found=f"{len(rows):,} queries",
-            expected="a query with two texts or more, one of them relevant",
-        )
-
-
-def _answers(
-    problem: ProblemType, table: LabelledTexts, labels: tuple[str, ...], where: str
-) -> np.ndarray | Sequence[Any]:
-    match problem:
-        case "single_label" | "embedding":
-            return class_indices(table.labels, labels, where)
-        case "multi_label":
-            found = np.zeros((len(table.labels), len(labels)), np.float32)
-            for row, own in zip(found, table.labels, strict=True):
-                row[class_indices(sorted(own), labels, where)] = 1
-            return found
-        case "token":
-            return [class_indices(row, labels, where) for row in table.labels]
-        case "regression":
-            counts = sorted({len(row) for row in table.labels})
-            if len(counts) > 1:
-                found_counts = ", ".join(map(str, counts))
-                raise DataError(
-                    "rows have different numbers of numbers", where=where, found=found_counts, expected="one"
-                )
-            return np.array(table.labels, np.float32)
-        case "multiple_choice":
-            return np.array(table.labels, np.int64)
-        case "ranking":
-            return np.array(table.labels, np.float32)
-        case "span":
-            return table.labels
+def _halves(kind: TaskType, whole: Any, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Return the rows to learn from and those to validate by: by class, by group, or as they come."""
+    count = len(whole.lengths)
+    if kind.stratified:
+        return split(np.asarray(whole.answers), fraction, seed)
+    if count < 2:
+        raise DataError("a single row cannot be both trained on and validated", expected="at least two rows")
+    groups = [kind.group(text) for text in whole.texts]
+    if None in groups:
+        return split(np.zeros(count, np.int64), fraction, seed)
+    return split_groups(groups, fraction, seed)
 
 
 def _warnings(name: str, tables: dict[str, LabelledTexts], examples: TextExamples | MediaExamples) -> Iterator[str]:

@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.metrics import f1_score as sk_f1_score
 
 from adapter_export.errors import DataError
-from adapter_export.numerics.metrics import (
+from adapter_export.graph.tasks.metrics import (
     Judged,
     has_entities,
     judge_choices,

@@ -1,75 +1,39 @@
-"""Tasks: what lies between a text and an adapter's answer, as one record, and the outputs that heads fill."""
+"""The record of a task: the contract between a text and an adapter's answer."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from adapter_export.errors import AdapterError, quoted
+import numpy as np
+
+from adapter_export.errors import AdapterError, RequestError, quoted
 from adapter_export.graph.graph import DATA_AXES
 from adapter_export.graph.ops import Interval, Shape
+from adapter_export.graph.tasks.answers import Answer, sigmoid, softmax
+from adapter_export.graph.tasks.task_type import Activation, HeadOutput, Mask, TaskType
+from adapter_export.graph.tasks.types import TASK_TYPES
 
-ProblemType = Literal[
-    "single_label", "multi_label", "multiple_choice", "token", "span", "regression", "embedding", "ranking"
-]
-"""The kind of question that a head answers."""
-
-CAUSAL_LM: Literal["causal_lm"] = "causal_lm"
+CAUSAL_LM = "causal_lm"
 """Language modelling: the next token, which the base itself gives. No head answers it, and so no `Task` records it."""
 
-Learnt = Literal[ProblemType, "causal_lm"]
-"""What is trained."""
+DEFAULT_TYPE = "single_label"
+"""The type that is trained by default."""
 
-HeadOutput = Literal["logits", "token_logits", "embedding"]
-"""Outputs of heads: `logits` [batch, classes], `token_logits` [batch, tokens, classes], `embedding` [batch, width]."""
+LEARNT: tuple[str, ...] = (DEFAULT_TYPE, *(name for name in TASK_TYPES if name != DEFAULT_TYPE))
+"""The names of all types."""
 
-Activation = Literal["softmax", "sigmoid", "identity"]
-"""What turns the result of a head into the numbers of an answer."""
+PROBLEM_TYPES: tuple[str, ...] = tuple(name for name in LEARNT if TASK_TYPES[name].has_head)
+"""The names of the types that heads answer."""
 
-PROBLEM_TYPES: tuple[ProblemType, ...] = get_args(ProblemType)
-
-LEARNT: tuple[Learnt, ...] = (*PROBLEM_TYPES, CAUSAL_LM)
-
-DEFAULT_TYPE: ProblemType = "single_label"
-"""What is trained if nobody says it."""
-
-LABELLED: tuple[ProblemType, ...] = ("single_label", "multi_label", "token")
-"""The types whose answers are classes with names."""
-
-TOKEN_TYPES: tuple[ProblemType, ...] = ("token", "span")
-"""The types whose heads pool nothing."""
-
-MEDIA_TYPES: tuple[ProblemType, ...] = ("single_label", "multi_label", "regression", "embedding")
-"""The types that may be asked of an image or an audio file."""
-
-TYPE_OUTPUTS: Mapping[ProblemType, HeadOutput] = {
-    "single_label": "logits",
-    "multi_label": "logits",
-    "multiple_choice": "logits",
-    "token": "token_logits",
-    "span": "token_logits",
-    "regression": "logits",
-    "embedding": "embedding",
-    "ranking": "logits",
-}
-"""A regression's numbers stand where the logits of a classification stand, so that both may share a head's slots."""
-
-RESULT_WIDTHS: Mapping[ProblemType, int] = {"multiple_choice": 1, "span": 2, "ranking": 1}
-"""How many numbers a head gives where the type says it: a score, or logits for the start and the end of a span."""
-
-ACTIVATIONS: Mapping[ProblemType, tuple[Activation, ...]] = {
-    "single_label": ("softmax",),
-    "multi_label": ("sigmoid",),
-    "multiple_choice": ("softmax",),
-    "token": ("softmax",),
-    "span": ("softmax",),
-    "regression": ("identity", "sigmoid"),
-    "embedding": ("identity",),
-    "ranking": ("identity", "sigmoid"),
-}
-"""The activations that each type may have, its own first."""
+if TYPE_CHECKING:
+    ProblemType = str
+    Learnt = str
+else:  # records, schemas and the command line take their choices from these hints
+    ProblemType = Literal[PROBLEM_TYPES]
+    Learnt = Literal[LEARNT]
 
 OUTPUT_SHAPES: Mapping[HeadOutput, str] = {
     "logits": "[batch, classes]",
@@ -81,16 +45,19 @@ CLASSES = "classes"
 """The symbol of the axis with one number per class, or per number of a regression."""
 
 THRESHOLD = 0.5
-"""The probability from which on a label of a multi-label task applies, if no other is said."""
+"""The probability from which on a label applies, by default."""
 
 _SHA256 = "[0-9a-f]{64}"
 
 
 def _schema_rules() -> dict[str, Any]:
-    """What JSON Schema says of a task beyond the types of its keys; `Task` itself checks the same."""
+    """Return what JSON Schema says of a task beyond the types of its keys; `Task` itself checks the same."""
 
-    def only(types: tuple[str, ...], needed: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
-        return {"if": {"properties": {"type": {"enum": list(types)}}}, "then": needed, "else": {"properties": others}}
+    def only(types: list[str], needed: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+        return {"if": {"properties": {"type": {"enum": types}}}, "then": needed, "else": {"properties": others}}
+
+    def where(fact: str) -> list[str]:
+        return [name for name in PROBLEM_TYPES if getattr(TASK_TYPES[name], fact)]
 
     empty, labels = {"maxItems": 0}, {"labels": {"minItems": 1}}
     of_vectors = {"pooling": {"const": None}, "normalised": {"const": False}, "prefix": {"const": ""}}
@@ -98,17 +65,17 @@ def _schema_rules() -> dict[str, Any]:
         "allOf": [
             {"properties": {"labels": {"uniqueItems": True, "items": {"minLength": 1}}}},
             {"properties": {name: {"pattern": f"^{_SHA256}$"} for name in ("tokenizer", "processor")}},
-            only(LABELLED, {"required": ["labels"], "properties": labels}, {"labels": empty}),
-            only(("multi_label",), {}, {"thresholds": empty}),
-            only(("embedding",), {}, of_vectors),
+            only(where("has_labels"), {"required": ["labels"], "properties": labels}, {"labels": empty}),
+            only(where("has_thresholds"), {}, {"thresholds": empty}),
+            only(where("is_vector"), {}, of_vectors),
             {
                 "if": {"properties": {"input": {"enum": ["image", "audio"]}}, "required": ["input"]},
-                "then": {"properties": {"type": {"enum": list(MEDIA_TYPES)}, "tokenizer": {"const": None}}},
+                "then": {"properties": {"type": {"enum": where("reads_files")}, "tokenizer": {"const": None}}},
                 "else": {"properties": {"processor": {"const": None}}},
             },
             *(
-                only((name,), {"properties": {"activation": {"enum": [*allowed, None]}}}, {})
-                for name, allowed in ACTIVATIONS.items()
+                only([name], {"properties": {"activation": {"enum": [*TASK_TYPES[name].activations, None]}}}, {})
+                for name in PROBLEM_TYPES
             ),
         ]
     }
@@ -161,7 +128,7 @@ class Task:
         for fault, found, expected in self._faults():
             raise AdapterError(fault, where="the task", found=found, expected=expected)
         if self.activation is None:
-            object.__setattr__(self, "activation", ACTIVATIONS[self.type][0])
+            object.__setattr__(self, "activation", self.kind.activations[0])
 
     def _faults(self) -> list[tuple[str, object, str]]:
         faults: list[tuple[str, object, str]] = []
@@ -174,24 +141,23 @@ class Task:
         check(self.type in PROBLEM_TYPES, "unknown problem type", f"`{self.type}`", f"one of {named}")
         if faults:
             return faults
-        labels, count = self.labels, len(self.labels)
-        has_labels = self.type in LABELLED
+        labels, count, kind = self.labels, len(self.labels), self.kind
         check(
             len(set(labels)) == count and all(labels),
             "the labels are not one name for each class",
             f"{count} labels, {len(set(labels))} different",
             "different names",
         )
-        check((count > 0) == has_labels, "labels and classes differ", f"{count} labels", _labels_of(self.type))
-        allowed = ACTIVATIONS[self.type]
+        wanted = "at least 1 different one" if kind.has_labels else f"no labels: the type is `{self.type}`"
+        check((count > 0) == kind.has_labels, "labels and classes differ", f"{count} labels", wanted)
         check(
-            self.activation is None or self.activation in allowed,
+            self.activation is None or self.activation in kind.activations,
             f"an activation that `{self.type}` does not have",
             f"`{self.activation}`",
-            " or ".join(f"`{name}`" for name in allowed),
+            " or ".join(f"`{name}`" for name in kind.activations),
         )
         check(
-            not self.thresholds or (self.type == "multi_label" and len(self.thresholds) == count),
+            not self.thresholds or (kind.has_thresholds and len(self.thresholds) == count),
             "thresholds are not one for each label of a multi-label task",
             f"{len(self.thresholds)} thresholds for {count} labels of `{self.type}`",
             "one for each label, or none",
@@ -205,7 +171,7 @@ class Task:
             check(good, f"is not the digest of a {name}", f"`{digest}`", expected)
         is_medium = self.input in ("image", "audio")
         check(
-            self.type in MEDIA_TYPES or not is_medium,
+            kind.reads_files or not is_medium,
             f"`{self.type}` reads texts",
             f"`{self.input}`",
             "`text` or `pair`",
@@ -214,40 +180,77 @@ class Task:
         check(getattr(self, owns) is None, f"`{self.input}` has a {owns}", "its digest", "none")
         for name in ("pooling", "normalised", "prefix"):
             value = getattr(self, name)
-            check(self.type == "embedding" or not value, f"only an embedding has `{name}`", f"`{value}`", "none")
+            check(kind.is_vector or not value, f"only an embedding has `{name}`", f"`{value}`", "none")
         return faults
+
+    @property
+    def kind(self) -> TaskType:
+        """Its type."""
+        return TASK_TYPES[self.type]
 
     @property
     def output(self) -> HeadOutput:
         """The output that a head for it fills."""
-        return TYPE_OUTPUTS[self.type]
+        return self.kind.output
 
     def threshold(self, label: int) -> float:
         """Return the probability from which on a label, by its number, applies."""
         return self.thresholds[label] if self.thresholds else THRESHOLD
+
+    def activated(self, result: np.ndarray) -> np.ndarray:
+        """Return the result of a head after the activation, in float64."""
+        if self.activation == "softmax":
+            return softmax(result)
+        return sigmoid(result) if self.activation == "sigmoid" else result.astype(np.float64)
+
+    def answer(self, result: np.ndarray, real: Mask | None = None, context: Mask | None = None) -> Answer:
+        """Return the answer to one row.
+
+        Args:
+            result: logits or numbers [classes], logits [tokens, classes], or a vector [width].
+            real: which tokens are not padding, [tokens]; default: all.
+            context: which tokens may be the answer to a question, [tokens]; default: all real ones.
+
+        Raises:
+            RequestError: the result holds NaN or Inf, or no token may be the answer.
+        """
+        rows = np.ones(len(result), bool) if real is None else real
+        if not np.isfinite(result[rows] if result.ndim == 2 else result).all():
+            raise RequestError(
+                "an output is NaN or infinite", fix="run `adapter-export verify` on the bundle, and look at the inputs"
+            )
+        if self.labels and result.shape[-1] != len(self.labels):  # as from a row of another adapter
+            raise RequestError(
+                "a result has another number of classes than its adapter",
+                found=result.shape[-1],
+                expected=len(self.labels),
+                fix="run `adapter-export verify` on the bundle",
+            )
+        return self.kind.answer(self, result, rows, context)
+
+    def is_decided(self, result: np.ndarray, absolute: float, context: Mask | None = None) -> bool:
+        """Return whether the choice in an answer stays the same however much results may be off.
+
+        Args:
+            result: of a head for one row.
+            absolute: how far each number may be off.
+            context: for a span, which tokens may be the answer.
+        """
+        return self.kind.is_decided(self, result, absolute, context)
 
     def document(self) -> dict[str, Any]:
         """Return the record as JSON; what has its default is left out."""
         found: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            own = field.name == "activation" and value == ACTIVATIONS[self.type][0]
+            own = field.name == "activation" and value == self.kind.activations[0]
             if field.name == "type" or (value != field.default and not own):
                 found[field.name] = list(value) if isinstance(value, tuple) else value
         return found
 
 
-def is_classified(task: Task | None) -> bool:
-    """Return whether the largest number of a head's last axis is an answer: all graphs must agree on it."""
-    return task is not None and task.type in ("single_label", "token")
-
-
-def _labels_of(problem: ProblemType) -> str:
-    return "at least 1 different one" if problem in LABELLED else f"no labels: the type is `{problem}`"
-
-
 def head_result(shape: Shape) -> HeadOutput | None:
-    """The output that a head with a result of this symbolic shape fills; none if no head may have it."""
+    """Return the output that a head with a result of this symbolic shape fills; `None` if no head may have it."""
     if shape == ("batch", CLASSES):
         return "logits"
     if shape == ("batch", "tokens", CLASSES):

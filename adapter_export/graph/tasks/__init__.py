@@ -1,0 +1,40 @@
+"""What adapters are asked: the record of a task, its types, answers and metrics.
+
+A type is one file in `types/`; its loss is one file in `torch_backend/train/objectives/`.
+"""
+
+from __future__ import annotations
+
+from adapter_export.graph.tasks.task_record import (
+    CAUSAL_LM,
+    CLASSES,
+    DEFAULT_TYPE,
+    LEARNT,
+    OUTPUT_SHAPES,
+    PROBLEM_TYPES,
+    THRESHOLD,
+    Learnt,
+    ProblemType,
+    Task,
+    head_result,
+)
+from adapter_export.graph.tasks.task_type import Activation, HeadOutput, TaskType
+from adapter_export.graph.tasks.types import TASK_TYPES
+
+__all__ = [
+    "CAUSAL_LM",
+    "CLASSES",
+    "DEFAULT_TYPE",
+    "LEARNT",
+    "OUTPUT_SHAPES",
+    "PROBLEM_TYPES",
+    "TASK_TYPES",
+    "THRESHOLD",
+    "Activation",
+    "HeadOutput",
+    "Learnt",
+    "ProblemType",
+    "Task",
+    "TaskType",
+    "head_result",
+]

@@ -1,0 +1,146 @@
+"""Cells of a table of labelled rows, read strictly as what a task type wants of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from adapter_export.errors import DataError
+
+SEPARATOR = "|"
+"""Separates the labels of a text, or the choices of a question, in one string."""
+
+_SHOWN = 60
+_NAMED = 5
+
+Found = tuple[Any, Any, Any] | None
+"""A text, a second one if the row has two, and its answer; `None` if the row is incomplete."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells of a row by what they are for.
+
+    Attributes:
+        text: the text; of an image or audio its path.
+        pair: the second text.
+        label: the answer.
+        start: of a span, its first character.
+        paired: whether the table has a column of second texts.
+        where: names the row in messages.
+    """
+
+    text: Any
+    pair: Any
+    label: Any
+    start: Any
+    paired: bool
+    where: str
+
+    def with_answer(self, answer: Any) -> Found:
+        """Return the texts with an answer; `None` if a text or the answer is missing."""
+        return self.complete(text_cell(self.text), text_cell(self.pair) if self.paired else None, answer)
+
+    def complete(self, text: Any, pair: Any, answer: Any) -> Found:
+        """Return the three; `None` if one that the table has is missing."""
+        missing = text is None or answer is None or (self.paired and pair is None)
+        return None if missing else (text, pair, answer)
+
+
+def some(found: Collection[object], quote: str = "`") -> str:
+    """Return the first few of many values for a message, each quoted and cut to a readable length."""
+    shown = [f"{quote}{short(value)}{quote}" for value in islice(found, _NAMED)]
+    return ", ".join(shown) + (f", … ({len(found):,} in all)" if len(found) > _NAMED else "")
+
+
+def short(value: object) -> str:
+    """Return a value for a message, cut to a readable length."""
+    text = str(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def text_cell(cell: object) -> str | None:
+    """Return a text; none where there is none."""
+    return cell if isinstance(cell, str) and cell.strip() else None
+
+
+def words(cell: object, where: str) -> tuple[str, ...] | None:
+    """Return the words of a text: a list, or one string with spaces between them."""
+    found = cell.split() if isinstance(cell, str) else cell
+    if found is None or found == []:
+        return None
+    if not isinstance(found, list) or not all(isinstance(word, str) and word for word in found):
+        raise DataError("holds no words", where=where, found=f"`{short(cell)}`", expected="a list of words")
+    return tuple(found)
+
+
+def label(cell: object, where: str) -> str | None:
+    """Return a label as text; none where there is none, NaN included, which is how tables spell an empty cell."""
+    if cell is None or cell != cell:
+        return None
+    if not isinstance(cell, str | int | float):
+        raise DataError("a label is not a word or a number", where=where, found=type(cell).__name__)
+    found = str(cell).strip()
+    return None if found.lower() in {"", "nan"} else found
+
+
+def labels(cell: object, where: str) -> tuple[str, ...] | None:
+    """Return the labels of words: a list, or one string with spaces between them."""
+    found = cell.split() if isinstance(cell, str) else cell
+    if found is None or found == [] or found != found:
+        return None
+    if not isinstance(found, list):
+        raise DataError("holds no labels of words", where=where, found=f"`{short(cell)}`", expected="a list of labels")
+    named = [label(one, where) for one in found]
+    if None in named:
+        raise DataError("a word has no label", where=where, found=f"`{short(cell)}`", expected="a label for each word")
+    return tuple(str(one) for one in named)
+
+
+def label_set(cell: object, where: str) -> frozenset[str] | None:
+    """Return the labels of a text, any number of them: a list, or one string with `|` between them.
+
+    An empty list, and a string of `|` alone, is a text that no label applies to; an empty cell has no answer.
+    """
+    if cell is None or cell != cell or (isinstance(cell, str) and not cell.strip()):
+        return None
+    found = [part for part in cell.split(SEPARATOR) if part.strip()] if isinstance(cell, str) else cell
+    if not isinstance(found, list):
+        expected = f"a list of labels, or one string with `{SEPARATOR}` between them"
+        raise DataError("holds no set of labels", where=where, found=f"`{short(cell)}`", expected=expected)
+    named = [label(one, where) for one in found]
+    twice = len(set(named)) < len(named)
+    if None in named or twice:
+        fault = "a label occurs twice in a set" if twice else "a set has an empty label"
+        raise DataError(fault, where=where, found=f"`{short(cell)}`", expected="different labels")
+    return frozenset(str(one) for one in named)
+
+
+def numbers(cell: Any, where: str) -> tuple[float, ...] | None:
+    """Return numbers: one, a list, or one string with spaces between them; none where there is none, or a NaN."""
+    parts = cell.split() if isinstance(cell, str) else cell if isinstance(cell, list) else [cell]
+    if parts in ([], [None]):
+        return None
+    wanted = "a number, or a list"
+    try:
+        found = tuple(float(part) for part in parts if not isinstance(part, bool))
+    except (TypeError, ValueError) as error:
+        raise DataError("holds no numbers", where=where, found=f"`{short(cell)}`", expected=wanted) from error
+    if len(found) != len(parts) or any(math.isinf(number) for number in found):
+        raise DataError("holds no finite numbers", where=where, found=f"`{short(cell)}`", expected=wanted)
+    return None if any(math.isnan(number) for number in found) else found
+
+
+def choices(cell: object, where: str) -> tuple[str, ...] | None:
+    """Return the choices of a question: a list, or one string with `|` between them."""
+    if cell is None or (isinstance(cell, str) and not cell.strip()):
+        return None
+    found = [part.strip() for part in cell.split(SEPARATOR)] if isinstance(cell, str) else cell
+    texts = isinstance(found, list) and all(isinstance(one, str) and one.strip() for one in found)
+    if not isinstance(found, list) or not texts or len(found) < 2 or len(set(found)) < len(found):
+        expected = f"two or more different texts: a list, or one string with `{SEPARATOR}` between them"
+        raise DataError("holds no choices", where=where, found=f"`{short(cell)}`", expected=expected)
+    return tuple(found)

@@ -1,0 +1,28 @@
+"""The next token of a text, which the base itself gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from adapter_export.graph.tasks.task_type import TaskType
+
+if TYPE_CHECKING:
+    from adapter_export.graph.tasks.metrics import Metric
+
+
+class CausalLm(TaskType):
+    """Language modelling; no head answers it, and no task records it."""
+
+    name = "causal_lm"
+    has_head = False
+    pipeline = "text-generation"
+
+    def metrics(self, labels: Sequence[str]) -> tuple[Metric, ...]:  # noqa: ARG002
+        """Return perplexity and token accuracy."""
+        from adapter_export.graph.tasks.metrics import TOKENS
+
+        return TOKENS
+
+
+TYPE = CausalLm()

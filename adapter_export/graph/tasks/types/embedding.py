@@ -1,0 +1,88 @@
+"""A vector for each row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adapter_export.graph.tasks.answers import ShownRow, Vector
+from adapter_export.graph.tasks.cells import Cells, Found, label
+from adapter_export.graph.tasks.labels import class_indices, label_names
+from adapter_export.graph.tasks.task_type import Mask, Measured, TaskType
+from adapter_export.tables import Table, numbers_cell
+
+if TYPE_CHECKING:
+    from adapter_export.graph.tasks.metrics import Judged, Metric
+    from adapter_export.graph.tasks.task_record import Task
+
+
+class Embedding(TaskType):
+    """A vector; texts of one label are trained to be near each other."""
+
+    name = "embedding"
+    output = "embedding"
+    activations = ("identity",)
+    is_vector = reads_files = stratified = compares_pairs = True
+    pairs = "never"
+    method = "embed"
+    pipeline = "sentence-similarity"
+
+    def read(self, cells: Cells) -> Found:
+        """Return the text of a row and its label."""
+        return cells.with_answer(label(cells.label, cells.where))
+
+    def label_names(self, answers: Sequence[Any], where: str, *, split: bool) -> tuple[str, ...]:  # noqa: ARG002
+        """Return the labels; a row is compared with another of its label."""
+        return label_names(answers, where)
+
+    def encode(self, answers: Sequence[Any], labels: tuple[str, ...], where: str) -> Any:
+        """Return classes [rows]."""
+        return class_indices(answers, labels, where)
+
+    def truths(self, answers: Sequence[Any], labels: tuple[str, ...], where: str) -> Any:  # noqa: ARG002
+        """Return the labels themselves, which may be others than those of training."""
+        return answers
+
+    def answer(self, task: Task, result: np.ndarray, real: Mask, context: Mask | None) -> Vector:  # noqa: ARG002
+        """Return the vector [width]."""
+        return Vector(result)
+
+    def mean(self, task: Task, results: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the mean of the vectors of windows, of length 1 if the task says so."""
+        middle = np.mean([task.activated(result) for result in results], axis=0)
+        length = float(np.linalg.norm(middle))
+        found: np.ndarray = (middle / length if task.normalised and length > 0 else middle).astype(results[0].dtype)
+        return found
+
+    def metrics(self, labels: Sequence[str]) -> tuple[Metric, ...]:  # noqa: ARG002
+        """Return the accuracy of the nearest other row."""
+        from adapter_export.graph.tasks.metrics import NEIGHBOURS
+
+        return NEIGHBOURS
+
+    def judge(self, task: Task, rows: Measured) -> Judged:  # noqa: ARG002
+        """Judge vectors [rows, width] by the classes of their nearest rows."""
+        from adapter_export.graph.tasks.metrics import judge_neighbours
+
+        return judge_neighbours(np.stack(rows.results).astype(np.float64), [str(one) for one in rows.right])
+
+    def cells(self, row: ShownRow) -> tuple[str, str, str]:
+        """Return the first numbers of the vector."""
+        said = row.said.answer
+        assert isinstance(said, Vector)
+        return numbers_cell(said.vector.tolist()), "", ""
+
+    def tables(self, rows: Sequence[ShownRow]) -> Iterator[Table | str]:
+        """Yield the width, the length and the beginning of each vector."""
+        cells = []
+        for row in rows:
+            said = row.said.answer
+            assert isinstance(said, Vector)
+            length = f"{float(np.linalg.norm(said.vector)):.4g}"
+            cells.append((row.name, len(said.vector), length, self.cells(row)[0]))
+        yield Table(("text", "width", "length", "vector"), cells, numbers="lrr")
+
+
+TYPE = Embedding()

@@ -1,0 +1,84 @@
+"""A score for how well two texts go together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adapter_export.errors import DataError
+from adapter_export.graph.tasks.answers import Score, ShownRow
+from adapter_export.graph.tasks.cells import Cells, Found, numbers, short
+from adapter_export.graph.tasks.task_type import Mask, Measured, TaskType
+
+if TYPE_CHECKING:
+    from adapter_export.graph.tasks.metrics import Judged, Metric
+    from adapter_export.graph.tasks.task_record import Task
+
+
+class Ranking(TaskType):
+    """How well a document answers a query; trained as the probability that it does."""
+
+    name = "ranking"
+    width = 1
+    activations = ("identity", "sigmoid")
+    trained_activation = "sigmoid"
+    pairs = "required"
+    ranks = starts_at_prior = True
+    column = "score"
+    pipeline = "text-ranking"
+
+    def read(self, cells: Cells) -> Found:
+        """Return a query, a document, and its relevance from 0 to 1."""
+        found = numbers(cells.label, cells.where)
+        if found is not None and (len(found) != 1 or not 0 <= found[0] <= 1):
+            shown = f"`{short(cells.label)}`"
+            raise DataError("is no relevance", where=cells.where, found=shown, expected="a number from 0 to 1")
+        return cells.with_answer(None if found is None else found[0])
+
+    def encode(self, answers: Sequence[Any], labels: tuple[str, ...], where: str) -> Any:  # noqa: ARG002
+        """Return relevances [rows]."""
+        return np.array(answers, np.float32)
+
+    def group(self, text: Any) -> str:
+        """Return the query."""
+        return str(text.first)
+
+    def check_rows(self, texts: Sequence[Any], answers: Sequence[Any], part: str) -> None:
+        """Raise DataError if no query has two texts, one of them relevant."""
+        rows: dict[str, list[float]] = {}
+        for text, relevance in zip(texts, np.asarray(answers), strict=True):
+            rows.setdefault(self.group(text), []).append(float(relevance))
+        if not any(len(own) > 1 and any(own) for own in rows.values()):
+            raise DataError(
+                f"nothing can be ranked in the {part} rows",
+                found=f"{len(rows):,} queries",
+                expected="a query with two texts or more, one of them relevant",
+            )
+
+    def answer(self, task: Task, result: np.ndarray, real: Mask, context: Mask | None) -> Score:  # noqa: ARG002
+        """Return the score after the activation."""
+        return Score(float(task.activated(result)[0]))
+
+    def metrics(self, labels: Sequence[str]) -> tuple[Metric, ...]:  # noqa: ARG002
+        """Return MRR and NDCG."""
+        from adapter_export.graph.tasks.metrics import RANKINGS
+
+        return RANKINGS
+
+    def judge(self, task: Task, rows: Measured) -> Judged:
+        """Judge scores [rows, 1] by relevances [rows] within groups."""
+        from adapter_export.graph.tasks.metrics import judge_ranking
+
+        scores = task.activated(np.stack(rows.results))[:, 0]
+        return judge_ranking(scores, np.asarray(rows.right, np.float64), rows.groups)
+
+    def cells(self, row: ShownRow) -> tuple[str, str, str]:
+        """Return the score."""
+        said = row.said.answer
+        assert isinstance(said, Score)
+        return f"{said.score:.4f}", "", ""
+
+
+TYPE = Ranking()

@@ -1,0 +1,156 @@
+"""A label for each token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adapter_export.errors import DataError
+from adapter_export.graph.tasks.answers import (
+    Prediction,
+    ReadText,
+    ShownRow,
+    TextAnswer,
+    Token,
+    TokenLabels,
+    prediction,
+)
+from adapter_export.graph.tasks.cells import Cells, Found, labels, words
+from adapter_export.graph.tasks.labels import balanced_classes, class_indices, label_names, ranked
+from adapter_export.graph.tasks.task_type import Mask, Measured, TaskType
+from adapter_export.tables import Table, probability_cells
+from adapter_export.text import Pair
+
+if TYPE_CHECKING:
+    from adapter_export.graph.tasks.metrics import Judged, Metric
+    from adapter_export.graph.tasks.task_record import Task
+
+
+class TokenType(TaskType):
+    """A label for each token; of words in data, the first token of each has its label."""
+
+    name = "token"
+    output = "token_logits"
+    pools = False
+    has_labels = implied = True
+    pairs = "never"
+    method = "classify_tokens"
+    pipeline = "token-classification"
+    model_classes = ("ForTokenClassification",)
+    peft_type = "TOKEN_CLS"
+    adapterhub_heads = ("tagging",)
+
+    def read(self, cells: Cells) -> Found:
+        """Return the words of a row and a label for each."""
+        found, learnt = words(cells.text, cells.where), labels(cells.label, cells.where)
+        if found is not None and learnt is not None and len(found) != len(learnt):
+            raise DataError(
+                "words and labels differ in number",
+                where=cells.where,
+                found=f"{len(found)} words and {len(learnt)} labels",
+                expected="a label for each word",
+            )
+        return cells.complete(found, None, learnt)
+
+    def labels_of(self, answer: Any) -> Iterable[str]:
+        """Return the labels of the words."""
+        return tuple(answer)
+
+    def label_names(self, answers: Sequence[Any], where: str, *, split: bool) -> tuple[str, ...]:  # noqa: ARG002
+        """Return the labels of all words."""
+        return label_names([one for row in answers for one in row], where, rows=1)
+
+    def encode(self, answers: Sequence[Any], labels: tuple[str, ...], where: str) -> Any:
+        """Return for each row the classes of its words [words]."""
+        return [class_indices(row, labels, where) for row in answers]
+
+    def class_weights(self, answers: Any, count: int) -> np.ndarray:
+        """Return weights inversely proportional to the words of each class."""
+        return balanced_classes(np.concatenate(answers), count)
+
+    def answer(self, task: Task, result: np.ndarray, real: Mask, context: Mask | None) -> TokenLabels:  # noqa: ARG002
+        """Return the most probable class of each token; `None` for padding."""
+        pairs = zip(result, real, strict=True)
+        return TokenLabels(tuple(prediction(one, task.labels) if keep else None for one, keep in pairs))
+
+    def answer_text(self, read: ReadText, task: Task, results: Sequence[np.ndarray]) -> TextAnswer:
+        """Return the label of each token that is not special, from the window in which it is farthest from an edge."""
+        tokens, logits = _tokens(read, results)
+        if not tokens:
+            return TextAnswer(TokenLabels(()), read.cut, read.windows)
+        return TextAnswer(task.answer(np.stack(logits)), read.cut, read.windows, tuple(tokens))
+
+    def is_decided(self, task: Task, result: np.ndarray, absolute: float, context: Mask | None) -> bool:  # noqa: ARG002
+        """Return whether the largest logit of each token leads by more than twice what each may be off."""
+        return ranked(result, absolute)
+
+    def metrics(self, labels: Sequence[str]) -> tuple[Metric, ...]:
+        """Return macro-F1 and accuracy; of entities, such as `B-PER`, those of whole entities first."""
+        from adapter_export.graph.tasks.metrics import ENTITIES, TAGS, has_entities
+
+        return ENTITIES if has_entities(labels) else TAGS
+
+    def measured(self, read: Sequence[ReadText], results: Sequence[Sequence[np.ndarray]], right: Any) -> Measured:
+        """Return the logits [words, classes] of the first token of each word; a word that was cut is left out."""
+        kept, answers = [], []
+        for one, own, row in zip(read, results, right, strict=True):
+            of_word: dict[int, np.ndarray] = {}
+            for token, logits in zip(*_tokens(one, own), strict=True):
+                if token.word is not None:
+                    of_word.setdefault(token.word, logits)
+            kept.append(np.array([*of_word.values()]).reshape(-1, own[0].shape[-1]))
+            answers.append(np.asarray(row)[[*of_word]])
+        lost = sum(map(len, right)) - sum(map(len, answers))
+        notes = (f"{lost:,} words lie in what was cut and were left out",) if lost else ()
+        return Measured(kept, answers, notes=notes)
+
+    def judge(self, task: Task, rows: Measured) -> Judged:
+        """Judge logits [words, classes] of each row by the classes of its words."""
+        from adapter_export.graph.tasks.metrics import judge_tags
+
+        shares = [task.activated(one) for one in rows.results]
+        return judge_tags([one.argmax(-1) for one in shares], rows.right, task.labels, [one.max(-1) for one in shares])
+
+    def cells(self, row: ShownRow) -> tuple[str, str, str]:
+        """Return each token with its label."""
+        return " ".join(f"{token}/{one.label}" for token, one in _labelled(row)), "", ""
+
+    def tables(self, rows: Sequence[ShownRow]) -> Iterator[Table | str]:
+        """Yield the tokens of each row."""
+        for row in rows:
+            cells = [(token, one.label, *probability_cells(one.probability)) for token, one in _labelled(row)]
+            yield row.name
+            yield Table(("token", "label", "probability", ""), cells, numbers="llr")
+
+
+def _tokens(read: ReadText, results: Sequence[np.ndarray]) -> tuple[list[Token], list[np.ndarray]]:
+    """Return the tokens of a text that are not special and the logits of each, from its best window."""
+    best: dict[int, tuple[int, int, int]] = {}
+    for at, row in enumerate(read.rows):
+        places, special = row.places or range(len(row.encoding.ids)), row.encoding.special_tokens_mask
+        margins = row.margins or [0] * len(special)
+        for token, place in enumerate(places):
+            if not special[token]:
+                best[place] = max(best.get(place, (-1, 0, 0)), (margins[token], -at, token))
+    tokens, logits = [], []
+    has_words = not isinstance(read.text, str | Pair)
+    for place in sorted(best):
+        _, at, token = best[place]
+        encoding = read.rows[-at].encoding
+        start, end = encoding.offsets[token]
+        tokens.append(Token(encoding.tokens[token], start, end, encoding.word_ids[token] if has_words else None))
+        logits.append(results[-at][token])
+    return tokens, logits
+
+
+def _labelled(row: ShownRow) -> list[tuple[str, Prediction]]:
+    """Return the tokens of a row, as the tokenizer writes them or by their places, with the class of each."""
+    said = row.said.answer
+    assert isinstance(said, TokenLabels)
+    names = [token.text for token in row.said.tokens] or [f"token {place}" for place in range(len(said.tokens))]
+    return [(name, one) for name, one in zip(names, said.tokens, strict=True) if one is not None]
+
+
+TYPE = TokenType()

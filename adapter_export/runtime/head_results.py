@@ -1,0 +1,116 @@
+"""Results of heads, and whether the adapter of a row can answer by them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from adapter_export.errors import RequestError
+from adapter_export.format.axes import masks_of
+from adapter_export.format.manifest import Manifest
+from adapter_export.graph.tasks import ProblemType, Task
+from adapter_export.runtime.bank import MASK_BELOW
+from adapter_export.runtime.graphs import Arrays
+from adapter_export.runtime.loaded_adapters import Entry
+
+
+class Head(NamedTuple):
+    """The adapter of a row as it was when the row was asked: its name, its task, and the output of its head."""
+
+    adapter: str | None
+    task: Task | None
+    output: str | None
+
+
+def own_results(outputs: Arrays, manifest: Manifest, filled: Sequence[str | None]) -> Arrays:
+    """Return the outputs of a bank, those of heads as wide as the widest of their rows.
+
+    `filled` is for each row the output that its adapter's head fills; none without a head. Other rows of an output of
+    heads become NaN, and classes that a row's adapter does not have −inf. The base's outputs stay as they are.
+    """
+    found = dict(outputs)
+    for name in {head.output for head in manifest.heads} & set(outputs):
+        own = np.array([name == output for output in filled])
+        result = np.where(outputs[name] < MASK_BELOW, -np.inf, outputs[name]).astype(outputs[name].dtype)
+        result[~own] = np.nan
+        found[name] = np.ascontiguousarray(result[..., : _width(result[own])])
+    return found
+
+
+def own_classes(row: np.ndarray) -> np.ndarray:
+    """Return what a row's adapter has of a result [classes] or [tokens, classes]."""
+    return row[..., : _width(row)]
+
+
+def _width(results: np.ndarray) -> int:
+    """Return how many classes are anybody's: those behind them are −inf in all rows."""
+    return int(np.count_nonzero(~np.isneginf(results).all(axis=tuple(range(results.ndim - 1)))))
+
+
+def check_type(entry: Entry | None, problem: ProblemType | None = None) -> tuple[Entry, Task]:
+    """Return an adapter whose head answers, questions of this type if one is given, and its task.
+
+    RequestError if it does not, if nobody knows what its results mean, or if there is none.
+    """
+    asked = "answer" if problem is None else f"do `{problem}`"
+    if entry is None:
+        raise RequestError(f"the base alone cannot {asked}", fix="give every row an adapter, or call `run`")
+    if entry.task is None or entry.output is None:
+        raise RequestError(
+            f"an adapter without a known task cannot {asked}",
+            where=f"adapter `{entry.name}`",
+            found="no head" if entry.output is None else "a head, and nothing says what its results mean",
+            fix="call `run`, which gives results as they are, or give `labels` or `task` to `load`",
+        )
+    if problem is not None and entry.task.type != problem:
+        raise RequestError(
+            f"an adapter with another task cannot {asked}",
+            where=f"adapter `{entry.name}`",
+            found=f"the problem type `{entry.task.type}`",
+            fix=f"call `{entry.task.kind.method}`",
+        )
+    return entry, entry.task
+
+
+def check_context(task: Task, context: npt.NDArray[np.bool_] | None, where: str) -> None:
+    """Raise RequestError if a row lacks the tokens that may be the answer, and its task needs them."""
+    if task.kind.needs_context and context is None:
+        raise RequestError(
+            f"a row of arrays for a `{task.type}` needs to say which of its tokens may be the answer",
+            where=where,
+            expected="`context`, such as the tokens of the second text",
+            fix="give `context`, or the texts themselves",
+        )
+
+
+def stacked(results: Sequence[np.ndarray], entries: Sequence[Entry]) -> np.ndarray:
+    """Return results of rows as one array [batch, width]; RequestError if they are of different widths."""
+    widths = {entry.name: result.shape[-1] for result, entry in zip(results, entries, strict=True)}
+    if len(set(widths.values())) > 1:
+        raise RequestError(
+            "the adapters of a batch give results of different widths",
+            found=", ".join(f"`{name}`: {width}" for name, width in widths.items()),
+            fix="call it for each of them",
+        )
+    return np.stack(results)
+
+
+def real_tokens(
+    results: Sequence[np.ndarray], inputs: Mapping[str, np.ndarray], manifest: Manifest
+) -> Sequence[npt.NDArray[np.bool_] | None]:
+    """Return for each row which of its tokens are no padding; none where its result has no axis of tokens."""
+    tokens = next((len(result) for result in results if result.ndim == 2), None)
+    if tokens is None:
+        return [None] * len(results)
+    shape = (len(results), tokens)
+    # the masks of the tokens that have labels: not that of an encoder's where they are a decoder's
+    known = {axis for record in manifest.inputs for axis in record.axes}
+    labelled = [record for record in manifest.outputs if record.name.endswith("token_logits")]
+    axes = {record.axes[1] for record in labelled if len(record.axes) > 1} & known
+    names = masks_of(manifest.inputs, axes.pop() if len(axes) == 1 else None)
+    masks = [np.asarray(inputs[name]) != 0 for name in names]
+    real = next((mask for mask in masks if mask.shape == shape), np.ones(shape, bool))
+    return [row if result.ndim == 2 else None for result, row in zip(results, real, strict=True)]

@@ -1,0 +1,21 @@
+"""The loss of one label for each row."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from adapter_export.torch_backend.train.objectives.objective import Loss, Objective, class_loss
+
+
+class SingleLabelObjective(Objective):
+    """Cross-entropy over the classes."""
+
+    loss_name = "cross-entropy (nats)"
+    decides = "accuracy"
+
+    def loss(self, results: Tensor, targets: Tensor, weights: Tensor | None) -> Loss:
+        """Return the cross-entropy of logits [rows, classes]."""
+        return class_loss(results, targets, weights)
+
+
+OBJECTIVE = SingleLabelObjective()
