@@ -13,10 +13,10 @@ from adapter_export.analysis.eval_rows import EvalData, EvalRows, Results, judge
 from adapter_export.bundle.ablation import effects, note_of
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.errors import DataError, UsageError, argument, within
-from adapter_export.graph.tasks.cells import some
 from adapter_export.format.manifest import AdapterRecord
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.tasks import Task
+from adapter_export.graph.tasks.cells import some
 from adapter_export.graph.tasks.metrics import Judged
 from adapter_export.numerics.runner import Runner, run
 from adapter_export.reporting import SILENT, Reporter

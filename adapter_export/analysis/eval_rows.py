@@ -12,9 +12,9 @@ import numpy as np
 from adapter_export.errors import DataError, UsageError, argument, quoted, within
 from adapter_export.format.labelled import Columns, LabelledFile, LabelledRow, data_digest, labelled_rows
 from adapter_export.graph.tasks import Task
+from adapter_export.graph.tasks.answers import ReadText
 from adapter_export.graph.tasks.metrics import Indices, Judged, judge_similarities
 from adapter_export.runtime.answerer import Reader
-from adapter_export.graph.tasks.answers import ReadText
 from adapter_export.tables import one_line
 from adapter_export.text import Pair
 
