@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from adapter_export.bundle.build_bundle import build_bundle
+from adapter_export.bundle.build_plan import BuildPlan
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.manifest import Precision
 from adapter_export.graph.adapter import Adapter
@@ -36,6 +36,7 @@ from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.quantise.optimize import optimized
 from adapter_export.onnx_backend.quantise.precision import with_precision
 from adapter_export.runtime import Bundle, Session
+from adapter_export.safe_io.output import Output
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.base.huggingface_folder import open_folder
 from adapter_export.torch_backend.base.to_onnx import export_onnx
@@ -112,7 +113,7 @@ def _build(variant: Variant, base: OnnxBase, adapter: Adapter, folder: Path) -> 
         (work / "fused").mkdir()
         made, _ = optimized(made, work / "fused")
     cases = input_cases(made.inputs, seed=0, max_tokens=7)
-    build_bundle(made, [adapter], out, references=CutRunner(made), cases=cases)
+    BuildPlan(made, [adapter], CutRunner(made), cases).run(Output(out))
     return out
 
 

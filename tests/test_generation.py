@@ -15,12 +15,13 @@ from types import ModuleType
 import numpy as np
 import onnx_ir as ir
 import pytest
+from building import build_bundle
+from heard import Heard
 from replacing import adapter_at
 from tiny_llama import EXAMPLE, example, save_rounded
 
 import adapter_export as ae
 from adapter_export.api.models.base import GenaiBase
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import BaseModelError
 from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.adapter import Adapter
@@ -194,7 +195,7 @@ def _build(genai: ae.Base, adapters: Sequence[Adapter], out: Path) -> None:
         cases=input_cases(genai.inputs, seed=0, max_tokens=9),
         tokenizer=genai.tokenizer,
         max_tokens=genai.max_tokens,
-        kept=genai.companions("model.onnx"),
+        companions=genai.companions("model.onnx"),
         allow_base_mismatch=True,
     )
 
@@ -355,7 +356,7 @@ def test_a_graph_of_another_name_is_renamed_in_the_configuration(llama, tmp_path
 @pytest.mark.parametrize("llama", ["fp32"], indirect=True)
 @pytest.mark.parametrize("name", ["base.bin", "manifest.json", "derivation.json", "golden"])
 def test_a_file_with_the_name_of_one_of_the_bundle_is_refused(llama, tmp_path, name):
-    kept, steps = {**llama.genai.companions("model.onnx"), name: b"{}"}, []
+    kept, heard = {**llama.genai.companions("model.onnx"), name: b"{}"}, Heard()
     with pytest.raises(BaseModelError, match=rf"{name}: has a file with a name that the bundle needs"):
         build_bundle(
             llama.genai.model,
@@ -363,9 +364,9 @@ def test_a_file_with_the_name_of_one_of_the_bundle_is_refused(llama, tmp_path, n
             tmp_path / "bundle",
             references=CutRunner(llama.genai.model),
             cases=input_cases(llama.genai.inputs, seed=0, max_tokens=3),
-            kept=kept,
+            companions=kept,
             allow_base_mismatch=True,
-            progress=steps.append,
+            reporter=heard,
         )
-    assert not any("golden" in step for step in steps), "before anything long is computed"
+    assert not any("golden" in step for step in heard.steps), "before anything long is computed"
     assert not (tmp_path / "bundle").exists()

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from building import build_bundle
 from tiny_onnx import random_adapter
 from transformers import AutoModel
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.proof.compare_arrays import Original
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from building import build_bundle
 from replacing import LINEARS, OTHERS, SUBLAYERS, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
 from slotted import in_slots
 from small_encoder import ExportedEncoder, inputs
 from torch import Tensor
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.site_probe import SiteProbe
 from adapter_export.errors import AdapterError, NotNeutralError

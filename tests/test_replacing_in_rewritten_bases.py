@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from building import build_bundle
 from replacing import LINEARS, OTHERS, SUBLAYERS, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
 from small_encoder import Encoder, ExportedEncoder, inputs
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.site_probe import SiteProbe
 from adapter_export.format.manifest import Manifest

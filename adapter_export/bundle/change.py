@@ -2,48 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from adapter_export.bundle.golden import Golden, GoldenMaker, OnStep, check_caches, silent
-from adapter_export.bundle.golden_batches import BatchMaker, padding_by_name, without
-from adapter_export.bundle.golden_media import MediaMaker, check_media
+from adapter_export.bundle.golden import Golden, GoldenMaker
+from adapter_export.bundle.golden_batches import padding_by_name, without
+from adapter_export.bundle.golden_data import GoldenDataMaker, GoldenSets, verified
+from adapter_export.bundle.golden_media import check_media
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.invariants import with_padding
-from adapter_export.bundle.proof.prove import prove_new
-from adapter_export.bundle.recorded_runs import Recording
-from adapter_export.bundle.separation import remarks, with_separation
-from adapter_export.bundle.texts import TextMaker
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.bundle.variants.variant import GraphDraft
 from adapter_export.bundle.write import BundleWriter, check_bases, check_names, check_texts, model_version_of
 from adapter_export.dtypes import AdapterPrecision
 from adapter_export.errors import AdapterError, BaseModelError, FileError, argument, command, quoted
-from adapter_export.format.golden_batches import GoldenBatches
-from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.manifest import AdapterRecord, Manifest
 from adapter_export.format.manifest_json import CARD_FILE, MANIFEST_VERSION, REPORT_FILE, SIGNATURE_FILE, read_manifest
-from adapter_export.format.media import GoldenMedia
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.slot_form import rounded
 from adapter_export.numerics.runner import Runner
-from adapter_export.onnx_backend.slots import SlotPlan, adapter_output, head_sums, slot_tensors
+from adapter_export.onnx_backend.slots import SlotPlan, head_sums, slot_tensors
+from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime.adapter_file import write_adapter_file
 from adapter_export.safe_io.output import changed_folder
 
 _OF_THE_OLD = (SIGNATURE_FILE, REPORT_FILE, CARD_FILE)
 """What says something of the bundle as it was before."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Golden data of a bundle, each `None` where the bundle has none, and what computed those of new adapters."""
-
-    texts: GoldenTexts | None
-    batches: GoldenBatches | None
-    media: GoldenMedia | None
-    references: Runner | None = None
 
 
 def add_adapters(
@@ -54,15 +39,18 @@ def add_adapters(
     site_map: str | None = None,
     allow_base_mismatch: bool = False,
     precision: AdapterPrecision = "float32",
-    progress: OnStep | None = None,
-    note: OnStep | None = None,
+    reporter: Reporter = SILENT,
 ) -> Manifest:
     """Add adapters to a bundle; it stays as it was if that fails, also if the process is killed.
 
-    The topologies of the adapters must be among those that the bundle was built with. `references` computes golden
-    vectors in the precision of the bundle, and is never the exported graph; `site_map` is the digest of the site map
-    that its base was opened with. The adapters are rounded to the `precision` of their files. `note` is told of
-    adapters that change nothing, and of a signature that is gone.
+    Args:
+        bundle: the bundle, or its folder.
+        adapters: their topologies must be among those that the bundle was built with.
+        references: computes golden data in the precision of the bundle; never the exported graph.
+        site_map: the digest of the site map that the base was opened with.
+        allow_base_mismatch: take adapters that were trained on other weights.
+        precision: how their files store them; they are rounded to it.
+        reporter: receives each step, and notes of adapters that change nothing and of a signature that is gone.
 
     Raises:
         AdapterError: a name is taken, an adapter does something for which the graph has no slots, or it cannot share a
@@ -72,62 +60,28 @@ def add_adapters(
         InputError: the bundle cannot be read, or its files are not those that were written.
         WriteError: the operating system refused a write.
     """
-    progress = progress or silent
-    old, writer = _opened(bundle, progress)
+    old, writer = _opened(bundle, reporter)
     manifest = old.manifest
     check_names([adapter.name for adapter in adapters], [record.name for record in manifest.adapters])
     check_bases(adapters, manifest.base, allow_mismatch=allow_base_mismatch)
     adapters = [rounded(adapter, precision) for adapter in adapters]
-    if model_version_of(manifest.base, writer.plan, site_map) != writer.model_version:
-        raise BaseModelError(
-            "was built with another site map, or without one",
-            where=old.folder,
-            found=site_map or "no site map",
-            fix=f"give the site map that it was built with: {argument('site_map', words='FILE')}",
-        )
-    for adapter in adapters:
-        _check_slots(adapter, writer.plan, manifest)
-    if manifest.text is not None:
-        check_texts(adapters, manifest.text.digest, manifest.max_tokens or 0)
-    if manifest.media is not None:
-        check_media(adapters, manifest.media)
+    _check_fit(adapters, old, writer, site_map)
     cases = old.golden(None).cases
-    maker = GoldenMaker(references, cases, old.base_outputs, old.allowance(cases), manifest.base, old.checksums)
-    golden: list[Golden] = []
-    for adapter in adapters:
-        progress(f"computing golden vectors of `{adapter.name}` with {references.description}")
-        golden.append(maker.make(adapter, adapter_output(writer.heads, adapter)))
-        check_caches(golden[-1], manifest.inputs)
-    pairs = list(zip(adapters, golden, strict=True))
-    asked = Asked(old.texts(), old.batches(), old.media(), references)
-    pads = padding_by_name(manifest, writer.plan, adapters)
-    if asked.texts is not None:
-        progress(f"computing golden texts with {references.description}")
-        reading = TextMaker(old.tokenizer(), None, manifest.inputs, old.base_outputs, references, maker.allowance, pads)
-        new = reading.all(pairs, writer.heads).sets[1:]
-        asked = replace(asked, texts=replace(asked.texts, sets=(*asked.texts.sets, *new)))
-    progress(f"computing golden batches with {references.description}")
-    joining = BatchMaker(manifest, references, maker.allowance, pads, old)
-    asked = replace(asked, batches=joining.add(asked.batches, pairs, writer.heads))
-    if asked.media is not None and manifest.media is not None:
-        answering = MediaMaker(manifest.media, old.base_outputs, references, maker.allowance)
-        asked = replace(asked, media=answering.sets(asked.media, pairs, writer.heads))
-    _tell_unsigned(old.folder, note or silent)
+    vectors = GoldenMaker(references, cases, old.base_outputs, old.allowance(cases), manifest.base, old.checksums)
+    data = GoldenDataMaker(vectors, writer.heads, manifest.inputs, reporter)
+    pairs = [(adapter, data.of_adapter(adapter)) for adapter in adapters]
+    sets = _with_added(old, data, pairs, padding_by_name(manifest, writer.plan, adapters))
+    _note_unsigned(old.folder, reporter)
     with changed_folder(old.folder, {*_rewritten(manifest), *_OF_THE_OLD}) as folder:
         _check_unchanged(old)
-        progress("writing the adapters")
+        reporter.step("writing the adapters")
         writer = replace(writer, folder=folder)
-        records = [
-            writer.adapter(adapter, vectors, precision=precision)
-            for adapter, vectors in zip(adapters, golden, strict=True)
-        ]
-        after = replace(manifest, adapters=(*manifest.adapters, *records))
-        return _finish(old, writer, after, adapters, asked, progress, note or silent)
+        records = [writer.adapter(adapter, golden, precision=precision) for adapter, golden in pairs]
+        after = sets.write(writer, replace(manifest, adapters=(*manifest.adapters, *records)))
+        return _finish(old, writer, after, adapters, references, reporter)
 
 
-def remove_adapters(
-    bundle: Path, names: Sequence[str], *, progress: OnStep | None = None, note: OnStep | None = None
-) -> Manifest:
+def remove_adapters(bundle: Path, names: Sequence[str], *, reporter: Reporter = SILENT) -> Manifest:
     """Remove adapters from a bundle; it stays as it was if that fails, also if the process is killed.
 
     The slots stay, so that adapters of the same topology can be added later.
@@ -136,8 +90,7 @@ def remove_adapters(
         AdapterError: there is no adapter of a name, or none would be left.
         InputError, WriteError, ParityError: as `add_adapters`.
     """
-    progress = progress or silent
-    old, writer = _opened(bundle, progress)
+    old, writer = _opened(bundle, reporter)
     records = old.manifest.adapters
     kept = tuple(record for record in records if record.name not in names)
     known = [record.name for record in records]
@@ -155,6 +108,51 @@ def remove_adapters(
             found=f"{quoted(names)}, and no other",
             fix="add another one first, or delete the bundle",
         )
+    sets = _without_removed(old, names)
+    gone = [path for record in records if record not in kept for path in _paths(record)]
+    _note_unsigned(bundle, reporter)
+    with changed_folder(bundle, {*_rewritten(old.manifest), *_OF_THE_OLD, *gone}) as folder:
+        _check_unchanged(old)
+        head = None if old.manifest.head in names else old.manifest.head
+        writer = replace(writer, folder=folder)
+        after = sets.write(writer, replace(old.manifest, adapters=kept, head=head))
+        return _finish(old, writer, after, [], None, reporter)
+
+
+def _check_fit(adapters: Sequence[Adapter], old: OpenedBundle, writer: BundleWriter, site_map: str | None) -> None:
+    """Refuse adapters for which the graph has no slots, or that read other texts or media than the bundle."""
+    manifest = old.manifest
+    if model_version_of(manifest.base, writer.plan, site_map) != writer.model_version:
+        raise BaseModelError(
+            "was built with another site map, or without one",
+            where=old.folder,
+            found=site_map or "no site map",
+            fix=f"give the site map that it was built with: {argument('site_map', words='FILE')}",
+        )
+    for adapter in adapters:
+        _check_slots(adapter, writer.plan, manifest)
+    if manifest.text is not None:
+        check_texts(adapters, manifest.text.digest, manifest.max_tokens or 0)
+    if manifest.media is not None:
+        check_media(adapters, manifest.media)
+
+
+def _with_added(
+    old: OpenedBundle, data: GoldenDataMaker, pairs: Sequence[tuple[Adapter, Golden]], pads: Mapping[str, bool]
+) -> GoldenSets:
+    """Return the golden sets of a bundle with those of new adapters."""
+    texts, media, record = old.texts(), old.media(), old.manifest.media
+    if texts is not None:
+        new = data.texts(old.tokenizer(), None, pairs, pads).sets[1:]
+        texts = replace(texts, sets=(*texts.sets, *new))
+    if media is not None and record is not None:
+        media = data.media(record, media, pairs)
+    batches = data.batch_maker(old.manifest, pads, old).add(old.batches(), pairs, data.heads)
+    return GoldenSets(texts, batches, media)
+
+
+def _without_removed(old: OpenedBundle, names: Sequence[str]) -> GoldenSets:
+    """Return the golden sets of a bundle without those of some adapters."""
     texts, batches, media = old.texts(), old.batches(), old.media()
     if texts is not None:
         texts = replace(texts, sets=tuple(one for one in texts.sets if one.adapter not in names))
@@ -162,21 +160,13 @@ def remove_adapters(
         batches = without(batches, names)
     if media is not None:
         media = replace(media, sets=tuple(one for one in media.sets if one.adapter not in names))
-    gone = [path for record in records if record not in kept for path in _paths(record)]
-    _tell_unsigned(bundle, note or silent)
-    with changed_folder(bundle, {*_rewritten(old.manifest), *_OF_THE_OLD, *gone}) as folder:
-        _check_unchanged(old)
-        head = None if old.manifest.head in names else old.manifest.head
-        after = replace(old.manifest, adapters=kept, head=head)
-        return _finish(
-            old, replace(writer, folder=folder), after, [], Asked(texts, batches, media), progress, note or silent
-        )
+    return GoldenSets(texts, batches, media)
 
 
-def _opened(bundle: Path | OpenedBundle, progress: OnStep) -> tuple[OpenedBundle, BundleWriter]:
+def _opened(bundle: Path | OpenedBundle, reporter: Reporter) -> tuple[OpenedBundle, BundleWriter]:
     """Open a bundle that is to be changed, and return what writes into it."""
     if isinstance(bundle, Path):
-        progress("comparing the files of the bundle with their hashes")
+        reporter.step("comparing the files of the bundle with their hashes")
         bundle = OpenedBundle.open(bundle, copy=False)
     heads = head_sums(bundle.plan, bundle.base_outputs)
     return bundle, BundleWriter(bundle.folder, bundle.plan, heads, bundle.manifest.model_version)
@@ -216,13 +206,13 @@ def write_fitted(adapter: Adapter, path: Path, folder: Path, manifest: Manifest)
     write_adapter_file(path, slot_tensors(plan, adapter), manifest.model_version)
 
 
-def _tell_unsigned(folder: Path, note: OnStep) -> None:
+def _note_unsigned(folder: Path, reporter: Reporter) -> None:
     """Say that what was made from the old manifest goes with it."""
     if (folder / SIGNATURE_FILE).exists():
         sign = command('sign("bundle", key=…)', f"sign {folder} --key KEY")
-        note(f"the signature of the bundle before this change is gone; sign the new one with {sign}")
+        reporter.note(f"the signature of the bundle before this change is gone; sign the new one with {sign}")
     if (folder / CARD_FILE).exists():
-        note(f"`{CARD_FILE}`, the model card of the bundle before this change, is gone; `push` writes a new one")
+        reporter.note(f"`{CARD_FILE}`, the model card of the earlier bundle, is gone; `push` writes a new one")
 
 
 def _paths(record: AdapterRecord) -> Collection[str]:
@@ -237,49 +227,36 @@ def _finish(
     writer: BundleWriter,
     manifest: Manifest,
     added: Sequence[Adapter],
-    asked: Asked,
-    progress: OnStep,
-    note: OnStep,
+    references: Runner | None,
+    reporter: Reporter,
 ) -> Manifest:
-    """Write the bank, what golden data ask, and the manifest, and verify the bundle.
+    """Write the graphs that hold adapters and the manifest, and verify the bundle.
 
     Raises:
         FileError: somebody else changed the bundle meanwhile; that would be lost.
     """
-    if asked.texts is not None:
-        writer.texts(asked.texts)
-    if asked.media is not None:
-        writer.media(asked.media)
-    manifest = replace(manifest, golden_batches=writer.batches(asked.batches))
     draft = GraphDraft(writer.folder, writer.plan, writer.heads, _in_bank(old, manifest, added), old.slots_model)
     for variant in VARIANTS.values():
         variant.refill(draft, old)
     manifest = replace(manifest, version=MANIFEST_VERSION, bank=draft.bank, fanout=draft.fanout)
     new = {path for record in manifest.adapters if record not in old.manifest.adapters for path in _paths(record)}
-    fresh = {*_rewritten(manifest), *new}
-    hashed = {file.path: file.sha256 for file in old.manifest.files if file.path not in fresh}
-    progress("verifying the bundle against its golden vectors")
+    rewritten = {*_rewritten(manifest), *new}
+    hashed = {file.path: file.sha256 for file in old.manifest.files if file.path not in rewritten}
     opened = OpenedBundle(writer.folder, manifest, staged=True)
-    opened.manifest = _tried_out(opened, note)
-    names = [adapter.name for adapter in added]
-    opened.manifest = with_separation(opened, asked.references, names, writer)
-    recording = Recording.of(opened)
-    prove_new(opened, recording.runs)
-    opened.manifest = recording.recorded(opened.manifest)
-    for said in remarks(opened, names):
-        note(said)
-    after = writer.manifest(opened.manifest, hashed)
+    opened.manifest = _tried_out(opened, reporter)
+    after = writer.manifest(verified(opened, writer, references, added, reporter), hashed)
     _check_unchanged(old)
     return after
 
 
-def _tried_out(bundle: OpenedBundle, note: OnStep) -> Manifest:
+def _tried_out(bundle: OpenedBundle, reporter: Reporter) -> Manifest:
     """Return the manifest with what rows and padding change, as it is tried out: earlier releases tried less."""
     said = bundle.manifest
     found = replace(with_padding(bundle) if said.padding_neutral else said, batch_invariant=bundle.batch_invariant)
     for name in ("batch_invariant", "padding_neutral", "counts_padding"):
-        if getattr(found, name) != getattr(said, name):
-            note(f"the manifest said `{name}` is {getattr(said, name)}; tried out, it is {getattr(found, name)}")
+        before, after = getattr(said, name), getattr(found, name)
+        if before != after:
+            reporter.note(f"the manifest said `{name}` is {before}; tried out, it is {after}")
     return found
 
 

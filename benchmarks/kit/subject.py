@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from adapter_export.bundle.build_bundle import build_bundle
+from adapter_export.bundle.build_plan import BuildPlan, GraphOptions
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.format.manifest import VariantName
 from adapter_export.graph.adapter import Adapter
@@ -19,6 +19,7 @@ from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.runtime import Bundle
+from adapter_export.safe_io.output import Output
 from kit.adapters import random_houlsby
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -117,5 +118,5 @@ def built(
 ) -> Bundle:
     """Build a bundle with few golden vectors."""
     first, *_, last = input_cases(base.inputs, seed=0, max_tokens=_FEW_TOKENS)
-    build_bundle(base, adapters, out, references=CutRunner(base), cases=[first, last], bake=bake, variants=variants)
+    BuildPlan(base, adapters, CutRunner(base), [first, last], GraphOptions(variants, bake)).run(Output(out))
     return Bundle.open(out)

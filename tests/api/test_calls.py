@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from heard import Heard
 from tiny_onnx import random_adapter, save_tiny
 from torch import nn
 
@@ -33,8 +34,9 @@ def test_an_open_base_stays_what_it_is(base: ae.Base) -> None:
 def test_adapters_are_objects_folders_names_and_renamed(base: ae.Base, tmp_path: Path) -> None:
     one, two = (_adapter(base, name) for name in ("one", "two"))
     ae.save(one, tmp_path / "one")
-    given = {"first": tmp_path / "one", "second": two}
-    bundle = ae.build(base, given, tmp_path / "bundle", variants=("slots",), on_note=pytest.fail)
+    given, heard = {"first": tmp_path / "one", "second": two}, Heard()
+    bundle = ae.build(base, given, tmp_path / "bundle", variants=("slots",), reporter=heard)
+    assert heard.notes == []
     assert bundle.session().adapters == ("first", "second")
     bundle = ae.add(bundle, ["third=one", one], against=base)  # a name is looked up beside the base
     assert bundle.session().adapters == ("first", "second", "third", "one")

@@ -15,13 +15,13 @@ import torch
 import transformers as hf
 from acting import with_hooks
 from banks import assert_rows_are_those_of_slots
+from building import build_bundle
 from exported_bases import by_older_exporter
 from heads import heads, with_head
 from slotted import in_slots
 from tiny_onnx import random_adapter
 from torch import Tensor, nn
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import LoraOptions, houlsby, lora
 from adapter_export.numerics.sample_inputs import input_cases

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from banks import assert_rows_are_those_of_slots
+from building import build_bundle
 from exported_bases import ExportedBase
 from tiny_onnx import random_adapter
 from torch import Tensor, nn
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove
 from adapter_export.errors import AdapterError

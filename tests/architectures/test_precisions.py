@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from building import build_bundle
 from exported_bases import ExportedBase
 from tiny_onnx import random_adapter
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.format.manifest import Precision
 from adapter_export.graph.kinds import houlsby
 from adapter_export.numerics.sample_inputs import input_cases

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from building import build_bundle
 from random_kinds import random_of_kind
 from tiny_onnx import save_tiny, token_inputs
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.opened import Graph, OpenedBundle
 from adapter_export.bundle.proof.proof_plan import plan_check
 from adapter_export.bundle.proof.prove import prove

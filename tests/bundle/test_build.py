@@ -10,10 +10,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 import tokenizers
+from building import build_bundle
+from heard import Heard
 from small_disk import small_disk
 from tiny_onnx import build_tiny, mixed_adapters, random_adapter, save_tiny, tiny_model
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import (
     AdapterError,
     BaseMismatchError,
@@ -132,11 +133,11 @@ class TestContents:
         assert manifest.text.digest == tokenizer_digest(text)
 
     def test_each_step_is_told(self, base: OnnxBase, cases: list[InputCase], tmp_path: Path) -> None:
-        steps: list[str] = []
+        heard = Heard()
         adapters = [random_adapter("a", pfeiffer(), base)]
-        build_bundle(base, adapters, tmp_path / "b", references=CutRunner(base), cases=cases, progress=steps.append)
-        assert len(steps) == 9
-        assert "golden vectors of `a`" in steps[4]
+        build_bundle(base, adapters, tmp_path / "b", references=CutRunner(base), cases=cases, reporter=heard)
+        assert len(heard.steps) == 9
+        assert "golden vectors of `a`" in heard.steps[4]
 
 
 class TestGolden:

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from building import build_bundle
+from heard import Heard
 from tiny_onnx import random_adapter, save_tiny, token_inputs
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.change import add_adapters, remove_adapters
 from adapter_export.errors import (
     AbandonedFileWarning,
@@ -147,12 +148,14 @@ def test_a_change_that_another_one_overtakes_is_refused(base: OnnxBase, bundle: 
     """The adapter that came first stays."""
     adapter = _adapters(base)["c"]
 
-    def overtake(step: str) -> None:
-        if step.startswith("verifying the bundle"):
-            _add(base, bundle, replace(adapter, name="first"))
+    class Overtaking(Heard):
+        def step(self, label: str, done: int = 0, total: int | None = None) -> None:
+            super().step(label, done, total)
+            if label.startswith("verifying the bundle"):
+                _add(base, bundle, replace(adapter, name="first"))
 
     with pytest.raises(FileError, match="was changed by another process meanwhile"):
-        _add(base, bundle, adapter, progress=overtake)
+        _add(base, bundle, adapter, reporter=Overtaking())
     assert [record.name for record in read_manifest(bundle).adapters] == ["a", "b", "first"]
     verify_files(read_manifest(bundle), bundle)
     assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
@@ -254,8 +257,9 @@ def test_a_bundle_whose_graph_says_nothing_of_its_slots_is_refused(base: OnnxBas
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from adapter_export.format import files
+from adapter_export.safe_io import output
 from adapter_export.bundle import change, write
+from adapter_export.reporting import Reporter
 bundle, step = Path(sys.argv[1]), sys.argv[2]
 def tell(name):
     if name.startswith(step):
@@ -265,13 +269,16 @@ def write_and_tell(manifest, folder):
     kept(manifest, folder)
     tell("manifest")
 write.write_manifest = write_and_tell
-exchange = files.exchange
+exchange = output.exchange
 def exchange_and_tell(one, other):
     done = exchange(one, other)
     tell("exchanged")
     return done
-files.exchange = exchange_and_tell
-change.remove_adapters(bundle, ["a"], progress=tell)
+output.exchange = exchange_and_tell
+class Telling(Reporter):
+    def step(self, label, done=0, total=None):
+        tell(label)
+change.remove_adapters(bundle, ["a"], reporter=Telling())
 """
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from building import build_bundle
+from heard import Heard
 from random_kinds import random_of_kind
 from tiny_onnx import random_adapter
 
 from adapter_export.bundle.ablation import effects, note_of, site_change
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.change import add_adapters
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.proof_plan import plan_check
@@ -51,10 +52,10 @@ def built(base: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         scaled(alive, "faint", 1e-9),
         replace(alive, name="head_alone", graphs={}, placements={}, weights=head),
     ]
-    folder, notes = tmp_path_factory.mktemp("effects") / "bundle", list[str]()
+    folder, heard = tmp_path_factory.mktemp("effects") / "bundle", Heard()
     cases = input_cases(base.inputs, seed=1, shapes=[{"batch": 2, "tokens": 5}])
-    build_bundle(base, adapters, folder, references=CutRunner(base), cases=cases, note=notes.append)
-    return folder, notes
+    build_bundle(base, adapters, folder, references=CutRunner(base), cases=cases, reporter=heard)
+    return folder, heard.notes
 
 
 def test_build_names_them(built: tuple[Path, list[str]]) -> None:
@@ -67,11 +68,11 @@ def test_build_names_them(built: tuple[Path, list[str]]) -> None:
 
 
 def test_add_names_them(built: tuple[Path, list[str]], base: OnnxBase, tmp_path: Path) -> None:
-    folder, notes = shutil.copytree(built[0], tmp_path / "bundle"), list[str]()
+    folder, heard = shutil.copytree(built[0], tmp_path / "bundle"), Heard()
     alive = random_adapter("more", houlsby(), base, labels=("a", "b"))
     adapters = [alive, scaled(alive, "silent", 0.0)]
-    add_adapters(folder, adapters, references=CutRunner(base), note=notes.append)
-    assert notes == ["adapter `silent` changes nothing at all: at each of its sites it gives what it replaces"]
+    add_adapters(folder, adapters, references=CutRunner(base), reporter=heard)
+    assert heard.notes == ["adapter `silent` changes nothing at all: at each of its sites it gives what it replaces"]
 
 
 def test_check_reports_the_effect_of_each_adapter_by_site(built: tuple[Path, list[str]]) -> None:

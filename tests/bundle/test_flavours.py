@@ -9,10 +9,11 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from building import build_bundle
+from heard import Heard
 from inner_norm import with_inner_norm
 from tiny_onnx import random_adapter, token_inputs
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.errors import AdapterError, BaseModelError, ParityError, UsageError
@@ -175,13 +176,13 @@ class TestRefusals:
 
     def test_without_a_batch_there_is_no_bank_and_a_note_says_why(self, base: OnnxBase, tmp_path: Path) -> None:
         records = tuple(replace(record, axes=(2, *record.axes[1:])) for record in base.inputs)
-        model, notes = base.model.clone(), []
+        model, heard = base.model.clone(), Heard()
         for value in model.graph.inputs:
             value.shape = ir.Shape([2, *value.shape[1:]])
         fixed = replace(base, inputs=records, model=model)
-        manifest = _build(fixed, _adapters(base), tmp_path / "usual", note=notes.append)
+        manifest = _build(fixed, _adapters(base), tmp_path / "usual", reporter=heard)
         assert (set(manifest.graphs), manifest.bank) == ({"slots", "inputs"}, None)
-        assert "no batch of any length" in notes[0]
+        assert "no batch of any length" in heard.notes[0]
         with pytest.raises(BaseModelError, match="no batch of any length"):
             _build(fixed, _adapters(base), tmp_path / "asked", variants=["bank"])
 

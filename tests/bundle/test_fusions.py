@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from building import build_bundle
 from small_bundle import build_small
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.opened import read_source
 from adapter_export.errors import AdapterError
 from adapter_export.format.adapter_files import read_adapter

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from building import build_bundle
+from heard import Heard
 from tampering import edit, edit_adapter, rehash, unrecorded
 from tiny_onnx import random_adapter, save_tiny
 
 import adapter_export as ae
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.change import add_adapters, remove_adapters
 from adapter_export.bundle.neighbours import ENOUGH
 from adapter_export.bundle.opened import OpenedBundle
@@ -226,27 +227,27 @@ class TestWeakFaults:
         faint = {
             key: value * np.float32(1e-4) if key.startswith(up) else value for key, value in strong.weights.items()
         }
-        notes: list[str] = []
-        folder = _build(int8, [replace(strong, weights=faint)], tmp_path / "bundle", note=notes.append)
+        heard = Heard()
+        folder = _build(int8, [replace(strong, weights=faint)], tmp_path / "bundle", reporter=heard)
         separation = read_manifest(folder).adapters[0].golden.separation
         assert separation is not None
         assert separation.weak == ("layers.1.ffn off",)
         assert separation.least < ENOUGH
-        assert any("golden data of `a` barely show `layers.1.ffn off`" in note for note in notes)
+        assert any("golden data of `a` barely show `layers.1.ffn off`" in note for note in heard.notes)
         owed = {one.id: one.status for one in _verify(folder).ledger}
         assert owed["faults-barely-shown/a"] == "open"
 
     def test_an_adapter_that_is_almost_another(self, int8: OnnxBase, tmp_path: Path) -> None:
         one = random_adapter("a", houlsby(), int8, bottleneck=4, labels="xy")
         near = {key: value * np.float32(1 + 3e-7) for key, value in one.weights.items()}
-        notes: list[str] = []
-        folder = _build(int8, [one, replace(one, name="b", weights=near)], tmp_path / "bundle", note=notes.append)
+        heard = Heard()
+        folder = _build(int8, [one, replace(one, name="b", weights=near)], tmp_path / "bundle", reporter=heard)
         nearest = [
             record.golden.separation.nearest for record in read_manifest(folder).adapters if record.golden.separation
         ]
         assert [each.adapter if each else None for each in nearest] == ["b", "a"]
         assert all(each is not None and each.separation < ENOUGH for each in nearest)
-        assert any("barely show `b` in its place" in note for note in notes)
+        assert any("barely show `b` in its place" in note for note in heard.notes)
 
     def test_the_same_adapter_twice_is_no_fault(self, int8: OnnxBase, tmp_path: Path) -> None:
         one = random_adapter("a", houlsby(), int8, bottleneck=4, labels="xy")

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from building import build_bundle
+from heard import Heard
 from inner_norm import with_inner_norm
 from tampering import rehash
 from tiny_onnx import random_adapter, save_tiny, tiny_model
 
 import adapter_export as ae
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.change import add_adapters
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.invariants import _with_padding, check_proofs
@@ -83,10 +84,10 @@ def test_rows_that_share_a_scale_are_found_whatever_computes_it(tmp_path: Path) 
     assert not _built(base, adapters[:1], tmp_path).batch_invariant
     rehash(bundle, lambda said: replace(said, batch_invariant=True, padding_neutral=True))
     assert any("batch_invariant" in owed.where for owed in ae.verify(bundle).ledger if owed.status == "failed")
-    notes: list[str] = []  # a bundle of an earlier release, which tried out less, says what is true when it is changed
-    manifest = add_adapters(bundle, adapters[1:], references=CutRunner(base), note=notes.append)
+    heard = Heard()  # a bundle of an earlier release, which tried out less, says what is true when it is changed
+    manifest = add_adapters(bundle, adapters[1:], references=CutRunner(base), reporter=heard)
     assert (manifest.batch_invariant, manifest.padding_neutral) == (False, False)
-    assert sum("tried out, it is False" in note for note in notes) == 2
+    assert sum("tried out, it is False" in note for note in heard.notes) == 2
     assert all(owed.status != "failed" for owed in ae.verify(bundle).ledger)
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+from building import build_bundle
 from tampering import edit_adapter, rehash, scaled, unrecorded
 from tiny_onnx import random_adapter, save_tiny, tiny_model
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.change import add_adapters, remove_adapters
 from adapter_export.bundle.proof.proof_plan import plan_check
 from adapter_export.bundle.proof.prove import prove

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from building import build_bundle
 from random_kinds import random_of_kind
 from tiny_onnx import save_tiny
 
 import adapter_export as ae
 from adapter_export.api.bundles.bundles import reserved_by
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.change import add_adapters
 from adapter_export.errors import UsageError
 from adapter_export.graph.kinds import KINDS

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from building import build_bundle
 from small_bundle import Built, build_small
 from tampering import rehash, unrecorded
 from tiny_onnx import random_adapter, save_tiny
 
 import adapter_export as ae
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.faults import FAULTS, Copy
 from adapter_export.bundle.proof.proof_plan import Reference

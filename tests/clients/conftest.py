@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from building import build_bundle
 from clients import Client
 from heads import with_head
 from once import once
 from small_bundle import LENGTHS, WIDTH, build_small, small_tokenizer
 from tiny_onnx import random_adapter, save_tiny, tiny_model
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import GRAPH_VARIANTS
 from adapter_export.format.manifest_json import CARD_FILE, REPORT_FILE, SIGNATURE_FILE

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from building import build_bundle
 from clients import Client, last_line
 from once import once
 from tampering import edit, edit_adapter, rehash
 from tiny_onnx import random_adapter, save_tiny
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.format.manifest import GRAPH_VARIANTS, GoldenRecord, Manifest
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.graph.kinds import houlsby, lora

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from building import build_bundle
 from clients import Client, last_line
 from once import once
 from small_bundle import build_small, make_adapter
 from tampering import edit_adapter, rehash
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.format.manifest import GRAPH_VARIANTS, GoldenRecord, Manifest
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.format.tensors import read_tensors, write_tensors

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from building import build_bundle
 from clients import Client, alike
 from once import once
 from small_bundle import LENGTHS, build_small
 from tiny_onnx import random_adapter
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.format.manifest_json import list_files
 from adapter_export.graph.kinds import BottleneckOptions, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases

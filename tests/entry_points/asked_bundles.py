@@ -466,11 +466,11 @@ def make_bundle(name: str, models: Path, folder: Path) -> None:
         base = ae.capture(models / plan.base, folder / "model.pt", reporter=Heard(), **plan.capture)
     adapters = with_adapters(base, [*recipes_of(plan).values()])
     first = [one for one in adapters if one.name not in plan.added]
-    ae.build(base, first, folder / "bundle", on_note=_unheard, **build)
+    ae.build(base, first, folder / "bundle", reporter=Heard(), **build)
     if plan.added:
         later = [one for one in adapters if one.name in plan.added]
         stored = {name: build[name] for name in ("adapter_precision",) if name in build}
-        ae.add(folder / "bundle", later, against=base, on_note=_unheard, **stored)
+        ae.add(folder / "bundle", later, against=base, reporter=Heard(), **stored)
 
 
 def opened(name: str, models: Path, folder: Path) -> Bundle:

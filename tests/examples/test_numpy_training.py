@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from building import build_bundle
 from tiny_onnx import save_tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import open_onnx

@@ -10,13 +10,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from building import build_bundle
 from small_bundle import build_small
 from tiny_onnx import VOCABULARY, build_tiny, random_adapter, save_tiny, tiny_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest_json import list_files, read_manifest, write_manifest
 from adapter_export.format.tensors import read_tensors, write_tensors

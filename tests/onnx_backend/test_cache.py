@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from building import build_bundle
 from replacing import adapter_at, scaled_plus
 from tiny_decoder import HEADS, WIDTH, cached_graph, open_cached
 from tiny_onnx import random_adapter
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import BaseModelError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, classification_head, houlsby

@@ -10,13 +10,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from building import build_bundle
 from hand_edited import run, with_bottlenecks
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.optimizer import optimize_model
 from tiny_onnx import random_adapter
 from transformers import AutoModel
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import NoSitesError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, houlsby

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from building import build_bundle
 from heads import TAGS, TOPICS, heads, with_head
 from tiny_onnx import WIDTH, random_adapter, save_tiny, token_inputs
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove
 from adapter_export.bundle.report import failures

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from building import build_bundle
 from small_encoder import load_encoder
 from tiny_onnx import random_adapter, save_tiny, tiny_model
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove
 from adapter_export.errors import BaseModelError

@@ -14,13 +14,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from building import build_bundle
 from onnx import numpy_helper
 from onnx.utils import Extractor
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from tiny_onnx import random_adapter, save_tiny, tiny_model, token_inputs
 
 from adapter_export.api.bundles.bundles import PRECISIONS
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.bundle.proof.compare_arrays import Original
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove

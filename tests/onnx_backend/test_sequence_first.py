@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from building import build_bundle
 from onnx import helper, numpy_helper, parser
 from replacing import adapter_at, scaled_plus
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import BaseModelError
 from adapter_export.graph.compose import weighted_fusion
 from adapter_export.numerics.sample_inputs import input_cases

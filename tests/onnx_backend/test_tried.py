@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from heard import Heard
 from onnx import numpy_helper, parser
 from tiny_onnx import MASK, random_adapter, save_tiny, tiny_model, token_inputs
 
@@ -110,9 +111,9 @@ def test_a_graph_that_takes_no_short_input_is_built(tmp_path: Path) -> None:
 def test_a_graph_of_few_positions_is_built_without_being_told(tmp_path: Path) -> None:
     path = save_tiny(tmp_path, with_positions(24))
     adapter = random_adapter("a", pfeiffer(), open_onnx(path))
-    told: list[str] = []
-    bundle = ae.build(path, [adapter], tmp_path / "bundle", on_progress=told.append)
-    assert "the axis `tokens` may be 1 to 24 long, as runs have shown" in told
+    heard = Heard()
+    bundle = ae.build(path, [adapter], tmp_path / "bundle", reporter=heard)
+    assert "the axis `tokens` may be 1 to 24 long, as runs have shown" in heard.steps
     assert bundle.manifest.lengths == {"tokens": Lengths(1, 24)}
     assert "batch3_tokens24" in bundle.manifest.golden.cases
     assert ae.check(bundle, against=path).passed

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from building import build_bundle
 from inner_norm import with_inner_norm
 from tiny_onnx import random_adapter, save_tiny, token_inputs
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import FileError, HashError, RequestError
 from adapter_export.graph.kinds import pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import tokenizers
+from building import build_bundle
 from small_media import noise, png
 from tiny_onnx import random_adapter, save_tiny
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.graph.compose import weighted_fusion
 from adapter_export.graph.kinds import houlsby
 from adapter_export.numerics.sample_inputs import input_cases

@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from building import build_bundle
 from small_bundle import WORDS, build_small
 from tampering import rehash, unrecorded
 from tiny_decoder import open_cached
 from tiny_onnx import random_adapter
 
 import adapter_export as ae
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import BaseModelError, FormatError, RequestError, UsageError
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import write_manifest

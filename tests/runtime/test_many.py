@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from building import build_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_onnx import random_adapter, save_tiny, tiny_model, token_inputs
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import RequestError, UsageError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, pfeiffer

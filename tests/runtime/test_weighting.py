@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from building import build_bundle
 from safetensors.numpy import load_file
 from small_bundle import WORDS, Built, build_small
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import RequestError
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.manifest import MixRecord

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from building import build_bundle
 from tiny_onnx import random_adapter, save_tiny
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.format.manifest import VariantName
 from adapter_export.graph.kinds import houlsby, lora
 from adapter_export.numerics.sample_inputs import input_cases

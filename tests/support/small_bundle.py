@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from building import build_bundle
 from once import once
 from onnx import numpy_helper, parser, shape_inference
 from tiny_onnx import random_adapter
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.dtypes import AdapterPrecision
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import Manifest

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from building import build_bundle
 from once import once
 from onnx import numpy_helper, parser, shape_inference
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.graph.adapter import HEAD, Adapter, Head
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds import BottleneckOptions, Kind, classification_head, houlsby, parallel, pfeiffer

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from building import build_bundle
 from heads import heads, with_head
 from small_encoder import BAD, GOOD, OTHER, WIDTH
 from small_task import make_adapter, sites_of, with_random_weights
 from torch.nn import functional as F
 
-from adapter_export.bundle.build_bundle import build_bundle
 from adapter_export.errors import DataError
 from adapter_export.format.labelled import Columns
 from adapter_export.graph.adapter import Head

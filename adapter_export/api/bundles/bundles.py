@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.adapters import adapters_of
-from adapter_export.api.models.base import Base, OnNote, PathLike, Steps, open_base, require, silent, tell
-from adapter_export.errors import AdapterError, BaseModelError, RequestError, UsageError, argument
+from adapter_export.api.models.base import Base, PathLike, open_base, require
+from adapter_export.errors import AdapterError, BaseModelError, Note, RequestError, UsageError, argument
 from adapter_export.option import Option
+from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
     from adapter_export.runtime import Bundle
     from adapter_export.sites.site import SiteMap
 
-OnProgress = Callable[[str], None]
-"""Is told each step before it begins."""
-
-
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8-weights", "int4-weights")
 
 _FEW_TOKENS = 2
@@ -48,6 +45,29 @@ AdapterPrecisionOption = Annotated[
     ),
 ]
 AllowBaseMismatch = Annotated[bool, "Take adapters that were trained on other weights of the base."]
+
+
+OnProgress = Callable[[str], None]
+"""Receives each step as it begins."""
+
+
+class Callbacks(Reporter):
+    """Pass steps and notes on to callbacks, for callers that have these."""
+
+    def __init__(self, show: Callable[[str], None] | None, note: Callable[[Note], None] | None) -> None:
+        self._show, self._note = show, note
+
+    def step(self, label: str, done: int = 0, total: int | None = None) -> None:  # noqa: ARG002
+        """Pass the label on."""
+        if self._show is not None:
+            self._show(label)
+
+    def note(self, text: str) -> None:
+        """Pass the note on, or warn."""
+        if self._note is None:
+            super().note(text)
+        else:
+            self._note(Note(text))
 
 
 def open_bundle(bundle: Bundle | PathLike, *, verify: bool = True) -> Bundle:
@@ -128,8 +148,7 @@ def build(
         "editing either file in place changes both.",
     ] = False,
     force: Annotated[bool, "Replace what is at the output's place."] = False,
-    on_progress: OnProgress | None = None,
-    on_note: OnNote | None = None,
+    reporter: Reporter = SILENT,
 ) -> Bundle:
     """Export a base and its adapters as one bundle, and prove it before it is put in its place.
 
@@ -138,8 +157,7 @@ def build(
         adapters: adapters, their folders, or names looked up in the current folder, beside the base and in
             `./adapters`. The keys of a mapping rename them. There may be none for a base with a base head.
         output: the folder to make; if anything fails, nothing is left behind.
-        on_progress: is told each step before it begins.
-        on_note: is told what the caller should know, such as that there is no bank, and why.
+        reporter: receives each step, and notes such as why there is no bank.
 
     Raises:
         UsageError: arguments do not go together.
@@ -148,16 +166,16 @@ def build(
         ParityError: the exported graph does not compute what the reference computes.
         OutputExistsError, WriteError: the bundle cannot be written.
     """
-    from adapter_export.bundle.build_bundle import build_bundle
+    from adapter_export.bundle.build_plan import BuildPlan, GraphOptions, ModelFacts
     from adapter_export.bundle.variants import VARIANTS
     from adapter_export.bundle.write import check_bases
     from adapter_export.runtime import Bundle
 
-    path, say = Path(output), on_progress or silent
+    out = Output(Path(output), force)
     _check_precision(base_precision, int8_embeddings, float32_activations)
     if optimize:
         require("onnxscript", "torch", argument("optimize", True))
-    Output(path, force).ensure_writable(folder=True, sources=[base, adapters, tokenizer])
+    out.ensure_writable(folder=True, sources=[base, adapters, tokenizer])
     opened = open_base(base)
     chosen = adapters_of(adapters, opened)
     own = None if without_base_head else opened.base_head
@@ -166,44 +184,36 @@ def build(
         chosen = (*chosen, own)
     check_bases(chosen, opened.fingerprint, allow_mismatch=allow_base_mismatch)  # the export takes long
     if max_tokens is None:
-        opened = opened.with_probed_lengths(Steps(say))
+        opened = opened.with_probed_lengths(reporter)
     known = opened.max_tokens
     longest = max_tokens or known
     if longest is not None and known is not None and longest > known:
         where, most = argument("max_tokens"), f"at most {known}"
         raise UsageError("more tokens than the base takes", where=where, found=longest, expected=most)
-    text = _tokenizer(opened, tokenizer, longest)
-    wanted = _variants(variants, opened)
-    notes: list[str] = []
+    text, wanted = _tokenizer(opened, tokenizer, longest), _variants(variants, opened)
     with _prepared(
-        opened, base_precision, int8_embeddings, float32_activations, optimize, allow_base_mismatch, say
+        opened, base_precision, int8_embeddings, float32_activations, optimize, allow_base_mismatch, reporter
     ) as (graph, references):
-        manifest = build_bundle(
+        plan = BuildPlan(
             graph,
             chosen,
-            path,
-            base_head=own.name if own and own.head and own.head.task else None,  # one without a task answers nothing
-            references=references,
-            cases=_golden_cases(graph, longest, references),
-            tokenizer=text,
-            max_tokens=longest,
-            own_texts=opened.texts,
-            media=opened.media,
-            kept=opened.companions(VARIANTS["slots"].file),
-            origin=origin_of(opened, base_precision, optimized=optimize),
-            allow_base_mismatch=allow_base_mismatch,
-            copy_weights=copy_weights,
-            variants=wanted,
-            bake=bake,
-            reserved=reserved_by(reserve, graph.sites),
+            references,
+            _golden_cases(graph, longest, references),
+            GraphOptions(wanted, bake, reserved_by(reserve, graph.sites), checksums, copy_weights),
+            ModelFacts(
+                base_head=own.name if own and own.head and own.head.task else None,  # without a task it answers nothing
+                tokenizer=text,
+                max_tokens=longest,
+                texts=opened.texts,
+                media=opened.media,
+                companions=opened.companions(VARIANTS["slots"].file),
+                origin=origin_of(opened, base_precision, optimized=optimize),
+            ),
             precisions={one.name: adapter_precision for one in chosen if one is not own},
-            checksums=checksums,
-            force=force,
-            progress=say,
-            note=notes.append,
+            allow_base_mismatch=allow_base_mismatch,
         )
-    tell(notes, on_note)
-    return Bundle(path, manifest, verified=True)
+        manifest = plan.run(out, reporter)
+    return Bundle(out.path, manifest, verified=True)
 
 
 def reserved_by(names: Sequence[str], sites: SiteMap) -> list[Reserved]:
@@ -326,8 +336,7 @@ def add(
     against: Base | PathLike,
     allow_base_mismatch: AllowBaseMismatch = False,
     adapter_precision: AdapterPrecisionOption = "float32",
-    on_progress: OnProgress | None = None,
-    on_note: OnNote | None = None,
+    reporter: Reporter = SILENT,
 ) -> Bundle:
     """Add adapters to a bundle without a new export; if anything fails, it is as it was.
 
@@ -337,8 +346,7 @@ def add(
         against: the model that the bundle was built from. It computes the golden vectors of the new adapters, which the
             bundle itself must not do.
         allow_base_mismatch: take adapters that were trained on other weights of the base.
-        on_progress: is told each step before it begins.
-        on_note: is told of adapters that change nothing, and that the bundle is no longer signed.
+        reporter: receives each step, and notes of adapters that change nothing and of a signature that is gone.
 
     Raises:
         AdapterError: a name is taken, or the graph has no slots for an adapter.
@@ -354,7 +362,6 @@ def add(
     opened = OpenedBundle.open(folder_of(bundle), copy=False)
     base = model_of(opened.manifest, against)
     chosen, slots = adapters_of(adapters, base), opened.numerics
-    notes: list[str] = []
     matching = same_precision(base, slots)
     with locked(opened.folder.resolve()), matching as (references, _):
         after = add_adapters(
@@ -364,10 +371,8 @@ def add(
             site_map=None if base.given is None else base.given.digest,
             allow_base_mismatch=allow_base_mismatch,
             precision=adapter_precision,
-            progress=on_progress,
-            note=notes.append,
+            reporter=reporter,
         )
-    tell(notes, on_note)
     return Bundle(opened.folder, after, verified=True)
 
 
@@ -375,8 +380,7 @@ def remove(
     bundle: Bundle | PathLike,
     adapters: Sequence[str],
     *,
-    on_progress: OnProgress | None = None,
-    on_note: OnNote | None = None,
+    reporter: Reporter = SILENT,
 ) -> Bundle:
     """Remove adapters from a bundle: their files, golden vectors, rows of the bank and baked graphs.
 
@@ -391,9 +395,7 @@ def remove(
     from adapter_export.runtime import Bundle
 
     folder = folder_of(bundle)
-    notes: list[str] = []
-    after = remove_adapters(folder, adapters, progress=on_progress, note=notes.append)
-    tell(notes, on_note)
+    after = remove_adapters(folder, adapters, reporter=reporter)
     return Bundle(folder, after, verified=True)
 
 
@@ -405,7 +407,7 @@ def _prepared(
     float32_activations: bool,
     optimize: bool,
     allow_mismatch: bool,
-    say: OnProgress,
+    reporter: Reporter,
 ) -> Iterator[tuple[OnnxBase, Runner]]:
     """Yield the base as it goes into a bundle, and what computes its golden vectors.
 
@@ -416,29 +418,29 @@ def _prepared(
 
     with TemporaryDirectory(prefix="adapter-export-") as temporary:
         folder = Path(temporary)
-        plain = base.checked_export(folder, Steps(say))
+        plain = base.checked_export(folder, reporter)
         made = plain
         if precision != "fp32":
-            say(f"bringing the base into {precision}")
+            reporter.step(f"bringing the base into {precision}")
             made = _in_precision(plain, precision, int8_embeddings, float32_activations, folder)
-            _deviations(plain, made, say)
+            _deviations(plain, made, reporter)
         references = base.runner(allow_mismatch=allow_mismatch) if made is plain else CutRunner(made)
         if optimize:
             if made is not plain:  # rounding to few bits would hide a wrong fusion
-                _fused(plain, folder / "plain", say)
-            made = _fused(made, folder / "optimized", say)
+                _fused(plain, folder / "plain", reporter)
+            made = _fused(made, folder / "optimized", reporter)
         yield made, references
 
 
-def _fused(base: OnnxBase, out: Path, say: OnProgress) -> OnnxBase:
+def _fused(base: OnnxBase, out: Path, reporter: Reporter) -> OnnxBase:
     """Return a base with fused operators; `BaseModelError`: it computes something else."""
     from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
 
-    say("fusing operators of the base")
+    reporter.step("fusing operators of the base")
     out.mkdir()
     made, fusions = optimized(base, out)
-    say("fused " + (", ".join(f"{count} {name}" for name, count in fusions.items()) or "nothing"))
-    for found in _deviations(base, made, say):
+    reporter.step("fused " + (", ".join(f"{count} {name}" for name, count in fusions.items()) or "nothing"))
+    for found in _deviations(base, made, reporter):
         check_deviation(found)
     return made
 
@@ -508,12 +510,12 @@ def _in_precision(
     )
 
 
-def _deviations(plain: OnnxBase, made: OnnxBase, say: OnProgress) -> list[Deviation]:
+def _deviations(plain: OnnxBase, made: OnnxBase, reporter: Reporter) -> list[Deviation]:
     """Say how far the quantised or optimised base lies from the plain one."""
     from adapter_export.numerics.sample_inputs import input_cases
     from adapter_export.onnx_backend.quantise.precision import deviations
 
     found = deviations(plain, made, input_cases(plain.inputs, seed=1, lengths=plain.lengths, max_tokens=7))
     for each in found:
-        say(f"`{each.output}` deviates from the plain base by {each.absolute:.1e} of {each.scale:.3g}")
+        reporter.step(f"`{each.output}` deviates from the plain base by {each.absolute:.1e} of {each.scale:.3g}")
     return found

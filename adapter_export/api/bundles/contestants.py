@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from adapter_export.api.adapters.adapters import load_adapter
-from adapter_export.api.bundles.bundles import PRECISIONS, build
+from adapter_export.api.bundles.bundles import PRECISIONS, Callbacks, build
 from adapter_export.api.models.base import Base, PathLike, open_base
 from adapter_export.errors import RequestError, UsageError, argument, command, quoted
 from adapter_export.reporting import Reporter
@@ -244,8 +244,8 @@ class Contestants:
                 allow_base_mismatch=self.allow_base_mismatch,
                 base_precision=precision,
                 variants=("slots",),
-                on_progress=self.reporter.step,
-                on_note=lambda _: None,  # notes on adapters without effect are given for each contestant
+                # notes on adapters without effect are given for each contestant
+                reporter=Callbacks(self.reporter.step, lambda _: None),
             )
             yield precision, OpenedBundle(made.folder, made.manifest)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.adapters.kinds import at_least_1, check_different, kind_options, make_kind, swept_options
-from adapter_export.api.bundles.bundles import build
+from adapter_export.api.bundles.bundles import Callbacks, build
 from adapter_export.api.models.base import (
     Base,
     OnNote,
@@ -231,7 +231,13 @@ def sweep(
 
             draw_sweep(made, Path(plot), force=force)
         if bundle is not None:
-            build(base, [folder / RUNS / made.adapter], bundle, force=force, on_progress=on_progress, on_note=on_note)
+            build(
+                base,
+                [folder / RUNS / made.adapter],
+                bundle,
+                force=force,
+                reporter=Callbacks(on_progress, on_note),
+            )
     return made
 
 

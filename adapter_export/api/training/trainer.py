@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapter_export.api.bundles.bundles import OnProgress, build
+from adapter_export.api.bundles.bundles import Callbacks, OnProgress, build
 from adapter_export.api.models.base import ArchiveBase, Base, PathLike, open_base, require
 from adapter_export.errors import BaseMismatchError, BaseModelError, UsageError, argument
 from adapter_export.safe_io.output import Output
@@ -85,7 +85,7 @@ def trainer_callback(
                 fix=f"build the bundle of the adapter, which is saved, with `build`; or give {argument('base')}, "
                 "captured before the training",
             )
-        build(model, [folder], str(bundle), force=force, on_progress=on_progress)
+        build(model, [folder], str(bundle), force=force, reporter=Callbacks(on_progress, None))
 
     files = {part: Path(path) for part, path in (data or {}).items()}
     return AdapterCallback(

@@ -52,12 +52,12 @@ def add(
     step: if anything fails, the bundle is as it was.
     """
     from adapter_export.cli.bases import listed, opened
-    from adapter_export.cli.output import steps, warn_of
+    from adapter_export.cli.reporter import TerminalReporter
 
-    with steps() as tell:
-        tell(f"opening {against}")
+    with TerminalReporter("add") as reporter:
+        reporter.step(f"opening {against}")
         base = opened(against, site_map, trust_pickle)
-        after = ae.add(bundle, listed(adapters), against=base, on_progress=tell, on_note=warn_of, **options)
+        after = ae.add(bundle, listed(adapters), against=base, reporter=reporter, **options)
     _report(after, [each.name for each in after.manifest.adapters[-len(listed(adapters)) :]], "added", as_json)
 
 
@@ -70,10 +70,10 @@ def remove(bundle: Path, adapters: Adapters, *, as_json: Json = False) -> None:
     anything fails, the bundle is as it was.
     """
     from adapter_export.cli.bases import listed
-    from adapter_export.cli.output import steps, warn_of
+    from adapter_export.cli.reporter import TerminalReporter
 
-    with steps() as tell:
-        after = ae.remove(bundle, listed(adapters), on_progress=tell, on_note=warn_of)
+    with TerminalReporter("remove") as reporter:
+        after = ae.remove(bundle, listed(adapters), reporter=reporter)
     _report(after, list(dict.fromkeys(listed(adapters))), "removed", as_json)
 
 

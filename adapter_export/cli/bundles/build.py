@@ -66,17 +66,17 @@ def build(
     anything fails, nothing is left behind.
     """
     from adapter_export.cli.bases import listed, opened
-    from adapter_export.cli.output import emit_json, steps, warn_of
+    from adapter_export.cli.output import emit_json
+    from adapter_export.cli.reporter import TerminalReporter
 
-    with steps() as tell:
-        tell(f"opening {model}")
+    with TerminalReporter("build") as reporter:
+        reporter.step(f"opening {model}")
         base = opened(model, site_map, trust_pickle)
         bundle = ae.build(
             base,
             [] if adapters is None else listed(adapters),
             output,
-            on_progress=tell,
-            on_note=warn_of,
+            reporter=reporter,
             **options,
         )
     if as_json:

@@ -1,0 +1,373 @@
+"""Build a bundle: one graph with slots, the base's weights, small adapter files, golden data, a manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from adapter_export.bundle.golden import Allowance, Golden, GoldenMaker, case_of
+from adapter_export.bundle.golden_batches import padding_by_name
+from adapter_export.bundle.golden_data import GoldenDataMaker, GoldenSets, verified
+from adapter_export.bundle.golden_media import check_media
+from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.proof.exact_tensors import Origin
+from adapter_export.bundle.proof.invariants import with_padding
+from adapter_export.bundle.proof.manifest_checks import oldest_runtime, site_records
+from adapter_export.bundle.variants import VARIANTS
+from adapter_export.bundle.variants.variant import GraphDraft
+from adapter_export.bundle.write import BundleWriter, check_bases, check_names, check_texts, model_version
+from adapter_export.dtypes import AdapterPrecision
+from adapter_export.errors import AdapterError, BaseModelError, UsageError, argument, quoted
+from adapter_export.format.axes import narrowed
+from adapter_export.format.derivation import DERIVATION_FILE, write_derivation
+from adapter_export.format.golden_texts import GoldenTexts
+from adapter_export.format.lengths import Lengths
+from adapter_export.format.manifest import (
+    GRAPH_VARIANTS,
+    AdapterRecord,
+    GoldenRecord,
+    Manifest,
+    OutputRecord,
+    TextRecord,
+    VariantName,
+    token_lengths,
+)
+from adapter_export.format.manifest_json import MANIFEST_FILE, MANIFEST_VERSION
+from adapter_export.format.media import CapturedMedia
+from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.graph import first_free
+from adapter_export.graph.slot_form import rounded
+from adapter_export.numerics.budget import Extent, extent
+from adapter_export.numerics.runner import Runner
+from adapter_export.numerics.sample_inputs import InputCase
+from adapter_export.onnx_backend.base.external import WEIGHTS_FILE
+from adapter_export.onnx_backend.base.flow import flow_graph
+from adapter_export.onnx_backend.base.length_probe import axes
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics
+from adapter_export.onnx_backend.rewrite.checksums import CHECKSUMS, SlotChecksums, add_checksums, without_checksums
+from adapter_export.onnx_backend.rewrite.insert import insert_slots
+from adapter_export.onnx_backend.slots import Reserved, SlotPlan, head_records, head_sums, plan_slots
+from adapter_export.reporting import SILENT, Reporter
+from adapter_export.safe_io.output import Output
+from adapter_export.safe_io.regular_files import read_bytes, sha256_of
+from adapter_export.text import Tokenizer, tokenizer_digest
+from adapter_export.version import __version__
+
+TOKENIZER_FILE = "tokenizer.json"
+
+_LATER = (MANIFEST_FILE, DERIVATION_FILE, "adapters", "golden")
+"""Entries written last, after the graphs and the base's files."""
+
+Pairs = Sequence[tuple[Adapter, Golden]]
+"""Adapters with their golden vectors."""
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """The graphs of a bundle.
+
+    Attributes:
+        variants: the graphs beside the one with slots; `None` writes those that are standard, as far as they can be.
+        bake: the adapters that get a graph in which they are constant.
+        reserved: graphs of adapters that will be added, which get slots beside those of the adapters.
+        checksums: whether graphs show which tensors they received.
+        copy_weights: whether the base's weights are copied instead of hard-linked.
+    """
+
+    variants: Sequence[VariantName] | None = None
+    bake: Sequence[str] = ()
+    reserved: Sequence[Reserved] = ()
+    checksums: bool = False
+    copy_weights: bool = False
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model says beyond its graph.
+
+    Attributes:
+        base_head: the adapter that is the model's own head.
+        tokenizer: the text of its `tokenizer.json`.
+        max_tokens: the longest text to take; by default as long as the base takes.
+        texts: what its own library makes of golden texts.
+        media: what its processor does with images or audio.
+        companions: further files for other programs, by name.
+        origin: what the base was made of; by default the constants of its graph.
+    """
+
+    base_head: str | None = None
+    tokenizer: str | None = None
+    max_tokens: int | None = None
+    texts: GoldenTexts | None = None
+    media: CapturedMedia | None = None
+    companions: Mapping[str, Path | bytes] = field(default_factory=dict)
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """A bundle to build.
+
+    Attributes:
+        base: the base as it goes into the bundle.
+        adapters: the adapters; those in `precisions` are rounded to what their files hold, and everything is computed
+            with what is left of them.
+        references: computes golden data; never the exported graph.
+        cases: the inputs of golden vectors.
+        graphs: the graphs to write.
+        model: what the model says beyond its graph.
+        precisions: how the files of adapters store them, by name; default: float32.
+        allow_base_mismatch: take adapters that were trained on other weights.
+    """
+
+    base: OnnxBase
+    adapters: Sequence[Adapter]
+    references: Runner
+    cases: Sequence[InputCase]
+    graphs: GraphOptions = field(default_factory=GraphOptions)
+    model: ModelFacts = field(default_factory=ModelFacts)
+    precisions: Mapping[str, AdapterPrecision] = field(default_factory=dict)
+    allow_base_mismatch: bool = False
+
+    def run(self, output: Output, reporter: Reporter = SILENT) -> Manifest:
+        """Build the bundle, and verify it against its golden data in ONNX Runtime before it takes its place.
+
+        Args:
+            output: the folder to make.
+            reporter: receives each step, and notes of graphs that cannot be and of adapters that change nothing.
+
+        Raises:
+            UsageError: there are no adapters, a tokenizer for a base of unknown lengths without `max_tokens`, or an
+                unknown name in `bake`.
+            AdapterError: two adapters have one name, or an adapter does not fit; `BaseMismatchError` is a kind of it.
+            NotNeutralError: an adapter cannot share a graph with others.
+            BaseModelError: the base cannot be exported.
+            ParityError: the exported graph does not compute what the reference computes.
+            OutputExistsError: the output exists and may not be replaced.
+            WriteError: the operating system refused a write. Nothing stays behind then, nor after any other error.
+        """
+        self._check()
+        with output.folder() as folder, ThreadPoolExecutor(1) as pool:
+            build = _Build(self, folder, reporter)
+            build.write_graphs()
+            weights = folder / WEIGHTS_FILE
+            hashed = pool.submit(sha256_of, weights) if weights.exists() else None  # seconds for a large base
+            base, pairs = build.golden_vectors()
+            bundle = build.open(base, pairs)
+            build.write_golden_sets(bundle, base, pairs)
+            manifest = verified(bundle, build.writer, self.references, build.adapters, reporter)
+            return build.writer.manifest(manifest, {} if hashed is None else {WEIGHTS_FILE: hashed.result()})
+
+    @cached_property
+    def lengths(self) -> Mapping[str, Lengths]:
+        """The lengths that the bundle takes, by the name of an axis.
+
+        Raises:
+            UsageError: the base does not take texts as short as `max_tokens`.
+        """
+        lengths = narrowed(self.base.inputs, self.base.lengths, self.model.max_tokens)
+        if lengths is None:
+            raise UsageError(
+                "fewer tokens than the base takes",
+                where=argument("max_tokens"),
+                found=self.model.max_tokens,
+                expected=str(token_lengths(self.base.inputs, self.base.lengths)),
+            )
+        return lengths
+
+    @property
+    def tokens(self) -> Lengths:
+        """How many tokens a text may have."""
+        return token_lengths(self.base.inputs, self.lengths)
+
+    def _check(self) -> None:
+        """Refuse what can be refused before anything is written."""
+        names, tokenizer, most = [adapter.name for adapter in self.adapters], self.model.tokenizer, self.tokens.maximum
+        if not names:
+            raise UsageError(
+                "there is nothing to build",
+                found="no adapters given, and the base has no head",
+                expected="at least one of these",
+                fix=f"give some as {argument('adapters')}",
+            )
+        if tokenizer is not None and most is None:
+            raise UsageError("`max_tokens` is required with a tokenizer", fix="give `max_tokens`")
+        check_names(names)
+        unknown = quoted(name for name in self.graphs.bake if name not in names)
+        if unknown:
+            raise UsageError(
+                "no adapter of this name is built", where=argument("bake"), found=unknown, expected=quoted(names)
+            )
+        check_bases(self.adapters, self.base.fingerprint, allow_mismatch=self.allow_base_mismatch)
+        if tokenizer is not None and most is not None:
+            check_texts(self.adapters, tokenizer_digest(tokenizer), most)
+        if self.model.media is not None:
+            check_media(self.adapters, self.model.media.record)
+
+
+class _Build:
+    """The work on one bundle: what its steps have made so far."""
+
+    def __init__(self, plan: BuildPlan, folder: Path, reporter: Reporter) -> None:
+        self.plan, self.folder, self.reporter = plan, folder, reporter
+        self.adapters = [rounded(one, plan.precisions.get(one.name, "float32")) for one in plan.adapters]
+        self.outputs = [record.name for record in plan.base.outputs]
+        slots = plan_slots(self.adapters, plan.base.sites, plan.graphs.reserved)
+        heads = head_sums(slots, self.outputs)
+        self.writer = BundleWriter(folder, slots, heads, model_version(plan.base, slots))
+        self.draft = self._with_slots(slots)
+
+    def _with_slots(self, slots: SlotPlan) -> GraphDraft:
+        """Put the slots into the base's graph, and checksums if the bundle has them."""
+        base, options = self.plan.base, self.plan.graphs
+        self.reporter.step(f"putting {len(slots.slots)} slots into the graph")
+        model, checksums = insert_slots(base, slots), None
+        if options.checksums:
+            taken = [*self.outputs, *(head.output for head in self.writer.heads)]
+            checksums = SlotChecksums(first_free(CHECKSUMS, taken), slots, base.inputs)
+            model = add_checksums(model, slots.slots, checksums.output, base.inputs)
+        model.model_version = self.writer.model_version
+        return GraphDraft(
+            self.folder, slots, self.writer.heads, self.adapters, model, checksums, options.bake, options.copy_weights
+        )
+
+    def write_graphs(self) -> None:
+        """Write every variant that is wanted, and the model's own files; a note names each one left out.
+
+        Raises:
+            AdapterError: the adapters cannot share a graph that was named.
+            BaseModelError: the base cannot have one that was named, or a file of the model has the name of another.
+        """
+        options = self.plan.graphs
+        for variant in VARIANTS.values():
+            if not variant.is_wanted(options.variants, options.bake):
+                continue
+            self.reporter.step(f"writing the graph `{variant.file}`")
+            try:
+                variant.write(self.draft, self.plan.base)
+            except (AdapterError, BaseModelError) as error:
+                if options.variants is not None or not variant.optional:
+                    raise
+                self.reporter.note(f"without the variant `{variant.name}`: {error.message}")
+        self._write_model_files()
+
+    def _write_model_files(self) -> None:
+        model, later = self.plan.model, [*_LATER]
+        if model.media is not None:
+            later.append(model.media.record.processor)
+        _keep(model.companions, self.folder, later)
+        if model.media is not None:
+            (self.folder / model.media.record.processor).write_text(model.media.processor, "utf-8", newline="")
+        if model.tokenizer is not None:  # it replaces a companion of this name, which says the same
+            (self.folder / TOKENIZER_FILE).write_text(model.tokenizer, "utf-8", newline="")
+
+    def golden_vectors(self) -> tuple[Golden, Pairs]:
+        """Return the golden vectors of the base, and of each adapter."""
+        pairs = [(adapter, self.golden_data.of_adapter(adapter)) for adapter in self.adapters]
+        headed = next((golden for adapter, golden in pairs if not adapter.placements), None)  # the base, and a head
+        base = self.golden_data.of_adapter(None) if headed is None else self.golden_data.vectors.of_base(headed)
+        return base, pairs
+
+    @cached_property
+    def golden_data(self) -> GoldenDataMaker:
+        """What makes golden data."""
+        plan = self.plan
+        cases = [case_of(case.name, case.arrays, plan.base.inputs) for case in plan.cases]
+        allowance = Allowance.of(self.extent, cases, numerics(plan.base.model).stored)
+        fingerprint, checksums = plan.base.fingerprint, self.draft.checksums
+        vectors = GoldenMaker(plan.references, cases, self.outputs, allowance, fingerprint, checksums)
+        return GoldenDataMaker(vectors, self.writer.heads, plan.base.inputs, self.reporter)
+
+    @cached_property
+    def extent(self) -> Extent:
+        """The products of the graph with slots; those of checksums do not round."""
+        model, checksums = self.draft.model, self.draft.checksums
+        return extent(flow_graph(model if checksums is None else without_checksums(model, checksums.output)))
+
+    def open(self, base: Golden, pairs: Pairs) -> OpenedBundle:
+        """Write the files of adapters, and open the bundle with a manifest that says what rows and padding change."""
+        plan, draft, writer = self.plan, self.draft, self.writer
+        of_base = writer.golden(base)
+        records = [
+            writer.adapter(adapter, golden, draft.baked.get(adapter.name), plan.precisions.get(adapter.name, "float32"))
+            for adapter, golden in pairs
+        ]
+        derivation = (plan.model.origin or Origin.of(plan.base)).derivation(draft.model, of_base.cases)
+        write_derivation(derivation, self.folder / DERIVATION_FILE)
+        bundle = OpenedBundle(self.folder, self._manifest(of_base, records), staged=True)
+        bundle.extent = self.extent
+        bundle.manifest = replace(bundle.manifest, batch_invariant=bundle.batch_invariant)
+        if plan.base.pads or plan.tokens.unbroken:
+            bundle.manifest = with_padding(bundle)
+        return bundle
+
+    def _manifest(self, golden: GoldenRecord, adapters: Sequence[AdapterRecord]) -> Manifest:
+        """Return the manifest without what runs of the bundle will show."""
+        plan, draft, heads, files = self.plan, self.draft, self.writer.heads, dict[str, str]()
+        base, model, facts = plan.base, draft.model, plan.model
+        added = {head.output for head in heads} | ({draft.checksums.output} if draft.checksums else set())
+        outputs = (OutputRecord(value.name or "", "float32", axes(value)) for value in model.graph.outputs)
+        for name in GRAPH_VARIANTS:
+            if (self.folder / VARIANTS[name].file).exists():
+                files[name] = VARIANTS[name].file
+        computing = numerics(model)
+        tokenizer = facts.tokenizer
+        return Manifest(
+            version=MANIFEST_VERSION,
+            producer=f"adapter-export {__version__}",
+            minimum_onnxruntime=oldest_runtime(model),
+            opset=base.opset,
+            base=base.fingerprint,
+            base_precision=computing.precision,
+            batch_invariant=computing.batch_invariant,
+            padding_neutral=False,
+            counts_padding=(),
+            graphs=files,
+            inputs=base.inputs,
+            lengths=plan.lengths,
+            outputs=(*base.outputs, *(output for output in outputs if output.name in added)),
+            sites=tuple(site_records(base, draft.plan, model)),
+            slots=draft.plan.slots,
+            adapters=tuple(adapters),
+            golden=golden,
+            text=None if tokenizer is None else TextRecord(TOKENIZER_FILE, tokenizer_digest(tokenizer)),
+            files=(),
+            bank=draft.bank,
+            fanout=draft.fanout,
+            heads=head_records(heads),
+            model_version=self.writer.model_version,
+            head=facts.base_head,
+            media=None if facts.media is None else facts.media.record,
+            derivation=DERIVATION_FILE,
+            checksums=None if draft.checksums is None else draft.checksums.output,
+        )
+
+    def write_golden_sets(self, bundle: OpenedBundle, base: Golden, pairs: Pairs) -> None:
+        """Write golden texts, media and batches, as far as the bundle can have them."""
+        data, facts, manifest = self.golden_data, self.plan.model, bundle.manifest
+        pads, texts, media = padding_by_name(manifest, self.draft.plan, self.adapters), None, None
+        if facts.tokenizer is not None and manifest.max_tokens is not None:
+            tokenizer = Tokenizer.from_json(facts.tokenizer, manifest.max_tokens, manifest.fit)
+            texts = data.texts(tokenizer, facts.texts, pairs, pads)
+        if facts.media is not None and facts.media.golden is not None:
+            media = data.media(facts.media.record, facts.media.golden, pairs)
+        batches = data.batch_maker(manifest, pads, bundle).make(base, pairs, self.writer.heads)
+        bundle.manifest = GoldenSets(texts, batches, media).write(self.writer, manifest)
+
+
+def _keep(files: Mapping[str, Path | bytes], folder: Path, later: Sequence[str]) -> None:
+    """Write files of the base's own, but none with a name that is there or comes `later`; the tokenizer is replaced.
+
+    Raises:
+        BaseModelError: one has the name of a file of the bundle.
+    """
+    for name, content in files.items():
+        path = folder / name
+        if name in later or path.exists():
+            raise BaseModelError(
+                "has a file with a name that the bundle needs", where=name, fix="rename it in the base's folder"
+            )
+        path.write_bytes(content if isinstance(content, bytes) else read_bytes(content))

@@ -1,0 +1,141 @@
+"""Golden data of adapters, made by a reference: vectors, texts, media and batches, for `build` and `add` alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from adapter_export.bundle.golden import Golden, GoldenMaker, check_caches
+from adapter_export.bundle.golden_batches import BatchMaker
+from adapter_export.bundle.golden_media import MediaMaker
+from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.proof.prove import prove_new
+from adapter_export.bundle.recorded_runs import Recording
+from adapter_export.bundle.report import BASE
+from adapter_export.bundle.separation import remarks, with_separation
+from adapter_export.bundle.texts import TextMaker
+from adapter_export.bundle.write import BundleWriter
+from adapter_export.format.golden_batches import GoldenBatches
+from adapter_export.format.golden_texts import GoldenTexts
+from adapter_export.format.manifest import InputRecord, Manifest
+from adapter_export.format.media import GoldenMedia, MediaRecord
+from adapter_export.graph.adapter import Adapter
+from adapter_export.numerics.runner import Runner
+from adapter_export.onnx_backend.slots import HeadSum, adapter_output
+from adapter_export.reporting import SILENT, Reporter
+from adapter_export.text import Tokenizer
+
+
+@dataclass(frozen=True)
+class GoldenSets:
+    """The golden data of a bundle that several adapters share a file of; each is `None` where there are none."""
+
+    texts: GoldenTexts | None = None
+    batches: GoldenBatches | None = None
+    media: GoldenMedia | None = None
+
+    def write(self, writer: BundleWriter, manifest: Manifest) -> Manifest:
+        """Write them into a bundle, replacing earlier ones, and return the manifest that names their files."""
+        if self.media is not None:
+            writer.media(self.media)
+        texts = manifest.golden_texts if self.texts is None else writer.texts(self.texts)
+        return replace(manifest, golden_texts=texts, golden_batches=writer.batches(self.batches))
+
+
+@dataclass(frozen=True)
+class GoldenDataMaker:
+    """Makes golden data of adapters.
+
+    Attributes:
+        vectors: makes golden vectors; has the reference, the cases and what decides how far outputs may be off.
+        heads: the outputs that heads fill.
+        inputs: the data inputs of the base.
+        reporter: receives each step.
+    """
+
+    vectors: GoldenMaker
+    heads: Sequence[HeadSum]
+    inputs: Sequence[InputRecord]
+    reporter: Reporter = SILENT
+
+    @property
+    def references(self) -> Runner:
+        """The reference, which is never the exported graph."""
+        return self.vectors.references
+
+    def of_adapter(self, adapter: Adapter | None) -> Golden:
+        """Return the golden vectors of an adapter; `None` is the base.
+
+        Raises:
+            BaseModelError: the reference gives NaN or Inf, or an output is not the cache that it seems to be.
+        """
+        self._step(f"golden vectors of `{BASE if adapter is None else adapter.name}`")
+        golden = self.vectors.make(adapter, adapter_output(self.heads, adapter))
+        check_caches(golden, self.inputs)
+        return golden
+
+    def texts(
+        self,
+        tokenizer: Tokenizer,
+        own: GoldenTexts | None,
+        pairs: Sequence[tuple[Adapter, Golden]],
+        pads: Mapping[str, bool],
+    ) -> GoldenTexts:
+        """Return golden texts of the base and of adapters.
+
+        Args:
+            tokenizer: that of the bundle.
+            own: the ids that the model's own library makes of the texts, if they are known.
+            pairs: the adapters with their golden vectors.
+            pads: whether rows of an adapter may be padded, by its name.
+        """
+        self._step("golden texts")
+        maker = TextMaker(
+            tokenizer, own, self.inputs, self.vectors.outputs, self.references, self.vectors.allowance, pads
+        )
+        return maker.all(pairs, self.heads)
+
+    def media(self, record: MediaRecord, known: GoldenMedia, pairs: Sequence[tuple[Adapter, Golden]]) -> GoldenMedia:
+        """Return golden media with the answers of further adapters."""
+        self._step("golden media")
+        maker = MediaMaker(record, self.vectors.outputs, self.references, self.vectors.allowance)
+        return maker.sets(known, pairs, self.heads)
+
+    def batch_maker(self, manifest: Manifest, pads: Mapping[str, bool], graph: OpenedBundle) -> BatchMaker:
+        """Return what makes golden batches, from a manifest that says what padding changes."""
+        self._step("golden batches")
+        return BatchMaker(manifest, self.references, self.vectors.allowance, pads, graph)
+
+    def _step(self, what: str) -> None:
+        self.reporter.step(f"computing {what} with {self.references.description}")
+
+
+def verified(
+    bundle: OpenedBundle,
+    writer: BundleWriter,
+    references: Runner | None,
+    added: Iterable[Adapter],
+    reporter: Reporter = SILENT,
+) -> Manifest:
+    """Verify a bundle that is being made, and return its manifest with what that has measured.
+
+    Args:
+        bundle: the bundle, whose golden data are written.
+        writer: writes golden parts into it.
+        references: computes golden parts of the adapters that were added; `None` where none were.
+        added: these adapters.
+        reporter: receives each step, and notes of adapters that change nothing or that golden data barely show.
+
+    Raises:
+        ParityError: it does not compute what the reference computes.
+    """
+    names = [adapter.name for adapter in added]
+    reporter.step("measuring the separation of golden data")
+    bundle.manifest = with_separation(bundle, references, names, writer)
+    reporter.step("verifying the bundle against its golden vectors")
+    recording = Recording.of(bundle)
+    prove_new(bundle, recording.runs)
+    bundle.manifest = recording.recorded(bundle.manifest)
+    for remark in remarks(bundle, names):
+        reporter.note(remark)
+    return bundle.manifest
