@@ -21,6 +21,7 @@ from adapter_export.errors import UsageError
 from adapter_export.format.adapter_files import write_adapter
 from adapter_export.graph.initialise import initialise
 from adapter_export.graph.kinds import KINDS, Kind, classification_head
+from adapter_export.importers.base_view import BaseView
 from adapter_export.importers.plain_tensors import pack
 from adapter_export.numerics.evaluate_adapter import evaluate, gradients
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
@@ -141,7 +142,7 @@ def main() -> None:
     tokenizer = Tokenizer.from_folder(arguments.tokenizer, MAX_TOKENS)
     model, labels, kind = train(base, tokenizer, *read_table(arguments.table))
     name = arguments.output.name
-    packed = pack(model.tensors(), kind, base.sites, name=name, base=base.fingerprint, labels=tuple(labels))
+    packed = pack(model.tensors(), kind, BaseView(base.fingerprint, base.sites), name=name, labels=tuple(labels))
     write_adapter(packed.adapter, arguments.output)
     print(
         f"wrote {arguments.output}. Next: adapter-export build {arguments.base} --adapters {arguments.output} -o bundle"

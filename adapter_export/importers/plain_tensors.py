@@ -18,8 +18,8 @@ from adapter_export.graph.heads import HeadOptions, embedding_facts, head_graph
 from adapter_export.graph.kinds import Kind, kind_named
 from adapter_export.graph.ops import Dim
 from adapter_export.graph.tasks import CLASSES, DEFAULT_TYPE, TASK_TYPES, ProblemType, Task
+from adapter_export.importers.base_view import BaseView
 from adapter_export.importers.tensor_map import Imported, Tensors, conversions, unfit
-from adapter_export.sites.site import SiteMap
 
 
 def fitting_kind(tensors: Tensors, name: str, **given: Any) -> Kind:
@@ -48,12 +48,10 @@ class _Owner:
 def pack(
     tensors: Tensors,
     kind: Kind,
-    sites: SiteMap,
+    base: BaseView,
     *,
     name: str,
-    base: str,
     labels: tuple[str, ...] | None = None,
-    pooling: str = "mean",
     task: ProblemType | None = None,
     look: HeadOptions | None = None,
 ) -> Imported:
@@ -62,17 +60,16 @@ def pack(
     What all sites share is called `shared.<graph>.<parameter>`. A head has `head.classifier.weight` [.., classes] and
     `head.classifier.bias` [classes], behind `head.dense_1.weight` [d, e1] and so on; an embedding may have
     `head.projection.weight` [.., width]. `labels` are in the order of the logits; `task` is `single_label`
-    if there are tensors of a head and nothing is said; `look` is what else the tensors do not show of a head, in the
-    place of `pooling`.
+    if there are tensors of a head and nothing is said; `look` has the other facts of a head that tensors do not show.
 
     Raises:
         AdapterError: the base has no site at which the kind acts, or widths contradict each other.
         UsageError: labels without a head, or a head without labels.
         TensorError: listing every tensor that is missing, left over, misshapen or not made of finite numbers.
     """
-    head = _head(tensors, sites.width, labels, task, look or HeadOptions(pooling))
+    head = _head(tensors, base.sites.width, labels, task, look or HeadOptions())
     owners = []
-    for site, component in kind.placed(sites):
+    for site, component in kind.placed(base.sites):
         names = component.tensor_names(site.name)
         bound = _bind(tensors, names, component.graph, {"d": site.width, "d_in": site.width_in})
         widths = {symbol: bound[symbol] for symbol in component.graph.symbols() if symbol in bound}
@@ -83,7 +80,7 @@ def pack(
         owners.append(_Owner(HEAD, HEAD, head.graph, dict(head.widths), _head_names(head.graph)))
     _check(tensors, owners)
     weights = {key: np.ascontiguousarray(tensor, np.float32) for key, tensor in tensors.items()}
-    adapter = Adapter(name, kind.name, base, graphs, placements, weights, head)
+    adapter = Adapter(name, kind.name, base.fingerprint, graphs, placements, weights, head)
     return Imported(adapter, tuple(conversions(tensors.values())))
 
 

@@ -15,6 +15,7 @@ import adapter_export as ae
 from adapter_export.api.models.base import OnnxFileBase
 from adapter_export.errors import AdapterError, BaseMismatchError
 from adapter_export.graph.kinds import KINDS, LoraOptions
+from adapter_export.importers.base_view import BaseView
 from adapter_export.importers.plain_tensors import pack
 from adapter_export.onnx_backend.base.merged_graph import MERGED_KEY
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
@@ -56,7 +57,7 @@ def test_layers_of_a_fused_one_and_of_conv1d(tmp_path_factory: pytest.TempPathFa
     base = ae.open_base(folder / "model.pt")
     kind = KINDS["lora"](LoraOptions(modules=("query", "value", "ffn.up"), rank=2))
     adapter = pack(
-        random_tensors(kind, base.sites.complete), kind, base.sites.complete, name="a", base=base.fingerprint
+        random_tensors(kind, base.sites.complete), kind, BaseView(base.fingerprint, base.sites.complete), name="a"
     )
     merged = ae.merge(base, adapter.adapter, tmp_path / "m.pt")
     assert merged.error < 2e-5 < merged.scale
@@ -82,7 +83,7 @@ def test_what_is_no_fixed_change_is_refused(bert: Path, tmp_path: Path) -> None:
     sites = base.sites.complete
     for name, words in (("houlsby", "whole sublayer"), ("lora", "not linear")):
         kind = KINDS[name].changed(gate=True) if name == "lora" else KINDS[name]().with_widths(b=4)
-        made = pack(random_tensors(kind, sites), kind, sites, name="a", base=base.fingerprint).adapter
+        made = pack(random_tensors(kind, sites), kind, BaseView(base.fingerprint, sites), name="a").adapter
         with pytest.raises(AdapterError, match=words):
             ae.merge(base, made, tmp_path / "m.pt")
     assert not (tmp_path / "m.pt").exists()

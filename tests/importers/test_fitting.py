@@ -12,6 +12,7 @@ from random_kinds import random_tensors
 from adapter_export.errors import AdapterError, TensorError, UsageError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, Kind, LoraOptions
+from adapter_export.importers.base_view import BaseView
 from adapter_export.importers.plain_tensors import fitting_kind, pack
 
 SITES = encoder()
@@ -27,7 +28,7 @@ def tensors_of(kind: Kind) -> dict[str, np.ndarray]:
 
 
 def packed(tensors: dict[str, np.ndarray], kind: Kind) -> Adapter:
-    return pack(tensors, kind, SITES, name="a", base="f" * 64).adapter
+    return pack(tensors, kind, BaseView("f" * 64, SITES), name="a").adapter
 
 
 def small(kind: Kind) -> Kind:

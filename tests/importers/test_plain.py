@@ -11,6 +11,7 @@ from heads import heads
 from adapter_export.errors import AdapterError, TensorError, UsageError
 from adapter_export.graph.heads import HeadOptions
 from adapter_export.graph.kinds import KINDS
+from adapter_export.importers.base_view import BaseView
 from adapter_export.importers.plain_tensors import fitting_kind, pack
 from adapter_export.onnx_backend.slots import topology_key
 from adapter_export.sites.site import Site, SiteMap
@@ -49,7 +50,7 @@ def _head(classes: int = 4) -> dict[str, np.ndarray]:
 
 def _pack(tensors: dict[str, np.ndarray], kind: str = "houlsby", labels: tuple[str, ...] | None = None, **head: Any):
     made = fitting_kind(tensors, kind, activation="relu")
-    return pack(tensors, made, SITES, name="a", base="f" * 64, labels=labels, **head)
+    return pack(tensors, made, BaseView("f" * 64, SITES), name="a", labels=labels, **head)
 
 
 @pytest.mark.parametrize("kind", ["houlsby", "pfeiffer", "parallel"])
@@ -169,7 +170,7 @@ def test_a_base_without_such_sites_is_refused() -> None:
     attention = SiteMap(SITES.of_roles(("attention",)), "final", D)
     kind = KINDS["pfeiffer"]()
     with pytest.raises(AdapterError, match="no site for kind `pfeiffer`; found attention; expected ffn"):
-        pack(_tensors("pfeiffer"), kind, attention, name="a", base="f" * 64)
+        pack(_tensors("pfeiffer"), kind, BaseView("f" * 64, attention), name="a")
 
 
 @pytest.mark.parametrize("name", heads(D))

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from adapter_export.graph.kinds import BottleneckOptions, houlsby
+from adapter_export.importers.base_view import BaseView
 from adapter_export.importers.plain_tensors import pack
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.model_session import open_session
@@ -55,7 +56,7 @@ def test_its_sites_are_those_that_a_person_lists(base: OnnxBase, folder: Path) -
 def test_it_computes_what_its_framework_computes(base: OnnxBase, folder: Path, case: str) -> None:
     expected, tensors = load_file(folder / "expected.safetensors"), load_file(folder / "adapter.safetensors")
     kind = houlsby(BottleneckOptions("relu"))
-    adapter = pack(tensors, kind, base.sites, name="a", base=base.fingerprint).adapter
+    adapter = pack(tensors, kind, BaseView(base.fingerprint, base.sites), name="a").adapter
     plan, output = plan_slots([adapter], base.sites), base.outputs[0].name
     session, inputs = open_session(insert_slots(base, plan), base.folder), {base.inputs[0].name: expected[f"{case}.x"]}
     assert np.abs(expected[f"{case}.adapted"] - expected[f"{case}.plain"]).max() > 1

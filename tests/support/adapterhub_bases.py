@@ -18,7 +18,9 @@ from once import once
 from safetensors.numpy import load_file
 
 from adapter_export.importers import adapterhub
+from adapter_export.importers.base_view import BaseView, ImportRequest
 from adapter_export.importers.tensor_map import Imported
+from adapter_export.numerics.merged_layers import Layer
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import Site, SiteMap
@@ -87,12 +89,23 @@ def adapterhub_base(factory: pytest.TempPathFactory, name: str) -> Made:
     return Made(FIXTURES / name, once(factory, f"adapterhub_{name}", make))
 
 
-def import_adapterhub(folder: Path, sites: SiteMap, **options: Any) -> Imported:
+def import_adapterhub(
+    folder: Path,
+    sites: SiteMap,
+    *,
+    name: str,
+    base: str,
+    model_type: str | None = None,
+    with_head: bool = True,
+    **options: Any,
+) -> Imported:
     """As the library does it where torch is there to read pickled tensors, with the weights of the fixture's base."""
     weights = FIXTURES / folder.parent.name / "model" / "model.safetensors"
 
-    def weight_at(site: Site) -> np.ndarray | None:
-        return load_file(weights).get(f"{site.path}.weight") if weights.exists() else None
+    def layer_at(site: Site) -> Layer | None:
+        weight = load_file(weights).get(f"{site.path}.weight") if weights.exists() else None
+        return None if weight is None else Layer((f"{site.path}.weight", ""), weight, None)
 
-    options = {"read_pickle": read_torch_file, "weight_at": weight_at, **options}
-    return adapterhub.import_adapterhub(folder, sites, **options)
+    view = BaseView(base, sites, model_type, layer_at=layer_at)
+    request = ImportRequest(name, **{"read_pickle": read_torch_file, **options})
+    return adapterhub.import_adapterhub(folder, view, request, with_head=with_head)

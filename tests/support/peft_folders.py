@@ -14,6 +14,8 @@ from hand_made_sites import BERT, encoder, site
 from safetensors.numpy import load_file, save_file
 
 from adapter_export.importers import peft
+from adapter_export.importers.base_view import BaseView, ImportRequest
+from adapter_export.importers.peft.head import HeadChoice
 from adapter_export.importers.tensor_map import Imported
 from adapter_export.sites.site import Site, SiteMap
 from adapter_export.torch_backend.base.pickles import read_torch_file
@@ -51,9 +53,22 @@ def expected(name: str) -> Arrays:
     return load_file(path)
 
 
-def import_peft(folder: Path, sites: SiteMap, **options: Any) -> Imported:
+def import_peft(
+    folder: Path,
+    sites: SiteMap,
+    *,
+    name: str,
+    base: str,
+    base_tensor: Callable[[str], np.ndarray | None] = lambda _: None,
+    model_type: str | None = None,
+    head: HeadChoice | None = None,
+    dense: bool = True,
+    **options: Any,
+) -> Imported:
     """As the library does it where torch is there to read pickled tensors."""
-    return peft.import_peft(folder, sites, **{"read_pickle": read_torch_file, "dense": True, **options})
+    view = BaseView(base, sites, model_type, base_tensor)
+    request = ImportRequest(name, **{"read_pickle": read_torch_file, **options})
+    return peft.import_peft(folder, view, request, head=head, dense=dense)
 
 
 def changed(

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Unpack
 
 from adapter_export.api.adapters.kinds import kind_names, packed_options
 from adapter_export.api.adapters.task_facts import TaskFacts, with_facts
-from adapter_export.api.models.base import Base, OnNote, OpenOptions, PathLike, recorded_base, tell
-from adapter_export.errors import AdapterError, FileError, UsageError, argument, command, quoted
+from adapter_export.api.models.base import Base, OpenOptions, PathLike, recorded_base
+from adapter_export.errors import AdapterError, FileError, Note, UsageError, argument, command, quoted
 from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.graph.tasks import DEFAULT_TYPE, ProblemType
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option, OptionsOf
+from adapter_export.reporting import SILENT, Reporter
 
 if TYPE_CHECKING:
     import numpy as np
 
     from adapter_export.graph.adapter import Adapter
-    from adapter_export.importers.tensor_map import Tensors
-    from adapter_export.sites.site import Site
+    from adapter_export.importers.base_view import ImportRequest
+    from adapter_export.importers.tensor_map import Imported, Tensors
     from adapter_export.sites.site_map import GivenSites
 
     Adapters: TypeAlias = Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike]
@@ -242,7 +243,7 @@ def pack(
     name: Annotated[str | None, "What users will call it; the output's name if not given."] = None,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
-    on_note: OnNote | None = None,
+    reporter: Reporter = SILENT,
     **options: Annotated[Any, OptionsOf(packed_options, TaskFacts)],
 ) -> Adapter:
     """Make an adapter of tensors that are named after sites; `docs/adapters.md` has the tensors of every kind.
@@ -250,7 +251,7 @@ def pack(
     Args:
         weights: tensors `<site>.<parameter>`, stored [in, out], or a safetensors file of them.
         base: the model that the adapter was trained on.
-        on_note: is told what was done to the tensors.
+        reporter: receives notes on what was done to the tensors.
 
     Raises:
         UsageError: the kind is not known, or something is needed that the tensors do not show.
@@ -268,19 +269,16 @@ def pack(
     kind_named(kind).check_known(given)
     tensors = weights if isinstance(weights, Mapping) else read_tensors(Path(weights))
     opened = recorded_base(base, OpenOptions(site_map, trust_pickle))
-    sites = opened.sites.complete
     packed = plain.pack(
         tensors,
         plain.fitting_kind(tensors, kind, **given),
-        sites,
+        opened.view,
         name=name or (kind if isinstance(weights, Mapping) else Path(weights).stem),
-        base=opened.fingerprint,
         labels=labels,
         task=task,
         look=HeadOptions(pooling, activation=head_activation, l2_normalise=l2_normalise),
     )
-    tell(packed.notes, on_note)
-    return with_site_map(with_facts(packed.adapter, facts), opened)
+    return _finished(packed, opened, facts, reporter)
 
 
 def import_adapterhub(
@@ -291,7 +289,7 @@ def import_adapterhub(
     member: str | None = None,
     by_number: ByNumber = False,
     without_head: WithoutHead = False,
-    on_note: OnNote | None = None,
+    reporter: Reporter = SILENT,
     **facts: Unpack[TaskFacts],
 ) -> Adapter:
     """Make an adapter of one that AdapterHub's library saved, or of a setup of several.
@@ -302,7 +300,7 @@ def import_adapterhub(
         base: the model that it was trained on.
         name: what users will call it; the folder's name if not given.
         member: which one, in a folder of several.
-        on_note: is told what was done on the way.
+        reporter: receives notes on what was done on the way.
 
     Raises:
         UsageError: the folder has several adapters and none is named.
@@ -312,16 +310,9 @@ def import_adapterhub(
     from adapter_export.importers import adapterhub
 
     opened, source = recorded_base(base), Path(folder)
-    settings = _import_settings(opened, source, name, member, by_number)
-
-    def weight_at(site: Site) -> np.ndarray | None:
-        layer = opened.layer_at(site)
-        return None if layer is None else layer.weight
-
-    settings |= {"with_head": not without_head, "weight_at": weight_at}
-    imported = adapterhub.import_adapterhub(source, opened.sites.complete, **settings)
-    tell(imported.notes, on_note)
-    return with_site_map(with_facts(imported.adapter, facts), opened)
+    request = _request(source, name, member, by_number)
+    imported = adapterhub.import_adapterhub(source, opened.view, request, with_head=not without_head)
+    return _finished(imported, opened, facts, reporter)
 
 
 def import_peft(
@@ -346,7 +337,7 @@ def import_peft(
         bool, "Allow a change of full rank, which makes an adapter as large as the layers that it acts on."
     ] = False,
     without_head: WithoutHead = False,
-    on_note: OnNote | None = None,
+    reporter: Reporter = SILENT,
     **facts: Unpack[TaskFacts],
 ) -> Adapter:
     """Make an adapter of one that PEFT saved, of every type whose change of the weights is fixed.
@@ -357,7 +348,7 @@ def import_peft(
         base: the model that it was trained on.
         name: what users will call it; the folder's name if not given.
         member: which one, in a folder of several.
-        on_note: is told what was done on the way.
+        reporter: receives notes on what was done on the way.
 
     Raises:
         UsageError: what is said of the head does not fit.
@@ -372,34 +363,29 @@ def import_peft(
     head = HeadChoice(pooling, activation, None if labels is None else tuple(labels), leave_out=without_head, task=task)
     if opened.config is not None:
         head = replace(head, known_labels=known_labels(opened.config), known_problem=known_problem(opened.config))
-
-    settings = _import_settings(opened, source, name, member, by_number)
-    settings |= {
-        "base_tensor": opened.tensor,
-        "layer_at": lambda site: opened.layer_at(site),
-        "head": head,
-        "dense": dense,
-    }
-    imported = peft.import_peft(source, opened.sites.complete, **settings)
-    tell(imported.notes, on_note)
-    return with_site_map(with_facts(imported.adapter, facts), opened)
+    request = _request(source, name, member, by_number)
+    imported = peft.import_peft(source, opened.view, request, head=head, dense=dense)
+    return _finished(imported, opened, facts, reporter)
 
 
-def _import_settings(base: Base, folder: Path, name: str | None, member: str | None, by_number: bool) -> dict[str, Any]:
-    """Return what the importers of both libraries take; pickled tensors are read where torch is installed."""
-    settings = {
-        "name": name or member or folder.resolve().name,
-        "base": base.fingerprint,
-        "member": member,
-        "by_number": by_number,
-        "model_type": base.model_type,
-    }
+def _request(folder: Path, name: str | None, member: str | None, by_number: bool) -> ImportRequest:
+    """Return the request of an import; pickled tensors are read where torch is installed."""
+    from adapter_export.importers.base_view import ImportRequest
+
+    request = ImportRequest(name or member or folder.resolve().name, member, by_number)
     if find_spec("torch") is None:
-        return settings
+        return request
 
     def read_pickle(path: Path) -> Tensors:  # most files are none, and torch takes a second to be loaded
         from adapter_export.torch_backend.base.pickles import read_torch_file
 
         return read_torch_file(path)
 
-    return {**settings, "read_pickle": read_pickle}
+    return replace(request, read_pickle=read_pickle)
+
+
+def _finished(imported: Imported, base: Base, facts: Mapping[str, Any], reporter: Reporter) -> Adapter:
+    """Report the notes, and return the adapter with the facts of its task and the site map of its base."""
+    for note in imported.notes:
+        reporter.note(Note(note))
+    return with_site_map(with_facts(imported.adapter, facts), base)

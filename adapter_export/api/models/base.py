@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord, Precision, VariantName
     from adapter_export.format.media import CapturedMedia
     from adapter_export.graph.adapter import Adapter
+    from adapter_export.importers.base_view import BaseView
     from adapter_export.numerics.merged_layers import Layer
     from adapter_export.numerics.runner import Runner
     from adapter_export.onnx_backend.base.genai import GenaiFolder
@@ -323,6 +324,16 @@ class Base(ABC):
         from adapter_export.numerics.base_layers import layer_finder
 
         return layer_finder(self.model)
+
+    @property
+    def view(self) -> BaseView:
+        """The base as importers read it; `NoSitesError` if sublayers were not placed."""
+        from adapter_export.importers.base_view import BaseView
+
+        # `layer_at` opens the base, which most imports never need
+        return BaseView(
+            self.fingerprint, self.sites.complete, self.model_type, self.tensor, lambda site: self.layer_at(site)
+        )
 
     @abstractmethod
     def exported(self, folder: Path, reporter: Reporter = SILENT) -> OnnxBase:

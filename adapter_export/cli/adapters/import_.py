@@ -17,7 +17,6 @@ from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
     from adapter_export import Adapter
-    from adapter_export.errors import Note
 
 
 def _importer(load: Callable[..., Adapter], lines: Sequence[str], help_text: str) -> click.Command:
@@ -37,19 +36,14 @@ def _importer(load: Callable[..., Adapter], lines: Sequence[str], help_text: str
         as_json: Json = False,
         **options: Any,
     ) -> None:
-        from adapter_export.cli.bases import opened, report_adapter
+        from adapter_export.cli.bases import Noted, opened, report_adapter
 
         Output(output, force).ensure_writable(folder=True, sources=[folder, base])
         model = opened(base, site_map, trust_pickle, from_record=True)
-        notes: list[str] = []
-
-        def noted(note: Note) -> None:
-            notes.append(note.sentence("shell"))
-
-        named = name or output.resolve().name
-        adapter = load(folder, model, name=named, member=name, on_note=noted, **options)
+        reporter, named = Noted(), name or output.resolve().name
+        adapter = load(folder, model, name=named, member=name, reporter=reporter, **options)
         ae.save(adapter, output, force=force)
-        report_adapter(adapter, notes, output, as_json)
+        report_adapter(adapter, reporter.notes, output, as_json)
 
     run.__doc__, run.__name__ = help_text, load.__name__.removeprefix("import_")
     return command(*lines, like=load)(run)

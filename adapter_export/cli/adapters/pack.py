@@ -52,16 +52,10 @@ def pack(
 
     `adapter-export sites MODEL` lists the names of the sites.
     """
-    from adapter_export.cli.bases import report_adapter
+    from adapter_export.cli.bases import Noted, report_adapter
 
     Output(output, force).ensure_writable(folder=True, sources=[weights, base])
-    notes: list[str] = []
-    made = ae.pack(
-        weights,
-        base,
-        name=name or output.resolve().name,
-        on_note=lambda note: notes.append(note.sentence("shell")),
-        **options,
-    )
+    reporter = Noted()
+    made = ae.pack(weights, base, name=name or output.resolve().name, reporter=reporter, **options)
     ae.save(made, output, force=force)
-    report_adapter(made, notes, output, as_json)
+    report_adapter(made, reporter.notes, output, as_json)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from adapter_export.errors import AdapterError, FormatError, VersionError, argument, quoted, within
 from adapter_export.format.records import record_from_json
 from adapter_export.graph.kinds.bottleneck_config import BottleneckConfig
+from adapter_export.importers.base_view import BaseView
 from adapter_export.importers.match import check_architecture
 from adapter_export.sites.site import Site, SiteMap
 
@@ -238,23 +239,21 @@ def _check_fields(config: Mapping[str, Any], known: set[str]) -> None:
 # What the base must be, and what of AdapterHub's own computation cannot be expressed there.
 
 
-def check_base(
-    config: Config, interface: Mapping[str, Any] | None, sites: SiteMap, model_type: str | None, *, by_number: bool
-) -> None:
+def check_base(config: Config, interface: Mapping[str, Any] | None, base: BaseView, *, by_number: bool) -> None:
     """Compare the model that an adapter was trained in with the base, whose architecture may be unknown.
 
     `interface` is the JSON of the plug-in interface; adapters of the library's own models have none.
 
     An AdapterError says that the base is another one, or that the library computed what no graph here does.
     """
-    if config.hidden_size != sites.width:
+    if config.hidden_size != base.sites.width:
         raise AdapterError(
             "was trained on a base of another width",
             found=f"`hidden_size`: {config.hidden_size}",
-            expected=f"{sites.width}",
+            expected=f"{base.sites.width}",
             fix=f"give the model that it was trained on as {argument('base')}",
         )
-    check_architecture(config.model_type, model_type, by_number=by_number)
+    check_architecture(config.model_type, base.model_type, by_number=by_number)
     method = next((one for one in config.methods if isinstance(one, BottleneckConfig)), None)
     if method is None:
         return
@@ -271,7 +270,7 @@ def check_base(
             found="`model_type`: `gptj`, `original_ln_before`",
         )
     if interface is not None:
-        _check_interface(interface, method, sites)
+        _check_interface(interface, method, base.sites)
 
 
 # Adapters that the plug-in interface hooked into a model: there the model itself adds the residual and applies its

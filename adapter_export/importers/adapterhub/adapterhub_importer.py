@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, FormatError, UsageError, argument, quoted, within
 from adapter_export.graph.adapter import Adapter, Head
 from adapter_export.graph.heads import HeadOptions, make_head
+from adapter_export.graph.kinds.bottleneck_config import BottleneckConfig
 from adapter_export.graph.ops import activation_named
 from adapter_export.graph.tasks import TASK_TYPES, ProblemType, Task
 from adapter_export.importers.adapterhub.adapterhub_config import LoraConfig, check_base, read_config
@@ -32,13 +33,12 @@ from adapter_export.importers.adapterhub.adapterhub_folder import (
 )
 from adapter_export.importers.adapterhub.compositions import compile_setup
 from adapter_export.importers.adapterhub.methods import (
-    WeightAt,
     import_bottleneck,
     import_low_rank,
     without_unused_inverse,
 )
+from adapter_export.importers.base_view import BaseView, ImportRequest
 from adapter_export.importers.tensor_map import Imported, ReadPickle, Taker, as_it_is, transposed, zeros
-from adapter_export.sites.site import SiteMap
 
 _NAMES: dict[tuple[object, ...], str] = {
     # parallel, norm before, norm after, attention, ffn, Kronecker products, learned factors
@@ -53,25 +53,14 @@ _NAMES: dict[tuple[object, ...], str] = {
 """What AdapterHub calls a config whose name its files do not hold: the class is lost when it is saved."""
 
 
-def import_adapterhub(
-    folder: Path,
-    sites: SiteMap,
-    *,
-    name: str,
-    base: str,
-    member: str | None = None,
-    with_head: bool = True,
-    by_number: bool = False,
-    model_type: str | None = None,
-    read_pickle: ReadPickle | None = None,
-    weight_at: WeightAt | None = None,
-) -> Imported:
+def import_adapterhub(folder: Path, base: BaseView, request: ImportRequest, *, with_head: bool = True) -> Imported:
     """Import an adapter that AdapterHub's library saved, or a composition that it saved as a setup.
 
-    `folder` has one adapter, several, or a setup; `base` is the fingerprint of the base, `model_type` its architecture
-    by its name in transformers, if it is known. `member` says which adapter of several is meant; in a setup, none is
-    the whole. With `by_number`, layers are matched by their numbers if no path agrees, whatever the architecture.
-    Without `read_pickle`, safetensors alone are read; without `weight_at`, DoRA is refused.
+    Args:
+        folder: one adapter, several, or a setup.
+        base: without `layer_at`, DoRA is refused.
+        request: the name, the member and how layers are matched.
+        with_head: import the prediction head, too.
 
     Raises:
         UsageError: there are several and none is named, or a composition is not imported as a whole.
@@ -79,52 +68,86 @@ def import_adapterhub(
         MissingExtraError: the tensors are pickled, and nothing reads a pickle.
         AdapterError: it does not fit the base, or cannot be expressed; the message names what.
     """
-    path = choose(folder, member)
+    path = choose(folder, request.member)
     if is_setup(path) and path == folder:
-        setup = read_setup(path, read_pickle)
-        for one in setup.members.values():
-            with within(one.folder.adapter.path):
-                check_base(one.config, one.folder.interface, sites, model_type, by_number=by_number)
-        with within(path):
-            made, notes = compile_setup(setup, sites, name, base, by_number=by_number, read_pickle=read_pickle)
-        saved = _setup_head(setup, read_pickle) if with_head else None
-        members = {name: one.folder for name, one in setup.members.items()}
-        others = [name for name, one in members.items() if one.head is not None and one.head is not saved]
-        left_out = [f"the heads of {quoted(others)} were left out"] if others else []
-        configs = {name: dict(one.adapter.document["config"]) for name, one in members.items()}
-        record: dict[str, Any] = {"setup": dict(setup.document), "members": configs}
+        body = _import_setup(path, base, request, with_head=with_head)
     else:
-        read = read_adapter_folder(path, read_pickle)
-        document = read.adapter.document
-        with within(read.adapter.path):
-            config = read_config(document)
-            check_base(config, read.interface, sites, model_type, by_number=by_number)
-        names, notes = names_of(read.adapter.tensors, config.name), config.notes
-        taker = Taker(read.adapter.tensors, f"`{read.adapter.weights.name}`")
-        with within(path):
-            for method in config.methods:
-                if isinstance(method, LoraConfig):
-                    kind: str = method.kind
-                    notes += import_low_rank(method, names, taker, sites, weight_at, by_number=by_number)
-                else:
-                    method, more = without_unused_inverse(method, document, names)
-                    learned = method.scaling if isinstance(method.scaling, str) else False
-                    acts = method.original_ln_before, method.original_ln_after, method.mh_adapter, method.output_adapter
-                    kind = _NAMES.get((method.is_parallel, *acts, method.phm_layer, learned), "bottleneck")
-                    notes += import_bottleneck(method, names, taker, sites, kind, by_number=by_number) + more
-            kind = kind if len(config.methods) == 1 else "union"
-            taker.check()
-        notes += tuple(taker.notes())
-        made = Adapter(name, kind, base, taker.graphs, taker.placements, taker.weights)
-        saved = read.head if with_head else None
-        left_out = ["its head was left out"] if read.head is not saved else []
-        kept = ("model_name", "model_class", "model_type", "version")
-        record = {"name": config.name, "config": dict(document["config"])}
-        record |= {key: document[key] for key in kept if document.get(key)}
-    head, weights, told = _import_head(saved, sites.width)
-    record = {"imported_from": {"library": "adapters", **record}}
-    adapter = replace(made, weights={**made.weights, **weights}, head=head, training=record)
-    return Imported(adapter, (*notes, *told, *left_out))
+        body = _import_one(path, base, request, with_head=with_head)
+    head, weights, notes = _import_head(body.head, base.sites.width)
+    record = {"imported_from": {"library": "adapters", **body.record}}
+    adapter = replace(body.adapter, weights={**body.adapter.weights, **weights}, head=head, training=record)
+    return Imported(adapter, (*body.notes, *notes, *body.left_out))
+
+
+@dataclass(frozen=True)
+class _Body:
+    """An imported adapter whose head is still as it was saved.
+
+    Attributes:
+        adapter: the adapter without its head.
+        head: the saved head, if it is to be imported.
+        notes: what a user should know of the adapter.
+        left_out: what a user should know of heads that are not imported.
+        record: the configs of the library, for the training record.
+    """
+
+    adapter: Adapter
+    head: Saved | None
+    notes: tuple[str, ...]
+    left_out: tuple[str, ...]
+    record: Mapping[str, Any]
+
+
+def _import_setup(path: Path, base: BaseView, request: ImportRequest, *, with_head: bool) -> _Body:
+    """Import a composition; the head is imported by the caller."""
+    setup = read_setup(path, request.read_pickle)
+    for one in setup.members.values():
+        with within(one.folder.adapter.path):
+            check_base(one.config, one.folder.interface, base, by_number=request.by_number)
+    with within(path):
+        made, notes = compile_setup(setup, base, request)
+    saved = _setup_head(setup, request.read_pickle) if with_head else None
+    members = {name: one.folder for name, one in setup.members.items()}
+    others = [name for name, one in members.items() if one.head is not None and one.head is not saved]
+    left_out = (f"the heads of {quoted(others)} were left out",) if others else ()
+    configs = {name: dict(one.adapter.document["config"]) for name, one in members.items()}
+    return _Body(made, saved, notes, left_out, {"setup": dict(setup.document), "members": configs})
+
+
+def _import_one(path: Path, base: BaseView, request: ImportRequest, *, with_head: bool) -> _Body:
+    """Import an adapter of one or several methods; the head is imported by the caller."""
+    read = read_adapter_folder(path, request.read_pickle)
+    document = read.adapter.document
+    with within(read.adapter.path):
+        config = read_config(document)
+        check_base(config, read.interface, base, by_number=request.by_number)
+    names, notes = names_of(read.adapter.tensors, config.name), config.notes
+    taker = Taker(read.adapter.tensors, f"`{read.adapter.weights.name}`")
+    with within(path):
+        for method in config.methods:
+            if isinstance(method, LoraConfig):
+                kind: str = method.kind
+                notes += import_low_rank(method, names, taker, base, by_number=request.by_number)
+            else:
+                method, more = without_unused_inverse(method, document, names)
+                kind = _kind_of(method)
+                notes += import_bottleneck(method, names, taker, base.sites, kind, by_number=request.by_number) + more
+        kind = kind if len(config.methods) == 1 else "union"
+        taker.check()
+    made = Adapter(request.name, kind, base.fingerprint, taker.graphs, taker.placements, taker.weights)
+    saved = read.head if with_head else None
+    left_out = () if read.head is saved else ("its head was left out",)
+    kept = ("model_name", "model_class", "model_type", "version")
+    record = {"name": config.name, "config": dict(document["config"])}
+    record |= {key: document[key] for key in kept if document.get(key)}
+    return _Body(made, saved, (*notes, *taker.notes()), left_out, record)
+
+
+def _kind_of(method: BottleneckConfig) -> str:
+    """Return AdapterHub's name of a bottleneck's config; `bottleneck` if it has none."""
+    learned = method.scaling if isinstance(method.scaling, str) else False
+    acts = method.original_ln_before, method.original_ln_after, method.mh_adapter, method.output_adapter
+    return _NAMES.get((method.is_parallel, *acts, method.phm_layer, learned), "bottleneck")
 
 
 def _setup_head(setup: Setup, read_pickle: ReadPickle | None) -> Saved | None:

@@ -38,7 +38,8 @@ from adapter_export.importers.adapterhub.methods import (
     keys_at_sites,
     without_unused_inverse,
 )
-from adapter_export.importers.tensor_map import ReadPickle, Recipe, Taker, as_it_is, transposed
+from adapter_export.importers.base_view import BaseView, ImportRequest
+from adapter_export.importers.tensor_map import Recipe, Taker, as_it_is, transposed
 from adapter_export.sites.site import SiteMap
 
 _IGNORED = ("gate.weight", "gate.bias", "adapter_norm_after.weight", "adapter_norm_after.bias")
@@ -74,19 +75,17 @@ class _Fusion:
     others: int
 
 
-def compile_setup(
-    setup: Setup, sites: SiteMap, name: str, base: str, *, by_number: bool, read_pickle: ReadPickle | None
-) -> tuple[Adapter, tuple[str, ...]]:
+def compile_setup(setup: Setup, base: BaseView, request: ImportRequest) -> tuple[Adapter, tuple[str, ...]]:
     """Make one adapter of a composition, without a head, and say what a user should know."""
-    methods = _methods(setup)
+    methods, sites = _methods(setup), base.sites
     acting = _acting(setup.block, methods, sites)
     members, notes = [], dict[str, None]()
     for number, (one, method) in enumerate(_in_place(setup.block, methods).items(), 1):
-        adapter, told = _import_member(setup, one, method, sites, base, by_number=by_number)
+        adapter, told = _import_member(setup, one, method, base, by_number=request.by_number)
         members.append(Member(adapter.name, number, adapter))
         notes |= dict.fromkeys(told)
     _check_low_rank(members, setup.block, methods, sites)
-    fusions = dict(_fusions(setup, acting, sites, by_number=by_number, read_pickle=read_pickle))
+    fusions = dict(_fusions(setup, acting, sites, request))
     weights = {key: tensor for fusion in fusions.values() for key, tensor in fusion.taker.weights.items()}
     embeddings = {site.name for site in sites.of_roles((EMBEDDINGS,))}
 
@@ -102,7 +101,7 @@ def compile_setup(
         return {parameter: weights[f"{site}.{parameter}"] for parameter in shapes}
 
     kind = {"Stack": "stack", "Average": "average", "Fuse": "fusion"}[setup.block.kind]
-    made = compose(members, Composition(name, kind, {}, own), merged, None)
+    made = compose(members, Composition(request.name, kind, {}, own), merged, None)
     placements = {site.name: made.placements[site.name] for site in sites if site.name in made.placements}
     return replace(made, placements=placements), (*notes, *_notes(setup, methods, fusions.values()))
 
@@ -214,7 +213,7 @@ def _in_place(block: Block, methods: Mapping[str, Method]) -> dict[str, Method]:
 
 
 def _import_member(
-    setup: Setup, name: str, method: Method, sites: SiteMap, base: str, *, by_number: bool
+    setup: Setup, name: str, method: Method, base: BaseView, *, by_number: bool
 ) -> tuple[Adapter, tuple[str, ...]]:
     """One member as an adapter of its own, by the name that it has in names of parameters."""
     member = setup.members[name]
@@ -224,7 +223,7 @@ def _import_member(
     with within(member.folder.path):
         if isinstance(method, LoraConfig):
             kind: str = method.kind
-            notes += import_low_rank(method, names, taker, sites, None, by_number=by_number)
+            notes += import_low_rank(method, names, taker, replace(base, layer_at=None), by_number=by_number)
         else:
             kind = "bottleneck"
             method, more = without_unused_inverse(method, saved.document, names)
@@ -235,12 +234,12 @@ def _import_member(
                 names = replace(names, modules={**names.modules, "invertible_adapters": {}})
                 own = member.config.name
                 notes += (f"AdapterHub runs the first adapter's invertible one alone: that of `{own}` has none",)
-            notes += import_bottleneck(method, names, taker, sites, kind, by_number=by_number)
+            notes += import_bottleneck(method, names, taker, base.sites, kind, by_number=by_number)
             if name in _fused(setup.block):
                 modules = names.of("adapters").values()
                 taker.forget(keys[tensor] for keys in modules for tensor in _IGNORED if tensor in keys)
     taker.check()
-    adapter = Adapter(member.label, kind, base, taker.graphs, taker.placements, taker.weights)
+    adapter = Adapter(member.label, kind, base.fingerprint, taker.graphs, taker.placements, taker.weights)
     return adapter, (*notes, *taker.notes())
 
 
@@ -253,15 +252,13 @@ def _fusions(
     setup: Setup,
     acting: Mapping[str, Sequence[str]],
     sites: SiteMap,
-    *,
-    by_number: bool,
-    read_pickle: ReadPickle | None,
+    request: ImportRequest,
 ) -> Iterator[tuple[Block, _Fusion]]:
     """The layers of all fusions, their tensors taken."""
     blocks = [block for block in setup.block.blocks() if block.kind == "Fuse"]
     for number, block in enumerate(blocks, 1):
         name = folder_name(",".join(setup.members[last].config.name for last in block.last_names))
-        saved = read_saved(setup.path / name / FUSION_CONFIG, read_pickle)
+        saved = read_saved(setup.path / name / FUSION_CONFIG, request.read_pickle)
         document = saved.document.get("config")
         with within(saved.path):
             if not isinstance(document, dict):
@@ -273,7 +270,7 @@ def _fusions(
         own = {full: tensor for full, tensor in saved.tensors.items() if full not in others}
         taker = Taker(own, f"{saved.weights.parent.name}/{saved.weights.name}")
         layers = names.of("adapter_fusion_layer")
-        keys, _ = keys_at_sites(layers, lambda path: sublayer_target(path, sites), sites, by_number=by_number)
+        keys, _ = keys_at_sites(layers, lambda path: sublayer_target(path, sites), sites, by_number=request.by_number)
         recipes: dict[str, Recipe] = {}
         for part, there in (("query", config.query), ("key", config.key), ("value", config.value)):
             if there:

@@ -16,6 +16,7 @@ from adapter_export.graph.kinds.kind import Kind, RelativeWidth
 from adapter_export.graph.kinds.linear import changed_layer_graph, lora_graph
 from adapter_export.importers.adapterhub.adapterhub_config import LoraConfig
 from adapter_export.importers.adapterhub.adapterhub_folder import Keys, Names, sublayer_target
+from adapter_export.importers.base_view import BaseView
 from adapter_export.importers.match import Target, inside, match
 from adapter_export.importers.tensor_map import Recipe, Source, Taker, as_it_is, transposed, zeros
 from adapter_export.sites.site import LAYERS, Site, SiteMap
@@ -239,12 +240,8 @@ class _Form:
     widths: Mapping[str, int]
 
 
-WeightAt = Callable[[Site], np.ndarray | None]
-"""Gives the base's weight [out, in] behind a site, if it is known."""
-
-
 def import_low_rank(
-    config: LoraConfig, names: Names, taker: Taker, sites: SiteMap, weight_at: WeightAt | None, *, by_number: bool
+    config: LoraConfig, names: Names, taker: Taker, base: BaseView, *, by_number: bool
 ) -> tuple[str, ...]:
     """Take LoRA or IA3 to the linear layers of a base, as `import_bottleneck` does."""
     if config.is_vera and not names.shared:
@@ -255,13 +252,14 @@ def import_low_rank(
             fix="the library loses them when it saves from a bare model such as `BertModel`: save it again from the "
             "`AutoAdapterModel` in which it was trained",
         )
+    sites = base.sites
     keys, notes = keys_at_sites(
         names.of("loras"), lambda path: Target(path, path), sites, "LoRA and IA3", by_number=by_number
     )
     _check_layers(config, keys, sites, taker)
     for site in sites.of_roles(LAYERS):
         if site.name in keys and site.layer not in config.leave_out:
-            form = _form(config, site, weight_at)
+            form = _form(config, site, base)
             taker.place(site, form.graph_name, form.graph, form.recipes, form.widths, keys[site.name], names.shared)
     return notes
 
@@ -290,7 +288,7 @@ def _check_layers(config: LoraConfig, placed: Mapping[str, object], sites: SiteM
         taker.fault(f"there are {len(own)} linear layers in each layer, and the config asks for {wanted}")
 
 
-def _form(config: LoraConfig, site: Site, weight_at: WeightAt | None) -> _Form:
+def _form(config: LoraConfig, site: Site, base: BaseView) -> _Form:
     fused = _enabled(config, site) if site.role == "linear" and site.parts else ()
     if fused and (config.use_dora or config.is_vera or config.architecture != "lora"):
         raise AdapterError(
@@ -300,7 +298,7 @@ def _form(config: LoraConfig, site: Site, weight_at: WeightAt | None) -> _Form:
             fix="train LoRA there instead",
         )
     if config.use_dora:
-        return _dora(config, site, weight_at)
+        return _dora(config, site, base)
     if config.composition_mode == "scale":
         if fused and config.use_gating:
             raise AdapterError(
@@ -373,9 +371,9 @@ def _wide(tensor: np.ndarray) -> np.ndarray:
     return tensor.astype(np.float64)
 
 
-def _dora(config: LoraConfig, site: Site, weight_at: WeightAt | None) -> _Form:
+def _dora(config: LoraConfig, site: Site, base: BaseView) -> _Form:
     """`s⊙h + s⊙(alpha/r)·B(A u)`, `s = m/‖W + B A‖` for each output (`compute_dora_deltaw`)."""
-    weight = None if weight_at is None else weight_at(site)
+    weight = base.weight_at(site)
     if weight is None:
         raise AdapterError(
             "is `m/‖W + B A‖ ⊙ (h + B A u)`, and the base does not show the weight W of this layer as a tensor",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,104 +15,108 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.linear import changed_layer_graph, ia3_graph, lora_graph
+from adapter_export.importers.base_view import BaseView, ImportRequest
 from adapter_export.importers.match import Match, Renaming, Target, alike, check_architecture, find_renaming, match
-from adapter_export.importers.peft.head import BaseTensor, HeadChoice, MadeHead, take_head
+from adapter_export.importers.peft.head import HeadChoice, MadeHead, take_head
 from adapter_export.importers.peft.methods import Change, IncompleteError, Layer, Shared
 from adapter_export.importers.peft.methods.low_rank import lora as lora_of_weights
 from adapter_export.importers.peft.methods.method import Matrix
 from adapter_export.importers.peft.peft_folder import Sorted, read_folder, sort_tensors
 from adapter_export.importers.peft.peft_options import CHECKED_WITH, Options, targeted
-from adapter_export.importers.tensor_map import Imported, ReadPickle, Recipe, Source, Taker, as_it_is, transposed
-from adapter_export.numerics.merged_layers import Layer as BaseLayer
+from adapter_export.importers.tensor_map import Imported, Recipe, Source, Taker, as_it_is, transposed
 from adapter_export.sites.site import LAYERS, Site, SiteMap
 
 
 def import_peft(
-    folder: Path,
-    sites: SiteMap,
-    *,
-    name: str,
-    base: str,
-    base_tensor: BaseTensor = lambda _: None,
-    layer_at: LayerAt | None = None,
-    member: str | None = None,
-    head: HeadChoice | None = None,
-    by_number: bool = False,
-    dense: bool = False,
-    model_type: str | None = None,
-    read_pickle: ReadPickle | None = None,
+    folder: Path, base: BaseView, request: ImportRequest, *, head: HeadChoice | None = None, dense: bool = False
 ) -> Imported:
     """Import an adapter of PEFT that is a fixed change of the base's weights.
 
-    `base_tensor` gives the base's tensors by their names there, such as `encoder.layer.0.output.dense.bias`: needed
-    where biases or norms of the base were trained, and for heads that read a layer of the base. `layer_at` gives the
-    layers behind its sites, whatever their tensors are called, where the change is computed from the base's weights. A
-    change of full rank is as large as the layer itself: `dense` allows it. The other arguments are those of
-    `import_adapterhub`; `head` is what is known of the head beside the folder.
+    Args:
+        folder: the adapter, or several.
+        base: its `tensor` is needed where biases or norms of the base were trained and for heads that read a layer of
+            the base, its `layer_at` where the change is computed from the base's weights.
+        request: the name, the member and how layers are matched.
+        head: facts of the head that the folder does not have.
+        dense: allow a change of full rank, which is as large as the layer itself.
 
     Raises:
         AdapterError: options, modules or a head cannot be expressed, or the base lacks modules, or also calls them
             where no site is; all of them are listed.
         TensorError: tensors are missing, left over or do not fit; all of them are listed.
-        UsageError: what is said of the head does not fit.
+        UsageError: the facts of the head do not fit.
     """
-    read = read_folder(folder, member, read_pickle)
+    read = read_folder(folder, request.member, request.read_pickle)
     options, where, taker = read.options, read.path, Taker(read.tensors, read.path)
     found = sort_tensors(taker, options, where)
     with within(where):
-        check_architecture(options.architecture, model_type, by_number=by_number)
-    if options.kind == "ln_tuning":
-        renaming = find_renaming(found.adapted, _norms(sites), where) or Renaming()
-        matched = Match({}, renaming, False, (), where)
-    else:
-        matched = match([Target(path, path) for path in found.adapted], sites, where, by_number=by_number)
-    in_base = _Base(sites, matched, base_tensor, layer_at)
+        check_architecture(options.architecture, base.model_type, by_number=request.by_number)
+    in_base = _Base(base, _matched(found, base.sites, options, where, by_number=request.by_number))
     changes = _Changes(found, taker, options, in_base)
     _check_kept(found, taker, in_base, where)
-    made = take_head(found, taker, changes.at, in_base.tensor, sites.width, options, head or HeadChoice(), where)
+    made = take_head(found, taker, changes.at, in_base.tensor, base.sites.width, options, head or HeadChoice(), where)
     if options.kind == "ln_tuning":
         updates = _norm_updates(found, in_base, where)
     else:
         updates = _updates(found, taker, in_base, made, where)
-    lost = in_base.lost(found, options)
-    if lost:
+    _check_lost(in_base.lost(found, options), where)
+    if options.kind == "lora":
+        _check_patterns(updates, options, where)
+    cost = _place(updates, taker, options, changes, in_base)
+    taker.check()
+    _check_cost(cost, dense, where)
+    record = {"imported": {"from": "peft", "config": dict(read.config)}}
+    graphs, placements = taker.graphs, taker.placements
+    adapter = Adapter(
+        request.name, options.kind, base.fingerprint, graphs, placements, taker.weights, made.head, record
+    )
+    untouched = [
+        f"`{path}` of the base is among what the config names, and the adapter leaves it as it is"
+        for path in in_base.untouched(found, options)
+    ]
+    return Imported(adapter, (*_notes(in_base.matched, found, options), *untouched, *taker.notes(), *made.notes))
+
+
+def _matched(found: Sorted, sites: SiteMap, options: Options, where: object, *, by_number: bool) -> Match:
+    """Match the modules of the adapter with those of the base; norms by the paths of the base's own."""
+    if options.kind != "ln_tuning":
+        return match([Target(path, path) for path in found.adapted], sites, where, by_number=by_number)
+    renaming = find_renaming(found.adapted, _norms(sites), where) or Renaming()
+    return Match({}, renaming, False, (), where)
+
+
+def _check_lost(paths: Sequence[str], where: object) -> None:
+    """Refuse a file that lacks tensors of modules that the config names."""
+    if paths:
         raise TensorError(
             "tensors are missing for modules that the config names",
             where=where,
-            found=quoted(lost),
+            found=quoted(paths),
             fix="take the file from its source again; if it is right, name these in `exclude_modules` of the config",
         )
-    if options.kind == "lora":
-        _check_patterns(updates, options, where)
-    order = {site.name: number for number, site in enumerate(sites)}
+
+
+def _place(
+    updates: Sequence[_Update], taker: Taker, options: Options, changes: _Changes, base: _Base
+) -> dict[str, int]:
+    """Place all updates in the order of the base's sites; returns the bytes of dense matrices at each site."""
+    order = {site.name: number for number, site in enumerate(base.map)}
     names: dict[tuple[float, bool], str] = {}
     cost = dict[str, int]()
     for update in sorted(updates, key=lambda update: order[update.site.name]):
         if options.kind == "ia3":
             _place_ia3(taker, update, options)
         elif options.kind == "ln_tuning":
-            _place_norm(taker, update, in_base)
+            _place_norm(taker, update, base)
         elif update.keys and options.kind == "lora" and not options.of_weights:
             _place_lora(taker, update, options, names)
         elif update.keys:
             change = changes.at(update.path)
             if change is not None:
-                cost[update.site.name] = _place_change(taker, update, change, in_base.bias(update.path))
+                cost[update.site.name] = _place_change(taker, update, change, base.bias(update.path))
         else:
             _place_shift(taker, update)
-    taker.check()
-    _check_cost(cost, dense, where)
-    record = {"imported": {"from": "peft", "config": dict(read.config)}}
-    adapter = Adapter(name, options.kind, base, taker.graphs, taker.placements, taker.weights, made.head, record)
-    notes = [
-        f"`{path}` of the base is among what the config names, and the adapter leaves it as it is"
-        for path in in_base.untouched(found, options)
-    ]
-    return Imported(adapter, (*_notes(matched, found, options), *notes, *taker.notes(), *made.notes))
-
-
-LayerAt = Callable[[Site], BaseLayer | None]
-"""The layer of the base behind a site, with all that it adds; none where the base does not show it."""
+    return cost
 
 
 @dataclass(frozen=True)
@@ -186,8 +190,8 @@ class _Base:
     embeddings go through, and the value that it returns.
     """
 
-    def __init__(self, sites: SiteMap, matched: Match, read: BaseTensor, layer_at: LayerAt | None) -> None:
-        self.map, self.matched, self.read, self.layer_at = sites, matched, read, layer_at
+    def __init__(self, base: BaseView, matched: Match) -> None:
+        self.map, self.matched, self._view, sites = base.sites, matched, base, base.sites
         self.linears: dict[str, list[Site]] = {}
         for site in sites.of_roles(("linear",)):
             if site.path is not None:
@@ -205,7 +209,7 @@ class _Base:
     def tensor(self, name: str) -> np.ndarray | None:
         """A tensor of the base by its name in the adapter's model."""
         known = self.matched.renaming(name)
-        return None if known is None else self.read(known)
+        return None if known is None else self._view.tensor(known)
 
     def bias(self, path: str) -> np.ndarray | None:
         """The bias of a linear layer of the adapter's model, before training."""
@@ -214,10 +218,10 @@ class _Base:
     def layer(self, path: str, name: str) -> np.ndarray | None:
         """The `weight` [out, in] or the `bias` of a linear layer of the adapter's model, before training."""
         sites = self.sites(path)
-        if self.layer_at is None or not sites:
+        if self._view.layer_at is None or not sites:
             tensor = self.tensor(f"{path}.{name}")
         else:  # a name alone does not show that this is all that the layer adds
-            found = self.layer_at(sites[0])
+            found = self._view.layer_at(sites[0])
             tensor = None if found is None else found.weight if name == "weight" else found.bias
         return None if tensor is None else tensor.astype(np.float64)
 
