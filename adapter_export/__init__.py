@@ -30,7 +30,6 @@ from adapter_export.api.bundles.signatures import verify_signature
 from adapter_export.api.models.base import Base, open_base
 from adapter_export.api.models.capture import capture
 from adapter_export.api.models.sites import Sites
-from adapter_export.api.serving.hub import pull, push
 from adapter_export.api.serving.serve import serve
 from adapter_export.api.training.lint import lint
 from adapter_export.api.training.plan import plan
@@ -40,6 +39,8 @@ from adapter_export.api.training.train import attach, train
 from adapter_export.api.training.trainer import trainer_callback
 from adapter_export.commands.bundles.sign import sign
 from adapter_export.commands.serving.bench import bench
+from adapter_export.commands.serving.pull import pull
+from adapter_export.commands.serving.push import push
 from adapter_export.commands.serving.ship import ship
 from adapter_export.version import __version__
 

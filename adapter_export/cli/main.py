@@ -67,8 +67,8 @@ _OLD: Mapping[str, Entry] = {
     "serve": Entry("Serve bundles by HTTP, an adapter for each request.", _old("serving.serve", "serve"), "Serving"),
     "bench": Entry("Measure how to serve a bundle on this machine.", _moved, "Serving"),
     "ship": Entry("Write what Triton, KServe, Ray or Docker needs to serve a bundle.", _moved, "Serving"),
-    "push": Entry("Send a bundle or an adapter to a hub or a registry.", _old("serving.hub", "push"), "Serving"),
-    "pull": Entry("Take a bundle or an adapter from a hub or a registry.", _old("serving.hub", "pull"), "Serving"),
+    "push": Entry("Send a bundle or an adapter to a hub or a registry.", _moved, "Serving"),
+    "pull": Entry("Take a bundle or an adapter from a hub or a registry.", _moved, "Serving"),
 }
 
 COMMANDS: Mapping[str, Entry] = {**_OLD, **found_commands()}

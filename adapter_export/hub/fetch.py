@@ -43,13 +43,12 @@ from adapter_export.hub.artifact import (
 from adapter_export.hub.huggingface import Hub, endpoint, is_offline
 from adapter_export.hub.reference import HubReference, Reference, parse_reference
 from adapter_export.hub.registry import Registry
+from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.output import Output, locked
 
 Proof = Callable[[Path], object]
 """Is called with the folder of what was taken, before it is used; raises an error of this package to refuse it."""
-
-Tell = Callable[[str], object]
 
 _WAIT_SECONDS = 600.0
 """How long to wait for another process that takes the same artifact."""
@@ -86,8 +85,7 @@ class _Order:
     reference: Reference
     expect: str | None
     proof: Proof | None
-    note: Tell
-    tell: Tell
+    reporter: Reporter
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def fetch(
     expect: str | None = None,
     proof: Proof | None = None,
     plain_http: bool = False,
-    on_note: Tell | None = None,
+    reporter: Reporter = SILENT,
 ) -> Path:
     """Return a folder of the cache with a bundle or an adapter; its hashes are right. Nobody may write into it.
 
@@ -119,7 +117,7 @@ def fetch(
         expect: the sha256 that `manifest.json` of the bundle or `adapter_graph.json` of the adapter must have.
         proof: looks at the folder before it is used, such as whether it is signed.
         plain_http: speak with the registry without TLS; on this machine itself that is always done.
-        on_note: is told where the reference stands for something else than before.
+        reporter: receives the steps, and a note if the reference has moved since it was last fetched.
 
     Raises:
         UsageError: it is no reference.
@@ -127,7 +125,7 @@ def fetch(
         FormatError, HashError, FileError: what it gives is damaged, or not what is expected.
         WriteError: the cache cannot be written.
     """
-    return fetch_all(reference, expect=expect, proof=proof, plain_http=plain_http, on_note=on_note).path
+    return fetch_all(reference, expect=expect, proof=proof, plain_http=plain_http, reporter=reporter).path
 
 
 def fetch_all(
@@ -136,13 +134,12 @@ def fetch_all(
     expect: str | None = None,
     proof: Proof | None = None,
     plain_http: bool = False,
-    on_note: Tell | None = None,
-    on_progress: Tell | None = None,
+    reporter: Reporter = SILENT,
 ) -> Fetched:
-    """Do what `fetch` does, and say all that is known of it; `on_progress` is told each step."""
+    """Do what `fetch` does, and return the kind, the digest and the pinned reference as well."""
     wanted, cache = parse_reference(reference), _cache()
     expect = None if expect is None else expect.removeprefix("sha256:").lower()
-    order = _Order(wanted, expect, proof, on_note or _silent, on_progress or _silent)
+    order = _Order(wanted, expect, proof, reporter)
     known = wanted.pin or _known(cache, wanted)
     if known is not None and (wanted.pin is not None or is_offline()):
         found = _cached(cache, known, order)
@@ -157,7 +154,7 @@ def fetch_all(
                 raise UnreachableError(error.what, where=error.where, found=error.found, fix=fix) from error
             raise
         if known is not None and known != remote.pin:
-            order.note(f"`{wanted}` has moved: it was `{known}`, and is `{remote.pin}` now")
+            order.reporter.note(f"`{wanted}` has moved: it was `{known}`, and is `{remote.pin}` now")
         found = _cached(cache, remote.pin, order)
         if found is None:
             _take(source, remote, _place(cache, wanted, remote.pin), order)
@@ -168,10 +165,6 @@ def fetch_all(
         with Output(_record(cache, wanted), force=True).file() as temporary:
             temporary.write_bytes(canonical_json(asdict(_Known(str(wanted), remote.pin))))
     return found
-
-
-def _silent(_: str) -> None:
-    """Hears nothing."""
 
 
 @contextmanager
@@ -189,7 +182,7 @@ def _source(reference: Reference, *, plain_http: bool) -> Iterator[Source]:
         yield registry
 
 
-def copy_fetched(fetched: Fetched, output: Path, *, force: bool = False) -> Fetched:
+def copy_fetched(fetched: Fetched, output: Output) -> Fetched:
     """Copy what was fetched to a folder of the user's own.
 
     Raises:
@@ -197,11 +190,11 @@ def copy_fetched(fetched: Fetched, output: Path, *, force: bool = False) -> Fetc
         WriteError: the operating system refused a write; nothing half-written stays.
         FormatError, HashError: the copy is not what was fetched.
     """
-    with Output(output, force).folder() as temporary:
+    with output.folder() as temporary:
         shutil.copytree(fetched.path, temporary, dirs_exist_ok=True)
         check_expected(temporary, fetched.kind, fetched.digest)
         read_whole(temporary, fetched.kind)
-    return Fetched(fetched.reference, fetched.kind, fetched.pin, fetched.digest, output)
+    return Fetched(fetched.reference, fetched.kind, fetched.pin, fetched.digest, output.path)
 
 
 def _cache() -> Path:
@@ -251,7 +244,7 @@ def _cached(cache: Path, pin: str, order: _Order) -> Fetched | None:
     except InputError as error:
         with locked(folder):
             shutil.rmtree(folder, ignore_errors=True)
-        order.note(f"what the cache had was damaged, and is taken again: {error}")
+        order.reporter.note(f"what the cache had was damaged, and is taken again: {error}")
         return None
     digest = check_expected(folder, kind, order.expect)
     if order.proof is not None:
@@ -301,7 +294,7 @@ def _download(source: Source, remote: Remote, folder: Path, order: _Order) -> No
     total, free = sum(file.size for file in files), shutil.disk_usage(folder).free
     if total > free:
         raise WriteError(folder.parent, f"{total:,} bytes are needed, and {free:,} are free")
-    order.tell(f"taking {len(files) + 1} files, {total / 1e6:,.1f} MB")
+    order.reporter.step(f"taking {len(files) + 1} files, {total / 1e6:,.1f} MB")
     for file in files:
         source.download(file, folder)
     with within(where):

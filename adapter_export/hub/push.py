@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,8 +12,7 @@ from adapter_export.hub.artifact import HEADS, Kind, digest_of, kind_of, needed_
 from adapter_export.hub.huggingface import Hub
 from adapter_export.hub.reference import HubReference, parse_reference
 from adapter_export.hub.registry import Registry
-
-Tell = Callable[[str], object]
+from adapter_export.reporting import SILENT, Reporter
 
 
 @dataclass(frozen=True)
@@ -64,20 +62,18 @@ def push_folder(
     licence: str | None,
     private: bool,
     plain_http: bool,
-    on_note: Tell,
-    on_progress: Tell,
+    reporter: Reporter = SILENT,
 ) -> Pushed:
     """Send what lies in a folder; only the files that its format knows, and the card.
 
     Args:
         folder: of a bundle or an adapter.
-        reference: where to; a tag or a branch that is there moves, and `on_note` is told from where.
+        reference: where to; a tag or a branch that exists moves.
         card: the model card; none sends the `README.md` that is there, if there is one.
         licence: its name, for a registry's annotations.
         private: a repository of the hub that is made is for its owner alone.
         plain_http: as of `fetch`.
-        on_note: is told what is worth knowing.
-        on_progress: is told each step.
+        reporter: receives the steps, and a note if the tag or branch has moved.
 
     Raises:
         UsageError: it is no reference, or one with a digest or a commit.
@@ -96,7 +92,7 @@ def push_folder(
             files[CARD_FILE] = Path(temporary, CARD_FILE)
             files[CARD_FILE].write_text(card, encoding="utf-8")
         size = sum(file.stat().st_size for file in files.values())
-        on_progress(f"sending {len(files)} files, {size / 1e6:,.1f} MB")
+        reporter.step(f"sending {len(files)} files, {size / 1e6:,.1f} MB")
         if isinstance(where, HubReference):
             hub = Hub(where)
             before = hub.current()
@@ -109,5 +105,5 @@ def push_folder(
                 before = registry.current()
                 pin = registry.push(kind, files, annotations)
     if before is not None and before != pin:
-        on_note(f"`{where}` has moved: it was `{before}`, and is `{pin}` now")
+        reporter.note(f"`{where}` has moved: it was `{before}`, and is `{pin}` now")
     return Pushed(str(where), kind, pin, digest, tuple(sorted(files)), size)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from heard import Heard
 from hub_server import TOKEN, HubServer, Repository, hub_server
 from huggingface_hub import constants, snapshot_download
 
@@ -42,8 +43,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         yield running
 
 
-def _push(folder: Path, reference: str, notes: list[str] | None = None) -> Pushed:
-    told: Callable[[str], object] = (lambda _: None) if notes is None else notes.append
+def _push(folder: Path, reference: str, heard: Heard | None = None) -> Pushed:
     return push_folder(
         folder,
         reference,
@@ -51,8 +51,7 @@ def _push(folder: Path, reference: str, notes: list[str] | None = None) -> Pushe
         licence=None,
         private=False,
         plain_http=False,
-        on_note=told,
-        on_progress=lambda _: None,
+        reporter=heard or Heard(),
     )
 
 
@@ -73,14 +72,14 @@ def test_a_bundle_comes_back_as_it_was(hub: HubServer, bundle: Path) -> None:
 
 
 def test_branches_move_and_old_files_go(hub: HubServer, bundle: Path, adapter: Path) -> None:
-    notes: list[str] = []
-    first = _push(bundle, "hf://me/tiny@next", notes)
-    assert first.pin == fetch_all("hf://me/tiny@next", on_note=notes.append).pin
-    assert fetch_all("hf://me/tiny@next", on_note=notes.append).pin == first.pin
-    assert not [note for note in notes if first.pin in note]
-    second = _push(adapter, "hf://me/tiny@next", notes)
-    assert fetch_all("hf://me/tiny@next", on_note=notes.append).pin == second.pin
-    assert notes[-2:] == [f"`hf://me/tiny@next` has moved: it was `{first.pin}`, and is `{second.pin}` now"] * 2
+    heard = Heard()
+    first = _push(bundle, "hf://me/tiny@next", heard)
+    assert first.pin == fetch_all("hf://me/tiny@next", reporter=heard).pin
+    assert fetch_all("hf://me/tiny@next", reporter=heard).pin == first.pin
+    assert not [note for note in heard.notes if first.pin in note]
+    second = _push(adapter, "hf://me/tiny@next", heard)
+    assert fetch_all("hf://me/tiny@next", reporter=heard).pin == second.pin
+    assert heard.notes[-2:] == [f"`hf://me/tiny@next` has moved: it was `{first.pin}`, and is `{second.pin}` now"] * 2
     files = hub.repositories["me/tiny"].commits[second.pin]
     assert files.keys() == {".gitattributes", "README.md", "adapter_graph.json", "weights.safetensors"}
 
@@ -97,7 +96,7 @@ def test_an_own_file_in_the_repository_stays_and_is_not_taken(
         "weights.safetensors",
     ]
     _push(adapter, "hf://me/one")
-    assert "modeling.py" in hub.repositories["me/one"].commits[fetch_all("hf://me/one").pin]
+    assert "modeling.py" in hub.repositories["me/one"].commits[fetch_all("hf://me/one", reporter=Heard()).pin]
 
 
 def test_offline_the_caches_are_enough(

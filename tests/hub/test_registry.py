@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from heard import Heard
 from oci_registry import NAME, PASSWORD, OciRegistry, oci_registry, token_registry
 
 from adapter_export.errors import (
@@ -34,8 +35,7 @@ from adapter_export.hub.push import Pushed, push_folder
 from adapter_export.runtime import Bundle
 
 
-def _push(folder: Path, reference: str, notes: list[str] | None = None, card: str | None = None) -> Pushed:
-    told = [] if notes is None else notes
+def _push(folder: Path, reference: str, heard: Heard | None = None, card: str | None = None) -> Pushed:
     return push_folder(
         folder,
         reference,
@@ -43,8 +43,7 @@ def _push(folder: Path, reference: str, notes: list[str] | None = None, card: st
         licence="mit",
         private=False,
         plain_http=False,
-        on_note=told.append,
-        on_progress=lambda _: None,
+        reporter=heard or Heard(),
     )
 
 
@@ -94,29 +93,29 @@ def test_the_manifest_is_that_of_an_artifact(sent: Pushed, registry: OciRegistry
 
 
 def test_the_same_adapter_has_the_same_digest_everywhere(adapter: Path, registry: OciRegistry) -> None:
-    notes: list[str] = []
+    heard = Heard()
     places = ("other/place:x", "other/place:x", "place:y")
-    assert len({_push(adapter, f"oci://{registry.host}/{place}", notes).pin for place in places}) == 1
-    assert not notes
+    assert len({_push(adapter, f"oci://{registry.host}/{place}", heard).pin for place in places}) == 1
+    assert not heard.notes
 
 
 def test_a_tag_that_moves_is_said_on_both_sides(adapter: Path, other: Path, registry: OciRegistry) -> None:
-    reference, notes = f"oci://{registry.host}/team/moving:now", list[str]()
-    first = _push(adapter, reference, notes)
-    fetch(reference, on_note=notes.append)
-    assert not notes
-    second = _push(other, reference, notes)
-    fetch(reference, on_note=notes.append)
+    reference, heard = f"oci://{registry.host}/team/moving:now", Heard()
+    first = _push(adapter, reference, heard)
+    fetch(reference, reporter=heard)
+    assert not heard.notes
+    second = _push(other, reference, heard)
+    fetch(reference, reporter=heard)
     said = f"`{reference}` has moved: it was `{first.pin}`, and is `{second.pin}` now"
-    assert notes == [said, said]
+    assert heard.notes == [said, said]
     assert fetch(first.pinned) != fetch(second.pinned)
 
 
 def test_what_is_expected_is_asked_before_anything_large_is_taken(sent: Pushed, cache: Path) -> None:
-    taken: list[str] = []
+    heard = Heard()
     with pytest.raises(HashError, match="is not the one that is expected"):
-        fetch_all(sent.reference, expect="0" * 64, on_progress=taken.append)
-    assert not taken
+        fetch_all(sent.reference, expect="0" * 64, reporter=heard)
+    assert not heard.steps
     assert _nothing_left(cache)
     found = fetch(sent.reference, expect=f"sha256:{sent.digest}")
     with pytest.raises(HashError, match="is not the one that is expected"):  # and of what the cache has
@@ -138,11 +137,11 @@ def test_a_proof_refuses_before_it_is_kept(sent: Pushed, cache: Path) -> None:
 
 
 def test_what_is_damaged_in_the_cache_is_taken_again(sent: Pushed) -> None:
-    notes: list[str] = []
+    heard = Heard()
     found = fetch(sent.pinned)
     (found / "base.bin").write_bytes(b"other")
-    assert _files(fetch(sent.pinned, on_note=notes.append))["base.bin"] != b"other"
-    assert "was damaged, and is taken again" in notes[0]
+    assert _files(fetch(sent.pinned, reporter=heard))["base.bin"] != b"other"
+    assert "was damaged, and is taken again" in heard.notes[0]
 
 
 def test_a_pin_needs_no_registry_and_a_tag_says_so(adapter: Path, tmp_path: Path) -> None:
@@ -230,11 +229,12 @@ def test_a_helper_may_have_the_login(adapter: Path, tmp_path: Path, monkeypatch:
 
 
 def test_an_interrupt_leaves_nothing_and_a_kill_is_cleared_away(sent: Pushed, cache: Path) -> None:
-    def interrupt(_: str) -> None:
-        raise KeyboardInterrupt
+    class Interrupting(Heard):
+        def step(self, label: str, done: int = 0, total: int | None = None) -> None:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fetch_all(sent.reference, on_progress=interrupt)
+        fetch_all(sent.reference, reporter=Interrupting())
     assert _nothing_left(cache)
     killed = cache / "remote" / f".{sent.pin.replace(':', '-')}.0123abcd.tmp"
     killed.mkdir(parents=True)
@@ -247,11 +247,11 @@ def test_an_interrupt_leaves_nothing_and_a_kill_is_cleared_away(sent: Pushed, ca
 
 def test_several_at_once_take_it_once(adapter: Path, registry: OciRegistry) -> None:
     sent = _push(adapter, f"oci://{registry.host}/team/busy:1")
-    taken: list[str] = []
+    heard = Heard()
     with ThreadPoolExecutor(6) as pool:
-        found = {one.path for one in pool.map(lambda _: fetch_all(sent.pinned, on_progress=taken.append), range(6))}
+        found = {one.path for one in pool.map(lambda _: fetch_all(sent.pinned, reporter=heard), range(6))}
     assert len(found) == 1
-    assert taken == ["taking 2 files, 0.0 MB"]
+    assert heard.steps == ["taking 2 files, 0.0 MB"]
 
 
 def _changed(data: bytes) -> bytes:
