@@ -19,9 +19,9 @@ import onnxruntime as ort
 import torch
 
 from adapter_export.dtypes import FLOAT_TYPES, Array
+from adapter_export.graph import numpy_lowering as numpy_ops
 from adapter_export.graph.graph import AdapterGraph, Node, interpret
 from adapter_export.graph.kinds import BottleneckOptions, bottleneck, classification_head
-from adapter_export.graph.numpy_lowering import forward as numpy_ops
 from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.numerics.budget import ACCUMULATION, ROUNDING, budget
 from adapter_export.numerics.evaluate_adapter import evaluate, rounding_scale

@@ -29,11 +29,11 @@ from published import WIDTHS as KIND_WIDTHS
 from random_graphs import WIDTHS, graphs, residual_graphs
 
 from adapter_export.errors import GraphError, NotNeutralError
+from adapter_export.graph import numpy_lowering as numpy_ops
 from adapter_export.graph.graph import AdapterGraph, Node, interpret
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, bottleneck, classification_head
-from adapter_export.graph.numpy_lowering import forward as numpy_ops
-from adapter_export.graph.numpy_lowering.backward import BACKWARD
-from adapter_export.graph.ops import ACTIVATIONS, LOWERED
+from adapter_export.graph.numpy_lowering import BACKWARD
+from adapter_export.graph.ops import ACTIVATIONS, LOWERED, OPS
 from adapter_export.graph.slot_form import fold_weights, inference_form, neutral_parameters, neutral_widths
 from adapter_export.numerics.budget import graph_budget
 from adapter_export.numerics.evaluate_adapter import evaluate, rounding_scale
@@ -64,6 +64,8 @@ def test_every_op_has_every_lowering() -> None:
     onnx_ops = lowerings(Writer(ir.tape.Tape(), "place", MINIMUM_OPSET))
     for table in (numpy_ops.LOWERINGS, BACKWARD, torch_ops.LOWERINGS, torch_ops.TRAINING_LOWERINGS, onnx_ops):
         assert set(table) == set(LOWERED)
+    trained = {op for op in LOWERED if torch_ops.TRAINING_LOWERINGS[op] is not torch_ops.LOWERINGS[op]}
+    assert trained == {op for op in LOWERED if OPS[op].random}
 
 
 @pytest.mark.parametrize("op", LOWERED)

@@ -12,7 +12,7 @@ from adapter_export.dtypes import Array
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.members import COMPOSITION, OWN, labels_of
 from adapter_export.graph.graph import AdapterGraph, Node, bind_base_norm, producer
-from adapter_export.graph.numpy_lowering.forward import shares_of
+from adapter_export.graph.numpy_lowering import shares_of
 from adapter_export.numerics.evaluate_adapter import BORROWED, borrowed, values_of
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.rewrite.insert import exposed, site_norms, with_site_outputs

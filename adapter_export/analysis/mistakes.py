@@ -15,6 +15,7 @@ from adapter_export.dtypes import Array
 from adapter_export.errors import MistakeError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph, Node, bind_base_norm, cost, producer
+from adapter_export.graph.ops import OPS
 from adapter_export.numerics.evaluate_adapter import borrowed, values_of
 from adapter_export.sites.site import Norm
 from adapter_export.tables import Table
@@ -188,7 +189,6 @@ _MOST_AT_START = 0.1
 _MOST_DEAD = 0.5
 _LITTLE, _MUCH = 0.05, 0.4
 _ROUNDING = 1e-5
-_HALF_RECTIFIED = ("relu", "relu6", "relu_squared")
 
 
 def _widths(subject: Subject) -> Iterator[tuple[str, int, int]]:
@@ -228,7 +228,7 @@ def _no_residual(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
     adapter, seen, rng = subject.adapter, set(), np.random.default_rng(0)
     for site, graph in _graphs(adapter):
         name = adapter.placements[site].graph
-        projections = [node for node in graph.nodes if node.op in ("linear", "phm_linear")]
+        projections = [node for node in graph.nodes if OPS[node.op].projects]
         if name in seen or not projections or any(node.op == "softmax_mix" for node in graph.nodes):
             continue
         seen.add(name)
@@ -331,7 +331,7 @@ def _dead_units(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
     adapter, norms = subject.adapter, subject.norms or {}
     for site, seen in (subject.values or {}).items():
         graph = bind_base_norm(adapter.graphs[adapter.placements[site].graph], norms.get(site))
-        rectified = [node for node in graph.nodes if node.op in _HALF_RECTIFIED]
+        rectified = [node for node in graph.nodes if OPS[node.op].half_rectified]
         if not rectified or any(node.op == "base_norm" for node in graph.nodes):
             continue
         width = adapter.placements[site].widths.get("d", 1)

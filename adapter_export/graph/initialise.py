@@ -11,6 +11,7 @@ import numpy as np
 from adapter_export.dtypes import Array, Weights
 from adapter_export.errors import UsageError
 from adapter_export.graph.graph import AdapterGraph, Node, producer
+from adapter_export.graph.ops import OPS, First
 
 SMALL_STD = 0.01
 HEAD_STD = 0.02
@@ -78,11 +79,6 @@ start at the identity exactly where a graph is `h` plus something: only the clos
 (He et al. 2022, AdapterHub's `mam_adapter`; LoRA does the same)."""
 
 _HEAD_SCHEME = Scheme(normal, normal)
-_CLOSING_PATH = frozenset(
-    {"add", "scale", "learned_scale", "scale_features", "dropout", "drop_path", "identity", "layer_norm", "rms_norm"}
-    | {"keep_first_half", "keep_second_half", "gate", "mix", "softmax_mix"}
-)
-_PROJECTIONS = frozenset({"linear", "phm_linear"})
 
 
 def initialise(graph: AdapterGraph, widths: Mapping[str, int], scheme: str, rng: np.random.Generator) -> Weights:
@@ -104,21 +100,29 @@ def _draws(graph: AdapterGraph, scheme: Scheme) -> dict[str, Draw]:
     draws: dict[str, Draw] = {}
     for node in sorted(graph.nodes, key=lambda node: node in closing):
         draw = scheme.closing if node in closing else scheme.gate if node in gates else scheme.inner
-        for role, name in node.parameters.items():
-            if role == "bias":
-                draws[name] = zero
-            elif role == "rule":
+        by_first: dict[First, Draw] = {
+            "ones": one,
+            "zeros": zero,
+            "mean": mean,
+            "projection": draw,
+            "factor": glorot,
+            "last factor": zero if draw is zero else glorot,
+        }
+        for parameter in OPS[node.op].parameters:
+            name = node.parameters.get(parameter.role)
+            if name is not None and parameter.first == "rule":
                 draws[name] = rule(SHARED_RULE_STD if name in graph.shared else OWN_RULE_STD)
-            elif node.op == "phm_linear":
-                draws[name] = zero if role == "right" and draw is zero else glorot
-            elif node.op == "linear":
-                draws[name] = draw
-            else:
-                draws[name] = _equal if node.op == "mix" else lambda _, shape: np.ones(shape)
+            elif name is not None:
+                draws[name] = by_first[parameter.first]
     return draws
 
 
-def _equal(_: np.random.Generator, shape: tuple[int, ...]) -> Array:
+def one(_: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """All ones."""
+    return np.ones(shape)
+
+
+def mean(_: np.random.Generator, shape: tuple[int, ...]) -> Array:
     """Weights [rows, N] of a mix: the mean."""
     return np.full(shape, 1 / shape[-1])
 
@@ -126,15 +130,10 @@ def _equal(_: np.random.Generator, shape: tuple[int, ...]) -> Array:
 def _closing(graph: AdapterGraph, value: str) -> list[Node]:
     """The projections from which a value comes through sums, factors and norms alone."""
     node = producer(graph, value)
-    if node is None or node.op in _PROJECTIONS:
+    if node is None or OPS[node.op].projects:
         return [] if node is None else [node]
-    if node.op not in _CLOSING_PATH:
-        return []
-    sources = node.inputs
-    if node.op == "softmax_mix":  # neither scores nor gates go into the output themselves
-        sources = node.inputs[len(node.inputs) // 2 :]
-    elif node.op == "gate":
-        sources = node.inputs[:1]
+    op = OPS[node.op]
+    sources = node.inputs if op.trained_norm else op.scaled_by(node.inputs)  # neither scores nor gates are among them
     return [found for source in sources for found in _closing(graph, source)]
 
 

@@ -11,9 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from adapter_export.errors import GraphError, UsageError
+
+TOKENS = "tokens"
+"""The axis of the tokens among the dimensions that an op adds up over."""
+
+Read = TypeVar("Read")
 
 Dim = int | str
 Shape = tuple[Dim, ...]
@@ -27,7 +32,7 @@ CostRule = Callable[[Mapping[str, int]], int]
 DegreeRule = Callable[[Sequence[int]], int]
 """From the powers of the site values in the values read to their power in the result."""
 
-Draw = Literal["zeros", "ones", "mean", "projection", "rule", "factor", "last factor"]
+First = Literal["zeros", "ones", "mean", "projection", "rule", "factor", "last factor"]
 """First numbers of a parameter: all 0, all 1, 1/values, or drawn as `adapter_export.graph.initialise` says."""
 
 LinearIn = Literal["nothing", "first", "all", "each", "mixed"]
@@ -45,7 +50,7 @@ class ParameterSpec:
     role: str
     shape: tuple[Dim, ...]
     optional: bool = False
-    first: Draw = "ones"
+    first: First = "ones"
 
 
 @dataclass(frozen=True)
@@ -184,7 +189,7 @@ class OpSpec:
         multiply_accumulates: the cost rule; element-wise work is not counted.
         sums: the dimensions that it adds up over, one after the other; `tokens` is the axis of the tokens.
         degree: the degree rule.
-        least_width: the fewest features over which runtimes compute it.
+        trained_norm: it brings the features of each token to one scale, and then multiplies them by its parameters.
         linear_in: the values in which it is linear.
         linear_in_parameters: all parameters together scale the result: `feature` by feature, or as a `whole`; `stated`
             is as a whole, but the numbers have a meaning of their own, so nothing is folded into them.
@@ -211,7 +216,7 @@ class OpSpec:
     multiply_accumulates: CostRule = lambda _: 0
     sums: tuple[str, ...] = ()
     degree: DegreeRule = largest
-    least_width: int = 1
+    trained_norm: bool = False
     linear_in: LinearIn = "nothing"
     linear_in_parameters: Literal["feature", "whole", "stated"] | None = None
     factor: Literal["whole", "feature"] | None = None
@@ -230,19 +235,25 @@ class OpSpec:
         """Whether it has a weight matrix that schemes of first weights draw."""
         return any(parameter.first == "projection" or "factor" in parameter.first for parameter in self.parameters)
 
-    def scaling(self, inputs: Sequence[str]) -> tuple[str, ...]:
-        """Return those of the values read that, scaled together, scale the result; none for products."""
-        first = {"first": 0, "all": 0, "mixed": len(inputs) // 2}.get(self.linear_in, len(inputs))
-        return tuple(inputs[first : first + 1] if self.linear_in == "first" else inputs[first:])
+    def scaled_by(self, inputs: Sequence[Read]) -> Sequence[Read]:
+        """Return those of the values read that together scale the result; none for a product, which has no such set."""
+        if self.linear_in == "first":
+            return inputs[:1]
+        if self.linear_in == "mixed":
+            return inputs[len(inputs) // 2 :]
+        return inputs if self.linear_in == "all" else ()
 
-    def is_zero(self, zero: Sequence[bool], *, parameters_zero: bool) -> bool:
-        """Return whether the result is 0 where these of the values read are 0, and perhaps all parameters."""
-        if parameters_zero and self.parameters and (self.zero_by_parameters or self.linear_in_parameters is not None):
-            return True
+    def is_zero(self, zero: Sequence[bool]) -> bool:
+        """Return whether the result is 0 where these of the values read are 0, whatever the parameters are."""
         if self.linear_in == "each":
             return any(zero)
-        scaled = self.scaling([*map(str, range(len(zero)))])
-        return (self.keeps_zero and zero[0]) or (bool(scaled) and all(zero[int(index)] for index in scaled))
+        scaled = self.scaled_by(zero)
+        return (self.keeps_zero and zero[0]) or (len(scaled) > 0 and all(scaled))
+
+    @property
+    def is_zero_by_parameters(self) -> bool:
+        """Whether the result is 0 where all of its parameters are."""
+        return self.zero_by_parameters or self.linear_in_parameters is not None
 
 
 FLOAT32_RANGE = Interval(-3.4e38, 3.4e38)
@@ -347,7 +358,7 @@ _FACTORS = (
         "x·meanₜ(y), y [batch, tokens, 1] and the mean over all tokens, padding included",
         arity=_TWO,
         shape=gated,
-        sums=("tokens",),
+        sums=(TOKENS,),
         degree=sum,
         linear_in="first",
         mixes_tokens=True,
@@ -418,7 +429,7 @@ _NORMS = (
         attributes={"epsilon": EPSILON},
         sums=("in",),
         degree=bounded,
-        least_width=2,  # onnxruntime 1.21 refuses to normalise over one feature
+        trained_norm=True,
         linear_in_parameters="feature",
     ),
     OpSpec(
@@ -428,8 +439,9 @@ _NORMS = (
         attributes={"epsilon": EPSILON},
         sums=("in",),
         degree=bounded,
-        least_width=2,
+        trained_norm=True,
         linear_in_parameters="feature",
+        keeps_zero=True,
     ),
     OpSpec(
         "base_norm",
@@ -460,7 +472,7 @@ _POOLING = (
         "Σₜ mask·x / max(Σₜ mask, 1), from [batch, tokens, width] and [batch, tokens] to [batch, width]",
         arity=_TWO,
         shape=masked,
-        sums=("tokens",),
+        sums=(TOKENS,),
         linear_in="first",
         mixes_tokens=True,
         three_axes=True,

@@ -38,20 +38,10 @@ from adapter_export.graph.graph import (
     unused,
     users,
 )
-from adapter_export.graph.numpy_lowering.forward import kronecker_sum
+from adapter_export.graph.numpy_lowering import LOWERINGS, kronecker_sum
+from adapter_export.graph.ops import OPS
 
 Wide = dict[str, npt.NDArray[np.float64]]
-
-_TRANSPARENT = frozenset({"identity", "dropout", "drop_path"})
-_SCALARS = frozenset({"scale", "learned_scale"})
-_VECTORS = frozenset({"scale_features", "keep_first_half", "keep_second_half"})
-
-_PER_FEATURE = frozenset({"linear", "layer_norm", "rms_norm", "scale_features"})
-"""Ops whose result is linear in all their parameters together, feature by feature."""
-
-_AS_A_WHOLE = _PER_FEATURE | {"learned_scale"}
-"""Ops whose result is linear in all their parameters together. Not `mix`, whose weights mean what they say."""
-
 
 _Step = tuple[AdapterGraph, Callable[[Wide], None]]
 """The graph after one change, and what the change does to the parameters."""
@@ -96,9 +86,9 @@ def _steps(graph: AdapterGraph) -> Iterator[_Step]:
     for node in graph.nodes:
         if node.op == "phm_linear":
             yield _dense(graph, node)
-        elif node.op in _TRANSPARENT:
+        elif OPS[node.op].training_only:
             yield bypass(graph, node), lambda _: None
-        elif node.op in _SCALARS | _VECTORS:
+        elif OPS[node.op].factor is not None:
             yield from _absorbed(graph, node)
 
 
@@ -119,8 +109,8 @@ def _dense(graph: AdapterGraph, node: Node) -> _Step:
 def _absorbed(graph: AdapterGraph, node: Node) -> Iterator[_Step]:
     """The factor goes into what is before it if that can take it, else into what is behind it."""
     before = producer(graph, node.inputs[0])
-    takes = _AS_A_WHOLE if node.op in _SCALARS else _PER_FEATURE
-    if before is not None and before.op in takes and readers(graph, before.output) == 1:
+    takes = {"feature", OPS[node.op].factor}  # one number for the whole goes into either, one for each feature does not
+    if before is not None and OPS[before.op].linear_in_parameters in takes and readers(graph, before.output) == 1:
         names = tuple(before.parameters.values())
 
         def multiply(folded: Wide) -> None:
@@ -135,7 +125,7 @@ def _absorbed(graph: AdapterGraph, node: Node) -> Iterator[_Step]:
 
         def multiply_rows(folded: Wide) -> None:
             rows = folded[weight].shape[0]
-            folded[weight] = folded[weight] * np.broadcast_to(_factor(folded, node, rows), rows)[:, None]
+            folded[weight] = folded[weight] * _factor(folded, node, rows)[:, None]
 
         if _may_change(graph, node, (weight,)):
             yield bypass(graph, node), multiply_rows
@@ -150,13 +140,9 @@ def _may_change(graph: AdapterGraph, factor: Node, names: tuple[str, ...]) -> bo
 
 
 def _factor(folded: Wide, node: Node, width: int) -> npt.NDArray[np.float64]:
-    """The factors of the features, [1] or [width]."""
-    if node.op == "scale":
-        return np.array([node.attributes["factor"]])
-    if node.op in {"keep_first_half", "keep_second_half"}:
-        first = np.arange(width) < width // 2
-        return np.where(first == (node.op == "keep_first_half"), 1.0, 0.0)
-    return folded[node.parameters["weight"]]
+    """The factors of the features, [width]: what the op makes of ones."""
+    owned = {role: folded[name] for role, name in node.parameters.items()}
+    return np.asarray(LOWERINGS[node.op](node, (np.ones(width),), owned), np.float64)
 
 
 NEUTRAL_WIDTH = 1
@@ -167,30 +153,17 @@ NEUTRAL_NORM_WIDTH = 2
 
 _ZERO = "zero"
 _UNKNOWN = "unknown"
-_ZERO_KEEPING = frozenset(
-    {"relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh", "leaky_relu", "relu6", "relu_squared", "mish", "elu"}
-    | {"scale", "learned_scale", "scale_features", "keep_first_half", "keep_second_half", "gate"}
-    | {"l2_normalise", "first_token", "mean_pool"}
-)
-"""Ops that return zero where their first value is zero."""
 
-_ZERO_WITH_ZERO_PARAMETERS = frozenset(
-    {"linear", "phm_linear", "layer_norm", "rms_norm", "mix", "learned_scale", "scale_features"}
-)
-_ZERO_WITH_ANY_ZERO = frozenset({"multiply", "dot"})
+_LEARNED = {name: row.factor for name, row in OPS.items() if row.factor is not None and row.parameters}
+_PER_FEATURE = frozenset(name for name, factor in _LEARNED.items() if factor == "feature")
 
-_TAME = frozenset({"sigmoid", "tanh", "relu6", "l2_normalise", "layer_norm", "rms_norm"})
-"""Ops whose result stays within bounds whatever they read."""
-
-_PRODUCTS = frozenset({"multiply", "dot", "gate"})
-
-_ONES = (frozenset({"scale_features", "learned_scale"}), frozenset({"scale_features"}), frozenset[str]())
+_ONES = (frozenset(_LEARNED), _PER_FEATURE, frozenset[str]())
 """Which learned factors are one, tried in this order, and then each of those per feature alone; the others are zero."""
 
 
 def neutral_widths(graph: AdapterGraph, site_widths: Mapping[str, int]) -> dict[str, int]:
     """The narrowest widths: the site's own where the site gives them, 1 for all else, 2 for what is normalised."""
-    normed = {graph.dimensions(node)["in"] for node in graph.nodes if node.op in {"layer_norm", "rms_norm"}}
+    normed = {graph.dimensions(node)["in"] for node in graph.nodes if OPS[node.op].trained_norm}
     narrowest = {symbol: NEUTRAL_NORM_WIDTH if symbol in normed else NEUTRAL_WIDTH for symbol in graph.symbols()}
     return {symbol: site_widths.get(symbol, width) for symbol, width in narrowest.items()}
 
@@ -246,10 +219,11 @@ def _made_by(graph: AdapterGraph, matrices: Collection[str]) -> dict[str, set[st
     """The values that are as wide as the results of some matrices, each with those that it comes from."""
     found: dict[str, set[str]] = {}
     for node in graph.nodes:
-        values = node.inputs[len(node.inputs) // 2 :] if node.op == "softmax_mix" else node.inputs
+        op = OPS[node.op]
+        values = op.scaled_by(node.inputs)
         if node.op == "linear" and node.parameters["weight"] in matrices:
             found[node.output] = {node.parameters["weight"]}
-        elif node.op in _SCALARS | {"softmax_mix"} and found.keys() >= set(values):
+        elif (op.factor == "whole" or op.linear_in == "mixed") and found.keys() >= set(values):
             found[node.output] = set().union(*(found[name] for name in values))
     return found
 
@@ -270,12 +244,11 @@ def degree_idle(graph: AdapterGraph) -> int:
 
     Idle, a graph of high powers could turn the base's values into infinity, and 0 times infinity is no number.
     """
-    zero = _follow(graph, _parameters_of(graph, frozenset({"scale_features"})))
+    zero = _follow(graph, _parameters_of(graph, _PER_FEATURE))
     degrees = dict.fromkeys(graph.inputs, 1)
     for node in graph.nodes:
-        read = [degrees[name] for name in node.inputs]
-        degree = sum(read) if node.op in _PRODUCTS else 2 * read[0] if node.op == "relu_squared" else max(read)
-        degrees[node.output] = 0 if zero[node.output] == _ZERO or node.op in _TAME else degree
+        degree = OPS[node.op].degree([degrees[name] for name in node.inputs])
+        degrees[node.output] = 0 if zero[node.output] == _ZERO else degree
     return max(degrees.values())
 
 
@@ -286,7 +259,7 @@ def _wanted(graph: AdapterGraph) -> str:
 def _neutral_ones(graph: AdapterGraph) -> frozenset[str] | None:
     """The parameters that are one, with all others zero, where the graph is neutral; none if it never is."""
     choices = [_parameters_of(graph, ops) for ops in _ONES]
-    choices += [frozenset({name}) for name in sorted(_parameters_of(graph, frozenset({"scale_features"})))]
+    choices += [frozenset({name}) for name in sorted(_parameters_of(graph, _PER_FEATURE))]
     return next((ones for ones in choices if _follow(graph, ones)[graph.result] == _wanted(graph)), None)
 
 
@@ -308,15 +281,14 @@ def _follow(graph: AdapterGraph, ones: frozenset[str]) -> dict[str, str]:
 
 
 def _transfer(node: Node, inputs: list[str], ones: frozenset[str]) -> str:
-    if node.op in _TRANSPARENT or (node.parameters and set(node.parameters.values()) <= ones):
+    op = OPS[node.op]
+    if op.training_only or (node.parameters and set(node.parameters.values()) <= ones):
         return inputs[0]
-    if node.op in _ZERO_WITH_ZERO_PARAMETERS or (node.op in _ZERO_WITH_ANY_ZERO and _ZERO in inputs):
+    if op.is_zero_by_parameters or op.is_zero([value == _ZERO for value in inputs]):
         return _ZERO
     if node.op == "add" and _ZERO in inputs:
         return inputs[1] if inputs[0] == _ZERO else inputs[0]
-    if node.op == "softmax_mix":
-        return _ZERO if set(inputs[len(inputs) // 2 :]) == {_ZERO} else _UNKNOWN
-    return _ZERO if node.op in _ZERO_KEEPING and inputs[0] == _ZERO else _UNKNOWN
+    return _UNKNOWN
 
 
 KEEP, USE = "switch.keep", "switch.use"

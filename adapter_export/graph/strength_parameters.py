@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 from adapter_export.graph.graph import AdapterGraph, Node, producer
-
-_LINEAR_IN_OWN = frozenset({"linear", "layer_norm", "rms_norm", "scale_features", "learned_scale", "mix"})
-"""Ops whose result is multiplied by a number if all their parameters are."""
-
-_LINEAR_IN_FIRST = frozenset(
-    {"identity", "dropout", "drop_path", "scale", "keep_first_half", "keep_second_half", "gate"}
-)
-"""Ops without parameters whose result is multiplied by a number if the first value that they read is."""
+from adapter_export.graph.ops import OPS
 
 
 def strength_parameters(graph: AdapterGraph) -> frozenset[str] | None:
@@ -46,9 +39,10 @@ def _steps(graph: AdapterGraph, value: str) -> list[Node] | None:
             if straight is not None and update is not None:
                 return [*straight, *update]
         return None
-    if node.op in ("scale_features", "learned_scale") and node.inputs == (graph.replaces,):
+    op = OPS[node.op]
+    if op.factor and op.parameters and node.inputs == (graph.replaces,):
         return [node]
-    return _steps(graph, node.inputs[0]) if node.op in ("identity", "dropout") else None
+    return _steps(graph, node.inputs[0]) if op.training_only else None
 
 
 def _factors(graph: AdapterGraph, value: str) -> list[Node] | None:
@@ -56,16 +50,12 @@ def _factors(graph: AdapterGraph, value: str) -> list[Node] | None:
     node = producer(graph, value)
     if node is None:
         return None
-    if node.op in _LINEAR_IN_OWN:
+    op = OPS[node.op]
+    if op.linear_in_parameters is not None:
         return [node]
-    if node.op in _LINEAR_IN_FIRST:
-        return _factors(graph, node.inputs[0])
-    if node.op == "multiply":
-        return _factors(graph, node.inputs[0]) or _factors(graph, node.inputs[1])
-    parts = (
-        node.inputs if node.op == "add" else node.inputs[len(node.inputs) // 2 :] if node.op == "softmax_mix" else ()
-    )
-    found = [_factors(graph, part) for part in parts]
+    if op.linear_in == "each":
+        return next((one for one in (_factors(graph, name) for name in node.inputs) if one), None)
+    found = [_factors(graph, part) for part in op.scaled_by(node.inputs)]
     return None if not found or None in found else [one for each in found if each for one in each]
 
 

@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from adapter_export.dtypes import FLOAT_TYPES, ROUNDING_STEPS, Stored
 from adapter_export.errors import UsageError
 from adapter_export.graph.graph import AdapterGraph, Node, resolve
-from adapter_export.graph.ops import Dim
+from adapter_export.graph.ops import OPS, TOKENS, Dim
 from adapter_export.sites.view import FlowGraph
 
 _PRODUCTS_IN_ATTENTION = 2
@@ -143,12 +143,8 @@ def graph_budget(
 
 def _sums(graph: AdapterGraph, node: Node, widths: Mapping[str, int], tokens: int) -> tuple[int, ...]:
     """The number of terms of each sum that a node takes, one after the other."""
-    if node.op in _OVER_TOKENS:
-        return (tokens,)
-    if node.op == "softmax_mix":
-        return (len(node.inputs) // 2,) * 2
-    dims = graph.dimensions(node) if node.op in _SUMS else {}
-    return tuple(_number(dims[name], widths) for name in _SUMS.get(node.op, ()))
+    dims = graph.dimensions(node)
+    return tuple(tokens if name == TOKENS else _number(dims[name], widths) for name in OPS[node.op].sums)
 
 
 def _number(dim: Dim, widths: Mapping[str, int]) -> int:
@@ -156,16 +152,3 @@ def _number(dim: Dim, widths: Mapping[str, int]) -> int:
     if isinstance(dim, str) and dim not in widths:
         return max(widths.values(), default=1)
     return resolve(dim, widths)
-
-
-_OVER_TOKENS = frozenset({"mean_pool", "gate"})
-_SUMS: Mapping[str, tuple[str, ...]] = {
-    "linear": ("in",),
-    "phm_linear": ("k", "n", "in"),
-    "layer_norm": ("in",),
-    "rms_norm": ("in",),
-    "l2_normalise": ("in",),
-    "dot": ("in",),
-    "mix": ("values",),
-}
-"""The dimensions over which each op adds up, one after the other."""

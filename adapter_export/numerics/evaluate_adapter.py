@@ -21,15 +21,12 @@ from adapter_export.graph.graph import (
     interpret,
     needs_base_norm,
 )
-from adapter_export.graph.numpy_lowering.backward import BACKWARD
-from adapter_export.graph.numpy_lowering.forward import LOWERINGS, shares_of
+from adapter_export.graph.numpy_lowering import BACKWARD, LOWERINGS, shares_of
+from adapter_export.graph.ops import OPS
 from adapter_export.sites.site import SUBLAYERS, Norm, Site, SiteMap
 
 BORROWED = (BORROWED_WEIGHT, BORROWED_BIAS)
 """The parameters of bound graphs that are the base's."""
-
-_TAKES_TOKENS_TOGETHER = frozenset({"gate"})
-"""The ops of sites that compute with all tokens of a text at once."""
 
 
 def borrowed(graph: AdapterGraph, values: Mapping[str, npt.ArrayLike], width: int) -> dict[str, Array]:
@@ -105,7 +102,7 @@ def check_tokens(graph: AdapterGraph, site: Site, rank: int | None) -> None:
 
     `rank` is the number of axes of what is replaced there, if known. Raises `AdapterError`.
     """
-    mixing = sorted({node.op for node in graph.nodes} & _TAKES_TOKENS_TOGETHER)
+    mixing = sorted({node.op for node in graph.nodes if OPS[node.op].mixes_tokens})
     if mixing and (site.sequence_first or rank != len(SITE_VALUES["h"])):
         raise AdapterError(
             "a graph takes the tokens of a text together, and the base has "

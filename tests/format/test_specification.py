@@ -17,7 +17,7 @@ from adapter_export.format.adapter_files import ADAPTER_VERSION, read_adapter, w
 from adapter_export.format.manifest_json import MANIFEST_VERSION
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph, interpret
-from adapter_export.graph.numpy_lowering.forward import LOWERINGS
+from adapter_export.graph.numpy_lowering import LOWERINGS
 from adapter_export.graph.ops import OPS, OpSpec
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/format.md").read_text(encoding="utf-8")

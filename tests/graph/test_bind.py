@@ -18,7 +18,7 @@ from adapter_export.graph.graph import (
     needs_base_norm,
 )
 from adapter_export.graph.kinds import BottleneckOptions, bottleneck
-from adapter_export.graph.numpy_lowering.forward import LOWERINGS
+from adapter_export.graph.numpy_lowering import LOWERINGS
 from adapter_export.graph.slot_form import fold_weights, inference_form, neutral_parameters
 from adapter_export.numerics.evaluate_adapter import evaluate
 from adapter_export.sites.site import Norm

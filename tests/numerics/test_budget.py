@@ -11,7 +11,7 @@ import pytest
 from adapter_export.errors import UsageError
 from adapter_export.graph.graph import AdapterGraph, Node, interpret
 from adapter_export.graph.kinds import BottleneckOptions, bottleneck, classification_head
-from adapter_export.graph.numpy_lowering.forward import LOWERINGS
+from adapter_export.graph.numpy_lowering import LOWERINGS
 from adapter_export.numerics.budget import ACCUMULATION, ROUNDING, budget, graph_budget
 from adapter_export.numerics.evaluate_adapter import evaluate, rounding_scale
 

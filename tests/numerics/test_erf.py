@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from adapter_export.graph.numpy_lowering.activations import erf
+from adapter_export.graph.numpy_lowering import erf
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 import torch
 
+from adapter_export.graph import numpy_lowering as numpy_ops
 from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES, AdapterGraph, Node, interpret
-from adapter_export.graph.numpy_lowering import forward as numpy_ops
 from adapter_export.graph.ops import OPS
 from adapter_export.onnx_backend.onnx_lowering import Writer, emit
 from adapter_export.torch_backend import torch_lowering as torch_ops

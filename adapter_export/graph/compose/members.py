@@ -12,7 +12,7 @@ from adapter_export.errors import AdapterError, UsageError, quoted
 from adapter_export.graph.adapter import HEAD, SHARED, Adapter, Head, Placement
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import READABLE, AdapterGraph, Node, first_free, producer
-from adapter_export.graph.ops import Dim
+from adapter_export.graph.ops import OPS, Dim
 from adapter_export.sites.site import SiteName
 
 ROWS = "rows"
@@ -93,7 +93,7 @@ class Merged(Chain):
     def once(self, node: Node) -> str:
         """Add a node under its own or the next free name, or find one that computes the same; returns its output."""
         wanted = replace(node, output="")
-        if not node.parameters and node.op not in {"dropout", "drop_path"}:
+        if not node.parameters and not OPS[node.op].random:
             for other in self.nodes:
                 if replace(other, output="") == wanted:
                     return other.output

@@ -1,1 +1,0 @@
-"""The NumPy lowering: forward and backward of every op. It defines what an op means."""
