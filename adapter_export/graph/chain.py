@@ -57,7 +57,7 @@ class Chain:
         """One of `ACTIVATIONS`; raises `UsageError` for any other."""
         if name not in ACTIVATIONS:
             raise UsageError("unknown activation", found=f"`{name}`", expected=", ".join(ACTIVATIONS))
-        return self.op(name, output, attributes={"slope": 0.01} if OPS[name].attributes else {})  # torch's own
+        return self.op(name, output, attributes=OPS[name].defaults)
 
     def dropout(self, rate: float, output: str = "dropped", op: str = "dropout") -> str:
         """Dropout in training, or another op with a rate; nothing at 0. Raises `UsageError` unless 0 ≤ rate < 1."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from adapter_export.dtypes import Array
 from adapter_export.graph.graph import Lowering, Node
-from adapter_export.graph.ops import check_three_axes
+from adapter_export.graph.ops import OPS, check_three_axes
 
 Values = tuple[Array, ...]
 Owned = Mapping[str, Array]
@@ -438,3 +438,9 @@ RULES: Mapping[str, Rule] = {
 
 LOWERINGS: Mapping[str, Lowering[Array]] = {op: rule.forward for op, rule in RULES.items()}
 BACKWARD: Mapping[str, Backward] = {op: rule.backward for op, rule in RULES.items()}
+
+
+def activation(op: str) -> Function:
+    """Return an activation as a function of an array, with its default attributes."""
+    node = Node(op, ("x",), "result", {}, OPS[op].defaults)
+    return lambda x: LOWERINGS[op](node, (x,), {})

@@ -7,11 +7,12 @@ are multiplied.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from adapter_export.errors import AdapterError, quoted
+from adapter_export.errors import AdapterError, UsageError
+from adapter_export.graph.numpy_lowering import activation
+from adapter_export.graph.ops import activation_named
 from adapter_export.importers.peft.methods.method import Change, Layer, Matrix
 
 _SAVED_AGAIN = "take the file from its source again"
@@ -235,15 +236,11 @@ def deft(layer: Layer) -> Change:
 
 def peanut(layer: Layer) -> Change:
     """`W + s·(f(Wᵀ Aᵀ …) Bᵀ)ᵀ`: a small network makes the change of the weights themselves (arXiv 2410.01870)."""
-    name = layer.config.text("act_fn") or "relu"
-    if name not in _ACTIVATIONS:
-        raise AdapterError(
-            "has an activation that is not known here",
-            where="`act_fn`",
-            found=f"`{name}`",
-            expected=quoted(_ACTIVATIONS),
-        )
-    bend, depth = _ACTIVATIONS[name], int(layer.config.number("depth", 0, at_least=0, whole=True))
+    try:
+        bend = activation(activation_named(layer.config.text("act_fn") or "relu"))
+    except UsageError as error:
+        raise AdapterError(error.what, where="`act_fn`", found=error.found, expected=error.expected) from error
+    depth = int(layer.config.number("depth", 0, at_least=0, whole=True))
     value, skipped = bend(layer.weight.T @ layer["peanut_A.weight"].T), []
     for number in range(depth):
         skipped.append(value)
@@ -251,13 +248,3 @@ def peanut(layer: Layer) -> Change:
     for number in range(depth):
         value = bend(value @ layer[f"peanut_decoders.{number}.weight"].T) + skipped.pop()
     return Change(up=layer["peanut_B.weight"] * layer.config.number("scaling", 1.0), down=value.T)
-
-
-_ACTIVATIONS: Mapping[str, Callable[[Matrix], Matrix]] = {
-    "relu": lambda x: np.maximum(x, 0),
-    "tanh": np.tanh,
-    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "silu": lambda x: x / (1 + np.exp(-x)),
-    "linear": lambda x: x,
-}
-"""By the names of transformers."""
