@@ -28,7 +28,7 @@ import onnxruntime as ort
 
 from adapter_export.bundle.build_plan import BuildPlan
 from adapter_export.format.adapter_files import read_adapter
-from adapter_export.format.manifest import Precision
+from adapter_export.format.precision import Precision, PrecisionName
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
@@ -54,7 +54,7 @@ class Variant:
     """A way to make the base."""
 
     name: str
-    precision: Precision = "fp32"
+    precision: PrecisionName = "fp32"
     int8_embeddings: bool = False
     float32_activations: bool = False
     optimize: bool = False
@@ -102,13 +102,12 @@ def _build(variant: Variant, base: OnnxBase, adapter: Adapter, folder: Path) -> 
     out = folder / f"bundle{VARIANTS.index(variant)}"
     work = folder / f"base{VARIANTS.index(variant)}"
     work.mkdir()
-    made = with_precision(
-        base,
+    precision = Precision.of(
         variant.precision,
-        work,
         int8_embeddings=variant.int8_embeddings,
         float32_activations=variant.float32_activations,
     )
+    made = with_precision(base, precision, work)
     if variant.optimize:
         (work / "fused").mkdir()
         made, _ = optimized(made, work / "fused")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from building import build_bundle
+from building import build_bundle, in_precision
 from tiny_onnx import random_adapter
 from transformers import AutoModel
 
@@ -22,7 +22,7 @@ from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
-from adapter_export.onnx_backend.quantise.precision import deviations, with_precision
+from adapter_export.onnx_backend.quantise.rewritten import deviations
 from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.bundle import Bundle
@@ -60,7 +60,7 @@ def two_adapters(base: OnnxBase) -> list[Adapter]:
 @pytest.mark.parametrize("precision", ["int8", "int8-weights"])
 def test_in_8_bits(minilm: OnnxBase, tmp_path: Path, precision: str) -> None:
     (tmp_path / "base").mkdir()
-    made = with_precision(minilm, precision, tmp_path / "base", int8_embeddings=precision != "int8")
+    made = in_precision(minilm, precision, tmp_path / "base", int8_embeddings=precision != "int8")
     assert (tmp_path / "base" / "base.bin").stat().st_size < 0.29 * _bytes(minilm.model)
     adapters, reference = two_adapters(made), CutRunner(made)
     cases = input_cases(made.inputs, seed=1, shapes=SHAPES)
@@ -91,7 +91,7 @@ def _switch(folder: Path, inputs: dict[str, np.ndarray]) -> None:
 
 
 def test_every_slot_of_int8_moves_the_logits(minilm: OnnxBase, tmp_path: Path) -> None:
-    made = with_precision(minilm, "int8", tmp_path)
+    made = in_precision(minilm, "int8", tmp_path)
     adapter, _ = two_adapters(made)
     plan = plan_slots([adapter], made.sites)
     session, tensors = open_session(insert_slots(made, plan), made.folder), slot_tensors(plan, adapter)
@@ -119,6 +119,6 @@ def test_with_fused_operators(minilm: OnnxBase, tmp_path: Path) -> None:
 
 def test_weights_are_in_blocks_that_leave_rows_alone(minilm: OnnxBase, tmp_path: Path) -> None:
     """A table of two rows, which is looked up and not multiplied, does not make them smaller."""
-    made = with_precision(minilm, "int8-weights", tmp_path)
+    made = in_precision(minilm, "int8-weights", tmp_path)
     blocks = {node.attributes.get_int("block_size", 0) for node in made.model.graph if node.op_type == "MatMulNBits"}
     assert blocks == {64}

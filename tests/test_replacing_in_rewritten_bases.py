@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from building import build_bundle
+from building import build_bundle, in_precision
 from replacing import LINEARS, OTHERS, SUBLAYERS, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
 from small_encoder import Encoder, ExportedEncoder, inputs
 
@@ -25,7 +25,6 @@ from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.quantise.optimize import optimized
-from adapter_export.onnx_backend.quantise.precision import with_precision
 from adapter_export.onnx_backend.rewrite.insert import exposed, insert_slots, with_site_outputs
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session
@@ -63,7 +62,7 @@ def rewritten(
     _, pre_norm, how = request.param.rpartition("pre-norm ")
     made_of = exported_encoder(bool(pre_norm))
     base, folder = made_of.in_onnx, tmp_path_factory.mktemp("rewritten")
-    made = optimized(base, folder)[0] if how == "fused" else with_precision(base, how, folder)
+    made = optimized(base, folder)[0] if how == "fused" else in_precision(base, how, folder)
     there = {site.name for site in made.sites}
     adapters = {
         name: adapter_at(name, graph, [site for site in sites if site in there], made.sites, made.fingerprint)

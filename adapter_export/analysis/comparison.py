@@ -110,7 +110,7 @@ class ContestantRecord:
             contestant.source,
             contestant.adapter,
             record.kind,
-            bundle.numerics.precision,
+            bundle.numerics.precision.name,
             record.parameters,
             sizes[record.onnx_adapter],
             sum(sizes.get(path, 0) for path in {graph, *external}),

@@ -276,7 +276,7 @@ class _Build:
         """What makes golden data."""
         plan = self.plan
         cases = [case_of(case.name, case.arrays, plan.base.inputs) for case in plan.cases]
-        allowance = Allowance.of(self.extent, cases, numerics(plan.base.model).stored)
+        allowance = Allowance.of(self.extent, cases, numerics(plan.base.model).precision.activations)
         fingerprint, checksums = plan.base.fingerprint, self.draft.checksums
         vectors = GoldenMaker(plan.references, cases, self.outputs, allowance, fingerprint, checksums)
         return GoldenDataMaker(vectors, self.writer.heads, plan.base.inputs, self.reporter)
@@ -321,7 +321,7 @@ class _Build:
             minimum_onnxruntime=oldest_runtime(model),
             opset=base.opset,
             base=base.fingerprint,
-            base_precision=computing.precision,
+            base_precision=computing.precision.name,
             batch_invariant=computing.batch_invariant,
             padding_neutral=False,
             counts_padding=(),

@@ -167,7 +167,7 @@ class OpenedBundle:
 
     def allowance(self, cases: Iterable[Case]) -> Allowance:
         """Return what decides the budgets of the graph with slots for some inputs."""
-        return Allowance.of(self.extent, cases, self.numerics.stored)
+        return Allowance.of(self.extent, cases, self.numerics.precision.activations)
 
     @cached_property
     def digest(self) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, get_args
 from adapter_export.dtypes import AdapterPrecision
 from adapter_export.format.lengths import Bounds, Fit, Lengths, axis_lengths
 from adapter_export.format.media import MediaRecord
+from adapter_export.format.precision import PrecisionName
 from adapter_export.format.records import (
     SEMVER,
     Count,
@@ -22,9 +23,6 @@ from adapter_export.format.records import (
     Sha256,
 )
 from adapter_export.graph.tasks import HeadOutput, Task
-
-Precision = Literal["fp32", "fp16", "int8", "int8-weights", "int4-weights"]
-"""How a base computes its products: in floats, in integers (`int8`), or in floats with weights of so many bits."""
 
 VariantName = Literal["slots", "inputs", "bank", "fanout", "baked"]
 """A variant of the exported graph: one way in which it receives the tensors of adapters."""
@@ -512,7 +510,7 @@ class Manifest:
     minimum_onnxruntime: str
     opset: Positive
     base: str
-    base_precision: Precision
+    base_precision: PrecisionName
     batch_invariant: bool
     padding_neutral: bool
     counts_padding: tuple[str, ...]

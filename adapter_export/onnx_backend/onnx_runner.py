@@ -19,7 +19,6 @@ import onnxruntime as ort
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from adapter_export.format.manifest import Precision
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.graph.graph import READABLE, needs_base_norm
 from adapter_export.numerics.evaluate_adapter import BORROWED, check_fit, evaluate_head, evaluate_site
@@ -35,14 +34,6 @@ from adapter_export.sites.site import SiteMap
 
 PIECE_BYTES = 160 * 2**20
 """The most weights of one piece; a node that has more is a piece by itself."""
-
-_NAMES: dict[Precision, str] = {
-    "fp32": "float32",
-    "fp16": "float16",
-    "int8": "int8",
-    "int8-weights": "8-bit weights",
-    "int4-weights": "4-bit weights",
-}
 
 _MOST_CUT = 4
 """The number of sets of places that a base stays cut at; each has the base's weights in memory."""
@@ -317,7 +308,7 @@ class CutRunner:
     @property
     def description(self) -> str:
         """The programs that compute, with their versions."""
-        base = f"onnxruntime {ort.__version__} {_NAMES[numerics(self._base.model).precision]}"
+        base = f"onnxruntime {ort.__version__} {numerics(self._base.model).precision.words}"
         return f"{base} for the base, numpy {np.__version__} float64 for adapters"
 
     @property

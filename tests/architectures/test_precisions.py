@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from building import build_bundle
+from building import build_bundle, in_precision
 from exported_bases import ExportedBase
 from tiny_onnx import random_adapter
 
-from adapter_export.format.manifest import Precision
+from adapter_export.format.precision import PrecisionName
 from adapter_export.graph.kinds import houlsby
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
-from adapter_export.onnx_backend.quantise.precision import deviations, with_precision
+from adapter_export.onnx_backend.quantise.rewritten import deviations
 from adapter_export.runtime import Bundle
 
 
@@ -35,7 +35,7 @@ from adapter_export.runtime import Bundle
     ],
 )
 def test_a_bundle_is_built_and_loads_at_every_level(
-    name: str, treatment: Precision | Literal["optimize"], tmp_path: Path, exported: Callable[[str], ExportedBase]
+    name: str, treatment: PrecisionName | Literal["optimize"], tmp_path: Path, exported: Callable[[str], ExportedBase]
 ) -> None:
     base = exported(name).in_onnx
     (tmp_path / "made").mkdir()
@@ -45,7 +45,7 @@ def test_a_bundle_is_built_and_loads_at_every_level(
         for found in deviations(base, made, cases):
             check_deviation(found)
     else:
-        made = with_precision(base, treatment, tmp_path / "made")
+        made = in_precision(base, treatment, tmp_path / "made")
     adapter = random_adapter("a", houlsby(), made, labels="abc")
     manifest = build_bundle(made, [adapter], tmp_path / "bundle", references=CutRunner(made), cases=cases)
     assert manifest.base_precision == treatment.replace("optimize", "fp32")

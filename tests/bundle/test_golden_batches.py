@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from building import build_bundle
+from building import build_bundle, in_precision
 from jsonschema import Draft202012Validator
 from make_schemas import schema_text
 from small_bundle import Built, build_small
@@ -42,7 +42,6 @@ from adapter_export.graph.tasks.types.span import LONGEST_SPAN
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import LENGTHS_KEY, OnnxBase, open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
-from adapter_export.onnx_backend.quantise.precision import with_precision
 from adapter_export.runtime import Bundle
 
 GATED = pfeiffer(BottleneckOptions(gate=True))
@@ -357,7 +356,7 @@ def test_labels_that_are_exchanged_show_in_8_bits(tmp_path: Path) -> None:
     from adapter_export.bundle.golden_batches import replay_batches
     from adapter_export.bundle.opened import OpenedBundle
 
-    folder, base = tmp_path / "bundle", with_precision(tiny_base(tmp_path), "int8", tmp_path)
+    folder, base = tmp_path / "bundle", in_precision(tiny_base(tmp_path), "int8", tmp_path)
     manifest = build(base, [random_adapter("f", houlsby(), base, bottleneck=4, labels="uvw")], folder)
     rows = [row for row in rows_of(folder) if row.adapter == "f"]
     assert [row.answer["label"] for row in rows if row.decided] == ["u", "u", "u", "w"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from building import build_bundle
+from building import build_bundle, in_precision
 from heard import Heard
 from tampering import edit, edit_adapter, rehash, unrecorded
 from tiny_onnx import random_adapter, save_tiny
@@ -25,24 +25,24 @@ from adapter_export.bundle.proof.prove import prove
 from adapter_export.bundle.report import Report
 from adapter_export.bundle.separation import Fault, faults_of
 from adapter_export.errors import TensorError
-from adapter_export.format.manifest import AdapterRecord, Precision
+from adapter_export.format.manifest import AdapterRecord
 from adapter_export.format.manifest_json import read_manifest
+from adapter_export.format.precision import PrecisionName
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import houlsby, lora, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.disturbed import disturbed
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
-from adapter_export.onnx_backend.quantise.precision import with_precision
 from adapter_export.runtime.self_check import projection
 
 SHAPES = [{"batch": 1, "tokens": 1}, {"batch": 2, "tokens": 9}, {"batch": 3, "tokens": 5}]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8-weights", "int4-weights")
+PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16", "int8", "int8-weights", "int4-weights")
 
 
-def _base(folder: Path, precision: Precision) -> OnnxBase:
+def _base(folder: Path, precision: PrecisionName) -> OnnxBase:
     base = open_onnx(save_tiny(folder))
-    return base if precision == "fp32" else with_precision(base, precision, folder)
+    return base if precision == "fp32" else in_precision(base, precision, folder)
 
 
 def _adapters(base: OnnxBase) -> list[Adapter]:

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime as ort
+from building import in_precision
 from tiny_onnx import build_tiny, random_adapter, save_tiny
 
 from adapter_export.bundle.write import model_version
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.graph.kinds import BottleneckOptions, houlsby
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
-from adapter_export.onnx_backend.quantise.precision import with_precision
 from adapter_export.onnx_backend.slots import SlotPlan, plan_slots
 from adapter_export.sites.site_map import GivenSites
 
@@ -46,5 +46,5 @@ def test_it_differs_by_base_topology_and_site_map(base: OnnxBase) -> None:
 def test_it_is_the_same_each_time_and_in_each_precision(base: OnnxBase, tmp_path: Path) -> None:
     again = open_onnx(save_tiny(tmp_path))
     (tmp_path / "made").mkdir()
-    half = with_precision(again, "fp16", tmp_path / "made")
+    half = in_precision(again, "fp16", tmp_path / "made")
     assert model_version(base, _plan(base)) == model_version(again, _plan(again)) == model_version(half, _plan(half))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from building import build_bundle
+from building import build_bundle, in_precision
 from tampering import edit_adapter, rehash, scaled, unrecorded
 from tiny_onnx import random_adapter, save_tiny, tiny_model
 
@@ -28,7 +28,6 @@ from adapter_export.graph.kinds import houlsby, lora
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
-from adapter_export.onnx_backend.quantise.precision import with_precision
 
 SHAPES = [{"batch": 1, "tokens": 3}, {"batch": 1, "tokens": 33}, {"batch": 3, "tokens": 7}]
 UP = "adapter.layers.0.ffn.up.weight"
@@ -39,7 +38,7 @@ CHECK, NOT_COMPARED = "recorded runs", "recorded runs not compared"
 def base(tmp_path_factory: pytest.TempPathFactory) -> OnnxBase:
     """A base in 8 bits."""
     folder = tmp_path_factory.mktemp("int8")
-    return with_precision(open_onnx(save_tiny(folder)), "int8", folder)
+    return in_precision(open_onnx(save_tiny(folder)), "int8", folder)
 
 
 def _adapters(base: OnnxBase) -> list[Adapter]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from building import build_bundle
+from building import build_bundle, in_precision
 from small_bundle import Built, build_small
 from tampering import rehash, unrecorded
 from tiny_onnx import random_adapter, save_tiny
@@ -25,7 +25,6 @@ from adapter_export.graph.kinds import BottleneckOptions, houlsby, lora, pfeiffe
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
-from adapter_export.onnx_backend.quantise.precision import with_precision
 from schemas import validate
 
 LOCATED = {
@@ -133,7 +132,7 @@ GOLDEN = [fault.name for fault in FAULTS if fault.area in ("golden data", "recor
 def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every graph of a base in 8 bits, whose budgets hide sites, with adapters in float32 and in 8 bits."""
     folder = tmp_path_factory.mktemp("int8")
-    base = with_precision(open_onnx(save_tiny(folder)), "int8", folder)
+    base = in_precision(open_onnx(save_tiny(folder)), "int8", folder)
     adapters = [
         random_adapter("a", houlsby(), base, bottleneck=4, labels="xy"),
         random_adapter("b", lora(), base, labels="xyz"),

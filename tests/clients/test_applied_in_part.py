@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from building import build_bundle
+from building import build_bundle, in_precision
 from clients import Client, last_line
 from once import once
 from tampering import edit, edit_adapter, rehash
@@ -24,7 +24,6 @@ from adapter_export.graph.kinds import houlsby, lora
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
-from adapter_export.onnx_backend.quantise.precision import with_precision
 
 SHAPES = ({"batch": 1, "tokens": 3}, {"batch": 1, "tokens": 33}, {"batch": 3, "tokens": 7})
 UNIFORM = ("inputs", "bank", "fanout")
@@ -36,7 +35,7 @@ def eight_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base in 8 bits with the adapters `a` and `b`, in every graph; not to be changed."""
 
     def make(folder: Path) -> None:
-        base = with_precision(open_onnx(save_tiny(folder)), "int8", folder)
+        base = in_precision(open_onnx(save_tiny(folder)), "int8", folder)
         build_bundle(
             base,
             [

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from building import build_bundle
+from building import build_bundle, in_precision
 from clients import Client, last_line
 from once import once
 from small_bundle import build_small, make_adapter
@@ -28,7 +28,6 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
-from adapter_export.onnx_backend.quantise.precision import with_precision
 
 NAMES = ("input_ids", "attention_mask")
 SHAPES = ({"batch": 1, "tokens": 33}, {"batch": 3, "tokens": 7})
@@ -52,7 +51,7 @@ def coarse_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(folder: Path) -> None:
         exact = build_small(folder, ["slots"], NAMES)
-        base = with_precision(exact.base, "int8", folder)
+        base = in_precision(exact.base, "int8", folder)
         adapters = [
             make_adapter("topic", "houlsby", "gelu", 3, base),
             make_adapter("tone", "pfeiffer", "relu", 2, base),

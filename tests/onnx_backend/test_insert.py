@@ -25,7 +25,7 @@ from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
-from adapter_export.onnx_backend.quantise.precision import in_memory
+from adapter_export.onnx_backend.quantise.rewritten import in_memory
 from adapter_export.onnx_backend.rewrite.insert import insert_slots, site_values, verify_slots
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import run_session

@@ -20,7 +20,7 @@ from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
-from adapter_export.onnx_backend.quantise.precision import Deviation, deviations
+from adapter_export.onnx_backend.quantise.rewritten import Deviation, deviations
 from adapter_export.torch_backend.base.to_onnx import export_onnx
 from adapter_export.torch_backend.torch_runner import TorchRunner
 

@@ -14,32 +14,34 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from building import build_bundle
+from building import build_bundle, in_precision
+from click.testing import CliRunner
 from onnx import numpy_helper
 from onnx.utils import Extractor
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from tiny_onnx import random_adapter, save_tiny, tiny_model, token_inputs
 
-from adapter_export.api.bundles.bundles import PRECISIONS
 from adapter_export.bundle.proof.compare_arrays import Original
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove
 from adapter_export.bundle.report import Report
+from adapter_export.cli.main import main
 from adapter_export.errors import BaseModelError, UsageError
-from adapter_export.format.manifest import Manifest, Precision
+from adapter_export.format.manifest import Manifest
+from adapter_export.format.precision import Precision, PrecisionName
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, houlsby, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics, open_onnx
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
-from adapter_export.onnx_backend.quantise.precision import with_precision
+from adapter_export.onnx_backend.quantise.recipes import RECIPES
 from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.bundle import Bundle
 from adapter_export.runtime.graphs import run_session
 
-CHANGED: tuple[Precision, ...] = ("fp16", "int8", "int8-weights", "int4-weights")
+CHANGED: tuple[PrecisionName, ...] = ("fp16", "int8", "int8-weights", "int4-weights")
 SHAPES = [{"batch": 1, "tokens": 1}, {"batch": 3, "tokens": 7}]
 
 
@@ -56,14 +58,14 @@ def adapters_of(base: OnnxBase) -> list[Adapter]:
 
 
 @pytest.fixture(scope="module", params=CHANGED)
-def precision(request: pytest.FixtureRequest) -> Precision:
-    found: Precision = request.param
+def precision(request: pytest.FixtureRequest) -> PrecisionName:
+    found: PrecisionName = request.param
     return found
 
 
 @pytest.fixture(scope="module")
-def made(precision: Precision, base: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> OnnxBase:
-    return with_precision(base, precision, tmp_path_factory.mktemp(precision))
+def made(precision: PrecisionName, base: OnnxBase, tmp_path_factory: pytest.TempPathFactory) -> OnnxBase:
+    return in_precision(base, precision, tmp_path_factory.mktemp(precision))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,9 @@ def report(made: OnnxBase, base: OnnxBase, bundle: tuple[Path, Manifest]) -> Rep
 
 
 def test_the_command_line_offers_the_precisions_of_the_format() -> None:
-    assert get_args(Precision) == PRECISIONS
+    refused = CliRunner().invoke(main, ["build", "model.onnx", "-o", "bundle", "--base-precision", "int3"])
+    assert ", ".join(f"'{name}'" for name in get_args(PrecisionName)) in refused.stderr
+    assert {"fp32", *RECIPES} == {*get_args(PrecisionName)}
 
 
 def test_the_root_logger_is_left_alone() -> None:
@@ -109,14 +113,14 @@ class TestBase:
         assert (made.folder / "base.bin").stat().st_size < (base.folder / "tiny.onnx.data").stat().st_size
 
     def test_fp32_is_the_base_itself(self, base: OnnxBase, tmp_path: Path) -> None:
-        assert with_precision(base, "fp32", tmp_path) is base
+        assert in_precision(base, "fp32", tmp_path) is base
         assert list(tmp_path.iterdir()) == []
 
     def test_embeddings_get_8_bits_only_if_asked(self, base: OnnxBase, tmp_path: Path) -> None:
         for name, embeddings in (("with", True), ("without", False)):
             (tmp_path / name).mkdir()
-            made = with_precision(base, "int4-weights", tmp_path / name, int8_embeddings=embeddings)
-            assert numerics(made.model).int8_tables == embeddings
+            made = in_precision(base, "int4-weights", tmp_path / name, int8_embeddings=embeddings)
+            assert (numerics(made.model).precision.embeddings == "int8") == embeddings
             assert made.inputs == base.inputs
 
     def test_gemm_is_quantised_as_well(self, tmp_path: Path) -> None:
@@ -135,22 +139,22 @@ class TestBase:
         base = open_onnx(save_tiny(tmp_path, model))
         for precision in ("int8", "int8-weights"):
             (tmp_path / precision).mkdir()
-            made = with_precision(base, precision, tmp_path / precision)
+            made = in_precision(base, precision, tmp_path / precision)
             assert Counter(node.op_type for node in made.model.graph)["Gemm"] == 0
 
 
 class TestNumerics:
-    def test_are_read_off_the_graph(self, precision: Precision, made: OnnxBase) -> None:
+    def test_are_read_off_the_graph(self, precision: PrecisionName, made: OnnxBase) -> None:
         found, stored = numerics(made.model), "float16" if precision == "fp16" else "uint8"
-        assert (found.precision, found.stored, found.batch_invariant) == (precision, stored, True)
+        assert (found.precision.name, found.precision.activations, found.batch_invariant) == (precision, stored, True)
 
     def test_of_a_plain_base(self, base: OnnxBase) -> None:
         found = numerics(base.model)
-        assert (found.precision, found.stored, found.batch_invariant) == ("fp32", "float32", True)
+        assert (found.precision.name, found.precision.activations, found.batch_invariant) == ("fp32", "float32", True)
 
     def test_of_weights_in_blocks_beside_activations_in_float32(self, base: OnnxBase, tmp_path: Path) -> None:
-        found = numerics(with_precision(base, "int4-weights", tmp_path, float32_activations=True).model)
-        assert (found.precision, found.stored, found.batch_invariant) == ("int4-weights", "float32", True)
+        found = numerics(in_precision(base, "int4-weights", tmp_path, float32_activations=True).model)
+        assert (found.precision, found.batch_invariant) == (Precision("int4-weights", "float32", "float32"), True)
 
     def test_say_the_truth_about_batches(self, tmp_path: Path) -> None:
         """A row alone, and in a batch with one whose first token is 20 times as large as any other."""
@@ -163,7 +167,7 @@ class TestNumerics:
         inputs["input_ids"] = np.array([[7, 8, 9, 10, 11, 12], [1, 8, 9, 10, 11, 12]])
         dynamic = tmp_path / "dynamic.onnx"
         quantize_dynamic(base.path, dynamic, weight_type=QuantType.QInt8)
-        own = [with_precision(base, precision, new_folder(tmp_path / precision)) for precision in CHANGED]
+        own = [in_precision(base, precision, new_folder(tmp_path / precision)) for precision in CHANGED]
         for made in [*own, open_onnx(dynamic)]:
             session = open_session(made.model, made.folder)
             whole = run_session(session, inputs)["hidden"][:1]
@@ -186,10 +190,10 @@ class TestNumerics:
                 assert finite[1, :2].all()
 
     @pytest.mark.parametrize("precision", ["int8", "int8-weights", "int4-weights"])
-    def test_a_row_is_bit_for_bit_the_same_in_any_batch(self, tmp_path: Path, precision: Precision) -> None:
+    def test_a_row_is_bit_for_bit_the_same_in_any_batch(self, tmp_path: Path, precision: PrecisionName) -> None:
         """Also where the number of tokens is odd, and columns are long enough for the largest blocks."""
         base = open_onnx(save_tiny(tmp_path, tiny_model(width=256)))
-        made = with_precision(base, precision, new_folder(tmp_path / "made"))
+        made = in_precision(base, precision, new_folder(tmp_path / "made"))
         session, inputs = open_session(made.model, made.folder), token_inputs(7, 7, 7)
         whole = run_session(session, inputs)["hidden"]
         for row in range(3):
@@ -197,7 +201,7 @@ class TestNumerics:
             assert np.array_equal(alone[0], whole[row])
 
     @pytest.mark.parametrize("precision", ["int8", "int8-weights"])
-    def test_what_a_branch_reads_is_kept(self, tmp_path: Path, precision: Precision) -> None:
+    def test_what_a_branch_reads_is_kept(self, tmp_path: Path, precision: PrecisionName) -> None:
         model = tiny_model(more=", float[2] picked")
         branch = onnx.helper.make_graph(
             [onnx.helper.make_node("Identity", ["kept"], ["chosen"])],
@@ -211,7 +215,7 @@ class TestNumerics:
         model.graph.node.append(
             onnx.helper.make_node("If", ["yes"], ["picked"], then_branch=branch, else_branch=branch)
         )
-        made = with_precision(open_onnx(save_tiny(tmp_path, model)), precision, new_folder(tmp_path / "made"))
+        made = in_precision(open_onnx(save_tiny(tmp_path, model)), precision, new_folder(tmp_path / "made"))
         session = open_session(made.model, made.folder)
         assert run_session(session, token_inputs(5))["picked"].tolist() == [3, 4]
 
@@ -242,7 +246,7 @@ class TestBundle:
     def test_the_manifest_says_what_it_is(self, made: OnnxBase, base: OnnxBase, bundle: tuple[Path, Manifest]) -> None:
         manifest = bundle[1]
         assert manifest.base == base.fingerprint
-        assert manifest.base_precision == numerics(made.model).precision
+        assert manifest.base_precision == numerics(made.model).precision.name
         assert manifest.batch_invariant
         assert manifest.minimum_onnxruntime == ("1.23" if manifest.base_precision == "int8-weights" else "1.21")
         for golden in (manifest.golden, *(adapter.golden for adapter in manifest.adapters)):
@@ -299,12 +303,12 @@ class TestRefusals:
     @pytest.mark.parametrize("precision", ["int8"], indirect=True)
     def test_a_base_in_another_precision(self, made: OnnxBase, tmp_path: Path) -> None:
         with pytest.raises(BaseModelError, match=r"not in float32 any more; found int8"):
-            with_precision(made, "int4-weights", tmp_path)
+            in_precision(made, "int4-weights", tmp_path)
 
     @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-    def test_8_bit_embeddings_beside_floats(self, base: OnnxBase, tmp_path: Path, precision: Precision) -> None:
-        with pytest.raises(UsageError, match="8-bit embeddings"):
-            with_precision(base, precision, tmp_path, int8_embeddings=True)
+    def test_8_bit_embeddings_beside_floats(self, base: OnnxBase, tmp_path: Path, precision: PrecisionName) -> None:
+        with pytest.raises(UsageError, match="int8_embeddings"):
+            in_precision(base, precision, tmp_path, int8_embeddings=True)
 
     def test_a_base_without_products_that_can_be_quantised(self, tmp_path: Path) -> None:
         model = tiny_model()
@@ -318,4 +322,4 @@ class TestRefusals:
         base = open_onnx(save_tiny(tmp_path, model))
         (tmp_path / "out").mkdir()
         with pytest.raises(BaseModelError, match="no products that can be quantised"):
-            with_precision(base, "int4-weights", tmp_path / "out")
+            in_precision(base, "int4-weights", tmp_path / "out")

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from building import in_precision
 from tiny_onnx import save_tiny, token_inputs
 
 from adapter_export.errors import BaseModelError
-from adapter_export.format.manifest import Precision
+from adapter_export.format.precision import PrecisionName
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.quantise.optimize import optimized
-from adapter_export.onnx_backend.quantise.precision import with_precision
 from adapter_export.onnx_backend.rewrite.surgery import Graft
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.site_map import GivenSite, GivenSites, SiteValues
 
-PRECISIONS: tuple[Precision, ...] = ("fp16", "int8", "int8-weights", "int4-weights")
+PRECISIONS: tuple[PrecisionName, ...] = ("fp16", "int8", "int8-weights", "int4-weights")
 
 
 def _given(h: str = "down1") -> GivenSites:
@@ -42,10 +42,10 @@ def base(tmp_path: Path) -> OnnxBase:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_given_sites_are_the_same_places_in_another_precision(
-    base: OnnxBase, tmp_path: Path, precision: Precision
+    base: OnnxBase, tmp_path: Path, precision: PrecisionName
 ) -> None:
     (tmp_path / "made").mkdir()
-    made = with_precision(base, precision, tmp_path / "made")
+    made = in_precision(base, precision, tmp_path / "made")
     _check_same_places(base, made, 0.9)
 
 
@@ -63,7 +63,7 @@ def test_a_value_that_is_gone_is_named(tmp_path: Path) -> None:
             if value.name == "down1":
                 value.name = "kept by nobody"
     with pytest.raises(BaseModelError, match=r"has lost a value that the site map names when it is in fp16"):
-        with_precision(base, "fp16", tmp_path / "made")
+        in_precision(base, "fp16", tmp_path / "made")
 
 
 def _check_same_places(base: OnnxBase, made: OnnxBase, least: float) -> None:

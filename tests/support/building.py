@@ -9,10 +9,12 @@ from typing import Any
 
 from adapter_export.bundle.build_plan import BuildPlan, GraphOptions, ModelFacts
 from adapter_export.format.manifest import Manifest
+from adapter_export.format.precision import Precision, PrecisionName
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.runner import Runner
 from adapter_export.numerics.sample_inputs import InputCase
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+from adapter_export.onnx_backend.quantise.precision import with_precision
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 
@@ -36,3 +38,8 @@ def build_bundle(
 
     plan = BuildPlan(base, adapters, references, cases, taken(GraphOptions), taken(ModelFacts), **settings)
     return plan.run(Output(out, force), reporter)
+
+
+def in_precision(base: OnnxBase, name: PrecisionName, folder: Path, **options: bool) -> OnnxBase:
+    """Write a base in the precision that a name and options describe, and open it."""
+    return with_precision(base, Precision.of(name, **options), folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from building import build_bundle
+from building import build_bundle, in_precision
 from tiny_onnx import random_adapter, save_tiny
 
 from adapter_export.format.manifest import VariantName
@@ -13,14 +13,13 @@ from adapter_export.graph.kinds import houlsby, lora
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
-from adapter_export.onnx_backend.quantise.precision import with_precision
 
 SHAPES = ({"batch": 1, "tokens": 3}, {"batch": 1, "tokens": 33}, {"batch": 3, "tokens": 7})
 
 
 def build_coarse(folder: Path, variants: Sequence[VariantName], bake: Sequence[str] = ()) -> None:
     """Build `bundle` in a folder, with the adapters `a` and `b` on a tiny base."""
-    base = with_precision(open_onnx(save_tiny(folder)), "int8", folder)
+    base = in_precision(open_onnx(save_tiny(folder)), "int8", folder)
     adapters = [
         random_adapter("a", houlsby(), base, bottleneck=4, labels="xy"),
         random_adapter("b", lora(), base, labels="xyz"),

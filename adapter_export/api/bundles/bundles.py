@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from adapter_export.api.adapters.adapters import adapters_of
 from adapter_export.api.models.base import Base, PathLike, open_base, require
 from adapter_export.errors import AdapterError, BaseModelError, Note, RequestError, UsageError, argument
+from adapter_export.format.precision import PRECISION_NAMES, Precision, PrecisionName
 from adapter_export.option import Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
@@ -20,17 +21,15 @@ if TYPE_CHECKING:
     from adapter_export.api.adapters.adapters import Adapters
     from adapter_export.bundle.proof.exact_tensors import Origin
     from adapter_export.dtypes import AdapterPrecision
-    from adapter_export.format.manifest import Manifest, Precision, VariantName
+    from adapter_export.format.manifest import Manifest, VariantName
     from adapter_export.graph.adapter import Adapter
     from adapter_export.numerics.runner import Runner
     from adapter_export.numerics.sample_inputs import InputCase
-    from adapter_export.onnx_backend.base.onnx_base import Numerics, OnnxBase
-    from adapter_export.onnx_backend.quantise.precision import Deviation
+    from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+    from adapter_export.onnx_backend.quantise.rewritten import Deviation
     from adapter_export.onnx_backend.slots import Reserved
     from adapter_export.runtime import Bundle
     from adapter_export.sites.site import SiteMap
-
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8-weights", "int4-weights")
 
 _FEW_TOKENS = 2
 """The length of the golden vectors of a large base: each row of a product costs."""
@@ -104,11 +103,11 @@ def build(
     max_tokens: Annotated[int | None, Option("The longest text; what the model takes if not given.", least=1)] = None,
     allow_base_mismatch: AllowBaseMismatch = False,
     base_precision: Annotated[
-        Precision,
+        PrecisionName,
         Option(
             "How the base computes: floats, integers (`int8`), or floats with weights of 8 or 4 bits. Adapters and "
             "heads stay in float32.",
-            choices=PRECISIONS,
+            choices=PRECISION_NAMES,
         ),
     ] = "fp32",
     adapter_precision: AdapterPrecisionOption = "float32",
@@ -172,7 +171,7 @@ def build(
     from adapter_export.runtime import Bundle
 
     out = Output(Path(output), force)
-    _check_precision(base_precision, int8_embeddings, float32_activations)
+    precision = Precision.of(base_precision, int8_embeddings=int8_embeddings, float32_activations=float32_activations)
     if optimize:
         require("onnxscript", "torch", argument("optimize", True))
     out.ensure_writable(folder=True, sources=[base, adapters, tokenizer])
@@ -191,9 +190,8 @@ def build(
         where, most = argument("max_tokens"), f"at most {known}"
         raise UsageError("more tokens than the base takes", where=where, found=longest, expected=most)
     text, wanted = _tokenizer(opened, tokenizer, longest), _variants(variants, opened)
-    with _prepared(
-        opened, base_precision, int8_embeddings, float32_activations, optimize, allow_base_mismatch, reporter
-    ) as (graph, references):
+    preparing = _prepared(opened, precision, optimize, allow_base_mismatch, reporter)
+    with preparing as (graph, references):
         plan = BuildPlan(
             graph,
             chosen,
@@ -242,21 +240,6 @@ def _check_apart(own: Adapter, others: Sequence[Adapter]) -> None:
             where=argument("adapters"),
             found=f"`{own.name}`",
             fix=f"rename it: {rename}; or leave the base's out with {argument('without_base_head', True)}",
-        )
-
-
-def _check_precision(precision: Precision, int8_embeddings: bool, float32_activations: bool) -> None:
-    if int8_embeddings and precision in ("fp32", "fp16"):
-        raise UsageError(
-            f"{argument('int8_embeddings')} goes with quantised weights",
-            found=argument("base_precision", precision),
-            fix=f"give {argument('base_precision', 'int8-weights')} or `int4-weights` with it",
-        )
-    if float32_activations and precision not in ("int8-weights", "int4-weights"):
-        raise UsageError(
-            f"{argument('float32_activations', True)} goes with weights of 8 or 4 bits",
-            found=argument("base_precision", precision),
-            fix=f"give {argument('base_precision', 'int8-weights')} or `int4-weights` with it",
         )
 
 
@@ -361,7 +344,7 @@ def add(
 
     opened = OpenedBundle.open(folder_of(bundle), copy=False)
     base = model_of(opened.manifest, against)
-    chosen, slots = adapters_of(adapters, base), opened.numerics
+    chosen, slots = adapters_of(adapters, base), opened.numerics.precision
     matching = same_precision(base, slots)
     with locked(opened.folder.resolve()), matching as (references, _):
         after = add_adapters(
@@ -401,13 +384,7 @@ def remove(
 
 @contextmanager
 def _prepared(
-    base: Base,
-    precision: Precision,
-    int8_embeddings: bool,
-    float32_activations: bool,
-    optimize: bool,
-    allow_mismatch: bool,
-    reporter: Reporter,
+    base: Base, precision: Precision, optimize: bool, allow_mismatch: bool, reporter: Reporter
 ) -> Iterator[tuple[OnnxBase, Runner]]:
     """Yield the base as it goes into a bundle, and what computes its golden vectors.
 
@@ -420,9 +397,9 @@ def _prepared(
         folder = Path(temporary)
         plain = base.checked_export(folder, reporter)
         made = plain
-        if precision != "fp32":
-            reporter.step(f"bringing the base into {precision}")
-            made = _in_precision(plain, precision, int8_embeddings, float32_activations, folder)
+        if precision.name != "fp32":
+            reporter.step(f"bringing the base into {precision.name}")
+            made = _in_precision(plain, precision, folder)
             _deviations(plain, made, reporter)
         references = base.runner(allow_mismatch=allow_mismatch) if made is plain else CutRunner(made)
         if optimize:
@@ -446,7 +423,7 @@ def _fused(base: OnnxBase, out: Path, reporter: Reporter) -> OnnxBase:
 
 
 @contextmanager
-def same_precision(base: Base, wanted: Numerics) -> Iterator[tuple[Runner, Callable[[bool], OnnxBase]]]:
+def same_precision(base: Base, wanted: Precision) -> Iterator[tuple[Runner, Callable[[bool], OnnxBase]]]:
     """Yield the reference for a bundle, a model in the precision of its graph, and what makes that graph again.
 
     That is told whether operators are to be fused, and is called within the context.
@@ -455,11 +432,8 @@ def same_precision(base: Base, wanted: Numerics) -> Iterator[tuple[Runner, Calla
 
     with TemporaryDirectory(prefix="adapter-export-") as temporary:
         folder = Path(temporary)
-        if base.precision != wanted.precision:
-            plain = base.exported(folder)
-            tables = wanted.int8_tables and wanted.precision != "int8"
-            exact = wanted.stored == "float32"
-            made = _in_precision(plain, wanted.precision, tables, exact, folder)
+        if base.precision != wanted.name:
+            made = _in_precision(base.exported(folder), wanted, folder)
             runner: Runner = CutRunner(made)
         else:
             made, runner = None, base.runner(allow_mismatch=True)
@@ -476,7 +450,7 @@ def same_precision(base: Base, wanted: Numerics) -> Iterator[tuple[Runner, Calla
         yield runner, again
 
 
-def origin_of(base: Base, precision: Precision, *, optimized: bool) -> Origin:
+def origin_of(base: Base, precision: PrecisionName, *, optimized: bool) -> Origin:
     """Return what a bundle's constants follow from: the tensors of a model, and the libraries that make its graph."""
     own = base.precision == precision
     libraries = (*(() if own and not optimized else ("onnxruntime",)), *(("onnxscript",) if optimized else ()))
@@ -498,22 +472,18 @@ def model_of(manifest: Manifest, model: Base | PathLike) -> Base:
     return base
 
 
-def _in_precision(
-    plain: OnnxBase, precision: Precision, int8_embeddings: bool, float32_activations: bool, folder: Path
-) -> OnnxBase:
+def _in_precision(plain: OnnxBase, precision: Precision, folder: Path) -> OnnxBase:
     from adapter_export.onnx_backend.quantise.precision import with_precision
 
     out = folder / "precision"
     out.mkdir()
-    return with_precision(
-        plain, precision, out, int8_embeddings=int8_embeddings, float32_activations=float32_activations
-    )
+    return with_precision(plain, precision, out)
 
 
 def _deviations(plain: OnnxBase, made: OnnxBase, reporter: Reporter) -> list[Deviation]:
     """Say how far the quantised or optimised base lies from the plain one."""
     from adapter_export.numerics.sample_inputs import input_cases
-    from adapter_export.onnx_backend.quantise.precision import deviations
+    from adapter_export.onnx_backend.quantise.rewritten import deviations
 
     found = deviations(plain, made, input_cases(plain.inputs, seed=1, lengths=plain.lengths, max_tokens=7))
     for each in found:

@@ -244,11 +244,11 @@ def _sides(
     live, not_live = _live(base) if None in plan.names else (None, None)
 
     derivation = plan.bundle.derivation()
-    origin = origin_of(base, wanted.precision, optimized=derivation is not None and derivation.optimized)
-    with same_precision(base, wanted) as (runner, again):
+    origin = origin_of(base, wanted.precision.name, optimized=derivation is not None and derivation.optimized)
+    with same_precision(base, wanted.precision) as (runner, again):
         source = Source(origin, again)
         reference = Reference(path, runner, contract, base.inputs, base.lengths, live, not_live, source)
-        if texts is None and wanted.precision == base.precision:
+        if texts is None and wanted.precision.name == base.precision:
             yield reference, None
             return
         cases = plan.cases if texts is None else _text_cases(plan, texts)

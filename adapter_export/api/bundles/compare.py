@@ -7,10 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.bundles.bundles import PRECISIONS, AllowBaseMismatch
+from adapter_export.api.bundles.bundles import AllowBaseMismatch
 from adapter_export.api.bundles.contestants import Contestants
 from adapter_export.api.bundles.evaluate import check_call, write_page
 from adapter_export.api.models.base import Base, PathLike, open_base
+from adapter_export.format.precision import PRECISION_NAMES
 from adapter_export.option import GROUP, LABEL, PAIR, SKIP_INCOMPLETE, START, TEXT, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
@@ -28,7 +29,7 @@ def compare(
     only: Annotated[Sequence[str], Option("Compare only this adapter. Repeatable.", "ADAPTER")] = (),
     precisions: Annotated[
         tuple[str, ...],
-        f"Precisions to build adapters and models in: {', '.join(PRECISIONS)}. A bundle keeps its own.",
+        f"Precisions to build adapters and models in: {', '.join(PRECISION_NAMES)}. A bundle keeps its own.",
     ] = ("fp32",),
     allow_base_mismatch: AllowBaseMismatch = False,
     text: Annotated[str, TEXT] = "text",

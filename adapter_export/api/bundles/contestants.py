@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from adapter_export.api.adapters.adapters import load_adapter
-from adapter_export.api.bundles.bundles import PRECISIONS, Callbacks, build
+from adapter_export.api.bundles.bundles import Callbacks, build
 from adapter_export.api.models.base import Base, PathLike, open_base
 from adapter_export.errors import RequestError, UsageError, argument, command, quoted
+from adapter_export.format.precision import PRECISION_NAMES
 from adapter_export.reporting import Reporter
 
 if TYPE_CHECKING:
     from adapter_export.analysis.contest import Contestant
     from adapter_export.bundle.opened import OpenedBundle
-    from adapter_export.format.manifest import Precision
+    from adapter_export.format.precision import PrecisionName
     from adapter_export.graph.adapter import Adapter
     from adapter_export.runtime import Bundle
     from adapter_export.runtime.answerer import Reader
@@ -91,13 +92,13 @@ class Contestants:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        unknown = [one for one in self.precisions if one not in PRECISIONS]
+        unknown = [one for one in self.precisions if one not in PRECISION_NAMES]
         if unknown or not self.precisions or len(set(self.precisions)) < len(self.precisions):
             raise UsageError(
                 "precisions must be distinct and known",
                 where=argument("precisions"),
                 found=quoted(self.precisions) or "none",
-                expected=f"some of {', '.join(PRECISIONS)}",
+                expected=f"some of {', '.join(PRECISION_NAMES)}",
             )
 
     def open(self, given: Sequence[Bundle | Base | Adapter | PathLike]) -> list[Contestant]:
@@ -234,7 +235,7 @@ class Contestants:
                 where=base.path,
                 fix=f"build a bundle with a {argument('tokenizer')}, and compare that",
             )
-        for precision in cast("tuple[Precision, ...]", self.precisions):
+        for precision in cast("tuple[PrecisionName, ...]", self.precisions):
             built = sum(1 for _ in self.folder.iterdir())
             made = build(
                 base,

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from adapter_export.format.base_record import BaseFacts, BaseRecord
     from adapter_export.format.golden_texts import GoldenTexts
     from adapter_export.format.lengths import Bounds, Lengths
-    from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord, Precision, VariantName
+    from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord, VariantName
     from adapter_export.format.media import CapturedMedia
+    from adapter_export.format.precision import PrecisionName
     from adapter_export.graph.adapter import Adapter
     from adapter_export.importers.base_view import BaseView
     from adapter_export.numerics.merged_layers import Layer
@@ -363,7 +364,7 @@ class Base(ABC):
 
     @property
     @abstractmethod
-    def precision(self) -> Precision:
+    def precision(self) -> PrecisionName:
         """The precision in which the model computes."""
 
     @abstractmethod
@@ -503,7 +504,7 @@ class ArchiveBase(Base):
         return TorchRunner(self.model, sites=self.sites.map, allow_mismatch=allow_mismatch)
 
     @property
-    def precision(self) -> Precision:
+    def precision(self) -> PrecisionName:
         """The program computes in float32."""
         return "fp32"
 
@@ -639,11 +640,11 @@ class OnnxFileBase(Base):
         return CutRunner(self.model)
 
     @property
-    def precision(self) -> Precision:
+    def precision(self) -> PrecisionName:
         """The precision of the products in the graph, the coarsest if there are several."""
         from adapter_export.onnx_backend.base.onnx_base import numerics
 
-        return numerics(self.model.model).precision
+        return numerics(self.model.model).precision.name
 
     def origin(self) -> Origin:
         """Return the constants of the file as it is on disk."""

@@ -43,7 +43,7 @@ def check_claims(
     plan = bundle.plan
     heads, computing = head_sums(plan, bundle.base_outputs), bundle.numerics
     facts: list[tuple[str, object, object]] = [
-        ("base_precision", said.base_precision, computing.precision),
+        ("base_precision", said.base_precision, computing.precision.name),
         ("batch_invariant", said.batch_invariant, bundle.batch_invariant),
         ("opset", said.opset, model.opset_imports.get("")),
         ("minimum_onnxruntime", said.minimum_onnxruntime, oldest_runtime(model)),

@@ -550,7 +550,7 @@ def _live(
     if reference.live is None or None not in plan.names:
         return
     session, bundle = plan.bundle.runtime_session(), plan.bundle
-    same = original is None or bundle.numerics.precision == "fp32"
+    same = original is None or bundle.numerics.precision.name == "fp32"
     vague = {
         case.name: undefined
         for golden in expected

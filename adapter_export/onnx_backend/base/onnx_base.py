@@ -11,15 +11,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from adapter_export.dtypes import FLOAT_TYPES, Stored
+from adapter_export.dtypes import FLOAT_TYPES
 from adapter_export.errors import BaseModelError, NoSitesError, quoted
 from adapter_export.format.axes import masks_of, with_caches
 from adapter_export.format.lengths import Bounds, Lengths
-from adapter_export.format.manifest import InputRecord, OutputRecord, Precision
+from adapter_export.format.manifest import InputRecord, OutputRecord
+from adapter_export.format.precision import Precision, PrecisionName
 from adapter_export.format.records import record_from_json
 from adapter_export.onnx_backend.base.external import read_model, readable, settle_external_data, sha256_of_tensor
 from adapter_export.onnx_backend.base.flow import check_layers_are_visible, flow_graph, node_names
@@ -368,20 +370,19 @@ def _dtype(value: ir.Value) -> str:
 
 @dataclass(frozen=True)
 class Numerics:
-    """The precision in which a graph computes its products.
+    """How a graph computes.
 
-    `stored` is the coarsest type that activations are rounded to, `batch_invariant` whether a row's result is the same
-    in any batch, rounding aside, and `int8_tables` whether rows are looked up in a table of 8 bits: embeddings.
+    Attributes:
+        precision: that of its products; a graph of mixed precisions counts as its coarsest.
+        batch_invariant: whether a row's result is the same in any batch, rounding aside.
     """
 
     precision: Precision
-    stored: Stored
     batch_invariant: bool
-    int8_tables: bool
 
 
 def numerics(model: ir.Model) -> Numerics:
-    """Read off a graph how it computes; a graph of mixed precisions counts as its coarsest."""
+    """Read off a graph how it computes."""
     nodes = list(model.graph.all_nodes())
     ops = {node.op_type for node in nodes}
     integer = not ops.isdisjoint(_DYNAMIC | _INTEGER)
@@ -390,14 +391,16 @@ def numerics(model: ir.Model) -> Numerics:
     weights = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
     half = any(tensor is not None and tensor.dtype == ir.DataType.FLOAT16 for tensor in weights)
     bits = min((found for node in nodes for found in _weight_bits(node)), default=None)
-    floats: Precision = "fp16" if half else "fp32"
-    packed: Precision = "int8-weights" if bits is not None and bits > 4 else "int4-weights"
-    return Numerics(
-        precision="int8" if integer else floats if bits is None else packed,
-        stored="uint8" if rounds else "float16" if half else "float32",
-        batch_invariant=ops.isdisjoint(_DYNAMIC),
-        int8_tables=any(node.op_type == "Gather" and _dtype_of_first(node) in _BYTES for node in nodes),
+    tables = any(node.op_type == "Gather" and _dtype_of_first(node) in _BYTES for node in nodes)
+    floats: PrecisionName = "fp16" if half else "fp32"
+    packed: PrecisionName = "int8-weights" if bits is not None and bits > 4 else "int4-weights"
+    stored: Literal["float16", "float32"] = "float16" if half else "float32"
+    precision = Precision(
+        name="int8" if integer else floats if bits is None else packed,
+        activations="uint8" if rounds else stored,
+        embeddings="int8" if tables else stored,
     )
+    return Numerics(precision, batch_invariant=ops.isdisjoint(_DYNAMIC))
 
 
 def _weight_bits(node: ir.Node) -> Iterator[int]:

@@ -16,7 +16,7 @@ from onnxscript.rewriter.ort_fusions import optimize_for_ort
 from adapter_export.errors import BaseModelError, argument
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, numerics
 from adapter_export.onnx_backend.base.operators import SUMMANDS, fused_bias, is_skip_norm
-from adapter_export.onnx_backend.quantise.precision import Deviation, in_memory, write_rewritten
+from adapter_export.onnx_backend.quantise.rewritten import Deviation, in_memory, write_rewritten
 from adapter_export.onnx_backend.rewrite.fused import open_sum, take_bias
 
 _BIAS, _ADDED_TO_SCORES = 3, 5
@@ -53,7 +53,7 @@ def optimized(base: OnnxBase, folder: Path) -> tuple[OnnxBase, Mapping[str, int]
             fix=f"build it without {argument('optimize')}; ONNX Runtime fuses what it can when it loads the graph",
         ) from error
     model = _with_sums_apart(model)
-    if numerics(base.model).precision == "int8":
+    if numerics(base.model).precision.name == "int8":
         model = _with_standard_attention(model)
     made = write_rewritten(model, base, folder, "optimised")
     return made, {name: count for name, count in counts.items() if count and not name.startswith("skip_")}

@@ -1,0 +1,67 @@
+"""Changes of ONNX graphs as protobuf messages, which ONNX Runtime's quantisers take and give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+
+def multiplied(product: onnx.NodeProto, factor: str, graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Write a product, and that times a factor for each token, under the name that the product had."""
+    result, plain = product.output[0], f"{product.output[0]}.product"
+    for value in [value for value in (*graph.value_info, *graph.output) if value.name == result]:
+        recorded = graph.value_info.add()  # ONNX infers no shape of this domain's operators
+        recorded.CopyFrom(value)
+        recorded.name = plain
+    product.output[0] = plain
+    yield product
+    yield onnx.helper.make_node("Mul", [plain, factor], [result])
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], constants: Mapping[str, np.ndarray]) -> None:
+    """Put other nodes into a graph, with those of its constants and of new ones that they read."""
+    del graph.node[:]
+    graph.node.extend(nodes)
+    read = set(_read(graph))
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items() if name in read)
+
+
+def _read(graph: onnx.GraphProto) -> Iterator[str]:
+    """The names that a graph reads, also inside the branches of an `If` and the bodies of loops."""
+    yield from (value.name for value in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _read(attribute.g)
+
+
+def int8_tables(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Embeddings in 8 bits, unpacked behind the `Gather`, the packed rows under names that no later pass gives."""
+    with TemporaryDirectory(prefix="adapter-export-") as folder:
+        path = Path(folder) / "int8.onnx"
+        quantize_dynamic(
+            proto,
+            path,
+            op_types_to_quantize=["Gather"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=True,
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
+        made = onnx.load(path)
+    packed = {node.input[0] for node in made.graph.node if node.op_type == "DequantizeLinear"}
+    for node in made.graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = f"{name}.packed" if name in packed else name
+    return made
