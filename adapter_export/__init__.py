@@ -22,8 +22,6 @@ from adapter_export.api.adapters.adapters import compose, import_adapterhub, imp
 from adapter_export.api.adapters.merge import merge
 from adapter_export.api.bundles.bundles import add, build, open_bundle, remove
 from adapter_export.api.bundles.check import check, self_test, verify
-from adapter_export.api.bundles.compare import compare
-from adapter_export.api.bundles.evaluate import evaluate
 from adapter_export.api.bundles.inspect import Inspection, inspect
 from adapter_export.api.bundles.offline import run_many
 from adapter_export.api.bundles.signatures import verify_signature
@@ -37,6 +35,8 @@ from adapter_export.api.training.smaller import distil, drop
 from adapter_export.api.training.sweep import sweep
 from adapter_export.api.training.train import attach, train
 from adapter_export.api.training.trainer import trainer_callback
+from adapter_export.commands.bundles.compare import compare
+from adapter_export.commands.bundles.evaluate import evaluate
 from adapter_export.commands.bundles.sign import sign
 from adapter_export.commands.serving.bench import bench
 from adapter_export.commands.serving.pull import pull

@@ -94,6 +94,9 @@ PAIR = Option("The column of the second texts, where rows are pairs.", "COLUMN")
 LABEL = Option("The column of the labels.", "COLUMN")
 START = Option("Of answers in a text: the column of their first characters, counted from 0.", "COLUMN")
 GROUP = Option("Of a ranking: the column of what rows are ranked within; the texts if not given.", "COLUMN")
+LABELLED_DATA = Option(
+    "Labelled texts: csv, tsv or jsonl in UTF-8; or a folder of images or audio for each label.", "PATH", "--data"
+)
 SKIP_INCOMPLETE = Option("Leave rows without text or label out, instead of stopping.")
 
 Force = Annotated[bool, Option("Replace an existing output.")]

@@ -56,12 +56,8 @@ _OLD: Mapping[str, Entry] = {
     "check": Entry("Prove that a bundle computes what it should.", _old("bundles.check", "check"), "Bundles"),
     "verify": Entry("Show that a bundle is whole and computes right here.", _old("bundles.check", "verify"), "Bundles"),
     "sign": Entry("Sign a bundle: say who made it.", _moved, "Bundles"),
-    "evaluate": Entry(
-        "Measure an adapter of a bundle on labelled texts.", _old("bundles.evaluate", "evaluate"), "Bundles"
-    ),
-    "compare": Entry(
-        "Compare adapters, bundles and models on the same texts.", _old("bundles.evaluate", "compare"), "Bundles"
-    ),
+    "evaluate": Entry("Measure an adapter of a bundle on labelled rows.", _moved, "Bundles"),
+    "compare": Entry("Compare adapters, bundles and models on the same labelled rows.", _moved, "Bundles"),
     "run": Entry("Run a bundle on texts, images, audio or arrays.", _old("bundles.run", "run"), "Bundles"),
     "inspect": Entry("Show what is in a bundle, an adapter or a model.", _old("bundles.inspect", "inspect"), "Bundles"),
     "serve": Entry("Serve bundles by HTTP, an adapter for each request.", _old("serving.serve", "serve"), "Serving"),

@@ -120,6 +120,10 @@ class TerminalScreen:
         """Write a remark to stderr."""
         say(text)
 
+    def warn(self, text: str) -> None:
+        """Write a warning to stderr."""
+        warn(text)
+
     def fail(self, text: str) -> None:
         """Write a failure to stderr, marked as such."""
         say_failed(text)

@@ -34,6 +34,9 @@ class Screen(Protocol):
     def say(self, text: str) -> None:
         """Write a remark to stderr."""
 
+    def warn(self, text: str) -> None:
+        """Write a warning to stderr."""
+
     def fail(self, text: str) -> None:
         """Write a failure to stderr, marked as such."""
 

@@ -432,12 +432,12 @@ def test_rows_that_rounding_may_decide_are_named_and_allowed(trained: Path) -> N
 def test_an_adapter_that_changes_nothing_is_named(world: World, topics: Path, tmp_path: Path) -> None:
     topic = world.adapters["topic"]
     weights = {name: tensor * (0 if ".up." in name else 1) for name, tensor in topic.weights.items()}
-    notes: list[str] = []
+    heard = Heard()
     bundle = ae.build(
-        world.base, [replace(topic, weights=weights)], tmp_path / "bundle", variants=("slots",), on_note=notes.append
+        world.base, [replace(topic, weights=weights)], tmp_path / "bundle", variants=("slots",), reporter=heard
     )
     said = "adapter `topic` changes nothing at all: at each of its sites it gives what it replaces"
-    assert notes == [said]
+    assert heard.notes == [said]
     assert ae.evaluate(bundle, topics, resamples=0).notes == (said,)
 
 

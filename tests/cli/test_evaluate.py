@@ -40,7 +40,8 @@ def test_it_shows_the_scores_with_their_intervals(cli, bundle: Path, answers, tm
     for said in ("confusion", "expected calibration error", "slices by `words`", "macro-F1"):
         assert said in done.stdout
     assert "percentile bootstrap over rows, 50 draws, seed 0" in done.stderr
-    assert "answering  7/7  in" in done.stderr
+    assert "evaluate  7/7  in" in done.stderr
+    assert "answering with `tone`" in done.stderr
 
 
 def test_a_gate_decides_the_exit_code(cli, bundle: Path, answers, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Adapters, bundles and models compared on the same labelled rows."""
+"""Compare adapters, bundles and models on the same labelled rows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,23 @@ from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.bundles.bundles import AllowBaseMismatch
 from adapter_export.api.bundles.contestants import Contestants
-from adapter_export.api.bundles.evaluate import check_call, write_page
 from adapter_export.api.models.base import Base, PathLike, open_base
+from adapter_export.commands.bundles._labelled import check_call, show_scores, write_page
+from adapter_export.commands.command import Command
 from adapter_export.format.precision import PRECISION_NAMES
-from adapter_export.option import GROUP, LABEL, PAIR, SKIP_INCOMPLETE, START, TEXT, Option
+from adapter_export.option import (
+    GROUP,
+    LABEL,
+    LABELLED_DATA,
+    PAIR,
+    SITE_MAP,
+    SKIP_INCOMPLETE,
+    START,
+    TEXT,
+    TRUST_PICKLE,
+    Force,
+    Option,
+)
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 
@@ -24,8 +37,10 @@ if TYPE_CHECKING:
 
 def compare(
     *contestants: Bundle | Base | Adapter | PathLike,
-    data: PathLike,
-    base: Base | PathLike | None = None,
+    data: Annotated[PathLike, LABELLED_DATA],
+    base: Annotated[Base | PathLike | None, Option("The model of the adapters.", "MODEL")] = None,
+    site_map: Annotated[PathLike | None, SITE_MAP] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     only: Annotated[Sequence[str], Option("Compare only this adapter. Repeatable.", "ADAPTER")] = (),
     precisions: Annotated[
         tuple[str, ...],
@@ -43,19 +58,26 @@ def compare(
     resamples: Annotated[int, Option("Bootstrap draws for the intervals; 0 for none.", "N", least=0)] = 1000,
     seed: Annotated[int, Option("Random seed of the draws.", "N", least=0)] = 0,
     report: Annotated[PathLike | None, Option("Write a self-contained HTML page.", "FILE")] = None,
-    force: bool = False,
+    force: Force = False,
     reporter: Reporter = SILENT,
 ) -> Comparison:
     """Compare adapters, bundles and models on the same labelled rows, in ONNX Runtime.
 
-    Each adapter of a bundle takes part, and the base head of a model. Adapters and models are built as temporary
-    bundles, adapters of one topology together. The mean attention weights of a fusion's members are shown.
+    CONTESTANTS are bundles, whose adapters all take part, adapter folders, which need a base, and models with a head.
+    Adapters and models are built as temporary bundles, adapters of one topology together.
+
+    Scores have 95 % intervals. Whether two differ beyond chance is tested on the same rows: exact McNemar where each
+    row is right or wrong, else paired permutation or bootstrap, with Holm's correction for more than two. Beside that:
+    how often they agree, rows on which they differ, sizes, latency of calls in turns, and for fusions the mean
+    attention weight of each member in each layer.
 
     Args:
         contestants: bundles, adapters, models, or their folders and files. Two of one name are told apart by their
             paths.
         data: labelled rows, as `evaluate` reads them.
         base: the model of the adapters.
+        site_map: the sites of that model.
+        trust_pickle: load that model even if it could run code.
         force: replace the file at `report`.
         reporter: receives each step.
 
@@ -76,7 +98,7 @@ def compare(
 
     options = DataOptions(Columns(text, pair, label, start), group, skip_incomplete, limit)
     with TemporaryDirectory(prefix="adapter-export-") as folder:
-        opened = None if base is None else open_base(base)
+        opened = None if base is None else open_base(base, site_map=site_map, trust_pickle=trust_pickle)
         maker = Contestants(Path(folder), opened, precisions, allow_base_mismatch, only, reporter)
         own = maker.open(contestants)
         rows = options.read(Path(data), common_task(own))
@@ -86,3 +108,15 @@ def compare(
         )
     write_page(output, lambda: comparison_page(found))
     return found
+
+
+COMMAND = Command(
+    compare,
+    show_scores,
+    exit_codes="0 compared, 2 wrong call, 3 a contestant or the data cannot be used",
+    examples=(
+        "adapter-export compare bundle --only trec --only trec-small --data test.tsv --text text --label label",
+        "adapter-export compare bundle-fp32 bundle-int8 --only trec --data test.tsv --report comparison.html",
+        "adapter-export compare a b student.pt --base model.pt --precisions fp32,int8 --data test.tsv",
+    ),
+)

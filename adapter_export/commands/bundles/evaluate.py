@@ -1,16 +1,31 @@
-"""Scores of an adapter of a bundle on labelled rows."""
+"""Measure an adapter of a bundle on labelled rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.bundles.bundles import folder_of, model_of
 from adapter_export.api.bundles.contestants import contestants_of
-from adapter_export.api.models.base import Base, PathLike, require
-from adapter_export.errors import DataError, UsageError, argument, quoted
-from adapter_export.option import GROUP, LABEL, PAIR, SKIP_INCOMPLETE, START, TEXT, Option
+from adapter_export.api.models.base import Base, PathLike, open_base
+from adapter_export.commands.bundles._labelled import check_call, show_scores, write_page
+from adapter_export.commands.command import Command, Screen
+from adapter_export.errors import UsageError, argument, quoted
+from adapter_export.option import (
+    GROUP,
+    LABEL,
+    LABELLED_DATA,
+    PAIR,
+    SITE_MAP,
+    SKIP_INCOMPLETE,
+    START,
+    TEXT,
+    TRUST_PICKLE,
+    Force,
+    Option,
+)
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 
@@ -22,7 +37,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     bundle: Bundle | PathLike,
-    data: PathLike,
+    data: Annotated[PathLike, LABELLED_DATA],
     *,
     adapter: Annotated[
         str | None, Option("Adapter to evaluate. Default: the only adapter, or the base head.", "NAME")
@@ -35,24 +50,36 @@ def evaluate(
     skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
     slices: Annotated[str | None, Option("Also report scores for each value of this column.", "COLUMN")] = None,
     limit: Annotated[int | None, Option("Number of rows to answer, from the first.", "N", least=1)] = None,
-    gate: Mapping[str, float] | None = None,
-    against: Base | PathLike | None = None,
+    gate: Annotated[
+        Mapping[str, float] | Sequence[str],
+        Option("Minimum of a metric; maximum where less is better. Repeatable.", "METRIC=N"),
+    ] = (),
+    against: Annotated[
+        Base | PathLike | None,
+        Option("The model that the bundle was built from; it answers the same rows.", "MODEL"),
+    ] = None,
+    site_map: Annotated[PathLike | None, SITE_MAP] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     report: Annotated[PathLike | None, Option("Write a self-contained HTML page.", "FILE")] = None,
     resamples: Annotated[int, Option("Bootstrap draws for the intervals; 0 for none.", "N", least=0)] = 1000,
     seed: Annotated[int, Option("Random seed of the draws.", "N", least=0)] = 0,
-    force: bool = False,
+    force: Force = False,
     reporter: Reporter = SILENT,
 ) -> Evaluation:
     """Measure the exported graph of a bundle, in ONNX Runtime, on labelled rows.
 
-    The rows are read as training reads them, and become tokens by the bundle's own record. Scores have 95 % intervals
-    (percentile bootstrap over rows). If training recorded scores for this very file, they are compared.
+    The metrics are those of the adapter's task, with 95 % intervals: accuracy and macro-F1 of classes, F1 and average
+    precision of sets of labels, F1 of entities, exact match and F1 of answers in a text, correlations of numbers, MRR
+    and NDCG of rankings, Spearman's correlation of the cosines of pairs. Rows are read as `train` reads them, and
+    become tokens by the bundle's own record. If training recorded scores for this very file, they are compared.
 
     Args:
         bundle: the bundle, or its folder.
         data: labelled rows: csv, tsv or jsonl in UTF-8; images and audio as `train` reads them.
-        gate: for some metrics the minimum; the maximum where less is better.
+        gate: bounds by metric, also as texts such as `accuracy=0.92`.
         against: the model that the bundle was built from, to answer the same rows.
+        site_map: the sites of that model.
+        trust_pickle: load that model even if it could run code.
         force: replace the file at `report`.
         reporter: receives the number of rows that are answered.
 
@@ -78,38 +105,16 @@ def evaluate(
     options = DataOptions(Columns(text, pair, label, start), group, skip_incomplete, limit, slices)
     opened = OpenedBundle.open(folder_of(bundle))
     (own,) = contestants_of(opened, [_chosen(opened, adapter)], str(opened.folder))
-    contestants, gates = [own], dict(gate or {})
+    contestants, gates = [own], _bounds(gate)
     if against is not None:
-        runner = model_of(opened.manifest, against).runner(allow_mismatch=True)
+        model = open_base(against, site_map=site_map, trust_pickle=trust_pickle)
+        runner = model_of(opened.manifest, model).runner(allow_mismatch=True)
         contestants.append(ReferenceContestant(runner.description, own.source, opened, own.adapter, own.reader, runner))
     rows = options.read(Path(data), own.task)
     check_options(rows, own.task, gates)
     found = evaluation(measure(contestants, rows, reporter), rows, Resampling(resamples, seed), gates)
     write_page(output, lambda: page(found))
     return found
-
-
-def check_call(verb: str, data: Path, report: Output | None) -> None:
-    """Refuse a call that misses a library or its data, or whose page cannot be written.
-
-    Raises:
-        MissingExtraError: a library of metrics is not installed.
-        OutputExistsError, WriteError: the page cannot be written.
-        DataError: the data do not exist.
-    """
-    for library in ("sklearn", "scipy", "seqeval"):
-        require(library, "evaluate", f"`{verb}`")
-    if report is not None:
-        report.ensure_writable()
-    if not data.exists():
-        raise DataError("is not there", where=data, expected="labelled texts", fix="check the path")
-
-
-def write_page(report: Output | None, page: Callable[[], str]) -> None:
-    """Write a page, if one is wanted."""
-    if report is not None:
-        with report.file() as temporary:
-            temporary.write_text(page(), encoding="utf-8")
 
 
 def _chosen(bundle: OpenedBundle, given: str | None) -> str:
@@ -122,3 +127,58 @@ def _chosen(bundle: OpenedBundle, given: str | None) -> str:
     if chosen is None:
         raise UsageError("there are several adapters", found=quoted(names), fix=f"name one: {argument('adapter')}")
     return chosen
+
+
+def _bounds(given: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
+    """Return the bound of each metric.
+
+    Raises:
+        UsageError: a text is no gate, or a metric has two.
+    """
+    if isinstance(given, Mapping):
+        return dict(given)
+    gates: dict[str, float] = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        try:
+            bound = float(number)
+        except ValueError:
+            bound = math.nan
+        if math.isnan(bound) or not name.strip():
+            expected = "such as `accuracy=0.92`"
+            raise UsageError("is no gate", where=argument("gate"), found=f"`{text}`", expected=expected)
+        if name.strip() in gates:
+            raise UsageError("one metric has two gates", where=argument("gate"), found=f"`{name.strip()}`")
+        gates[name.strip()] = bound
+    return gates
+
+
+def _show(found: Evaluation, screen: Screen) -> None:
+    show_scores(found, screen)
+    _show_faults(found, screen)
+
+
+def _show_faults(found: Evaluation, screen: Screen) -> None:
+    for fault in found.faults():
+        screen.fail(fault.sentence("shell"))
+
+
+def _document(found: Evaluation, screen: Screen) -> Mapping[str, object]:
+    _show_faults(found, screen)
+    return found.to_json()
+
+
+COMMAND = Command(
+    evaluate,
+    _show,
+    document=_document,
+    passed=lambda found: found.passed,
+    exit_codes="0 measured, 1 a gate is missed or the training record is contradicted, 2 wrong call, 3 the bundle, the "
+    "model or the data cannot be used",
+    examples=(
+        "adapter-export evaluate bundle --data test.tsv --text text --label label",
+        "adapter-export evaluate bundle --adapter trec --data test.tsv --gate accuracy=0.92 --slices language",
+        "adapter-export evaluate bundle --data sts.jsonl --text first --pair second --label score",
+        "adapter-export evaluate bundle --data test.tsv --against model.pt --report evaluation.html",
+    ),
+)

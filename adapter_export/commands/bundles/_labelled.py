@@ -1,0 +1,52 @@
+"""Shared parts of the commands `evaluate` and `compare`: checks of the call, the page, and the rendering of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapter_export.api.models.base import require
+from adapter_export.commands.command import Screen
+from adapter_export.errors import DataError
+from adapter_export.safe_io.output import Output
+
+if TYPE_CHECKING:
+    from adapter_export.analysis.comparison import Comparison
+    from adapter_export.analysis.evaluation import Evaluation
+
+
+def check_call(verb: str, data: Path, report: Output | None) -> None:
+    """Refuse a call that misses a library or its data, or whose page cannot be written.
+
+    Raises:
+        MissingExtraError: a library of metrics is not installed.
+        OutputExistsError, WriteError: the page cannot be written.
+        DataError: the data do not exist.
+    """
+    for library in ("sklearn", "scipy", "seqeval"):
+        require(library, "evaluate", f"`{verb}`")
+    if report is not None:
+        report.ensure_writable()
+    if not data.exists():
+        raise DataError("is not there", where=data, expected="labelled texts", fix="check the path")
+
+
+def write_page(report: Output | None, page: Callable[[], str]) -> None:
+    """Write a page, if one is wanted."""
+    if report is not None:
+        with report.file() as temporary:
+            temporary.write_text(page(), encoding="utf-8")
+
+
+def show_scores(found: Evaluation | Comparison, screen: Screen) -> None:
+    """Show the tables of a result, and warn of its notes."""
+    for note in found.notes:
+        screen.warn(f"{note}.")
+    for table in found.tables():
+        screen.show(str(table.title), replace(table, title=None), "")
+    for remark in found.remarks():
+        screen.say(remark)
+    if "report" in screen.given:
+        screen.say(f"the page is {screen.given['report']}.")
