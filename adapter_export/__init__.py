@@ -28,7 +28,6 @@ from adapter_export.api.bundles.signatures import verify_signature
 from adapter_export.api.models.base import Base, open_base
 from adapter_export.api.models.capture import capture
 from adapter_export.api.models.sites import Sites
-from adapter_export.api.serving.serve import serve
 from adapter_export.api.training.lint import lint
 from adapter_export.api.training.plan import plan
 from adapter_export.api.training.smaller import distil, drop
@@ -41,6 +40,7 @@ from adapter_export.commands.bundles.sign import sign
 from adapter_export.commands.serving.bench import bench
 from adapter_export.commands.serving.pull import pull
 from adapter_export.commands.serving.push import push
+from adapter_export.commands.serving.serve import serve
 from adapter_export.commands.serving.ship import ship
 from adapter_export.version import __version__
 

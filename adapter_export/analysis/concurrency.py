@@ -88,7 +88,7 @@ class Benchmark:
     def advice(self) -> tuple[str, str]:
         """Return what to give to `serve`, in two phrases."""
         best = (self.most_rows, self.fastest)
-        given = [f"{argument('calls', way.calls)}, {argument('threads', way.threads)}" for way in best]
+        given = [f"{argument('concurrency', way.calls)}, {argument('threads', way.threads)}" for way in best]
         return f"for the most rows per second: {given[0]}", f"for the shortest calls: {given[1]}"
 
     def to_json(self) -> dict[str, Any]:

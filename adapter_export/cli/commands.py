@@ -115,17 +115,17 @@ def _run(command: Command[Found], title: str, /, *, as_json: bool, **given: Any)
         keywords |= from_environment(command.call)
         keywords |= {"reporter": reporter} if "reporter" in known else {}
         if command.live is not None:
-            keywords[command.live] = lambda event: _present(command, event, screen, as_json)
+            keywords[command.live] = lambda *event: _present(command, event, screen, as_json)
         found = command.call(*chain(*repeated), **keywords)
     if os.environ.get("RANK", "0") != "0":
         return  # of several processes that train together the first one reports
-    if command.live is None:
+    if found is not None:
         _present(command, found, screen, as_json)
-    if not command.passed(found):
+    if found is not None and not command.passed(found):
         raise click.exceptions.Exit(_FAILED)
 
 
-def _present(command: Command[Found], found: Found, screen: TerminalScreen, as_json: bool) -> None:
+def _present(command: Command[Any], found: Any, screen: TerminalScreen, as_json: bool) -> None:
     if as_json:
         emit_json(command.document(found, screen))
     else:

@@ -60,7 +60,7 @@ _OLD: Mapping[str, Entry] = {
     "compare": Entry("Compare adapters, bundles and models on the same labelled rows.", _moved, "Bundles"),
     "run": Entry("Run a bundle on texts, images, audio or arrays.", _old("bundles.run", "run"), "Bundles"),
     "inspect": Entry("Show what is in a bundle, an adapter or a model.", _old("bundles.inspect", "inspect"), "Bundles"),
-    "serve": Entry("Serve bundles by HTTP, an adapter for each request.", _old("serving.serve", "serve"), "Serving"),
+    "serve": Entry("Serve bundles by HTTP, an adapter for each request.", _moved, "Serving"),
     "bench": Entry("Measure how to serve a bundle on this machine.", _moved, "Serving"),
     "ship": Entry("Write what Triton, KServe, Ray or Docker needs to serve a bundle.", _moved, "Serving"),
     "push": Entry("Send a bundle or an adapter to a hub or a registry.", _moved, "Serving"),

@@ -69,10 +69,10 @@ class Command(Generic[Found]):
         exit_codes: their meanings, on the help page.
         sections: names of parameters by section, where a help page is long; others are on every page.
         common: parameters in sections that are on the first page, too.
-        live: the parameter that receives a callback for results that are shown before the call returns.
+        live: the parameter that receives a callback, for a call whose results are shown before it returns.
     """
 
-    call: Callable[..., Found]
+    call: Callable[..., Found | None]
     show: Callable[[Found, Screen], None]
     examples: Sequence[str]
     document: Callable[[Found, Screen], Mapping[str, object]] = result_document

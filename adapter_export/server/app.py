@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import ipaddress
 import logging
-import secrets
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import resources
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
@@ -26,19 +23,13 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapter_export.errors import InputError, UsageError, quoted
+from adapter_export.errors import AdapterExportError, InputError, UsageError, quoted
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.server.calls import Call, parse
-from adapter_export.server.control import Control
-from adapter_export.server.limits import Limits, RefusedError, body_of, status_of
-from adapter_export.server.protocol import add_protocol
-from adapter_export.server.service import Service
-from adapter_export.server.telemetry import Metrics, Tracer, log
-
-Found = TypeVar("Found")
-
-_STRANGERS = ("x-forwarded-for", "forwarded", "x-real-ip")
-"""Headers that a proxy adds, behind which anybody may be."""
+from adapter_export.server.context import Context
+from adapter_export.server.limits import RefusedError, status_of
+from adapter_export.server.protocol import InferenceProtocol
+from adapter_export.server.telemetry import log
 
 _QUERY: Mapping[str, frozenset[str]] = {
     "/adapters/{name}": frozenset({"labels", "task", "bundle"}),
@@ -50,68 +41,11 @@ _QUIET = ("/v2/health/live", "/v2/health/ready", "/metrics")
 """What is asked all the time, and logged only when it fails."""
 
 
-@dataclass(frozen=True)
-class Facing:
-    """What an app needs beside its service.
-
-    Attributes:
-        limits: of a client.
-        metrics: are counted.
-        tracer: of requests.
-        token: that administration takes; without one, only who sits at this machine may change anything.
-    """
-
-    limits: Limits
-    metrics: Metrics
-    tracer: Tracer
-    token: str | None = None
-
-
-class Admission:
-    """Who may change what is served: who has the token, or without one, who sits at this machine.
-
-    Pages of others that a browser on this machine shows are strangers, too: their requests name their `Origin`, and
-    one that comes by a name that leads here (DNS rebinding) another `Host`.
-    """
-
-    def __init__(self, token: str | None) -> None:
-        self._token = token
-
-    def check(self, request: HttpRequest) -> None:
-        """Raise RefusedError (401, 403) for strangers."""
-        if self._token is not None:
-            scheme, _, given = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not secrets.compare_digest(given.encode(), self._token.encode()):
-                raise RefusedError(401, "this needs the header `authorization: Bearer TOKEN` with the admin token")
-            return
-        host = request.headers.get("host", "")
-        origin = request.headers.get("origin")
-        near = request.client is not None and _is_loopback(request.client.host)
-        own = _is_loopback(_named(host)) and origin in (None, f"http://{host}")
-        if not near or not own or any(name in request.headers for name in _STRANGERS):
-            raise RefusedError(403, "only who sits at this machine may do this; start the server with an admin token")
-
-
-def _named(host: str) -> str:
-    """Return the name in a header `Host`, without its port; nothing if it is none."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-class Watched:
+class RequestLog:
     """Counts, logs and traces each request, and gives it an id; a middleware of ASGI."""
 
-    def __init__(self, app: ASGIApp, control: Control, facing: Facing) -> None:
-        self._app, self._control, self._facing = app, control, facing
+    def __init__(self, app: ASGIApp, context: Context) -> None:
+        self._app, self._context = app, context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -131,17 +65,17 @@ class Watched:
                 status = message["status"]
                 given = MutableHeaders(scope=message)
                 given["x-request-id"] = key
-                if not self._control.ready:  # the client opens another one, to a server that stays
+                if not self._context.control.ready:  # the client opens another one, to a server that stays
                     given["connection"] = "close"
             await send(message)
 
         path, method = scope["path"], scope["method"]
-        with self._facing.tracer.span(f"{method} {path}", headers) as span:
+        with self._context.tracer.span(f"{method} {path}", headers) as span:
             try:
                 await self._app(scope, receive, answered)
             finally:
                 seconds, model = time.perf_counter() - began, state.get("model")
-                self._facing.metrics.request(model, status, seconds)
+                self._context.metrics.request(model, status, seconds)
                 if span is not None:
                     span.set_attribute("http.request.method", method)
                     span.set_attribute("url.path", path)
@@ -187,142 +121,179 @@ def _refused_query(keys: Counter[str], known: frozenset[str]) -> Response | None
     return JSONResponse({"error": words}, status_code=400)
 
 
-def make_app(service: Service, control: Control, facing: Facing) -> ASGIApp:
-    """Return the server's app."""
-    limits, admission = facing.limits, Admission(facing.token)
-    page = resources.files(__package__).joinpath("page.html").read_text("utf-8")
-    script = hashlib.sha256(page.partition("<script>")[2].partition("</script>")[0].encode()).digest()
-    policy = (
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{base64.b64encode(script).decode()}'; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
+class PlainApi:
+    """The routes of the plain API: answers, adapters, statistics and metrics."""
 
-    async def in_time(answer: Awaitable[Found]) -> Found:
-        try:
-            async with asyncio.timeout(limits.answering):
-                return await answer
-        except TimeoutError:
-            raise RefusedError(503, f"there was no answer within {limits.answering:g} seconds", again=1) from None
+    def __init__(self, context: Context) -> None:
+        self._context, self._service = context, context.service
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.models.start(facing.metrics.call)
-        await control.start()
-        yield
-        await control.stop()
-        await service.models.stop()
+    def add_to(self, app: FastAPI) -> None:
+        """Add the routes to an app."""
+        admitted = [Depends(self._context.admission.check)]
+        app.get("/adapters")(self.adapters)
+        app.put("/adapters/{name}", dependencies=admitted)(self.load)
+        app.delete("/adapters/{name:path}", dependencies=admitted)(self.unload)
+        app.get("/statistics")(self.statistics)
+        app.get("/metrics")(self.metrics)
+        for path, endpoint in (("/answer", self.answer), ("/run", self.run)):
+            app.add_route(path, endpoint, methods=["POST"])  # FastAPI's own way to a function takes time
 
-    # without FastAPI's own pages, whose scripts come from elsewhere
-    app = FastAPI(title="adapter-export serve", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
+    async def adapters(self) -> Response:
+        """List the adapters."""
+        return JSONResponse(self._service.adapters())
 
-    def refusal(words: str, status: int, again: int | None = None) -> JSONResponse:
-        headers = {"connection": "close"} if status in (408, 413, 503) else {}
-        if again is not None:
-            headers["retry-after"] = str(again)
-        if status == 401:
-            headers["www-authenticate"] = "Bearer"
-        return JSONResponse({"error": words}, status_code=status, headers=headers)
+    async def load(
+        self,
+        name: str,
+        request: HttpRequest,
+        labels: str | None = None,
+        task: str | None = None,
+        bundle: str | None = None,
+    ) -> Response:
+        """Load an adapter from the file in the body."""
+        named = None if labels is None else labels.split(",")
+        data = await self._context.file(request)
+        change = self._context.control.do("load", name=name, data=data, labels=named, task=task, bundle=bundle)
+        await self._context.in_time(change)
+        return await self.adapters()
 
-    @app.exception_handler(InputError)
-    @app.exception_handler(UsageError)
-    async def refuse(_: HttpRequest, error: InputError | UsageError) -> JSONResponse:
-        return refusal(str(error), status_of(error))
+    async def unload(self, name: str) -> Response:
+        """Unload an adapter."""
+        await self._context.in_time(self._context.control.do("unload", name=name))
+        return await self.adapters()
 
-    @app.exception_handler(HTTPException)
-    async def refuse_unknown(request: HttpRequest, error: HTTPException) -> JSONResponse:
-        return refusal(f"{error.detail}: {request.method} {request.url.path}", error.status_code)
+    async def answer(self, request: HttpRequest) -> Response:
+        """Answer rows by the tasks of their adapters."""
+        call, key = await self._call(request)
+        return JSONResponse({"rows": await self._context.in_time(self._service.answer(call, key, request.state))})
 
-    @app.exception_handler(RefusedError)
-    async def refuse_with_status(_: HttpRequest, error: RefusedError) -> JSONResponse:
-        return refusal(str(error), error.status, error.again)
+    async def run(self, request: HttpRequest) -> Response:
+        """Return the outputs of rows."""
+        call, key = await self._call(request)
+        return JSONResponse({"rows": await self._context.in_time(self._service.run(call, key, request.state))})
 
-    @app.exception_handler(Exception)
-    async def fail(request: HttpRequest, error: Exception) -> JSONResponse:
-        log("bug", level=logging.ERROR, trace=True, id=request.state.key)
-        return refusal(f"{type(error).__name__}; this is a bug, and the log of the server has more", 500)
-
-    async def call_of(request: HttpRequest) -> tuple[Call, str]:
-        data = await body_of(request, limits.call, limits.sending)
+    async def _call(self, request: HttpRequest) -> tuple[Call, str]:
+        data = await self._context.body(request)
         call = parse(Call, data) if len(data) < 2**14 else await asyncio.to_thread(parse, Call, data)
         return call, call.id or request.state.key
 
-    @app.get("/adapters")
-    async def adapters() -> Response:
-        return JSONResponse(service.adapters())
-
-    @app.put("/adapters/{name}")
-    async def load(
-        name: str, request: HttpRequest, labels: str | None = None, task: str | None = None, bundle: str | None = None
-    ) -> Response:
-        admission.check(request)
-        data = await body_of(request, limits.adapter, limits.sending)
-        named = None if labels is None else labels.split(",")
-        await in_time(control.do("load", name=name, data=data, labels=named, task=task, bundle=bundle))
-        return JSONResponse(service.adapters())
-
-    @app.delete("/adapters/{name:path}")
-    async def unload(name: str, request: HttpRequest) -> Response:
-        admission.check(request)
-        await in_time(control.do("unload", name=name))
-        return JSONResponse(service.adapters())
-
-    async def answer(request: HttpRequest) -> Response:
-        call, key = await call_of(request)
-        return JSONResponse({"rows": await in_time(service.answer(call, key, request.state))})
-
-    async def run(request: HttpRequest) -> Response:
-        call, key = await call_of(request)
-        return JSONResponse({"rows": await in_time(service.run(call, key, request.state))})
-
-    for path, endpoint in (
-        ("/answer", answer),
-        ("/run", run),
-    ):  # not by FastAPI, whose own way to a function takes time
-        app.add_route(path, endpoint, methods=["POST"])
-
-    @app.get("/statistics")
-    async def statistics() -> Response:
-        found = {served.name: asdict(served.session.statistics) for served in service.models.served}
+    async def statistics(self) -> Response:
+        """Return what the sessions have computed; with several bundles, by bundle."""
+        found = {served.name: asdict(served.session.statistics) for served in self._service.models.served}
         return JSONResponse(next(iter(found.values())) if len(found) == 1 else found)
 
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        for served in service.models.served:
-            facing.metrics.look(served)
-        return Response(facing.metrics.exposition(), media_type=facing.metrics.content_type)
+    async def metrics(self) -> Response:
+        """Return metrics for Prometheus."""
+        metrics = self._context.metrics
+        for served in self._service.models.served:
+            metrics.look(served)
+        return Response(metrics.exposition(), media_type=metrics.content_type)
 
-    @app.get("/admin/routes")
-    async def routes(request: HttpRequest) -> Response:
-        admission.check(request)
-        return JSONResponse(service.routes.document())
 
-    @app.put("/admin/routes/{name}")
-    async def route(name: str, request: HttpRequest) -> Response:
-        admission.check(request)
-        data = await body_of(request, limits.call, limits.sending)
-        await in_time(control.do("route", name=name, route=parse_json(data, "the request")))
-        return JSONResponse(service.routes.document())
+class Administration:
+    """The routes that show and change where names lead."""
 
-    @app.delete("/admin/routes/{name}")
-    async def unroute(name: str, request: HttpRequest) -> Response:
-        admission.check(request)
-        if name not in service.routes.table:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def add_to(self, app: FastAPI) -> None:
+        """Add the routes to an app."""
+        admitted = [Depends(self._context.admission.check)]
+        app.get("/admin/routes", dependencies=admitted)(self.routes)
+        app.put("/admin/routes/{name}", dependencies=admitted)(self.route)
+        app.delete("/admin/routes/{name}", dependencies=admitted)(self.unroute)
+        app.post("/admin/rollback", dependencies=admitted)(self.rollback)
+
+    async def routes(self) -> Response:
+        """List the routes."""
+        return JSONResponse(self._context.service.routes.document())
+
+    async def route(self, name: str, request: HttpRequest) -> Response:
+        """Let a name lead to models."""
+        route = parse_json(await self._context.body(request), "the request")
+        return await self._changed("route", name=name, route=route)
+
+    async def unroute(self, name: str) -> Response:
+        """Forget a route."""
+        if name not in self._context.service.routes.table:
             raise RefusedError(404, f"there is no route `{name}`")
-        await in_time(control.do("unroute", name=name))
-        return JSONResponse(service.routes.document())
+        return await self._changed("unroute", name=name)
 
-    @app.post("/admin/rollback")
-    async def rollback(request: HttpRequest) -> Response:
-        admission.check(request)
-        await in_time(control.do("rollback"))
-        return JSONResponse(service.routes.document())
+    async def rollback(self) -> Response:
+        """Go back to the routes before the last change."""
+        return await self._changed("rollback")
 
-    @app.get("/")
-    async def front() -> Response:
-        return HTMLResponse(page, headers={"content-security-policy": policy, "x-content-type-options": "nosniff"})
+    async def _changed(self, change: str, **given: Any) -> Response:
+        await self._context.in_time(self._context.control.do(change, **given))
+        return await self.routes()
 
-    async def authorised(request: HttpRequest) -> None:
-        admission.check(request)
 
-    add_protocol(app, service, control, limits, in_time, authorised)
-    return Watched(KnownQuery(app), control, facing)
+class FrontPage:
+    """The page for people, with a policy by which a browser runs its own script and nothing else."""
+
+    def __init__(self) -> None:
+        self._page = resources.files(__package__).joinpath("page.html").read_text("utf-8")
+        script = hashlib.sha256(self._page.partition("<script>")[2].partition("</script>")[0].encode()).digest()
+        self._policy = (
+            f"default-src 'none'; style-src 'unsafe-inline'; "
+            f"script-src 'sha256-{base64.b64encode(script).decode()}'; "
+            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+
+    def add_to(self, app: FastAPI) -> None:
+        """Add the route to an app."""
+        app.get("/")(self.front)
+
+    async def front(self) -> Response:
+        """Return the page."""
+        headers = {"content-security-policy": self._policy, "x-content-type-options": "nosniff"}
+        return HTMLResponse(self._page, headers=headers)
+
+
+def make_app(context: Context) -> ASGIApp:
+    """Return the server's app."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        context.service.models.start(context.metrics.call)
+        await context.control.start()
+        yield
+        await context.control.stop()
+        await context.service.models.stop()
+
+    # without FastAPI's own pages, whose scripts come from elsewhere
+    app = FastAPI(title="adapter-export serve", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
+    app.add_exception_handler(InputError, _refuse)
+    app.add_exception_handler(UsageError, _refuse)
+    app.add_exception_handler(HTTPException, _refuse_unknown)
+    app.add_exception_handler(RefusedError, _refuse)
+    app.add_exception_handler(Exception, _fail)
+    for routes in (PlainApi(context), Administration(context), FrontPage(), InferenceProtocol(context)):
+        routes.add_to(app)
+    return RequestLog(KnownQuery(app), context)
+
+
+async def _refuse(_: HttpRequest, error: Exception) -> JSONResponse:
+    if isinstance(error, RefusedError):
+        return _refusal(str(error), error.status, error.again)
+    assert isinstance(error, AdapterExportError)
+    return _refusal(str(error), status_of(error))
+
+
+async def _refuse_unknown(request: HttpRequest, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return _refusal(f"{error.detail}: {request.method} {request.url.path}", error.status_code)
+
+
+async def _fail(request: HttpRequest, error: Exception) -> JSONResponse:
+    log("bug", level=logging.ERROR, trace=True, id=request.state.key)
+    return _refusal(f"{type(error).__name__}; this is a bug, and the log of the server has more", 500)
+
+
+def _refusal(words: str, status: int, again: int | None = None) -> JSONResponse:
+    headers = {"connection": "close"} if status in (408, 413, 503) else {}
+    if again is not None:
+        headers["retry-after"] = str(again)
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse({"error": words}, status_code=status, headers=headers)

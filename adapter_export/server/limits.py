@@ -1,9 +1,8 @@
-"""What one client may ask of the server, so that it cannot stop those of others."""
+"""Requests that are refused, and bounds on what a client may send."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -16,30 +15,6 @@ MOST_ROWS = 256
 
 _LONGEST_HEAD = 2**16
 """Of a request, in bytes."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of the server, each an option of `adapter-export serve`.
-
-    Attributes:
-        call: the largest body of a call, in bytes.
-        adapter: the largest file of an adapter, in bytes.
-        loaded: the most adapters that are loaded beside those of the bundles. One that was found by its name makes room
-            when it is idle; a request waits for that as long as for an answer.
-        waiting: the most rows that wait for the session of a bundle.
-        connections: the most connections at a time.
-        sending: how many seconds a client may take to send a request: its head, and again its body.
-        answering: how many seconds a client waits for an answer.
-    """
-
-    call: int = 2**22
-    adapter: int = 2**28
-    loaded: int = 64
-    waiting: int = 4096
-    connections: int = 500
-    sending: float = 10.0
-    answering: float = 60.0
 
 
 class RefusedError(Exception):

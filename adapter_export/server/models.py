@@ -18,9 +18,9 @@ from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.runtime import Bundle, Session, check_session
 from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
 from adapter_export.runtime.bundle import RESIDENT
-from adapter_export.runtime.graphs import Provider
 from adapter_export.server.collector import Collector
-from adapter_export.server.limits import Limits, RefusedError
+from adapter_export.server.limits import RefusedError
+from adapter_export.server.settings import Limits, SessionSettings
 
 PIN = "@sha256:"
 """Stands between the name of a model and the digest that it must have."""
@@ -37,45 +37,24 @@ OnCall = Callable[["Served", int, float], None]
 """Told of each call of a session: how many rows it has, and how many seconds the first of them waited."""
 
 
-@dataclass(frozen=True)
-class Computing:
-    """How sessions compute.
+def open_session(bundle: Bundle, settings: SessionSettings) -> Session:
+    """Open a session; errors are those of `Bundle.session`."""
+    return bundle.session(
+        provider=settings.provider,
+        threads=settings.threads,
+        packed=not settings.mapped_weights,
+        on_demand=settings.resident is not None,
+        resident=settings.resident or RESIDENT,
+    )
 
-    Attributes:
-        provider: where.
-        threads: of one operation.
-        calls: how many calls of a session run at a time.
-        rows: the most rows of a call.
-        max_wait: how many seconds a row waits for others though a call could begin.
-        resident: how many adapters stay in memory, the others being read when a call needs them; all if not given.
-        packed: as of `Bundle.session`.
+
+def check_resident(bundle: Bundle, session: Session, settings: SessionSettings) -> None:
+    """Compare a session with golden data of the base, and of those adapters that it keeps in memory.
+
+    Raises:
+        FileError, FormatError: as `check_session`.
     """
-
-    provider: Provider = "cpu"
-    threads: int = 1
-    calls: int = 1
-    rows: int = 32
-    max_wait: float = 0.0
-    resident: int | None = None
-    packed: bool = True
-
-    def session(self, bundle: Bundle) -> Session:
-        """Open a session; errors are those of `Bundle.session`."""
-        return bundle.session(
-            provider=self.provider,
-            threads=self.threads,
-            packed=self.packed,
-            on_demand=self.resident is not None,
-            resident=self.resident or RESIDENT,
-        )
-
-    def check(self, bundle: Bundle, session: Session) -> None:
-        """Compare a session with golden data of the base, and of those adapters that it keeps in memory.
-
-        Raises:
-            FileError, FormatError: as `check_session`.
-        """
-        check_session(bundle, session, None if self.resident is None else ())
+    check_session(bundle, session, None if settings.resident is None else ())
 
 
 @dataclass(frozen=True)
@@ -103,15 +82,15 @@ class Served:
     Args:
         name: of the bundle.
         bundle: that is served.
-        computing: how.
+        settings: how it computes.
         extras: adapters beside those of the bundle; those that were made for another base are left out (`dropped`).
     """
 
-    def __init__(self, name: str, bundle: Bundle, computing: Computing, extras: Sequence[Extra] = ()) -> None:
-        self.name, self.bundle, self.computing = name, bundle, computing
-        self.session = computing.session(bundle)
+    def __init__(self, name: str, bundle: Bundle, settings: SessionSettings, extras: Sequence[Extra] = ()) -> None:
+        self.name, self.bundle, self.settings = name, bundle, settings
+        self.session = open_session(bundle, settings)
         if bundle.verified:  # not a copy that another process has opened and checked
-            computing.check(bundle, self.session)
+            check_resident(bundle, self.session, settings)
         self.reader = None if bundle.manifest.text is None else bundle.texts(self.session)
         hashes = {file.path: file.sha256 for file in bundle.manifest.files}
         self.digests = {record.name: hashes[record.onnx_adapter] for record in bundle.manifest.adapters}
@@ -151,10 +130,10 @@ class Served:
         """Begin to run; inside an event loop."""
         self.collector = Collector(
             self.session.run_many,
-            calls=self.computing.calls,
-            most=self.computing.rows,
-            most_waiting=limits.waiting,
-            max_wait=self.computing.max_wait,
+            calls=self.settings.concurrency,
+            most=self.settings.max_batch_size,
+            most_waiting=limits.max_queue,
+            max_wait=self.settings.max_batch_delay / 1000,
             on_call=lambda rows, waited: on_call(self, rows, waited),
         )
 
@@ -211,12 +190,14 @@ class Models:
     on what they began with.
     """
 
-    def __init__(self, bundles: Mapping[str, Bundle], computing: Computing, limits: Limits, *, qualify: bool) -> None:
-        self._computing, self._limits, self._qualify = computing, limits, qualify
+    def __init__(
+        self, bundles: Mapping[str, Bundle], settings: SessionSettings, limits: Limits, *, qualify: bool
+    ) -> None:
+        self._settings, self._limits, self._qualify = settings, limits, qualify
         self._changing = asyncio.Lock()
         self._on_call: OnCall = lambda *_: None
         self._check(dict.fromkeys(bundles, ()))
-        self._served = {name: Served(name, bundle, computing) for name, bundle in bundles.items()}
+        self._served = {name: Served(name, bundle, settings) for name, bundle in bundles.items()}
         self._check({name: served.session.adapters for name, served in self._served.items()})
         self._ending = set[asyncio.Task[None]]()
 
@@ -289,16 +270,16 @@ class Models:
         """
         check_name(extra.name)
         try:
-            async with asyncio.timeout(self._limits.answering):
+            async with asyncio.timeout(self._limits.request_timeout):
                 while True:
                     async with self._changing:  # or several at once would each see room for one
                         loaded = sum(len(served.extras) for served in self._served.values())
                         leaving = any(extra.name in served.closing for served in self._served.values())
-                        if loaded < self._limits.loaded and not leaving:
+                        if loaded < self._limits.max_adapters and not leaving:
                             return await self._load(extra, bundle)
                     await (asyncio.sleep(_POLL) if leaving else self._make_room(keep))
         except TimeoutError:
-            words = f"{self._limits.loaded} adapters are loaded and in use; try again later"
+            words = f"{self._limits.max_adapters} adapters are loaded and in use; try again later"
             raise RefusedError(503, words, again=1) from None
 
     async def _load(self, extra: Extra, bundle: str | None) -> Served:
@@ -320,7 +301,7 @@ class Models:
         others = [target for target in found if target not in keep]
         if not others:
             words = "one request names more adapters than can be loaded" if found else "unload one first"
-            raise RefusedError(409, f"{self._limits.loaded} adapters are loaded; {words}")
+            raise RefusedError(409, f"{self._limits.max_adapters} adapters are loaded; {words}")
         free = [target for target in others if target.served.has(str(target.adapter))]
         if free:
             await self._unload(min(free, key=lambda one: (one.is_busy, one.served.used[one.adapter])))
@@ -363,7 +344,7 @@ class Models:
         if target.adapter is None:
             raise RefusedError(409, f"`{name}` is the base of a bundle, which is served until the server ends")
         try:
-            async with asyncio.timeout(self._limits.answering):
+            async with asyncio.timeout(self._limits.request_timeout):
                 served = None
                 while target is not None and target.served is not served:  # again where its bundle was exchanged
                     await self._unload(target)
@@ -388,7 +369,7 @@ class Models:
             if bundle is old.bundle:
                 return False
             extras = [one for one in old.extras.values() if not one.found]
-            new = await asyncio.to_thread(Served, name, bundle, self._computing, extras)
+            new = await asyncio.to_thread(Served, name, bundle, self._settings, extras)
             adapters = {other.name: other.session.adapters for other in self._served.values()}
             self._check({**adapters, name: new.session.adapters})
             new.start(self._limits, self._on_call)

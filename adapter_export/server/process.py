@@ -7,8 +7,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from types import FrameType
 
 import uvicorn
@@ -16,12 +15,14 @@ from starlette.types import ASGIApp
 
 from adapter_export.errors import AdapterExportError, UsageError
 from adapter_export.runtime import Bundle
-from adapter_export.server.app import Facing, make_app
+from adapter_export.server.app import make_app
+from adapter_export.server.context import Admission, Context
 from adapter_export.server.control import Control, Relayed
-from adapter_export.server.limits import Limits, RefusedError, impatient
-from adapter_export.server.models import Computing, Models, named_bundles
+from adapter_export.server.limits import RefusedError, impatient
+from adapter_export.server.models import Models, named_bundles
 from adapter_export.server.resolver import Fetch, Resolver
 from adapter_export.server.service import Service
+from adapter_export.server.settings import MAX_ADAPTER_BYTES, ServerSettings
 from adapter_export.server.telemetry import Metrics, Tracer, log, log_to_stderr
 
 _KEEP_ALIVE = 75
@@ -29,39 +30,6 @@ _KEEP_ALIVE = 75
 
 OnReady = Callable[[str, Sequence[str]], object]
 """Told the address, and the names of the models, when calls are answered."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a server runs.
-
-    Attributes:
-        host: the address to listen at.
-        port: to listen at; 0 takes one that is free.
-        computing: how sessions compute.
-        limits: of clients.
-        qualify: whether models are named with their bundles.
-        adapters: a folder in which adapters are found by name.
-        hub: whether bundles of hubs and registries may be served, and administrators load adapters of them.
-        state: the file that keeps the routes.
-        keeps_state: whether this process writes it.
-        token: that administration takes.
-        drain: how many seconds new calls are answered after SIGTERM, while health says that the server is not ready.
-        quiet: whether requests are not logged.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8080
-    computing: Computing = field(default_factory=Computing)
-    limits: Limits = field(default_factory=Limits)
-    qualify: bool = False
-    adapters: Path | None = None
-    hub: bool = False
-    state: Path | None = None
-    keeps_state: bool = True
-    token: str | None = field(default=None, repr=False)
-    drain: float = 5.0
-    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,21 +41,21 @@ class Made:
     models: Models
 
 
-def make_server(bundles: dict[str, Bundle], settings: Settings, relay: Relayed | None = None) -> Made:
+def make_server(bundles: dict[str, Bundle], settings: ServerSettings, relay: Relayed | None = None) -> Made:
     """Open sessions and make the app; `relay` has changes made in other processes, too.
 
     Errors are those of `Bundle.session`, `Models` and `load_routes`.
     """
     metrics = Metrics()
-    models = Models(bundles, settings.computing, settings.limits, qualify=settings.qualify)
-    resolver = Resolver(settings.adapters, fetcher(settings), settings.limits.adapter)
+    models = Models(bundles, settings.sessions, settings.limits, qualify=settings.qualify)
+    resolver = Resolver(settings.adapters_dir, fetcher(settings), MAX_ADAPTER_BYTES)
     service = Service(models, resolver, metrics)
     control = Control(service, resolver, metrics, settings.state, keeps_state=settings.keeps_state, relay=relay)
-    app = make_app(service, control, Facing(settings.limits, metrics, Tracer(), settings.token))
-    return Made(app, control, models)
+    context = Context(service, control, settings.limits, metrics, Tracer(), Admission(settings.token))
+    return Made(make_app(context), control, models)
 
 
-def fetcher(settings: Settings) -> Fetch | None:
+def fetcher(settings: ServerSettings) -> Fetch | None:
     """Return what brings bundles and adapters of hubs and registries, if that is wanted."""
     if not settings.hub:
         return None
@@ -96,7 +64,7 @@ def fetcher(settings: Settings) -> Fetch | None:
     return fetch
 
 
-def serve_here(places: Sequence[str], settings: Settings, on_ready: OnReady = lambda *_: None) -> None:
+def serve_here(places: Sequence[str], settings: ServerSettings, on_ready: OnReady = lambda *_: None) -> None:
     """Serve bundles in this process until it is told to end: SIGTERM, or an interrupt.
 
     Args:
@@ -113,7 +81,7 @@ def serve_here(places: Sequence[str], settings: Settings, on_ready: OnReady = la
         run_server(make_server(bundles, settings), settings, listening, on_ready)
 
 
-def run_server(made: Made, settings: Settings, listening: socket.socket, on_ready: OnReady) -> None:
+def run_server(made: Made, settings: ServerSettings, listening: socket.socket, on_ready: OnReady) -> None:
     """Answer until this process is told to end."""
     log_to_stderr(quiet=settings.quiet)
     signal.signal(
@@ -122,7 +90,7 @@ def run_server(made: Made, settings: Settings, listening: socket.socket, on_read
     _Server(made, settings, on_ready).run(sockets=[listening])
 
 
-def listen(settings: Settings) -> socket.socket:
+def listen(settings: ServerSettings) -> socket.socket:
     """Return a socket that listens; UsageError if the port is taken."""
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -145,13 +113,13 @@ def address_of(listening: socket.socket) -> str:
 class _Server(uvicorn.Server):
     """A server that says when it is ready, drains on SIGTERM and reads its bundles again on SIGHUP."""
 
-    def __init__(self, made: Made, settings: Settings, on_ready: OnReady) -> None:
+    def __init__(self, made: Made, settings: ServerSettings, on_ready: OnReady) -> None:
         super().__init__(
             uvicorn.Config(
                 made.app,
-                http=impatient(settings.limits.sending),
+                http=impatient(settings.limits.read_timeout),
                 timeout_keep_alive=_KEEP_ALIVE,
-                limit_concurrency=settings.limits.connections,
+                limit_concurrency=settings.limits.max_connections,
                 log_config=None,
                 log_level="warning",
                 access_log=False,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,10 +22,10 @@ from adapter_export.errors import RequestError, quoted
 from adapter_export.runtime.answerer import AnsweredRow, Row
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.server.calls import Number, Strict, Weights, parse, split_rows
-from adapter_export.server.control import Control
-from adapter_export.server.limits import MOST_ROWS, Limits, RefusedError, body_of
+from adapter_export.server.context import Context
+from adapter_export.server.limits import MOST_ROWS, RefusedError
 from adapter_export.server.models import Target
-from adapter_export.server.service import Service, TargetRow
+from adapter_export.server.service import TargetRow
 from adapter_export.text import MOST_CHARACTERS, Pair
 from adapter_export.version import __version__
 
@@ -90,87 +90,95 @@ class _Load(Strict):
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
-def add_protocol(
-    app: FastAPI,
-    service: Service,
-    control: Control,
-    limits: Limits,
-    in_time: Callable[[Awaitable[Any]], Awaitable[Any]],
-    authorised: Callable[..., Awaitable[None]],
-) -> None:
-    """Add the protocol's routes to an app; of two decorators, the lower one is tried first."""
+class InferenceProtocol:
+    """The routes of the protocol."""
 
-    async def found(name: str, version: str | None, key: str, state: State | None = None) -> Target:
-        target = await service.target(name, key, state)
-        if version is not None and (len(version) < _LEAST_VERSION or not target.digest.startswith(version)):
-            raise RefusedError(404, f"model `{name}` has the version `{version_of(target)}`; asked for was `{version}`")
-        return target
+    def __init__(self, context: Context) -> None:
+        self._context, self._service, self._control = context, context.service, context.control
 
-    @app.get("/v2")
-    async def server() -> Response:
+    def add_to(self, app: FastAPI) -> None:
+        """Add the routes to an app; those with a version first, since a name may have slashes."""
+        admitted = [Depends(self._context.admission.check)]
+        app.get("/v2")(self.server)
+        app.get("/v2/health/live")(self.live)
+        app.get("/v2/health/ready")(self.ready)
+        for model in ("/v2/models/{name:path}/versions/{version}", "/v2/models/{name:path}"):
+            app.get(f"{model}/ready")(self.model_ready)
+            app.post(f"{model}/infer")(self.infer)
+        for model in ("/v2/models/{name:path}/versions/{version}", "/v2/models/{name:path}"):
+            app.get(model)(self.metadata)
+        app.post("/v2/repository/index")(self.index)
+        app.post("/v2/repository/models/{name:path}/load", dependencies=admitted)(self.load)
+        app.post("/v2/repository/models/{name:path}/unload", dependencies=admitted)(self.unload)
+
+    async def server(self) -> Response:
+        """Return the name and the extensions of the server."""
         extensions = ["binary_tensor_data", "model_repository"]
         return JSONResponse({"name": "adapter-export", "version": __version__, "extensions": extensions})
 
-    @app.get("/v2/health/live")
-    async def live() -> Response:
+    async def live(self) -> Response:
+        """Return that the server lives."""
         return JSONResponse({"live": True})
 
-    @app.get("/v2/health/ready")
-    async def ready() -> Response:
-        return JSONResponse({"ready": control.ready}, status_code=200 if control.ready else 503)
+    async def ready(self) -> Response:
+        """Return whether new calls are welcome."""
+        ready = self._control.ready
+        return JSONResponse({"ready": ready}, status_code=200 if ready else 503)
 
-    @app.get("/v2/models/{name:path}/ready")
-    @app.get("/v2/models/{name:path}/versions/{version}/ready")
-    async def model_ready(name: str, request: HttpRequest, version: str | None = None) -> Response:
-        await found(name, version, request.state.key)
+    async def model_ready(self, name: str, request: HttpRequest, version: str | None = None) -> Response:
+        """Return that a model answers; 404 if it does not exist."""
+        await self._found(name, version, request.state.key)
         return JSONResponse({"name": name, "ready": True})
 
-    @app.post("/v2/models/{name:path}/infer")
-    @app.post("/v2/models/{name:path}/versions/{version}/infer")
-    async def infer(name: str, request: HttpRequest, version: str | None = None) -> Response:
-        data = await body_of(request, limits.call, limits.sending)
-        asked, tensors = _read(data, request.headers.get(_HEADER_LENGTH))
+    async def infer(self, name: str, request: HttpRequest, version: str | None = None) -> Response:
+        """Answer rows by a model."""
+        asked, tensors = _read(await self._context.body(request), request.headers.get(_HEADER_LENGTH))
         key = asked.id or request.state.key
-        target = await found(name, version, key, request.state)
+        target = await self._found(name, version, key, request.state)
         rows = _rows(target, tensors, asked.parameters)
-        computed = await in_time(service.compute(rows, request.state, outputs=True))
+        computed = await self._context.in_time(self._service.compute(rows, request.state, outputs=True))
         outputs = dict(_outputs(computed, None if asked.outputs is None else [o.name for o in asked.outputs]))
         return _written(name, target, asked, outputs)
 
-    @app.get("/v2/models/{name:path}")
-    @app.get("/v2/models/{name:path}/versions/{version}")
-    async def metadata(name: str, request: HttpRequest, version: str | None = None) -> Response:
-        target = await found(name, version, request.state.key)
+    async def metadata(self, name: str, request: HttpRequest, version: str | None = None) -> Response:
+        """Return the inputs and outputs of a model."""
+        target = await self._found(name, version, request.state.key)
         return JSONResponse({"name": name, **_metadata(target)})
 
-    @app.post("/v2/repository/index")
-    async def index() -> Response:
-        models = service.models.names()
+    async def index(self) -> Response:
+        """List models and routes."""
+        models = self._service.models.names()
         known = [
             {"name": name, "version": version_of(target), "state": "READY", "reason": ""}
             for name, target in models.items()
         ]
         routes = [
             {"name": name, "version": "", "state": "READY", "reason": f"a route to {', '.join(route.shares)}"}
-            for name, route in service.routes.table.items()
+            for name, route in self._service.routes.table.items()
             if name not in models
         ]
         return JSONResponse([*known, *routes])
 
-    @app.post("/v2/repository/models/{name:path}/load", dependencies=[Depends(authorised)])
-    async def load(name: str, request: HttpRequest) -> Response:
-        data = await body_of(request, limits.call, limits.sending)
+    async def load(self, name: str, request: HttpRequest) -> Response:
+        """Read a bundle again, or load an adapter by its name or by a reference."""
+        data = await self._context.body(request)
         source = (parse(_Load, data).parameters if data else {}).get("source")
         if source is not None and not isinstance(source, str):
             raise RequestError("`source` is no reference", expected="a string such as `hf://owner/name`")
-        if any(served.name == name for served in service.models.served):
-            return JSONResponse(await in_time(control.do("reload", name=name)))
-        return JSONResponse(await in_time(control.do("fetch", name=name, source=source)))
+        if any(served.name == name for served in self._service.models.served):
+            return JSONResponse(await self._context.in_time(self._control.do("reload", name=name)))
+        return JSONResponse(await self._context.in_time(self._control.do("fetch", name=name, source=source)))
 
-    @app.post("/v2/repository/models/{name:path}/unload", dependencies=[Depends(authorised)])
-    async def unload(name: str) -> Response:
-        await in_time(control.do("unload", name=name))
+    async def unload(self, name: str) -> Response:
+        """Unload an adapter."""
+        await self._context.in_time(self._control.do("unload", name=name))
         return JSONResponse({})
+
+    async def _found(self, name: str, version: str | None, key: str, state: State | None = None) -> Target:
+        target = await self._service.target(name, key, state)
+        if version is not None and (len(version) < _LEAST_VERSION or not target.digest.startswith(version)):
+            raise RefusedError(404, f"model `{name}` has the version `{version_of(target)}`; asked for was `{version}`")
+        return target
 
 
 def version_of(target: Target) -> str:

@@ -19,9 +19,9 @@ from typing import Any
 
 from adapter_export.errors import AdapterExportError, InputError, UsageError
 from adapter_export.runtime import Bundle
-from adapter_export.server.limits import Limits, RefusedError, status_of
-from adapter_export.server.models import Computing
-from adapter_export.server.process import Settings, make_server, run_server
+from adapter_export.server.limits import RefusedError, status_of
+from adapter_export.server.process import make_server, run_server
+from adapter_export.server.settings import Limits, ServerSettings, SessionSettings
 from adapter_export.server.telemetry import log, log_to_stderr
 
 MOST_LINE = 2**24
@@ -41,7 +41,7 @@ class Task:
         made: changes that were made before it came.
     """
 
-    settings: Settings
+    settings: ServerSettings
     bundles: Mapping[str, str]
     folder: Path
     made: Sequence[tuple[str, dict[str, Any]]]
@@ -51,9 +51,10 @@ class Task:
         """Read it from its line."""
         told = json.loads(line)
         settings = told["settings"]
-        settings |= {"computing": Computing(**settings["computing"]), "limits": Limits(**settings["limits"])}
-        settings |= {name: settings[name] and Path(settings[name]) for name in ("adapters", "state")}
-        return cls(Settings(**settings), told["bundles"], Path(told["folder"]), told["made"])
+        settings["sessions"] = SessionSettings(**settings["sessions"])
+        settings["limits"] = Limits(**settings["limits"])
+        settings |= {name: settings[name] and Path(settings[name]) for name in ("adapters_dir", "state")}
+        return cls(ServerSettings(**settings), told["bundles"], Path(told["folder"]), told["made"])
 
 
 def refusal(error: AdapterExportError | RefusedError) -> list[Any]:

@@ -24,8 +24,9 @@ from typing import Any
 from adapter_export.errors import AdapterExportError, UsageError, argument
 from adapter_export.runtime import Bundle
 from adapter_export.server.limits import RefusedError
-from adapter_export.server.models import named_bundles
-from adapter_export.server.process import OnReady, Settings, address_of, fetcher, listen
+from adapter_export.server.models import check_resident, named_bundles, open_session
+from adapter_export.server.process import OnReady, address_of, fetcher, listen
+from adapter_export.server.settings import ServerSettings
 from adapter_export.server.telemetry import forget_process, log, log_to_stderr
 from adapter_export.server.worker import MOST_LINE, refusal
 
@@ -37,7 +38,9 @@ _PAUSE = 1.0
 """Seconds before a worker that died has a successor, so that one that cannot live costs little."""
 
 
-def serve_workers(places: Sequence[str], settings: Settings, workers: int, on_ready: OnReady = lambda *_: None) -> None:
+def serve_workers(
+    places: Sequence[str], settings: ServerSettings, workers: int, on_ready: OnReady = lambda *_: None
+) -> None:
     """Serve bundles in several processes until this one is told to end; arguments and errors as of `serve_here`."""
     if os.name == "nt":
         raise UsageError("processes cannot share a port on Windows", fix=f"leave {argument('workers')} out")
@@ -49,9 +52,9 @@ def serve_workers(places: Sequence[str], settings: Settings, workers: int, on_re
         asyncio.run(_Watch(bundles, settings, listening, Path(folder)).run(workers, on_ready))
 
 
-def _check(bundle: Bundle, settings: Settings) -> None:
+def _check(bundle: Bundle, settings: ServerSettings) -> None:
     """Compare a session as those of the workers with golden data, which their copies of the bundle do not have."""
-    settings.computing.check(bundle, settings.computing.session(bundle))
+    check_resident(bundle, open_session(bundle, settings.sessions), settings.sessions)
 
 
 @dataclass(eq=False)
@@ -73,7 +76,9 @@ class _Worker:
 class _Watch:
     """The process that watches."""
 
-    def __init__(self, bundles: dict[str, Bundle], settings: Settings, listening: socket.socket, folder: Path) -> None:
+    def __init__(
+        self, bundles: dict[str, Bundle], settings: ServerSettings, listening: socket.socket, folder: Path
+    ) -> None:
         self._bundles, self._settings, self._listening, self._folder = bundles, settings, listening, folder
         self._old: list[Bundle] = []  # whose last calls are being answered
         self._workers: list[_Worker] = []

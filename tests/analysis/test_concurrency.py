@@ -40,7 +40,9 @@ def test_each_way_is_measured_and_the_best_are_named(bundle: Path) -> None:
     assert all(way.median <= way.slow for way in found.ways)
     one = found.ways[0]  # one call after another: the rate is what the times say
     assert one.rows_per_second == pytest.approx(3 / one.median, rel=0.9)
-    assert f"most rows per second: `calls={found.most_rows.calls}`, `threads={found.most_rows.threads}`" in str(found)
+    assert f"most rows per second: `concurrency={found.most_rows.calls}`, `threads={found.most_rows.threads}`" in str(
+        found
+    )
 
 
 def test_the_command_says_it_as_json(bundle: Path) -> None:

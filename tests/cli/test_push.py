@@ -67,7 +67,7 @@ def test_an_unsigned_bundle_is_refused_with_a_key(
     pulled = cli.json("pull", reference)
     assert (Path(pulled["path"]) / "README.md").read_text() == "# Mine\n"
     after = shutil.copytree(pulled["path"], tmp_path / "after")
-    assert "the model card of the bundle before this change, is gone" in cli.done("remove", after, "tone").stderr
+    assert "the model card of the earlier bundle, is gone" in cli.done("remove", after, "tone").stderr
     assert not (after / "README.md").exists()
 
 
@@ -76,7 +76,7 @@ def test_an_adapter_goes_comes_and_is_built_in(
 ) -> None:
     reference = f"oci://{registry.host}/cli/topic:1"
     found = cli("push", adapters / "topic", reference)
-    assert "the model card names no licence: `--license` gives one" in found.stderr
+    assert "the model card names no license: `--license` gives one" in found.stderr
     out = tmp_path / "topic"
     pulled = ae.pull(reference, out)
     assert pulled.kind == "adapter"

@@ -26,7 +26,7 @@ NAMES = ("wide", "narrow", "first")
 
 @pytest.fixture(scope="module")
 def service(conformance_bundle: Path) -> Iterator[httpx.Client]:
-    limits = ["--loaded", "3", "--sending", "3", "--drain", "0", "--quiet"]
+    limits = ["--max-adapters", "3", "--read-timeout", "3", "--drain", "0", "--quiet"]
     command = [sys.executable, "-m", "adapter_export", "serve", str(conformance_bundle), "--port", "0", *limits]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -13,7 +13,7 @@ from tampering import edit_adapter, scaled
 
 from adapter_export.errors import FormatError
 from adapter_export.format.manifest_json import read_manifest
-from adapter_export.server.models import Computing
+from adapter_export.server.settings import SessionSettings
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_server_refuses_to_start(wrong: Path, options: list[str]) -> None:
 
 
 def test_adapters_that_load_on_demand_are_not_run(wrong: Path) -> None:
-    with made_app(wrong, computing=Computing(resident=1), quiet=True) as client:
+    with made_app(wrong, sessions=SessionSettings(resident=1), quiet=True) as client:
         assert client.get("/v2/health/ready").status_code == 200
 
 

@@ -30,10 +30,11 @@ from traffic import Traffic, two_versions
 import adapter_export as ae
 from adapter_export.errors import UsageError
 from adapter_export.runtime import Bundle
-from adapter_export.server.limits import Limits, RefusedError
-from adapter_export.server.models import Computing, Extra, Models, named_bundles
-from adapter_export.server.process import Settings, listen
+from adapter_export.server.limits import RefusedError
+from adapter_export.server.models import Extra, Models, named_bundles
+from adapter_export.server.process import listen
 from adapter_export.server.service import same_answers
+from adapter_export.server.settings import Limits, ServerSettings, SessionSettings
 from adapter_export.server.telemetry import Tracer
 
 TEXT = "a good film , and the book was not dull ."
@@ -278,7 +279,7 @@ def test_an_adapter_goes_when_its_last_call_is_answered(film: Path) -> None:
 
 
 def test_adapters_that_are_found_make_room(film: Path, tenants: Path) -> None:
-    with made_app(film, adapters=tenants, limits=Limits(loaded=1), quiet=True) as client:
+    with made_app(film, adapters_dir=tenants, limits=Limits(max_adapters=1), quiet=True) as client:
         for name in ("visitor", "guest", "visitor"):
             assert client.post("/answer", json={"model": name, "text": TEXT}).status_code == 200
             assert {"visitor", "guest"} & set(client.get("/adapters").json()) == {name}
@@ -295,7 +296,7 @@ def test_a_load_waits_for_adapters_in_use(film: Path, tmp_path: Path) -> None:
         source = film / "adapters" / f"{('tone', 'mood')[number % 2]}.onnx_adapter"
         shutil.copy(source, tmp_path / f"{name}.onnx_adapter")
         (tmp_path / f"{name}.json").write_text('{"task": {"type": "single_label", "labels": ["a", "b"]}}')
-    with made_app(film, adapters=tmp_path, limits=Limits(loaded=3), quiet=True) as client:
+    with made_app(film, adapters_dir=tmp_path, limits=Limits(max_adapters=3), quiet=True) as client:
         expected = {name: _answer(client, ("tone", "mood")[at % 2])["probability"] for at, name in enumerate(names)}
 
         def ask(seed: int) -> set[tuple[int, bool]]:
@@ -317,10 +318,10 @@ def test_a_load_waits_for_adapters_in_use(film: Path, tmp_path: Path) -> None:
 def test_a_load_waits_no_longer_than_for_an_answer(film: Path) -> None:
     """Of adapters that stay in use; new requests cannot keep one in use for ever, and unloading one makes room."""
     data = (film / "adapters" / "tone.onnx_adapter").read_bytes()
-    limits = Limits(loaded=1, answering=0.3)
+    limits = Limits(max_adapters=1, request_timeout=0.3)
 
     async def work() -> None:
-        models = Models(named_bundles([str(film)]), Computing(), limits, qualify=False)
+        models = Models(named_bundles([str(film)]), SessionSettings(), limits, qualify=False)
         models.start(lambda *_: None)
         await models.load(Extra("first", data, found=True))
         first = models.find("first")
@@ -345,12 +346,12 @@ def test_a_load_waits_no_longer_than_for_an_answer(film: Path) -> None:
 
 
 def test_weights_that_are_not_packed(server: httpx.Client, film: Path) -> None:
-    with made_app(film, computing=Computing(packed=False), quiet=True) as client:
+    with made_app(film, sessions=SessionSettings(mapped_weights=True), quiet=True) as client:
         _alike(_answer(client, "tone"), _answer(server, "tone"))
 
 
 def test_what_waits_has_a_bound(film: Path) -> None:
-    with made_app(film, limits=Limits(waiting=3), quiet=True) as client:
+    with made_app(film, limits=Limits(max_queue=3), quiet=True) as client:
         answer = client.post("/answer", json={"model": "tone", "texts": [TEXT] * 4})
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert client.post("/answer", json={"model": "tone", "texts": [TEXT] * 3}).status_code == 200
@@ -471,12 +472,12 @@ def test_from_a_registry(film: Path, registry: OciRegistry) -> None:
 
 
 def test_a_port_and_a_host_that_are_none() -> None:
-    with pytest.raises(UsageError, match=r"`port`: is no port; found 70000; expected 0 to 65,535"):
+    with pytest.raises(UsageError, match=r"`port`: must be a port; found 70000; expected 0 to 65,535"):
         ae.serve("bundle", port=70_000)
     with pytest.raises(UsageError, match=r"cannot listen \((?!Unknown).*found no\.such\.host\.invalid:0"):
-        listen(Settings(host="no.such.host.invalid", port=0))
+        listen(ServerSettings(host="no.such.host.invalid", port=0))
 
 
 def test_a_port_that_is_taken(server: httpx.Client) -> None:
     with pytest.raises(UsageError, match=r"cannot listen \(Address already in use\)"):
-        listen(Settings(port=server.base_url.port or 0))
+        listen(ServerSettings(port=server.base_url.port or 0))

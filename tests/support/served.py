@@ -16,7 +16,8 @@ import httpx
 from starlette.testclient import TestClient
 
 from adapter_export.server.models import named_bundles
-from adapter_export.server.process import Settings, fetcher, make_server
+from adapter_export.server.process import fetcher, make_server
+from adapter_export.server.settings import ServerSettings
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Served:
 
 def made_app(*places: Path | str, **settings: object) -> TestClient:
     """A client of a server without a process of its own; errors of `serve` are raised here."""
-    found = Settings(**settings)
+    found = ServerSettings(**settings)
     made = make_server(named_bundles([str(place) for place in places], fetcher(found)), found)
     return TestClient(made.app, "http://127.0.0.1", client=("127.0.0.1", 1), raise_server_exceptions=False)
 

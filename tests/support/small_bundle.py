@@ -164,7 +164,7 @@ def build_small(
         max_tokens=None if tokenizer is None or lengths else 65,
         variants=variants,
         bake=bake,
-        precisions=precisions,
+        precisions=precisions or {},
         checksums=checksums,
     )
     return Built(folder / "bundle", folder / "base.onnx", base, manifest)

@@ -1,1 +1,0 @@
-"""Bundles in production: served, shipped, pushed and pulled."""

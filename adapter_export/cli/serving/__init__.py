@@ -1,1 +1,0 @@
-"""Commands that take bundles into production."""

@@ -1,0 +1,102 @@
+"""The server as its routes see it: the service, who may change it, and the limits of clients."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import secrets
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from starlette.requests import Request as HttpRequest
+
+from adapter_export.server.control import Control
+from adapter_export.server.limits import RefusedError, body_of
+from adapter_export.server.service import Service
+from adapter_export.server.settings import MAX_ADAPTER_BYTES, Limits
+from adapter_export.server.telemetry import Metrics, Tracer
+
+Found = TypeVar("Found")
+
+_PROXY_HEADERS = ("x-forwarded-for", "forwarded", "x-real-ip")
+"""Added by a proxy, behind which anybody may be."""
+
+
+class Admission:
+    """Admits administrators: clients with the token, or without one, loopback clients.
+
+    Pages of other sites in a browser on this machine are not admitted: their requests name their `Origin`, and a
+    request by a name that leads here (DNS rebinding) names another `Host`.
+    """
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token
+
+    async def check(self, request: HttpRequest) -> None:
+        """Raise RefusedError (401, 403) for clients that are not admitted."""
+        if self._token is not None:
+            scheme, _, given = request.headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not secrets.compare_digest(given.encode(), self._token.encode()):
+                raise RefusedError(401, "this needs the header `authorization: Bearer TOKEN` with the admin token")
+            return
+        host = request.headers.get("host", "")
+        origin = request.headers.get("origin")
+        near = request.client is not None and _is_loopback(request.client.host)
+        own = _is_loopback(_host_name(host)) and origin in (None, f"http://{host}")
+        if not near or not own or any(name in request.headers for name in _PROXY_HEADERS):
+            raise RefusedError(403, "only loopback clients may do this; start the server with an admin token")
+
+
+def _host_name(host: str) -> str:
+    """Return the name in a header `Host` without its port; an empty text if it has none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every route needs.
+
+    Attributes:
+        service: answers rows.
+        control: changes the service.
+        limits: of clients.
+        metrics: count requests and calls.
+        tracer: traces requests.
+        admission: admits administrators.
+    """
+
+    service: Service
+    control: Control
+    limits: Limits
+    metrics: Metrics
+    tracer: Tracer
+    admission: Admission
+
+    async def in_time(self, answer: Awaitable[Found]) -> Found:
+        """Return an answer; RefusedError (503) if it takes longer than a request may."""
+        seconds = self.limits.request_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                return await answer
+        except TimeoutError:
+            raise RefusedError(503, f"there was no answer within {seconds:g} seconds", again=1) from None
+
+    async def body(self, request: HttpRequest) -> bytes:
+        """Return the body of a call; errors as of `body_of`."""
+        return await body_of(request, self.limits.max_body, self.limits.read_timeout)
+
+    async def file(self, request: HttpRequest) -> bytes:
+        """Return the body of a request that sends the file of an adapter; errors as of `body_of`."""
+        return await body_of(request, MAX_ADAPTER_BYTES, self.limits.read_timeout)

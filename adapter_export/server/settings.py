@@ -1,0 +1,95 @@
+"""Settings of a server, each an option of `adapter-export serve`. Importing them loads no library of the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from adapter_export.option import Option
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """How sessions compute.
+
+    Attributes:
+        mapped_weights: compute on memory-mapped weights, which several processes share, instead of packed copies.
+        provider: the execution provider.
+        threads: threads of one operator.
+        concurrency: calls that a session runs at a time.
+        max_batch_size: maximum rows of a call.
+        max_batch_delay: maximum milliseconds that a row waits for others although a call could begin.
+        resident: adapters kept in memory; the others load on demand. Default: all are kept.
+    """
+
+    mapped_weights: Annotated[bool, "Disable prepacking so that workers share memory-mapped weights."] = False
+    provider: Annotated[Literal["cpu", "cuda"], "Execution provider."] = "cpu"
+    threads: Annotated[int, Option("Threads per operator.", least=1)] = 1
+    concurrency: Annotated[int, Option("Concurrent calls per session.", least=1)] = 1
+    max_batch_size: Annotated[int, Option("Maximum rows per call.", least=1)] = 32
+    max_batch_delay: Annotated[float, "Maximum batching delay in milliseconds."] = 0.0
+    resident: Annotated[
+        int | None, Option("Adapters kept in memory; the others load on demand. Default: all.", least=1)
+    ] = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What clients may use, so that no client can stop the others.
+
+    Attributes:
+        max_body: maximum bytes of a call.
+        max_adapters: maximum adapters loaded beside those of the bundles. An adapter that was found by its name makes
+            room when it is idle; a request waits for that at most `request_timeout`.
+        max_queue: maximum rows that wait for the session of a bundle.
+        max_connections: maximum concurrent connections.
+        read_timeout: seconds to receive the headers, then the body.
+        request_timeout: seconds until a request is answered.
+    """
+
+    max_body: Annotated[int, Option("Maximum bytes of a call.", least=1)] = 2**22
+    max_adapters: Annotated[int, Option("Maximum adapters beside those of the bundles.", least=0)] = 64
+    max_queue: Annotated[int, Option("Maximum queued rows.", least=1)] = 4096
+    max_connections: Annotated[int, Option("Maximum concurrent connections.", least=1)] = 500
+    read_timeout: Annotated[float, "Seconds to receive the headers, then the body."] = 10.0
+    request_timeout: Annotated[float, "Seconds until a request is answered."] = 60.0
+
+
+MAX_ADAPTER_BYTES = 2**28
+"""Maximum bytes of the file of an adapter."""
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How a server runs.
+
+    Attributes:
+        host: the address to listen on.
+        port: the port to listen on; 0 picks a free one.
+        qualify: name models with their bundles only, `bundle/adapter`.
+        adapters_dir: a folder in which adapters are found by name.
+        hub: serve bundles, and let administrators load adapters, from hubs and registries.
+        state: the file that keeps the routes across restarts.
+        drain: seconds after SIGTERM in which calls are still answered and readiness fails.
+        quiet: log failures only.
+        sessions: how sessions compute.
+        limits: what clients may use.
+        token: required for administration. Default: only loopback clients may administer.
+        keeps_state: this process writes `state`.
+    """
+
+    host: Annotated[str, "Address to listen on."] = "127.0.0.1"
+    port: Annotated[int, Option("Port to listen on; 0 picks a free one.", least=0)] = 8080
+    qualify: Annotated[bool, "Name models with their bundles, `bundle/adapter`."] = False
+    adapters_dir: Annotated[
+        Path | None, Option("Folder in which adapters that are not loaded are found by name.", "DIR", "--adapters")
+    ] = None
+    hub: Annotated[bool, "Serve bundles, and let administrators load adapters, from `hf://…` and `oci://…`."] = False
+    state: Annotated[Path | None, Option("File that keeps the routes across restarts.", "FILE")] = None
+    drain: Annotated[float, "Shutdown grace period in seconds; readiness fails meanwhile."] = 5.0
+    quiet: Annotated[bool, "Log failures only."] = False
+    sessions: SessionSettings = field(default_factory=SessionSettings)
+    limits: Limits = field(default_factory=Limits)
+    token: str | None = field(default=None, repr=False)
+    keeps_state: bool = True
