@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -174,7 +175,7 @@ def test_clips_are_learnt_and_answered_by_whispers_encoder(tmp_path: Path) -> No
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     from adapter_export.torch_backend.base.own_processors import own_media
-    from adapter_export.torch_backend.base.torch_base import save_base
+    from adapter_export.torch_backend.base.torch_base import captured_base, write_base
 
     config = WhisperConfig(
         d_model=16,
@@ -191,9 +192,10 @@ def test_clips_are_learnt_and_answered_by_whispers_encoder(tmp_path: Path) -> No
             if "position" not in name:
                 weight.normal_(0, 0.2)
     WhisperFeatureExtractor(feature_size=20, chunk_length=1).save_pretrained(tmp_path / "processor")
-    media = own_media(tmp_path / "processor")
-    assert media[0] is not None
-    save_base(encoder, {"input_features": torch.zeros(1, 20, 100)}, tmp_path / "model.pt", media=media)
+    media, _ = own_media(tmp_path / "processor")
+    assert media is not None
+    base = captured_base(encoder, {"input_features": torch.zeros(1, 20, 100)})
+    write_base(replace(base, media=media), tmp_path / "model.pt")
     clips = make_clips(tmp_path / "clips", 0.8)
     adapter = ae.train(tmp_path / "model.pt", clips, name="pitch", epochs=15, batch_size=4, learning_rate=0.01)
     bundle = ae.build(tmp_path / "model.pt", [adapter], tmp_path / "bundle", variants=("slots",))
@@ -218,7 +220,7 @@ def test_clips_of_different_lengths_are_trained_without_padding(tmp_path: Path) 
     import transformers as hf
 
     from adapter_export.torch_backend.base.own_processors import own_media
-    from adapter_export.torch_backend.base.torch_base import save_base
+    from adapter_export.torch_backend.base.torch_base import captured_base, write_base
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     sizes |= {"num_feat_extract_layers": 2, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
@@ -231,7 +233,8 @@ def test_clips_of_different_lengths_are_trained_without_padding(tmp_path: Path) 
     hf.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "processor")
     axes = {"input_values": {0: "batch", 1: "samples"}}
     example = {"input_values": torch.randn(2, 400)}
-    save_base(model, example, tmp_path / "model.pt", axes=axes, media=own_media(tmp_path / "processor"))
+    media, _ = own_media(tmp_path / "processor")
+    write_base(replace(captured_base(model, example, axes=axes), media=media), tmp_path / "model.pt")
     for part, seconds in (("short", 0.03), ("middle", 0.04), ("long", 0.05)):
         make_clips(tmp_path / part, seconds)
     for label in ("low", "high"):

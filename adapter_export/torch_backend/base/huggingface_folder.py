@@ -46,7 +46,7 @@ from adapter_export.torch_backend.base.example_inputs import Examples, Prepared,
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.own_processors import CONFIG, own_media, own_texts, prepared_by
 from adapter_export.torch_backend.base.sentence_folder import MODULES_FILE, SentenceFolder, read_sentence_folder
-from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
+from adapter_export.torch_backend.base.torch_base import TorchBase, captured_base, load_base, write_base
 
 Layers = Sequence[Mapping[str, Tensor]]
 """A cache: for each layer its `key` and `value`, [batch, heads, tokens, width]."""
@@ -146,13 +146,13 @@ def capture_folder(
     make them if no `inputs` are described. A pooler without weights in the folder is left out. Its base head is
     what the class in `config.json` or the modules compute of the final hidden state; a head that cannot be expressed
     is left out, and a note says so. With a cache, the base is the `CachedDecoder` of the model with its
-    language head, which generates text, and `TorchBase.generation` says how. `lengths` are those of `save_base`.
+    language head, which generates text, and `TorchBase.generation` says how. `lengths` are those of `captured_base`.
 
     Raises:
         FileError: the folder or a file in it is missing.
         UsageError: the described inputs are not those of the model.
         BaseModelError: the model cannot be opened or exported, or weights are missing that it needs.
-        OutputExistsError, WriteError: as `save_base`.
+        OutputExistsError, WriteError: as `write_base`.
     """
     sentences = None if with_cache else read_sentence_folder(folder)
     folder = folder if sentences is None else sentences.model
@@ -185,24 +185,22 @@ def capture_folder(
             fix=f"say it, such as {argument('inputs', ['input_values=float32[batch,samples]'], option='input')}",
         )
     with quiet(), _quiet_transformers():
-        texts = own_texts(folder, most_tokens(model))
+        texts, text_notes = own_texts(folder, most_tokens(model))
     if media is not None and list(found[0]) != [media.record.input]:
         others = quoted(found[0])
         media, media_notes = None, ("the processor is left out: it makes one input, and the model takes " + others,)
-    save_base(
-        module,
-        found[0],
-        path,
-        axes=found[1],
-        lengths=lengths,
+    base = captured_base(module, found[0], axes=found[1], lengths=lengths, max_tokens=most_tokens(model))
+    head, head_notes = (None, ()) if own is None else own.of(base, model=type(model).__name__, unused=unused)
+    base = replace(
+        base,
         tokenizer=read_text(tokenizer) if tokenizer.is_file() else None,
-        max_tokens=most_tokens(model),
+        base_head=head,
         texts=texts,
-        media=(media, media_notes),
-        base_head=None if own is None else partial(own.of, model=type(model).__name__, unused=unused),
-        generation=_generation(model, folder) if with_cache else None,
-        force=force,
+        media=media,
+        generation=_generation(model, folder) if with_cache else base.generation,
+        notes=(*base.notes, *head_notes, *text_notes, *media_notes),
     )
+    write_base(base, path, force=force)
 
 
 def _generation(model: Any, folder: Path) -> Generation:

@@ -74,7 +74,7 @@ Read = TypeVar("Read")
 
 NOTE, TOKENIZER = "adapter_export.json", "tokenizer.json"
 HEAD_GRAPH, HEAD_WEIGHTS = "base_head.adapter_graph.json", "base_head.weights.safetensors.base64"
-"""What `save_base` writes into `extra/` of the archive, where torch takes nothing but text."""
+"""What `write_base` writes into `extra/` of the archive, where torch takes nothing but text."""
 
 TEXTS = "golden_texts.json"
 """The ids that the model's own library makes of golden texts, in `extra/`."""
@@ -92,7 +92,7 @@ _LISTED = 8
 
 @dataclass(frozen=True)
 class CaptureNote:
-    """What `save_base` writes beside the program, because torch does not keep it.
+    """What `write_base` writes beside the program, because torch does not keep it.
 
     `lengths` and `pads` are those of `TorchBase`; without them, the lengths are those that the program names.
     """
@@ -274,10 +274,46 @@ class TorchBase:
 
 
 def base_of(module: nn.Module, example_inputs: Inputs, axes: AxisNames | None = None) -> TorchBase:
-    """Capture a module as a base in memory, which shares its weights; arguments and errors are those of `save_base`."""
+    """Capture a module as a base that shares its weights, without probing the lengths at which it runs.
+
+    Arguments and errors are those of `captured_base`.
+    """
     program, named = capture(module, example_inputs, axes)
     base = _describe(program, CaptureNote(named, model_type=model_type(module)), None, program._guards_code)
     return replace(base, lengths=_at_most(base, most_tokens(module)))
+
+
+def captured_base(
+    module: nn.Module,
+    example_inputs: Inputs,
+    *,
+    axes: AxisNames | None = None,
+    lengths: Bounds | None = None,
+    max_tokens: int | None = None,
+) -> TorchBase:
+    """Capture a module as a base that shares its weights, with the lengths at which program and module agree.
+
+    The module is exported in `eval` mode and left as it is. Outputs of transformers, tuples and dataclasses become
+    tensors by name (`last_hidden_state`, `output_0`).
+
+    Args:
+        module: the model, with float32 weights on the CPU.
+        example_inputs: as for `capture`; one row is enough.
+        axes: the dynamic axes of each input, `{"input_ids": {0: "batch", 1: "sequence"}}`; as for `capture`.
+        lengths: lengths of dynamic axes, as for `capture`. Default: all that the model takes.
+        max_tokens: the longest input that the model was made for, in tokens.
+
+    Raises:
+        UsageError: the inputs or axes are not those of the module.
+        BaseModelError: torch cannot export the module, or it is no base (other types than float32, for example).
+    """
+    run = live(module, example_inputs)
+    example = {axis: own.within(Lengths(1, max_tokens)) or own for axis, own in (lengths or {}).items()}
+    program, named = capture(module, example_inputs, axes, example)
+    note = CaptureNote(named, model_type=model_type(module))
+    described = _describe(program, note, None, program._guards_code)
+    base, notes = _tried(described, run, lengths or {}, max_tokens, most_tokens(module))
+    return replace(base, notes=(*notes, *_unreached(program, named)))
 
 
 def save_base(
@@ -289,52 +325,29 @@ def save_base(
     lengths: Bounds | None = None,
     tokenizer: str | None = None,
     max_tokens: int | None = None,
-    base_head: Callable[[TorchBase], tuple[Adapter | None, tuple[str, ...]]] | None = None,
-    texts: tuple[GoldenTexts | None, tuple[str, ...]] = (None, ()),
-    media: tuple[CapturedMedia | None, tuple[str, ...]] = (None, ()),
-    generation: Generation | None = None,
     force: bool = False,
 ) -> None:
-    """Save a module as a base: graph, weights, names of inputs, outputs and axes; no sample inputs, no pickle.
-
-    The module is exported in `eval` mode and left as it is. Outputs of transformers, tuples and dataclasses become
-    tensors by name (`last_hidden_state`, `output_0`).
+    """Capture a module and save it as an archive: graph, weights and names; no sample inputs, no pickle.
 
     Args:
         module: the model, with float32 weights on the CPU.
         example_inputs: as for `capture`; one row is enough.
         path: where to write, such as `model.pt`.
-        axes: the dynamic axes of each input, `{"input_ids": {0: "batch", 1: "sequence"}}`; as for `capture`.
-        lengths: those that dynamic axes are to have, as for `capture`; all that the model takes if not given.
+        axes: as for `captured_base`.
+        lengths: as for `captured_base`.
         tokenizer: the text of a `tokenizer.json`, kept beside the program.
         max_tokens: the longest input that the model was made for, in tokens.
-        base_head: gives the head that belongs to the captured base, as an adapter without sites, and notes to keep.
-        texts: the ids that the model's own library makes of golden texts, and notes to keep.
-        media: what its processor does with images or audio, and notes to keep.
-        generation: of a decoder: how it generates.
-        force: replace what is there.
+        force: replace an existing file.
 
     Raises:
-        UsageError: the inputs or axes are not those of the module.
-        BaseModelError: torch cannot export the module, or it is no base (other types than float32, for example).
+        UsageError, BaseModelError: as `captured_base`.
         OutputExistsError: the path is taken and `force` is not given.
         WriteError: the file cannot be written; nothing is left behind.
     """
     path = Path(path)
     with Output(path, force).file() as temporary:
-        run = live(module, example_inputs)
-        example = {axis: own.within(Lengths(1, max_tokens)) or own for axis, own in (lengths or {}).items()}
-        program, named = capture(module, example_inputs, axes, example)
-        note = CaptureNote(named, model_type=model_type(module))
-        described = _describe(program, note, tokenizer, program._guards_code)
-        base, said = _tried(described, run, lengths or {}, max_tokens, most_tokens(module))
-        note = replace(note, lengths=dict(base.lengths), pads=base.pads)
-        head, notes = (None, ()) if base_head is None else base_head(base)
-        note = replace(note, notes=(*said, *notes, *texts[1], *media[1], *_unreached(program, named)))
-        extra = _extra(note, tokenizer, head, texts[0], media[0], generation)
-        _save(program, extra, temporary, path)
-        with within(path):
-            _describe(program, note, None, ())
+        base = captured_base(module, example_inputs, axes=axes, lengths=lengths, max_tokens=max_tokens)
+        _save(replace(base, tokenizer=tokenizer), temporary, path)
 
 
 def write_base(base: TorchBase, path: Path, *, force: bool = False) -> None:
@@ -344,41 +357,35 @@ def write_base(base: TorchBase, path: Path, *, force: bool = False) -> None:
         OutputExistsError: the path is taken and `force` is not given.
         WriteError: the file cannot be written; nothing is left behind.
     """
+    with Output(path, force).file() as temporary:
+        _save(base, temporary, path)
+
+
+def _extra(base: TorchBase) -> dict[str, str]:
+    """Return the texts in `extra/` of an archive, by the names of the files."""
     axes = {record.name: record.axes for record in base.inputs}
     note = CaptureNote(axes, dict(base.lengths), base.pads, base.model_type, base.notes)
-    extra = _extra(note, base.tokenizer, base.base_head, base.texts, base.media, base.generation)
-    with Output(path, force).file() as temporary:
-        _save(base.program, extra, temporary, path)
-
-
-def _extra(
-    note: CaptureNote,
-    tokenizer: str | None,
-    head: Adapter | None,
-    texts: GoldenTexts | None,
-    media: CapturedMedia | None,
-    generation: Generation | None,
-) -> dict[str, str]:
-    """What is written beside a program, by the names of the files."""
-    extra = {NOTE: canonical_json(asdict(note)).decode()} | ({} if tokenizer is None else {TOKENIZER: tokenizer})
-    if head is not None:
-        graph, weights = adapter_bytes(head)
+    extra = {NOTE: canonical_json(asdict(note)).decode()}
+    if base.tokenizer is not None:
+        extra[TOKENIZER] = base.tokenizer
+    if base.base_head is not None:
+        graph, weights = adapter_bytes(base.base_head)
         extra |= {HEAD_GRAPH: graph.decode(), HEAD_WEIGHTS: b64encode(weights).decode()}
-    if texts is not None:
-        extra[TEXTS] = golden_texts_json(texts).decode()
-    if media is not None:
-        extra[MEDIA] = captured_media_json(media)
-    if generation is not None:
-        extra[GENERATION] = canonical_json(asdict(generation)).decode()
+    if base.texts is not None:
+        extra[TEXTS] = golden_texts_json(base.texts).decode()
+    if base.media is not None:
+        extra[MEDIA] = captured_media_json(base.media)
+    if base.generation != Generation():
+        extra[GENERATION] = canonical_json(asdict(base.generation)).decode()
     return extra
 
 
-def _save(program: ExportedProgram, extra: Mapping[str, str], temporary: Path, path: Path) -> None:
+def _save(base: TorchBase, temporary: Path, path: Path) -> None:
     """Write an archive to a temporary file that will be `path`, and see that it can be loaded."""
     with temporary.open("wb") as file, quiet():
         sink = _Sink(file)
         try:
-            torch.export.save(program, cast(IO[bytes], sink), extra_files=dict(extra))
+            torch.export.save(base.program, cast(IO[bytes], sink), extra_files=_extra(base))
         except LIBRARY_ERRORS as error:
             raise BaseModelError(
                 "torch cannot save the program", where=path, found=first_line(error), expected="plain tensors"
@@ -494,7 +501,7 @@ class _Sink(io.RawIOBase):
 
 
 def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
-    """Load a base from an archive of `save_base` or `torch.export.save`; nothing in the file is run or unpickled.
+    """Load a base from an archive of `write_base` or `torch.export.save`; nothing in the file is run or unpickled.
 
     With `trust_pickle`, torch gets the file as it is and may run any code in it: only for files whose maker you trust.
 
