@@ -28,11 +28,13 @@ from adapter_export.api.bundles.signatures import verify_signature
 from adapter_export.api.models.base import Base, open_base
 from adapter_export.api.models.capture import capture
 from adapter_export.api.models.sites import Sites
+from adapter_export.api.training.attach import attach
+from adapter_export.api.training.distil import distil
+from adapter_export.api.training.drop import drop
 from adapter_export.api.training.lint import lint
 from adapter_export.api.training.plan import plan
-from adapter_export.api.training.smaller import distil, drop
 from adapter_export.api.training.sweep import sweep
-from adapter_export.api.training.train import attach, train
+from adapter_export.api.training.train import train
 from adapter_export.api.training.trainer import trainer_callback
 from adapter_export.commands.bundles.compare import compare
 from adapter_export.commands.bundles.evaluate import evaluate
@@ -42,14 +44,15 @@ from adapter_export.commands.serving.pull import pull
 from adapter_export.commands.serving.push import push
 from adapter_export.commands.serving.serve import serve
 from adapter_export.commands.serving.ship import ship
+from adapter_export.reporting import Reporter
 from adapter_export.version import __version__
 
 if TYPE_CHECKING:  # for annotations; each loads more than a program may need
     from adapter_export.analysis.adapter_costs import Plan as Plan
     from adapter_export.analysis.comparison import Comparison as Comparison
     from adapter_export.analysis.concurrency import Benchmark as Benchmark
-    from adapter_export.analysis.drop import Drop as Drop
     from adapter_export.analysis.evaluation import Evaluation as Evaluation
+    from adapter_export.analysis.layer_drop import Drop as Drop
     from adapter_export.analysis.mistakes import Lint as Lint
     from adapter_export.analysis.student import Distillation as Distillation
     from adapter_export.analysis.sweep_results import Sweep as Sweep
@@ -67,6 +70,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __all__ = [
     "Base",
     "Inspection",
+    "Reporter",
     "Sites",
     "__version__",
     "add",

@@ -89,24 +89,22 @@ def _declared(spec: type) -> dict[str, tuple[object, object]]:
     return {name: (hint, None if default is MISSING else default) for name, (hint, default) in options.items()}
 
 
-TEXT = Option("The column of the texts; of paths to images or audio, `image` or `audio` if not given.", "COLUMN")
-PAIR = Option("The column of the second texts, where rows are pairs.", "COLUMN")
-LABEL = Option("The column of the labels.", "COLUMN")
-START = Option("Of answers in a text: the column of their first characters, counted from 0.", "COLUMN")
-GROUP = Option("Of a ranking: the column of what rows are ranked within; the texts if not given.", "COLUMN")
+TEXT = Option("Column of the texts; for images or audio, of the paths: `image` or `audio` by default.", "COLUMN")
+PAIR = Option("Column of the second texts: contexts, choices, or the answers to prompts.", "COLUMN")
+LABEL = Option("Column of the labels.", "COLUMN")
+START = Option("Column of the first character of each answer, counted from 0 (`span` only).", "COLUMN")
+GROUP = Option("Column of the group within which rows are ranked; defaults to the texts (`ranking` only).", "COLUMN")
 LABELLED_DATA = Option(
     "Labelled texts: csv, tsv or jsonl in UTF-8; or a folder of images or audio for each label.", "PATH", "--data"
 )
-SKIP_INCOMPLETE = Option("Leave rows without text or label out, instead of stopping.")
+SKIP_INCOMPLETE = Option("Skip rows without text or label instead of failing.")
 
 Force = Annotated[bool, Option("Replace an existing output.")]
 SITE_MAP = Option(
     "Sites that override or complete those that are found; `sites --write-site-map` writes such a file.", "FILE"
 )
 TRUST_PICKLE = Option("Load a model archive that could run code. Only for files that you made yourself.")
-VALIDATION = Option("The fraction of each class kept for validation.  [default: 0.1]", "FRACTION")
-VALIDATION_DATA = Option("Validate by this file instead.", "FILE")
-TOKENIZER = Option("Where `tokenizer.json` is; the model's own if not given.", "FOLDER")
-METRIC = Option("The metric that decides which epoch is kept, or `loss`; by task if not given.", "NAME")
-DEVICE = Option("`cpu`, `cuda`, `cuda:1`, `mps`, …; the best one there is if not given.", "NAME")
-THREADS = Option("Processor threads; as many as torch takes if not given.", least=1)
+VALIDATION = Option("Fraction of each class held out for validation; 0.1 without a validation file.", "FRACTION")
+VALIDATION_DATA = Option("Validation file; excludes `--validation`.", "FILE")
+TOKENIZER = Option("Folder of `tokenizer.json`; defaults to the model's tokenizer.", "FOLDER")
+THREADS = Option("Processor threads; defaults to those of torch.", least=1)

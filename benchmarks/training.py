@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 import adapter_export as ae
+from adapter_export.reporting import Reporter
 
 WAYS: dict[str, dict[str, Any]] = {
     "all layers, no cache": {"cache_mb": 0},
@@ -27,29 +29,23 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-class Clock:
+class Clock(Reporter):
     """Adds the processor time of the steps of a run, and of all that is not a step from the first one on."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
         self._last = 0.0
 
-    def prepared(self, *_: object) -> None:
-        """Nothing is timed yet."""
-
-    def started(self, *_: object) -> None:
+    def step(self, label: str, done: int = 0, total: int | None = None) -> None:  # noqa: ARG002
         """Begin with the first step."""
         self._last = time.process_time()
 
-    def stepped(self, *_: object) -> None:
-        """Add a step."""
+    def measure(self, values: Mapping[str, float], step: int) -> None:  # noqa: ARG002
+        """Add a step, and leave validation out."""
         now = time.process_time()
-        self.steps.append(now - self._last)
+        if "training/loss" in values:
+            self.steps.append(now - self._last)
         self._last = now
-
-    def epoch_finished(self, *_: object) -> None:
-        """Leave validation out."""
-        self._last = time.process_time()
 
 
 def main() -> None:
@@ -71,7 +67,7 @@ def main() -> None:
                 clock = Clock()
                 left_out = tuple(range(layers // 2)) if options.get("leave_out") else ()
                 chosen = {**options, "leave_out": left_out} if left_out else options
-                ae.train(base, data, kind="houlsby", bottleneck=64, epochs=2, device="cpu", progress=clock, **chosen)
+                ae.train(base, data, kind="houlsby", bottleneck=64, epochs=2, device="cpu", reporter=clock, **chosen)
                 times[way].append(median(clock.steps))
     first = next(iter(times.values()))
     print("| way | a step, ms | over the first |\n| --- | --- | --- |")

@@ -68,7 +68,16 @@ def test_the_verbs_stay() -> None:
     bundles = {"build", "add", "remove", "open_bundle", "check", "self_test", "verify", "evaluate"}
     bundles |= {"compare", "inspect", "sign", "verify_signature", "run_many", "serve", "bench"}
     bundles |= {"ship", "push", "pull"}
-    assert set(adapter_export.__all__) == {*making, *bundles, "Base", "Inspection", "Sites", "errors", "__version__"}
+    assert set(adapter_export.__all__) == {
+        *making,
+        *bundles,
+        "Base",
+        "Inspection",
+        "Reporter",
+        "Sites",
+        "errors",
+        "__version__",
+    }
     for name in making | bundles:
         verb = getattr(adapter_export, name)
         assert inspect.getdoc(verb), name

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from adapter_export.analysis.adapter_costs import Choice, Plan
-from adapter_export.analysis.drop import Drop
+from adapter_export.analysis.layer_drop import Drop
 from adapter_export.analysis.sweep_results import Cost, Sweep, Trial
 from adapter_export.errors import UsageError
 from adapter_export.graph.tasks.metrics import Metric

@@ -140,9 +140,9 @@ class Bar:
         self._task = None if progress is None else progress.add_task(description, total=total, note="")
 
     @property
-    def done(self) -> bool:
-        """Whether it has all of its steps."""
-        return self._done >= self._total
+    def finished(self) -> int:
+        """The number of finished steps."""
+        return self._done
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Add steps; `note` stands at the end of the line, such as `loss 0.312`."""

@@ -99,7 +99,7 @@ def main() -> None:
         "questions": write(folder / "questions.jsonl", [{"text": question} for question in questions]),
     }
     for name, table in tables.items():
-        settings = {"max_tokens": TOKENS, "epochs": 2, "learning_rate": 5e-3, "on_note": print}
+        settings = {"max_tokens": TOKENS, "epochs": 2, "learning_rate": 5e-3}
         trained = ae.train(base, table, folder / name, task="causal_lm", force=True, **settings)
         print(f"{name}: perplexity {trained.training['validation']['perplexity']:.1f} on held-out rows")
     ae.build(base, [folder / name for name in tables], folder / "bundle", force=True)

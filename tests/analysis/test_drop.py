@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from heard import Interrupt
 
 import adapter_export as ae
 from adapter_export.cli.main import main
 from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.adapter import Adapter
 from adapter_export.torch_backend.attach import attach
-from adapter_export.torch_backend.train.record import Silent, StepRecord
 
 
 def test_the_curve_and_the_smaller_adapter(taught: Path, tmp_path: Path) -> None:
@@ -79,18 +79,6 @@ def test_a_head_alone_has_no_layers(taught: Path) -> None:
         ae.drop(whole.without(list(whole.placements)), taught / "model.pt", taught / "test.tsv")
 
 
-class Watched(Silent):
-    """Stops the run at a step."""
-
-    def __init__(self, last: int = 0) -> None:
-        self.left = last
-
-    def stepped(self, record: StepRecord) -> None:
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
-
-
 def test_training_with_drops_ends_with_the_same_bits(taught: Path, tmp_path: Path) -> None:
     def train(name: str, drops: int = 1, **more: Any) -> Adapter:
         settings = {"kind": "pfeiffer", "bottleneck": 4, "epochs": 2, "batch_size": 8, "drop_layers": drops}
@@ -98,10 +86,10 @@ def test_training_with_drops_ends_with_the_same_bits(taught: Path, tmp_path: Pat
 
     whole, other = train("whole"), train("other", drops=0)
     with pytest.raises(KeyboardInterrupt):
-        train("halted", progress=Watched(15))
+        train("halted", reporter=Interrupt(15))
     halted = train("halted", resume=True)
     assert all(np.array_equal(tensor, halted.weights[name]) for name, tensor in whole.weights.items())
     assert any(not np.array_equal(tensor, other.weights[name]) for name, tensor in whole.weights.items())
     assert whole.training["settings"]["drop_layers"] == 1
-    with pytest.raises(UsageError, match="one at least must always learn"):
+    with pytest.raises(UsageError, match="at least one layer must always learn"):
         train("all", drops=2)

@@ -349,7 +349,7 @@ def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines = [f"{text}\t{label}" for text, label in rows]
         lines += lines[:3] if name == "test" else []  # rows that are repeated
         (folder / f"{name}.tsv").write_text("text\tlabel\n" + "\n".join(lines) + "\n", encoding="utf-8")
-    notes: list[str] = []
+    heard = Heard()
     ae.train(
         world.base,
         folder / "train.tsv",
@@ -358,9 +358,9 @@ def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
         kind="pfeiffer",
         bottleneck=4,
         epochs=2,
-        on_note=notes.append,
+        reporter=heard,
     )
-    assert notes[0] == "3 rows of the test data repeat another row and were left out"
+    assert heard.notes[0] == "3 rows of the test data repeat another row and were left out"
     ae.build(world.base, [folder / "trained"], folder / "bundle", variants=("slots",))
     return folder
 

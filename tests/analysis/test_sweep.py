@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from heard import Heard
 from safetensors import safe_open
 from small_encoder import save_encoder
 
@@ -141,7 +142,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 def test_a_sweep_leaves_adapters_an_image_and_a_bundle(model: Path, base: ae.Base, tmp_path: Path) -> None:
     data, output = table(tmp_path), tmp_path / "sweep"
-    told: list[tuple[str, int]] = []
+    heard = Heard()
     given = {**QUICK, "seeds": (0, 1), "validation": 0.5, "test_data": data}
     found = ae.sweep(
         model,
@@ -149,12 +150,12 @@ def test_a_sweep_leaves_adapters_an_image_and_a_bundle(model: Path, base: ae.Bas
         output,
         plot=tmp_path / "sweep.svg",
         bundle=tmp_path / "bundle",
-        on_run=lambda run, total: told.append((run.adapter, total)),
-        on_note=lambda note: None,
+        reporter=heard,
         **given,
     )
     names = [f"{name}-0.001-seed{seed}" for name in ("pfeiffer-2", "ia3") for seed in (0, 1)]
-    assert told == [(name, 4) for name in names]
+    assert [label.partition(":")[0] for label in heard.steps[:8:2]] == names
+    assert heard.counts[1:8:2] == [(done, 4) for done in range(1, 5)]
     assert sorted(one.name for one in (output / "runs").iterdir()) == sorted(names)
     for one in found.trials:
         for run in one.runs:
@@ -168,7 +169,7 @@ def test_a_sweep_leaves_adapters_an_image_and_a_bundle(model: Path, base: ae.Bas
     assert (tmp_path / "sweep.svg").read_text(encoding="utf-8").lstrip().startswith("<?xml")
 
     kept = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
-    again = ae.sweep(base, data, output, text="text", on_note=lambda note: None, **given)
+    again = ae.sweep(base, data, output, text="text", reporter=Heard(), **given)
     assert again == found
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")} == kept
 
@@ -229,12 +230,12 @@ def test_a_training_whose_process_dies_is_named_and_goes_on_where_it_was(model: 
 
     threading.Thread(target=kill, daemon=True).start()
     with pytest.raises(TrainingError, match="every setting failed") as failed:
-        ae.sweep(model, data, tmp_path / "sweep", workers=1, on_note=lambda note: None, **given)
+        ae.sweep(model, data, tmp_path / "sweep", workers=1, reporter=Heard(), **given)
     assert "`pfeiffer-2-0.001-seed1`: the process of the training died" in str(failed.value)
     assert (runs / "pfeiffer-2-0.001-seed0").is_dir(), "what was finished stays"
     with safe_open(checkpoint, framework="np") as file:
         begun = json.loads(file.metadata()["state"])["history"]
-    found = ae.sweep(model, data, tmp_path / "sweep", on_note=lambda note: None, **given)
+    found = ae.sweep(model, data, tmp_path / "sweep", reporter=Heard(), **given)
     record = ae.load_adapter(runs / "pfeiffer-2-0.001-seed1").training
     assert [one["seconds"] for one in record["history"][: len(begun)]] == [one["seconds"] for one in begun]
     assert len(begun) < len(record["history"])
@@ -243,7 +244,7 @@ def test_a_training_whose_process_dies_is_named_and_goes_on_where_it_was(model: 
 
 def test_a_damaged_checkpoint_is_named_and_forgotten_on_request(base: ae.Base, tmp_path: Path) -> None:
     runs, data = tmp_path / "sweep" / "runs", table(tmp_path)
-    given = {**QUICK, "kinds": ("ia3",), "seeds": (0, 1), "on_note": lambda note: None}
+    given = {**QUICK, "kinds": ("ia3",), "seeds": (0, 1), "reporter": Heard()}
     first = ae.sweep(base, data, tmp_path / "sweep", **given)
     for seed in (0, 1):
         shutil.rmtree(runs / f"ia3-0.001-seed{seed}")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from answering import write
+from heard import Heard
 from once import once
 from small_models import small
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -164,7 +165,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_record_of_training_is_confirmed(name: str, folder: Path, tmp_path: Path) -> None:
-    case, base, notes = CASES[name], ae.open_base(folder / f"{CASES[name].base}.pt"), list[str]()
+    case, base, heard = CASES[name], ae.open_base(folder / f"{CASES[name].base}.pt"), Heard()
     learn, test = (
         write(tmp_path / f"{part}.jsonl", case.rows(90, seed)) for seed, part in enumerate(("learn", "test"))
     )
@@ -179,12 +180,12 @@ def test_the_record_of_training_is_confirmed(name: str, folder: Path, tmp_path: 
         batch_size=16,
         learning_rate=0.02,
         name="a",
-        on_note=notes.append,
+        reporter=heard,
         **pair,
         **case.options,
     )
     assert adapter.training["settings"]["padding_neutral"] is case.pads
-    assert any("padding changes results" in note for note in notes) is not case.pads
+    assert any("padding changes results" in note for note in heard.notes) is not case.pads
     bundle = ae.build(base, {"a": adapter}, tmp_path / "bundle", variants=("slots",), on_note=lambda _: None)
     found = ae.evaluate(bundle, test, adapter="a", resamples=0, against=base, **pair)
     assert found.training_record is not None
@@ -221,7 +222,7 @@ def test_classes_that_a_precision_changes_are_counted_on_texts_as_they_are_serve
     rows = case.rows(40, 0)
     data = write(tmp_path / "learn.jsonl", rows)
     base = ae.open_base(folder / "convolution.pt")
-    adapter = ae.train(base, data, bottleneck=8, epochs=2, learning_rate=0.02, name="a", on_note=lambda _: None)
+    adapter = ae.train(base, data, bottleneck=8, epochs=2, learning_rate=0.02, name="a", reporter=Heard())
     bundle = ae.build(
         base, {"a": adapter}, tmp_path / "bundle", base_precision="int8", variants=("slots",), on_note=lambda _: None
     )

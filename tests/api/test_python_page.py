@@ -82,5 +82,6 @@ def test_the_page_names_every_verb() -> None:
     ] == [
         "Base",
         "Inspection",
+        "Reporter",
         "Sites",
     ]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import adapter_export as ae
-from adapter_export.api.training.train import LoopOptions, TrainOptions
+from adapter_export.api.training.train import TRAIN_OPTIONS
+from adapter_export.cli.main import main
 from adapter_export.errors import UsageError
 from adapter_export.option import Option
-from adapter_export.torch_backend.train.record import TrainingSettings
+from adapter_export.torch_backend.train.settings import LoopSpec
 
 
 def words(hint: Any) -> str:
@@ -20,15 +22,16 @@ def words(hint: Any) -> str:
 
 
 def test_every_option_says_what_it_does() -> None:
-    for name, hint in get_type_hints(TrainOptions, include_extras=True).items():
+    for name, hint, _ in TRAIN_OPTIONS.declared():
         assert re.search(r"[.\]]$", words(hint)), name
 
 
-@pytest.mark.parametrize("name", LoopOptions.__annotations__)
-def test_the_defaults_of_the_loop_are_those_of_its_settings(name: str) -> None:
-    hint = get_type_hints(LoopOptions, include_extras=True)[name]
-    (default,) = re.findall(r"\[default: (\S+)\]", words(hint))
-    assert float(default) == getattr(TrainingSettings(), name)
+def test_the_defaults_of_the_loop_are_those_on_its_help_page() -> None:
+    page = " ".join(CliRunner().invoke(main, ["train", "--help", "training"]).output.split())
+    for name in ("epochs", "batch_size", "learning_rate", "warmup", "weight_decay", "patience", "cache_mb"):
+        found = re.search(rf"--{name.replace('_', '-')} .*?\[default: (\S+)\]", page)
+        assert found is not None, name
+        assert float(found[1]) == getattr(LoopSpec(), name)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +53,7 @@ def test_the_defaults_of_the_loop_are_those_of_its_settings(name: str) -> None:
         ({"task": "ranking"}, "`ranking` reads pairs of texts. Name the column of the second texts: `pair`"),
         ({"task": "token", "pair": "b"}, "`token` reads one text, no pair; found `b`. Leave `pair` out"),
         ({"task": "multi_label", "thresholds": (0.5, 1.5)}, "a threshold is a probability; found 1.5; expected 0 to 1"),
-        ({"thresholds": (0.3,)}, "`thresholds` does not go with the head that is asked for"),
+        ({"thresholds": (0.3,)}, "`thresholds` does not apply to this task and head"),
         ({"start": "s"}, "only answers to questions have a `start`"),
         ({"fuse": ["a", "b"], "fusion": "mean"}, "unknown fusion; found `mean`"),
     ],

@@ -78,7 +78,7 @@ def test_people_get_a_table_and_the_next_step(cli, model: Path, data: Path, tmp_
     assert "macro-F1" in found.stdout
     assert "test accuracy" in found.stdout
     assert "Next: adapter-export build" in found.stderr
-    assert "`small_normal` moves the final hidden state by" in found.stderr
+    assert "initial change of the final hidden state: " in found.stderr
     assert "36 texts of the test data are in the training data, too" in found.stderr
 
 
@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_nothing(cli, model: Path, data: Path, tmp_path: Path
         (2, "the part kept for validation is a fraction", ("--validation", "1.5")),
         (2, "`--max-tokens` is more than the model takes", ("--max-tokens", "10000")),
         (2, "`--bottleneck` is too small", ("--bottleneck", "0")),
-        (2, "`--learning-rate` has a value", ("--learning-rate", "-1")),
+        (2, "`--learning-rate` is out of range", ("--learning-rate", "-1")),
         (2, "a dropout rate is a probability", ("--dropout", "1")),
         (2, "'lucky' is not one of", ("--init", "lucky")),
         (3, "the loss is not finite", ("--learning-rate", "1e30", "--epochs", "5")),

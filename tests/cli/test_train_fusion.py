@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from adapter_export.cli.training.train import TrainingBar
+from adapter_export.cli.reporter import TerminalReporter
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.graph.compose import COMPOSITION
 from adapter_export.graph.compose.attention import temperature_of
@@ -99,16 +99,15 @@ def test_an_interrupted_run_goes_on(
     """Stopped as by Ctrl-C in the first step of its second epoch."""
     options = ("train", model, "--data", data, "--fuse", "topic,tone", *QUICK, "--temperature", "50")
     options += ("--temperature-decay", "0.01", "-o", tmp_path / "dynamic")
-    stepped, losses = TrainingBar.stepped, []
+    step = TerminalReporter.step
 
-    def stopped(bar: TrainingBar, loss: float) -> None:
-        stepped(bar, loss)
-        losses.append(loss)
-        if len(losses) == STEPS + 1:
+    def stopped(reporter: TerminalReporter, label: str, done: int = 0, total: int | None = None) -> None:
+        step(reporter, label, done, total)
+        if done == STEPS + 1:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingBar, "stepped", stopped)
+        patch.setattr(TerminalReporter, "step", stopped)
         assert cli(*options, folder=adapters).returncode == 130
     assert not (tmp_path / "dynamic").exists()
     cli.refused(3, "an interrupted run with other data", *options, "--no-key", folder=adapters)
@@ -140,7 +139,7 @@ REFUSED = {
         ("--fuse", "topic,tone", "--weights", "1,2"),
     ),
     "`--temperature-decay` says how a temperature falls": (2, ("--fuse", "topic,tone", "--temperature-decay", "0.1")),
-    "`--temperature-decay` has a value": (
+    "`--temperature-decay` is out of range": (
         2,
         ("--fuse", "topic,tone", "--temperature", "3", "--temperature-decay", "-1"),
     ),

@@ -61,7 +61,7 @@ bundle, table, out, model, sweep = sys.argv[3:]
 done = ae.run_many(bundle, table, out, adapter_column="who", shard_rows=100, ray="auto", workers=1)
 print(json.dumps([done.shards, done.reused]))
 given = {"kinds": ("ia3",), "seeds": (0,), "epochs": 1, "batch_size": 4, "bottlenecks": (2,)}
-found = ae.sweep(model, "train.tsv", sweep, ray="auto", on_note=lambda note: None, **given)
+found = ae.sweep(model, "train.tsv", sweep, ray="auto", **given)
 print(json.dumps([found.adapter, ae.load_adapter(f"{sweep}/runs/{found.adapter}").training["threads"]]))
 ray.shutdown()
 """

@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,28 +20,24 @@ from small_task import prepared, review_data
 
 from adapter_export.dtypes import Weights
 from adapter_export.errors import TrainingError
+from adapter_export.reporting import Reporter
 from adapter_export.torch_backend.base.torch_base import load_base
 from adapter_export.torch_backend.train.data import TrainingData
-from adapter_export.torch_backend.train.record import Silent, StepRecord, TrainingSettings
+from adapter_export.torch_backend.train.settings import LoopSpec
 from adapter_export.torch_backend.train.train_loop import train
 
 _SPARE = 2**26
 """The bytes that a run without memory may still take."""
 
 
-class Fatal(Silent):
+class Fatal(Reporter):
     """Kills the process after a number of steps of the whole run, as a power cut would."""
 
     def __init__(self, step: int) -> None:
-        self.step = step
-        self.done = 0
+        self.last = step
 
-    def started(self, steps: int, done: int) -> None:
-        self.done = done
-
-    def stepped(self, record: StepRecord) -> None:
-        self.done += 1
-        if self.done == self.step:
+    def measure(self, values: Mapping[str, float], step: int) -> None:
+        if "training/loss" in values and step == self.last:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -50,8 +46,8 @@ def run(archive: Path, checkpoints: Path, step: int = 0) -> Weights:
     torch.set_num_threads(1)
     base = load_base(archive)
     model = prepared(base, dropout=0.3)
-    settings = TrainingSettings(epochs=3, batch_size=8, checkpoint_steps=3, learning_rate=0.01)
-    train(model, review_data(base), settings, progress=Fatal(step), checkpoints=checkpoints)
+    settings = LoopSpec(epochs=3, batch_size=8, checkpoint_steps=3, learning_rate=0.01)
+    train(model, review_data(base), settings, reporter=Fatal(step), checkpoints=checkpoints)
     return model.to_adapter().weights
 
 
@@ -62,7 +58,7 @@ def run_without_memory(archive: Path, said: Path) -> None:
     rows = data.training.only(np.repeat(np.arange(60), 500))
     pages = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (pages + _SPARE, resource.RLIM_INFINITY))
-    settings = TrainingSettings(epochs=2, batch_size=30_000, learning_rate=0.01, cache_mb=0)
+    settings = LoopSpec(epochs=2, batch_size=30_000, learning_rate=0.01, cache_mb=0)
     try:
         train(prepared(base), TrainingData(rows, rows), settings)
     except TrainingError as error:

@@ -1,4 +1,4 @@
-"""A reporter that remembers what it heard, for tests."""
+"""Reporters of tests: one that remembers what it heard, and one that interrupts a training."""
 
 from __future__ import annotations
 
@@ -32,3 +32,15 @@ class Heard(Reporter):
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+
+class Interrupt(Reporter):
+    """Stops a training as Ctrl-C does, in one of its steps."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def measure(self, values: Mapping[str, float], step: int) -> None:
+        self.left -= "training/loss" in values
+        if not self.left:
+            raise KeyboardInterrupt

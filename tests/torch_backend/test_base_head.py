@@ -300,7 +300,7 @@ def table(place: Path, labels: Sequence[str]) -> Path:
 def test_a_training_starts_as_the_base_head(classifier: ae.Base, tmp_path: Path) -> None:
     data = table(tmp_path / "train.tsv", ["good", "bad", "ugly"])
     quick: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-12, "bottleneck": 2}
-    started = ae.train(classifier, data, tmp_path / "mine", head="own", **quick)
+    started = ae.train(classifier, data, tmp_path / "mine", head="base", **quick)
     assert classifier.base_head is not None
     assert started.head is not None
     own = classifier.base_head.weights
@@ -309,7 +309,7 @@ def test_a_training_starts_as_the_base_head(classifier: ae.Base, tmp_path: Path)
     assert np.abs(started.weights["head.classifier.weight"] - own["head.classifier.weight"][:, order]).max() < 1e-9
     assert np.abs(started.weights["head.classifier.bias"] - own["head.classifier.bias"][order]).max() < 1e-9
     assert np.abs(started.weights["head.dense_1.weight"] - own["head.dense_1.weight"]).max() < 1e-9
-    assert started.training["settings"]["head"] == "own"
+    assert started.training["settings"]["head"] == "base"
     fresh = ae.train(classifier, data, **quick)
     assert "head.dense_1.weight" not in fresh.weights
 
@@ -320,20 +320,20 @@ def test_a_training_starts_as_the_base_head(classifier: ae.Base, tmp_path: Path)
         (["good", "bad"], {}, "another question than the data.*found a head for `single_label`, ugly, bad, good"),
         (["good", "bad", "grim"], {}, "another question than the data.*expected `single_label`, bad, good, grim"),
         (["good", "bad", "ugly"], {"task": "embedding"}, "another question than the data.*expected `embedding`"),
-        (["good", "bad", "ugly"], {"pooling": "first"}, r"base head is as it is; found `pooling`"),
-        (["good", "bad", "ugly"], {"head": "mine"}, "unknown start of a head; found `mine`"),
+        (["good", "bad", "ugly"], {"pooling": "first"}, r"the head of the base cannot be changed; found `pooling`"),
+        (["good", "bad", "ugly"], {"head": "mine"}, "unknown initial head; found `mine`"),
     ],
 )
 def test_labels_that_are_not_those_of_the_base_head(
     labels: list[str], options: dict[str, Any], message: str, classifier: ae.Base, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        ae.train(classifier, table(tmp_path / "train.tsv", labels), **({"head": "own"} | options))
+        ae.train(classifier, table(tmp_path / "train.tsv", labels), **({"head": "base"} | options))
 
 
 def test_no_training_starts_as_a_head_that_is_not_there(minilm_folder: Path, tmp_path: Path) -> None:
     small("Bert", "ForMaskedLM", vocab_size=30522).save_pretrained(tmp_path / "folder")
     shutil.copy(minilm_folder / "tokenizer.json", tmp_path / "folder")
     base = ae.open_base(tmp_path / "folder")
-    with pytest.raises(UsageError, match=r"no head of its own.*BertForMaskedLM` is left out"):
-        ae.train(base, table(tmp_path / "train.tsv", ["good", "bad"]), head="own")
+    with pytest.raises(UsageError, match=r"no head from which.*BertForMaskedLM` is left out"):
+        ae.train(base, table(tmp_path / "train.tsv", ["good", "bad"]), head="base")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from adapter_export.api.adapters.kinds import make_kind
 from adapter_export.errors import TrainingError, UsageError
 from adapter_export.graph.heads import make_head
 from adapter_export.graph.tasks import Task
+from adapter_export.reporting import Reporter
 from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.train.cache import HiddenCache
@@ -27,10 +28,10 @@ from adapter_export.torch_backend.train.data import Call, Rows, TextExamples, Tr
 from adapter_export.torch_backend.train.devices import Engine
 from adapter_export.torch_backend.train.init_adapter import fresh_adapter, with_head
 from adapter_export.torch_backend.train.objectives.objective import class_loss, label_loss
-from adapter_export.torch_backend.train.record import Silent, StepRecord, TrainingSettings
+from adapter_export.torch_backend.train.settings import LoopSpec, Machine
 from adapter_export.torch_backend.train.train_loop import train
 
-QUICK = TrainingSettings(epochs=2, batch_size=8, learning_rate=0.01)
+QUICK = LoopSpec(epochs=2, batch_size=8, learning_rate=0.01)
 GPU = torch.accelerator.is_available()
 
 
@@ -50,7 +51,7 @@ GPU = torch.accelerator.is_available()
 )
 def test_what_is_not_there_is_named(arguments: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Engine(**arguments)
+        Engine(Machine(**arguments))
 
 
 def test_no_device_is_left_behind_when_the_model_moves(base) -> None:
@@ -105,7 +106,7 @@ class TestTheMetricThatDecides:
     @pytest.mark.parametrize("metric", ["loss", "macro_f1"])
     def test_the_epoch_is_its_best(self, base, data, metric: str) -> None:
         model = prepared(base, dropout=0.5)
-        settings = TrainingSettings(epochs=5, batch_size=8, learning_rate=0.05, patience=5, metric=metric)
+        settings = LoopSpec(epochs=5, batch_size=8, learning_rate=0.05, patience=5, metric=metric)
         result = train(model, data, settings)
         scores = [record.validation.document()[metric] for record in result.history]
         assert scores[result.best_epoch - 1] == (min(scores) if metric == "loss" else max(scores))
@@ -138,13 +139,15 @@ class TestClassWeights:
             train(prepared(base), data, replace(QUICK, class_weights={"fine": 2.0}))
 
 
-class Overflow(Silent):
+class Overflow(Reporter):
     """Makes a tensor so large, after a number of steps, that what it computes is infinite."""
 
     def __init__(self, tensor: torch.Tensor, step: int) -> None:
         self.tensor, self.left = tensor, step
 
-    def stepped(self, record: StepRecord) -> None:
+    def measure(self, values: Mapping[str, float], step: int) -> None:
+        if "training/loss" not in values:
+            return
         self.left -= 1
         if not self.left:
             self.tensor.data.fill_(3e38)
@@ -156,7 +159,7 @@ def test_the_layer_where_numbers_end_is_named_and_the_best_epoch_kept(base, data
     with pytest.raises(
         TrainingError, match=r"step 10, epoch 2, between `layers.1.attention` and `layers.1.ffn`: .* is kept in"
     ):
-        train(model, data, QUICK, progress=overflow, checkpoints=tmp_path)
+        train(model, data, QUICK, reporter=overflow, checkpoints=tmp_path)
     assert (tmp_path / CHECKPOINT_FILE).exists()
 
 
@@ -184,7 +187,7 @@ def test_what_differs_from_the_interrupted_run_is_named(base, data, tmp_path: Pa
 
 def test_a_tracker_gets_every_step_and_every_epoch(base, data, tmp_path: Path) -> None:
     accumulator = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
-    with Engine("cpu", log_to=("tensorboard",), logs=tmp_path).open() as accelerator:
+    with Engine(Machine("cpu", log_to=("tensorboard",)), tmp_path).open() as accelerator:
         result = train(prepared(base), data, QUICK, accelerator=accelerator)
     events = accumulator.EventAccumulator(str(tmp_path / "adapter-export")).Reload()
     losses = events.Scalars("training/loss")

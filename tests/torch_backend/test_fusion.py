@@ -20,10 +20,10 @@ from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.train.checkpoint import run_identity
 from adapter_export.torch_backend.train.data import TrainingData
 from adapter_export.torch_backend.train.init_adapter import with_head
-from adapter_export.torch_backend.train.record import TrainingSettings
+from adapter_export.torch_backend.train.settings import LoopSpec
 from adapter_export.torch_backend.train.train_loop import train
 
-QUICK = TrainingSettings(epochs=2, batch_size=16, learning_rate=0.01)
+QUICK = LoopSpec(epochs=2, batch_size=16, learning_rate=0.01)
 
 
 @pytest.fixture(scope="module")

@@ -62,9 +62,9 @@ def ids(*numbers: int) -> tuple[int, ...]:
 
 def learnt(base: ae.Base, data: Path, **options: object) -> tuple[ae.Adapter, list[str]]:
     """An adapter after one epoch, and what was noted."""
-    notes: list[str] = []
+    heard = Heard()
     settings = {"kind": "pfeiffer", "bottleneck": 2, "epochs": 1, "validation_data": data, **options}
-    return ae.train(base, data, task="causal_lm", on_note=notes.append, **settings), notes
+    return ae.train(base, data, task="causal_lm", reporter=heard, **settings), heard.notes
 
 
 def test_the_loss_of_a_batch_is_that_of_transformers(folder: Path, base: ae.Base) -> None:
@@ -193,7 +193,7 @@ def test_a_model_that_gives_no_next_token_is_refused(folder: Path, base: ae.Base
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pooling": "mean"}, "no head and no fusion is trained for it; found `pooling`"),
+        ({"pooling": "first"}, "no head and no fusion is trained for it; found `pooling`"),
         ({"class_weights": "balanced"}, "found `class_weights`"),
         ({"end_token": "n99"}, "the tokenizer has no such token"),
         ({"packing": True}, "prompts and answers are not packed"),

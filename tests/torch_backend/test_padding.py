@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from heard import Interrupt
 from once import once
 from small_encoder import MAX_TOKENS, OTHER, tokenizer_json
 from small_models import small
@@ -21,11 +22,11 @@ from adapter_export.torch_backend.attach import AdaptedModel, attach
 from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
 from adapter_export.torch_backend.train.cache import HiddenCache, results_of
 from adapter_export.torch_backend.train.data import TextExamples, TrainingData
-from adapter_export.torch_backend.train.distil_loop import Lesson, Teacher
-from adapter_export.torch_backend.train.record import Silent, StepRecord, TrainingSettings
+from adapter_export.torch_backend.train.distil_loop import Teacher
+from adapter_export.torch_backend.train.settings import DistillationLoss, LoopSpec
 from adapter_export.torch_backend.train.train_loop import answered, train
 
-QUICK = TrainingSettings(epochs=2, batch_size=8, learning_rate=0.01)
+QUICK = LoopSpec(epochs=2, batch_size=8, learning_rate=0.01)
 GATED = BottleneckOptions("gelu", gate=True)
 
 
@@ -148,22 +149,10 @@ class TestRows:
         whole = model.to_adapter().weights
         again = attach(model.base, first)
         with pytest.raises(KeyboardInterrupt):
-            train(again, data, settings, checkpoints=tmp_path, progress=Interrupt(5))
+            train(again, data, settings, checkpoints=tmp_path, reporter=Interrupt(5))
         again = attach(model.base, first)
         assert train(again, data, settings, checkpoints=tmp_path).resumed_at == 3
         assert all(np.array_equal(whole[key], tensor) for key, tensor in again.to_adapter().weights.items())
-
-
-class Interrupt(Silent):
-    """Stops a run as Ctrl-C does."""
-
-    def __init__(self, step: int) -> None:
-        self.left = step
-
-    def stepped(self, record: StepRecord) -> None:
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
 
 
 class TestCalls:
@@ -237,10 +226,10 @@ def test_the_cache_holds_rows_as_they_are_alone(name: str, base: TorchBase, conv
 def test_a_student_learns_from_what_its_teacher_gives_for_a_row_alone(base: TorchBase) -> None:
     """The distance in a batch of several lengths is the mean of those of its rows."""
     examples: Any = review_data(base).training
-    teacher = Teacher(adapted(base, GATED), Lesson())
+    teacher = Teacher(adapted(base, GATED), DistillationLoss())
     student, rows = adapted(base), np.arange(12)
     assert student.pads
     with torch.inference_mode():
-        _, together = teacher.apart(student, examples, rows)
-        each = [teacher.apart(student, examples, rows[at : at + 1])[1] for at in range(len(rows))]
+        _, together = teacher.distance(student, examples, rows)
+        each = [teacher.distance(student, examples, rows[at : at + 1])[1] for at in range(len(rows))]
     torch.testing.assert_close(together, torch.stack(each).mean(), rtol=1e-5, atol=0)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapter_export.errors import UsageError
-from adapter_export.torch_backend.train.record import TrainingSettings
+from adapter_export.torch_backend.train.settings import LoopSpec
 from adapter_export.torch_backend.train.train_loop import rate_factor
 
 
@@ -43,4 +43,4 @@ def test_it_stays_above_zero_and_rises_before_it_falls(total: int, warmup: float
 )
 def test_settings_that_cannot_be_are_refused(name: str, value: float) -> None:
     with pytest.raises(UsageError, match=f"`{name}`"):
-        TrainingSettings(**{name: value})
+        LoopSpec(**{name: value})

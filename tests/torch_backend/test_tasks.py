@@ -12,6 +12,7 @@ import pytest
 import torch
 from building import build_bundle
 from heads import heads, with_head
+from heard import Interrupt
 from small_encoder import BAD, GOOD, OTHER, WIDTH
 from small_task import make_adapter, sites_of, with_random_weights
 from torch.nn import functional as F
@@ -26,6 +27,7 @@ from adapter_export.graph.tasks.types.span import GivenSpan
 from adapter_export.numerics.evaluate_adapter import evaluate_head
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
+from adapter_export.reporting import Reporter
 from adapter_export.runtime import Bundle
 from adapter_export.text import Pair, Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel, attach
@@ -37,7 +39,7 @@ from adapter_export.torch_backend.train.init_adapter import fresh_adapter
 from adapter_export.torch_backend.train.measure import cosine_apart, measure
 from adapter_export.torch_backend.train.objectives import OBJECTIVES
 from adapter_export.torch_backend.train.objectives.objective import IGNORED, class_loss
-from adapter_export.torch_backend.train.record import Silent, StepRecord, TrainingSettings
+from adapter_export.torch_backend.train.settings import LoopSpec
 from adapter_export.torch_backend.train.task_files import TaskFiles, TextTask, read_task
 from adapter_export.torch_backend.train.train_loop import evaluate, train
 
@@ -125,7 +127,7 @@ def test_each_task_is_learnt(problem: ProblemType, base: TorchBase, tmp_path: Pa
     model = model_for(base, make_head(problem, width=WIDTH, **look))
     data = TrainingData(found.training, found.validation)
     epochs = 6 if problem in ("multiple_choice", "span") else 20  # both are learnt in three
-    settings = TrainingSettings(epochs=epochs, batch_size=16, learning_rate=0.03, patience=20)
+    settings = LoopSpec(epochs=epochs, batch_size=16, learning_rate=0.03, patience=20)
     before = evaluate(model, found.validation, settings)
     result = train(model, data, settings)
     assert result.best.validation.metrics[metric] > max(enough, before.metrics[metric])
@@ -137,7 +139,7 @@ def test_each_task_is_learnt(problem: ProblemType, base: TorchBase, tmp_path: Pa
 def test_scores_do_not_depend_on_the_batches(problem: ProblemType, base: TorchBase, tmp_path: Path) -> None:
     found = read(base, problem, tmp_path, rows(problem, 40))
     model = model_for(base, make_head(problem, width=WIDTH, **LOOKS[problem][0]))
-    one, other = (evaluate(model, found.training, TrainingSettings(batch_size=size)) for size in (2, 13))
+    one, other = (evaluate(model, found.training, LoopSpec(batch_size=size)) for size in (2, 13))
     assert one.loss == pytest.approx(other.loss, rel=1e-5)
     assert one.metrics == pytest.approx(other.metrics, abs=1e-5)
 
@@ -146,23 +148,17 @@ def test_scores_do_not_depend_on_the_batches(problem: ProblemType, base: TorchBa
 def test_an_interrupted_run_ends_with_the_same_bits(problem: ProblemType, base: TorchBase, tmp_path: Path) -> None:
     found = read(base, problem, tmp_path, rows(problem, 60))
     data = TrainingData(found.training, found.validation)
-    settings = TrainingSettings(epochs=2, batch_size=8, checkpoint_steps=2)
+    settings = LoopSpec(epochs=2, batch_size=8, checkpoint_steps=2)
 
-    class Stopped(Silent):
-        def stepped(self, record: StepRecord) -> None:
-            self.steps = getattr(self, "steps", 0) + 1
-            if self.steps == 5:
-                raise KeyboardInterrupt
-
-    def run(folder: Path, progress: Silent) -> dict[str, np.ndarray]:
+    def run(folder: Path, reporter: Reporter) -> dict[str, np.ndarray]:
         folder.mkdir(exist_ok=True)
         model = model_for(base, make_head(problem, width=WIDTH, **LOOKS[problem][0]))
-        train(model, data, settings, progress=progress, checkpoints=folder)
+        train(model, data, settings, reporter=reporter, checkpoints=folder)
         return dict(model.to_adapter().weights)
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "stopped", Stopped())
-    found_weights, whole = run(tmp_path / "stopped", Silent()), run(tmp_path / "whole", Silent())
+        run(tmp_path / "stopped", Interrupt(5))
+    found_weights, whole = run(tmp_path / "stopped", Reporter()), run(tmp_path / "whole", Reporter())
     assert all(np.array_equal(found_weights[name], whole[name]) for name in whole)
 
 

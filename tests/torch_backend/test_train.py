@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,43 +12,46 @@ import ended_training
 import numpy as np
 import pytest
 import torch
+from heard import Interrupt
 from small_task import make_adapter, prepared, review_data, with_random_weights
 from torch import Tensor
 
 from adapter_export.errors import TrainingError
+from adapter_export.reporting import Reporter
 from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.torch_base import TorchBase, fingerprint
 from adapter_export.torch_backend.train.checkpoint import CHECKPOINT_FILE
 from adapter_export.torch_backend.train.data import TrainingData
 from adapter_export.torch_backend.train.objectives.objective import Scores
-from adapter_export.torch_backend.train.record import EpochRecord, Silent, StepRecord, TrainingSettings
+from adapter_export.torch_backend.train.settings import LoopSpec
 from adapter_export.torch_backend.train.train_loop import evaluate, train
 
-QUICK = TrainingSettings(epochs=2, batch_size=8, learning_rate=0.01)
+QUICK = LoopSpec(epochs=2, batch_size=8, learning_rate=0.01)
 
 
-class Witness(Silent):
+class Witness(Reporter):
     """Remembers what it heard."""
 
     def __init__(self) -> None:
-        self.begun: list[tuple[int, int]] = []
+        self.counts: list[tuple[int, int | None]] = []
         self.losses: list[float] = []
-        self.records: list[EpochRecord] = []
+        self.epochs: list[dict[str, float]] = []
 
-    def started(self, steps: int, done: int) -> None:
-        self.begun.append((steps, done))
+    def step(self, label: str, done: int = 0, total: int | None = None) -> None:
+        assert label.startswith("training")
+        self.counts.append((done, total))
 
-    def stepped(self, record: StepRecord) -> None:
-        self.losses.append(record.loss)
-
-    def epoch_finished(self, record: EpochRecord) -> None:
-        self.records.append(record)
+    def measure(self, values: Mapping[str, float], step: int) -> None:
+        if "training/epoch" in values:
+            self.epochs.append(dict(values))
+            return
+        self.losses.append(values["training/loss"])
 
 
 def test_it_learns_the_task_and_leaves_the_base_bit_for_bit(base) -> None:
     before = fingerprint(base.program)
     model = attach(base, make_adapter(base, bottleneck=8))
-    settings = TrainingSettings(epochs=15, batch_size=16, learning_rate=0.03, patience=15)
+    settings = LoopSpec(epochs=15, batch_size=16, learning_rate=0.03, patience=15)
     result = train(model, review_data(base, 300), settings)
     assert result.best.validation.metrics["accuracy"] >= 0.9
     assert result.history[-1].training_loss < 0.3 * result.history[0].training_loss
@@ -58,18 +62,24 @@ def test_it_learns_the_task_and_leaves_the_base_bit_for_bit(base) -> None:
 
 def test_it_tells_every_step(base, data) -> None:
     witness = Witness()
-    result = train(prepared(base), data, QUICK, progress=witness)
+    result = train(prepared(base), data, QUICK, reporter=witness)
     steps = math.ceil(60 / 8) * 2
-    assert witness.begun == [(steps, 0)]
+    assert witness.counts == [(done, steps) for done in range(steps + 1)]
     assert len(witness.losses) == result.steps == steps
     assert witness.losses[0] == pytest.approx(math.log(2), abs=0.1)
-    assert witness.records == result.history
+    validation = [
+        {name.removeprefix("validation/"): value for name, value in epoch.items() if name.startswith("validation/")}
+        for epoch in witness.epochs
+    ]
+    assert validation == [record.validation.document() for record in result.history]
+    assert [epoch["training/epoch_loss"] for epoch in witness.epochs] == [one.training_loss for one in result.history]
+    assert [epoch["training/epoch"] for epoch in witness.epochs] == [1, 2]
     assert [record.epoch for record in result.history] == [1, 2]
 
 
 def test_the_model_ends_with_the_best_epoch(base, data) -> None:
     model = prepared(base, dropout=0.5)
-    result = train(model, data, TrainingSettings(epochs=6, batch_size=8, learning_rate=0.05, patience=6))
+    result = train(model, data, LoopSpec(epochs=6, batch_size=8, learning_rate=0.05, patience=6))
     accuracies = [record.validation.metrics["accuracy"] for record in result.history]
     assert result.best.validation.metrics["accuracy"] == max(accuracies)
     assert evaluate(model, data.validation, QUICK) == result.best.validation
@@ -95,7 +105,7 @@ def test_it_leaves_the_generator_of_torch_alone(base, data) -> None:
 
 
 def test_it_stops_when_nothing_gets_better(base, data) -> None:
-    settings = TrainingSettings(epochs=20, batch_size=8, learning_rate=1e-9, patience=2)
+    settings = LoopSpec(epochs=20, batch_size=8, learning_rate=1e-9, patience=2)
     still = replace(data, validation=data.validation.only(np.arange(4)))
     result = train(prepared(base), still, settings)
     assert len(result.history) < 20
@@ -114,21 +124,9 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(ended_runs: Path, tmp_pat
     assert all(np.array_equal(whole[name], broken[name]) for name in whole)
 
 
-class Interrupt(Silent):
-    """Stops the run as Ctrl-C does."""
-
-    def __init__(self, step: int) -> None:
-        self.left = step
-
-    def stepped(self, record: StepRecord) -> None:
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
-
-
 def interrupted(base: TorchBase, data: TrainingData, folder: Path) -> Path:
     with pytest.raises(KeyboardInterrupt):
-        train(prepared(base), data, replace(QUICK, checkpoint_steps=2), progress=Interrupt(5), checkpoints=folder)
+        train(prepared(base), data, replace(QUICK, checkpoint_steps=2), reporter=Interrupt(5), checkpoints=folder)
     return folder / CHECKPOINT_FILE
 
 
@@ -136,9 +134,9 @@ def test_it_says_where_it_went_on(base, data, tmp_path: Path) -> None:
     interrupted(base, data, tmp_path)
     witness = Witness()
     settings = replace(QUICK, checkpoint_steps=2)
-    result = train(prepared(base), data, settings, progress=witness, checkpoints=tmp_path)
+    result = train(prepared(base), data, settings, reporter=witness, checkpoints=tmp_path)
     assert result.resumed_at == 4
-    assert witness.begun == [(16, 4)]
+    assert witness.counts[0] == (4, 16)
     assert len(witness.losses) == 12
 
 
@@ -176,14 +174,16 @@ def test_a_damaged_checkpoint_is_named(base, data, tmp_path: Path, damage: str) 
         train(prepared(base), data, replace(QUICK, checkpoint_steps=2), checkpoints=tmp_path)
 
 
-class Sabotage(Silent):
+class Sabotage(Reporter):
     """Puts a NaN into the model after a number of steps."""
 
     def __init__(self, tensor: Tensor, step: int) -> None:
         self.tensor = tensor
         self.left = step
 
-    def stepped(self, record: StepRecord) -> None:
+    def measure(self, values: Mapping[str, float], step: int) -> None:
+        if "training/loss" not in values:
+            return
         self.left -= 1
         if not self.left:
             self.tensor.data[0] = math.nan
@@ -196,7 +196,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(base, data) -> None:
         TrainingError,
         match=r"step 10, epoch 2, tensor `head.classifier.bias`: the loss is not finite; found nan.*`learning_rate",
     ):
-        train(model, data, QUICK, progress=sabotage)
+        train(model, data, QUICK, reporter=sabotage)
 
 
 def test_without_a_head_there_is_nothing_to_train(base, data) -> None:

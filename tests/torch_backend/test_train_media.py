@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from heard import Heard
 from small_media import noise, png, wav
 
 import adapter_export as ae
@@ -94,10 +95,10 @@ def test_the_bundle_confirms_the_record_and_a_table_is_the_same_data(
 def test_images_of_the_same_bytes_are_one_row(vit_folder: Path, data: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(data / "test", tmp_path / "data")
     shutil.copy(folder / "red" / "12.png", folder / "red" / "copy.png")
-    notes: list[str] = []
-    adapter = ae.train(vit_folder / "model.pt", folder, name="x", epochs=1, bottleneck=2, on_note=notes.append)
+    heard = Heard()
+    adapter = ae.train(vit_folder / "model.pt", folder, name="x", epochs=1, bottleneck=2, reporter=heard)
     assert adapter.training["data"]["training"]["repeated_rows_left_out"] == 1
-    assert any("repeat another row" in note for note in notes)
+    assert any("repeat another row" in note for note in heard.notes)
 
 
 def _half(folder: Path) -> None:
@@ -243,7 +244,7 @@ def test_clips_of_different_lengths_are_trained_without_padding(tmp_path: Path) 
                 place = tmp_path / ("test" if number < 3 else "learn") / label
                 place.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, place / f"{part}-{file.name}")
-    notes: list[str] = []
+    heard = Heard()
     adapter = ae.train(
         tmp_path / "model.pt",
         tmp_path / "learn",
@@ -252,9 +253,9 @@ def test_clips_of_different_lengths_are_trained_without_padding(tmp_path: Path) 
         epochs=2,
         batch_size=4,
         bottleneck=4,
-        on_note=notes.append,
+        reporter=heard,
     )
-    assert "padding changes results: only rows of one length share a call" in notes
+    assert "padding changes results: only rows of one length share a call" in heard.notes
     bundle = ae.build(tmp_path / "model.pt", [adapter], tmp_path / "bundle", variants=("slots",))
     found = ae.evaluate(bundle, tmp_path / "test", resamples=0)
     assert found.held is not None

@@ -17,7 +17,7 @@ from adapter_export.torch_backend.base.torch_base import TorchBase, fingerprint,
 from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.train.data import TextExamples, TrainingData
 from adapter_export.torch_backend.train.init_adapter import fresh_adapter, relative_change
-from adapter_export.torch_backend.train.record import TrainingSettings
+from adapter_export.torch_backend.train.settings import LoopSpec
 from adapter_export.torch_backend.train.train_loop import train
 
 QUESTIONS = (
@@ -83,7 +83,7 @@ def test_every_scheme_starts_near_the_base(base, examples, scheme: str) -> None:
 def test_a_few_steps_on_real_questions(base, examples) -> None:
     model = adapted(base, "houlsby", "small_normal")
     data = TrainingData(examples, examples)
-    result = train(model, data, TrainingSettings(epochs=4, batch_size=8, learning_rate=2e-3))
+    result = train(model, data, LoopSpec(epochs=4, batch_size=8, learning_rate=2e-3))
     losses = [record.training_loss for record in result.history]
     assert losses[-1] < 0.5 * losses[0]
     assert result.best.validation.metrics["accuracy"] > 0.9

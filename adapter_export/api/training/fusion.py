@@ -1,16 +1,19 @@
-"""A fusion that is learnt: its options by name, and what it is before training."""
+"""Fusions that learn: the options of one, and its weights before training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from adapter_export.api.adapters.adapters import check_site_map
 from adapter_export.api.models.base import Base
 from adapter_export.errors import BaseMismatchError, UsageError, argument, quoted
+from adapter_export.option import Option, changed
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter, Head
+    from adapter_export.torch_backend.train.settings import LoopSpec
 
 _DECAY, _PENALTY = 0.001, 0.01
 """Those of AdapterHub."""
@@ -18,32 +21,106 @@ _DECAY, _PENALTY = 0.001, 0.01
 FusionType = Literal["dynamic", "static", "weighted"]
 
 
-class FusionOptions(TypedDict, total=False):
-    """What is free in a fusion."""
+@dataclass(frozen=True)
+class FusionSpec:
+    """The type of a fusion, and its options."""
 
     fusion: Annotated[
-        FusionType,
-        "Attention with a value projection, attention without, or one weight per adapter.  [default: dynamic]",
-    ]
-    no_query: Annotated[bool, "Attention without a projection of the query."]
-    no_key: Annotated[bool, "Attention without a projection of the keys."]
-    query_before_norm: Annotated[bool, "The query is the bare output, also where the adapters read the norm."]
-    residual_before: Annotated[bool, "The output is added to each adapter's, not to their mean."]
-    temperature: Annotated[float, "What the scores are divided by at first.  [default: 1; often 50]"]
+        FusionType, "Fusion: attention with a value projection, attention without one, or one weight per adapter."
+    ] = "dynamic"
+    no_query: Annotated[bool, "Attention without a query projection."] = False
+    no_key: Annotated[bool, "Attention without a key projection."] = False
+    query_before_norm: Annotated[
+        bool, "Query the output before the layer norm, even if the adapters read the norm's output."
+    ] = False
+    residual_before: Annotated[bool, "Add the residual to each adapter's output, not to their mean."] = False
+    temperature: Annotated[float, "Initial softmax temperature; 50 is common."] = 1.0
     temperature_decay: Annotated[
-        float, f"The fraction of it that is lost in each step, down to 1.  [default: {_DECAY}]"
-    ]
-    fusion_dropout: Annotated[float, "The rate on the scores, in training.  [default: 0]"]
-    first_value: Annotated[Literal["identity", "normal"], "What the value projection starts as.  [default: identity]"]
-    value_after: Annotated[bool, "The value projection is behind the mean, not before it."]
+        float | None,
+        Option(f"Fraction of the initial temperature lost per step, down to 1; {_DECAY} if a temperature is given."),
+    ] = None
+    fusion_dropout: Annotated[float, "Dropout rate on the attention scores."] = 0.0
+    first_value: Annotated[Literal["identity", "normal"], "Initial value projection."] = "identity"
+    value_after: Annotated[bool, "Apply the value projection after the mean instead of before it."] = False
     value_penalty: Annotated[
-        float, f"What draws the value projection to the identity, times Σ(I − V)².  [default: {_PENALTY}]"
-    ]
-    weights: Annotated[tuple[float, ...] | Mapping[str, float], "First weights of `weighted`; equal if not given."]
-    residual: Annotated[
-        Literal["once", "literal"],
-        "Of `weighted`: whether `h` counts once, or once more for each weight.  [default: once]",
-    ]
+        float | None, Option(f"Coefficient of the penalty ‖I − V‖²; {_PENALTY} for `dynamic`.")
+    ] = None
+    weights: Annotated[
+        tuple[float, ...] | Mapping[str, float] | None, "Initial weights of `weighted`; equal by default."
+    ] = None
+    residual: Annotated[Literal["once", "literal"], "Add `h` once, or once more for each weight (`weighted` only)."] = (
+        "once"
+    )
+
+    def check(self, members: Sequence[object]) -> None:
+        """Refuse options without members, or that the type of the fusion does not have.
+
+        Raises:
+            UsageError: there is one.
+        """
+        given = list(changed(self))
+        if not members:
+            if given:
+                raise UsageError(
+                    "only a fusion has such an option",
+                    found=", ".join(map(argument, given)),
+                    fix=f"say of what: {argument('fuse', ['a', 'b'])}, or leave it out",
+                )
+            return
+        if len(members) < 2:
+            raise UsageError(f"{argument('fuse')} is no list of two or more adapters", found=f"`{members[0]}`")
+        if self.fusion not in _HAS:
+            raise UsageError("unknown fusion", found=f"`{self.fusion}`", expected=quoted(_HAS))
+        unknown = [name for name in given if name not in ("fusion", *_HAS[self.fusion])]
+        if unknown:
+            found = ", ".join(map(argument, unknown))
+            raise UsageError(f"a fusion that is `{self.fusion}` has no such option", found=found)
+        if self.temperature_decay is not None and self.temperature == 1:
+            raise UsageError(
+                f"{argument('temperature_decay')} says how a temperature falls",
+                fix=f"give {argument('temperature')} as well",
+            )
+
+    def loop(self, loop: LoopSpec) -> LoopSpec:
+        """Return the settings of a loop with the decay and the penalty of this fusion."""
+        decay, penalty = self.temperature_decay, self.value_penalty
+        if decay is None:
+            decay = 0.0 if self.temperature == 1 else _DECAY
+        if penalty is None:
+            penalty = _PENALTY if self.fusion == "dynamic" else 0.0
+        return replace(loop, temperature_decay=decay, value_penalty=penalty)
+
+    def fuse(
+        self, base: Base, members: Sequence[Adapter], name: str, head: Head, seed: int
+    ) -> tuple[Adapter, list[str]]:
+        """Return the fusion before training, with a new head, and the names of its tensors that learn."""
+        from adapter_export.graph.compose import FusionOptions, adapter_fusion, weighted_fusion
+        from adapter_export.graph.compose.members import own_tensors
+        from adapter_export.torch_backend.train.init_adapter import with_head
+
+        for adapter in members:
+            if adapter.base != base.fingerprint:
+                known, wanted = adapter.base, base.fingerprint
+                raise BaseMismatchError(adapter.name, found=known, expected=wanted, can_be_allowed=False)
+        check_site_map(members, base.given)
+        if self.fusion == "weighted":
+            weights: dict[str, Any] = {} if self.weights is None else {"weights": self.weights}
+            made = weighted_fusion(*members, name=name, residual=self.residual, **weights)
+        else:
+            attention = FusionOptions(
+                query=not self.no_query,
+                key=not self.no_key,
+                value=self.fusion == "dynamic",
+                query_before_norm=self.query_before_norm,
+                residual_before=self.residual_before,
+                value_before_softmax=not self.value_after,
+                temperature=self.temperature,
+                dropout=self.fusion_dropout,
+                first_value=self.first_value,
+            )
+            made = adapter_fusion(*members, name=name, options=attention, seed=seed)
+        whole = with_head(made, head, seed=seed)
+        return whole, [*own_tensors(made), *(tensor for tensor in whole.weights if tensor not in made.weights)]
 
 
 _STATIC = (
@@ -55,72 +132,3 @@ _HAS: Mapping[FusionType, tuple[str, ...]] = {
     "static": _STATIC,
     "weighted": ("weights", "residual"),
 }
-
-
-def fusion_options(given: Mapping[str, Any], fuse: Sequence[object]) -> dict[str, Any]:
-    """Return the options of the fusion of some members; an option without members is a `UsageError`."""
-    found = {name: given[name] for name in FusionOptions.__annotations__ if name in given}
-    if not fuse:
-        if found:
-            raise UsageError(
-                "only a fusion has such an option",
-                found=", ".join(map(argument, found)),
-                fix=f"say of what: {argument('fuse', ['a', 'b'])}, or leave it out",
-            )
-        return {}
-    if len(fuse) < 2:
-        raise UsageError(f"{argument('fuse')} is no list of two or more adapters", found=f"`{fuse[0]}`")
-    fusion: FusionType = found.setdefault("fusion", "dynamic")
-    if fusion not in _HAS:
-        raise UsageError("unknown fusion", found=f"`{fusion}`", expected=quoted(_HAS))
-    strangers = [name for name in found if name not in ("fusion", *_HAS[fusion])]
-    if strangers:
-        raise UsageError(f"a fusion that is `{fusion}` has no such option", found=", ".join(map(argument, strangers)))
-    if "temperature_decay" in found and "temperature" not in found:
-        raise UsageError(
-            f"{argument('temperature_decay')} says how a temperature falls",
-            fix=f"give {argument('temperature')} as well",
-        )
-    return found
-
-
-def fusion_settings(fusion: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a fusion adds to the settings of the training loop."""
-    if not fusion:
-        return {}
-    return {
-        "temperature_decay": fusion.get("temperature_decay", _DECAY if "temperature" in fusion else 0.0),
-        "value_penalty": fusion.get("value_penalty", _PENALTY if fusion["fusion"] == "dynamic" else 0.0),
-    }
-
-
-def fused(
-    base: Base, members: Sequence[Adapter], options: Mapping[str, Any], name: str, head: Head, seed: int
-) -> tuple[Adapter, list[str]]:
-    """Return the fusion before training, with a fresh head, and the names of its tensors that learn."""
-    from adapter_export.graph.compose import FusionOptions as Attention
-    from adapter_export.graph.compose import adapter_fusion, weighted_fusion
-    from adapter_export.graph.compose.members import own_tensors
-    from adapter_export.torch_backend.train.init_adapter import with_head
-
-    for adapter in members:
-        if adapter.base != base.fingerprint:
-            raise BaseMismatchError(adapter.name, found=adapter.base, expected=base.fingerprint, can_be_allowed=False)
-    check_site_map(members, base.given)
-    if options["fusion"] == "weighted":
-        made = weighted_fusion(*members, name=name, **{key: options[key] for key in _HAS["weighted"] if key in options})
-    else:
-        attention = Attention(
-            query=not options.get("no_query", False),
-            key=not options.get("no_key", False),
-            value=options["fusion"] == "dynamic",
-            query_before_norm=options.get("query_before_norm", False),
-            residual_before=options.get("residual_before", False),
-            value_before_softmax=not options.get("value_after", False),
-            temperature=options.get("temperature", 1.0),
-            dropout=options.get("fusion_dropout", 0.0),
-            first_value=options.get("first_value", "identity"),
-        )
-        made = adapter_fusion(*members, name=name, options=attention, seed=seed)
-    whole = with_head(made, head, seed=seed)
-    return whole, [*own_tensors(made), *(tensor for tensor in whole.weights if tensor not in made.weights)]

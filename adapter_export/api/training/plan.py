@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.kinds import at_least_1, check_different
-from adapter_export.api.models.base import Base, PathLike, Steps, open_base, require, silent
+from adapter_export.api.models.base import Base, PathLike, open_base, require
 from adapter_export.option import Option
+from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def plan(
         PathLike | None, Option("Draw what each kind costs over its bottlenecks: `.svg` or `.png`.", "FILE")
     ] = None,
     force: bool = False,
-    on_progress: Callable[[str], None] | None = None,
+    reporter: Reporter = SILENT,
 ) -> Plan:
     """Say what each kind of adapter would cost in a base with each bottleneck, and recommend one.
 
@@ -38,8 +38,8 @@ def plan(
 
     Args:
         model: a base, or what `open_base` takes.
-        force: replace what is at `plot`.
-        on_progress: is told each step before it begins.
+        force: replace `plot`.
+        reporter: receives each step before it begins.
 
     Raises:
         UsageError: an unknown kind, or a width that it cannot have in this base.
@@ -50,7 +50,6 @@ def plan(
     from adapter_export.analysis.adapter_costs import Plan, Setup, base_work, choices, recommend, sample
     from adapter_export.graph.kinds import kind_named
 
-    tell = on_progress or silent
     picture = None if plot is None else Path(plot)
     if picture is not None:
         require("matplotlib", "torch", "drawing")
@@ -71,7 +70,7 @@ def plan(
     if base.trainable:
         from adapter_export.torch_backend.train.memory import training_memory
 
-        tell("measuring the memory of training")
+        reporter.step("measuring the memory of training")
         one, two = (sample(base.inputs, rows, setup.tokens, base.max_tokens) for rows in (1, 2))
         memory = [training_memory(base.torch, adapter, sites, one, two, setup.batch) for adapter in adapters]
     times: list[Latency | None] = [None] * len(shaped)
@@ -79,8 +78,8 @@ def plan(
         from adapter_export.analysis.latency import latencies
 
         with TemporaryDirectory(prefix="adapter-export-") as folder:
-            onnx = base.exported(Path(folder), Steps(tell))
-            tell("timing each choice beside the base")
+            onnx = base.exported(Path(folder), reporter)
+            reporter.step("timing each choice beside the base")
             times = [*latencies(onnx, adapters, setup)]
     measured = tuple(
         replace(choice, training_memory=needed, latency=latency)

@@ -1,4 +1,4 @@
-"""Many adapters for one task, trained alike: what each setting brings, and what it costs."""
+"""Train adapters of many settings for one task, and compare what each brings and costs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -19,21 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.adapters.kinds import at_least_1, check_different, kind_options, make_kind, swept_options
-from adapter_export.api.bundles.bundles import Callbacks, build
-from adapter_export.api.models.base import (
-    Base,
-    OnNote,
-    PathLike,
-    Steps,
-    open_base,
-    require,
-    silent,
-    tell,
-)
-from adapter_export.api.training.fusion import FusionOptions
-from adapter_export.api.training.train import OPTIONS, train
+from adapter_export.api.bundles.bundles import build
+from adapter_export.api.models.base import Base, PathLike, open_base, require
+from adapter_export.api.training.fusion import FusionSpec
+from adapter_export.api.training.train import TRAIN_OPTIONS, train
 from adapter_export.errors import AdapterExportError, FileError, Note, TrainingError, UsageError, WriteError, argument
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option, OptionsOf
+from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
@@ -43,13 +35,7 @@ if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
     from adapter_export.graph.tasks.metrics import Metric
 
-OnRun = Callable[["Run", int], None]
-"""Is told of a training that ended, and how many there are in all."""
-
-_GIVEN = (
-    *("output", "name", "kind", "learning_rate", "seed", "resume", "force", "site_map", "trust_pickle"),
-    *("on_note", "progress", "fuse", *FusionOptions.__annotations__),
-)
+_GIVEN = ("output", "name", "kind", "learning_rate", "seed", "resume", "force", "site_map", "trust_pickle", "reporter")
 
 RUNS = "runs"
 """The folder of the adapters in that of a sweep."""
@@ -57,19 +43,19 @@ RUNS = "runs"
 _SWEEP_FILE, _SEARCH_FILE, _LOCK_FILE = "sweep.json", "search.sqlite3", ".lock"
 _FILES = ("validation_data", "test_data", "tokenizer")
 
-_NO_MATTER = ("threads", "restart")
-"""The arguments of `train` that do not make a sweep another one."""
+_NOT_IDENTITY = ("threads", "restart")
+"""Arguments of `train` that do not make a sweep another one."""
 
 _Where = Base | tuple[Path, Path | None, bool]
-"""The base, or what another process opens it with."""
+"""The base, or the arguments with which another process opens it."""
 
 _Outcome = tuple[AdapterExportError | None, list[Note]]
-"""The error that stopped a training, and what is doubtful in the data."""
+"""The error that stopped a training, and notes on its data."""
 
 
 def own_arguments() -> frozenset[str]:
-    """Return the arguments of `train` that a sweep gives itself, and those of a fusion."""
-    return swept_options() | frozenset(_GIVEN)
+    """Return the arguments of `train` that a sweep sets itself, and those of a fusion."""
+    return swept_options() | {*_GIVEN, "fuse", *OptionsOf(FusionSpec).defaults()}
 
 
 def sweep(
@@ -77,78 +63,72 @@ def sweep(
     data: PathLike,
     output: PathLike,
     *,
-    kinds: Annotated[tuple[str, ...], "Kinds of adapter, by name."] = ("houlsby", "pfeiffer"),
+    kinds: Annotated[tuple[str, ...], "Adapter kinds."] = ("houlsby", "pfeiffer"),
     bottlenecks: Annotated[
-        tuple[int, ...] | str, Option("Widths between their projections, ranks of LoRA; with --trials also a range.")
+        tuple[int, ...] | str, Option("Bottleneck widths, or ranks of LoRA; with --trials also a range.")
     ] = (16, 64, 256),
     placements: Annotated[
         tuple[str, ...],
-        Option("Where they act: `attention,ffn,attention+ffn`, of LoRA `query+value`; by kind.", "A,B+C,…"),
+        Option(
+            "Placements, such as `attention,ffn,attention+ffn`, or `query+value` of LoRA; the default depends on the "
+            "kind.",
+            "A,B+C,…",
+        ),
     ] = (),
-    learning_rates: Annotated[tuple[float, ...] | str, Option("The highest ones; with --trials also a range.")] = (
+    learning_rates: Annotated[tuple[float, ...] | str, Option("Peak learning rates; with --trials also a range.")] = (
         0.001,
     ),
-    seeds: Annotated[tuple[int, ...], "Each setting is trained once with each of them."] = (0, 1, 2),
+    seeds: Annotated[tuple[int, ...], "Random seeds; each setting is trained once per seed."] = (0, 1, 2),
     trials: Annotated[
-        int | None, Option("Try so many settings, chosen by Optuna, instead of all.", "N", least=1)
+        int | None, Option("Number of settings that Optuna chooses; without it, every setting is tried.", "N", least=1)
     ] = None,
     workers: Annotated[
         int | None,
-        Option("Trainings at a time, each in a process of its own.  [default: 1, in this one]", "N", least=1),
+        Option("Parallel trainings, each in a process; without it, one in this process.", "N", least=1),
     ] = None,
     ray: Annotated[str | None, Option("Train on a Ray cluster: `auto`, `local`, or its address.", "ADDRESS")] = None,
-    measure: Annotated[bool, "Also time each setting in ONNX Runtime, beside the base: one row, one thread."] = False,
-    tokens: Annotated[int, Option("Tokens in that row; fewer if the model takes fewer.", "N", least=1)] = 128,
-    plot: Annotated[PathLike | None, Option("Draw the scores over what they cost: `.svg` or `.png`.", "FILE")] = None,
+    measure: Annotated[
+        bool, "Also measure the latency of each setting in ONNX Runtime, relative to the base: one row, one thread."
+    ] = False,
+    tokens: Annotated[int, Option("Tokens in that row, at most the model's maximum.", "N", least=1)] = 128,
+    plot: Annotated[PathLike | None, Option("Plot scores over costs: `.svg` or `.png`.", "FILE")] = None,
     bundle: Annotated[PathLike | None, Option("Build a bundle of the best adapter.", "FOLDER")] = None,
-    force: Annotated[bool, "Replace the picture and the bundle."] = False,
+    force: Annotated[bool, "Replace the plot and the bundle."] = False,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
-    on_run: OnRun | None = None,
-    on_note: OnNote | None = None,
-    on_progress: Callable[[str], None] | None = None,
+    reporter: Reporter = SILENT,
     **training: Any,
 ) -> Sweep:
     """Train adapters of many settings on one table, each with several seeds, and compare what they bring and cost.
 
     A setting is a kind, a bottleneck, a placement and a learning rate. Without `trials`, every combination is tried.
     With it, Optuna chooses, and bottlenecks and learning rates may be ranges, such as `"4..256"` and `"1e-4..1e-2"`.
-    The score is the metric that decides which epoch is kept, on the validation rows, its mean over the seeds. Test
-    data are measured, and decide nothing.
+    The score is the metric that selects the best epoch, on the validation rows, its mean over the seeds. Test scores
+    are reported but not used for selection.
 
-    What is finished is kept: the same call goes on where it was interrupted, in the midst of a training too, and tries
-    again what failed.
+    Finished trainings are kept: the same call resumes a sweep, within a training too, and tries failed ones again.
 
     Args:
         model: the base, one that torch can train.
         data: labelled texts, as `train` reads them.
         output: the folder to write; its `runs` has a folder for each adapter, with the record of its training.
-        on_run: is told of each training that ends.
-        on_note: is told what is doubtful in the data.
-        on_progress: is told each step behind the trainings before it begins.
-        training: all other arguments of `train`; with `restart`, trainings that were interrupted begin anew.
+        reporter: receives each training that ends, with its score, the steps after the trainings, and notes.
+        training: all other arguments of `train`; with `restart`, interrupted trainings start anew.
 
     Returns:
-        What was found. A training that failed, or whose process died, is in it with its error.
+        The trials. A training that failed, or whose process died, is among them with its error.
 
     Raises:
-        UsageError: arguments do not go together, or have a value that they cannot have.
+        UsageError: arguments do not go together, or are out of range.
         FileError: the folder holds something else, or another process sweeps in it.
         DataError, BaseModelError, AdapterError: as `train`.
         TrainingError: the folder holds another sweep, or every setting failed.
-        OutputExistsError, WriteError: something cannot be written. What is finished stays.
+        OutputExistsError, WriteError: something cannot be written. Finished trainings stay.
     """
-    from adapter_export.analysis.sweep_results import Run, Space, Sweep, Trial
+    from adapter_export.analysis.sweep_results import Space, Sweep
     from adapter_export.graph.kinds import kind_named
 
-    for path in (plot, bundle):
-        if path is not None:
-            Output(Path(path), force).ensure_writable(folder=path is bundle)
-    if plot is not None:
-        require("matplotlib", "torch", "drawing")
-        from adapter_export.analysis.plot import check_picture
-
-        check_picture(Path(plot))
+    _check_outputs(plot, bundle, force=force)
     for option, given in (("kinds", kinds), ("seeds", seeds), ("placements", placements or ("",))):
         check_different(option, given)
     _check_training(training)
@@ -160,100 +140,218 @@ def sweep(
     )
     base = open_base(model, site_map=site_map, trust_pickle=trust_pickle)
     base.check_trainable()
-    for setting in space.grid():  # so that none fails for what can be known before
-        _shaped(base, setting, training)
     where: _Where = base
     if workers is not None or ray is not None:
-        if base.path is None or (base.given is not None and site_map is None):
-            raise UsageError("other processes must open the base themselves", fix="give the path of its file")
-        where = (base.path.absolute(), None if site_map is None else Path(site_map).absolute(), trust_pickle)
-    folder, source = Path(output).absolute(), Path(data).absolute()
-    threads = training.get("threads")
-    if threads is None and (workers is not None or ray is not None):
-        threads = 1 if ray is not None else max(1, (os.cpu_count() or 1) // at_least_1("workers", workers or 1))
-    files = {name: Path(training[name]).absolute() for name in _FILES if training.get(name) is not None}
-    runs: dict[Setting, dict[int, Run]] = {}
-    metric: Metric | None = None
-    failed: tuple[str, TrainingError] | None = None
-    with _claimed(folder, _identity(base, source, space, seeds, training)):
-        search: Search | None = None
-        asked: Iterator[tuple[int, Setting]] = enumerate(space.grid())
-        if trials is not None:
-            require("optuna", "sweep", argument("trials"))
-            from adapter_export.analysis.search import Search
-
-            search = Search(folder / _SEARCH_FILE, space)
-            asked = search.settings(trials)
-        total = len(seeds) * (trials or sum(1 for _ in space.grid()))
-        notes, open_trials = set[str](), dict[int, list[Run]]()
-        with _workers(workers, ray, threads, training.get("device")) as pool:
-
-            def start(setting: Setting, seed: int) -> Future[_Outcome]:
-                place = folder / RUNS / _name(setting, seed)
-                if place.exists():  # and so whole: a folder is written under another name first
-                    return _finished()
-                options = {**training, **files, **_options(setting), "threads": threads, "seed": seed}
-                return pool.submit(_train, where, source, place, options)
-
-            for number, setting, seed, future in _ended(asked, seeds, pool.count, start):
-                error, said = _outcome(future)
-                tell([note for note in said if note not in notes], on_note)
-                notes |= set(said)
-                name = _name(setting, seed)
-                if error is None:
-                    run, metric = _scored(folder / RUNS / name, seed)
-                elif isinstance(error, TrainingError):
-                    run = Run(seed, name, error=Note(error.message))
-                    failed = failed or (name, error)
-                else:
-                    raise error  # every training would meet it
-                runs.setdefault(setting, {})[seed] = run
-                of_trial = open_trials.setdefault(number, [])
-                of_trial.append(run)
-                if search is not None and len(of_trial) == len(seeds):
-                    mean = Trial.of(setting, of_trial, 0).mean
-                    search.tell(number, -mean if mean is not None and metric and not metric.more_is_better else mean)
-                if on_run is not None:
-                    on_run(run, total)
-        shapes = {setting: _shaped(base, setting, training) for setting in runs}
-        found = [
-            Trial.of(setting, [of_seed[seed] for seed in seeds], shapes[setting].cost().parameters)
-            for setting, of_seed in runs.items()
-        ]
-        if metric is None or all(trial.mean is None for trial in found):
-            why = "no score" if failed is None else f"`{failed[0]}`: {failed[1].message.rstrip('.')}"
-            raise TrainingError("every setting failed", where=folder, found=why)
+        where = _reopened(base, site_map, trust_pickle)
+        training = {**training, "threads": training.get("threads") or _threads_each(workers, ray)}
+    plan = _Plan(base, where, Path(data).absolute(), Path(output).absolute(), space, seeds, training)
+    for setting in space.grid():  # so that none fails for what can be known before
+        plan.shaped(setting)
+    if trials is not None:
+        require("optuna", "sweep", argument("trials"))
+    with _claimed(plan.folder, plan.identity()):
+        with _workers(workers, ray, training) as pool:
+            found, metric = _trained(plan, pool, trials, reporter)
         if measure:
-            found = _timed(base, found, shapes, at_least_1("tokens", tokens), on_progress or silent)
-        made = Sweep.of(source.name, metric, seeds, found)
+            found = _timed(plan, found, at_least_1("tokens", tokens), reporter)
+        made = Sweep.of(plan.data.name, metric, seeds, found)
         if plot is not None:
             from adapter_export.analysis.plot import draw_sweep
 
             draw_sweep(made, Path(plot), force=force)
         if bundle is not None:
-            build(
-                base,
-                [folder / RUNS / made.adapter],
-                bundle,
-                force=force,
-                reporter=Callbacks(on_progress, on_note),
-            )
+            best = [plan.folder / RUNS / made.adapter]
+            build(base, best, bundle, force=force, reporter=reporter)
     return made
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The trainings of a sweep: one for each seed of each setting.
+
+    Attributes:
+        base: the base.
+        where: opens it in the process that trains.
+        data: the file to learn from.
+        folder: of the sweep.
+        space: the settings.
+        seeds: of each setting.
+        training: all other arguments of `train`.
+    """
+
+    base: Base
+    where: _Where
+    data: Path
+    folder: Path
+    space: Space
+    seeds: tuple[int, ...]
+    training: Mapping[str, Any]
+
+    def options(self, setting: Setting) -> dict[str, Any]:
+        """Return the arguments of `train` for a setting."""
+        from adapter_export.graph.kinds import kind_named
+
+        maker = kind_named(setting.kind)
+        width, place = maker.swept("width"), maker.swept("place")
+        found = {**self.training, "kind": setting.kind, "learning_rate": setting.learning_rate}
+        if width is not None and setting.bottleneck is not None:
+            found[width] = setting.bottleneck
+        if setting.placement is not None:
+            found[place or "sublayers"] = tuple(setting.placement.split("+"))  # refused by a kind without places
+        return {**found, **self._files()}
+
+    def shaped(self, setting: Setting) -> Adapter:
+        """Return an adapter of a setting, untrained; one that does not fit the base is an error."""
+        from adapter_export.analysis.adapter_costs import shaped
+
+        options = self.options(setting)
+        own = {name: options[name] for name in OptionsOf(kind_options).defaults() if name in options}
+        return shaped(make_kind(setting.kind, own), self.base.sites.complete)
+
+    def run_folder(self, setting: Setting, seed: int) -> Path:
+        """Return the folder of the adapter of a training."""
+        return self.folder / RUNS / f"{setting.name}-seed{seed}"
+
+    def start(self, pool: Workers, setting: Setting, seed: int) -> Future[_Outcome]:
+        """Start a training, or return one that is finished."""
+        place = self.run_folder(setting, seed)
+        if place.exists():  # and so whole: a folder is written under another name first
+            return _finished()
+        return pool.submit(_train, self.where, self.data, place, {**self.options(setting), "seed": seed})
+
+    def identity(self) -> dict[str, Any]:
+        """Return the facts that make two sweeps the same, as JSON; files by their contents."""
+        defaults = {name: one.default for name, one in inspect.signature(train).parameters.items()}
+        defaults |= TRAIN_OPTIONS.defaults()
+        given = {name: value for name, value in self.training.items() if name not in (*_NOT_IDENTITY, *_FILES)}
+        space = self.space
+        lists = {name: getattr(space, name) for name in ("bottlenecks", "placements", "learning_rates")}
+        found = {
+            "model": self.base.fingerprint,
+            "data": _digest(self.data),
+            "kinds": list(space.kinds),
+            **{name: list(values) if isinstance(values, tuple) else str(values) for name, values in lists.items()},
+            "seeds": self.seeds,
+            **{name: value for name, value in given.items() if value != defaults.get(name)},
+            **{name: _digest(path) for name, path in self._files().items()},
+        }
+        made: dict[str, Any] = json.loads(json.dumps(found, default=str))
+        return made
+
+    def _files(self) -> dict[str, Path]:
+        return {name: Path(self.training[name]).absolute() for name in _FILES if self.training.get(name) is not None}
+
+
+@dataclass
+class _Progress:
+    """The trainings of a sweep that have ended.
+
+    Attributes:
+        total: how many there are in all.
+        runs: those that ended, by setting and seed.
+        metric: of their scores.
+        failed: the first one that failed, and its error.
+        notes: on the data, each once.
+    """
+
+    total: int
+    runs: dict[Setting, dict[int, Run]] = field(default_factory=dict)
+    metric: Metric | None = None
+    failed: tuple[str, TrainingError] | None = None
+    notes: set[str] = field(default_factory=set)
+
+    @property
+    def done(self) -> int:
+        """The number of trainings that have ended."""
+        return sum(map(len, self.runs.values()))
+
+    def add(self, setting: Setting, seed: int, place: Path, outcome: _Outcome, reporter: Reporter) -> Run:
+        """Add a training that ended, and report it; an error that every training would meet is raised."""
+        from adapter_export.analysis.sweep_results import Run
+
+        error, said = outcome
+        for note in said:
+            if note not in self.notes:
+                self.notes.add(note)
+                reporter.note(note)
+        if error is None:
+            run, self.metric = _scored(place, seed)
+        elif isinstance(error, TrainingError):
+            run = Run(seed, place.name, error=Note(error.message))
+            self.failed = self.failed or (place.name, error)
+        else:
+            raise error
+        self.runs.setdefault(setting, {})[seed] = run
+        if run.error is not None:
+            reporter.note(Note(f"{run.adapter}: {run.error}"))
+        reporter.step(f"{run.adapter}: {'failed' if run.score is None else f'{run.score:.4f}'}")
+        reporter.step("sweep", self.done, self.total)
+        return run
+
+
+def _trained(plan: _Plan, pool: Workers, trials: int | None, reporter: Reporter) -> tuple[list[Trial], Metric]:
+    """Train every setting, or those that a search chooses, and return the trials with the metric of their scores.
+
+    Raises:
+        TrainingError: every setting failed.
+    """
+    from adapter_export.analysis.sweep_results import Trial
+
+    search: Search | None = None
+    chosen: Iterator[tuple[int, Setting]] = enumerate(plan.space.grid())
+    if trials is not None:
+        from adapter_export.analysis.search import Search
+
+        search = Search(plan.folder / _SEARCH_FILE, plan.space)
+        chosen = search.settings(trials)
+    progress = _Progress(len(plan.seeds) * (trials or sum(1 for _ in plan.space.grid())))
+    of_trial: dict[int, list[Run]] = {}
+
+    def start(setting: Setting, seed: int) -> Future[_Outcome]:
+        return plan.start(pool, setting, seed)
+
+    for number, setting, seed, future in _ended(chosen, plan.seeds, pool.count, start):
+        run = progress.add(setting, seed, plan.run_folder(setting, seed), _outcome(future), reporter)
+        own = of_trial.setdefault(number, [])
+        own.append(run)
+        if search is not None and len(own) == len(plan.seeds):
+            mean, metric = Trial.of(setting, own, 0).mean, progress.metric
+            search.tell(number, -mean if mean is not None and metric and not metric.more_is_better else mean)
+    found = [
+        Trial.of(setting, [runs[seed] for seed in plan.seeds], plan.shaped(setting).cost().parameters)
+        for setting, runs in progress.runs.items()
+    ]
+    if progress.metric is None or all(trial.mean is None for trial in found):
+        failed = progress.failed
+        why = "no score" if failed is None else f"`{failed[0]}`: {failed[1].message.rstrip('.')}"
+        raise TrainingError("every setting failed", where=plan.folder, found=why)
+    return found, progress.metric
+
+
+class _Notes(Reporter):
+    """Keeps the notes of a training, for the process that started it."""
+
+    def __init__(self) -> None:
+        self.kept: list[Note] = []
+
+    def note(self, text: str) -> None:
+        """Keep it."""
+        self.kept.append(Note(text))
 
 
 def _train(where: _Where, data: Path, output: Path, options: Mapping[str, Any]) -> _Outcome:
     """Train in this process."""
-    notes: list[Note] = []
+    heard = _Notes()
     try:
         base = where if isinstance(where, Base) else _opened(*where)
-        train(base, data, output, on_note=notes.append, **options)
+        train(base, data, output, reporter=heard, **options)
     except AdapterExportError as error:
-        return error, notes
+        return error, heard.kept
     except OSError as error:
-        return WriteError(error.filename or output, error.strerror or error), notes
+        return WriteError(error.filename or output, error.strerror or error), heard.kept
     except (ArithmeticError, MemoryError, RuntimeError) as error:  # of torch, such as a device whose memory is full
-        return TrainingError("torch could not go on", found=f"{type(error).__name__}: {error}"), notes
-    return None, notes
+        return TrainingError("torch could not go on", found=f"{type(error).__name__}: {error}"), heard.kept
+    return None, heard.kept
 
 
 @cache
@@ -321,46 +419,41 @@ def _scored(folder: Path, seed: int) -> tuple[Run, Metric]:
     return Run(seed, folder.name, score, test, missing), metric
 
 
-def _timed(
-    base: Base, trials: list[Trial], shapes: Mapping[Setting, Adapter], tokens: int, say: Callable[[str], None]
-) -> list[Trial]:
+def _timed(plan: _Plan, trials: list[Trial], tokens: int, reporter: Reporter) -> list[Trial]:
     """Measure the latency of each setting."""
     from adapter_export.analysis.adapter_costs import Setup
     from adapter_export.analysis.latency import latencies
 
+    base = plan.base
     with TemporaryDirectory(prefix="adapter-export-") as folder:
-        onnx = base.exported(Path(folder), Steps(say))
-        say("timing each setting beside the base")
+        onnx = base.exported(Path(folder), reporter)
+        reporter.step("timing each setting beside the base")
         setup = Setup(1, tokens if base.max_tokens is None else min(tokens, base.max_tokens))
-        times = latencies(onnx, [shapes[one.setting] for one in trials], setup)
+        times = latencies(onnx, [plan.shaped(one.setting) for one in trials], setup)
     return [replace(one, latency=latency) for one, latency in zip(trials, times, strict=True)]
 
 
-def _name(setting: Setting, seed: int) -> str:
-    return f"{setting.name}-seed{seed}"
+def _check_outputs(plot: PathLike | None, bundle: PathLike | None, *, force: bool) -> None:
+    for path in (plot, bundle):
+        if path is not None:
+            Output(Path(path), force).ensure_writable(folder=path is bundle)
+    if plot is not None:
+        require("matplotlib", "torch", "drawing")
+        from adapter_export.analysis.plot import check_picture
+
+        check_picture(Path(plot))
 
 
-def _options(setting: Setting) -> dict[str, Any]:
-    """Return what `train` calls the parts of a setting."""
-    from adapter_export.graph.kinds import kind_named
-
-    maker = kind_named(setting.kind)
-    width, place = maker.swept("width"), maker.swept("place")
-    found: dict[str, Any] = {"kind": setting.kind, "learning_rate": setting.learning_rate}
-    if width is not None and setting.bottleneck is not None:
-        found[width] = setting.bottleneck
-    if setting.placement is not None:
-        found[place or "sublayers"] = tuple(setting.placement.split("+"))  # refused by a kind without places
-    return found
+def _reopened(base: Base, site_map: PathLike | None, trust_pickle: bool) -> _Where:
+    """Return the arguments with which another process opens the base."""
+    if base.path is None or (base.given is not None and site_map is None):
+        raise UsageError("other processes must open the base themselves", fix="give the path of its file")
+    return base.path.absolute(), None if site_map is None else Path(site_map).absolute(), trust_pickle
 
 
-def _shaped(base: Base, setting: Setting, training: Mapping[str, Any]) -> Adapter:
-    """Return an adapter of a setting, untrained; one that does not fit the base is an error."""
-    from adapter_export.analysis.adapter_costs import shaped
-
-    options = {**training, **_options(setting)}
-    own = {name: options[name] for name in OptionsOf(kind_options).defaults() if name in options}
-    return shaped(make_kind(setting.kind, own), base.sites.complete)
+def _threads_each(workers: int | None, ray: str | None) -> int:
+    """Return the threads of each training, of several at a time."""
+    return 1 if ray is not None else max(1, (os.cpu_count() or 1) // at_least_1("workers", workers or 1))
 
 
 def _values(name: str, given: tuple[Any, ...] | str, number: type, trials: int | None) -> tuple[Any, ...] | Range:
@@ -385,36 +478,15 @@ def _values(name: str, given: tuple[Any, ...] | str, number: type, trials: int |
 
 
 def _check_training(training: Mapping[str, Any]) -> None:
-    known = {*inspect.signature(train).parameters, *OPTIONS.defaults()} - {"base", "data", "options"}
-    strangers = [name for name in training if name not in known]
-    if strangers:
-        raise UsageError("`train` has no such argument", found=", ".join(map(argument, strangers)))
+    known = {*inspect.signature(train).parameters, *TRAIN_OPTIONS.defaults()} - {"base", "data", "options"}
+    unknown = [name for name in training if name not in known]
+    if unknown:
+        raise UsageError("`train` has no such argument", found=", ".join(map(argument, unknown)))
     given = sorted(own_arguments().intersection(training))
     if given:
         raise UsageError(
             "a sweep gives this to `train` itself, or has no use for it", found=", ".join(map(argument, given))
         )
-
-
-def _identity(
-    base: Base, data: Path, space: Space, seeds: tuple[int, ...], training: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return what makes a sweep what it is, as JSON; files by their contents."""
-    defaults = {name: one.default for name, one in inspect.signature(train).parameters.items()}
-    changed = {
-        name: value for name, value in training.items() if value != defaults.get(name) and name not in _NO_MATTER
-    }
-    lists = {"bottlenecks": space.bottlenecks, "placements": space.placements, "learning_rates": space.learning_rates}
-    found = {
-        "model": base.fingerprint,
-        "data": _digest(data),
-        "kinds": list(space.kinds),
-        **{name: list(values) if isinstance(values, tuple) else str(values) for name, values in lists.items()},
-        "seeds": seeds,
-        **{name: _digest(Path(value)) if name in _FILES else value for name, value in changed.items()},
-    }
-    made: dict[str, Any] = json.loads(json.dumps(found, default=str))
-    return made
 
 
 def _digest(path: Path) -> str:
@@ -479,10 +551,11 @@ def _check_same(known: object, identity: Mapping[str, Any], folder: Path) -> Non
         )
 
 
-def _workers(count: int | None, ray: str | None, threads: int | None, device: object) -> Workers:
+def _workers(count: int | None, ray: str | None, training: Mapping[str, Any]) -> Workers:
     from adapter_export.analysis.run_workers import Processes, RayWorkers, ThisProcess
 
     if ray is not None:
         require("ray", "ray", argument("ray"))
-        return RayWorkers(ray, count, threads or 1, accelerators=1 if str(device).startswith("cuda") else 0)
+        accelerators = 1 if str(training.get("device")).startswith("cuda") else 0
+        return RayWorkers(ray, count, training.get("threads") or 1, accelerators)
     return ThisProcess() if count is None else Processes(at_least_1("workers", count))

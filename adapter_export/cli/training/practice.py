@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import click
 
@@ -12,12 +11,10 @@ import adapter_export as ae
 from adapter_export.api.training.sweep import RUNS, own_arguments
 from adapter_export.cli.bases import opened
 from adapter_export.cli.options import Force, Json, SiteMapFile, TrustPickle, command
-from adapter_export.cli.output import Bar, emit_json, progress_bar, say, show, steps, warn, warn_of
+from adapter_export.cli.output import emit_json, say, show
+from adapter_export.cli.reporter import TerminalReporter
 from adapter_export.cli.training.train import SECTIONS as TRAINING
 from adapter_export.option import Option
-
-if TYPE_CHECKING:
-    from adapter_export.analysis.sweep_results import Run
 
 _FOUND = 1
 
@@ -45,8 +42,8 @@ def plan(
     over that of the model alone, in ONNX Runtime.
     """
     base = opened(model, site_map, trust_pickle)
-    with steps() as begin:
-        found = ae.plan(base, force=force, on_progress=begin, **options)
+    with TerminalReporter("plan") as reporter:
+        found = ae.plan(base, force=force, reporter=reporter, **options)
     if as_json:
         emit_json(found.to_json())
         return
@@ -84,30 +81,8 @@ def sweep(
     What is finished is kept: the same command goes on where it was interrupted, and tries again what failed.
     docs/practice.md has all of it.
     """
-    with ExitStack() as stack:
-        bar: Bar | None = None
-
-        def ended(run: Run, total: int) -> None:
-            nonlocal bar
-            if bar is None:
-                bar = stack.enter_context(progress_bar("sweep", total))
-            if run.error is None:
-                say(f"{run.adapter}: {run.score:.4f}")
-            else:
-                warn(f"{run.adapter}: {run.error.sentence('shell')}")
-            bar.advance()
-            if bar.done:
-                stack.close()
-
-        found = ae.sweep(
-            model,
-            data,
-            output,
-            on_run=ended,
-            on_note=warn_of,
-            on_progress=say,
-            **options,
-        )
+    with TerminalReporter("sweep") as reporter:
+        found = ae.sweep(model, data, output, reporter=reporter, **options)
     if as_json:
         emit_json(found.to_json())
         return
@@ -188,8 +163,8 @@ def drop(
     `train --drop-layers` loses less.
     """
     model = opened(base, site_map, trust_pickle)
-    with steps() as begin:
-        found = ae.drop(adapter, model, data, output, force=force, on_progress=begin, **options)
+    with TerminalReporter("drop") as reporter:
+        found = ae.drop(adapter, model, data, output, force=force, reporter=reporter, **options)
     if as_json:
         emit_json(found.to_json())
         return

@@ -5,74 +5,31 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import adapter_export as ae
 from adapter_export.api.adapters.kinds import kind_options
-from adapter_export.api.training.fusion import FusionOptions
-from adapter_export.api.training.train import LoopOptions, TaskOptions
+from adapter_export.api.training.fusion import FusionSpec
+from adapter_export.api.training.specs import DataSpec, HeadSpec
 from adapter_export.cli.options import AdapterFolder, Force, Json, LabelledData, command
-from adapter_export.cli.output import Bar, duration, emit_json, progress_bar, say, show, warn_of
+from adapter_export.cli.output import emit_json, say, show
+from adapter_export.cli.reporter import TerminalReporter, duration
 from adapter_export.option import Option, OptionsOf
 from adapter_export.tables import Table
+from adapter_export.torch_backend.train.settings import LoopSpec, Machine
 
 if TYPE_CHECKING:
-    from adapter_export.api.models.base import OnNote
-    from adapter_export.errors import Note
     from adapter_export.graph.adapter import Adapter
-    from adapter_export.torch_backend.train.record import EpochRecord, StepRecord
 
-_SMOOTHING = 0.95
-
-
-class TrainingBar(ExitStack):
-    """A bar with the running means of the loss and the rows per second, and the last value of the first metric."""
-
-    _bar: Bar
-    _loss = _speed = math.nan
-    _metric = ""
-
-    def prepared(self, summary: str) -> None:
-        """Say what is learnt from."""
-        say(summary)
-
-    def started(self, steps: int, done: int) -> None:
-        """Show the bar, and say so if an interrupted run goes on."""
-        if done:
-            say(f"going on with the interrupted run, after step {done:,} of {steps:,}.")
-        self._bar = self.enter_context(progress_bar("training", steps))
-        self._bar.advance(done)
-
-    def stepped(self, record: StepRecord) -> None:
-        """Advance the bar."""
-        self._loss = _mean(self._loss, record.loss)
-        self._speed = _mean(self._speed, record.rows / record.seconds)
-        self._bar.advance(note=f"{self._speed:,.0f} rows/s  loss {self._loss:.3f}{self._metric}")
-
-    def epoch_finished(self, record: EpochRecord) -> None:
-        """Show the metric from now on."""
-        for name, value in _metrics(record.validation.metrics)[:1]:
-            self._metric = f"  {name} {value:.3f}"
-        self._bar.describe(f"training, {record.epoch} epoch{'s' if record.epoch > 1 else ''} done")
-
-
-def _mean(before: float, now: float) -> float:
-    """The running mean of numbers, of which the last ones count most."""
-    return now if math.isnan(before) else _SMOOTHING * before + (1 - _SMOOTHING) * now
-
-
-_SOURCE = ("text", "pair", "label", "start", "skip_incomplete", "validation", "validation_data", "test_data")
-_READING = ("tokenizer", "max_tokens", "truncation", "prefix")
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "data": (*_SOURCE, *_READING),
-    "task": tuple(name for name in TaskOptions.__annotations__ if name not in _READING),
+    "data": tuple(OptionsOf(DataSpec).defaults()),
+    "task": tuple(OptionsOf(HeadSpec).defaults()),
     "kind": ("kind", "init", *OptionsOf(kind_options).defaults()),
-    "fusion": ("fuse", *FusionOptions.__annotations__),
-    "training": (*LoopOptions.__annotations__, "metric", "class_weights", "resume", "restart"),
-    "machine": ("device", "precision", "threads", "log_to", "site_map", "trust_pickle"),
+    "fusion": ("fuse", *OptionsOf(FusionSpec).defaults()),
+    "training": tuple(OptionsOf(LoopSpec).defaults()),
+    "machine": (*OptionsOf(Machine).defaults(), "site_map", "trust_pickle"),
 }
 """Those of the options of `train`, on its help page and on that of `sweep`."""
 
@@ -114,11 +71,10 @@ def train(
     goes on when the same command is given again, and ends with the same weights. With `--fuse`, the named adapters stay
     as they are, too, and a new head and how each token weighs them is learnt. docs/training.md has all of it.
     """
-    notes: list[str] = []
-    with TrainingBar() as bar:
-        made = ae.train(model, data, output, fuse=fuse, force=force, on_note=_noting(notes), progress=bar, **options)
+    with TerminalReporter("training") as reporter:
+        made = ae.train(model, data, output, fuse=fuse, force=force, reporter=reporter, **options)
     if os.environ.get("RANK", "0") == "0":  # of several processes the first one speaks
-        _report(made, output, notes, as_json)
+        _report(made, output, reporter.notes, as_json)
 
 
 @command(
@@ -151,31 +107,18 @@ def distil(
     ONNX without slots (`model.onnx`), and the report (`distillation.json`). A run that was interrupted goes on when the
     same command is given again, and ends with the same weights.
     """
-    notes: list[str] = []
-    with TrainingBar() as bar:
-        found = ae.distil(
-            model, data, output, adapter=adapter, force=force, on_note=_noting(notes), progress=bar, **options
-        )
+    with TerminalReporter("training") as reporter:
+        found = ae.distil(model, data, output, adapter=adapter, force=force, reporter=reporter, **options)
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
         return
     if as_json:
-        emit_json({**found.to_json(), "warnings": notes})
+        emit_json({**found.to_json(), "warnings": reporter.notes})
         return
     show(found.table())
     for note in found.notes:
         say(f"  {note}")
     say(f"wrote {output}.")
     say(f"Next: adapter-export build {output / 'model.pt'} -o bundle")
-
-
-def _noting(notes: list[str]) -> OnNote:
-    """Return what warns of a note, and keeps it for the document."""
-
-    def noted(note: Note) -> None:
-        warn_of(note)
-        notes.append(note.sentence("shell"))
-
-    return noted
 
 
 def _report(made: Adapter, output: Path, notes: list[str], as_json: bool) -> None:

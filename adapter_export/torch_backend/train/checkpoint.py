@@ -19,7 +19,8 @@ from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.train.data import TrainingData
 from adapter_export.torch_backend.train.objectives.objective import Scores
-from adapter_export.torch_backend.train.record import EpochRecord, TrainingSettings
+from adapter_export.torch_backend.train.record import EpochRecord
+from adapter_export.torch_backend.train.settings import LoopSpec
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 """A run's tensors, and its numbers as JSON in the file's own metadata."""
@@ -59,7 +60,7 @@ class RunState:
     best: Weights = field(default_factory=dict)
 
 
-def run_identity(model: AdaptedModel, data: TrainingData, settings: TrainingSettings) -> Identity:
+def run_identity(model: AdaptedModel, data: TrainingData, settings: LoopSpec) -> Identity:
     """Return what makes a run what it is: base, first weights, what learns, labels, rows and settings."""
     adapter = model.adapter
     weights = hashlib.sha256()
@@ -83,7 +84,7 @@ def difference(found: Identity, expected: Identity) -> dict[str, str]:
     """Return the first fact in which two runs differ, as the arguments of an error; digests are not quoted."""
     name = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
     one, other = (" ".join(json.dumps(each.get(name)).split()) for each in (found, expected))
-    quoted = name in TrainingSettings.__dataclass_fields__ or name == "labels"
+    quoted = name in LoopSpec.__dataclass_fields__ or name == "labels"
     return {"found": f"`{name}` {one}", "expected": other} if quoted else {"found": f"other {name}"}
 
 

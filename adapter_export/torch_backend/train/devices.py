@@ -1,4 +1,4 @@
-"""The device, the precision, the processes and the trackers of a run: those of accelerate."""
+"""The device, the precision, the processes and the trackers of a run, by accelerate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,38 +16,35 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
 from adapter_export.errors import UsageError, argument, quoted
+from adapter_export.torch_backend.train.settings import Machine
 
 _HALF = "fp16"
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Where and how a run computes, and who follows it.
+    """Prepares accelerate for a machine; without a precision, that of `accelerate launch` applies.
 
     Attributes:
-        device: such as `cpu`, `cuda`, `cuda:1`; the best one there is if not given.
-        precision: `no`, `bf16` or `fp16`; what `accelerate launch` says, or `no`, if not given.
-        log_to: names of trackers.
-        logs: the folder of those that write files.
+        machine: the device, its precision and the trackers.
+        logs: the folder of trackers that write files.
 
     Raises:
-        UsageError: a device or a tracker that is not there, or a precision that the device does not have.
+        UsageError: the device or a tracker is not available, or the device does not have the precision.
     """
 
-    device: str | None = None
-    precision: str | None = None
-    log_to: tuple[str, ...] = ()
-    logs: Path = Path()
+    machine: Machine = field(default_factory=Machine)
+    logs: Path = Path("adapter-export.logs")
 
     def __post_init__(self) -> None:
-        for name in self.log_to:
+        for name in self.machine.log_to:
             if name not in LOGGER_TYPE_TO_CLASS:
                 expected = quoted(LOGGER_TYPE_TO_CLASS)
                 raise UsageError("accelerate knows no such tracker", found=f"`{name}`", expected=expected)
             if name not in map(str, get_available_trackers()):
                 fix = f"run `pip install {name}`"
                 raise UsageError(f"the tracker `{name}` is not installed", where=argument("log_to"), fix=fix)
-        if self._chosen.type == "cpu" and self.precision == _HALF:
+        if self._chosen.type == "cpu" and self.machine.precision == _HALF:
             raise UsageError(
                 "float16 is for GPUs: a processor does not scale its gradients",
                 where=argument("precision", _HALF),
@@ -56,41 +53,44 @@ class Engine:
 
     @property
     def _chosen(self) -> torch.device:
-        best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        if self.device is None:
+        best, wanted = torch.accelerator.current_accelerator(check_available=True), self.machine.device
+        best = best or torch.device("cpu")
+        if wanted is None:
             return best
         there = ["cpu"]
         if best.type != "cpu":
             there += [best.type, *(f"{best.type}:{index}" for index in range(torch.accelerator.device_count()))]
-        if self.device not in there:
+        if wanted not in there:
             expected = quoted(there)
-            raise UsageError("the device is not there", where=argument("device", self.device), expected=expected)
-        chosen = torch.device(self.device)
+            raise UsageError("the device is not there", where=argument("device", wanted), expected=expected)
+        chosen = torch.device(wanted)
         if chosen.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             fix = f"give {argument('device', chosen.type)}"
-            raise UsageError("each of several processes takes a device of its own", found=f"`{self.device}`", fix=fix)
+            raise UsageError("each of several processes takes a device of its own", found=f"`{wanted}`", fix=fix)
         return chosen
 
     @property
     def first(self) -> bool:
-        """Whether this is the first of the processes of `torchrun`, which alone speaks and writes."""
+        """True in the first process of `torchrun`, the only one that reports and writes."""
         return os.environ.get("RANK", "0") == "0"
 
     @contextmanager
     def open(self) -> Iterator[Accelerator]:
-        """Prepare a run, and end it with its trackers; an accelerator of the calling program is as it was before.
+        """Set threads, device and trackers for a block; an accelerator of the calling program stays as it was.
 
         Raises:
             UsageError: the program has a group of processes on another device.
         """
         chosen = self._chosen
+        if self.machine.threads is not None:
+            torch.set_num_threads(self.machine.threads)
         if chosen.index is not None:
             torch.accelerator.set_device_index(chosen.index)
         with _fresh_state():
             accelerator = Accelerator(
                 cpu=chosen.type == "cpu",
-                mixed_precision=self.precision,
-                log_with=list(self.log_to) or None,
+                mixed_precision=self.machine.precision,
+                log_with=list(self.machine.log_to) or None,
                 project_config=ProjectConfiguration(logging_dir=str(self.logs)),
             )
             if accelerator.device.type != chosen.type:

@@ -1,17 +1,16 @@
-"""Distillation: a base with a head, all weights of which learn, from labels and from an adapted model, its teacher."""
+"""Distillation: all weights of a base with a head learn from labels and from an adapted model, the teacher."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapter_export.errors import UsageError, argument
 from adapter_export.format.adapter_files import adapter_bytes
 from adapter_export.graph.adapter import Adapter
 from adapter_export.sites.site import SiteMap
@@ -20,39 +19,11 @@ from adapter_export.torch_backend.base.derive import with_weights
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.train.data import Examples, Rows, in_order
 from adapter_export.torch_backend.train.objectives import OBJECTIVES
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """How much each of three losses counts, and how the first two are taken.
-
-    Attributes:
-        soft: of the teacher's results at a temperature.
-        hidden: of its hidden states.
-        hard: of labels.
-        temperature: that logits are divided by.
-        match: how hidden states are compared: 1 − cosine, or the mean of squared differences.
-    """
-
-    soft: float = 1.0
-    hidden: float = 1.0
-    hard: float = 1.0
-    temperature: float = 2.0
-    match: Literal["cosine", "mse"] = "cosine"
-
-    def __post_init__(self) -> None:
-        weights = {name: getattr(self, name) for name in ("soft", "hidden", "hard")}
-        for name, weight in weights.items():
-            if not 0 <= weight < float("inf"):
-                raise UsageError("a loss has a weight that it cannot have", where=argument(name), found=weight)
-        if not any(weights.values()):
-            raise UsageError("nothing is to be learnt", found="three weights of 0", expected="one above 0")
-        if not 0 < self.temperature < float("inf"):
-            raise UsageError("the temperature is a number above 0", found=self.temperature)
+from adapter_export.torch_backend.train.settings import DistillationLoss
 
 
 class Student(AdaptedModel):
-    """A base with a head, in which all weights learn; those of the base that is given stay as they are."""
+    """A copy of a base with a head, in which all weights learn."""
 
     def __init__(self, base: TorchBase, head: Adapter, sites: SiteMap, seen: Sequence[str] = ()) -> None:
         super().__init__(base, head, sites, seen=seen)
@@ -68,36 +39,36 @@ class Student(AdaptedModel):
             tensor.requires_grad_()
 
     def learned(self) -> dict[str, nn.Parameter]:
-        """The head's tensors, and those of the base by `base.` and their names there."""
+        """Return the head's tensors, and those of the base under `base.` and their names there."""
         return {**super().learned(), **{f"base.{name}": tensor for name, tensor in self._weights.items()}}
 
     def weights(self) -> dict[str, Tensor]:
-        """Copies of the base's tensors that learn, on the processor, by their names in its program."""
+        """Return copies of the base's learned tensors on the CPU, by their names in its program."""
         return {name: tensor.detach().cpu().clone() for name, tensor in self._weights.items()}
 
     def to_base(self, training: Mapping[str, Any]) -> TorchBase:
-        """The base with the present weights and the head as its own, which holds the training record."""
+        """Return the base with the present weights and with the head, which holds the training record."""
         made = with_weights(self.base, self.weights())
         head = replace(self.to_adapter(training=training), base=made.fingerprint)
         return replace(made, base_head=head)
 
 
 class Teacher:
-    """An adapted model, frozen, and what a student learns from it."""
+    """A frozen adapted model, and the loss of a student that learns from it."""
 
-    def __init__(self, model: AdaptedModel, lesson: Lesson) -> None:
-        self.model, self.lesson = model.requires_grad_(False).eval(), lesson
+    def __init__(self, model: AdaptedModel, loss: DistillationLoss) -> None:
+        self.model, self.loss = model.requires_grad_(False).eval(), loss
 
     def facts(self) -> dict[str, Any]:
-        """What makes it another one: two runs are the same where they are equal."""
+        """Return facts for the identity of a run: an interrupted run resumes only where they are equal."""
         digest = hashlib.sha256(self.model.base.fingerprint.encode())
         for part in adapter_bytes(self.model.to_adapter()):
             digest.update(part)
-        return {"teacher": digest.hexdigest(), "lesson": asdict(self.lesson)}
+        return {"teacher": digest.hexdigest(), "distillation loss": asdict(self.loss)}
 
-    def apart(self, student: AdaptedModel, examples: Examples, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return the student's results for some rows, in float32, and how far it is from the teacher on the average."""
-        calls, lesson = list(examples.calls(rows, pads=student.pads and self.model.pads)), self.lesson
+    def distance(self, student: AdaptedModel, examples: Examples, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return the student's results for some rows, in float32, and its mean weighted distance from the teacher."""
+        calls, loss = list(examples.calls(rows, pads=student.pads and self.model.pads)), self.loss
         results, known, hidden = [], [], []
         for call in calls:
             inputs = student.placed(call.inputs)
@@ -107,17 +78,17 @@ class Teacher:
             results.append(own.float())
             known.append(wanted.float())
             mask = None if student.mask is None else inputs[student.mask].float()
-            of_call = [hidden_loss(*pair, mask, lesson.match) for pair in zip(states, theirs, strict=True)]
+            of_call = [hidden_loss(*pair, mask, loss.match) for pair in zip(states, theirs, strict=True)]
             hidden.append(len(call.places) * torch.stack(of_call).mean())
         found = in_order(results, calls)
         matched, goal = (examples.matched(each, rows)[0] for each in (found, in_order(known, calls)))
-        soft = OBJECTIVES[examples.problem].soft_loss(matched, goal, lesson.temperature)
+        soft = OBJECTIVES[examples.problem].soft_loss(matched, goal, loss.temperature)
         rows_in_calls = sum(len(call.places) for call in calls)
-        return found, lesson.soft * soft + lesson.hidden * torch.stack(hidden).sum() / rows_in_calls
+        return found, loss.soft * soft + loss.hidden * torch.stack(hidden).sum() / rows_in_calls
 
 
 def hidden_loss(found: Tensor, wanted: Tensor, mask: Tensor | None, match: str) -> Tensor:
-    """How far hidden states [rows, tokens, d] are apart: the mean over the real tokens of a row, then over rows."""
+    """Return the distance of hidden states [rows, tokens, d], averaged over real tokens, then over rows."""
     apart = 1 - F.cosine_similarity(found, wanted, dim=-1) if match == "cosine" else (found - wanted).square().mean(-1)
     counts = torch.ones_like(apart) if mask is None else mask
     return ((apart * counts).sum(1) / counts.sum(1).clamp(min=1)).mean()

@@ -1,12 +1,12 @@
-"""Settings of a training run, its progress, and what it leaves behind: a record in the adapter and a learning curve."""
+"""Results of a training run: a record in the adapter, and a learning curve."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,141 +14,26 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from adapter_export.errors import UsageError, argument
 from adapter_export.graph.tasks.metrics import Metric
 from adapter_export.safe_io.output import Output
 from adapter_export.torch_backend.train.objectives.objective import Scores
+from adapter_export.torch_backend.train.settings import LoopSpec
 from adapter_export.torch_backend.train.task_files import TextTask
 from adapter_export.version import __version__
 
 CURVE_FILE = "learning_curve.png"
 _WINDOWS_PER_EPOCH = 10
-"""How many running means an epoch has in the image, side by side."""
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How to train; the defaults do well on sentences (a few thousand rows, bottleneck 64).
-
-    Attributes:
-        epochs: passes over the training rows, at most.
-        batch_size: rows in a step.
-        learning_rate: the highest one.
-        warmup: the fraction of the steps over which the learning rate rises.
-        weight_decay: decoupled, on projections and not on biases and norms (Loshchilov & Hutter 2019, §2).
-        clip: the largest norm of the gradient of all tensors together; longer ones are scaled down to it.
-        patience: stop after this many epochs without a better one.
-        seed: of the order of rows and the dropout.
-        checkpoint_steps: steps between two checkpoints; one is written after each epoch, too.
-        temperature_decay: the fraction of its first temperature that a fusion loses in each step, down to 1; 1/1000 in
-            AdapterHub.
-        value_penalty: the factor of Σ(I − V)² in the loss, over the value projections of a fusion; 0.01 in AdapterHub.
-        gradient_accumulation: into how many parts the rows of a step are cut, one computed after the other: less
-            memory, and the same step, dropout apart.
-        precision: in which matrices are multiplied; `no` is float32.
-        cache_mb: how many MB (2²⁰ bytes) hidden states below the first adapter may take between epochs; 0 keeps none.
-        metric: decides which epoch is kept: the task's first one if not given, or `loss`.
-        drop_layers: the most layers whose adapters are left out of a step, the lowest ones, as many as are drawn for it
-            (AdapterDrop; Rücklé et al. 2021, §3.2).
-        class_weights: how much a row counts in the loss, by its label, 1 if a label is not named.
-    """
-
-    epochs: int = 4
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    warmup: float = 0.1
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    patience: int = 3
-    seed: int = 0
-    checkpoint_steps: int = 100
-    temperature_decay: float = 0.0
-    value_penalty: float = 0.0
-    gradient_accumulation: int = 1
-    precision: str = "no"
-    cache_mb: int = 1024
-    metric: str | None = None
-    drop_layers: int = 0
-    class_weights: Mapping[str, float] | None = None
-
-    def __post_init__(self) -> None:
-        infinite = float("inf")
-        rules: Sequence[tuple[Sequence[str], Callable[[float], bool], str]] = (
-            (
-                ("epochs", "batch_size", "patience", "checkpoint_steps", "gradient_accumulation"),
-                lambda x: x >= 1,
-                "at least 1",
-            ),
-            (("learning_rate", "clip"), lambda x: 0 < x < infinite, "a number above 0"),
-            (("warmup",), lambda x: 0 <= x < 1, "a fraction, at least 0 and below 1"),
-            (
-                ("temperature_decay", "value_penalty", "weight_decay", "cache_mb", "drop_layers"),
-                lambda x: 0 <= x < infinite,
-                "at least 0",
-            ),
-            (("seed",), lambda x: x >= 0, "at least 0"),
-        )
-        for names, holds, expected in rules:
-            for name in names:
-                found = getattr(self, name)
-                if not holds(found):
-                    what = f"{argument(name)} has a value that it cannot have"
-                    raise UsageError(what, found=found, expected=expected)
-        weights = self.class_weights or {}
-        if not all(0 < weight < infinite for weight in weights.values()):
-            what = f"{argument('class_weights')} has a value that it cannot have"
-            raise UsageError(what, found=weights, expected="above 0")
+"""Running means per epoch in the learning curve."""
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One pass over the training rows, counted from 1: mean loss of a row at the step that saw it, scores, seconds."""
+    """One pass over the training rows, counted from 1; the loss of a row is that of its own step."""
 
     epoch: int
     training_loss: float
     validation: Scores
     seconds: float
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """One step: the loss of its rows before it, how many rows they were, and the seconds that it took."""
-
-    loss: float
-    rows: int
-    seconds: float
-
-
-class Progress(Protocol):
-    """Is told of a run as it goes."""
-
-    def prepared(self, summary: str) -> None:
-        """The data are read and the adapter is attached."""
-
-    def started(self, steps: int, done: int) -> None:
-        """The run has so many steps at most, of which some were done before it was interrupted."""
-
-    def stepped(self, record: StepRecord) -> None:
-        """A step is done."""
-
-    def epoch_finished(self, record: EpochRecord) -> None:
-        """An epoch is done."""
-
-
-class Silent:
-    """Progress that nobody sees."""
-
-    def prepared(self, summary: str) -> None:
-        """Say nothing."""
-
-    def started(self, steps: int, done: int) -> None:
-        """Say nothing."""
-
-    def stepped(self, record: StepRecord) -> None:
-        """Say nothing."""
-
-    def epoch_finished(self, record: EpochRecord) -> None:
-        """Say nothing."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +54,7 @@ class TrainingResult:
 
     @property
     def steps(self) -> int:
-        """How many steps it took."""
+        """The number of its steps."""
         return len(self.losses)
 
     @property
@@ -179,9 +64,9 @@ class TrainingResult:
 
 
 def training_record(
-    settings: TrainingSettings, options: dict[str, Any], task: TextTask, result: TrainingResult, test: Scores | None
+    settings: LoopSpec, options: dict[str, Any], task: TextTask, result: TrainingResult, test: Scores | None
 ) -> dict[str, Any]:
-    """A finished run as JSON; `options` are what else decided the result, such as widths and first weights."""
+    """Return a finished run as JSON; `options` are further settings of the result, such as widths and first weights."""
     record: dict[str, Any] = {
         "producer": f"adapter-export {__version__}",
         "task": task.problem,

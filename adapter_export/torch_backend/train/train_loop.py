@@ -1,4 +1,4 @@
-"""The training loop on accelerate: an adapter learns, and the base stays as it is."""
+"""The training loop on accelerate: an adapter learns, and the base stays unchanged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from adapter_export.dtypes import Weights
 from adapter_export.errors import TrainingError, UsageError, argument
 from adapter_export.graph.compose.attention import VALUE
 from adapter_export.graph.tasks import CAUSAL_LM
+from adapter_export.graph.tasks.metrics import Metric
+from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.train.cache import HiddenCache, results_of
@@ -45,18 +47,12 @@ from adapter_export.torch_backend.train.distil_loop import Teacher
 from adapter_export.torch_backend.train.measure import deciding, measure
 from adapter_export.torch_backend.train.objectives import OBJECTIVES
 from adapter_export.torch_backend.train.objectives.objective import Loss, Scores
-from adapter_export.torch_backend.train.record import (
-    EpochRecord,
-    Progress,
-    Silent,
-    StepRecord,
-    TrainingResult,
-    TrainingSettings,
-)
+from adapter_export.torch_backend.train.record import EpochRecord, TrainingResult
+from adapter_export.torch_backend.train.settings import LoopSpec, Machine, Precision
 
 
 def rate_factor(step: int, total: int, warmup: float) -> float:
-    """The factor on the learning rate at a step, from 0 on: in a line up to 1 over the warm-up, then down towards 0.
+    """Return the factor on the learning rate at a step (from 0): linear up to 1 over the warm-up, then down towards 0.
 
     It is above 0 at every step, so that no step is wasted. `warmup` is a fraction, at least 0 and below 1.
     """
@@ -67,11 +63,11 @@ def rate_factor(step: int, total: int, warmup: float) -> float:
 def evaluate(
     model: AdaptedModel,
     examples: Examples,
-    settings: TrainingSettings,
+    settings: LoopSpec,
     accelerator: Accelerator | None = None,
     cache: HiddenCache | None = None,
 ) -> Scores:
-    """Compute the scores of a model, on all processes; its mode is left as it was. `cache` is of these rows.
+    """Compute the scores of a model on all processes and keep its mode; `cache` is of these rows.
 
     Raises:
         AdapterError: it has no head, and the base gives no next token.
@@ -88,7 +84,7 @@ def evaluate(
 def answered(
     model: AdaptedModel,
     examples: Examples,
-    settings: TrainingSettings,
+    settings: LoopSpec,
     accelerator: Accelerator | None = None,
     cache: HiddenCache | None = None,
 ) -> tuple[Rows, Tensor, Tensor]:
@@ -97,7 +93,7 @@ def answered(
     All processes compute a part of them, and get all.
     """
     if accelerator is None:
-        with Engine(_device(model), settings.precision).open() as own:
+        with _engine(model, settings).open() as own:
             return answered(model, examples, settings, own, cache)
     was_training = model.training
     model.eval()
@@ -119,12 +115,12 @@ def answered(
 def train(
     model: AdaptedModel,
     data: TrainingData,
-    settings: TrainingSettings | None = None,
+    settings: LoopSpec | None = None,
     *,
-    progress: Progress | None = None,
     checkpoints: Path | None = None,
     accelerator: Accelerator | None = None,
     teacher: Teacher | None = None,
+    reporter: Reporter = SILENT,
 ) -> TrainingResult:
     """Train an attached adapter, or a student; afterwards the model holds the best epoch's weights, in `eval` mode.
 
@@ -140,11 +136,11 @@ def train(
             checkpoint of another run, or another process has other data or settings.
         WriteError: a checkpoint could not be written.
     """
-    settings = settings or TrainingSettings()
+    settings = settings or LoopSpec()
     if accelerator is None:
-        with Engine(_device(model), settings.precision).open() as own:
+        with _engine(model, settings).open() as own:
             return train(
-                model, data, settings, progress=progress, checkpoints=checkpoints, accelerator=own, teacher=teacher
+                model, data, settings, checkpoints=checkpoints, accelerator=own, teacher=teacher, reporter=reporter
             )
     if model.head_name is None and data.training.problem != CAUSAL_LM:
         raise TrainingError("the adapter has no head, so there is nothing to train it for", fix="give it a head")
@@ -164,27 +160,45 @@ def train(
             fix="start it without `torchrun`",
         )
     path = None if checkpoints is None else checkpoints / CHECKPOINT_FILE
-    run = _Run(model, data, settings, progress or Silent(), path, accelerator, teacher)
+    run = _Run(model, data, settings, path, accelerator, teacher, reporter)
     generators = [] if accelerator.device.type in ("cpu", "mps") else [accelerator.device.index or 0]
     with torch.random.fork_rng(devices=generators, device_type=accelerator.device.type):
         return run.finish()
 
 
+class _Pace:
+    """Running means of the loss and of the rows per second, in which the last steps count most."""
+
+    _SMOOTHING = 0.95
+
+    def __init__(self) -> None:
+        self._means: tuple[float, ...] = ()
+
+    def label(self, loss: float, speed: float, history: Sequence[EpochRecord]) -> str:
+        """Return what a reporter shows after a step: the epoch, the means, and the last value of the first metric."""
+        old, new = self._SMOOTHING, 1 - self._SMOOTHING
+        now = (loss, speed)
+        self._means = tuple(old * x + new * y for x, y in zip(self._means, now, strict=True)) if self._means else now
+        metrics = list(history[-1].validation.metrics.items())[:1] if history else []
+        score = "".join(f", {Metric(name).words} {value:.3f}" for name, value in metrics)
+        return f"training, epoch {len(history) + 1}: loss {self._means[0]:.3f}, {self._means[1]:,.0f} rows/s{score}"
+
+
 class _Run:
-    """A run: its state, and how it takes the next step."""
+    """The state of a run, and its next step."""
 
     def __init__(
         self,
         model: AdaptedModel,
         data: TrainingData,
-        settings: TrainingSettings,
-        progress: Progress,
+        settings: LoopSpec,
         path: Path | None,
         accelerator: Accelerator,
         teacher: Teacher | None,
+        reporter: Reporter,
     ) -> None:
-        self._model, self._data, self._settings, self._progress, self._path = model, data, settings, progress, path
-        self._accelerator, self._teacher = accelerator, teacher
+        self._model, self._data, self._settings, self._path = model, data, settings, path
+        self._accelerator, self._teacher, self._reporter, self._pace = accelerator, teacher, reporter, _Pace()
         self._objective = OBJECTIVES[data.training.problem]
         weights = _class_weights(model, data.training, settings)
         self._class_weights = None if weights is None else weights.to(accelerator.device)
@@ -194,12 +208,13 @@ class _Run:
         self._layers = [] if model.adapter is None else list(model.adapter.layers(model.sites).values())
         if settings.drop_layers and settings.drop_layers >= len(self._layers):
             raise UsageError(
-                "so many layers cannot be dropped: one at least must always learn",
+                "at least one layer must always learn",
                 where=argument("drop_layers"),
                 found=settings.drop_layers,
                 expected=f"fewer than the {len(self._layers)} layers with adapters",
             )
         self._steps_per_epoch = len(self._batches(0))
+        self._steps = self._steps_per_epoch * settings.epochs
         self._identity = run_identity(model, data, settings) | ({} if teacher is None else teacher.facts())
         self._state = RunState()
 
@@ -208,7 +223,8 @@ class _Run:
         resumed_at = self._resume()
         self._start_trackers()
         self._fill_caches()
-        self._progress.started(self._steps_per_epoch * self._settings.epochs, self._state.step)
+        resumed = "" if resumed_at is None else f", resumed after step {resumed_at:,}"
+        self._reporter.step(f"training{resumed}", self._state.step, self._steps)
         history, patience = self._state.history, self._settings.patience
         while len(history) < self._settings.epochs and len(history) - self._state.best_epoch < patience:
             self._train_epoch()
@@ -218,7 +234,7 @@ class _Run:
         return TrainingResult(self._state.history, self._state.best_epoch, self._state.losses, resumed_at)
 
     def _fill_caches(self) -> None:
-        """Compute below the first adapter what every epoch needs, where that fits; the validation rows first."""
+        """Cache the activations below the first adapter, if they fit; those of the validation rows first."""
         self._caches: list[HiddenCache | None] = [None, None]
         budget, size = self._settings.cache_mb * 2**20, self._settings.batch_size
         if budget and self._settings.epochs > 1 and self._data.training.problem != CAUSAL_LM:
@@ -268,14 +284,15 @@ class _Run:
             state.losses.append(loss)
             seconds = time.monotonic() - before
             state.seconds += seconds
-            self._progress.stepped(StepRecord(loss, len(rows), seconds))
-            facts = {
-                "loss": loss,
-                "learning_rate": self._optimizer.param_groups[0]["lr"],
-                "gradient_norm": norm,
-                "rows_per_second": len(rows) / seconds,
-            }
-            self._accelerator.log({f"training/{name}": value for name, value in facts.items()}, step=state.step)
+            self._log(
+                {
+                    "training/loss": loss,
+                    "training/learning_rate": self._optimizer.param_groups[0]["lr"],
+                    "training/gradient_norm": norm,
+                    "training/rows_per_second": len(rows) / seconds,
+                }
+            )
+            self._reporter.step(self._pace.label(loss, len(rows) / seconds, state.history), state.step, self._steps)
             if state.step % self._settings.checkpoint_steps == 0 and state.step_in_epoch < self._steps_per_epoch:
                 self._save()
         self._cool(state.step)
@@ -288,23 +305,27 @@ class _Run:
             state.best_epoch = record.epoch
             state.best = _copy(self._tensors)
         state.step_in_epoch, state.loss_sum, state.seconds = 0, 0.0, 0.0
-        self._progress.epoch_finished(record)
         metrics = {f"validation/{name}": value for name, value in scores.document().items()}
-        self._accelerator.log({**metrics, "training/epoch": record.epoch}, step=state.step)
+        self._log({**metrics, "training/epoch": record.epoch, "training/epoch_loss": loss})
         self._save()
 
+    def _log(self, values: dict[str, float]) -> None:
+        """Give the trackers and the reporter what was measured after the last step."""
+        self._accelerator.log(values, step=self._state.step)
+        self._reporter.measure(values, self._state.step)
+
     def _cool(self, steps: int) -> None:
-        """Set the temperature of a fusion to what it is after so many steps."""
+        """Set the temperature of a fusion to its value after `steps` steps."""
         if self._settings.temperature_decay:
             self._model.cool(steps * self._settings.temperature_decay)
 
     def _take_step(self, rows: Rows) -> tuple[float, float]:
-        """One update; the loss of its rows before it, and the norm of the gradient."""
+        """Update the weights once; return the loss of the rows before it, and the norm of the gradient."""
         accelerator, tensors = self._accelerator, self._tensors.values()
         process = (accelerator.process_index,) if accelerator.process_index else ()
         sequence = np.random.SeedSequence((self._settings.seed, self._state.step, *process))
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
-        factor = rate_factor(self._state.step, self._steps_per_epoch * self._settings.epochs, self._settings.warmup)
+        factor = rate_factor(self._state.step, self._steps, self._settings.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = self._settings.learning_rate * factor
         self._cool(self._state.step)
@@ -338,14 +359,14 @@ class _Run:
         return loss, norm
 
     def _drop(self) -> None:
-        """Leave the adapters of the lowest layers out of the next step, of as many as are drawn: none to the most."""
+        """Skip the adapters of a random number of the lowest layers in the next step, at most `drop_layers`."""
         most = self._settings.drop_layers
         if most:
             drawn = np.random.default_rng((self._settings.seed, self._state.step, most)).integers(most + 1)
             self._model.leave_out([site for layer in self._layers[:drawn] for site in layer])
 
     def _loss(self, rows: Rows) -> Loss:
-        """The loss of this process's share of some rows; where the loss compares rows, of all of them."""
+        """Return the loss of this process's share of some rows; where the loss compares rows, of all of them."""
         examples, accelerator = self._data.training, self._accelerator
         shares = np.array_split(rows, accelerator.num_processes)
         own = shares[accelerator.process_index]
@@ -355,7 +376,7 @@ class _Run:
             if self._teacher is None:
                 results = results_of(self._model, examples, read, self._caches[1]).float()
             else:
-                results, apart = self._teacher.apart(self._model, examples, read)
+                results, apart = self._teacher.distance(self._model, examples, read)
         if self._objective.compares and len(shares) > 1:
             most = len(shares[0])
             filled = pad(results.detach(), (0, 0, 0, most - len(results)))
@@ -365,11 +386,11 @@ class _Run:
             results, read = torch.cat(parts), rows
         total, weight = self._objective.loss(*examples.matched(results, read), self._class_weights)
         if self._teacher is not None:
-            total = self._teacher.lesson.hard * total + weight * apart
+            total = self._teacher.loss.hard * total + weight * apart
         return (total, weight) if counts else (total * 0, weight * 0)
 
     def _summed(self, gradients: list[Tensor], sums: Tensor) -> Tensor:
-        """Make gradients those of all processes; the sums of all of them."""
+        """Sum the gradients of all processes in place, and return their summed `sums`."""
         if self._objective.compares:
             sums = sums / self._accelerator.num_processes  # each of them has computed the whole
         flat = torch.cat([sums, *(gradient.flatten() for gradient in gradients)])
@@ -380,7 +401,7 @@ class _Run:
         return sums
 
     def _not_finite(self, name: str, value: float, rows: Rows) -> TrainingError:
-        """The error for a loss or a gradient that is no number, with the first layer where that is so."""
+        """Return the error for a loss or gradient that is not finite; it names the first layer with such a value."""
         state = self._state
         kept = f"; the best epoch so far is kept in {self._path}" if state.best_epoch and self._path else ""
         return TrainingError(
@@ -420,7 +441,7 @@ class _Run:
         write_checkpoint(self._state, self._identity, self._path)
 
     def _resume(self) -> int | None:
-        """Take up the checkpoint, if there is one; the step that it was written after."""
+        """Load the checkpoint, if there is one, and return its step."""
         state = None if self._path is None else read_checkpoint(self._path, self._identity)
         if state is None:
             return None
@@ -437,7 +458,7 @@ class _Run:
 
 @contextmanager
 def _memory(rows: Rows, examples: Examples, where: str) -> Iterator[None]:
-    """Say what to lower if memory is out."""
+    """Turn an out-of-memory error into one that names the settings to lower."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # `torch.OutOfMemoryError` is a RuntimeError; a processor has no own
@@ -453,23 +474,25 @@ def _memory(rows: Rows, examples: Examples, where: str) -> Iterator[None]:
         ) from error
 
 
-def _device(model: AdaptedModel) -> str:
-    return next((tensor.device.type for tensor in model.parameters()), "cpu")
+def _engine(model: AdaptedModel, settings: LoopSpec) -> Engine:
+    """Return the engine of the device that the model is on."""
+    device = next((tensor.device.type for tensor in model.parameters()), "cpu")
+    return Engine(Machine(device, cast("Precision", settings.precision)))
 
 
 def _labels(model: AdaptedModel) -> Sequence[str]:
-    """The names of the classes; empty where there are none."""
+    """Return the names of the classes; empty without classes."""
     head = None if model.adapter is None else model.adapter.head
     return () if head is None else head.labels
 
 
-def _class_weights(model: AdaptedModel, examples: Examples, settings: TrainingSettings) -> Tensor | None:
+def _class_weights(model: AdaptedModel, examples: Examples, settings: LoopSpec) -> Tensor | None:
     wanted = settings.class_weights
-    return None if wanted is None else class_weights(wanted, examples.problem, _labels(model))
+    return class_weights(wanted, examples.problem, _labels(model)) if isinstance(wanted, Mapping) else None
 
 
-def _optimizer(tensors: Collection[Tensor], settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW over the adapter's tensors, its moments at zero; biases, norms and weights of mixes do not decay."""
+def _optimizer(tensors: Collection[Tensor], settings: LoopSpec) -> torch.optim.AdamW:
+    """Return AdamW over the adapter's tensors, its moments at zero; biases, norms and mix weights do not decay."""
     matrices = [tensor for tensor in tensors if tensor.ndim > 1 and len(tensor) > 1]
     others = [tensor for tensor in tensors if tensor.ndim <= 1 or len(tensor) <= 1]
     decays = ((settings.weight_decay, matrices), (0.0, others))

@@ -10,11 +10,12 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from adapter_export.api.training.fusion import FusionOptions, FusionType
+from adapter_export.api.training.fusion import FusionSpec, FusionType
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.compose import STATIC, adapter_fusion, average, stack, weighted_fusion
 from adapter_export.graph.kinds import BottleneckOptions
 from adapter_export.graph.kinds.bottleneck import Wiring, wired
+from adapter_export.option import OptionsOf
 
 PAGE = (Path(__file__).parents[3] / "docs" / "adapters.md").read_text(encoding="utf-8")
 WIDTH, B, SITE = 12, 3, "layers.0.ffn"
@@ -65,6 +66,6 @@ def test_costs_are_those_of_the_code(name: str, count: int) -> None:
 
 def test_the_options_of_fusions_are_those_of_the_command() -> None:
     named = re.findall(r"`--([a-z-]+)`", " ".join(row[0] for row in table("fusion options")))
-    assert sorted(named) == sorted(name.replace("_", "-") for name in ("fuse", *FusionOptions.__annotations__))
+    assert sorted(named) == sorted(name.replace("_", "-") for name in ("fuse", *OptionsOf(FusionSpec).defaults()))
     kinds = next(row[1] for row in table("fusion options") if row[0] == "`--fusion`")
     assert tuple(re.findall(r"`([a-z]+)`", kinds)) == get_args(FusionType)

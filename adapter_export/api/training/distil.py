@@ -1,0 +1,298 @@
+"""Distil an adapted model into a student without adapters, or tune a whole model on labels."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+from adapter_export.api.adapters.kinds import at_least_1
+from adapter_export.api.models.base import ArchiveBase, Base, PathLike, require
+from adapter_export.api.training.job import Start, Trained, TrainingJob, checkpoints_of, engine_for
+from adapter_export.api.training.rows import adapter_with_task, open_trainable
+from adapter_export.api.training.specs import DataSpec, HeadSpec
+from adapter_export.errors import ParityError, UsageError, argument
+from adapter_export.graph.tasks import TASK_TYPES, Task
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option, OptionsOf, changed
+from adapter_export.reporting import SILENT, Reporter
+from adapter_export.safe_io.output import Output
+from adapter_export.torch_backend.train.settings import DistillationLoss, LoopSpec, Machine
+
+if TYPE_CHECKING:
+    from adapter_export.analysis.student import Distillation
+    from adapter_export.graph.adapter import Adapter
+    from adapter_export.torch_backend.base.torch_base import TorchBase
+    from adapter_export.torch_backend.train.data import Examples
+    from adapter_export.torch_backend.train.record import TrainingResult
+    from adapter_export.torch_backend.train.task_files import TextTask
+
+STUDENT, GRAPH, REPORT = "model.pt", "model.onnx", "distillation.json"
+"""Files that `distil` writes: the base archive with its head, the plain ONNX graph, and the report."""
+
+_NOT_OF_STUDENTS = ("learning_rate", "drop_layers", "cache_mb", "class_weights")
+DISTIL_OPTIONS = OptionsOf(DistillationLoss, DataSpec, HeadSpec, LoopSpec, Machine, without=_NOT_OF_STUDENTS)
+"""Options of a distillation beside its files and its output."""
+
+
+def distil(
+    model: Base | PathLike,
+    data: PathLike,
+    output: PathLike | None = None,
+    *,
+    adapter: Adapter | PathLike | None = None,
+    layers: Annotated[
+        int | None, Option("Layers of the student, evenly spaced; defaults to all layers.", "N", least=1)
+    ] = None,
+    keep: Annotated[tuple[int, ...] | None, Option("Layers of the student by number, from 0.", "N,N,…")] = None,
+    unlabelled: Annotated[
+        PathLike | None, Option("More texts, without labels; the student learns the teacher's answers.", "FILE")
+    ] = None,
+    learning_rate: Annotated[float, "Peak learning rate; pretrained weights need a small one."] = 1e-4,
+    site_map: Annotated[PathLike | None, SITE_MAP] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
+    force: bool = False,
+    reporter: Reporter = SILENT,
+    **options: Annotated[Any, DISTIL_OPTIONS],
+) -> Distillation:
+    """Distil an adapted model into a student without adapters; without an adapter, learn from labels only.
+
+    All weights of the student learn. It has the architecture of the model, whole or with some of its layers, and starts
+    from the model's weights and the adapter's head. The loss is the weighted sum of three: of the teacher's logits at a
+    temperature (Hinton et al. 2015), of its hidden states before each layer that is kept and at the end, and of the
+    labels. Without an adapter it is full fine-tuning, with a new head.
+
+    With the same arguments the result is the same bit for bit, and the same call resumes an interrupted run. The
+    options are the annotated fields of `DistillationLoss`, `DataSpec`, `HeadSpec`, `LoopSpec` and `Machine`: the
+    options of `adapter-export distil`.
+
+    Args:
+        model: the base of the teacher, one that torch can train.
+        data: labelled rows, as `train` reads them.
+        output: the folder to write: the student as a base with its head (`model.pt`), which `build`, `sites` and
+            `train` take, as plain ONNX without slots (`model.onnx`), and the report (`distillation.json`).
+        adapter: the teacher's adapter, with a head, or its folder.
+        force: replace `output`.
+        reporter: receives the progress, the measurements of each step, and notes on the data.
+
+    Raises:
+        UsageError: arguments do not go together, or are out of range.
+        BaseModelError: the base cannot be trained, or a layer cannot be left out.
+        AdapterError: the adapter has no head whose task is known; `BaseMismatchError`: it is of another base.
+        DataError: the data cannot be used, or hold labels that the teacher does not know.
+        TrainingError: the loss is not finite, or the interrupted run is another one.
+    """
+    of_loss, of_data, of_head, of_loop, of_machine = DISTIL_OPTIONS.split("distil", options)
+    texts = None if unlabelled is None else Path(unlabelled)
+    rows, head, machine = DataSpec(Path(data), texts, **of_data), HeadSpec(**of_head), Machine(**of_machine)
+    _check_teacher(rows, head, has_teacher=adapter is not None)
+    if layers is not None and keep is not None:
+        raise UsageError(f"{argument('layers')} and {argument('keep')} exclude each other", fix="give one of them")
+    path = None if output is None else Path(output)
+    if path is not None:
+        Output(path, force).ensure_writable(folder=True, sources=[model, data, adapter])
+    require("torch", "torch", "distillation")
+    require("accelerate", "torch", "distillation")
+    loss, loop = DistillationLoss(**of_loss), LoopSpec(learning_rate=learning_rate, cache_mb=0, **of_loop)
+    engine, partial = engine_for(path, machine), checkpoints_of(path, machine)
+    base = open_trainable(model, site_map, trust_pickle=trust_pickle)
+    teacher = None if adapter is None else adapter_with_task(base, adapter)
+    learner = NewStudent(tuple(_kept_layers(base, layers, keep)), teacher, loss)
+    done = TrainingJob(base, learner, rows, head, loop, engine, partial).run(reporter)
+    student = ArchiveBase(None, base.options, loaded=learner.student(done))
+    report = _compared(base, student, teacher, done)
+    if not done.writes or (path is None and teacher is None):
+        return report
+    with TemporaryDirectory(prefix="adapter-export-") as folder:
+        graph = _plain(student, Path(folder), done.measured[1])
+        if teacher is not None:
+            report = _timed(report, base, teacher, graph, done)
+        if path is not None:
+            report = replace(report, folder=path)
+            _write(student, graph, report, done.result, Output(path, force))
+    return report
+
+
+@dataclass(frozen=True)
+class NewStudent:
+    """A base with a head, all weights of which learn.
+
+    Attributes:
+        layers: the layers of the base that it has.
+        teacher: the adapter of the teacher; `None` where it learns from labels only, with a new head.
+        loss: the loss of what it learns from the teacher.
+    """
+
+    layers: tuple[int, ...]
+    teacher: Adapter | None
+    loss: DistillationLoss
+
+    @property
+    def task(self) -> Task | None:
+        """The task of the teacher."""
+        return None if self.teacher is None else self.teacher.task
+
+    def begin(self, job: TrainingJob, rows: TextTask) -> Start:
+        """Return the student, and its teacher, whose hidden states before each layer that is kept are seen."""
+        from adapter_export.graph.adapter import BASE_HEAD, HEAD
+        from adapter_export.graph.adapter import Adapter as AdapterType
+        from adapter_export.torch_backend.attach import AdaptedModel
+        from adapter_export.torch_backend.base.derive import ends_of, layers_of, with_layers
+        from adapter_export.torch_backend.train.distil_loop import Student, Teacher
+        from adapter_export.torch_backend.train.init_adapter import head_alone
+
+        base, sites, own = job.base, job.base.sites.complete, job.base.torch
+        if len(self.layers) < len(layers_of(sites)):
+            own = with_layers(own, sites, self.layers)
+        its = ArchiveBase(None, base.options, loaded=own).sites.complete
+        if self.teacher is None:
+            first = job.first_head(rows)
+            assert first.head is not None  # as no student learns to write
+            made = first.onto(head_alone(first.head, BASE_HEAD, own.fingerprint, seed=job.loop.seed))
+            model = Student(own, made, its)
+            return Start(model, self._facts, self._origin, compared=(model,))
+        weights = {name: tensor for name, tensor in self.teacher.weights.items() if name.startswith(f"{HEAD}.")}
+        made = AdapterType(BASE_HEAD, "base_head", own.fingerprint, {}, {}, weights, self.teacher.head)
+        seen = [ends_of(its, layer)[0] for layer in layers_of(its)[1:]]
+        matched = [ends_of(sites, layer)[0] for layer in self.layers[1:]]
+        final = len(base.torch.axes(sites.final))
+        if any(len(base.torch.axes(value)) != final for value in matched):  # a base that flattens batch and tokens
+            seen, matched = [], []
+        model = Student(own, made, its, seen)
+        teacher = Teacher(AdaptedModel(base.torch, self.teacher, sites, seen=matched), self.loss)
+        return Start(model, self._facts, self._origin, teacher, compared=(model, teacher.model))
+
+    @property
+    def _facts(self) -> Mapping[str, Any]:
+        taught = {} if self.teacher is None else {"teacher": self.teacher.name, **asdict(self.loss)}
+        return {"layers": list(self.layers), **taught}
+
+    @property
+    def _origin(self) -> str:
+        return f"all weights of {len(self.layers)} layers learn"
+
+    def student(self, done: Trained) -> TorchBase:
+        """Return the trained student as a base with its head, which holds the training record."""
+        from adapter_export.torch_backend.train.distil_loop import Student
+
+        assert isinstance(done.model, Student)  # as `begin` makes one
+        return done.model.to_base(done.record)
+
+
+def _check_teacher(data: DataSpec, head: HeadSpec, *, has_teacher: bool) -> None:
+    """Refuse options of a student without a teacher where there is one, and the reverse."""
+    if not TASK_TYPES[head.task].has_head:
+        raise UsageError("a student answers by its head", where=argument("task"), found=f"`{head.task}`")
+    of_texts = [name for name in ("truncation", "prefix", "packing", "end_token") if name in changed(data)]
+    if has_teacher and (changed(head) or of_texts):
+        what = "the teacher's task and head are the student's"
+        raise UsageError(what, found=", ".join(map(argument, [*changed(head), *of_texts])), fix="leave it out")
+    if not has_teacher and data.unlabelled is not None:
+        fix = f"give {argument('adapter')}, or leave it out"
+        raise UsageError("texts without labels need a teacher", where=argument("unlabelled"), fix=fix)
+    if not has_teacher:
+        head.check(data)
+
+
+def _kept_layers(base: Base, count: int | None, keep: Sequence[int] | None) -> list[int]:
+    """Return the layers of the student: all, some that are named, or so many, evenly spaced from the first to the last.
+
+    For six of twelve these are 0, 2, 4, 7, 9 and 11, as in DistilBERT (Sanh et al. 2019).
+    """
+    import numpy as np
+
+    from adapter_export.torch_backend.base.derive import layers_of
+
+    sites = base.sites.complete
+    layers = layers_of(sites)
+    if keep is not None:
+        if not keep or len(set(keep)) < len(keep) or not set(keep) <= set(layers):
+            found, expected = ", ".join(map(str, keep)) or "none", f"different ones of {layers[0]} to {layers[-1]}"
+            raise UsageError("these layers cannot be kept", where=argument("keep"), found=found, expected=expected)
+        chosen = sorted(keep)
+    elif count is None:
+        chosen = layers
+    else:
+        if at_least_1("layers", count) > len(layers):
+            raise UsageError("the model has fewer layers", where=argument("layers"), found=count, expected=len(layers))
+        if any(site.role == "cross_attention" for site in sites.sublayers):
+            fix = f"name those of the encoder and of the decoder: {argument('keep')}"
+            raise UsageError("the model has layers of two kinds", where=argument("layers"), found=count, fix=fix)
+        chosen = [layers[round(place)] for place in np.linspace(0, len(layers) - 1, count)]
+    if base.given is not None and len(chosen) < len(layers):
+        raise UsageError(f"{argument('site_map')} has the sites of all layers", fix="keep all of them")
+    return chosen
+
+
+def _compared(base: Base, student: Base, teacher: Adapter | None, done: Trained) -> Distillation:
+    """Return the report of a student and, if there is one, of its teacher, without times."""
+    from adapter_export.analysis.student import compared
+
+    models = [(student, student.base_head), *([] if teacher is None else [(base, teacher)])]
+    part, measured = done.measured
+    return compared(done.judged, [_costs(*each) for each in models], part, len(measured.lengths), done.record)
+
+
+def _timed(report: Distillation, base: Base, teacher: Adapter, graph: Path, done: Trained) -> Distillation:
+    """Return the report with the times of the student's graph and of the teacher's, for a row of median length."""
+    import numpy as np
+
+    from adapter_export.analysis.student import timed
+
+    tokens = round(float(np.median(done.measured[1].lengths)))
+    with TemporaryDirectory(prefix="adapter-export-") as folder:
+        return timed(report, base.exported(Path(folder)), teacher, graph, tokens)
+
+
+def _costs(base: Base, adapter: Adapter | None) -> tuple[int, int]:
+    """Return the layers, and the parameters of a base with an adapter."""
+    from adapter_export.torch_backend.base.derive import layers_of
+
+    return len(layers_of(base.sites.map)), base.parameters + (0 if adapter is None else adapter.cost().parameters)
+
+
+def _plain(base: Base, folder: Path, examples: Examples) -> Path:
+    """Write the student as plain ONNX, and see that it computes what torch computes."""
+    import numpy as np
+
+    from adapter_export.numerics.budget import budget, extent
+    from adapter_export.numerics.runner import head_output
+    from adapter_export.onnx_backend.base.external import write_model
+    from adapter_export.onnx_backend.rewrite.insert import without_slots
+    from adapter_export.runtime.graphs import open_session, run_session
+
+    head, path = base.base_head, folder / "plain" / GRAPH
+    assert head is not None  # as the student has one
+    assert head.head is not None
+    path.parent.mkdir()
+    write_model(without_slots(base.exported(folder), head), path)
+    session, size = open_session(path, threads=1), extent(base.flow)
+    output, reference = head_output([record.name for record in base.outputs], head.head.output), base.runner()
+    for row in (0, len(examples.lengths) - 1):
+        call = next(examples.calls(np.array([row]), pads=False))
+        inputs = {name: value.numpy() for name, value in call.inputs.items()}
+        expected = reference.run(inputs, head)[output]
+        apart = float(np.abs(run_session(session, inputs)[output] - expected).max())
+        allowed = budget("float32", inner=size.inner, depth=size.depth, scale=float(np.abs(expected).max()))
+        if not apart <= allowed.absolute:
+            raise ParityError(f"`{output}` of the student", found=f"{apart:.2e}", expected=f"at most {allowed.reason}")
+    return path
+
+
+def _write(base: Base, graph: Path, report: Distillation, result: TrainingResult, output: Output) -> None:
+    """Write the student, its graph, the report and the learning curve, and forget the checkpoints."""
+    from adapter_export.format.files import canonical_json
+    from adapter_export.torch_backend.base.torch_base import write_base
+    from adapter_export.torch_backend.train.objectives import OBJECTIVES
+    from adapter_export.torch_backend.train.record import CURVE_FILE, draw_curve
+
+    with output.folder() as folder:
+        write_base(base.torch, folder / STUDENT)
+        for file in graph.parent.iterdir():
+            shutil.copyfile(file, folder / file.name)
+        (folder / REPORT).write_bytes(canonical_json(report.to_json()))
+        loss_name = OBJECTIVES[report.training["task"]].loss_name
+        draw_curve(result, f"{output.path.name} (student)", folder / CURVE_FILE, loss_name=loss_name)
+    shutil.rmtree(output.path.with_name(f"{output.path.name}.partial"), ignore_errors=True)

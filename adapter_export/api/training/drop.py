@@ -1,0 +1,207 @@
+"""Measure an adapter without its lowest layers (AdapterDrop), and write it without some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+from adapter_export.api.adapters.kinds import at_least_1
+from adapter_export.api.models.base import Base, PathLike, require
+from adapter_export.api.training.rows import RowReader, adapter_with_task, open_trainable
+from adapter_export.api.training.specs import DataSpec, HeadSpec
+from adapter_export.errors import AdapterError, UsageError, argument
+from adapter_export.option import LABEL, PAIR, SKIP_INCOMPLETE, START, TEXT, THREADS, TOKENIZER, Option
+from adapter_export.reporting import SILENT, Reporter
+from adapter_export.safe_io.output import Output
+from adapter_export.version import __version__
+
+if TYPE_CHECKING:
+    from adapter_export.analysis.layer_drop import Drop, Dropped
+    from adapter_export.graph.adapter import Adapter
+    from adapter_export.graph.tasks.metrics import Judged, Metric
+    from adapter_export.torch_backend.train.data import Examples
+
+_Layers = Mapping[int, Sequence[str]]
+"""Layers that are dropped together, each with its sites."""
+
+
+def drop(
+    adapter: Adapter | PathLike,
+    base: Base | PathLike,
+    data: PathLike,
+    output: PathLike | None = None,
+    *,
+    layers: Annotated[int | None, Option("Drop the adapters of the N lowest layers.", "N", least=1)] = None,
+    leave_out: Annotated[tuple[int, ...] | None, Option("Drop the adapters of these layers.", "N,N,…")] = None,
+    text: Annotated[str, TEXT] = "text",
+    pair: Annotated[str | None, PAIR] = None,
+    label: Annotated[str, LABEL] = "label",
+    start: Annotated[str | None, START] = None,
+    skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
+    tokenizer: Annotated[PathLike | None, TOKENIZER] = None,
+    batch_size: Annotated[int, Option("Rows per batch.", "N", least=1)] = 32,
+    threads: Annotated[int | None, THREADS] = None,
+    plot: Annotated[PathLike | None, Option("Plot scores and times: `.svg` or `.png`.", "FILE")] = None,
+    force: bool = False,
+    reporter: Reporter = SILENT,
+) -> Drop:
+    """Measure what an adapter loses and saves without its lowest layers (AdapterDrop; Rücklé et al. 2021).
+
+    Scores are measured in torch, with none of the layers dropped, the lowest one, the two lowest, and so on; times in
+    ONNX Runtime, relative to the base: of the graph with the slots of the whole adapter, where those of dropped layers
+    are idle, and of the graph of the dropped adapter, which has no slots there.
+
+    Args:
+        adapter: the adapter, with a head, or its folder. One that was trained with `drop_layers` loses less.
+        base: the model that it was trained on, one that torch can run.
+        data: labelled rows, as `train` reads them; test rows, not those that it learnt from.
+        output: the folder to write the adapter to without `layers` or `leave_out`.
+        force: replace `output` and `plot`.
+        reporter: receives each step before it begins.
+
+    Raises:
+        UsageError: arguments do not go together, or layers that the adapter does not have.
+        AdapterError: it has no head whose task is known; `BaseMismatchError`: it is of another base.
+        DataError: the data cannot be used, or hold labels that the adapter does not know.
+        OutputExistsError, WriteError: the adapter or the plot cannot be written.
+    """
+    path, image = None if output is None else Path(output), None if plot is None else Path(plot)
+    _check_layers(layers, leave_out, writes=path is not None)
+    for place in (path, image):
+        if place is not None:
+            Output(place, force).ensure_writable(folder=place is path, sources=[adapter, base, data])
+    torch = require("torch", "torch", "measuring an adapter without layers")
+    from adapter_export.analysis.layer_drop import Drop, findings
+    from adapter_export.analysis.plot import check_picture, draw_drop
+    from adapter_export.format.adapter_files import write_adapter
+
+    if image is not None:
+        check_picture(image)
+    if threads is not None:
+        torch.set_num_threads(at_least_1("threads", threads))
+    opened = open_trainable(base)
+    whole = adapter_with_task(opened, adapter)
+    choices, at = _choices(whole.layers(opened.sites.complete), layers, leave_out)
+    columns = DataSpec(
+        Path(data),
+        text=text,
+        pair=pair,
+        label=label,
+        start=start,
+        skip_incomplete=skip_incomplete,
+        tokenizer=tokenizer,
+    )
+    rows = RowReader.of(opened, columns, HeadSpec(), whole.task).read_all()
+    judged = _judged(opened, whole, choices, rows, batch_size, reporter)
+    lesser = [_without(whole, dropped) for dropped in choices]
+    curve, tokens = _curve(opened, whole, lesser, choices, judged, rows, reporter)
+    if path is not None and at is not None:
+        write_adapter(replace(lesser[at], name=path.resolve().name), path, force=force)
+    metric: Metric = judged[-1].metrics[0]
+    result = Drop(
+        whole.name,
+        metric.name,
+        len(rows.lengths),
+        tokens,
+        curve,
+        None if path is None or at is None else curve[at],
+        path,
+        findings(curve, metric),
+    )
+    if image is not None:
+        draw_drop(result, image, force=force)
+    return result
+
+
+def _check_layers(layers: int | None, leave_out: object, *, writes: bool) -> None:
+    """Refuse two choices of layers, or none for an adapter that is to be written."""
+    if layers is not None and leave_out is not None:
+        both = f"{argument('layers')} and {argument('leave_out')}"
+        raise UsageError(f"{both} exclude each other", fix="give one of them")
+    if writes and layers is None and leave_out is None:
+        fix = f"say which layers: {argument('layers')} or {argument('leave_out')}"
+        raise UsageError("nothing is to be dropped of the adapter that is to be written", fix=fix)
+
+
+def _judged(
+    base: Base, whole: Adapter, choices: Sequence[_Layers], rows: Examples, batch_size: int, reporter: Reporter
+) -> list[Judged]:
+    """Answer the rows without the adapters of each choice of layers, and judge the answers."""
+    from adapter_export.torch_backend.attach import attach
+    from adapter_export.torch_backend.train.measure import judged
+    from adapter_export.torch_backend.train.settings import LoopSpec
+    from adapter_export.torch_backend.train.train_loop import answered
+
+    settings, model, found = LoopSpec(batch_size=batch_size), attach(base.torch, whole, sites=base.sites.complete), []
+    for done, dropped in enumerate(choices):
+        label = f"answering {len(rows.lengths):,} rows without the adapters of {len(dropped)} layers"
+        reporter.step(label, done, len(choices))
+        model.leave_out([place for sites in dropped.values() for place in sites])
+        order, results, targets = answered(model, rows, settings)
+        found.append(judged(whole.task, results, targets, rows.only(order)))
+    return found
+
+
+def _curve(
+    base: Base,
+    whole: Adapter,
+    lesser: Sequence[Adapter],
+    choices: Sequence[_Layers],
+    judged: Sequence[Judged],
+    rows: Examples,
+    reporter: Reporter,
+) -> tuple[tuple[Dropped, ...], int]:
+    """Return scores, sizes and times for each choice of layers, and the number of tokens of the row that is timed."""
+    import numpy as np
+
+    from adapter_export.analysis.layer_drop import Dropped, time_dropped
+    from adapter_export.analysis.scores import score
+
+    tokens = round(float(np.median(rows.lengths)))
+    with TemporaryDirectory(prefix="adapter-export-") as folder:
+        onnx = base.exported(Path(folder), reporter)
+        reporter.step("timing each beside the base")
+        times = time_dropped(onnx, whole, lesser, tokens)
+    measured = zip(choices, lesser, judged, times, strict=True)
+    curve = tuple(
+        Dropped(tuple(dropped), len(made.placements), made.cost().parameters, score(answers), *seconds)
+        for dropped, made, answers, seconds in measured
+    )
+    return curve, tokens
+
+
+def _choices(
+    layers: Mapping[int, list[str]], lowest: int | None, leave_out: Sequence[int] | None
+) -> tuple[list[dict[int, list[str]]], int | None]:
+    """Return the layers that are dropped together, with their sites, and which of these choices is asked for.
+
+    They are none, the lowest, the two lowest, and so on; behind them what is asked for, if it is none of these.
+    """
+    if not layers:
+        raise AdapterError("acts in no layer, so that there is nothing to drop", found="a head alone")
+    found = [dict(list(layers.items())[:count]) for count in range(len(layers) + 1)]
+    if lowest is not None:
+        if at_least_1("layers", lowest) > len(layers):
+            raise UsageError("acts in fewer layers", where=argument("layers"), found=lowest, expected=len(layers))
+        return found, lowest
+    if leave_out is None:
+        return found, None
+    if not leave_out or not set(leave_out) <= set(layers):
+        named, known = (", ".join(map(str, each)) or "none" for each in (leave_out, layers))
+        raise UsageError("acts in other layers", where=argument("leave_out"), found=named, expected=f"some of {known}")
+    asked = {layer: layers[layer] for layer in sorted(set(leave_out))}
+    if asked not in found:
+        found.append(asked)
+    return found, found.index(asked)
+
+
+def _without(adapter: Adapter, dropped: Mapping[int, list[str]]) -> Adapter:
+    """Return the adapter without some layers; scores of its record are those of another one, so they lie deeper."""
+    if not dropped:
+        return adapter
+    record = {"producer": f"adapter-export {__version__}", "dropped_layers": list(dropped)}
+    lesser = adapter.without([place for places in dropped.values() for place in places])
+    return replace(lesser, training={**record, "whole": {"adapter": adapter.name, "training": adapter.training}})

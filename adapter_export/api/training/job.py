@@ -1,0 +1,351 @@
+"""A training run: what learns, from which rows, with which head and loop, on which machine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from adapter_export.api.models.base import Base
+from adapter_export.api.training.rows import RowReader
+from adapter_export.api.training.specs import DataSpec, HeadSpec
+from adapter_export.errors import Note, TrainingError, UsageError, argument
+from adapter_export.graph.tasks import TASK_TYPES, Task
+from adapter_export.reporting import SILENT, Reporter
+from adapter_export.torch_backend.train.settings import LoopSpec, Machine
+
+if TYPE_CHECKING:
+    import numpy as np
+    from accelerate import Accelerator
+
+    from adapter_export.dtypes import Weights
+    from adapter_export.graph.adapter import Adapter, Head
+    from adapter_export.graph.tasks.metrics import Judged
+    from adapter_export.torch_backend.attach import AdaptedModel
+    from adapter_export.torch_backend.train.data import Examples
+    from adapter_export.torch_backend.train.devices import Engine
+    from adapter_export.torch_backend.train.distil_loop import Teacher
+    from adapter_export.torch_backend.train.language import LanguageExamples
+    from adapter_export.torch_backend.train.record import TrainingResult
+    from adapter_export.torch_backend.train.task_files import TextTask
+
+_ROWS_MEASURED = 32
+"""Most rows by which the initial change of the final hidden state is measured."""
+
+_ALIKE = 0.99
+"""From this mean cosine of unlike rows on, the contrastive loss is within 0.1 nats of that of identical vectors."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model before the first step.
+
+    Attributes:
+        model: has the tensors that learn.
+        facts: of the model, for the record of the run.
+        origin: of its first weights, a clause for a reporter.
+        teacher: the model it learns from, and the loss of that; `None` where it learns from labels only.
+        compared: models whose answers to the test rows, or validation rows, are compared after the run.
+    """
+
+    model: AdaptedModel
+    facts: Mapping[str, Any]
+    origin: str
+    teacher: Teacher | None = None
+    compared: tuple[AdaptedModel, ...] = ()
+
+    @property
+    def pads(self) -> bool:
+        """True if padding changes no result, so that rows of different lengths share a call."""
+        return self.model.pads and (self.teacher is None or self.teacher.model.pads)
+
+
+class Learner(Protocol):
+    """What learns in a run: a new adapter, a fusion of adapters, or a student."""
+
+    @property
+    def task(self) -> Task | None:
+        """The task of a teacher, which is that of the run; `None` where the head of the job says it."""
+
+    def begin(self, job: TrainingJob, rows: TextTask) -> Start:
+        """Return the model before training, attached to the base of the job."""
+
+
+@dataclass(frozen=True)
+class FirstHead:
+    """A head before training.
+
+    Attributes:
+        head: the head; `None` where the base itself predicts the next token.
+        weights: those of the base head, where the run starts from it.
+        targets: of rows with labels that apply or not [rows, classes] or [rows], from which its bias starts.
+    """
+
+    head: Head | None
+    weights: Weights
+    targets: np.ndarray | None = None
+
+    def onto(self, adapter: Adapter) -> Adapter:
+        """Return an adapter that has the head with these first weights and this bias."""
+        from adapter_export.torch_backend.train.init_adapter import with_prior
+
+        begun = adapter if self.targets is None else with_prior(adapter, self.targets)
+        return replace(begun, weights={**begun.weights, **self.weights})
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run.
+
+    Attributes:
+        model: holds the weights of the best epoch.
+        rows: what it learnt from.
+        result: epochs, losses and the best epoch.
+        record: of the run, as JSON.
+        judged: the test rows, or the validation rows where there is no test, judged for each model that is compared.
+        writes: True in the process that writes.
+    """
+
+    model: AdaptedModel
+    rows: TextTask
+    result: TrainingResult
+    record: dict[str, Any]
+    judged: list[Judged]
+    writes: bool
+
+    @property
+    def measured(self) -> tuple[str, Examples]:
+        """The rows that are judged, and what they are: `test` or `validation`."""
+        return ("validation", self.rows.validation) if self.rows.test is None else ("test", self.rows.test)
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A training run of a base.
+
+    Attributes:
+        base: the base, which torch can train.
+        learner: what learns.
+        data: the files of the rows, and how they are read.
+        head: the task, and its head.
+        loop: the settings of the loop.
+        engine: the machine, with its trackers.
+        checkpoints: the folder of an interrupted run; `None` keeps none.
+    """
+
+    base: Base
+    learner: Learner
+    data: DataSpec
+    head: HeadSpec
+    loop: LoopSpec
+    engine: Engine
+    checkpoints: Path | None = None
+
+    def run(self, reporter: Reporter = SILENT) -> Trained:
+        """Read the rows, train, and measure the best epoch.
+
+        Raises:
+            UsageError: arguments do not go together.
+            BaseModelError: the base cannot be trained so.
+            DataError: the data cannot be used.
+            TrainingError: the loss is not finite, memory is out, or the interrupted run is another one.
+        """
+        from adapter_export.sites.site_map import SITE_MAP_KEY
+        from adapter_export.torch_backend.train.data import TrainingData
+        from adapter_export.torch_backend.train.record import training_record
+        from adapter_export.torch_backend.train.train_loop import evaluate
+        from adapter_export.torch_backend.train.train_loop import train as learn
+
+        reporter = reporter if self.engine.first else _Mute()
+        with self.engine.open() as accelerator:
+            reader = RowReader.of(self.base, self.data, self.head, self.learner.task)
+            rows = reader.read(self.loop.seed)
+            _note(reporter, rows.notes)
+            start = self._started(reader, rows, reporter)
+            facts, origin = self._described(start, rows)
+            reporter.step(f"{_counts(rows)}; {origin}")
+            loop = self._loop(rows, accelerator)
+            model = start.model.on(accelerator.device)
+            if start.teacher is not None:
+                start.teacher.model.on(accelerator.device)
+            result = learn(
+                model,
+                TrainingData(rows.training, rows.validation),
+                loop,
+                checkpoints=self.checkpoints,
+                accelerator=accelerator,
+                teacher=start.teacher,
+                reporter=reporter,
+            )
+            test = None if rows.test is None else evaluate(model, rows.test, loop, accelerator)
+            facts |= {} if reader.generates else {"padding_neutral": start.pads}
+            facts |= {} if self.base.given is None else {SITE_MAP_KEY: self.base.given.digest}
+            done = Trained(
+                model,
+                rows,
+                result,
+                training_record(loop, {**facts, **reader.record()}, rows, result, test),
+                [],
+                accelerator.is_main_process,
+            )
+            return replace(done, judged=self._judged(start, done, loop, accelerator, reporter))
+
+    def first_head(self, rows: TextTask) -> FirstHead:
+        """Return the head before training: a new one for the rows, or the head of the base."""
+        kind = TASK_TYPES[rows.problem]
+        if not kind.has_head:
+            return FirstHead(None, {})
+        new = self.head.make(rows, self.base.sites.complete.width, self.data)
+        head, weights = init_from_base_head(self.base, new) if self.head.head == "base" else (new, {})
+        return FirstHead(head, weights, rows.training.answers if kind.starts_at_prior else None)
+
+    def _started(self, reader: RowReader, rows: TextTask, reporter: Reporter) -> Start:
+        """Attach what learns, and refuse rows that the base cannot take."""
+        from adapter_export.torch_backend.train.language import check_causal
+
+        start = self.learner.begin(self, rows)
+        if reader.generates:
+            check_causal(start.model, cast("LanguageExamples", rows.training))
+        else:
+            _note(reporter, reader.check_padding(rows, pads=start.pads))
+        return start
+
+    def _described(self, start: Start, rows: TextTask) -> tuple[dict[str, Any], str]:
+        """Return facts on the start for the record, and a clause with the initial change of the final hidden state."""
+        import numpy as np
+
+        from adapter_export.torch_backend.train.init_adapter import relative_change
+
+        adapter, examples = start.model.adapter, rows.training
+        if adapter is None or not adapter.placements:  # a student, whose own weights learn
+            return dict(start.facts), start.origin
+        places = np.arange(min(_ROWS_MEASURED, self.loop.batch_size, len(examples.texts)))
+        change = relative_change(start.model, next(examples.calls(places, pads=start.model.pads)).inputs)
+        clause = f"initial change of the final hidden state: {change:.2%} ({start.origin})"
+        return {**start.facts, "initial_change": change}, clause
+
+    def _loop(self, rows: TextTask, accelerator: Accelerator) -> LoopSpec:
+        """Return the settings of the loop with its precision, and with numbers for balanced class weights."""
+        from adapter_export.torch_backend.train.data import balanced
+
+        loop = replace(self.loop, precision=accelerator.mixed_precision)
+        if loop.class_weights != "balanced":
+            return loop
+        return replace(loop, class_weights=balanced(rows.training, rows.labels))
+
+    def _judged(
+        self, start: Start, done: Trained, loop: LoopSpec, accelerator: Accelerator, reporter: Reporter
+    ) -> list[Judged]:
+        """Judge the answers of each model that is compared; note vectors that are all alike."""
+        from adapter_export.torch_backend.train.measure import cosine_apart, judged
+        from adapter_export.torch_backend.train.train_loop import answered
+
+        if TASK_TYPES[done.rows.problem].is_vector:
+            _, vectors, classes = answered(done.model, done.rows.validation, loop, accelerator)
+            _note(reporter, _collapsed(cosine_apart(vectors, classes)))
+        (_, measured), found = done.measured, []
+        for model in start.compared:
+            order, results, targets = answered(model, measured, loop, accelerator)
+            found.append(judged(model.task, results, targets, measured.only(order)))
+        return found
+
+
+class _Mute(Reporter):
+    """Ignores what a process reports that is not the first one."""
+
+    def note(self, text: str) -> None:
+        """Ignore it."""
+
+
+def _note(reporter: Reporter, notes: Iterator[str] | tuple[str, ...]) -> None:
+    for note in notes:
+        reporter.note(Note(note))
+
+
+def _counts(rows: TextTask) -> str:
+    counts = f"{len(rows.training.texts):,} rows to learn from, {len(rows.validation.texts):,} to validate by"
+    return f"{counts}, {len(rows.labels)} classes" if rows.labels else f"{counts}, the task `{rows.problem}`"
+
+
+def _collapsed(cosine: float) -> Iterator[str]:
+    """Yield a note if rows of different labels have vectors that are all alike, by their mean cosine."""
+    if cosine > _ALIKE:
+        yield (
+            f"the vectors are all alike: of rows with different labels the mean cosine is {cosine:.4f}, so "
+            f"they tell nothing apart; give a smaller {argument('learning_rate')}, or more {argument('epochs')}"
+        )
+
+
+def checkpoints_of(output: Path | None, machine: Machine) -> Path | None:
+    """Return the folder of an interrupted run, beside the output; it is removed to restart.
+
+    Raises:
+        UsageError: there is no output to resume.
+        TrainingError: there is no interrupted run to resume.
+    """
+    if output is None:
+        if machine.resume or machine.restart:
+            raise UsageError("only a run with an output can be interrupted and go on", fix=f"give {argument('output')}")
+        return None
+    partial = output.with_name(f"{output.name}.partial")
+    if machine.restart:
+        shutil.rmtree(partial, ignore_errors=True)
+    if machine.resume and not partial.exists():
+        fix = f"leave {argument('resume')} out to begin one"
+        raise TrainingError("there is no interrupted run", where=partial, fix=fix)
+    return partial
+
+
+def engine_for(output: Path | None, machine: Machine) -> Engine:
+    """Return the engine of a run; logs of trackers are beside the output."""
+    from adapter_export.torch_backend.train.devices import Engine
+
+    return Engine(machine) if output is None else Engine(machine, output.with_name(f"{output.name}.logs"))
+
+
+def init_from_base_head(base: Base, new: Head) -> tuple[Head, Weights]:
+    """Return the head of the base for the task of a new one, and its tensors, classes in the order of the data.
+
+    Raises:
+        UsageError: the base has no head with a task, or one for another task.
+    """
+    from adapter_export.graph.adapter import HEAD
+    from adapter_export.graph.heads import embedding_facts
+    from adapter_export.graph.tasks import CLASSES
+
+    known, wanted = base.base_head, new.task
+    if known is None or known.head is None or known.head.task is None or wanted is None:
+        found = f"; {base.notes[0]}" if base.notes else ""
+        raise UsageError(
+            "the base has no head from which a training could start",
+            where=argument("head", "base"),
+            found=f"no head with a task{found}",
+            fix="leave it out, and the head starts at random",
+        )
+    head, task = known.head, known.head.task
+    if task.type != wanted.type or set(task.labels) != set(wanted.labels) or _results(head) != _results(new):
+        raise UsageError(
+            "the base head answers another question than the data",
+            where=argument("head", "base"),
+            found=f"a head for `{task.type}`, {', '.join(task.labels) or _results(head)}",
+            expected=f"`{wanted.type}`, {', '.join(wanted.labels) or _results(new)}",
+            fix="rename the labels in the data, or let the head start at random",
+        )
+    order = [task.labels.index(label) for label in wanted.labels]
+    weights = {
+        f"{HEAD}.{name}": known.weights[f"{HEAD}.{name}"][..., order]
+        if order and shape[-1] == CLASSES
+        else known.weights[f"{HEAD}.{name}"]
+        for name, shape in head.graph.parameters.items()
+    }
+    facts: Mapping[str, Any] = embedding_facts(head.graph) if wanted.kind.is_vector else {}
+    return replace(head, task=replace(wanted, **facts)), weights
+
+
+def _results(head: Head) -> int:
+    """Return the number of results of a head; 0 for a vector, which may have any width."""
+    from adapter_export.graph.tasks import CLASSES
+
+    return head.widths.get(CLASSES, 0)

@@ -1,0 +1,291 @@
+"""Rows of files as a base takes them, read for training and for measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapter_export.api.adapters.adapters import load_adapter
+from adapter_export.api.models.base import Base, OpenOptions, PathLike, require, unopened
+from adapter_export.api.training.specs import DataSpec, HeadSpec
+from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, UsageError, argument, within
+from adapter_export.format.labelled import Columns
+from adapter_export.graph.tasks import CAUSAL_LM, TASK_TYPES, Task
+from adapter_export.option import changed
+
+if TYPE_CHECKING:
+    from adapter_export.graph.adapter import Adapter
+    from adapter_export.text import Side, Tokenizer
+    from adapter_export.torch_backend.train.data import TextExamples
+    from adapter_export.torch_backend.train.media_examples import MediaExamples, MediaSource
+    from adapter_export.torch_backend.train.task_files import TaskFiles, TextTask
+
+MAX_TOKENS = 128
+"""Length to which texts are truncated by default, if the model takes as many tokens."""
+
+
+def open_trainable(model: Base | PathLike, site_map: PathLike | None = None, *, trust_pickle: bool = False) -> Base:
+    """Open a base; refuse one that torch cannot train before it is opened."""
+    base = unopened(model, OpenOptions(site_map, trust_pickle))
+    base.check_trainable()
+    _ = base.torch
+    return base
+
+
+def adapter_with_task(base: Base, place: Adapter | PathLike) -> Adapter:
+    """Return an adapter of this base, or that of a folder, whose head has a task.
+
+    Raises:
+        BaseMismatchError: it is of another base.
+        AdapterError: it has no head, or one without a task.
+    """
+    adapter = load_adapter(place, near=base.path) if isinstance(place, str | Path) else place
+    if adapter.base != base.fingerprint:
+        raise BaseMismatchError(adapter.name, found=adapter.base, expected=base.fingerprint, can_be_allowed=False)
+    if adapter.task is None:
+        raise AdapterError(
+            "the adapter's head has no task",
+            where=f"adapter `{adapter.name}`",
+            found="no head" if adapter.head is None else "a head without a task",
+            fix="give an adapter whose head has a task",
+        )
+    return adapter
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Reads the rows of files as a base takes them, for a task to learn or for that of an adapter.
+
+    Attributes:
+        base: the base that takes the rows.
+        data: the files and the limits of texts.
+        head: the task to learn.
+        task: the task of the adapter that answers the rows; `None` for a new one.
+        source: turns texts into tokens, or files into the values of an image or of audio.
+        columns: of the table.
+    """
+
+    base: Base
+    data: DataSpec
+    head: HeadSpec
+    task: Task | None
+    source: Tokenizer | MediaSource
+    columns: Columns
+
+    @classmethod
+    def of(cls, base: Base, data: DataSpec, head: HeadSpec, task: Task | None = None) -> RowReader:
+        """Return the reader for the rows of a base, or of an adapter with that task.
+
+        Raises:
+            BaseModelError: the base was captured with its cache, or does not record how it reads its inputs.
+            UsageError: options for texts with a base that reads images or audio, too many tokens, or columns that the
+                task does not have.
+            AdapterError: the adapter was trained with another tokenizer or another processor.
+        """
+        generates = task is None and not TASK_TYPES[head.task].has_head
+        if not generates:
+            _check_no_cache(base)
+        data.columns.check(head.task if task is None else task.type)
+        limit = data.max_tokens if data.max_tokens is not None or task is None else task.max_tokens
+        if base.media is None or generates:
+            made = cls(base, data, head, task, _tokenizer_of(base, data.tokenizer, limit), data.columns)
+        else:
+            made = cls(base, data, head, task, *_media_source(base, replace(data, max_tokens=limit)))
+        if task is not None:
+            made._check_task(task)
+        return made
+
+    @property
+    def generates(self) -> bool:
+        """True if the base learns to write, without a head."""
+        return self.task is None and not TASK_TYPES[self.head.task].has_head
+
+    def read(self, seed: int) -> TextTask:
+        """Read the files, and split them by the seed.
+
+        Raises:
+            DataError: a file cannot be used.
+            UsageError: the tokenizer makes tokens that the model does not have, or texts without labels do not fit.
+        """
+        from adapter_export.torch_backend.train.language import LanguageFiles, read_language
+        from adapter_export.torch_backend.train.task_files import read_task
+
+        if self.generates:
+            end, packing, skip = self._end_token(), self.data.packing, self.data.skip_incomplete
+            files = LanguageFiles(*self.data.files, self.columns, end, packing, skip)
+            rows = read_language(files, self._tokenizer, self.base.inputs, seed)
+        else:
+            rows = read_task(self._files(), self.source, self._names, seed)
+            if self.data.unlabelled is not None:
+                rows = self._with_unlabelled(rows, self.data.unlabelled)
+        self._check_ids(rows)
+        return rows
+
+    def read_all(self) -> TextExamples | MediaExamples:
+        """Read the training file, unsplit.
+
+        Raises:
+            DataError: the file cannot be used, or has labels that the adapter does not know.
+        """
+        from adapter_export.torch_backend.train.task_files import read_examples
+
+        return read_examples(self._files(), self.source, self._names)
+
+    def check_padding(self, rows: TextTask, *, pads: bool) -> Iterator[str]:
+        """Refuse texts of a length that the base does not take, as bundles do; yield a note if no row is padded."""
+        fit = self.base.fit if self.base.media is None else None
+        if fit is not None:
+            for name, part in rows.parts.items():
+                with within(f"the {name} data"):
+                    for tokens in sorted(part.sizes):
+                        fit(tokens, pads=pads)
+        if not pads and len(rows.training.sizes | rows.validation.sizes) > 1:
+            yield "padding changes results: only rows of one length share a call"
+
+    def record(self) -> dict[str, Any]:
+        """Return how the rows are read and answered, for the record of a training."""
+        from adapter_export.text import Tokenizer
+
+        of_texts = ("truncation", "prefix", "packing", "end_token")
+        read = {name: value for name, value in changed(self.data).items() if name in of_texts}
+        columns = {name: value for name, value in asdict(self.columns).items() if value is not None}
+        words = self.source
+        limits = {"max_tokens": words.max_tokens, "tokenizer": words.digest} if isinstance(words, Tokenizer) else {}
+        return {**changed(self.head), **read, **columns, **limits}
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(record.name for record in self.base.inputs)
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        from adapter_export.text import Tokenizer
+
+        assert isinstance(self.source, Tokenizer)  # as a base without a processor reads texts
+        return self.source
+
+    def _files(self) -> TaskFiles:
+        from adapter_export.torch_backend.train.task_files import TaskFiles
+
+        skip, task = self.data.skip_incomplete, self.task
+        paths = *self.data.files, self.columns
+        if task is not None:
+            return TaskFiles(*paths, task.type, skip, task.prefix, task.truncation, task.labels)
+        side: Side = self.data.truncation or ("right" if self.base.media is not None else self._tokenizer.side)
+        return TaskFiles(*paths, self.head.task, skip, self.data.prefix, side)
+
+    def _with_unlabelled(self, rows: TextTask, path: Path) -> TextTask:
+        """Return the rows with texts without labels behind those that are learnt, each once."""
+        import numpy as np
+
+        from adapter_export.format.labelled import read_texts
+        from adapter_export.text import Pair
+        from adapter_export.torch_backend.train.data import TextExamples
+        from adapter_export.torch_backend.train.objectives.objective import IGNORED
+
+        learnt = rows.training
+        if not TASK_TYPES[rows.problem].one_label or not isinstance(learnt, TextExamples):
+            what = "only texts with one label may lack it"
+            raise UsageError(what, where=argument("unlabelled"), found=f"the task `{rows.problem}`", fix="leave it out")
+        held_out = {text for part in (rows.validation, rows.test) if part is not None for text in part.texts}
+        read = [text if other is None else Pair(text, other) for text, other in read_texts(path, self.columns)]
+        more = [text for text in dict.fromkeys(read) if text not in held_out and text not in set(learnt.texts)]
+        answers = np.concatenate([learnt.answers, np.full(len(more), IGNORED, np.int64)])
+        texts, source = [*learnt.texts, *more], learnt.tokenizer
+        every = TextExamples.of(texts, answers, source, learnt.names, rows.problem, learnt.side)
+        sources = {**rows.sources, "unlabelled": {"file": path.name, "rows": len(more)}}
+        return replace(rows, training=every, sources=sources)
+
+    def _check_ids(self, rows: TextTask) -> None:
+        """Refuse a tokenizer whose tokens the model does not have."""
+        texts: list[Any] = [] if self.base.media is not None else [*rows.parts.values()]
+        for record in self.base.inputs if texts else ():
+            highest = max(part.highest.get(record.name, 0) for part in texts)
+            if record.limit is not None and highest >= record.limit:
+                raise UsageError(
+                    "the tokenizer makes tokens that the model does not have",
+                    where=f"`{record.name}`",
+                    found=f"the id {highest}",
+                    expected=f"0 to {record.limit - 1}",
+                    fix=f"give the tokenizer of the model: {argument('tokenizer')}",
+                )
+
+    def _check_task(self, task: Task) -> None:
+        """Refuse columns, a tokenizer or a processor that are not those that the adapter was trained with."""
+        paired = task.input == "pair" or task.kind.pairs == "required"
+        if task.input in ("text", "pair") and paired != (self.columns.pair is not None):
+            pair = argument("pair")
+            fix = f"name the column of the second texts: {pair}" if paired else f"leave {pair} out"
+            raise UsageError(f"the teacher answers {'pairs of texts' if paired else 'single texts'}", fix=fix)
+        media = self.base.media
+        known = self._tokenizer.digest if media is None else media.record.digest
+        wanted = task.tokenizer if media is None else task.processor
+        if wanted not in (None, known):
+            raise AdapterError(
+                "the teacher was trained with another tokenizer, or another processor",
+                found=f"digest {str(known)[:12]}…",
+                expected=f"{wanted[:12]}…",
+                fix=f"give the one that it was trained with: {argument('tokenizer')}",
+            )
+
+    def _end_token(self) -> int | None:
+        """Return the id of the token that ends a text; `None` if neither the options nor the base name one."""
+        token = self.data.end_token
+        if token is None:
+            ends = self.base.torch.generation.end
+            return ends[0] if ends else None
+        found = self._tokenizer.id_of(token)
+        if found is None:
+            where = argument("end_token")
+            raise UsageError("the tokenizer has no such token", where=where, found=f"`{token}`", expected="e.g. `</s>`")
+        return found
+
+
+def _check_no_cache(base: Base) -> None:
+    """Refuse a base with a cache: rows of a table have no past, and a head reads the hidden state."""
+    caches = [record.name for record in base.inputs if record.role == "cache"]
+    if caches:
+        raise BaseModelError(
+            "was captured with its cache, as it generates, and rows of a table have no past",
+            where=base.path,
+            found=f"{len(caches)} inputs such as `{caches[0]}`",
+            expected="the bare model",
+            fix=f"train it to write: {argument('task', CAUSAL_LM)}; or, for a head, capture it again without "
+            f"{argument('with_cache', True)}",
+        )
+
+
+def _tokenizer_of(base: Base, folder: PathLike | None, max_tokens: int | None) -> Tokenizer:
+    from adapter_export.text import Tokenizer
+
+    known = base.max_tokens
+    limit = max_tokens or (MAX_TOKENS if known is None else min(MAX_TOKENS, known))
+    if known is not None and limit > known:
+        what = f"{argument('max_tokens')} is more than the model takes"
+        raise UsageError(what, found=limit, expected=f"at most {known}")
+    if folder is not None:
+        return Tokenizer.from_folder(folder, limit, base.fit)
+    if base.tokenizer is None:
+        fix = f"name the folder of its `tokenizer.json`: {argument('tokenizer')}"
+        if base.inputs[0].dtype == "float32":
+            fix = "capture it again from a folder with a `preprocessor_config.json` that says how they become its input"
+            raise UsageError("the model does not say how it reads images or audio", where=base.path, fix=fix)
+        raise UsageError("the model brings no tokenizer", where=base.path, fix=fix)
+    return Tokenizer.from_json(base.tokenizer, limit, base.fit)
+
+
+def _media_source(base: Base, data: DataSpec) -> tuple[MediaSource, Columns]:
+    """Return the source of images or audio, and the columns with the paths of their files."""
+    from adapter_export.torch_backend.train.media_examples import MediaSource
+
+    assert base.media is not None
+    medium, given = base.media.record.medium, changed(data)
+    of_texts = [name for name in ("pair", "tokenizer", "max_tokens", "truncation", "prefix") if name in given]
+    if of_texts:
+        found = ", ".join(map(argument, of_texts))
+        raise UsageError(f"is for texts, and the model reads `{medium}`", found=found, fix="leave it out")
+    require("transformers", "hf", "training on images or audio")
+    columns = replace(data.columns, text=medium if data.text == "text" else data.text)
+    return MediaSource.of(base.media, base.inputs), columns

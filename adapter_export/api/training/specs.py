@@ -1,0 +1,206 @@
+"""Rows and heads of a training: `DataSpec` and `HeadSpec`, whose annotated fields are options of commands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from adapter_export.api.adapters.kinds import at_least_1
+from adapter_export.api.adapters.task_facts import check_thresholds, thresholds_for
+from adapter_export.errors import UsageError, argument, quoted
+from adapter_export.format.labelled import Columns
+from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.graph.tasks import CAUSAL_LM, DEFAULT_TYPE, LEARNT, TASK_TYPES, Learnt, Task
+from adapter_export.option import (
+    LABEL,
+    PAIR,
+    SKIP_INCOMPLETE,
+    START,
+    TEXT,
+    TOKENIZER,
+    VALIDATION,
+    VALIDATION_DATA,
+    Option,
+    changed,
+)
+
+if TYPE_CHECKING:
+    from adapter_export.graph.adapter import Head
+    from adapter_export.torch_backend.train.task_files import TextTask
+
+_HELD_OUT = 0.1
+"""Fraction of the rows that are held out if neither a fraction nor a file is given."""
+
+_SHAPE = ("pooling", "head_layers", "head_width", "head_activation", "head_dropout", "vector_width", "l2_normalise")
+"""The fields of `HeadSpec` that shape a new head."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Files of labelled rows, their columns, and the limits of texts.
+
+    Attributes:
+        training: the file to learn from, or a folder of images or audio files for each label.
+        unlabelled: a file with more texts, without labels, that a teacher answers.
+    """
+
+    training: Path
+    unlabelled: Path | None = None
+    text: Annotated[str, TEXT] = "text"
+    pair: Annotated[str | None, PAIR] = None
+    label: Annotated[str, LABEL] = "label"
+    start: Annotated[str | None, START] = None
+    skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False
+    validation: Annotated[float | None, VALIDATION] = None
+    validation_data: Annotated[Path | str | None, VALIDATION_DATA] = None
+    test_data: Annotated[Path | str | None, Option("Test file: scored once, after training.", "FILE")] = None
+    tokenizer: Annotated[Path | str | None, TOKENIZER] = None
+    max_tokens: Annotated[
+        int | None,
+        Option("Truncate texts to N tokens; defaults to 128, the model's maximum or the teacher's limit.", least=1),
+    ] = None
+    truncation: Annotated[
+        Literal["right", "left"] | None, "Side on which long texts are truncated; defaults to the tokenizer's."
+    ] = None
+    prefix: Annotated[str, "Text put before each row (`embedding` only)."] = ""
+    packing: Annotated[bool, "Concatenate texts into full rows; nothing is truncated (`causal_lm` only)."] = False
+    end_token: Annotated[
+        str | None, Option("Token that ends a text; defaults to the model's (`causal_lm` only).", "TOKEN")
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.validation is not None and self.validation_data is not None:
+            both = f"{argument('validation')} and {argument('validation_data')}"
+            raise UsageError(f"{both} exclude each other", fix="give one of them")
+
+    @property
+    def columns(self) -> Columns:
+        """The columns of the table."""
+        return Columns(self.text, self.pair, self.label, self.start)
+
+    @property
+    def files(self) -> tuple[Path, Path | float, Path | None]:
+        """The training file, the validation file or the fraction that is held out, and the test file."""
+        held_out = _HELD_OUT if self.validation is None else self.validation
+        validation = held_out if self.validation_data is None else Path(self.validation_data)
+        return self.training, validation, None if self.test_data is None else Path(self.test_data)
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """The task to learn, and the head that answers it."""
+
+    task: Annotated[
+        Learnt,
+        "Task to learn: one label per text, several labels, one of several choices, a label per word, the span of a "
+        "text that answers a question, numbers, vectors, the relevance of a text to a query, or to generate text.",
+    ] = DEFAULT_TYPE
+    thresholds: Annotated[
+        tuple[float, ...],
+        "Probability from which a label applies, one for all labels or one per label; 0.5 by default (`multi_label` "
+        "only).",
+    ] = ()
+    head: Annotated[
+        Literal["new", "base"],
+        "Initial head: a new one with random weights, or the base model's head, whose labels must match the data.",
+    ] = "new"
+    pooling: Annotated[Literal["mean", "first"], "Input of the head: the mean of the tokens, or the first token."] = (
+        "mean"
+    )
+    head_layers: Annotated[int, Option("Dense layers before the output layer.", least=0)] = 0
+    head_width: Annotated[int | None, Option("Width of these layers; defaults to the model's.", least=1)] = None
+    head_activation: Annotated[str, Option("Activation after each of these layers.", choices=ACTIVATIONS)] = "tanh"
+    head_dropout: Annotated[float, "Dropout rate before each layer of the head."] = 0.0
+    vector_width: Annotated[
+        int | None, Option("Width of the vectors; defaults to the model's (`embedding` only).", least=1)
+    ] = None
+    l2_normalise: Annotated[bool, "Normalize vectors to length 1 (`embedding` only)."] = False
+
+    def __post_init__(self) -> None:
+        if self.task not in LEARNT:
+            raise UsageError("unknown problem type", found=f"`{self.task}`", expected=quoted(LEARNT))
+        if self.head not in ("new", "base"):
+            raise UsageError("unknown initial head", found=f"`{self.head}`", expected="`new` or `base`")
+        check_thresholds(self.thresholds)
+        for option, width in (("head_width", self.head_width), ("vector_width", self.vector_width)):
+            if width is not None:
+                at_least_1(option, width)
+        given = changed(self)
+        shaped = [name for name in _SHAPE if name in given and self.head == "base"]
+        if shaped:
+            raise UsageError(
+                "the head of the base cannot be changed",
+                found=", ".join(map(argument, shaped)),
+                fix=f"leave it out, or leave {argument('head', 'base')} out",
+            )
+        kind = TASK_TYPES[self.task]
+        unfit = [] if self.head_layers else ["head_width", "head_activation"]
+        unfit += [] if kind.is_vector else ["vector_width", "l2_normalise"]
+        unfit += [] if kind.pools else ["pooling"]
+        unfit += [] if kind.has_thresholds else ["thresholds"]
+        for option in unfit if kind.has_head else ():
+            if option in given:
+                self._refuse(option)
+
+    def _refuse(self, option: str) -> None:
+        raise UsageError(
+            f"{argument(option)} does not apply to this task and head",
+            found=f"the task `{self.task}` and {self.head_layers} dense layers",
+            fix=f"leave it out, or give another {argument('task')} or {argument('head_layers')}",
+        )
+
+    def check(self, data: DataSpec, **more: object) -> None:
+        """Refuse options of the rows, and `more` of other objects by name, that do not apply to the task.
+
+        Raises:
+            UsageError: there is one.
+        """
+        kind, of_data = TASK_TYPES[self.task], changed(data)
+        if not kind.has_head:
+            given = {**changed(self), **{name: value for name, value in {**of_data, **more}.items() if value}}
+            names = (*_SHAPE, "head", "thresholds", "prefix", "truncation", *more)
+            what = "the base itself predicts the next token, and no head and no fusion is trained for it"
+        else:
+            given, names = of_data, ("packing", "end_token")
+            what = f"only `{CAUSAL_LM}` learns whole texts"
+        strange = [name for name in names if name in given]
+        if strange:
+            raise UsageError(what, found=", ".join(map(argument, strange)), fix="leave it out")
+        if data.prefix and not kind.is_vector:
+            self._refuse("prefix")
+        data.columns.check(self.task)
+
+    def make(self, rows: TextTask, width: int, data: DataSpec) -> Head:
+        """Return a new head for the rows, with the record of its task; `width` is that of the base."""
+        from adapter_export.graph.heads import HeadOptions, make_head
+        from adapter_export.torch_backend.train.media_examples import MediaExamples
+
+        options = HeadOptions(
+            pooling=self.pooling,
+            dense=self.head_layers,
+            activation=self.head_activation,
+            dropout=self.head_dropout,
+            projection=self.vector_width is not None,
+            l2_normalise=self.l2_normalise,
+        )
+        kind = TASK_TYPES[rows.problem]
+        labels = rows.labels if kind.has_labels else ()
+        thresholds = thresholds_for(labels, self.thresholds)
+        if isinstance(rows.training, MediaExamples):
+            record = rows.training.source.media.record
+            task = Task(rows.problem, labels, thresholds=thresholds, input=record.medium, processor=record.digest)
+        else:
+            task = Task(
+                rows.problem,
+                labels,
+                activation=kind.trained_activation,
+                thresholds=thresholds,
+                input="text" if data.pair is None else "pair",
+                max_tokens=rows.training.tokenizer.max_tokens,
+                truncation=rows.training.side,
+                tokenizer=rows.training.tokenizer.digest,
+                prefix=data.prefix,
+            )
+        numbers = rows.numbers or self.vector_width or 1
+        return make_head(task, width=width, numbers=numbers, hidden=self.head_width, options=options)

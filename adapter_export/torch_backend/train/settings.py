@@ -1,0 +1,132 @@
+"""Settings of a training run: its loop, its machine, and the loss of a distillation. Annotated fields are options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from adapter_export.errors import UsageError, argument
+from adapter_export.option import THREADS, Option
+
+Precision = Literal["no", "bf16", "fp16"]
+
+_INFINITE = float("inf")
+
+
+@dataclass(frozen=True)
+class LoopSpec:
+    """Settings of the training loop; the defaults suit a few thousand sentences and a bottleneck of 64.
+
+    Attributes:
+        clip: the largest norm of the gradient of all tensors together; longer gradients are scaled down to it.
+        checkpoint_steps: steps between two checkpoints; one is also written after each epoch.
+        temperature_decay: fraction of its first temperature that a fusion loses in each step, down to 1.
+        value_penalty: coefficient of ‖I − V‖² in the loss, over the value projections of a fusion.
+        precision: of matrix products; `no` is float32.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    epochs: Annotated[int, "Maximum passes over the training rows."] = 4
+    batch_size: Annotated[int, "Rows per step."] = 32
+    learning_rate: Annotated[float, "Peak learning rate."] = 1e-3
+    warmup: Annotated[float, "Fraction of the steps over which the learning rate rises."] = 0.1
+    # decoupled, not of biases and norms (Loshchilov & Hutter 2019, §2)
+    weight_decay: Annotated[float, "Weight decay (projection matrices only)."] = 0.01
+    patience: Annotated[int, "Stop after N epochs without an improvement."] = 3
+    gradient_accumulation: Annotated[int, "Split each batch into N micro-batches; the update is unchanged."] = 1
+    seed: Annotated[int, "Random seed."] = 0
+    # Rücklé et al. 2021, §3.2
+    drop_layers: Annotated[
+        int,
+        "Each step, skip adapters in a random 0 to N of the lowest layers, so that they can be dropped (AdapterDrop).",
+    ] = 0
+    cache_mb: Annotated[int, "Memory in MiB for activations below the first adapter, kept between epochs."] = 1024
+    metric: Annotated[
+        str | None, Option("Metric that selects the best epoch, or `loss`; the default depends on the task.", "NAME")
+    ] = None
+    class_weights: Annotated[
+        Literal["balanced"] | Mapping[str, float] | None,
+        "Loss weight of each label, or `balanced`: inversely proportional to its frequency.",
+    ] = None
+    clip: float = 1.0
+    checkpoint_steps: int = 100
+    temperature_decay: float = 0.0
+    value_penalty: float = 0.0
+    precision: str = "no"
+
+    def __post_init__(self) -> None:
+        rules: Sequence[tuple[Sequence[str], Callable[[float], bool], str]] = (
+            (
+                ("epochs", "batch_size", "patience", "checkpoint_steps", "gradient_accumulation"),
+                lambda x: x >= 1,
+                "at least 1",
+            ),
+            (("learning_rate", "clip"), lambda x: 0 < x < _INFINITE, "a number above 0"),
+            (("warmup",), lambda x: 0 <= x < 1, "a fraction, at least 0 and below 1"),
+            (
+                ("temperature_decay", "value_penalty", "weight_decay", "cache_mb", "drop_layers"),
+                lambda x: 0 <= x < _INFINITE,
+                "at least 0",
+            ),
+            (("seed",), lambda x: x >= 0, "at least 0"),
+        )
+        for names, holds, expected in rules:
+            for name in names:
+                found = getattr(self, name)
+                if not holds(found):
+                    raise UsageError(f"{argument(name)} is out of range", found=found, expected=expected)
+        weights = self.class_weights if isinstance(self.class_weights, Mapping) else {}
+        if not all(0 < weight < _INFINITE for weight in weights.values()):
+            raise UsageError(f"{argument('class_weights')} is out of range", found=weights, expected="above 0")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device of a run, its precision, its threads and its trackers."""
+
+    device: Annotated[
+        str | None, Option("`cpu`, `cuda`, `cuda:1`, `mps`, …; defaults to the best available device.", "NAME")
+    ] = None
+    precision: Annotated[
+        Precision | None,
+        "Precision of matrix products; the weights stay float32. `no` is float32 and the default, `fp16` needs a GPU.",
+    ] = None
+    threads: Annotated[int | None, THREADS] = None
+    log_to: Annotated[
+        tuple[str, ...],
+        "Experiment trackers to log to: `tensorboard`, `wandb`, `mlflow` and others that accelerate supports.",
+    ] = ()
+    resume: Annotated[bool, "Resume an interrupted run; fail if there is none."] = False
+    restart: Annotated[bool, "Discard an interrupted run."] = False
+
+    def __post_init__(self) -> None:
+        if self.resume and self.restart:
+            raise UsageError(
+                f"{argument('resume')} and {argument('restart')} exclude each other", fix="give one of them"
+            )
+
+
+@dataclass(frozen=True)
+class DistillationLoss:
+    """Weights of the three losses of a distillation, and how the first two are computed."""
+
+    soft: Annotated[float, "Weight of the loss on the teacher's logits."] = 1.0
+    hidden: Annotated[float, "Weight of the loss on the teacher's hidden states."] = 1.0
+    hard: Annotated[float, "Weight of the loss on the labels."] = 1.0
+    temperature: Annotated[float, "Softmax temperature of the loss on logits."] = 2.0
+    match: Annotated[
+        Literal["cosine", "mse"], "Distance of hidden states: 1 − cosine, or the mean squared difference."
+    ] = "cosine"
+
+    def __post_init__(self) -> None:
+        weights = {name: getattr(self, name) for name in ("soft", "hidden", "hard")}
+        for name, weight in weights.items():
+            if not 0 <= weight < _INFINITE:
+                raise UsageError("the weight of a loss must be at least 0", where=argument(name), found=weight)
+        if not any(weights.values()):
+            raise UsageError("at least one loss needs a weight above 0", found="three weights of 0")
+        if not 0 < self.temperature < _INFINITE:
+            raise UsageError("the temperature must be above 0", found=self.temperature)
