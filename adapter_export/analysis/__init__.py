@@ -1,1 +1,1 @@
-"""What a team does with bundles beyond building and proving them."""
+"""Analysis before and after training: costs, sweeps, mistakes, evaluation, comparison, latency."""

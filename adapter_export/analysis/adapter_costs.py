@@ -1,4 +1,4 @@
-"""What adapters would cost in a base, before any is trained: parameters, work, memory of training, and latency."""
+"""Costs of adapters in a base before training: parameters, compute, training memory and latency."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from adapter_export.sites.site import SiteMap
 from adapter_export.tables import Table, html_of, size
 
 USUAL = 64
-"""The bottleneck that is recommended where nothing speaks against it: fixed to it, Houlsby et al. (2019, §3.2) lose
-0.4 points on GLUE against choosing a width for each task."""
+"""The default recommendation for the bottleneck: with this fixed width, Houlsby et al. (2019, §3.2) lose 0.4 points on
+GLUE against a width chosen for each task."""
 
 _NARROW = 4
-"""A bottleneck of more than a quarter of the width is none: Houlsby et al. (2019) try 2 to 256 of 1,024 features."""
+"""The least ratio of width to bottleneck: Houlsby et al. (2019) use bottlenecks of 2 to 256 in 1,024 features."""
 
 _MOST_WORK = 0.1
-"""Of the base's own, which an adapter may add without being noticed as latency."""
+"""The share of the base's multiply-accumulates that an adapter may add without noticeable latency."""
 
 """The symbols of a bottleneck's width, and of LoRA's rank."""
 
@@ -100,16 +100,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """What each choice costs in a base, and which one is recommended; `print` and notebooks show it.
+    """The costs of each choice in a base, and the recommended choice; `print` and notebooks show it.
 
     Attributes:
         width: of the residual stream.
         parameters: of the base.
         multiply_accumulates: of the linear layers in its sublayers, per token.
-        setup: what memory and latency are for.
-        choices: in the order in which they were asked for.
-        recommended: one of them.
-        reasons: why, in sentences.
+        setup: the batch that memory and latency are for.
+        choices: the choices in the order of the call.
+        recommended: the recommended choice.
+        reasons: the reasons, in sentences.
     """
 
     width: int
@@ -204,10 +204,10 @@ def shaped(kind: Kind, sites: SiteMap) -> Adapter:
 
 
 def recommend(found: Sequence[Choice], width: int) -> tuple[Choice, tuple[str, ...]]:
-    """Return one of the choices, and why it is that one, in sentences.
+    """Return the recommended choice, and the reasons for it in sentences.
 
-    It is of the kind that costs least, with the bottleneck next to 64 that is at most a quarter of the width and adds
-    at most a tenth of the base's work; the smallest if all exceed that.
+    It has the kind with the fewest parameters, and the bottleneck closest to 64 among those that are at most a quarter
+    of the width and add at most a tenth of the base's multiply-accumulates; the smallest one if all exceed that.
     """
     kinds: dict[str, list[Choice]] = {}
     for one in found:
@@ -225,28 +225,29 @@ def recommend(found: Sequence[Choice], width: int) -> tuple[Choice, tuple[str, .
             (one for one in found if one.bottleneck in (chosen.bottleneck, None)), key=lambda one: one.parameters
         )
         if dearest.parameters > chosen.parameters:
+            times = dearest.parameters / chosen.parameters
             reasons.append(
-                f"`{chosen.kind}` costs least: `{dearest}` has {dearest.parameters / chosen.parameters:.1f} times as "
-                "many parameters. After the FFN alone is as good as twice in a layer in the experiments of Pfeiffer et "
-                "al. (2021); try both where points count more than cost."
+                f"`{chosen.kind}` has the fewest parameters; `{dearest}` has {times:.1f} times as many. In "
+                "the experiments of Pfeiffer et al. (2021), one adapter per layer, after the FFN, matches two; try "
+                "both where accuracy matters more than cost."
             )
     if chosen.bottleneck == USUAL:
         reasons.append(
-            f"Nothing speaks against {USUAL}: it is at most a quarter of the width {width}, and adds "
-            f"{_percent(chosen.work_share)} of the base's work. Fixed to {USUAL}, Houlsby et al. (2019, §3.2) lose 0.4 "
-            "points on GLUE against a width chosen for each task."
+            f"{USUAL} is the usual bottleneck: at most a quarter of the width {width}, it adds "
+            f"{_percent(chosen.work_share)} of the base's compute. With this fixed width, Houlsby et al. (2019, §3.2) "
+            "lose 0.4 points on GLUE against a width chosen for each task."
         )
     elif chosen.bottleneck is not None:
         wide = [one for one in cheapest if one.bottleneck is not None and one not in narrow]
         dear = [one for one in narrow if one not in fitting]
         if wide:
-            reasons.append(f"{_listed(wide)}: more than a quarter of the width {width}, so hardly a bottleneck.")
+            reasons.append(f"{_listed(wide)}: more than a quarter of the width {width}.")
         if dear:
-            reasons.append(f"{_listed(dear)}: more than {_MOST_WORK:.0%} of the base's work.")
+            reasons.append(f"{_listed(dear)}: more than {_MOST_WORK:.0%} of the base's compute.")
         if not fitting:
-            reasons.append(f"None of the bottlenecks is small enough for this base; {chosen.bottleneck} is the least.")
+            reasons.append(f"All of these bottlenecks are too large for the base; {chosen.bottleneck} is the smallest.")
         elif not any(one.bottleneck == USUAL for one in cheapest):
-            reasons.append(f"Of those asked for, {chosen.bottleneck} is next to {USUAL}, the usual one.")
+            reasons.append(f"{chosen.bottleneck} is the closest to {USUAL}, the usual bottleneck.")
     return chosen, tuple(reasons)
 
 
@@ -255,11 +256,11 @@ def _listed(found: Sequence[Choice]) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "an unknown part" if share is None else f"{share:.1%}"
+    return "an unknown share" if share is None else f"{share:.1%}"
 
 
 def sample(records: Sequence[InputRecord], rows: int, tokens: int, most: int | None) -> Mapping[str, np.ndarray]:
-    """Rows of a length; the first axis of an input is the batch, every other named axis a length."""
+    """Return random inputs of rows; the first axis of an input is the batch, every other named axis a length."""
     batch = {record.axes[0] for record in records if record.axes}
     named = axis_names(records)
     length = tokens if most is None else min(tokens, most)

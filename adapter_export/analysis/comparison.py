@@ -30,7 +30,7 @@ COMPARISON_VERSION = "1.0.0"
 """The version of the format of the document."""
 
 MOST_PAIRED = 12
-"""Of more contestants, each is compared with the first alone."""
+"""The most contestants that are compared in all pairs; beyond it, each is compared with the first one."""
 
 _LEVEL = 0.05
 _PERMUTATIONS = 9999
@@ -150,7 +150,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How alike two contestants answer.
+    """The agreement of two contestants.
 
     Attributes:
         first: the one.
@@ -165,7 +165,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Setting:
-    """What contestants are compared on, and how.
+    """The data and the options of a comparison.
 
     Attributes:
         task: the problem type.
@@ -191,10 +191,11 @@ class _Compared:
     """Contestants on the same rows.
 
     Attributes:
-        setting: what they are compared on, and how.
+        setting: the data and the options.
         rows: how many rows were answered.
         runtime: what computed the answers.
-        contestants: in the order in which they were given.
+        numeric: whether answers are numbers, whose agreement is a correlation.
+        contestants: the contestants in the order of the call.
         differences: of all pairs and metrics; of many contestants each with the first one.
         agreements: of the same pairs.
         differing: the first of the rows that are not answered alike; of numbers those whose answers lie farthest apart.
@@ -206,6 +207,7 @@ class _Compared:
     setting: Setting
     rows: int
     runtime: str
+    numeric: bool
     contestants: tuple[ContestantRecord, ...]
     differences: tuple[Difference, ...]
     agreements: tuple[Agreement, ...]
@@ -350,11 +352,6 @@ class Comparison(_Compared):
             (one, *(_share(1.0 if one == two else known[frozenset((one, two))]) for two in names)) for one in names
         ]
         return Table(("", *names), matrix, title, "l" + "r" * len(names))
-
-    @property
-    def numeric(self) -> bool:
-        """Whether answers are numbers."""
-        return self.metrics[0].name in ("pearson", "spearman", "mrr")
 
     def differing_table(self) -> Table:
         """Return the rows that are not answered alike."""
@@ -508,6 +505,7 @@ def comparison(
         setting,
         len(rows),
         runtime,
+        judged[0].numeric,
         tuple(scored),
         tuple(differences),
         tuple(agreements),

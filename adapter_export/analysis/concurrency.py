@@ -1,10 +1,10 @@
-"""How many calls of a bundle to run at a time, and on how many threads each: measured where it will be served."""
+"""Throughput and latency of a bundle at different numbers of concurrent calls and threads."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -14,6 +14,7 @@ import numpy as np
 
 from adapter_export.analysis.adapter_costs import sample
 from adapter_export.errors import argument, worded
+from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime import Bundle, Session
 from adapter_export.tables import Table, html_of
 
@@ -22,12 +23,12 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Load:
-    """What a call computes.
+    """The rows of a call.
 
     Attributes:
-        adapter: through which its rows run; none is the base.
-        rows: in a call.
-        tokens: in a row.
+        adapter: the adapter of the rows; `None` is the base.
+        rows: rows per call.
+        tokens: tokens per row.
     """
 
     adapter: str | None
@@ -37,14 +38,14 @@ class Load:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to use the processors, and what it gives.
+    """A way to use the processors, and its throughput and latency.
 
     Attributes:
-        calls: that run at a time, in one session.
-        threads: of each.
+        calls: concurrent calls in one session.
+        threads: threads of the session.
         rows_per_second: the median of the rounds.
-        median: seconds that a call takes.
-        slow: seconds within which 95 % of the calls end.
+        median: the median latency of a call in seconds.
+        slow: its 95th percentile.
     """
 
     calls: int
@@ -56,14 +57,14 @@ class Way:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What each way to use the processors gives; `print` and notebooks show it.
+    """Throughput and latency of each way to use the processors; `print` and notebooks show it.
 
     Attributes:
-        load: what was computed.
-        processors: that this process may use.
-        ways: in the order of their calls.
+        load: the rows of each call.
+        processors: the number of processors of this process.
+        ways: the ways in the order of their calls.
         most_rows: the way with the most rows per second.
-        fastest: the way with the shortest median time of a call.
+        fastest: the way with the lowest median latency.
     """
 
     load: Load
@@ -77,7 +78,7 @@ class Benchmark:
         object.__setattr__(self, "fastest", min(self.ways, key=lambda way: way.median))
 
     def table(self) -> Table:
-        """Return a row for each way; times are of a call."""
+        """Return a row for each way; times are latencies of a call."""
         rows = [
             [f"{way.calls}", f"{way.threads}", f"{way.rows_per_second:.1f}"]
             + [f"{1000 * seconds:.2f} ms" for seconds in (way.median, way.slow)]
@@ -86,13 +87,13 @@ class Benchmark:
         return Table(["calls", "threads", "rows/s", "median", "95 %"], rows, numbers="rrrrr")
 
     def advice(self) -> tuple[str, str]:
-        """Return what to give to `serve`, in two phrases."""
+        """Return the options for `serve`, in two phrases."""
         best = (self.most_rows, self.fastest)
         given = [f"{argument('concurrency', way.calls)}, {argument('threads', way.threads)}" for way in best]
         return f"for the most rows per second: {given[0]}", f"for the shortest calls: {given[1]}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it as JSON data."""
+        """Return the result as JSON data."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -103,7 +104,7 @@ class Benchmark:
 
 
 def ways(processors: int) -> Iterator[tuple[int, int]]:
-    """Yield numbers of calls and of threads: one of each, and those that take all processors, by powers of two."""
+    """Yield (calls, threads): one of each, and those that use all processors, by powers of two."""
     yield 1, 1
     calls = 1
     while calls <= processors:
@@ -112,11 +113,10 @@ def ways(processors: int) -> Iterator[tuple[int, int]]:
         calls *= 2
 
 
-def measure(bundle: Bundle, load: Load, *, seconds: float, on_step: Callable[[int, int, str], object]) -> Benchmark:
-    """Run calls in each way for some time, in rounds in which the ways take turns.
+def measure_ways(bundle: Bundle, load: Load, seconds: float, reporter: Reporter = SILENT) -> Benchmark:
+    """Run calls in each way for `seconds`, in rounds in which the ways take turns.
 
-    What slows the machine for a while then slows all of them. `on_step` is told after each turn how many there were, of
-    how many, and which way it was.
+    Turns spread a temporary slowdown of the machine over all ways. `reporter` receives a step after each turn.
 
     Raises:
         RequestError: the bundle lacks the adapter, or takes no such rows.
@@ -139,7 +139,7 @@ def measure(bundle: Bundle, load: Load, *, seconds: float, on_step: Callable[[in
             rates[turn, place] = len(own) * load.rows / (time.perf_counter() - began)
             times[place] += own
             done += 1
-            on_step(done, rates.size, f"{calls} × {threads}")
+            reporter.step(f"{calls} × {threads}", done, rates.size)
     medians, slow = ([float(np.quantile(own, part)) for own in times] for part in (0.5, 0.95))
     found = zip(tried, np.median(rates, axis=0).tolist(), medians, slow, strict=True)
     return Benchmark(load, processors, tuple(Way(*way, *figures) for way, *figures in found))

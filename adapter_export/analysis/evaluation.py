@@ -30,7 +30,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How well one class is found: its precision, recall and F1, and how often it is right (support)."""
+    """Precision, recall and F1 of one class, and the number of rows with this label (support)."""
 
     label: str
     precision: float
@@ -69,7 +69,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether probabilities mean what they say: ten bins, those without decisions left out.
+    """Calibration of probabilities in ten bins; empty bins are left out.
 
     Attributes:
         error: the expected calibration error, Σ count·|right − probability| / Σ count (Guo et al. 2017, eq. 3).
@@ -269,7 +269,7 @@ def evaluation(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well an adapter of a bundle does on the rows of a file.
+    """Scores of an adapter of a bundle on the rows of a file.
 
     Attributes:
         bundle: its path.
@@ -333,7 +333,7 @@ class Evaluation:
 
     @property
     def passed(self) -> bool:
-        """Whether every gate passes and the scores match the training record, where it can be compared."""
+        """True if every gate passes and the scores match the training record, where they are comparable."""
         return all(gate.passed for gate in self.gates) and (self.training_record is None or self.training_record.passed)
 
     def raise_for_failure(self) -> None:

@@ -16,7 +16,7 @@ from adapter_export.tables import Table
 from adapter_export.version import __version__
 
 _SIDE, _LEFT, _BASE = 260, 44, 28
-"""Of the drawing of the calibration, in pixels: its square, and the margins that hold the scales."""
+"""Pixels of the calibration diagram: its square, and the margins for the scales."""
 
 _MANY_CLASSES = 40
 

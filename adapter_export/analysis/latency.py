@@ -1,4 +1,4 @@
-"""The time of calls that take turns, such as those with an adapter beside those of the base alone."""
+"""Times of calls that take turns, such as calls with an adapter and calls of the base."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from adapter_export.runtime.graphs import open_session, run_session
 _ROUNDS, _WARM_UP = 15, 2
 
 Call = tuple[ort.InferenceSession, Mapping[str, np.ndarray]]
-"""A session and what it is fed."""
+"""A session and its inputs."""
 
 
 def latencies(base: OnnxBase, adapters: Sequence[Adapter], setup: Setup) -> list[Latency]:
-    """Time the graph with slots, fed each adapter, beside the base: one row, one thread, calls in turns.
+    """Time the graph with slots, with each adapter, and the base: one row, one thread, calls in turns.
 
     Raises:
         RequestError: ONNX Runtime cannot compute such a row.
@@ -45,7 +45,7 @@ def latencies(base: OnnxBase, adapters: Sequence[Adapter], setup: Setup) -> list
 
 @contextmanager
 def slots_call(base: OnnxBase, built: Adapter, fed: Adapter, inputs: Mapping[str, np.ndarray]) -> Iterator[Call]:
-    """The graph with the slots of one adapter, fed another one that has no others."""
+    """Open the graph with the slots of `built`; the call feeds `fed`, which fills no other slots."""
     plan = plan_slots([built], base.sites)
     with TemporaryDirectory(prefix="adapter-export-") as folder:
         path = Path(folder) / VARIANTS["slots"].file
@@ -54,18 +54,18 @@ def slots_call(base: OnnxBase, built: Adapter, fed: Adapter, inputs: Mapping[str
 
 
 def times(*calls: Call) -> Array:
-    """The seconds of calls [rounds, calls], which take turns.
+    """Return the seconds of calls [rounds, calls], which take turns.
 
     Raises:
-        RequestError: ONNX Runtime cannot compute one.
+        RequestError: ONNX Runtime cannot compute a call.
     """
     return interleaved([partial(run_session, session, feeds) for session, feeds in calls])
 
 
 def interleaved(calls: Sequence[Callable[[], object]], rounds: int = _ROUNDS) -> Array:
-    """Return the seconds of each call in each round [rounds, calls], each first in its turn.
+    """Return the seconds of each call in each round [rounds, calls]; each call comes first in its turn.
 
-    What slows the machine for a while then slows all of them. The first rounds are not counted.
+    Turns spread a temporary slowdown of the machine over all calls. The first rounds warm up and are left out.
     """
     found = np.zeros((_WARM_UP + rounds, len(calls)))
     for turn, own in enumerate(found):
@@ -83,6 +83,6 @@ def quartiles(values: Array) -> tuple[float, float, float]:
 
 
 def ratio(found: Array, one: int, other: int) -> Latency:
-    """The time of one call over that of another of `times`: the median of the rounds, and its quartiles."""
+    """Return the ratio of two calls' times: the median over the rounds, and its quartiles."""
     low, middle, high = quartiles(found[:, one] / found[:, other])
     return Latency(middle, low, high)

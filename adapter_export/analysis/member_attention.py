@@ -1,4 +1,4 @@
-"""Which layer of a fusion listens to which member: the mean attention weights over the tokens of texts."""
+"""Mean attention weights of the members of a fusion, by layer, over the tokens of texts."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from adapter_export.tables import Table
 
 @dataclass(frozen=True)
 class Attention:
-    """How much the sites of a fusion listen to its members.
+    """Mean attention weights of the members of a fusion.
 
     Attributes:
         adapter: the fusion.
-        members: the names of what it was made of.
-        weights: for each site the mean attention weight of each member over all tokens; null for one that does not act
-            there. The weights of a site add up to 1.
-        tokens: how many tokens that are.
+        members: the names of its members.
+        weights: for each site the mean weight of each member over all tokens; null for a member that does not act
+            there. The weights of a site sum to 1.
+        tokens: the number of tokens.
     """
 
     adapter: str
@@ -39,7 +39,7 @@ class Attention:
     tokens: int
 
     def tables(self) -> Iterator[Table]:
-        """Yield for each role of sites a table of layers and members."""
+        """Yield a table of layers and members for each role of sites."""
         roles: dict[str, list[tuple[str, tuple[float | None, ...]]]] = {}
         for site, weights in self.weights.items():
             name = SiteName.parse(site)
@@ -57,14 +57,14 @@ def is_fusion(adapter: Adapter) -> bool:
 
 
 def attention(bundle: OpenedBundle, name: str, texts: Iterable[Mapping[str, np.ndarray]]) -> Attention:
-    """Return how much the sites of a fusion in a bundle listen to its members.
+    """Return the mean attention weights of the members of a fusion in a bundle.
 
-    What arrives at each site is read from the graph that is shipped; the weights are computed from it in float64.
+    The inputs of each site are read from the exported graph; the weights are computed from them in float64.
 
     Args:
         bundle: the bundle.
-        name: of the fusion.
-        texts: the inputs of one text each; tokens that their mask leaves out do not count.
+        name: the name of the fusion.
+        texts: the inputs of one text each; masked tokens do not count.
 
     Raises:
         RequestError: ONNX Runtime cannot compute them.

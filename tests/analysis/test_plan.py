@@ -64,18 +64,18 @@ def choice(bottleneck: int, kind: str = "pfeiffer", work: float | None = 0.01) -
 def test_64_is_recommended_where_nothing_speaks_against_it() -> None:
     best, reasons = recommend([choice(16), choice(64), choice(256)], 384)
     assert best.bottleneck == 64
-    assert "Nothing speaks against 64" in " ".join(reasons)
+    assert "64 is the usual bottleneck" in " ".join(reasons)
 
 
 def test_what_speaks_against_64_is_said() -> None:
     best, reasons = recommend([choice(16), choice(64)], 128)
     assert (best.bottleneck, "more than a quarter of the width 128" in " ".join(reasons)) == (16, True)
     best, reasons = recommend([choice(16), choice(64, work=0.2)], 1024)
-    assert (best.bottleneck, "64: more than 10% of the base's work" in " ".join(reasons)) == (16, True)
+    assert (best.bottleneck, "64: more than 10% of the base's compute" in " ".join(reasons)) == (16, True)
     best, reasons = recommend([choice(32), choice(256)], 16)
-    assert (best.bottleneck, "None of the bottlenecks is small enough" in " ".join(reasons)) == (32, True)
+    assert (best.bottleneck, "All of these bottlenecks are too large" in " ".join(reasons)) == (32, True)
     best, reasons = recommend([choice(128), choice(512)], 4096)
-    assert (best.bottleneck, "next to 64" in " ".join(reasons)) == (128, True)
+    assert (best.bottleneck, "closest to 64" in " ".join(reasons)) == (128, True)
 
 
 def test_the_kind_that_costs_least_is_recommended() -> None:

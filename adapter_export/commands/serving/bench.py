@@ -43,14 +43,12 @@ def bench(
         InputError: the bundle is damaged.
         UsageError: an argument is out of range.
     """
-    from adapter_export.analysis.concurrency import Load, measure
+    from adapter_export.analysis.concurrency import Load, measure_ways
 
     load = Load(adapter, at_least_1("rows", rows), at_least_1("tokens", tokens))
     if not 0 < seconds < float("inf"):
         raise UsageError("must be greater than 0", where=argument("seconds"), found=seconds)
-    return measure(
-        open_bundle(bundle), load, seconds=seconds, on_step=lambda done, total, way: reporter.step(way, done, total)
-    )
+    return measure_ways(open_bundle(bundle), load, seconds, reporter)
 
 
 def _show(found: Benchmark, screen: Screen) -> None:
