@@ -90,7 +90,7 @@ def main() -> None:
     print(found.table())
 
     files = sorted((root / "data" / "test").rglob("*.png"))[:: max(1, len(high) // 25)]
-    for file, answer in zip(files, bundle.images().answer(files, "high"), strict=True):
+    for file, answer in zip(files, bundle.files("image").answer(files, "high"), strict=True):
         said = answer.document()
         print(f"{file.relative_to(root)}: {said['label']} ({said['probability']:.2f})")
 

@@ -38,7 +38,7 @@ from adapter_export.format.records import (
 )
 from adapter_export.format.signature_claim import SignatureClaim
 from adapter_export.format.site_map_json import SiteMapDocument
-from adapter_export.graph.ops import Interval
+from adapter_export.interval import Interval
 
 RECORDS: Mapping[str, type] = {
     "adapter-graph": AdapterDocument,

@@ -14,6 +14,7 @@ from adapter_export.format.labelled import Columns, LabelledFile, LabelledRow, d
 from adapter_export.graph.tasks import Task
 from adapter_export.graph.tasks.answers import ReadText
 from adapter_export.graph.tasks.metrics import Indices, Judged, judge_similarities
+from adapter_export.modalities import FILE_MODALITIES
 from adapter_export.runtime.answerer import Reader
 from adapter_export.tables import one_line
 from adapter_export.text import Pair
@@ -22,9 +23,6 @@ Results = Sequence[Sequence[np.ndarray]]
 """For each row that was read the results of the head: one, or one for each choice."""
 
 _LONGEST = 80
-
-_MEDIA = ("image", "audio")
-"""The inputs of tasks that are files."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class DataOptions:
             UsageError: a column does not exist, or the task has no groups.
             DataError, FileError: the file cannot be read, or a row is broken.
         """
-        medium: Any = task.input if task.input in _MEDIA else None
+        medium: Any = task.input if task.input in FILE_MODALITIES else None
         is_file = self.columns.text == "text" and medium is not None
         columns = replace(self.columns, text=task.input) if is_file else self.columns
         problem = "regression" if task.kind.compares_pairs and columns.pair is not None else task.type
@@ -157,13 +155,14 @@ class EvalRows:
 
     def tokens(self, at: int) -> int | None:
         """Return the number of tokens of a row; `None` for a file."""
-        return None if self.task.input in _MEDIA else len(self.read[at].rows[0].encoding.ids)
+        return None if self.task.input in FILE_MODALITIES else len(self.read[at].rows[0].encoding.ids)
 
     def notes(self) -> Iterator[str]:
         """Yield facts about the rows that limit the meaning of scores."""
         cut = sum(one.cut > 0 for one in self.read)
-        if cut and self.task.input == "audio":
-            yield f"{cut:,} clips are longer than the model reads and were cut there, as every client cuts them"
+        if cut and self.task.input in FILE_MODALITIES:
+            word = FILE_MODALITIES[self.task.input].word
+            yield f"{cut:,} {word}s are longer than the model reads and were cut there, as every client cuts them"
         elif cut:
             limit = max(len(row.encoding.ids) for one in self.read if one.cut for row in one.rows)
             yield f"{cut:,} texts are longer than {limit} tokens and were cut there, as every client cuts them"

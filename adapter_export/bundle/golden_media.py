@@ -17,7 +17,7 @@ from adapter_export.format.media import GoldenMedia, GoldenMediaAnswer, GoldenMe
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.runner import Runner, run
 from adapter_export.onnx_backend.slots import HeadSum, adapter_output
-from adapter_export.runtime.media_reader import apply_steps, check_answered, read_medium
+from adapter_export.runtime.media_reader import check_answered
 
 CHECK = "golden media"
 """The name of the check in reports."""
@@ -125,13 +125,13 @@ def compare_processors(digest: str, model: str) -> InvariantRecord:
 
 def _value_faults(record: MediaRecord, sample: GoldenSample, absolute: float) -> Iterator[str]:
     try:
-        contents = read_medium(sample.data, record.medium, record.sampling_rate, f"`{sample.name}`")
+        contents = record.read(sample.data, f"`{sample.name}`")
     except MissingExtraError:
         raise
     except InputError as error:
         yield f"`{sample.name}` is refused: {error}"
         return
-    found, expected = apply_steps(contents, record.steps or ()), sample.array
+    found, expected = record.modality.apply(contents, record.steps or ()), sample.array
     if found.shape != expected.shape:
         yield f"`{sample.name}` found {list(found.shape)}, expected {list(expected.shape)}"
     elif not (largest := float(np.abs(found - expected).max())) <= absolute:

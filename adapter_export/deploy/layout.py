@@ -107,9 +107,10 @@ def write_layout(bundle: Path, layout: Layout, output: Output, *, name: str) -> 
 
 def _extras(manifest: Manifest) -> dict[str, str]:
     """Return what else is installed, for the runtime and for `adapter-export`: what reads images, and texts."""
-    image = [] if manifest.media is None or manifest.media.medium != "image" else ["image"]
-    runtime = [*image, *([] if manifest.text is None else ["text"])]
-    return {"runtime": f"[{','.join(runtime)}]" if runtime else "", "serve": f"[{','.join([*image, 'serve'])}]"}
+    extra = None if manifest.media is None else manifest.media.modality.extra
+    files = [] if extra is None else [extra]
+    runtime = [*files, *([] if manifest.text is None else ["text"])]
+    return {"runtime": f"[{','.join(runtime)}]" if runtime else "", "serve": f"[{','.join([*files, 'serve'])}]"}
 
 
 def _copied(bundle: Path, layout: Layout, folder: Path, name: str, manifest: Manifest) -> Manifest:

@@ -27,8 +27,9 @@ from adapter_export.format.records import (
 from adapter_export.format.tensors import parse_tensors, tensor_bytes
 from adapter_export.graph.adapter import Adapter, Head, Placement
 from adapter_export.graph.graph import HEAD_VALUES, READABLE, SITE_VALUES, AdapterGraph, Node
-from adapter_export.graph.ops import EPSILON, FLOAT32_RANGE, OPS, PROBABILITY, TEMPERATURE, Interval
+from adapter_export.graph.ops import EPSILON, FLOAT32_RANGE, OPS, PROBABILITY, TEMPERATURE
 from adapter_export.graph.tasks import Task
+from adapter_export.interval import Interval
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import read_bytes

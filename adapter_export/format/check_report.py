@@ -19,7 +19,7 @@ from adapter_export.format.records import (
     record_from_json,
     version_checked,
 )
-from adapter_export.graph.ops import Interval
+from adapter_export.interval import Interval
 from adapter_export.safe_io.documents import read_json
 
 REPORT_VERSION = "1.0.0"

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from adapter_export.errors import DataError, FileError, UsageError, argument
 from adapter_export.format.table_files import check_columns, read_rows
@@ -93,7 +93,7 @@ def labelled_rows(
     problem: ProblemType,
     *,
     skip_incomplete: bool = False,
-    medium: Literal["image", "audio"] | None = None,
+    medium: str | None = None,
 ) -> tuple[list[LabelledRow], list[int]]:
     """Read the labelled rows of a table; returns them, and the lines of rows that are incomplete and left out.
 

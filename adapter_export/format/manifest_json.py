@@ -301,7 +301,7 @@ def _check_files(manifest: Manifest) -> None:
         media = manifest.media
         _check_known("media", {media.processor, media.golden} - {None}, listed)
         _check_known("media.input", [media.input], {record.name for record in manifest.inputs})
-        if (media.medium == "audio") != (media.sampling_rate is not None):
+        if media.modality.has_rate != (media.sampling_rate is not None):
             raise FormatError("clips have a sampling rate, and images none", where="`$.media.sampling_rate`")
         if (media.steps is None) != (media.golden is None):
             expected = "golden media where steps are known, and nowhere else"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import numpy as np
 
-from adapter_export.errors import FormatError, quoted, within
+from adapter_export.errors import FormatError, within
 from adapter_export.format.files import canonical_json
 from adapter_export.format.records import (
     SEMVER,
@@ -23,7 +23,8 @@ from adapter_export.format.records import (
     record_from_json,
     version_checked,
 )
-from adapter_export.graph.ops import Interval
+from adapter_export.modalities import FILE_MODALITIES, STEPS
+from adapter_export.modalities.modality import FileModality, MediaFile, Step
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.regular_files import read_bytes
 
@@ -33,149 +34,15 @@ MEDIA_VERSION = "1.0.0"
 PROCESSOR_FILE = "preprocessor_config.json"
 GOLDEN_MEDIA_FILE = "golden/media.json"
 
-Medium = Literal["image", "audio"]
-"""What a base with a processor reads."""
-
-Edge = Annotated[int, Interval(1, 16_384)]
-Samples = Annotated[int, Interval(1, 2**26)]
-Filter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
-
-RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-"""The filters of Pillow, in the order of its numbers, by which `resample` names them."""
-
 ABSOLUTE = 1e-5
 """How far values of clients may be from those of the model's own library, which computes in float32 as well."""
 
 
-@dataclass(frozen=True)
-class Resize:
-    """Resize an image of 8 bits a channel, to 8 bits a channel.
-
-    Attributes:
-        op: `resize`.
-        height: that it gets.
-        width: that it gets.
-        resample: the filter, with support widened when an image shrinks, as Pillow's `Image.resize` computes it.
-    """
-
-    op: Literal["resize"]
-    height: Edge
-    width: Edge
-    resample: Filter
-
-
-@dataclass(frozen=True)
-class ResizeShortestEdge:
-    """Resize an image as `resize` does, and keep its shape.
-
-    Attributes:
-        op: `resize_shortest_edge`.
-        length: that the shorter edge gets; the longer one gets length * longer / shorter, rounded down.
-        resample: the filter.
-    """
-
-    op: Literal["resize_shortest_edge"]
-    length: Edge
-    resample: Filter
-
-
-@dataclass(frozen=True)
-class CenterCrop:
-    """Keep the middle of an image, which is no smaller: from row (H - height) // 2 and column (W - width) // 2 on.
-
-    Attributes:
-        op: `center_crop`.
-        height: of what is kept.
-        width: of what is kept.
-    """
-
-    op: Literal["center_crop"]
-    height: Edge
-    width: Edge
-
-
-@dataclass(frozen=True)
-class Rescale:
-    """Multiply all values by a factor, in float64, and round to float32.
-
-    Attributes:
-        op: `rescale`.
-        factor: such as 1/255.
-    """
-
-    op: Literal["rescale"]
-    factor: float
-
-
-@dataclass(frozen=True)
-class Normalize:
-    """Compute (value - mean) / std for each channel, in float32.
-
-    Attributes:
-        op: `normalize`.
-        mean: of red, green and blue.
-        std: of red, green and blue.
-    """
-
-    op: Literal["normalize"]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Cut an audio file behind so many samples, or fill it with zeros up to them.
-
-    Attributes:
-        op: `fit`.
-        samples: how many.
-    """
-
-    op: Literal["fit"]
-    samples: Samples
-
-
-@dataclass(frozen=True)
-class Standardize:
-    """Compute (sample - m) / sqrt(v + epsilon), with the mean m and the variance v of the audio.
-
-    Attributes:
-        op: `standardize`.
-        epsilon: such as 1e-7.
-    """
-
-    op: Literal["standardize"]
-    epsilon: NotNegative
-
-
-@dataclass(frozen=True)
-class LogMel:
-    """Turn an audio file into a log-mel spectrogram [bands, frames], as Whisper reads it.
-
-    Power of the short-time Fourier transform (a periodic Hann window, frames centred, the audio mirrored at its ends,
-    the last frame left out); a mel filter bank on Slaney's scale with Slaney's norm; log10 of at least 1e-10; at least
-    the largest value - 8; (value + 4) / 4.
-
-    Attributes:
-        op: `log_mel`.
-        bands: how many filters.
-        fft: the length of a frame, in samples.
-        hop: from the start of a frame to that of the next.
-        low: where the lowest filter begins, in Hz.
-        high: where the highest filter ends, in Hz.
-        rate: the sampling rate, in Hz.
-    """
-
-    op: Literal["log_mel"]
-    bands: Edge
-    fft: Edge
-    hop: Edge
-    low: NotNegative
-    high: NotNegative
-    rate: Positive
-
-
-Step = Resize | ResizeShortestEdge | CenterCrop | Rescale | Normalize | Fit | Standardize | LogMel
+if TYPE_CHECKING:
+    Medium = str
+else:  # the reader and the schemas take the choices from these hints
+    Medium = Literal[tuple(FILE_MODALITIES)]
+    Step = Union[STEPS]  # noqa: UP007 — of types that are found
 
 
 @dataclass(frozen=True)
@@ -206,6 +73,15 @@ class MediaRecord:
     steps: tuple[Step, ...] | None
     unknown: str | None = None
     golden: RelativePath | None = None
+
+    @property
+    def modality(self) -> FileModality:
+        """The modality of the files."""
+        return FILE_MODALITIES[self.medium]
+
+    def read(self, file: MediaFile, where: object) -> np.ndarray:
+        """Return the contents of a file; raises as `FileModality.contents`."""
+        return self.modality.contents(file, self.sampling_rate, where)
 
     @property
     def refusal(self) -> str:
@@ -369,89 +245,6 @@ def processor_digest(steps: Sequence[Step] | None, sampling_rate: int | None, fi
     return hashlib.sha256(canonical_json({"file": file} if steps is None else said)).hexdigest()
 
 
-# What the fields of Hugging Face's processors say, as steps. Whether a class does what its fields say is not taken on
-# trust: `own_media` compares the result with that of the class.
-
-_NO_STEPS = {
-    *("image_processor_type", "feature_extractor_type", "processor_class", "data_format", "input_data_format"),
-    *("return_tensors", "disable_grouping", "device", "default_to_square", "do_convert_rgb", "padding_side"),
-    *("return_attention_mask", "feature_size", "image_seq_length", "num_channels"),
-}
-"""Fields that say nothing of what is computed of one image or audio file in RGB or mono."""
-
-_IMAGE = {
-    *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
-    *("do_normalize", "image_mean", "image_std"),
-}
-_MEL = {"n_fft", "hop_length", "chunk_length", "n_samples", "nb_max_frames", "sampling_rate", "dither", "padding_value"}
-_WAVE = {"sampling_rate", "do_normalize", "padding_value"}
-
-
-class UnknownStepsError(ValueError):
-    """What a processor does is nothing that steps can say; the text completes "this processor …"."""
-
-
-def steps_of(fields: Mapping[str, Any], medium: Medium) -> tuple[Step, ...]:
-    """Return the steps that the fields of a processor name.
-
-    Raises:
-        UnknownStepsError: they name something else.
-    """
-    is_mel = medium == "audio" and "n_fft" in fields
-    known = _IMAGE if medium == "image" else _MEL if is_mel else _WAVE
-    others = {
-        name: value for name, value in fields.items() if name not in known | _NO_STEPS and not name.startswith("_")
-    }
-    strange = [name for name, value in others.items() if value not in (None, False)]
-    if strange:
-        raise UnknownStepsError(f"has the field `{strange[0]}`")
-    try:
-        if medium == "image":
-            return tuple(_image_steps(fields))
-        return tuple(_mel_steps(fields) if is_mel else _wave_steps(fields))
-    except UnknownStepsError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UnknownStepsError(f"has fields that cannot be read ({type(error).__name__}: {error})") from error
-
-
-def _image_steps(fields: Mapping[str, Any]) -> Iterator[Step]:
-    least: tuple[int, ...] = ()
-    if fields.get("do_resize"):
-        size = {key: value for key, value in fields["size"].items() if value is not None}
-        if set(size) not in ({"height", "width"}, {"shortest_edge"}):
-            raise UnknownStepsError(f"resizes by {quoted(size)}")
-        least = (size["height"], size["width"]) if "height" in size else (size["shortest_edge"],)
-        resample: Any = RESAMPLING[fields["resample"]]
-        one = ResizeShortestEdge("resize_shortest_edge", *least, resample) if len(least) == 1 else None
-        yield one or Resize("resize", least[0], least[-1], resample)
-    if fields.get("do_center_crop"):
-        height, width = fields["crop_size"]["height"], fields["crop_size"]["width"]
-        if not least or height > least[0] or width > least[-1]:
-            raise UnknownStepsError("crops more than an image may have, and fills the rest")
-        yield CenterCrop("center_crop", height, width)
-    if fields.get("do_rescale"):
-        yield Rescale("rescale", float(fields["rescale_factor"]))
-    if fields.get("do_normalize"):
-        mean, std = (fields[name] for name in ("image_mean", "image_std"))
-        if len(mean) != 3 or len(std) != 3:
-            raise UnknownStepsError(f"reads images of {len(mean)} channels")
-        yield Normalize("normalize", tuple(map(float, mean)), tuple(map(float, std)))  # type: ignore[arg-type]
-
-
-def _wave_steps(fields: Mapping[str, Any]) -> Iterator[Step]:
-    if fields.get("do_normalize"):
-        yield Standardize("standardize", 1e-7)
-
-
-def _mel_steps(fields: Mapping[str, Any]) -> Iterator[Step]:
-    if fields.get("dither"):
-        raise UnknownStepsError("adds noise (`dither`)")
-    yield Fit("fit", fields["chunk_length"] * fields["sampling_rate"])
-    bands, fft, hop, rate = (fields[name] for name in ("feature_size", "n_fft", "hop_length", "sampling_rate"))
-    yield LogMel("log_mel", bands, fft, hop, 0.0, 8000.0, rate)
-
-
 def said(steps: tuple[Step, ...]) -> str:
     """Return steps in words, for people."""
-    return " → ".join(step.op for step in steps) or "nothing"
+    return " → ".join(asdict(step)["op"] for step in steps) or "nothing"

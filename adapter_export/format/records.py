@@ -27,7 +27,7 @@ from functools import cache, partial
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from adapter_export.errors import AdapterError, FormatError, GraphError, VersionError, quoted
-from adapter_export.graph.ops import Interval
+from adapter_export.interval import Interval
 
 Record = TypeVar("Record")
 Value = TypeVar("Value")

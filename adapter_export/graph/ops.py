@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from adapter_export.errors import GraphError, UsageError
+from adapter_export.interval import Interval
 
 TOKENS = "tokens"
 """The axis of the tokens among the dimensions that an op adds up over."""
@@ -51,23 +52,6 @@ class ParameterSpec:
     shape: tuple[Dim, ...]
     optional: bool = False
     first: First = "ones"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The numbers from `low` to `high`, without `high` where the interval is half open. NaN is in none."""
-
-    low: float
-    high: float = math.inf
-    half_open: bool = False
-
-    def __contains__(self, number: float) -> bool:
-        return self.low <= number < self.high or (number == self.high and not self.half_open)
-
-    def __str__(self) -> str:
-        if self.high == math.inf:
-            return f"at least {self.low:g}"
-        return f"{self.low:g} to {'below ' if self.half_open else ''}{self.high:g}"
 
 
 @dataclass(frozen=True)

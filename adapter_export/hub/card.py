@@ -20,14 +20,13 @@ from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import MANIFEST_FILE, REPORT_FILE, read_manifest
 from adapter_export.format.records import Count, Sha256, record_from_json
 from adapter_export.graph.adapter import Adapter
-from adapter_export.graph.ops import Interval
 from adapter_export.graph.tasks import CAUSAL_LM, TASK_TYPES, Task
 from adapter_export.hub.artifact import Kind, digest_of
 from adapter_export.hub.reference import parse_reference
+from adapter_export.interval import Interval
+from adapter_export.modalities import FILE_MODALITIES
 
 LIBRARY = "adapter-export"
-
-_MEDIA_PIPELINES: Mapping[str, str] = {"image": "image-classification", "audio": "audio-classification"}
 
 _MOST_LABELS = 60
 _MOST_CHARACTERS = 200
@@ -197,8 +196,8 @@ def _pipeline(entry: _Entry) -> str | None:
         return TASK_TYPES[CAUSAL_LM].pipeline
     if entry.task is None:
         return None
-    if entry.task.input in _MEDIA_PIPELINES:
-        return _MEDIA_PIPELINES[entry.task.input] if entry.task.labels else None
+    if entry.task.input in FILE_MODALITIES:
+        return FILE_MODALITIES[entry.task.input].pipeline if entry.task.labels else None
     return entry.task.kind.pipeline
 
 

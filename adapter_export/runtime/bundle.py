@@ -19,9 +19,11 @@ import onnxruntime as ort
 from adapter_export.errors import FileError, HashError, RequestError, UsageError, VersionError, argument, moved
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import MANIFEST_FILE, manifest_bytes, open_whole, read_manifest, verify_files
+from adapter_export.modalities import FILE_MODALITIES
+from adapter_export.runtime.answerer import Reader
 from adapter_export.runtime.graphs import Graphs, Optimization, Provider, open_session
 from adapter_export.runtime.loaded_adapters import Adapters
-from adapter_export.runtime.media_reader import WORDS, MediaReader, media_record
+from adapter_export.runtime.media_reader import MediaReader, media_record
 from adapter_export.runtime.session import Session
 from adapter_export.runtime.text_reader import TextReader
 from adapter_export.safe_io.regular_files import read_bytes
@@ -272,26 +274,27 @@ class Bundle:
             raise RequestError(
                 "the bundle has no tokenizer, so it cannot read texts",
                 where=self.folder,
-                found=None if self.manifest.media is None else f"a processor of {WORDS[self.manifest.media.medium]}s",
+                found=None if self.manifest.media is None else f"a processor of {self.manifest.media.modality.word}s",
                 fix=f"give arrays, or build it again with {argument('tokenizer')}",
             )
         text = self._read(record.tokenizer).decode("utf-8", "replace")
         return TextReader(reader(text, self.manifest), self.manifest, session or self.session())
 
-    def images(self, session: Session | None = None) -> MediaReader:
-        """Return what reads images for the adapters of the bundle, and answers them.
+    def files(self, medium: str, session: Session | None = None) -> MediaReader:
+        """Return what reads files of a modality, `image` or `audio`, for the adapters of the bundle, and answers them.
 
         Args:
+            medium: the modality.
             session: what runs; a new one if not given.
 
         Raises:
-            RequestError: the bundle does not say how an image becomes its input, or says what nothing here can do.
+            RequestError: the bundle does not say how such a file becomes its input, or says what nothing here can do.
         """
-        return MediaReader(media_record(self.manifest, "image", self.folder), self.manifest, session or self.session())
+        return MediaReader(media_record(self.manifest, medium, self.folder), self.manifest, session or self.session())
 
-    def audio(self, session: Session | None = None) -> MediaReader:
-        """Return what reads clips, WAV files, for the adapters of the bundle, and answers them; else as `images`."""
-        return MediaReader(media_record(self.manifest, "audio", self.folder), self.manifest, session or self.session())
+    def reader(self, kind: str, session: Session | None = None) -> Reader:
+        """Return what reads rows of a task's input, such as `pair` or `image`; raises as `texts` and `files`."""
+        return self.files(kind, session) if kind in FILE_MODALITIES else self.texts(session)
 
     def _graphs(self, provider: Provider, optimization: Optimization, threads: int | None, packed: bool) -> Graphs:
         settings = {} if packed else {"session.disable_prepacking": "1"}

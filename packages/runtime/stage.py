@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SOURCE, TARGET = "adapter_export", "adapter_export_runtime"
 
-FOUND = ("adapter_export.graph.tasks.types",)
+FOUND = ("adapter_export.graph.tasks.types", "adapter_export.modalities")
 """Packages whose modules are found by scanning, so that nothing names them."""
 
 LEFT_OUT = ("adapter_export.graph.tasks.metrics",)

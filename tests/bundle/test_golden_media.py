@@ -21,8 +21,9 @@ from tampering import rehash
 import adapter_export as ae
 from adapter_export.errors import AdapterError, RequestError
 from adapter_export.format.manifest import Manifest
-from adapter_export.format.media import MediaRecord, Normalize
-from adapter_export.runtime.media_reader import apply_steps, read_medium
+from adapter_export.format.media import MediaRecord
+from adapter_export.modalities import FILE_MODALITIES
+from adapter_export.modalities.image import Normalize
 from adapter_export.torch_backend.base.own_processors import own_media
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
@@ -52,9 +53,9 @@ def test_steps_give_what_transformers_gives(name: str, tmp_path: Path) -> None:
         expected = processor(Image.fromarray(noise(50, 33, 3, seed=3)), return_tensors="np")[record.input][0]
     else:
         data = wav(np.random.default_rng(3).normal(0, 0.1, 9000).clip(-1, 1))
-        clip = read_medium(data, "audio", 16_000, "x")
+        clip = FILE_MODALITIES["audio"].contents(data, 16_000, "x")
         expected = processor(clip, sampling_rate=16_000, return_tensors="np")[record.input][0]
-    found = apply_steps(read_medium(data, record.medium, record.sampling_rate, "x"), record.steps)
+    found = record.modality.apply(record.read(data, "x"), record.steps)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -106,7 +107,7 @@ def test_the_bundle_answers_images_as_transformers_does(vit_folder: Path, tmp_pa
     with torch.no_grad():
         logits = [model(**processor(Image.fromarray(one), return_tensors="pt")).logits[0] for one in pixels]
     expected = [one.softmax(-1).numpy() for one in logits]
-    found = ae.open_bundle(vit_folder / "bundle").images().answer([tmp_path / "x.png", pixels[1]])
+    found = ae.open_bundle(vit_folder / "bundle").files("image").answer([tmp_path / "x.png", pixels[1]])
     for said, wanted in zip(found, expected, strict=True):
         assert list(said.document()["probabilities"]) == list(LABELS)
         np.testing.assert_allclose(list(said.document()["probabilities"].values()), wanted, atol=1e-5)
@@ -169,14 +170,14 @@ def test_a_record_that_says_something_else_fails(
 def test_what_a_bundle_cannot_read_is_refused(vit_folder: Path, tmp_path: Path) -> None:
     bundle = ae.open_bundle(vit_folder / "bundle")
     with pytest.raises(RequestError, match="does not say how a clip"):
-        bundle.audio()
+        bundle.files("audio")
     with pytest.raises(RequestError, match="a processor of images"):
         bundle.texts()
     with pytest.raises(RequestError, match="a list of images"):
-        bundle.images().answer([])
+        bundle.files("image").answer([])
     unknown = replace(bundle.manifest.media, steps=None, unknown="has the field `crop_pct`", golden=None)
     with pytest.raises(RequestError, match="`crop_pct`, which this client does not do"):
-        replace(bundle, manifest=replace(bundle.manifest, media=unknown)).images()
+        replace(bundle, manifest=replace(bundle.manifest, media=unknown)).files("image")
 
 
 def test_an_adapter_of_another_processor_is_refused(vit_folder: Path, tmp_path: Path) -> None:

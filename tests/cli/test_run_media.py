@@ -22,7 +22,7 @@ def test_images_are_answered(cli, vit_folder: Path, images: list[Path]) -> None:
     options = [word for path in images for word in ("--image", path)]
     found = cli.json("run", vit_folder / "bundle", *options)["rows"]
     assert [one["text"] for one in found] == [str(path) for path in images]
-    expected = Bundle.open(vit_folder / "bundle").images().answer(images)
+    expected = Bundle.open(vit_folder / "bundle").files("image").answer(images)
     for one, said in zip(found, expected, strict=True):
         assert set(one["probabilities"]) == set(LABELS)
         assert one["probability"] == pytest.approx(said.document()["probability"], abs=1e-6)

@@ -9,8 +9,8 @@ import pytest
 from clients import CLIENTS, Client
 from small_media import noise
 
+from adapter_export.modalities import FILE_MODALITIES
 from adapter_export.runtime import Bundle
-from adapter_export.runtime.media_reader import apply_steps
 
 pytestmark = pytest.mark.parametrize("client", CLIENTS, indirect=True)
 
@@ -21,9 +21,9 @@ def test_values_are_answered_and_texts_refused(client: Client, vit_folder: Path,
     opened = Bundle.open(bundle)
     assert opened.manifest.media is not None
     pixels = noise(20, 30, 3)
-    values = apply_steps(pixels, opened.manifest.media.steps or ())[None]
+    values = FILE_MODALITIES["image"].apply(pixels, opened.manifest.media.steps or ())[None]
     (tmp_path / "in.json").write_text(json.dumps({"pixel_values": values.tolist()}))
     (found,) = client.run(bundle, tmp_path / "in.json", "--adapter", "base-head")
-    assert found["label"] == opened.images().answer([pixels])[0].document()["label"]
+    assert found["label"] == opened.files("image").answer([pixels])[0].document()["label"]
     if client.tokenizes:
         client.refuses("images" if "python" in client.command[0] else "pixel_values", "run", bundle, "--text", "x")

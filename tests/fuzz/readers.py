@@ -39,10 +39,10 @@ from adapter_export.format.site_map_json import read_site_map
 from adapter_export.format.tensors import read_tensors, tensor_bytes
 from adapter_export.importers.adapterhub import import_adapterhub
 from adapter_export.importers.peft import import_peft
+from adapter_export.modalities import FILE_MODALITIES
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.base.sandbox import try_graph
 from adapter_export.runtime.adapter_file import parse_adapter
-from adapter_export.runtime.media_reader import read_audio, read_image
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.regular_files import read_text
 from adapter_export.text import Pair, Tokenizer, try_tokenizer
@@ -308,14 +308,26 @@ def light_readers(made: Path) -> dict[str, Reader]:
             "a.npz",
             _npz(ids=np.ones((2, 3), np.int64), x=np.ones((2, 3), np.float32)),
         ),
-        "image": _of(change.of_bytes, lambda path: read_image(path.read_bytes(), path), "p.png", png(noise(6, 5, 3))),
+        "image": _of(
+            change.of_bytes,
+            partial(_medium, "image"),
+            "p.png",
+            png(noise(6, 5, 3)),
+        ),
         "clip": _of(
-            change.of_bytes, lambda path: read_audio(path.read_bytes(), None, path), "c.wav", wav(np.zeros(50))
+            change.of_bytes,
+            partial(_medium, "audio"),
+            "c.wav",
+            wav(np.zeros(50)),
         ),
         "csv": _of(change.of_text, partial(_table, "single_label"), "t.csv", rows),
         "jsonl": _of(change.of_text, partial(_table, "multi_label"), "t.jsonl", lines),
         "rows": _of(change.of_text, lambda path: read_file(path, TableColumns("text", "pair")), "t.csv", rows),
     }
+
+
+def _medium(name: str, path: Path) -> object:
+    return FILE_MODALITIES[name].read(path.read_bytes(), None, path)
 
 
 def _table(problem: Any, path: Path) -> object:

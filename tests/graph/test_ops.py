@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from adapter_export.graph.ops import ACTIVATIONS, OPS, Arity, Interval
+from adapter_export.graph.ops import ACTIVATIONS, OPS, Arity
+from adapter_export.interval import Interval
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "adapter-graph.schema.json").read_text())
 

@@ -11,16 +11,18 @@ from PIL import Image
 from small_media import encoded, noise, png, wav
 
 from adapter_export.errors import DataError, RequestError
-from adapter_export.format.media import CenterCrop, Fit, Normalize, Rescale, ResizeShortestEdge, Standardize
-from adapter_export.runtime.media_reader import apply_steps, read_audio, read_image, read_medium
+from adapter_export.modalities import FILE_MODALITIES
+from adapter_export.modalities.audio import Fit, Standardize
+from adapter_export.modalities.image import CenterCrop, Normalize, Rescale, ResizeShortestEdge
 
+IMAGE, AUDIO = FILE_MODALITIES["image"], FILE_MODALITIES["audio"]
 TONE = 0.5 * np.sin(np.arange(800) / 9)
 
 
 def test_steps_of_an_image_by_hand() -> None:
     pixels = noise(9, 13, 3)
     normal = Normalize("normalize", (0.1, 0.2, 0.3), (0.5, 0.25, 2.0))
-    found = apply_steps(pixels, (CenterCrop("center_crop", 4, 6), Rescale("rescale", 1 / 255), normal))
+    found = IMAGE.apply(pixels, (CenterCrop("center_crop", 4, 6), Rescale("rescale", 1 / 255), normal))
     expected = (pixels[2:6, 3:9] / 255 - np.array(normal.mean)) / np.array(normal.std)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected.transpose(2, 0, 1), atol=1e-6)
@@ -28,7 +30,7 @@ def test_steps_of_an_image_by_hand() -> None:
 
 @pytest.mark.parametrize(("shape", "expected"), [((20, 31, 3), (8, 12)), ((31, 20, 3), (12, 8)), ((7, 7, 3), (8, 8))])
 def test_the_shorter_edge_gets_a_length(shape: tuple[int, ...], expected: tuple[int, int]) -> None:
-    assert apply_steps(noise(*shape), (ResizeShortestEdge("resize_shortest_edge", 8, "bilinear"),)).shape == (
+    assert IMAGE.apply(noise(*shape), (ResizeShortestEdge("resize_shortest_edge", 8, "bilinear"),)).shape == (
         3,
         *expected,
     )
@@ -36,15 +38,15 @@ def test_the_shorter_edge_gets_a_length(shape: tuple[int, ...], expected: tuple[
 
 def test_steps_of_a_clip_by_hand() -> None:
     clip = TONE.astype(np.float32)
-    assert apply_steps(clip, (Fit("fit", 900),)).tolist() == [*clip, *[0] * 100]
-    assert apply_steps(clip, (Fit("fit", 700),)).tolist() == clip[:700].tolist()
-    found = apply_steps(clip, (Standardize("standardize", 1e-7),))
+    assert AUDIO.apply(clip, (Fit("fit", 900),)).tolist() == [*clip, *[0] * 100]
+    assert AUDIO.apply(clip, (Fit("fit", 700),)).tolist() == clip[:700].tolist()
+    found = AUDIO.apply(clip, (Standardize("standardize", 1e-7),))
     np.testing.assert_allclose([found.mean(), found.std()], [0, 1], atol=1e-5)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4])
 def test_a_clip_of_any_width(width: int) -> None:
-    found = read_audio(wav(TONE, width=width), 16_000, "x.wav")
+    found = AUDIO.read(wav(TONE, width=width), 16_000, "x.wav")
     np.testing.assert_allclose(found, TONE, atol=1.6 / 2 ** (8 * width - 1) + 1e-6)
 
 
@@ -53,8 +55,8 @@ def test_an_image_is_upright_and_in_rgb() -> None:
     turned = Image.Exif()
     turned[0x0112] = 6  # to be turned by 90° clockwise
     data = encoded(Image.fromarray(pixels), "PNG", exif=turned.tobytes())
-    assert np.array_equal(read_image(data, "x.png"), np.rot90(pixels, -1))
-    assert np.array_equal(read_image(png(pixels[..., 0]), "x.png")[..., 2], pixels[..., 0])
+    assert np.array_equal(IMAGE.read(data, None, "x.png"), np.rot90(pixels, -1))
+    assert np.array_equal(IMAGE.read(png(pixels[..., 0]), None, "x.png")[..., 2], pixels[..., 0])
 
 
 JPEG = encoded(Image.fromarray(noise(64, 64, 3)), "JPEG")
@@ -75,7 +77,7 @@ def test_a_file_that_is_no_image_is_refused(name: str) -> None:
     make, said = IMAGES[name]
     data = make()
     with pytest.raises(DataError, match=said) as caught:
-        read_image(data, "x.png")
+        IMAGE.read(data, None, "x.png")
     assert caught.value.where == "x.png"
 
 
@@ -100,7 +102,7 @@ CLIPS = {
 def test_a_file_that_is_no_clip_is_refused(name: str) -> None:
     data, said = CLIPS[name]
     with pytest.raises(DataError, match=said):
-        read_audio(data, 16_000, "x.wav")
+        AUDIO.read(data, 16_000, "x.wav")
 
 
 @pytest.mark.parametrize(
@@ -108,4 +110,4 @@ def test_a_file_that_is_no_clip_is_refused(name: str) -> None:
 )
 def test_an_array_of_another_form_is_refused(array: np.ndarray) -> None:
     with pytest.raises(RequestError, match="is no image"):
-        read_medium(array, "image", None, "image 0")
+        IMAGE.contents(array, None, "image 0")

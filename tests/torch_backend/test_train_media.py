@@ -88,7 +88,7 @@ def test_the_bundle_confirms_the_record_and_a_table_is_the_same_data(
     assert sets[0]["answers"] == sets[1]["answers"]
     bundle = ae.remove(bundle, ["again"])
     session = bundle.session()
-    answers = bundle.images(session).answer(sorted((data / "test" / "red").glob("*.png")), "colours")
+    answers = bundle.files("image", session).answer(sorted((data / "test" / "red").glob("*.png")), "colours")
     assert sum(answer.document()["label"] == "red" for answer in answers) >= 3
 
 
@@ -205,9 +205,9 @@ def test_clips_are_learnt_and_answered_by_whispers_encoder(tmp_path: Path) -> No
     assert found.scores["accuracy"].value > 0.8
     (tmp_path / "stereo.wav").write_bytes(wav(noise(800) / 256, channels=2))
     with pytest.raises(DataError, match="2 channels"):
-        bundle.audio().answer([tmp_path / "stereo.wav"], "pitch")
+        bundle.files("audio").answer([tmp_path / "stereo.wav"], "pitch")
     (tmp_path / "long.wav").write_bytes(wav(np.tile(noise(800) / 256, 25)))
-    reader = bundle.audio()
+    reader = bundle.files("audio")
     assert reader.answer([tmp_path / "long.wav"], "pitch")[0].cut == 20_000 - 16_000
     with pytest.raises(RequestError, match="4,000 samples more"):
         reader.read([tmp_path / "long.wav"], "pitch", long="refuse")

@@ -38,9 +38,7 @@ def contestants_of(bundle: OpenedBundle, names: Sequence[str], source: str) -> I
         if record.task is None:
             raise _no_task(f"{bundle.folder}, adapter `{name}`", has_head=record.output is not None)
         if reader is None:
-            served, session = bundle.served, bundle.runtime_session()
-            open_reader = {"image": served.images, "audio": served.audio}.get(record.task.input, served.texts)
-            reader = open_reader(session)
+            reader = bundle.served.reader(record.task.input, bundle.runtime_session())
         yield Contestant(name, source, bundle, name, reader)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +13,8 @@ from adapter_export.cli.options import Force, Json, check_together, command
 from adapter_export.cli.output import emit_json, progress_bar, say, warn
 from adapter_export.errors import UsageError, within
 from adapter_export.graph.tasks import ProblemType
-from adapter_export.option import Option
+from adapter_export.modalities import FILE_MODALITIES
+from adapter_export.option import Option, OptionsOf
 from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
 _BASE = "-"
 _FEW = 3
+
+_Files = make_dataclass(
+    "_Files",
+    [(name, Annotated[Sequence[str], Option(one.option, "FILE")], ()) for name, one in FILE_MODALITIES.items()],
+)
+"""The options for files: one for each modality."""
 
 _QUICK = 256
 """Maximum rows without a progress bar."""
@@ -99,8 +106,6 @@ def run(
         Sequence[str],
         Option("The second text of a pair, one for each `--text`; of one text, several are choices.", flags="--pair"),
     ] = (),
-    images: Annotated[Sequence[str], Option("An image, such as a PNG; may be repeated.", "FILE", "--image")] = (),
-    clips: Annotated[Sequence[str], Option("An audio file, a WAV file; may be repeated.", "FILE", "--audio")] = (),
     data: Annotated[Path | None, Option("Texts: lines of a `.txt`, or rows of a csv, tsv or jsonl.", "FILE")] = None,
     text_column: Annotated[str, Option("Its column with the texts.", "NAME")] = "text",
     pair_column: Annotated[
@@ -137,6 +142,7 @@ def run(
     workers: Annotated[int | None, Option("Shards at a time on Ray.", "N", least=1)] = None,
     force: Force = False,
     as_json: Json = False,
+    **files: Annotated[Any, OptionsOf(_Files)],
 ) -> None:
     """Run BUNDLE on texts, images, audio or arrays, with its adapters or with the base alone.
 
@@ -153,10 +159,10 @@ def run(
     check_together(
         apart=(
             ("adapter", "adapters", "adapter_column"),
-            ("texts", "data", "arrays", "images", "clips"),
-            *((files, other) for files in ("images", "clips") for other in ("long_texts", "pairs")),
+            ("texts", "data", "arrays", *FILE_MODALITIES),
+            *((medium, other) for medium in FILE_MODALITIES for other in ("long_texts", "pairs")),
             ("many", "out"),
-            *(("shards", other) for other in ("adapters", "adapter_file", "texts", "images", "clips", "arrays")),
+            *(("shards", other) for other in ("adapters", "adapter_file", "texts", *FILE_MODALITIES, "arrays")),
             ("weights", "strength"),
             ("arrays", "long_texts"),
             ("arrays", "pairs"),
@@ -198,10 +204,11 @@ def run(
             say(f"wrote {done.folder}: {done.shards:,} shards, of which {done.reused:,} were there before")
         return
     opened = Bundle.open(bundle)
+    medium = next((name for name in FILE_MODALITIES if files.get(name)), None)
     if arrays is not None:
         rows = run_rows.array_rows(opened, run_rows.read_arrays(arrays))
-    elif images or clips:
-        rows = run_rows.file_rows(images or clips)
+    elif medium is not None:
+        rows = run_rows.file_rows(files[medium])
     elif data is None:
         rows = run_rows.text_rows(texts, pairs)
     else:
@@ -218,7 +225,7 @@ def run(
         rows = [replace(row, adapter=adapter if row.adapter is None else row.adapter) for row in rows]
     rows = [replace(row, strength=1.0 if strength is None else strength, weights=weights) for row in rows]
     _check_adapters(rows, session)
-    reader = None if arrays is not None else _reader(opened, session, images=bool(images), clips=bool(clips))
+    reader = None if arrays is not None else _reader(opened, session, medium)
     reading = Reading(long_texts, stride, token_budget, allow_mixed_rows, outputs=out is not None)
     answered = _counting(Answerer(session, reader, reading), rows, bar=many or len(rows) > _QUICK)
     cut: dict[str, int] = {}
@@ -236,7 +243,7 @@ def run(
         if out is not None:
             run_rows.write_arrays(out, run_results.stacked(outputs, opened.manifest), force=force)
         run_results.show_results(found, as_json=as_json)
-    _warn_of_cuts(cut, clips=bool(clips))
+    _warn_of_cuts(cut, medium)
 
 
 def _counting(answerer: Answerer, rows: Sequence[Row], *, bar: bool) -> Iterator[AnsweredRow]:
@@ -255,26 +262,26 @@ def _counting(answerer: Answerer, rows: Sequence[Row], *, bar: bool) -> Iterator
         yield from answerer.answer(rows, advance)
 
 
-def _reader(bundle: Bundle, session: Session, *, images: bool, clips: bool) -> Reader:
-    if images or clips:
-        return (bundle.images if images else bundle.audio)(session)
+def _reader(bundle: Bundle, session: Session, medium: str | None) -> Reader:
+    if medium is not None:
+        return bundle.files(medium, session)
     if bundle.manifest.media is not None:
-        medium = bundle.manifest.media.medium
-        what = f"the bundle reads {'images' if medium == 'image' else 'clips'}, not texts"
-        raise UsageError(what, fix=f"give `--{medium} FILE` or `--arrays`")
+        modality = bundle.manifest.media.modality
+        what = f"the bundle reads {modality.word}s, not texts"
+        raise UsageError(what, fix=f"give `--{modality.name} FILE` or `--arrays`")
     if bundle.manifest.text is None:
         fix = "give `--arrays`, or build it again with `--tokenizer`"
         raise UsageError("the bundle has no tokenizer, so it cannot read texts", fix=fix)
     return bundle.texts(session)
 
 
-def _warn_of_cuts(cut: Mapping[str, int], *, clips: bool) -> None:
-    """Say which texts or clips were not read whole."""
+def _warn_of_cuts(cut: Mapping[str, int], medium: str | None) -> None:
+    """Say which texts or files were not read whole."""
     if cut:
         named = "; ".join(f"{where}: {count:,}" for where, count in list(cut.items())[:_FEW])
         more = f"; and {len(cut) - _FEW:,} more texts" if len(cut) > _FEW else ""
-        if clips:
-            warn(f"clips were cut, so many of their samples are not read: {named}{more}")
+        if medium is not None:
+            warn(f"{FILE_MODALITIES[medium].word}s were cut, so many of their samples are not read: {named}{more}")
             return
         fix = "`--long-texts windows` reads them whole, `refuse` refuses them"
         warn(f"texts were cut, so many of their tokens are not read: {named}{more}; {fix}")

@@ -11,10 +11,12 @@ import numpy as np
 
 from adapter_export.errors import AdapterError, RequestError, quoted
 from adapter_export.graph.graph import DATA_AXES
-from adapter_export.graph.ops import Interval, Shape
+from adapter_export.graph.ops import Shape
 from adapter_export.graph.tasks.answers import Answer, sigmoid, softmax
 from adapter_export.graph.tasks.task_type import Activation, HeadOutput, Mask, TaskType
 from adapter_export.graph.tasks.types import TASK_TYPES
+from adapter_export.interval import Interval
+from adapter_export.modalities import FILE_MODALITIES, INPUTS
 
 CAUSAL_LM = "causal_lm"
 """Language modelling: the next token, which the base itself gives. No head answers it, and so no `Task` records it."""
@@ -31,9 +33,11 @@ PROBLEM_TYPES: tuple[str, ...] = tuple(name for name in LEARNT if TASK_TYPES[nam
 if TYPE_CHECKING:
     ProblemType = str
     Learnt = str
+    Input = str
 else:  # records, schemas and the command line take their choices from these hints
     ProblemType = Literal[PROBLEM_TYPES]
     Learnt = Literal[LEARNT]
+    Input = Literal[INPUTS]
 
 OUTPUT_SHAPES: Mapping[HeadOutput, str] = {
     "logits": "[batch, classes]",
@@ -69,7 +73,7 @@ def _schema_rules() -> dict[str, Any]:
             only(where("has_thresholds"), {}, {"thresholds": empty}),
             only(where("is_vector"), {}, of_vectors),
             {
-                "if": {"properties": {"input": {"enum": ["image", "audio"]}}, "required": ["input"]},
+                "if": {"properties": {"input": {"enum": [*FILE_MODALITIES]}}, "required": ["input"]},
                 "then": {"properties": {"type": {"enum": where("reads_files")}, "tokenizer": {"const": None}}},
                 "else": {"properties": {"processor": {"const": None}}},
             },
@@ -113,7 +117,7 @@ class Task:
     labels: tuple[str, ...] = ()
     activation: Activation | None = None
     thresholds: tuple[Annotated[float, Interval(0, 1)], ...] = ()
-    input: Literal["text", "pair", "image", "audio"] = "text"
+    input: Input = "text"
     max_tokens: Annotated[int, Interval(1)] | None = None
     truncation: Literal["right", "left"] = "right"
     tokenizer: str | None = None
@@ -169,7 +173,7 @@ class Task:
             digest, expected = getattr(self, name), "64 lower-case hexadecimal digits"
             good = digest is None or re.fullmatch(_SHA256, digest) is not None
             check(good, f"is not the digest of a {name}", f"`{digest}`", expected)
-        is_medium = self.input in ("image", "audio")
+        is_medium = self.input in FILE_MODALITIES
         check(
             kind.reads_files or not is_medium,
             f"`{self.type}` reads texts",

@@ -6,9 +6,7 @@ of images and audio without transformers.
 
 from __future__ import annotations
 
-import io
-import wave
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -37,25 +35,17 @@ from adapter_export.format.media import (
     GoldenMedia,
     GoldenSample,
     MediaRecord,
-    Medium,
-    Step,
-    UnknownStepsError,
     processor_digest,
-    steps_of,
 )
-from adapter_export.runtime.media_reader import WORDS, apply_steps, pillow, read_medium
+from adapter_export.modalities import FILE_MODALITIES
+from adapter_export.modalities.modality import FileModality, Step, UnknownStepsError
 from adapter_export.safe_io.documents import parse_json, read_json
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_text
 from adapter_export.text import TOKENIZER_FILE, Pair, Tokenizer, try_tokenizer
 from adapter_export.torch_backend.base.example_inputs import SAMPLES, Prepared
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
-
-_TYPES: Mapping[str, Medium] = {"image_processor_type": "image", "feature_extractor_type": "audio"}
-"""The fields by which a file says what its processor reads."""
-
-_INPUTS = ("pixel_values", "input_features", "input_values")
-"""What processors make, by the names of Hugging Face."""
+from adapter_export.torch_backend.processors import LIBRARIES
 
 CONFIG = "tokenizer_config.json"
 
@@ -65,12 +55,6 @@ _LIMIT = 512
 _SHOWN = 3
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-_SIZES = ((70, 90), (110, 60))
-"""Height and width of two images; what does not differ between them, the processor makes equal."""
-
-_SECONDS = (0.25, 0.4)
-"""The length of two sounds."""
-
 _TYPE_IDS, _PAIR_TOKENS = "token_type_ids", 64
 
 
@@ -81,11 +65,11 @@ class OwnProcessor:
         BaseModelError: transformers cannot make one of it.
     """
 
-    def __init__(self, text: str, medium: Medium) -> None:
-        self.medium = medium
+    def __init__(self, text: str, modality: FileModality) -> None:
+        self.modality, self._library = modality, LIBRARIES[modality.name]
         with TemporaryDirectory(prefix="adapter-export-") as folder:
             Path(folder, PROCESSOR_FILE).write_text(text, encoding="utf-8")
-            self._processor = _opened(Path(folder), medium)
+            self._processor = _opened(Path(folder), modality)
 
     @property
     def name(self) -> str:
@@ -95,15 +79,16 @@ class OwnProcessor:
     @property
     def input(self) -> str:
         """The input that it makes."""
-        names = [name for name in self._processor.model_input_names if name in _INPUTS]
+        known = self.modality.processor_inputs
+        names = [name for name in self._processor.model_input_names if name in known]
         if not names:
-            raise BaseModelError("makes none of the inputs that are known", expected=", ".join(_INPUTS))
+            raise BaseModelError("makes none of the inputs that are known", expected=", ".join(known))
         return str(names[0])
 
     @property
     def sampling_rate(self) -> int | None:
-        """Of clips, in Hz."""
-        return int(self._processor.sampling_rate) if self.medium == "audio" else None
+        """Of files that have one, in Hz."""
+        return self._library.rate(self._processor)
 
     def __call__(self, contents: Sequence[np.ndarray], name: str) -> np.ndarray:
         """Return the input `name`, float32, a row for each image [height, width, 3] or clip [samples].
@@ -111,26 +96,22 @@ class OwnProcessor:
         Raises:
             BaseModelError: transformers refuses them, such as clips of different lengths.
         """
-        options = {} if self.medium == "image" else {"sampling_rate": self.sampling_rate}
         with quiet():
             try:
-                rows = [self._processor(one, return_tensors="np", **options)[name] for one in contents]
+                rows = [self._library.run(self._processor, one, "np")[name] for one in contents]
                 return np.concatenate(rows).astype(np.float32)
             except LIBRARY_ERRORS as error:
                 raise BaseModelError(
-                    f"the processor cannot read {WORDS[self.medium]}s", where=self.name, found=first_line(error)
+                    f"the processor cannot read {self.modality.word}s", where=self.name, found=first_line(error)
                 ) from error
 
 
-def _opened(folder: Path, medium: Medium) -> Any:
-    options = {"backend": "pil"} if medium == "image" else {}
-    auto: Any = transformers.AutoImageProcessor if medium == "image" else transformers.AutoFeatureExtractor
-
+def _opened(folder: Path, modality: FileModality) -> Any:
     def refusal(reason: str) -> BaseModelError:
         return BaseModelError("transformers cannot use the processor", found=reason)
 
     with quiet(), parsing(refusal):
-        return auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
+        return LIBRARIES[modality.name].load(folder)
 
 
 def own_media(folder: Path) -> tuple[CapturedMedia | None, tuple[str, ...]]:
@@ -144,12 +125,12 @@ def own_media(folder: Path) -> tuple[CapturedMedia | None, tuple[str, ...]]:
         return None, ()
     try:
         fields = read_json(folder / files[0])
-        kinds = [medium for name, medium in _TYPES.items() if isinstance(fields, dict) and name in fields]
+        kinds = [one for one in FILE_MODALITIES.values() if isinstance(fields, dict) and one.processor_field in fields]
         if len(kinds) != 1:  # that of texts, of several media, or of a release that did not say it
             return None, (Note(f"the processor is left out: `{files[0]}` does not say what it reads"),)
-        medium = kinds[0]
-        text = str(_opened(folder, medium).to_json_string())
-        processor = OwnProcessor(text, medium)
+        modality = kinds[0]
+        text = str(_opened(folder, modality).to_json_string())
+        processor = OwnProcessor(text, modality)
         name = processor.input
     except InputError as error:
         return None, (Note(f"the processor is left out: {error.message.rstrip('.')}"),)
@@ -157,7 +138,7 @@ def own_media(folder: Path) -> tuple[CapturedMedia | None, tuple[str, ...]]:
     golden, unknown = None, None
     try:
         every: Any = parse_json(text.encode(), PROCESSOR_FILE)  # with the values that the file leaves out
-        steps = steps_of(every, medium)
+        steps = modality.steps_of(every)
         samples = tuple(_samples(processor, name, steps))
     except MissingExtraError as error:
         steps, unknown = None, f"could not be compared with transformers ({error.what})"
@@ -167,53 +148,25 @@ def own_media(folder: Path) -> tuple[CapturedMedia | None, tuple[str, ...]]:
     if steps is not None:
         golden = GoldenMedia(MEDIA_VERSION, digest, processor.name, ABSOLUTE, samples)
     where = None if golden is None else GOLDEN_MEDIA_FILE
-    record = MediaRecord(medium, name, PROCESSOR_FILE, digest, processor.sampling_rate, steps, unknown, where)
-    notes = () if unknown is None else (Note(f"no client can read {WORDS[medium]}s: the processor {unknown}"),)
+    record = MediaRecord(modality.name, name, PROCESSOR_FILE, digest, processor.sampling_rate, steps, unknown, where)
+    notes = () if unknown is None else (Note(f"no client can read {modality.word}s: the processor {unknown}"),)
     return CapturedMedia(record, text, golden), notes
 
 
 def _samples(processor: OwnProcessor, name: str, steps: Sequence[Step]) -> Iterator[GoldenSample]:
     """Yield samples with what transformers makes of them; UnknownStepsError where the steps make something else."""
-    rate = processor.sampling_rate
-    files = _images() if rate is None else _clips(rate)
-    for title, file in files.items():
-        contents = read_medium(file, processor.medium, rate, title)
+    modality, rate = processor.modality, processor.sampling_rate
+    for title, file in modality.samples(rate).items():
+        contents = modality.contents(file, rate, title)
         with within(title):
             expected = processor([contents], name)[0]
-        found = apply_steps(contents, steps)
+        found = modality.apply(contents, steps)
         if found.shape != expected.shape or not np.abs(found - expected).max() <= ABSOLUTE:
             what = f"{list(expected.shape)}, not {list(found.shape)}"
             if found.shape == expected.shape:
                 what = f"off by {np.abs(found - expected).max():.2g}"
             raise UnknownStepsError(f"does something else than its fields say ({title}: {what})")
         yield GoldenSample.of(title, file, expected)
-
-
-def _images() -> dict[str, bytes]:
-    """Images in colours, in grey and with transparency, wide, high and square; PNG, which all readers read alike."""
-    drawn, found = np.random.default_rng(0), {}
-    for title, shape in (("wide", (43, 61, 3)), ("high in grey", (70, 31)), ("clear", (29, 29, 4))):
-        smooth = np.cumsum(drawn.normal(0, 9, shape), axis=1) + drawn.normal(128, 40, shape)
-        file = io.BytesIO()
-        pillow("Image").fromarray(np.clip(smooth, 0, 255).astype(np.uint8)).save(file, "PNG")
-        found[title] = file.getvalue()
-    return found
-
-
-def _clips(rate: int) -> dict[str, bytes]:
-    """Tones in noise of a quarter and of half a second, WAV of 16 bits."""
-    drawn, found = np.random.default_rng(0), {}
-    for title, seconds, pitch in (("low", 0.25, 220), ("high", 0.5, 1760)):
-        times = np.arange(int(seconds * rate)) / rate
-        samples = 0.4 * np.sin(2 * np.pi * pitch * times) + drawn.normal(0, 0.05, len(times))
-        file = io.BytesIO()
-        with wave.open(file, "wb") as writer:
-            writer.setnchannels(1)
-            writer.setsampwidth(2)
-            writer.setframerate(rate)
-            writer.writeframes((samples * 32767).astype("<i2").tobytes())
-        found[title] = file.getvalue()
-    return found
 
 
 def own_texts(folder: Path, max_tokens: int | None) -> tuple[GoldenTexts | None, tuple[str, ...]]:
@@ -279,10 +232,7 @@ def prepared_by(folder: Path) -> Prepared:
     """What its tokenizer and its processor make; nothing is known of a folder without them."""
     values: dict[str, tuple[Tensor, Mapping[int, str]]] = {}
     if any((folder / name).is_file() for name in _PROCESSOR_FILES):
-        noise = np.random.default_rng(0)
-        images = [noise.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _SIZES]
-        values = _made(folder, transformers.AutoImageProcessor, lambda own, n: own(images[n], return_tensors="pt"))
-        values = values or _made(folder, transformers.AutoFeatureExtractor, _heard)
+        values = next((found for one in FILE_MODALITIES.values() if (found := _made(folder, one))), {})
     return Prepared(_typed(folder), values)
 
 
@@ -303,22 +253,17 @@ def _typed(folder: Path) -> bool | None:
     return None
 
 
-def _heard(own: Any, number: int) -> Mapping[str, Any]:
-    noise = np.random.default_rng(number).standard_normal(int(own.sampling_rate * _SECONDS[number]))
-    return own(noise.astype(np.float32), sampling_rate=own.sampling_rate, return_tensors="pt")  # type: ignore[no-any-return]
-
-
-def _made(
-    folder: Path, auto: Any, call: Callable[[Any, int], Mapping[str, Any]]
-) -> dict[str, tuple[Tensor, Mapping[int, str]]]:
-    """The tensors that its processor makes of the first of two inputs; axes that differ in the second are dynamic.
+def _made(folder: Path, modality: FileModality) -> dict[str, tuple[Tensor, Mapping[int, str]]]:
+    """Return the tensors that a processor makes of the first of two files; axes that differ in the second are dynamic.
 
     Empty where transformers has no such processor for the folder, or it wants something else.
     """
+    library = LIBRARIES[modality.name]
     try:
         with parsing(partial(BaseModelError, where=folder)):
-            own = auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-            first, second = (call(own, number) for number in range(2))
+            own = library.load(folder)
+            rate = library.rate(own)
+            first, second = (library.run(own, modality.noise(number, rate), "pt") for number in range(2))
     except BaseModelError:
         return {}
     names: dict[tuple[int, int], str] = {}

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from adapter_export.format.labelled import LabelledFile
 from adapter_export.format.manifest import InputRecord
-from adapter_export.format.media import CapturedMedia, Fit
+from adapter_export.format.media import CapturedMedia
 from adapter_export.graph.tasks import ProblemType
-from adapter_export.runtime.media_reader import WORDS, read_medium
 from adapter_export.torch_backend.base.own_processors import OwnProcessor
 from adapter_export.torch_backend.train.data import Call, Rows, of_one_call
 
@@ -36,8 +35,8 @@ class MediaSource:
             BaseModelError: transformers cannot.
         """
         axes = next(one.axes for one in inputs if one.name == media.record.input)
-        one_length = media.record.medium == "image" or all(isinstance(axis, int) for axis in axes[1:])
-        return cls(media, OwnProcessor(media.processor, media.record.medium), one_length)
+        one_length = not media.record.modality.has_rate or all(isinstance(axis, int) for axis in axes[1:])
+        return cls(media, OwnProcessor(media.processor, media.record.modality), one_length)
 
     def contents(self, file: LabelledFile) -> np.ndarray:
         """Return the pixels or samples of a file.
@@ -45,8 +44,7 @@ class MediaSource:
         Raises:
             DataError: it cannot be read; the message names it.
         """
-        record = self.media.record
-        return read_medium(file.path, record.medium, record.sampling_rate, file.path)
+        return self.media.record.read(file.path, file.path)
 
 
 @dataclass(frozen=True)
@@ -78,22 +76,22 @@ class MediaExamples:
         Raises:
             DataError: there is such a file.
         """
-        steps = source.media.record.steps or ()
-        fit = next((step.samples for step in steps if isinstance(step, Fit)), None)
+        limit = source.media.record.modality.limit(source.media.record.steps or ())
         sizes = np.array([source.contents(file).size for file in texts], np.int64)
         lengths = np.ones(len(texts), np.int64) if source.one_length else sizes
-        return cls(texts, answers, lengths, source, problem, 0 if fit is None else int((sizes > fit).sum()))
+        return cls(texts, answers, lengths, source, problem, 0 if limit is None else int((sizes > limit).sum()))
 
     @property
     def limit(self) -> str:
-        """The longest clip that is read whole."""
-        steps = self.source.media.record.steps or ()
-        return "".join(f"{step.samples:,} samples" for step in steps if isinstance(step, Fit))
+        """The longest file that is read whole."""
+        record = self.source.media.record
+        limit = record.modality.limit(record.steps or ())
+        return "" if limit is None else f"{limit:,} samples"
 
     @property
     def word(self) -> str:
         """What messages call the rows."""
-        return f"{WORDS[self.source.media.record.medium]}s"
+        return f"{self.source.media.record.modality.word}s"
 
     @property
     def fingerprint(self) -> str:

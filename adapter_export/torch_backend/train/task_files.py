@@ -12,7 +12,6 @@ import numpy as np
 
 from adapter_export.errors import DataError, UsageError
 from adapter_export.format.labelled import Columns, LabelledRow, data_digest, labelled_rows
-from adapter_export.format.media import Medium
 from adapter_export.graph.tasks import DEFAULT_TYPE, TASK_TYPES, Learnt, ProblemType, TaskType
 from adapter_export.text import Pair, Side, Tokenizer
 from adapter_export.torch_backend.train.data import Rows, TextExamples, split, split_groups
@@ -41,7 +40,7 @@ def read_table(
     *,
     prefix: str = "",
     skip_incomplete: bool = False,
-    medium: Medium | None = None,
+    medium: str | None = None,
 ) -> LabelledTexts:
     """Read labelled texts from a table; repeated rows are left out, so that no split can hold both.
 

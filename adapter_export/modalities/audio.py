@@ -1,0 +1,220 @@
+"""Audio: WAV files become samples, or a spectrogram."""
+
+from __future__ import annotations
+
+import io
+import wave
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+
+from adapter_export.errors import DataError
+from adapter_export.interval import Interval
+from adapter_export.modalities.modality import FileModality, Step, UnknownStepsError
+from adapter_export.safe_io.parsers import parsing
+
+Samples = Annotated[int, Interval(1, 2**26)]
+Edge = Annotated[int, Interval(1, 16_384)]
+NotNegative = Annotated[float, Interval(0)]
+Positive = Annotated[int, Interval(1)]
+
+_PCM: Mapping[int, tuple[str, int]] = {1: ("u1", 128), 2: ("<i2", 2**15), 4: ("<i4", 2**31)}
+"""By the bytes of a sample: its type, and what is 1.0."""
+
+_MEL = {"n_fft", "hop_length", "chunk_length", "n_samples", "nb_max_frames", "sampling_rate", "dither", "padding_value"}
+_WAVE = {"sampling_rate", "do_normalize", "padding_value"}
+
+_SECONDS = (0.25, 0.4)
+"""The length of two sounds."""
+
+
+@dataclass(frozen=True)
+class Fit(Step):
+    """Cut an audio file behind so many samples, or fill it with zeros up to them.
+
+    Attributes:
+        op: `fit`.
+        samples: how many.
+    """
+
+    op: Literal["fit"]
+    samples: Samples
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """Return as many samples as the step says."""
+        return np.pad(values[: self.samples], (0, max(0, self.samples - len(values))))
+
+
+@dataclass(frozen=True)
+class Standardize(Step):
+    """Compute (sample - m) / sqrt(v + epsilon), with the mean m and the variance v of the audio.
+
+    Attributes:
+        op: `standardize`.
+        epsilon: such as 1e-7.
+    """
+
+    op: Literal["standardize"]
+    epsilon: NotNegative
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """Return the standardised samples."""
+        found: np.ndarray = (values - values.mean()) / np.sqrt(values.var() + self.epsilon)
+        return found
+
+
+@dataclass(frozen=True)
+class LogMel(Step):
+    """Turn an audio file into a log-mel spectrogram [bands, frames], as Whisper reads it.
+
+    Power of the short-time Fourier transform (a periodic Hann window, frames centred, the audio mirrored at its ends,
+    the last frame left out); a mel filter bank on Slaney's scale with Slaney's norm; log10 of at least 1e-10; at least
+    the largest value - 8; (value + 4) / 4.
+
+    Attributes:
+        op: `log_mel`.
+        bands: how many filters.
+        fft: the length of a frame, in samples.
+        hop: from the start of a frame to that of the next.
+        low: where the lowest filter begins, in Hz.
+        high: where the highest filter ends, in Hz.
+        rate: the sampling rate, in Hz.
+    """
+
+    op: Literal["log_mel"]
+    bands: Edge
+    fft: Edge
+    hop: Edge
+    low: NotNegative
+    high: NotNegative
+    rate: Positive
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """Return the spectrogram."""
+        mirrored = np.pad(values.astype(np.float64), self.fft // 2, mode="reflect")
+        frames = np.lib.stride_tricks.sliding_window_view(mirrored, self.fft)[:: self.hop][:-1]
+        window = np.hanning(self.fft + 1)[:-1]
+        power = np.abs(np.fft.rfft(frames * window)) ** 2
+        logs = np.log10(np.maximum(power @ _mel_filters(self), 1e-10)).T
+        found: np.ndarray = (np.maximum(logs, logs.max() - 8.0) + 4.0) / 4.0
+        return found
+
+
+class AudioModality(FileModality):
+    """Audio of one channel, samples from -1 to 1."""
+
+    name = "audio"
+    inputs = ("audio",)
+    word = "clip"
+    pipeline = "audio-classification"
+    form = "float32 [samples]"
+    option = "An audio file, a WAV file; may be repeated."
+    steps = (Fit, Standardize, LogMel)
+    has_rate = True
+    processor_field = "feature_extractor_type"
+    processor_inputs = ("input_features", "input_values")
+
+    def is_contents(self, array: np.ndarray) -> bool:
+        """Return whether an array is a row of samples."""
+        return array.ndim == 1 and array.dtype == np.float32
+
+    def read(self, data: bytes, rate: int | None, where: object) -> np.ndarray:
+        """Return the samples of a WAV file, float32 [samples] from -1 to 1.
+
+        Raises:
+            DataError: it is no WAV file of PCM, truncated or empty, has several channels or another sampling rate.
+        """
+        resampled = "" if rate is None else f" -ar {rate}"
+        fix = f"convert it, such as by `ffmpeg -i FILE -ac 1{resampled} -c:a pcm_s16le NEW.wav`"
+
+        def refusal(reason: str) -> DataError:
+            return DataError("is no WAV file that can be read", where=where, found=reason, expected="PCM", fix=fix)
+
+        with parsing(refusal), wave.open(io.BytesIO(data)) as file:
+            facts, frames = file.getparams(), file.readframes(file.getnframes())
+        if facts.sampwidth > max(_PCM):
+            raise refusal(f"samples of {8 * facts.sampwidth} bits")
+        if facts.nchannels != 1 or (rate is not None and facts.framerate != rate):
+            found = f"{facts.nchannels} channel{'s' if facts.nchannels > 1 else ''}, {facts.framerate:,} Hz"
+            expected = "1 channel" + ("" if rate is None else f", {rate:,} Hz")
+            raise DataError(
+                "is an audio file of another form than the model reads",
+                where=where,
+                found=found,
+                expected=expected,
+                fix=fix,
+            )
+        if facts.nframes == 0 or len(frames) != facts.nframes * facts.sampwidth:
+            found = f"{len(frames) // facts.sampwidth:,} samples of {facts.nframes:,}"
+            raise DataError(
+                "is an empty or truncated clip", where=where, found=found, fix="copy the file again as a whole"
+            )
+        if facts.sampwidth == 3:  # as the upper bytes of four
+            padded = np.zeros((facts.nframes, 4), np.uint8)
+            padded[:, 1:] = np.frombuffer(frames, np.uint8).reshape(-1, 3)
+            frames = padded.tobytes()
+        dtype, one = _PCM[4 if facts.sampwidth == 3 else facts.sampwidth]
+        samples = np.frombuffer(frames, dtype).astype(np.float64) / one
+        return (samples - (1 if facts.sampwidth == 1 else 0)).astype(np.float32)
+
+    def limit(self, steps: Sequence[Step]) -> int | None:
+        """Return the samples that are read of a file."""
+        return next((step.samples for step in steps if isinstance(step, Fit)), None)
+
+    def known_fields(self, fields: Mapping[str, Any]) -> set[str]:
+        """Return the fields of feature extractors."""
+        return _MEL if "n_fft" in fields else _WAVE
+
+    def named_steps(self, fields: Mapping[str, Any]) -> Iterator[Step]:
+        """Yield the steps of a feature extractor of spectrograms or of samples."""
+        if "n_fft" not in fields:
+            if fields.get("do_normalize"):
+                yield Standardize("standardize", 1e-7)
+            return
+        if fields.get("dither"):
+            raise UnknownStepsError("adds noise (`dither`)")
+        yield Fit("fit", fields["chunk_length"] * fields["sampling_rate"])
+        bands, fft, hop, rate = (fields[name] for name in ("feature_size", "n_fft", "hop_length", "sampling_rate"))
+        yield LogMel("log_mel", bands, fft, hop, 0.0, 8000.0, rate)
+
+    def samples(self, rate: int | None) -> dict[str, bytes]:
+        """Return tones in noise of a quarter and of half a second, WAV of 16 bits."""
+        assert rate is not None
+        drawn, found = np.random.default_rng(0), {}
+        for title, seconds, pitch in (("low", 0.25, 220), ("high", 0.5, 1760)):
+            times = np.arange(int(seconds * rate)) / rate
+            samples = 0.4 * np.sin(2 * np.pi * pitch * times) + drawn.normal(0, 0.05, len(times))
+            file = io.BytesIO()
+            with wave.open(file, "wb") as writer:
+                writer.setnchannels(1)
+                writer.setsampwidth(2)
+                writer.setframerate(rate)
+                writer.writeframes((samples * 32767).astype("<i2").tobytes())
+            found[title] = file.getvalue()
+        return found
+
+    def noise(self, number: int, rate: int | None) -> np.ndarray:
+        """Return samples of noise."""
+        assert rate is not None
+        return np.random.default_rng(number).standard_normal(int(rate * _SECONDS[number])).astype(np.float32)
+
+
+def _mel_filters(step: LogMel) -> np.ndarray:
+    """Triangles [bins, bands] on Slaney's scale, linear below 1 kHz, each of area 1 (Slaney 1998, Auditory Toolbox)."""
+    log_step = np.log(6.4) / 27
+
+    def mels(hertz: float) -> float:
+        return 3 * hertz / 200 if hertz < 1000 else 15 + float(np.log(hertz / 1000)) / log_step
+
+    places = np.linspace(mels(step.low), mels(step.high), step.bands + 2)
+    edges = np.where(places < 15, 200 * places / 3, 1000 * np.exp(log_step * (places - 15)))
+    slopes = edges - np.linspace(0, step.rate // 2, step.fft // 2 + 1)[:, None]
+    widths = np.diff(edges)
+    triangles = np.maximum(0, np.minimum(-slopes[:, :-2] / widths[:-1], slopes[:, 2:] / widths[1:]))
+    found: np.ndarray = triangles * 2 / (edges[2:] - edges[:-2])
+    return found
+
+
+MODALITY = AudioModality()
