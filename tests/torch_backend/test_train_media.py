@@ -68,10 +68,10 @@ def test_the_bundle_confirms_the_record_and_a_table_is_the_same_data(
     bundle = ae.build(vit_folder / "model.pt", [trained], tmp_path / "bundle", without_base_head=True)
     found = ae.evaluate(bundle, data / "test", resamples=0, against=vit_folder / "model.pt")
     found.raise_for_failure()
-    assert found.held is not None
-    assert found.held.part == "test"
+    assert found.training_record is not None
+    assert found.training_record.part == "test"
     assert found.versus is not None
-    assert found.versus.parting == ()
+    assert found.versus.differing == ()
     table = tmp_path / "test.csv"
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -258,5 +258,5 @@ def test_clips_of_different_lengths_are_trained_without_padding(tmp_path: Path) 
     assert "padding changes results: only rows of one length share a call" in heard.notes
     bundle = ae.build(tmp_path / "model.pt", [adapter], tmp_path / "bundle", variants=("slots",))
     found = ae.evaluate(bundle, tmp_path / "test", resamples=0)
-    assert found.held is not None
-    assert found.held.passed
+    assert found.training_record is not None
+    assert found.training_record.passed
