@@ -81,7 +81,7 @@ def test_the_bundle_confirms_the_record_and_a_table_is_the_same_data(
     again = ae.evaluate(bundle, table, resamples=0)
     assert again.scores == found.scores
     assert again.sha256 == found.sha256
-    assert again.held is not None
+    assert again.training_record is not None
     ae.add(bundle, {"again": trained}, against=vit_folder / "model.pt")
     sets = json.loads((tmp_path / "bundle" / "golden" / "media.json").read_text())["sets"]
     assert [one["adapter"] for one in sets] == ["colours", "again"]
