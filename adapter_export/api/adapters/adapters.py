@@ -15,7 +15,7 @@ from adapter_export.api.adapters.task_facts import TaskFacts, with_facts
 from adapter_export.api.models.base import Base, OpenOptions, PathLike, recorded_base
 from adapter_export.errors import AdapterError, FileError, Note, UsageError, argument, command, quoted
 from adapter_export.graph.ops import ACTIVATIONS
-from adapter_export.graph.tasks import DEFAULT_TYPE, ProblemType
+from adapter_export.graph.task_names import DEFAULT_TYPE, ProblemType
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option, OptionsOf
 from adapter_export.reporting import SILENT, Reporter
 

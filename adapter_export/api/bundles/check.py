@@ -16,7 +16,6 @@ from adapter_export.api.bundles.bundles import folder_of, model_of, origin_of, s
 from adapter_export.api.bundles.signatures import verify_signature
 from adapter_export.api.models.base import Base, PathLike, open_tokenizer
 from adapter_export.errors import InputError, UsageError, argument, quoted
-from adapter_export.format.labelled import Columns, read_texts
 from adapter_export.option import Option
 from adapter_export.safe_io.output import Output
 
@@ -103,6 +102,7 @@ def check(
     from adapter_export.bundle.proof.proof_plan import plan_check
     from adapter_export.bundle.proof.prove import prove, steps
     from adapter_export.format.check_report import read_report
+    from adapter_export.format.labelled import Columns, read_texts
 
     if report is not None:
         Output(Path(report), force).ensure_writable()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from adapter_export.api.models.base import Base, OpenOptions, PathLike, recorded_base
 from adapter_export.errors import FileError, UsageError, argument, command
 from adapter_export.graph.graph import Cost, cost
-from adapter_export.graph.tasks import Task
 from adapter_export.option import Option
 from adapter_export.sites.site import SUBLAYERS, SiteName
 from adapter_export.tables import Table, size
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from adapter_export.format.media import MediaRecord
     from adapter_export.format.signature_claim import SignatureClaim
     from adapter_export.graph.adapter import Adapter
+    from adapter_export.graph.tasks import Task
 
 _MANY_LABELS = 8
 _MANY_FILES = 60

@@ -15,7 +15,6 @@ from adapter_export.api.training.job import Start, Trained, TrainingJob, checkpo
 from adapter_export.api.training.rows import adapter_with_task, open_trainable
 from adapter_export.api.training.specs import DataSpec, HeadSpec
 from adapter_export.errors import ParityError, UsageError, argument
-from adapter_export.graph.tasks import TASK_TYPES, Task
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option, OptionsOf, changed
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
@@ -24,6 +23,7 @@ from adapter_export.torch_backend.train.settings import DistillationLoss, LoopSp
 if TYPE_CHECKING:
     from adapter_export.analysis.student import Distillation
     from adapter_export.graph.adapter import Adapter
+    from adapter_export.graph.tasks import Task
     from adapter_export.torch_backend.base.torch_base import TorchBase
     from adapter_export.torch_backend.train.data import Examples
     from adapter_export.torch_backend.train.record import TrainingResult
@@ -183,6 +183,8 @@ class NewStudent:
 
 def _check_teacher(data: DataSpec, head: HeadSpec, *, has_teacher: bool) -> None:
     """Refuse options of a student without a teacher where there is one, and the reverse."""
+    from adapter_export.graph.tasks import TASK_TYPES
+
     if not TASK_TYPES[head.task].has_head:
         raise UsageError("a student answers by its head", where=argument("task"), found=f"`{head.task}`")
     of_texts = [name for name in ("truncation", "prefix", "packing", "end_token") if name in changed(data)]

@@ -12,7 +12,6 @@ from adapter_export.api.models.base import Base
 from adapter_export.api.training.rows import RowReader
 from adapter_export.api.training.specs import DataSpec, HeadSpec
 from adapter_export.errors import Note, TrainingError, UsageError, argument
-from adapter_export.graph.tasks import TASK_TYPES, Task
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.torch_backend.train.settings import LoopSpec, Machine
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from adapter_export.dtypes import Weights
     from adapter_export.graph.adapter import Adapter, Head
+    from adapter_export.graph.tasks import Task
     from adapter_export.graph.tasks.metrics import Judged
     from adapter_export.torch_backend.attach import AdaptedModel
     from adapter_export.torch_backend.train.data import Examples
@@ -194,6 +194,8 @@ class TrainingJob:
 
     def first_head(self, rows: TextTask) -> FirstHead:
         """Return the head before training: a new one for the rows, or the head of the base."""
+        from adapter_export.graph.tasks import TASK_TYPES
+
         kind = TASK_TYPES[rows.problem]
         if not kind.has_head:
             return FirstHead(None, {})
@@ -239,6 +241,7 @@ class TrainingJob:
         self, start: Start, done: Trained, loop: LoopSpec, accelerator: Accelerator, reporter: Reporter
     ) -> list[Judged]:
         """Judge the answers of each model that is compared; note vectors that are all alike."""
+        from adapter_export.graph.tasks import TASK_TYPES
         from adapter_export.torch_backend.train.measure import cosine_apart, judged
         from adapter_export.torch_backend.train.train_loop import answered
 

@@ -11,12 +11,13 @@ from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.models.base import Base, OpenOptions, PathLike, require, unopened
 from adapter_export.api.training.specs import DataSpec, HeadSpec
 from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, UsageError, argument, within
-from adapter_export.format.labelled import Columns
-from adapter_export.graph.tasks import CAUSAL_LM, TASK_TYPES, Task
+from adapter_export.graph.task_names import CAUSAL_LM
 from adapter_export.option import changed
 
 if TYPE_CHECKING:
+    from adapter_export.format.labelled import Columns
     from adapter_export.graph.adapter import Adapter
+    from adapter_export.graph.tasks import Task
     from adapter_export.text import Side, Tokenizer
     from adapter_export.torch_backend.train.data import TextExamples
     from adapter_export.torch_backend.train.media_examples import MediaExamples, MediaSource
@@ -84,6 +85,8 @@ class RowReader:
                 task does not have.
             AdapterError: the adapter was trained with another tokenizer or another processor.
         """
+        from adapter_export.graph.tasks import TASK_TYPES
+
         generates = task is None and not TASK_TYPES[head.task].has_head
         if not generates:
             _check_no_cache(base)
@@ -100,6 +103,8 @@ class RowReader:
     @property
     def generates(self) -> bool:
         """True if the base learns to write, without a head."""
+        from adapter_export.graph.tasks import TASK_TYPES
+
         return self.task is None and not TASK_TYPES[self.head.task].has_head
 
     def read(self, seed: int) -> TextTask:
@@ -181,6 +186,7 @@ class RowReader:
         import numpy as np
 
         from adapter_export.format.labelled import read_texts
+        from adapter_export.graph.tasks import TASK_TYPES
         from adapter_export.text import Pair
         from adapter_export.torch_backend.train.data import TextExamples
         from adapter_export.torch_backend.train.objectives.objective import IGNORED

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from adapter_export.api.adapters.kinds import at_least_1
 from adapter_export.api.adapters.task_facts import check_thresholds, thresholds_for
 from adapter_export.errors import UsageError, argument, quoted
-from adapter_export.format.labelled import Columns
 from adapter_export.graph.ops import ACTIVATIONS
-from adapter_export.graph.tasks import CAUSAL_LM, DEFAULT_TYPE, LEARNT, TASK_TYPES, Learnt, Task
+from adapter_export.graph.task_names import CAUSAL_LM, DEFAULT_TYPE, LEARNT, Learnt
 from adapter_export.option import (
     LABEL,
     PAIR,
@@ -26,6 +25,7 @@ from adapter_export.option import (
 )
 
 if TYPE_CHECKING:
+    from adapter_export.format.labelled import Columns
     from adapter_export.graph.adapter import Head
     from adapter_export.torch_backend.train.task_files import TextTask
 
@@ -77,6 +77,8 @@ class DataSpec:
     @property
     def columns(self) -> Columns:
         """The columns of the table."""
+        from adapter_export.format.labelled import Columns
+
         return Columns(self.text, self.pair, self.label, self.start)
 
     @property
@@ -118,6 +120,8 @@ class HeadSpec:
     l2_normalise: Annotated[bool, "Normalize vectors to length 1 (`embedding` only)."] = False
 
     def __post_init__(self) -> None:
+        from adapter_export.graph.tasks import TASK_TYPES
+
         if self.task not in LEARNT:
             raise UsageError("unknown problem type", found=f"`{self.task}`", expected=quoted(LEARNT))
         if self.head not in ("new", "base"):
@@ -156,6 +160,8 @@ class HeadSpec:
         Raises:
             UsageError: there is one.
         """
+        from adapter_export.graph.tasks import TASK_TYPES
+
         kind, of_data = TASK_TYPES[self.task], changed(data)
         if not kind.has_head:
             given = {**changed(self), **{name: value for name, value in {**of_data, **more}.items() if value}}
@@ -174,6 +180,7 @@ class HeadSpec:
     def make(self, rows: TextTask, width: int, data: DataSpec) -> Head:
         """Return a new head for the rows, with the record of its task; `width` is that of the base."""
         from adapter_export.graph.heads import HeadOptions, make_head
+        from adapter_export.graph.tasks import TASK_TYPES, Task
         from adapter_export.torch_backend.train.media_examples import MediaExamples
 
         options = HeadOptions(

@@ -5,19 +5,8 @@ A type is one file in `types/`; its loss is one file in `torch_backend/train/obj
 
 from __future__ import annotations
 
-from adapter_export.graph.tasks.task_record import (
-    CAUSAL_LM,
-    CLASSES,
-    DEFAULT_TYPE,
-    LEARNT,
-    OUTPUT_SHAPES,
-    PROBLEM_TYPES,
-    THRESHOLD,
-    Learnt,
-    ProblemType,
-    Task,
-    head_result,
-)
+from adapter_export.graph.task_names import CAUSAL_LM, DEFAULT_TYPE, LEARNT, PROBLEM_TYPES, Learnt, ProblemType
+from adapter_export.graph.tasks.task_record import CLASSES, OUTPUT_SHAPES, THRESHOLD, Task, head_result
 from adapter_export.graph.tasks.task_type import Activation, HeadOutput, TaskType
 from adapter_export.graph.tasks.types import TASK_TYPES
 

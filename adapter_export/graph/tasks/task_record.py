@@ -12,31 +12,16 @@ import numpy as np
 from adapter_export.errors import AdapterError, RequestError, quoted
 from adapter_export.graph.graph import DATA_AXES
 from adapter_export.graph.ops import Shape
+from adapter_export.graph.task_names import PROBLEM_TYPES, ProblemType
 from adapter_export.graph.tasks.answers import Answer, sigmoid, softmax
 from adapter_export.graph.tasks.task_type import Activation, HeadOutput, Mask, TaskType
 from adapter_export.graph.tasks.types import TASK_TYPES
 from adapter_export.interval import Interval
 from adapter_export.modalities import FILE_MODALITIES, INPUTS
 
-CAUSAL_LM = "causal_lm"
-"""Language modelling: the next token, which the base itself gives. No head answers it, and so no `Task` records it."""
-
-DEFAULT_TYPE = "single_label"
-"""The type that is trained by default."""
-
-LEARNT: tuple[str, ...] = (DEFAULT_TYPE, *(name for name in TASK_TYPES if name != DEFAULT_TYPE))
-"""The names of all types."""
-
-PROBLEM_TYPES: tuple[str, ...] = tuple(name for name in LEARNT if TASK_TYPES[name].has_head)
-"""The names of the types that heads answer."""
-
 if TYPE_CHECKING:
-    ProblemType = str
-    Learnt = str
     Input = str
-else:  # records, schemas and the command line take their choices from these hints
-    ProblemType = Literal[PROBLEM_TYPES]
-    Learnt = Literal[LEARNT]
+else:  # records and schemas take the choices from this hint
     Input = Literal[INPUTS]
 
 OUTPUT_SHAPES: Mapping[HeadOutput, str] = {

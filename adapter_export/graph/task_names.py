@@ -1,0 +1,28 @@
+"""Names of task types, without the types: each file in `tasks/types/` is one, and importing it needs NumPy."""
+
+from __future__ import annotations
+
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+CAUSAL_LM = "causal_lm"
+"""Language modelling: the next token, which the base itself gives. No head answers it, and so no `Task` records it."""
+
+DEFAULT_TYPE = "single_label"
+"""The type that is trained by default."""
+
+_FILES = [one.name for one in pkgutil.iter_modules([str(Path(__file__).parent / "tasks" / "types")])]
+
+LEARNT: tuple[str, ...] = (DEFAULT_TYPE, *(name for name in _FILES if name != DEFAULT_TYPE))
+"""The names of all types."""
+
+PROBLEM_TYPES: tuple[str, ...] = tuple(name for name in LEARNT if name != CAUSAL_LM)
+"""The names of the types that heads answer."""
+
+if TYPE_CHECKING:
+    ProblemType = str
+    Learnt = str
+else:  # records, schemas and the command line take their choices from these hints
+    ProblemType = Literal[PROBLEM_TYPES]
+    Learnt = Literal[LEARNT]
