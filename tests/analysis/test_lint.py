@@ -21,7 +21,7 @@ from adapter_export.errors import MistakeError, TensorError, UsageError
 from adapter_export.graph.adapter import Adapter, Placement
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.kinds import BottleneckOptions, houlsby, kind_named
-from adapter_export.torch_backend.train.init_adapter import fresh_adapter
+from adapter_export.torch_backend.train.init_adapter import init_adapter
 
 UP, DOWN = "layers.1.ffn.up.weight", "layers.1.ffn.down.weight"
 
@@ -34,7 +34,7 @@ def base(tiny_bert_archive: Path) -> ae.Base:
 @pytest.fixture(scope="module")
 def right(base: ae.Base) -> Adapter:
     """A Houlsby adapter of rectified units without a mistake; its weights have standard deviation 0.2."""
-    made = fresh_adapter(
+    made = init_adapter(
         houlsby(BottleneckOptions("relu")).with_widths(b=8), base.sites.map, name="right", base=base.fingerprint
     )
     rng = np.random.default_rng(0)
@@ -68,7 +68,7 @@ def test_what_could_not_be_looked_for_is_said(right: Adapter) -> None:
 @pytest.mark.parametrize(("bottleneck", "rule"), [(17, "wide-bottleneck"), (16, None)])
 def test_a_wide_bottleneck(bottleneck: int, rule: str | None, base: ae.Base) -> None:
     kind = kind_named("houlsby")().with_widths(b=bottleneck)
-    adapter = fresh_adapter(kind, base.sites.map, name="wide", base=base.fingerprint, scheme="normal")
+    adapter = init_adapter(kind, base.sites.map, name="wide", base=base.fingerprint, scheme="normal")
     assert found(adapter).get("wide-bottleneck", "none") == ("layers.0.attention" if rule else "none")
 
 
@@ -111,7 +111,7 @@ def test_a_site_at_which_it_does_nothing(right: Adapter) -> None:
 
 def test_an_effective_rank_far_below_the_width(base: ae.Base) -> None:
     kind = houlsby(BottleneckOptions("gelu")).with_widths(b=16)
-    adapter = fresh_adapter(kind, base.sites.map, name="flat", base=base.fingerprint, scheme="normal")
+    adapter = init_adapter(kind, base.sites.map, name="flat", base=base.fingerprint, scheme="normal")
     assert found(adapter) == {}
     one = changed(adapter, {DOWN: lambda old: np.outer(old[:, 0], np.ones(16)) + 1e-4 * old})
     assert found(one)["low-rank"] == "layers.1.ffn"
@@ -138,7 +138,7 @@ def test_a_start_that_disturbs_the_base(right: Adapter, base: ae.Base) -> None:
     assert found(replace(right, training=recorded)) == {"disturbing-start": None}
     assert found(right, base, fresh=True) == {"disturbing-start": None}, "std 0.2 is no near-identity"
     kind = houlsby(BottleneckOptions("relu")).with_widths(b=8)
-    fresh = fresh_adapter(kind, base.sites.map, name="fresh", base=base.fingerprint)
+    fresh = init_adapter(kind, base.sites.map, name="fresh", base=base.fingerprint)
     assert found(fresh, base, fresh=True) == {}
     at_the_base = changed(fresh, {name: np.zeros_like for name in fresh.weights if ".up." in name})
     assert found(at_the_base, base)["no-effect"] == "layers.0.attention"

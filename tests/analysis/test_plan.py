@@ -17,7 +17,7 @@ from adapter_export.cli.main import main
 from adapter_export.errors import UsageError
 from adapter_export.graph.kinds import KINDS, kind_named
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.train.init_adapter import fresh_adapter
+from adapter_export.torch_backend.train.init_adapter import init_adapter
 from adapter_export.torch_backend.train.memory import training_memory
 
 
@@ -48,7 +48,7 @@ def test_counts_are_those_of_a_fresh_adapter(kind: str, base: ae.Base) -> None:
     ((one, _),) = choices([KINDS[kind]()], (4,), base.sites.map, base.parameters)
     made = KINDS[kind]()
     made = made.with_widths(**{({"b", "r"} & set(made.components[0].widths)).pop(): 4}) if one.bottleneck else made
-    adapter = fresh_adapter(made, base.sites.map, name="a", base=base.fingerprint)
+    adapter = init_adapter(made, base.sites.map, name="a", base=base.fingerprint)
     assert (one.parameters, one.bytes, one.multiply_accumulates, one.sites) == (
         sum(tensor.size for tensor in adapter.weights.values()),
         sum(tensor.nbytes for tensor in adapter.weights.values()),
@@ -85,7 +85,7 @@ def test_the_kind_that_costs_least_is_recommended() -> None:
 
 
 def test_memory_grows_with_the_rows(base: ae.Base) -> None:
-    adapter = fresh_adapter(kind_named("houlsby")(), base.sites.map, name="a", base=base.fingerprint)
+    adapter = init_adapter(kind_named("houlsby")(), base.sites.map, name="a", base=base.fingerprint)
     one, two, five = (sample(base.inputs, rows, 16, base.max_tokens) for rows in (1, 2, 5))
     assert five["input_ids"].shape == (5, 16)
     said = training_memory(base.torch, adapter, base.sites.map, one, two, 5)
@@ -93,7 +93,7 @@ def test_memory_grows_with_the_rows(base: ae.Base) -> None:
     assert said == pytest.approx(seen, rel=0.02)
     weights = sum(tensor.nbytes for _, tensor in base.torch.program.named_parameters())
     assert seen > weights + 4 * adapter.cost().bytes
-    lower = fresh_adapter(
+    lower = init_adapter(
         kind_named("pfeiffer")().leaving_out(0), base.sites.map, name="a", base=base.fingerprint
     )  # nothing below the first adapter is kept
     assert training_memory(base.torch, lower, base.sites.map, five, five, 1) < seen - weights / 100

@@ -8,6 +8,7 @@ import numpy as np
 from small_encoder import BAD, GOOD, OTHER
 
 from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds import KINDS, BottleneckOptions
 from adapter_export.graph.tasks.labels import class_indices
 from adapter_export.sites.discover import discover
@@ -17,7 +18,7 @@ from adapter_export.torch_backend.attach import AdaptedModel, attach
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.train.data import TextExamples, TrainingData
-from adapter_export.torch_backend.train.init_adapter import fresh_adapter
+from adapter_export.torch_backend.train.init_adapter import init_adapter
 
 LABELS = ("bad", "good")
 
@@ -38,17 +39,9 @@ def make_adapter(
     pooling: str = "mean",
     seed: int = 0,
 ) -> Adapter:
-    return fresh_adapter(
-        KINDS[kind](options),
-        sites_of(base),
-        name=name,
-        base=base.fingerprint,
-        bottleneck=bottleneck,
-        scheme=scheme,
-        labels=labels,
-        pooling=pooling,
-        seed=seed,
-    )
+    made, sites = KINDS[kind](options).with_widths(b=bottleneck), sites_of(base)
+    head = None if labels is None else make_head(width=sites.width, labels=labels, options=HeadOptions(pooling))
+    return init_adapter(made, sites, name=name, base=base.fingerprint, scheme=scheme, seed=seed, head=head)
 
 
 def prepared(base: TorchBase, *, dropout: float = 0.0) -> AdaptedModel:

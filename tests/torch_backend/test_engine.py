@@ -26,7 +26,7 @@ from adapter_export.torch_backend.train.cache import HiddenCache
 from adapter_export.torch_backend.train.checkpoint import CHECKPOINT_FILE
 from adapter_export.torch_backend.train.data import Call, Rows, TextExamples, TrainingData, balanced
 from adapter_export.torch_backend.train.devices import Engine
-from adapter_export.torch_backend.train.init_adapter import fresh_adapter, with_head
+from adapter_export.torch_backend.train.init_adapter import init_adapter, with_head
 from adapter_export.torch_backend.train.objectives.objective import class_loss, label_loss
 from adapter_export.torch_backend.train.settings import LoopSpec, Machine
 from adapter_export.torch_backend.train.train_loop import train
@@ -237,5 +237,6 @@ class TestTheCache:
     def made(base: TorchBase, data: TrainingData, leave_out: tuple[int, ...], **options: bool) -> HiddenCache | None:
         kind = make_kind("houlsby", {"bottleneck": 4, "leave_out": leave_out, **options})
         sites = sites_of(base)
-        adapter = fresh_adapter(kind, sites, name="a", base=base.fingerprint, labels=LABELS)
+        head = make_head(width=sites.width, labels=LABELS)
+        adapter = init_adapter(kind, sites, name="a", base=base.fingerprint, head=head)
         return HiddenCache.of(attach(base, adapter, sites=sites), data.training, 8, 2**20)

@@ -36,6 +36,7 @@ import adapter_export as ae
 from adapter_export.errors import AdapterError, NoSitesError, TrainingError, UsageError
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.graph.adapter import Adapter
+from adapter_export.graph.heads import make_head
 from adapter_export.graph.kinds import KINDS, BottleneckOptions
 from adapter_export.sites.site import Site, SiteMap
 from adapter_export.torch_backend import hooks
@@ -44,7 +45,7 @@ from adapter_export.torch_backend.base.example_inputs import obvious_inputs
 from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
 from adapter_export.torch_backend.hooks import attach_to_module
 from adapter_export.torch_backend.torch_runner import TorchRunner
-from adapter_export.torch_backend.train.init_adapter import fresh_adapter
+from adapter_export.torch_backend.train.init_adapter import init_adapter
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -87,10 +88,10 @@ def made(
     """Makes an adapter with random weights."""
 
     def make(sites: SiteMap, base: str) -> Adapter:
-        bottleneck = 4 if kind in ("houlsby", "seq_bn", "parallel") else None
-        fresh = fresh_adapter(
-            KINDS[kind](options), sites, name="a", base=base, bottleneck=bottleneck, labels=labels, pooling="mean"
-        )
+        made = KINDS[kind](options)
+        made = made.with_widths(b=4) if kind in ("houlsby", "seq_bn", "parallel") else made
+        head = None if labels is None else make_head(width=sites.width, labels=labels)
+        fresh = init_adapter(made, sites, name="a", base=base, head=head)
         return with_random_weights(fresh)
 
     return make

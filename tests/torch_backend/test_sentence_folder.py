@@ -26,7 +26,7 @@ from adapter_export.graph.kinds.bottleneck import houlsby
 from adapter_export.graph.tasks.answers import Vector
 from adapter_export.torch_backend.base.huggingface_folder import open_folder
 from adapter_export.torch_backend.base.sentence_folder import read_sentence_folder
-from adapter_export.torch_backend.train.init_adapter import fresh_adapter
+from adapter_export.torch_backend.train.init_adapter import init_adapter
 
 TEXTS = [
     "A man is eating food.",
@@ -72,8 +72,8 @@ def test_the_cosines_of_minilm_before_and_after_an_adapter(
     task = base.base_head.head.task
     assert task is not None
     assert (task.type, task.pooling, task.normalised, task.max_tokens) == ("embedding", "mean", True, 256)
-    fresh = fresh_adapter(
-        houlsby(), base.sites.map, name="mine", base=base.fingerprint, bottleneck=8, head=base.base_head.head
+    fresh = init_adapter(
+        houlsby().with_widths(b=8), base.sites.map, name="mine", base=base.fingerprint, head=base.base_head.head
     )
     adapter = with_random_weights(fresh)
     model = library.SentenceTransformer(str(minilm_folder), device="cpu", local_files_only=True)

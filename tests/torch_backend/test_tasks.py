@@ -35,7 +35,7 @@ from adapter_export.torch_backend.base.to_onnx import export_onnx
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.torch_runner import TorchRunner
 from adapter_export.torch_backend.train.data import TextExamples, TrainingData
-from adapter_export.torch_backend.train.init_adapter import fresh_adapter
+from adapter_export.torch_backend.train.init_adapter import init_adapter
 from adapter_export.torch_backend.train.measure import cosine_apart, measure
 from adapter_export.torch_backend.train.objectives import OBJECTIVES
 from adapter_export.torch_backend.train.objectives.objective import IGNORED, class_loss
@@ -100,7 +100,7 @@ def read(base: TorchBase, problem: ProblemType, folder: Path, found: list[dict[s
 
 def model_for(base: TorchBase, head: Head) -> AdaptedModel:
     sites = sites_of(base)
-    adapter = fresh_adapter(houlsby(), sites, name="a", base=base.fingerprint, bottleneck=4, head=head)
+    adapter = init_adapter(houlsby().with_widths(b=4), sites, name="a", base=base.fingerprint, head=head)
     return attach(base, adapter, sites=sites)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from adapter_export.graph.heads import make_head
 from adapter_export.graph.initialise import HEAD_STD, SCHEMES, SMALL_STD
 from adapter_export.graph.kinds import KINDS
 from adapter_export.sites.discover import discover
@@ -16,7 +17,7 @@ from adapter_export.torch_backend.attach import AdaptedModel, attach
 from adapter_export.torch_backend.base.torch_base import TorchBase, fingerprint, load_base
 from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.train.data import TextExamples, TrainingData
-from adapter_export.torch_backend.train.init_adapter import fresh_adapter, relative_change
+from adapter_export.torch_backend.train.init_adapter import init_adapter, relative_change
 from adapter_export.torch_backend.train.settings import LoopSpec
 from adapter_export.torch_backend.train.train_loop import train
 
@@ -60,9 +61,8 @@ def examples(base: TorchBase) -> TextExamples:
 
 def adapted(base: TorchBase, kind: str, scheme: str) -> AdaptedModel:
     sites = discover(flow_graph(base.flat))
-    made = fresh_adapter(
-        KINDS[kind](None), sites, name="a", base=base.fingerprint, scheme=scheme, labels=("person", "place")
-    )
+    head = make_head(width=sites.width, labels=("person", "place"))
+    made = init_adapter(KINDS[kind](None), sites, name="a", base=base.fingerprint, scheme=scheme, head=head)
     return attach(base, made, sites=sites)
 
 

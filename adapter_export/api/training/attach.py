@@ -74,10 +74,11 @@ def attach(
     """
     require("torch", "torch", "training")
     from adapter_export.format.site_map_json import read_site_map
+    from adapter_export.graph.heads import HeadOptions, make_head
     from adapter_export.sites.site_map import SITE_MAP_KEY
     from adapter_export.torch_backend import attach as bases
     from adapter_export.torch_backend.hooks import attach_to_module
-    from adapter_export.torch_backend.train.init_adapter import fresh_adapter
+    from adapter_export.torch_backend.train.init_adapter import init_adapter
 
     opened = open_base(model, site_map=site_map) if isinstance(model, str | Path | Base) else None
     given = opened.given if opened is not None else None if site_map is None else read_site_map(Path(site_map))
@@ -85,17 +86,11 @@ def attach(
     def make(sites: SiteMap, fingerprint: str) -> Adapter:
         if adapter is not None:
             return load_adapter(adapter) if isinstance(adapter, str | Path) else adapter
-        fresh = fresh_adapter(
-            make_kind(kind, options),
-            sites,
-            name="adapter",
-            base=fingerprint,
-            scheme=init,
-            seed=seed,
-            labels=labels,
-            pooling=pooling,
-            head=head,
-        )
+        own = head
+        if head is None and labels is not None:
+            own = make_head(width=sites.width, labels=labels, options=HeadOptions(pooling))
+        chosen = make_kind(kind, options)
+        fresh = init_adapter(chosen, sites, name="adapter", base=fingerprint, scheme=init, seed=seed, head=own)
         return replace(fresh, training={SITE_MAP_KEY: None if given is None else given.digest})
 
     if opened is None:

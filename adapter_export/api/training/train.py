@@ -134,11 +134,11 @@ class NewAdapter:
     def begin(self, job: TrainingJob, rows: TextTask) -> Start:
         """Return the base with the adapter attached."""
         from adapter_export.torch_backend.attach import attach
-        from adapter_export.torch_backend.train.init_adapter import fresh_adapter
+        from adapter_export.torch_backend.train.init_adapter import init_adapter
 
         base, first = job.base, job.first_head(rows)
         sites = base.sites.complete
-        made = fresh_adapter(
+        made = init_adapter(
             self.kind,
             sites,
             name=self.name,

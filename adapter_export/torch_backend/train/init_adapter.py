@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -10,39 +10,31 @@ import torch
 
 from adapter_export.dtypes import Weights
 from adapter_export.graph.adapter import HEAD, Adapter, Head
-from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.initialise import initialise
 from adapter_export.graph.kinds import Kind
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.attach import AdaptedModel, attach
 
 
-def fresh_adapter(
+def init_adapter(
     kind: Kind,
     sites: SiteMap,
     *,
     name: str,
     base: str,
-    bottleneck: int | None = None,
     scheme: str | None = None,
     seed: int = 0,
-    labels: Sequence[str] | None = None,
-    pooling: str = "mean",
     head: Head | None = None,
 ) -> Adapter:
     """Make an adapter with weights drawn by a scheme of `SCHEMES` at every site that the kind asks for.
 
-    Bottleneck and scheme are the kind's own if not given; `base` is the base's fingerprint. The head is `head`, or one
-    that classifies texts by `labels`, or none.
+    The default scheme is the kind's own; `base` is the base's fingerprint.
 
     Raises:
         AdapterError: the base has none of the sites of a component.
-        UsageError: an unknown scheme or pooling, or a width that the kind cannot have in this base.
+        UsageError: an unknown scheme, or a width that the kind cannot have in this base.
     """
-    kind = kind if bottleneck is None else kind.with_widths(b=bottleneck)
     placed = kind.placed(sites)
-    if head is None and labels is not None:
-        head = make_head(width=sites.width, labels=labels, options=HeadOptions(pooling))
     rng, scheme = np.random.default_rng(seed), scheme or kind.scheme
     weights: Weights = {}
     for site, component in placed:

@@ -11,7 +11,7 @@ from adapter_export.errors import AdapterError, UsageError
 from adapter_export.graph.heads import make_head
 from adapter_export.graph.kinds import KINDS
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.train.init_adapter import fresh_adapter, with_prior
+from adapter_export.torch_backend.train.init_adapter import init_adapter, with_prior
 
 
 def test_each_kind_acts_at_its_sites(base) -> None:
@@ -39,12 +39,12 @@ def test_the_seed_decides_the_weights_and_sites_differ(base) -> None:
 def test_a_head_answers_at_first_as_often_as_is_right(base) -> None:
     labels = ("common", "rare", "never")
     head = make_head("multi_label", width=16, labels=labels)
-    adapter = fresh_adapter(KINDS["houlsby"](None), sites_of(base), name="a", base=base.fingerprint, head=head)
+    adapter = init_adapter(KINDS["houlsby"](None), sites_of(base), name="a", base=base.fingerprint, head=head)
     targets = np.zeros((998, 3), np.float32)
     targets[:499, 0], targets[:9, 1] = 1, 1
     bias = with_prior(adapter, targets).weights["head.classifier.bias"]
     np.testing.assert_allclose(1 / (1 + np.exp(-bias)), [0.5, 0.01, 0.001], rtol=1e-5)
-    ranked = fresh_adapter(
+    ranked = init_adapter(
         KINDS["houlsby"](None), sites_of(base), name="a", base=base.fingerprint, head=make_head("ranking", width=16)
     )
     assert with_prior(ranked, targets[:, 1]).weights["head.classifier.bias"].shape == (1,)
@@ -61,7 +61,7 @@ def test_every_kind_has_weights_for_all_its_places(kind: str) -> None:
     """Which tensors there must be, and of which shapes, is checked by `Adapter`."""
     made = KINDS[kind]()
     made = made.with_widths(b=8) if "b" in made.components[0].widths else made
-    adapter = fresh_adapter(made, encoder(), name="a", base="f" * 64)
+    adapter = init_adapter(made, encoder(), name="a", base="f" * 64)
     assert set(adapter.placements) == {site.name for site, _ in made.at(encoder())}
     assert adapter.graphs == made.graphs
     zero = {name for name, tensor in adapter.weights.items() if not tensor.any()}
@@ -69,7 +69,7 @@ def test_every_kind_has_weights_for_all_its_places(kind: str) -> None:
 
 
 def test_what_is_shared_is_drawn_once() -> None:
-    adapter = fresh_adapter(KINDS["compacter"]().with_widths(b=8), encoder(), name="a", base="f" * 64)
+    adapter = init_adapter(KINDS["compacter"]().with_widths(b=8), encoder(), name="a", base="f" * 64)
     shared = [name for name in adapter.weights if name.startswith("shared.")]
     assert shared == ["shared.bottleneck_gelu_phm.rule"]
     rules = [adapter.parameters(site)["rule"] for site in adapter.placements]
@@ -79,7 +79,7 @@ def test_what_is_shared_is_drawn_once() -> None:
 
 def test_the_scheme_is_the_kinds_own_unless_another_is_given() -> None:
     made = [
-        fresh_adapter(KINDS["lora"](), encoder(), name="a", base="f" * 64, scheme=scheme)
+        init_adapter(KINDS["lora"](), encoder(), name="a", base="f" * 64, scheme=scheme)
         for scheme in (None, "kaiming_zero_up", "normal")
     ]
     own, same, other = (adapter.weights["layers.0.attention.query.lora_B.weight"] for adapter in made)
@@ -94,4 +94,4 @@ def test_what_cannot_be_made_is_refused(base) -> None:
     with pytest.raises(UsageError, match="unknown pooling"):
         make_adapter(base, pooling="last")
     with pytest.raises(AdapterError, match="no site for kind `houlsby`; expected attention or ffn"):
-        fresh_adapter(KINDS["houlsby"](), SiteMap((), "h", 16), name="a", base=base.fingerprint)
+        init_adapter(KINDS["houlsby"](), SiteMap((), "h", 16), name="a", base=base.fingerprint)
