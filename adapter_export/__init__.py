@@ -18,7 +18,7 @@ import os
 from typing import TYPE_CHECKING
 
 from adapter_export import errors
-from adapter_export.api.adapters.adapters import compose, import_adapterhub, import_peft, load_adapter, pack, save
+from adapter_export.api.adapters.adapters import load_adapter, save
 from adapter_export.api.adapters.merge import merge
 from adapter_export.api.bundles.bundles import add, build, open_bundle, remove
 from adapter_export.api.bundles.check import check, self_test, verify
@@ -36,6 +36,10 @@ from adapter_export.api.training.plan import plan
 from adapter_export.api.training.sweep import sweep
 from adapter_export.api.training.train import train
 from adapter_export.api.training.trainer import trainer_callback
+from adapter_export.commands.adapters.compose import compose
+from adapter_export.commands.adapters.import_.adapterhub import import_adapterhub
+from adapter_export.commands.adapters.import_.peft import import_peft
+from adapter_export.commands.adapters.pack import pack
 from adapter_export.commands.bundles.compare import compare
 from adapter_export.commands.bundles.evaluate import evaluate
 from adapter_export.commands.bundles.sign import sign

@@ -18,9 +18,9 @@ def _kinds(_: click.Context) -> Iterable[str]:
 
 
 def _variants(_: click.Context) -> Iterable[str]:
-    from adapter_export.format.manifest import VARIANT_NAMES
+    from adapter_export.format.manifest import GRAPH_VARIANTS
 
-    return VARIANT_NAMES
+    return GRAPH_VARIANTS
 
 
 def _adapters(context: click.Context) -> Iterable[str]:

@@ -42,13 +42,9 @@ _OLD: Mapping[str, Entry] = {
     "distil": Entry(
         "Let a smaller model learn from one with an adapter.", _old("training.train", "distil"), "Training"
     ),
-    "pack": Entry("Make an adapter from plain tensors of any framework.", _old("adapters.pack", "pack"), "Adapters"),
-    "import": Entry(
-        "Make an adapter of one that another library trained.", _old("adapters.import_", "import_"), "Adapters"
-    ),
-    "compose": Entry(
-        "Make one adapter of several: stacked, averaged, fused.", _old("adapters.compose", "compose"), "Adapters"
-    ),
+    "pack": Entry("Make an adapter from plain tensors of any framework.", _moved, "Adapters"),
+    "import": Entry("Make an adapter of one that another library trained.", _moved, "Adapters"),
+    "compose": Entry("Make one adapter of several: stacked, averaged, fused.", _moved, "Adapters"),
     "merge": Entry("Write a model with an adapter inside its weights.", _old("adapters.merge", "merge"), "Adapters"),
     "build": Entry("Export a model and its adapters as one bundle.", _old("bundles.build", "build"), "Bundles"),
     "add": Entry("Add adapters to a bundle, without a new export.", _old("bundles.add", "add"), "Bundles"),

@@ -158,7 +158,7 @@ def _option(name: str, hint: object, default: object) -> click.Option:
     flags = said.flags.split()
     if not any(flag.startswith("--") for flag in flags):
         flags.append(f"--{name.replace('_', '-')}")
-    required = default is inspect.Parameter.empty
+    required = said.required or default is inspect.Parameter.empty
     settings: dict[str, Any] = {"help": said.help, "required": required}
     if name in WORDS:
         settings["shell_complete"] = completed

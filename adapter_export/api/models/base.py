@@ -798,6 +798,27 @@ def recorded_base(model: PathLike | Base, options: OpenOptions = OpenOptions()) 
     return base
 
 
+def base_for(
+    model: PathLike | Base, options: OpenOptions, reporter: Reporter = SILENT, *, recorded: bool = False
+) -> Base:
+    """Open a base for a call, and report the changes that were made to its model as steps.
+
+    Args:
+        model: as `open_base` takes it.
+        options: likewise.
+        reporter: receives the steps.
+        recorded: as `recorded_base`.
+    """
+    if recorded:
+        base = recorded_base(model, options)
+    else:
+        base = open_base(model, site_map=options.site_map, trust_pickle=options.trust_pickle)
+    if base is not model and base.form != "archive":  # `capture` has reported those of an archive
+        for note in base.notes:
+            reporter.step(f"{Path(str(model)).name}: {note}")
+    return base
+
+
 def require(library: str, extra: str, needed_for: str) -> ModuleType:
     """Import a library that is an extra; without it, it is a `MissingExtraError`."""
     try:

@@ -1,0 +1,83 @@
+"""Options, output and rendering of commands that make an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from adapter_export.api.adapters.adapters import save
+from adapter_export.api.models.base import PathLike
+from adapter_export.commands.command import Screen
+from adapter_export.errors import UsageError, argument
+from adapter_export.option import Option
+from adapter_export.safe_io.output import Output
+
+if TYPE_CHECKING:
+    from adapter_export.graph.adapter import Adapter
+
+ADAPTER_FOLDER = Option("Adapter folder to write.", "PATH", "-o", required=True)
+BASE = Option("The model that the adapter was trained on.", "MODEL", "--base")
+NAME = Option("Name of the adapter. Default: the name of the output.")
+
+BY_NUMBER = Option(
+    "Match layers by their numbers where the base has other names of modules or none, or another architecture."
+)
+WithoutHead = Annotated[bool, "Omit the prediction head."]
+Labels = Annotated[tuple[str, ...] | None, "Names of the head's classes, in the order of the logits."]
+
+
+class AdapterOutput:
+    """The folder that a new adapter is saved to, if there is one, and the name that it gets.
+
+    Args:
+        output: the folder, checked now; `None` saves nothing.
+        force: replace an existing folder.
+        sources: inputs of the call.
+    """
+
+    def __init__(self, output: PathLike | None, force: bool, sources: object) -> None:
+        self._output = None if output is None else Output(Path(output), force)
+        if self._output is not None:
+            self._output.ensure_writable(folder=True, sources=sources)
+
+    def name(self, given: str | None) -> str | None:
+        """Return the given name, or that of the folder."""
+        return given or (None if self._output is None else self._output.path.resolve().name)
+
+    def required_name(self, given: str | None) -> str:
+        """Return `name`; UsageError if there is none."""
+        name = self.name(given)
+        if name is None:
+            raise UsageError("the adapter has no name", fix=f"give {argument('name')} or {argument('output')}")
+        return name
+
+    def saved(self, adapter: Adapter) -> Adapter:
+        """Save an adapter, and return it; errors are those of `save`."""
+        if self._output is not None:
+            save(adapter, self._output.path, force=self._output.force)
+        return adapter
+
+
+def show_adapter(adapter: Adapter, screen: Screen) -> None:
+    """Render what was written."""
+    output, head = screen.given["output"], adapter.head
+    with_head = "" if head is None else ", a head" if head.task is None else f", a head for `{head.task.type}`"
+    places = f"{len(adapter.placements)} sites{with_head}"
+    parameters = f"{adapter.cost().parameters:,} parameters"
+    screen.say(f"wrote {output}: `{adapter.name}`, {adapter.kind}, {places}, {parameters}.")
+    screen.say(f"Next: adapter-export build MODEL --adapters {output} -o bundle")
+
+
+def adapter_document(adapter: Adapter, screen: Screen) -> Mapping[str, object]:
+    """Return what was written as JSON data, with the notes of the call."""
+    head = adapter.head
+    return {
+        "adapter": str(screen.given["output"]),
+        "name": adapter.name,
+        "kind": adapter.kind,
+        "parameters": adapter.cost().parameters,
+        "sites": list(adapter.placements),
+        "task": None if head is None or head.task is None else head.task.document(),
+        "notes": list(screen.notes),
+    }

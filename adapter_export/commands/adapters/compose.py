@@ -1,0 +1,97 @@
+"""Make one adapter of several: stacked, averaged or fused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from adapter_export.api.adapters.adapters import composition_record, load_members
+from adapter_export.api.models.base import PathLike
+from adapter_export.commands.adapters._made_adapter import (
+    ADAPTER_FOLDER,
+    NAME,
+    AdapterOutput,
+    adapter_document,
+    show_adapter,
+)
+from adapter_export.commands.command import Command, Screen
+from adapter_export.errors import UsageError, argument
+from adapter_export.option import Force, Option
+
+if TYPE_CHECKING:
+    from adapter_export.graph.adapter import Adapter
+
+
+def compose(
+    how: Literal["stack", "average", "fuse"],
+    adapters: Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike],
+    output: Annotated[PathLike | None, ADAPTER_FOLDER] = None,
+    *,
+    name: Annotated[str | None, NAME] = None,
+    weights: Annotated[
+        tuple[float, ...] | Mapping[str, float] | None,
+        "Weights of `average`, with the sum 1, or of `fuse`. Default: equal weights of sum 1.",
+    ] = None,
+    residual: Annotated[
+        Literal["once", "literal"] | None,
+        "`fuse` counts `h` once, or once more for each weight. Default: once.",
+    ] = None,
+    head: Annotated[str | None, Option("Member whose head it gets. Default: no head.", "NAME")] = None,
+    force: Force = False,
+) -> Adapter:
+    """Make one adapter of several: one after the other, their average, or their weighted fusion.
+
+    HOW is `stack`, `average` or `fuse`; ADAPTERS are folders; `other=folder` renames one. The result is an adapter like
+    any other. The weights of a `fuse` are a slot of the exported graph, to which each request can feed its own. A
+    fusion by attention is trained: `adapter-export train --fuse a,b`.
+
+    Args:
+        how: `stack`, `average` or `fuse`.
+        adapters: the members, in their order.
+        output: the folder to save it to. Default: it is not saved.
+        name: name of the adapter. Default: the name of the output.
+        force: replace an existing folder.
+
+    Raises:
+        UsageError: an option that this composition does not have, or weights that do not fit.
+        AdapterError: the members do not go together.
+        FileError, FormatError: one cannot be read.
+        OutputExistsError, WriteError: the output cannot be written.
+    """
+    from adapter_export.graph.compose import average, stack, weighted_fusion
+
+    target = AdapterOutput(output, force, adapters)
+
+    given = {key: value for key, value in (("weights", weights), ("residual", residual)) if value is not None}
+    ways: Mapping[str, tuple[Callable[..., Adapter], tuple[str, ...]]] = {
+        "stack": (stack, ()),
+        "average": (average, ("weights",)),
+        "fuse": (weighted_fusion, ("weights", "residual")),
+    }
+    make, own = ways[how]
+    unknown = [key for key in given if key not in own]
+    if unknown:
+        raise UsageError(f"`{how}` has no such option", found=", ".join(map(argument, unknown)))
+    members = load_members(adapters)
+    made = make(*members, name=target.required_name(name), head=head, **given)
+    return target.saved(replace(made, training=composition_record(made.training, members)))
+
+
+def _document(adapter: Adapter, screen: Screen) -> Mapping[str, object]:
+    from adapter_export.graph.compose import COMPOSITION
+
+    return {"members": adapter.training[COMPOSITION]["members"], **adapter_document(adapter, screen)}
+
+
+COMMAND = Command(
+    compose,
+    show_adapter,
+    document=_document,
+    examples=(
+        "adapter-export compose stack language task -o both --head task",
+        "adapter-export compose average run1 run2 run3 -o mean",
+        "adapter-export compose average old new --weights old=0.25,new=0.75 -o mean --head new",
+        "adapter-export compose fuse a b --weights 0.7,0.3 -o fused",
+    ),
+)

@@ -1,0 +1,88 @@
+"""Import an adapter, with its head, that AdapterHub's library saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from adapter_export.api.adapters.adapters import finished, import_request
+from adapter_export.api.adapters.task_facts import TaskFacts
+from adapter_export.api.models.base import Base, OpenOptions, PathLike, base_for
+from adapter_export.commands.adapters._made_adapter import (
+    ADAPTER_FOLDER,
+    BASE,
+    BY_NUMBER,
+    NAME,
+    AdapterOutput,
+    WithoutHead,
+    adapter_document,
+    show_adapter,
+)
+from adapter_export.commands.command import Command
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, OptionsOf
+from adapter_export.reporting import SILENT, Reporter
+
+if TYPE_CHECKING:
+    from adapter_export.graph.adapter import Adapter
+
+
+def import_adapterhub(
+    folder: PathLike,
+    base: Annotated[Base | PathLike, BASE],
+    output: Annotated[PathLike | None, ADAPTER_FOLDER] = None,
+    *,
+    name: Annotated[str | None, NAME] = None,
+    member: Annotated[str | None, "Adapter to import from a folder of several. Default: the name."] = None,
+    by_number: Annotated[bool, BY_NUMBER] = False,
+    without_head: WithoutHead = False,
+    site_map: Annotated[PathLike | None, SITE_MAP] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
+    force: Force = False,
+    reporter: Reporter = SILENT,
+    **facts: Annotated[Any, OptionsOf(TaskFacts)],
+) -> Adapter:
+    """Import an adapter that AdapterHub's library saved in FOLDER.
+
+    FOLDER has `adapter_config.json` and `pytorch_adapter.bin` or `adapter.safetensors`, of which only tensors are read.
+    Bottlenecks with every option, LoRA, IA3, invertible adapters and prediction heads are imported; the library is not
+    needed, and torch only for a `.bin`. What cannot be expressed is refused by name.
+
+    A folder that `save_adapter_setup` wrote becomes one adapter with its members inside, a `Stack`, `Average` or `Fuse`
+    as nested as the library allows; `--name` with the name of a member imports that one alone.
+
+    Args:
+        folder: has `adapter_config.json` and `pytorch_adapter.bin` or `adapter.safetensors`, of which only tensors are
+            read; or it is what `save_adapter_setup` wrote.
+        base: the model that it was trained on.
+        output: the folder to save it to. Default: it is not saved.
+        name: name of the adapter. Default: the name of the output, or of the folder.
+        site_map: the sites of the base.
+        trust_pickle: load the base even if it could run code.
+        force: replace an existing folder.
+        reporter: receives notes on changes to the tensors.
+
+    Raises:
+        UsageError: the folder has several adapters and none is named.
+        AdapterError: it does not fit the base, or cannot be expressed; the message names what.
+        FileError, FormatError: the folder's files break their format.
+        OutputExistsError, WriteError: the output cannot be written.
+    """
+    from adapter_export.importers import adapterhub
+
+    target = AdapterOutput(output, force, [folder, base])
+    opened, source = base_for(base, OpenOptions(site_map, trust_pickle), reporter, recorded=True), Path(folder)
+    request = import_request(source, target.name(name), member or name, by_number)
+    imported = adapterhub.import_adapterhub(source, opened.view, request, with_head=not without_head)
+    return target.saved(finished(imported, opened, facts, reporter))
+
+
+COMMAND = Command(
+    import_adapterhub,
+    show_adapter,
+    document=adapter_document,
+    examples=(
+        "adapter-export import adapterhub saved/sentiment --base model.pt -o sentiment",
+        "adapter-export import adapterhub saved --name sentiment --base model.onnx -o sentiment",
+        "adapter-export import adapterhub setup --base model.pt -o stacked",
+    ),
+)

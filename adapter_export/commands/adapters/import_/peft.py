@@ -1,0 +1,106 @@
+"""Import an adapter that PEFT saved, if its change of the weights is fixed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from adapter_export.api.adapters.adapters import finished, import_request
+from adapter_export.api.adapters.task_facts import TaskFacts
+from adapter_export.api.models.base import Base, OpenOptions, PathLike, base_for
+from adapter_export.commands.adapters._made_adapter import (
+    ADAPTER_FOLDER,
+    BASE,
+    BY_NUMBER,
+    NAME,
+    AdapterOutput,
+    Labels,
+    WithoutHead,
+    adapter_document,
+    show_adapter,
+)
+from adapter_export.commands.command import Command
+from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.graph.task_names import ProblemType
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf
+from adapter_export.reporting import SILENT, Reporter
+
+if TYPE_CHECKING:
+    from adapter_export.graph.adapter import Adapter
+
+
+def import_peft(
+    folder: PathLike,
+    base: Annotated[Base | PathLike, BASE],
+    output: Annotated[PathLike | None, ADAPTER_FOLDER] = None,
+    *,
+    name: Annotated[str | None, NAME] = None,
+    member: Annotated[str | None, "Adapter to import from a folder of several. Default: the name."] = None,
+    task: Annotated[
+        ProblemType | None, "What the head answers, where neither the folder nor the model says it."
+    ] = None,
+    labels: Labels = None,
+    pooling: Annotated[
+        Literal["first", "mean", "tokens"] | None,
+        "What the head reads, where that is not known: the first token, the mean, or each token.",
+    ] = None,
+    activation: Annotated[
+        str | None, Option("The function behind the head's dense layer, likewise.", choices=ACTIVATIONS)
+    ] = None,
+    by_number: Annotated[bool, BY_NUMBER] = False,
+    dense: Annotated[
+        bool, "Allow a change of full rank, which makes an adapter as large as the layers that it acts on."
+    ] = False,
+    without_head: WithoutHead = False,
+    site_map: Annotated[PathLike | None, SITE_MAP] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
+    force: Force = False,
+    reporter: Reporter = SILENT,
+    **facts: Annotated[Any, OptionsOf(TaskFacts)],
+) -> Adapter:
+    """Import an adapter that PEFT saved in FOLDER: any whose change of the base's weights is fixed.
+
+    FOLDER has `adapter_config.json` and `adapter_model.safetensors` or `adapter_model.bin`, of which only tensors are
+    read. PEFT need not be installed, and torch only for a `.bin`. What cannot be expressed is refused by name.
+
+    Args:
+        folder: has `adapter_config.json` and `adapter_model.safetensors` or `adapter_model.bin`, of which only tensors
+            are read.
+        base: the model that it was trained on.
+        output: the folder to save it to. Default: it is not saved.
+        name: name of the adapter. Default: the name of the output, or of the folder.
+        site_map: the sites of the base.
+        trust_pickle: load the base even if it could run code.
+        force: replace an existing folder.
+        reporter: receives notes on changes to the tensors.
+
+    Raises:
+        UsageError: what is said of the head does not fit.
+        AdapterError: it does not fit the base, or cannot be expressed; the message names what.
+        FileError, FormatError: the folder's files break their format.
+        OutputExistsError, WriteError: the output cannot be written.
+    """
+    from adapter_export.format.model_config import known_labels, known_problem
+    from adapter_export.importers import peft
+    from adapter_export.importers.peft.head import HeadChoice
+
+    target = AdapterOutput(output, force, [folder, base])
+    opened, source = base_for(base, OpenOptions(site_map, trust_pickle), reporter, recorded=True), Path(folder)
+    head = HeadChoice(pooling, activation, None if labels is None else tuple(labels), leave_out=without_head, task=task)
+    if opened.config is not None:
+        head = replace(head, known_labels=known_labels(opened.config), known_problem=known_problem(opened.config))
+    request = import_request(source, target.name(name), member or name, by_number)
+    imported = peft.import_peft(source, opened.view, request, head=head, dense=dense)
+    return target.saved(finished(imported, opened, facts, reporter))
+
+
+COMMAND = Command(
+    import_peft,
+    show_adapter,
+    document=adapter_document,
+    examples=(
+        "adapter-export import peft lora_folder --base model.pt -o a",
+        "adapter-export import peft lora_folder --base HF_FOLDER --labels negative,positive -o sentiment",
+    ),
+)

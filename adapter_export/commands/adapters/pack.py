@@ -1,0 +1,126 @@
+"""Make an adapter from plain tensors of any framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from adapter_export.api.adapters.adapters import finished
+from adapter_export.api.adapters.kinds import kind_names, packed_options
+from adapter_export.api.adapters.task_facts import TaskFacts
+from adapter_export.api.models.base import Base, OpenOptions, PathLike, recorded_base
+from adapter_export.commands.adapters._made_adapter import (
+    ADAPTER_FOLDER,
+    BASE,
+    NAME,
+    AdapterOutput,
+    Labels,
+    adapter_document,
+    show_adapter,
+)
+from adapter_export.commands.command import Command
+from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.graph.task_names import DEFAULT_TYPE, ProblemType
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf
+from adapter_export.reporting import SILENT, Reporter
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from adapter_export.graph.adapter import Adapter
+
+
+def pack(
+    weights: PathLike | Mapping[str, np.ndarray],
+    base: Annotated[Base | PathLike, BASE],
+    output: Annotated[PathLike | None, ADAPTER_FOLDER] = None,
+    *,
+    kind: Annotated[str, Option("What is computed, and where.", kind_names)],
+    labels: Labels = None,
+    pooling: Annotated[
+        Literal["mean", "first"], "What the head reads: the mean over the tokens, or the first token."
+    ] = "mean",
+    task: Annotated[ProblemType | None, f"What the head answers, if there is one.  [default: {DEFAULT_TYPE}]"] = None,
+    head_activation: Annotated[
+        str, Option("The function behind each of its dense layers.", choices=ACTIVATIONS)
+    ] = "tanh",
+    l2_normalise: Annotated[bool, "Embeddings of length 1."] = False,
+    name: Annotated[str | None, NAME] = None,
+    site_map: Annotated[PathLike | None, SITE_MAP] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
+    force: Force = False,
+    reporter: Reporter = SILENT,
+    **options: Annotated[Any, OptionsOf(packed_options, TaskFacts)],
+) -> Adapter:
+    """Make an adapter of plain tensors, named after sites, in the safetensors file WEIGHTS.
+
+    The tensors of each site of a bottleneck are `<site>.down.weight` [d, b], `<site>.down.bias` [b], `<site>.up.weight`
+    [b, d] and `<site>.up.bias` [d]; the biases may be left out at all sites together. Layer norms are
+    `<site>.norm_before.weight` and `.bias` [d], and `<site>.norm_after.…`. LoRA's are `<site>.lora_A.weight` [d_in, r]
+    and `<site>.lora_B.weight` [r, d]. `docs/adapters.md` has the tensors of every kind.
+
+    A head is `head.classifier.weight` [d, classes] and `head.classifier.bias` [classes], behind any number of dense
+    layers `head.dense_1.weight` [d, e1] and `.bias`; that of an embedding, if it has one, is `head.projection.weight`
+    and `.bias`.
+
+    Weights are stored [in, out]; torch's `nn.Linear` stores the transpose. What tensors do not show must be given: the
+    activation of bottlenecks, LoRA's alpha, what a head reads and what it is for.
+
+    `adapter-export sites MODEL` lists the names of the sites.
+
+    Args:
+        weights: tensors `<site>.<parameter>`, stored [in, out], or a safetensors file of them.
+        base: the model that the adapter was trained on.
+        output: the folder to save it to. Default: it is not saved.
+        force: replace an existing folder.
+        reporter: receives notes on changes to the tensors.
+
+    Raises:
+        UsageError: the kind is not known, or something is needed that the tensors do not show.
+        TensorError: listing every tensor that is missing, left over, misshapen or not made of finite numbers.
+        AdapterError: the tensors are not of this kind, or do not fit the base.
+        FileError, FormatError: the file cannot be read.
+        OutputExistsError, WriteError: the output cannot be written.
+    """
+    from adapter_export.format.tensors import read_tensors
+    from adapter_export.graph.heads import HeadOptions
+    from adapter_export.graph.kinds import kind_named
+    from adapter_export.importers import plain_tensors as plain
+
+    target = AdapterOutput(output, force, [weights, base])
+    given = {key: value for key, value in options.items() if value is not None}
+    facts = {key: given.pop(key) for key in TaskFacts.__annotations__ if key in given}
+    kind_named(kind).check_known(given)
+    tensors = weights if isinstance(weights, Mapping) else read_tensors(Path(weights))
+    opened = recorded_base(base, OpenOptions(site_map, trust_pickle))
+    packed = plain.pack(
+        tensors,
+        plain.fitting_kind(tensors, kind, **given),
+        opened.view,
+        name=target.name(name) or (kind if isinstance(weights, Mapping) else Path(weights).stem),
+        labels=labels,
+        task=task,
+        look=HeadOptions(pooling, activation=head_activation, l2_normalise=l2_normalise),
+    )
+    return target.saved(finished(packed, opened, facts, reporter))
+
+
+COMMAND = Command(
+    pack,
+    show_adapter,
+    document=adapter_document,
+    examples=(
+        "adapter-export pack weights.safetensors --kind houlsby --activation relu --base model.pt -o a",
+        "adapter-export pack w.safetensors --kind pfeiffer --activation gelu --base model.onnx \\",
+        "    --labels negative,positive --pooling first -o sentiment",
+        "adapter-export pack w.safetensors --kind lora --alpha 16 --base model.pt -o b",
+    ),
+    sections={
+        "kind": tuple(OptionsOf(packed_options).defaults()),
+        "head": (
+            *("labels", "task", "pooling", "head_activation", "l2_normalise", "thresholds"),
+            *("input", "max_tokens", "truncation", "prefix"),
+        ),
+    },
+)
