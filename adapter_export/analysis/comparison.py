@@ -448,7 +448,7 @@ def _calls(measured: Sequence[Measured], at: int) -> Iterator[Callable[[], objec
     for own in measured:
         one = own.contestant
         if id(one.bundle) not in sessions:
-            sessions[id(one.bundle)] = one.bundle.served.session(threads=1)
+            sessions[id(one.bundle)] = one.bundle.bundle.session(threads=1)
         arrays = one.reader.arrays([own.rows.read[at].rows[0]], one.adapter)
         yield partial(sessions[id(one.bundle)].run, arrays, one.adapter)
 

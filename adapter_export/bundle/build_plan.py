@@ -297,7 +297,7 @@ class _Build:
         ]
         derivation = (plan.model.origin or Origin.of(plan.base)).derivation(draft.model, of_base.cases)
         write_derivation(derivation, self.folder / DERIVATION_FILE)
-        bundle = OpenedBundle(self.folder, self._manifest(of_base, records), staged=True)
+        bundle = OpenedBundle.being_made(self.folder, self._manifest(of_base, records))
         bundle.extent = self.extent
         bundle.manifest = replace(bundle.manifest, batch_invariant=bundle.batch_invariant)
         if plan.base.pads or plan.tokens.unbroken:

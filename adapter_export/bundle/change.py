@@ -25,6 +25,7 @@ from adapter_export.numerics.runner import Runner
 from adapter_export.onnx_backend.slots import SlotPlan, head_sums, slot_tensors
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime.adapter_file import write_adapter_file
+from adapter_export.runtime.bundle import Bundle
 from adapter_export.safe_io.output import changed_folder
 
 _OF_THE_OLD = (SIGNATURE_FILE, REPORT_FILE, CARD_FILE)
@@ -143,7 +144,7 @@ def _with_added(
     """Return the golden sets of a bundle with those of new adapters."""
     texts, media, record = old.texts(), old.media(), old.manifest.media
     if texts is not None:
-        new = data.texts(old.tokenizer(), None, pairs, pads).sets[1:]
+        new = data.texts(old.tokenizer, None, pairs, pads).sets[1:]
         texts = replace(texts, sets=(*texts.sets, *new))
     if media is not None and record is not None:
         media = data.media(record, media, pairs)
@@ -196,7 +197,7 @@ def write_fitted(adapter: Adapter, path: Path, folder: Path, manifest: Manifest)
         WriteError: the operating system refused a write.
     """
     check_bases([adapter], manifest.base, allow_mismatch=False)
-    plan = OpenedBundle(folder, manifest).plan
+    plan = OpenedBundle(Bundle(folder, manifest, verified=False)).plan
     if model_version_of(manifest.base, plan, None) != manifest.model_version:
         fix = f"run {command('add(bundle, [adapter], against=base)', 'add BUNDLE ADAPTER --against MODEL')} with it"
         raise BaseModelError("was built with a site map, which adapters do not name", where=folder, fix=fix)
@@ -242,7 +243,7 @@ def _finish(
     new = {path for record in manifest.adapters if record not in old.manifest.adapters for path in _paths(record)}
     rewritten = {*_rewritten(manifest), *new}
     hashed = {file.path: file.sha256 for file in old.manifest.files if file.path not in rewritten}
-    opened = OpenedBundle(writer.folder, manifest, staged=True)
+    opened = OpenedBundle.being_made(writer.folder, manifest)
     opened.manifest = _tried_out(opened, reporter)
     after = writer.manifest(verified(opened, writer, references, added, reporter), hashed)
     _check_unchanged(old)

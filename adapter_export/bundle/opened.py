@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from adapter_export.bundle.golden import Allowance, Case, Golden, read_golden
 from adapter_export.bundle.golden_parts import GoldenParts, read_parts
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.dtypes import Weights, widened
-from adapter_export.errors import AdapterError, FormatError, RequestError, moved
+from adapter_export.errors import AdapterError, FormatError, RequestError
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.axes import axis_names
 from adapter_export.format.derivation import Derivation, read_derivation
@@ -26,7 +25,6 @@ from adapter_export.format.golden_batches import GoldenBatches, read_golden_batc
 from adapter_export.format.golden_texts import GoldenTexts, read_golden_texts
 from adapter_export.format.lengths import axis_lengths
 from adapter_export.format.manifest import AdapterRecord, Manifest, VariantName
-from adapter_export.format.manifest_json import open_whole, verify_files
 from adapter_export.format.media import GoldenMedia, read_golden_media
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
@@ -42,11 +40,9 @@ from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import Pieces, weights_are_many
 from adapter_export.onnx_backend.rewrite.checksums import SlotChecksums, without_checksums
 from adapter_export.onnx_backend.slots import SlotPlan, read_plan
-from adapter_export.runtime.bundle import Bundle, PrivateFolder, check_release, copy_verified, reader
+from adapter_export.runtime.bundle import Bundle, check_release
 from adapter_export.runtime.graphs import Graphs, Optimization, run_session
-from adapter_export.runtime.graphs import open_session as open_file
 from adapter_export.runtime.session import Session
-from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.text import Tokenizer
 
 LEVEL: Optimization = "all"
@@ -66,51 +62,54 @@ _RESULT_BYTES = 2**26
 
 
 class OpenedBundle:
-    """A bundle on disk, and what was read of it so far.
+    """A bundle and what was read of it so far, on top of what the runtime does with it.
 
     A staged one is being made: its manifest need not be written, and nobody has listed its files. A graph with many
     weights then runs piece by piece, so that they are not in memory all at once.
 
     Attributes:
-        folder: where it lies; messages and reports name it.
-        home: where its files are read: a private copy, or `folder` itself.
-        manifest: what is in it.
+        bundle: the bundle, as the Python runtime opens and runs it.
         staged: whether it is being made.
     """
 
-    def __init__(
-        self, folder: Path, manifest: Manifest, *, staged: bool = False, private: PrivateFolder | None = None
-    ) -> None:
-        self.folder, self.manifest, self.staged, self._private = folder, manifest, staged, private
-        self.home = folder if private is None else private.path
+    def __init__(self, bundle: Bundle, *, staged: bool = False) -> None:
+        self.bundle, self.staged = bundle, staged
         self._models: dict[str, ir.Model] = {}
         self._sessions: dict[tuple[str, Optimization], ort.InferenceSession] = {}
         self._runtimes: dict[tuple[Optimization, str | None], Session] = {}
         self._tensors: dict[str | None, Weights] = {}
         self._sources: dict[str, Adapter] = {}
         self._golden: dict[str | None, Golden] = {}
-        self._tokenizer: Tokenizer | None = None
         self._threads: int | None = None
 
     @classmethod
     def open(cls, folder: Path, *, expect: str | None = None, copy: bool = True) -> OpenedBundle:
-        """Open a bundle, and compare its files with their hashes, and its manifest with the one that is expected.
+        """Open a bundle with all of its files; arguments and errors as of `Bundle.open_to_check`."""
+        return cls(Bundle.open_to_check(folder, expect=expect, copy=copy))
 
-        What is read and run later is a private copy of the bytes that were compared. Without `copy`, for who holds the
-        bundle's lock or runs nothing of it, the files themselves are read.
+    @classmethod
+    def being_made(cls, folder: Path, manifest: Manifest) -> OpenedBundle:
+        """Return the bundle that a folder will hold."""
+        return cls(Bundle(folder, manifest, verified=False), staged=True)
 
-        Raises:
-            FileError, FormatError: it cannot be read, its files are not those that were written, or there is no room.
-        """
+    @property
+    def folder(self) -> Path:
+        """The folder of the bundle; messages and reports name it."""
+        return self.bundle.folder
 
-        def verified(manifest: Manifest) -> OpenedBundle:
-            if not copy:
-                verify_files(manifest, folder)
-                return cls(folder, manifest)
-            private = copy_verified(manifest, folder, {file.path for file in manifest.files})
-            return cls(folder, manifest, private=private)
+    @property
+    def home(self) -> Path:
+        """The folder from which its files are read: a private copy, or `folder` itself."""
+        return self.bundle.home
 
-        return open_whole(folder, verified, expect=expect)
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest; one that is being made gets what its runs show."""
+        return self.bundle.manifest
+
+    @manifest.setter
+    def manifest(self, manifest: Manifest) -> None:
+        self.bundle = replace(self.bundle, manifest=manifest)
 
     @property
     def names(self) -> tuple[str | None, ...]:
@@ -205,7 +204,7 @@ class OpenedBundle:
     def tensors(self, name: str | None) -> Weights:
         """Return a tensor for every slot, from the file for all programs; for the base what its default is."""
         if name not in self._tensors:
-            with self._named():
+            with self.bundle.named():
                 self._tensors[name] = (
                     {slot.name: np.full(slot.neutral, slot.neutral_value, np.float32) for slot in self.manifest.slots}
                     if name is None
@@ -221,7 +220,7 @@ class OpenedBundle:
         """
         if name not in self._golden:
             record = self.manifest.golden if name is None else self.record(name).golden
-            with self._named():
+            with self.bundle.named():
                 self._golden[name] = read_golden(self.home, name, record, self.manifest.inputs)
         return self._golden[name]
 
@@ -232,13 +231,13 @@ class OpenedBundle:
             FileError, FormatError: as `read_parts`.
         """
         record = self.record(name).golden.parts
-        with self._named():
+        with self.bundle.named():
             return None if record is None else read_parts(self.home, name, record, self.manifest.inputs)
 
     def source(self, name: str) -> Adapter:
         """Return an adapter as it was given to the build; errors as `read_source`."""
         if name not in self._sources:
-            with self._named():
+            with self.bundle.named():
                 self._sources[name] = read_source(self.home, self.record(name))
         return self._sources[name]
 
@@ -246,19 +245,10 @@ class OpenedBundle:
         """Return an adapter as `source` gives it, with the output of its head; neither for the base."""
         return (None, None) if name is None else (self.source(name), self.record(name).output)
 
+    @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Return the tokenizer, of a bundle that has one.
-
-        Raises:
-            FileError, BaseModelError: it cannot be read.
-            MissingExtraError: the tokenizers library is not installed.
-        """
-        if self._tokenizer is None:
-            record = self.manifest.text
-            assert record is not None
-            text = read_bytes(self.home / record.tokenizer).decode("utf-8", "replace")
-            self._tokenizer = reader(text, self.manifest)
-        return self._tokenizer
+        """The tokenizer, of a bundle that has one; errors as of `Bundle.tokenizer`."""
+        return self.bundle.tokenizer()
 
     def texts(self) -> GoldenTexts | None:
         """Return the golden texts; none of a bundle without a tokenizer.
@@ -267,7 +257,7 @@ class OpenedBundle:
             FileError, FormatError: they cannot be read.
         """
         path = self.manifest.golden_texts
-        with self._named():
+        with self.bundle.named():
             return None if path is None else read_golden_texts(self.home / path)
 
     def batches(self) -> GoldenBatches | None:
@@ -277,7 +267,7 @@ class OpenedBundle:
             FileError, FormatError: they cannot be read.
         """
         path = self.manifest.golden_batches
-        with self._named():
+        with self.bundle.named():
             return None if path is None else read_golden_batches(self.home / path)
 
     def media(self) -> GoldenMedia | None:
@@ -287,7 +277,7 @@ class OpenedBundle:
             FileError, FormatError: they cannot be read.
         """
         record = self.manifest.media
-        with self._named():
+        with self.bundle.named():
             return None if record is None or record.golden is None else read_golden_media(self.home / record.golden)
 
     def derivation(self) -> Derivation | None:
@@ -297,7 +287,7 @@ class OpenedBundle:
             FileError, FormatError: it cannot be read.
         """
         path = self.manifest.derivation
-        with self._named():
+        with self.bundle.named():
             return None if path is None else read_derivation(self.home / path)
 
     def session(self, file: str, level: Optimization = LEVEL) -> ort.InferenceSession:
@@ -307,13 +297,12 @@ class OpenedBundle:
             FormatError: ONNX Runtime cannot open it.
         """
         if (file, level) not in self._sessions:
-            with self._named():
-                self._sessions[file, level] = open_file(self.home / file, "cpu", level, self._threads)
+            self._sessions[file, level] = self.bundle.open_graph(file, optimization=level, threads=self._threads)
         return self._sessions[file, level]
 
     def with_threads(self, threads: int) -> OpenedBundle:
         """Return the bundle with sessions of its own, in which one operation may use `threads` threads."""
-        other = OpenedBundle(self.folder, self.manifest, staged=self.staged, private=self._private)
+        other = OpenedBundle(self.bundle, staged=self.staged)
         other._threads, other._tensors, other._golden = threads, self._tensors, self._golden
         return other
 
@@ -333,17 +322,6 @@ class OpenedBundle:
         if file == self.manifest.graphs["slots"]:
             self.close_runtime(level)
 
-    @cached_property
-    def served(self) -> Bundle:
-        """The bundle as the Python runtime serves it, on the same files.
-
-        Raises:
-            VersionError: ONNX Runtime is too old.
-        """
-        if not self.staged:
-            check_release(self.manifest, self.folder)
-        return Bundle(self.folder, self.manifest, self._private is not None, self._private)
-
     def runtime_session(
         self, level: Optimization = LEVEL, only: Collection[str] | None = None, *, checksums: bool = False
     ) -> Session:
@@ -355,6 +333,8 @@ class OpenedBundle:
         Raises:
             FormatError: an adapter does not fit the graph; `VersionError` is a kind of it: ONNX Runtime is too old.
         """
+        if not self.staged:
+            check_release(self.manifest, self.folder)
         if only is not None and not self.manifest.graphs.keys() <= set(only):
             kept = {variant: file for variant, file in self.manifest.graphs.items() if variant in only}
             if "bank" not in kept:
@@ -362,13 +342,13 @@ class OpenedBundle:
             bank = self.manifest.bank if "bank" in kept else None
             fanout = self.manifest.fanout if "fanout" in kept else None
             manifest = replace(self.manifest, graphs=kept, bank=bank, fanout=fanout)
-            return self.served.session_on(Graphs(manifest, "cpu", lambda file: self.session(file, level)))
+            return self.bundle.session_on(Graphs(manifest, "cpu", lambda file: self.session(file, level)))
         # where a manifest does not tell checksums apart, they are an output of the base
         manifest = replace(self.manifest, checksums=None) if checksums else self.manifest
         key = level, manifest.checksums
         if key not in self._runtimes:
             graphs = Graphs(manifest, "cpu", lambda file: self.session(file, level))
-            self._runtimes[key] = self.served.session_on(graphs)
+            self._runtimes[key] = self.bundle.session_on(graphs)
         return self._runtimes[key]
 
     def native_run(self, name: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
@@ -377,10 +357,6 @@ class OpenedBundle:
         adapter.Load(str(self.home / self.record(name).onnx_adapter))
         options.add_active_adapter(adapter)  # which must outlive the run: `options` does not keep it
         return run_session(self.session(self.manifest.graphs["slots"]), arrays, options=options)
-
-    def _named(self) -> AbstractContextManager[None]:
-        """Name the bundle's own files in errors, and not those of the private copy."""
-        return moved(self.home, self.folder)
 
 
 def read_source(folder: Path, record: AdapterRecord) -> Adapter:

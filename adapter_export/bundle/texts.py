@@ -192,7 +192,7 @@ def replay(
         found.append(InvariantRecord(CHECK, "tokenizer", "failed", detail))
     tokenizer, missing = None, ""
     try:
-        tokenizer = bundle.tokenizer()
+        tokenizer = bundle.tokenizer
         if tokenizer.digest != text.digest:
             detail = f"`{text.tokenizer}` has the digest {str(tokenizer.digest)[:12]}…, and not {text.digest[:12]}…"
             found.append(InvariantRecord(CHECK, "tokenizer", "failed", detail))
@@ -251,7 +251,7 @@ def check_contract(
         return
     try:
         reference = reader(model.tokenizer, bundle.manifest)
-        ours = bundle.tokenizer()
+        ours = bundle.tokenizer
     except MissingExtraError:
         detail = "ids not compared with the model's, as `tokenizers` is not installed"
         yield InvariantRecord(CHECK, "model", "passed", detail)

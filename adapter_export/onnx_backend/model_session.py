@@ -46,7 +46,7 @@ def open_session(
     with parsing(refusal):  # a model of 2 GiB and more has no bytes
         data = ir.to_proto(model).SerializeToString()
     try:
-        return graphs.open_session(data, optimization=level, folder=folder, settings=settings, leave_out=leave_out)
+        return graphs.open_session(data, optimization=level, where=folder, settings=settings, leave_out=leave_out)
     except FormatError as error:
         raise refusal(str(error.found)) from error
 

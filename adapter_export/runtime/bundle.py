@@ -9,7 +9,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -170,21 +170,45 @@ class Bundle:
             FormatError: the manifest breaks the format, or a file is damaged; `HashError` and `VersionError` are kinds
                 of it.
         """
-        folder = Path(folder)
-        return open_whole(folder, partial(cls._opened, folder, verify=verify, copy=copy), expect=expect)
+        place = Path(folder)
+
+        def opened(manifest: Manifest) -> Bundle:
+            check_release(manifest, place)
+            if not verify:
+                return cls(place, manifest, False)
+            adapters = {record.onnx_adapter for record in manifest.adapters}
+            run = [file.path for file in manifest.files if "/" not in file.path or file.path in adapters]
+            otherwise = "where nobody can write into the bundle, `Bundle.open(…, copy=False)` needs none"
+            return cls._verified(place, manifest, run if copy else None, otherwise)
+
+        return open_whole(place, opened, expect=expect)
 
     @classmethod
-    def _opened(cls, folder: Path, manifest: Manifest, *, verify: bool, copy: bool) -> Bundle:
-        check_release(manifest, folder)
-        if not verify:
-            return cls(folder, manifest, False)
-        if not copy:
+    def open_to_check(cls, folder: Path, *, expect: str | None = None, copy: bool = True) -> Bundle:
+        """Open a bundle with all of its files, whatever ONNX Runtime its graphs need.
+
+        Args:
+            folder: of the bundle.
+            expect: as of `open`.
+            copy: keep a private copy of every file, the bytes that were compared with their hashes; not needed for who
+                holds the bundle's lock or runs nothing of it.
+
+        Raises:
+            FileError, FormatError: it cannot be read, its files are not those that were written, or there is no room.
+        """
+
+        def opened(manifest: Manifest) -> Bundle:
+            return cls._verified(folder, manifest, [file.path for file in manifest.files] if copy else None)
+
+        return open_whole(folder, opened, expect=expect)
+
+    @classmethod
+    def _verified(cls, folder: Path, manifest: Manifest, copied: Collection[str] | None, otherwise: str = "") -> Bundle:
+        """Compare every file with its hash, and keep a private copy of some; `otherwise` is as of `copy_verified`."""
+        if copied is None:
             verify_files(manifest, folder)
             return cls(folder, manifest, True)
-        adapters = {record.onnx_adapter for record in manifest.adapters}
-        run = [file.path for file in manifest.files if "/" not in file.path or file.path in adapters]
-        otherwise = "where nobody can write into the bundle, `Bundle.open(…, copy=False)` needs none"
-        return cls(folder, manifest, True, copy_verified(manifest, folder, run, otherwise))
+        return cls(folder, manifest, True, copy_verified(manifest, folder, copied, otherwise))
 
     def reload(self, *, expect: str | None = None) -> Bundle:
         """Open the bundle that lies in the folder now; this one itself, if it is still there.
@@ -253,7 +277,7 @@ class Bundle:
         """Open a session as `session` does, on graphs that are open."""
         private = None if self._private is None else self._private.path
         adapters = Adapters(self.manifest, graphs.provider, resident, private)
-        with moved(self.home, self.folder):
+        with self.named():
             for record in self.manifest.adapters:
                 adapters.add_built(record, self.home, self._hashes.get(record.onnx_adapter), on_demand=on_demand)
         return Session(graphs, adapters, resident, prefix_bytes)
@@ -269,16 +293,14 @@ class Bundle:
             FileError, BaseModelError: the tokenizer cannot be read.
             MissingExtraError: the tokenizers library is not installed.
         """
-        record = self.manifest.text
-        if record is None:
+        if self.manifest.text is None:
             raise RequestError(
                 "the bundle has no tokenizer, so it cannot read texts",
                 where=self.folder,
                 found=None if self.manifest.media is None else f"a processor of {self.manifest.media.modality.word}s",
                 fix=f"give arrays, or build it again with {argument('tokenizer')}",
             )
-        text = self._read(record.tokenizer).decode("utf-8", "replace")
-        return TextReader(reader(text, self.manifest), self.manifest, session or self.session())
+        return TextReader(self.tokenizer(), self.manifest, session or self.session())
 
     def files(self, medium: str, session: Session | None = None) -> MediaReader:
         """Return what reads files of a modality, `image` or `audio`, for the adapters of the bundle, and answers them.
@@ -297,15 +319,44 @@ class Bundle:
         return self.files(kind, session) if kind in FILE_MODALITIES else self.texts(session)
 
     def _graphs(self, provider: Provider, optimization: Optimization, threads: int | None, packed: bool) -> Graphs:
+        opening = partial(self.open_graph, provider=provider, optimization=optimization, threads=threads, packed=packed)
+        return Graphs(self.manifest, provider, opening)
+
+    def open_graph(
+        self,
+        path: str,
+        *,
+        provider: Provider = "cpu",
+        optimization: Optimization = "all",
+        threads: int | None = None,
+        packed: bool = True,
+    ) -> ort.InferenceSession:
+        """Open one graph of the bundle in ONNX Runtime; arguments as of `session`.
+
+        Raises:
+            UsageError: the provider is not available here.
+            FormatError: ONNX Runtime cannot open the graph, or its file was damaged since the bundle was opened.
+        """
         settings = {} if packed else {"session.disable_prepacking": "1"}
+        with self.named():
+            return open_session(
+                self._read(path), provider, optimization, threads, where=self.home / path, settings=settings
+            )
 
-        def open_file(path: str) -> ort.InferenceSession:
-            with moved(self.home, self.folder):
-                return open_session(
-                    self._read(path), provider, optimization, threads, folder=self.home, settings=settings
-                )
+    def tokenizer(self) -> Tokenizer:
+        """Return the tokenizer, of a bundle that has one.
 
-        return Graphs(self.manifest, provider, open_file)
+        Raises:
+            FileError, BaseModelError: it cannot be read.
+            MissingExtraError: the tokenizers library is not installed.
+        """
+        record = self.manifest.text
+        assert record is not None
+        return reader(self._read(record.tokenizer).decode("utf-8", "replace"), self.manifest)
+
+    def named(self) -> AbstractContextManager[None]:
+        """Name the files of `folder` in errors, and not those of the private copy."""
+        return moved(self.home, self.folder)
 
     @property
     def home(self) -> Path:

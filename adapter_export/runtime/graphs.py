@@ -61,11 +61,11 @@ def open_session(
     optimization: Optimization = "all",
     threads: int | None = None,
     *,
-    folder: Path | None = None,
+    where: Path | None = None,
     settings: Mapping[str, str] | None = None,
     leave_out: Sequence[str] = (),
 ) -> ort.InferenceSession:
-    """Open an ONNX file, or a model in memory whose external data lie in a folder.
+    """Open an ONNX file, or a model in memory: `where` is its file, or the folder with its external data.
 
     Without `threads`, ONNX Runtime chooses how many one operation may use; `settings` are further entries of the
     session's configuration, and `leave_out` the names of optimizers that do not run.
@@ -88,18 +88,18 @@ def open_session(
     options.graph_optimization_level = _LEVELS[optimization]
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 4  # fatal: errors are raised, and each overridable initializer would give a warning
-    if folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    if where is not None:
+        folder = str((where if where.is_dir() else where.parent).resolve())
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     for key, value in {_SPINNING: "0", **(settings or {})}.items():
         options.add_session_config_entry(key, value)
-    model = graph if isinstance(graph, bytes) else str(graph)
+    model, named = (graph, where) if isinstance(graph, bytes) else (str(graph), graph)
     left_out = [*leave_out, *_SLOW.get(provider, ())]
     without = {"disabled_optimizers": left_out} if left_out else {}
 
     def refusal(reason: str) -> FormatError:
-        where = folder if isinstance(graph, bytes) else graph
         fix = f"see whether another release than onnxruntime {ort.__version__} opens it"
-        return FormatError("ONNX Runtime cannot open the graph", where=where, found=reason, fix=fix)
+        return FormatError("ONNX Runtime cannot open the graph", where=named, found=reason, fix=fix)
 
     with parsing(refusal):
         session = ort.InferenceSession(model, options, providers=[(name, of_provider)], **without)

@@ -114,7 +114,7 @@ def test_all_of_them_in_one_batch_are_what_each_is_alone(built: Built) -> None:
     assert names == [None, *built.adapters]
     inputs = token_inputs(*(1 + at % 7 for at in range(len(names))), seed=7)
     session = Bundle.open(built.folder).session()
-    bank = Graph(OpenedBundle(built.folder, built.manifest), "bank", "model.bank.onnx")
+    bank = Graph(OpenedBundle(Bundle(built.folder, built.manifest, verified=False)), "bank", "model.bank.onnx")
     alone = {name: session.run(inputs, adapter=name) for name in names}
     for chosen in (names, names[::-1]):
         found = bank.run(inputs, chosen)

@@ -247,7 +247,7 @@ def test_a_task_that_was_changed_is_found(text_copy: Path) -> None:
     from adapter_export.bundle.golden_batches import replay_batches
     from adapter_export.bundle.opened import OpenedBundle
 
-    opened = OpenedBundle(text_copy, session.manifest)
+    opened = OpenedBundle(Bundle(text_copy, session.manifest, verified=False))
     found = replay_batches(opened, batches_of(text_copy), [None, *TASKS], list(session.manifest.graphs))
     assert found.detail.startswith("3 of 30 rows differ; `batch 1`, row 1 (`topic`): `label` found ")
 
@@ -363,7 +363,7 @@ def test_labels_that_are_exchanged_show_in_8_bits(tmp_path: Path) -> None:
     (record,) = manifest.adapters
     assert record.task is not None
     exchanged = replace(record, task=replace(record.task, labels=("u", "w", "v")))
-    wrong = OpenedBundle(folder, replace(manifest, adapters=(exchanged,)))
+    wrong = OpenedBundle(Bundle(folder, replace(manifest, adapters=(exchanged,)), verified=False))
     found = replay_batches(wrong, batches_of(folder), ["f"], ["slots", "bank"])
     assert not found.passed
     assert "1 of 4 rows differ" in found.detail

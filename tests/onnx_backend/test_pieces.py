@@ -114,14 +114,14 @@ class TestSelfCheck:
 
     def test_a_good_bundle_passes(self, bundle: Path) -> None:
         manifest = read_manifest(bundle)
-        prove_new(OpenedBundle(bundle, manifest, staged=True))
+        prove_new(OpenedBundle.being_made(bundle, manifest))
 
     def test_files_of_one_adapter_that_differ_are_found(self, bundle: Path, tmp_path: Path) -> None:
         folder = shutil.copytree(bundle, tmp_path / "bundle")
         manifest = read_manifest(folder)
         shutil.copy(folder / manifest.adapters[0].onnx_adapter, folder / manifest.adapters[1].onnx_adapter)
         with pytest.raises(ParityError, match=r"`narrow`.*two files that differ"):
-            prove_new(OpenedBundle(folder, manifest, staged=True))
+            prove_new(OpenedBundle.being_made(folder, manifest))
 
     def test_other_weights_are_found(self, bundle: Path, tmp_path: Path) -> None:
         folder = shutil.copytree(bundle, tmp_path / "bundle")
@@ -130,7 +130,7 @@ class TestSelfCheck:
         (folder / "base.bin").unlink()  # one more name of the base's own file
         (weights * np.float32(1.01)).tofile(folder / "base.bin")
         with pytest.raises(ParityError, match=r"no adapter.*deviation"):
-            prove_new(OpenedBundle(folder, manifest, staged=True))
+            prove_new(OpenedBundle.being_made(folder, manifest))
 
 
 def _bytes(model: ir.Model) -> int:

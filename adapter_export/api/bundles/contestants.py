@@ -38,7 +38,7 @@ def contestants_of(bundle: OpenedBundle, names: Sequence[str], source: str) -> I
         if record.task is None:
             raise _no_task(f"{bundle.folder}, adapter `{name}`", has_head=record.output is not None)
         if reader is None:
-            reader = bundle.served.reader(record.task.input, bundle.runtime_session())
+            reader = bundle.bundle.reader(record.task.input, bundle.runtime_session())
         yield Contestant(name, source, bundle, name, reader)
 
 
@@ -246,7 +246,7 @@ class Contestants:
                 # notes on adapters without effect are given for each contestant
                 reporter=Callbacks(self.reporter.step, lambda _: None),
             )
-            yield precision, OpenedBundle(made.folder, made.manifest)
+            yield precision, OpenedBundle(made)
 
 
 def _no_task(where: str, *, has_head: bool) -> RequestError:

@@ -32,6 +32,7 @@ from adapter_export.onnx_backend.rewrite.insert import result_of, site_values
 from adapter_export.onnx_backend.rewrite.surgery import NODE_SITE_KEY
 from adapter_export.onnx_backend.slots import slot_tensors
 from adapter_export.runtime.adapter_file import write_adapter_file
+from adapter_export.runtime.bundle import Bundle
 
 Area = Literal[
     "base weights",
@@ -83,7 +84,7 @@ class Copy:
 
     def opened(self) -> OpenedBundle:
         """Return the copy as a check takes it; hashes are not compared, as if the author of the fault wrote them."""
-        return OpenedBundle(self.folder, self.manifest)
+        return OpenedBundle(Bundle(self.folder, self.manifest, verified=False))
 
     def graph(self, variant: str = "slots") -> ir.Model | None:
         """Return a graph; none if the bundle has none of that variant."""

@@ -197,7 +197,7 @@ def _noise(walk: Lockstep) -> ObligationRecord:
     runs = [run_session(graph.bundle.session(graph.file), walk.feeds, names) for _ in range(2)]
     others: tuple[tuple[Optimization, int | None], ...] = (("all", 1), ("none", None))
     for level, threads in others:
-        session = open_graph(model, optimization=level, threads=threads, folder=graph.bundle.home)
+        session = open_graph(model, optimization=level, threads=threads, where=graph.bundle.home)
         runs.append(run_session(session, walk.feeds, names))
     floats = [name for name in names if runs[0][name].dtype.kind == "f"]
     apart = [max((_largest(run[name], runs[0][name]) for name in floats), default=0.0) for run in runs[1:]]

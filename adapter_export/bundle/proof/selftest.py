@@ -34,6 +34,7 @@ from adapter_export.format.check_report import (
 from adapter_export.format.manifest import VARIANT_NAMES, VariantName
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.sample_inputs import word_cases
+from adapter_export.runtime.bundle import Bundle
 from adapter_export.tables import Table
 
 MOST_NUMBERS = 65
@@ -191,7 +192,7 @@ def _said_of_golden(copy: Copy, *, recorded: bool) -> tuple[list[str], tuple[Fau
     Recorded runs show any bit, but only on a machine like that of the build: without `recorded`, they are left out.
     """
     manifest = copy.manifest if recorded else replace(copy.manifest, recorded=None)
-    opened, said = OpenedBundle(copy.folder, manifest), list[str]()
+    opened, said = OpenedBundle(Bundle(copy.folder, manifest, verified=False)), list[str]()
     of_adapters = {path for one in manifest.adapters for path in (one.safetensors, one.onnx_adapter)}
     for variant in VARIANT_NAMES:
         own = set(opened.files_of(variant))
