@@ -222,8 +222,8 @@ class Base(ABC):
         return self._facts.model_type
 
     @property
-    @abstractmethod
-    def _tokenizer(self) -> str | None: ...
+    def _tokenizer(self) -> str | None:
+        return self.model.tokenizer
 
     @property
     def tokenizer(self) -> str | None:
@@ -236,23 +236,23 @@ class Base(ABC):
         return text
 
     @property
-    @abstractmethod
     def texts(self) -> GoldenTexts | None:
         """Golden texts with the ids that the model's own library gives them, if they are known."""
+        return self.model.texts
 
     @property
-    @abstractmethod
     def media(self) -> CapturedMedia | None:
         """Preprocessing of images or audio by the model's own processor, if it is known."""
+        return self.model.media
 
     @property
-    @abstractmethod
     def base_head(self) -> Adapter | None:
         """The head of the model that was captured, as an adapter without sites.
 
         `None` if there was none, if it was left out (`notes` say why), or if a site map gives another final hidden
         state.
         """
+        return None if self.given is not None and self.given.final else self.model.base_head
 
     def base_head_facts(self) -> dict[str, Any] | None:
         """Return facts of its base head as JSON data: `task`, `parameters`; `None` without one."""
@@ -266,16 +266,16 @@ class Base(ABC):
         return {"task": None if task is None else task.document(), "parameters": own.cost().parameters}
 
     @property
-    @abstractmethod
     def parameters(self) -> int:
         """The number of its stored floating-point weights."""
+        return self.model.parameters
 
-    @abstractmethod
     def tensor(self, name: str) -> np.ndarray | None:
         """Return a floating-point tensor by its name in the torch model; `None` if there is none.
 
         A matrix of an ONNX graph has the axes of torch's `Linear`, [out, in].
         """
+        return self.model.tensor(name)
 
     @property
     def lengths(self) -> Bounds:
@@ -439,35 +439,6 @@ class ArchiveBase(Base):
         """The model as torch trains it."""
         return self.model
 
-    @property
-    def _tokenizer(self) -> str | None:
-        return self.model.tokenizer
-
-    @property
-    def texts(self) -> GoldenTexts | None:
-        """Golden texts with the ids that the model's own library gives them, if they are known."""
-        return self.model.texts
-
-    @property
-    def media(self) -> CapturedMedia | None:
-        """Preprocessing of images or audio by the model's own processor, if it is known."""
-        return self.model.media
-
-    @property
-    def base_head(self) -> Adapter | None:
-        """The head of the model that was captured; `None` if a site map gives another final hidden state."""
-        replaced = self.given is not None and self.given.final is not None
-        return None if replaced else self.model.base_head
-
-    @property
-    def parameters(self) -> int:
-        """The number of its weights."""
-        return sum(tensor.numel() for tensor in self.model.program.parameters())
-
-    def tensor(self, name: str) -> np.ndarray | None:
-        """Return a floating-point tensor of the program in float32; `None` if there is none of this name."""
-        return self.model.tensor(name)
-
     def _site_map(self) -> SiteMap:
         from adapter_export.sites.site_map import sites_of
 
@@ -599,32 +570,6 @@ class OnnxFileBase(Base):
         """Raise a `BaseModelError`: torch cannot train a graph."""
         self.check_trainable()
         raise AssertionError("a graph is not trainable")
-
-    @property
-    def _tokenizer(self) -> str | None:
-        return None
-
-    @property
-    def texts(self) -> None:
-        """A graph has no golden texts."""
-
-    @property
-    def media(self) -> None:
-        """A graph has no preprocessing."""
-
-    @property
-    def base_head(self) -> None:
-        """A graph has no head apart from its outputs."""
-
-    @property
-    def parameters(self) -> int:
-        """The number of its floating-point weights."""
-        tensors = (value.const_value for value in self.model.model.graph.initializers.values())
-        return sum(tensor.size for tensor in tensors if tensor is not None and tensor.dtype.is_floating_point())
-
-    def tensor(self, name: str) -> np.ndarray | None:
-        """Return a tensor by its name in the torch model; `None` if there is none or its axes are not clear."""
-        return self.model.tensor(name)
 
     def _site_map(self) -> SiteMap:
         return self.model.sites

@@ -149,6 +149,28 @@ class OnnxBase:
     def model_type(self) -> None:
         """A graph does not name its architecture."""
 
+    @property
+    def tokenizer(self) -> None:
+        """A graph has no tokenizer."""
+
+    @property
+    def texts(self) -> None:
+        """A graph has no golden texts."""
+
+    @property
+    def media(self) -> None:
+        """A graph has no preprocessing of images or audio."""
+
+    @property
+    def base_head(self) -> None:
+        """A graph has no head apart from its outputs."""
+
+    @property
+    def parameters(self) -> int:
+        """The number of its floating-point weights."""
+        tensors = (value.const_value for value in self.model.graph.initializers.values())
+        return sum(tensor.size for tensor in tensors if tensor is not None and tensor.dtype.is_floating_point())
+
     def layer_weight(self, name: str, product: FlowNode | None) -> tuple[np.ndarray | None, bool]:
         """Return the weight of a layer as [out, in], of a norm as [d], and whether the graph has it as [in, out]."""
         weight = self.tensor(name)

@@ -219,6 +219,11 @@ class TorchBase:
             counts[tensor.data_ptr()] += len(node.users) if tensor.numel() else 0
         return counts
 
+    @property
+    def parameters(self) -> int:
+        """The number of its weights."""
+        return sum(tensor.numel() for tensor in self.program.parameters())
+
     @cached_property
     def flat(self) -> fx.GraphModule:
         """The flat module of all who read it alone, as `module` gives it: making one takes longer than a small base."""
