@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,10 +19,8 @@ from adapter_export.errors import (
     BaseModelError,
     InputError,
     MissingExtraError,
-    Note,
     UsageError,
     argument,
-    worded,
 )
 from adapter_export.format.lengths import Fit
 from adapter_export.reporting import SILENT, Reporter
@@ -53,9 +50,6 @@ if TYPE_CHECKING:
 Opened = TypeVar("Opened")
 
 PathLike = Path | str
-
-OnNote = Callable[[Note], None]
-"""Is told what the caller should know; without one it is a warning."""
 
 
 @dataclass(frozen=True)
@@ -783,27 +777,3 @@ def open_tokenizer(folder: Path, manifest: Manifest, *, fix: str) -> Tokenizer:
     from adapter_export.text import read_tokenizer
 
     return reader(read_tokenizer(folder / manifest.text.tokenizer), manifest)
-
-
-class Steps(Reporter):
-    """Pass steps on to a callback."""
-
-    def __init__(self, show: Callable[[str], None]) -> None:
-        self._show = show
-
-    def step(self, label: str, done: int = 0, total: int | None = None) -> None:  # noqa: ARG002
-        """Pass the label on."""
-        self._show(label)
-
-
-def silent(_: str) -> None:
-    """Hears nothing."""
-
-
-def tell(notes: Iterable[str], on_note: OnNote | None) -> None:
-    """Pass notes to the caller, or warn of them."""
-    for note in notes:
-        if on_note is None:
-            warnings.warn(worded(note), stacklevel=3)
-        else:
-            on_note(Note(note))
