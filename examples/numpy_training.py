@@ -118,8 +118,8 @@ def train(base: OnnxBase, tokenizer: Tokenizer, texts: list[str], answers: list[
     classes = np.array([labels.index(answer) for answer in answers])
     inputs = dict(tokenizer.batch(texts, [record.name for record in base.inputs]))
     y, mask = hidden_states(base, inputs), inputs[base.mask or ""]
-    others = range(site.layer or 0)
-    kind = KINDS["adapter_plus"].changed(scaling=1.0, drop_path=0.0).with_widths(b=BOTTLENECK).leaving_out(*others)
+    others = tuple(range(site.layer or 0))
+    kind = KINDS["adapter_plus"].changed(scaling=1.0, drop_path=0.0, bottleneck=BOTTLENECK, leave_out=others)
     model, adam, head_adam = Model(kind, site, len(labels)), Adam(), Adam()
     for step in range(STEPS):
         loss, of_logits = cross_entropy(model.logits(y, mask), classes)

@@ -48,7 +48,7 @@ class Head:
     """A prediction head: a graph from the final hidden state to the result of its task, and the widths of its symbols.
 
     The result is logits or numbers [batch, classes], logits [batch, tokens, classes], or vectors [batch, width].
-    Without a `task` nobody knows what they mean: they are given as they are, and answers are refused.
+    Without a `task` only the raw outputs are returned, and answers are refused.
     """
 
     graph: AdapterGraph
@@ -104,7 +104,7 @@ class Adapter:
 
     @property
     def task(self) -> Task | None:
-        """What its answers mean; none without a head, or where that is not known."""
+        """The meaning of its answers; `None` without a head, or if the head has no task."""
         return None if self.head is None else self.head.task
 
     def _check_graphs(self) -> None:

@@ -83,7 +83,7 @@ class Chain:
     def graph(
         self, replaces: str = "h", shared: tuple[str, ...] = (), *, values: Collection[str] = SITE_VALUES
     ) -> AdapterGraph:
-        """The graph that returns the last value in the place of the site value `replaces`.
+        """The graph that returns the last value instead of the site value `replaces`.
 
         `shared` are the parameters that all places have in common, `values` those that may be read: a site's, or a
         head's.

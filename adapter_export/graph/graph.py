@@ -23,7 +23,7 @@ SITE_VALUES: Mapping[str, Shape] = {
 start, `u` what the sublayer itself reads, `y` the block's output after add and norm. `d_in` equals `d` at sublayers."""
 
 READABLE: Mapping[str, tuple[str, ...]] = {"u": ("x", "u"), "h": ("h", "x", "u"), "y": ("h", "x", "u", "y")}
-"""For each site value that a result may replace: what is computed by then, so that the graph may read it."""
+"""Values that a graph may read, computed by then, for each site value that its result may replace."""
 
 HEAD_VALUES: Mapping[str, Shape] = {"hidden": ("batch", "tokens", "d"), "mask": ("batch", "tokens")}
 """The values that a head may read: the final hidden state, and the attention mask as numbers (1 real, 0 padding)."""
@@ -48,7 +48,7 @@ class AdapterGraph:
     """Nodes in the order of evaluation, checked when the graph is made; a `GraphError` names the node.
 
     `inputs` are keys of `SITE_VALUES` or of `HEAD_VALUES`, `parameters` the symbolic shapes of its tensors. `result`
-    stands in the place of the site value `replaces`, a key of `READABLE` (without meaning in a head). `shared` are the
+    replaces the site value `replaces`, a key of `READABLE` (without meaning in a head). `shared` are the
     parameters that all places of one adapter with this graph have in common.
     """
 
@@ -117,7 +117,7 @@ class AdapterGraph:
             raise GraphError(fault, found=", ".join(late), expected=", ".join(READABLE[self.replaces]))
         unknown = sorted(set(self.shared) - set(self.parameters))
         if unknown or len(set(self.shared)) != len(self.shared):
-            fault = "what is shared are different parameters of the graph"
+            fault = "`shared` must be different parameters of the graph"
             raise GraphError(fault, found=", ".join(self.shared), expected=", ".join(self.parameters))
 
     def _input_shapes(self) -> dict[str, Shape]:
@@ -228,7 +228,7 @@ def exchange(
 def _with_nodes(
     graph: AdapterGraph, nodes: tuple[Node, ...], parameters: Mapping[str, Shape], result: str, shared: tuple[str, ...]
 ) -> AdapterGraph:
-    """With those of the parameters that the nodes use."""
+    """Replace the nodes, and keep the parameters that they use."""
     used = {name for node in nodes for name in node.parameters.values()}
     return replace(
         graph,

@@ -111,7 +111,7 @@ def make_head(
 
 
 def embedding_facts(graph: AdapterGraph) -> dict[str, Any]:
-    """What a head's graph shows of its vectors: the `pooling`, if it is a usual one, and if they have length 1."""
+    """Facts of an embedding in its graph: the `pooling`, if it is a usual one, and if vectors have length 1."""
     ops = [node.op for node in graph.nodes]
     pooling = next((name for name, op in _POOLING_OPS.items() if op in ops), None)
     return {"pooling": pooling, "normalised": ops[-1:] == ["l2_normalise"]}

@@ -36,7 +36,7 @@ def kaiming(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
 
 
 def zero(_: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """All zeros."""
+    """Fill with 0."""
     return np.zeros(shape)
 
 
@@ -59,8 +59,8 @@ def rule(std: float) -> Draw:
 class Scheme:
     """Draws for an adapter's projections.
 
-    `closing` are those whose output goes into the result through sums, factors and norms alone, `inner` the others, and
-    `gate` those that open a gate, which starts half open (AdapterHub's `houlsby` leaves them to torch).
+    `closing` are those whose output goes into the result through nothing but sums, factors and norms, `inner` the
+    others, and `gate` those that open a gate, which starts half open (AdapterHub's `houlsby` leaves them to torch).
     """
 
     inner: Draw
@@ -118,7 +118,7 @@ def _draws(graph: AdapterGraph, scheme: Scheme) -> dict[str, Draw]:
 
 
 def one(_: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """All ones."""
+    """Fill with 1."""
     return np.ones(shape)
 
 
@@ -128,7 +128,7 @@ def mean(_: np.random.Generator, shape: tuple[int, ...]) -> Array:
 
 
 def _closing(graph: AdapterGraph, value: str) -> list[Node]:
-    """The projections from which a value comes through sums, factors and norms alone."""
+    """The projections from which a value comes through nothing but sums, factors and norms."""
     node = producer(graph, value)
     if node is None or OPS[node.op].projects:
         return [] if node is None else [node]

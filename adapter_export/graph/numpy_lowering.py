@@ -22,7 +22,7 @@ Gradients = tuple[Values, dict[str, Array]]
 """The gradient of each value read, and of each parameter by role."""
 
 Backward = Callable[[Node, Values, Owned, Array], Gradients]
-"""From the node, the values that it read, its parameters by role and the gradient of its output."""
+"""Takes the node, the values that it read, its parameters by role and the gradient of its output."""
 
 Function = Callable[[Array], Array]
 
@@ -143,7 +143,7 @@ def kronecker_sum(rule: Array, products: Array) -> Array:
 
 
 def _rows(x: Array) -> Array:
-    """All axes but the last as one: [rows, width]."""
+    """Join all axes but the last: [rows, width]."""
     return x.reshape(-1, x.shape[-1])
 
 

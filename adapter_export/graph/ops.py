@@ -25,19 +25,19 @@ Dim = int | str
 Shape = tuple[Dim, ...]
 
 ShapeRule = Callable[[tuple[Shape, ...], Mapping[str, Dim]], Shape]
-"""From the shapes read and the op's own dimensions to the shape returned; raises `GraphError`."""
+"""Maps the shapes read and the op's own dimensions to the shape returned; raises `GraphError`."""
 
 CostRule = Callable[[Mapping[str, int]], int]
-"""From the op's own dimensions to multiply-accumulates of matrix products per token, or per row after pooling."""
+"""Maps the op's own dimensions to multiply-accumulates of matrix products per token, or per row after pooling."""
 
 DegreeRule = Callable[[Sequence[int]], int]
-"""From the powers of the site values in the values read to their power in the result."""
+"""Maps the powers of the site values in the values read to their power in the result."""
 
 First = Literal["zeros", "ones", "mean", "projection", "rule", "factor", "last factor"]
 """First numbers of a parameter: all 0, all 1, 1/values, or drawn as `adapter_export.graph.initialise` says."""
 
 LinearIn = Literal["nothing", "first", "all", "each", "mixed"]
-"""The values that scale the result when they are scaled: none, the first alone, all together, each alone (products), or
+"""The values that scale the result when they are scaled: none, the first, all together, each by itself (products), or
 the second half together (the values of a mixture by scores)."""
 
 
@@ -70,7 +70,7 @@ class Arity:
 
 
 def same_shape(inputs: tuple[Shape, ...], _: Mapping[str, Dim]) -> Shape:
-    """That of the first value."""
+    """The shape of the first value."""
     return inputs[0]
 
 
@@ -153,7 +153,7 @@ def bounded(_: Sequence[int]) -> int:
 
 
 def squared(powers: Sequence[int]) -> int:
-    """Squares of what is read."""
+    """Squares of the value read."""
     return 2 * powers[0]
 
 
@@ -216,7 +216,7 @@ class OpSpec:
 
     @property
     def projects(self) -> bool:
-        """Whether it has a weight matrix that schemes of first weights draw."""
+        """True if it has a weight matrix that schemes of first weights draw."""
         return any(parameter.first == "projection" or "factor" in parameter.first for parameter in self.parameters)
 
     def scaled_by(self, inputs: Sequence[Read]) -> Sequence[Read]:
@@ -236,7 +236,7 @@ class OpSpec:
 
     @property
     def is_zero_by_parameters(self) -> bool:
-        """Whether the result is 0 where all of its parameters are."""
+        """True if the result is 0 where all of its parameters are."""
         return self.zero_by_parameters or self.linear_in_parameters is not None
 
 

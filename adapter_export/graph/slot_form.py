@@ -107,7 +107,7 @@ def _dense(graph: AdapterGraph, node: Node) -> _Step:
 
 
 def _absorbed(graph: AdapterGraph, node: Node) -> Iterator[_Step]:
-    """The factor goes into what is before it if that can take it, else into what is behind it."""
+    """Fold the factor into the op before it if that can take it, else into the op behind it."""
     before = producer(graph, node.inputs[0])
     takes = {"feature", OPS[node.op].factor}  # one number for the whole goes into either, one for each feature does not
     if before is not None and OPS[before.op].linear_in_parameters in takes and readers(graph, before.output) == 1:
@@ -158,11 +158,11 @@ _LEARNED = {name: row.factor for name, row in OPS.items() if row.factor is not N
 _PER_FEATURE = frozenset(name for name, factor in _LEARNED.items() if factor == "feature")
 
 _ONES = (frozenset(_LEARNED), _PER_FEATURE, frozenset[str]())
-"""Which learned factors are one, tried in this order, and then each of those per feature alone; the others are zero."""
+"""Learned factors that are 1, tried in this order, and then each of those per feature by itself; the others are 0."""
 
 
 def neutral_widths(graph: AdapterGraph, site_widths: Mapping[str, int]) -> dict[str, int]:
-    """The narrowest widths: the site's own where the site gives them, 1 for all else, 2 for what is normalised."""
+    """The narrowest widths: the site's own where the site gives them, 1 for all else, 2 for normalised values."""
     normed = {graph.dimensions(node)["in"] for node in graph.nodes if OPS[node.op].trained_norm}
     narrowest = {symbol: NEUTRAL_NORM_WIDTH if symbol in normed else NEUTRAL_WIDTH for symbol in graph.symbols()}
     return {symbol: site_widths.get(symbol, width) for symbol, width in narrowest.items()}
@@ -257,7 +257,7 @@ def _wanted(graph: AdapterGraph) -> str:
 
 
 def _neutral_ones(graph: AdapterGraph) -> frozenset[str] | None:
-    """The parameters that are one, with all others zero, where the graph is neutral; none if it never is."""
+    """The parameters that are one, with all others zero, where the graph is neutral; `None` if it never is."""
     choices = [_parameters_of(graph, ops) for ops in _ONES]
     choices += [frozenset({name}) for name in sorted(_parameters_of(graph, _PER_FEATURE))]
     return next((ones for ones in choices if _follow(graph, ones)[graph.result] == _wanted(graph)), None)
@@ -292,7 +292,7 @@ def _transfer(node: Node, inputs: list[str], ones: frozenset[str]) -> str:
 
 
 KEEP, USE = "switch.keep", "switch.use"
-"""The parameters of a switch, as wide as what is replaced, and [1]."""
+"""The parameters of a switch, as wide as the value that is replaced, and [1]."""
 
 _MOST_IDLE = 2
 """The highest power of site values that an idle graph may compute: a square leaves float32 at 1e19, as norms do."""

@@ -17,7 +17,7 @@ def strength_parameters(graph: AdapterGraph) -> frozenset[str] | None:
         return None
     chosen = frozenset(name for node in found for name in node.parameters.values())
     own = {id(node) for node in found}
-    for node in graph.nodes:  # each is in one of these places alone, and none of these reads what another makes
+    for node in graph.nodes:  # a parameter is used nowhere else, and no update reads another one
         if id(node) not in own and chosen & set(node.parameters.values()):
             return None
     made = {node.output for node in found}
@@ -27,7 +27,7 @@ def strength_parameters(graph: AdapterGraph) -> frozenset[str] | None:
 
 
 def _steps(graph: AdapterGraph, value: str) -> list[Node] | None:
-    """The nodes whose parameters lead a value from the one that is replaced to itself; none if nothing does."""
+    """The nodes whose parameters lead a value from the one that is replaced to itself; `None` if no nodes do."""
     if value == graph.replaces:
         return []
     node = producer(graph, value)
@@ -46,7 +46,7 @@ def _steps(graph: AdapterGraph, value: str) -> list[Node] | None:
 
 
 def _factors(graph: AdapterGraph, value: str) -> list[Node] | None:
-    """The nodes by whose parameters a value is multiplied by any number; none if it is not."""
+    """The nodes by whose parameters a value is multiplied by any number; `None` if there are none."""
     node = producer(graph, value)
     if node is None:
         return None

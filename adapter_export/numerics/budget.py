@@ -1,4 +1,4 @@
-"""How far two correct floating-point computations of one output may lie apart, and why.
+"""The allowed deviation between two correct floating-point computations of one output, and its derivation.
 
 Every product, norm and activation rounds its result, and a dot product also rounds while it adds up its terms. These
 errors have random signs, so they add up in quadrature: over the terms of a sum, and over the products that follow each
@@ -10,12 +10,12 @@ ACCUMULATION has a value in theory. Add n terms of equal variance one by one: th
 √k, each is rounded by up to eps/2 of itself (variance eps²/12), and the n roundings leave an error of standard
 deviation eps·√(n/24), 0.204·√n·eps, times that of the sum. Kernels that add in blocks do better; the most extreme
 element of a large output does somewhat worse. ROUNDING is what a product and its activation need without any sum:
-torch's and onnxruntime's float32 activations alone are off by up to 2.3·eps.
+torch's and onnxruntime's float32 activations are off by up to 2.3·eps.
 
 Both were calibrated against float64 by `benchmarks/calibrate_budget.py`: activations, adapters, mixtures by attention,
 heads and stacks of up to 24 adapters with random weights, widths 32 to 4096, in NumPy, torch and onnxruntime. With
 ROUNDING 3, the worst would have needed ACCUMULATION 0.247; it is 0.28. MiniLM with a random adapter at every site uses
-a quarter of its budget, which is about 1e-5 of the scale, so a scaling of 1.001 in the place of 1 fails.
+a quarter of its budget, which is about 1e-5 of the scale, so a scaling of 1.001 instead of 1 fails.
 
 How far errors of that size move an output is measured, too, by `amplification`: where the reference itself moves by
 more than the formula says, that counts, up to `MOST_AMPLIFIED` of the scale. With some forty adapters (weights of std

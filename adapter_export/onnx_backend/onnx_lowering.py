@@ -22,7 +22,7 @@ _GELU_OPSET = 20
 """The first opset with `Gelu`."""
 
 _REDUCE_AXES_OPSET = 18
-"""From here on, the axes of `ReduceMean` are an input; those of `ReduceSum` are one in all opsets that are written."""
+"""The first opset in which the axes of `ReduceMean` are an input; those of `ReduceSum` are one in opset 17, too."""
 
 Values = tuple[ir.Value, ...]
 Owned = Mapping[str, ir.Value]
@@ -159,7 +159,7 @@ def _linear(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Valu
 
 
 def _phm_linear(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
-    """For graphs that are not in their inference form, where it is a `linear`."""
+    """Multiply by the sum of Kronecker products; only in graphs that are not in their inference form."""
     (x,), name = values, node.output
     products = writer.op(f"{name}/products", "MatMul", (owned["left"], owned["right"]))
     blocks = writer.op(f"{name}/blocks", "Einsum", (owned["rule"], products), {"equation": "iac,ipq->apcq"})
@@ -200,7 +200,7 @@ def _mean_pool(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value
 
 
 def _layer_norm(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
-    """As `LayerNormalization`, which takes one weight for all rows; in single steps where each row has its own."""
+    """Write `LayerNormalization`, which takes one weight for all rows, or single steps if each row has its own."""
     (x,), name = values, node.output
     if not writer.stacked or node.parameters["weight"] == BORROWED_WEIGHT:
         inputs = (x, owned["weight"], *([owned["bias"]] if "bias" in owned else []))
@@ -214,7 +214,7 @@ def _layer_norm(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.
 
 
 def _rms_norm(writer: Writer, node: Node, values: Values, owned: Owned) -> ir.Value:
-    """In the spelling that onnxruntime's SimplifiedLayerNormFusion knows; `RMSNormalization` is of opset 23."""
+    """Write the nodes that onnxruntime's SimplifiedLayerNormFusion matches; `RMSNormalization` is of opset 23."""
     (x,), name = values, node.output
     square = writer.op(f"{name}/square", "Pow", (x, writer.number(f"{name}/two", 2.0, x)))
     epsilon = writer.number(f"{name}/epsilon", node.attributes["epsilon"], x)
@@ -244,7 +244,7 @@ def _factors_weighted(writer: Writer, node: Node, values: Values, owned: Owned) 
 
 
 def _keep_half(*, first: bool) -> Write:
-    """For graphs that are not in their inference form, where most of these are zeros in weights."""
+    """Select a half; only in graphs that are not in their inference form, where most are zeros in weights."""
 
     def write(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
         (x,), name = values, node.output
@@ -366,7 +366,7 @@ _WRITE: Mapping[str, Write] = {
 
 
 def emit(graph: AdapterGraph, inputs: Owned, parameters: Owned, writer: Writer) -> ir.Value:
-    """Write an adapter graph, best in its `inference_form`, as ONNX nodes; what acts in training alone writes nothing.
+    """Write an adapter graph, best in its `inference_form`, as ONNX nodes; ops of training write nothing.
 
     Args:
         graph: the graph.

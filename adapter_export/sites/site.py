@@ -62,10 +62,10 @@ class Norm:
 class Site:
     """One place in the base, as values of its dataflow graph (names of the view that found it).
 
-    A sublayer has all values. A linear layer, inside it or outside of all of them, has `u` and `h` alone, the
-    embeddings have `h` alone; each value is [batch, tokens, width], or [batch·tokens, width] in a base that flattens
+    A sublayer has all values. A linear layer, inside it or outside of all of them, has only `u` and `h`, the
+    embeddings have only `h`; each value is [batch, tokens, width], or [batch·tokens, width] in a base that flattens
     them there, or [batch, width] behind a pooling. A split of a fused linear layer (role `part`) names the values of
-    the whole layer, and stands for some of the features of its `h`.
+    the whole layer, and is some of the features of its `h`.
 
     Attributes:
         name: such as `layers.3.attention.query` or `embeddings`; in a base of encoder and decoder with the stream
@@ -82,8 +82,8 @@ class Site:
             that is called once per layer gives several sites the same path.
         followed_by: the kind of what reads the sum first, such as `norm`, or `output`; empty at other sites.
         parts: the slices [start, end) of `h`, in a fused linear layer, that are its splits; at a split, its own.
-        other_calls: how often the base calls the module of a linear layer on what is no activation of a text, such as
-            relative positions; an adapter at the site does not act there.
+        other_calls: how often the base calls the module of a linear layer on values other than activations of a text,
+            such as relative positions; an adapter at the site does not act there.
         blocks: how many equal blocks `h` is cut into first, so that a split is a slice of each; more than 1 where
             a fused layer is laid out head by head.
         sequence_first: whether tokens come before batch, as in `torch.nn.MultiheadAttention`.
@@ -114,7 +114,7 @@ class Site:
 
     @property
     def is_outside(self) -> bool:
-        """Whether it is a linear layer outside of all sublayers, such as a pooler or a language head."""
+        """True for a linear layer outside of all sublayers, such as a pooler or a language head."""
         return self.role == "linear" and self.layer is None
 
     def part(self, name: str) -> Site:
@@ -144,7 +144,7 @@ class Unplaced:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of a base its sites cover.
+    """The part of a base that its sites cover.
 
     Attributes:
         found: the number of sublayers that are sites.
@@ -161,17 +161,17 @@ class Coverage:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every sublayer is a site."""
+        """True if every sublayer is a site."""
         return not self.unplaced
 
     def __str__(self) -> str:
-        """Such as `10 of 10 sublayers`, or `8 of at least 10`."""
+        """Words such as `10 of 10 sublayers`, or `8 of at least 10`."""
         return f"{self.found} of {'' if self.is_complete else 'at least '}{self.expected} sublayers"
 
 
 @dataclass(frozen=True)
 class SiteMap:
-    """All sites of a base in the order of evaluation, and the final hidden state [batch, tokens, width] for heads.
+    """The sites of a base in the order of evaluation, and the final hidden state [batch, tokens, width] for heads.
 
     `coverage` says whether these are all that the base has.
     """

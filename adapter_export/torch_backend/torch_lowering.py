@@ -190,5 +190,5 @@ class GraphLayer(nn.Module):
         return result.to(values[0].dtype) if values[0].is_floating_point() else result
 
     def extra_repr(self) -> str:
-        """Where it acts and which ops it has."""
+        """The place where it acts, and its ops."""
         return f"{self.owner}: {' -> '.join(node.op for node in self.graph.nodes)}"

@@ -94,7 +94,7 @@ def test_memory_grows_with_the_rows(base: ae.Base) -> None:
     weights = sum(tensor.nbytes for _, tensor in base.torch.program.named_parameters())
     assert seen > weights + 4 * adapter.cost().bytes
     lower = init_adapter(
-        kind_named("pfeiffer")().leaving_out(0), base.sites.map, name="a", base=base.fingerprint
+        kind_named("pfeiffer").changed(leave_out=(0,)), base.sites.map, name="a", base=base.fingerprint
     )  # nothing below the first adapter is kept
     assert training_memory(base.torch, lower, base.sites.map, five, five, 1) < seen - weights / 100
 

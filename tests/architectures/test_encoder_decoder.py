@@ -42,7 +42,7 @@ SHAPES = ((3, 7, 5), (1, 4, 9))
 LENGTHS = ("sequence", "decoder_sequence")
 TOLERANCE = 1e-4
 STD = 0.15
-EVERYWHERE = houlsby().at_roles("attention", "cross_attention", "ffn")
+EVERYWHERE = houlsby.changed(sublayers=("attention", "cross_attention", "ffn"))
 CROSSING = lora(LoraOptions(modules=("cross_attention.key", "cross_attention.query"), rank=2))
 SIZE = {"d_model": 16, "vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | {
     f"{part}_{name}": count
@@ -179,7 +179,7 @@ def test_rows_of_a_batch_run_through_different_adapters(base: AdaptedBase) -> No
     adapters = [
         base.adapter,
         random_adapter("crossing", CROSSING, base.in_onnx),
-        random_adapter("decoder", houlsby().at_roles("decoder.ffn"), base.in_onnx, bottleneck=2),
+        random_adapter("decoder", houlsby.changed(sublayers=("decoder.ffn",)), base.in_onnx, bottleneck=2),
     ]
     inputs = {name: value.numpy() for name, value in inputs_of(base.name, 4, 6, 5).items()}
     assert_rows_are_those_of_slots(base.in_onnx, adapters, inputs, tolerance=1e-4)

@@ -31,7 +31,7 @@ from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
 TOLERANCE = 1e-4
-EVERYWHERE = houlsby().at_roles("attention", "cross_attention", "ffn")
+EVERYWHERE = houlsby.changed(sublayers=("attention", "cross_attention", "ffn"))
 
 Adapt = Callable[[Tensor], Tensor]
 

@@ -49,10 +49,10 @@ FAULTS = {
     "a head replaces nothing and shares nothing": lambda: graph(
         Node("first_token", ("hidden",), "r"), inputs=("hidden",), replaces="y"
     ),
-    "what is shared are different parameters of the graph; found down.gain": lambda: graph(
+    "`shared` must be different parameters of the graph; found down.gain": lambda: graph(
         linear(), parameters=SHAPES, shared=("down.gain",)
     ),
-    "what is shared are different parameters of the graph; found down.bias, down.bias": lambda: graph(
+    "`shared` must be different parameters of the graph; found down.bias, down.bias": lambda: graph(
         linear(), parameters=SHAPES, shared=("down.bias", "down.bias")
     ),
     "node 0 (`base_norm`): the base's norm is of width `d`": lambda: graph(

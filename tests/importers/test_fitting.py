@@ -136,7 +136,7 @@ def test_a_missing_rule_is_named_once() -> None:
 
 
 def test_left_out_layers_have_no_tensors() -> None:
-    kind = KINDS["pfeiffer"]().with_widths(b=8).leaving_out(0)
+    kind = KINDS["pfeiffer"].changed(bottleneck=8, leave_out=(0,))
     tensors = tensors_of(kind)
     fitted = fitting_kind(tensors, "pfeiffer", activation="relu")
     with pytest.raises(TensorError, match=r"every tensor of `layers\.0\.ffn` is missing"):

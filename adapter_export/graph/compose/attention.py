@@ -18,7 +18,7 @@ from adapter_export.graph.initialise import normal
 from adapter_export.graph.ops import OPS, Shape
 
 FIRST_TEMPERATURE = 50.0
-"""That of AdapterHub, where a temperature is asked for."""
+"""The default of AdapterHub if a temperature is asked for."""
 
 VALUE = "fusion.value.weight"
 """The parameter [d, d] that training may draw towards the identity."""
@@ -121,7 +121,7 @@ def attend(
         return chain.op(op, chain.free(output), *others)
 
     def projected(source: str, name: str, output: str) -> str:
-        """By one of the linears, the same for all members."""
+        """Append one of the linears, the same for all members."""
         shapes: dict[str, Shape] = {"weight": (width, width), **({} if name == "value" else {"bias": (width,)})}
         chain.value = source
         return chain.owned("linear", f"{owner}.{name}", shapes, output=chain.free(output))
@@ -131,7 +131,7 @@ def attend(
     early = options.value and options.value_before_softmax
     values = [projected(one, "value", f"{one}_value") if early else one for one in added]
     chain.value = values[0]
-    if len(added) > 1:  # the share of one alone is 1
+    if len(added) > 1:  # the share of a single member is 1
         asked = projected(query, "query", "fusion_query") if options.query else query
         scores = []
         for one in added:

@@ -63,7 +63,7 @@ class Merged(Chain):
         self.shared: tuple[str, ...] = ()
 
     def result(self, one: Here, values: Mapping[str, str]) -> str:
-        """Take in a member's nodes, with `values` in the place of its site values; returns the value of its result."""
+        """Take in a member's nodes, with `values` instead of its site values; returns the value of its result."""
         return self._taken_in(one, values, one.graph.nodes)[one.graph.result]
 
     def delta(self, one: Here, values: Mapping[str, str]) -> str:

@@ -39,7 +39,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def stack(*adapters: Adapter, name: str, head: str | None = None) -> Adapter:
-    """One adapter after the other: each reads the result of the one before it in the place of what that one replaces.
+    """One adapter after the other: each reads the result of the previous one instead of the value which that replaces.
 
     What acts on `h` acts before what acts on `y`, as in the base. `head` names the member whose head it gets.
 

@@ -91,8 +91,8 @@ class BottleneckOptions(LayerOptions):
 class Wiring:
     """The connections of a bottleneck to the base.
 
-    Its output is added to the `residual`: `h`, the `sum` h + x, or what it `read`; the sum stands for the site value
-    `replaces`. With `residual_inside`, `norm_after` normalises the sum with the residual, not the output alone.
+    Its output is added to the `residual`: `h`, the `sum` h + x, or what it `read`; the sum replaces the site value
+    `replaces`. With `residual_inside`, `norm_after` normalises the sum with the residual, not just the output.
     """
 
     reads: Source = "h"
@@ -233,7 +233,7 @@ def _shown(tensors: Mapping[str, np.ndarray], _: Mapping[str, Any]) -> dict[str,
 
 
 def graph_name(wiring: Wiring, options: BottleneckOptions) -> str:
-    """A name for the topology; what is folded away does not count."""
+    """A name for the topology, without the parts that are folded away."""
     family = {"h": "bottleneck", "u": "parallel", "x": "parallel_x", "y": "block", "normed": "normed"}[wiring.reads]
     if wiring.replaces == "y":
         family = {"normed": "block"}.get(wiring.reads, f"{family}_at_y")

@@ -2,7 +2,7 @@
 
 The options of a kind are one frozen dataclass. Each field with a `KindOption` in its annotation is an argument of
 `train` and `attach` in Python and an option of `train` on the command line; `pack` takes those that tensors do not
-show, and `sweep` varies those that say so. Fields without one are for callers of the class alone.
+show, and `sweep` varies those that say so. Fields without one have no option.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from adapter_export.option import Option
 from adapter_export.sites.site import LAYERS, SUBLAYERS, Site
 
 DEFAULT_BOTTLENECK = 64
-"""The bottleneck width where none is given (Houlsby et al. 2019, §3.3: sizes from 8 to 64 on GLUE)."""
+"""The default bottleneck width (Houlsby et al. 2019, §3.3: sizes from 8 to 64 on GLUE)."""
 
 _LEAST = 1e-6
 """The smallest reduction factor; a width over a smaller one is none that fits into memory, or infinite."""
@@ -31,7 +31,7 @@ _LEAST = 1e-6
 class RelativeWidth:
     """A width that follows from the width `of`: `⌊of / factor⌋`, at least 1.
 
-    The factor is a number or another symbol, none where `by_layer` has one for every layer; below 1 it widens. An
+    The factor is a number or another symbol, `None` if `by_layer` has one for every layer; below 1 it widens. An
     `exact` share must divide without rest.
     """
 
@@ -94,8 +94,7 @@ class Places:
     """A choice of sites: by roles (`ffn`, or `decoder.ffn` in one of several streams), and linear layers by names.
 
     `linears` are names, or ends of names, of linear layers or splits of fused ones; layers outside of all sublayers are
-    meant by their whole names alone. The layers in `leave_out` are left
-    out (AdapterDrop, Rücklé et al. 2021, §3).
+    named in full. The layers in `leave_out` have no adapter (AdapterDrop, Rücklé et al. 2021, §3).
     """
 
     roles: tuple[str, ...] = ()
@@ -114,8 +113,8 @@ class Places:
         """The chosen places that these sites lack, in words."""
         held = [site for site in sites if self.hold(site)]
         names = [name for name in self.linears if not any(_is_named(site, name) for site in held)]
-        alone = replace(self, linears=())
-        roles = [str(alone)] if self.roles and not any(alone.hold(site) for site in held) else []
+        sublayers = replace(self, linears=())
+        roles = [str(sublayers)] if self.roles and not any(map(sublayers.hold, held)) else []
         return [*roles, *(f"`{name}`" for name in names)]
 
     def __str__(self) -> str:
@@ -202,7 +201,7 @@ class Kind:
                 yield site, component
 
     def placed(self, sites: Iterable[Site]) -> list[tuple[Site, Component]]:
-        """As `at`, for a base that must have all its places.
+        """The same as `at`, for a base that must have all its places.
 
         Raises `AdapterError` if the base lacks one of them, or a layer that is left out.
         """
@@ -247,24 +246,8 @@ class Kind:
             components.append(replace(component, widths=changed))
         return replace(self, components=tuple(components))
 
-    def leaving_out(self, *layers: int) -> Kind:
-        """The kind without the sites of some layers."""
-        return self._placed_at(lambda places: replace(places, leave_out=(*places.leave_out, *layers)))
-
-    def at_roles(self, *roles: str) -> Kind:
-        """The kind at sublayers of other roles, in those of its components that act at sublayers."""
-
-        def changed(places: Places) -> Places:
-            acts = any(role.rpartition(".")[2] in SUBLAYERS for role in places.roles)
-            return replace(places, roles=roles) if acts else places
-
-        return self._placed_at(changed)
-
-    def _placed_at(self, changed: Callable[[Places], Places]) -> Kind:
-        return replace(self, components=tuple(replace(one, places=changed(one.places)) for one in self.components))
-
     def places(self) -> str:
-        """Where it acts, in words."""
+        """The places where it acts, in words."""
         return "; ".join(dict.fromkeys(str(component.places) for component in self.components))
 
 

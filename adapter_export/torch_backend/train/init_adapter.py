@@ -79,7 +79,7 @@ def _head_weights(head: Head, scheme: str, rng: np.random.Generator) -> Weights:
 
 
 def relative_change(model: AdaptedModel, inputs: Mapping[str, torch.Tensor]) -> float:
-    """How far the adapter moves the final hidden state: `‖adapted − base‖ / ‖base‖`, Frobenius norms, in float64.
+    """Measure the change of the final hidden state: `‖adapted − base‖ / ‖base‖`, Frobenius norms, in float64.
 
     Near 0 the adapted model is near the base, where training should start.
     """
