@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from adapter_export.errors import FileError, FormatError, HashError, quoted, within
 from adapter_export.format.files import check_checksum, checked_json
-from adapter_export.format.manifest import BAKED, FileRecord, GoldenRecord, Manifest, MixRecord
+from adapter_export.format.manifest import BAKED, GRAPH_VARIANTS, FileRecord, GoldenRecord, Manifest, MixRecord
 from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import HEAD, SHARED
 from adapter_export.safe_io.documents import parse_json
@@ -206,7 +206,7 @@ def _check_golden(golden: GoldenRecord, outputs: set[str], manifest: Manifest, p
 def _check_bank(manifest: Manifest) -> None:
     bank = manifest.bank
     if bank is None:
-        _check_known("graphs", manifest.graphs, {"slots", "inputs"})
+        _check_known("graphs", manifest.graphs, set[str](GRAPH_VARIANTS) - {"bank", "fanout"})
         return
     _check_known("bank.rows", set(bank.rows) - {None}, {adapter.name for adapter in manifest.adapters})
     slots = {slot.name for slot in manifest.slots}

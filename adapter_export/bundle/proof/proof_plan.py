@@ -14,6 +14,7 @@ from adapter_export.bundle.proof.exact_tensors import Source
 from adapter_export.bundle.proof.invariants import check_files
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.texts import Contract
+from adapter_export.bundle.variants import VARIANTS
 from adapter_export.errors import UsageError, quoted
 from adapter_export.format.check_report import InvariantRecord
 from adapter_export.format.lengths import Bounds, axis_lengths
@@ -100,12 +101,11 @@ class Plan:
     def graphs(self) -> list[Graph]:
         """The graphs to run, each at its levels; those into which another adapter is baked are left out."""
         levels: dict[VariantName, Sequence[Optimization]] = {} if self.quick else {"slots": self.levels}
-        wanted = {self.bundle.record(name).baked for name in self.adapters}
         return [
             Graph(self.bundle, variant, file, level)
             for variant in self.variants
             for file in self.bundle.files_of(variant)
-            if variant != "baked" or file in wanted
+            if {*self.names} & {*VARIANTS[variant].adapters(self.bundle.manifest, file)}
             for level in levels.get(variant, (LEVEL,))
         ]
 
@@ -200,8 +200,7 @@ def trials(plan: Plan, graph: Graph, expected: Sequence[Golden]) -> list[Trial]:
         for golden in expected
         for at in range(len(golden.cases))
         if whole or golden.cases[at].core
-        if graph.variant != "baked" or (golden.adapter and plan.bundle.record(golden.adapter).baked == graph.file)
-        if bank is None or golden.adapter in bank.rows
+        if golden.adapter in graph.adapters
     ]
     found = [
         Trial(golden.cases[at], (golden.adapter,) * golden.cases[at].batch, ((golden, at),)) for golden, at in there

@@ -334,14 +334,8 @@ def prove(
 
 def _golden_parts(plan: Plan, graph: Graph) -> list[GoldenParts]:
     """Return the golden parts of the adapters that a graph can run."""
-    bank = plan.bundle.manifest.bank if graph.by_row else None
-    parts = {
-        name: plan.bundle.parts(name)
-        for name in plan.adapters
-        if (bank is None or name in bank.rows)
-        and (graph.variant != "baked" or plan.bundle.record(name).baked == graph.file)
-    }
-    return [each for each in parts.values() if each is not None]
+    parts = [plan.bundle.parts(name) for name in plan.adapters if name in graph.adapters]
+    return [each for each in parts if each is not None]
 
 
 def expect(plan: Plan, reference: Reference | None, on_step: OnStep = silent) -> list[Golden]:
