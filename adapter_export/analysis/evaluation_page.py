@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -49,22 +49,17 @@ def _parts(found: Evaluation) -> Iterator[str]:
 
 
 def _scores(found: Evaluation) -> Table:
-    """The scores, each with its interval as a bar on the scale of the metric, where that ends."""
-    other = {} if found.versus is None else found.versus.scores
-    rows = []
-    for metric in found.metrics:
-        score = found.scores[metric.name]
-        rows.append(
-            (
-                metric.words,
-                score,
-                score.interval,
-                bar(score, metric.least, metric.most),
-                *([other[metric.name]] if other else []),
-            )
-        )
-    columns = ("metric", "value", "95 % interval", "", *(["reference"] if other else []))
-    return Table(columns, rows, "scores", "lrrlr")
+    """Return the scores, each with its interval as a bar on the scale of the metric, if that has two ends."""
+    bars = [bar(found.scores[metric.name], metric.least, metric.most) for metric in found.metrics]
+    return _with_bars(replace(found.table(), title="scores"), bars)
+
+
+def _with_bars(found: Table, bars: Sequence[Markup], heading: str = "", at: int = 3) -> Table:
+    """Return a table with a further column of drawings."""
+    columns, numbers = [*found.columns], found.numbers.ljust(len(found.columns), "l")
+    columns.insert(at, heading)
+    rows = [(*row[:at], drawn, *row[at:]) for row, drawn in zip(found.rows, bars, strict=True)]
+    return Table(columns, rows, found.title, numbers[:at] + "l" + numbers[at:])
 
 
 def bar(score: Score, least: float, most: float) -> Markup:
@@ -139,28 +134,23 @@ def _comparison_parts(found: Comparison) -> Iterator[str]:
 
 
 def _side_by_side(found: Comparison, metric: Metric) -> Table:
-    """The scores, each with its interval as a bar; the scale of the bars is as wide as all of them."""
+    """Return the scores, each with its interval as a bar; the bars share a scale as wide as all intervals."""
     scores = [one.scores[metric.name] for one in found.contestants]
     ends = [end for score in scores for end in (score.value, score.low, score.high) if end is not None]
-    scale = (min(ends, default=0.0), max(ends, default=0.0))
-    bars = [bar(score, *scale) for score in scores]
-    rows = [
-        (one.name, score, score.interval, drawn)
-        for one, score, drawn in zip(found.contestants, scores, bars, strict=True)
-    ]
-    drawn_from = f"{scale[0]:.4f} to {scale[1]:.4f}"
-    return Table(("contestant", "value", "95 % interval", drawn_from), rows, metric.words, "lrr")
+    low, high = min(ends, default=0.0), max(ends, default=0.0)
+    rows = [(one.name, score, score.interval) for one, score in zip(found.contestants, scores, strict=True)]
+    plain = Table(("contestant", "value", "95 % interval"), rows, metric.words, "lrr")
+    return _with_bars(plain, [bar(score, low, high) for score in scores], f"{low:.4f} to {high:.4f}")
 
 
 def _drawn_times(found: Comparison) -> Table:
-    """The latencies, each with its quartiles as a bar."""
-    plain, times = found.latencies(), [one.latency for one in found.contestants if one.latency is not None]
+    """Return the latencies, each with its quartiles as a bar."""
+    times = [one.latency for one in found.contestants if one.latency is not None]
     most = max(time.high for time in times)
     bars = [
         interval(time.milliseconds, time.low, time.high, 0.0, most, f"{time.milliseconds:.3g} ms") for time in times
     ]
-    rows = [(*row[:3], drawn, *row[3:]) for row, drawn in zip(plain.rows, bars, strict=True)]
-    return Table((*plain.columns[:3], "", *plain.columns[3:]), rows, plain.title, "lrrlrr")
+    return _with_bars(found.latencies(), bars)
 
 
 def _warm(found: Table) -> Markup:
