@@ -19,7 +19,7 @@ _SITES = command("open_base(MODEL).sites", "sites MODEL")
 
 @dataclass(frozen=True)
 class Target:
-    """Where a module of an adapter acts in the model that it was trained in.
+    """The place where a module of an adapter acts in the model that it was trained in.
 
     `stem` is the path of a linear layer, or of a module that has the last product of a sublayer of this role inside.
     """
@@ -31,7 +31,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Renaming:
-    """What is taken from the front of a path of the adapter, such as `bert`, or put there, such as `model`."""
+    """A prefix removed from the adapter's module paths, such as `bert`, or added to them, such as `model`."""
 
     drop: str = ""
     add: str = ""
@@ -95,7 +95,7 @@ class Match:
         return found
 
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of how the modules were found."""
+        """Yield notes on how the modules were found."""
         note = "the base's modules have other names than the adapter's: layers were matched by their numbers"
         return (note,) if self.by_number else ()
 
@@ -156,7 +156,7 @@ def _index(sites: Iterable[Site]) -> dict[tuple[Role, str], list[Site]]:
 
 
 def _fits(target: Target) -> bool:
-    """Whether its path can tell layers apart: a module around all layers is no place behind a sublayer."""
+    """Return whether a path can tell layers apart: a module around all layers is no place behind a sublayer."""
     return target.role == "linear" or _has_number(target.stem)
 
 

@@ -35,7 +35,7 @@ def fitting_kind(tensors: Tensors, name: str, **given: Any) -> Kind:
 
 @dataclass(frozen=True)
 class _Owner:
-    """What one owner of tensors, a site or the head, must bring."""
+    """The tensors that one owner, a site or the head, must have."""
 
     name: str
     graph_name: str

@@ -1,4 +1,4 @@
-"""Takes the tensors of a file into an adapter: looked up, compared with their shapes, transposed, and counted."""
+"""Map the tensors of a checkpoint to parameters of an adapter."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one parameter is made: `make` gets the tensors of the sources, or the number of the symbol `width`."""
+    """A recipe for one parameter: `make` gets the tensors of the sources, or the number of the symbol `width`."""
 
     sources: tuple[Source, ...]
     make: Callable[..., np.ndarray]
@@ -82,7 +82,7 @@ def zeros(width: str) -> Recipe:
 
 
 def unfit(tensor: np.ndarray) -> str | None:
-    """Why an array cannot be a tensor of an adapter, in words; none where it can."""
+    """Return the reason why an array cannot be a tensor of an adapter; `None` if it can."""
     if tensor.dtype.name not in FLOAT_TYPES:
         return f"is {tensor.dtype}, not one of {', '.join(FLOAT_TYPES)}"
     if 0 in tensor.shape:
@@ -93,14 +93,14 @@ def unfit(tensor: np.ndarray) -> str | None:
 
 
 def conversions(tensors: Iterable[np.ndarray]) -> Iterator[str]:
-    """What becomes of tensors that are not float32, in words."""
+    """Yield notes on the conversion of tensors that are not float32."""
     counts = Counter(tensor.dtype.name for tensor in tensors)
     for dtype in sorted(counts.keys() & (FLOAT_TYPES.keys() - {"float32"})):
         loss = "each number rounded once" if dtype == "float64" else "without loss"
         yield f"{counts[dtype]} tensors are {dtype} and were converted to float32, {loss}"
 
 
-class Taker:
+class TensorMap:
     """The tensors of one file, and what has become of them; `check` raises with all faults at once."""
 
     def __init__(self, tensors: Tensors, where: object) -> None:
@@ -187,7 +187,7 @@ class Taker:
             )
 
     def notes(self) -> Iterator[str]:
-        """What was done to dtypes."""
+        """Return notes on the conversion of dtypes."""
         return conversions(self.tensors[name] for name in self._used)
 
     def _find(self, source: Source, widths: Mapping[str, int], keys: Mapping[str, str]) -> np.ndarray | None:

@@ -35,7 +35,7 @@ _STD = 0.2
 
 @dataclass(frozen=True)
 class SiteCall:
-    """What one graph read in one pass, by name, and what it returned."""
+    """Values that one graph read in one pass, by name, and its result."""
 
     read: Mapping[str, Tensor]
     result: Tensor
@@ -118,7 +118,7 @@ class AttachedAdapter(nn.Module):
 
     @property
     def task(self) -> Task:
-        """What the head's answers mean; AdapterError if there is no head, or nobody knows it."""
+        """The task of the head; `AdapterError` if there is no head, or its task is not known."""
         task = self._head().task
         if task is None:
             raise AdapterError("nothing says what the results of the head mean", fix="give the head a `Task`")
@@ -163,7 +163,7 @@ class AttachedAdapter(nn.Module):
         }
 
     def learned(self) -> dict[str, nn.Parameter]:
-        """Those of its tensors that learn."""
+        """Return the tensors that learn."""
         return {name: tensor for name, tensor in self.tensors().items() if tensor.requires_grad}
 
     def cool(self, decay: float) -> None:

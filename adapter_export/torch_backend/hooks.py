@@ -113,7 +113,7 @@ class Boundary:
 
 @dataclass(frozen=True)
 class _Stop:
-    """What happens at a boundary: the value is replaced as edits say, in order, and kept as that of a node.
+    """Actions at a boundary: edits replace the value in order, and it is kept as that of a node.
 
     What one layer alone reads belongs to no node.
     """
@@ -153,7 +153,7 @@ class HookedAdapter(AttachedAdapter):
         self._attach(module)
 
     def _planned(self, boundaries: _Boundaries) -> dict[tuple[str, str, int], list[_Stop]]:
-        """What happens at each side of each call of a submodule."""
+        """Return the actions at each side of each call of a submodule."""
         index = self.base.index
         acting = [(site, self._layers[site.name].graph.replaces) for site in self.sites if site.name in self._layers]
         replacing: dict[str, list[Edit]] = defaultdict(list)
@@ -376,7 +376,7 @@ def _run(module: nn.Module, base: TorchBase, inputs: Mapping[str, Tensor]) -> di
 
 
 class _Boundaries:
-    """Where the values of a captured graph show in its module, and how often each submodule is called.
+    """Boundaries of submodules where values of a captured graph appear, and the number of calls of each submodule.
 
     Found by running both on the same inputs: the value of a node is a tensor that a submodule returns, among those in
     whose `forward` the node lies, or takes, among those that read the node; and its numbers are the same.
@@ -412,7 +412,7 @@ class _Boundaries:
                 self._tensors[Boundary(path, self.calls[path] - 1, side, key)] = value.detach()
 
     def of(self, name: str, site: Site | None, *, replaced: bool) -> Boundary:
-        """Where the value of a node shows: where it is made, else where it is read.
+        """Return the boundary where the value of a node appears: where it is made, else where it is read.
 
         It belongs to a site or, with none, to the head. NoSitesError if no submodule takes or returns it, or if it is
         to be replaced and is also read in other places.
@@ -436,7 +436,7 @@ class _Boundaries:
         )
 
     def input_of(self, site: Site) -> Boundary:
-        """Where the layer of a site reads its `u`; NoSitesError if that layer is no submodule."""
+        """Return the boundary where the layer of a site reads its `u`; `NoSitesError` if that layer is no submodule."""
         output = self.of(site.h, site, replaced=True)
         assert site.u is not None  # the plan replaces `u` only where there is one
         value = self._values[self._nodes[site.u]]
@@ -481,7 +481,7 @@ def _with_member(kind: type, name: str) -> Callable[..., Any]:
 
 
 def _replaced(whole: Any, key: int | str | None, value: Tensor) -> Any:
-    """What a module takes or returns, with another tensor in one place."""
+    """Return the arguments or the result of a module with another tensor in one place."""
     if key is None:
         return value
     if isinstance(whole, dict):

@@ -127,7 +127,7 @@ def every_token(hidden: Tensor) -> Tensor:
 
 
 def _frozen(base: fx.GraphModule) -> dict[str, object]:
-    """What the graph refers to: weights as parameters without gradients that share the base's memory."""
+    """Return the objects that the graph refers to; weights become parameters without gradients that share memory."""
     targets = {str(node.target) for node in base.graph.nodes if node.op in {"get_attr", "call_module"}}
     found = {target: attrgetter(target)(base) for target in targets}
     return {

@@ -55,7 +55,7 @@ class TorchRunner:
 
     @property
     def description(self) -> str:
-        """What computes: `torch 2.13.0 float32`."""
+        """Library, version and type: `torch 2.13.0 float32`."""
         return f"torch {torch.__version__.partition('+')[0]} float32"
 
     @property
@@ -82,7 +82,7 @@ class TorchRunner:
         return known
 
     def run(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None = None) -> Arrays:
-        """All outputs of the base by name and, for an adapter with a head, the result of its task.
+        """Return all outputs of the base by name and, for an adapter with a head, the result of its task.
 
         Raises:
             AdapterError: the adapter does not fit the base.
@@ -136,7 +136,7 @@ class TorchRunner:
         }
 
     def exact(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays | None:
-        """All outputs as `run` gives them, computed in float64; none where torch lacks an operator for it."""
+        """Return all outputs as `run` does, computed in float64; `None` where torch lacks an operator for it."""
         model = self.model(adapter)
         tensors = _tensors(inputs)
         with suppress(RuntimeError, IndexError), torch.inference_mode():
@@ -245,7 +245,7 @@ class _Walk(fx.Interpreter):
 
 
 def _of_no_token(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """Which queries of an attention may see no token, [..., queries, 1]; none if all see one.
+    """Return the queries of an attention that may see no token, [..., queries, 1]; `None` if all see one.
 
     Its mask is bool or added to the scores, [..., queries, tokens].
     """
@@ -261,7 +261,7 @@ def _mask_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _sees_nothing(module: fx.GraphModule, inputs: Sequence[Tensor]) -> bool:
-    """Whether a query of an attention may see no token; only what the masks are computed from is run."""
+    """Return whether a query of an attention may see no token; only the inputs of the masks are computed."""
     attentions = [node for node in module.graph.nodes if node.target is _ATTENTION]
     masks = [mask for node in attentions if isinstance(mask := _mask_of(node.args, node.kwargs), fx.Node)]
     needed, todo = set[fx.Node](), list(masks)

@@ -1,4 +1,4 @@
-"""What is said of a head's task where an adapter is made of tensors or imported."""
+"""Facts about a head's task for adapters that are packed or imported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class TaskFacts(TypedDict, total=False):
-    """What lies between a text and the answers of a head, and what neither tensors nor configs show."""
+    """Facts between a text and a head's answers that neither tensors nor configs show."""
 
     thresholds: Annotated[
         tuple[float, ...],

@@ -594,12 +594,12 @@ class OnnxFileBase(Base):
     def with_probed_lengths(self, reporter: Reporter = SILENT) -> OnnxFileBase:
         """Return the base with the lengths at which it runs; a large graph is not run."""
         from adapter_export.onnx_backend.base.external import is_large
-        from adapter_export.onnx_backend.base.onnx_base import with_tried_lengths
+        from adapter_export.onnx_backend.base.onnx_base import with_probed_lengths
 
         if self.lengths or is_large(self.model.model):
             return self
         reporter.step("looking for the shortest and the longest input that the graph takes")
-        probed = with_tried_lengths(self.model)
+        probed = with_probed_lengths(self.model)
         for axis, lengths in probed.lengths.items():
             reporter.step(f"the axis `{axis}` may be {lengths} long, as runs have shown")
         return replace(self, loaded=probed)
@@ -672,7 +672,7 @@ class GenaiBase(OnnxFileBase):
 
     @property
     def weight_files(self) -> frozenset[Path]:
-        """None: the key of a folder's record covers every file in it."""
+        """No files: the key of a folder's record covers every file in it."""
         return frozenset()
 
 

@@ -29,7 +29,7 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class Cell:
-    """What one adapter has at one place: its own widths or number of classes, and the same at length."""
+    """An adapter at one place: its widths or number of classes, in short and at length."""
 
     text: str
     detail: str

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sites:
-    """Where adapters can act in a base; `print` and notebooks show it.
+    """Places where adapters can act in a base; `print` and notebooks show them.
 
     Attributes:
         map: the sites as the rest of the package reads them.
@@ -53,7 +53,7 @@ class Sites:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """By which adapters know them."""
+        """Names by which adapters know the sites."""
         return tuple(site.name for site in self.map)
 
     @cached_property

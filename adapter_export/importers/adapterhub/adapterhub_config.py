@@ -79,7 +79,7 @@ class LoraConfig:
 
     @property
     def is_vera(self) -> bool:
-        """Whether its two matrices are those of VeRA, which all layers share."""
+        """True for VeRA, whose two matrices all layers share."""
         return self.vera_d is not None or self.vera_b is not None
 
     @property
@@ -93,7 +93,7 @@ Method = BottleneckConfig | LoraConfig
 
 @dataclass(frozen=True)
 class Config:
-    """What an `adapter_config.json` says; `notes` is what was changed on reading, as the library itself does.
+    """Contents of an `adapter_config.json`; `notes` list changes made on reading, as the library itself makes them.
 
     A union has two methods, a bottleneck and LoRA or IA3; all else has one.
     """

@@ -60,7 +60,7 @@ class AdapterFolder:
 
 
 def choose(path: Path, name: str | None = None) -> Path:
-    """What is meant: the given folder, or the folder of the adapter called `name` where there are several.
+    """Return the given folder, or the folder of the adapter called `name` where there are several.
 
     A setup folder is meant as a whole where no adapter in it has that name, or none is named. An error says what lies
     there instead.
@@ -97,7 +97,7 @@ def choose(path: Path, name: str | None = None) -> Path:
 
 
 def is_setup(path: Path) -> bool:
-    """Whether a folder holds a composition."""
+    """Return whether a folder holds a composition."""
     return (path / SETUP_CONFIG).is_file()
 
 
@@ -199,7 +199,7 @@ class Names:
 
     @property
     def shared(self) -> Keys:
-        """What belongs to the whole adapter, whatever the prefix."""
+        """Return the tensors of the whole adapter, whatever the prefix."""
         return {name: full for keys in self.of("shared_parameters").values() for name, full in keys.items()}
 
     @property
@@ -239,7 +239,7 @@ _MODULES_BEHIND: dict[str, Role] = {
 
 
 def sublayer_target(path: str, sites: SiteMap) -> Target:
-    """Where the bottleneck of a module acts; an AdapterError if nothing tells behind what.
+    """Return the place where a module's bottleneck acts; `AdapterError` if nothing shows which layer it follows.
 
     A module of another name, such as T5's `decoder.block.0.layer.1`, tells it where the base has one sublayer in it.
     """

@@ -38,7 +38,7 @@ from adapter_export.importers.adapterhub.methods import (
     without_unused_inverse,
 )
 from adapter_export.importers.base_view import BaseView, ImportRequest
-from adapter_export.importers.tensor_map import Imported, ReadPickle, Taker, as_it_is, transposed, zeros
+from adapter_export.importers.tensor_map import Imported, ReadPickle, TensorMap, as_it_is, transposed, zeros
 
 _NAMES: dict[tuple[object, ...], str] = {
     # parallel, norm before, norm after, attention, ffn, Kronecker products, learned factors
@@ -122,25 +122,25 @@ def _import_one(path: Path, base: BaseView, request: ImportRequest, *, with_head
         config = read_config(document)
         check_base(config, read.interface, base, by_number=request.by_number)
     names, notes = names_of(read.adapter.tensors, config.name), config.notes
-    taker = Taker(read.adapter.tensors, f"`{read.adapter.weights.name}`")
+    mapped = TensorMap(read.adapter.tensors, f"`{read.adapter.weights.name}`")
     with within(path):
         for method in config.methods:
             if isinstance(method, LoraConfig):
                 kind: str = method.kind
-                notes += import_low_rank(method, names, taker, base, by_number=request.by_number)
+                notes += import_low_rank(method, names, mapped, base, by_number=request.by_number)
             else:
                 method, more = without_unused_inverse(method, document, names)
                 kind = _kind_of(method)
-                notes += import_bottleneck(method, names, taker, base.sites, kind, by_number=request.by_number) + more
+                notes += import_bottleneck(method, names, mapped, base.sites, kind, by_number=request.by_number) + more
         kind = kind if len(config.methods) == 1 else "union"
-        taker.check()
-    made = Adapter(request.name, kind, base.fingerprint, taker.graphs, taker.placements, taker.weights)
+        mapped.check()
+    made = Adapter(request.name, kind, base.fingerprint, mapped.graphs, mapped.placements, mapped.weights)
     saved = read.head if with_head else None
     left_out = () if read.head is saved else ("its head was left out",)
     kept = ("model_name", "model_class", "model_type", "version")
     record = {"name": config.name, "config": dict(document["config"])}
     record |= {key: document[key] for key in kept if document.get(key)}
-    return _Body(made, saved, (*notes, *taker.notes()), left_out, record)
+    return _Body(made, saved, (*notes, *mapped.notes()), left_out, record)
 
 
 def _kind_of(method: BottleneckConfig) -> str:
@@ -200,7 +200,7 @@ def _import_head(saved: Saved | None, width: int) -> tuple[Head | None, Weights,
             others[f"`{owner}`"] = None
         else:
             keys[tensor if owner == name else full] = full
-    taker = Taker({full: saved.tensors[full] for full in keys.values()}, saved.weights)
+    mapped = TensorMap({full: saved.tensors[full] for full in keys.values()}, saved.weights)
     step = 3 if activation else 2  # dropouts and activations are numbered, too
     layers = [*(f"dense_{number}" for number in range(1, config["layers"])), "classifier"]
     recipes = {}
@@ -210,14 +210,14 @@ def _import_head(saved: Saved | None, width: int) -> tuple[Head | None, Weights,
             recipes[parameter] = recipe(f"{1 + step * number}.{role}", head.graph.parameters[parameter])
     if config.get("bias", True) is False:
         recipes["classifier.bias"] = zeros("classes")
-    taker.take_head(head, recipes, keys)
-    taker.check()
-    notes = [*taker.notes()]
+    mapped.take_head(head, recipes, keys)
+    mapped.check()
+    notes = [*mapped.notes()]
     if others:
         notes.append(
             f"the file also holds {', '.join(others)}: the library saves heads by the beginnings of their names"
         )
-    return head, taker.weights, tuple(notes)
+    return head, mapped.weights, tuple(notes)
 
 
 def _config(saved: Saved) -> Mapping[str, Any]:

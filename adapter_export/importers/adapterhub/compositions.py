@@ -39,7 +39,7 @@ from adapter_export.importers.adapterhub.methods import (
     without_unused_inverse,
 )
 from adapter_export.importers.base_view import BaseView, ImportRequest
-from adapter_export.importers.tensor_map import Recipe, Taker, as_it_is, transposed
+from adapter_export.importers.tensor_map import Recipe, TensorMap, as_it_is, transposed
 from adapter_export.sites.site import SiteMap
 
 _IGNORED = ("gate.weight", "gate.bias", "adapter_norm_after.weight", "adapter_norm_after.bias")
@@ -71,7 +71,7 @@ class _Fusion:
 
     owner: str
     config: FusionConfig
-    taker: Taker
+    mapped: TensorMap
     others: int
 
 
@@ -86,7 +86,7 @@ def compile_setup(setup: Setup, base: BaseView, request: ImportRequest) -> tuple
         notes |= dict.fromkeys(told)
     _check_low_rank(members, setup.block, methods, sites)
     fusions = dict(_fusions(setup, acting, sites, request))
-    weights = {key: tensor for fusion in fusions.values() for key, tensor in fusion.taker.weights.items()}
+    weights = {key: tensor for fusion in fusions.values() for key, tensor in fusion.mapped.weights.items()}
     embeddings = {site.name for site in sites.of_roles((EMBEDDINGS,))}
 
     def merged(here: Sequence[Here | None], site: str) -> AdapterGraph:
@@ -219,28 +219,28 @@ def _import_member(
     member = setup.members[name]
     saved, notes = member.folder.adapter, member.config.notes
     names = names_of(saved.tensors, member.config.name)
-    taker = Taker(saved.tensors, f"{member.folder.path.name}/{saved.weights.name}")
+    mapped = TensorMap(saved.tensors, f"{member.folder.path.name}/{saved.weights.name}")
     with within(member.folder.path):
         if isinstance(method, LoraConfig):
             kind: str = method.kind
-            notes += import_low_rank(method, names, taker, replace(base, layer_at=None), by_number=by_number)
+            notes += import_low_rank(method, names, mapped, replace(base, layer_at=None), by_number=by_number)
         else:
             kind = "bottleneck"
             method, more = without_unused_inverse(method, saved.document, names)
             notes += more
             if method.inv_adapter is not None and name != setup.block.names[0]:
                 method = replace(method, inv_adapter=None, inv_adapter_reduction_factor=None)
-                taker.forget((names.inverse or {}).values())
+                mapped.forget((names.inverse or {}).values())
                 names = replace(names, modules={**names.modules, "invertible_adapters": {}})
                 own = member.config.name
                 notes += (f"AdapterHub runs the first adapter's invertible one alone: that of `{own}` has none",)
-            notes += import_bottleneck(method, names, taker, base.sites, kind, by_number=by_number)
+            notes += import_bottleneck(method, names, mapped, base.sites, kind, by_number=by_number)
             if name in _fused(setup.block):
                 modules = names.of("adapters").values()
-                taker.forget(keys[tensor] for keys in modules for tensor in _IGNORED if tensor in keys)
-    taker.check()
-    adapter = Adapter(member.label, kind, base.fingerprint, taker.graphs, taker.placements, taker.weights)
-    return adapter, (*notes, *taker.notes())
+                mapped.forget(keys[tensor] for keys in modules for tensor in _IGNORED if tensor in keys)
+    mapped.check()
+    adapter = Adapter(member.label, kind, base.fingerprint, mapped.graphs, mapped.placements, mapped.weights)
+    return adapter, (*notes, *mapped.notes())
 
 
 def _fused(block: Block) -> set[str]:
@@ -268,7 +268,7 @@ def _fusions(
         others = {full for full in names.others if f"adapter_fusion_layer.{name}" in full}
         owner = "fusion" if number == 1 else f"fusion_{number}"
         own = {full: tensor for full, tensor in saved.tensors.items() if full not in others}
-        taker = Taker(own, f"{saved.weights.parent.name}/{saved.weights.name}")
+        mapped = TensorMap(own, f"{saved.weights.parent.name}/{saved.weights.name}")
         layers = names.of("adapter_fusion_layer")
         keys, _ = keys_at_sites(layers, lambda path: sublayer_target(path, sites), sites, by_number=request.by_number)
         recipes: dict[str, Recipe] = {}
@@ -281,14 +281,14 @@ def _fusions(
             if not set(block.names) <= set(acting[site.name]):
                 continue
             if site.name not in keys:
-                taker.fault(f"every tensor of the fusion at `{site.name}` is missing")
+                mapped.fault(f"every tensor of the fusion at `{site.name}` is missing")
                 continue
             if not recipes:  # the library makes a layer that it never calls
-                taker.forget(keys[site.name].values())
+                mapped.forget(keys[site.name].values())
             parameters = {parameter: f"{site.name}.{owner}.{parameter}" for parameter in recipes}
-            taker.take(parameters, recipes, {"d": site.width}, keys[site.name])
-        taker.check()
-        yield block, _Fusion(owner, config, taker, len(others))
+            mapped.take(parameters, recipes, {"d": site.width}, keys[site.name])
+        mapped.check()
+        yield block, _Fusion(owner, config, mapped, len(others))
 
 
 class _Composer:
@@ -312,7 +312,7 @@ class _Composer:
         return self._chain.graph(replaces, self._chain.shared)
 
     def _of(self, block: Block, value: str) -> str:
-        """What a composition makes of a value in the place of `h`."""
+        """Return the result of a composition for a value in the place of `h`."""
         if not any(name in self._here for name in block.names):
             return value
         if block.kind == "Average":
@@ -375,7 +375,7 @@ class _Composer:
         return self._chain.value
 
     def _read(self, name: str, value: str) -> str:
-        """What an adapter reads in the place of `h`."""
+        """Return the value that an adapter reads in the place of `h`."""
         method = self._methods[name]
         assert isinstance(method, BottleneckConfig), "LoRA and IA3 are not nested"
         if method.is_parallel:
@@ -383,7 +383,7 @@ class _Composer:
         return self._chain.normed_sum(value) if method.original_ln_before else value
 
     def _is_parallel(self, child: Block | str) -> bool:
-        """Whether an adapter, or the one that says what a composition reads, reads `x` in the place of `h`."""
+        """Return whether an adapter, or the one that decides what a composition reads, reads `x` instead of `h`."""
         if isinstance(child, Block):
             child = child.last_names[-1] if child.kind == "Fuse" else child.names[0]
         method = self._methods[child]
@@ -396,7 +396,7 @@ class _Composer:
         return (self._chain.delta if self._only_adds(name) else self._chain.result)(one, {"h": value})
 
     def _only_adds(self, name: str) -> bool:
-        """Whether the library adds the residual once, behind the whole composition."""
+        """Return whether the library adds the residual once, behind the whole composition."""
         method = self._methods[name]
         return method.composition_mode == "add" if isinstance(method, LoraConfig) else method.is_parallel
 

@@ -18,7 +18,7 @@ from adapter_export.importers.adapterhub.adapterhub_config import LoraConfig
 from adapter_export.importers.adapterhub.adapterhub_folder import Keys, Names, sublayer_target
 from adapter_export.importers.base_view import BaseView
 from adapter_export.importers.match import Target, inside, match
-from adapter_export.importers.tensor_map import Recipe, Source, Taker, as_it_is, transposed, zeros
+from adapter_export.importers.tensor_map import Recipe, Source, TensorMap, as_it_is, transposed, zeros
 from adapter_export.sites.site import LAYERS, Site, SiteMap
 
 # Bottlenecks: every field of `BnConfig`, with invertible adapters and what Compacter shares (`methods/modeling.py`).
@@ -27,9 +27,9 @@ EMBEDDINGS = "embeddings"
 
 
 def import_bottleneck(
-    config: BottleneckConfig, names: Names, taker: Taker, sites: SiteMap, kind: str, *, by_number: bool
+    config: BottleneckConfig, names: Names, mapped: TensorMap, sites: SiteMap, kind: str, *, by_number: bool
 ) -> tuple[str, ...]:
-    """Take bottlenecks to the sites of a base, and say what a user should know; the caller checks the taker.
+    """Take bottlenecks to the sites of a base, and say what a user should know; the caller checks the mapped.
 
     Raises:
         AdapterError: the config contradicts itself, or the base lacks its places.
@@ -59,7 +59,7 @@ def import_bottleneck(
         if component is None or (site.role == EMBEDDINGS and site is not inverted):
             continue
         if site.name not in keys:
-            taker.fault(f"every tensor of `{site.name}`{f' (`{site.path}`)' if site.path else ''} is missing")
+            mapped.fault(f"every tensor of `{site.name}`{f' (`{site.path}`)' if site.path else ''} is missing")
             continue
         try:
             widths = {**component.widths_at(site), "d": site.width, "d1": site.width // 2, "d2": (site.width + 1) // 2}
@@ -68,7 +68,7 @@ def import_bottleneck(
                 error.what, where=f"`{site.name}`", found=error.found, expected=error.expected
             ) from error
         recipes = _nice_recipes() if site.role == EMBEDDINGS else _bottleneck_recipes(config)
-        taker.place(site, component.graph_name, component.graph, recipes, widths, keys[site.name], names.shared)
+        mapped.place(site, component.graph_name, component.graph, recipes, widths, keys[site.name], names.shared)
     notes = list(told)
     if config.phm_layer and config.factorized_phm_rule:
         notes.append("the two factors of the rule were multiplied, and each number rounded once to float32")
@@ -119,7 +119,7 @@ def without_unused_inverse(
 
 
 def _bottleneck_recipes(config: BottleneckConfig) -> dict[str, Recipe]:
-    """How the parameters of a bottleneck's graph are made."""
+    """Return the recipes for the parameters of a bottleneck's graph."""
     first = f"adapter_down.{1 if config.ln_before else 0}"
     found: dict[str, Recipe] = {
         "scaling.weight": as_it_is("scaling", ("d",) if config.scaling == "channel" else (1,)),
@@ -232,7 +232,7 @@ _FUSED = {"q": "query", "k": "key", "v": "value"}
 
 @dataclass(frozen=True)
 class _Form:
-    """What is computed at one linear layer, and how its parameters are made."""
+    """The graph at one linear layer, and the recipes for its parameters."""
 
     graph_name: str
     graph: AdapterGraph
@@ -241,7 +241,7 @@ class _Form:
 
 
 def import_low_rank(
-    config: LoraConfig, names: Names, taker: Taker, base: BaseView, *, by_number: bool
+    config: LoraConfig, names: Names, mapped: TensorMap, base: BaseView, *, by_number: bool
 ) -> tuple[str, ...]:
     """Take LoRA or IA3 to the linear layers of a base, as `import_bottleneck` does."""
     if config.is_vera and not names.shared:
@@ -256,15 +256,15 @@ def import_low_rank(
     keys, notes = keys_at_sites(
         names.of("loras"), lambda path: Target(path, path), sites, "LoRA and IA3", by_number=by_number
     )
-    _check_layers(config, keys, sites, taker)
+    _check_layers(config, keys, sites, mapped)
     for site in sites.of_roles(LAYERS):
         if site.name in keys and site.layer not in config.leave_out:
             form = _form(config, site, base)
-            taker.place(site, form.graph_name, form.graph, form.recipes, form.widths, keys[site.name], names.shared)
+            mapped.place(site, form.graph_name, form.graph, form.recipes, form.widths, keys[site.name], names.shared)
     return notes
 
 
-def _check_layers(config: LoraConfig, placed: Mapping[str, object], sites: SiteMap, taker: Taker) -> None:
+def _check_layers(config: LoraConfig, placed: Mapping[str, object], sites: SiteMap, mapped: TensorMap) -> None:
     """Every layer that is not left out must have what others like it have, and as many as the config asks for.
 
     The library treats cross-attention as attention: both have the same.
@@ -279,13 +279,13 @@ def _check_layers(config: LoraConfig, placed: Mapping[str, object], sites: SiteM
     crossing = {f"cross_{name}" for name in everywhere if name.startswith("attention.")}
     for layer, names in found.items():
         for name in sorted(((everywhere | crossing) & there[layer]) - names):
-            taker.fault(f"every tensor of `{name}` in layer {layer} is missing")
+            mapped.fault(f"every tensor of `{name}` in layer {layer} is missing")
     fused = any(site.parts for site in sites.of_roles(("linear",)) if site.name in placed)
     attention = 1 if fused else len(_FUSED.keys() & set(config.attn_matrices))
     wanted = attention * config.selfattn_lora + config.intermediate_lora + config.output_lora
     own = [name for name in everywhere if not name.startswith("cross_")]
     if len(own) != wanted:
-        taker.fault(f"there are {len(own)} linear layers in each layer, and the config asks for {wanted}")
+        mapped.fault(f"there are {len(own)} linear layers in each layer, and the config asks for {wanted}")
 
 
 def _form(config: LoraConfig, site: Site, base: BaseView) -> _Form:
@@ -312,7 +312,7 @@ def _form(config: LoraConfig, site: Site, base: BaseView) -> _Form:
 
 
 def _enabled(config: LoraConfig, site: Site) -> tuple[int, ...]:
-    """Which thirds of a fused layer take part; the library cuts it into three equal ones."""
+    """Return the thirds of a fused layer that take part; the library cuts it into three equal ones."""
     third = site.width // len(_FUSED)
     expected = {name: (third * at, third * (at + 1)) for at, name in enumerate(_FUSED.values())}
     if dict(site.parts) != expected:

@@ -21,7 +21,7 @@ from adapter_export.graph.tasks import PROBLEM_TYPES, TASK_TYPES, ProblemType, T
 from adapter_export.importers.peft.methods import Change
 from adapter_export.importers.peft.peft_folder import Sorted
 from adapter_export.importers.peft.peft_options import Options
-from adapter_export.importers.tensor_map import Recipe, Taker
+from adapter_export.importers.tensor_map import Recipe, TensorMap
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ BaseTensor = Callable[[str], np.ndarray | None]
 
 @dataclass(frozen=True)
 class HeadChoice:
-    """What the user says of the head; what is none is as the recipe says.
+    """The user's facts about the head; for `None`, the recipe decides.
 
     `pooling` is `first`, `mean` or `tokens`, `activation` that of the head's dense layer; `labels` are in the order of
     the logits, `task` is what the head answers. `known_labels` are those of the base's config, used where their number
@@ -124,7 +124,7 @@ class MadeHead:
 
 def take_head(
     found: Sorted,
-    taker: Taker,
+    mapped: TensorMap,
     changes: ChangeAt,
     base: BaseTensor,
     width: int,
@@ -154,12 +154,12 @@ def take_head(
         return MadeHead(used=frozenset([*found.saved, *read]), notes=(f"the head was left out: {names}",))
     saved = _saved_type(options, choice, in_base, where)
     tokens = not TASK_TYPES[saved].pools if saved is not None else choice.pooling == TOKENS
-    recipe = KnownHead(TOKENS) if tokens else _recipe(found, taker, choice, where)
-    return _Maker(found, taker, changes, base, width, where).make(saved, recipe, choice)
+    recipe = KnownHead(TOKENS) if tokens else _recipe(found, mapped, choice, where)
+    return _Maker(found, mapped, changes, base, width, where).make(saved, recipe, choice)
 
 
 def _saved_type(options: Options, choice: HeadChoice, in_base: Sequence[str], where: object) -> ProblemType | None:
-    """What the user, PEFT's task or the model's class says that the head answers.
+    """Return the task that the user, PEFT's config or the model's class gives the head.
 
     `single_label` is `SEQ_CLS` unless the user says it; none if only the user's `pooling` says that it is a head.
     """
@@ -185,7 +185,7 @@ def _saved_type(options: Options, choice: HeadChoice, in_base: Sequence[str], wh
     return wanted
 
 
-def _recipe(found: Sorted, taker: Taker, choice: HeadChoice, where: object) -> KnownHead:
+def _recipe(found: Sorted, mapped: TensorMap, choice: HeadChoice, where: object) -> KnownHead:
     family = next(iter(found.adapted)).split(".")[0]
     known = RECIPES.get(family)
     if known is not None and choice.pooling is None:
@@ -202,7 +202,7 @@ def _recipe(found: Sorted, taker: Taker, choice: HeadChoice, where: object) -> K
     if len(found.saved) == 1:
         return KnownHead(choice.pooling)
     if len(found.saved) == 2 and choice.activation is not None:
-        first, last = _in_order(found.saved, taker, where)
+        first, last = _in_order(found.saved, mapped, where)
         return KnownHead(choice.pooling, first, choice.activation, last)
     raise UsageError(
         "the head has a dense layer, and nothing says what stands behind it"
@@ -214,10 +214,10 @@ def _recipe(found: Sorted, taker: Taker, choice: HeadChoice, where: object) -> K
     )
 
 
-def _in_order(saved: Mapping[str, Mapping[str, str]], taker: Taker, where: object) -> tuple[str, str]:
+def _in_order(saved: Mapping[str, Mapping[str, str]], mapped: TensorMap, where: object) -> tuple[str, str]:
     """The dense layer and the last one: the shapes show it where they are not square."""
     one, other = saved
-    shapes = {path: taker.tensors[keys["weight"]].shape if "weight" in keys else () for path, keys in saved.items()}
+    shapes = {path: mapped.tensors[keys["weight"]].shape if "weight" in keys else () for path, keys in saved.items()}
     fits = [
         (first, last) for first, last in ((one, other), (other, one)) if shapes[first][:1] == shapes[last][-1:] != ()
     ]
@@ -230,9 +230,9 @@ class _Maker:
     """Puts the layers of a recipe together."""
 
     def __init__(
-        self, found: Sorted, taker: Taker, changes: ChangeAt, base: BaseTensor, width: int, where: object
+        self, found: Sorted, mapped: TensorMap, changes: ChangeAt, base: BaseTensor, width: int, where: object
     ) -> None:
-        self._found, self._taker, self._changes = found, taker, changes
+        self._found, self._mapped, self._changes = found, mapped, changes
         self._base, self._width, self._where = base, width, where
         self._used: set[str] = set()
 
@@ -275,7 +275,7 @@ class _Maker:
         for name, layer in layers.items():
             recipes[f"{name}.weight"] = Recipe((), layer.weight.transpose)
             recipes[f"{name}.bias"] = Recipe((), layer.bias.copy)
-        self._taker.take_head(head, recipes, {})
+        self._mapped.take_head(head, recipes, {})
         return MadeHead(head, frozenset(self._used), notes)
 
     def _layer(self, path: str) -> Layer:
@@ -290,7 +290,7 @@ class _Maker:
         return Layer(weight, saved.get("bias", np.zeros(len(weight), np.float32)))
 
     def _read(self, keys: Mapping[str, str]) -> dict[str, np.ndarray]:
-        return {role: self._taker.tensors[key] for role, key in keys.items()}
+        return {role: self._mapped.tensors[key] for role, key in keys.items()}
 
     def _of_base(self, path: str) -> Layer:
         """A layer of the base, with the adapter's update inside."""
@@ -303,11 +303,11 @@ class _Maker:
                 fix="capture the base with that layer, or save it with the adapter (`modules_to_save` in PEFT)",
             )
         if path in self._found.biases:
-            bias = self._taker.tensors[self._found.biases[path]]
+            bias = self._mapped.tensors[self._found.biases[path]]
         weight, bias = weight.astype(np.float64), np.zeros(len(weight)) if bias is None else bias.astype(np.float64)
         adapted = self._found.adapted.get(path, {})
         if "ia3_l" in adapted:
-            vector = self._taker.tensors[adapted["ia3_l"]].astype(np.float64)
+            vector = self._mapped.tensors[adapted["ia3_l"]].astype(np.float64)
             return Layer(weight * vector, bias if vector.shape[0] == 1 else bias * vector[:, 0])
         change = self._changes(path, weight.shape) if adapted else None
         return Layer(*(change or Change()).applied(weight, bias))
@@ -316,7 +316,7 @@ class _Maker:
 def _task(
     saved: ProblemType | None, count: int, choice: HeadChoice, *, tokens: bool
 ) -> tuple[Task | None, tuple[str, ...]]:
-    """What the numbers of a head mean, none if nobody says it, and what a user should know of that.
+    """Return the task of a head, `None` if it is not known, and notes on it.
 
     Raises:
         AdapterError: it gives another number of them than its problem type has.

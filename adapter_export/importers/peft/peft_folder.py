@@ -10,7 +10,7 @@ from typing import Any
 
 from adapter_export.errors import AdapterError, FileError, argument, quoted
 from adapter_export.importers.peft.peft_options import TENSORS, Options, is_off, read_options
-from adapter_export.importers.tensor_map import ReadPickle, Taker, Tensors, read_file
+from adapter_export.importers.tensor_map import ReadPickle, TensorMap, Tensors, read_file
 from adapter_export.safe_io.documents import read_json
 
 CONFIG_FILE = "adapter_config.json"
@@ -110,30 +110,30 @@ class Sorted:
     own: dict[str, str] = field(default_factory=dict)
 
 
-def sort_tensors(taker: Taker, options: Options, where: object) -> Sorted:
+def sort_tensors(mapped: TensorMap, options: Options, where: object) -> Sorted:
     """Sort tensors by their keys; those of a `method` count as used once its formula reads them.
 
     An AdapterError lists all that cannot be expressed, a TensorError all that are missing, left over or not finite.
     """
     if options.method is None:
-        _check_expressible(taker.tensors, where)
+        _check_expressible(mapped.tensors, where)
     found = Sorted()
-    for key in taker.tensors:
+    for key in mapped.tensors:
         if ".original_module." in key:
-            taker.forget([key])
+            mapped.forget([key])
         elif _put(key, options, found) and options.method is None:
-            taker.tensor(key)
+            mapped.tensor(key)
     saved = (key for roles in found.saved.values() for key in roles.values())
     for key in [*saved, *found.biases.values(), *found.kept.values()]:
-        taker.tensor(key)
+        mapped.tensor(key)
     for path, roles in found.adapted.items():
         for role in sorted(_NEEDED.get(options.kind, frozenset()) - roles.keys()):
-            taker.fault(f"`{_PREFIX}{path}.{role}` is missing")
+            mapped.fault(f"`{_PREFIX}{path}.{role}` is missing")
     if not found.adapted:
         what = "the file holds what all layers share, and nothing of any layer: save it again with its indices"
-        taker.fault(what if found.own else f"no {options.kind} tensor is there")
+        mapped.fault(what if found.own else f"no {options.kind} tensor is there")
     if options.method is None or not found.adapted:
-        taker.check()
+        mapped.check()
     return found
 
 
@@ -186,7 +186,7 @@ def _put(key: str, options: Options, found: Sorted) -> bool:
 
 
 def _is_saved(path: str, options: Options) -> bool:
-    """Whether the module, or one that it lies in, was trained as a whole.
+    """Return whether the module, or one that contains it, was trained as a whole.
 
     PEFT matches the bare ends of paths (`peft.utils.other._set_trainable`): `classifier` saves `pre_classifier`, too.
     """

@@ -23,7 +23,7 @@ from adapter_export.importers.peft.methods.low_rank import lora as lora_of_weigh
 from adapter_export.importers.peft.methods.method import Matrix
 from adapter_export.importers.peft.peft_folder import Sorted, read_folder, sort_tensors
 from adapter_export.importers.peft.peft_options import CHECKED_WITH, Options, targeted
-from adapter_export.importers.tensor_map import Imported, Recipe, Source, Taker, as_it_is, transposed
+from adapter_export.importers.tensor_map import Imported, Recipe, Source, TensorMap, as_it_is, transposed
 from adapter_export.sites.site import LAYERS, Site, SiteMap
 
 
@@ -47,34 +47,34 @@ def import_peft(
         UsageError: the facts of the head do not fit.
     """
     read = read_folder(folder, request.member, request.read_pickle)
-    options, where, taker = read.options, read.path, Taker(read.tensors, read.path)
-    found = sort_tensors(taker, options, where)
+    options, where, mapped = read.options, read.path, TensorMap(read.tensors, read.path)
+    found = sort_tensors(mapped, options, where)
     with within(where):
         check_architecture(options.architecture, base.model_type, by_number=request.by_number)
     in_base = _Base(base, _matched(found, base.sites, options, where, by_number=request.by_number))
-    changes = _Changes(found, taker, options, in_base)
-    _check_kept(found, taker, in_base, where)
-    made = take_head(found, taker, changes.at, in_base.tensor, base.sites.width, options, head or HeadChoice(), where)
+    changes = _Changes(found, mapped, options, in_base)
+    _check_kept(found, mapped, in_base, where)
+    made = take_head(found, mapped, changes.at, in_base.tensor, base.sites.width, options, head or HeadChoice(), where)
     if options.kind == "ln_tuning":
         updates = _norm_updates(found, in_base, where)
     else:
-        updates = _updates(found, taker, in_base, made, where)
+        updates = _updates(found, mapped, in_base, made, where)
     _check_lost(in_base.lost(found, options), where)
     if options.kind == "lora":
         _check_patterns(updates, options, where)
-    cost = _place(updates, taker, options, changes, in_base)
-    taker.check()
+    cost = _place(updates, mapped, options, changes, in_base)
+    mapped.check()
     _check_cost(cost, dense, where)
     record = {"imported": {"from": "peft", "config": dict(read.config)}}
-    graphs, placements = taker.graphs, taker.placements
+    graphs, placements = mapped.graphs, mapped.placements
     adapter = Adapter(
-        request.name, options.kind, base.fingerprint, graphs, placements, taker.weights, made.head, record
+        request.name, options.kind, base.fingerprint, graphs, placements, mapped.weights, made.head, record
     )
     untouched = [
         f"`{path}` of the base is among what the config names, and the adapter leaves it as it is"
         for path in in_base.untouched(found, options)
     ]
-    return Imported(adapter, (*_notes(in_base.matched, found, options), *untouched, *taker.notes(), *made.notes))
+    return Imported(adapter, (*_notes(in_base.matched, found, options), *untouched, *mapped.notes(), *made.notes))
 
 
 def _matched(found: Sorted, sites: SiteMap, options: Options, where: object, *, by_number: bool) -> Match:
@@ -97,7 +97,7 @@ def _check_lost(paths: Sequence[str], where: object) -> None:
 
 
 def _place(
-    updates: Sequence[_Update], taker: Taker, options: Options, changes: _Changes, base: _Base
+    updates: Sequence[_Update], mapped: TensorMap, options: Options, changes: _Changes, base: _Base
 ) -> dict[str, int]:
     """Place all updates in the order of the base's sites; returns the bytes of dense matrices at each site."""
     order = {site.name: number for number, site in enumerate(base.map)}
@@ -105,23 +105,23 @@ def _place(
     cost = dict[str, int]()
     for update in sorted(updates, key=lambda update: order[update.site.name]):
         if options.kind == "ia3":
-            _place_ia3(taker, update, options)
+            _place_ia3(mapped, update, options)
         elif options.kind == "ln_tuning":
-            _place_norm(taker, update, base)
+            _place_norm(mapped, update, base)
         elif update.keys and options.kind == "lora" and not options.of_weights:
-            _place_lora(taker, update, options, names)
+            _place_lora(mapped, update, options, names)
         elif update.keys:
             change = changes.at(update.path)
             if change is not None:
-                cost[update.site.name] = _place_change(taker, update, change, base.bias(update.path))
+                cost[update.site.name] = _place_change(mapped, update, change, base.bias(update.path))
         else:
-            _place_shift(taker, update)
+            _place_shift(mapped, update)
     return cost
 
 
 @dataclass(frozen=True)
 class _Update:
-    """What the module at `path`, as the adapter names it, does at one of its calls in the base.
+    """The change that the module at `path`, as the adapter names it, makes at one of its calls in the base.
 
     `keys` are those of its tensors, as in `Sorted.adapted`; none where a bias alone was trained. `shift` [out] is what
     a trained bias of the base adds: to `h`, or to `y` behind a norm that follows a sum.
@@ -144,11 +144,11 @@ def _norms(sites: SiteMap) -> dict[str, tuple[Site, str]]:
 
 
 class _Changes:
-    """What the adapter does to each linear layer, by its path, computed from its tensors and the base's weights."""
+    """Changes of linear layers by their paths, computed from the adapter's tensors and the base's weights."""
 
-    def __init__(self, found: Sorted, taker: Taker, options: Options, base: _Base) -> None:
-        self._found, self._taker, self._options, self._base = found, taker, options, base
-        self._shared = Shared(options.config, taker, found.own)
+    def __init__(self, found: Sorted, mapped: TensorMap, options: Options, base: _Base) -> None:
+        self._found, self._mapped, self._options, self._base = found, mapped, options, base
+        self._shared = Shared(options.config, mapped, found.own)
         self._known: dict[str, Change | None] = {}
 
     def at(self, path: str, widths: tuple[int, ...] | None = None) -> Change | None:
@@ -169,7 +169,7 @@ class _Changes:
 
         def of_base(name: str) -> np.ndarray | None:
             trained = self._found.biases.get(path) if name == "bias" else None
-            return self._base.layer(path, name) if trained is None else self._taker.tensors[trained]
+            return self._base.layer(path, name) if trained is None else self._mapped.tensors[trained]
 
         layer = Layer(path, width, width_in, self._found.adapted[path], self._shared, of_base)
         try:
@@ -177,7 +177,7 @@ class _Changes:
         except IncompleteError:
             return None
         except (ValueError, IndexError, np.linalg.LinAlgError) as error:
-            self._taker.fault(f"the tensors of `{path}` do not go together ({error})")
+            self._mapped.fault(f"the tensors of `{path}` do not go together ({error})")
             return None
         bias = layer.bias if change.bias is None else change.bias
         return replace(change, bias=bias)
@@ -250,8 +250,8 @@ class _Base:
         return targeted(options, (path for path in map(self.matched.renaming.back, paths) if path is not None))
 
 
-def _updates(found: Sorted, taker: Taker, base: _Base, head: MadeHead, where: object) -> list[_Update]:
-    shifts = _shifts(found, taker, base, head, where)
+def _updates(found: Sorted, mapped: TensorMap, base: _Base, head: MadeHead, where: object) -> list[_Update]:
+    shifts = _shifts(found, mapped, base, head, where)
     base.matched.require([path for path in found.adapted if base.sites(path) or path not in head.used])
     updates = [
         _Update(path, site, found.adapted.get(path, {}), shifts.get(path))
@@ -277,11 +277,11 @@ def _norm_updates(found: Sorted, base: _Base, where: object) -> list[_Update]:
     return [_Update(path, norm[0], found.adapted[path], None, norm[1]) for path, norm in norms.items() if norm]
 
 
-def _shifts(found: Sorted, taker: Taker, base: _Base, head: MadeHead, where: object) -> dict[str, np.ndarray]:
-    """What each trained bias adds to that of the base; nothing for those that training left alone."""
+def _shifts(found: Sorted, mapped: TensorMap, base: _Base, head: MadeHead, where: object) -> dict[str, np.ndarray]:
+    """Return the difference of each trained bias to that of the base; equal ones are left out."""
     shifts, faults = {}, []
     for path, key in found.biases.items():
-        bias, own = taker.tensors[key], base.tensor(f"{path}.bias")
+        bias, own = mapped.tensors[key], base.tensor(f"{path}.bias")
         if own is None or own.shape != bias.shape:
             faults.append(f"the base has no `{path}.bias` {list(bias.shape)} to compare with")
         elif (shift := bias.astype(np.float64) - own).any():
@@ -302,11 +302,11 @@ def _shifts(found: Sorted, taker: Taker, base: _Base, head: MadeHead, where: obj
     return shifts
 
 
-def _check_kept(found: Sorted, taker: Taker, base: _Base, where: object) -> None:
+def _check_kept(found: Sorted, mapped: TensorMap, base: _Base, where: object) -> None:
     """Refuse weights of the base that PEFT saved along, as it does for language heads, if they are other ones."""
     faults = []
     for path, key in found.kept.items():
-        kept, own = taker.tensors[key], base.layer(path, "weight")
+        kept, own = mapped.tensors[key], base.layer(path, "weight")
         if own is None or own.shape != kept.shape or not np.array_equal(own.astype(kept.dtype), kept):
             shape = "none" if own is None else f"another one, {list(own.shape)}"
             faults.append(f"`{key}` {list(kept.shape)}, of which the base has {shape}")
@@ -339,7 +339,7 @@ def _check_patterns(updates: Sequence[_Update], options: Options, where: object)
         )
 
 
-def _place_lora(taker: Taker, update: _Update, options: Options, names: dict[tuple[float, bool], str]) -> None:
+def _place_lora(mapped: TensorMap, update: _Update, options: Options, names: dict[tuple[float, bool], str]) -> None:
     """Place `h + factor·B(A u)`.
 
     A trained bias of the base stands beside the update, not inside its factor: then the factor goes into the weights,
@@ -366,10 +366,10 @@ def _place_lora(taker: Taker, update: _Update, options: Options, names: dict[tup
         names[kept, bias] = ("lora_bias" if bias else "lora") + (f"_{number}" if number > 1 else "")
     graph = lora_graph(kept, bias=bias, dropout=options.dropout)
     widths = {"d": update.site.width, "d_in": update.site.width_in, "r": options.rank_at(update.path)}
-    taker.place(update.site, names[kept, bias], graph, recipes, widths, update.keys)
+    mapped.place(update.site, names[kept, bias], graph, recipes, widths, update.keys)
 
 
-def _place_change(taker: Taker, update: _Update, change: Change, own: np.ndarray | None) -> int:
+def _place_change(mapped: TensorMap, update: _Update, change: Change, own: np.ndarray | None) -> int:
     """Place a change of a layer's weight and bias; returns the bytes that a dense matrix takes.
 
     The layer's output has its `own` bias in it, scaled with the rest: what is added is the difference.
@@ -394,10 +394,10 @@ def _place_change(taker: Taker, update: _Update, change: Change, own: np.ndarray
     fits = all(parts[name].shape == shape for name, shape in graph.parameter_shapes(widths).items())
     if not fits:
         found = ", ".join(f"{name} {list(part.shape)}" for name, part in parts.items())
-        taker.fault(f"the tensors of `{update.path}` make {found}, which does not fit {site.width_in} to {site.width}")
+        mapped.fault(f"the tensors of `{update.path}` make {found}, which does not fit {site.width_in} to {site.width}")
         return 0
     recipes = {name: Recipe((), partial(np.asarray, part)) for name, part in parts.items()}
-    taker.place(site, name, graph, recipes, widths, {})
+    mapped.place(site, name, graph, recipes, widths, {})
     return 4 * site.width * site.width_in if dense else 0
 
 
@@ -415,17 +415,17 @@ def _check_cost(cost: Mapping[str, int], dense: bool, where: object) -> None:
         )
 
 
-def _place_norm(taker: Taker, update: _Update, base: _Base) -> None:
+def _place_norm(mapped: TensorMap, update: _Update, base: _Base) -> None:
     """Place a trained norm behind the base's own: `w'/w ⊙ v + (b' − b·w'/w)`."""
     site, path = update.site, update.path
-    trained = {role.rpartition(".")[2]: taker.tensors[key].astype(np.float64) for role, key in update.keys.items()}
+    trained = {role.rpartition(".")[2]: mapped.tensors[key].astype(np.float64) for role, key in update.keys.items()}
     own = {role: base.tensor(f"{path}.{role}") for role in trained}
     if any(one is None or one.shape != trained[role].shape for role, one in own.items()):
-        taker.fault(f"`{path}` is another norm in the base")
+        mapped.fault(f"`{path}` is another norm in the base")
         return
     weight = np.asarray(own["weight"], np.float64)
     if (weight == 0).any():
-        taker.fault(f"`{path}` has factors of zero in the base, behind which nothing is left to scale")
+        mapped.fault(f"`{path}` has factors of zero in the base, behind which nothing is left to scale")
         return
     scale = trained["weight"] / weight
     recipes = {"scaling.weight": Recipe((), lambda: scale)}
@@ -434,7 +434,7 @@ def _place_norm(taker: Taker, update: _Update, base: _Base) -> None:
         recipes |= _bias_alone(site.width, shift)
     name = f"norm_{update.value}" + ("_bias" if "bias" in trained else "")
     graph = _behind_value(update.value, scale=True, bias="bias" in trained)
-    taker.place(site, name, graph, recipes, {"d": site.width, "d_in": site.width_in, "r": 1}, {})
+    mapped.place(site, name, graph, recipes, {"d": site.width, "d_in": site.width_in, "r": 1}, {})
 
 
 def _behind_value(value: str, *, scale: bool, bias: bool) -> AdapterGraph:
@@ -460,7 +460,7 @@ def _bias_alone(width_in: int, bias: np.ndarray) -> dict[str, Recipe]:
     }
 
 
-def _place_shift(taker: Taker, update: _Update) -> None:
+def _place_shift(mapped: TensorMap, update: _Update) -> None:
     """Place a bias alone.
 
     At a linear layer that is the graph of the LoRA beside it; elsewhere a graph reads the value that it replaces.
@@ -471,27 +471,27 @@ def _place_shift(taker: Taker, update: _Update) -> None:
     name = "lora_bias" if linear else f"shift_{update.value}"
     graph = lora_graph(1.0, bias=True) if linear else _behind_value(update.value, scale=False, bias=True)
     recipes = _bias_alone(site.width_in if linear else site.width, shift)
-    taker.place(site, name, graph, recipes, {"d": site.width, "d_in": site.width_in, "r": 1}, {})
+    mapped.place(site, name, graph, recipes, {"d": site.width, "d_in": site.width_in, "r": 1}, {})
 
 
-def _place_ia3(taker: Taker, update: _Update, options: Options) -> None:
+def _place_ia3(mapped: TensorMap, update: _Update, options: Options) -> None:
     """Place `l⊙h`, or `l⊙u` where the layer's input is scaled (`peft.IA3Model._check_target_module_feedforward`).
 
     PEFT matches the bare ends of paths here, not whole names. A config that says nothing leaves it to the shape.
     """
     names, path = options.feedforward, update.path
     if names is None:
-        scales_input = taker.tensors[update.keys["ia3_l"]].shape[0] == 1
+        scales_input = mapped.tensors[update.keys["ia3_l"]].shape[0] == 1
     else:
         scales_input = bool(re.fullmatch(names, path) if isinstance(names, str) else names and path.endswith(names))
     name, value, shape = ("ia3_input", "u", (1, "d_in")) if scales_input else ("ia3", "h", ("d", 1))
     recipes = {"scaling.weight": Recipe((Source("ia3_l", shape),), np.ravel)}
     widths = {"d": update.site.width, "d_in": update.site.width_in}
-    taker.place(update.site, name, ia3_graph(value), recipes, widths, update.keys)
+    mapped.place(update.site, name, ia3_graph(value), recipes, widths, update.keys)
 
 
 def _notes(matched: Match, found: Sorted, options: Options) -> Iterator[str]:
-    """What was renamed, and where PEFT itself reads patterns otherwise than their author may have meant."""
+    """Yield notes on renamed modules, and on patterns that PEFT may read in another way than intended."""
     if matched.renaming.drop:
         yield f"the adapter's modules `{matched.renaming.drop}.…` are the base's without that beginning"
     if matched.renaming.add:

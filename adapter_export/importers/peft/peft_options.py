@@ -133,7 +133,7 @@ _DROPOUT = "_dropout"
 
 @dataclass(frozen=True)
 class Options:
-    """What `adapter_config.json` says of what is computed, by PEFT's names or near them.
+    """Options of `adapter_config.json` that affect the computation, by PEFT's names or close to them.
 
     `model_class` and `architecture` (transformers' name) are those of the model that it was trained in, if the folder
     says them. `ranks` and `alphas` are others than `rank` and `alpha`, by regular expressions over module paths.
@@ -168,12 +168,12 @@ class Options:
 
     @property
     def versioned(self) -> bool:
-        """Whether the config names the version of PEFT that wrote it."""
+        """True if the config names the version of PEFT that wrote it."""
         return self.version is not None
 
     @property
     def of_weights(self) -> bool:
-        """Whether a LoRA is computed from the base's own weights as well."""
+        """True if a LoRA is also computed from the base's own weights."""
         return self.dora or self.start in STARTS_OF_BASE
 
     def rank_at(self, path: str) -> int:
@@ -259,7 +259,7 @@ _READS: Mapping[str, frozenset[str]] = {
 
 
 def is_off(value: object) -> bool:
-    """Whether a value is how PEFT writes an option that is not used."""
+    """Return whether a value is how PEFT writes an option that is not used."""
     return value is None or value is False or value in ("", [], {})
 
 
@@ -302,7 +302,7 @@ def _options(config: Config) -> Options:
 
 
 def _start(config: Config) -> str | None:
-    """How LoRA's matrices began, where that is a text; an AdapterError for a start that cannot be taken back."""
+    """Return the initialization of LoRA's matrices, if it is a text; `AdapterError` for one that cannot be undone."""
     start = config.values.get("init_lora_weights")
     if start is None or isinstance(start, bool):
         return None
@@ -325,7 +325,7 @@ def _start(config: Config) -> str | None:
 
 
 def targeted(options: Options, paths: Iterable[str]) -> Iterator[str]:
-    """Those of the module paths that the config means (`peft.tuners.tuners_utils.check_target_module_exists`)."""
+    """Yield the module paths that the config selects (`peft.tuners.tuners_utils.check_target_module_exists`)."""
     for path in paths:
         if _named(options.excluded, path) or any(f".{name}." in f".{path}." for name in options.saved):
             continue
@@ -340,7 +340,7 @@ def _named(names: Names, path: str) -> bool:
 
 
 def _in_layers(options: Options, path: str) -> bool:
-    """Whether the first number behind the name of a list of layers is one of the named layers."""
+    """Return whether the first number behind the name of a list of layers is one of the named layers."""
     if not options.layers:
         return True
     patterns = [rf"(?:^|.*?\.){name}\.(?P<index>\d+)\." for name in options.layer_lists]

@@ -134,14 +134,14 @@ def readable(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 
 def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """The same tensor, no longer in a file."""
+    """Return the tensor in memory."""
     if not isinstance(tensor, ir.ExternalTensor):
         return tensor
     return ir.Tensor(np.array(readable(tensor).numpy()), dtype=tensor.dtype, name=tensor.name)
 
 
 def relocated(tensor: ir.ExternalTensor, location: str, folder: Path | str) -> ir.ExternalTensor:
-    """The same tensor, found by another path."""
+    """Return the tensor with another path to its file."""
     facts = (tensor.offset, tensor.length, tensor.dtype)
     return ir.ExternalTensor(location, *facts, shape=tensor.shape, name=tensor.name, base_dir=folder)
 

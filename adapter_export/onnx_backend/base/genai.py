@@ -88,7 +88,7 @@ def generating_files(
     max_tokens: int | None,
     graph: str,
 ) -> dict[str, bytes]:
-    """What onnxruntime-genai needs beside the graph of a captured decoder, by name.
+    """Return the files by name that onnxruntime-genai needs beside the graph of a captured decoder.
 
     None for a base that is no decoder with keys and values of each layer, or of which nobody knows what ends a text or
     how long it may be.

@@ -1,4 +1,4 @@
-"""What a graph of others does not say of its inputs and a run shows: which axes have one length, and which lengths.
+"""Probe a graph by running it: axes that always have equal lengths, and the lengths at which it runs.
 
 Exporters give one length several names, or none, and leave out how many positions a table has. ONNX Runtime refuses
 what does not fit. It is asked with small inputs, a bounded number of times.

@@ -73,7 +73,7 @@ _INT8_ACCURACY = 4
 
 @dataclass(frozen=True)
 class LengthsNote:
-    """What the graph of an archive keeps of the lengths that this takes; see `TorchBase`."""
+    """Lengths that the graph exported from an archive keeps; see `TorchBase`."""
 
     lengths: Mapping[str, Lengths]
     pads: bool
@@ -200,7 +200,7 @@ class OnnxBase:
         return next((value.name for value in constants if value.shape is not None and len(value.shape) == 1), None)
 
     def holds_in_first(self, name: str) -> bool | None:
-        """Whether the graph holds a matrix as [in, out]; none where it is not clear which axis is which."""
+        """Return whether the graph stores a matrix as [in, out]; `None` if its axes are not clear."""
         layouts = {_reads_in_first(node, index) for node, index in self.model.graph.initializers[name].uses()}
         return layouts.pop() if len(layouts) == 1 else None
 
@@ -263,7 +263,7 @@ def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
     )
 
 
-def with_tried_lengths(base: OnnxBase) -> OnnxBase:
+def with_probed_lengths(base: OnnxBase) -> OnnxBase:
     """Return a base with the lengths at which it runs; its file says nothing of them."""
     limits = length_limits(base.model, base.folder, base.inputs)
     found = {axis: Lengths(least, most) for axis, (least, most) in limits.items() if (least, most) != (1, None)}
@@ -271,7 +271,7 @@ def with_tried_lengths(base: OnnxBase) -> OnnxBase:
 
 
 def _lengths(model: ir.Model, path: Path, inputs: Sequence[InputRecord]) -> LengthsNote:
-    """What the graph of an archive says of lengths; of other graphs nothing is known."""
+    """Return the lengths that an archive's graph states; other graphs state none."""
     text = model.metadata_props.get(LENGTHS_KEY)
     if text is None:
         return LengthsNote({}, True)
@@ -392,7 +392,7 @@ def _dtype(value: ir.Value) -> str:
 
 @dataclass(frozen=True)
 class Numerics:
-    """How a graph computes.
+    """Precision of a graph.
 
     Attributes:
         precision: that of its products; a graph of mixed precisions counts as its coarsest.

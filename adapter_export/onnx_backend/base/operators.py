@@ -245,7 +245,7 @@ def terms(node: ir.Node) -> int | None:
 
 
 def before_rounding(value: ir.Value | None) -> ir.Value | None:
-    """What an activation was before it was rounded to 8 bits: the value itself where it is not rounded."""
+    """Return the activation before it was rounded to 8 bits: the value itself where it is not rounded."""
     maker = None if value is None else value.producer()
     if maker is None or maker.op_type not in ("DynamicQuantizeLinear", "QuantizeLinear"):
         return value

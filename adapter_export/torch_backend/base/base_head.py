@@ -197,7 +197,7 @@ EMBEDDING = "sentence_embedding"
 
 @dataclass(frozen=True)
 class TracedHead:
-    """What a model's head computes of the final hidden state: its graph, the widths of its symbols, its tensors."""
+    """A model's head as a function of the final hidden state: its graph, the widths of its symbols, its tensors."""
 
     graph: AdapterGraph
     widths: Mapping[str, int]
@@ -421,7 +421,7 @@ class _Translator:
         return self._add("multiply", self._value(one), self._value(other))
 
     def _divided(self, node: fx.Node) -> str:
-        """By a number; a masked mean; or a vector by its length."""
+        """Translate a division by a number, of a masked sum by its count, or of a vector by its length."""
         above, below = node.args[:2]
         assert isinstance(above, fx.Node)
         if isinstance(below, int | float) and below:
@@ -451,7 +451,7 @@ class _Translator:
         return isinstance(node, fx.Node) and node.op == "placeholder" and node.name == self._mask
 
     def _is_count(self, node: fx.Node) -> bool:
-        """Whether it is the number of tokens that the mask keeps, at least something up to 1."""
+        """Return whether it is the number of tokens that the mask keeps, clamped to at least a number up to 1."""
         node = _through(node)
         if _op(node) in {"clamp", "clamp_min"}:
             least = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
@@ -548,7 +548,7 @@ def _first(node: fx.Node) -> fx.Node:
 
 
 def _through(node: fx.Node) -> fx.Node:
-    """What a node only passes on."""
+    """Return the node whose value a chain of pass-through nodes hands on."""
     while _op(node) in _SAME | {"slice"} and _unchanged(node):
         node = _first(node)
     return node

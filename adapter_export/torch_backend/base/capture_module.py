@@ -158,7 +158,7 @@ def _checked_lengths(names: Mapping[str, Mapping[int, str]], lengths: Bounds) ->
 
 
 def _named_inputs(module: nn.Module, given: Inputs) -> dict[str, Any]:
-    """By name, in the order of `forward`."""
+    """Return the inputs by name, in the order of `forward`."""
     parameters = inspect.signature(module.forward).parameters.values()
     known = [p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}]
     inputs = given if isinstance(given, Mapping) else dict(zip(known, given, strict=False))
@@ -191,7 +191,7 @@ def _input_tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]
 
 
 def _default_axes(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
-    """By place; texts of another length than the first one's have an axis of their own, as those of a decoder."""
+    """Return dynamic axes by position; texts of another length than the first have their own axis, as in a decoder."""
     texts = {
         name: tensor.shape[1] for name, tensor in inputs.items() if tensor.dim() == 2 and not tensor.is_floating_point()
     }

@@ -29,7 +29,7 @@ _EXAMPLE_BATCH, _TOKENS, _DECODER_TOKENS = 2, 7, 5
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the tokenizer and the processor of a folder make for its model.
+    """Inputs that the tokenizer and the processor of a folder make for its model.
 
     Attributes:
         typed: whether the tokenizer tells the texts of a pair apart by `token_type_ids`; none if nobody knows.

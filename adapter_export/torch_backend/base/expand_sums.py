@@ -82,7 +82,7 @@ def open_sums(module: fx.GraphModule) -> None:
 
 
 def _written(node: fx.Node, fed: Set[fx.Node]) -> Callable[[Make], fx.Node] | None:
-    """What writes a node out; none if it is no sum of activations, those in `fed`, or is one by itself."""
+    """Return the function that writes a node out; `None` if it adds no activations of `fed`, or is a plain sum."""
     name = _operator(node)
     parts = _stacked(node, name)
     if parts:

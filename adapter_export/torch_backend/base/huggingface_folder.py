@@ -204,7 +204,7 @@ def capture_folder(
 
 
 def _generation(model: Any, folder: Path) -> Generation:
-    """How a causal language model generates, by `generation_config.json`, else by `config.json`."""
+    """Return the generation settings of a causal language model, by `generation_config.json`, else by `config.json`."""
     said, file = model.generation_config, folder / CONFIG
     ends = said.eos_token_id if isinstance(said.eos_token_id, list) else [said.eos_token_id]
     config = read_text(file) if file.is_file() else None

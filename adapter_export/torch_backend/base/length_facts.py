@@ -42,7 +42,7 @@ Numbers = npt.NDArray[Any]
 
 @dataclass
 class Facts:
-    """What a program says of the lengths of one axis.
+    """Facts that a program states about the lengths of one axis.
 
     Attributes:
         bounds: from ranges, tables and conditions that compare the length with a number.
@@ -103,7 +103,7 @@ class Facts:
 
 
 def _goes_on(holds: Numbers) -> bool:
-    """Whether a condition that holds at some of the last lengths that were looked at goes on to do so."""
+    """Return whether a condition that is true at some of the last inspected lengths stays so at greater ones."""
     return bool(holds[-max(1, len(holds) // 4) :].any())
 
 
@@ -314,7 +314,7 @@ def pristine(module: nn.Module) -> nn.Module:
         return module
 
 
-def tried(
+def probed_lengths(
     live: Run, program: Run, inputs: Sequence[InputRecord], facts: Mapping[str, Facts], wanted: Bounds
 ) -> dict[str, Lengths]:
     """Return the record of every axis, after module and program were compared at its edges.
@@ -355,7 +355,7 @@ def tried(
         if 1 in lengths and not lengths.fixed and not agree(axis, 1):
             above = lengths.within(Lengths(_SMALLEST))
             lengths = lengths if above is None else above
-        top = lengths.at_most(_most_tried(inputs, usual, axis)) or lengths.minimum
+        top = lengths.at_most(_most_probed(inputs, usual, axis)) or lengths.minimum
         if not computes(axis, top):  # as RoBERTa's, which counts from behind the padding's row
             tries = range(usual[axis] + 1, top)
             longest = usual[axis] + bisect_left(tries, True, key=lambda length: not computes(axis, length))
@@ -374,7 +374,7 @@ def tried(
     return found
 
 
-def _most_tried(inputs: Sequence[InputRecord], usual: Mapping[str, int], axis: str) -> int:
+def _most_probed(inputs: Sequence[InputRecord], usual: Mapping[str, int], axis: str) -> int:
     """Return the longest length that is tried, where other axes have their usual ones."""
     sizes = [
         math.prod(size if isinstance(size, int) else usual.get(size, 1) for size in record.axes if size != axis)

@@ -1,4 +1,4 @@
-"""What transformers makes of texts, images and audio by the files of a Hugging Face folder: ids, and inputs.
+"""Preprocessing by transformers with the files of a Hugging Face folder: texts to ids, images and audio to inputs.
 
 These are the inputs that a capture begins with, the golden texts and media of the base, and steps that compute the same
 of images and audio without transformers.
@@ -229,7 +229,7 @@ def _texts(own: Any, limit: int) -> Sequence[GoldenText]:
 
 
 def prepared_by(folder: Path) -> Prepared:
-    """What its tokenizer and its processor make; nothing is known of a folder without them."""
+    """Return the inputs that its tokenizer and its processor make; empty for a folder without them."""
     values: dict[str, tuple[Tensor, Mapping[int, str]]] = {}
     if any((folder / name).is_file() for name in _PROCESSOR_FILES):
         values = next((found for one in FILE_MODALITIES.values() if (found := _made(folder, one))), {})
@@ -237,7 +237,7 @@ def prepared_by(folder: Path) -> Prepared:
 
 
 def _typed(folder: Path) -> bool | None:
-    """Whether its tokenizer tells the texts of a pair apart: by its settings, by its class, by what it makes of one."""
+    """Return whether its tokenizer tells the texts of a pair apart, by its settings, its class, or its output."""
     with suppress(InputError):
         config = read_json(folder / CONFIG)
         config = config if isinstance(config, dict) else {}

@@ -26,7 +26,7 @@ _PASSED_ON = frozenset(
 
 
 class Signature:
-    """What goes into a program and comes out, by the names that its users know.
+    """Inputs and outputs of a program, by the names that its users know.
 
     `axes` are the names of the axes of each input as given at capture; those of an unknown program come from their
     place: axis 0 is `batch`, axis 1 of an integer matrix `sequence`.
@@ -156,7 +156,7 @@ def _check_kinds(program: ExportedProgram) -> None:
 
 
 def _is_random(node: fx.Node) -> bool:
-    """Whether an op draws numbers: not a dropout of nothing, or in a model that does not train."""
+    """Return whether an op draws random numbers; a dropout at rate 0 or outside of training does not."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
         return False
@@ -177,7 +177,7 @@ def _changed_in_place(node: fx.Node) -> fx.Node | None:
 
 
 def _root(node: fx.Node) -> fx.Node:
-    """What a view shows."""
+    """Return the node that a view shows."""
     while isinstance(node.target, torch._ops.OpOverload) and isinstance(node.args[0], fx.Node):
         aliases = any(value.alias_info is not None for value in node.target._schema.returns)
         source = node.args[0]

@@ -37,7 +37,7 @@ _INPUT = "sentence_embedding"
 
 
 class Sentence(nn.Module):
-    """What the modules behind the model compute: [batch, width] of the hidden state and the mask."""
+    """The modules behind the model: [batch, width] from the hidden state and the mask."""
 
     def __init__(self, pooling: Literal["mean", "first"], layers: list[nn.Module]) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ def _loaded(kind: type[nn.Linear] | type[nn.LayerNorm], name: str, folder: Path)
 
 
 def _text_config(model: Path) -> Mapping[str, Any]:
-    """How its module reads texts; the file has the name of one architecture or another."""
+    """Return the text settings of the model; the name of the file depends on the architecture."""
     return next((_config(path) for path in sorted(model.glob("sentence_*_config.json"))), {})
 
 
@@ -219,7 +219,7 @@ def _max_tokens(model: Path) -> int | None:
 
 
 def _prompts(folder: Path) -> tuple[str, tuple[str, ...]]:
-    """What stands before every text by default, and the names of the other prompts that are not empty."""
+    """Return the default prefix of every text, and the names of the other prompts that are not empty."""
     config = _config(folder / "config_sentence_transformers.json")
     prompts = config.get("prompts") or {}
     texts = {name: text for name, text in prompts.items() if isinstance(text, str) and text}

@@ -160,7 +160,7 @@ def _results(decomposed: torch.fx.Graph, original: torch.fx.Graph) -> dict[torch
 
 
 def _is_result(node: torch.fx.Node, origin: torch.fx.Node) -> bool:
-    """Whether the last node made for one has its value: after an op that writes, that may be all that it wrote to."""
+    """Return whether the last node made for one has its value: an op that writes may return all that it wrote to."""
     op, value, expected = origin.target, node.meta.get("val"), origin.meta.get("val")
     if not isinstance(value, torch.Tensor) or not isinstance(expected, torch.Tensor):
         return False
@@ -364,7 +364,7 @@ def _before(node: torch.fx.Node, op: Any, *args: Any) -> torch.fx.Node:
 
 
 def _keeps_shape(node: torch.fx.Node) -> bool:
-    """Whether a reshape does nothing; fusions of attention are not found around one."""
+    """Return whether a reshape does nothing; fusions of attention are not found around one."""
     return _shape(node.all_input_nodes[0]) == _shape(node) and all(user.op != "output" for user in node.users)
 
 
@@ -392,7 +392,7 @@ def _returns(node: torch.fx.Node) -> bool:
 
 
 def _is_fresh(node: torch.fx.Node) -> bool:
-    """Whether an op returns a tensor of its own; a composite may return its input."""
+    """Return whether an op returns a new tensor; a composite may return its input."""
     op = node.target
     if op is operator.getitem:
         return _is_fresh(node.all_input_nodes[0])
@@ -402,7 +402,7 @@ def _is_fresh(node: torch.fx.Node) -> bool:
 
 
 def _is_plain(op: object) -> bool:
-    """Whether an op is no composite view that torch decomposes."""
+    """Return whether an op is no composite view that torch decomposes."""
     if not isinstance(op, torch._ops.OpOverload):
         return True
     return not op.is_view or op in _RESHAPES or not op.has_kernel_for_dispatch_key(_COMPOSITE)

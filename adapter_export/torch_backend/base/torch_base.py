@@ -60,7 +60,7 @@ from adapter_export.torch_backend.base.capture_module import (
 )
 from adapter_export.torch_backend.base.example_inputs import Examples, described_inputs, obvious_inputs
 from adapter_export.torch_backend.base.expand_sums import open_sums
-from adapter_export.torch_backend.base.length_facts import Run, may_pad, only_some, tried
+from adapter_export.torch_backend.base.length_facts import Run, may_pad, only_some, probed_lengths
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.pickles import check_exported, check_pickled
 from adapter_export.torch_backend.base.program_signature import Signature
@@ -92,7 +92,7 @@ _LISTED = 8
 
 @dataclass(frozen=True)
 class CaptureNote:
-    """What `write_base` writes beside the program, because torch does not keep it.
+    """Facts that `write_base` writes beside the program, because torch does not keep them.
 
     `lengths` and `pads` are those of `TorchBase`; without them, the lengths are those that the program names.
     """
@@ -140,7 +140,7 @@ def weight_facts(program: ExportedProgram, present: Mapping[str, Tensor] | None 
 
 
 def tensors(program: ExportedProgram) -> dict[str, np.ndarray]:
-    """All parameters, buffers and constants by their names, without a copy, but for types that NumPy lacks."""
+    """Return parameters, buffers and constants by their names, without a copy; types that NumPy lacks are left out."""
     lifted = ((name, value) for name, value in program.constants.items() if isinstance(value, Tensor))
     named = {**dict(lifted), **dict(program.named_buffers()), **dict(program.named_parameters())}
     return {name: value.detach().numpy() for name, value in named.items() if value.dtype != torch.bfloat16}
@@ -236,7 +236,7 @@ class TorchBase:
 
     @cached_property
     def index(self) -> FlowIndex:
-        """The same graph with who makes and who reads each value."""
+        """An index of the producer and the readers of each value."""
         return FlowIndex(self.flow)
 
     def module(self) -> fx.GraphModule:
@@ -317,7 +317,7 @@ def captured_base(
     program, named = capture(module, example_inputs, axes, example)
     note = CaptureNote(named, model_type=model_type(module))
     described = _describe(program, note, None, program._guards_code)
-    base, notes = _tried(described, run, lengths or {}, max_tokens, most_tokens(module))
+    base, notes = _with_probed_lengths(described, run, lengths or {}, max_tokens, most_tokens(module))
     return replace(base, notes=(*notes, *_unreached(program, named)))
 
 
@@ -423,7 +423,7 @@ def _at_most(base: TorchBase, tokens: int | None) -> Bounds:
     return found
 
 
-def _tried(
+def _with_probed_lengths(
     base: TorchBase, run: Run, wanted: Bounds, max_tokens: int | None, usual: int | None
 ) -> tuple[TorchBase, tuple[str, ...]]:
     """The base with the lengths that were found by trying, and notes on what the model takes and the base does not.
@@ -440,7 +440,7 @@ def _tried(
     free, axis = Lengths(), token_axis(base.inputs)
     if isinstance(axis, str):  # a table of positions may have rows that no token reads (RoBERTa)
         wanted = {**wanted, axis: wanted.get(axis, free).within(Lengths(1, max_tokens)) or free}
-    found = tried(run, program, base.inputs, facts, wanted)
+    found = probed_lengths(run, program, base.inputs, facts, wanted)
     base = replace(base, lengths={axis: one for axis, one in found.items() if one != free})
     base = replace(base, lengths=_at_most(base, max_tokens))
     base = replace(base, pads=may_pad(run, program, base.inputs, base.lengths))
@@ -550,7 +550,7 @@ def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
 
 
 def _read(extra: Mapping[str, str], name: str, what: str, parse: Callable[[str, str], Read]) -> Read | None:
-    """What `parse` makes of a file in `extra/` and its place; none if it is not there."""
+    """Parse a file in `extra/` with its place for messages; `None` if it is not there."""
     if not extra.get(name):
         return None
     where = f"`extra/{name}`"

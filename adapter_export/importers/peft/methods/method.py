@@ -1,4 +1,4 @@
-"""What a type of PEFT does to a linear layer: the layer as its formula sees it, and the change that it returns."""
+"""The interface of PEFT's types: a linear layer as a formula reads it, and the change that the formula returns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from adapter_export.errors import AdapterError
 from adapter_export.importers.peft.peft_values import Config
-from adapter_export.importers.tensor_map import Taker
+from adapter_export.importers.tensor_map import TensorMap
 
 Matrix = npt.NDArray[np.floating[Any]]
 """An array of float64."""
@@ -33,7 +33,7 @@ class Change:
     bias: Matrix | None = None
 
     def smaller(self) -> Change:
-        """The same with the pair multiplied out where that takes fewer numbers, and no pair beside a dense matrix."""
+        """Return the change with the pair multiplied out where that is smaller, and no pair beside a dense matrix."""
         if self.up is None or self.down is None:
             return self
         rank, (out, width_in) = len(self.down), (len(self.up), self.down.shape[1])
@@ -53,23 +53,23 @@ class Change:
 
 
 class IncompleteError(Exception):
-    """A tensor is missing, or does not fit; the taker has the fault."""
+    """A tensor is missing, or does not fit; the mapped has the fault."""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What all layers of one adapter have in common: its config, its tensors, and those that lie at no module.
+    """The parts that all layers of an adapter share: its config, its tensors, and tensors that belong to no module.
 
     `own` are the keys of the latter by their names, such as `vera_A`.
     """
 
     config: Config
-    taker: Taker
+    mapped: TensorMap
     own: Mapping[str, str]
 
     def tensor(self, key: str) -> Matrix:
         """A tensor of floats by its key in the file."""
-        found = self.taker.tensor(key)
+        found = self.mapped.tensor(key)
         if found is None:
             raise IncompleteError
         return found.astype(np.float64)
@@ -101,18 +101,18 @@ class Layer:
     def whole(self, name: str, most: int) -> npt.NDArray[np.int64]:
         """A tensor of positions below `most`, of the layer or of the whole adapter."""
         key = self.keys.get(name) or self.shared.own.get(name) or self._missing(name)
-        found = self.shared.taker.tensors[key]
-        self.shared.taker.forget([key])
+        found = self.shared.mapped.tensors[key]
+        self.shared.mapped.forget([key])
         numbers = found.astype(np.int64)
         if found.dtype.kind not in "iuf" or (numbers != found).any() or (numbers < 0).any() or (numbers >= most).any():
-            self.shared.taker.fault(f"`{key}` holds something else than positions below {most}")
+            self.shared.mapped.fault(f"`{key}` holds something else than positions below {most}")
             raise IncompleteError
         return numbers
 
     def ignore(self, *names: str) -> None:
         """Count tensors that say nothing more as used."""
         keys = (self.keys.get(name) or self.shared.own.get(name) for name in names)
-        self.shared.taker.forget(key for key in keys if key is not None)
+        self.shared.mapped.forget(key for key in keys if key is not None)
 
     def common(self, name: str, fix: str) -> Matrix:
         """A tensor of the whole adapter; an AdapterError with the way out where it was not saved."""
@@ -158,7 +158,7 @@ class Layer:
 
     def _missing(self, name: str) -> str:
         key, role = next(((key, role) for role, key in self.keys.items()), ("", ""))
-        self.shared.taker.fault(f"`{key.removesuffix(role)}{name}` is missing")
+        self.shared.mapped.fault(f"`{key.removesuffix(role)}{name}` is missing")
         raise IncompleteError
 
 
