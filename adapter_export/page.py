@@ -39,6 +39,7 @@ _NOTHING_LOADED = "default-src 'none'; style-src 'unsafe-inline'"
 """The policy that keeps a browser from loading or running anything, whatever a page quotes."""
 
 _WIDE, _DARK = 180, 0.8
+_VERDICTS = {"passed": ("passed",), "pass": ("passed",), "failed": ("failed",), "FAIL": ("failed",)}
 _QUOTED = re.compile("`([^`]+)`")
 
 
@@ -89,7 +90,11 @@ def table(found: Table) -> Markup:
     right = [found.numbers[at : at + 1] == "r" for at in range(len(found.columns))]
 
     def line(tag: str, cells: Sequence[object]) -> str:
-        made = (element(tag, cell, "right" if side else "") for cell, side in zip(cells, right, strict=True))
+        styles = (
+            " ".join([*(["right"] if side else []), *_VERDICTS.get(str(cell), ())])
+            for cell, side in zip(cells, right, strict=True)
+        )
+        made = (element(tag, cell, style) for cell, style in zip(cells, styles, strict=True))
         return f"<tr>{''.join(made)}</tr>"
 
     rows = "".join(line("td", row) for row in found.rows)

@@ -113,7 +113,7 @@ def test_with_fused_operators(minilm: OnnxBase, tmp_path: Path) -> None:
     manifest = build_bundle(made, adapters, tmp_path / "bundle", references=reference, cases=cases)
     assert manifest.minimum_onnxruntime == "1.22"
     _switch(tmp_path / "bundle", cases[-1].arrays)
-    report = prove(plan_check(tmp_path / "bundle", cases=[CASE]), Reference("x", reference), lambda step: None)
+    report = prove(plan_check(tmp_path / "bundle", cases=[CASE]), Reference("x", reference))
     assert report.passed
 
 

@@ -24,6 +24,7 @@ from adapter_export.numerics.budget import EXACT, Budget, Extent, budget, produc
 from adapter_export.numerics.runner import Arrays, Runner, Undefined, moved_by_rounding, run, undefined
 from adapter_export.numerics.sample_inputs import LENGTHS, covering_cases, edge_cases, named_case
 from adapter_export.onnx_backend.rewrite.checksums import EXACT_CHECKSUM, SlotChecksums
+from adapter_export.reporting import SILENT, Reporter
 
 OnStep = Callable[[str], None]
 """Called after each step with what was done."""
@@ -315,7 +316,7 @@ class GoldenMaker:
     checksums: SlotChecksums | None = None
 
     def compute(
-        self, adapter: Adapter | None, output: str | None, on_step: OnStep = silent, *, name: str | None = None
+        self, adapter: Adapter | None, output: str | None, *, name: str | None = None, reporter: Reporter = SILENT
     ) -> Golden:
         """Return what the reference gives, whatever that is; an output has one budget for all cases.
 
@@ -328,9 +329,9 @@ class GoldenMaker:
             computed = run(self.references, case.arrays, adapter, self.outputs, output)
             outputs.append({**computed, **self._expected_checksums(case, adapter)})
             vague.append({} if case.real is None else self._undefined(case, adapter, output))
-            on_step(f"{known or BASE}, {case.name}: reference")
+            reporter.step(f"{known or BASE}, {case.name}: reference")
         few = to_disturb(self.cases)
-        moved = self._moved(few, adapter, output, lambda: on_step(f"{known or BASE}: reference with errors"))
+        moved = self._moved(few, adapter, output, lambda: reporter.step(f"{known or BASE}: reference with errors"))
         budgets = self._budgets(outputs, moved)
         return Golden(known, self.cases, outputs, budgets, self.references.description, "reference", vague)
 

@@ -20,7 +20,7 @@ from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.texts import answer_faults
 from adapter_export.errors import RequestError
 from adapter_export.format.axes import names as names_of
-from adapter_export.format.check_report import InvariantRecord, verdict
+from adapter_export.format.check_report import Finding
 from adapter_export.format.golden_batches import GOLDEN_BATCHES_VERSION, GoldenBatch, GoldenBatches, GoldenBatchRow
 from adapter_export.format.lengths import axis_lengths
 from adapter_export.format.manifest import Axis, Manifest, OutputRecord
@@ -405,7 +405,7 @@ def without(batches: GoldenBatches, adapters: Sequence[str]) -> GoldenBatches | 
 
 def replay_batches(
     bundle: OpenedBundle, batches: GoldenBatches, names: Sequence[str | None], variants: Collection[str]
-) -> InvariantRecord:
+) -> Finding:
     """Answer golden batches as a client does, and compare each row with its lone answer.
 
     Args:
@@ -416,13 +416,13 @@ def replay_batches(
     """
     rows = sum(row.adapter in names for batch in batches.batches for row in batch.rows)
     if "slots" not in variants:
-        return InvariantRecord(CHECK, "bundle", "passed", f"{rows} rows, not run")
+        return Finding.tested(CHECK, "bundle", True, f"{rows} rows, not run")
     session = bundle.runtime_session(only=variants)
     faults = [fault for batch in batches.batches for fault in _faults(session, bundle.manifest, batch, names)]
     detail = f"{rows} rows in {len(batches.batches)} requests, each as the reference answers it alone"
     if faults:
         detail = f"{len(faults)} of {rows} rows differ; {faults[0]}"
-    return InvariantRecord(CHECK, "bundle", verdict(not faults), detail)
+    return Finding.tested(CHECK, "bundle", not faults, detail)
 
 
 def _faults(session: Session, manifest: Manifest, batch: GoldenBatch, names: Sequence[str | None]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.texts import answer_faults
 from adapter_export.errors import AdapterError, InputError, MissingExtraError, RequestError
-from adapter_export.format.check_report import InvariantRecord, verdict
+from adapter_export.format.check_report import Finding
 from adapter_export.format.media import GoldenMedia, GoldenMediaAnswer, GoldenMediaSet, GoldenSample, MediaRecord, said
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.runner import Runner, run
@@ -78,7 +78,7 @@ class MediaMaker:
         return GoldenMediaSet(adapter.name, self.references.description, allowed.absolute, allowed.reason, answers)
 
 
-def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool) -> Iterator[InvariantRecord]:
+def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool) -> Iterator[Finding]:
     """Make the input of golden media and answer them as a client does, and compare both with what they say.
 
     `run` is false where the graph is too large to be run for this.
@@ -87,7 +87,7 @@ def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool
     if record is None:
         return
     if media is None or record.steps is None:
-        yield InvariantRecord(CHECK, BASE, "passed", f"no client reads files: the processor {record.unknown}")
+        yield Finding.tested(CHECK, BASE, True, f"no client reads files: the processor {record.unknown}")
         return
     faults = [] if media.digest == record.digest else [f"of the processor {media.digest[:12]}…"]
     detail = f"{len(media.samples)} files within {media.absolute:.1e} of {media.processor}: {said(record.steps)}"
@@ -95,14 +95,14 @@ def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool
         faults += [fault for sample in media.samples for fault in _value_faults(record, sample, media.absolute)]
     except MissingExtraError as error:
         detail = f"files not read ({error.what})"
-    yield InvariantRecord(CHECK, BASE, verdict(not faults), "; ".join(faults[:3]) or detail)
+    yield Finding.tested(CHECK, BASE, not faults, "; ".join(faults[:3]) or detail)
     sets = {one.adapter: one for one in media.sets}
     for adapter in bundle.manifest.adapters:
         if adapter.name not in names or adapter.task is None:
             continue
         one, faults = sets.get(adapter.name), []
         if one is None:
-            yield InvariantRecord(CHECK, adapter.name, "failed", "there are none of it")
+            yield Finding.tested(CHECK, adapter.name, False, "there are none of it")
         elif run:
             session = bundle.runtime_session()
             arrays = {sample.name: sample.array[None] for sample in media.samples}
@@ -114,13 +114,13 @@ def replay_media(bundle: OpenedBundle, names: Sequence[str | None], *, run: bool
                     differ = [error.what]
                 faults += [f"`{wanted.sample}`: {fault}" for fault in differ]
             detail = f"{len(one.answers)} answers within {one.absolute:.1e}"
-            yield InvariantRecord(CHECK, adapter.name, verdict(not faults), "; ".join(faults[:3]) or detail)
+            yield Finding.tested(CHECK, adapter.name, not faults, "; ".join(faults[:3]) or detail)
 
 
-def compare_processors(digest: str, model: str) -> InvariantRecord:
+def compare_processors(digest: str, model: str) -> Finding:
     """Compare the digest of a bundle's processor with that of the model it was built from."""
     detail = "that of the model" if digest == model else f"{digest[:12]}…, and the model has {model[:12]}…"
-    return InvariantRecord(CHECK, "model", verdict(digest == model), f"the processor is {detail}")
+    return Finding.tested(CHECK, "model", digest == model, f"the processor is {detail}")
 
 
 def _value_faults(record: MediaRecord, sample: GoldenSample, absolute: float) -> Iterator[str]:

@@ -20,7 +20,7 @@ from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.errors import RequestError, quoted
-from adapter_export.format.check_report import InvariantRecord
+from adapter_export.format.check_report import Finding
 from adapter_export.format.manifest import VARIANT_NAMES, GoldenRecord, Manifest, RecordedRuns, VariantName
 from adapter_export.numerics.runner import Arrays
 from adapter_export.runtime.graphs import PROVIDERS, run_session
@@ -211,7 +211,7 @@ def _run_all(graph: Graph, adapters: Sequence[str | None], cases: Sequence[str])
     return runs
 
 
-def compare_runs(manifest: Manifest, names: Collection[str | None], runs: RunDigests) -> Iterator[InvariantRecord]:
+def compare_runs(manifest: Manifest, names: Collection[str | None], runs: RunDigests) -> Iterator[Finding]:
     """Compare the digests of a bundle with those of its runs here; say so where they mean nothing.
 
     The base is the witness: where it gives the recorded bits, an adapter must give its own.
@@ -256,14 +256,14 @@ def compare_runs(manifest: Manifest, names: Collection[str | None], runs: RunDig
             yield _not_compared(name or BASE, f"{said}; but this is another processor than {_processor(recorded)}")
         elif wrong:
             why = "a tensor did not arrive as it was, or this runtime rounds otherwise"
-            yield InvariantRecord(CHECK, name or BASE, "failed", f"{said}: {why}")
+            yield Finding.tested(CHECK, name or BASE, False, f"{said}: {why}")
         elif compared:
             detail = f"{', '.join(compared)}: {len(recorded.cases)} cases, bit for bit as when the bundle was built"
-            yield InvariantRecord(CHECK, name or BASE, "passed", detail)
+            yield Finding.tested(CHECK, name or BASE, True, detail)
 
 
-def _not_compared(subject: str, reason: str) -> InvariantRecord:
-    return InvariantRecord(NOT_COMPARED, subject, "passed", reason)
+def _not_compared(subject: str, reason: str) -> Finding:
+    return Finding.unverified(NOT_COMPARED, subject, reason)
 
 
 def _ran(runs: RunDigests, variant: VariantName, name: str | None, record: GoldenRecord) -> bool:

@@ -15,7 +15,7 @@ from adapter_export.bundle.golden import Allowance, Golden
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.report import BASE
 from adapter_export.errors import BaseModelError, MissingExtraError, RequestError, quoted
-from adapter_export.format.check_report import InvariantRecord, verdict
+from adapter_export.format.check_report import Finding
 from adapter_export.format.golden_texts import (
     GOLDEN_TEXTS_VERSION,
     GoldenText,
@@ -174,9 +174,7 @@ def _with_answer(text: GoldenText, task: Task, result: np.ndarray, row: EncodedT
     )
 
 
-def replay(
-    bundle: OpenedBundle, texts: GoldenTexts, names: Sequence[str | None], *, run: bool
-) -> list[InvariantRecord]:
+def replay(bundle: OpenedBundle, texts: GoldenTexts, names: Sequence[str | None], *, run: bool) -> list[Finding]:
     """Make tokens of golden texts and answer them as a client does, and compare both with what they say.
 
     Without the tokenizers library the ids are taken as they are, and the report says so; `run` is false where the graph
@@ -186,16 +184,16 @@ def replay(
     if text is None:
         return []
     sets = {one.adapter: one for one in texts.sets}
-    found: list[InvariantRecord] = []
+    found: list[Finding] = []
     if texts.digest != text.digest:
         detail = f"made with the tokenizer {texts.digest[:12]}…, and the bundle has {text.digest[:12]}…"
-        found.append(InvariantRecord(CHECK, "tokenizer", "failed", detail))
+        found.append(Finding.tested(CHECK, "tokenizer", False, detail))
     tokenizer, missing = None, ""
     try:
         tokenizer = bundle.tokenizer
         if tokenizer.digest != text.digest:
             detail = f"`{text.tokenizer}` has the digest {str(tokenizer.digest)[:12]}…, and not {text.digest[:12]}…"
-            found.append(InvariantRecord(CHECK, "tokenizer", "failed", detail))
+            found.append(Finding.tested(CHECK, "tokenizer", False, detail))
     except MissingExtraError:
         missing = "ids not compared, as `tokenizers` is not installed"
     session = bundle.runtime_session() if run else None
@@ -204,15 +202,15 @@ def replay(
         if task is not None and task.tokenizer not in (None, text.digest):
             trained = f"was trained with the tokenizer {str(task.tokenizer)[:12]}…"
             detail = f"{trained}, and the bundle has {text.digest[:12]}…"
-            found.append(InvariantRecord("task", name or BASE, "failed", detail))
+            found.append(Finding.tested("task", name or BASE, False, detail))
         most = bundle.manifest.max_tokens or 0
         if task is not None and (task.max_tokens or 0) > most:
             detail = f"was trained on up to {task.max_tokens} tokens, and the bundle takes {most}"
-            found.append(InvariantRecord("task", name or BASE, "failed", detail))
+            found.append(Finding.tested("task", name or BASE, False, detail))
         if name in sets:
             found.append(_replay(sets[name], task, tokenizer, session, bundle, missing))
         elif name is None or task is not None:
-            found.append(InvariantRecord(CHECK, name or BASE, "failed", "there are none of it"))
+            found.append(Finding.tested(CHECK, name or BASE, False, "there are none of it"))
     return found
 
 
@@ -235,7 +233,7 @@ class Contract:
 
 def check_contract(
     bundle: OpenedBundle, texts: GoldenTexts, names: Sequence[str | None], model: Contract
-) -> Iterator[InvariantRecord]:
+) -> Iterator[Finding]:
     """Compare the ids of golden texts with those of the model's own tokenizer, and the task of its base head."""
     text, own = bundle.manifest.text, model.head
     name = bundle.manifest.head
@@ -243,23 +241,23 @@ def check_contract(
         known, said = own.head.task, bundle.record(name).task
         same = known == said
         detail = "as the model says it" if same else f"{_facts(said)}, and the model says {_facts(known)}"
-        yield InvariantRecord("task", name, verdict(same), detail)
+        yield Finding.tested("task", name, same, detail)
     if text is None:
         return
     if model.tokenizer is None:
-        yield InvariantRecord(CHECK, "model", "passed", "ids not compared with the model's, which brings no tokenizer")
+        yield Finding.tested(CHECK, "model", True, "ids not compared with the model's, which brings no tokenizer")
         return
     try:
         reference = reader(model.tokenizer, bundle.manifest)
         ours = bundle.tokenizer
     except MissingExtraError:
         detail = "ids not compared with the model's, as `tokenizers` is not installed"
-        yield InvariantRecord(CHECK, "model", "passed", detail)
+        yield Finding.tested(CHECK, "model", True, detail)
         return
     tasks = [record.task for record in bundle.manifest.adapters if record.name in names and record.task is not None]
     if reference.digest != text.digest and tasks and all(task.tokenizer == text.digest for task in tasks):
         detail = "the bundle's tokenizer is not the model's, and the one that its adapters were trained with"
-        yield InvariantRecord(CHECK, "model", "passed", detail)
+        yield Finding.tested(CHECK, "model", True, detail)
         return
     faults: dict[str, str] = {}
     count = 0
@@ -279,7 +277,7 @@ def check_contract(
     if faults:
         place, fault = next(iter(faults.items()))
         detail = f"{len(faults)} texts differ from the model's own tokenizer; {place}: {fault}"
-    yield InvariantRecord(CHECK, "model", verdict(not faults), detail)
+    yield Finding.tested(CHECK, "model", not faults, detail)
 
 
 def _facts(task: Task | None) -> str:
@@ -293,7 +291,7 @@ def _replay(
     session: Session | None,
     bundle: OpenedBundle,
     missing: str,
-) -> InvariantRecord:
+) -> Finding:
     faults: dict[str, str] = {}
     for text in one.texts:
         fault = None if tokenizer is None else _ids_fault(tokenizer, text, task)
@@ -313,7 +311,7 @@ def _replay(
     if faults:
         name, fault = next(iter(faults.items()))
         said = f"{len(faults)} of {len(one.texts)} texts differ; `{name}`: {fault}"
-    return InvariantRecord(CHECK, one.adapter or BASE, verdict(not faults), said)
+    return Finding.tested(CHECK, one.adapter or BASE, not faults, said)
 
 
 def _ids_fault(tokenizer: Tokenizer, text: GoldenText, task: Task | None) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,9 +26,8 @@ REPORT_VERSION = "1.0.0"
 """The version of the format of reports."""
 
 Verdict = Literal["passed", "failed"]
-Against = Literal["reference", "golden"]
+Against = Literal["reference", "golden", "float64"]
 Split = Literal["all", "tokens", "padding"]
-
 Number = float | Literal["nan", "inf", "-inf"]
 """A number; one that JSON cannot write is replaced by its name when the report is written."""
 
@@ -167,69 +166,12 @@ class ComparisonRecord:
 
 
 @dataclass(frozen=True)
-class OutputRecord(ComparisonRecord):
-    """One output of one run.
-
-    Attributes:
-        against: what it was compared with.
-        adapter: the active adapter; null for the base alone.
-        case: the name of the inputs.
-        axes: the length of each dynamic axis of the inputs.
-        level: ONNX Runtime's optimization level.
-        output: the name of the output.
-        part: `tokens` and `padding` for one row per token and inputs with padding.
-        variant: the graph that ran: a variant of the bundle, or one with the adapter baked in.
-        mixed: whether the rows of the batch ran through different adapters; compared are those of this one.
-    """
-
-    against: Against
-    adapter: str | None
-    case: str
-    axes: Mapping[str, Positive]
-    level: Literal["none", "basic", "extended", "all"]
-    output: str
-    part: Split
-    variant: VariantName
-    mixed: bool
-
-    @property
-    def place(self) -> str:
-        """Where it is, for messages."""
-        part = "" if self.part == "all" else f" ({self.part})"
-        case = f"{self.case}, mixed" if self.mixed else self.case
-        graph = self.level if self.variant == "slots" else f"`{self.variant}`"
-        return f"{self.adapter or 'base'}, {case}, {graph}, against {self.against}: {self.output}{part}"
-
-
-@dataclass(frozen=True)
-class SiteRecord(ComparisonRecord):
-    """What an adapter computes at one site.
-
-    Attributes:
-        adapter: the active adapter.
-        case: the name of the inputs.
-        site: the site, or `head`.
-        path: the module path in the torch model; null if not known.
-    """
-
-    adapter: str
-    case: str
-    site: str
-    path: str | None
-
-    @property
-    def place(self) -> str:
-        """Where it is, for messages."""
-        return f"{self.adapter}, {self.case}: site {self.site}"
-
-
-@dataclass(frozen=True)
 class WitnessRecord:
-    """What float64 says of two sides that differ.
+    """Distance of two sides that differ from the same operation in float64.
 
     Attributes:
-        found: how far the candidate is from float64.
-        expected: how far the reference is from float64.
+        found: largest error of the candidate.
+        expected: largest error of the reference.
     """
 
     found: NotNegative
@@ -237,39 +179,75 @@ class WitnessRecord:
 
 
 @dataclass(frozen=True)
-class NodeRecord(ComparisonRecord):
-    """What a graph makes of the reference's values, up to the next value that both have: its local error.
+class NodeRecord:
+    """The step of a graph that computes one value, on the reference's values, up to the next value that both have.
 
     Attributes:
-        adapter: the active adapter; null for the base alone.
-        case: the name of the inputs.
-        variant: the graph.
-        node: the value in the graph.
         origin: the value in the reference.
         operators: what the graph computes it with.
-        path: the module path in the torch model; null if not known.
-        line: the line of source that computes it there; null if not known.
-        depth: how many nodes of the graph compute it.
-        witness: what the same operation gives in float64; null if not known.
+        line: the line of source that computes it in torch; null if unknown.
+        depth: number of nodes of the graph in the step.
+        witness: distance of both sides from float64; null if unknown.
         cumulative: the largest error of the value when the whole graph runs; null where it did not.
     """
 
-    adapter: str | None
-    case: str
-    variant: VariantName
-    node: str
     origin: str
     operators: str
-    path: str | None
     line: str | None
     depth: Count
     witness: WitnessRecord | None
     cumulative: NotNegative | None
 
+
+@dataclass(frozen=True)
+class Measurement(ComparisonRecord):
+    """One array of one run, compared with what it must be: an output, the result of an adapter at a site, or a node.
+
+    Attributes:
+        kind: the kind of value.
+        name: the output; the site, or `head`; the value in the graph.
+        against: what it was compared with: the model, golden vectors, or float64 on the values that arrive at a site.
+        adapter: the active adapter; null for the base.
+        case: the name of the inputs.
+        variant: the graph that ran.
+        level: ONNX Runtime's optimization level.
+        axes: the length of each dynamic axis of the inputs.
+        part: `tokens` and `padding` for one row per token and inputs with padding.
+        mixed: whether the rows of the batch ran through different adapters; compared are those of this one.
+        path: the module path in the torch model; null if unknown.
+        node: how a node was computed; null for outputs and sites.
+    """
+
+    kind: Literal["output", "site", "node"]
+    name: str
+    against: Against
+    adapter: str | None
+    case: str
+    variant: VariantName
+    level: Literal["none", "basic", "extended", "all"]
+    axes: Mapping[str, Positive]
+    part: Split = "all"
+    mixed: bool = False
+    path: str | None = None
+    node: NodeRecord | None = None
+
     @property
     def place(self) -> str:
-        """Where it is, for messages."""
-        return f"{self.adapter or 'base'}, {self.case}, `{self.variant}`: node {self.node}"
+        """Where it was measured, for messages."""
+        adapter = self.adapter or "base"
+        if self.kind != "output":
+            graph = "" if self.kind == "site" else f", `{self.variant}`"
+            return f"{adapter}, {self.case}{graph}: {self.kind} {self.name}"
+        part = "" if self.part == "all" else f" ({self.part})"
+        case = f"{self.case}, mixed" if self.mixed else self.case
+        graph = self.level if self.variant == "slots" else f"`{self.variant}`"
+        return f"{adapter}, {case}, {graph}, against {self.against}: {self.name}{part}"
+
+    @property
+    def badness(self) -> tuple[bool, int, float]:
+        """Order of measurements: failed ones last, of these NaN, Inf and wrong shapes, then by error over budget."""
+        apart = sum(masks.only_found + masks.only_expected for masks in (self.nan, self.inf))
+        return not self.passed, apart + (not self.compared), self.ratio
 
 
 @dataclass(frozen=True)
@@ -289,32 +267,10 @@ class LocationRecord:
     case: str
     variant: VariantName
     nodes: Count
-    node: NodeRecord | None
+    node: Measurement | None
     guess: str | None
     detail: tuple[str, ...]
     repro: str | None = None
-
-
-@dataclass(frozen=True)
-class InvariantRecord:
-    """Something that must hold whatever the reference says.
-
-    Attributes:
-        name: which one.
-        subject: what it was tried on.
-        verdict: whether it is as it should be.
-        detail: what was seen.
-    """
-
-    name: str
-    subject: str
-    verdict: Verdict
-    detail: str
-
-    @property
-    def passed(self) -> bool:
-        """Whether it holds."""
-        return self.verdict == "passed"
 
 
 @dataclass(frozen=True)
@@ -346,7 +302,7 @@ class FailureRecord:
     worst: WorstRecord | None
     levels_failed: tuple[str, ...]
     levels_passed: tuple[str, ...]
-    culprit: SiteRecord | None
+    culprit: Measurement | None
     command: str
     variant: VariantName
     mixed: bool
@@ -414,8 +370,8 @@ class EffectRecord:
     idle: tuple[str, ...]
 
 
-Status = Literal["proved", "tested", "open", "failed"]
-"""Of an obligation: shown for every input, shown for those that were tried, not looked at, or wrong."""
+Status = Literal["exact", "tested", "unverified", "failed"]
+"""Of a claim: verified for every input, verified on the inputs that were tried, not verified here, or wrong."""
 
 
 @dataclass(frozen=True)
@@ -425,7 +381,7 @@ class SpanRecord:
     Attributes:
         what: what is counted, such as `words`, `positions`, `shapes`, `levels`, `runtimes` or `texts`.
         done: how many were tried.
-        of: how many there are; null where that has no end or is not known.
+        of: how many there are; null where that has no end or is unknown.
     """
 
     what: str
@@ -434,28 +390,74 @@ class SpanRecord:
 
 
 @dataclass(frozen=True)
-class ObligationRecord:
-    """One thing that must hold if the bundle is right.
+class Finding:
+    """The outcome of one claim about one subject.
 
     Attributes:
-        id: the same in every report on a bundle of this form, such as `constant/model.onnx/encoder.weight`.
+        check: the kind of claim, such as `swap`, `constant` or `output`.
+        subject: what it was verified for. `check` and `subject` are the same in every report on a bundle of this form.
         claim: what must hold, a clause for people.
-        status: `proved` bit by bit for all inputs, `tested` on those that `coverage` counts, `open`, or `failed`.
+        status: `exact` for all inputs, `tested` on those that `coverage` counts, `unverified`, or `failed`.
         where: the file, and in it the tensor, node or key.
-        detail: how it was shown and what was seen, why it is open, or what is wrong.
-        coverage: of one that is tested: how much was tried.
-        ratio: of one that is computed: the largest error over its budget.
-        noise: the largest error over what the same computation differs by from run to run; null where not measured.
+        detail: how it was verified and what was seen, why it is unverified, or what is wrong.
+        coverage: how much was tried.
+        ratio: the largest error over its budget; null where nothing was computed.
+        measurements: the comparisons that it follows from.
     """
 
-    id: str
+    check: str
+    subject: str
     claim: str
     status: Status
     where: str
     detail: str
     coverage: tuple[SpanRecord, ...] = ()
     ratio: NotNegative | None = None
-    noise: NotNegative | None = None
+    measurements: tuple[Measurement, ...] = ()
+
+    @classmethod
+    def exact(cls, check: str, subject: str, passed: bool, detail: str, claim: str = "", where: str = "") -> Finding:
+        """Return the outcome of a claim that, once seen to hold, holds for every input."""
+        claim, where = claim or f"{check}: {subject}", where or subject
+        return cls(check, subject, claim, "exact" if passed else "failed", where, detail)
+
+    @classmethod
+    def tested(cls, check: str, subject: str, passed: bool, detail: str, claim: str = "", where: str = "") -> Finding:
+        """Return the outcome of a claim that was tried on some inputs."""
+        claim, where = claim or f"{check}: {subject}", where or subject
+        return cls(check, subject, claim, "tested" if passed else "failed", where, detail)
+
+    @classmethod
+    def unverified(cls, check: str, subject: str, reason: str, claim: str = "", where: str = "") -> Finding:
+        """Return that a claim was not, or cannot be, verified here, and why."""
+        return cls(check, subject, claim or f"{check}: {subject}", "unverified", where or subject, reason)
+
+    @classmethod
+    def measured(
+        cls,
+        check: str,
+        subject: str,
+        claim: str,
+        found: Sequence[Measurement],
+        detail: str,
+        coverage: tuple[SpanRecord, ...] = (),
+    ) -> Finding:
+        """Return what follows from measurements; `{ratio}` in `detail` is the largest error over its budget."""
+        worst = max(found, key=lambda one: one.badness)
+        status: Status = "tested" if any(one.compared for one in found) else "unverified"
+        status = status if worst.passed else "failed"
+        said = "; ".join(worst.faults) or detail.format(ratio=f"{worst.ratio:.2g}")
+        return cls(check, subject, claim, status, worst.place, said, coverage, worst.ratio, tuple(found))
+
+    @property
+    def id(self) -> str:
+        """The name of the claim and its subject in one word, such as `swap/base-→-topic-→-base`."""
+        return f"{self.check}/{self.subject}".replace(" ", "-")
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was seen to be wrong."""
+        return self.status != "failed"
 
 
 @dataclass(frozen=True)
@@ -488,16 +490,12 @@ class CheckReport:
         runtime: what computed the bundle's outputs, such as `onnxruntime 1.32.0`.
         verdict: whether it is as it should be.
         coverage: how much was looked at.
-        outputs: every output of every run.
-        sites: what each adapter computes at each site, from the values that arrive there, against float64 arithmetic.
-        invariants: what must hold whatever the reference says.
+        findings: every claim, and whether it is verified, unverified or wrong.
         failures: one per adapter, or the base, with a comparison that failed.
         agreements: how the bundle differs from the base in float32, where its precision is another or texts were given;
             null elsewhere. No part of the verdict.
         effects: what each adapter that is more than a head changes. No part of the verdict.
         digest: the sha256 of the bundle's manifest, which has those of all its files.
-        ledger: everything that must hold, and whether it is proved, tested, open or failed.
-        nodes: the values of the graph whose own step is wrong, or all that were compared if they were asked for.
     """
 
     version: Annotated[str, SEMVER]
@@ -508,15 +506,11 @@ class CheckReport:
     runtime: str
     verdict: Verdict
     coverage: CoverageRecord
-    outputs: tuple[OutputRecord, ...]
-    sites: tuple[SiteRecord, ...]
-    invariants: tuple[InvariantRecord, ...]
+    findings: tuple[Finding, ...]
     failures: tuple[FailureRecord, ...]
     agreements: AgreementsRecord | None
     effects: tuple[EffectRecord, ...]
     digest: Sha256 | None = None
-    ledger: tuple[ObligationRecord, ...] = ()
-    nodes: tuple[NodeRecord, ...] = ()
 
 
 def read_report(path: Path, digest: str) -> CheckReport:

@@ -6,6 +6,7 @@ Names, labels and files are words of others; in the text of a card they can be n
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -327,17 +328,14 @@ def _scores(entries: Sequence[_Entry], measured: Sequence[Measured]) -> Iterator
 
 
 def _check(report: CheckReport) -> Iterator[str]:
-    counts = {status: sum(owed.status == status for owed in report.ledger) for status in ("proved", "tested", "open")}
-    ratios = [found.ratio for found in report.outputs]
+    of = Counter(found.status for found in report.findings)
+    ratios = [found.ratio for found in report.findings if found.check == "output" and found.ratio is not None]
+    claims = f"{of['exact']:,} bit-exact, {of['tested']:,} tested, {of['unverified']:,} unverified"
     rows = [
         ("verdict", report.verdict),
         ("compared", escaped(f"{report.runtime} with {report.reference or 'golden vectors'}")),
         *([("largest error", f"{max(ratios):.2f} of its budget")] if ratios else []),
-        *(
-            [("must hold", ", ".join(f"{count:,} {status}" for status, count in counts.items()))]
-            if report.ledger
-            else []
-        ),
+        *([("claims", claims)] if report.findings else []),
     ]
     yield from _section("Does it compute what the model computes?", ("what", "value"), rows)
 

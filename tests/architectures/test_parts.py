@@ -72,7 +72,7 @@ def test_a_bundle_proves_itself_at_parts(exported: Callable[[str], ExportedBase]
     runner = CutRunner(base)
     cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 3, "tokens": 5}])
     build_bundle(base, adapters, tmp_path / "bundle", references=runner, cases=cases, bake=["lora"])
-    report = prove(plan_check(tmp_path / "bundle"), Reference("base", runner), lambda step: None)
+    report = prove(plan_check(tmp_path / "bundle"), Reference("base", runner))
     assert report.passed
     assert {site.site for site in report.sites if site.adapter == "lora"} >= set(adapters[0].placements)
 

@@ -56,7 +56,7 @@ def test_a_bundle_is_compared_at_all_other_positions(base: ae.Base, tmp_path: Pa
     report = ae.check(bundle, against=base)
     report.raise_for_failure()
     (case,) = {one.case for one in report.outputs if one.against == "golden" and one.part == "padding"}
-    (told,) = (each for each in report.invariants if (each.name, each.subject) == ("padding not compared", case))
+    (told,) = (each for each in report.findings if (each.check, each.subject) == ("padding not compared", case))
     left_out, padding = unseeing(LENGTHS).sum(), (7 - LENGTHS).sum()
     assert told.detail.startswith(f"{left_out} of {padding} positions")
     shown = [each for each in report.outputs if each.part == "padding" and each.case == case]

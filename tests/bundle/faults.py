@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2Model  # noqa: E
 import adapter_export as ae  # noqa: E402
 from adapter_export.graph.adapter import Adapter  # noqa: E402
 from adapter_export.graph.kinds import KINDS  # noqa: E402
+from adapter_export.reporting import Reporter  # noqa: E402
 
 STDS = (0.02, 0.05, 0.1, 0.2, 0.5)
 SMALL = ("houlsby", "pfeiffer", "lora")
@@ -118,13 +119,27 @@ def adapter_of(base: ae.Base, kind: str, std: float, seed: int) -> Adapter:
     return adapter
 
 
+class Printed(Reporter):
+    """Prints each step to a terminal."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def step(self, label: str, done: int = 0, total: int | None = None) -> None:
+        if sys.stderr.isatty():
+            print(self.name, done, total, label, flush=True)
+
+
 def plant(bases: Bases, name: str, seeds: Sequence[int], kinds: Sequence[str]) -> Counter[str]:
     """Plant kinds of fault, all if none are named, at other places for each seed; print those that were not located."""
     bundle, counts = bases.bundle(name), Counter[str]()
     for seed in seeds:
-        told = partial(print, f"{name}, seed {seed}", flush=True) if sys.stderr.isatty() else None
         for fault in ae.self_test(
-            bundle, against=getattr(bases, name), kinds=kinds, seed=1000 * seed, on_step=told
+            bundle,
+            against=getattr(bases, name),
+            kinds=kinds,
+            seed=1000 * seed,
+            reporter=Printed(f"{name}, seed {seed}"),
         ).faults:
             counts[fault.status] += 1
             if fault.status in ("missed", "found", "without effect"):
@@ -160,7 +175,7 @@ def main() -> None:
             report = ae.check(bundle, against=base, quick=at % 10 > 0)  # every tenth with all shapes and words
             if not report.passed:
                 refused.append(f"{name}, {kind}, std {std}, seed {at}")
-                wrong = [f"{owed.where}: {owed.detail}" for owed in report.ledger if owed.status == "failed"]
+                wrong = [f"{owed.where}: {owed.detail}" for owed in report.findings if owed.status == "failed"]
                 print(f"refused: {refused[-1]}", *wrong[:5], sep="\n  ", flush=True)
             shutil.rmtree(bundle.folder)
             if at % 10 == 9:

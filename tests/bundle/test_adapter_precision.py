@@ -84,5 +84,5 @@ def test_an_adapter_in_int8_is_the_users_own_rounded(built: Built, copy: Path) -
 
 
 def _files_agree(bundle: OpenedBundle) -> bool:
-    (found,) = (one for one in check_files(bundle, ["slots"], ["small"]) if one.name == "adapter files")
+    (found,) = (one for one in check_files(bundle, ["slots"], ["small"]) if one.check == "adapter files")
     return found.passed

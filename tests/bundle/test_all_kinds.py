@@ -128,7 +128,7 @@ def test_all_of_them_in_one_batch_are_what_each_is_alone(built: Built) -> None:
 
 
 def test_a_check_of_all_kinds_in_all_graphs_passes(built: Built) -> None:
-    report = prove(plan_check(built.folder), None, lambda step: None)
+    report = prove(plan_check(built.folder), None)
     assert report.passed
     seen = {(result.variant, result.adapter) for result in report.outputs}
     graphs = ("slots", "inputs", "bank")

@@ -152,7 +152,7 @@ def test_all_forms_of_a_bundle_compute_it(bert: Made, tmp_path: Path) -> None:
     cases = input_cases(bert.onnx.inputs, seed=0, max_tokens=bert.source.max_tokens)
     graphs = {"variants": list(GRAPH_VARIANTS), "bake": names}
     build_bundle(bert.onnx, adapters, tmp_path / "bundle", references=bert.torch, cases=cases, **graphs)
-    report = prove(plan_check(tmp_path / "bundle"), Reference("model", bert.torch), lambda step: None)
+    report = prove(plan_check(tmp_path / "bundle"), Reference("model", bert.torch))
     assert report.passed
     of = {(result.variant, result.adapter) for result in report.outputs if result.adapter is not None}
     assert of == {(variant, name) for variant in (*GRAPH_VARIANTS, "baked") for name in names}

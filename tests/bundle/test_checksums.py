@@ -393,7 +393,7 @@ def test_verify_names_the_slots_that_differ(bundle: Path, tmp_path: Path) -> Non
     assert prove(plan_check(copy, quick=True), None).passed
     edit_adapter(copy, "tone", change)
     report = prove(plan_check(copy, variants=("slots",), quick=True), None)
-    wrong = [one for one in report.outputs if not one.passed and one.output == "slot_checksums"]
+    wrong = [one for one in report.outputs if not one.passed and one.name == "slot_checksums"]
     assert {one.adapter for one in wrong} == {"tone"}
     assert {one.faults for one in wrong} == {(f"received other tensors for `{name}`",)}
 
@@ -403,7 +403,7 @@ def test_every_graph_is_proved_against_a_reference(plain: Built, tmp_path: Path)
     reference = Reference(str(plain.model), CutRunner(plain.base))
     report = prove(plan_check(tmp_path / "bundle"), reference)
     assert report.passed
-    seen = {(one.variant, one.against) for one in report.outputs if one.output == "slot_checksums"}
+    seen = {(one.variant, one.against) for one in report.outputs if one.name == "slot_checksums"}
     assert seen == {(form, against) for form in VARIANT_NAMES if form != "baked" for against in ("golden", "reference")}
     assert built.manifest.golden.absolute.keys() == {"hidden", "slot_checksums"}
 

@@ -30,7 +30,7 @@ from adapter_export.bundle.proof.proof_plan import plan_check
 from adapter_export.bundle.proof.prove import prove
 from adapter_export.bundle.texts import answer_faults
 from adapter_export.format.adapter_files import read_adapter
-from adapter_export.format.check_report import InvariantRecord
+from adapter_export.format.check_report import Finding
 from adapter_export.format.golden_batches import GoldenBatches, GoldenBatchRow, read_golden_batches
 from adapter_export.format.golden_texts import read_golden_texts
 from adapter_export.format.lengths import Lengths
@@ -58,9 +58,9 @@ def rows_of(folder: Path) -> list[GoldenBatchRow]:
     return [row for batch in batches_of(folder).batches for row in batch.rows]
 
 
-def replayed(folder: Path, variants: Sequence[str] = ()) -> InvariantRecord:
+def replayed(folder: Path, variants: Sequence[str] = ()) -> Finding:
     report = prove(plan_check(folder, quick=True, variants=variants), None)
-    (found,) = [one for one in report.invariants if one.name == "golden batches"]
+    (found,) = [one for one in report.findings if one.check == "golden batches"]
     return found
 
 
@@ -207,7 +207,7 @@ def test_rows_that_are_mixed_up_are_seen(text_folder: Path) -> None:
 
 def test_verify_replays_them_in_the_graphs_that_there_are(text_folder: Path) -> None:
     said = f"{3 * (len(TASKS) + 1)} rows in 2 requests, each as the reference answers it alone"
-    assert replayed(text_folder / "bundle") == InvariantRecord("golden batches", "bundle", "passed", said)
+    assert replayed(text_folder / "bundle") == Finding.tested("golden batches", "bundle", True, said)
     assert replayed(text_folder / "bundle", ["slots"]).detail == said
     assert replayed(text_folder / "bundle", ["bank"]).detail == f"{3 * (len(TASKS) + 1)} rows, not run"
 
@@ -222,11 +222,11 @@ def test_an_answer_of_another_row_is_found_and_named(text_copy: Path) -> None:
         rows = document["batches"][0]["rows"]
         rows[1]["answer"], rows[7]["answer"] = rows[7]["answer"], rows[1]["answer"]
     found = replayed(text_copy)
-    assert found.verdict == "failed"
+    assert found.status == "failed"
     assert found.detail.startswith("2 of 30 rows differ; `batch 1`, row 1 (`topic`): `")
     report = ae.verify(text_copy)
     assert not report.passed
-    assert [owed.id for owed in report.ledger if owed.status == "failed"] == ["golden-batches/bundle"]
+    assert [owed.id for owed in report.findings if owed.status == "failed"] == ["golden-batches/bundle"]
 
 
 def test_a_row_of_nobody_is_refused(text_copy: Path) -> None:
@@ -281,10 +281,10 @@ def test_a_manifest_that_hides_what_counts_padding_is_found(tmp_path: Path, leng
     assert manifest.counts_padding
     sizes = [len(row.inputs["input_ids"]) for row in rows_of(tmp_path / "bundle") if row.adapter == "gated"]
     assert len(set(sizes)) > 1
-    assert replayed(tmp_path / "bundle").verdict == "passed"
+    assert replayed(tmp_path / "bundle").passed
     rehash(tmp_path / "bundle", lambda one: replace(one, counts_padding=()))
     found = replayed(tmp_path / "bundle")
-    assert found.verdict == "failed"
+    assert found.status == "failed"
     assert "(`gated`): " in found.detail
 
 
@@ -305,9 +305,9 @@ def test_texts_that_would_need_padding_have_no_answer_where_it_counts(tmp_path: 
 def test_a_base_that_counts_padding(tmp_path: Path) -> None:
     folder = build_small(tmp_path, counts_padding=True).folder
     assert not read_manifest(folder).padding_neutral
-    assert replayed(folder).verdict == "passed"
+    assert replayed(folder).passed
     rehash(folder, lambda one: replace(one, padding_neutral=True))
-    assert replayed(folder).verdict == "failed"
+    assert replayed(folder).status == "failed"
 
 
 def test_rows_that_depend_on_each_other(tmp_path: Path) -> None:
@@ -323,9 +323,9 @@ def test_rows_that_depend_on_each_other(tmp_path: Path) -> None:
     base = open_onnx(save_tiny(tmp_path, model))
     adapters = [random_adapter(name, pfeiffer(), base, labels="ab") for name in "abcd"]
     assert not build(base, adapters, tmp_path / "bundle").batch_invariant
-    assert replayed(tmp_path / "bundle").verdict == "passed"
+    assert replayed(tmp_path / "bundle").passed
     rehash(tmp_path / "bundle", lambda one: replace(one, batch_invariant=True))
-    assert replayed(tmp_path / "bundle").verdict == "failed"
+    assert replayed(tmp_path / "bundle").status == "failed"
 
 
 # Every bundle.
@@ -385,7 +385,7 @@ def test_adding_and_removing_keeps_them(tmp_path: Path) -> None:
     remove_adapters(tmp_path / "bundle", ["a"])
     build(base, adapters[1:], tmp_path / "rest")
     assert batches_of(tmp_path / "bundle") == batches_of(tmp_path / "rest")
-    assert replayed(tmp_path / "bundle").verdict == "passed"
+    assert replayed(tmp_path / "bundle").passed
 
 
 def test_many_adapters_are_dealt_to_several_batches(tmp_path: Path) -> None:

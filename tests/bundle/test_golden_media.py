@@ -120,7 +120,7 @@ def test_golden_media_follow_their_schema_and_are_replayed(vit_folder: Path) -> 
     assert [one["adapter"] for one in document["sets"]] == ["base-head"]
     report = ae.check(vit_folder / "bundle", against=vit_folder / "model.pt")
     report.raise_for_failure()
-    found = {one.subject: one for one in report.invariants if one.name == "golden media"}
+    found = {one.subject: one for one in report.findings if one.check == "golden media"}
     assert set(found) == {"base", "base-head", "model"}
     assert "transformers" in str(found["base"].detail)
 
@@ -162,8 +162,8 @@ def test_a_record_that_says_something_else_fails(
     damage(bundle)
     rehash(bundle, change)
     report = ae.verify(bundle)
-    faults = [one for one in report.invariants if one.verdict == "failed"]
-    assert [one.name for one in faults] == ["golden media"]
+    faults = [one for one in report.findings if one.status == "failed"]
+    assert [one.check for one in faults] == ["golden media"]
     assert said in str(faults[0].detail)
 
 

@@ -89,7 +89,7 @@ def _verify(folder: Path) -> Report:
 
 
 def _detail(report: Report, name: str, subject: str) -> tuple[bool, str]:
-    return next((one.passed, one.detail) for one in report.invariants if (one.name, one.subject) == (name, subject))
+    return next((one.passed, one.detail) for one in report.findings if (one.check, one.subject) == (name, subject))
 
 
 def _by_vectors(bundle: OpenedBundle, name: str, fault: Fault) -> float:
@@ -234,8 +234,8 @@ class TestWeakFaults:
         assert separation.weak == ("layers.1.ffn off",)
         assert separation.least < ENOUGH
         assert any("golden data of `a` barely show `layers.1.ffn off`" in note for note in heard.notes)
-        owed = {one.id: one.status for one in _verify(folder).ledger}
-        assert owed["faults-barely-shown/a"] == "open"
+        owed = {one.id: one.status for one in _verify(folder).findings}
+        assert owed["faults-barely-shown/a"] == "unverified"
 
     def test_an_adapter_that_is_almost_another(self, int8: OnnxBase, tmp_path: Path) -> None:
         one = random_adapter("a", houlsby(), int8, bottleneck=4, labels="xy")

@@ -56,7 +56,7 @@ def replayed(folder: Path) -> Report:
 
 
 def texts_of(report: Report) -> dict[str, Any]:
-    return {one.subject: one for one in report.invariants if one.name == "golden texts"}
+    return {one.subject: one for one in report.findings if one.check == "golden texts"}
 
 
 @contextmanager
@@ -268,7 +268,7 @@ def test_each_fault_is_found_and_named(bundle: Path, faults: Sequence[str]) -> N
         expected |= words
     report = replayed(bundle)
     assert not report.passed
-    found = {name: one for name, one in texts_of(report).items() if one.verdict == "failed"}
+    found = {name: one for name, one in texts_of(report).items() if not one.passed}
     for subject, words in expected.items():
         assert words in found[subject].detail
     if not expected.keys() & {"base", "tokenizer"}:  # nothing else is blamed
@@ -283,14 +283,14 @@ def test_every_fault_is_planted() -> None:
 def test_check_finds_them_too(bundle: Path, made: Path) -> None:
     FAULTS["rotated labels"][0](bundle)
     report = ae.check(bundle, against=made / "model.pt", only=["topic"], **ONE_CASE)
-    assert texts_of(report)["topic"].verdict == "failed"
+    assert not texts_of(report)["topic"].passed
     assert not report.passed
 
 
 def test_check_names_the_axis_that_takes_less_than_the_texts(bundle: Path, made: Path) -> None:
     FAULTS["a limit of 100"][0](bundle)
     report = ae.check(bundle, against=made / "model.pt", only=["base"], **ONE_CASE)
-    (owed,) = [owed for owed in report.ledger if owed.id == "manifest/lengths"]
+    (owed,) = [owed for owed in report.findings if owed.id == "manifest/lengths"]
     assert (owed.status, owed.where) == ("failed", "manifest.json: lengths.sequence")
     assert owed.detail == f"at most 100 tokens; the longest golden text has {LONGEST}"
 
@@ -316,9 +316,9 @@ def test_check_compares_with_the_tokenizer_of_the_model(bundle: Path, made: Path
                 )
                 text |= {"ids": row.encoding.ids, "token_type_ids": row.encoding.type_ids, "answer": None}
     report = ae.check(bundle, against=made / "model.pt", only=["base", "topic"], **ONE_CASE)
-    found = {one.subject: one for one in report.invariants if one.verdict == "failed"}
+    found = {one.subject: one for one in report.findings if one.status == "failed"}
     assert found.keys() == {"topic", "model"}
-    assert found["topic"].name == "task"
+    assert found["topic"].check == "task"
     assert found["topic"].detail.startswith("was trained with the tokenizer ")
     assert "texts differ from the model's own tokenizer; base, `plain`: ids found" in found["model"].detail
 
@@ -363,7 +363,7 @@ def test_a_set_that_is_gone_is_missed(bundle: Path) -> None:
     with edited_texts(bundle) as document:
         document["sets"] = [one for one in document["sets"] if one["adapter"] != "tags"]
     found = texts_of(replayed(bundle))["tags"]
-    assert (found.verdict, found.detail) == ("failed", "there are none of it")
+    assert (found.status, found.detail) == ("failed", "there are none of it")
     with pytest.raises(FormatError, match="a tokenizer and golden texts do not go together"):
         rehash(bundle, lambda manifest: replace(manifest, golden_texts=None))
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from counted import Counted
 from small_bundle import Built, build_small
 from tampering import rehash
 
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
-from adapter_export.bundle.proof.prove import prove, steps
+from adapter_export.bundle.proof.prove import prove
 from adapter_export.bundle.report import Report, failures
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.errors import FormatError, UsageError
@@ -42,17 +43,19 @@ def bundle(whole: Built, tmp_path: Path) -> Path:
 
 
 def check(folder: Path, *forms: str, only: tuple[str, ...] = (), reference: Reference | None = None) -> Report:
-    seen: list[str] = []
+    counted = Counted()
     plan = plan_check(folder, variants=forms, only=only)
-    report = prove(plan, reference, seen.append)
-    assert len(seen) == steps(plan, reference)
+    report = prove(plan, reference, reporter=counted)
+    assert counted.ended
     report.require_compared()
     validate(report.to_json(), "check-report")
     return report
 
 
 def broken(report: Report) -> set[tuple[str, str]]:
-    return {(result.name, result.subject) for result in report.invariants if not result.passed}
+    return {
+        (result.check, result.subject) for result in report.findings if not result.passed and not result.measurements
+    }
 
 
 def failed(report: Report) -> set[tuple[str | None, str, bool]]:
@@ -86,7 +89,7 @@ def test_every_graph_is_run_on_everything_that_slots_are_run_on(whole: Built) ->
     report = check(whole.folder, reference=Reference(str(whole.model), CutRunner(whole.base)))
     assert report.passed
     runs = {
-        form: {(each.against, each.adapter, each.case, each.output) for each in report.outputs
+        form: {(each.against, each.adapter, each.case, each.name) for each in report.outputs
                if each.variant == form and not each.mixed}
         for form in VARIANT_NAMES
     }  # fmt: skip
@@ -111,7 +114,7 @@ def test_without_a_reference_every_graph_is_held_against_the_golden_vectors(whol
         ("baked", "topic"),
         ("baked", "tone"),
     }
-    names = {result.name for result in report.invariants}
+    names = {result.check for result in report.findings}
     assert names >= {"bank rows", "baked tensors", "rows of a batch", "swap"}
 
 
@@ -157,7 +160,7 @@ def test_one_tensor_that_changed_places_in_the_bank_is_found_and_named(bundle: P
     edit_bank(bundle, change)
     report = check(bundle, "bank")
     assert {failure.adapter for failure in failures(report)} == {"tone", "mood"}
-    details = [result.detail for result in report.invariants if (result.name, result.passed) == ("bank rows", False)]
+    details = [result.detail for result in report.findings if (result.check, result.passed) == ("bank rows", False)]
     assert details == [f"not as in its file: {UP}"] * 2
 
 

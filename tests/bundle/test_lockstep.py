@@ -112,17 +112,18 @@ class TestOfATorchBase:
         cases = check_cases(bundle.manifest, [])
         graph = Graph(bundle, "slots", bundle.manifest.graphs["slots"])
         found = trace([graph], torch_runner, cases, [None, adapter], [])
-        assert len(found.nodes) > 100
-        assert [record.node for record in found.nodes if not record.passed] == []
-        assert max(record.ratio for record in found.nodes) < 0.5
-        assert {one.status for one in found.ledger} == {"tested"}
-        assert [one.verdict for one in found.invariants] == ["passed", "passed"]
-        of_sites = [record.origin for record in found.nodes if record.origin.endswith("/result_h")]
+        nodes = [record for one in found.findings for record in one.measurements]
+        assert len(nodes) > 100
+        assert [record.name for record in nodes if not record.passed] == []
+        assert max(record.ratio for record in nodes) < 0.5
+        assert {one.status for one in found.findings} == {"tested"}
+        assert [one.check for one in found.findings].count("exposed values") == 2
+        of_sites = [record.node.origin for record in nodes if record.node and record.node.origin.endswith("/result_h")]
         assert of_sites == [f"{site}/result_h" for site in bundle.source(adapter).placements]
-        products = [record for record in found.nodes if "MatMul" in record.operators]
+        products = [record for record in nodes if record.node and "MatMul" in record.node.operators]
         assert any(record.path == "encoder.layer.1.output.dense" for record in products)
-        assert all((record.line or "").startswith("transformers/") for record in products if record.path)
-        assert all(record.cumulative is not None and record.witness is not None for record in products)
+        assert all((record.node.line or "").startswith("transformers/") for record in products if record.path)
+        assert all(record.node and record.node.cumulative is not None and record.node.witness for record in products)
 
     def test_a_graph_of_a_bank_is_taken_apart_alike(self, text_folder: Path, torch_runner: Runner) -> None:
         bundle = OpenedBundle.open(text_folder / "bundle")
@@ -153,11 +154,11 @@ class TestOfATorchBase:
         )
         lockstep = walk(bundle, torch_runner)
         wrong = [record for record in lockstep.local() if not record.passed]
-        assert len(wrong) == 1, [record.node for record in wrong]
+        assert len(wrong) == 1, [record.name for record in wrong]
         assert wrong[0].path == path
         assert words in next(guesses(lockstep, wrong[0]))
-        assert wrong[0].witness is not None
-        assert wrong[0].witness.found > 100 * wrong[0].witness.expected
+        assert wrong[0].node.witness is not None
+        assert wrong[0].node.witness.found > 100 * wrong[0].node.witness.expected
 
 
 class TestWhichSideIsWrong:
@@ -211,12 +212,12 @@ class TestOfAnOnnxBase:
         assert failure.culprit is None, "each site computes what it should"
         assert failure.location is not None
         assert failure.location.node is not None
-        assert failure.location.node.node == "total1"
+        assert failure.location.node.name == "total1"
         assert failure.location.guess is not None
         assert "the adapter is skipped here: it reads `ffn1` of site `layers.1.ffn`" in failure.location.guess
         assert failure.location.detail[-1].startswith("float64: the bundle is ")
         assert failure.location.detail[-1].endswith(": the bundle is wrong")
-        owed = {one.id for one in report.ledger if one.status == "failed"}
+        owed = {one.id for one in report.findings if one.status == "failed"}
         assert "node/model.onnx/total1" in owed
         assert not [one for one in owed if one.startswith("node/") and not one.endswith("total1")]
         validate(json.loads(json.dumps(report.to_json(), allow_nan=False)), "check-report")
@@ -269,7 +270,7 @@ class TestOfAnOnnxBase:
         assert failure.case == loud
         assert failure.culprit is not None
         assert failure.culprit.case == loud
-        assert relu.startswith(f"adapter.{failure.culprit.site}")
+        assert relu.startswith(f"adapter.{failure.culprit.name}")
 
     def test_tensors_of_another_adapter_are_recognised(self, built: Built) -> None:
         class Mixed(OpenedBundle):
@@ -278,7 +279,7 @@ class TestOfAnOnnxBase:
 
         lockstep = walk(Mixed.open(built.folder), CutRunner(built.base), "tone")
         wrong = [record for record in lockstep.local() if not record.passed]
-        assert [record.origin for record in wrong] == ["layers.0.ffn/result_h", "layers.1.ffn/result_h"]
+        assert [record.node.origin for record in wrong] == ["layers.0.ffn/result_h", "layers.1.ffn/result_h"]
         assert next(guesses(lockstep, wrong[0])) == "the tensors are those of `mood`"
 
     def test_nan_never_passes(self, built: Built) -> None:
@@ -288,7 +289,7 @@ class TestOfAnOnnxBase:
 
         bundle = Planted.with_fault(built.folder, lambda model: change_weight(model, node(model, "up1"), 1, spoil))
         wrong = [record for record in walk(bundle, CutRunner(built.base)).local() if not record.passed]
-        assert [record.node for record in wrong] == ["up1"]
+        assert [record.name for record in wrong] == ["up1"]
         assert "NaN where the reference has none" in wrong[0].faults[0]
 
     def test_pieces_give_what_the_whole_gives(self, built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +299,7 @@ class TestOfAnOnnxBase:
         lockstep = walk(bundle, CutRunner(built.base), "topic")
         assert len(lockstep.steps.alone(lockstep.known)) > 3
         records, exposing = lockstep.cumulative(list(lockstep.local()))
-        assert [(one.node, one.absolute) for one in records] == [(one.node, one.absolute) for one in whole]
+        assert [(one.name, one.absolute) for one in records] == [(one.name, one.absolute) for one in whole]
         assert exposing.passed
         assert len(records) > 40
         assert all(one.passed for one in records)
@@ -348,7 +349,7 @@ class TestAnotherRuntime:
         golden = [bundle.golden(name) for name in bundle.names]
         if set(ort.get_available_providers()) <= {"CPUExecutionProvider", "AzureExecutionProvider"}:
             (owed,) = check_providers(graph, golden)
-            assert (owed.id, owed.status) == ("providers", "open")
+            assert (owed.id, owed.status) == ("providers/others", "unverified")
             assert "has only the CPU's" in owed.detail
         (owed,) = check_providers(graph, golden, ["CPUExecutionProvider"])
         assert (owed.id, owed.status) == ("providers/CPUExecutionProvider", "tested")
@@ -361,12 +362,12 @@ class TestAnotherRuntime:
         bundle = OpenedBundle.open(built.folder)
         graph = Graph(bundle, "slots", bundle.manifest.graphs["slots"])
         found = list(check_runtime(str(old_python), graph, [bundle.golden(name) for name in bundle.names]))
-        assert [(one.subject, one.verdict) for one in found] == [
-            (f"onnxruntime 1.21.1, {name or 'base'}", "passed") for name in bundle.names
+        assert [(one.subject, one.status) for one in found] == [
+            (f"onnxruntime 1.21.1, {name or 'base'}", "tested") for name in bundle.names
         ]
         wrong = replace(bundle.golden("tone"), outputs=[{}, *bundle.golden("mood").outputs[1:]])
         (failed,) = check_runtime(str(old_python), graph, [wrong])
-        assert failed.verdict == "failed"
+        assert failed.status == "failed"
         assert "over the budget" in failed.detail
 
     @pytest.mark.parametrize("python", ["/nowhere/python", "/bin/false"])

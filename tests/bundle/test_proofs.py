@@ -83,12 +83,12 @@ def test_rows_that_share_a_scale_are_found_whatever_computes_it(tmp_path: Path) 
     adapters, bundle = [random_adapter(name, pfeiffer(), base, labels="ab") for name in "ab"], tmp_path / "bundle"
     assert not _built(base, adapters[:1], tmp_path).batch_invariant
     rehash(bundle, lambda said: replace(said, batch_invariant=True, padding_neutral=True))
-    assert any("batch_invariant" in owed.where for owed in ae.verify(bundle).ledger if owed.status == "failed")
+    assert any("batch_invariant" in owed.where for owed in ae.verify(bundle).findings if owed.status == "failed")
     heard = Heard()  # a bundle of an earlier release, which tried out less, says what is true when it is changed
     manifest = add_adapters(bundle, adapters[1:], references=CutRunner(base), reporter=heard)
     assert (manifest.batch_invariant, manifest.padding_neutral) == (False, False)
     assert sum("tried out, it is False" in note for note in heard.notes) == 2
-    assert all(owed.status != "failed" for owed in ae.verify(bundle).ledger)
+    assert all(owed.status != "failed" for owed in ae.verify(bundle).findings)
 
 
 class TestRuns:

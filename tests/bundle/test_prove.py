@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from chromium import QUIET
 from clients import tool
+from counted import Counted
 from small_bundle import Built
 
-from adapter_export.bundle.proof.certificate import page
 from adapter_export.bundle.proof.proof_plan import LEVELS, Reference, plan_check
-from adapter_export.bundle.proof.prove import prove, steps
+from adapter_export.bundle.proof.prove import prove
+from adapter_export.bundle.proof.report_view import page
 from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import UsageError
 from adapter_export.format.check_report import SpanRecord
@@ -33,9 +34,9 @@ from schemas import validate
 def run(built: Built, *, reference: bool, only: tuple[str, ...] = (), cases: tuple[str, ...] = ()) -> Report:
     plan = plan_check(built.folder, only=only, cases=cases)
     against = Reference(str(built.model), CutRunner(built.base)) if reference else None
-    seen: list[str] = []
-    report = prove(plan, against, seen.append)
-    assert len(seen) == steps(plan, against), "the progress bar must end where the work ends"
+    counted = Counted()
+    report = prove(plan, against, reporter=counted)
+    assert counted.ended, "the progress bar must end where the work ends"
     return report
 
 
@@ -52,7 +53,7 @@ def test_a_good_bundle_passes(report: Report) -> None:
 
 def test_every_output_of_every_adapter_at_every_shape_is_compared_at_the_core_at_every_level(report: Report) -> None:
     of = [result for result in report.outputs if result.against == "reference"]
-    found = {(one.adapter, one.case, one.variant, one.level, one.output) for one in of if not one.mixed}
+    found = {(one.adapter, one.case, one.variant, one.level, one.name) for one in of if not one.mixed}
     graphs = [*(("slots", level) for level in LEVELS), ("inputs", "all"), ("bank", "all")]
     core = {one.case for one in of if one.level == "none"}
     assert len(core) == 11
@@ -86,7 +87,7 @@ def test_every_two_of_a_batch_a_length_and_a_padding_meet_and_each_is_in_the_cor
 
 
 def test_every_word_is_tried_and_said_to_be(report: Report) -> None:
-    found = {owed.id: owed for owed in report.ledger if owed.id.startswith("shape/")}
+    found = {owed.id: owed for owed in report.findings if owed.id.startswith("shape/")}
     assert found["shape/words/ids"].status == "tested"
     assert found["shape/words/ids"].coverage == (SpanRecord("words", 20, 20),)
     assert SpanRecord("pairs of shapes", 60, 60) in found["shape/matrix"].coverage
@@ -96,7 +97,7 @@ def test_a_brief_check_leaves_out_words_and_all_but_the_core(built: Built) -> No
     report = prove(plan_check(built.folder, only=("base",), brief=True), Reference("m", CutRunner(built.base)))
     assert report.passed
     assert len({one.case for one in report.outputs}) == 11
-    assert not [owed for owed in report.ledger if owed.id.startswith("shape/words")]
+    assert not [owed for owed in report.findings if owed.id.startswith("shape/words")]
 
 
 class WrongBase(CutRunner):
@@ -160,23 +161,23 @@ def _first(adapter: Adapter | None) -> float:
 )
 def test_a_fault_of_some_shapes_is_named_by_the_smallest(built: Built, fault: str, smallest: str | None) -> None:
     reference = Reference("other.onnx", WrongBase(built.base, fault))
-    report = prove(plan_check(built.folder, only=("base",), variants=("slots",)), reference, lambda step: None)
+    report = prove(plan_check(built.folder, only=("base",), variants=("slots",)), reference)
     assert not report.passed
     if smallest is not None:
         (failure,) = failures(report)
         assert failure.case == smallest
         assert failure.levels_failed == LEVELS
         assert failure.command.endswith(f"--case {smallest}")
-        again = prove(plan_check(built.folder, only=("base",), cases=(smallest,)), reference, lambda step: None)
+        again = prove(plan_check(built.folder, only=("base",), cases=(smallest,)), reference)
         assert {one.case for one in again.outputs} == {smallest}
         assert not again.passed
-    words = next(owed for owed in report.ledger if owed.id == "shape/words/ids")
+    words = next(owed for owed in report.findings if owed.id == "shape/words/ids")
     assert ("word 7 of `ids` alone" in words.detail) == (fault == "a word")
 
 
 def test_padding_is_compared_on_its_own(report: Report) -> None:
     parts = {
-        (result.output, result.part): result.elements
+        (result.name, result.part): result.elements
         for result in report.outputs
         if result.case == "batch3_tokens7_padded" and result.adapter == "topic" and result.variant == "slots"
     }
@@ -187,22 +188,22 @@ def test_padding_is_compared_on_its_own(report: Report) -> None:
 def test_all_is_covered(report: Report) -> None:
     coverage = report.coverage()
     assert coverage.compared == coverage.planned == len(report.outputs) + len(report.sites)
-    assert coverage.elements == sum(result.elements for result in report.comparisons())
+    assert coverage.elements == sum(result.elements for result in (*report.outputs, *report.sites))
 
 
 def test_every_adapter_is_checked_at_every_site_and_its_head(report: Report) -> None:
     sites = ["layers.0.attention", "layers.0.ffn", "layers.1.attention", "layers.1.ffn", "head"]
     for adapter in ("topic", "tone", "mood"):
-        assert [result.site for result in report.sites if result.adapter == adapter] == sites
+        assert [result.name for result in report.sites if result.adapter == adapter] == sites
 
 
 def test_idle_sites_return_h_itself(report: Report) -> None:
-    idle = [result for result in report.sites if result.adapter == "tone" and result.site.endswith("attention")]
+    idle = [result for result in report.sites if result.adapter == "tone" and result.name.endswith("attention")]
     assert [(result.budget.absolute, result.ulp) for result in idle] == [(0, 0), (0, 0)]
 
 
 def test_every_pair_is_swapped(report: Report) -> None:
-    swaps = [result.subject for result in report.invariants if result.name == "swap"]
+    swaps = [result.subject for result in report.findings if result.check == "swap"]
     assert len(swaps) == len(set(swaps)) == 4 * 3
     assert "base → topic → base" in swaps
     assert "topic → tone → topic" in swaps
@@ -213,7 +214,7 @@ def test_the_document_keeps_to_its_schema_and_says_what_the_report_says(report: 
     validate(document, "check-report")
     assert document["verdict"] == "passed"
     assert document["coverage"]["compared"] == report.coverage().compared
-    assert document["outputs"][0]["budget"]["reason"]
+    assert next(one for one in document["findings"] if one["check"] == "output")["measurements"][0]["budget"]["reason"]
 
 
 def test_the_page_says_what_was_tried_and_quotes_nothing_as_markup(report: Report) -> None:
@@ -263,7 +264,7 @@ sys.modules["torch"] = None  # importing it fails
 from pathlib import Path
 from adapter_export.bundle.proof.proof_plan import plan_check
 from adapter_export.bundle.proof.prove import prove
-report = prove(plan_check(Path(sys.argv[1])), None, lambda step: None)
+report = prove(plan_check(Path(sys.argv[1])), None)
 sys.exit(0 if report.passed else 1)
 """
     done = subprocess.run([sys.executable, "-c", code, str(built.folder)], capture_output=True, text=True, check=False)
@@ -305,7 +306,7 @@ class OffByALittle(CutRunner):
 )
 def test_what_differs_from_the_reference_fails(built: Built, change: str, fault: str) -> None:
     reference = Reference("other.onnx", OffByALittle(built.base, change))
-    report = prove(plan_check(built.folder, only=("base",), brief=True), reference, lambda step: None)
+    report = prove(plan_check(built.folder, only=("base",), brief=True), reference)
     assert not report.passed
     (failure,) = failures(report)
     assert fault in failure.faults[0]
@@ -325,13 +326,13 @@ def test_a_live_model_that_differs_at_a_length_fails(built: Built) -> None:
         off = np.float32(0.5 if inputs["ids"].shape[1] == 65 else 0)
         return {name: value + off for name, value in outputs.items()}
 
-    reference, seen = Reference("folder", runner, live=live), list[str]()
+    reference, counted = Reference("folder", runner, live=live), Counted()
     plan = plan_check(built.folder, only=("base",))
-    report = prove(plan, reference, seen.append)
-    assert len(seen) == steps(plan, reference)
-    failed = [(one.name, one.subject) for one in report.invariants if not one.passed]
+    report = prove(plan, reference, reporter=counted)
+    assert counted.ended
+    failed = [(one.check, one.subject) for one in report.findings if not one.passed]
     assert failed
     assert all(name == "live model" and "tokens65" in case for name, case in failed)
-    assert len([one for one in report.invariants if one.name == "live model"]) == len(plan.cases)
-    (line,) = {one.detail for one in report.invariants if one.subject == "batch1_tokens65"}
+    assert len([one for one in report.findings if one.check == "live model"]) == len(plan.cases)
+    (line,) = {one.detail for one in report.findings if one.subject == "batch1_tokens65"}
     assert "tokens 65: `hidden`: the largest error 0.5 is over the budget" in line

@@ -74,7 +74,11 @@ def _verify(folder: Path, **settings: Any) -> Report:
 
 def _found(report: Report, name: str = CHECK) -> dict[str, str]:
     """Return what was found, by subject."""
-    return {one.subject: f"{one.verdict}: {one.detail}" for one in report.invariants if one.name == name}
+    return {
+        one.subject: f"{'passed' if one.passed else 'failed'}: {one.detail}"
+        for one in report.findings
+        if one.check == name
+    }
 
 
 def _records(manifest: Manifest) -> dict[str | None, GoldenRecord]:
@@ -160,14 +164,14 @@ def test_they_are_compared(built: Path) -> None:
         "b": f"passed: slots, inputs, bank, fanout: {end}",
     }
     assert not _found(report, NOT_COMPARED)
-    assert {owed.id: owed.status for owed in report.ledger}["recorded-runs/a"] == "tested"
+    assert {owed.id: owed.status for owed in report.findings}["recorded-runs/a"] == "tested"
 
 
 def test_a_tensor_that_no_budget_sees_is_found(bundle: Path) -> None:
     edit_adapter(bundle, "a", scaled(UP, 1.0001))
     report = _verify(bundle, variants=["slots", "inputs"])
-    assert all(result.passed for result in report.comparisons()), "budgets in 8 bits are wider than that"
-    bad = {one.name for one in report.invariants if not one.passed}
+    assert all(result.passed for result in (*report.outputs, *report.sites)), "budgets in 8 bits are wider than that"
+    bad = {one.check for one in report.findings if not one.passed}
     assert bad == {CHECK}
     assert not report.passed
     found = _found(report)
@@ -189,7 +193,7 @@ def test_another_runtime_is_not_compared(bundle: Path, change: Callable[[Manifes
     assert report.passed
     assert not _found(report)
     assert reason in _found(report, NOT_COMPARED)["bundle"]
-    assert {owed.id: owed.status for owed in report.ledger}["recorded-runs-not-compared/bundle"] == "open"
+    assert {owed.id: owed.status for owed in report.findings}["recorded-runs-not-compared/bundle"] == "unverified"
 
 
 def test_a_graph_whose_base_has_other_bits_is_not_compared(bundle: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from adapter_export.bundle.proof.compare_arrays import compare, missing
 from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import NothingComparedError, ParityError
-from adapter_export.format.check_report import ComparisonRecord, InvariantRecord, OutputRecord, SiteRecord
+from adapter_export.format.check_report import ComparisonRecord, Finding, Measurement
 from adapter_export.numerics.budget import Budget
 from schemas import validate
 
@@ -22,29 +22,30 @@ NAN = compare(np.where(np.eye(2, 3, dtype=bool), np.float32(np.nan), ONES), ONES
 EMPTY = compare(ONES[:0], ONES[:0], BUDGET)
 
 
-def output(comparison: ComparisonRecord, **place: object) -> OutputRecord:
+def output(comparison: ComparisonRecord, **place: object) -> Measurement:
     plain = {
+        "kind": "output",
         "against": "golden",
         "adapter": "trec",
         "case": "batch2",
         "axes": {"batch": 2},
         "level": "none",
-        "output": "hidden",
+        "name": "hidden",
         "part": "all",
         "variant": "slots",
         "mixed": False,
     }
-    return OutputRecord(**{**vars(comparison), **plain, **place})
+    return Measurement(**{**vars(comparison), **plain, **place})
 
 
-def site(comparison: ComparisonRecord, name: str, adapter: str = "trec") -> SiteRecord:
-    return SiteRecord(**vars(comparison), adapter=adapter, case="batch2", site=name, path=f"encoder.{name}")
+def site(comparison: ComparisonRecord, name: str, adapter: str = "trec") -> Measurement:
+    path = f"encoder.{name}"
+    return output(comparison, kind="site", name=name, adapter=adapter, path=path, against="float64")
 
 
-def report(*results: OutputRecord | SiteRecord, invariants: tuple[InvariantRecord, ...] = ()) -> Report:
-    outputs = tuple(result for result in results if isinstance(result, OutputRecord))
-    sites = tuple(result for result in results if isinstance(result, SiteRecord))
-    return Report("my bundle", "sha256:0", None, None, "onnxruntime", outputs, sites, invariants)
+def report(*results: Measurement, invariants: tuple[Finding, ...] = ()) -> Report:
+    measured = [Finding.measured(one.kind, str(at), "matches", [one], "") for at, one in enumerate(results)]
+    return Report("my bundle", "sha256:0", None, None, "onnxruntime", (*measured, *invariants))
 
 
 @pytest.mark.parametrize("bad", [BAD, NAN, EMPTY, missing(BUDGET)])
@@ -55,13 +56,13 @@ def test_one_bad_comparison_fails_the_report(bad: ComparisonRecord) -> None:
 
 
 def test_a_broken_invariant_fails_the_report() -> None:
-    held = InvariantRecord("swap", "a → b → a", "passed", "bit for bit")
+    held = Finding.tested("swap", "a → b → a", True, "bit for bit")
     assert report(output(GOOD), invariants=(held,)).passed
-    assert not report(output(GOOD), invariants=(held, replace(held, verdict="failed"))).passed
+    assert not report(output(GOOD), invariants=(held, replace(held, status="failed"))).passed
 
 
 @pytest.mark.parametrize("results", [(), (output(EMPTY),), (output(missing(BUDGET)),), (site(GOOD, "ffn"),)])
-def test_a_check_without_one_compared_output_is_an_error(results: tuple[OutputRecord, ...]) -> None:
+def test_a_check_without_one_compared_output_is_an_error(results: tuple[Measurement, ...]) -> None:
     with pytest.raises(NothingComparedError, match="nothing was compared"):
         report(*results).require_compared()
 
@@ -72,7 +73,7 @@ def test_a_check_without_one_compared_output_is_an_error(results: tuple[OutputRe
         (report(output(GOOD), output(BAD, adapter=None)), r"no adapter.*`batch2`.*`hidden`.*a deviation of 1.00e\+00"),
         (report(output(GOOD), site(NAN, "ffn")), "adapter `trec`.*site `ffn`.*2 NaN where the reference has none"),
         (
-            report(output(GOOD), invariants=(InvariantRecord("swap", "a → b → a", "failed", "changed: x"),)),
+            report(output(GOOD), invariants=(Finding.tested("swap", "a → b → a", False, "changed: x"),)),
             "changed: x",
         ),
     ],
@@ -93,7 +94,7 @@ def test_a_table_has_a_line_for_each_graph_and_adapter() -> None:
 
 
 def test_coverage_names_what_was_left_out() -> None:
-    coverage = report(output(GOOD), output(EMPTY, output="extra"), site(GOOD, "ffn")).coverage()
+    coverage = report(output(GOOD), output(EMPTY, name="extra"), site(GOOD, "ffn")).coverage()
     assert (coverage.planned, coverage.compared, coverage.elements) == (3, 2, 12)
     assert coverage.left_out == ("trec, batch2, none, against golden: extra",)
 
@@ -108,8 +109,8 @@ def test_a_failure_names_the_first_case_and_its_worst_output() -> None:
     results = [
         output(GOOD, case="small"),
         output(BAD, case="middle"),
-        output(NAN, case="middle", output="logits"),
-        output(NAN, case="large", output="other"),
+        output(NAN, case="middle", name="logits"),
+        output(NAN, case="large", name="other"),
     ]
     (failure,) = failures(report(*results))
     assert (failure.case, failure.output) == ("middle", "logits")
@@ -119,7 +120,7 @@ def test_a_failure_names_the_first_site_of_its_own_adapter() -> None:
     sites = [site(GOOD, "first"), site(BAD, "second"), site(BAD, "third"), site(BAD, "zeroth", adapter="other")]
     trec, other = failures(report(output(BAD), *sites))
     assert trec.culprit is not None
-    assert trec.culprit.site == "second"
+    assert trec.culprit.name == "second"
     assert (other.adapter, other.output) == ("other", None)
 
 
@@ -134,6 +135,6 @@ def test_the_document_can_say_nan_inf_and_nothing() -> None:
     document = found.to_json()
     validate(document, "check-report")
     assert document["verdict"] == "failed"
-    assert document["outputs"][0]["worst"]["found"] == "nan"
-    assert document["outputs"][1]["worst"]["found"] == "-inf"
-    assert document["outputs"][2]["worst"] is None
+    assert document["findings"][0]["measurements"][0]["worst"]["found"] == "nan"
+    assert document["findings"][1]["measurements"][0]["worst"]["found"] == "-inf"
+    assert document["findings"][2]["measurements"][0]["worst"] is None

@@ -24,7 +24,7 @@ UP = "adapter.layers.0.ffn.bottleneck_relu.up.weight"
 def check(
     folder: Path, reference: Reference | None = None, only: tuple[str, ...] = (), forms: tuple[str, ...] = ("slots",)
 ) -> Report:
-    report = prove(plan_check(folder, only=only, variants=forms), reference, lambda step: None)
+    report = prove(plan_check(folder, only=only, variants=forms), reference)
     report.require_compared()
     return report
 
@@ -47,7 +47,7 @@ def test_two_adapters_that_changed_places_are_seen(copy: Path) -> None:
     rehash(copy)
     report = check(copy)
     assert {failure.adapter for failure in failures(report)} == {"tone", "mood"}
-    assert all(failure.culprit is not None and failure.culprit.site == "layers.0.ffn" for failure in failures(report))
+    assert all(failure.culprit is not None and failure.culprit.name == "layers.0.ffn" for failure in failures(report))
 
 
 def test_adapters_of_other_heads_that_changed_places_are_seen(copy: Path) -> None:
@@ -66,8 +66,8 @@ def test_a_wrong_scale_is_reported_at_its_site(copy: Path, factor: float) -> Non
     for adapter, site in sites.items():
         edit_adapter(copy, adapter, scaled(UP.replace("layers.0.ffn", site), factor))
     report = check(copy)
-    assert {failure.adapter: failure.culprit and failure.culprit.site for failure in failures(report)} == sites
-    bad = [(result.adapter, result.site) for result in report.sites if not result.passed]
+    assert {failure.adapter: failure.culprit and failure.culprit.name for failure in failures(report)} == sites
+    bad = [(result.adapter, result.name) for result in report.sites if not result.passed]
     assert bad == [*sites.items()], "an error that travels on must not count against the sites behind it"
 
 
@@ -76,7 +76,7 @@ def test_a_wrong_head_is_reported_at_the_head(copy: Path) -> None:
     (failure,) = failures(check(copy))
     assert failure.output == "logits"
     assert failure.culprit is not None
-    assert failure.culprit.site == "head"
+    assert failure.culprit.name == "head"
 
 
 def test_one_unit_in_the_last_place_of_an_idle_site_is_reported_there(copy: Path) -> None:
@@ -86,22 +86,25 @@ def test_one_unit_in_the_last_place_of_an_idle_site_is_reported_there(copy: Path
     edit_adapter(copy, "tone", change)
     report = check(copy)
     bad = [result for result in report.sites if not result.passed]
-    assert [result.site for result in bad] == ["layers.1.attention"]
+    assert [result.name for result in bad] == ["layers.1.attention"]
     assert bad[0].absolute < 3e-7
 
 
 def test_an_error_below_the_budget_of_every_site_is_seen_in_the_bits_of_its_slot(copy: Path) -> None:
     edit_adapter(copy, "tone", scaled(UP, 1 + 2**-23))
     report = check(copy, forms=("slots", "inputs"))
-    assert all(result.passed for result in report.comparisons())
+    assert all(result.passed for result in (*report.outputs, *report.sites))
     recorded = "recorded-runs/tone"
-    owed = {owed.id: owed.detail for owed in report.ledger if owed.status == "failed"}
+    owed = {owed.id: owed.detail for owed in report.findings if owed.status == "failed"}
     assert owed.keys() == {"slots/tone", recorded}
     assert UP in owed["slots/tone"]
     bad = {
-        (result.name, result.subject): result.detail for result in check(copy, forms=()).invariants if not result.passed
+        (one.check, one.subject): one.detail
+        for one in check(copy, forms=()).findings
+        if not one.passed and not one.measurements
     }
-    assert bad.keys() == {("bank rows", "tone"), ("recorded runs", "tone")}, "the bank has the adapter as it was"
+    places = {("slots", "tone"), ("bank rows", "tone"), ("recorded runs", "tone")}
+    assert bad.keys() == places, "the bank has the adapter as it was"
     assert bad["recorded runs", "tone"].startswith("`slots`, `inputs`: other bits")
 
 
@@ -122,7 +125,7 @@ def test_an_adapter_that_overflows_is_seen(copy: Path) -> None:
     report = check(copy)
     (failure,) = failures(report)
     assert failure.culprit is not None
-    assert failure.culprit.site == "layers.0.ffn"
+    assert failure.culprit.name == "layers.0.ffn"
 
 
 def test_files_of_one_adapter_that_do_not_agree_are_seen(copy: Path) -> None:
@@ -130,8 +133,8 @@ def test_files_of_one_adapter_that_do_not_agree_are_seen(copy: Path) -> None:
     rehash(copy)
     report = check(copy)
     assert not report.passed
-    (bad,) = [result for result in report.invariants if not result.passed]
-    assert (bad.name, bad.subject) == ("adapter files", "tone")
+    bad = next(one for one in report.findings if not one.passed and one.check == "adapter files")
+    assert (bad.check, bad.subject) == ("adapter files", "tone")
     assert UP in bad.detail
 
 
@@ -178,7 +181,7 @@ def test_golden_vectors_without_a_tensor_are_refused(copy: Path, name: str) -> N
 
 def test_a_case_that_nothing_is_known_of_compares_nothing(built: Built) -> None:
     """The golden vectors have other shapes, and there is no reference."""
-    report = prove(plan_check(built.folder, cases=["batch3_tokens65"]), None, lambda step: None)
+    report = prove(plan_check(built.folder, cases=["batch3_tokens65"]), None)
     assert report.coverage().compared == len(report.sites)
     with pytest.raises(NothingComparedError, match="nothing was compared"):
         report.require_compared()

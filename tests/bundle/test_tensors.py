@@ -20,14 +20,13 @@ from tiny_onnx import random_adapter
 import adapter_export as ae
 from adapter_export.bundle import recorded_runs
 from adapter_export.bundle.opened import OpenedBundle
-from adapter_export.bundle.proof.ledger import counts
-from adapter_export.bundle.proof.manifest_checks import check_claims
+from adapter_export.bundle.proof.manifest_checks import check_manifest
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove
 from adapter_export.bundle.report import Report
 from adapter_export.errors import BaseModelError, FormatError, UsageError
 from adapter_export.format.adapter_files import read_adapter, write_adapter
-from adapter_export.format.check_report import ObligationRecord
+from adapter_export.format.check_report import Finding
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.format.tensors import read_tensors, write_tensors
@@ -42,13 +41,13 @@ ONE_CASE: Mapping[str, Any] = {"variants": ["slots"], "cases": ["batch1_tokens1"
 TORCH_CASE: Mapping[str, Any] = {**ONE_CASE, "cases": ["batch1_sequence1"]}
 
 
-def failed(report: Report) -> list[ObligationRecord]:
+def failed(report: Report) -> list[Finding]:
     assert not report.passed
-    return [owed for owed in report.ledger if owed.status == "failed"]
+    return [owed for owed in report.findings if owed.status == "failed"]
 
 
-def of(report: Report, start: str) -> list[ObligationRecord]:
-    return [owed for owed in report.ledger if owed.id.startswith(start)]
+def of(report: Report, start: str) -> list[Finding]:
+    return [owed for owed in report.findings if owed.id.startswith(start)]
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +83,13 @@ def test_every_constant_of_a_torch_base_is_proved(torch_bundle: Path) -> None:
     own, case = [torch_bundle / "a"], ["batch1_sequence1"]
     report = ae.check(torch_bundle / "bundle", against=torch_bundle / "model.pt", adapters=own, cases=case)
     assert report.passed
-    assert len({owed.id for owed in report.ledger}) == len(report.ledger)
+    assert len({owed.id for owed in report.findings}) == len(report.findings)
     constants = of(report, "constant/model.onnx/")
-    assert {owed.status for owed in constants} == {"proved"}
+    assert {owed.status for owed in constants} == {"exact"}
     assert any("transposed" in owed.claim for owed in constants)
-    assert {owed.status for start in ("nodes/", "source/", "slots/") for owed in of(report, start)} == {"proved"}
-    left_out = ["providers", "recorded-runs-not-compared/bundle"]  # one case of those that are recorded
-    assert [owed.id for owed in report.ledger if owed.status == "open"] == left_out
+    assert {owed.status for start in ("nodes/", "source/", "slots/") for owed in of(report, start)} == {"exact"}
+    left_out = ["providers/others", "recorded-runs-not-compared/bundle"]  # one case of those that are recorded
+    assert sorted(owed.id for owed in report.findings if owed.status == "unverified") == left_out
     words = {
         span.what: (span.done, span.of) for owed in of(report, "output/reference/slots/") for span in owed.coverage
     }
@@ -134,7 +133,7 @@ def test_changed_weights_of_the_base_and_exchanged_sites_are_located(torch_bundl
     assert owed.status == "failed"
     assert "`layers.0.ffn` path `encoder.layer.0.attention.output.dense`" in owed.detail
     found = {owed.id: owed for owed in failed(ae.check(bundle, against=torch_bundle / "model.pt", **TORCH_CASE))}
-    assert "`layers.0.attention`" in found.pop("manifest/sites of the model").where
+    assert "`layers.0.attention`" in found.pop("manifest/sites-of-the-model").where
     assert found.pop("manifest/sites")
     located = {source: found.pop(f"constant/model.onnx/{names[source]}").detail for source in CHANGES}
     assert all(source in detail for source, detail in located.items())
@@ -173,14 +172,14 @@ def test_what_build_did_not_write_is_open(built: Built, copy: Path) -> None:
     rehash(copy)
     report = ae.check(copy, against=built.model, **ONE_CASE)
     assert report.passed
-    uncovered = [owed for owed in of(report, "constant/") if owed.status == "open"]
+    uncovered = [owed for owed in of(report, "constant/") if owed.status == "unverified"]
     assert {owed.where.split(": ")[1] for owed in uncovered} >= set(gone)
     assert all("derivation.json" in owed.detail for owed in uncovered if owed.where.split(": ")[1] in gone)
-    assert of(report, "nodes/model.onnx")[0].status == "open"
+    assert of(report, "nodes/model.onnx")[0].status == "unverified"
     (copy / "derivation.json").unlink()
     rehash(copy, lambda manifest: replace(manifest, derivation=None))
     report = ae.check(copy, against=built.model, **ONE_CASE)
-    assert {owed.status for owed in of(report, "constant/")} == {"proved"}
+    assert {owed.status for owed in of(report, "constant/")} == {"exact"}
 
 
 def test_a_reference_that_draws_random_numbers_shows_nothing(built: Built, tmp_path: Path) -> None:
@@ -237,7 +236,7 @@ def test_an_allowance_is_measured_again_on_its_own_inputs(copy: Path) -> None:
     bundle, least = OpenedBundle.open(copy), {(None, name): 1e-12 for name in said}
     half, nothing = {name: each / 2 for name, each in said.items()}, dict.fromkeys(said, 0.0)
     for needed, status in ((half, "tested"), (nothing, "failed")):
-        claims = check_claims(bundle, least, lambda _, found=needed: found, quick=False)
+        claims = check_manifest(bundle, least, lambda _, found=needed: found, quick=False)
         owed = [one for one in claims if one.id.startswith("golden/base/allowance/")]
         assert {one.status for one in owed} == {status}, owed
 
@@ -275,7 +274,7 @@ def test_an_adapter_changed_in_all_its_copies_is_seen(built: Built, copy: Path, 
     alone = ae.check(copy, **case)
     assert alone.passed
     assert {owed.id for owed in of(alone, "source/")} == {"source/tone", "source/mood"}
-    assert {owed.status for owed in of(alone, "source/")} == {"open"}
+    assert {owed.status for owed in of(alone, "source/")} == {"unverified"}
     (owed,) = failed(ae.check(copy, adapters=list(own.values()), **case))
     assert owed.id == "source/tone"
     assert WORDS_UP in owed.detail
@@ -288,25 +287,24 @@ def test_an_earlier_report_is_a_ratchet(built: Built, copy: Path, tmp_path: Path
     case = {**ONE_CASE, "cases": ["batch3_tokens7"]}
     before = ae.check(built.folder, against=built.model, **case)
     last.write_text(json.dumps(before.to_json()))
-    assert ae.check(built.folder, against=built.model, last=last, **case).passed
-    found = failed(ae.check(built.folder, last=last, **case))
-    assert "ratchet/nodes/model.onnx" in {owed.id for owed in found}
-    assert counts(found)["failed"] == len(found)
+    assert ae.check(built.folder, against=built.model, baseline=last, **case).passed
+    found = failed(ae.check(built.folder, baseline=last, **case))
+    assert "baseline/nodes/model.onnx" in {owed.id for owed in found}
     edit_adapter(copy, "tone", scaled(WORDS_UP, 1.0))
     rehash(copy, lambda said: replace(said, producer="another"))
     with pytest.raises(FormatError, match="another bundle"):
-        ae.check(copy, last=last, **case)
+        ae.check(copy, baseline=last, **case)
 
 
 def test_another_runtime_owes_no_recorded_runs(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     last = tmp_path / "last.json"
     before = ae.check(built.folder, quick=True)
     assert {"recorded-runs/base", "recorded-runs/tone"} <= {
-        owed.id for owed in before.ledger if owed.status == "tested"
+        owed.id for owed in before.findings if owed.status == "tested"
     }
     last.write_text(json.dumps(before.to_json()))
     other = replace(recorded_runs.runs_here([]), runtime="1.21.0")
     monkeypatch.setattr(recorded_runs, "runs_here", lambda _: other)
-    after = ae.check(built.folder, quick=True, last=last)
+    after = ae.check(built.folder, quick=True, baseline=last)
     assert after.passed
-    assert "recorded-runs-not-compared/bundle" in {owed.id for owed in after.ledger if owed.status == "open"}
+    assert "recorded-runs-not-compared/bundle" in {owed.id for owed in after.findings if owed.status == "unverified"}

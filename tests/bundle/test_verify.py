@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,22 +16,26 @@ from tampering import edit, rehash
 import adapter_export as ae
 from adapter_export.bundle.proof.proof_plan import plan_check
 from adapter_export.bundle.proof.prove import prove
-from adapter_export.bundle.report import Report, verification
+from adapter_export.bundle.report import Report
 from adapter_export.errors import FileError
+from adapter_export.reporting import Reporter
 
 
 @pytest.mark.parametrize("call", [ae.check, ae.verify])
 def test_what_is_checked_is_what_was_verified(built: Built, copy: Path, call: Callable[..., Report]) -> None:
     """Files that are written over while a check runs change nothing, and the report names the bundle itself."""
-    done = Counter[int]()
 
-    def step(number: int, *_: object) -> None:
-        done[number] += 1
-        if number == 0:
-            write_over(copy)
+    class Overwriting(Reporter):
+        begun = 0
 
-    found, expected = call(copy, on_step=step), call(built.folder)
-    assert done[0] == 1
+        def step(self, label: str, done: int = 0, total: int | None = None) -> None:
+            if done == 0:
+                self.begun += 1
+                write_over(copy)
+
+    reporter = Overwriting()
+    found, expected = call(copy, reporter=reporter), call(built.folder)
+    assert reporter.begun == 1
     assert found.passed
     assert found == replace(expected, bundle=str(copy))
 
@@ -48,24 +50,23 @@ def test_without_room_for_what_is_checked(built: Built) -> None:
 NAMES = {None, "topic", "tone", "mood"}
 
 
-def _verify(folder: Path) -> dict[str, Any]:
-    return verification(prove(plan_check(folder, quick=True), None))
+def _verify(folder: Path) -> Report:
+    return prove(plan_check(folder, quick=True), None)
 
 
 def test_a_whole_bundle(built: Built) -> None:
     found = _verify(built.folder)
-    assert found["passed"]
+    assert found.passed
     forms = {*built.manifest.graphs, *("baked" for record in built.manifest.adapters if record.baked)}
-    assert {one["variant"] for one in found["golden"]} == forms
+    assert {one.variant for one in found.outputs} == forms
     for form in built.manifest.graphs:
-        assert {one["adapter"] for one in found["golden"] if one["variant"] == form and not one["mixed"]} == NAMES
-    assert {one["adapter"] for one in found["golden"] if one["mixed"]} == NAMES
-    for one in found["golden"]:
-        assert one["elements"] > 0
-        assert 0 <= one["worst"] < 1
-        assert not one["faults"]
-    names = {check["name"] for check in found["checks"]}
-    assert {"files", "schema", "graph", "adapter files", "bank rows"} <= names
+        assert {one.adapter for one in found.outputs if one.variant == form and not one.mixed} == NAMES
+    assert {one.adapter for one in found.outputs if one.mixed} == NAMES
+    for one in found.outputs:
+        assert one.elements > 0
+        assert 0 <= one.ratio < 1
+        assert not one.faults
+    assert {"files", "schema", "graph", "adapter files", "bank rows"} <= {one.check for one in found.findings}
 
 
 def test_a_golden_vector_that_is_off_is_found_in_every_form(copy: Path) -> None:
@@ -77,8 +78,8 @@ def test_a_golden_vector_that_is_off_is_found_in_every_form(copy: Path) -> None:
     edit(copy / "golden/tone.safetensors", change)
     rehash(copy)
     found = _verify(copy)
-    assert not found["passed"]
-    off = {(one["variant"], one["adapter"]) for one in found["golden"] if one["faults"]}
-    forms = {one["variant"] for one in found["golden"] if one["adapter"] == "tone"}
+    assert not found.passed
+    off = {(one.variant, one.adapter) for one in found.outputs if one.faults}
+    forms = {one.variant for one in found.outputs if one.adapter == "tone"}
     assert off == {(form, "tone") for form in forms}
-    assert all(one["worst"] > 1 for one in found["golden"] if one["faults"])
+    assert all(one.ratio > 1 for one in found.outputs if one.faults)

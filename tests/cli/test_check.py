@@ -57,16 +57,17 @@ def test_a_bundle_is_what_its_folder_computes(cli, bundle: Path, hf_folder: Path
     assert document["verdict"] == "passed"
     assert document["against"] == str(hf_folder)
     assert document["reference"].startswith("torch")
-    cases = {result["case"] for result in document["outputs"] if result["against"] == "reference"}
+    outputs = [one for each in document["findings"] for one in each["measurements"] if one["kind"] == "output"]
+    cases = {result["case"] for result in outputs if result["against"] == "reference"}
     assert "batch1_sequence80" in cases, "the edge of its lengths"
-    found = [(each["name"], each["subject"], each["detail"]) for each in document["invariants"]]
+    found = [(each["check"], each["subject"], each["detail"]) for each in document["findings"]]
     assert {subject for name, subject, _ in found if name == "live model"} == cases
     assert ("lengths", "sequence", "1 to 80: refuses 81") in found
     assert ("lengths of the base", "sequence", "the bundle takes 1 to 80, the base 1 to 80") in found
-    assert {result["against"] for result in document["outputs"]} == {"reference", "golden"}
-    assert {result["adapter"] for result in document["outputs"]} == {None, "topic"}
+    assert {result["against"] for result in outputs} == {"reference", "golden"}
+    assert {result["adapter"] for result in outputs} == {None, "topic"}
     assert document["coverage"]["compared"] == document["coverage"]["planned"]
-    assert {result["level"] for result in document["outputs"]} == {"none", "basic", "all"}
+    assert {result["level"] for result in outputs} == {"none", "basic", "all"}
 
 
 def test_a_bundle_that_takes_more_than_its_base_fails(
@@ -82,7 +83,7 @@ def test_a_bundle_that_takes_more_than_its_base_fails(
     assert done.returncode == 1, done.stderr
     document = json.loads(done.stdout)
     failed = {
-        (one["name"], one["subject"]): one["detail"] for one in document["invariants"] if one["verdict"] == "failed"
+        (one["check"], one["subject"]): one["detail"] for one in document["findings"] if one["status"] == "failed"
     }
     assert failed["lengths of the base", "sequence"] == "the bundle takes 1 to 81, the base 1 to 80"
     assert failed["live model", "batch1_sequence81"].startswith("batch 1, sequence 81: ")

@@ -146,4 +146,4 @@ def test_the_base_head_of_a_base_answers_as_transformers_does(cli: Any, minilm_f
         assert list(row["probabilities"].values()) == pytest.approx(shares, abs=1e-5)
     assert "text 1: " in found.stderr
     assert "cut" in found.stderr
-    assert cli.json("verify", tmp_path / "bundle")["passed"] is True
+    assert cli.json("verify", tmp_path / "bundle")["verdict"] == "passed"

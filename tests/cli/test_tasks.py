@@ -136,7 +136,8 @@ def test_what_training_says(made: dict[str, dict[str, Any]]) -> None:
 def test_the_bundle_is_right(cli: Any, bundle: Path, model: Path) -> None:
     found = cli.json("check", bundle, "--against", model, "--case", "batch3_sequence7_padded", "--quick")
     assert found["verdict"] == "passed"
-    classes = {(one["adapter"], one["output"]) for one in found["outputs"] if one["top_class"] is not None}
+    outputs = [one for each in found["findings"] for one in each["measurements"]]
+    classes = {(one["adapter"], one["name"]) for one in outputs if one["top_class"] is not None}
     assert classes == {("tag", "token_logits"), ("like", "logits")}
 
 

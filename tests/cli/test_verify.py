@@ -23,11 +23,12 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 
 def test_a_whole_bundle(cli, bundle: Path) -> None:
     found = cli.json("verify", bundle)
-    assert found["passed"] is True
-    keys = {(one["variant"], one["adapter"], one["mixed"]) for one in found["golden"]}
+    assert found["verdict"] == "passed"
+    outputs = [one for each in found["findings"] for one in each["measurements"]]
+    keys = {(one["variant"], one["adapter"], one["mixed"]) for one in outputs}
     alone = {(form, name, False) for form in ("slots", "inputs", "bank") for name in (None, "topic", "tone")}
     assert keys == alone | {("bank", name, True) for name in (None, "topic", "tone")}
-    assert all(one["worst"] < 1 and one["elements"] and not one["faults"] for one in found["golden"])
+    assert all(one["ratio"] < 1 and one["elements"] and not one["faults"] for one in outputs)
     done = cli.done("verify", bundle)
     assert done.stdout.rstrip().endswith("passed")
     assert "in mixed batches" in done.stdout
@@ -43,8 +44,8 @@ def test_a_result_that_is_off_is_exit_code_1(cli, copy: Path) -> None:
     done = cli("verify", copy)
     assert done.returncode == 1
     assert done.stdout.rstrip().endswith("failed")
-    assert "✗ topic, " in done.stdout
-    assert json.loads(cli("verify", copy, "--json").stdout)["passed"] is False
+    assert "FAIL topic, " in done.stdout
+    assert json.loads(cli("verify", copy, "--json").stdout)["verdict"] == "failed"
 
 
 def test_damage_is_exit_code_3_and_names_the_file(cli, copy: Path) -> None:

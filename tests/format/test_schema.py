@@ -202,8 +202,12 @@ COMPARISON: Document = {
     **{"ulp": 3, "cosine": -0.5, "budget": BUDGET, "ratio": 5.0, "nan": MASKS, "inf": MASKS, "worst": WORST},
     "top_class": {"rows": 2, "agree": 1, "flips": [FLIP]},
 }
-OUTPUT = {"against": "golden", "adapter": None, "case": "one", "axes": {"batch": 1}, "level": "all", "output": "logits"}
-SITE = {"adapter": "a", "case": "one", "site": "s", "path": None, **COMPARISON, "worst": None, "top_class": None}
+STEP = {"origin": "o", "operators": "Add", "line": None, "depth": 2, "witness": {"found": 0.5, "expected": 0.0}}
+OUTPUT: Document = {
+    **{"kind": "output", "name": "logits", "against": "golden", "adapter": None, "case": "one", "axes": {"batch": 1}},
+    **{"variant": "bank", "level": "all", "part": "all", "mixed": True, "path": None, "node": None, **COMPARISON},
+}
+SITE: Document = {**OUTPUT, "kind": "site", "name": "s", "adapter": "a", "worst": None, "top_class": None}
 EFFECT = {
     "adapter": "a",
     "output": "hidden",
@@ -216,9 +220,13 @@ AGREEMENT = {"adapter": "a", "output": "o", "rows": 2, "agree": 1, "absolute": 0
 REPORT: Document = {
     **{"version": "1.0.0", "bundle": "b", "base": "sha256:0", "against": None, "reference": "torch", "runtime": "ort"},
     **{"verdict": "failed", "coverage": {"planned": 2, "compared": 1, "elements": 4, "left_out": ["x"]}},
-    "outputs": [{**OUTPUT, "part": "all", "variant": "bank", "mixed": True, **COMPARISON}],
-    "sites": [SITE],
-    "invariants": [{"name": "n", "subject": "s", "verdict": "passed", "detail": "d"}],
+    "findings": [
+        {
+            **{"check": "output", "subject": "s", "claim": "c", "status": "tested", "where": "w", "detail": "d"},
+            **{"coverage": [{"what": "words", "done": 2, "of": None}], "ratio": 0.5},
+            "measurements": [OUTPUT, SITE, {**SITE, "kind": "node", "node": {**STEP, "cumulative": None}}],
+        }
+    ],
     "failures": [
         {
             **{

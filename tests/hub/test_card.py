@@ -159,7 +159,7 @@ def test_the_report_of_the_check_is_in_it(bundle: Path, tmp_path: Path) -> None:
     from adapter_export.bundle.proof.prove import prove
 
     copy = shutil.copytree(bundle, tmp_path / "copy")
-    report = prove(plan_check(OpenedBundle.open(copy), quick=True), None, lambda _: None)
+    report = prove(plan_check(OpenedBundle.open(copy), quick=True), None)
     (copy / "check.json").write_text(json.dumps(report.to_json()))
     text = _card(copy, "bundle").text
     assert "## Does it compute what the model computes?" in text

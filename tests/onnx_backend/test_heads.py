@@ -113,11 +113,11 @@ def test_switching_leaves_no_trace(session: Session) -> None:
 
 def test_check_passes_and_compares_classes_only_where_there_are_classes(bundle: Bundle, base: OnnxBase) -> None:
     plan = plan_check(bundle.folder, only=["tag", "grade", "unit"])
-    report = prove(plan, Reference("tiny.onnx", CutRunner(base)), lambda _: None)
+    report = prove(plan, Reference("tiny.onnx", CutRunner(base)))
     assert failures(report) == ()
     assert report.passed
     classes = {
-        (found.adapter, found.output, found.part): found.top_class
+        (found.adapter, found.name, found.part): found.top_class
         for found in report.outputs
         if found.case.endswith("padded") and found.against == "reference" and found.level == "none"
     }

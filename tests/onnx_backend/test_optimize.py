@@ -76,10 +76,10 @@ def test_a_bundle_of_it_computes_what_torch_computes(
     cases = input_cases(fused.inputs, seed=1, max_tokens=7)
     manifest = build_bundle(fused, adapters, tmp_path / "bundle", references=plain[1], cases=cases)
     assert manifest.base_precision == "fp32"
-    report = prove(plan_check(tmp_path / "bundle"), Reference("model.pt", plain[1]), lambda step: None)
+    report = prove(plan_check(tmp_path / "bundle"), Reference("model.pt", plain[1]))
     assert report.passed
     plan = plan_check(tmp_path / "bundle", brief=True)
-    cut = prove(plan, Reference("base.onnx", CutRunner(fused)), lambda step: None)
+    cut = prove(plan, Reference("base.onnx", CutRunner(fused)))
     assert cut.passed
 
 

@@ -278,7 +278,7 @@ class TestBundle:
             changed = replace(adapter, weights={**adapter.weights, name: adapter.weights[name] * np.float32(1.02)})
             plan.bundle._sources[each] = changed
         found = prove(plan, None)
-        assert {result.site for result in found.sites if not result.passed} == {"layers.0.ffn"}
+        assert {result.name for result in found.sites if not result.passed} == {"layers.0.ffn"}
 
     def test_the_loss_against_float32_is_reported_and_no_fault(self, report: Report) -> None:
         assert report.agreements is not None
@@ -291,7 +291,7 @@ class TestBundle:
             if result.variant == "slots"
             and result.level == "all"
             and result.adapter == "a"
-            and result.output == "logits"
+            and result.name == "logits"
             and result.against == "reference"
         )
         assert found["a", "logits"].rows == rows

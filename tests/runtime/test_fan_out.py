@@ -184,7 +184,7 @@ def test_bad_calls_are_named(bundle: Bundle) -> None:
 def test_check_proves_the_cut_and_finds_faults(model: Path, bundle: Bundle, copy: Path) -> None:
     report = ae.check(bundle.folder, against=model, variants=["fanout"], cases=["batch3_tokens7"])
     assert report.passed
-    assert {owed.status for owed in report.ledger if owed.id.startswith(("cut/", "fan-out", "fanout-rows"))} == {
+    assert {owed.status for owed in report.findings if owed.id.startswith(("cut/", "fan-out", "fanout-rows"))} == {
         "proved",
         "tested",
     }
@@ -195,7 +195,7 @@ def test_check_proves_the_cut_and_finds_faults(model: Path, bundle: Bundle, copy
     path.write_bytes(graph.SerializeToString())
     rehash(copy)
     report = ae.verify(copy)
-    failed = {owed.id for owed in report.ledger if owed.status == "failed"}
+    failed = {owed.id for owed in report.findings if owed.status == "failed"}
     assert "cut/model.prefix.onnx" in failed
     assert {one.variant for one in report.outputs if not one.passed} == {"fanout"}
 

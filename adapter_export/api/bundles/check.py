@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from adapter_export.api.bundles.signatures import verify_signature
 from adapter_export.api.models.base import Base, PathLike, open_tokenizer
 from adapter_export.errors import InputError, UsageError, argument, quoted
 from adapter_export.option import Option
+from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from adapter_export.api.adapters.adapters import Adapters
     from adapter_export.bundle.golden import Case
     from adapter_export.bundle.proof.compare_arrays import Original
+    from adapter_export.bundle.proof.faults.selftest import SelfTest
     from adapter_export.bundle.proof.proof_plan import Plan, Reference
-    from adapter_export.bundle.proof.selftest import SelfTest
     from adapter_export.bundle.report import Report
     from adapter_export.format.manifest import Manifest
     from adapter_export.graph.adapter import Adapter
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from adapter_export.runtime import Bundle
 
 OnStep = Callable[[int, int, str], None]
-"""Is told after each step how many are done, how many there are, and what it was; once before the first one."""
+"""Called after each step with how many are done, how many there are, and what it was."""
 
 _ROWS_AT_ONCE = 16
 
@@ -52,27 +52,33 @@ def check(
     ] = (),
     cases: Annotated[Sequence[str], Option("Try this shape alone; may be repeated.", "CASE", "--case")] = (),
     adapters: Adapters | None = None,
-    last: PathLike | None = None,
+    baseline: Annotated[
+        PathLike | None,
+        Option(
+            "Fail if a claim verified in this earlier report, as `--json` writes it, is no longer verified.", "REPORT"
+        ),
+    ] = None,
     data: Annotated[
         PathLike | None,
         Option("A table (csv, tsv, jsonl) of texts on which the bundle's classes are compared with MODEL's.", "FILE"),
     ] = None,
     text: Annotated[str | None, Option("The column of FILE that holds the texts.", "COLUMN")] = None,
     nodes: Annotated[bool, Option("Show every node beside that of MODEL.")] = False,
-    quick: Annotated[bool, Option("Leave out most shapes and words, and nodes.")] = False,
+    quick: Annotated[bool, Option("Skip most shapes, the vocabulary sweep and per-node comparison.")] = False,
     repro: Annotated[PathLike | None, Option("Write the node that is wrong as a test case of ONNX.", "FOLDER")] = None,
     runtimes: Annotated[
         Sequence[str], Option("Run golden vectors in this Python, too; may be repeated.", "PYTHON", "--runtime")
     ] = (),
     report: Annotated[PathLike | None, Option("Write a page of HTML, complete in itself.", "FILE")] = None,
     force: bool = False,
-    on_step: OnStep | None = None,
+    reporter: Reporter = SILENT,
 ) -> Report:
     """Check that a bundle computes what it should.
 
     Every output of every graph is compared at a matrix of shapes, every adapter at every site with float64 arithmetic,
-    and what must hold in any case is tried. A bundle in another precision than the model is compared with the model in
-    that same precision; how far that is from the model itself is reported beside.
+    and invariants are tried: switching adapters has no side effects, rows of a batch stay apart. A bundle in another
+    precision than the model is compared with the model in that same precision; the distance from the model itself is
+    reported beside.
 
     Args:
         bundle: the bundle, or its folder.
@@ -85,22 +91,23 @@ def check(
         force: replace what is at `report` and `repro`.
         adapters: adapters, their folders or names, as in `build`: the slots of the bundle are compared with these, and
             not only with its own copies of them.
-        last: an earlier report on this bundle, as `--json` writes it: what was shown then may not be open now.
-        on_step: is told of each step.
+        baseline: an earlier report on this bundle, as `to_json()` gives it: a claim that was verified then fails if it
+            no longer is.
+        reporter: receives each step.
 
     Returns:
         What was found. A bundle that computes something else is no error: `report.raise_for_failure()` makes it one.
 
     Raises:
         UsageError: arguments do not go together, or name what is not there.
-        FormatError: `last` is no report, or one on another bundle.
+        FormatError: `baseline` is no report, or one on another bundle.
         InputError: the bundle or the model cannot be used.
         NothingComparedError: nothing was compared.
         OutputExistsError, WriteError: the page cannot be written.
     """
-    from adapter_export.bundle.proof.ledger import ratchet
+    from adapter_export.bundle.proof.baseline import regressions
     from adapter_export.bundle.proof.proof_plan import plan_check
-    from adapter_export.bundle.proof.prove import prove, steps
+    from adapter_export.bundle.proof.prove import prove
     from adapter_export.format.check_report import read_report
     from adapter_export.format.labelled import Columns, read_texts
 
@@ -128,35 +135,37 @@ def check(
         repro=place,
         runtimes=runtimes,
     )
-    before = None if last is None else read_report(Path(last), plan.bundle.digest)
+    before = None if baseline is None else read_report(Path(baseline), plan.bundle.digest)
     own = {adapter.name: adapter for adapter in _given(plan, adapters, against)}
     texts = None
     if data is not None and text is not None:
         texts = [one for one, _ in read_texts(Path(data), Columns(text))]
     with _sides(plan, against, texts) as (reference, original):
-        found = prove(plan, reference, _counted(on_step, steps(plan, reference, original)), original, own=own)
+        found = prove(plan, reference, original=original, given=own, reporter=reporter)
     found.require_compared()
-    if before is not None and last is not None:
-        found = replace(found, ledger=(*found.ledger, *ratchet(before, found.ledger, Path(last).name)))
+    if before is not None and baseline is not None:
+        worse = regressions(before, found.findings, Path(baseline).name)
+        found = replace(found, findings=(*found.findings, *worse))
     if report is not None:
-        from adapter_export.bundle.proof.certificate import page
-
+        options: list[tuple[str, object]] = [("against", found.against), ("baseline", baseline), ("data", data)]
+        options += [("text", text), ("adapters", _listed(adapters) or None), ("repro", repro)]
         many = {"only": only, "variant": variants, "case": cases, "runtime": runtimes}
-        given: list[tuple[str, object]] = [
-            ("against", found.against),
-            ("against", last),
-            ("data", data),
-            ("text", text),
-        ]
-        given += [("adapters", _listed(adapters) or None), ("repro", repro)]
-        given += [(name, value) for name, values in many.items() for value in values]
-        words = [word for name, value in given if value is not None for word in (f"--{name}", str(value))]
-        flags = [f"--{name}" for name, on in {"quick": quick, "nodes": nodes}.items() if on]
-        called = shlex.join(["adapter-export", "check", found.bundle, *words, *flags])
-        date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-        with Output(Path(report), force).file() as temporary:
-            temporary.write_text(page(found, date=date, command=called), "utf-8")
+        options += [(name, value) for name, values in many.items() for value in values]
+        options += [(name, True) for name, on in (("quick", quick), ("nodes", nodes)) if on]
+        _write_page(found, Path(report), options, force=force)
     return found
+
+
+def _write_page(found: Report, path: Path, options: Sequence[tuple[str, object]], *, force: bool) -> None:
+    """Write the page of a report, with the command that made it."""
+    from adapter_export.bundle.proof.report_view import page
+
+    given = [(name, value) for name, value in options if value is not None]
+    words = [word for name, value in given for word in (f"--{name}", *([] if value is True else [str(value)]))]
+    called = shlex.join(["adapter-export", "check", found.bundle, *words])
+    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    with Output(path, force).file() as temporary:
+        temporary.write_text(page(found, date=date, command=called), "utf-8")
 
 
 def self_test(
@@ -165,7 +174,7 @@ def self_test(
     against: Base | PathLike | None = None,
     kinds: Sequence[str] = (),
     seed: int = 0,
-    on_step: OnStep | None = None,
+    reporter: Reporter = SILENT,
 ) -> SelfTest:
     """Plant faults of about a hundred kinds in a copy of a bundle, and see which of them `check` finds and locates.
 
@@ -176,7 +185,7 @@ def self_test(
         against: the model that the bundle was built from; without it the golden vectors are the reference.
         kinds: the names of some kinds; all if none are given.
         seed: chooses the places.
-        on_step: is told of each step.
+        reporter: receives each step.
 
     Returns:
         What became of each fault; `passed` if none was missed.
@@ -186,20 +195,19 @@ def self_test(
         ParityError: the bundle does not pass as it is.
         InputError: the bundle or the model cannot be used.
     """
-    from adapter_export.bundle.proof.faults import FAULTS
+    from adapter_export.bundle.proof.faults.fault_kinds import FAULTS
+    from adapter_export.bundle.proof.faults.selftest import SelfTest, self_test
     from adapter_export.bundle.proof.proof_plan import plan_check
-    from adapter_export.bundle.proof.selftest import SelfTest, self_test
 
     known = [fault.name for fault in FAULTS]
     unknown = [kind for kind in kinds if kind not in known]
     if unknown:
         raise UsageError("no such kind of fault", found=unknown[0], expected=", ".join(known))
-    plan, found = plan_check(folder_of(bundle), brief=True), []
-    told = _counted(on_step, len(kinds) or len(known))
+    plan, found, total = plan_check(folder_of(bundle), brief=True), [], len(kinds) or len(known)
     with _sides(plan, against, None) as (reference, _):
         for one in self_test(plan.bundle, reference, kinds, seed):
             found.append(one)
-            told(f"{one.name}: {one.status}")
+            reporter.step(f"{one.name}: {one.status}", len(found), total)
     return SelfTest(str(plan.bundle.folder), None if reference is None else reference.path, seed, tuple(found))
 
 
@@ -306,7 +314,7 @@ def verify(
             "--certificate",
         ),
     ] = (),
-    on_step: OnStep | None = None,
+    reporter: Reporter = SILENT,
 ) -> Report:
     """Show that a bundle is whole, and that it computes its golden vectors on this machine.
 
@@ -318,7 +326,7 @@ def verify(
         expect: the sha256 of its manifest, which has the hashes of all other files.
         key: the public key of whoever must have signed it.
         certificates: in place of a key, the certificates of authorities: one of them vouches for whoever signed it.
-        on_step: is told of each step.
+        reporter: receives each step.
 
     Returns:
         What was found; `raise_for_failure()` makes an error of a result that is off.
@@ -331,30 +339,18 @@ def verify(
     """
     from adapter_export.bundle.opened import OpenedBundle
     from adapter_export.bundle.proof.proof_plan import plan_check
-    from adapter_export.bundle.proof.prove import prove, steps
-    from adapter_export.format.check_report import InvariantRecord
+    from adapter_export.bundle.proof.prove import prove
+    from adapter_export.format.check_report import Finding
     from adapter_export.format.manifest_json import read_manifest
 
-    folder, shown = folder_of(bundle), list[InvariantRecord]()
+    folder, signed = folder_of(bundle), list[Finding]()
     if key is not None or certificates:
         read_manifest(folder, expect=expect)
         signature = verify_signature(folder, key=key, certificates=certificates)
         expect = signature.digest
         detail = f"{len(signature.files)} files, signed by {signature.signer}"
-        shown.append(InvariantRecord("signature", "bundle", "passed", detail))
+        signed.append(Finding.exact("signature", "bundle", True, detail))
     plan = plan_check(OpenedBundle.open(folder, expect=expect), quick=True)
-    report = prove(plan, None, _counted(on_step, steps(plan, None)))
+    report = prove(plan, None, reporter=reporter)
     report.require_compared()
-    return replace(report, invariants=(*shown, *report.invariants))
-
-
-def _counted(on_step: OnStep | None, total: int) -> Callable[[str], None]:
-    if on_step is None:
-        return lambda _: None
-    on_step(0, total, "")
-    numbers = itertools.count(1)
-
-    def step(note: str) -> None:
-        on_step(next(numbers), total, note)
-
-    return step
+    return replace(report, findings=(*signed, *report.findings))

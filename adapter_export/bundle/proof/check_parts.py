@@ -10,7 +10,7 @@ from adapter_export.bundle.golden_parts import GoldenParts
 from adapter_export.bundle.neighbours import MOST
 from adapter_export.bundle.opened import Graph
 from adapter_export.errors import quoted
-from adapter_export.format.check_report import InvariantRecord, verdict
+from adapter_export.format.check_report import Finding
 from adapter_export.format.manifest import AdapterRecord, PartRecord
 
 CHECK = "golden parts"
@@ -54,7 +54,7 @@ def part_values(graph: Graph, golden: Sequence[GoldenParts]) -> Iterator[PartVal
             yield PartValue(one.adapter, graph.file, part, value)
 
 
-def check_parts(values: Sequence[PartValue]) -> Iterator[InvariantRecord]:
+def check_parts(values: Sequence[PartValue]) -> Iterator[Finding]:
     """Yield for each adapter that every golden part is within its limit in all graphs, or which are not."""
     for adapter in dict.fromkeys(one.adapter for one in values):
         own = [one for one in values if one.adapter == adapter]
@@ -69,10 +69,10 @@ def check_parts(values: Sequence[PartValue]) -> Iterator[InvariantRecord]:
             detail = (
                 f"none of {len(faults)} faults shows; nearest: `{worst.part.fault}`, {worst.ratio:.2g} of its limit"
             )
-        yield InvariantRecord(CHECK, adapter, verdict(not wrong), detail)
+        yield Finding.tested(CHECK, adapter, not wrong, detail)
 
 
-def check_separation(records: Sequence[AdapterRecord], names: Collection[str]) -> Iterator[InvariantRecord]:
+def check_separation(records: Sequence[AdapterRecord], names: Collection[str]) -> Iterator[Finding]:
     """Yield the separation of some adapters, as it was measured when they were built.
 
     Faults that golden data barely show are a record of their own: a program with one of them may pass.
@@ -84,9 +84,9 @@ def check_separation(records: Sequence[AdapterRecord], names: Collection[str]) -
         least = f"the weakest fault, `{found.fault}`, reaches {_times(found.least)} what is allowed"
         near = found.nearest
         other = "" if near is None else f"; `{near.adapter}` in its place {_times(near.separation)}"
-        yield InvariantRecord("separation", record.name, "passed", f"{least}{other}")
+        yield Finding.tested("separation", record.name, True, f"{least}{other}")
         if found.weak:
-            yield InvariantRecord(WEAK, record.name, "passed", f"less than twice what is allowed: {quoted(found.weak)}")
+            yield Finding.unverified(WEAK, record.name, f"less than twice what is allowed: {quoted(found.weak)}")
 
 
 def _times(separation: float) -> str:

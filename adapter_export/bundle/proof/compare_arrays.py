@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from adapter_export.bundle.golden import Case, OnStep
+from adapter_export.bundle.golden import Case
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import FLOAT_TYPES
@@ -35,6 +35,7 @@ from adapter_export.format.check_report import (
 )
 from adapter_export.numerics.budget import Budget
 from adapter_export.numerics.runner import Runner, run
+from adapter_export.reporting import SILENT, Reporter
 
 _LARGEST = float(np.finfo(np.float64).max)
 _NOWHERE = MasksRecord(0, 0, 0)
@@ -251,7 +252,7 @@ class Original:
 
 
 def agreements(
-    bundle: OpenedBundle, names: Sequence[str | None], original: Original, on_step: OnStep
+    bundle: OpenedBundle, names: Sequence[str | None], original: Original, reporter: Reporter = SILENT
 ) -> AgreementsRecord:
     """Run the bundle and the base in float32 on the same inputs, and return how far they are apart.
 
@@ -261,12 +262,12 @@ def agreements(
     """
     if not original.cases:
         raise NothingComparedError("there are no inputs to compare precisions on")
-    found = tuple(each for name in names for each in _of_adapter(bundle, name, original, on_step))
+    found = tuple(each for name in names for each in _of_adapter(bundle, name, original, reporter))
     return AgreementsRecord(original.runner.description, original.inputs, found)
 
 
 def _of_adapter(
-    bundle: OpenedBundle, name: str | None, original: Original, on_step: OnStep
+    bundle: OpenedBundle, name: str | None, original: Original, reporter: Reporter
 ) -> Iterator[AgreementRecord]:
     session, record = bundle.runtime_session(), None if name is None else bundle.record(name)
     output, adapter = (None, None) if record is None else (record.output, bundle.source(record.name))
@@ -281,7 +282,7 @@ def _of_adapter(
             ):  # padding is nobody's result
                 pair = (found[each][case.real], value[case.real])
             sides.setdefault(each, []).append(pair)
-        on_step(f"{name or BASE}, {case.name}: against float32")
+        reporter.step(f"{name or BASE}, {case.name}: against float32")
     for each, pairs in sides.items():
         if pairs[0][1].dtype.kind == "f":
             is_logits = (

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
@@ -24,7 +24,7 @@ from adapter_export.bundle.variants import VARIANTS
 from adapter_export.bundle.variants.variant import Remade, Variant
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterExportError, BaseModelError, quoted
-from adapter_export.format.check_report import ObligationRecord, SpanRecord, Status
+from adapter_export.format.check_report import Finding, SpanRecord, Status
 from adapter_export.format.derivation import DERIVATION_FILE, DERIVATION_VERSION, ConstantRecord, Derivation
 from adapter_export.format.manifest import OutputRecord, VariantName
 from adapter_export.format.manifest_json import MANIFEST_FILE
@@ -219,15 +219,15 @@ def _digest(array: np.ndarray) -> str:
 
 def check_tensors(
     bundle: OpenedBundle, source: Source, variants: Sequence[VariantName], *, brief: bool
-) -> Iterator[ObligationRecord]:
-    """Yield an obligation for each constant of the graph with slots, and for the nodes and constants of each graph.
+) -> Iterator[Finding]:
+    """Yield a finding for each constant of the graph with slots, and for the nodes and constants of each graph.
 
     A brief check does not make the graph again, which takes an export of a torch base.
     """
     plan, file = bundle.plan, bundle.manifest.graphs["slots"]
     derivation = bundle.derivation()
     remade = _Remade.of(bundle, source, plan, derivation, brief=brief)
-    yield remade.obligation(file)
+    yield remade.finding(file)
     tensors, records = source.origin.tensors, dict[str, ConstantRecord]()
     same = derivation is not None and derivation.program == source.origin.program
     if derivation is not None:
@@ -285,13 +285,13 @@ class _Remade:
             why = f"the bundle does not say what made it, and its graph differs from what {by} makes: {differs}"
         return cls(None, None, {}, None, why, by)
 
-    def obligation(self, file: str) -> ObligationRecord:
+    def finding(self, file: str) -> Finding:
         claim = "every node is what exporting the model again gives"
         if self.model is None:
-            return ObligationRecord(f"nodes/{file}", claim, "open", file, self.why)
-        status: Status = "proved" if self.differs is None else "failed"
+            return Finding("nodes", file, claim, "unverified", file, self.why)
+        status: Status = "exact" if self.differs is None else "failed"
         detail = self.differs or f"{len(self.model.graph)} nodes, made again by {self.by}"
-        return ObligationRecord(f"nodes/{file}", claim, status, file, detail)
+        return Finding("nodes", file, claim, status, file, detail)
 
 
 def _constant(
@@ -301,13 +301,13 @@ def _constant(
     record: ConstantRecord | None,
     tensors: Mapping[str, np.ndarray],
     remade: _Remade,
-) -> ObligationRecord:
+) -> Finding:
     """Return whether a constant is what the map says, and what the graph that is made again has in its place."""
     made, direct = remade.constants.get(name), record is not None and bool(record.sources)
     said = "a number, shape or folded tensor of the exporter" if record is None or not direct else _words(record)
 
-    def result(status: Status, detail: str) -> ObligationRecord:
-        return ObligationRecord(f"constant/{file}/{name}", said, status, f"{file}: {name}", detail)
+    def result(status: Status, detail: str) -> Finding:
+        return Finding("constant", f"{file}/{name}", said, status, f"{file}: {name}", detail)
 
     if record is not None and direct:
         expected = rebuilt(record, tensors, array)
@@ -318,15 +318,15 @@ def _constant(
     if made is not None and not same_bits(values := values_of(made), array):
         return result("failed", f"not what exporting the model again gives: {_difference(array, values)}")
     if direct:
-        return result("proved", f"{said}, {array.size:,} elements, bit for bit")
+        return result("exact", f"{said}, {array.size:,} elements, bit for bit")
     if made is not None:
-        return result("proved", f"{array.size:,} elements as {remade.by} makes them again, bit for bit")
+        return result("exact", f"{array.size:,} elements as {remade.by} makes them again, bit for bit")
     if record is None:
         reason = remade.why or "no constant of this name is made again"
-        return result("open", f"`{DERIVATION_FILE}` does not cover it; {reason}")
+        return result("unverified", f"`{DERIVATION_FILE}` does not cover it; {reason}")
     if record.sha256 not in (None, _digest(array)):
         return result("failed", f"not the bytes that `{DERIVATION_FILE}` says")
-    return result("open", remade.why or "no constant of this name is made again")
+    return result("unverified", remade.why or "no constant of this name is made again")
 
 
 def _words(record: ConstantRecord) -> str:
@@ -383,7 +383,7 @@ def _node_difference(found: object, expected: object) -> str:
     return "other bytes"
 
 
-def _as_in_slots(bundle: OpenedBundle, variant: Variant, again: Remade, why: str) -> Iterator[ObligationRecord]:
+def _as_in_slots(bundle: OpenedBundle, variant: Variant, again: Remade, why: str) -> Iterator[Finding]:
     """Yield whether a graph has the constants of the one with slots, and is what making it again gives.
 
     `why` says why nothing was made again.
@@ -392,24 +392,23 @@ def _as_in_slots(bundle: OpenedBundle, variant: Variant, again: Remade, why: str
     there = variant.common(shared)
     wrong = [f"`{name}`" for name in there if name not in own or not _is_same(own[name], shared[name])]
     names = ", ".join(wrong[:_SHOWN])
-    yield ObligationRecord(
-        f"constants/{file}",
+    yield Finding(
+        "constants",
+        file,
         "the constants are those of the graph with slots",
-        "failed" if wrong else "proved",
+        "failed" if wrong else "exact",
         f"{file}: {names}" if wrong else file,
         f"{len(wrong)} are not: {names}" if wrong else f"{len(there)}, bit for bit",
         (SpanRecord("constants", len(there) - len(wrong), len(there)),),
     )
     claim = f"every node is what {again.source} gives"
     if again.model is None:
-        yield ObligationRecord(f"nodes/{file}", claim, "open", file, why)
+        yield Finding("nodes", file, claim, "unverified", file, why)
     else:
-        yield _as_made_again(bundle, again, again.model, f"nodes/{file}", claim)
+        yield _as_made_again(bundle, again, again.model, "nodes", claim)
 
 
-def _as_made_again(
-    bundle: OpenedBundle, again: Remade, expected: ir.Model, obligation: str, claim: str
-) -> ObligationRecord:
+def _as_made_again(bundle: OpenedBundle, again: Remade, expected: ir.Model, check: str, claim: str) -> Finding:
     """Return whether every node and constant of a graph is that of the graph made again."""
     model, made = bundle.model(again.file), constants(expected)
     own = constants(model)
@@ -418,12 +417,12 @@ def _as_made_again(
     differs = next(node_differences(model, expected), None)
     if apart and differs is None:
         differs = f"constants that are not: {', '.join(sorted(apart)[:_SHOWN])}"
-    status: Status = "proved" if differs is None else "failed"
+    status: Status = "exact" if differs is None else "failed"
     detail = differs or f"{len(model.graph)} nodes, {len(own)} constants, bit for bit"
-    return ObligationRecord(obligation, claim, status, again.file, detail)
+    return Finding(check, again.file, claim, status, again.file, detail)
 
 
-def check_cut(bundle: OpenedBundle) -> Iterator[ObligationRecord]:
+def check_cut(bundle: OpenedBundle) -> Iterator[Finding]:
     """Yield whether the graphs below and above the first adapter are what cutting the bank again gives."""
     said = bundle.manifest.fanout
     assert said is not None  # or there is no such graph
@@ -431,15 +430,16 @@ def check_cut(bundle: OpenedBundle) -> Iterator[ObligationRecord]:
     for again in VARIANTS["fanout"].remade(bundle, None):
         assert again.model is not None  # it is made from the bank
         claim = f"every node and constant is what {again.source} gives"
-        yield _as_made_again(bundle, again, again.model, f"cut/{again.file}", claim)
+        yield _as_made_again(bundle, again, again.model, "cut", claim)
         if again.file == said.prefix:
             values = crossing_values(again.model)
     same = said.values == values
     detail = "as the graph `bank` says" if same else f"says {list(said.values)}, but cutting it gives {list(values)}"
-    yield ObligationRecord(
-        "manifest/fanout.values",
+    yield Finding(
+        "manifest",
+        "fanout.values",
         "`fanout.values` are what they say",
-        "proved" if same else "failed",
+        "exact" if same else "failed",
         f"{MANIFEST_FILE}: fanout.values",
         detail,
     )
@@ -453,7 +453,7 @@ def _is_same(one: ir.TensorProtocol, two: ir.TensorProtocol) -> bool:
     return (len(places) == 2 and places[0] == places[1]) or same_bits(values_of(one), values_of(two))
 
 
-def check_slots(bundle: OpenedBundle, names: Sequence[str], given: Mapping[str, Adapter]) -> Iterator[ObligationRecord]:
+def check_slots(bundle: OpenedBundle, names: Sequence[str], given: Mapping[str, Adapter]) -> Iterator[Finding]:
     """Yield whether the files of each adapter are its weights, folded: of the user's own, or of the bundle's copies."""
     plan = bundle.plan
     for name in names:
@@ -461,10 +461,12 @@ def check_slots(bundle: OpenedBundle, names: Sequence[str], given: Mapping[str, 
         found, where = bundle.tensors(name), record.safetensors
         expected = slot_tensors(plan, source)
         wrong = [slot for slot in expected if not same_bits(found.get(slot), expected[slot])]
-        yield _slots(f"slots/{name}", "every slot is the adapter in the bundle, folded", where, found, expected, wrong)
+        claim = "every slot is the adapter in the bundle, folded"
+        yield replace(_slots(name, where, found, expected, wrong), claim=claim)
+        claim = "the adapter is the user's"
         if name not in given:
-            detail = "the sources are the bundle's own copies; give the adapters as you have them"
-            yield ObligationRecord(f"source/{name}", "the adapter is the user's", "open", record.source, detail)
+            detail = "compared only with copies inside the bundle; pass `--adapters`"
+            yield Finding.unverified("source", name, detail, claim, record.source)
             continue
         own, head = given[name], given[name].head
         facts = task_facts(None if head is None else head.task, record.task)
@@ -475,15 +477,13 @@ def check_slots(bundle: OpenedBundle, names: Sequence[str], given: Mapping[str, 
         except AdapterExportError as error:
             expected, other = {}, [error.message]
         wrong = [slot for slot in expected if not same_bits(found.get(slot), expected[slot])]
-        yield _slots(f"source/{name}", "the adapter is the user's", where, found, expected, [*other, *wrong])
+        yield replace(_slots(name, where, found, expected, [*other, *wrong]), check="source", claim=claim)
 
 
-def _slots(
-    obligation: str, claim: str, where: str, found: Weights, expected: Weights, wrong: Sequence[str]
-) -> ObligationRecord:
+def _slots(name: str, where: str, found: Weights, expected: Weights, wrong: Sequence[str]) -> Finding:
     both = next((slot for slot in wrong if slot in found and slot in expected), None)
     more = "" if both is None else f"; `{both}`: {_difference(found[both], expected[both])}"
     names = quoted(wrong[:_SHOWN]) + (" …" if len(wrong) > _SHOWN else "")
     detail = f"{len(wrong)} differ: {names}{more}" if wrong else f"{len(expected)} tensors, bit for bit"
     span = SpanRecord("tensors", len(expected) - len(set(wrong) & expected.keys()), len(expected))
-    return ObligationRecord(obligation, claim, "failed" if wrong else "proved", where, detail, (span,))
+    return replace(Finding.exact("slots", name, not wrong, detail, where=where), coverage=(span,))

@@ -24,7 +24,7 @@ from adapter_export.bundle.variants.fanout_variant import VARIANT as FANOUT
 from adapter_export.bundle.variants.variant import GraphInterface, Interface, Variant
 from adapter_export.dtypes import Weights, narrowed
 from adapter_export.errors import BaseModelError, FormatError, RequestError
-from adapter_export.format.check_report import InvariantRecord, verdict
+from adapter_export.format.check_report import Finding
 from adapter_export.format.lengths import Bounds, Lengths, axis_lengths
 from adapter_export.format.manifest import (
     BankRecord,
@@ -53,7 +53,7 @@ _SHOWN = 5
 
 def check_files(
     bundle: OpenedBundle, variants: Sequence[VariantName], names: Sequence[str | None]
-) -> Iterator[InvariantRecord]:
+) -> Iterator[Finding]:
     """Compare every graph with the manifest, and the tensors of adapters bit by bit in their files and `variants`.
 
     The manifest conforms to its schema, or it could not have been read; the files were compared with their hashes when
@@ -66,9 +66,9 @@ def check_files(
     """
     manifest, adapters = bundle.manifest, [name for name in names if name is not None]
     if not bundle.staged:
-        detail = f"{len(manifest.files)} files, all as their hashes say"
-        yield InvariantRecord("files", "bundle", "passed", detail)
-        yield InvariantRecord("schema", MANIFEST_FILE, "passed", f"format {manifest.version}")
+        detail = f"{len(manifest.files)} files match their SHA-256"
+        yield Finding.exact("files", "bundle", True, detail)
+        yield Finding.exact("schema", MANIFEST_FILE, True, f"format {manifest.version}")
     yield from _check_graphs(bundle)
     for name in adapters:
         bundle.source(name)
@@ -87,7 +87,7 @@ def check_files(
             yield _tensors_result("baked tensors", name, wrong, len(own))
 
 
-def check_outside(manifest: Manifest) -> Iterator[InvariantRecord]:
+def check_outside(manifest: Manifest) -> Iterator[Finding]:
     """The runtime refuses the lengths just outside of those that the base takes, axis by axis."""
     for axis, own in manifest.lengths.items():
         taken, refused = list[str](), list[str]()
@@ -104,10 +104,10 @@ def check_outside(manifest: Manifest) -> Iterator[InvariantRecord]:
         capped = own.maximum is None or own.maximum > MOST_AT_EDGES
         most = f"; inputs of up to {own.at_most(MOST_AT_EDGES) or own.minimum} are tried" if capped else ""
         detail = f"takes {', '.join(taken)}" if taken else f"refuses {', '.join(refused) or 'no length'}"
-        yield InvariantRecord("lengths", axis, verdict(not taken), f"{own}: {detail}{most}")
+        yield Finding.exact("lengths", axis, not taken, f"{own}: {detail}{most}")
 
 
-def check_record(manifest: Manifest, inputs: Sequence[InputRecord], lengths: Bounds) -> Iterator[InvariantRecord]:
+def check_record(manifest: Manifest, inputs: Sequence[InputRecord], lengths: Bounds) -> Iterator[Finding]:
     """The bundle takes no length that its base, with these inputs and lengths, does not take."""
     axes = {record.name: record.axes for record in inputs}
     pairs = [pair for one in manifest.inputs for pair in zip(one.axes, axes.get(one.name, ()), strict=False)]
@@ -115,10 +115,10 @@ def check_record(manifest: Manifest, inputs: Sequence[InputRecord], lengths: Bou
         known, there = axis_lengths(own, manifest.lengths), axis_lengths(its, lengths)
         if there != Lengths():
             detail = f"the bundle takes {known}, the base {there}"
-            yield InvariantRecord("lengths of the base", str(own), verdict(there.covers(known)), detail)
+            yield Finding.exact("lengths of the base", str(own), there.covers(known), detail)
 
 
-def _check_graphs(bundle: OpenedBundle) -> Iterator[InvariantRecord]:
+def _check_graphs(bundle: OpenedBundle) -> Iterator[Finding]:
     """Compare inputs, outputs, slots with their defaults, where the weights lie, which base and which slots."""
     sizes = {file.path: file.bytes for file in bundle.manifest.files}
     if bundle.staged:
@@ -143,7 +143,7 @@ def _check_graphs(bundle: OpenedBundle) -> Iterator[InvariantRecord]:
                 )
             inputs, outputs = len(model.graph.inputs) - len(overridable), len(model.graph.outputs)
             detail = f"{inputs} inputs, {len(overridable)} overridable, {outputs} outputs"
-            yield InvariantRecord("graph", interface.file, "passed", detail)
+            yield Finding.exact("graph", interface.file, True, detail)
 
 
 def _interface_faults(model: ir.Model, manifest: Manifest, interface: GraphInterface) -> Iterator[str]:
@@ -205,7 +205,7 @@ def same_bits(first: np.ndarray | None, second: np.ndarray | None) -> bool:
     return (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes())
 
 
-def _check_twins(bundle: OpenedBundle, name: str) -> InvariantRecord:
+def _check_twins(bundle: OpenedBundle, name: str) -> Finding:
     """The two files of an adapter, for ONNX Runtime and for everyone else, hold the same tensors, bit for bit.
 
     They are stored in the precision that the manifest says.
@@ -227,7 +227,7 @@ def _check_twins(bundle: OpenedBundle, name: str) -> InvariantRecord:
     apart += sorted(slot for slot, dtype in wanted.items() if slot not in own or own[slot].dtype != dtype)
     detail = f"two files that differ: {', '.join(apart)}" if apart else f"{len(own)} tensors, bit for bit"
     complete = bool(own) or not bundle.manifest.slots  # a head that only pools fills no slot
-    return InvariantRecord("adapter files", name, verdict(not apart and complete), detail)
+    return Finding.exact("adapter files", name, not apart and complete, detail)
 
 
 def _tensors_of(model: ir.Model, names: Iterable[str]) -> Weights:
@@ -237,7 +237,7 @@ def _tensors_of(model: ir.Model, names: Iterable[str]) -> Weights:
     return {name: np.asarray(value.numpy()) for name, value in values.items() if value is not None}
 
 
-def _check_row(bundle: OpenedBundle, bank: BankRecord, name: str | None, held: Weights, what: str) -> InvariantRecord:
+def _check_row(bundle: OpenedBundle, bank: BankRecord, name: str | None, held: Weights, what: str) -> Finding:
     """A row of the bank holds an adapter, and zeros where it is narrower than others."""
     row, own = bank.rows.index(name), bundle.tensors(name)
     wrong = [each.name for each in bank.tensors if not _holds(held.get(each.name), row, each, own)]
@@ -258,9 +258,9 @@ def _holds(held: np.ndarray | None, row: int, tensor: BankTensor, own: Weights) 
     return all(behind >= 0 for _, behind in padding) and np.pad(expected, padding).tobytes() == found.tobytes()
 
 
-def _tensors_result(name: str, subject: str, wrong: Sequence[str], count: int) -> InvariantRecord:
+def _tensors_result(name: str, subject: str, wrong: Sequence[str], count: int) -> Finding:
     detail = f"not as in its file: {', '.join(wrong)}" if wrong else f"{count} tensors as in its file, bit for bit"
-    return InvariantRecord(name, subject, verdict(not wrong), detail)
+    return Finding.exact(name, subject, not wrong, detail)
 
 
 Run = Callable[[Mapping[str, np.ndarray], str | None], Arrays]
@@ -289,7 +289,7 @@ def swaps(names: Sequence[str | None]) -> list[tuple[str | None, str | None]]:
     return [pair for first, second in ring for pair in ((first, second), (second, first))]
 
 
-def check_swap(run: Run, case: Case, first: str | None, second: str | None) -> InvariantRecord:
+def check_swap(run: Run, case: Case, first: str | None, second: str | None) -> Finding:
     """A → B → A: the second answer of A has the bits of the first."""
     before = run(case.arrays, first)
     run(case.arrays, second)
@@ -297,14 +297,14 @@ def check_swap(run: Run, case: Case, first: str | None, second: str | None) -> I
     changed = _changed(before, after)
     subject = f"{first or BASE} → {second or BASE} → {first or BASE}"
     detail = f"changed: {', '.join(changed)}" if changed else "every output, bit for bit"
-    return InvariantRecord("swap", subject, verdict(not changed and bool(before)), detail)
+    return Finding.tested("swap", subject, not changed and bool(before), detail)
 
 
-def check_native(adapter: str, fed: Arrays, native: Arrays) -> InvariantRecord:
+def check_native(adapter: str, fed: Arrays, native: Arrays) -> Finding:
     """An adapter that ONNX Runtime loads and activates gives the bits of its tensors that are fed one by one."""
     changed = _changed(fed, {name: value for name, value in native.items() if name in fed})
     detail = f"different: {', '.join(changed)}" if changed else "every output, bit for bit"
-    return InvariantRecord("active adapter", adapter, verdict(not changed and bool(fed)), detail)
+    return Finding.tested("active adapter", adapter, not changed and bool(fed), detail)
 
 
 def _changed(before: Arrays, after: Arrays) -> list[str]:
@@ -312,7 +312,7 @@ def _changed(before: Arrays, after: Arrays) -> list[str]:
     return [name for name in names if not same_bits(before.get(name), after.get(name))]
 
 
-def check_row_order(run: Run, case: Case, adapter: str | None, budgets: Budgets) -> InvariantRecord:
+def check_row_order(run: Run, case: Case, adapter: str | None, budgets: Budgets) -> Finding:
     """The rows of the batch in reverse order give the same outputs in reverse order, within the budget."""
     rows = case.batch
 
@@ -328,10 +328,10 @@ def check_row_order(run: Run, case: Case, adapter: str | None, budgets: Budgets)
             found = compare(reverse[name][::-1], expected, budgets(adapter, name, expected)).faults
             faults += [f"{name}: {'; '.join(found)}"] if found else []
     detail = "; ".join(faults) or f"every output of {rows} rows, within the budget"
-    return InvariantRecord("row order", adapter or BASE, verdict(bool(compared) and not faults), detail)
+    return Finding.tested("row order", adapter or BASE, bool(compared) and not faults, detail)
 
 
-def check_apart(run: RunRows, case: Case, chosen: Sequence[str | None], budgets: Budgets) -> InvariantRecord:
+def check_apart(run: RunRows, case: Case, chosen: Sequence[str | None], budgets: Budgets) -> Finding:
     """Every row of a mixed batch is what it is alone, within the budget."""
     together, compared, faults = run(case.arrays, chosen), 0, list[str]()
     for row, name in enumerate(chosen):
@@ -342,10 +342,10 @@ def check_apart(run: RunRows, case: Case, chosen: Sequence[str | None], budgets:
                 faults += _faults(output, together[output][row : row + 1], expected, name, budgets)
     detail = "; ".join(faults) or "each row as it is alone, within the budget"
     subject = ", ".join(name or BASE for name in chosen)
-    return InvariantRecord("rows of a batch", subject, verdict(bool(compared) and not faults), detail)
+    return Finding.tested("rows of a batch", subject, bool(compared) and not faults, detail)
 
 
-def check_fan_out(graph: Graph, case: Case, names: Sequence[str | None], budgets: Budgets) -> InvariantRecord:
+def check_fan_out(graph: Graph, case: Case, names: Sequence[str | None], budgets: Budgets) -> Finding:
     """Every text of a case through each of some adapters in one call is what it is in a call of its own adapter."""
     count, compared, faults = case.batch, 0, list[str]()
     rows, chosen = np.tile(np.arange(count), len(names)), [name for name in names for _ in range(count)]
@@ -358,7 +358,7 @@ def check_fan_out(graph: Graph, case: Case, names: Sequence[str | None], budgets
                 faults += _faults(output, together[output][at * count :][:count], expected, name, budgets)
     detail = "; ".join(faults) or f"{count} texts through each, as in calls of their own, within the budget"
     subject = ", ".join(name or BASE for name in names)
-    return InvariantRecord("fan-out", subject, verdict(bool(compared) and not faults), detail)
+    return Finding.tested("fan-out", subject, bool(compared) and not faults, detail)
 
 
 def _faults(output: str, found: np.ndarray, expected: np.ndarray, adapter: str | None, budgets: Budgets) -> list[str]:
@@ -404,7 +404,7 @@ def with_padding(bundle: OpenedBundle) -> Manifest:
     return _with_padding(bundle.manifest, bundle.run_slots)
 
 
-def check_proofs(bundle: OpenedBundle) -> Iterator[InvariantRecord]:
+def check_proofs(bundle: OpenedBundle) -> Iterator[Finding]:
     """Check that padding and zeros change what the manifest says, no more and no less: it is tried out again."""
     said, found, bank = bundle.manifest, with_padding(bundle), bundle.manifest.bank
     counting = set(found.counts_padding) - set(said.counts_padding)
@@ -412,11 +412,11 @@ def check_proofs(bundle: OpenedBundle) -> Iterator[InvariantRecord]:
     wrong = f"padding changes `{'`, `'.join(sorted(counting)) or BASE}`"
     if found.padding_neutral and not counting:
         wrong = "padding changes less than the manifest says (`padding_neutral`, `counts_padding`)"
-    yield InvariantRecord("padding", BASE, verdict(passed), "as the manifest says" if passed else wrong)
+    yield Finding.tested("padding", BASE, passed, "as the manifest says" if passed else wrong)
     if bank is not None:
         passed = not bank.fillable or is_fillable(bundle.plan)
         detail = "as the manifest says" if passed else "zeros behind narrower tensors change a result"
-        yield InvariantRecord("filling up", BASE, verdict(passed), detail)
+        yield Finding.tested("filling up", BASE, passed, detail)
 
 
 def _with_padding(manifest: Manifest, run: RunAll) -> Manifest:

@@ -17,18 +17,16 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import numpy_helper
 
-from adapter_export.bundle.golden import Case, OnStep, silent
+from adapter_export.bundle.golden import Case
 from adapter_export.bundle.opened import Graph
 from adapter_export.bundle.proof.invariants import same_bits
 from adapter_export.bundle.proof.lockstep import Lockstep
 from adapter_export.bundle.report import BASE
 from adapter_export.errors import AdapterError, BaseModelError, FormatError, RequestError, WriteError, quoted
 from adapter_export.format.check_report import (
-    InvariantRecord,
+    Finding,
     LocationRecord,
-    NodeRecord,
-    ObligationRecord,
-    OutputRecord,
+    Measurement,
     SpanRecord,
 )
 from adapter_export.format.files import canonical_json
@@ -39,6 +37,7 @@ from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.rewrite.insert import result_of, site_values
 from adapter_export.onnx_backend.slots import REPLACED
 from adapter_export.onnx_backend.steps import Step
+from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime.graphs import Optimization, run_session
 from adapter_export.runtime.graphs import open_session as open_graph
 from adapter_export.version import __version__
@@ -82,17 +81,15 @@ DATA = "test_data_set_0"
 
 @dataclass
 class Trace:
-    """What was found node by node; `nodes` are all that were compared."""
+    """What was found node by node."""
 
-    nodes: list[NodeRecord] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     locations: list[LocationRecord] = field(default_factory=list)
-    invariants: list[InvariantRecord] = field(default_factory=list)
-    ledger: list[ObligationRecord] = field(default_factory=list)
 
-    def owe(self, *found: ObligationRecord) -> None:
-        """Add obligations; a node that is wrong with several adapters is one."""
-        known = {one.id for one in self.ledger}
-        self.ledger += [one for one in found if one.id not in known]
+    def add(self, *found: Finding) -> None:
+        """Add findings; a node that is wrong with several adapters is one."""
+        known = {one.id for one in self.findings}
+        self.findings += [one for one in found if one.id not in known]
 
 
 def trace(
@@ -100,10 +97,10 @@ def trace(
     runner: Runner,
     cases: Sequence[Case],
     names: Sequence[str | None],
-    outputs: Sequence[OutputRecord],
+    outputs: Sequence[Measurement],
     *,
     repro: Path | None = None,
-    on_step: OnStep = silent,
+    reporter: Reporter = SILENT,
 ) -> Trace:
     """Compare the graph with slots node by node on one case, with each of `names`, and where an output fails, there.
 
@@ -116,43 +113,47 @@ def trace(
         return found
     for name in names if plain is not None else ():
         assert plain is not None
-        walk = Lockstep(plain, runner, typical(cases), name, allowance)
-        on_step(f"{name or BASE}: nodes")
-        try:
-            records, exposing = walk.cumulative(list(walk.local()))
-        except (RequestError, BaseModelError, FormatError) as error:
-            found.owe(_open(walk, f"the graph could not be taken apart: {error.what}: {error.found}"))
-            continue
-        found.nodes += records
-        found.invariants.append(exposing)
-        found.owe(*_obligations(walk, records), *([] if name is not None else [_noise(walk)]))
+        found.add(*_walk(Lockstep(plain, runner, typical(cases), name, allowance)))
+        reporter.step(f"{name or BASE}: nodes")
     by_name = {case.name: case for case in cases}
-    wrong = [one for one in outputs if not one.passed and not one.mixed]
-    # the smallest case of each, as in `failures`; the graph with slots first
-    wrong.sort(key=lambda one: (math.prod(one.axes.values()), len(one.case)), reverse=True)
-    failed = {(one.adapter, one.variant): one for one in wrong}
-    for adapter, variant in sorted(failed, key=lambda key: (key[0] is not None, VARIANT_NAMES.index(key[1]))):
-        one = failed[adapter, variant]
-        graph = next((graph for graph in graphs if graph.variant == variant and _holds(graph, adapter)), None)
-        if graph is None or one.case not in by_name or any(at.adapter == adapter for at in found.locations):
+    for one in _smallest_failures(outputs):
+        graph = next(
+            (graph for graph in graphs if graph.variant == one.variant and one.adapter in graph.adapters), None
+        )
+        if graph is None or one.case not in by_name or any(at.adapter == one.adapter for at in found.locations):
             continue
         if len(found.locations) == _MOST_LOCATED:
             break
-        walk = Lockstep(graph, runner, by_name[one.case], adapter, allowance)
-        alike = [each for each in outputs if (each.adapter, each.variant, each.case) == (adapter, variant, one.case)]
-        location, records = locate(walk, alike)
+        walk = Lockstep(graph, runner, by_name[one.case], one.adapter, allowance)
+        place = (one.adapter, one.variant, one.case)
+        location, records = locate(walk, [each for each in outputs if (each.adapter, each.variant, each.case) == place])
         if location.node is not None:
-            known = {record.node for record in found.nodes if not record.passed}
-            found.nodes += [record for record in records if not record.passed and record.node not in known]
-            found.owe(_failed(walk, location.node, location.guess))
+            found.add(_failed(walk, location.node, location.guess, records))
             if repro is not None:
                 location = replace(location, repro=str(write_repro(walk, location, repro)))
         found.locations.append(location)
     return found
 
 
-def _holds(graph: Graph, adapter: str | None) -> bool:
-    return graph.variant != "baked" or (adapter is not None and graph.bundle.record(adapter).baked == graph.file)
+def _walk(walk: Lockstep) -> Iterator[Finding]:
+    """Yield what a walk through the whole graph finds."""
+    try:
+        records, exposing = walk.cumulative(list(walk.local()))
+    except (RequestError, BaseModelError, FormatError) as error:
+        yield _unverified(walk, f"the graph could not be taken apart: {error.what}: {error.found}")
+        return
+    yield exposing
+    yield _nodes(walk, records)
+    if walk.adapter is None:
+        yield _noise(walk)
+
+
+def _smallest_failures(outputs: Sequence[Measurement]) -> list[Measurement]:
+    """Return for each adapter and graph that fails its smallest case, the base and the graph with slots first."""
+    wrong = [one for one in outputs if not one.passed and not one.mixed]
+    wrong.sort(key=lambda one: (math.prod(one.axes.values()), len(one.case)), reverse=True)
+    smallest = {(one.adapter, one.variant): one for one in wrong}
+    return sorted(smallest.values(), key=lambda one: (one.adapter is not None, VARIANT_NAMES.index(one.variant)))
 
 
 def typical(cases: Sequence[Case]) -> Case:
@@ -167,30 +168,29 @@ def typical(cases: Sequence[Case]) -> Case:
     )
 
 
-def _obligations(walk: Lockstep, records: Sequence[NodeRecord]) -> Iterator[ObligationRecord]:
-    """One for all nodes that are right, and one for the first that is not."""
+def _nodes(walk: Lockstep, records: Sequence[Measurement]) -> Finding:
+    """Return that all nodes are right, or the first that is not."""
     wrong = next((record for record in records if not record.passed), None)
     if wrong is not None:
-        yield _failed(walk, wrong, next(guesses(walk, wrong), None))
-        return
+        return _failed(walk, wrong, next(guesses(walk, wrong), None), records)
     if not records:
-        yield _open(walk, "the graph and the reference have no value in common")
-        return
-    worst = max(records, key=lambda record: record.ratio)
-    yield replace(
-        _open(walk, f"{len(records)} of {len(walk.steps.names)} values at `{walk.case.name}`, worst `{worst.node}`"),
+        return _unverified(walk, "the graph and the reference have no value in common")
+    worst, there = max(records, key=lambda record: record.ratio), len(walk.steps.names)
+    return replace(
+        _unverified(walk, f"{len(records)} of {there} values at `{walk.case.name}`, worst `{worst.name}`"),
         status="tested",
-        coverage=(SpanRecord("values", len(records), len(walk.steps.names)),),
+        coverage=(SpanRecord("values", len(records), there),),
         ratio=worst.ratio,
+        measurements=tuple(records),
     )
 
 
-def _open(walk: Lockstep, detail: str) -> ObligationRecord:
-    claim = "each node computes what the reference's node computes"
-    return ObligationRecord(f"node/{walk.graph.file}/{walk.adapter or BASE}", claim, "open", walk.graph.file, detail)
+def _unverified(walk: Lockstep, detail: str) -> Finding:
+    file, claim = walk.graph.file, "each node computes what the reference's node computes"
+    return Finding.unverified("node", f"{file}/{walk.adapter or BASE}", detail, claim, file)
 
 
-def _noise(walk: Lockstep) -> ObligationRecord:
+def _noise(walk: Lockstep) -> Finding:
     """How far the outputs of one graph are apart from run to run, with other threads, and not optimised."""
     graph, names = walk.graph, walk.graph.bundle.base_outputs
     model = ir.to_proto(graph.bundle.model(graph.file)).SerializeToString()
@@ -201,13 +201,9 @@ def _noise(walk: Lockstep) -> ObligationRecord:
         runs.append(run_session(session, walk.feeds, names))
     floats = [name for name in names if runs[0][name].dtype.kind == "f"]
     apart = [max((_largest(run[name], runs[0][name]) for name in floats), default=0.0) for run in runs[1:]]
-    return ObligationRecord(
-        f"noise/{graph.file}",
-        "the same graph gives the same numbers, whatever the threads and the level",
-        "tested",
-        graph.file,
-        f"`{walk.case.name}`: again {apart[0]:.1e} apart, with one thread {apart[1]:.1e}, not optimised {apart[2]:.1e}",
-    )
+    detail = f"again {apart[0]:.1e} apart, with one thread {apart[1]:.1e}, not optimised {apart[2]:.1e}"
+    claim = "the same graph gives the same numbers, whatever the threads and the level"
+    return Finding.tested("noise", graph.file, True, f"`{walk.case.name}`: {detail}", claim)
 
 
 def _largest(one: np.ndarray, other: np.ndarray) -> float:
@@ -216,24 +212,28 @@ def _largest(one: np.ndarray, other: np.ndarray) -> float:
     return float(differ[np.isfinite(differ)].max(initial=0))
 
 
-def _failed(walk: Lockstep, record: NodeRecord, guess: str | None) -> ObligationRecord:
-    step = walk.step(record.node)
+def _failed(walk: Lockstep, record: Measurement, guess: str | None, records: Sequence[Measurement]) -> Finding:
+    """Return that a node is wrong, with the measurements of all nodes that were compared beside it."""
+    assert record.node is not None
+    step = walk.step(record.name)
     reads = quoted((*step.weights, *step.inputs))
     said = [*record.faults, *([] if guess is None else [guess]), *([f"it reads {reads}"] if reads else [])]
     if len(step.computing) <= _MOST_NODES:
         said.append(f"its nodes: {quoted(step.computing)}")
-    torch = ", ".join(filter(None, (record.path, record.line)))
-    return ObligationRecord(
-        f"node/{walk.graph.file}/{record.node}",
-        f"`{record.node}` is what the reference's `{record.origin}` is",
+    torch = ", ".join(filter(None, (record.path, record.node.line)))
+    return Finding(
+        "node",
+        f"{walk.graph.file}/{record.name}",
+        f"`{record.name}` matches the reference's `{record.node.origin}`",
         "failed",
-        f"{walk.graph.file}, `{record.node}` ({record.operators})" + (f", torch: {torch}" if torch else ""),
+        f"{walk.graph.file}, `{record.name}` ({record.node.operators})" + (f", torch: {torch}" if torch else ""),
         f"{walk.adapter or BASE}, {walk.case.name}: {'; '.join(said)}",
         ratio=record.ratio,
+        measurements=tuple(records),
     )
 
 
-def locate(lockstep: Lockstep, outputs: Sequence[OutputRecord]) -> tuple[LocationRecord, list[NodeRecord]]:
+def locate(lockstep: Lockstep, outputs: Sequence[Measurement]) -> tuple[LocationRecord, list[Measurement]]:
     """Find the node that a failure comes from, and what explains it; `outputs` are those of the case at all levels."""
     graph, case, adapter = lockstep.graph, lockstep.case, lockstep.adapter
     try:
@@ -254,13 +254,13 @@ def locate(lockstep: Lockstep, outputs: Sequence[OutputRecord]) -> tuple[Locatio
         detail += _of_levels(graph, case, adapter, outputs)
         if not detail:
             worst = max(records, key=lambda record: record.ratio, default=None)
-            most = "" if worst is None else f"; the most, {worst.ratio:.2f} of its budget, at `{worst.node}`"
+            most = "" if worst is None else f"; the most, {worst.ratio:.2f} of its budget, at `{worst.name}`"
             detail.append(f"no node is over its own budget{most}: rounding that adds up, or what no node shows")
     detail += _of_float64(lockstep, outputs)
     return LocationRecord(adapter, case.name, graph.variant, len(records), wrong, guess, tuple(detail)), records
 
 
-def _of_levels(graph: Graph, case: Case, adapter: str | None, outputs: Sequence[OutputRecord]) -> Iterator[str]:
+def _of_levels(graph: Graph, case: Case, adapter: str | None, outputs: Sequence[Measurement]) -> Iterator[str]:
     """Name the optimization level that makes the difference, and the fusion, where leaving it out mends it."""
     levels: dict[str, bool] = {}
     for one in outputs:
@@ -268,7 +268,7 @@ def _of_levels(graph: Graph, case: Case, adapter: str | None, outputs: Sequence[
     if levels.get("none") is not True or all(levels.values()):
         return
     bad = next(level for level in ("basic", "extended", "all") if levels.get(level) is False)
-    name = next(one.output for one in outputs if not one.passed and one.level == bad)
+    name = next(one.name for one in outputs if not one.passed and one.level == bad)
     feeds = graph.feeds(case.arrays, (adapter,) * case.batch)
     fusion = fusion_of(graph.bundle.model(graph.file), graph.bundle.home, feeds, name)
     yield f"right at `none`, wrong at `{bad}`: ONNX Runtime's optimization" + (f", `{fusion}`" if fusion else "")
@@ -298,29 +298,29 @@ def fusion_of(model: ir.Model, folder: Path, feeds: Arrays, output: str) -> str 
     return names[0] if mends(names) else None
 
 
-def _of_float64(lockstep: Lockstep, outputs: Sequence[OutputRecord]) -> Iterator[str]:
+def _of_float64(lockstep: Lockstep, outputs: Sequence[Measurement]) -> Iterator[str]:
     """Let float64 say which side is wrong at the worst output."""
     runner, worst = lockstep.runner, max((one for one in outputs if not one.passed), key=lambda one: one.ratio)
     bundle, name = lockstep.graph.bundle, lockstep.adapter
     inputs, source = lockstep.case.arrays, lockstep.source
     head = None if name is None else bundle.record(name).output
     exact = numerics.exact(runner, inputs, source, bundle.base_outputs, head)
-    if exact is None or worst.output not in exact:
+    if exact is None or worst.name not in exact:
         return
-    found = lockstep.graph.run(inputs, (name,) * lockstep.case.batch).get(worst.output)
-    expected = numerics.run(runner, inputs, source, bundle.base_outputs, head).get(worst.output)
+    found = lockstep.graph.run(inputs, (name,) * lockstep.case.batch).get(worst.name)
+    expected = numerics.run(runner, inputs, source, bundle.base_outputs, head).get(worst.name)
     if found is None or expected is None or found.shape != expected.shape:
         return
-    errors = [_largest(exact[worst.output], side) for side in (found, expected)]
+    errors = [_largest(exact[worst.name], side) for side in (found, expected)]
     side = "the bundle" if errors[0] > errors[1] else "the reference"
     yield f"float64: the bundle is {errors[0]:.1e} off, the reference {errors[1]:.1e}: {side} is wrong"
 
 
-def guesses(lockstep: Lockstep, record: NodeRecord) -> Iterator[str]:
+def guesses(lockstep: Lockstep, record: Measurement) -> Iterator[str]:
     """Try changes of the step that a value comes from; yield those that give what the reference gives."""
-    step = lockstep.step(record.node)
-    values = {name: value.value for name, value in lockstep.values([*step.reads, record.node]).items()}
-    expected = values.pop(record.node)
+    step = lockstep.step(record.name)
+    values = {name: value.value for name, value in lockstep.values([*step.reads, record.name]).items()}
+    expected = values.pop(record.name)
     feeds = {**lockstep.feeds, **values}
     found = step.run(feeds)
     if found.shape != expected.shape:
@@ -500,7 +500,7 @@ def write_repro(lockstep: Lockstep, location: LocationRecord, folder: Path) -> P
         WriteError: the operating system refused.
     """
     assert location.node is not None
-    name = location.node.node
+    name = location.node.name
     step = lockstep.step(name)
     values = {own: value.value for own, value in lockstep.values([*step.reads, name]).items()}
     expected = values.pop(name)

@@ -20,7 +20,7 @@ from adapter_export.bundle.proof.compare_arrays import absolute_difference, comp
 from adapter_export.bundle.proof.invariants import same_bits
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import FLOAT_TYPES
-from adapter_export.format.check_report import InvariantRecord, NodeRecord, WitnessRecord, verdict
+from adapter_export.format.check_report import Finding, Measurement, NodeRecord, WitnessRecord
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import EXACT, Budget, budget
 from adapter_export.numerics.runner import Arrays, NodeValue, Runner
@@ -61,7 +61,7 @@ class Lockstep:
         """The adapter as it was given to the build."""
         return None if self.adapter is None else self.graph.bundle.source(self.adapter)
 
-    def local(self) -> Iterator[NodeRecord]:
+    def local(self) -> Iterator[Measurement]:
         """Run every step on the reference's values, and compare what it gives.
 
         Raises:
@@ -70,7 +70,7 @@ class Lockstep:
         for name, found, value in self._pairs(self.steps.alone(self.known), exactly=True):
             yield self._record(name, found, value)
 
-    def cumulative(self, records: Sequence[NodeRecord]) -> tuple[list[NodeRecord], InvariantRecord]:
+    def cumulative(self, records: Sequence[Measurement]) -> tuple[list[Measurement], Finding]:
         """Run the graph as it is with its values exposed; records with their errors, and whether exposing changed it.
 
         What is exposed must also be what flows on, or it would prove nothing.
@@ -87,10 +87,10 @@ class Lockstep:
         wrong = [name for name in changed if not self._is_rounding(plain[name], shown.get(name))]
         detail = f"changed: {', '.join(wrong)}" if wrong else "every output, bit for bit, as without them"
         detail = detail if wrong or not changed else f"every output as without them, but for rounding in {changed[0]}"
-        result = InvariantRecord(
-            "exposed values", f"{self.adapter or BASE}, {self.graph.file}", verdict(not wrong), detail
-        )
-        return [replace(record, cumulative=errors.get(record.node)) for record in records], result
+        result = Finding.tested("exposed values", f"{self.adapter or BASE}, {self.graph.file}", not wrong, detail)
+        known = {record.name: record.node for record in records}
+        nodes = {name: node and replace(node, cumulative=errors.get(name)) for name, node in known.items()}
+        return [replace(record, node=nodes[record.name]) for record in records], result
 
     def _is_rounding(self, plain: np.ndarray, shown: np.ndarray | None) -> bool:
         return shown is not None and (compare(shown, plain, self.allowance.budget(plain)).passed or not plain.size)
@@ -144,7 +144,7 @@ class Lockstep:
                 if given(name) not in pieces.reads_after(at):
                     del arrived[name]
 
-    def _record(self, name: str, found: np.ndarray, value: NodeValue) -> NodeRecord:
+    def _record(self, name: str, found: np.ndarray, value: NodeValue) -> Measurement:
         step = self.step(name)
         if found.shape != value.value.shape and found.size == value.value.size == 1:  # a scalar, or a vector of one
             found = found.reshape(value.value.shape)
@@ -156,19 +156,18 @@ class Lockstep:
             result = replace(result, verdict="passed", faults=())  # the reference is the one that is off
         if not second.size:  # such as a cache of no tokens
             result = replace(result, verdict="passed", faults=())
-        return NodeRecord(
+        return Measurement(
             **vars(result),
+            kind="node",
+            name=name,
+            against="reference",
             adapter=self.adapter,
             case=self.case.name,
             variant=self.graph.variant,
-            node=name,
-            origin=value.name,
-            operators=step.operators,
+            level="none",
+            axes=self.case.axes,
             path=value.path,
-            line=value.line,
-            depth=len(step.nodes),
-            witness=witness,
-            cumulative=None,
+            node=NodeRecord(value.name, step.operators, value.line, len(step.nodes), witness, None),
         )
 
     def _budget(self, value: NodeValue, expected: np.ndarray, nodes: int) -> Budget:

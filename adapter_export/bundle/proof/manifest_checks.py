@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 import onnxruntime as ort
@@ -11,7 +12,7 @@ from adapter_export.bundle.golden import Case, Golden, case_of, scale
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import FLOAT_TYPES
-from adapter_export.format.check_report import ObligationRecord
+from adapter_export.format.check_report import Finding, Status
 from adapter_export.format.manifest import SiteRecord, token_axis
 from adapter_export.format.manifest_json import MANIFEST_FILE
 from adapter_export.numerics.budget import MOST_AMPLIFIED
@@ -28,17 +29,16 @@ _DRAWN = 4.0
 """By how much a measured amplification may differ between two sets of inputs."""
 
 Measured = Mapping[tuple[str | None, str], float]
-"""By adapter and output: the budget that a reference has just been seen to need, as a part of the output's scale."""
-
+"""By adapter and output: the budget that a reference has been seen to need, as a part of the output's scale."""
 
 Again = Callable[[Golden], Mapping[str, float]]
 """Measures the budget that a reference needs for the inputs of golden vectors, by output."""
 
 
-def check_claims(
+def check_manifest(
     bundle: OpenedBundle, measured: Measured, again: Again | None = None, *, quick: bool
-) -> Iterator[ObligationRecord]:
-    """Yield an obligation for each thing that the manifest says and that clients rely on."""
+) -> Iterator[Finding]:
+    """Compare everything that the manifest says and clients rely on; `measured` is empty without a reference."""
     said, model = bundle.manifest, bundle.slots_model
     plan = bundle.plan
     heads, computing = head_sums(plan, bundle.base_outputs), bundle.numerics
@@ -68,34 +68,35 @@ def check_claims(
             (f"{place}.parameters", record.parameters, adapter.cost().parameters),
             (f"{place}.output", record.output, adapter_output(heads, adapter)),
         ]
-    for key, found, expected in facts:
-        yield _fact(key, found, expected)
+    for key, found, computed in facts:
+        yield _fact(key, found, computed)
     yield from _lengths(bundle)
     yield from _sites(said.sites, model)
     yield from _golden(bundle, measured, again, quick=quick)
 
 
-def _lengths(bundle: OpenedBundle) -> Iterator[ObligationRecord]:
+def _lengths(bundle: OpenedBundle) -> Iterator[Finding]:
     """The bundle takes texts as long as those of its golden texts, which were cut where it cuts."""
     said, texts = bundle.manifest, bundle.texts()
     axis, most = token_axis(said.inputs), said.max_tokens
     if texts is None or axis is None or most is None:
         return
     longest = max((len(text.ids) for one in texts.sets for text in one.texts), default=0)  # a set may be gone
-    yield ObligationRecord(
-        "manifest/lengths",
+    yield Finding(
+        "manifest",
+        "lengths",
         "texts may be as long as the golden texts",
-        "proved" if longest <= most else "failed",
+        "exact" if longest <= most else "failed",
         f"{MANIFEST_FILE}: lengths.{axis}",
         f"at most {most} tokens; the longest golden text has {longest}",
     )
 
 
-def _fact(key: str, found: object, expected: object, by: str = "the graph and the adapters") -> ObligationRecord:
+def _fact(key: str, found: object, expected: object, by: str = "the graph and the adapters") -> Finding:
     same = found == expected or (key == "minimum_onnxruntime" and expected == str(ort.__version__))
     detail = f"as {by} say" if same else f"says {_shown(found, expected)}, but {by} say {_shown(expected, found)}"
     claim = f"`{key}` is what it says"
-    return ObligationRecord(f"manifest/{key}", claim, "proved" if same else "failed", f"{MANIFEST_FILE}: {key}", detail)
+    return Finding("manifest", key, claim, "exact" if same else "failed", f"{MANIFEST_FILE}: {key}", detail)
 
 
 def _shown(value: object, other: object) -> str:
@@ -106,7 +107,7 @@ def _shown(value: object, other: object) -> str:
     return f"`{value}`"
 
 
-def _sites(sites: Iterable[SiteRecord], model: ir.Model) -> Iterator[ObligationRecord]:
+def _sites(sites: Iterable[SiteRecord], model: ir.Model) -> Iterator[Finding]:
     """What nodes and metadata of the graph with slots say of the sites that have slots."""
     values = {name: set(read.values()) for name, read in site_values(model).items()}
     paths = {
@@ -125,17 +126,22 @@ def _sites(sites: Iterable[SiteRecord], model: ir.Model) -> Iterator[ObligationR
     ]
     detail = f"not as the nodes of the graph say: {', '.join(wrong)}" if wrong else "as the nodes of the graph say"
     where = f"{MANIFEST_FILE}: sites"
-    yield ObligationRecord(
-        "manifest/sites", "sites with slots are where the manifest says", "failed" if wrong else "proved", where, detail
+    yield Finding(
+        "manifest",
+        "sites",
+        "sites with slots are where the manifest says",
+        "failed" if wrong else "exact",
+        where,
+        detail,
     )
 
 
-def check_sites(bundle: OpenedBundle, base: OnnxBase, model: ir.Model) -> ObligationRecord:
+def check_sites(bundle: OpenedBundle, base: OnnxBase, model: ir.Model) -> Finding:
     """Compare all sites with those that are found in the model."""
     said, found = bundle.manifest.sites, tuple(site_records(base, bundle.plan, model))
     made = _fact("sites of the model", said, found, "the sites of the model")
     apart = [f"`{one.name}`" for one in said if one not in found]
-    return made if said == found else ObligationRecord(**{**vars(made), "where": f"{made.where}: {', '.join(apart)}"})
+    return made if said == found else replace(made, where=f"{made.where}: {', '.join(apart)}")
 
 
 def site_records(base: OnnxBase, plan: SlotPlan, model: ir.Model) -> Iterator[SiteRecord]:
@@ -148,9 +154,7 @@ def site_records(base: OnnxBase, plan: SlotPlan, model: ir.Model) -> Iterator[Si
             yield SiteRecord(site.name, site.role, site.layer, site.width, site.path, tensor)
 
 
-def _golden(
-    bundle: OpenedBundle, measured: Measured, again: Again | None, *, quick: bool
-) -> Iterator[ObligationRecord]:
+def _golden(bundle: OpenedBundle, measured: Measured, again: Again | None, *, quick: bool) -> Iterator[Finding]:
     """Golden vectors have every case that the build made, and allow what the computation explains."""
     said, derivation = bundle.manifest, bundle.derivation()
     owed, kinds = said.golden.cases if derivation is None else derivation.golden, set[str]()
@@ -162,10 +166,11 @@ def _golden(
         there = {case.name for case in golden.cases}
         lacking = [case for case in owed if case not in there] + sorted(kinds - _kinds(golden.cases))
         detail = f"without {', '.join(lacking)}" if lacking else f"{len(golden.cases)} cases"
-        yield ObligationRecord(
-            f"golden/{name or BASE}/cases",
+        yield Finding(
+            "golden",
+            f"{name or BASE}/cases",
             "golden vectors are those that the build made",
-            "failed" if lacking else "proved",
+            "failed" if lacking else "exact",
             where,
             detail,
         )
@@ -181,29 +186,33 @@ def _kinds(cases: Sequence[Case]) -> set[str]:
 
 def _allowance(
     bundle: OpenedBundle, golden: Golden, output: str, measured: float | None, again: Again | None, *, quick: bool
-) -> ObligationRecord:
+) -> Finding:
     """What golden vectors allow is what the formula gives, or what the reference shows that rounding does."""
     arrays, said = [found[output] for found in golden.outputs], golden.budgets[output].absolute
     largest = max(map(scale, arrays))
     most = MOST_AMPLIFIED * largest if arrays[0].dtype.name in FLOAT_TYPES else 0.0
     name = golden.adapter or BASE
     claim = f"`{output}` of `{name}` may be off by no more than its computation explains"
-    obligation, where = f"golden/{name}/allowance/{output}", f"{MANIFEST_FILE}: golden.absolute of `{name}`, `{output}`"
+    where = f"{MANIFEST_FILE}: golden.absolute of `{name}`, `{output}`"
+
+    def finding(status: Status, detail: str) -> Finding:
+        return Finding("golden", f"{name}/allowance/{output}", claim, status, where, detail)
+
     if quick and said <= most:  # the graph is not analysed
-        return ObligationRecord(obligation, claim, "tested", where, f"{said:.1e}, less than rounding may do")
+        return finding("tested", f"{said:.1e}, less than rounding may do")
     own = bundle.allowance(golden.cases).budget(*arrays)
     if said <= own.absolute * (1 + _ROUNDING):
-        return ObligationRecord(obligation, claim, "proved", where, f"{said:.1e}, recomputed")
+        return finding("exact", f"{said:.1e}, recomputed")
     limit = most if measured is None else min(most, _DRAWN * measured * largest)
     if limit < said <= most and again is not None:  # other inputs than these may move far less
         limit = max(limit, min(most, _DRAWN * again(golden)[output]))
     if said > limit * (1 + _ROUNDING):
         expected = f"the computation explains {max(own.absolute, limit):.1e}"
-        return ObligationRecord(obligation, claim, "failed", where, f"allows {said:.1e}, but {expected}")
+        return finding("failed", f"allows {said:.1e}, but {expected}")
     if measured is None:
         reason = f"{said:.1e} is more than the formula gives, {own.absolute:.1e}: only the model shows whether"
-        return ObligationRecord(obligation, claim, "open", where, f"{reason} rounding moves it so far")
-    return ObligationRecord(obligation, claim, "tested", where, f"{said:.1e}, as far as rounding moves the reference")
+        return finding("unverified", f"{reason} rounding moves it so far")
+    return finding("tested", f"{said:.1e}, as far as rounding moves the reference")
 
 
 # The oldest ONNX Runtime that computes a graph, and computes it right; each rule was tried with released versions.

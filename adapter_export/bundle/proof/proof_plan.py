@@ -16,7 +16,7 @@ from adapter_export.bundle.report import BASE
 from adapter_export.bundle.texts import Contract
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.errors import UsageError, quoted
-from adapter_export.format.check_report import InvariantRecord
+from adapter_export.format.check_report import Finding
 from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import VARIANT_NAMES, InputRecord, VariantName
 from adapter_export.numerics.runner import Arrays, Runner
@@ -69,7 +69,7 @@ class Plan:
     golden: tuple[Golden, ...]
     cases: tuple[Case, ...]
     variants: tuple[VariantName, ...]
-    files: tuple[InvariantRecord, ...]
+    files: tuple[Finding, ...]
     quick: bool
     brief: bool = False
     narrow: bool = False

@@ -16,7 +16,7 @@ from adapter_export.bundle.opened import Graph
 from adapter_export.bundle.proof.compare_arrays import compare, missing
 from adapter_export.bundle.report import BASE
 from adapter_export.errors import RequestError, UsageError, argument
-from adapter_export.format.check_report import ComparisonRecord, InvariantRecord, ObligationRecord, Status, verdict
+from adapter_export.format.check_report import ComparisonRecord, Finding, Status
 from adapter_export.runtime.graphs import FAILURES, PROVIDERS, run_session
 
 NAME = "other runtime"
@@ -48,7 +48,7 @@ print(json.dumps(said))
 """Runs in the other Python: a graph, and a number of requests in the working directory."""
 
 
-def check_runtime(python: str, graph: Graph, golden: Sequence[Golden]) -> Iterator[InvariantRecord]:
+def check_runtime(python: str, graph: Graph, golden: Sequence[Golden]) -> Iterator[Finding]:
     """Run the golden vectors of each adapter in another Python, and compare what its ONNX Runtime computes.
 
     Raises:
@@ -63,7 +63,7 @@ def check_runtime(python: str, graph: Graph, golden: Sequence[Golden]) -> Iterat
         said = _run(python, graph.bundle.home.resolve() / graph.file, len(requests), folder)
         release = f"onnxruntime {said['version']}"
         if "error" in said:
-            yield InvariantRecord(NAME, release, "failed", f"cannot run {graph.file}: {said['error']}")
+            yield Finding.tested(NAME, release, False, f"cannot run {graph.file}: {said['error']}")
             return
         results: dict[str | None, list[tuple[str, ComparisonRecord]]] = {}
         for number, (each, at) in enumerate(requests):
@@ -71,12 +71,10 @@ def check_runtime(python: str, graph: Graph, golden: Sequence[Golden]) -> Iterat
                 results.setdefault(each.adapter, []).extend(_compared(dict(found), each, at))
     for adapter, compared in results.items():
         right, detail = _judged(compared)
-        yield InvariantRecord(NAME, f"{release}, {adapter or BASE}", verdict(right), detail)
+        yield Finding.tested(NAME, f"{release}, {adapter or BASE}", right, detail)
 
 
-def check_providers(
-    graph: Graph, golden: Sequence[Golden], names: Sequence[str] | None = None
-) -> Iterator[ObligationRecord]:
+def check_providers(graph: Graph, golden: Sequence[Golden], names: Sequence[str] | None = None) -> Iterator[Finding]:
     """Run the golden vectors on each other provider of ONNX Runtime that is here, by default all but the CPU's.
 
     One that does not start, or cannot run the graph, is open.
@@ -86,9 +84,9 @@ def check_providers(
     if not others:
         claim = "other providers than the CPU's give the same"
         reason = f"onnxruntime {ort.__version__}, as installed here, has only the CPU's"
-        yield ObligationRecord("providers", claim, "open", "ONNX Runtime", reason)
+        yield Finding.unverified("providers", "others", reason, claim, "ONNX Runtime")
     for name in others:
-        status: Status = "open"
+        status: Status = "unverified"
         try:
             compared = list(_on_provider(name, graph, golden))
         except _REFUSED as error:
@@ -97,7 +95,7 @@ def check_providers(
             right, detail = _judged(compared)
             status = "tested" if right else "failed"
         claim = f"`{name}` gives what the golden vectors say"
-        yield ObligationRecord(f"providers/{name}", claim, status, f"{graph.file}, {name}", detail)
+        yield Finding("providers", name, claim, status, f"{graph.file}, {name}", detail)
 
 
 def _on_provider(name: str, graph: Graph, golden: Sequence[Golden]) -> Iterator[tuple[str, ComparisonRecord]]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
-from adapter_export.bundle.golden import SEED, Case, Golden, OnStep, Tolerance, case_of
+from adapter_export.bundle.golden import SEED, Case, Golden, Tolerance, case_of
 from adapter_export.bundle.opened import Graph
 from adapter_export.bundle.proof.compare_arrays import compare
+from adapter_export.bundle.proof.context import Context
 from adapter_export.bundle.proof.proof_plan import Reference
 from adapter_export.bundle.report import BASE
 from adapter_export.errors import RequestError
-from adapter_export.format.check_report import ComparisonRecord, ObligationRecord, SpanRecord
+from adapter_export.format.check_report import ComparisonRecord, Finding, SpanRecord
 from adapter_export.format.manifest import Manifest
 from adapter_export.numerics.runner import run
 from adapter_export.numerics.sample_inputs import (
@@ -27,6 +28,7 @@ from adapter_export.numerics.sample_inputs import (
     shaped_case,
     word_cases,
 )
+from adapter_export.reporting import SILENT, Reporter
 
 _SHOWN = 5
 """How many words a message names."""
@@ -40,8 +42,8 @@ def word_steps(manifest: Manifest) -> int:
 
 
 def check_words(
-    graph: Graph, reference: Reference, tolerance: Tolerance, on_step: OnStep
-) -> Iterator[ObligationRecord]:
+    graph: Graph, reference: Reference, tolerance: Tolerance, reporter: Reporter = SILENT
+) -> Iterator[Finding]:
     """Compare the base on every id of every vocabulary; of words in a row that is wrong, say which are so alone."""
     manifest = graph.bundle.manifest
     tables = {record.name: record.limit for record in manifest.inputs if record.role == "ids" and record.limit}
@@ -62,14 +64,19 @@ def check_words(
                 wrong.setdefault(name, []).extend(ids)
         for name, seen in tried.items():
             seen.update(case.arrays[name].ravel().tolist())
-        on_step(f"{BASE}: {case.name}")
+        reporter.step(f"{BASE}: {case.name}")
     for name, limit in tables.items():
         shown = ", ".join(map(str, wrong.get(name, [])[:_SHOWN]))
         more = f"{'words' if len(wrong.get(name, ())) > 1 else 'word'} {shown} of `{name}` alone; " if shown else ""
-        yield ObligationRecord(
-            id=f"shape/words/{name}",
+        yield Finding(
+            check="shape",
+            subject=f"words/{name}",
             claim=f"the base computes each word of `{name}` as the model does",
-            status="failed" if faults and (shown or not any(wrong.values())) else "tested" if tried[name] else "open",
+            status="failed"
+            if faults and (shown or not any(wrong.values()))
+            else "tested"
+            if tried[name]
+            else "unverified",
             where=f"{graph.file}: {name}",
             detail=f"{more}{'; '.join(faults[:2])}" if faults else "every output, within the budget",
             coverage=(SpanRecord("words", len(tried[name]), limit),),
@@ -113,8 +120,9 @@ def _alone(graph: Graph, reference: Reference, case: Case, tolerance: Tolerance)
     return wrong
 
 
-def check_coverage(manifest: Manifest, cases: Sequence[Case], passed: bool) -> Iterator[ObligationRecord]:
-    """Say how many pairs of a batch, a length and a padding the cases have, and how many positions."""
+def check_coverage(context: Context) -> Iterator[Finding]:
+    """Return how many pairs of a batch, a length and a padding the cases have, and how many positions."""
+    manifest, cases = context.manifest, context.plan.cases
     names = [case.name for case in cases]
     longest = manifest.tokens.maximum
     lengths = {case.name: _tokens(manifest, case) for case in cases}
@@ -123,10 +131,11 @@ def check_coverage(manifest: Manifest, cases: Sequence[Case], passed: bool) -> I
     if any(lengths.values()):
         spans.insert(0, SpanRecord("positions", max(lengths.values()), longest))
     if cases:
-        yield ObligationRecord(
-            id="shape/matrix",
+        yield Finding(
+            check="shape",
+            subject="matrix",
             claim="the bundle computes every shape as the model does",
-            status="tested" if passed else "failed",
+            status="tested" if all(one.passed for one in context.outputs) else "failed",
             where="all graphs",
             detail=f"{names[0]} to {max(names, key=lambda one: lengths[one])}, batches, lengths and paddings in pairs",
             coverage=tuple(spans),

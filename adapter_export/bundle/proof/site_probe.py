@@ -6,8 +6,8 @@ is judged on the values that it was given: an error before it does not count aga
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnxruntime as ort
@@ -16,7 +16,7 @@ from adapter_export.bundle.golden import Case, scale
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.compare_arrays import compare, missing
 from adapter_export.dtypes import Weights
-from adapter_export.format.check_report import ComparisonRecord, SiteRecord
+from adapter_export.format.check_report import ComparisonRecord, Finding, Measurement, SpanRecord
 from adapter_export.format.manifest import AdapterRecord, Manifest
 from adapter_export.graph.adapter import HEAD, Adapter
 from adapter_export.numerics.budget import Budget, graph_budget
@@ -46,12 +46,23 @@ class SiteProbe:
         session = open_session(with_site_outputs(model), bundle.home, optimize=False)
         return cls(session, bundle.manifest, site_norms(model))
 
-    def check(self, case: Case, adapter: Adapter, record: AdapterRecord, tensors: Weights) -> list[SiteRecord]:
+    def check(self, case: Case, adapter: Adapter, record: AdapterRecord, tensors: Weights) -> list[Measurement]:
         """Compare every site of the graph in the order of evaluation, then the head; `tensors` fill every slot."""
         values = run_session(self.session, {**case.arrays, **tensors})
         paths = {site.name: site.path for site in self.manifest.sites}
         return [
-            SiteRecord(**vars(found), adapter=record.name, case=case.name, site=owner, path=paths.get(owner))
+            Measurement(
+                **vars(found),
+                kind="site",
+                name=owner,
+                against="float64",
+                adapter=record.name,
+                case=case.name,
+                variant="slots",
+                level="none",
+                axes=case.axes,
+                path=paths.get(owner),
+            )
             for owner, found in self._comparisons(values, case, adapter, record.output)
         ]
 
@@ -105,3 +116,17 @@ def _compare_site(values: Arrays, adapter: Adapter, site: str, replaced: str, no
 def _budget(adapter: Adapter, owner: str, found: np.ndarray, scale: float, tokens: int) -> Budget:
     graph, widths = next((graph, widths) for name, graph, widths in adapter.components() if name == owner)
     return graph_budget(found.dtype.name, graph, widths, scale=scale, tokens=tokens)
+
+
+def of_sites(results: Sequence[Measurement]) -> Iterator[Finding]:
+    """Yield a finding for each site of each adapter, and for its head."""
+    groups: dict[tuple[str, str], list[Measurement]] = {}
+    for result in results:
+        groups.setdefault((result.adapter or "", result.name), []).append(result)
+    for (adapter, site), found in groups.items():
+        path = "" if found[0].path is None else f" (torch: {found[0].path})"
+        claim, detail = f"`{adapter}` computes its formula at `{site}`", "{ratio} of the budget of float64"
+        coverage = (SpanRecord("shapes", len({result.case for result in found}), None),)
+        yield replace(
+            Finding.measured("site", f"{adapter}/{site}", claim, found, detail, coverage), where=f"{site}{path}"
+        )

@@ -15,12 +15,11 @@ from typing import Any
 from adapter_export.bundle.golden import SEED, Case, Golden, case_of
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.proof.exact_tensors import Source, check_slots, check_tensors
-from adapter_export.bundle.proof.faults import FAULTS, Area, Copy, Fault
+from adapter_export.bundle.proof.faults.fault_kinds import FAULTS, Area, Copy, Fault
 from adapter_export.bundle.proof.invariants import same_bits
-from adapter_export.bundle.proof.ledger import of_invariants
-from adapter_export.bundle.proof.manifest_checks import check_claims
+from adapter_export.bundle.proof.manifest_checks import check_manifest
 from adapter_export.bundle.proof.proof_plan import Plan, Reference, plan_check
-from adapter_export.bundle.proof.prove import expect, prove
+from adapter_export.bundle.proof.prove import context_of, prove
 from adapter_export.bundle.recorded_runs import NOT_COMPARED
 from adapter_export.bundle.report import BASE, Report, failures
 from adapter_export.errors import AdapterExportError, RequestError
@@ -28,7 +27,7 @@ from adapter_export.format.check_report import (
     SELF_TEST_VERSION,
     FaultRecord,
     FaultStatus,
-    ObligationRecord,
+    Finding,
     SelfTestReport,
 )
 from adapter_export.format.manifest import VARIANT_NAMES, VariantName
@@ -42,6 +41,9 @@ MOST_NUMBERS = 65
 
 _OF_GRAPH: frozenset[Area] = frozenset({"base nodes", "shapes", "sites"})
 """Faults of what is computed, not of what is stored."""
+
+_OF_FILES = ("manifest", "golden", "cut")
+"""Claims that compare files with one another."""
 
 _SHOWN = 300
 """How many letters of what a check said are kept."""
@@ -107,7 +109,7 @@ def self_test(
         source = reference.source  # the same for each fault, and an export takes long
         reference = replace(reference, source=Source(source.origin, cache(source.again)))
     plan = _few(plan_check(bundle, brief=True))
-    computed = expect(plan, reference)
+    computed = [one for one in context_of(plan, reference).expected if one.against == "reference"]
     prove(plan, reference, computed=computed).raise_for_failure()
     with TemporaryDirectory(prefix="adapter-export-") as folder:
         copy = Copy(bundle, Path(folder))
@@ -147,7 +149,7 @@ def _outcome(
     ]
     looks = looks[::-1] if fault.area in _OF_GRAPH else looks
     said: list[str] = []
-    looks.append(lambda: _said(lambda: _lines(prove(plan_check(copy.opened()), reference, own=own))))
+    looks.append(lambda: _said(lambda: _lines(prove(plan_check(copy.opened()), reference, given=own))))
     for look in looks:
         said = [*look(), *said]
         located = next((line for line in said if any(_names(line, place) for place in places)), None)
@@ -177,11 +179,11 @@ def _said_of_bits(copy: Copy, reference: Reference | None, own: Mapping[str, Ada
 
     def lines() -> Iterator[str]:
         plan = plan_check(copy.opened(), quick=True)
-        ledger = [*of_invariants(plan.files), *check_claims(plan.bundle, {}, quick=True)]
-        ledger += check_slots(plan.bundle, plan.adapters, own)
+        findings = [*plan.files, *check_manifest(plan.bundle, {}, quick=True)]
+        findings += check_slots(plan.bundle, plan.adapters, own)
         if reference is not None and reference.source is not None:
-            ledger += check_tensors(plan.bundle, reference.source, plan.variants, brief=True)
-        yield from (_line(owed) for owed in ledger if owed.status == "failed")
+            findings += check_tensors(plan.bundle, reference.source, plan.variants, brief=True)
+        yield from (_line(found) for found in findings if not found.passed)
 
     return _said(lines)
 
@@ -202,9 +204,11 @@ def _said_of_golden(copy: Copy, *, recorded: bool) -> tuple[list[str], tuple[Fau
         ran: Sequence[VariantName] = ("slots", variant) if recorded and variant == "baked" else (variant,)
         plan = plan_check(opened, quick=True, variants=ran)
         report = prove(replace(plan, files=()), None)  # `files` compares files with one another
-        found = list(_lines(replace(report, ledger=())))
+        found = list(
+            _lines(replace(report, findings=tuple(each for each in report.findings if each.check not in _OF_FILES)))
+        )
         if not found:
-            apart = next((one.detail for one in report.invariants if one.name == NOT_COMPARED), None)
+            apart = next((one.detail for one in report.findings if one.check == NOT_COMPARED), None)
             return said, ("missed", f"golden data do not show it in `{variant}`") if apart is None else (
                 "not applicable",
                 f"recorded runs say nothing here: {apart}",
@@ -244,24 +248,20 @@ def _is_source(copy: Copy, adapter: str | None, like: Plan) -> bool:
 
 def _lines(report: Report) -> Iterator[str]:
     """What is wrong, line by line, that which locates best first."""
-    owing = [owed for owed in report.ledger if owed.status == "failed"]
-    for owed in sorted(owing, key=lambda owed: owed.id == "shape/matrix"):
-        yield _line(owed)
     for failure in failures(report):
         culprit = failure.culprit
         if culprit is not None:
-            yield f"culprit {culprit.site}, {failure.adapter}: {'; '.join(culprit.faults)}"
+            yield f"culprit {culprit.name}, {failure.adapter}: {'; '.join(culprit.faults)}"
         yield f"{failure.adapter}, {failure.case}, {failure.output}: {'; '.join(failure.faults)}"
-    for check in report.invariants:
-        if not check.passed:
-            yield f"{check.name}, {check.subject}: {check.detail}"
-    for result in report.comparisons():
+    wrong = [found for found in report.findings if not found.passed]
+    yield from (_line(found) for found in sorted(wrong, key=lambda found: found.id == "shape/matrix"))
+    for result in (*report.outputs, *report.sites):
         if not result.passed:
             yield f"{result.place}: {'; '.join(result.faults)}"
 
 
-def _line(owed: ObligationRecord) -> str:
-    return f"{owed.id} {owed.where}: {owed.detail}"
+def _line(found: Finding) -> str:
+    return f"{found.id} {found.where}: {found.detail}"
 
 
 def _differs(bundle: OpenedBundle, copy: Copy, plan: Plan) -> str | None:
@@ -271,8 +271,7 @@ def _differs(bundle: OpenedBundle, copy: Copy, plan: Plan) -> str | None:
         for file in bundle.files_of(variant):
             one, two = Graph(bundle, variant, file), Graph(other, variant, file)
             for name in plan.names:
-                baked = None if name is None else bundle.record(name).baked
-                if (variant == "baked" and baked != file) or (one.by_row and not _in_bank(bundle, name)):
+                if name not in one.adapters:
                     continue
                 for case in (*plan.cases, *bundle.golden(name).cases, *(_words(bundle) if name is None else ())):
                     chosen = (name,) * case.batch
@@ -292,7 +291,3 @@ def _words(bundle: OpenedBundle) -> Iterator[Case]:
     manifest = bundle.manifest
     for made in word_cases(manifest.inputs, seed=SEED, lengths=manifest.lengths):
         yield case_of(made.name, made.arrays, manifest.inputs)
-
-
-def _in_bank(bundle: OpenedBundle, name: str | None) -> bool:
-    return bundle.manifest.bank is not None and name in bundle.manifest.bank.rows

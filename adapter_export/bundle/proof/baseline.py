@@ -1,0 +1,42 @@
+"""Comparison with the report of an earlier check: a claim that was verified then must not be unverified now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from adapter_export.format.check_report import CheckReport, Finding
+
+_HERE = "recorded runs"
+"""The claims that can be verified only where ONNX Runtime rounds as when the bundle was built."""
+
+_WORSE = 2.0
+"""By what factor an error may grow from one report to the next: other threads and machines add up in another order."""
+
+_NOISE = 0.1
+"""Errors below this part of their budget are rounding."""
+
+
+def regressions(baseline: CheckReport, findings: Sequence[Finding], where: str) -> Iterator[Finding]:
+    """Yield each claim that was verified in an earlier report, and is not verified now, or is off by more.
+
+    Claims that fail now are left out: they are findings already. `where` is the name of the earlier report.
+    """
+    now = {found.id: found for found in findings}
+    for before in baseline.findings:
+        found = now.get(before.id)
+        if before.status not in ("exact", "tested") or (found is not None and not found.passed):
+            continue
+        if found is None and before.check == _HERE:
+            continue
+        if found is None or found.status == "unverified":
+            reason = "not checked" if found is None else f"unverified: {found.detail}"
+            yield _worse(before, f"{before.status} in {where}, now {reason}")
+            continue
+        if (before.status, found.status) == ("exact", "tested"):
+            yield _worse(before, f"exact in {where}, now only tested")
+        if before.ratio is not None and found.ratio is not None and found.ratio > max(_WORSE * before.ratio, _NOISE):
+            yield _worse(before, f"off by {before.ratio:.2g} of its budget in {where}, now by {found.ratio:.2g}")
+
+
+def _worse(before: Finding, detail: str) -> Finding:
+    return Finding.exact("baseline", before.id, False, detail, f"no worse than before: {before.claim}", before.where)

@@ -1,0 +1,94 @@
+"""A claim: something that must hold if a bundle is right, with what it needs, what it costs and how it is verified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from adapter_export.bundle.opened import Graph
+from adapter_export.bundle.proof.context import Context, Need
+from adapter_export.format.check_report import Finding
+from adapter_export.reporting import SILENT, Reporter
+
+
+def _one(*_: object) -> int:
+    return 1
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that must hold.
+
+    Attributes:
+        name: its name in progress bars.
+        run: verifies it, subject by subject.
+        needs: it is verified only if all of these are there.
+        cost: units of progress that it takes, nearly its number of runs.
+    """
+
+    name: str
+    run: Callable[[Context], Iterable[Finding]]
+    needs: frozenset[Need] = frozenset()
+    cost: Callable[[Context], int] = _one
+
+
+@dataclass(frozen=True)
+class GraphClaim:
+    """Something that must hold of each graph of a bundle."""
+
+    name: str
+    run: Callable[[Context, Graph], Iterable[Finding]]
+    needs: frozenset[Need] = frozenset()
+    cost: Callable[[Context, Graph], int] = _one
+
+    def of(self, graph: Graph) -> Claim:
+        """Return the claim about one graph."""
+        return Claim(
+            f"{self.name}, {graph.file}",
+            lambda context: self.run(context, graph),
+            self.needs,
+            lambda context: self.cost(context, graph),
+        )
+
+
+def verify(claims: Iterable[Claim], context: Context, reporter: Reporter = SILENT) -> list[Finding]:
+    """Verify claims one after the other, and return what was found; a claim whose needs are not met is left out.
+
+    Raises:
+        InputError: the bundle or the model cannot be run.
+    """
+    able = [claim for claim in claims if claim.needs <= context.has]
+    costs = [claim.cost(context) for claim in able]
+    progress, findings = _Progress(reporter, sum(costs)), list[Finding]()
+    context.progress = progress
+    for claim, cost in zip(able, costs, strict=True):
+        progress.begin(cost)
+        for finding in claim.run(context):
+            findings.append(finding)
+            progress.step(f"{finding.check}, {finding.subject}")
+        progress.end(claim.name)
+    return findings
+
+
+class _Progress(Reporter):
+    """Counts steps up to the cost of each claim: a cost is an estimate, and the bar must end where the work ends."""
+
+    def __init__(self, reporter: Reporter, total: int) -> None:
+        self._reporter, self._total, self._done, self._end = reporter, total, 0, 0
+        reporter.step("", 0, total)
+
+    def begin(self, cost: int) -> None:
+        """Begin a claim."""
+        self._end = self._done + cost
+
+    def step(self, label: str, done: int = 0, total: int | None = None) -> None:  # noqa: ARG002 counted here
+        """Count one step."""
+        if self._done < self._end:
+            self._done += 1
+            self._reporter.step(label, self._done, self._total)
+
+    def end(self, label: str) -> None:
+        """Count what is left of the cost of a claim."""
+        if self._done < self._end:
+            self._done = self._end
+            self._reporter.step(label, self._done, self._total)

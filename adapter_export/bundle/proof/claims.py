@@ -1,0 +1,341 @@
+"""All claims that a check verifies, in order: the sessions of a graph are open once, and only while it is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+from adapter_export.bundle.golden import named
+from adapter_export.bundle.golden_batches import replay_batches
+from adapter_export.bundle.golden_media import compare_processors, replay_media
+from adapter_export.bundle.opened import LEVEL, Graph
+from adapter_export.bundle.proof.check_parts import check_parts, check_separation, part_values
+from adapter_export.bundle.proof.claim import Claim, GraphClaim
+from adapter_export.bundle.proof.context import Context, Need
+from adapter_export.bundle.proof.exact_tensors import check_cut, check_slots, check_tensors
+from adapter_export.bundle.proof.invariants import (
+    check_apart,
+    check_fan_out,
+    check_native,
+    check_outside,
+    check_proofs,
+    check_record,
+    check_row_order,
+    check_swap,
+    check_weights_apart,
+    swaps,
+)
+from adapter_export.bundle.proof.locate import trace, typical
+from adapter_export.bundle.proof.manifest_checks import check_manifest
+from adapter_export.bundle.proof.model_runs import live_cost, live_model, repeats, uncompared_padding
+from adapter_export.bundle.proof.outputs import find_smallest, of_outputs, run_outputs
+from adapter_export.bundle.proof.proof_plan import dealt, trials
+from adapter_export.bundle.proof.runtimes import check_providers, check_runtime
+from adapter_export.bundle.proof.shapes import check_coverage, check_words, word_steps
+from adapter_export.bundle.proof.site_probe import SiteProbe, of_sites
+from adapter_export.bundle.recorded_runs import compare_runs
+from adapter_export.bundle.report import BASE
+from adapter_export.bundle.texts import check_contract, replay
+from adapter_export.format.check_report import Finding
+from adapter_export.runtime.graphs import run_session
+
+_MOST_FAILED_CASES = 3
+"""The most failing cases on which the sites of an adapter are tried."""
+
+
+def needs(*given: Need) -> frozenset[Need]:
+    """Return a set of needs."""
+    return frozenset(given)
+
+
+def agenda(context: Context) -> list[Claim]:
+    """Return every claim about a bundle, in the order in which it is verified."""
+    of_graphs = [claim.of(graph) for graph in context.plan.graphs for claim in GRAPH_CLAIMS]
+    return [*FIRST_CLAIMS, *of_graphs, *LAST_CLAIMS]
+
+
+# Claims about each graph.
+
+
+def _is_main(graph: Graph) -> bool:
+    """Whether it is what clients run, as a whole."""
+    return (graph.variant, graph.level) == ("slots", LEVEL) and not graph.pieces
+
+
+def _output_cost(context: Context, graph: Graph) -> int:
+    return len(trials(context.plan, graph, context.planned))
+
+
+def _golden_parts(context: Context, graph: Graph) -> Iterator[Finding]:
+    """Measure the golden parts of the adapters that a graph can run; they are judged when all graphs have run."""
+    parts = [context.bundle.parts(name) for name in context.plan.adapters if name in graph.adapters]
+    context.parts += part_values(graph, [each for each in parts if each is not None])
+    yield from ()
+
+
+def _mixed(context: Context, graph: Graph) -> list[tuple[str | None, ...]]:
+    """The mixed batches to take apart, where rows do not depend on each other by themselves."""
+    bank, batch = context.manifest.bank, context.plan.probe.batch
+    if bank is None or not graph.by_row or not context.bundle.batch_invariant or batch == 1:
+        return []
+    return [chosen for chosen in dealt(bank.rows, batch) if set(context.plan.names) & set(chosen)]
+
+
+def _rows_apart(context: Context, graph: Graph) -> Iterator[Finding]:
+    for chosen in _mixed(context, graph):
+        yield check_apart(graph.run, context.plan.probe, chosen, context.tolerance)
+
+
+def _fan_out(context: Context, graph: Graph) -> Iterator[Finding]:
+    bank = context.manifest.bank
+    if graph.variant == "fanout" and bank is not None and context.bundle.batch_invariant:
+        adapters = [name for name in context.plan.names if name in bank.rows]
+        yield check_fan_out(graph, context.plan.probe, adapters, context.tolerance)
+
+
+def _padding(context: Context, graph: Graph) -> Iterator[Finding]:
+    if _is_main(graph):
+        yield from check_proofs(context.bundle)
+
+
+def _swap_cost(context: Context, graph: Graph) -> int:
+    return len(swaps(context.plan.names)) if _is_main(graph) else 0
+
+
+def _swaps(context: Context, graph: Graph) -> Iterator[Finding]:
+    if _is_main(graph):
+        run = partial(context.bundle.runtime_session(checksums=True).run, allow_padding=True)
+        small = typical(context.plan.cases or (context.plan.probe,))  # bits tell on few numbers
+        for first, second in swaps(context.plan.names):
+            yield check_swap(run, small, first, second)
+
+
+def _adapter_cost(context: Context, graph: Graph) -> int:
+    return len(context.plan.names) if _is_main(graph) else 0
+
+
+def _row_order(context: Context, graph: Graph) -> Iterator[Finding]:
+    if _is_main(graph):
+        run = partial(context.bundle.runtime_session(checksums=True).run, allow_padding=True)
+        for name in context.plan.names:
+            yield check_row_order(run, context.plan.probe, name, context.tolerance)
+
+
+def _active_adapters(context: Context, graph: Graph) -> Iterator[Finding]:
+    """ONNX Runtime itself loads adapter files as they are, and widens nothing: those in float32 alone."""
+    if _is_main(graph) and ("whole" in context.has or context.bundle.staged):
+        bundle, case = context.bundle, typical(context.plan.cases or (context.plan.probe,))
+        run = partial(bundle.runtime_session(checksums=True).run, allow_padding=True)
+        for name in context.plan.adapters:
+            if bundle.record(name).precision == "float32":
+                yield check_native(name, run(case.arrays, name), bundle.native_run(name, case.arrays))
+
+
+def _word_cost(context: Context, graph: Graph) -> int:
+    return word_steps(context.manifest) if _is_main(graph) else 0
+
+
+def _words(context: Context, graph: Graph) -> Iterator[Finding]:
+    if _is_main(graph):
+        yield from check_words(graph, context.model, context.tolerance, context.progress)
+
+
+def _member_weights(context: Context, graph: Graph) -> Iterator[Finding]:
+    """Refuse a new bundle in which the member weights of a fusion act on other rows, if the outputs are right."""
+    bundle = context.bundle
+    right = all(one.passed for one in context.outputs)
+    if bundle.staged and graph.variant == "slots" and right and not graph.pieces and bundle.manifest.batch_invariant:
+        run = partial(run_session, bundle.session(graph.file))
+        for record in bundle.manifest.adapters:
+            if record.mix is not None:
+                golden = bundle.golden(record.name).without(bundle.manifest.checksums)
+                check_weights_apart(run, record.mix, bundle.tensors(record.name), golden)
+    yield from ()
+
+
+def _close(context: Context, graph: Graph) -> Iterator[Finding]:
+    """Give back the memory of a graph, except of those that golden texts, golden batches or precisions need again."""
+    bundle, manifest = context.bundle, context.manifest
+    if (graph.variant, graph.level) == ("slots", LEVEL):
+        _ = bundle.batch_invariant  # tried out while the graph is open
+    again = {"slots"} if context.original or manifest.golden_texts or manifest.golden_batches else set()
+    again |= {"bank", "fanout"} if manifest.golden_batches else set()
+    if graph.level != LEVEL or graph.variant not in again:
+        bundle.close(graph.file, graph.level)
+    yield from ()
+
+
+# Claims about the bundle.
+
+
+def _lengths_of_base(context: Context) -> Iterator[Finding]:
+    yield from check_record(context.manifest, context.model.inputs, context.model.lengths)
+
+
+def _sites(context: Context) -> Iterator[Finding]:
+    """Compare each adapter at each site with float64; of one whose outputs are wrong, on a case that shows it."""
+    bundle, probe = context.bundle, SiteProbe.of(context.bundle)
+
+    def check(name: str, case_name: str) -> bool:
+        found = probe.check(cases[case_name], bundle.source(name), bundle.record(name), bundle.tensors(name))
+        context.sites.extend(found)
+        return all(one.passed for one in found)
+
+    usual = context.plan.probe
+    cases = {case.name: case for golden in context.expected for case in golden.cases} | {usual.name: usual}
+    of_base = any(one.adapter is None and not one.passed for one in context.outputs)
+    for name in context.plan.adapters:
+        wrong = dict.fromkeys(one.case for one in context.outputs if one.adapter == name and not one.passed)
+        right = check(name, usual.name)
+        context.progress.step(f"{name}: sites")
+        # a ReLU may be inactive on the usual case
+        if right and not of_base:
+            others = [each for each in wrong if each in cases and each != usual.name]
+            any(not check(name, each) for each in others[:_MOST_FAILED_CASES])
+    yield from of_sites(context.sites)
+
+
+def _walked(context: Context) -> list[str | None]:
+    """What the nodes are compared with: the base, and the adapter that acts at most sites."""
+    plan = context.plan
+    if "slots" not in plan.variants or ((plan.brief or plan.narrow) and not plan.every_node):
+        return []
+    most = max(plan.adapters, key=lambda name: len(context.bundle.source(name).placements), default=None)
+    return list(dict.fromkeys(name for name in (None, most) if name in plan.names))
+
+
+def _nodes(context: Context) -> Iterator[Finding]:
+    """Compare nodes one by one, where all is right and where an output fails."""
+    plan, outputs = context.plan, context.outputs
+    cases = {case.name: case for golden in context.expected for case in golden.cases}
+    smallest = [named(context.manifest, one.case) for one in outputs if not one.passed and one.case not in cases]
+    cases |= {case.name: case for case in smallest if case is not None}
+    graphs = [graph for graph in plan.graphs if graph.level == LEVEL]
+    traced = trace(graphs, context.model.runner, list(cases.values()), _walked(context), outputs, repro=plan.repro)
+    context.locations += traced.locations
+    for found in traced.findings:
+        kept = tuple(one for one in found.measurements if plan.every_node or not one.passed)
+        yield replace(found, measurements=kept)
+
+
+def _main_graph(context: Context) -> Graph:
+    return Graph(context.bundle, "slots", context.manifest.graphs["slots"])
+
+
+def _other_runtimes(context: Context) -> Iterator[Finding]:
+    for python in context.plan.runtimes:
+        yield from check_runtime(python, _main_graph(context), context.plan.golden)
+
+
+def _texts(context: Context) -> Iterator[Finding]:
+    texts, bundle, names = context.bundle.texts(), context.bundle, context.plan.names
+    if texts is not None:
+        yield from replay(bundle, texts, names, run=not context.by_pieces and "slots" in context.plan.variants)
+        if context.reference is not None and not context.plan.quick:
+            yield from check_contract(bundle, texts, names, context.reference.contract)
+
+
+def _batches(context: Context) -> Iterator[Finding]:
+    batches, graphs = context.bundle.batches(), context.manifest.graphs
+    if batches is not None:
+        variants = () if context.by_pieces else context.plan.variants
+        yield replay_batches(context.bundle, batches, context.plan.names, variants)
+        for variant in {"bank", "fanout"} & graphs.keys():
+            context.bundle.close(graphs[variant], LEVEL)
+
+
+def _media(context: Context) -> Iterator[Finding]:
+    media, runs = context.manifest.media, not context.by_pieces and "slots" in context.plan.variants
+    if media is not None:
+        yield from replay_media(context.bundle, context.plan.names, run=runs)
+        if context.reference is not None and context.reference.contract.processor is not None:
+            yield compare_processors(media.digest, context.reference.contract.processor)
+
+
+def _manifest(context: Context) -> Iterator[Finding]:
+    context.bundle.close_runtime()
+    again = None if context.reference is None else context.budgets_for
+    yield from check_manifest(context.bundle, context.needed_budgets, again, quick=context.plan.quick)
+
+
+def _tensors(context: Context) -> Iterator[Finding]:
+    assert context.model.source is not None
+    yield from check_tensors(context.bundle, context.model.source, context.plan.variants, brief=context.plan.brief)
+
+
+def _left_out(context: Context) -> Iterator[Finding]:
+    """Yield what the options of the check left out."""
+    manifest, plan = context.manifest, context.plan
+    for name in context.bundle.names:
+        if name not in plan.names:
+            shown = name or BASE
+            yield Finding.unverified("left out", shown, "left out by `only`", f"`{shown}` is right")
+    baked = ["baked"] if any(record.baked for record in manifest.adapters) else []
+    for variant in (*manifest.graphs, *baked):
+        if variant not in plan.variants:
+            claim = f"the graph `{variant}` is right"
+            yield Finding.unverified("left out", f"graph/{variant}", "left out by `variants`", claim, variant)
+    if context.reference is None:
+        claim = "constants, nodes and outputs follow from the model"
+        reason = "no model was given: golden vectors are the only reference"
+        yield Finding.unverified("model", "outputs", reason, claim, "the model that it was built from")
+
+
+WHOLE = needs("whole")
+
+FIRST_CLAIMS: Sequence[Claim] = (
+    # what is expected is computed here
+    Claim("padding", uncompared_padding, cost=lambda context: context.model_runs),
+    Claim("lengths", lambda context: check_outside(context.manifest), WHOLE),
+    Claim("lengths of the base", _lengths_of_base, needs("whole", "model")),
+    Claim("live model", live_model, needs("whole", "model", "base"), live_cost),
+)
+
+GRAPH_CLAIMS: Sequence[GraphClaim] = (
+    GraphClaim("outputs", run_outputs, cost=_output_cost),
+    GraphClaim("golden parts", _golden_parts),
+    GraphClaim("rows of a batch", _rows_apart, WHOLE, lambda context, graph: len(_mixed(context, graph))),
+    GraphClaim("fan-out", _fan_out, WHOLE),
+    GraphClaim("padding", _padding, needs("whole", "base")),
+    GraphClaim("swap", _swaps, WHOLE, _swap_cost),
+    GraphClaim("row order", _row_order, WHOLE, _adapter_cost),
+    GraphClaim("active adapter", _active_adapters, cost=_adapter_cost),
+    GraphClaim("words", _words, needs("model", "words", "base", "slots"), _word_cost),
+    GraphClaim("member weights", _member_weights),
+    GraphClaim("memory", _close),
+)
+
+LAST_CLAIMS: Sequence[Claim] = (
+    Claim("shapes", check_coverage, needs("whole", "model")),
+    Claim("repeated run", repeats, needs("whole", "model")),
+    Claim("smallest case", find_smallest, needs("whole", "model")),
+    Claim("outputs", of_outputs),
+    Claim("sites", _sites, needs("whole", "slots"), lambda context: len(context.plan.adapters)),
+    Claim("nodes", _nodes, needs("whole", "model"), lambda context: len(_walked(context))),
+    Claim("other runtimes", _other_runtimes, cost=lambda context: len(context.plan.runtimes)),
+    Claim("golden parts", lambda context: check_parts(context.parts)),
+    Claim("separation", lambda context: check_separation(context.manifest.adapters, context.plan.adapters)),
+    Claim(
+        "recorded runs",
+        lambda context: compare_runs(context.manifest, context.plan.names, context.digests),
+        needs("written"),
+    ),
+    Claim("golden texts", _texts),
+    Claim("golden batches", _batches),
+    Claim("golden media", _media),
+    Claim("manifest", _manifest, needs("written")),
+    Claim("cut", lambda context: check_cut(context.bundle), needs("written", "fanout")),
+    Claim(
+        "slots",
+        lambda context: check_slots(context.bundle, context.plan.adapters, context.given),
+        needs("written", "whole"),
+    ),
+    Claim("constants", _tensors, needs("written", "whole", "source")),
+    Claim(
+        "providers",
+        lambda context: check_providers(_main_graph(context), context.plan.golden),
+        needs("written", "whole", "slots"),
+    ),
+    Claim("left out", _left_out, needs("written", "whole")),
+)

@@ -1,0 +1,108 @@
+"""Claims about the model itself: it gives the same again, and its capture computes what it computed before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from adapter_export.bundle.golden import Case, Golden, Tolerance
+from adapter_export.bundle.opened import LEVEL
+from adapter_export.bundle.proof.compare_arrays import compare
+from adapter_export.bundle.proof.context import Context
+from adapter_export.bundle.report import BASE
+from adapter_export.errors import RequestError
+from adapter_export.format.check_report import Finding
+from adapter_export.numerics.runner import Arrays, Undefined, run
+
+
+def uncompared_padding(context: Context) -> Iterator[Finding]:
+    """Yield for each case how much of its padding is not compared, through any adapter."""
+    counts: dict[tuple[str, str], tuple[int, int]] = {}
+    for golden in context.expected:
+        for case, vague in zip(golden.cases, golden.undefined, strict=False):
+            for left_out in vague.values():
+                what = "positions" if left_out.ndim > 1 else "rows that follow from such positions"
+                of = 0 if case.real is None else int((~case.real).sum()) if left_out.ndim > 1 else case.batch
+                counts[case.name, what] = max(counts.get((case.name, what), (0, 0))[0], int(left_out.sum())), of
+    for (name, what), (count, of) in counts.items():
+        reason = f"{count} of {of} {what}: attention sees no token there, so that any value is right"
+        yield Finding.unverified("padding not compared", name, reason)
+
+
+def repeats(context: Context) -> Iterator[Finding]:
+    """Verify that the model gives the same again: one that draws random numbers is no reference."""
+    probe = context.plan.probe
+    golden = next((one for one in context.expected if one.against == "reference"), None)
+    at = next((at for at, case in enumerate(golden.cases) if case.name == probe.name), None) if golden else None
+    if golden is None or at is None:
+        return
+    bundle, case = context.bundle, golden.cases[at]
+    source, output = bundle.with_output(golden.adapter)
+    again = run(context.model.runner, case.arrays, source, bundle.base_outputs, output)
+    faults, worst = list[str](), 0.0
+    for each, value in golden.without(bundle.manifest.checksums).outputs[at].items():
+        # without what was measured: random numbers are in that
+        allowed = bundle.allowance(context.plan.cases).budget(value)
+        for _, elements in golden.parts(at, each):
+            if elements is None or elements.any():
+                found = compare(again[each], value, allowed, where=elements)
+                faults += [f"`{each}`: {fault}" for fault in found.faults]
+                worst = max(worst, found.ratio)
+    random = "random numbers in it (dropout, sampling) make what is compared with it worthless; capture it in eval mode"
+    detail = (
+        f"`{case.name}` twice: {'; '.join(faults)}: {random}" if faults else f"`{case.name}` twice, within the budget"
+    )
+    claim = "the model gives the same output for the same input"
+    found_so = Finding.tested("reference", "repeats", not faults, detail, claim, context.model.path)
+    yield replace(found_so, ratio=worst)
+
+
+def live_cost(context: Context) -> int:
+    """Return the number of cases that the live model runs."""
+    return len(context.live_cases) if context.model.live is not None else 0
+
+
+def live_model(context: Context) -> Iterator[Finding]:
+    """Compare the base with the model itself, case by case: what was captured may be right at some lengths only.
+
+    For a bundle in another precision, the base is compared as it was before.
+    """
+    model, bundle, original = context.model, context.bundle, context.original
+    if model.not_live is not None:
+        yield Finding.unverified("live model not compared", BASE, model.not_live)
+    if model.live is None:
+        return
+    vague = {
+        case.name: undefined
+        for golden in context.expected
+        if golden.adapter is None
+        for case, undefined in zip(golden.cases, golden.undefined, strict=False)
+    }
+    session = bundle.runtime_session()
+    for case in context.live_cases:
+        try:
+            live = model.live(case.arrays)
+            if original is None or bundle.numerics.precision.name == "fp32":
+                found = session.run(case.arrays, allow_padding=True)
+            else:
+                found = original.runner.run(case.arrays, None)
+            faults = list(_apart(case, found, live, vague.get(case.name, {}), context.tolerance))
+        except RequestError as error:
+            faults = [f"{error.what}: {error.found}"]
+        sizes = ", ".join(f"{axis} {size}" for axis, size in case.axes.items())
+        detail = f"{sizes}: {'; '.join(faults) or 'every output, within the budget'}"
+        yield Finding.tested("live model", case.name, not faults, detail)
+    bundle.close(bundle.manifest.graphs["slots"], LEVEL)  # the weights are not to be in memory twice
+
+
+def _apart(case: Case, found: Arrays, live: Arrays, vague: Undefined, tolerance: Tolerance) -> Iterator[str]:
+    """Yield the faults of each output; padding that the model does not define is not compared."""
+    golden = Golden(None, [case], [live], {}, "", undefined=[vague])
+    for name, wanted in live.items():
+        if name not in found:
+            yield f"no output `{name}`"
+            continue
+        for _, elements in golden.parts(0, name):
+            if elements is None or elements.any():
+                result = compare(found[name], wanted, tolerance(None, name, wanted), where=elements)
+                yield from (f"`{name}`: {fault}" for fault in result.faults)

@@ -1,0 +1,243 @@
+"""Claims about outputs: every graph, through every adapter, gives what golden vectors and the model give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from adapter_export.bundle.golden import Case, Golden, to_disturb
+from adapter_export.bundle.opened import Graph, OpenedBundle
+from adapter_export.bundle.proof.compare_arrays import compare, missing, unexpected
+from adapter_export.bundle.proof.context import Context
+from adapter_export.bundle.proof.proof_plan import LEVELS, Trial, trials
+from adapter_export.bundle.proof.shapes import smallest_case
+from adapter_export.bundle.recorded_runs import RunDigests
+from adapter_export.bundle.report import BASE
+from adapter_export.errors import BaseModelError, RequestError, argument, quoted
+from adapter_export.format.check_report import ComparisonRecord, Finding, Measurement, SpanRecord, Split
+from adapter_export.format.manifest import Manifest
+from adapter_export.numerics.budget import Budget
+from adapter_export.numerics.runner import Arrays, run
+from adapter_export.reporting import SILENT, Reporter
+from adapter_export.runtime.bank import MASK_BELOW
+
+_SHOWN = 5
+"""The number of slots that a fault names."""
+
+_AMPLIFIED = 100.0
+"""By how much a measured budget may be wider than that of the formula, at most; more is wrong in any case."""
+
+_LEVELS = 4
+"""How many optimization levels ONNX Runtime has."""
+
+
+def run_outputs(context: Context, graph: Graph) -> Iterator[Finding]:
+    """Run a graph on every case, and measure every output; what follows from that is found when all graphs have run."""
+    some = trials(context.plan, graph, context.expected)
+    results = list(run_trials(graph, some, context.digests, context.progress))
+    if context.reference is not None and not context.plan.quick:
+        results = _remeasured(context, graph, results)
+    context.outputs += results
+    yield from ()
+
+
+def run_trials(
+    graph: Graph, some: Sequence[Trial], runs: RunDigests | None = None, reporter: Reporter = SILENT
+) -> Iterator[Measurement]:
+    """Run, and compare each adapter's rows with what is expected of that adapter. `runs` gets those of one adapter.
+
+    Raises:
+        RequestError: the graph cannot compute a case.
+        BaseModelError: a new bank finds no row of the batch where an adapter acts.
+    """
+    sizes = [
+        sum(array.nbytes for array in golden.outputs[at].values()) for trial in some for golden, at in trial.expected
+    ]
+    results = graph.run_all([(trial.case.arrays, trial.chosen) for trial in some], max(sizes, default=0))
+    try:
+        for trial, found in zip(some, results, strict=True):
+            for golden, at in trial.expected:
+                head = None if golden.adapter is None else graph.bundle.record(golden.adapter).output
+                names = {*graph.bundle.common_outputs, head}
+                own = {name: value for name, value in found.items() if name in names}
+                rows = np.array([name == golden.adapter for name in trial.chosen]) if trial.mixed else None
+                yield from compare_outputs(own, golden, at, graph, rows)
+                if runs is not None and not trial.mixed:
+                    runs.add(graph, golden, at, found)
+            reporter.step(f"{graph.file}, {graph.level}: {trial.case.name}")
+    except RequestError as error:
+        if not (graph.bundle.staged and graph.by_row):
+            raise
+        raise BaseModelError(  # a new bank that cannot compute what the base can
+            "has no batch as the first axis where an adapter acts, so that a bank cannot tell rows apart",
+            found=error.found,
+            fix=f"build with {argument('variants', ['slots', 'inputs'])}",
+        ) from error
+
+
+def compare_outputs(
+    found: Arrays, golden: Golden, at: int, graph: Graph, rows: npt.NDArray[np.bool_] | None = None
+) -> Iterator[Measurement]:
+    """Compare every output that the graph gave or must give in one case.
+
+    `rows` [batch] are those that ran through the adapter; `None` if all did. With them, only outputs that have a row
+    for each row of the batch are compared.
+    """
+    case, record = golden.cases[at], None if golden.adapter is None else graph.bundle.record(golden.adapter)
+    logits = {"logits"} & set(graph.bundle.base_outputs)
+    if record is not None and record.task is not None and record.task.kind.picks_largest:
+        logits.add(record.output or "")
+
+    def result(output: str, part: Split, comparison: ComparisonRecord) -> Measurement:
+        return Measurement(
+            **vars(comparison),
+            kind="output",
+            name=output,
+            against=golden.against,
+            adapter=golden.adapter,
+            case=case.name,
+            variant=graph.variant,
+            level=graph.level,
+            axes=case.axes,
+            part=part,
+            mixed=rows is not None,
+        )
+
+    for name, expected in golden.outputs[at].items():
+        allowed = golden.budgets[name]
+        if name not in found:
+            yield result(name, "all", missing(allowed))
+        elif rows is None or expected.shape[:1] == rows.shape:
+            for part, elements in golden.parts(at, name):
+                where = elements
+                if rows is not None:
+                    own = np.broadcast_to(rows.reshape(-1, *(1,) * (expected.ndim - 1)), expected.shape)
+                    where = own if elements is None else own & elements
+                if where is None or where.any():
+                    own_width = _compare_own if graph.by_row else compare
+                    comparison = own_width(found[name], expected, allowed, where=where, logits=name in logits)
+                    if name == graph.bundle.manifest.checksums and not comparison.passed:
+                        comparison = _naming_slots(comparison, found[name], expected, where, graph.bundle)
+                    yield result(name, part, comparison)
+    for name in sorted(found.keys() - golden.outputs[at].keys()):
+        yield result(name, "all", unexpected(found[name]))
+
+
+def _naming_slots(
+    comparison: ComparisonRecord,
+    found: np.ndarray,
+    expected: np.ndarray,
+    where: npt.NDArray[np.bool_] | None,
+    bundle: OpenedBundle,
+) -> ComparisonRecord:
+    """Name the slots whose checksums differ: which tensors the graph did not receive as they are."""
+    if found.shape != expected.shape:
+        return comparison
+    differ = (found != expected) if where is None else (found != expected) & where
+    names = [slot.name for slot, wrong in zip(bundle.manifest.slots, differ.any(0), strict=True) if wrong]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return replace(comparison, faults=(f"received other tensors for {quoted(names[:_SHOWN])}{more}",))
+
+
+def _compare_own(
+    found: np.ndarray, expected: np.ndarray, budget: Budget, *, where: npt.NDArray[np.bool_] | None, logits: bool
+) -> ComparisonRecord:
+    """Compare an adapter's own part of an output that is as wide as the widest of its bank; the rest is masked."""
+    if not expected.ndim or found.shape[:-1] != expected.shape[:-1]:
+        return compare(found, expected, budget, where=where, logits=logits)
+    own, rest = found[..., : expected.shape[-1]], found[..., expected.shape[-1] :]
+    comparison = compare(own, expected, budget, where=where, logits=logits)
+    rows = np.ones(rest.shape, bool) if where is None else np.broadcast_to(where[..., :1], rest.shape)
+    if (rest[rows] < MASK_BELOW).all():
+        return comparison
+    faults = (*comparison.faults, "a class that the adapter lacks is not masked")
+    return replace(comparison, verdict="failed", faults=faults)
+
+
+def _remeasured(context: Context, graph: Graph, results: Sequence[Measurement]) -> list[Measurement]:
+    """Compare again what is a little off in cases for which it was not measured how far rounding moves them."""
+    expected, measured = context.expected, {case.name for case in to_disturb(context.plan.cases)}
+    off = [one for one in results if not one.passed and one.against == "reference" and one.compared]
+    wider = dict[tuple[str | None, str], Golden]()
+    for name, case in dict.fromkeys((one.adapter, one.case) for one in off if one.ratio < _AMPLIFIED):
+        if case not in measured:
+            golden = next(one for one in expected if (one.against, one.adapter) == ("reference", name))
+            at = next(at for at, one in enumerate(golden.cases) if one.name == case)
+            source, output = context.bundle.with_output(name)
+            wider[name, case] = context.maker.measured(golden, at, source, output)
+    if not wider:
+        return list(results)
+
+    def of(trial: Trial) -> tuple[tuple[Golden, int], ...]:
+        named = [(one.adapter, trial.case.name) for one, _ in trial.expected if one.against == "reference"]
+        return tuple((wider[each], 0) for each in named if each in wider)
+
+    again = [replace(trial, expected=own) for trial in trials(context.plan, graph, expected) if (own := of(trial))]
+    kept = [one for one in results if one.against != "reference" or (one.adapter, one.case) not in wider]
+    return [*kept, *run_trials(graph, again)]
+
+
+def find_smallest(context: Context) -> Iterator[Finding]:
+    """For the base and each adapter that is off, find the smallest case at which it is, and run it at every level."""
+    known = {case.name: case for case in context.plan.cases}
+    off = [one for one in context.outputs if not one.passed and one.against == "reference" and one.variant == "slots"]
+    for golden in context.expected:
+        own = [one for one in off if one.adapter == golden.adapter]
+        if golden.against == "reference" and own:
+            first = min(own, key=lambda one: math.prod(one.axes.values()))
+            context.outputs += _at_smallest(context, golden, first, known[first.case])
+    yield from ()
+
+
+def _at_smallest(context: Context, golden: Golden, first: Measurement, of: Case) -> list[Measurement]:
+    """Return the outputs of the smallest case at which an adapter is off, at the levels where it has not run yet."""
+    bundle, name = context.bundle, golden.adapter
+    (file,) = bundle.files_of("slots")
+    graph = Graph(bundle, "slots", file, next(level for level in LEVELS if level == first.level))
+    case = smallest_case(graph, context.model, of, name, context.tolerance)
+    source, output = bundle.with_output(name)
+    expected = run(context.model.runner, case.arrays, source, bundle.base_outputs, output)
+    if bundle.checksums is not None:
+        expected |= bundle.checksums.expected(source, case.arrays)
+    alone = replace(golden, cases=[case], outputs=[expected], undefined=[{}])
+    ran = {one.level for one in context.outputs if (one.adapter, one.case, one.variant) == (name, case.name, "slots")}
+    graphs = [replace(graph, level=level) for level in LEVELS if level not in ran]
+    return [
+        one
+        for at_level in graphs
+        for one in compare_outputs(at_level.run(case.arrays, (name,) * case.batch), alone, 0, at_level)
+    ]
+
+
+def of_outputs(context: Context) -> Iterator[Finding]:
+    """Yield a finding for each output of each graph and adapter, with what it was tried on."""
+    groups: dict[str, list[Measurement]] = {}
+    for one in context.outputs:
+        subject = f"{one.against}/{one.variant}/{one.adapter or BASE}/{one.name}{'/mixed' if one.mixed else ''}"
+        groups.setdefault(subject, []).append(one)
+    for subject, found in groups.items():
+        one, tried = found[0], {result.case for result in found}
+        source = "the golden vectors" if one.against == "golden" else "the model"
+        mixed = ", in mixed batches" if one.mixed else ""
+        claim = f"`{one.name}` of `{one.adapter or BASE}` in the graph `{one.variant}` matches {source}{mixed}"
+        cases = [case for case in context.plan.cases if case.name in tried]
+        levels = SpanRecord("levels", len({result.level for result in found}), _LEVELS)
+        coverage = (*_spans(cases, len(context.plan.cases), context.manifest), levels)
+        yield Finding.measured("output", subject, claim, found, "at most {ratio} of the budget", coverage)
+
+
+def _spans(cases: Sequence[Case], of: int, manifest: Manifest) -> tuple[SpanRecord, ...]:
+    """Return how many shapes, words and positions some cases have of those that there are."""
+    found = [SpanRecord("shapes", len(cases), of)]
+    limits = {record.name: record.limit for record in manifest.inputs if record.role == "ids"}
+    for name, limit in limits.items() if cases else ():
+        words = {int(word) for case in cases for word in case.arrays[name].reshape(-1).tolist()}
+        found.append(SpanRecord("words" if len(limits) == 1 or name == "input_ids" else name, len(words), limit))
+    if limits and cases:
+        longest = max(case.arrays[name].shape[-1] for case in cases for name in limits)
+        found.append(SpanRecord("positions", longest, manifest.max_tokens))
+    return tuple(found)

@@ -1,0 +1,395 @@
+"""A report as sections of lines and tables: the one template of the terminal and of the page that people sign."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from adapter_export.bundle.ablation import note_of
+from adapter_export.bundle.report import BASE, Report, failures, unverified
+from adapter_export.errors import quoted
+from adapter_export.format.check_report import AgreementsRecord, FailureRecord, Finding, Measurement, Number, Status
+from adapter_export.page import Markup, document, element, head, heat, prose, table
+from adapter_export.tables import Table
+from adapter_export.version import __version__
+
+_NONE = "–"
+_STATUSES: tuple[Status, ...] = ("exact", "tested", "unverified", "failed")
+_FEW, _MANY = 4, 12
+"""How many items of one kind are listed before the others are counted."""
+
+_LONG = 100
+"""Characters of an example in a table."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A sentence; `style` is one of the styles of the page."""
+
+    text: str
+    style: Literal["", "facts", "note", "failed"] = ""
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A table of error over budget, as depth of colour: a row for each kind of site, a column for each layer."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    shares: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled part of a report."""
+
+    title: str
+    parts: Sequence[Line | Table | Heat]
+
+
+def sections(report: Report, *, nodes: bool = False) -> Iterator[Section]:
+    """Yield what was found, section by section, without the failures; `nodes` adds a line for each node."""
+    yield Section("Outputs", list(_outputs(report)))
+    yield Section("Claims", [_summary(report), _claims(report.findings), *_reasons(report.findings)])
+    yield Section("How much was tried", [_coverage(report), *_compared(report)])
+    yield Section("Sites", list(_sites(report.sites)))
+    yield Section("Effects", list(_effects(report)))
+    if nodes:
+        yield Section("Nodes, on the reference's own values", [_nodes(report.nodes)])
+    if report.agreements is not None:
+        found = report.agreements
+        yield Section(f"Against {found.original}, on {found.inputs}", [_agreements(found)])
+
+
+def failed_lines(report: Report) -> Iterator[Line]:
+    """Yield what is wrong: adapters with their smallest case and the culprit, then every other claim that failed."""
+    found = failures(report)
+    for failure in found[:_FEW]:
+        yield from (Line(text, "failed" if not at else "") for at, text in enumerate(_failure(failure)))
+    if len(found) > _FEW:
+        yield Line(f"… and {len(found) - _FEW} more, see `--json`", "facts")
+    # outputs and sites are in the failures above
+    wrong = [one for one in report.findings if not one.passed and one.check not in ("output", "site")]
+    for one in wrong[:_MANY]:
+        subject = one.subject if one.where == one.subject else f"{one.subject}, {one.where}"
+        yield Line(f"FAIL {one.check}, {subject}: {one.detail}", "failed")
+    if len(wrong) > _MANY:
+        yield Line(f"… and {len(wrong) - _MANY} more, see `--json`", "facts")
+
+
+def page(report: Report, *, date: str, command: str) -> str:
+    """Return the report as a page of HTML; `date` and `command` are printed as they are given."""
+    return document(f"Check of {report.bundle}", _page(report, date, command))
+
+
+def _page(report: Report, date: str, command: str) -> Iterator[str]:
+    word = "passed" if report.passed else "failed"
+    yield element("p", word, word)
+    reference = report.reference or "the golden vectors of the bundle"
+    yield element("p", f"{report.runtime} against {reference}; adapter-export {__version__}; {date}.", "facts")
+    known = [("bundle (SHA-256 of its manifest)", report.digest), ("base", report.base), ("model", report.against)]
+    yield table(
+        Table(("", ""), [(name, element("code", value)) for name, value in (*known, ("command", command)) if value])
+    )
+    yield "".join(element("p", prose(line.text), line.style) for line in failed_lines(report))
+    for section in sections(report):
+        if section.parts:
+            yield head(section.title)
+        yield from map(_html, section.parts)
+
+
+def _html(part: Line | Table | Heat) -> Markup:
+    if isinstance(part, Table):
+        return table(part)
+    if isinstance(part, Heat):
+        return heat(part.columns, part.rows, part.shares)
+    return element("p", prose(part.text), part.style)
+
+
+# Outputs.
+
+
+def _outputs(report: Report) -> Iterator[Line | Table]:
+    """Yield the graph that clients run, line by line, then the other graphs, and golden vectors beside a model."""
+    outputs = report.outputs
+    compared = [one for one in outputs if one.against == ("reference" if report.reference else "golden")]
+    variant = compared[0].variant if compared else "slots"
+    first = [one for one in compared if one.variant == variant]
+    others = [one for one in compared if one.variant != variant]
+    golden = [one for one in outputs if one.against == "golden" and report.reference]
+    yield _of_adapters(first)
+    if first:
+        largest = max(first, key=lambda one: one.budget.absolute)
+        yield Line(
+            f"budget of `{largest.name}`, the others likewise by their own scale: {largest.budget.reason}", "facts"
+        )
+    else:
+        yield Line("no outputs were compared", "facts")
+    if others:
+        yield _of_variants(others)
+    if golden:
+        worst, bad = max(golden, key=lambda one: one.badness), sum(not one.passed for one in golden)
+        failed = f", {bad} failed" if bad else ""
+        yield Line(f"golden vectors: {len(golden)} outputs, worst {worst.ratio:.2f} of its budget{failed}")
+
+
+def _of_adapters(results: Sequence[Measurement]) -> Table:
+    """Return one line per adapter, the worst over shapes, outputs and levels, and one for each shape that is wrong.
+
+    Padding has lines of its own: its values must not hide others.
+    """
+    places: dict[tuple[str, str], list[Measurement]] = {}
+    for one in results:
+        case = f"{one.case}, mixed" if one.mixed else one.case
+        places.setdefault((one.adapter or BASE, f"{case}{_padding(one)}"), []).append(one)
+    whole: dict[tuple[str, str], list[Measurement]] = {}
+    for (adapter, _), found in places.items():
+        if all(one.passed for one in found):
+            whole.setdefault((adapter, _padding(found[0])), []).extend(found)
+    merged = {(adapter, f"{_shapes(found)}{padding}"): found for (adapter, padding), found in whole.items()}
+    wrong = {place: found for place, found in places.items() if not all(one.passed for one in found)}
+    columns = ("adapter", "case", "max error", "error/budget", "ulp", "cosine", "top class", "verdict")
+    rows = [(*place, *_measures(found)) for place, found in {**merged, **wrong}.items()]
+    return Table(columns, rows, numbers="llrrrrr")
+
+
+def _padding(one: Measurement) -> str:
+    return ", padding" if one.part == "padding" else ""
+
+
+def _shapes(results: Sequence[Measurement]) -> str:
+    names = {one.case for one in results}
+    return f"{len(names)} shapes" if len(names) > 1 else names.pop()
+
+
+def _of_variants(results: Sequence[Measurement]) -> Table:
+    """Return one line for each other graph, and one for its mixed batches."""
+    rows = []
+    for variant, mixed in dict.fromkeys((one.variant, one.mixed) for one in results):
+        own = [one for one in results if (one.variant, one.mixed) == (variant, mixed)]
+        error, ratio, *_, mark = _measures(own)
+        adapters = len({one.adapter for one in own if one.adapter is not None})
+        tops = [one.top_class for one in own if one.top_class is not None]
+        same = f"{sum(top.agree for top in tops)}/{sum(top.rows for top in tops)}" if tops else _NONE
+        rows.append((variant, "in mixed batches" if mixed else "alone", adapters, len(own), error, ratio, same, mark))
+    columns = ("variant", "adapters", "count", "outputs", "max error", "error/budget", "top class", "verdict")
+    return Table(columns, rows, numbers="llrrrrr")
+
+
+def _measures(found: Sequence[Measurement]) -> tuple[str, ...]:
+    worst = max(found, key=lambda one: one.badness)
+    ulp = None if worst.worst is None else worst.worst.ulp
+    errors = [one.absolute for one in found if one.compared]
+    cosines = [one.cosine for one in found if one.cosine is not None]
+    return (
+        f"{max(errors):.1e}" if errors else _NONE,
+        f"{worst.ratio:.2f}" if worst.compared else _NONE,
+        _NONE if ulp is None else f"{ulp:,}",
+        f"{min(cosines):.7f}" if cosines else _NONE,
+        _top_class(found),
+        "pass" if all(one.passed for one in found) else "FAIL",
+    )
+
+
+def _top_class(found: Sequence[Measurement]) -> str:
+    """Return how many rows agree, at the level where the fewest do."""
+    seen = [one.top_class for one in found if one.top_class is not None]
+    if not seen:
+        return _NONE
+    worst = min(seen, key=lambda one: one.agree / one.rows)
+    ties = sum(flip.within_budget for flip in worst.flips)
+    agree = f"{worst.agree}/{worst.rows}"
+    return f"{agree} ({ties} tied)" if ties else agree
+
+
+# Claims.
+
+
+def _summary(report: Report) -> Line:
+    of = report.counts()
+    verified = f"{of['exact'] + of['tested']} of {len(report.findings)} claims verified"
+    failed = f", {of['failed']} failed" if of["failed"] else ""
+    return Line(f"{verified} ({of['exact']} bit-exact, {of['tested']} tested), {of['unverified']} unverified{failed}")
+
+
+def _claims(findings: Sequence[Finding]) -> Table:
+    """Return a line for each kind of claim: how many have each status, and the largest error."""
+    rows = []
+    for check in dict.fromkeys(one.check for one in findings):
+        own = [one for one in findings if one.check == check]
+        by, ratios = Counter(one.status for one in own), [one.ratio for one in own if one.ratio is not None]
+        first = own[0]
+        example = f"{first.subject}: {first.detail}"
+        example = example if len(example) <= _LONG else f"{example[: _LONG - 1]}…"
+        numbers = (by[status] or "" for status in _STATUSES)
+        rows.append((check, *numbers, f"{max(ratios):.2f}" if ratios else "", example))
+    return Table(("claim", *_STATUSES, "error/budget", "example"), rows, numbers="lrrrrr")
+
+
+def _reasons(findings: Sequence[Finding]) -> Iterator[Line]:
+    """Yield what is unverified, by the reason."""
+    left = list(unverified(findings).items())
+    for reason, found in left[:_MANY]:
+        names = [one.where for one in found]
+        more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+        yield Line(f"unverified: {', '.join(names[:_FEW])}{more}: {reason}", "note")
+    if len(left) > _MANY:
+        yield Line(f"… for {len(left) - _MANY} more reasons", "note")
+
+
+# Coverage.
+
+
+def _coverage(report: Report) -> Table:
+    """Return how much of each thing was tried, the most that any claim says."""
+    spans: dict[str, tuple[int, int | None]] = {}
+    every_word = any(one.check == "shape" and one.subject.startswith("words/") for one in report.findings)
+    for one in report.findings:
+        own = one.check == "shape" and one.subject.startswith("words/")
+        for span in one.coverage:
+            # words that some cases happen to have; levels are named below
+            if span.what == "levels" or (every_word and span.what == "words" and not own):
+                continue
+            what = f"{span.what} ({one.where})" if span.what == "words" and every_word else span.what
+            if span.done >= spans.get(what, (0, None))[0]:
+                spans[what] = span.done, span.of
+    levels = list(dict.fromkeys(one.level for one in report.outputs if one.variant == "slots"))
+    graphs = list(dict.fromkeys(one.variant for one in report.outputs))
+    rows = [(what, f"{done:,}", "no end" if of is None else f"{of:,}") for what, (done, of) in spans.items()]
+    rows += [("levels", f"{len(levels)}", ", ".join(levels)), ("graphs", f"{len(graphs)}", ", ".join(graphs))]
+    return Table(("", "tried", "of"), [*rows, ("runtimes", "1", report.runtime)], numbers="lr")
+
+
+def _compared(report: Report) -> Iterator[Line]:
+    coverage = report.coverage()
+    left_out = f"; not compared: {'; '.join(coverage.left_out[:_FEW])}" if coverage.left_out else ""
+    more = " …" if len(coverage.left_out) > _FEW else ""
+    values = f"compared {coverage.compared} of {coverage.planned} values, {coverage.elements:,} elements"
+    yield Line(f"{values}{left_out}{more}")
+
+
+# Sites, effects, nodes and precision.
+
+
+def _sites(results: Sequence[Measurement]) -> Iterator[Line | Heat]:
+    """Yield the worst of all sites, and a map of error over budget, the worst of all adapters."""
+    if not results:
+        return
+    worst, bad = max(results, key=lambda one: one.badness), sum(not one.passed for one in results)
+    failed = f", {bad} over their budgets" if bad else ""
+    yield Line(
+        f"{len(results)} sites and heads against float64, worst {worst.ratio:.2f} of its budget "
+        f"({worst.adapter}, `{worst.name}`){failed}"
+    )
+    layers: dict[str, dict[str, float]] = {}
+    for one in results:  # layers.3.ffn → a row `ffn`, a column 3
+        parts = one.name.split(".")
+        layer = next((part for part in parts if part.isdecimal()), "")
+        kind = ".".join(part for part in parts if not part.isdecimal() and part != "layers")
+        cell = layers.setdefault(kind, {})
+        cell[layer] = max(cell.get(layer, 0.0), one.ratio)
+    known = {layer for own in layers.values() for layer in own}
+    columns = sorted(known, key=lambda layer: (layer == "", layer.zfill(6)))
+    rows = [(kind, *(_share(own.get(layer)) for layer in columns)) for kind, own in layers.items()]
+    shares = [[min(own.get(layer, 0.0), 1.0) for layer in columns] for own in layers.values()]
+    yield Heat(("site", *(layer or _NONE for layer in columns)), rows, shares)
+
+
+def _share(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}" if ratio < 100 else "over 100"
+
+
+def _effects(report: Report) -> Iterator[Line]:
+    """Yield how far the adapters move the base, then a note for each that changes nothing."""
+    if report.effects:
+        ordered = sorted(report.effects, key=lambda one: one.change)
+        ends = ordered[:1] + ordered[1:][-1:]
+        moved = " to ".join(f"{one.change:.2%} (`{one.adapter}`)" for one in ends)
+        yield Line(f"effect: adapters move the outputs of the base by {moved} of their size")
+    yield from (Line(said, "note") for said in filter(None, map(note_of, report.effects)))
+
+
+def _nodes(results: Sequence[Measurement]) -> Table:
+    """Return one line per value: the error of its own step, and the error that has arrived there."""
+    rows = []
+    for one in results:
+        assert one.node is not None
+        arrived = one.node.cumulative
+        grown = f"{arrived / one.absolute:.1f}" if arrived and one.absolute else _NONE
+        errors = (f"{one.absolute:.1e}", f"{one.ratio:.2f}", _NONE if arrived is None else f"{arrived:.1e}", grown)
+        place = (one.adapter or BASE, one.name, one.node.operators, one.path or _NONE)
+        rows.append((*place, *errors, "pass" if one.passed else "FAIL"))
+    columns = ("adapter", "node", "operators", "torch", "error", "error/budget", "cumulative", "grown", "verdict")
+    return Table(columns, rows, numbers="llllrrrr")
+
+
+def _agreements(found: AgreementsRecord) -> Table:
+    """Return what the precision costs, one line per output."""
+    rows = []
+    for one in found.results:
+        same = _NONE if one.agree is None else f"{one.agree} ({one.agree / one.rows:.1%})"
+        difference = f"{one.absolute:.1e} of {one.scale:.3g}"
+        cosine = _NONE if one.cosine is None else f"{one.cosine:.5f}"
+        rows.append((one.adapter or BASE, one.output, f"{one.rows:,}", same, difference, cosine))
+    return Table(("adapter", "output", "rows", "same class", "max difference", "cosine"), rows, numbers="llrrrr")
+
+
+# Failures.
+
+
+def _failure(failure: FailureRecord) -> Iterator[str]:
+    case, worst, found = f"{failure.case}, mixed" if failure.mixed else failure.case, failure.worst, failure.location
+    index = "" if worst is None or failure.output is None else list(worst.index)
+    yield f"FAIL {failure.adapter or BASE}, {case}: {failure.output or 'a site'}{index}"
+    yield f"  {'; '.join(failure.faults)}"
+    if worst is not None:
+        ratio = f", {failure.ratio:.3g} × the budget" if failure.ratio else ""
+        yield f"  found {_number(worst.found)}, expected {_number(worst.expected)}{ratio}"
+    places = list[str]()
+    if failure.levels_failed and failure.variant == "slots":
+        passed = f"; passes at {', '.join(failure.levels_passed)}" if failure.levels_passed else ""
+        places.append(f"at {', '.join(failure.levels_failed)}{passed}")
+    if failure.variant != "slots" or len(failure.variants_failed) > 1:
+        places.append(f"in {quoted(failure.variants_failed)}")
+    if places:
+        yield f"  fails {'; '.join(places)}"
+    yield f"  {_culprit(failure)}"
+    if found is not None and found.guess is not None:
+        yield f"  looks like: {found.guess}"
+    if found is not None and found.detail:
+        yield f"  {'; '.join(found.detail)}"
+    repro = "" if found is None or found.repro is None else f"; the node alone: {found.repro}"
+    yield f"  repeat: {failure.command}{repro}"
+
+
+def _culprit(failure: FailureRecord) -> str:
+    """Return the node, site, graph or file that a failure comes from, as far as it is known."""
+    site, location = failure.culprit, failure.location
+    node = None if location is None else location.node
+    origin = "" if node is None or node.node is None else node.node.origin
+    if node is not None and node.node is not None and not (site is not None and origin.startswith(f"{site.name}/")):
+        torch = ", ".join(filter(None, (node.path, node.node.line)))
+        values = _values(node, "expected")
+        where = f" (torch: {torch})" if torch else ""
+        return f"culprit: `{node.name}`, {node.node.operators}{where}: {values}, {node.ratio:.3g} × its own budget"
+    if site is not None:
+        path = "" if site.path is None else f" (torch: {site.path})"
+        return f"culprit: {site.name}{path}: {_values(site, 'float64 gives')}, {site.ratio:.3g} × its own budget"
+    if failure.variant not in ("slots", "inputs"):
+        return f"culprit: the graph `{failure.variant}` or the tensors in it, not the adapter's own files"
+    if location is not None and location.nodes:
+        return f"culprit: none of {location.nodes} nodes, nor a site of an adapter"
+    return "culprit: no site of an adapter; look at the base or at rounding that adds up"
+
+
+def _values(one: Measurement, other: str) -> str:
+    if one.worst is None:
+        return "; ".join(one.faults)
+    return f"found {_number(one.worst.found)}, {other} {_number(one.worst.expected)}"
+
+
+def _number(value: Number) -> str:
+    return str(value) if isinstance(value, int | str) or not math.isfinite(value) else f"{value:.8g}"
