@@ -235,7 +235,7 @@ class TestOfAnOnnxBase:
         assert np.abs(found - expected).max() > 1e-2
         assert (folder / "command.txt").read_text("utf-8").startswith("adapter-export check ")
         assert json.loads((folder / "versions.json").read_bytes())["onnxruntime"] == ort.__version__
-        assert json.loads((folder / "report.json").read_bytes())["node"]["node"] == "total1"
+        assert json.loads((folder / "report.json").read_bytes())["node"]["name"] == "total1"
 
     def test_a_fault_that_sleeps_where_sites_are_tried_is_found_on_the_case_that_fails(self, built: Built) -> None:
         bundle = OpenedBundle.open(built.folder)
