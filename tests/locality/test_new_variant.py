@@ -71,9 +71,11 @@ def test_a_graph_variant_touches_two_files(trial: TrialChange) -> None:
     assert "no adapter" in trial.command(*build)
     assert "nowhere" in trial.command("inspect", "bundle")
     found = trial.json("check", "bundle", "--against", base.path)
-    assert {one["adapter"] for one in found["outputs"] if one["variant"] == "plain"} == {None}
-    assert {one["status"] for one in found["ledger"] if one["id"] == "nodes/model.plain.onnx"} == {"proved"}
+    outputs = [one for each in found["findings"] for one in each["measurements"]]
+    assert {one["adapter"] for one in outputs if one["variant"] == "plain"} == {None}
+    nodes = [one for one in found["findings"] if (one["check"], one["subject"]) == ("nodes", "model.plain.onnx")]
+    assert {one["status"] for one in nodes} == {"exact"}
     trial.command("add", "bundle", "b", "--against", base.path)
-    assert trial.json("verify", "bundle")["passed"]
+    assert trial.json("verify", "bundle")["verdict"] == "passed"
     assert "model.plain.onnx" not in trial.json(*build[:5], "slots", "-o", "other")["manifest"]["graphs"].values()
     assert trial.touched == ["format/manifest.py", "bundle/variants/plain_variant.py"]
