@@ -15,7 +15,6 @@ from adapter_export.reporting import Reporter
 
 if TYPE_CHECKING:
     from adapter_export import Adapter
-    from adapter_export.api.bundles.check import OnStep
 
 
 class Noted(Reporter):
@@ -89,7 +88,7 @@ def report_adapter(
 
 
 @contextmanager
-def stepping(description: str) -> Iterator[OnStep]:
+def stepping(description: str) -> Iterator[Callable[[int, int, str], None]]:
     """Show a bar that a call moves as it goes; it appears with the first step, when the number of steps is known."""
     with ExitStack() as stack:
         bars: list[Bar] = []

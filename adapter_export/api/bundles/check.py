@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from adapter_export.numerics.runner import Arrays
     from adapter_export.runtime import Bundle
 
-OnStep = Callable[[int, int, str], None]
-"""Called after each step with how many are done, how many there are, and what it was."""
-
 _ROWS_AT_ONCE = 16
 
 
