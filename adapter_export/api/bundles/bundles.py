@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.adapters import adapters_of
+from adapter_export.api.bundles.prepared_base import golden_cases, model_of, origin_of, prepared, same_precision
 from adapter_export.api.models.base import Base, PathLike, open_base, require
-from adapter_export.errors import AdapterError, BaseModelError, Note, RequestError, UsageError, argument
+from adapter_export.errors import AdapterError, UsageError, argument
 from adapter_export.format.precision import PRECISION_NAMES, Precision, PrecisionName
 from adapter_export.option import Option
 from adapter_export.reporting import SILENT, Reporter
@@ -19,20 +17,12 @@ from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
     from adapter_export.api.adapters.adapters import Adapters
-    from adapter_export.bundle.proof.exact_tensors import Origin
     from adapter_export.dtypes import AdapterPrecision
-    from adapter_export.format.manifest import Manifest, VariantName
+    from adapter_export.format.manifest import VariantName
     from adapter_export.graph.adapter import Adapter
-    from adapter_export.numerics.runner import Runner
-    from adapter_export.numerics.sample_inputs import InputCase
-    from adapter_export.onnx_backend.base.onnx_base import OnnxBase
-    from adapter_export.onnx_backend.quantise.rewritten import Deviation
     from adapter_export.onnx_backend.slots import Reserved
     from adapter_export.runtime import Bundle
     from adapter_export.sites.site import SiteMap
-
-_FEW_TOKENS = 2
-"""The length of the golden vectors of a large base: each row of a product costs."""
 
 ADAPTER_PRECISIONS: tuple[AdapterPrecision, ...] = ("float32", "float16", "int8")
 
@@ -44,29 +34,6 @@ AdapterPrecisionOption = Annotated[
     ),
 ]
 AllowBaseMismatch = Annotated[bool, "Take adapters that were trained on other weights of the base."]
-
-
-OnProgress = Callable[[str], None]
-"""Receives each step as it begins."""
-
-
-class Callbacks(Reporter):
-    """Pass steps and notes on to callbacks, for callers that have these."""
-
-    def __init__(self, show: Callable[[str], None] | None, note: Callable[[Note], None] | None) -> None:
-        self._show, self._note = show, note
-
-    def step(self, label: str, done: int = 0, total: int | None = None) -> None:  # noqa: ARG002
-        """Pass the label on."""
-        if self._show is not None:
-            self._show(label)
-
-    def note(self, text: str) -> None:
-        """Pass the note on, or warn."""
-        if self._note is None:
-            super().note(text)
-        else:
-            self._note(Note(text))
 
 
 def open_bundle(bundle: Bundle | PathLike, *, verify: bool = True) -> Bundle:
@@ -190,13 +157,13 @@ def build(
         where, most = argument("max_tokens"), f"at most {known}"
         raise UsageError("more tokens than the base takes", where=where, found=longest, expected=most)
     text, wanted = _tokenizer(opened, tokenizer, longest), _variants(variants, opened)
-    preparing = _prepared(opened, precision, optimize, allow_base_mismatch, reporter)
+    preparing = prepared(opened, precision, optimize, allow_base_mismatch, reporter)
     with preparing as (graph, references):
         plan = BuildPlan(
             graph,
             chosen,
             references,
-            _golden_cases(graph, longest, references),
+            golden_cases(graph, longest, references),
             GraphOptions(wanted, bake, reserved_by(reserve, graph.sites), checksums, copy_weights),
             ModelFacts(
                 base_head=own.name if own and own.head and own.head.task else None,  # without a task it answers nothing
@@ -284,34 +251,6 @@ def _variants(given: Sequence[str] | None, base: Base) -> Sequence[VariantName] 
     return [variant.name for variant in chosen]
 
 
-def _golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> list[InputCase]:
-    """Return the inputs of the golden vectors: two short ones for a large base, which takes seconds for each."""
-    from adapter_export.numerics.sample_inputs import input_cases, less_padded
-    from adapter_export.onnx_backend.base.external import is_large
-
-    if is_large(base.model):
-        first, *_, last = input_cases(
-            base.inputs, seed=0, lengths=base.lengths, max_tokens=min(longest or _FEW_TOKENS, _FEW_TOKENS)
-        )
-        return [first, last]
-    cases = input_cases(base.inputs, seed=0, lengths=base.lengths, max_tokens=longest)
-    # whoever reads golden vectors compares all that is in them
-    while references.undefined(cases[-1].arrays, None) and (shorter := less_padded(cases[-1], base.inputs)):
-        cases[-1] = shorter
-    if longest is None:  # the base does not say how many tokens it takes: see whether it can compute the longest case
-        case = max(cases, key=lambda case: max(size for array in case.arrays.values() for size in array.shape))
-        try:
-            references.run(case.arrays, None)
-        except RequestError as error:
-            raise RequestError(
-                "the base cannot compute an input of this length",
-                where=f"`{case.name}`",
-                found=error.found,
-                fix=f"if it takes fewer tokens, give their number as {argument('max_tokens')}",
-            ) from error
-    return cases
-
-
 def add(
     bundle: Bundle | PathLike,
     adapters: Adapters,
@@ -380,112 +319,3 @@ def remove(
     folder = folder_of(bundle)
     after = remove_adapters(folder, adapters, reporter=reporter)
     return Bundle(folder, after, verified=True)
-
-
-@contextmanager
-def _prepared(
-    base: Base, precision: Precision, optimize: bool, allow_mismatch: bool, reporter: Reporter
-) -> Iterator[tuple[OnnxBase, Runner]]:
-    """Yield the base as it goes into a bundle, and what computes its golden vectors.
-
-    That is the model itself, or the quantised base cut open at its sites where the precision is another: the model in
-    float32 says nothing about rounding in 8 bits. Fused operators are compared with what they were made of.
-    """
-    from adapter_export.onnx_backend.onnx_runner import CutRunner
-
-    with TemporaryDirectory(prefix="adapter-export-") as temporary:
-        folder = Path(temporary)
-        plain = base.checked_export(folder, reporter)
-        made = plain
-        if precision.name != "fp32":
-            reporter.step(f"bringing the base into {precision.name}")
-            made = _in_precision(plain, precision, folder)
-            _deviations(plain, made, reporter)
-        references = base.runner(allow_mismatch=allow_mismatch) if made is plain else CutRunner(made)
-        if optimize:
-            if made is not plain:  # rounding to few bits would hide a wrong fusion
-                _fused(plain, folder / "plain", reporter)
-            made = _fused(made, folder / "optimized", reporter)
-        yield made, references
-
-
-def _fused(base: OnnxBase, out: Path, reporter: Reporter) -> OnnxBase:
-    """Return a base with fused operators; `BaseModelError`: it computes something else."""
-    from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
-
-    reporter.step("fusing operators of the base")
-    out.mkdir()
-    made, fusions = optimized(base, out)
-    reporter.step("fused " + (", ".join(f"{count} {name}" for name, count in fusions.items()) or "nothing"))
-    for found in _deviations(base, made, reporter):
-        check_deviation(found)
-    return made
-
-
-@contextmanager
-def same_precision(base: Base, wanted: Precision) -> Iterator[tuple[Runner, Callable[[bool], OnnxBase]]]:
-    """Yield the reference for a bundle, a model in the precision of its graph, and what makes that graph again.
-
-    That is told whether operators are to be fused, and is called within the context.
-    """
-    from adapter_export.onnx_backend.onnx_runner import CutRunner
-
-    with TemporaryDirectory(prefix="adapter-export-") as temporary:
-        folder = Path(temporary)
-        if base.precision != wanted.name:
-            made = _in_precision(base.exported(folder), wanted, folder)
-            runner: Runner = CutRunner(made)
-        else:
-            made, runner = None, base.runner(allow_mismatch=True)
-
-        def again(optimize: bool) -> OnnxBase:
-            unfused = base.exported(folder) if made is None else made
-            if not optimize:
-                return unfused
-            from adapter_export.onnx_backend.quantise.optimize import optimized
-
-            (folder / "optimized").mkdir()
-            return optimized(unfused, folder / "optimized")[0]
-
-        yield runner, again
-
-
-def origin_of(base: Base, precision: PrecisionName, *, optimized: bool) -> Origin:
-    """Return what a bundle's constants follow from: the tensors of a model, and the libraries that make its graph."""
-    own = base.precision == precision
-    libraries = (*(() if own and not optimized else ("onnxruntime",)), *(("onnxscript",) if optimized else ()))
-    origin = base.origin()
-    return replace(origin, made_by=(*origin.made_by, *libraries), optimized=optimized)
-
-
-def model_of(manifest: Manifest, model: Base | PathLike) -> Base:
-    """Open the model that a bundle was built from; another one is a `BaseModelError`."""
-    base = open_base(model)
-    if base.fingerprint != manifest.base:
-        raise BaseModelError(
-            "is another base than the bundle's",
-            where=base.path,
-            found=f"base fingerprint {base.fingerprint}",
-            expected=manifest.base,
-            fix="give the model that the bundle was built from",
-        )
-    return base
-
-
-def _in_precision(plain: OnnxBase, precision: Precision, folder: Path) -> OnnxBase:
-    from adapter_export.onnx_backend.quantise.precision import with_precision
-
-    out = folder / "precision"
-    out.mkdir()
-    return with_precision(plain, precision, out)
-
-
-def _deviations(plain: OnnxBase, made: OnnxBase, reporter: Reporter) -> list[Deviation]:
-    """Say how far the quantised or optimised base lies from the plain one."""
-    from adapter_export.numerics.sample_inputs import input_cases
-    from adapter_export.onnx_backend.quantise.rewritten import deviations
-
-    found = deviations(plain, made, input_cases(plain.inputs, seed=1, lengths=plain.lengths, max_tokens=7))
-    for each in found:
-        reporter.step(f"`{each.output}` deviates from the plain base by {each.absolute:.1e} of {each.scale:.3g}")
-    return found

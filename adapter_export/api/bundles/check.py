@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.adapters import load_members
-from adapter_export.api.bundles.bundles import folder_of, model_of, origin_of, same_precision
+from adapter_export.api.bundles.bundles import folder_of
+from adapter_export.api.bundles.prepared_base import model_of, origin_of, same_precision
 from adapter_export.api.bundles.signatures import verify_signature
 from adapter_export.api.models.base import Base, PathLike, open_tokenizer
 from adapter_export.errors import InputError, UsageError, argument, quoted

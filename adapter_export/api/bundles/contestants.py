@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from adapter_export.api.adapters.adapters import load_adapter
-from adapter_export.api.bundles.bundles import Callbacks, build
+from adapter_export.api.bundles.bundles import build
 from adapter_export.api.models.base import Base, PathLike, open_base
 from adapter_export.errors import RequestError, UsageError, argument, command, quoted
 from adapter_export.format.precision import PRECISION_NAMES
@@ -40,6 +40,20 @@ def contestants_of(bundle: OpenedBundle, names: Sequence[str], source: str) -> I
         if reader is None:
             reader = bundle.bundle.reader(record.task.input, bundle.runtime_session())
         yield Contestant(name, source, bundle, name, reader)
+
+
+class _WithoutNotes(Reporter):
+    """Passes steps on to another reporter, and drops notes."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def step(self, label: str, done: int = 0, total: int | None = None) -> None:
+        """Pass the step on."""
+        self._reporter.step(label, done, total)
+
+    def note(self, text: str) -> None:
+        """Drop the note."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +258,7 @@ class Contestants:
                 base_precision=precision,
                 variants=("slots",),
                 # notes on adapters without effect are given for each contestant
-                reporter=Callbacks(self.reporter.step, lambda _: None),
+                reporter=_WithoutNotes(self.reporter),
             )
             yield precision, OpenedBundle(made)
 

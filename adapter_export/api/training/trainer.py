@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapter_export.api.bundles.bundles import Callbacks, OnProgress, build
+from adapter_export.api.bundles.bundles import build
 from adapter_export.api.models.base import ArchiveBase, Base, PathLike, open_base, require
 from adapter_export.errors import BaseMismatchError, BaseModelError, UsageError, argument
+from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def trainer_callback(
     data: Mapping[str, PathLike] | None = None,
     name: str | None = None,
     force: bool = False,
-    on_progress: OnProgress | None = None,
+    reporter: Reporter = SILENT,
 ) -> AdapterCallback:
     """Return a callback for the `Trainer` of transformers that saves an adapter, and builds a bundle of it.
 
@@ -48,7 +49,7 @@ def trainer_callback(
         data: files that the rows were made of, such as `{"training": "train.tsv"}`: their digests are recorded.
         name: what users will call the adapter; the output's name if not given.
         force: replace what is at `output` and at `bundle`.
-        on_progress: is told each step of the build before it begins.
+        reporter: receives each step of the build, and its notes.
 
     Raises:
         OutputExistsError: an output is there.
@@ -85,7 +86,7 @@ def trainer_callback(
                 fix=f"build the bundle of the adapter, which is saved, with `build`; or give {argument('base')}, "
                 "captured before the training",
             )
-        build(model, [folder], str(bundle), force=force, reporter=Callbacks(on_progress, None))
+        build(model, [folder], str(bundle), force=force, reporter=reporter)
 
     files = {part: Path(path) for part, path in (data or {}).items()}
     return AdapterCallback(
