@@ -44,11 +44,13 @@ class OptionsOf:
     Args:
         specs: frozen dataclasses, or a `TypedDict`, whose options have no defaults; or a function that returns one,
             where it comes from modules that take long to import.
-        without: options of theirs that the call does not take.
+        without: options of theirs that the call does not take, or a function that returns them.
     """
 
-    def __init__(self, *specs: type | Callable[[], type], without: Collection[str] = ()) -> None:
-        self._given, self._without = specs, frozenset(without)
+    def __init__(
+        self, *specs: type | Callable[[], type], without: Collection[str] | Callable[[], Collection[str]] = ()
+    ) -> None:
+        self._given, self._without = specs, without
 
     @property
     def _specs(self) -> tuple[type, ...]:
@@ -56,8 +58,9 @@ class OptionsOf:
 
     def declared(self) -> Iterator[tuple[str, object, object]]:
         """Yield the name, the annotated type and the default of each option; `None` where there is no default."""
+        without = self._without() if callable(self._without) else self._without
         for spec in self._specs:
-            yield from ((name, *one) for name, one in _declared(spec).items() if name not in self._without)
+            yield from ((name, *one) for name, one in _declared(spec).items() if name not in without)
 
     def defaults(self) -> dict[str, Any]:
         """Return the default of each option."""

@@ -99,3 +99,10 @@ def numbers_cell(numbers: Sequence[float]) -> str:
     """Return the first of some numbers."""
     more = " …" if len(numbers) > _NUMBERS_SHOWN else ""
     return " ".join(f"{number:.4f}" for number in numbers[:_NUMBERS_SHOWN]) + more
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person reads them: `0.4 s`, `12 s`, `2:05`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    return f"{seconds:.0f} s" if seconds < 60 else f"{int(seconds // 60)}:{int(seconds % 60):02d}"

@@ -114,7 +114,10 @@ def _options(tree: ast.Module) -> list[tuple[int, str]]:
             and node.func.id in ("command", "Command", "Option")
         )
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        rendering = isinstance(node, ast.FunctionDef) and node.name.startswith("_show")  # of a command
+        rendering = isinstance(node, ast.FunctionDef) and node.name.startswith(("_show", "show_"))  # of a command
+        rendering |= (
+            isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "EXAMPLES"
+        )
         if call or docstring or rendering or node in exempt:
             exempt.update(ast.iter_child_nodes(node))
         text = node.value if isinstance(node, ast.Constant) and node not in exempt else None

@@ -24,6 +24,7 @@ from adapter_export.cli.options import from_environment, parameters
 from adapter_export.cli.output import TerminalScreen, emit_json
 from adapter_export.cli.reporter import TerminalReporter
 from adapter_export.commands.command import Command, Found
+from adapter_export.option import OptionsOf
 
 _SECTIONS = ("models", "training", "adapters", "bundles", "serving")
 """The order of the sections; others come behind."""
@@ -92,9 +93,14 @@ def made(command: Command[Found], name: str) -> click.Command:
         callback=partial(_run, command, name),
         help=_page(command),
         epilog=examples(*command.examples),
-        sections=command.sections,
+        sections={title: list(_names(parts)) for title, parts in command.sections.items()},
         common=command.common,
     )
+
+
+def _names(parts: Sequence[str | OptionsOf]) -> Iterator[str]:
+    for part in parts:
+        yield from (part,) if isinstance(part, str) else part.defaults()
 
 
 def _page(command: Command[Any]) -> str:

@@ -26,26 +26,18 @@ def _moved() -> click.Command:
 
 # commands that are not yet in `adapter_export.commands`
 _OLD: Mapping[str, Entry] = {
-    "capture": Entry("Make a model archive from a Hugging Face folder.", _old("models.capture", "capture"), "Models"),
-    "sites": Entry("Show where adapters can act in a model.", _old("models.sites", "sites"), "Models"),
-    "plan": Entry(
-        "Say what adapters would cost in a model, before training.", _old("training.practice", "plan"), "Training"
-    ),
-    "train": Entry("Train an adapter on a table of labelled texts.", _old("training.train", "train"), "Training"),
-    "sweep": Entry(
-        "Train adapters of many settings, and compare them.", _old("training.practice", "sweep"), "Training"
-    ),
-    "lint": Entry("Look for the classic mistakes in an adapter.", _old("training.practice", "lint"), "Training"),
-    "drop": Entry(
-        "Say what an adapter loses without its lowest layers.", _old("training.practice", "drop"), "Training"
-    ),
-    "distil": Entry(
-        "Let a smaller model learn from one with an adapter.", _old("training.train", "distil"), "Training"
-    ),
+    "capture": Entry("Make a model archive from a Hugging Face folder.", _moved, "Models"),
+    "sites": Entry("Show where adapters can act in a model.", _moved, "Models"),
+    "plan": Entry("Say what adapters would cost in a model, before training.", _moved, "Training"),
+    "train": Entry("Train an adapter on a table of labelled texts.", _moved, "Training"),
+    "sweep": Entry("Train adapters of many settings, and compare them.", _moved, "Training"),
+    "lint": Entry("Look for the classic mistakes in an adapter.", _moved, "Training"),
+    "drop": Entry("Say what an adapter loses without its lowest layers.", _moved, "Training"),
+    "distil": Entry("Let a smaller model learn from one with an adapter.", _moved, "Training"),
     "pack": Entry("Make an adapter from plain tensors of any framework.", _moved, "Adapters"),
     "import": Entry("Make an adapter of one that another library trained.", _moved, "Adapters"),
     "compose": Entry("Make one adapter of several: stacked, averaged, fused.", _moved, "Adapters"),
-    "merge": Entry("Write a model with an adapter inside its weights.", _old("adapters.merge", "merge"), "Adapters"),
+    "merge": Entry("Write a model with an adapter inside its weights.", _moved, "Adapters"),
     "build": Entry("Export a model and its adapters as one bundle.", _old("bundles.build", "build"), "Bundles"),
     "add": Entry("Add adapters to a bundle, without a new export.", _old("bundles.add", "add"), "Bundles"),
     "remove": Entry("Remove adapters from a bundle.", _old("bundles.add", "remove"), "Bundles"),
@@ -55,7 +47,7 @@ _OLD: Mapping[str, Entry] = {
     "evaluate": Entry("Measure an adapter of a bundle on labelled rows.", _moved, "Bundles"),
     "compare": Entry("Compare adapters, bundles and models on the same labelled rows.", _moved, "Bundles"),
     "run": Entry("Run a bundle on texts, images, audio or arrays.", _old("bundles.run", "run"), "Bundles"),
-    "inspect": Entry("Show what is in a bundle, an adapter or a model.", _old("bundles.inspect", "inspect"), "Bundles"),
+    "inspect": Entry("Show what is in a bundle, an adapter or a model.", _moved, "Bundles"),
     "serve": Entry("Serve bundles by HTTP, an adapter for each request.", _moved, "Serving"),
     "bench": Entry("Measure how to serve a bundle on this machine.", _moved, "Serving"),
     "ship": Entry("Write what Triton, KServe, Ray or Docker needs to serve a bundle.", _moved, "Serving"),

@@ -12,6 +12,7 @@ from rich.text import Text
 from adapter_export.cli.output import console, say, warn
 from adapter_export.errors import Note
 from adapter_export.reporting import Reporter
+from adapter_export.tables import duration
 
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
@@ -121,10 +122,3 @@ class _Bar:
         left = elapsed / moved * (self._total - self._done) if moved else 0.0
         when = f"{duration(left)} left" if self._done < self._total else f"in {duration(elapsed)}"
         say("  ".join(filter(None, (self._title, f"{self._done}/{self._total}", when, self._label))))
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as a person reads them: `0.4 s`, `12 s`, `2:05`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    return f"{seconds:.0f} s" if seconds < 60 else f"{int(seconds // 60)}:{int(seconds % 60):02d}"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from adapter_export.option import OptionsOf
 from adapter_export.tables import Table
 
 Found = TypeVar("Found")
@@ -67,7 +68,8 @@ class Command(Generic[Found]):
         document: renders a result as JSON, for `--json`.
         passed: false exits with code 1.
         exit_codes: their meanings, on the help page.
-        sections: names of parameters by section, where a help page is long; others are on every page.
+        sections: names of parameters by section, where a help page is long, or the classes that declare them; all
+            others are on every page.
         common: parameters in sections that are on the first page, too.
         live: the parameter that receives a callback, for a call whose results are shown before it returns.
     """
@@ -78,6 +80,6 @@ class Command(Generic[Found]):
     document: Callable[[Found, Screen], Mapping[str, object]] = result_document
     passed: Callable[[Found], bool] = always
     exit_codes: str = ""
-    sections: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    sections: Mapping[str, Sequence[str | OptionsOf]] = field(default_factory=dict)
     common: Collection[str] = ()
     live: str | None = None

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 import adapter_export as ae
-from adapter_export.api.training.train import TRAIN_OPTIONS
 from adapter_export.cli.main import main
+from adapter_export.commands.training.train import TRAIN_OPTIONS
 from adapter_export.errors import UsageError
 from adapter_export.option import Option
 from adapter_export.torch_backend.train.settings import LoopSpec

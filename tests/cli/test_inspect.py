@@ -22,7 +22,7 @@ def test_a_bundle(cli, bundle: Path) -> None:
 
 
 def test_a_bundle_s_tables(cli, bundle: Path, monkeypatch) -> None:
-    from adapter_export.api.bundles import inspect as inspect_bundle
+    from adapter_export.commands.bundles import inspect as inspect_bundle
 
     shown = cli.done("inspect", bundle).stdout
     lines = [" ".join(line.split()) for line in shown.splitlines()]

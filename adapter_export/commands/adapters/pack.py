@@ -117,7 +117,7 @@ COMMAND = Command(
         "adapter-export pack w.safetensors --kind lora --alpha 16 --base model.pt -o b",
     ),
     sections={
-        "kind": tuple(OptionsOf(packed_options).defaults()),
+        "kind": (OptionsOf(packed_options),),
         "head": (
             *("labels", "task", "pooling", "head_activation", "l2_normalise", "thresholds"),
             *("input", "max_tokens", "truncation", "prefix"),

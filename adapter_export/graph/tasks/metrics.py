@@ -380,3 +380,8 @@ def judge_ranking(scores: Floats, relevances: Floats, groups: Sequence[str]) -> 
         numeric=True,
         each={"mrr": values[:, 0], "ndcg_at_10": values[:, 1]},
     )
+
+
+def worded_scores(scores: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Return the metrics among scores, each by its name for people."""
+    return [(Metric(name).words, value) for name, value in scores.items() if name != "loss"]

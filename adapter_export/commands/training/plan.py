@@ -1,4 +1,4 @@
-"""What adapters would cost in a base, before any is trained."""
+"""Estimate what adapters would cost in a model, before training."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.kinds import at_least_1, check_different
-from adapter_export.api.models.base import Base, PathLike, open_base, require
-from adapter_export.option import Option
+from adapter_export.api.models.base import Base, OpenOptions, PathLike, base_for, require
+from adapter_export.commands.command import Command, Screen
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 
@@ -28,16 +29,22 @@ def plan(
     plot: Annotated[
         PathLike | None, Option("Draw what each kind costs over its bottlenecks: `.svg` or `.png`.", "FILE")
     ] = None,
-    force: bool = False,
+    site_map: Annotated[PathLike | None, SITE_MAP] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
+    force: Force = False,
     reporter: Reporter = SILENT,
 ) -> Plan:
-    """Say what each kind of adapter would cost in a base with each bottleneck, and recommend one.
+    """Estimate what each kind of adapter would cost in MODEL with each bottleneck, and recommend one.
 
-    Nothing is trained or written. Parameters and multiply-accumulates are counted from the graphs of the kinds at the
-    sites of the base; the memory of training is seen in two passes of torch over rows of `tokens`.
+    For each kind and bottleneck: the sites, the numbers in the projections at one of them, all parameters and their
+    share of the model's, the bytes of the file, multiply-accumulates per token and their share of those of the linear
+    layers in the model's sublayers, and the memory of a training step, seen in two passes of torch. `--measure` adds
+    the time of a call in ONNX Runtime, relative to the base. Nothing is trained.
 
     Args:
         model: a base, or what `open_base` takes.
+        site_map: the sites of the base.
+        trust_pickle: load the base even if it could run code.
         force: replace `plot`.
         reporter: receives each step before it begins.
 
@@ -61,7 +68,7 @@ def plan(
         check_different(name, given)
     for width in bottlenecks:
         at_least_1("bottlenecks", width)
-    base = open_base(model)
+    base = base_for(model, OpenOptions(site_map, trust_pickle), reporter)
     sites = base.sites.complete
     setup = Setup(at_least_1("batch_size", batch_size), at_least_1("tokens", tokens))
     shaped = list(choices([kind_named(kind)() for kind in kinds], bottlenecks, sites, base.parameters))
@@ -92,3 +99,24 @@ def plan(
 
         draw_plan(made, picture, force=force)
     return made
+
+
+def _show(found: Plan, screen: Screen) -> None:
+    screen.show(found.table())
+    screen.say("")
+    screen.say(f"recommended: {found.recommended}")
+    for reason in found.reasons:
+        screen.say(f"  {reason}")
+    if "plot" in screen.given:
+        screen.say(f"wrote {screen.given['plot']}")
+
+
+COMMAND = Command(
+    plan,
+    _show,
+    examples=(
+        "adapter-export plan model.pt",
+        "adapter-export plan model.pt --kinds houlsby,lora --bottlenecks 4,16,64 --batch-size 16",
+        "adapter-export plan model.pt --measure --plot plan.svg",
+    ),
+)

@@ -1,4 +1,4 @@
-"""Train an adapter, or a fusion of adapters, on a table of labelled rows."""
+"""Train an adapter on a table of labelled rows."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from adapter_export.api.training.fusion import FusionSpec
 from adapter_export.api.training.job import Start, TrainingJob, checkpoints_of, engine_for
 from adapter_export.api.training.rows import open_trainable
 from adapter_export.api.training.specs import DataSpec, HeadSpec
+from adapter_export.commands.adapters._made_adapter import ADAPTER_FOLDER, adapter_document, show_adapter
+from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import UsageError, argument, quoted
-from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option, OptionsOf, changed
+from adapter_export.option import LABELLED_DATA, SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf, changed
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
+from adapter_export.tables import Table, duration
 from adapter_export.torch_backend.train.settings import LoopSpec, Machine
 
 if TYPE_CHECKING:
@@ -39,28 +42,39 @@ def _schemes() -> tuple[str, ...]:
     return tuple(SCHEMES)
 
 
+INIT = Option("Weight initialization; the default depends on the kind.", choices=_schemes)
+
+
 def train(
-    base: Base | PathLike,
-    data: PathLike,
-    output: PathLike | None = None,
+    base: Annotated[Base | PathLike, Option(metavar="MODEL")],
+    data: Annotated[PathLike, LABELLED_DATA],
+    output: Annotated[PathLike | None, ADAPTER_FOLDER] = None,
     *,
     kind: Annotated[str | Kind | None, Option(f"Adapter kind; defaults to {_DEFAULT_KIND}.", kind_names)] = None,
-    init: Annotated[
-        str | None, Option("Weight initialization; the default depends on the kind.", choices=_schemes)
-    ] = None,
+    init: Annotated[str | None, INIT] = None,
     name: Annotated[str | None, "Name of the adapter; defaults to that of the output."] = None,
-    fuse: Sequence[Adapter | PathLike] = (),
+    fuse: Annotated[
+        Sequence[Adapter | PathLike],
+        Option(
+            "Train a fusion of these adapters, which stay unchanged, instead of an adapter; `NAME=FOLDER` renames one.",
+            "A,B,…",
+            commas=True,
+        ),
+    ] = (),
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
-    force: bool = False,
+    force: Force = False,
     reporter: Reporter = SILENT,
     **options: Annotated[Any, TRAIN_OPTIONS],
 ) -> Adapter:
-    """Train an adapter with a head, or a fusion; the base stays unchanged.
+    """Train an adapter with a head for MODEL, or a fusion of adapters, on labelled rows; the model stays unchanged.
+
+    `--task` names the task: one label by default, sets of labels, labels of words, answers in texts, choices, numbers,
+    vectors, rankings, or writing. docs/tasks.md has the tables of each, and images and audio.
 
     The epoch that does best on the validation rows is kept. With the same arguments, the result is the same bit for
-    bit. The options are the annotated fields of `DataSpec`, `HeadSpec`, `LoopSpec`, `Machine` and `FusionSpec`, and
-    those of the kind: the options of `adapter-export train`.
+    bit, and the same command resumes an interrupted run. With `--fuse`, the named adapters stay unchanged, and a new
+    head and the weights by which each token combines them are trained. docs/training.md has more.
 
     Args:
         base: the model, one that torch can train.
@@ -68,6 +82,8 @@ def train(
             with a text in each line. For a base with a processor: a folder with a folder of images or audio for each
             label, or such a table with their paths.
         output: the adapter folder to write, with its learning curve. The same call resumes an interrupted run.
+        site_map: the sites of the base.
+        trust_pickle: load the base even if it could run code.
         fuse: adapters of which a fusion is learnt instead of a new adapter; they stay unchanged.
         force: replace `output`.
         reporter: receives the progress, the measurements of each step, and notes on the data.
@@ -211,3 +227,73 @@ def _write(adapter: Adapter, output: Path, result: TrainingResult, *, force: boo
     loss_name = OBJECTIVES[adapter.training["task"]].loss_name
     draw_curve(result, f"{adapter.name} ({adapter.kind})", output / CURVE_FILE, loss_name=loss_name)
     shutil.rmtree(output.with_name(f"{output.name}.partial"), ignore_errors=True)
+
+
+def _show(made: Adapter, screen: Screen) -> None:
+    from adapter_export.graph.tasks.metrics import worded_scores
+
+    record = made.training
+    test = [f"{name} {value:.3f}" for name, value in worded_scores(record.get("test", {}))]
+    screen.show(_epochs(record), *([f"test {', '.join(test)}"] if test else ()))
+    screen.say(f"the learning curve is {_curve(screen)}.")
+    show_adapter(made, screen)
+
+
+def _document(made: Adapter, screen: Screen) -> Mapping[str, object]:
+    facts = {"bytes": made.cost().bytes, "curve": str(_curve(screen)), **made.training}
+    return {**facts, **adapter_document(made, screen)}
+
+
+def _curve(screen: Screen) -> Path:
+    from adapter_export.torch_backend.train.record import CURVE_FILE
+
+    return Path(screen.given["output"]) / CURVE_FILE
+
+
+def _epochs(record: Mapping[str, Any]) -> Table:
+    from adapter_export.graph.tasks.metrics import worded_scores
+
+    names = [name for name in record["validation"] if name != "loss"]
+    rows = [
+        (
+            f"{epoch['epoch']}{' *' if epoch['epoch'] == record['best_epoch'] else ''}",
+            f"{epoch['training_loss']:.4f}",
+            f"{epoch['validation']['loss']:.4f}",
+            *(f"{epoch['validation'].get(name, float('nan')):.4f}" for name in names),
+            duration(epoch["seconds"]),
+        )
+        for epoch in record["history"]
+    ]
+    words = [name for name, _ in worded_scores(record["validation"])]
+    columns = ("epoch", "training loss", "validation loss", *words, "time")
+    return Table(columns, rows, "Epochs (* kept)", "l" + "r" * (len(columns) - 1))
+
+
+SECTIONS: Mapping[str, Sequence[str | OptionsOf]] = {
+    "data": (OptionsOf(DataSpec),),
+    "task": (OptionsOf(HeadSpec),),
+    "kind": ("kind", "init", OptionsOf(kind_options)),
+    "fusion": ("fuse", OptionsOf(FusionSpec)),
+    "training": (OptionsOf(LoopSpec),),
+    "machine": (OptionsOf(Machine), "site_map", "trust_pickle"),
+}
+"""Sections of the options of a training, also on the help pages of `sweep` and `distil`."""
+
+COMMAND = Command(
+    train,
+    _show,
+    document=_document,
+    examples=(
+        "adapter-export train model.pt --data train.csv --validation-data dev.csv --test-data test.csv \\",
+        "    --kind pfeiffer --bottleneck 32 --epochs 2 -o sentiment",
+        "adapter-export train model.pt --data train.tsv --kind lora --modules query,value --rank 8 --alpha 16 -o c",
+        "adapter-export train model.pt --data ner.jsonl --task token --text tokens --label tags -o ner",
+        "adapter-export train model.pt --data train.tsv --fuse a,b,c --temperature 50 -o fused",
+        "adapter-export train decoder.pt --task causal_lm --data replies.jsonl -o replies",
+    ),
+    sections=SECTIONS,
+    common=(
+        *("text", "label", "validation_data", "test_data", "kind", "bottleneck", "fuse"),
+        *("epochs", "learning_rate", "seed"),
+    ),
+)

@@ -1,4 +1,4 @@
-"""What is in a bundle, an adapter or a model: tables, data and a drawing."""
+"""Show what is in a bundle, an adapter or a model."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.models.base import Base, OpenOptions, PathLike, recorded_base
+from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import FileError, UsageError, argument, command
 from adapter_export.graph.graph import Cost, cost
-from adapter_export.option import Option
+from adapter_export.option import TRUST_PICKLE, Force, Option
+from adapter_export.safe_io.output import Output
 from adapter_export.sites.site import SUBLAYERS, SiteName
 from adapter_export.tables import Table, size
 
@@ -65,17 +67,24 @@ def inspect(
     path: PathLike | Base | Adapter,
     *,
     key: Annotated[PathLike | None, Option("The public key, PEM, that must have signed a bundle.", "PUBLIC")] = None,
-    trust_pickle: bool = False,
+    svg: Annotated[PathLike | None, Option("Draw where adapters act, or could act in a model.", "FILE")] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
+    force: Force = False,
 ) -> Inspection:
     """Look into a bundle, an adapter or a model.
 
     The files of a bundle are compared with the hashes in its manifest, and an adapter's tensors with its graph.
     Whether a bundle is signed, and by which key, is shown as the signature says it; with a key, it is verified.
 
+    The drawing has a row for each place of the base, a column for each adapter, and a box with its widths where it
+    acts. It suits light and dark backgrounds.
+
     Args:
         path: a bundle, an adapter folder, or what `open_base` takes; or an adapter or a base.
         key: the public key of whoever must have signed the bundle.
+        svg: the drawing to write.
         trust_pickle: as `open_base` takes it.
+        force: replace an existing drawing.
 
     Raises:
         FileError, FormatError: a file is missing, damaged, or breaks the format.
@@ -84,11 +93,22 @@ def inspect(
         UsageError: a key is given, and it is no bundle.
         BaseModelError: it is no model.
     """
+    output = None if svg is None else Output(Path(svg), force)
+    if output is not None:
+        output.ensure_writable()
+    found = _inspected(path, None if key is None else Path(key), OpenOptions(trust_pickle=trust_pickle))
+    if output is not None:
+        with output.file() as temporary:
+            temporary.write_text(found.drawing(), encoding="utf-8")
+    return found
+
+
+def _inspected(path: PathLike | Base | Adapter, key: Path | None, options: OpenOptions) -> Inspection:
     from adapter_export.graph.adapter import Adapter
 
     place = None if isinstance(path, Adapter | Base) else Path(path)
     if place is not None and (place / "manifest.json").is_file():
-        return _bundle(place, None if key is None else Path(key))
+        return _bundle(place, key)
     if key is not None:
         raise UsageError("only bundles are signed", where=argument("key"), found=f"`{path}`", expected="a bundle")
     if isinstance(path, Adapter):
@@ -103,7 +123,7 @@ def inspect(
         from adapter_export.format.adapter_files import read_adapter
 
         return _adapter(read_adapter(place), place)
-    return _model(recorded_base(place, OpenOptions(trust_pickle=trust_pickle)))
+    return _model(recorded_base(place, options))
 
 
 def _bundle(path: Path, key: Path | None) -> Inspection:
@@ -389,3 +409,22 @@ def _label_list(labels: Sequence[str] | None, many: int = _MANY_LABELS) -> str:
 
 def _short(fingerprint: str) -> str:
     return f"{fingerprint[: len('sha256:') + 12]}…"
+
+
+def _show(found: Inspection, screen: Screen) -> None:
+    screen.show(found.title, *found.tables)
+    if "svg" in screen.given:
+        screen.say(f"wrote {screen.given['svg']}")
+
+
+COMMAND = Command(
+    inspect,
+    _show,
+    examples=(
+        "adapter-export inspect bundle",
+        "adapter-export inspect bundle --key release.pub",
+        "adapter-export inspect bundle --svg adapters.svg",
+        "adapter-export inspect adapters/trec",
+        "adapter-export inspect model.pt --json",
+    ),
+)

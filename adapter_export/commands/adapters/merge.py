@@ -1,15 +1,18 @@
-"""Merge an adapter into its base, and show that the result computes what both computed."""
+"""Write a model with an adapter inside its weights."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.adapters import check_site_map, load_adapter
-from adapter_export.api.models.base import Base, MergedWeights, PathLike, open_base
+from adapter_export.api.models.base import Base, MergedWeights, OpenOptions, PathLike, base_for
+from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import AdapterError, BaseMismatchError, ParityError, moved
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 
@@ -39,20 +42,29 @@ class Merged:
 
 
 def merge(
-    base: Base | PathLike,
-    adapter: Adapter | PathLike,
-    output: PathLike,
+    base: Annotated[Base | PathLike, Option(metavar="MODEL")],
+    adapter: Annotated[Adapter | PathLike, Option("Folder of the adapter.", "FOLDER", "--adapter")],
+    output: Annotated[PathLike, Option("The archive, or the ONNX file, to write.", "FILE", "-o")],
     *,
     without_head: Annotated[bool, "Leave its prediction head out."] = False,
-    force: Annotated[bool, "Replace what is at the output's place."] = False,
+    site_map: Annotated[PathLike | None, SITE_MAP] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
+    force: Force = False,
     reporter: Reporter = SILENT,
 ) -> Merged:
-    """Write a base whose weights have an adapter inside, and compare it with base and adapter.
+    """Write a model with an adapter inside its weights, where it costs nothing at run time.
+
+    MODEL is a torch archive, a Hugging Face folder or an ONNX file. The adapter must be a fixed change of linear
+    layers, such as a LoRA; what it computes decides. The result has a fingerprint of its own, and is compared with
+    model and adapter before it is written. It cannot be swapped any more.
 
     Args:
         base: a torch archive, a Hugging Face folder, or an ONNX graph, with weights in floats.
         adapter: one that is a fixed change of linear layers or norms, such as a LoRA, of whatever kind it is.
         output: the archive, or the ONNX file, to write.
+        site_map: the sites of the base.
+        trust_pickle: load the base even if it could run code.
+        force: replace an existing file.
         reporter: receives each step, and notes on heads.
 
     Raises:
@@ -65,7 +77,7 @@ def merge(
 
     path = Path(output)
     Output(path, force).ensure_writable(sources=[base, adapter])
-    opened = open_base(base)
+    opened = base_for(base, OpenOptions(site_map, trust_pickle), reporter)
     chosen = load_adapter(adapter, near=opened.path) if isinstance(adapter, str | Path) else adapter
     if chosen.base != opened.fingerprint:
         raise BaseMismatchError(chosen.name, found=chosen.base, expected=opened.fingerprint, can_be_allowed=False)
@@ -125,3 +137,34 @@ def _compared(base: Base, adapter: Adapter, merged: Base) -> tuple[float, float,
     if not count or error > _ALLOWED * scale:
         raise ParityError("the merged base", found=f"a difference of {error:.1e}", expected=f"{_ALLOWED * scale:.1e}")
     return error, scale, count
+
+
+def _show(merged: Merged, screen: Screen) -> None:
+    new = f"{len(merged.tensors)} tensors of {screen.given['base'].name} are new"
+    screen.say(f"wrote {merged.path}: {new}, fingerprint {merged.fingerprint[:19]}…")
+    within = f"are within {merged.error:.1e} of model and adapter"
+    screen.say(f"{merged.compared:,} values, up to {merged.scale:.3g}, {within}.")
+    screen.say(f"Next: adapter-export build {merged.path} -o bundle")
+
+
+def _document(merged: Merged, screen: Screen) -> Mapping[str, object]:
+    return {
+        "model": str(merged.path),
+        "fingerprint": merged.fingerprint,
+        "tensors": list(merged.tensors),
+        "error": merged.error,
+        "scale": merged.scale,
+        "compared": merged.compared,
+        "notes": list(screen.notes),
+    }
+
+
+COMMAND = Command(
+    merge,
+    _show,
+    document=_document,
+    examples=(
+        "adapter-export merge model.pt --adapter lora -o merged.pt",
+        "adapter-export merge model.onnx --adapter lora -o merged.onnx --without-head",
+    ),
+)

@@ -1,20 +1,23 @@
-"""Capture a model as a torch archive."""
+"""Make a model archive from a Hugging Face folder."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.models.base import Base, PathLike, open_base, require
+from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import NoSitesError, Note, UsageError, argument
 from adapter_export.format.lengths import parse_lengths
-from adapter_export.option import Option
+from adapter_export.option import Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
+from adapter_export.tables import size
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 def capture(
     model: PathLike | Module,
-    output: PathLike,
+    output: Annotated[PathLike, Option("The archive to write.", "PATH", "-o")],
     *,
     example_inputs: Inputs | None = None,
     axes: AxisNames | None = None,
@@ -62,13 +65,19 @@ def capture(
             "--axis",
         ),
     ] = (),
-    force: Annotated[bool, "Replace what is at the output's place."] = False,
+    force: Force = False,
     reporter: Reporter = SILENT,
 ) -> Base:
-    """Make a model archive, which holds the graph, the weights and the module paths, and none of the model's code.
+    """Make a model archive from MODEL: the graph, the weights and the module paths, and none of the model's code.
 
-    The base of a folder is the bare model. The head of its class, or the modules of sentence-transformers, are its
-    `base_head` where heads can express them; a note says what is left out, and why.
+    MODEL is a Hugging Face folder, `config.json` and `model.safetensors`, or one of sentence-transformers. Its class is
+    the one that `architectures` names; its inputs are those that its tokenizer or processor makes, or `--input`. With
+    `--trust-pickle` it is a file of `torch.save(module)`. From Python, it may be any module:
+    `adapter_export.capture(module, "model.pt", example_inputs=…)`.
+
+    The archive holds the bare model, its tokenizer, and the base head: what its class or its modules compute from the
+    final hidden state, where heads can express it. A note names what is left out, and why. The archive can be trained
+    and exported.
 
     Args:
         model: a Hugging Face folder, or one of sentence-transformers; a torch module; or, with `trust_pickle`, a file
@@ -208,3 +217,46 @@ def _parse_lengths(texts: Sequence[str]) -> dict[str, Lengths]:
             )
         found[axis] = lengths
     return found
+
+
+def _show(base: Base, screen: Screen) -> None:
+    output = screen.given["output"]
+    head = base.base_head.head if base.base_head else None
+    task = None if head is None else head.task.type.replace("_", " ") if head.task else "logits"
+    means = "" if task is None else f" and its base head ({task})"
+    tokenizer = f"{'with' if base.tokenizer else 'without'} a tokenizer{means}"
+    screen.say(f"wrote {output}: {size(output.stat().st_size)}, {tokenizer}.")
+    data = "--task causal_lm --data texts.jsonl" if screen.given["with_cache"] else "--data train.tsv"
+    train = f"adapter-export train {output} {data} -o adapter"
+    screen.say(f"Next: {train}, or adapter-export sites {output}")
+
+
+def _document(base: Base, screen: Screen) -> Mapping[str, object]:
+    output = screen.given["output"]
+    return {
+        "model": str(output),
+        "fingerprint": base.fingerprint,
+        "bytes": output.stat().st_size,
+        "inputs": [record.name for record in base.inputs],
+        "outputs": [record.name for record in base.outputs],
+        "lengths": {axis: asdict(one) for axis, one in base.lengths.items()},
+        "max_tokens": base.max_tokens,
+        "tokenizer": base.tokenizer is not None,
+        "base_head": base.base_head_facts(),
+        "notes": list(screen.notes),
+    }
+
+
+COMMAND = Command(
+    capture,
+    _show,
+    document=_document,
+    examples=(
+        "adapter-export capture path/to/all-MiniLM-L6-v2 -o model.pt",
+        "adapter-export capture path/to/vit -o vit.pt --force",
+        "adapter-export capture path/to/llama --with-cache -o llama.pt",
+        "adapter-export capture path/to/patchtst --input past_values=float32[batch,512,7] -o model.pt",
+        "adapter-export capture path/to/mamba --axis sequence=128 -o mamba.pt",
+        "adapter-export capture --trust-pickle mine.pt --input x=float32[batch,sequence,64] -o model.pt",
+    ),
+)

@@ -1,4 +1,4 @@
-"""Distil an adapted model into a student without adapters, or tune a whole model on labels."""
+"""Distil an adapted model into a student without adapters."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from adapter_export.api.models.base import ArchiveBase, Base, PathLike, require
 from adapter_export.api.training.job import Start, Trained, TrainingJob, checkpoints_of, engine_for
 from adapter_export.api.training.rows import adapter_with_task, open_trainable
 from adapter_export.api.training.specs import DataSpec, HeadSpec
+from adapter_export.commands.command import Command, Screen
+from adapter_export.commands.training.train import SECTIONS
 from adapter_export.errors import ParityError, UsageError, argument
-from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option, OptionsOf, changed
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf, changed
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.torch_backend.train.settings import DistillationLoss, LoopSpec, Machine
@@ -39,10 +41,12 @@ DISTIL_OPTIONS = OptionsOf(DistillationLoss, DataSpec, HeadSpec, LoopSpec, Machi
 
 def distil(
     model: Base | PathLike,
-    data: PathLike,
-    output: PathLike | None = None,
+    data: Annotated[PathLike, Option("Labelled rows, as `train` reads them.", "PATH", "--data")],
+    output: Annotated[PathLike | None, Option("The folder to write.", "PATH", "-o", required=True)] = None,
     *,
-    adapter: Adapter | PathLike | None = None,
+    adapter: Annotated[
+        Adapter | PathLike | None, Option("The teacher's adapter, a folder. Default: learn from labels only.", "PATH")
+    ] = None,
     layers: Annotated[
         int | None, Option("Layers of the student, evenly spaced; defaults to all layers.", "N", least=1)
     ] = None,
@@ -53,7 +57,7 @@ def distil(
     learning_rate: Annotated[float, "Peak learning rate; pretrained weights need a small one."] = 1e-4,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
-    force: bool = False,
+    force: Force = False,
     reporter: Reporter = SILENT,
     **options: Annotated[Any, DISTIL_OPTIONS],
 ) -> Distillation:
@@ -65,8 +69,8 @@ def distil(
     labels. Without an adapter it is full fine-tuning, with a new head.
 
     With the same arguments the result is the same bit for bit, and the same call resumes an interrupted run. The
-    options are the annotated fields of `DistillationLoss`, `DataSpec`, `HeadSpec`, `LoopSpec` and `Machine`: the
-    options of `adapter-export distil`.
+    folder has the student as a base with its head (`model.pt`), which `build`, `sites` and `train` take, as plain ONNX
+    without slots (`model.onnx`), and the report (`distillation.json`).
 
     Args:
         model: the base of the teacher, one that torch can train.
@@ -74,6 +78,8 @@ def distil(
         output: the folder to write: the student as a base with its head (`model.pt`), which `build`, `sites` and
             `train` take, as plain ONNX without slots (`model.onnx`), and the report (`distillation.json`).
         adapter: the teacher's adapter, with a head, or its folder.
+        site_map: the sites of the base.
+        trust_pickle: load the base even if it could run code.
         force: replace `output`.
         reporter: receives the progress, the measurements of each step, and notes on the data.
 
@@ -298,3 +304,31 @@ def _write(base: Base, graph: Path, report: Distillation, result: TrainingResult
         loss_name = OBJECTIVES[report.training["task"]].loss_name
         draw_curve(result, f"{output.path.name} (student)", folder / CURVE_FILE, loss_name=loss_name)
     shutil.rmtree(output.path.with_name(f"{output.path.name}.partial"), ignore_errors=True)
+
+
+def _show(found: Distillation, screen: Screen) -> None:
+    output = screen.given["output"]
+    screen.show(found.table())
+    for note in found.notes:
+        screen.say(f"  {note}")
+    screen.say(f"wrote {output}.")
+    screen.say(f"Next: adapter-export build {output / STUDENT} -o bundle")
+
+
+def _document(found: Distillation, screen: Screen) -> Mapping[str, object]:
+    return {**found.to_json(), "warnings": list(screen.notes)}
+
+
+COMMAND = Command(
+    distil,
+    _show,
+    document=_document,
+    examples=(
+        "adapter-export distil model.pt --adapter adapters/trec --data train.tsv -o student",
+        "adapter-export distil model.pt --adapter adapters/trec --data train.tsv --layers 3 --epochs 10 -o student",
+        "adapter-export distil model.pt --adapter a --data train.tsv --unlabelled more.txt --hard 0.5 -o student",
+        "adapter-export distil model.pt --data train.tsv -o tuned      # no teacher: full fine-tuning",
+    ),
+    sections=SECTIONS,
+    common=("text", "label", "validation_data", "test_data", "epochs", "learning_rate"),
+)

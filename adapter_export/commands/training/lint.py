@@ -1,4 +1,4 @@
-"""The classic mistakes with adapters, looked for in one."""
+"""Look for the classic mistakes in an adapter."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.adapters import load_adapter
-from adapter_export.api.models.base import Base, PathLike, open_base
+from adapter_export.api.models.base import Base, OpenOptions, PathLike, base_for
+from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import UsageError, argument
-from adapter_export.option import PAIR, Option
+from adapter_export.option import PAIR, SITE_MAP, TRUST_PICKLE, Option
+from adapter_export.reporting import SILENT, Reporter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +26,7 @@ _ROWS, _TOKENS = 64, 64
 def lint(
     adapter: Adapter | PathLike,
     *,
-    base: Base | PathLike | None = None,
+    base: Annotated[Base | PathLike | None, Option("The model that it is meant for.", "MODEL")] = None,
     data: Annotated[
         PathLike | None,
         Option("The table that it learns from, or shall learn from: csv, tsv or jsonl in UTF-8.", "FILE"),
@@ -32,15 +34,24 @@ def lint(
     text: Annotated[str, Option("The column of the texts.", "COLUMN")] = "text",
     pair: Annotated[str | None, PAIR] = None,
     fresh: Annotated[bool, "It is not trained yet: measure how far it moves the model as it is."] = False,
+    site_map: Annotated[PathLike | None, SITE_MAP] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
+    reporter: Reporter = SILENT,
 ) -> Lint:
     """Look for the classic mistakes in an adapter.
 
-    What can be seen in the adapter alone is looked for in any case. With a base that torch can run, the adapter is
-    watched while the base reads the first rows of the data, or tokens at random. What could not be looked for is said.
+    A finding shows what was measured, what is expected, why, and what to do: a bottleneck too wide or too narrow, more
+    parameters than the rows can teach, no residual path, a site at which the adapter does nothing, an effective rank
+    far below the width, a layer out of line, another base, an initialization that disturbs the base, units that never
+    fire, sites that cost much and change little. Some checks need a base that torch can run: it reads the first rows of
+    the data, or random tokens. Checks that were skipped are listed with what they need.
 
     Args:
         adapter: the adapter, or its folder.
         base: the model that it is meant for.
+        site_map: the sites of the base.
+        trust_pickle: load the base even if it could run code.
+        reporter: receives the changes that were made to the base when it was opened.
 
     Returns:
         What was found. A mistake is no error: `raise_for_failure()` makes it one.
@@ -67,7 +78,7 @@ def lint(
     start = settings.get("initial_change") if isinstance(settings, Mapping) else None
     subject: dict[str, Any] = {"rows": rows, "start": start, "trained": not fresh}
     if base is not None:
-        opened = open_base(base)
+        opened = base_for(base, OpenOptions(site_map, trust_pickle), reporter)
         subject |= {"base": opened.fingerprint, "norms": {s.name: s.norm for s in opened.sites.map if s.norm}}
         if opened.trainable:
             values, moved = _watched(opened, found, texts)
@@ -114,3 +125,28 @@ def _read(base: Base, texts: list[tuple[str, str | None]]) -> dict[str, np.ndarr
     rows = [text if pair is None else Pair(text, pair) for text, pair in texts]
     found = encoded(tokenizer, [(row, None) for row in rows])
     return dict(tokenizer.arrays([row.encoding for row in found], [record.name for record in base.inputs]))
+
+
+def _show(found: Lint, screen: Screen) -> None:
+    if found.findings:
+        screen.show(f"adapter `{found.adapter}`", found.table())
+    else:
+        screen.show(f"adapter `{found.adapter}`: {len(found.looked_for)} checks passed")
+    reasons: dict[str, list[str]] = {}
+    for rule, reason in found.skipped.items():
+        reasons.setdefault(reason, []).append(rule)
+    for reason, rules in reasons.items():
+        screen.say(f"skipped: {', '.join(rules)}: {reason}")
+
+
+COMMAND = Command(
+    lint,
+    _show,
+    passed=lambda found: found.passed,
+    exit_codes="0 no mistake, 1 a mistake, 2 wrong call, 3 adapter, model or data cannot be used",
+    examples=(
+        "adapter-export lint adapters/trec",
+        "adapter-export lint adapters/trec --base model.pt --data train.tsv",
+        "adapter-export lint adapters/trec --base model.pt --json | jq '.findings[].rule'",
+    ),
+)

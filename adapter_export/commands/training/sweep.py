@@ -1,4 +1,4 @@
-"""Train adapters of many settings for one task, and compare what each brings and costs."""
+"""Train adapters of many settings, and compare what each brings and costs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ from adapter_export.api.adapters.kinds import at_least_1, check_different, kind_
 from adapter_export.api.bundles.bundles import build
 from adapter_export.api.models.base import Base, PathLike, open_base, require
 from adapter_export.api.training.fusion import FusionSpec
-from adapter_export.api.training.train import TRAIN_OPTIONS, train
+from adapter_export.api.training.specs import DataSpec, HeadSpec
+from adapter_export.commands.command import Command, Screen
+from adapter_export.commands.training.train import INIT, SECTIONS, TRAIN_OPTIONS, train
 from adapter_export.errors import AdapterExportError, FileError, Note, TrainingError, UsageError, WriteError, argument
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option, OptionsOf
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
+from adapter_export.torch_backend.train.settings import LoopSpec, Machine
 
 if TYPE_CHECKING:
     from adapter_export.analysis.run_workers import Workers
@@ -58,10 +61,14 @@ def own_arguments() -> frozenset[str]:
     return swept_options() | {*_GIVEN, "fuse", *OptionsOf(FusionSpec).defaults()}
 
 
+_OPTIONS = OptionsOf(kind_options, DataSpec, HeadSpec, LoopSpec, Machine, without=own_arguments)
+"""Options of each training that the sweep does not set itself."""
+
+
 def sweep(
     model: Base | PathLike,
-    data: PathLike,
-    output: PathLike,
+    data: Annotated[PathLike, Option("Labelled rows, as `train` reads them.", "PATH", "--data")],
+    output: Annotated[PathLike, Option("The folder to write, with a folder in `runs` for each adapter.", "PATH", "-o")],
     *,
     kinds: Annotated[tuple[str, ...], "Adapter kinds."] = ("houlsby", "pfeiffer"),
     bottlenecks: Annotated[
@@ -93,20 +100,19 @@ def sweep(
     tokens: Annotated[int, Option("Tokens in that row, at most the model's maximum.", "N", least=1)] = 128,
     plot: Annotated[PathLike | None, Option("Plot scores over costs: `.svg` or `.png`.", "FILE")] = None,
     bundle: Annotated[PathLike | None, Option("Build a bundle of the best adapter.", "FOLDER")] = None,
+    init: Annotated[str | None, INIT] = None,
     force: Annotated[bool, "Replace the plot and the bundle."] = False,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     reporter: Reporter = SILENT,
-    **training: Any,
+    **training: Annotated[Any, _OPTIONS],
 ) -> Sweep:
     """Train adapters of many settings on one table, each with several seeds, and compare what they bring and cost.
 
     A setting is a kind, a bottleneck, a placement and a learning rate. Without `trials`, every combination is tried.
     With it, Optuna chooses, and bottlenecks and learning rates may be ranges, such as `"4..256"` and `"1e-4..1e-2"`.
     The score is the metric that selects the best epoch, on the validation rows, its mean over the seeds. Test scores
-    are reported but not used for selection.
-
-    Finished trainings are kept: the same call resumes a sweep, within a training too, and tries failed ones again.
+    are reported but not used for selection. The same call resumes a sweep, and tries failed trainings again.
 
     Args:
         model: the base, one that torch can train.
@@ -132,6 +138,7 @@ def sweep(
     for option, given in (("kinds", kinds), ("seeds", seeds), ("placements", placements or ("",))):
         check_different(option, given)
     _check_training(training)
+    training |= {} if init is None else {"init": init}
     space = Space(
         {kind: kind_named(kind).swept("width") is not None for kind in kinds},
         _values("bottlenecks", bottlenecks, int, trials),
@@ -559,3 +566,25 @@ def _workers(count: int | None, ray: str | None, training: Mapping[str, Any]) ->
         accelerators = 1 if str(training.get("device")).startswith("cuda") else 0
         return RayWorkers(ray, count, training.get("threads") or 1, accelerators)
     return ThisProcess() if count is None else Processes(at_least_1("workers", count))
+
+
+def _show(found: Sweep, screen: Screen) -> None:
+    screen.show(found.table())
+    screen.say(f"{found.summary()} in {screen.given['output'] / RUNS}.")
+    for name in ("plot", "bundle"):
+        if name in screen.given:
+            screen.say(f"wrote {screen.given[name]}")
+
+
+COMMAND = Command(
+    sweep,
+    _show,
+    examples=(
+        "adapter-export sweep model.pt --data train.tsv --validation-data dev.tsv -o sweep",
+        "adapter-export sweep model.pt --data train.tsv --bottlenecks 4,16,64 --kinds houlsby,lora --workers 4 \\",
+        "    --measure --plot sweep.svg --bundle bundle -o sweep",
+        "adapter-export sweep model.pt --data train.tsv --bottlenecks 4..256 --trials 30 -o sweep",
+    ),
+    sections=SECTIONS,
+    common=("text", "label", "validation_data", "test_data", "epochs"),
+)

@@ -12,8 +12,21 @@ from adapter_export.api.adapters.kinds import at_least_1
 from adapter_export.api.models.base import Base, PathLike, require
 from adapter_export.api.training.rows import RowReader, adapter_with_task, open_trainable
 from adapter_export.api.training.specs import DataSpec, HeadSpec
+from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import AdapterError, UsageError, argument
-from adapter_export.option import LABEL, PAIR, SKIP_INCOMPLETE, START, TEXT, THREADS, TOKENIZER, Option
+from adapter_export.option import (
+    LABEL,
+    PAIR,
+    SITE_MAP,
+    SKIP_INCOMPLETE,
+    START,
+    TEXT,
+    THREADS,
+    TOKENIZER,
+    TRUST_PICKLE,
+    Force,
+    Option,
+)
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.version import __version__
@@ -30,9 +43,11 @@ _Layers = Mapping[int, Sequence[str]]
 
 def drop(
     adapter: Adapter | PathLike,
-    base: Base | PathLike,
-    data: PathLike,
-    output: PathLike | None = None,
+    base: Annotated[Base | PathLike, Option("The model that it was trained on.", "MODEL", "--base")],
+    data: Annotated[PathLike, Option("Labelled rows that it was not trained on.", "PATH", "--data")],
+    output: Annotated[
+        PathLike | None, Option("Adapter folder to write, without `--layers` or `--leave-out`.", "PATH", "-o")
+    ] = None,
     *,
     layers: Annotated[int | None, Option("Drop the adapters of the N lowest layers.", "N", least=1)] = None,
     leave_out: Annotated[tuple[int, ...] | None, Option("Drop the adapters of these layers.", "N,N,…")] = None,
@@ -45,7 +60,9 @@ def drop(
     batch_size: Annotated[int, Option("Rows per batch.", "N", least=1)] = 32,
     threads: Annotated[int | None, THREADS] = None,
     plot: Annotated[PathLike | None, Option("Plot scores and times: `.svg` or `.png`.", "FILE")] = None,
-    force: bool = False,
+    site_map: Annotated[PathLike | None, SITE_MAP] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
+    force: Force = False,
     reporter: Reporter = SILENT,
 ) -> Drop:
     """Measure what an adapter loses and saves without its lowest layers (AdapterDrop; Rücklé et al. 2021).
@@ -59,6 +76,8 @@ def drop(
         base: the model that it was trained on, one that torch can run.
         data: labelled rows, as `train` reads them; test rows, not those that it learnt from.
         output: the folder to write the adapter to without `layers` or `leave_out`.
+        site_map: the sites of the base.
+        trust_pickle: load the base even if it could run code.
         force: replace `output` and `plot`.
         reporter: receives each step before it begins.
 
@@ -82,7 +101,7 @@ def drop(
         check_picture(image)
     if threads is not None:
         torch.set_num_threads(at_least_1("threads", threads))
-    opened = open_trainable(base)
+    opened = open_trainable(base, site_map, trust_pickle=trust_pickle)
     whole = adapter_with_task(opened, adapter)
     choices, at = _choices(whole.layers(opened.sites.complete), layers, leave_out)
     columns = DataSpec(
@@ -205,3 +224,23 @@ def _without(adapter: Adapter, dropped: Mapping[int, list[str]]) -> Adapter:
     record = {"producer": f"adapter-export {__version__}", "dropped_layers": list(dropped)}
     lesser = adapter.without([place for places in dropped.values() for place in places])
     return replace(lesser, training={**record, "whole": {"adapter": adapter.name, "training": adapter.training}})
+
+
+def _show(found: Drop, screen: Screen) -> None:
+    screen.show(found.table())
+    for note in found.notes:
+        screen.say(f"  {note}")
+    for name in ("output", "plot"):
+        if name in screen.given:
+            screen.say(f"wrote {screen.given[name]}.")
+
+
+COMMAND = Command(
+    drop,
+    _show,
+    examples=(
+        "adapter-export drop adapters/trec --base model.pt --data test.tsv",
+        "adapter-export drop adapters/trec --base model.pt --data test.tsv --plot drop.svg --json",
+        "adapter-export drop adapters/trec --base model.pt --data test.tsv --layers 3 -o adapters/trec-upper",
+    ),
+)

@@ -1,1 +1,0 @@
-"""Commands that train, and those that help to."""

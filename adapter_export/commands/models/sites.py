@@ -1,0 +1,84 @@
+"""Show where adapters can act in a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from adapter_export.api.models.base import Base, OpenOptions, PathLike, base_for
+from adapter_export.api.models.sites import Sites
+from adapter_export.commands.command import Command, Screen
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
+from adapter_export.reporting import SILENT, Reporter
+from adapter_export.safe_io.output import Output
+
+
+def sites(
+    model: Base | PathLike,
+    *,
+    site_map: Annotated[PathLike | None, SITE_MAP] = None,
+    write_site_map: Annotated[
+        PathLike | None,
+        Option("Write the sites as a site map to edit; that of a torch base also has the names in its graph.", "FILE"),
+    ] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
+    force: Force = False,
+    reporter: Reporter = SILENT,
+) -> Sites:
+    """Show where adapters can act in MODEL.
+
+    MODEL is a torch archive, a Hugging Face folder, an ONNX file or an onnxruntime-genai folder. Sites are found in the
+    structure of the base's dataflow. The first table lists the sublayers: the name of the site, the width of the
+    residual stream, the module in the torch model, the value that an adapter replaces, and what reads the sum of that
+    value and the residual stream. The second lists the linear layers inside them, the parts of fused ones, and the
+    embeddings, which are sites as well; those that differ only in their layer share a row. Below the drawing are the
+    layers with weights at which no adapter can act, and the sublayers that were not placed, with the reason. `train`,
+    `pack`, `import` and `build` refuse a base with such sublayers, unless `--site-map` names the sites.
+
+    Args:
+        model: a base, or what `open_base` takes.
+        site_map: a file with sites that override or complete those that are found.
+        write_site_map: the file to write.
+        trust_pickle: load the base even if it could run code.
+        force: replace `write_site_map`.
+        reporter: receives the changes that were made to the base when it was opened.
+
+    Raises:
+        NoSitesError: the base has none.
+        BaseModelError: it is no base.
+        OutputExistsError, WriteError: the site map cannot be written.
+    """
+    output = None if write_site_map is None else Output(Path(write_site_map), force)
+    if output is not None:
+        output.ensure_writable()
+    found = base_for(model, OpenOptions(site_map, trust_pickle), reporter, recorded=True).sites
+    if output is not None:
+        found.write_site_map(output.path, force=output.force)
+    return found
+
+
+def _show(found: Sites, screen: Screen) -> None:
+    base, covered = found.base, found.map.coverage
+    screen.show(found.table(), found.inner_table(), "")
+    screen.line((f"{screen.given['model']}  {base.form_name}, {covered}, width {found.map.width}", "bold"))
+    for text in found.drawing().splitlines():
+        before, mark, after = text.partition("▣")
+        screen.line(before, (f"{mark}{after[:5]}", "green"), after[5:])
+    if found.not_placed:
+        screen.line(f"without a site: {', '.join(found.not_placed)}")
+    for missing in covered.unplaced:
+        screen.line(f"not placed: {', '.join(missing.layers)}: {missing.reason}")
+    if "write_site_map" in screen.given:
+        file = screen.given["write_site_map"]
+        screen.say(f"Next: edit {file}, then pass --site-map {file} to `sites`, `train`, `build` and `check`")
+
+
+COMMAND = Command(
+    sites,
+    _show,
+    examples=(
+        "adapter-export sites model.pt",
+        "adapter-export sites model.pt --write-site-map sites.json",
+        "adapter-export sites model.onnx --json | jq '.sites[].name'",
+    ),
+)
