@@ -31,5 +31,28 @@ class Reporter:
         warnings.warn(text, stacklevel=3)
 
 
+class Part(Reporter):
+    """Reports a part of a longer call under one label, scaled to the units of the whole.
+
+    Args:
+        whole: receives the steps.
+        label: the label of all of them.
+        before: units of the whole that are finished before this part.
+        size: units of the whole in this part.
+        total: units of the whole; `None` if they cannot be counted.
+    """
+
+    def __init__(self, whole: Reporter, label: str, before: int, size: int, total: int | None) -> None:
+        self._whole, self._label, self._before, self._size, self._total = whole, label, before, size, total
+
+    def step(self, label: str, done: int = 0, total: int | None = None) -> None:  # noqa: ARG002
+        """Report how much of the part is finished."""
+        self._whole.step(self._label, self._before + done * self._size // (total or 1), self._total)
+
+    def note(self, text: str) -> None:
+        """Pass a note on."""
+        self._whole.note(text)
+
+
 SILENT = Reporter()
 """Ignores progress; notes are Python warnings."""

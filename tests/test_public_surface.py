@@ -91,6 +91,7 @@ def test_the_runtime_gives_bundles_and_sessions() -> None:
         "Answerer",
         "Bundle",
         "Prediction",
+        "ProgressBar",
         "Reading",
         "Request",
         "Row",

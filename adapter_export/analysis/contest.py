@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from adapter_export.graph.tasks import Task
 from adapter_export.graph.tasks.cells import some
 from adapter_export.graph.tasks.metrics import Judged
 from adapter_export.numerics.runner import Runner, run
-from adapter_export.reporting import SILENT, Reporter
+from adapter_export.reporting import SILENT, Part, Reporter
 from adapter_export.runtime.answerer import Answerer, Reader, Row
 
 _NAMED = 3
@@ -71,14 +70,14 @@ class Contestant:
         """Yield the inputs of each text, alone."""
         return (self.reader.arrays([row], self.adapter) for one in rows.read for row in one.rows)
 
-    def answer(self, rows: EvalRows, done: Callable[[int], object]) -> Results:
-        """Return the results of each row as it is answered alone; `done` receives the number of finished rows.
+    def answer(self, rows: EvalRows, reporter: Reporter) -> Results:
+        """Return the results of each row as it is answered alone.
 
         Raises:
             RequestError: the runtime cannot compute them.
         """
         asked = [Row(text, self.adapter) for text in rows.texts]
-        return [one.results for one in Answerer(self.reader.session, self.reader).answer(asked, done)]
+        return [one.results for one in Answerer(self.reader.session, self.reader).answer(asked, reporter)]
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class ReferenceContestant(Contestant):
 
     runner: Runner
 
-    def answer(self, rows: EvalRows, done: Callable[[int], object]) -> Results:
+    def answer(self, rows: EvalRows, reporter: Reporter) -> Results:
         """Return the results of the model; see `Contestant.answer`."""
         found, output = list[list[np.ndarray]](), str(self.record.output)
         for count, one in enumerate(rows.read, 1):
@@ -101,7 +100,7 @@ class ReferenceContestant(Contestant):
                 computed = run(self.runner, arrays, self.original, self.bundle.base_outputs, output)[output][0]
                 results.append(self.reader.without_padding({output: computed}, row)[output])
             found.append(results)
-            done(count)
+            reporter.step("", count, len(rows.read))
         return found
 
 
@@ -160,17 +159,13 @@ def measure(contestants: Sequence[Contestant], data: EvalData, reporter: Reporte
     for one, rows in zip(contestants, read, strict=True):
         label = f"answering with `{one.name}`"
         reporter.step(label, finished, total)
-        answers.append(one.answer(rows, partial(_report, reporter, label, total, finished)))
+        answers.append(one.answer(rows, Part(reporter, label, finished, len(rows.read), total)))
         finished += len(rows.read)
     measured = []
     for one, rows, results in zip(contestants, read, answers, strict=True):
         with within(f"`{one.name}`"):
             measured.append(Measured(one, rows, results, judge(rows, results)))
     return measured
-
-
-def _report(reporter: Reporter, label: str, total: int, before: int, done: int) -> None:
-    reporter.step(label, before + done, total)
 
 
 def _check_labels(contestants: Sequence[Contestant], read: Sequence[EvalRows], path: Path) -> None:

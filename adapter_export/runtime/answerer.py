@@ -6,11 +6,12 @@ is what the model gives for it alone; `Session.run_many` decides what may share 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -19,8 +20,11 @@ import numpy.typing as npt
 from adapter_export.errors import RequestError, within
 from adapter_export.graph.tasks import Task
 from adapter_export.graph.tasks.answers import Asked, ReadText, TextAnswer
-from adapter_export.runtime.batches import TOKEN_BUDGET, Progress, Request, draw_bar
+from adapter_export.reporting import SILENT, Part, Reporter
+from adapter_export.runtime.batches import TOKEN_BUDGET, Request
+from adapter_export.runtime.check_inputs import Weighting, weights_of_each
 from adapter_export.runtime.head_results import Head, check_context, own_classes
+from adapter_export.runtime.strength import Strength, strength_of_each
 from adapter_export.text import Pair
 
 LongTexts = Literal["cut", "refuse", "windows"]
@@ -94,8 +98,8 @@ class Runs(Protocol):
         /,
         *,
         token_budget: int,
-        progress: Progress | None,
         allow_mixed_rows: bool,
+        reporter: Reporter,
     ) -> list[dict[str, np.ndarray]]:
         """Return the outputs of each request, as it is alone."""
 
@@ -131,6 +135,91 @@ class Reader(Protocol):
 
     def without_padding(self, outputs: Arrays, row: Any, /) -> Arrays:
         """Return the outputs of a row, without the tokens that it was padded with."""
+
+
+class RowReader:
+    """Answers rows that it reads; texts and files are two kinds of it.
+
+    Attributes:
+        session: runs the inputs.
+        word: what messages call a row.
+    """
+
+    session: Any
+    word: str
+    window: int
+    token_budget: int
+
+    def read(
+        self,
+        asked: Any,
+        adapter: str | None = None,
+        *,
+        adapters: Sequence[str | None] | None = None,
+        long: LongTexts = "cut",
+        stride: int | None = None,
+        places: Sequence[str] = (),
+    ) -> list[ReadText]:
+        """Read rows for adapters."""
+        raise NotImplementedError
+
+    def arrays(self, rows: Any, adapter: str | None = None) -> Arrays:
+        """Return the inputs of a call."""
+        raise NotImplementedError
+
+    def without_padding(self, outputs: Arrays, row: Any) -> Arrays:  # noqa: ARG002 — for rows that are padded
+        """Return the outputs of a row, without the tokens that it was padded with."""
+        return outputs
+
+    def answer(
+        self,
+        rows: Sequence[Any],
+        adapter: str | None = None,
+        *,
+        adapters: Sequence[str | None] | None = None,
+        weights: Weighting | None = None,
+        strength: Strength | None = None,
+        reading: Reading | None = None,
+        reporter: Reporter = SILENT,
+    ) -> list[TextAnswer]:
+        """Answer rows, each by the task of its adapter.
+
+        Of a text in windows, a class, a set of labels, numbers and a vector are those of the mean over its windows, of
+        probabilities, numbers and vectors (of length 1 again, where the task says so); the label of a token is that of
+        the window in which it is farthest from an edge; a span is the one whose logits are highest in any window.
+
+        Args:
+            rows: as in `read`.
+            adapter: as in `read`.
+            adapters: as in `read`.
+            weights: as in `Session.run`, for adapters that are weighted fusions: for all rows or for each.
+            strength: as in `Session.run`, for all rows or for each.
+            reading: how rows are read and put into calls.
+            reporter: as in `Answerer.answer`.
+
+        Raises:
+            RequestError, FileError, DataError: as `read` and `Session.run`; or an adapter has no head or no known task.
+        """
+        names = self._names(rows, adapter, adapters)
+        choices = zip(
+            rows, names, strength_of_each(strength, len(rows)), weights_of_each(weights, len(rows)), strict=True
+        )
+        asked = [Row(*choice, where=f"{self.word} {at}") for at, choice in enumerate(choices)]
+        return Answerer(self.session, self, reading).answers(asked, reporter)
+
+    def _names(
+        self, rows: Sequence[Any], adapter: str | None, adapters: Sequence[str | None] | None
+    ) -> list[str | None]:
+        """Return the adapter of each row; RequestError unless `rows` is a list with an adapter for each or for all."""
+        single = isinstance(rows, str | bytes | Path | Pair)
+        names = [adapter] * (0 if single else len(rows)) if adapters is None else list(adapters)
+        if single or not len(rows) or len(names) != len(rows):
+            what = f"there is not one adapter for each {self.word}" if len(rows) and not single else f"no {self.word}s"
+            found = type(rows).__name__ if single else f"{len(names)} adapters for {len(rows)} {self.word}s"
+            raise RequestError(
+                what, found=found, expected=f"a list of {self.word}s, and an adapter for each or for all"
+            )
+        return names
 
 
 @dataclass(frozen=True)
@@ -278,33 +367,34 @@ class Answerer:
     def __init__(self, session: Runs, reader: Reader | None = None, reading: Reading | None = None) -> None:
         self._session, self._reader, self._reading = session, reader, reading or Reading()
 
-    def answer(self, rows: Iterable[Row], progress: Callable[[int], object] | None = None) -> Iterator[AnsweredRow]:
+    def answer(self, rows: Iterable[Row], reporter: Reporter = SILENT) -> Iterator[AnsweredRow]:
         """Answer rows one after the other, some thousand of them in memory at a time.
 
         Args:
             rows: any number.
-            progress: called with the number of rows done so far.
+            reporter: receives the number of finished rows after each call.
 
         Raises:
             RequestError: a row does not fit; those of windows before it have been answered.
         """
         window = _WINDOW if self._reader is None else self._reader.window
         remaining, done = iter(rows), 0
+        total = len(rows) if isinstance(rows, Sized) else None
         while some := list(islice(remaining, window)):
             read = self.read(some)
-            outputs = iter(self._run([request for row in read for request in row.requests], done, len(some), progress))
+            part = Part(reporter, "answering rows", done, len(some), total)
+            outputs = iter(self._run([request for row in read for request in row.requests], part))
             for row in read:
                 yield row.answered([next(outputs) for _ in row.requests])
             done += len(some)
-            if progress is not None:
-                progress(done)
+            part.step("", 1, 1)
 
-    def answers(self, rows: Sequence[Row], progress: Progress | bool | None = None) -> list[TextAnswer]:
+    def answers(self, rows: Sequence[Row], reporter: Reporter = SILENT) -> list[TextAnswer]:
         """Answer rows by the tasks of their adapters; each must have one.
 
         Args:
             rows: any number.
-            progress: called with how many of how many rows are done; true draws a bar on stderr.
+            reporter: receives the number of finished rows after each call.
 
         Raises:
             RequestError: a row does not fit, or its adapter has no task.
@@ -312,9 +402,7 @@ class Answerer:
         for adapter, row in {row.adapter: row for row in reversed(rows)}.items():
             with _at(row.where):
                 self._session.answering(adapter)
-        told = draw_bar if progress is True else progress or None
-        step = None if told is None else lambda done: told(done, len(rows))
-        return [one.answer for one in self.answer(rows, step)]
+        return [one.answer for one in self.answer(rows, reporter)]
 
     def read(self, rows: Sequence[Row]) -> list[ReadRow]:
         """Return rows as requests, for callers that put the requests of several into one call.
@@ -354,17 +442,11 @@ class Answerer:
         head_only = head.task is not None and not self._reading.outputs
         return Request(inputs, head.adapter, row.strength, row.weights, head_only, row.where)
 
-    def _run(
-        self, requests: Sequence[Request], before: int, rows: int, progress: Callable[[int], object] | None
-    ) -> list[dict[str, np.ndarray]]:
-        def advance(done: int, total: int) -> None:
-            if progress is not None:
-                progress(before + done * rows // total)
-
+    def _run(self, requests: Sequence[Request], reporter: Reporter) -> list[dict[str, np.ndarray]]:
         usual = TOKEN_BUDGET if self._reader is None else self._reader.token_budget
         return self._session.run_many(
             requests,
             token_budget=usual if self._reading.token_budget is None else self._reading.token_budget,
-            progress=advance,
             allow_mixed_rows=self._reading.allow_mixed_rows,
+            reporter=reporter,
         )

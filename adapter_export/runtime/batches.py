@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,6 +12,7 @@ import numpy as np
 from adapter_export.errors import UsageError
 from adapter_export.format.axes import length, names
 from adapter_export.format.manifest import Axis, InputRecord, Manifest
+from adapter_export.reporting import Reporter
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.head_results import own_classes
 from adapter_export.runtime.loaded_adapters import Entry
@@ -228,15 +229,16 @@ def _cut(rows: np.ndarray, axes: Sequence[Axis], item: Item) -> np.ndarray:
     return rows[tuple(cut)].copy()
 
 
-Progress = Callable[[int, int], None]
-"""Called with how many of how many are done."""
-
 _WIDTH = 40
 
 
-def draw_bar(done: int, total: int) -> None:
-    """Draw how many are done; a `Progress`."""
-    filled = _WIDTH * done // max(1, total)
-    end = "\n" if done == total else ""
-    sys.stderr.write(f"\r[{'#' * filled}{'.' * (_WIDTH - filled)}] {done}/{total}{end}")
-    sys.stderr.flush()
+class ProgressBar(Reporter):
+    """Draws a bar on stderr."""
+
+    def step(self, label: str, done: int = 0, total: int | None = None) -> None:  # noqa: ARG002
+        """Draw how many units of work are done."""
+        if total is not None:
+            filled = _WIDTH * done // max(1, total)
+            end = "\n" if done == total else ""
+            sys.stderr.write(f"\r[{'#' * filled}{'.' * (_WIDTH - filled)}] {done}/{total}{end}")
+            sys.stderr.flush()

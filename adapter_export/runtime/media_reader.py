@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -12,15 +11,12 @@ from adapter_export.errors import RequestError, argument, quoted
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.media import MediaRecord
 from adapter_export.graph.tasks import Task
-from adapter_export.graph.tasks.answers import ReadText, TextAnswer
+from adapter_export.graph.tasks.answers import ReadText
 from adapter_export.modalities import FILE_MODALITIES
 from adapter_export.modalities.modality import MediaFile
-from adapter_export.runtime.answerer import Answerer, LongTexts, Reading, Row
-from adapter_export.runtime.batches import Progress
-from adapter_export.runtime.check_inputs import Weighting, weights_of_each
+from adapter_export.runtime.answerer import LongTexts, RowReader
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.session import Session
-from adapter_export.runtime.strength import Strength, strength_of_each
 
 _AT_ONCE, _ROWS_IN_A_CALL = 32, 8
 
@@ -53,7 +49,7 @@ class MediaRow:
     cut: int = 0
 
 
-class MediaReader:
+class MediaReader(RowReader):
     """Reads images or audio for the adapters of a bundle, and answers them with a session.
 
     Made by `Bundle.files`.
@@ -66,6 +62,7 @@ class MediaReader:
 
     def __init__(self, record: MediaRecord, manifest: Manifest, session: Session) -> None:
         self.record, self.session, self._base_head = record, session, manifest.head
+        self.word = record.modality.word
         names = [one.name for one in manifest.inputs]
         if record.steps is None:
             raise RequestError(record.refusal, fix=f"give arrays for `{record.input}`")
@@ -99,15 +96,10 @@ class MediaReader:
             RequestError: there are no files; an adapter is not loaded, reads texts, or had another processor.
             FileError, DataError: an audio file cannot be read.
         """
-        names = list(adapters) if adapters is not None else [adapter] * len(files)
-        word = self.record.modality.word
+        word = self.word
         if long == "windows" or stride is not None:
             raise RequestError(f"a {word} is not read in windows", fix=f"give {argument('long', 'cut')} or `refuse`")
-        if isinstance(files, str | bytes | Path) or not len(files) or len(names) != len(files):
-            raise RequestError(
-                f"needs a list of {word}s, and an adapter for each or for all",
-                found=f"{type(files).__name__}, {len(names)} adapters",
-            )
+        names = self._names(files, adapter, adapters)
         names = [self._base_head if name is None else name for name in names]
         tasks = {name: None if name is None else self.session.task(name) for name in dict.fromkeys(names)}
         for name, task in tasks.items():
@@ -138,42 +130,6 @@ class MediaReader:
                 fix="run them one by one",
             )
         return {self.record.input: np.stack(found)}
-
-    def answer(
-        self,
-        files: Sequence[MediaFile],
-        adapter: str | None = None,
-        *,
-        adapters: Sequence[str | None] | None = None,
-        weights: Weighting | None = None,
-        strength: Strength | None = None,
-        allow_mixed_rows: bool = False,
-        progress: Progress | bool | None = None,
-    ) -> list[TextAnswer]:
-        """Answer images or audio, each by the task of its adapter.
-
-        Args:
-            files: as in `read`.
-            adapter: as in `read`.
-            adapters: as in `read`.
-            weights: as in `Session.run`, for adapters that are weighted fusions: for all files or for each.
-            strength: as in `Session.run`, for all files or for each.
-            allow_mixed_rows: as in `Session.run`.
-            progress: as in `Session.run_many`.
-
-        Raises:
-            RequestError, FileError, DataError: as `read`, `arrays` and `Session.run`; or an adapter has no head.
-        """
-        names = list(adapters) if adapters is not None else [adapter] * len(files)
-        if isinstance(files, str | bytes | Path) or not len(files) or len(names) != len(files):
-            self.read(files, adapter, adapters=adapters)  # says what is wrong
-        each = strength_of_each(strength, len(files)), weights_of_each(weights, len(files))
-        rows = [Row(*choice) for choice in zip(files, names, *each, strict=True)]
-        return Answerer(self.session, self, Reading(allow_mixed_rows=allow_mixed_rows)).answers(rows, progress)
-
-    def without_padding(self, outputs: Mapping[str, np.ndarray], _row: MediaRow) -> Mapping[str, np.ndarray]:
-        """Return the outputs of a row as they are: files are not padded."""
-        return outputs
 
     def _row(self, file: MediaFile, where: str) -> MediaRow:
         """Count what an audio file loses, which is to be said before it is answered."""

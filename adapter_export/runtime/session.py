@@ -17,9 +17,10 @@ from adapter_export.errors import RequestError, UsageError, within
 from adapter_export.format.axes import padded_axes
 from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.graph.tasks.answers import Answer, Prediction, TokenLabels
+from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime import batches
 from adapter_export.runtime.bank import Bank
-from adapter_export.runtime.batches import CALL_TOKENS, TOKEN_BUDGET, Item, Progress, Request
+from adapter_export.runtime.batches import CALL_TOKENS, TOKEN_BUDGET, Item, Request
 from adapter_export.runtime.check_inputs import (
     Inputs,
     Weighting,
@@ -333,8 +334,8 @@ class Session:
         requests: Iterable[Request],
         *,
         token_budget: int = TOKEN_BUDGET,
-        progress: Progress | bool | None = None,
         allow_mixed_rows: bool = False,
+        reporter: Reporter = SILENT,
     ) -> list[Arrays]:
         """Compute the outputs of any number of requests, each with its own adapter.
 
@@ -346,8 +347,8 @@ class Session:
         Args:
             requests: inputs of one row or several, and an adapter.
             token_budget: how many tokens a call may have, rows times the longest of them.
-            progress: called with how many of how many requests are done; true draws a bar on stderr.
             allow_mixed_rows: as in `run`, for rows of different requests.
+            reporter: receives the number of finished requests after each call; `ProgressBar()` draws a bar.
 
         Returns:
             The outputs of each request in the order of the requests, for each row what `run` gives for it alone,
@@ -358,15 +359,15 @@ class Session:
             RequestError: as `run`; nothing is computed if a request does not fit, and the message says which.
         """
         items = self._items(requests, self._entry, "request", allow_mixed_rows)
-        return self._run_items(items, token_budget, progress, allow_mixed_rows)
+        return self._run_items(items, token_budget, allow_mixed_rows, reporter)
 
     def classify_many(
         self,
         requests: Iterable[Request],
         *,
         token_budget: int = TOKEN_BUDGET,
-        progress: Progress | bool | None = None,
         allow_mixed_rows: bool = False,
+        reporter: Reporter = SILENT,
     ) -> list[list[Prediction]]:
         """Compute the labels of any number of requests, as `run_many` computes outputs; for each a label per row.
 
@@ -381,8 +382,8 @@ class Session:
         found = self.run_many(
             [replace(request, head_only=True) for request in asked],
             token_budget=token_budget,
-            progress=progress,
             allow_mixed_rows=allow_mixed_rows,
+            reporter=reporter,
         )
         answers = []
         for (output, task), outputs in zip(tasks, found, strict=True):
@@ -620,7 +621,7 @@ class Session:
         items = self._items(
             requests, lambda name: entries[str(name)], "row" if len(requests) > 1 else "", allow_mixed_rows
         )
-        found = self._run_items(items, TOKEN_BUDGET, None, allow_mixed_rows)
+        found = self._run_items(items, TOKEN_BUDGET, allow_mixed_rows)
         outputs = [entries[str(request.adapter)].output for request in requests]
         results = [row for one, output in zip(found, outputs, strict=True) for row in one[str(output)]]
         return results, [entries[name] for name in names]
@@ -688,12 +689,11 @@ class Session:
         return entry
 
     def _run_items(
-        self, items: Sequence[Item], token_budget: int, progress: Progress | bool | None, allow_mixed_rows: bool
+        self, items: Sequence[Item], token_budget: int, allow_mixed_rows: bool, reporter: Reporter = SILENT
     ) -> list[Arrays]:
         count = 1 + max((item.index for item in items), default=-1)
         adapters = self._resident if self._bank.takes(item.entry for item in items) else 1
         call_tokens = CALL_TOKENS if self.provider == "cpu" else token_budget  # on a GPU, launches outweigh padding
-        on_progress = batches.draw_bar if progress is True else progress or None
         found: list[Arrays | None] = [None] * len(items)
         parts = [0] * count  # of each request, those that are still to be computed
         for item in items:
@@ -705,8 +705,7 @@ class Session:
                 found[places[id(item)]] = own
                 parts[item.index] -= 1
                 done += not parts[item.index]
-            if on_progress is not None:
-                on_progress(done, count)
+            reporter.step("running requests", done, count)
         return batches.by_request(items, [one for one in found if one is not None], self._manifest)
 
     def _run_batch(self, batch: Sequence[Item]) -> Iterable[tuple[Item, Arrays]]:

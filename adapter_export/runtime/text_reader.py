@@ -10,22 +10,22 @@ import numpy as np
 from adapter_export.errors import RequestError, argument
 from adapter_export.format.manifest import Manifest, token_axis
 from adapter_export.graph.tasks import Task
-from adapter_export.graph.tasks.answers import Asked, ReadText, TextAnswer, is_choices
-from adapter_export.runtime.answerer import Answerer, LongTexts, Reading, Row
-from adapter_export.runtime.batches import TOKEN_BUDGET, Progress
-from adapter_export.runtime.check_inputs import Weighting, weights_of_each
+from adapter_export.graph.tasks.answers import Asked, ReadText, is_choices
+from adapter_export.runtime.answerer import LongTexts, RowReader
+from adapter_export.runtime.batches import TOKEN_BUDGET
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.session import Session
-from adapter_export.runtime.strength import Strength, strength_of_each
 from adapter_export.text import EncodedText, Pair, Side, Text, Tokenizer, Tokens, check_inputs
 
 
-class TextReader:
+class TextReader(RowReader):
     """Reads texts for the adapters of a bundle, by the record of each, and answers them with a session.
 
     Made by `Bundle.texts`.
     """
 
+    session: Session
+    word = "text"
     window, token_budget = 2048, TOKEN_BUDGET
     """Texts that are sorted by length at a time (more hardly save padding), and maximum tokens of a call."""
 
@@ -64,13 +64,7 @@ class TextReader:
             RequestError: a text is none, is of another kind than its task wants, or is too long and `long` refuses it;
                 an adapter is not loaded, or was trained with another tokenizer.
         """
-        names = list(adapters) if adapters is not None else [adapter] * len(texts)
-        if isinstance(texts, str | Pair) or not texts or len(names) != len(texts):
-            what = (
-                "no texts" if isinstance(texts, str | Pair) or not texts else "there is not one adapter for each text"
-            )
-            found = f"{len(names)} adapters for {len(texts)} texts" if texts else "none"
-            raise RequestError(what, found=found, expected="a list of texts, and an adapter for each or for all")
+        names = self._names(texts, adapter, adapters)
         places = places or [f"text {at}" for at in range(len(texts))]
         names = [self._base_head if name is None else name for name in names]
         tasks = {name: self._task(name) for name in dict.fromkeys(names)}
@@ -120,44 +114,6 @@ class TextReader:
         """Return the outputs of a row, without the tokens that it was padded with."""
         tokens = len(row.encoding.ids)
         return {name: array[:tokens] if name in self._per_token else array for name, array in outputs.items()}
-
-    def answer(
-        self,
-        texts: Sequence[Asked],
-        adapter: str | None = None,
-        *,
-        adapters: Sequence[str | None] | None = None,
-        weights: Weighting | None = None,
-        strength: Strength | None = None,
-        reading: Reading | None = None,
-        progress: Progress | bool | None = None,
-    ) -> list[TextAnswer]:
-        """Answer texts, each by the task of its adapter.
-
-        Of a text in windows, a class, a set of labels, numbers and a vector are those of the mean over its windows, of
-        probabilities, numbers and vectors (of length 1 again, where the task says so); the label of a token is that of
-        the window in which it stands farthest from an edge; a span is the one whose logits are highest in any window.
-
-        Args:
-            texts: as in `read`.
-            adapter: as in `read`.
-            adapters: as in `read`.
-            weights: as in `Session.run`, for adapters that are weighted fusions: for all texts or for each.
-            strength: as in `Session.run`, for all texts or for each.
-            reading: how long texts are read, and how rows are put into calls.
-            progress: as in `Session.run_many`.
-
-        Raises:
-            RequestError: as `read` and `Session.run`; or an adapter has no head or no known task.
-        """
-        names = list(adapters) if adapters is not None else [adapter] * len(texts)
-        if isinstance(texts, str | Pair) or not texts or len(names) != len(texts):
-            self.read(texts, adapter, adapters=adapters)  # says what is wrong
-        choices = zip(
-            texts, names, strength_of_each(strength, len(texts)), weights_of_each(weights, len(texts)), strict=True
-        )
-        rows = [Row(*choice, where=f"text {at}") for at, choice in enumerate(choices)]
-        return Answerer(self.session, self, reading).answers(rows, progress)
 
     def _task(self, name: str | None) -> Task | None:
         """Return what an adapter's texts are made tokens by; RequestError if that is another tokenizer."""

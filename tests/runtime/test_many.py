@@ -20,8 +20,9 @@ from adapter_export.graph.kinds import BottleneckOptions, pfeiffer
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
+from adapter_export.reporting import Reporter
 from adapter_export.runtime import Bundle, Request, Session
-from adapter_export.runtime.batches import CALL_TOKENS, Item, batches
+from adapter_export.runtime.batches import CALL_TOKENS, Item, ProgressBar, batches
 from adapter_export.runtime.loaded_adapters import Entry, Loaded
 
 NAMES = (None, "wide", "narrow", "pfeiffer", "plain")
@@ -74,12 +75,22 @@ def test_without_a_bank(bundle: Bundle) -> None:
     _hold(session, requests, session.run_many(requests))
 
 
+class Steps(Reporter):
+    """Keeps what was reported."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, int | None]] = []
+
+    def step(self, label: str, done: int = 0, total: int | None = None) -> None:
+        self.steps.append((done, total))
+
+
 def _calls(session: Session, requests: Sequence[Request], **options: int) -> list[int]:
     """How many requests are done after each call."""
-    seen: list[tuple[int, int]] = []
-    session.run_many(requests, progress=lambda done, total: seen.append((done, total)), **options)
-    assert {total for _, total in seen} == {len(requests)}
-    return [done for done, _ in seen]
+    seen = Steps()
+    session.run_many(requests, reporter=seen, **options)
+    assert {total for _, total in seen.steps} == {len(requests)}
+    return [done for done, _ in seen.steps]
 
 
 def test_calls_are_filled_up_to_the_budget(session: Session) -> None:
@@ -154,20 +165,20 @@ def test_rows_that_influence_each_other_run_alone(bundle: Bundle) -> None:
 
 
 def test_a_bar(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
-    session.run_many(_requests(4), progress=True)
+    session.run_many(_requests(4), reporter=ProgressBar())
     assert capsys.readouterr().err.endswith("] 4/4\n")
 
 
 def test_nothing_is_done_if_a_request_does_not_fit(session: Session) -> None:
     wrong = Request({"input_ids": np.zeros((1, 2), np.int64)}, "wide")
-    calls: list[int] = []
+    calls = Steps()
     with pytest.raises(RequestError, match="request 2: the inputs are not those of the graph"):
-        session.run_many([*_requests(2), wrong], progress=lambda done, _: calls.append(done))
+        session.run_many([*_requests(2), wrong], reporter=calls)
     with pytest.raises(RequestError, match="request 0, adapter `nobody`"):
         session.run_many([Request(token_inputs(2), "nobody")])
     with pytest.raises(UsageError, match="room for a token"):
         session.run_many(_requests(2), token_budget=0)
-    assert calls == []
+    assert calls.steps == []
     assert session.run_many([]) == []
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import adapter_export as ae
 from adapter_export.cli.bases import listed, stepping
 from adapter_export.cli.options import Force, Json, check_together, command
-from adapter_export.cli.output import emit_json, progress_bar, say, warn
+from adapter_export.cli.output import emit_json, say, warn
+from adapter_export.cli.reporter import TerminalReporter
 from adapter_export.errors import UsageError, within
 from adapter_export.graph.tasks import ProblemType
 from adapter_export.modalities import FILE_MODALITIES
@@ -251,15 +252,8 @@ def _counting(answerer: Answerer, rows: Sequence[Row], *, bar: bool) -> Iterator
     if not bar:
         yield from answerer.answer(rows)
         return
-    with progress_bar("running", len(rows)) as shown:
-        reached = 0
-
-        def advance(done: int) -> None:
-            nonlocal reached
-            shown.advance(done - reached)
-            reached = done
-
-        yield from answerer.answer(rows, advance)
+    with TerminalReporter("running") as reporter:
+        yield from answerer.answer(rows, reporter)
 
 
 def _reader(bundle: Bundle, session: Session, medium: str | None) -> Reader:

@@ -16,7 +16,7 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from adapter_export_runtime import errors
-from adapter_export_runtime.runtime import Bundle, Prediction, Request, Session, check_session
+from adapter_export_runtime.runtime import Bundle, Prediction, ProgressBar, Request, Session, check_session
 from adapter_export_runtime.version import __version__
 
-__all__ = ["Bundle", "Prediction", "Request", "Session", "__version__", "check_session", "errors"]
+__all__ = ["Bundle", "Prediction", "ProgressBar", "Request", "Session", "__version__", "check_session", "errors"]
