@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ from adapter_export.format.records import (
     FileName,
     Name,
     NotEmpty,
+    NotNull,
     OneOf,
     OrAbsent,
     Sha256,
@@ -27,7 +28,7 @@ from adapter_export.format.records import (
 from adapter_export.format.tensors import parse_tensors, tensor_bytes
 from adapter_export.graph.adapter import Adapter, Head, Placement
 from adapter_export.graph.graph import HEAD_VALUES, READABLE, SITE_VALUES, AdapterGraph, Node
-from adapter_export.graph.ops import EPSILON, FLOAT32_RANGE, OPS, PROBABILITY, TEMPERATURE
+from adapter_export.graph.ops import OPS
 from adapter_export.graph.tasks import Task
 from adapter_export.interval import Interval
 from adapter_export.safe_io.documents import parse_json
@@ -45,23 +46,22 @@ Widths = Mapping[Name, Width]
 Role = Annotated[str, OneOf(tuple(dict.fromkeys(spec.role for op in OPS.values() for spec in op.parameters)))]
 
 
-@dataclass(frozen=True)
-class AttributesRecord:
-    """The numbers of an op, used as float64 and rounded to the precision of the computation.
+def _attributes_record() -> type:
+    """Make the record of the numbers of an op: a key for each attribute that the table of ops has, with its range."""
+    users: dict[str, list[str]] = {}
+    hints: dict[str, object] = {}
+    for op in OPS.values():
+        for name, interval in op.attributes.items():
+            users.setdefault(name, []).append(op.name)
+            hints[name] = Annotated[Annotated[float, interval] | None, NotNull()]
+    record = make_dataclass("AttributesRecord", [(name, hint, None) for name, hint in hints.items()], frozen=True)
+    about = "The numbers of an op, used as float64 and rounded to the precision of the computation."
+    keys = [f"    {name}: of {' and '.join(ops)}." for name, ops in users.items()]
+    record.__doc__ = "\n".join([about, "", "Attributes:", *keys])
+    return record
 
-    Attributes:
-        slope: of leaky_relu.
-        factor: of scale.
-        rate: of dropout and drop_path, a probability below 1.
-        epsilon: of layer_norm and rms_norm.
-        temperature: of softmax_mix.
-    """
 
-    slope: OrAbsent[Annotated[float, FLOAT32_RANGE]] = None
-    factor: OrAbsent[Annotated[float, FLOAT32_RANGE]] = None
-    rate: OrAbsent[Annotated[float, PROBABILITY]] = None
-    epsilon: OrAbsent[Annotated[float, EPSILON]] = None
-    temperature: OrAbsent[Annotated[float, TEMPERATURE]] = None
+AttributesRecord = _attributes_record()
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class NodeRecord:
     inputs: Annotated[tuple[Name, ...], NotEmpty()]
     output: Name
     parameters: Mapping[Role, Name] = field(default_factory=dict)
-    attributes: AttributesRecord = field(default_factory=AttributesRecord)
+    attributes: AttributesRecord = field(default_factory=AttributesRecord)  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ def test_the_schema_gives_attributes_the_same_range() -> None:
     published = SCHEMA["$defs"]["attributes"]["properties"]
     intervals = {name: interval for op in OPS.values() for name, interval in op.attributes.items()}
     assert set(published) == set(intervals)
+    assert all(intervals[name] == interval for op in OPS.values() for name, interval in op.attributes.items())
     for name, interval in intervals.items():
         range_ = published[name] if "minimum" in published[name] else SCHEMA["$defs"]["number"]
         high = "exclusiveMaximum" if interval.half_open else "maximum"
