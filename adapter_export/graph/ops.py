@@ -217,7 +217,7 @@ class OpSpec:
     @property
     def projects(self) -> bool:
         """True if it has a weight matrix that schemes of first weights draw."""
-        return any(parameter.first == "projection" or "factor" in parameter.first for parameter in self.parameters)
+        return any(parameter.first in ("projection", "factor", "last factor") for parameter in self.parameters)
 
     def scaled_by(self, inputs: Sequence[Read]) -> Sequence[Read]:
         """Return those of the values read that together scale the result; none for a product, which has no such set."""

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import pkgutil
 from dataclasses import fields
+from importlib import import_module
 
 import pytest
 
 from adapter_export.errors import UsageError
-from adapter_export.graph.kinds import KINDS, REFUSED, BottleneckOptions, LoraOptions, kind_named
+from adapter_export.graph import kinds
+from adapter_export.graph.kinds import KINDS, REFUSED, BottleneckOptions, LoraOptions, Maker, kind_named
+
+
+def test_no_two_kinds_have_one_name() -> None:
+    modules = [import_module(module.name) for module in pkgutil.iter_modules(kinds.__path__, f"{kinds.__name__}.")]
+    makers = [one for module in modules for one in vars(module).values() if isinstance(one, Maker)]
+    assert all(KINDS[maker.name] is maker for maker in makers)
 
 
 @pytest.mark.parametrize("name", KINDS)
