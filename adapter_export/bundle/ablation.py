@@ -1,4 +1,4 @@
-"""What each adapter changes: the outputs of the base, and the value that it replaces at each of its sites.
+"""The changes that each adapter makes: to the outputs of the base, and to the value that it replaces at each site.
 
 An adapter whose up projections are zero, or whose scale is, passes every comparison with a reference, for it does what
 it was told to: nothing. Golden vectors of the base and of the adapter stand side by side, so the effect on outputs

@@ -86,7 +86,7 @@ class GraphOptions:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model says beyond its graph.
+    """The facts about a model that its graph does not hold.
 
     Attributes:
         base_head: the adapter that is the model's own head.
@@ -118,7 +118,7 @@ class BuildPlan:
         references: computes golden data; never the exported graph.
         cases: the inputs of golden vectors.
         graphs: the graphs to write.
-        model: what the model says beyond its graph.
+        model: the facts about the model that its graph does not hold.
         precisions: how the files of adapters store them, by name; default: float32.
         allow_base_mismatch: take adapters that were trained on other weights.
     """
@@ -180,7 +180,7 @@ class BuildPlan:
 
     @property
     def tokens(self) -> Lengths:
-        """How many tokens a text may have."""
+        """The number of tokens that a text may have."""
         return token_lengths(self.base.inputs, self.lengths)
 
     def _check(self) -> None:
@@ -273,7 +273,7 @@ class _Build:
 
     @cached_property
     def golden_data(self) -> GoldenDataMaker:
-        """What makes golden data."""
+        """The maker of golden data."""
         plan = self.plan
         cases = [case_of(case.name, case.arrays, plan.base.inputs) for case in plan.cases]
         allowance = Allowance.of(self.extent, cases, numerics(plan.base.model).precision.activations)

@@ -29,7 +29,7 @@ from adapter_export.runtime.bundle import Bundle
 from adapter_export.safe_io.output import changed_folder
 
 _OF_THE_OLD = (SIGNATURE_FILE, REPORT_FILE, CARD_FILE)
-"""What says something of the bundle as it was before."""
+"""Files that describe the bundle as it was before."""
 
 
 def add_adapters(

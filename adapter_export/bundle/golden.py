@@ -33,7 +33,7 @@ SEED = 20
 """Another seed than that of the golden vectors, so that the two look at different inputs."""
 
 _SHOWN = 5
-"""How many wrong tensors a message names."""
+"""Maximum number of wrong tensors that a message names."""
 
 
 _Value = TypeVar("_Value")
@@ -47,7 +47,7 @@ def silent(_: str) -> None:
 class Case:
     """Inputs with a name, the length of each dynamic axis, and which tokens are real, [batch, tokens].
 
-    `real` is none if all are, or if the base reads no mask. `core` ones are tried in every graph at every level.
+    `real` is `None` if all are, or if the base reads no mask. `core` ones are tried in every graph at every level.
     """
 
     name: str
@@ -106,14 +106,14 @@ def check_cases(manifest: Manifest, known: Sequence[Case], seed: int = SEED) -> 
 
 
 def named(manifest: Manifest, name: str) -> Case | None:
-    """Return the case of a shape that a name such as `batch2_tokens4` describes; none if it is none of the bundle."""
+    """Return the case that a name such as `batch2_tokens4` describes; `None` if the bundle has no such shape."""
     made = named_case(manifest.inputs, name, seed=SEED)
     return None if made is None else case_of(made.name, made.arrays, manifest.inputs)
 
 
 @dataclass(frozen=True)
 class Golden:
-    """What the base, or one adapter on it, must give for each case, and how far each output may be off in all cases.
+    """Expected outputs of the base, or of one adapter on it, for each case, and how far each output may be off.
 
     `against` is `golden` for what a bundle stores, `reference` for what a reference gave during a check. `undefined`
     are, case by case and output, the positions of the padding that the reference does not define, [batch, tokens], and
@@ -223,7 +223,7 @@ def _stored_budget(record: GoldenRecord, output: str) -> Budget:
 
 @dataclass(frozen=True)
 class Allowance:
-    """What decides the budgets of all outputs of a graph.
+    """The sizes from which the budgets of all outputs of a graph follow.
 
     `inner` is the length of the longest dot product, `depth` how many products follow each other, and `stored` the
     coarsest type that the base rounds its activations to.
@@ -368,7 +368,7 @@ class GoldenMaker:
     def _moved(
         self, cases: Sequence[Case], adapter: Adapter | None, output: str | None, on_run: Callable[[], None]
     ) -> Mapping[str, float]:
-        """How far rounding moves each output of the reference in some cases; nothing where that is not measured."""
+        """Return how far rounding moves each output of the reference in some cases; empty where it is not measured."""
         step = self.allowance.error(self.references)
         if step is None:
             return {}

@@ -54,17 +54,17 @@ have one adapter for all rows: the first."""
 
 _TRIED_TOKENS = 5
 _SAME_SHAPE = 2e-5
-"""What two runs of one shape may differ by, of the largest value, whatever the precision: where the words of other rows
-choose no kernel, nothing at all."""
+"""Allowed difference of two runs of one shape in any precision, relative to the largest value: kernels that do not
+depend on the words of other rows give equal bits."""
 
 _RESULT_BYTES = 2**26
-"""How many bytes of results are in memory at a time where a graph runs piece by piece."""
+"""Bytes of results in memory at a time where a graph runs piece by piece."""
 
 
 class OpenedBundle:
     """A bundle and what was read of it so far, on top of what the runtime does with it.
 
-    A staged one is being made: its manifest need not be written, and nobody has listed its files. A graph with many
+    A staged one is being made: its manifest need not be written, and its files are not listed yet. A graph with many
     weights then runs piece by piece, so that they are not in memory all at once.
 
     Attributes:
@@ -134,17 +134,17 @@ class OpenedBundle:
 
     @cached_property
     def plan(self) -> SlotPlan:
-        """What the slots of its graphs are for."""
+        """The plan of the slots of its graphs."""
         return read_plan(self.slots_model, self.folder)
 
     @cached_property
     def numerics(self) -> Numerics:
-        """How the graph with slots computes."""
+        """The numerics of the graph with slots."""
         return numerics(self.slots_model)
 
     @cached_property
     def batch_invariant(self) -> bool:
-        """Whether rows do not depend on each other: by the base's operators, and as it was tried out."""
+        """True if rows do not depend on each other: by the base's operators, and in a trial run."""
         return self.numerics.batch_invariant and _rows_are_apart(self.manifest, self.run_slots)
 
     def run_slots(self, requests: Sequence[Mapping[str, np.ndarray]]) -> list[Arrays]:
@@ -392,7 +392,7 @@ def task_facts(found: Task | None, expected: Task | None) -> list[tuple[str, obj
 
 
 def _rows_are_apart(manifest: Manifest, run: Callable[[Sequence[Mapping[str, np.ndarray]]], list[Arrays]]) -> bool:
-    """Whether each of two rows gives the same where the other one is as itself; true of a base that does not take two.
+    """Return whether each of two rows gives the same beside a copy of itself; true of a base that does not take two.
 
     All runs have one shape, so that kernels add up in one order: even in 8 bits no rounding tells them apart.
     """
@@ -427,7 +427,7 @@ class Graph:
 
     @property
     def by_row(self) -> bool:
-        """Whether each row of a batch has an adapter of its own, of the bank."""
+        """True if each row of a batch chooses an adapter of the bank."""
         return VARIANTS[self.variant].by_row
 
     @property
@@ -437,7 +437,7 @@ class Graph:
 
     @property
     def pieces(self) -> bool:
-        """Whether it runs piece by piece."""
+        """True if it runs piece by piece."""
         return self.bundle.staged and weights_are_many(self.bundle.model(self.file))
 
     def run(self, arrays: Mapping[str, np.ndarray], chosen: Sequence[str | None]) -> Arrays:

@@ -15,7 +15,7 @@ from adapter_export.onnx_backend.rewrite.surgery import Graft
 from adapter_export.sites.site import Site, SiteMap
 
 _TOLERANCE = 1e-3
-"""Of the largest number: another value differs by more, rounding by less."""
+"""Relative to the largest number: another value differs by more, rounding by less."""
 
 _FEW_TOKENS = 7
 

@@ -91,7 +91,7 @@ class BundleWriter:
         return write_parts(parts, self.folder, path)
 
     def texts(self, texts: GoldenTexts) -> str:
-        """Write golden texts in the place of others, and return where they are."""
+        """Write golden texts, replacing earlier ones, and return their path."""
         with Output(self.folder / GOLDEN_TEXTS_FILE, force=True).file() as temporary:
             temporary.write_bytes(golden_texts_json(texts))
         return GOLDEN_TEXTS_FILE
@@ -107,7 +107,7 @@ class BundleWriter:
         return GOLDEN_BATCHES_FILE
 
     def media(self, media: GoldenMedia) -> None:
-        """Write golden media in the place of others."""
+        """Write golden media, replacing earlier ones."""
         with Output(self.folder / GOLDEN_MEDIA_FILE, force=True).file() as temporary:
             temporary.write_bytes(golden_media_json(media))
 
@@ -139,7 +139,7 @@ def mix_record(plan: SlotPlan, adapter: Adapter) -> MixRecord | None:
 # The number that a bundle's graph and its adapter files share, so that an adapter of another bundle is told apart.
 
 _UNSAID = (0, 1)
-"""What other programs write where they mean nothing."""
+"""Values that other programs write by default."""
 
 
 def model_version(base: OnnxBase, plan: SlotPlan) -> int:
@@ -191,7 +191,7 @@ def check_texts(adapters: Sequence[Adapter], digest: str, max_tokens: int) -> No
 
 
 def _texts_of(adapter: Adapter) -> tuple[str | None, int | None]:
-    """The digest of the tokenizer that an adapter was trained with, and its most tokens; each none if nobody knows.
+    """Return the digest of the tokenizer that an adapter was trained with, and its maximum length; `None` if unknown.
 
     The head's task says it, or without a head the record of a training on texts.
     """
@@ -222,4 +222,4 @@ def check_names(names: Sequence[str], taken: Sequence[str] = ()) -> None:
             else "rename the folder of one of them",
         )
     if BASE in counts:
-        raise AdapterError(f"`{BASE}` stands for no adapter", fix="rename the adapter")
+        raise AdapterError(f"`{BASE}` is reserved for the base", fix="rename the adapter")

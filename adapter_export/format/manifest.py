@@ -80,7 +80,7 @@ def token_axis(inputs: Sequence[InputRecord]) -> Axis | None:
 
 
 def token_lengths(inputs: Sequence[InputRecord], lengths: Bounds) -> Lengths:
-    """Return how many tokens a text may have; any number if the inputs have no such axis."""
+    """Return the number of tokens that a text may have; any number if the inputs have no such axis."""
     axis = token_axis(inputs)
     return Lengths() if axis is None else axis_lengths(axis, lengths)
 
@@ -416,7 +416,7 @@ class HeadRecord:
 
 @dataclass(frozen=True)
 class TextRecord:
-    """How text becomes inputs.
+    """The tokenizer that turns text into inputs.
 
     Attributes:
         tokenizer: a `tokenizer.json` of the Hugging Face tokenizers library.
@@ -539,7 +539,7 @@ class Manifest:
 
     @property
     def tokens(self) -> Lengths:
-        """How many tokens a text may have."""
+        """The number of tokens that a text may have."""
         return token_lengths(self.inputs, self.lengths)
 
     @property

@@ -40,7 +40,7 @@ _SOURCE_FILES = ("adapter_graph.json", "weights.safetensors")
 Opened = TypeVar("Opened")
 
 _SHOWN = 5
-"""How many files a message names."""
+"""Maximum number of files that a message names."""
 
 
 def read_manifest(folder: Path, *, expect: str | None = None) -> Manifest:
@@ -153,7 +153,7 @@ def _check_names(manifest: Manifest) -> None:
 
 
 def _check_references(manifest: Manifest) -> None:
-    """What is named stands somewhere else in the manifest."""
+    """Check that every name in the manifest is defined in it."""
     outputs = {output.name for output in manifest.outputs}
     graphs, filled = {head.graph for head in manifest.heads}, {head.output for head in manifest.heads}
     _check_known("inputs", {record.next for record in manifest.inputs} - {None}, outputs)
@@ -253,7 +253,7 @@ def _check_mix(manifest: Manifest, mix: MixRecord, place: str) -> None:
 
 
 def _check_files(manifest: Manifest) -> None:
-    """What the manifest names without a hash could be exchanged unseen."""
+    """Check that every file that the manifest names has a hash: one without could be exchanged unseen."""
     listed = {file.path for file in manifest.files}
     if MANIFEST_FILE in listed:
         raise FormatError("the manifest lists itself", where="`$.files`", found=f"`{MANIFEST_FILE}`")
@@ -384,7 +384,7 @@ def verify_files(manifest: Manifest, folder: Path, *, copied: Collection[str] = 
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a path in a bundle, with `/`, is of a file that systems put there by themselves."""
+    """Return whether a path in a bundle, with `/`, is a file that operating systems add by themselves."""
     return any(part.startswith(".") for part in name.split("/"))
 
 

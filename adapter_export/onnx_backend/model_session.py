@@ -18,7 +18,7 @@ _PACKED_BYTES = 128 * 2**20
 """The most weights of which ONNX Runtime may make a second copy, in the order that suits its kernels."""
 
 _MOST_SECONDS = 60.0
-"""How long a graph of others may take for inputs of a few tokens."""
+"""Maximum time that a graph of unknown origin may take for inputs of a few tokens."""
 
 
 def open_session(

@@ -70,7 +70,7 @@ class Pieces:
         return [{name: values[name] for name in self._outputs} for values in known]
 
     def reads_after(self, at: int) -> set[str]:
-        """What the pieces behind a piece read."""
+        """Return the values that the pieces behind a piece read."""
         return {_name(value) for model in self._models[at + 1 :] for value in model.graph.inputs}
 
     def stream(self, given: Callable[[str], np.ndarray | None]) -> Iterator[Arrays]:
@@ -219,7 +219,7 @@ class Cut:
 
 
 _NOT_EXACT = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, ImportError)
-"""What ONNX's own implementation raises for an operator that it lacks, and for one that it has for float32 alone."""
+"""Exceptions of ONNX's own implementation for an operator that it lacks, or that it has for float32 alone."""
 
 
 class Erf(OpRun):

@@ -191,7 +191,7 @@ class Reserved:
 
 
 def reserved_kinds(kinds: Iterable[Kind], sites: SiteMap) -> list[Reserved]:
-    """What whole kinds reserve; an `AdapterError` says where the base has no site for one."""
+    """Return the graphs that whole kinds reserve; an `AdapterError` names a kind for which the base has no site."""
     return [
         Reserved(site.name, component.graph_name, component.graph)
         for kind in kinds

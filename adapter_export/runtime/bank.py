@@ -19,7 +19,7 @@ from adapter_export.runtime.graphs import Arrays, Feeds, Graphs, on_device, run_
 from adapter_export.runtime.loaded_adapters import Adapters, Counts, Entry, Uses, head_width
 
 MASKED = -3e38
-"""What is added to the results of classes that a row's adapter does not have; a softmax makes them 0."""
+"""Number added to the results of classes that a row's adapter does not have; a softmax makes them 0."""
 
 MASK_BELOW = -1e30
 """Results below this are masked: no class of a row's own adapter has them."""
@@ -28,7 +28,7 @@ Width = tuple[str, str, str]
 """A free width: a site or `head`, a graph there or an output of heads, a symbol."""
 
 Row = tuple[Weights, HeadRecord | None]
-"""What goes into a row: a tensor for each slot, and the head that the adapter fills."""
+"""Contents of a row: a tensor for each slot, and the head that the adapter fills."""
 
 
 def mask_name(output: str) -> str:
@@ -149,7 +149,7 @@ class Bank:
 
     @property
     def counts(self) -> Counts:
-        """What the table has done so far."""
+        """Hits, loads and evictions of the table so far."""
         with self._changed:
             return Counts(**self._counts, resident=len(self._lent))
 

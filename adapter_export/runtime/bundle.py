@@ -31,14 +31,14 @@ from adapter_export.text import Tokenizer
 
 try:
     import fcntl
-except ImportError:  # Windows; there nobody removes what a killed process left
+except ImportError:  # Windows, where folders of a killed process are not removed
     fcntl = None  # type: ignore[assignment]
 
 RESIDENT = 64
-"""How many adapters a session keeps in place by default."""
+"""Adapters that a session keeps in place by default."""
 
 _PREFIX = "adapter-export-bundle-"
-"""What the names of private folders begin with."""
+"""Prefix of the names of private folders."""
 
 
 class PrivateFolder:
@@ -163,7 +163,7 @@ class Bundle:
                 files. `adapter-export inspect` shows it.
             copy: keep a private copy of what runs, in a temporary folder: the bytes that are compared with their hashes
                 are those of the copy, and nothing that is written into the bundle later matters. Without it, or without
-                `verify`, weights are mapped from the bundle itself: for one that nobody can write to, such as an image.
+                `verify`, weights are mapped from the bundle itself: for one that is read-only, as in a container.
 
         Raises:
             FileError: a file is missing, a link leads out of the folder, or there is no room for the copy.
@@ -178,7 +178,7 @@ class Bundle:
                 return cls(place, manifest, False)
             adapters = {record.onnx_adapter for record in manifest.adapters}
             run = [file.path for file in manifest.files if "/" not in file.path or file.path in adapters]
-            otherwise = "where nobody can write into the bundle, `Bundle.open(…, copy=False)` needs none"
+            otherwise = "where the bundle is read-only, `Bundle.open(…, copy=False)` needs none"
             return cls._verified(place, manifest, run if copy else None, otherwise)
 
         return open_whole(place, opened, expect=expect)
@@ -286,7 +286,7 @@ class Bundle:
         """Return what reads texts for the adapters of the bundle, and answers them.
 
         Args:
-            session: what runs; a new one if not given.
+            session: the session that answers; default: a new one.
 
         Raises:
             RequestError: the bundle has no tokenizer.
@@ -307,7 +307,7 @@ class Bundle:
 
         Args:
             medium: the modality.
-            session: what runs; a new one if not given.
+            session: the session that answers; default: a new one.
 
         Raises:
             RequestError: the bundle does not say how such a file becomes its input, or says what nothing here can do.
@@ -365,7 +365,7 @@ class Bundle:
 
     @cached_property
     def _hashes(self) -> Mapping[str, str]:
-        """The sha256 of each file that others may change; none where nobody asked for it."""
+        """The sha256 of each file that others may change; empty without `verify`."""
         needed = self.verified and self._private is None
         return {file.path: file.sha256 for file in self.manifest.files} if needed else {}
 

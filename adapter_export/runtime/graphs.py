@@ -33,7 +33,7 @@ FAILURES: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,  # a missing input
 )
-"""What ONNX Runtime raises for a model or a call that it does not take."""
+"""Exceptions that ONNX Runtime raises for a model or a call that it does not take."""
 
 PROVIDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "cpu": ("CPUExecutionProvider", {}),

@@ -35,12 +35,12 @@ from adapter_export.runtime.graphs import Feeds, Provider, on_device
 from adapter_export.safe_io.regular_files import map_bytes, read_bytes
 
 _SHOWN = 20
-"""How many names a message lists."""
+"""Maximum number of names that a message lists."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How often an adapter or a text was in a cache, was put in and was replaced, and how many are there now."""
+    """Hits, loads and evictions of a cache of adapters or texts, and the entries in it now."""
 
     hits: int = 0
     loads: int = 0
@@ -65,7 +65,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Claim:
-    """What is said about the head of an adapter, whose file says nothing: its task, and the output that it fills.
+    """The head of an adapter as its caller describes it, as the file does not: its task, and the output it fills.
 
     The task is a whole record, or a problem type with or without the labels of its classes; with labels alone, it is
     the classification that the head can do. The output matters where the file holds no tensors of the head.
@@ -123,14 +123,14 @@ class Entry:
 
 
 _MEMORY = 64
-"""How many uses are remembered for each adapter that a cache holds."""
+"""Uses that are remembered for each adapter in a cache."""
 
 _MOST_MAPPED = 256
-"""How many files a session may keep mapped at once: each takes one of the process's descriptors before Python 3.13."""
+"""Maximum number of files that a session maps at once: each takes a descriptor of the process before Python 3.13."""
 
 
 class _PrivateFile:
-    """An adapter file that nobody else writes into: checked once, then mapped, or read where many are kept at once."""
+    """An adapter file that no other process changes: checked once, then mapped, or read where many are kept."""
 
     def __init__(self, path: Path, check: Callable[[Bytes, object], Loaded], *, mapped: bool) -> None:
         self._path = path
@@ -173,13 +173,13 @@ def _touched(path: Path, found: str) -> FileError:
         "the private copy of an adapter is not what it was",
         where=path,
         found=f"it {found}",
-        expected="a file that nobody else touches while a session is open",
+        expected="a file that no other process changes while a session is open",
         fix="open the bundle again; if temporary files are cleaned up there, set `TMPDIR` to another folder",
     )
 
 
 class Uses:
-    """How often adapters were used of late, those that are in no cache as well.
+    """Recent uses of adapters, of those outside the caches as well.
 
     Of thousands of adapters, most come once and then not for long; which one came last says little of which comes next.
     """
@@ -209,7 +209,7 @@ class Uses:
 class Adapters:
     """Adapters by name; of those that are read on demand, `resident` stay in memory.
 
-    Thread-safe; an adapter that is removed lives on in the calls that use it. In a folder that nobody else writes into,
+    Thread-safe; an adapter that is removed lives on in the calls that use it. In a folder that no one else writes to,
     `private`, are copies of the files that are read on demand, so that each is hashed and checked once.
     """
 
@@ -226,12 +226,12 @@ class Adapters:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Those of all adapters, in the order of loading."""
+        """The names of all adapters, in the order of loading."""
         return tuple(self._entries)
 
     @property
     def counts(self) -> Counts:
-        """What became of the adapters that are read on demand."""
+        """Statistics of the adapters that are read on demand."""
         with self._lock:
             return Counts(**self._counts, resident=len(self._kept))
 

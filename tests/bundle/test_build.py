@@ -223,7 +223,7 @@ class TestRefusals:
             self._build(base, [random_adapter(name, pfeiffer(), base) for name in names], tmp_path / "b")
 
     def test_the_name_of_the_base(self, base: OnnxBase, tmp_path: Path) -> None:
-        with pytest.raises(AdapterError, match="stands for no adapter"):
+        with pytest.raises(AdapterError, match="is reserved for the base"):
             self._build(base, [random_adapter("base", pfeiffer(), base)], tmp_path / "b")
 
     def test_another_base_unless_allowed(self, base: OnnxBase, tmp_path: Path) -> None:

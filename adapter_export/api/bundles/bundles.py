@@ -65,9 +65,11 @@ def build(
     *,
     without_base_head: Annotated[bool, "Leave out the base head, which is built as one more adapter."] = False,
     tokenizer: Annotated[
-        PathLike | None, Option("A `tokenizer.json`, or a folder with one; the model's own if not given.", "PATH")
+        PathLike | None, Option("A `tokenizer.json`, or a folder with one. Default: that of the model.", "PATH")
     ] = None,
-    max_tokens: Annotated[int | None, Option("The longest text; what the model takes if not given.", least=1)] = None,
+    max_tokens: Annotated[
+        int | None, Option("Maximum tokens of a text. Default: as many as the model takes.", least=1)
+    ] = None,
     allow_base_mismatch: AllowBaseMismatch = False,
     base_precision: Annotated[
         PrecisionName,
@@ -86,8 +88,8 @@ def build(
     variants: Annotated[
         tuple[str, ...] | None,
         Option(
-            "Forms of the graph: some of slots, inputs, bank and fanout, or `all`; if not given, the first three where "
-            "the model allows. The one with slots is always there; fanout needs bank.",
+            "Graph variants to write: slots, inputs, bank, fanout, or `all`. Default: the first three, without bank "
+            "where the model cannot have one. `slots` is always written; `fanout` needs `bank`.",
             "A,B,…",
         ),
     ] = None,

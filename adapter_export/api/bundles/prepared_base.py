@@ -68,9 +68,9 @@ def _fused(base: OnnxBase, out: Path, reporter: Reporter) -> OnnxBase:
 
 @contextmanager
 def same_precision(base: Base, wanted: Precision) -> Iterator[tuple[Runner, Callable[[bool], OnnxBase]]]:
-    """Yield the reference for a bundle, a model in the precision of its graph, and what makes that graph again.
+    """Yield the reference for a bundle, in the precision of its graph, and a function that makes that graph again.
 
-    That is told whether operators are to be fused, and is called within the context.
+    The function takes whether operators are fused, and is called within the context.
     """
     from adapter_export.onnx_backend.onnx_runner import CutRunner
 

@@ -25,7 +25,7 @@ Interface = Mapping[str, tuple[str, Sequence[Axis]]]
 
 @dataclass(frozen=True)
 class GraphInterface:
-    """What the manifest says of one ONNX file of a bundle.
+    """The interface of one ONNX file of a bundle, as the manifest describes it.
 
     Attributes:
         file: its path in the bundle.
@@ -49,7 +49,7 @@ class Remade:
     Attributes:
         file: the path in the bundle of the graph to compare.
         model: the graph made again; `None` where the base is not at hand.
-        source: what it was made from, for messages.
+        source: the step that makes it, for messages.
     """
 
     file: str
@@ -102,9 +102,9 @@ class GraphDraft:
         checksums: the checksums that graphs give; `None` for graphs without them.
         bake: the adapters that get a graph in which they are constant.
         copy_weights: whether the base's weights are copied instead of hard-linked.
-        bank: what the manifest says of the bank, once it is written.
+        bank: the record of the bank, once it is written.
         bank_model: the graph of the bank, once it is written.
-        fanout: what the manifest says of the bank in two parts, once these are written.
+        fanout: the record of the bank in two parts, once these are written.
         baked: the path of each adapter's baked graph.
     """
 
@@ -128,8 +128,8 @@ class Variant(ABC):
     Attributes:
         name: its key in the manifest's `graphs`, and in reports.
         file: the file of its graph in a bundle.
-        summary: what a call of it takes, for tables.
-        tensors: how it holds the tensors of an adapter, for tables.
+        summary: the choice that a call has, for tables.
+        tensors: the place of an adapter's tensors in it, for tables.
         standard: whether `build` writes it by default.
         optional: whether `build` goes on without it where the base or the adapters do not allow it.
         needs: the variant that it is made from, if that is not the graph with slots.
@@ -166,7 +166,7 @@ class Variant(ABC):
 
     @abstractmethod
     def write(self, draft: GraphDraft, base: OnnxBase) -> None:
-        """Write its files into a bundle, and note in `draft` what the manifest says of them.
+        """Write its files into a bundle, and keep their records in `draft`.
 
         Raises:
             AdapterError: the adapters cannot share such a graph.
@@ -199,10 +199,10 @@ class Variant(ABC):
 
     @abstractmethod
     def interfaces(self, manifest: Manifest) -> Iterator[GraphInterface]:
-        """Yield what the manifest says of each of its files."""
+        """Yield the interface of each of its files."""
 
     def default_faults(self, _manifest: Manifest, _held: Mapping[str, np.ndarray]) -> Iterator[str]:
-        """Yield what is wrong with the values of its overridable initializers, as clauses for a message.
+        """Yield each fault in the values of its overridable initializers, as a clause for a message.
 
         Args:
             manifest: that of the bundle.

@@ -82,7 +82,7 @@ def _with_sums_apart(model: ir.Model) -> ir.Model:
 
 
 def _with_standard_attention(model: ir.Model) -> ir.Model:
-    """Put the standard's `Attention` in the place of ONNX Runtime's: its kernel copies no head, and takes less time."""
+    """Replace ONNX Runtime's attention by the standard's `Attention`, whose kernel copies no head and is faster."""
     graph = model.graph
     fused = {node: _separate(node) for node in graph.all_nodes() if node.op_type == "MultiHeadAttention"}
     is_older = tuple(map(int, ort.__version__.split(".")[:2])) < _ATTENTION_RUNTIME

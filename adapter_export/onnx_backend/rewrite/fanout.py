@@ -129,7 +129,7 @@ def _matrices(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def _multiplies(node: ir.Node) -> bool:
-    """Whether a node is not to be computed again for each row."""
+    """Return whether a node is computed once for all rows."""
     op = node.op_type
     return op in operators.FACTORS or op in operators.CONVOLUTIONS or op.endswith("Attention")
 

@@ -85,7 +85,7 @@ class ParameterBinding:
         return value
 
     def leave(self, result: ir.Value, _like: ir.Value, _writer: Writer, /, *, sequence_first: bool = False) -> ir.Value:  # noqa: ARG002
-        """Give what stands for a value of the base the shape of that value."""
+        """Reshape the replacement to match the base's value."""
         return result
 
     def mask(self, mask: ir.Value, _writer: Writer, /) -> ir.Value:

@@ -26,7 +26,7 @@ class Graft:
     """A copy of a graph, `model`, that is changed; the weights are shared with the original, not copied.
 
     Attributes:
-        values: what now stands for the values of the original.
+        values: the replacements of the values of the original.
         nodes: its nodes, by the names that discovery gives them.
         names: every name of a value that is taken.
     """
@@ -45,7 +45,7 @@ class Graft:
         self.names = {ref.name for ref in self.values} | inner
 
     def value(self, name: str) -> ir.Value:
-        """Return what now stands for a value of the original."""
+        """Return the replacement of a value of the original."""
         return self.values[Ref(name)]
 
     def vacate(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""How a base of float32 is brought into another precision, one module for each way; found by scanning this package.
+"""Recipes that bring a base of float32 into another precision, one module each; found by scanning this package.
 
 A recipe changes a graph as a protobuf message. A new precision is a row in `format/precision.py`, a recipe here, and
 how `numerics` in `onnx_backend/base/onnx_base.py` recognises it.
