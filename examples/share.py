@@ -14,11 +14,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import adapter_export as ae
+from adapter_export.reporting import Reporter
+
+
+class Notes(Reporter):
+    """Prints notes, such as that a tag has moved."""
+
+    def note(self, text: str) -> None:
+        """Print a note."""
+        print(text)
+
+
+NOTES = Notes()
 
 
 def main(bundle: str, reference: str) -> None:
     with TemporaryDirectory() as folder:
-        first = ae.push(bundle, reference, license="apache-2.0", on_note=print)
+        first = ae.push(bundle, reference, license="apache-2.0", reporter=NOTES)
         print(f"sent {first.bytes:,} bytes to {first.reference}")
 
         pulled = ae.pull(first.reference, Path(folder, "pulled"), expect=first.digest)
@@ -27,11 +39,11 @@ def main(bundle: str, reference: str) -> None:
         changed = shutil.copytree(bundle, Path(folder, "changed"))
         gone = ae.open_bundle(changed).session().adapters[0]
         ae.remove(changed, [gone])
-        second = ae.push(changed, reference, license="apache-2.0", on_note=print)
+        second = ae.push(changed, reference, license="apache-2.0", reporter=NOTES)
         print(f"the tag stands for a bundle without `{gone}` now")
 
         try:
-            ae.pull(reference, Path(folder, "again"), expect=first.digest, on_note=print)
+            ae.pull(reference, Path(folder, "again"), expect=first.digest, reporter=NOTES)
         except ae.errors.HashError as error:
             print(f"who expects the first one is told: {error.what}")
 

@@ -95,7 +95,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 tokenizer=folder / "tokenizer.json",
                 max_tokens=24,
                 lengths=kind.lengths,
-                on_note=lambda _: None,
+                reporter=Heard(),
             )
 
     return once(tmp_path_factory, "kinds", make)
@@ -186,7 +186,7 @@ def test_the_record_of_training_is_confirmed(name: str, folder: Path, tmp_path: 
     )
     assert adapter.training["settings"]["padding_neutral"] is case.pads
     assert any("padding changes results" in note for note in heard.notes) is not case.pads
-    bundle = ae.build(base, {"a": adapter}, tmp_path / "bundle", variants=("slots",), on_note=lambda _: None)
+    bundle = ae.build(base, {"a": adapter}, tmp_path / "bundle", variants=("slots",), reporter=Heard())
     found = ae.evaluate(bundle, test, adapter="a", resamples=0, against=base, **pair)
     assert found.training_record is not None
     assert found.training_record.part == "test"
@@ -224,7 +224,7 @@ def test_classes_that_a_precision_changes_are_counted_on_texts_as_they_are_serve
     base = ae.open_base(folder / "convolution.pt")
     adapter = ae.train(base, data, bottleneck=8, epochs=2, learning_rate=0.02, name="a", reporter=Heard())
     bundle = ae.build(
-        base, {"a": adapter}, tmp_path / "bundle", base_precision="int8", variants=("slots",), on_note=lambda _: None
+        base, {"a": adapter}, tmp_path / "bundle", base_precision="int8", variants=("slots",), reporter=Heard()
     )
     report = ae.check(bundle, against=base, data=data, text="text", quick=True)
     assert report.agreements is not None

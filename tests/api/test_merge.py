@@ -67,7 +67,7 @@ def test_layers_of_a_fused_one_and_of_conv1d(tmp_path_factory: pytest.TempPathFa
 def test_a_head_becomes_the_base_s_own(bert: Path, tmp_path: Path) -> None:
     base = ae.open_base(bert / "model.pt")
     adapter = ae.import_peft(
-        adapter_folder("bert_lora_classify"), base, name="a", labels=("x", "y", "z"), on_note=lambda note: None
+        adapter_folder("bert_lora_classify"), base, name="a", labels=("x", "y", "z"), reporter=Heard()
     )
     ae.merge(base, adapter, tmp_path / "m.pt", reporter=Heard())
     own = ae.open_base(tmp_path / "m.pt").base_head
