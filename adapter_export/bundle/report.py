@@ -30,7 +30,7 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Report:
-    """What a check of a bundle found, in the fields of `CheckReport`; the rest is computed from `findings`."""
+    """The result of a check, in the fields of `CheckReport`; the rest is computed from `findings`."""
 
     bundle: str
     base: str
@@ -45,7 +45,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether no claim failed."""
+        """True if no claim failed."""
         return all(found.passed for found in self.findings)
 
     @property

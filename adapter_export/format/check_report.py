@@ -161,7 +161,7 @@ class ComparisonRecord:
 
     @property
     def passed(self) -> bool:
-        """Whether the candidate computes what the reference computes."""
+        """True if the candidate matches the reference."""
         return self.verdict == "passed"
 
 
@@ -335,7 +335,7 @@ class AgreementRecord:
 
 @dataclass(frozen=True)
 class AgreementsRecord:
-    """How the bundle differs from the base in float32.
+    """Agreement of the bundle with the base in float32.
 
     Attributes:
         original: what computed the outputs in float32.
@@ -350,7 +350,7 @@ class AgreementsRecord:
 
 @dataclass(frozen=True)
 class EffectRecord:
-    """What an adapter changes; an adapter that changes nothing is no fault, but hardly meant.
+    """Effect of an adapter on the base; an adapter without one is no fault, but hardly meant.
 
     Attributes:
         adapter: the adapter.
@@ -371,12 +371,12 @@ class EffectRecord:
 
 
 Status = Literal["exact", "tested", "unverified", "failed"]
-"""Of a claim: verified for every input, verified on the inputs that were tried, not verified here, or wrong."""
+"""Status of a claim: verified for every input, verified on the inputs that were tried, not verified here, or wrong."""
 
 
 @dataclass(frozen=True)
 class SpanRecord:
-    """How much of something was tried.
+    """Amount of something that was tried.
 
     Attributes:
         what: what is counted, such as `words`, `positions`, `shapes`, `levels`, `runtimes` or `texts`.
@@ -456,13 +456,13 @@ class Finding:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was seen to be wrong."""
+        """True unless the claim failed."""
         return self.status != "failed"
 
 
 @dataclass(frozen=True)
 class CoverageRecord:
-    """How much was looked at.
+    """Amount of values that were compared.
 
     Attributes:
         planned: the values that there were to compare.
@@ -479,7 +479,7 @@ class CoverageRecord:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check of a bundle found. NaN and Inf, which JSON has not, are written as strings.
+    """Report of a check. NaN and Inf, which JSON lacks, are written as strings.
 
     Attributes:
         version: the version of this format. A reader refuses another major version.
@@ -557,7 +557,7 @@ class FaultRecord:
 
 @dataclass(frozen=True)
 class SelfTestReport:
-    """How many planted faults a check finds and locates.
+    """Outcome of planted faults: those that a check finds and locates.
 
     Attributes:
         version: the version of this format. A reader refuses another major version.

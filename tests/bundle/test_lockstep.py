@@ -142,7 +142,7 @@ class TestOfATorchBase:
             (
                 lambda at, of: set_to(of("LayerNormalization"), "epsilon", 1e-3),
                 "encoder.layer.0.output.LayerNorm",
-                "epsilon 1e-03 in the place of",
+                "epsilon 1e-03 instead of",
             ),
         ],
     )

@@ -15,7 +15,8 @@ from tiny_onnx import random_adapter, save_tiny
 
 import adapter_export as ae
 from adapter_export.bundle.opened import OpenedBundle
-from adapter_export.bundle.proof.faults.fault_kinds import FAULTS, Copy
+from adapter_export.bundle.proof.faults.fault import Copy
+from adapter_export.bundle.proof.faults.fault_kinds import FAULTS
 from adapter_export.bundle.proof.faults.selftest import self_test
 from adapter_export.bundle.proof.proof_plan import Reference
 from adapter_export.errors import ParityError, UsageError

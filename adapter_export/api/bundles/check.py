@@ -60,7 +60,7 @@ def check(
         PathLike | None,
         Option("A table (csv, tsv, jsonl) of texts on which the bundle's classes are compared with MODEL's.", "FILE"),
     ] = None,
-    text: Annotated[str | None, Option("The column of FILE that holds the texts.", "COLUMN")] = None,
+    text: Annotated[str | None, Option("Column of FILE with the texts.", "COLUMN")] = None,
     nodes: Annotated[bool, Option("Show every node beside that of MODEL.")] = False,
     quick: Annotated[bool, Option("Skip most shapes, the vocabulary sweep and per-node comparison.")] = False,
     repro: Annotated[PathLike | None, Option("Write the node that is wrong as a test case of ONNX.", "FOLDER")] = None,
@@ -181,7 +181,7 @@ def self_test(
     Args:
         bundle: the bundle, or its folder.
         against: the model that the bundle was built from; without it the golden vectors are the reference.
-        kinds: the names of some kinds; all if none are given.
+        kinds: names of kinds; default: all.
         seed: chooses the places.
         reporter: receives each step.
 
@@ -210,7 +210,7 @@ def self_test(
 
 
 def _given(plan: Plan, adapters: Adapters | None, against: Base | PathLike | None) -> list[Adapter]:
-    """Read the user's own adapters; one that the bundle does not hold is a `UsageError`."""
+    """Read the user's own adapters; one that the bundle lacks is a `UsageError`."""
     near = against.path if isinstance(against, Base) else None if against is None else Path(against)
     given = [] if adapters is None else load_members(adapters, near)
     unknown = [f"`{adapter.name}`" for adapter in given if adapter.name not in plan.bundle.names]
@@ -322,8 +322,8 @@ def verify(
     Args:
         bundle: the bundle, or its folder.
         expect: the sha256 of its manifest, which has the hashes of all other files.
-        key: the public key of whoever must have signed it.
-        certificates: in place of a key, the certificates of authorities: one of them vouches for whoever signed it.
+        key: the public key of the signer.
+        certificates: instead of a key, certificates of authorities; the signer's must be by one of them.
         reporter: receives each step.
 
     Returns:

@@ -1,1 +1,1 @@
-"""Prove a bundle: against a reference, against golden vectors, against what must hold in any case."""
+"""Prove a bundle: against a reference, against golden vectors, and by invariants."""

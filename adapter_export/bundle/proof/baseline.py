@@ -10,7 +10,7 @@ _HERE = "recorded runs"
 """The claims that can be verified only where ONNX Runtime rounds as when the bundle was built."""
 
 _WORSE = 2.0
-"""By what factor an error may grow from one report to the next: other threads and machines add up in another order."""
+"""Factor by which an error may grow between reports: other threads and machines add up in another order."""
 
 _NOISE = 0.1
 """Errors below this part of their budget are rounding."""

@@ -59,7 +59,7 @@ def agenda(context: Context) -> list[Claim]:
 
 
 def _is_main(graph: Graph) -> bool:
-    """Whether it is what clients run, as a whole."""
+    """Return whether it is the graph that clients run, not in pieces."""
     return (graph.variant, graph.level) == ("slots", LEVEL) and not graph.pieces
 
 
@@ -75,7 +75,7 @@ def _golden_parts(context: Context, graph: Graph) -> Iterator[Finding]:
 
 
 def _mixed(context: Context, graph: Graph) -> list[tuple[str | None, ...]]:
-    """The mixed batches to take apart, where rows do not depend on each other by themselves."""
+    """Return mixed batches to take apart; none if rows of the base depend on each other."""
     bank, batch = context.manifest.bank, context.plan.probe.batch
     if bank is None or not graph.by_row or not context.bundle.batch_invariant or batch == 1:
         return []
@@ -197,7 +197,7 @@ def _sites(context: Context) -> Iterator[Finding]:
 
 
 def _walked(context: Context) -> list[str | None]:
-    """What the nodes are compared with: the base, and the adapter that acts at most sites."""
+    """Return whose nodes are compared: those of the base, and with the adapter that acts at most sites."""
     plan = context.plan
     if "slots" not in plan.variants or ((plan.brief or plan.narrow) and not plan.every_node):
         return []

@@ -84,7 +84,7 @@ def relative_difference(found: np.ndarray, expected: np.ndarray) -> npt.NDArray[
 
 
 def ulp_distance(found: np.ndarray, expected: np.ndarray) -> npt.NDArray[np.uint64]:
-    """How many steps between neighbouring numbers of the type lie between two floats, per element.
+    """Count the steps between neighbouring numbers of the type between two floats, per element.
 
     Counted across zero, where +0 and −0 are one number. IEEE 754 numbers of one sign are ordered as their bits are.
     """
@@ -100,7 +100,7 @@ def _sign_and_size(values: np.ndarray) -> tuple[npt.NDArray[np.bool_], npt.NDArr
 
 
 def cosine(found: np.ndarray, expected: np.ndarray) -> float | None:
-    """The cosine of the angle between two vectors, in float64; none if one of them is zero or empty.
+    """Return the cosine of the angle between two vectors, in float64; `None` if one of them is zero or empty.
 
     Both are first divided by a power of two near their largest element, so that no square overflows or vanishes.
     """
@@ -277,9 +277,7 @@ def _of_adapter(
         found = session.run(case.arrays, name, allow_padding=True)
         for each, value in expected.items():
             pair = (found[each], value)
-            if (
-                case.real is not None and value.ndim > 2 and value.shape[:2] == case.real.shape
-            ):  # padding is nobody's result
+            if case.real is not None and value.ndim > 2 and value.shape[:2] == case.real.shape:  # padding is no result
                 pair = (found[each][case.real], value[case.real])
             sides.setdefault(each, []).append(pair)
         reporter.step(f"{name or BASE}, {case.name}: against float32")

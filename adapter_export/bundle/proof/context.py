@@ -1,4 +1,4 @@
-"""What claims read while they are verified: the plan, the model, and what claims before them have measured."""
+"""The context of claims: the plan, the model, and the measurements of earlier claims."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from adapter_export.numerics.runner import DRAWS
 from adapter_export.reporting import SILENT, Reporter
 
 Need = Literal["model", "source", "base", "whole", "words", "written", "slots", "fanout"]
-"""What a claim may need: a `model` to compare with, or its `source` tensors; the `base` or a variant among what is
+"""Needs of claims: a `model` to compare with, or its `source` tensors; the `base` or a variant among what is
 checked; the `whole` check, not golden vectors at one level alone, or one that tries all `words`; a bundle that is
 `written`, not one that is being built."""
 
 
 @dataclass
 class Context:
-    """What is checked, what it is compared with, and what was measured so far.
+    """The bundle that is checked, the model it is compared with, and the measurements so far.
 
     Attributes:
         plan: what is checked, on cases that the model takes.
@@ -72,7 +72,7 @@ class Context:
 
     @cached_property
     def has(self) -> frozenset[Need]:
-        """What claims may need and is there."""
+        """The needs of claims that are met."""
         plan, model = self.plan, self.reference
         there: dict[Need, bool] = {
             "model": model is not None,
@@ -88,7 +88,7 @@ class Context:
 
     @property
     def by_pieces(self) -> bool:
-        """Whether a graph is too large to run as a whole while it is built."""
+        """True if a graph is too large to run as a whole while it is built."""
         return any(graph.pieces for graph in self.plan.graphs)
 
     @cached_property
@@ -118,7 +118,7 @@ class Context:
         )
 
     def _of_model(self) -> list[Golden]:
-        """What the model gives for the base and each adapter; nothing without a model."""
+        """Run the model on every case for the base and each adapter; empty without a model."""
         if self.reference is None:
             return []
         maker, twin = self.maker, self._twin

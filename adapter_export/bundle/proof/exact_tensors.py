@@ -49,7 +49,7 @@ _OURS = ("adapter-export", "onnx", "onnx-ir")
 
 
 class _Mapped(Mapping[str, np.ndarray]):
-    """The elements of tensors, mapped from their file for as long as somebody holds them: not all are there at once."""
+    """The elements of tensors, mapped from their file while they are used: not all are in memory at once."""
 
     def __init__(self, tensors: Mapping[str, ir.TensorProtocol]) -> None:
         self._tensors = tensors
@@ -66,7 +66,7 @@ class _Mapped(Mapping[str, np.ndarray]):
 
 @dataclass(frozen=True)
 class Origin:
-    """What a base was made of: the model's tensors by name, a digest of its program, and libraries."""
+    """The origin of a base: the model's tensors by name, a digest of its program, and libraries."""
 
     tensors: Mapping[str, np.ndarray]
     program: str
@@ -90,14 +90,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class Source:
-    """What a bundle was built from, as the user has it; `again` makes its base anew, with operators fused or not."""
+    """The model of a bundle as the user has it; `again` makes its base anew, with operators fused or not."""
 
     origin: Origin
     again: Callable[[bool], OnnxBase]
 
 
 def constants(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """Return every constant of a graph and of those in it: initializers that nobody feeds, and tensors in nodes."""
+    """Return every constant of a graph and of those in it: initializers that are no inputs, and tensors in nodes."""
     fed = {value.name for value in model.graph.inputs}
     found = {
         name: value.const_value
@@ -171,7 +171,7 @@ class _Finder:
         return None
 
     def _parts(self, name: str, array: np.ndarray) -> Iterator[ConstantRecord]:
-        """Those that fused operators read side by side, such as query, key and value."""
+        """Yield tensors that fused operators read side by side, such as query, key and value."""
         for axis in range(array.ndim):
             for count in (3, 2):
                 if array.shape[axis] % count == 0 and array.size // count >= _FEW:
@@ -202,7 +202,7 @@ class _Finder:
 
 
 def rebuilt(record: ConstantRecord, tensors: Mapping[str, np.ndarray], like: np.ndarray) -> np.ndarray | None:
-    """Return what a record says that a constant is; none where the model has no such tensors, or of other shapes."""
+    """Return the constant that a record describes; `None` if the model lacks its tensors, or in these shapes."""
     try:
         parts = [tensors[name].T if record.transposed else tensors[name] for name in record.sources]
         array = np.concatenate(parts, record.axis or 0) if len(parts) > 1 else parts[0]
@@ -249,7 +249,7 @@ def check_tensors(
 
 @dataclass(frozen=True)
 class _Remade:
-    """The graph with slots, made anew of the model: none where that cannot be, `why`; `differs` is what is not so."""
+    """The graph with slots, made again from the model, or `why` it cannot be; `differs` is the first difference."""
 
     base: OnnxBase | None
     model: ir.Model | None
@@ -446,7 +446,7 @@ def check_cut(bundle: OpenedBundle) -> Iterator[Finding]:
 
 
 def _is_same(one: ir.TensorProtocol, two: ir.TensorProtocol) -> bool:
-    """Whether two tensors have the same bits; the same place of one file need not be read."""
+    """Return whether two tensors have the same bits; the same place of one file need not be read."""
     places = [
         (each.path, each.offset, each.dtype, each.shape) for each in (one, two) if isinstance(each, ir.ExternalTensor)
     ]

@@ -1,8 +1,8 @@
-"""What must hold whatever a reference says: swapping leaves no trace, rows of a batch keep to themselves.
+"""Invariants: switching adapters has no side effects, rows of a batch stay apart, files agree with the manifest.
 
 Before anything runs, the files of a bundle are what its manifest says, and agree with each other.
 
-`build` also tries out what padding and zeros change, so that whoever runs a bundle can read it in the manifest.
+`build` also tries out what padding and zeros change, so that clients can read it in the manifest.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from adapter_export.runtime.graphs import run_session
 from adapter_export.safe_io.parsers import parsing
 
 _SHOWN = 5
-"""How many faults a message lists."""
+"""Maximum faults that a message lists."""
 
 
 def check_files(
@@ -206,7 +206,7 @@ def same_bits(first: np.ndarray | None, second: np.ndarray | None) -> bool:
 
 
 def _check_twins(bundle: OpenedBundle, name: str) -> Finding:
-    """The two files of an adapter, for ONNX Runtime and for everyone else, hold the same tensors, bit for bit.
+    """Compare the two files of an adapter, for ONNX Runtime and for other programs, bit for bit.
 
     They are stored in the precision that the manifest says.
     """
@@ -238,7 +238,7 @@ def _tensors_of(model: ir.Model, names: Iterable[str]) -> Weights:
 
 
 def _check_row(bundle: OpenedBundle, bank: BankRecord, name: str | None, held: Weights, what: str) -> Finding:
-    """A row of the bank holds an adapter, and zeros where it is narrower than others."""
+    """Compare a row of the bank with an adapter, zeros where it is narrower than others."""
     row, own = bank.rows.index(name), bundle.tensors(name)
     wrong = [each.name for each in bank.tensors if not _holds(held.get(each.name), row, each, own)]
     return _tensors_result(what, name or BASE, wrong, len(bank.tensors))
@@ -264,7 +264,7 @@ def _tensors_result(name: str, subject: str, wrong: Sequence[str], count: int) -
 
 
 Run = Callable[[Mapping[str, np.ndarray], str | None], Arrays]
-"""Runs a bundle: from inputs and the name of an adapter, or none for the base alone, to outputs."""
+"""Runs a bundle: from inputs and the name of an adapter, or `None` for the base, to outputs."""
 
 RunRows = Callable[[Mapping[str, np.ndarray], Sequence[str | None]], Arrays]
 """Runs a bank: from inputs and an adapter for each row to outputs."""

@@ -57,10 +57,10 @@ _FEW = 3
 """An axis shorter than this shows little."""
 
 _MOST_LOCATED = 5
-"""How many failures are looked into: the others mostly have one of the same causes."""
+"""Maximum failures that are located: the others mostly have one of the same causes."""
 
 _MOST_NODES = 12
-"""Of a step whose nodes are named: more would be no place."""
+"""Maximum nodes of a step whose nodes are named."""
 
 _MOST_COLUMNS = 4096
 """The longest axis along which exchanged places are looked for."""
@@ -81,7 +81,7 @@ DATA = "test_data_set_0"
 
 @dataclass
 class Trace:
-    """What was found node by node."""
+    """Findings about nodes, and the locations of failures."""
 
     findings: list[Finding] = field(default_factory=list)
     locations: list[LocationRecord] = field(default_factory=list)
@@ -191,7 +191,7 @@ def _unverified(walk: Lockstep, detail: str) -> Finding:
 
 
 def _noise(walk: Lockstep) -> Finding:
-    """How far the outputs of one graph are apart from run to run, with other threads, and not optimised."""
+    """Measure how far the outputs of one graph differ from run to run, with other threads, and not optimised."""
     graph, names = walk.graph, walk.graph.bundle.base_outputs
     model = ir.to_proto(graph.bundle.model(graph.file)).SerializeToString()
     runs = [run_session(graph.bundle.session(graph.file), walk.feeds, names) for _ in range(2)]
@@ -275,7 +275,7 @@ def _of_levels(graph: Graph, case: Case, adapter: str | None, outputs: Sequence[
 
 
 def fusion_of(model: ir.Model, folder: Path, feeds: Arrays, output: str) -> str | None:
-    """Return the fusion without which an output is what it is when the graph is not optimised; none if no single one.
+    """Return the fusion without which an output matches that of the graph without optimization, or `None`.
 
     The known ones are halved until one is left.
     """
@@ -345,7 +345,7 @@ def guesses(lockstep: Lockstep, record: Measurement) -> Iterator[str]:
 
 
 def _skipped(lockstep: Lockstep, step: Step, feeds: Arrays, left: Left) -> Iterator[str]:
-    """Whether the step reads a value of a site where it should read what the adapter makes of it, or the reverse."""
+    """Try to exchange the value of a site and its replacement by the adapter among what the step reads."""
     for site, names in site_values(lockstep.steps.model).items():
         for replaced in REPLACED:
             old, new = names.get(replaced), names.get(result_of(replaced))
@@ -360,7 +360,7 @@ def _skipped(lockstep: Lockstep, step: Step, feeds: Arrays, left: Left) -> Itera
 
 
 def _of_another(lockstep: Lockstep, step: Step, feeds: Arrays) -> Iterator[str]:
-    """Whether the tensors that are fed in are another adapter's."""
+    """Compare the tensors that are fed in with those of the other adapters."""
     bundle, own = lockstep.graph.bundle, lockstep.adapter
     slots = [name for name in step.weights if name in feeds]
     if own is None or not slots:
@@ -377,7 +377,7 @@ def _of_another(lockstep: Lockstep, step: Step, feeds: Arrays) -> Iterator[str]:
 
 
 def _other_operators(step: Step, feeds: Arrays, left: Left) -> Iterator[str]:
-    """Whether another activation, approximation, axis or epsilon gives the right values."""
+    """Try another activation, approximation, axis or epsilon."""
     found = list[tuple[float, str]]()
     for at, node in enumerate(step.model.graph):
         for words, change in _changes(node):
@@ -398,19 +398,19 @@ def _changes(node: ir.Node) -> Iterator[tuple[str, Change]]:
         present = node.attributes.get_string("approximate", "none")
         other = "tanh" if present == "none" else "none"
         shown = {"none": "erf", "tanh": "tanh"}
-        yield f"a gelu by {shown[present]} in the place of one by {shown[other]}", attribute("approximate", other)
+        yield f"a gelu by {shown[present]} instead of one by {shown[other]}", attribute("approximate", other)
     if node.op_type in _ACTIVATIONS:
         for other in _ACTIVATIONS:
             if other != node.op_type:
-                yield f"`{node.op_type}` in the place of `{other}`", partial(_become, operator=other)
+                yield f"`{node.op_type}` instead of `{other}`", partial(_become, operator=other)
     if node.op_type in ("LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"):
         present_epsilon = node.attributes.get_float("epsilon", 1e-5)
         for epsilon in (1e-5, 1e-6, 1e-12, 1e-8, 1e-7, 1e-3):
             if not np.isclose(epsilon, present_epsilon, rtol=1e-3, atol=0):
-                yield f"epsilon {present_epsilon:.0e} in the place of {epsilon:.0e}", attribute("epsilon", epsilon)
+                yield f"epsilon {present_epsilon:.0e} instead of {epsilon:.0e}", attribute("epsilon", epsilon)
     if node.op_type in ("Add", "Sub"):
         other = "Sub" if node.op_type == "Add" else "Add"
-        yield f"`{node.op_type}` in the place of `{other}`", partial(_become, operator=other)
+        yield f"`{node.op_type}` instead of `{other}`", partial(_become, operator=other)
     if node.op_type == "Gemm":
         turned = 1 - node.attributes.get_int("transB", 0)
         yield "its matrix is transposed", attribute("transB", turned)
@@ -425,7 +425,7 @@ def _become(node: ir.Node, operator: str) -> None:
 
 
 def _turned(step: Step, feeds: Arrays, left: Left) -> Iterator[str]:
-    """Whether a square matrix is transposed, or the order of a slot's numbers."""
+    """Try square matrices transposed, and the numbers of a slot in another order."""
     for name, value in step.weights.items():
         tensor = feeds.get(name)
         if tensor is None and value.const_value is not None:
@@ -442,7 +442,7 @@ def _turned(step: Step, feeds: Arrays, left: Left) -> Iterator[str]:
 
 
 def _scaled(found: np.ndarray, expected: np.ndarray, left: Left) -> Iterator[str]:
-    """Whether the result is the right one times a number."""
+    """Try the result times a number."""
     if expected.dtype.kind == "f" and np.isfinite(found).all() and np.isfinite(expected).all():
         first, second = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
         size = float(second @ second)
@@ -454,7 +454,7 @@ def _scaled(found: np.ndarray, expected: np.ndarray, left: Left) -> Iterator[str
 
 
 def _exchanged(found: np.ndarray, expected: np.ndarray) -> Iterator[str]:
-    """Whether places along an axis are exchanged."""
+    """Look for places along an axis that are exchanged."""
     for axis in reversed(range(expected.ndim)):
         count = expected.shape[axis]
         if not 1 < count <= _MOST_COLUMNS:
@@ -472,7 +472,7 @@ def _exchanged(found: np.ndarray, expected: np.ndarray) -> Iterator[str]:
 
 
 def _offset(found: np.ndarray, expected: np.ndarray, error: np.ndarray, budget: float) -> Iterator[str]:
-    """Whether the error is the same everywhere, or in a few rows or features alone."""
+    """Look for an error that is the same everywhere, or confined to a few rows or features."""
     if expected.ndim < 2 or expected.dtype.kind != "f":
         return
     rows = (found.astype(np.float64) - expected).reshape(-1, expected.shape[-1])

@@ -28,7 +28,7 @@ from adapter_export.onnx_backend.onnx_runner import Pieces
 from adapter_export.onnx_backend.steps import Step, Steps, given
 
 _HUGE = 1e30
-"""What is larger stands for infinity, as in masks: the lowest float32 on one side may be -inf on the other."""
+"""Larger numbers count as infinite, as in masks: the lowest float32 on one side may be -inf on the other."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Lockstep:
 
     @cached_property
     def feeds(self) -> Arrays:
-        """What the graph reads."""
+        """The inputs of the graph."""
         return self.graph.feeds(self.case.arrays, (self.adapter,) * self.case.batch)
 
     @property
@@ -110,7 +110,7 @@ class Lockstep:
     ) -> Iterator[tuple[str, np.ndarray, NodeValue]]:
         """Yield each known value as the graph and as the reference computes it; `others` takes what else comes out.
 
-        Both are computed as far as the other needs it, and what nobody reads any more is forgotten.
+        Both are computed as far as the other needs it, and values that are not read again are dropped.
         """
         own = {self.steps.names[name]: name for name in self.known}
         stream = self.runner.node_values(self.case.arrays, self.source, own, exactly=exactly)
@@ -171,7 +171,7 @@ class Lockstep:
         )
 
     def _budget(self, value: NodeValue, expected: np.ndarray, nodes: int) -> Budget:
-        """What a step may be off: its rounding is relative to its result, or to how far what it reads moves that."""
+        """Return the budget of a step: rounding is relative to its result, or to how far its inputs move that."""
         dtype = expected.dtype.name
         if dtype not in FLOAT_TYPES:
             return EXACT
@@ -186,7 +186,7 @@ class Lockstep:
 def _clipped(
     found: np.ndarray, expected: np.ndarray, vague: npt.NDArray[np.bool_] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two sides with what stands for infinity cut off, and equal where nothing is defined."""
+    """Return two sides with infinite numbers cut off, and equal where nothing is defined."""
     if expected.dtype.kind != "f" or found.shape != expected.shape or found.dtype != expected.dtype:
         return found, expected
     limit = min(_HUGE, float(np.finfo(expected.dtype).max))
@@ -195,7 +195,7 @@ def _clipped(
 
 
 def _witness(found: np.ndarray, expected: np.ndarray, value: NodeValue) -> WitnessRecord | None:
-    """How far both sides are from float64, where all three are finite."""
+    """Return the distance of both sides from float64, where all three are finite."""
     exact = value.exact
     if exact is None or exact.shape != expected.shape or found.shape != expected.shape or expected.dtype.kind != "f":
         return None

@@ -1,4 +1,4 @@
-"""What a manifest says is not believed: it is recomputed from the graph, the adapters and the golden vectors."""
+"""Claims of the manifest, recomputed from the graph, the adapters and the golden vectors."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from adapter_export.sites.site import SUBLAYERS
 
 _ROUNDING = 1e-6
 _DRAWN = 4.0
-"""By how much a measured amplification may differ between two sets of inputs."""
+"""Factor by which a measured amplification may differ between two sets of inputs."""
 
 Measured = Mapping[tuple[str | None, str], float]
-"""By adapter and output: the budget that a reference has been seen to need, as a part of the output's scale."""
+"""The budget that a reference has been seen to need, as a part of the output's scale, by adapter and output."""
 
 Again = Callable[[Golden], Mapping[str, float]]
 """Measures the budget that a reference needs for the inputs of golden vectors, by output."""
@@ -58,7 +58,7 @@ def check_manifest(
             ("bank.rows", sorted(said.bank.rows[1:], key=str), sorted(names & set(said.bank.rows))),
         ]
     tables = {value.name: list(embedding_rows(value)) for value in model.graph.inputs}
-    for one in said.inputs:  # of words that the base has, none is refused, and of no other is one taken
+    for one in said.inputs:  # every word of the base is taken, and no other
         if rows := tables.get(one.name):
             facts.append((f"inputs.{one.name}.limit", one.limit, one.limit if one.limit in rows else min(rows)))
     for record in said.adapters:
@@ -108,7 +108,7 @@ def _shown(value: object, other: object) -> str:
 
 
 def _sites(sites: Iterable[SiteRecord], model: ir.Model) -> Iterator[Finding]:
-    """What nodes and metadata of the graph with slots say of the sites that have slots."""
+    """Compare sites that have slots with the nodes and metadata of the graph with slots."""
     values = {name: set(read.values()) for name, read in site_values(model).items()}
     paths = {
         node.metadata_props[NODE_SITE_KEY]: node.metadata_props[NODE_PATH_KEY]
@@ -179,7 +179,7 @@ def _golden(bundle: OpenedBundle, measured: Measured, again: Again | None, *, qu
 
 
 def _kinds(cases: Sequence[Case]) -> set[str]:
-    """What one row alone does not show."""
+    """Return the kinds of cases that show more than one row without padding does."""
     several = {"several rows" for case in cases if case.batch > 1}
     return several | {"padding" for case in cases if case.real is not None}
 
@@ -187,7 +187,7 @@ def _kinds(cases: Sequence[Case]) -> set[str]:
 def _allowance(
     bundle: OpenedBundle, golden: Golden, output: str, measured: float | None, again: Again | None, *, quick: bool
 ) -> Finding:
-    """What golden vectors allow is what the formula gives, or what the reference shows that rounding does."""
+    """Compare the budget of golden vectors with the formula, or with the measured effect of rounding."""
     arrays, said = [found[output] for found in golden.outputs], golden.budgets[output].absolute
     largest = max(map(scale, arrays))
     most = MOST_AMPLIFIED * largest if arrays[0].dtype.name in FLOAT_TYPES else 0.0

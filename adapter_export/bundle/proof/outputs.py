@@ -29,10 +29,10 @@ _SHOWN = 5
 """The number of slots that a fault names."""
 
 _AMPLIFIED = 100.0
-"""By how much a measured budget may be wider than that of the formula, at most; more is wrong in any case."""
+"""Factor by which a measured budget may be wider than that of the formula; a larger error is never measured again."""
 
 _LEVELS = 4
-"""How many optimization levels ONNX Runtime has."""
+"""Number of optimization levels of ONNX Runtime."""
 
 
 def run_outputs(context: Context, graph: Graph) -> Iterator[Finding]:

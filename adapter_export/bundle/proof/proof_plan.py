@@ -1,4 +1,4 @@
-"""What a check runs: the plan of a bundle, what it is compared with, and the trials of each graph."""
+"""The plan of a check: the bundle, the reference it is compared with, and the trials of each graph."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be run: the stored golden vectors of the chosen adapters, and `cases`, a matrix of shapes.
+    """Golden vectors of the chosen adapters, and `cases`, a matrix of shapes, that a check runs.
 
     `files` is what the files of the bundle have shown. A quick check runs golden vectors at one level alone; a brief
     one leaves out what takes long: shapes that are no core, words, nodes where all outputs are right, and making the
@@ -177,7 +177,7 @@ Expected = tuple[Golden, int]
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of one graph: the adapter of each row of the batch, none for the base, and what each must give.
+    """One run of one graph: the adapter of each row of the batch (`None` is the base), and the expected outputs.
 
     In a mixed batch, rows run through different adapters, and are compared adapter by adapter.
     """

@@ -19,7 +19,7 @@ from adapter_export.version import __version__
 _NONE = "–"
 _STATUSES: tuple[Status, ...] = ("exact", "tested", "unverified", "failed")
 _FEW, _MANY = 4, 12
-"""How many items of one kind are listed before the others are counted."""
+"""Items of one kind that are listed before the others are counted."""
 
 _LONG = 100
 """Characters of an example in a table."""

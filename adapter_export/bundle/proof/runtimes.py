@@ -112,7 +112,7 @@ def _on_provider(name: str, graph: Graph, golden: Sequence[Golden]) -> Iterator[
 
 
 def _judged(compared: Sequence[tuple[str, ComparisonRecord]]) -> tuple[bool, str]:
-    """Whether all is right, and a few words."""
+    """Return whether all comparisons passed, and a summary."""
     wrong = [f"{place}: {'; '.join(one.faults)}" for place, one in compared if not one.passed]
     worst = max((one.ratio for _, one in compared), default=0.0)
     detail = "; ".join(wrong[:3]) or f"{len(compared)} golden outputs, worst {worst:.2f} of its budget"
@@ -131,7 +131,7 @@ def _compared(found: dict[str, np.ndarray], golden: Golden, at: int) -> Iterator
 
 
 def _run(python: str, model: Path, requests: int, folder: Path) -> dict[str, str]:
-    """What the other Python says: its version of ONNX Runtime, and an error if there was one."""
+    """Run the other Python; return its version of ONNX Runtime, and an error if there was one."""
     try:
         command = [python, "-c", _RUN, str(model), str(requests)]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=True)

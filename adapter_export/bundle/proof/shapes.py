@@ -1,4 +1,4 @@
-"""What a matrix of shapes leaves open: every word, every position, and the smallest shape at which a graph is wrong."""
+"""Every word, every position, and the smallest shape that fails: the matrix of shapes leaves these out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from adapter_export.numerics.sample_inputs import (
 from adapter_export.reporting import SILENT, Reporter
 
 _SHOWN = 5
-"""How many words a message names."""
+"""Maximum words that a message names."""
 
 _TRIED_ALONE = 512
 
@@ -143,7 +143,7 @@ def check_coverage(context: Context) -> Iterator[Finding]:
 
 
 def _tokens(manifest: Manifest, case: Case) -> int:
-    """How many tokens a row has; 0 for a base that reads none."""
+    """Return the tokens of a row; 0 for a base without token ids."""
     of_tokens = [case.arrays[one.name] for one in manifest.inputs if one.role == "ids" and len(one.axes) == 2]
     return max((array.shape[1] for array in of_tokens), default=0)
 

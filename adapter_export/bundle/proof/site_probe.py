@@ -84,7 +84,7 @@ class SiteProbe:
         yield HEAD, compare(found, expected.astype(found.dtype), allowed)
 
     def _places(self, values: Arrays, adapter: Adapter) -> Iterator[tuple[str, str]]:
-        """What an adapter replaces, and what has slots, in the order of evaluation."""
+        """Yield each site and the value that an adapter or its idle slots replace, in the order of evaluation."""
         replaced = {site: adapter.graphs[placement.graph].replaces for site, placement in adapter.placements.items()}
         slots = {slot.site for slot in self.manifest.slots}
         for site in self.manifest.sites:
@@ -95,7 +95,7 @@ class SiteProbe:
 
 
 def _compare_site(values: Arrays, adapter: Adapter, site: str, replaced: str, norm: Norm | None) -> ComparisonRecord:
-    """Compare what stands in the place of one of a site's values."""
+    """Compare the replacement of one of a site's values."""
     placement = adapter.placements.get(site)
     graph = None if placement is None else adapter.graphs[placement.graph]
     acts = graph is not None and graph.replaces == replaced

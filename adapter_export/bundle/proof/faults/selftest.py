@@ -15,7 +15,8 @@ from typing import Any
 from adapter_export.bundle.golden import SEED, Case, Golden, case_of
 from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.proof.exact_tensors import Source, check_slots, check_tensors
-from adapter_export.bundle.proof.faults.fault_kinds import FAULTS, Area, Copy, Fault
+from adapter_export.bundle.proof.faults.fault import Area, Copy, Fault
+from adapter_export.bundle.proof.faults.fault_kinds import FAULTS
 from adapter_export.bundle.proof.invariants import same_bits
 from adapter_export.bundle.proof.manifest_checks import check_manifest
 from adapter_export.bundle.proof.proof_plan import Plan, Reference, plan_check
@@ -46,12 +47,12 @@ _OF_FILES = ("manifest", "golden", "cut")
 """Claims that compare files with one another."""
 
 _SHOWN = 300
-"""How many letters of what a check said are kept."""
+"""Characters of the line of a check that are kept."""
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What became of each kind of fault that was planted."""
+    """The outcome of each kind of fault that was planted."""
 
     bundle: str
     against: str | None
@@ -60,7 +61,7 @@ class SelfTest:
 
     @property
     def passed(self) -> bool:
-        """Whether every fault that changes something was found."""
+        """True if no fault that changes something was missed."""
         return not any(fault.status == "missed" for fault in self.faults)
 
     def to_json(self) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def _names(line: str, place: str) -> bool:
 
 
 def _said(lines: Callable[[], Iterable[str]]) -> list[str]:
-    """What is wrong, line by line; where a check refuses to go on, what it says then."""
+    """Return the faults line by line; the error of a check that refuses to go on is one line."""
     try:
         return list(lines())
     except AdapterExportError as error:
@@ -175,7 +176,7 @@ def _said(lines: Callable[[], Iterable[str]]) -> list[str]:
 
 
 def _said_of_bits(copy: Copy, reference: Reference | None, own: Mapping[str, Adapter]) -> list[str]:
-    """What files, claims, slots and constants say, without running anything."""
+    """Verify files, the manifest, slots and constants, without running anything."""
 
     def lines() -> Iterator[str]:
         plan = plan_check(copy.opened(), quick=True)
@@ -220,7 +221,7 @@ def _said_of_golden(copy: Copy, *, recorded: bool) -> tuple[list[str], tuple[Fau
 def _said_of_few(
     copy: Copy, reference: Reference | None, computed: Sequence[Golden], like: Plan, area: Area
 ) -> list[str]:
-    """What a quick check says of a few shapes, at one level, of the graphs and adapters in question."""
+    """Run a quick check of a few shapes, at one level, of the graphs and adapters in question."""
     variants: Sequence[VariantName] = () if area in ("bank", "inputs graph", "adapters", "manifest") else ("slots",)
     only = (BASE,) if area in ("base weights", "base nodes", "shapes") else ()
 
@@ -240,14 +241,14 @@ def _said_of_few(
 
 
 def _is_source(copy: Copy, adapter: str | None, like: Plan) -> bool:
-    """Whether an adapter as it was given is that of the bundle, which the reference has computed."""
+    """Return whether the source of an adapter is unchanged, so that earlier results of the reference apply."""
     if adapter is None:
         return True
     return like.bundle.record(adapter).source not in copy.changed
 
 
 def _lines(report: Report) -> Iterator[str]:
-    """What is wrong, line by line, that which locates best first."""
+    """Yield faults line by line, those that locate best first."""
     for failure in failures(report):
         culprit = failure.culprit
         if culprit is not None:
@@ -265,7 +266,7 @@ def _line(found: Finding) -> str:
 
 
 def _differs(bundle: OpenedBundle, copy: Copy, plan: Plan) -> str | None:
-    """Say where the outputs of a copy are not those of the bundle, bit for bit; none if they are everywhere."""
+    """Return where the outputs of a copy differ from those of the bundle in a bit, or `None`."""
     other = copy.opened()
     for variant in VARIANT_NAMES:
         for file in bundle.files_of(variant):

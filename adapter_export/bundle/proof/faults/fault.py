@@ -1,0 +1,140 @@
+"""A kind of fault, and the copy of a bundle that it is planted in."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import onnx_ir as ir
+
+from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.dtypes import AdapterPrecision, Weights, narrowed, widened
+from adapter_export.format.manifest import Manifest
+from adapter_export.format.manifest_json import MANIFEST_FILE, write_manifest
+from adapter_export.format.tensors import write_tensors
+from adapter_export.runtime.adapter_file import write_adapter_file
+from adapter_export.runtime.bundle import Bundle
+
+Area = Literal[
+    "base weights",
+    "base nodes",
+    "shapes",
+    "sites",
+    "adapters",
+    "bank",
+    "inputs graph",
+    "manifest",
+    "texts",
+    "batches",
+    "golden data",
+    "recorded runs",
+]
+
+Drawn = TypeVar("Drawn")
+
+FILES = ("safetensors", "onnx_adapter")
+"""The files of an adapter with its tensors."""
+
+Place = str
+"""The name of a tensor, node, slot, site, file or adapter that is wrong."""
+
+
+class Copy:
+    """A copy of a bundle in another folder that faults are planted in, one after the other; `rng` chooses where."""
+
+    def __init__(self, bundle: OpenedBundle, folder: Path) -> None:
+        self._bundle, self.folder = bundle, folder
+        self.manifest, self.changed, self.rng = bundle.manifest, set[str](), np.random.default_rng()
+        shutil.copytree(bundle.home, folder, dirs_exist_ok=True)
+
+    def renew(self, seed: int) -> None:
+        """Take back what was changed, and draw anew from a seed."""
+        for path in self.changed:
+            whole, here = self._bundle.home / path, self.folder / path
+            if whole.is_dir():
+                shutil.rmtree(here)
+                shutil.copytree(whole, here)
+            else:
+                shutil.copyfile(whole, here)
+        self.manifest, self.changed, self.rng = self._bundle.manifest, set[str](), np.random.default_rng(seed)
+
+    def change(self, path: str) -> Path:
+        """Return where a file lies that will be written anew."""
+        self.changed.add(path)
+        return self.folder / path
+
+    def opened(self) -> OpenedBundle:
+        """Return the copy as a check takes it; hashes are not compared, as if the author of the fault wrote them."""
+        return OpenedBundle(Bundle(self.folder, self.manifest, verified=False))
+
+    def graph(self, variant: str = "slots") -> ir.Model | None:
+        """Return a graph; `None` if the bundle lacks the variant."""
+        path = self.manifest.graphs.get(variant)
+        return None if path is None else ir.load(self.folder / path)
+
+    def keep(self, model: ir.Model, variant: str = "slots") -> None:
+        """Write a graph that was changed."""
+        self.change(self.manifest.graphs[variant]).write_bytes(ir.to_proto(model).SerializeToString())
+
+    def claim(self, manifest: Manifest) -> None:
+        """Write another manifest."""
+        self.manifest = manifest
+        self.change(MANIFEST_FILE).unlink()
+        write_manifest(manifest, self.folder)
+
+    def fill(
+        self, name: str, tensors: Weights, files: Sequence[str] = FILES, precision: AdapterPrecision = "float32"
+    ) -> None:
+        """Write the tensors of an adapter to its two files, or to one of them, rounded to a precision."""
+        stored = narrowed(tensors, precision)
+        tensors = widened(stored)
+        record = next(one for one in self.manifest.adapters if one.name == name)
+        for kind in files:
+            path = self.change(record.safetensors if kind == "safetensors" else record.onnx_adapter)
+            path.unlink()
+            if kind == "safetensors":
+                write_tensors(path, stored)
+            else:
+                write_adapter_file(path, tensors, self.manifest.model_version, precision)
+
+    def choose(self, candidates: Sequence[Drawn]) -> Drawn | None:
+        """Draw one; `None` from no candidates."""
+        return candidates[int(self.rng.integers(len(candidates)))] if candidates else None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A kind of fault.
+
+    `plant` changes a copy and returns what is wrong by its names, any of which locates it; `None` if the bundle has
+    nothing that can be wrong in this way.
+    """
+
+    name: str
+    area: Area
+    plant: Plant
+
+
+Plant = Callable[[Copy], Sequence[Place] | None]
+
+
+def kinds_of(area: Area, plants: Mapping[str, Plant]) -> tuple[Fault, ...]:
+    """Return the faults of an area, from what plants each by name."""
+    return tuple(Fault(name, area, plant) for name, plant in plants.items())
+
+
+def in_graph(change: Callable[[Copy, ir.Model], Sequence[Place] | None], variant: str = "slots") -> Plant:
+    """Change a graph, and keep it if anything is wrong with it then."""
+
+    def plant(copy: Copy) -> Sequence[Place] | None:
+        model = copy.graph(variant)
+        places = None if model is None else change(copy, model)
+        if model is not None and places is not None:
+            copy.keep(model, variant)
+        return places
+
+    return plant
