@@ -178,7 +178,7 @@ class EncodedText:
 
     @property
     def cut(self) -> int:
-        """How many tokens of the text are not there."""
+        """Number of tokens of the text that were left out."""
         return self.found - len(self.encoding.ids)
 
 

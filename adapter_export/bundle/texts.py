@@ -41,10 +41,10 @@ _MOST_ANSWERED = 128
 """The most tokens of a text that is answered: of longer ones the ids alone are kept."""
 
 _MOST_SHOWN = 80
-"""How many characters of a value a message shows."""
+"""Characters of a value that a message shows."""
 
 _SHOWN = 12
-"""How many ids a message shows around the first that differs."""
+"""Ids that a message shows around the first that differs."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def replay(bundle: OpenedBundle, texts: GoldenTexts, names: Sequence[str | None]
 
 @dataclass(frozen=True)
 class Contract:
-    """What the model that a bundle was built from says of texts.
+    """Texts, head and processor of the model that a bundle was built from.
 
     Attributes:
         tokenizer: the text of its `tokenizer.json`, if it has one.

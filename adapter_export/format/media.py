@@ -1,4 +1,4 @@
-"""How images and audio become an input: steps as plain data, and golden media. Specified in `docs/format.md`."""
+"""Preprocessing of images and audio as plain data, and golden media. Specified in `docs/format.md`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PROCESSOR_FILE = "preprocessor_config.json"
 GOLDEN_MEDIA_FILE = "golden/media.json"
 
 ABSOLUTE = 1e-5
-"""How far values of clients may be from those of the model's own library, which computes in float32 as well."""
+"""Allowed difference between values of clients and of the model's own library, which computes in float32 as well."""
 
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ else:  # the reader and the schemas take the choices from these hints
 
 @dataclass(frozen=True)
 class MediaRecord:
-    """How an image or an audio file becomes an input.
+    """Preprocessing of an image or an audio file into an input.
 
     An image is turned upright by its EXIF orientation and made RGB, [height, width, 3], 8 bits a channel; it becomes
     [3, height, width] behind the steps. An audio file has one channel, and samples from -1 to 1 in float32.
@@ -58,7 +58,7 @@ class MediaRecord:
         processor: the fields of Hugging Face's `preprocessor_config.json`, those with default values included.
         digest: the sha256 of the steps and the sampling rate as JSON; without steps, of the file. An adapter whose task
             names another digest was trained on other values, and its images or audio are refused.
-        sampling_rate: of clips, in Hz; other rates are refused. Null for images.
+        sampling_rate: of audio, in Hz; other rates are refused. Null for images.
         steps: what is done, in this order. Null where it is not known, or nothing here can say it: then a client takes
             the input itself, or reads the file of the processor.
         unknown: why `steps` is null. For people.
@@ -85,7 +85,7 @@ class MediaRecord:
 
     @property
     def refusal(self) -> str:
-        """What a client says that is given a file where `steps` is null."""
+        """The message of a client that is given a file where `steps` is null."""
         return f"this bundle's processor {self.unknown or 'is not known'}, which this client does not do"
 
 
@@ -124,7 +124,7 @@ class GoldenSample:
 
 @dataclass(frozen=True)
 class GoldenMediaAnswer:
-    """What an adapter says of a sample.
+    """The answer of an adapter to a sample.
 
     Attributes:
         sample: the name of the sample.
@@ -158,7 +158,7 @@ class GoldenMediaSet:
 
 @dataclass(frozen=True)
 class GoldenMedia:
-    """Images or clips, what the model's own library makes of them, and the answers of the reference.
+    """Images or audio files, the values that the model's own library makes of them, and the answers of the reference.
 
     This is `golden/media.json`. Specified in docs/format.md.
 
@@ -214,7 +214,7 @@ def _check_samples(media: GoldenMedia) -> None:
 
 @dataclass(frozen=True)
 class CapturedMedia:
-    """What is known of a base's processor: the record, the text of its file, and golden media if steps say it."""
+    """The processor of a base: the record, the text of its file, and golden media if steps say it."""
 
     record: MediaRecord
     processor: str

@@ -1,4 +1,4 @@
-"""What rows are made of: each module of this folder but the base defines a modality as `MODALITY`."""
+"""Modalities of rows. Each module of this folder but the base defines one as `MODALITY`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODALITIES: Mapping[str, Modality] = _found()
 FILE_MODALITIES: Mapping[str, FileModality] = {
     name: one for name, one in MODALITIES.items() if isinstance(one, FileModality)
 }
-"""Those whose rows are files."""
+"""Modalities whose rows are files."""
 
 INPUTS: tuple[str, ...] = ("text", *(name for one in MODALITIES.values() for name in one.inputs if name != "text"))
 """The inputs that tasks may have."""

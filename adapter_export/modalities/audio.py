@@ -21,7 +21,7 @@ NotNegative = Annotated[float, Interval(0)]
 Positive = Annotated[int, Interval(1)]
 
 _PCM: Mapping[int, tuple[str, int]] = {1: ("u1", 128), 2: ("<i2", 2**15), 4: ("<i4", 2**31)}
-"""By the bytes of a sample: its type, and what is 1.0."""
+"""Type of a sample and its value at 1.0, by the bytes of a sample."""
 
 _MEL = {"n_fft", "hop_length", "chunk_length", "n_samples", "nb_max_frames", "sampling_rate", "dither", "padding_value"}
 _WAVE = {"sampling_rate", "do_normalize", "padding_value"}

@@ -1,4 +1,4 @@
-"""Modalities: what rows are made of, and how files become inputs of a base."""
+"""Base classes of modalities: names for messages, and the way from a file to an input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NO_STEPS = {
 
 
 class UnknownStepsError(ValueError):
-    """What a processor does is nothing that steps can say; the text completes "this processor …"."""
+    """Raised if no steps express a processor; the text completes "this processor …"."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Step:
 
 
 class Modality:
-    """What rows are made of. Each module beside this one defines one as `MODALITY`.
+    """A modality of rows. Each module beside this one defines one as `MODALITY`.
 
     Attributes:
         name: of the modality.

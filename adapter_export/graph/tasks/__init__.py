@@ -1,4 +1,4 @@
-"""What adapters are asked: the record of a task, its types, answers and metrics.
+"""Tasks of adapters: their record, types, answers and metrics.
 
 A type is one file in `types/`; its loss is one file in `torch_backend/train/objectives/`.
 """

@@ -139,7 +139,7 @@ class Vector(Answer):
 
 @dataclass(frozen=True)
 class Score(Answer):
-    """How well two texts go together, or how good a choice is before the softmax over all choices of its question."""
+    """Relevance of a pair of texts, or of a choice before the softmax over all choices of its question."""
 
     score: float
 

@@ -71,7 +71,7 @@ TOKENS = (Metric("perplexity", least=1.0, most=math.inf, more_is_better=False), 
 
 @dataclass(frozen=True)
 class Decisions:
-    """What is right and what was answered: classes by number, of rows or of words, or all labels [rows, labels]."""
+    """Right and given answers: classes by number, of rows or of words, or all labels [rows, labels]."""
 
     classes: tuple[str, ...]
     right: Indices | Truths
@@ -108,7 +108,7 @@ class Judged:
 
     @property
     def units(self) -> int:
-        """How many units there are."""
+        """The number of units."""
         return int(self.unit.max(initial=-1)) + 1
 
 

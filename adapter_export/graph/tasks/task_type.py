@@ -113,7 +113,7 @@ class TaskType:
 
     @property
     def picks_largest(self) -> bool:
-        """Whether the largest number of a result's last axis is the answer: all graphs must agree on it."""
+        """True if the largest number of a result's last axis is the answer: all graphs must agree on it."""
         return self.one_label or (self.has_labels and not self.pools)
 
     # Rows of tables

@@ -87,7 +87,7 @@ class OwnProcessor:
 
     @property
     def sampling_rate(self) -> int | None:
-        """Of files that have one, in Hz."""
+        """Sampling rate in Hz; `None` if files have none."""
         return self._library.rate(self._processor)
 
     def __call__(self, contents: Sequence[np.ndarray], name: str) -> np.ndarray:

@@ -49,11 +49,11 @@ class Examples(Protocol):
 
     @property
     def problem(self) -> Learnt:
-        """What the rows ask."""
+        """The task type of the rows."""
 
     @property
     def lengths(self) -> Rows:
-        """How long each row is; rows of like length share a batch."""
+        """Length of each row; rows of like length share a batch."""
 
     @property
     def fingerprint(self) -> str:

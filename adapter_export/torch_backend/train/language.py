@@ -206,7 +206,7 @@ def read_language(
 
 
 def _filled(role: str, roles: Sequence[str]) -> bool:
-    """Whether it is known what an input of some role is: of two that index embeddings, one may be positions."""
+    """Return true if the role of an input is clear: of two that index embeddings, one may be positions."""
     return role == "cache" or (role in ("ids", "mask") and roles.count(role) == 1)
 
 

@@ -21,7 +21,7 @@ from adapter_export.torch_backend.train.data import Call, Rows, of_one_call
 
 @dataclass(frozen=True)
 class MediaSource:
-    """What a base says of images or audio, and its processor."""
+    """Preprocessing of a base for images or audio, and its processor."""
 
     media: CapturedMedia
     processor: OwnProcessor
@@ -90,7 +90,7 @@ class MediaExamples:
 
     @property
     def word(self) -> str:
-        """What messages call the rows."""
+        """Name of the rows in messages."""
         return f"{self.source.media.record.modality.word}s"
 
     @property

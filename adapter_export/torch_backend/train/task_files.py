@@ -58,7 +58,7 @@ def read_table(
 
 
 def _text(row: LabelledRow, prefix: str) -> Any:
-    """What the tokenizer reads of a row: for a question with choices, a pair of it with each choice."""
+    """Return the tokenizer's input for a row: for a question with choices, a pair of it with each choice."""
     if row.pair is None or not isinstance(row.text, str):
         return prefix + row.text if isinstance(row.text, str) else row.text
     if isinstance(row.pair, str):

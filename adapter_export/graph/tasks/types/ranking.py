@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Ranking(TaskType):
-    """How well a document answers a query; trained as the probability that it does."""
+    """Relevance of a document to a query, trained as a probability."""
 
     name = "ranking"
     width = 1

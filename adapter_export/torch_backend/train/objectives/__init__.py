@@ -1,4 +1,4 @@
-"""What each task type is trained for: each module of this folder but the base defines one as `OBJECTIVE`."""
+"""Objectives of task types. Each module `…_loss.py` of this folder defines one as `OBJECTIVE`."""
 
 from __future__ import annotations
 

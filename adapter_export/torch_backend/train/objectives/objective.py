@@ -42,7 +42,7 @@ class Scores:
         return self._rank() > other._rank()
 
     def _rank(self) -> tuple[float, float]:
-        """How good it is; a metric that is not defined for the rows is worse than any number."""
+        """Return a key to sort by; a metric that is not defined for the rows is worse than any number."""
         if self.decides is None:
             return 0.0, -self.loss
         found = self.metrics.get(self.decides, -math.inf if self.more_is_better else math.inf)
