@@ -222,7 +222,7 @@ class AttachedAdapter(nn.Module):
 
     @cached_property
     def mask(self) -> str | None:
-        """The input that says which tokens are real; none if there is none. Several are a `BaseModelError`."""
+        """The input that marks real tokens; `None` without one. Several raise a `BaseModelError`."""
         masks = masks_of(self.base.inputs, self.base.axes(self.sites.final)[1])
         if len(masks) > 1:
             raise BaseModelError(

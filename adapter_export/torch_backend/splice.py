@@ -23,7 +23,7 @@ def cut_piece(whole: Tensor, start: int, end: int, blocks: int) -> Tensor:
 
 
 def join_piece(whole: Tensor, piece: Tensor, start: int, end: int, blocks: int) -> Tensor:
-    """The fused layer's output with other features in the place of those that `cut_piece` gives."""
+    """Return the fused layer's output with the features that `cut_piece` returns replaced."""
     around, middle = _in_blocks(whole, blocks), _in_blocks(piece, blocks)
     return torch.cat([around[..., :start], middle, around[..., end:]], -1).flatten(-2)
 

@@ -170,7 +170,7 @@ class _Wide(fx.Interpreter):
         return _widened(getattr(self, n.op)(n.target, args, kwargs))
 
     def call_function(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call an operator; one that is told to make float32 makes float64."""
+        """Call an operator; one with the argument float32 gets float64."""
         args, kwargs = pytree.tree_map(lambda each: torch.float64 if each is torch.float32 else each, (args, kwargs))
         return super().call_function(target, *_widened((args, kwargs)))
 

@@ -50,6 +50,6 @@ def with_facts(adapter: Adapter, facts: Mapping[str, Any]) -> Adapter:
     head = adapter.head
     if head is None or head.task is None:
         given = ", ".join(map(argument, facts))
-        raise UsageError("something is said of a task, and nobody knows the task", found=given)
+        raise UsageError("facts of a task are given, and the adapter's head has no task", found=given)
     each = {"thresholds": thresholds_for(head.labels, facts["thresholds"])} if "thresholds" in facts else {}
     return replace(adapter, head=replace(head, task=replace(head.task, **{**facts, **each})))

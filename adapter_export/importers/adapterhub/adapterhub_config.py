@@ -259,7 +259,7 @@ def check_base(config: Config, interface: Mapping[str, Any] | None, base: BaseVi
         return
     if config.model_type == "albert" and method.mh_adapter:
         raise AdapterError(
-            "AdapterHub hands this model's attention adapters the residual in the place of the output, and the other "
+            "AdapterHub hands this model's attention adapters the residual instead of the output, and the other "
             "way round, which cannot be expressed",
             found="`model_type`: `albert`, `mh_adapter`",
         )

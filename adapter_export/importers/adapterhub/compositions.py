@@ -312,7 +312,7 @@ class _Composer:
         return self._chain.graph(replaces, self._chain.shared)
 
     def _of(self, block: Block, value: str) -> str:
-        """Return the result of a composition for a value in the place of `h`."""
+        """Return the result of a composition for a value instead of `h`."""
         if not any(name in self._here for name in block.names):
             return value
         if block.kind == "Average":
@@ -347,7 +347,7 @@ class _Composer:
         assert isinstance(last, BottleneckConfig), "only bottlenecks are fused"
         read = residual = self._read(block.names[-1], value)
         if last.is_parallel:
-            value = "x"  # what a parallel one hands on in the place of `h`
+            value = "x"  # what a parallel one passes on instead of `h`
         elif last.residual_before_ln == "post_add":
             residual = self._chain.once(Node("add", (value, "x"), f"{value}_sum"))
         elif last.residual_before_ln is True:
@@ -375,7 +375,7 @@ class _Composer:
         return self._chain.value
 
     def _read(self, name: str, value: str) -> str:
-        """Return the value that an adapter reads in the place of `h`."""
+        """Return the value that an adapter reads instead of `h`."""
         method = self._methods[name]
         assert isinstance(method, BottleneckConfig), "LoRA and IA3 are not nested"
         if method.is_parallel:
@@ -402,7 +402,7 @@ class _Composer:
 
 
 def _reading(one: Here, value: str) -> Here:
-    """A LoRA that reads a value as wide as its layer's output in the place of `u`."""
+    """A LoRA that reads a value as wide as its layer's output instead of `u`."""
     graph = one.graph
     nodes = tuple(
         replace(node, inputs=tuple(value if name == "u" else name for name in node.inputs)) for node in graph.nodes

@@ -161,7 +161,7 @@ def take_head(
 def _saved_type(options: Options, choice: HeadChoice, in_base: Sequence[str], where: object) -> ProblemType | None:
     """Return the task that the user, PEFT's config or the model's class gives the head.
 
-    `single_label` is `SEQ_CLS` unless the user says it; none if only the user's `pooling` says that it is a head.
+    `single_label` is `SEQ_CLS` unless the user sets it; `None` if only the user's `pooling` shows that it is a head.
     """
     saved = _TASKS.get(options.task_type or "") or class_type(options.model_class or "")
     named = options.task_type or options.model_class

@@ -438,7 +438,7 @@ def _place_norm(mapped: TensorMap, update: _Update, base: _Base) -> None:
 
 
 def _behind_value(value: str, *, scale: bool, bias: bool) -> AdapterGraph:
-    """`s⊙v + B(A v)` in the place of `v`, with a bias on B; the sum, or the factors, only where there are some."""
+    """Return the graph of `s⊙v + B(A v)` for `v`, with a bias on B; without `scale` or `bias`, that part is absent."""
     chain = Chain(value)
     if bias:
         chain.linear("lora_A", "d", "r", bias=False)

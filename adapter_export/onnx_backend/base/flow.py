@@ -36,7 +36,7 @@ _SHAPES_ALONE = frozenset({"Shape", "Size", "EyeLike"})
 """Operators that read the shape of a tensor and none of its numbers."""
 
 _QUANTISED = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
-"""Dtypes that products may read in the place of an activation; no adapter can, so that these get no shapes."""
+"""Dtypes that products may read instead of an activation; adapters cannot, so these values get no shapes."""
 
 
 LIBRARY_ERRORS: tuple[type[Exception], ...] = (

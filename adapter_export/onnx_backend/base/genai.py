@@ -90,8 +90,8 @@ def generating_files(
 ) -> dict[str, bytes]:
     """Return the files by name that onnxruntime-genai needs beside the graph of a captured decoder.
 
-    None for a base that is no decoder with keys and values of each layer, or of which nobody knows what ends a text or
-    how long it may be.
+    Empty for a base that is no decoder with keys and values of each layer, or whose end token or maximum length is
+    unknown.
     """
     caches = {record.name: str(record.next) for record in inputs if record.role == "cache"}
     roles = {record.role: record.name for record in inputs if record.name not in caches}

@@ -109,7 +109,7 @@ def rename_axes(model: ir.Model, same: Mapping[str, str]) -> None:
 
 
 def length_limits(model: ir.Model, folder: Path, inputs: Sequence[InputRecord]) -> dict[str, tuple[int, int | None]]:
-    """Return the smallest and the largest length of each axis behind the batch; the largest is none if none was met.
+    """Return the smallest and the largest length of each axis behind the batch; `None` if no limit was met.
 
     The graph is taken to run at every length between two at which it runs. A largest length is looked for below the
     longest input that is tried anyway, and at the sizes of the constants of the graph: that of a table of positions is

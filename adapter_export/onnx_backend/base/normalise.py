@@ -217,7 +217,7 @@ def open_sums(graph: ir.Graph) -> None:
 
 
 def _written_out(node: ir.Node, activations: Set[str], tape: ir.tape.Tape) -> ir.Value | None:
-    """The sum that a node computes, in operators of their own on a tape; none if it is no sum inside an operator."""
+    """Write the sum inside a node as operators on a tape, and return it; `None` if the node has no sum inside."""
 
     def number(value: float) -> ir.Value:
         dtype = node.outputs[0].dtype or ir.DataType.FLOAT
@@ -366,7 +366,7 @@ def _values(model: ir.Model) -> list[ir.Value]:
 def _observed(
     model: ir.Model, values: Sequence[ir.Value], folder: Path, inputs: Sequence[InputRecord]
 ) -> Iterator[tuple[ir.Value, np.ndarray, np.ndarray]]:
-    """Some values of a model with their arrays in two runs; none if the model cannot be run."""
+    """Return some values of a model with their arrays in two runs; `None` if the model cannot be run."""
     shown = model.clone()
     wanted = {value.name for value in values} - {value.name for value in shown.graph.outputs}
     for value in [value for value in _values(shown) if value.name in wanted]:

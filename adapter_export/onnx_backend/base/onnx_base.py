@@ -188,7 +188,7 @@ class OnnxBase:
         return len(initializers[name].uses()) if name in initializers else 0
 
     def bias_behind(self, product: str) -> str | None:
-        """The name of the bias [out] of the linear layer whose product this value is; none if it has none."""
+        """Return the name of the bias [out] of the linear layer with this product; `None` without a bias."""
         nodes = (node for node in self.model.graph if any(value.name == product for value in node.outputs))
         node = next(nodes, None)
         if node is None:

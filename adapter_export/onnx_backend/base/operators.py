@@ -221,7 +221,7 @@ def is_linear(node: ir.Node, activations: Set[str]) -> bool:
 
 
 def contracted(node: ir.Node, activations: Set[str]) -> int | None:
-    """The axis of its one activation, from the end, that a product with a weight sums over; none if not known."""
+    """Return the axis of its activation, from the end, that a product with a weight sums over; `None` if unknown."""
     if node.op_type in _PACKED:
         return -1
     if node.op_type in CONVOLUTIONS:
@@ -323,7 +323,7 @@ def hides_sum(node: ir.Node, activations: Set[str]) -> bool:
 
 
 def sum_output(node: ir.Node) -> str | None:
-    """The name of the sum inside such a node; none if the node keeps it to itself."""
+    """Return the name of the sum inside such a node; `None` if the node does not output it."""
     return (node.outputs[SUM_OUTPUT].name or None) if len(node.outputs) > SUM_OUTPUT else None
 
 
@@ -403,7 +403,7 @@ def _written_out(last: ir.Node, activations: Set[str]) -> tuple[Norm, str] | Non
 
 
 def _before_centring(value: ir.Value | None) -> ir.Value | None:
-    """Return what a value is, without its mean over the features; none if it is something else."""
+    """Return the value that this one is without its mean over the features; `None` if it is another."""
     subtracted = _made_by(value, "Sub")
     mean = None if subtracted is None else _made_by(subtracted.inputs[1], "ReduceMean")
     if subtracted is None or mean is None or mean.inputs[0] is not subtracted.inputs[0] or not _reduces_last(mean):

@@ -23,7 +23,7 @@ _BYTES, _COPIES = 4 * 2**30, 4
 def try_graph(path: Path, site_map: Path | str | None = None) -> None:
     """Open a graph of others in a child process, optimise it there, and run it; once for all files of that content.
 
-    ONNX, its converter and ONNX Runtime are C++ code, which a graph that nobody wrote by accident can crash.
+    ONNX, its converter and ONNX Runtime are C++ code, which a malicious graph can crash.
 
     Raises:
         BaseModelError: the child crashed, took too long or too much memory; or any error of `open_onnx`.

@@ -215,10 +215,10 @@ def _checked_axes(inputs: Mapping[str, Tensor], axes: AxisNames) -> dict[str, di
 
 
 _FACTORS = (1, 4, 40, 320, 2560)
-"""What lengths that nobody gave are multiplied with, until the module computes: convolutions take no short inputs."""
+"""Factors for lengths that are not given, until the module computes: convolutions take no short inputs."""
 
 _LARGEST = 2**25
-"""The most numbers of an input whose length nobody gave."""
+"""Maximum number of elements of an input whose length is not given."""
 
 
 def _computed(

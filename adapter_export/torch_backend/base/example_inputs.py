@@ -32,7 +32,7 @@ class Prepared:
     """Inputs that the tokenizer and the processor of a folder make for its model.
 
     Attributes:
-        typed: whether the tokenizer tells the texts of a pair apart by `token_type_ids`; none if nobody knows.
+        typed: whether the tokenizer tells the texts of a pair apart by `token_type_ids`; `None` if unknown.
         values: examples of what the processor makes, and their dynamic axes.
     """
 

@@ -41,7 +41,7 @@ from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_text
 from adapter_export.text import Side, tokenizer_digest
 from adapter_export.torch_backend.base.base_head import EMBEDDING, BaseHead, base_head
-from adapter_export.torch_backend.base.capture_module import AxisNames, Inputs, live, most_tokens
+from adapter_export.torch_backend.base.capture_module import AxisNames, live, most_tokens
 from adapter_export.torch_backend.base.example_inputs import Examples, Prepared, described_inputs, obvious_inputs
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.own_processors import CONFIG, own_media, own_texts, prepared_by
@@ -154,28 +154,26 @@ def capture_folder(
         BaseModelError: the model cannot be opened or exported, or weights are missing that it needs.
         OutputExistsError, WriteError: as `write_base`.
     """
-    sentences = None if with_cache else read_sentence_folder(folder)
+    base = _captured_decoder(folder, lengths) if with_cache else _captured_model(folder, inputs, lengths)
+    write_base(base, path, force=force)
+
+
+def _captured_model(folder: Path, described: Sequence[InputRecord], lengths: Bounds | None) -> TorchBase:
+    """Capture the bare model of a folder, with its base head and its processor."""
+    sentences = read_sentence_folder(folder)
     folder = folder if sentences is None else sentences.model
     _check_files(folder)
     with quiet(), _quiet_transformers():
-        media, media_notes = (None, ()) if with_cache else own_media(folder)
-        prepared = Prepared() if inputs or with_cache else prepared_by(folder)
+        media, media_notes = own_media(folder)
+        prepared = Prepared() if described else prepared_by(folder)
 
     def examples(model: nn.Module) -> Examples | None:
-        return described_inputs(inputs) if inputs else obvious_inputs(model, prepared)
+        return described_inputs(described) if described else obvious_inputs(model, prepared)
 
     # the whole model first, so that two of them are never in memory
-    own = None if with_cache else _base_head(folder, sentences, media, examples)
-    model, unused = _open(folder, AutoModelForCausalLM) if with_cache else _open_base(folder)
-    tokenizer = folder / "tokenizer.json"
-    module: nn.Module
-    found: tuple[Inputs, AxisNames] | None
-    if with_cache:
-        decoder = CachedDecoder(model)
-        with within(folder), quiet(), _quiet_transformers():
-            module, found = decoder, decoder.example_inputs()
-    else:
-        module, found = model, examples(model)
+    own = _base_head(folder, sentences, media, examples)
+    model, unused = _open_base(folder)
+    found = examples(model)
     if found is None:
         raise BaseModelError(
             "takes inputs of which neither its files nor its documentation say what they are",
@@ -184,23 +182,36 @@ def capture_folder(
             expected=f"{argument('inputs', ['NAME=TYPE[AXIS,…]'], option='input')} for each input",
             fix=f"say it, such as {argument('inputs', ['input_values=float32[batch,samples]'], option='input')}",
         )
-    with quiet(), _quiet_transformers():
-        texts, text_notes = own_texts(folder, most_tokens(model))
     if media is not None and list(found[0]) != [media.record.input]:
         others = quoted(found[0])
         media, media_notes = None, ("the processor is left out: it makes one input, and the model takes " + others,)
-    base = captured_base(module, found[0], axes=found[1], lengths=lengths, max_tokens=most_tokens(model))
-    head, head_notes = (None, ()) if own is None else own.of(base, model=type(model).__name__, unused=unused)
-    base = replace(
-        base,
-        tokenizer=read_text(tokenizer) if tokenizer.is_file() else None,
-        base_head=head,
-        texts=texts,
-        media=media,
-        generation=_generation(model, folder) if with_cache else base.generation,
-        notes=(*base.notes, *head_notes, *text_notes, *media_notes),
-    )
-    write_base(base, path, force=force)
+    base = _captured(model, found, folder, lengths, most_tokens(model))
+    head, head_notes = own.of(base, model=type(model).__name__, unused=unused)
+    return replace(base, base_head=head, media=media, notes=(*base.notes, *head_notes, *media_notes))
+
+
+def _captured_decoder(folder: Path, lengths: Bounds | None) -> TorchBase:
+    """Capture a causal language model as it generates, with its language head and a cache."""
+    _check_files(folder)
+    model, _ = _open(folder, AutoModelForCausalLM)
+    decoder = CachedDecoder(model)
+    with within(folder), quiet(), _quiet_transformers():
+        examples = decoder.example_inputs()
+    base = _captured(decoder, examples, folder, lengths, most_tokens(model))
+    return replace(base, generation=_generation(model, folder))
+
+
+def _captured(
+    module: nn.Module, examples: Examples, folder: Path, lengths: Bounds | None, max_tokens: int | None
+) -> TorchBase:
+    """Capture a module with the tokenizer of its folder, and the ids that it gives golden texts."""
+    with quiet(), _quiet_transformers():
+        texts, notes = own_texts(folder, max_tokens)
+    inputs, axes = examples
+    base = captured_base(module, inputs, axes=axes, lengths=lengths, max_tokens=max_tokens)
+    tokenizer = folder / "tokenizer.json"
+    text = read_text(tokenizer) if tokenizer.is_file() else None
+    return replace(base, tokenizer=text, texts=texts, notes=(*base.notes, *notes))
 
 
 def _generation(model: Any, folder: Path) -> Generation:
@@ -442,7 +453,7 @@ def _open(folder: Path, auto: Any) -> tuple[nn.Module, list[str]]:
 
 
 def _load(folder: Path, auto: Any, **options: bool) -> tuple[nn.Module, list[str], list[str]]:
-    """The model, the names of weights that it lacks and nobody can know, and of those that it has no use for."""
+    """Return the model, the names of its missing weights, and the names of weights that it does not use."""
     with quiet(), _quiet_transformers():
         with parsing(partial(_not_opened, folder)):
             model, info = auto.from_pretrained(

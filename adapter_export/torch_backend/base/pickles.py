@@ -134,7 +134,7 @@ def not_an_archive(path: Path) -> BaseModelError:
 
 
 def untrusted(path: Path) -> BaseModelError:
-    """The error for a pickled module that nobody said to trust."""
+    """Return the error for a pickled module that the caller does not trust."""
     return _error(path, "a pickled module or object, which could run code when it is read", _PICKLE)
 
 

@@ -66,10 +66,10 @@ class SentenceFolder:
 
     Attributes:
         model: the folder of the model, that one or one inside it.
-        sentence: the modules behind it; none if they cannot be expressed, and then `reason` says why.
+        sentence: the modules behind it; `None` if they cannot be expressed, for the `reason`.
         max_tokens: where its texts are cut, if it says so.
         prefix: what stands before each text by default.
-        prompts: the names of other prompts, which nobody puts there unless asked.
+        prompts: the names of other prompts, which callers add themselves.
     """
 
     model: Path

@@ -398,7 +398,7 @@ def _save(base: TorchBase, temporary: Path, path: Path) -> None:
     if sink.failure is not None:
         raise WriteError(path, sink.failure.strerror or sink.failure) from sink.failure
     with within(path):
-        try:  # what is written must pass the screening, or nobody could load it
+        try:  # the screening of `load_base` must accept the file
             screen(temporary)
         except BaseModelError as error:
             raise BaseModelError(

@@ -140,7 +140,7 @@ def osf(layer: Layer) -> Change:
 
 
 def frod(layer: Layer) -> Change:
-    """`U (S + Λ) Vᵀ` in the place of W, with U of unit columns so that `W = U L Vᵀ`, and S sparse."""
+    """`U (S + Λ) Vᵀ` instead of W, with U of unit columns so that `W = U L Vᵀ`, and S sparse."""
     names = layer.path.split(".")
     category = names[-1] if len(names) < 2 or names[-2].isdecimal() else "_".join(names[-2:])
     if category == "output_dense" and names[-3:-2] == ["attention"]:

@@ -20,7 +20,7 @@ Matrix = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Change:
-    """The layer `scale⊙(W u) + up·(down u) + dense·u + bias` in the place of `W u + b`.
+    """The layer `scale⊙(W u) + up·(down u) + dense·u + bias` instead of `W u + b`.
 
     `scale` [out], `down` [r, in], `up` [out, r], `dense` [out, in], `bias` [out]; what is none is not there, and
     without a `bias` the layer keeps its own.
