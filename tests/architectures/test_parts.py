@@ -74,7 +74,7 @@ def test_a_bundle_proves_itself_at_parts(exported: Callable[[str], ExportedBase]
     build_bundle(base, adapters, tmp_path / "bundle", references=runner, cases=cases, bake=["lora"])
     report = prove(plan_check(tmp_path / "bundle"), Reference("base", runner))
     assert report.passed
-    assert {site.site for site in report.sites if site.adapter == "lora"} >= set(adapters[0].placements)
+    assert {site.name for site in report.sites if site.adapter == "lora"} >= set(adapters[0].placements)
 
 
 def test_a_part_cannot_replace_what_all_parts_read(exported: Callable[[str], ExportedBase]) -> None:
