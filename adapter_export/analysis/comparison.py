@@ -39,11 +39,9 @@ _OWN_COLUMN = 5
 
 MCNEMAR, PERMUTATION, BOOTSTRAP = "exact McNemar", "paired permutation", "paired bootstrap"
 _ASSUMED = {
-    MCNEMAR: "of the rows that only one of the two answers right, each is as likely to be the one's as the other's "
-    "(binomial, two-sided)",
-    PERMUTATION: f"the two values of a row could be exchanged ({_PERMUTATIONS:,} exchanges, all of few rows, "
-    "two-sided)",
-    BOOTSTRAP: "the draws of the rows show how the difference varies (twice the share of draws beyond 0)",
+    MCNEMAR: "a row that only one contestant answers right is equally likely to be either's (binomial, two-sided)",
+    PERMUTATION: f"the two values of a row are exchangeable ({_PERMUTATIONS:,} exchanges, all of few rows, two-sided)",
+    BOOTSTRAP: "the draws show how the difference varies (twice the share of draws beyond 0)",
 }
 
 
@@ -255,7 +253,7 @@ class Comparison(_Compared):
         if best is not None:
             score = best.scores[metric.name].value
             first = [one.name for one in self.contestants if one.scores[metric.name].value == score]
-            yield f"the best {metric.words} is that of {_listed(first)}: {best.scores[metric.name]}."
+            yield f"best {metric.words}: {_listed(first)}, {best.scores[metric.name]}."
             against = {
                 other: one.adjusted
                 for one in self.differences
@@ -265,17 +263,17 @@ class Comparison(_Compared):
             below = [name for name, p in against.items() if p is not None and p < _LEVEL]
             alike = [name for name, p in against.items() if p is None or p >= _LEVEL]
             if below:
-                yield f"below it beyond chance (p < {_LEVEL:g}): {_listed(below)}."
+                yield f"significantly worse (p < {_LEVEL:g}): {_listed(below)}."
             if alike:
-                yield f"not told apart from it by these rows: {_listed(alike)}."
+                yield f"not significantly different on these rows: {_listed(alike)}."
         count = len(self.contestants)
         if count > MOST_PAIRED:
             name = self.contestants[0].name
-            yield f"of more than {MOST_PAIRED} contestants, each is compared with the first alone, `{name}`."
+            yield f"with more than {MOST_PAIRED} contestants, each is compared only with the first, `{name}`."
         for test in dict.fromkeys(one.test for one in self.differences):
             names = dict.fromkeys(one.metric for one in self.differences if one.test == test)
             words = ", ".join(one.words for one in self.metrics if one.name in names)
-            yield f"{words}: {test} test; it assumes that the rows are independent, and that {_ASSUMED[test]}."
+            yield f"{words}: {test} test; assumes independent rows, and that {_ASSUMED[test]}."
         if count > 2:
             yield "p is adjusted for the number of pairs (Holm 1979)."
         if self.setting.resamples:
@@ -362,7 +360,7 @@ class Comparison(_Compared):
             answers = list(map(cut, row.answers)) if apart else [_grouped(names, row.answers)]
             rows.append((row.line, cut(row.text), cut(row.right), *answers))
         shown = f"{len(rows)} of {self.differing_rows:,} rows"
-        title = f"{shown}, those whose answers lie farthest apart" if self.numeric else f"{shown} that differ"
+        title = f"{shown}, those with the largest differences" if self.numeric else f"{shown} that differ"
         return Table(("line", "text", "right", *(names if apart else ["answers"])), rows, title, "r")
 
     def tables(self) -> Iterator[Table]:

@@ -47,7 +47,7 @@ class Attention:
             roles.setdefault(role, []).append((name.block or site, weights))
         for role, lines in roles.items():
             rows = [(layer, *("–" if one is None else f"{one:.3f}" for one in own)) for layer, own in lines]
-            title = f"`{self.adapter}` listens at `{role}`: mean attention weight over {self.tokens:,} tokens"
+            title = f"`{self.adapter}` at `{role}`: mean attention weight over {self.tokens:,} tokens"
             yield Table(("layer", *self.members), rows, title, "l" + "r" * len(self.members))
 
 

@@ -51,7 +51,7 @@ class RecordCheck:
         lines = [f"{line}" for line in self.uncertain[:_SHOWN]]
         more = ", …" if len(self.uncertain) > _SHOWN else ""
         may = f"; rounding may change the answers of lines {', '.join(lines)}{more}" if lines else ""
-        return f"the record of training, measured on this very file ({self.part}: {scores}), is {verdict}{may}."
+        return f"training record of this file ({self.part}: {scores}): {verdict}{may}."
 
     def faults(self, where: str) -> Iterator[MissedGateError]:
         """Yield an error for each recorded score outside its range."""
@@ -85,19 +85,19 @@ def compare_with_training_record(
         return None, None
     part, reason = _matching_part(training, data)
     if part is None:
-        return None, f"the record of training cannot be held to these rows: {reason}" if training else None
+        return None, f"training record not compared: {reason}" if training else None
     rows = measured.rows.distinct()
     counted = training["data"][part].get("rows")
     if counted not in (None, len(rows)):
-        counts = f"{counted:,} rows of this very file, here {len(rows):,} are read"
-        return None, f"the record of training cannot be held to these rows: it was measured on {counts}"
+        counts = f"{counted:,} rows of this file, and {len(rows):,} are read here"
+        return None, f"training record not compared: it was measured on {counts}"
     asked, results = measured.rows.only(rows, measured.results)
     judged = judge(asked, results)
     found = _values(judged)
     scores = training[part]
     recorded = {name: float(scores[name]) for name in found if isinstance(scores.get(name), int | float)}
     if not recorded:
-        return None, "the record of training has none of these metrics"
+        return None, "training record not compared: it has none of these metrics"
     drawn, uncertain = [found], np.zeros(len(asked.rows), bool)
     for draw in range(_DRAWS):
         moved = judge(asked, _moved(results, allowed, np.random.default_rng(draw)))
@@ -130,7 +130,7 @@ def _matching_part(training: Mapping[str, Any], data: EvalData) -> tuple[str | N
         named = ", ".join(f"`{one.get('file')}` ({part})" for part, one in files.items())
         if named:
             return None, f"its scores were measured on {named}"
-        return None, "it names no file that its scores were measured on"
+        return None, "it does not name the file of its scores"
     settings = training.get("settings", {})
     others = [f"`{settings[name]}`" for name, column in data.columns.items() if settings.get(name, column) != column]
     return (None, f"it read the column {', '.join(others)}") if others else (part, "")

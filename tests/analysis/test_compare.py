@@ -244,7 +244,15 @@ def test_answers_are_those_of_torch_and_of_evaluate(bench: Bench, topics: Path, 
     assert not re.search(r"<(script|link|img|iframe|b)\b|url\(|src=|href=|\x1b", text)
     assert "default-src 'none'" in text
     assert text.count("<svg") == 3 * 3, "three contestants, two metrics and the latency"
-    for said in ("exact McNemar", "fused", "listens at", "layers.0", "Holm", "prefers-color-scheme", "@media print"):
+    for said in (
+        "exact McNemar",
+        "fused",
+        "mean attention weight",
+        "layers.0",
+        "Holm",
+        "prefers-color-scheme",
+        "@media print",
+    ):
         assert said in text
     if 1 in {row.line for row in found.differing}:
         assert "&lt;b&gt;\\x1b[31m" in text
