@@ -274,10 +274,10 @@ def test_inspect_names_the_tasks(cli: Any, bundle: Path, made: dict[str, dict[st
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--task", "token", "--pooling", "first"), "`--pooling` does not go with the head"),
-        (("--task", "regression", "--l2-normalise"), "`--l2-normalise` does not go"),
-        (("--head-width", "8"), "`--head-width` does not go"),
-        (("--vector-width", "8"), "`--vector-width` does not go"),
+        (("--task", "token", "--pooling", "first"), "`--pooling` does not apply to this task and head"),
+        (("--task", "regression", "--l2-normalise"), "`--l2-normalise` does not apply"),
+        (("--head-width", "8"), "`--head-width` does not apply"),
+        (("--vector-width", "8"), "`--vector-width` does not apply"),
     ],
 )
 def test_options_that_do_not_go_together(

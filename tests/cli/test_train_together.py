@@ -92,7 +92,7 @@ def test_a_killed_run_goes_on_when_the_command_is_repeated(cli, model: Path, tog
     changed = ("--learning-rate", "0.1")
     cli.refused(3, "an interrupted run with other data", *train, together / "killed", *changed)
     found = cli.done(*train, together / "killed", "--resume")
-    assert "going on with the interrupted run" in found.stderr
+    assert "resuming the interrupted run" in found.stderr
     assert not (together / "killed.partial").exists()
     cli.done(*train, tmp_path / "whole")
     one, other = (read_adapter(folder).weights for folder in (tmp_path / "whole", together / "killed"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from adapter_export.api.models.base import Base
 from adapter_export.api.training.rows import RowReader
 from adapter_export.api.training.specs import DataSpec, HeadSpec
-from adapter_export.errors import Note, TrainingError, UsageError, argument
+from adapter_export.errors import Note, UsageError, argument
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.torch_backend.train.settings import LoopSpec, Machine
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from adapter_export.graph.tasks.metrics import Judged
     from adapter_export.torch_backend.attach import AdaptedModel
     from adapter_export.torch_backend.train.data import Examples
-    from adapter_export.torch_backend.train.devices import Engine
     from adapter_export.torch_backend.train.distil_loop import Teacher
     from adapter_export.torch_backend.train.language import LanguageExamples
     from adapter_export.torch_backend.train.record import TrainingResult
@@ -131,8 +130,8 @@ class TrainingJob:
         data: the files of the rows, and how they are read.
         head: the task, and its head.
         loop: the settings of the loop.
-        engine: the machine, with its trackers.
-        checkpoints: the folder of an interrupted run; `None` keeps none.
+        machine: the device, its precision and the trackers.
+        checkpoints: the folder of an interrupted run, beside the logs of trackers; `None` keeps no checkpoints.
     """
 
     base: Base
@@ -140,7 +139,7 @@ class TrainingJob:
     data: DataSpec
     head: HeadSpec
     loop: LoopSpec
-    engine: Engine
+    machine: Machine
     checkpoints: Path | None = None
 
     def run(self, reporter: Reporter = SILENT) -> Trained:
@@ -154,12 +153,14 @@ class TrainingJob:
         """
         from adapter_export.sites.site_map import SITE_MAP_KEY
         from adapter_export.torch_backend.train.data import TrainingData
+        from adapter_export.torch_backend.train.devices import Engine
         from adapter_export.torch_backend.train.record import training_record
         from adapter_export.torch_backend.train.train_loop import evaluate
         from adapter_export.torch_backend.train.train_loop import train as learn
 
-        reporter = reporter if self.engine.first else _Mute()
-        with self.engine.open() as accelerator:
+        engine = Engine(self.machine, *([] if self.checkpoints is None else [self.checkpoints.with_suffix(".logs")]))
+        reporter = reporter if engine.first else _Mute()
+        with engine.open() as accelerator:
             reader = RowReader.of(self.base, self.data, self.head, self.learner.task)
             rows = reader.read(self.loop.seed)
             _note(reporter, rows.notes)
@@ -191,6 +192,16 @@ class TrainingJob:
                 accelerator.is_main_process,
             )
             return replace(done, judged=self._judged(start, done, loop, accelerator, reporter))
+
+    def finish(self, done: Trained, output: Path, title: str) -> None:
+        """Draw the learning curve into the folder of the output, and remove the checkpoints."""
+        from adapter_export.torch_backend.train.objectives import OBJECTIVES
+        from adapter_export.torch_backend.train.record import CURVE_FILE, draw_curve
+
+        loss_name = OBJECTIVES[done.rows.problem].loss_name
+        draw_curve(done.result, title, output / CURVE_FILE, loss_name=loss_name)
+        if self.checkpoints is not None:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def first_head(self, rows: TextTask) -> FirstHead:
         """Return the head before training: a new one for the rows, or the head of the base."""
@@ -279,33 +290,6 @@ def _collapsed(cosine: float) -> Iterator[str]:
             f"the vectors are all alike: of rows with different labels the mean cosine is {cosine:.4f}, so "
             f"they tell nothing apart; give a smaller {argument('learning_rate')}, or more {argument('epochs')}"
         )
-
-
-def checkpoints_of(output: Path | None, machine: Machine) -> Path | None:
-    """Return the folder of an interrupted run, beside the output; it is removed to restart.
-
-    Raises:
-        UsageError: there is no output to resume.
-        TrainingError: there is no interrupted run to resume.
-    """
-    if output is None:
-        if machine.resume or machine.restart:
-            raise UsageError("only a run with an output can be interrupted and go on", fix=f"give {argument('output')}")
-        return None
-    partial = output.with_name(f"{output.name}.partial")
-    if machine.restart:
-        shutil.rmtree(partial, ignore_errors=True)
-    if machine.resume and not partial.exists():
-        fix = f"leave {argument('resume')} out to begin one"
-        raise TrainingError("there is no interrupted run", where=partial, fix=fix)
-    return partial
-
-
-def engine_for(output: Path | None, machine: Machine) -> Engine:
-    """Return the engine of a run; logs of trackers are beside the output."""
-    from adapter_export.torch_backend.train.devices import Engine
-
-    return Engine(machine) if output is None else Engine(machine, output.with_name(f"{output.name}.logs"))
 
 
 def init_from_base_head(base: Base, new: Head) -> tuple[Head, Weights]:

@@ -28,10 +28,9 @@ MAX_TOKENS = 128
 
 
 def open_trainable(model: Base | PathLike, site_map: PathLike | None = None, *, trust_pickle: bool = False) -> Base:
-    """Open a base; refuse one that torch cannot train before it is opened."""
+    """Return a base that torch can train; it is opened when its model is needed."""
     base = unopened(model, OpenOptions(site_map, trust_pickle))
     base.check_trainable()
-    _ = base.torch
     return base
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.kinds import at_least_1
 from adapter_export.api.models.base import ArchiveBase, Base, PathLike, require
-from adapter_export.api.training.job import Start, Trained, TrainingJob, checkpoints_of, engine_for
+from adapter_export.api.training.job import Trained, TrainingJob
+from adapter_export.api.training.learners import NewStudent
 from adapter_export.api.training.rows import adapter_with_task, open_trainable
 from adapter_export.api.training.specs import DataSpec, HeadSpec
 from adapter_export.commands.command import Command, Screen
@@ -25,11 +26,7 @@ from adapter_export.torch_backend.train.settings import DistillationLoss, LoopSp
 if TYPE_CHECKING:
     from adapter_export.analysis.student import Distillation
     from adapter_export.graph.adapter import Adapter
-    from adapter_export.graph.tasks import Task
-    from adapter_export.torch_backend.base.torch_base import TorchBase
     from adapter_export.torch_backend.train.data import Examples
-    from adapter_export.torch_backend.train.record import TrainingResult
-    from adapter_export.torch_backend.train.task_files import TextTask
 
 STUDENT, GRAPH, REPORT = "model.pt", "model.onnx", "distillation.json"
 """Files that `distil` writes: the base archive with its head, the plain ONNX graph, and the report."""
@@ -102,11 +99,12 @@ def distil(
     require("torch", "torch", "distillation")
     require("accelerate", "torch", "distillation")
     loss, loop = DistillationLoss(**of_loss), LoopSpec(learning_rate=learning_rate, cache_mb=0, **of_loop)
-    engine, partial = engine_for(path, machine), checkpoints_of(path, machine)
+    partial = machine.checkpoints(path)
     base = open_trainable(model, site_map, trust_pickle=trust_pickle)
     teacher = None if adapter is None else adapter_with_task(base, adapter)
     learner = NewStudent(tuple(_kept_layers(base, layers, keep)), teacher, loss)
-    done = TrainingJob(base, learner, rows, head, loop, engine, partial).run(reporter)
+    job = TrainingJob(base, learner, rows, head, loop, machine, partial)
+    done = job.run(reporter)
     student = ArchiveBase(None, base.options, loaded=learner.student(done))
     report = _compared(base, student, teacher, done)
     if not done.writes or (path is None and teacher is None):
@@ -117,74 +115,9 @@ def distil(
             report = _timed(report, base, teacher, graph, done)
         if path is not None:
             report = replace(report, folder=path)
-            _write(student, graph, report, done.result, Output(path, force))
+            _write(student, graph, report, Output(path, force))
+            job.finish(done, path, f"{path.name} (student)")
     return report
-
-
-@dataclass(frozen=True)
-class NewStudent:
-    """A base with a head, all weights of which learn.
-
-    Attributes:
-        layers: the layers of the base that it has.
-        teacher: the adapter of the teacher; `None` where it learns from labels only, with a new head.
-        loss: the loss of what it learns from the teacher.
-    """
-
-    layers: tuple[int, ...]
-    teacher: Adapter | None
-    loss: DistillationLoss
-
-    @property
-    def task(self) -> Task | None:
-        """The task of the teacher."""
-        return None if self.teacher is None else self.teacher.task
-
-    def begin(self, job: TrainingJob, rows: TextTask) -> Start:
-        """Return the student, and its teacher, whose hidden states before each layer that is kept are seen."""
-        from adapter_export.graph.adapter import BASE_HEAD, HEAD
-        from adapter_export.graph.adapter import Adapter as AdapterType
-        from adapter_export.torch_backend.attach import AdaptedModel
-        from adapter_export.torch_backend.base.derive import ends_of, layers_of, with_layers
-        from adapter_export.torch_backend.train.distil_loop import Student, Teacher
-        from adapter_export.torch_backend.train.init_adapter import head_alone
-
-        base, sites, own = job.base, job.base.sites.complete, job.base.torch
-        if len(self.layers) < len(layers_of(sites)):
-            own = with_layers(own, sites, self.layers)
-        its = ArchiveBase(None, base.options, loaded=own).sites.complete
-        if self.teacher is None:
-            first = job.first_head(rows)
-            assert first.head is not None  # as no student learns to write
-            made = first.onto(head_alone(first.head, BASE_HEAD, own.fingerprint, seed=job.loop.seed))
-            model = Student(own, made, its)
-            return Start(model, self._facts, self._origin, compared=(model,))
-        weights = {name: tensor for name, tensor in self.teacher.weights.items() if name.startswith(f"{HEAD}.")}
-        made = AdapterType(BASE_HEAD, "base_head", own.fingerprint, {}, {}, weights, self.teacher.head)
-        seen = [ends_of(its, layer)[0] for layer in layers_of(its)[1:]]
-        matched = [ends_of(sites, layer)[0] for layer in self.layers[1:]]
-        final = len(base.torch.axes(sites.final))
-        if any(len(base.torch.axes(value)) != final for value in matched):  # a base that flattens batch and tokens
-            seen, matched = [], []
-        model = Student(own, made, its, seen)
-        teacher = Teacher(AdaptedModel(base.torch, self.teacher, sites, seen=matched), self.loss)
-        return Start(model, self._facts, self._origin, teacher, compared=(model, teacher.model))
-
-    @property
-    def _facts(self) -> Mapping[str, Any]:
-        taught = {} if self.teacher is None else {"teacher": self.teacher.name, **asdict(self.loss)}
-        return {"layers": list(self.layers), **taught}
-
-    @property
-    def _origin(self) -> str:
-        return f"all weights of {len(self.layers)} layers learn"
-
-    def student(self, done: Trained) -> TorchBase:
-        """Return the trained student as a base with its head, which holds the training record."""
-        from adapter_export.torch_backend.train.distil_loop import Student
-
-        assert isinstance(done.model, Student)  # as `begin` makes one
-        return done.model.to_base(done.record)
 
 
 def _check_teacher(data: DataSpec, head: HeadSpec, *, has_teacher: bool) -> None:
@@ -289,21 +222,16 @@ def _plain(base: Base, folder: Path, examples: Examples) -> Path:
     return path
 
 
-def _write(base: Base, graph: Path, report: Distillation, result: TrainingResult, output: Output) -> None:
-    """Write the student, its graph, the report and the learning curve, and forget the checkpoints."""
+def _write(base: Base, graph: Path, report: Distillation, output: Output) -> None:
+    """Write the student, its graph and the report."""
     from adapter_export.format.files import canonical_json
     from adapter_export.torch_backend.base.torch_base import write_base
-    from adapter_export.torch_backend.train.objectives import OBJECTIVES
-    from adapter_export.torch_backend.train.record import CURVE_FILE, draw_curve
 
     with output.folder() as folder:
         write_base(base.torch, folder / STUDENT)
         for file in graph.parent.iterdir():
             shutil.copyfile(file, folder / file.name)
         (folder / REPORT).write_bytes(canonical_json(report.to_json()))
-        loss_name = OBJECTIVES[report.training["task"]].loss_name
-        draw_curve(result, f"{output.path.name} (student)", folder / CURVE_FILE, loss_name=loss_name)
-    shutil.rmtree(output.path.with_name(f"{output.path.name}.partial"), ignore_errors=True)
 
 
 def _show(found: Distillation, screen: Screen) -> None:

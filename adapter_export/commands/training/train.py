@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,23 +10,21 @@ from adapter_export.api.adapters.adapters import composition_record, load_member
 from adapter_export.api.adapters.kinds import kind_names, kind_options, make_kind
 from adapter_export.api.models.base import Base, PathLike, require
 from adapter_export.api.training.fusion import FusionSpec
-from adapter_export.api.training.job import Start, TrainingJob, checkpoints_of, engine_for
+from adapter_export.api.training.job import TrainingJob
+from adapter_export.api.training.learners import NewAdapter, NewFusion
 from adapter_export.api.training.rows import open_trainable
 from adapter_export.api.training.specs import DataSpec, HeadSpec
-from adapter_export.commands.adapters._made_adapter import ADAPTER_FOLDER, adapter_document, show_adapter
+from adapter_export.commands.adapters._made_adapter import ADAPTER_FOLDER, AdapterOutput, adapter_document, show_adapter
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import UsageError, argument, quoted
-from adapter_export.option import LABELLED_DATA, SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf, changed
+from adapter_export.errors import UsageError, argument
+from adapter_export.option import LABELLED_DATA, SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf
 from adapter_export.reporting import SILENT, Reporter
-from adapter_export.safe_io.output import Output
 from adapter_export.tables import Table, duration
 from adapter_export.torch_backend.train.settings import LoopSpec, Machine
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
     from adapter_export.graph.kinds import Kind
-    from adapter_export.torch_backend.train.record import TrainingResult
-    from adapter_export.torch_backend.train.task_files import TextTask
 
 _DEFAULT_KIND = "houlsby"
 
@@ -102,10 +98,8 @@ def train(
     """
     of_kind, of_fusion, of_data, of_head, of_loop, of_machine = TRAIN_OPTIONS.split("train", options)
     rows, machine, fusion = DataSpec(Path(data), **of_data), Machine(**of_machine), FusionSpec(**of_fusion)
-    path = None if output is None else Path(output)
-    if path is not None:
-        sources = [base, data, rows.validation_data, rows.test_data, rows.tokenizer, fuse]
-        Output(path, force).ensure_writable(folder=True, sources=sources)
+    path, sources = None if output is None else Path(output), [rows.validation_data, rows.test_data, rows.tokenizer]
+    target = AdapterOutput(output, force, [base, data, *sources, fuse])
     fusion.check(fuse)
     if fuse:
         _check_no_kind({**of_kind, "kind": kind, "init": init})
@@ -114,87 +108,22 @@ def train(
     chosen = _kind(kind, of_kind)
     require("torch", "torch", "training")
     require("accelerate", "torch", "training")
-    engine, partial = engine_for(path, machine), checkpoints_of(path, machine)
-    title = name or (path.resolve().name if path is not None else "fusion" if fuse else chosen.name)
+    partial = machine.checkpoints(path)
+    title = target.name(name) or ("fusion" if fuse else chosen.name)
     members = load_members(fuse, base.path if isinstance(base, Base) else Path(base))
     learner = NewFusion(members, fusion, title) if members else NewAdapter(chosen, title, init, of_kind)
     opened = open_trainable(base, site_map, trust_pickle=trust_pickle)
-    done = TrainingJob(opened, learner, rows, head, loop, engine, partial).run(reporter)
+    job = TrainingJob(opened, learner, rows, head, loop, machine, partial)
+    done = job.run(reporter)
     record = done.record
     if members:
         begun = {} if done.model.adapter is None else done.model.adapter.training
         record = composition_record({**record, **begun}, members)
     adapter = done.model.to_adapter(training=record)
     if path is not None and done.writes:
-        _write(adapter, path, done.result, force=force)
+        target.saved(adapter)
+        job.finish(done, path, f"{adapter.name} ({adapter.kind})")
     return adapter
-
-
-@dataclass(frozen=True)
-class NewAdapter:
-    """A new adapter with a new head, or with that of the base.
-
-    Attributes:
-        kind: what the adapter computes, and where.
-        name: of the adapter.
-        scheme: the initialization of its weights; `None` is that of the kind.
-        options: of the kind, as they were given, for the record.
-    """
-
-    kind: Kind
-    name: str
-    scheme: str | None
-    options: Mapping[str, Any]
-    task: None = None
-
-    def begin(self, job: TrainingJob, rows: TextTask) -> Start:
-        """Return the base with the adapter attached."""
-        from adapter_export.torch_backend.attach import attach
-        from adapter_export.torch_backend.train.init_adapter import init_adapter
-
-        base, first = job.base, job.first_head(rows)
-        sites = base.sites.complete
-        made = init_adapter(
-            self.kind,
-            sites,
-            name=self.name,
-            base=base.fingerprint,
-            scheme=self.scheme,
-            seed=job.loop.seed,
-            head=first.head,
-        )
-        scheme = self.scheme or self.kind.scheme
-        facts = {"initialisation": scheme, **self.options}
-        return Start(attach(base.torch, first.onto(made), sites=sites), facts, f"init `{scheme}`")
-
-
-@dataclass(frozen=True)
-class NewFusion:
-    """A fusion of adapters, which stay unchanged, with a new head, or with that of the base.
-
-    Attributes:
-        members: the adapters.
-        spec: the type of the fusion, and its options.
-        name: of the fusion.
-    """
-
-    members: Sequence[Adapter]
-    spec: FusionSpec
-    name: str
-    task: None = None
-
-    def begin(self, job: TrainingJob, rows: TextTask) -> Start:
-        """Return the base with the fusion attached."""
-        from adapter_export.torch_backend.attach import attach
-
-        first, seed = job.first_head(rows), job.loop.seed
-        assert first.head is not None  # as no fusion learns to write
-        made, learned = self.spec.fuse(job.base, self.members, self.name, first.head, seed)
-        model = attach(job.base.torch, first.onto(made), sites=job.base.sites.complete, learned=learned)
-        # the loop has these two with their defaults
-        options = {k: v for k, v in changed(self.spec).items() if k not in ("temperature_decay", "value_penalty")}
-        facts = {"fusion": self.spec.fusion, **options}
-        return Start(model, facts, f"new fusion of {quoted(adapter.name for adapter in self.members)}")
 
 
 def _check_no_kind(given: Mapping[str, Any]) -> None:
@@ -215,18 +144,6 @@ def _kind(kind: str | Kind | None, options: Mapping[str, Any]) -> Kind:
     if options:
         raise UsageError("options are those of a kind that is named", found=", ".join(map(argument, options)))
     return kind
-
-
-def _write(adapter: Adapter, output: Path, result: TrainingResult, *, force: bool) -> None:
-    """Write the adapter and its learning curve, and remove the checkpoints."""
-    from adapter_export.format.adapter_files import write_adapter
-    from adapter_export.torch_backend.train.objectives import OBJECTIVES
-    from adapter_export.torch_backend.train.record import CURVE_FILE, draw_curve
-
-    write_adapter(adapter, output, force=force)
-    loss_name = OBJECTIVES[adapter.training["task"]].loss_name
-    draw_curve(result, f"{adapter.name} ({adapter.kind})", output / CURVE_FILE, loss_name=loss_name)
-    shutil.rmtree(output.with_name(f"{output.name}.partial"), ignore_errors=True)
 
 
 def _show(made: Adapter, screen: Screen) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
-from adapter_export.errors import UsageError, argument
+from adapter_export.errors import TrainingError, UsageError, argument
 from adapter_export.option import THREADS, Option
 
 Precision = Literal["no", "bf16", "fp16"]
@@ -104,9 +106,28 @@ class Machine:
 
     def __post_init__(self) -> None:
         if self.resume and self.restart:
-            raise UsageError(
-                f"{argument('resume')} and {argument('restart')} exclude each other", fix="give one of them"
-            )
+            both = f"{argument('resume')} and {argument('restart')}"
+            raise UsageError(f"{both} exclude each other", fix="give one of them")
+
+    def checkpoints(self, output: Path | None) -> Path | None:
+        """Return the folder of an interrupted run, beside its output; to restart it is removed.
+
+        Raises:
+            UsageError: there is no output.
+            TrainingError: there is no interrupted run to resume.
+        """
+        if output is None:
+            if self.resume or self.restart:
+                fix = f"give {argument('output')}"
+                raise UsageError("only a run with an output can be interrupted and go on", fix=fix)
+            return None
+        partial = output.with_name(f"{output.name}.partial")
+        if self.restart:
+            shutil.rmtree(partial, ignore_errors=True)
+        if self.resume and not partial.exists():
+            fix = f"leave {argument('resume')} out to begin one"
+            raise TrainingError("there is no interrupted run", where=partial, fix=fix)
+        return partial
 
 
 @dataclass(frozen=True)

@@ -223,8 +223,9 @@ class _Run:
         resumed_at = self._resume()
         self._start_trackers()
         self._fill_caches()
-        resumed = "" if resumed_at is None else f", resumed after step {resumed_at:,}"
-        self._reporter.step(f"training{resumed}", self._state.step, self._steps)
+        if resumed_at is not None:
+            self._reporter.step(f"resuming the interrupted run after step {resumed_at:,} of {self._steps:,}")
+        self._reporter.step("training", self._state.step, self._steps)
         history, patience = self._state.history, self._settings.patience
         while len(history) < self._settings.epochs and len(history) - self._state.best_epoch < patience:
             self._train_epoch()

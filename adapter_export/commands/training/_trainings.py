@@ -1,0 +1,385 @@
+"""The trainings of a sweep: started side by side, scored as they end, and kept in its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapter_export.api.adapters.adapters import load_adapter
+from adapter_export.api.adapters.kinds import at_least_1, kind_options, make_kind, swept_options
+from adapter_export.api.models.base import Base, open_base, require
+from adapter_export.api.training.fusion import FusionSpec
+from adapter_export.api.training.specs import DataSpec, HeadSpec
+from adapter_export.commands.training.train import train
+from adapter_export.errors import AdapterExportError, FileError, Note, TrainingError, WriteError, argument
+from adapter_export.option import OptionsOf
+from adapter_export.reporting import Reporter
+from adapter_export.safe_io.output import Output
+from adapter_export.torch_backend.train.settings import LoopSpec, Machine
+
+if TYPE_CHECKING:
+    from adapter_export.analysis.run_workers import Workers
+    from adapter_export.analysis.search import Search
+    from adapter_export.analysis.sweep_results import Run, Setting, Space, Trial
+    from adapter_export.graph.adapter import Adapter
+    from adapter_export.graph.tasks.metrics import Metric
+
+_GIVEN = ("output", "name", "kind", "learning_rate", "seed", "resume", "force", "site_map", "trust_pickle", "reporter")
+
+RUNS = "runs"
+"""The folder of the adapters in that of a sweep."""
+
+_SWEEP_FILE, _SEARCH_FILE, _LOCK_FILE = "sweep.json", "search.sqlite3", ".lock"
+_FILES = ("validation_data", "test_data", "tokenizer")
+
+_NOT_IDENTITY = ("threads", "restart")
+"""Arguments of `train` that do not make a sweep another one."""
+
+Where = Base | tuple[Path, Path | None, bool]
+"""The base, or the arguments with which another process opens it."""
+
+_Outcome = tuple[AdapterExportError | None, list[Note]]
+"""The error that stopped a training, and notes on its data."""
+
+
+def own_arguments() -> frozenset[str]:
+    """Return the arguments of `train` that a sweep sets itself, and those of a fusion."""
+    return swept_options() | {*_GIVEN, "fuse", *OptionsOf(FusionSpec).defaults()}
+
+
+SWEEP_OPTIONS = OptionsOf(kind_options, DataSpec, HeadSpec, LoopSpec, Machine, without=own_arguments)
+"""Options of each training that the sweep does not set itself."""
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """The trainings of a sweep: one for each seed of each setting.
+
+    Attributes:
+        base: the base.
+        where: opens it in the process that trains.
+        data: the file to learn from.
+        folder: of the sweep.
+        space: the settings.
+        seeds: of each setting.
+        training: all other arguments of `train`.
+    """
+
+    base: Base
+    where: Where
+    data: Path
+    folder: Path
+    space: Space
+    seeds: tuple[int, ...]
+    training: Mapping[str, Any]
+
+    def options(self, setting: Setting) -> dict[str, Any]:
+        """Return the arguments of `train` for a setting."""
+        from adapter_export.graph.kinds import kind_named
+
+        maker = kind_named(setting.kind)
+        width, place = maker.swept("width"), maker.swept("place")
+        found = {**self.training, "kind": setting.kind, "learning_rate": setting.learning_rate}
+        if width is not None and setting.bottleneck is not None:
+            found[width] = setting.bottleneck
+        if setting.placement is not None:
+            found[place or "sublayers"] = tuple(setting.placement.split("+"))  # refused by a kind without places
+        return {**found, **self._files()}
+
+    def shaped(self, setting: Setting) -> Adapter:
+        """Return an adapter of a setting, untrained; one that does not fit the base is an error."""
+        from adapter_export.analysis.adapter_costs import shaped
+
+        options = self.options(setting)
+        own = {name: options[name] for name in OptionsOf(kind_options).defaults() if name in options}
+        return shaped(make_kind(setting.kind, own), self.base.sites.complete)
+
+    def run_folder(self, setting: Setting, seed: int) -> Path:
+        """Return the folder of the adapter of a training."""
+        return self.folder / RUNS / f"{setting.name}-seed{seed}"
+
+    def start(self, pool: Workers, setting: Setting, seed: int) -> Future[_Outcome]:
+        """Start a training, or return one that is finished."""
+        place = self.run_folder(setting, seed)
+        if place.exists():  # and so whole: a folder is written under another name first
+            return _finished()
+        return pool.submit(_train, self.where, self.data, place, {**self.options(setting), "seed": seed})
+
+    def identity(self) -> dict[str, Any]:
+        """Return the facts that make two sweeps the same, as JSON; files by their contents."""
+        defaults = SWEEP_OPTIONS.defaults()
+        given = {name: value for name, value in self.training.items() if name not in (*_NOT_IDENTITY, *_FILES)}
+        space = self.space
+        lists = {name: getattr(space, name) for name in ("bottlenecks", "placements", "learning_rates")}
+        found = {
+            "model": self.base.fingerprint,
+            "data": _digest(self.data),
+            "kinds": list(space.kinds),
+            **{name: list(values) if isinstance(values, tuple) else str(values) for name, values in lists.items()},
+            "seeds": self.seeds,
+            **{name: value for name, value in given.items() if value != defaults.get(name)},
+            **{name: _digest(path) for name, path in self._files().items()},
+        }
+        made: dict[str, Any] = json.loads(json.dumps(found, default=str))
+        return made
+
+    def _files(self) -> dict[str, Path]:
+        return {name: Path(self.training[name]).absolute() for name in _FILES if self.training.get(name) is not None}
+
+
+@dataclass
+class _Progress:
+    """The trainings of a sweep that have ended.
+
+    Attributes:
+        total: how many there are in all.
+        runs: those that ended, by setting and seed.
+        metric: of their scores.
+        failed: the first one that failed, and its error.
+        notes: on the data, each once.
+    """
+
+    total: int
+    runs: dict[Setting, dict[int, Run]] = field(default_factory=dict)
+    metric: Metric | None = None
+    failed: tuple[str, TrainingError] | None = None
+    notes: set[str] = field(default_factory=set)
+
+    @property
+    def done(self) -> int:
+        """The number of trainings that have ended."""
+        return sum(map(len, self.runs.values()))
+
+    def add(self, setting: Setting, seed: int, place: Path, outcome: _Outcome, reporter: Reporter) -> Run:
+        """Add a training that ended, and report it; an error that every training would meet is raised."""
+        from adapter_export.analysis.sweep_results import Run
+
+        error, said = outcome
+        for note in said:
+            if note not in self.notes:
+                self.notes.add(note)
+                reporter.note(note)
+        if error is None:
+            run, self.metric = _scored(place, seed)
+        elif isinstance(error, TrainingError):
+            run = Run(seed, place.name, error=Note(error.message))
+            self.failed = self.failed or (place.name, error)
+        else:
+            raise error
+        self.runs.setdefault(setting, {})[seed] = run
+        if run.error is not None:
+            reporter.note(Note(f"{run.adapter}: {run.error}"))
+        reporter.step(f"{run.adapter}: {'failed' if run.score is None else f'{run.score:.4f}'}")
+        reporter.step("sweep", self.done, self.total)
+        return run
+
+
+def trained(plan: SweepPlan, pool: Workers, trials: int | None, reporter: Reporter) -> tuple[list[Trial], Metric]:
+    """Train every setting, or those that a search chooses, and return the trials with the metric of their scores.
+
+    Raises:
+        TrainingError: every setting failed.
+    """
+    from adapter_export.analysis.sweep_results import Trial
+
+    search: Search | None = None
+    chosen: Iterator[tuple[int, Setting]] = enumerate(plan.space.grid())
+    if trials is not None:
+        from adapter_export.analysis.search import Search
+
+        search = Search(plan.folder / _SEARCH_FILE, plan.space)
+        chosen = search.settings(trials)
+    progress = _Progress(len(plan.seeds) * (trials or sum(1 for _ in plan.space.grid())))
+    of_trial: dict[int, list[Run]] = {}
+
+    def start(setting: Setting, seed: int) -> Future[_Outcome]:
+        return plan.start(pool, setting, seed)
+
+    for number, setting, seed, future in _ended(chosen, plan.seeds, pool.count, start):
+        run = progress.add(setting, seed, plan.run_folder(setting, seed), _outcome(future), reporter)
+        own = of_trial.setdefault(number, [])
+        own.append(run)
+        if search is not None and len(own) == len(plan.seeds):
+            mean, metric = Trial.of(setting, own, 0).mean, progress.metric
+            search.tell(number, -mean if mean is not None and metric and not metric.more_is_better else mean)
+    found = [
+        Trial.of(setting, [runs[seed] for seed in plan.seeds], plan.shaped(setting).cost().parameters)
+        for setting, runs in progress.runs.items()
+    ]
+    if progress.metric is None or all(trial.mean is None for trial in found):
+        failed = progress.failed
+        why = "no score" if failed is None else f"`{failed[0]}`: {failed[1].message.rstrip('.')}"
+        raise TrainingError("every setting failed", where=plan.folder, found=why)
+    return found, progress.metric
+
+
+class _Notes(Reporter):
+    """Keeps the notes of a training, for the process that started it."""
+
+    def __init__(self) -> None:
+        self.kept: list[Note] = []
+
+    def note(self, text: str) -> None:
+        """Keep it."""
+        self.kept.append(Note(text))
+
+
+def _train(where: Where, data: Path, output: Path, options: Mapping[str, Any]) -> _Outcome:
+    """Train in this process."""
+    heard = _Notes()
+    try:
+        base = where if isinstance(where, Base) else _opened(*where)
+        train(base, data, output, reporter=heard, **options)
+    except AdapterExportError as error:
+        return error, heard.kept
+    except OSError as error:
+        return WriteError(error.filename or output, error.strerror or error), heard.kept
+    except (ArithmeticError, MemoryError, RuntimeError) as error:  # of torch, such as a device whose memory is full
+        return TrainingError("torch could not go on", found=f"{type(error).__name__}: {error}"), heard.kept
+    return None, heard.kept
+
+
+@cache
+def _opened(path: Path, site_map: Path | None, trust_pickle: bool) -> Base:
+    """Return the base that this process trains on, which is opened once."""
+    return open_base(path, site_map=site_map, trust_pickle=trust_pickle)
+
+
+def _ended(
+    asked: Iterator[tuple[int, Setting]],
+    seeds: Iterable[int],
+    count: int,
+    start: Callable[[Setting, int], Future[_Outcome]],
+) -> Iterator[tuple[int, Setting, int, Future[_Outcome]]]:
+    """Start a training for each seed of each setting, so many at a time, and yield them as they end."""
+    waiting: deque[tuple[int, Setting, int]] = deque()
+    running: list[tuple[int, Setting, int, Future[_Outcome]]] = []
+    started: dict[tuple[Setting, int], Future[_Outcome]] = {}  # a search may draw a setting twice
+    while True:
+        while len(running) < count:
+            if not waiting:
+                waiting.extend((*following, seed) for following in islice(asked, 1) for seed in seeds)
+            if not waiting:
+                break
+            number, setting, seed = waiting.popleft()
+            future = started.get((setting, seed)) or start(setting, seed)
+            started[setting, seed] = future
+            running.append((number, setting, seed, future))
+        if not running:
+            return
+        wait([future for *_, future in running], return_when=FIRST_COMPLETED)
+        ended = [one for one in running if one[-1].done()]
+        running = [one for one in running if one not in ended]
+        yield from ended
+
+
+def _finished() -> Future[_Outcome]:
+    """Return what a training returns that was finished before."""
+    ready: Future[_Outcome] = Future()
+    ready.set_result((None, []))
+    return ready
+
+
+def _outcome(future: Future[_Outcome]) -> _Outcome:
+    died = future.exception()
+    if died is None:
+        return future.result()
+    what = "the process of the training died"
+    fix = f"give it more memory, or fewer {argument('workers')}; the same call tries it again"
+    return TrainingError(what, found=f"{type(died).__name__}: {str(died).splitlines()[0].rstrip('.')}", fix=fix), []
+
+
+def _scored(folder: Path, seed: int) -> tuple[Run, Metric]:
+    """Return the scores of a finished training, and the metric that decided which epoch was kept."""
+    from adapter_export.analysis.sweep_results import Run
+    from adapter_export.graph.tasks.metrics import Metric
+    from adapter_export.torch_backend.train.measure import LOSS, deciding
+
+    adapter = load_adapter(folder)
+    record = adapter.training
+    labels = () if adapter.head is None else adapter.head.labels
+    metric = deciding(record["task"], labels, record["settings"]["metric"]) or Metric(LOSS, more_is_better=False)
+    score, test = record["validation"].get(metric.name), record.get("test", {}).get(metric.name)
+    missing = None if score is not None else Note(f"`{metric.name}` is not defined on its validation rows")
+    return Run(seed, folder.name, score, test, missing), metric
+
+
+def _digest(path: Path) -> str:
+    """Return the sha256 of a file, of the tokenizer in a folder, or of all files there and their names."""
+    from adapter_export.safe_io.regular_files import sha256_of
+
+    if (path / "tokenizer.json").is_file():
+        return sha256_of(path / "tokenizer.json")
+    if not path.is_dir():
+        return sha256_of(path)
+    files = sorted(one for one in path.rglob("*") if one.is_file())
+    lines = "".join(f"{sha256_of(one)} {one.relative_to(path).as_posix()}\n" for one in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+@contextmanager
+def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
+    """Make the folder of a sweep, or take up the one that is there, and let nobody else sweep in it."""
+    from filelock import FileLock, Timeout
+
+    from adapter_export.format.files import canonical_json
+    from adapter_export.safe_io.documents import read_json
+
+    file, lock = folder / _SWEEP_FILE, FileLock(folder / _LOCK_FILE)
+    try:
+        if folder.exists() and not file.is_file() and any(one.name != _LOCK_FILE for one in folder.iterdir()):
+            raise FileError("holds something else than a sweep", where=folder, fix="give another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        fix = "wait until it ends, or give another folder"
+        raise FileError("another process sweeps here", where=folder, fix=fix) from error
+    except OSError as error:
+        raise WriteError(folder, error.strerror or error) from error
+    try:
+        if any(folder.glob(f"{RUNS}/*")) or (folder / _SEARCH_FILE).exists():
+            _check_same(read_json(file), identity, folder)
+        else:
+            with Output(file, force=True).file() as temporary:
+                temporary.write_bytes(canonical_json(identity))
+        yield
+    finally:
+        lock.release()
+
+
+def _check_same(known: object, identity: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to go on with another sweep, and name all that differs."""
+    before = known if isinstance(known, dict) else {}
+    by_digest = ("model", "data", *_FILES)
+    differing = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
+    if differing:
+        raise TrainingError(
+            "another sweep lies here",
+            where=folder,
+            found=", ".join(
+                f"`{name}`" if name in by_digest else f"`{name}` {json.dumps(before.get(name))}" for name in differing
+            ),
+            expected=", ".join(
+                "another one" if name in by_digest else f"{json.dumps(identity.get(name))}" for name in differing
+            ),
+            fix="give what it was started with to go on with it, or give another folder",
+        )
+
+
+def workers_for(count: int | None, ray: str | None, training: Mapping[str, Any]) -> Workers:
+    from adapter_export.analysis.run_workers import Processes, RayWorkers, ThisProcess
+
+    if ray is not None:
+        require("ray", "ray", argument("ray"))
+        accelerators = 1 if str(training.get("device")).startswith("cuda") else 0
+        return RayWorkers(ray, count, training.get("threads") or 1, accelerators)
+    return ThisProcess() if count is None else Processes(at_least_1("workers", count))
