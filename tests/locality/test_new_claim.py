@@ -17,7 +17,7 @@ TABLE = "LAST_CLAIMS: Sequence[Claim] = (\n"
 CLAIM = """
 def _short_names(context: Context) -> Iterator[Finding]:
     for name in context.plan.adapters:
-        yield Finding.exact("short names", name, len(name) < 5, f"{len(name)} letters", "names have less than 5 letters")
+        yield Finding.exact("short names", name, len(name) < 5, f"{len(name)} letters", "names are short")
 
 
 """

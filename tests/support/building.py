@@ -15,8 +15,18 @@ from adapter_export.numerics.runner import Runner
 from adapter_export.numerics.sample_inputs import InputCase
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.quantise.precision import with_precision
-from adapter_export.reporting import SILENT, Reporter
+from adapter_export.reporting import Reporter
 from adapter_export.safe_io.output import Output
+
+
+class _Quiet(Reporter):
+    """Ignores notes, too: what `build` notes has tests of its own."""
+
+    def note(self, text: str) -> None:
+        pass
+
+
+QUIET = _Quiet()
 
 
 def build_bundle(
@@ -27,7 +37,7 @@ def build_bundle(
     references: Runner,
     cases: Sequence[InputCase],
     force: bool = False,
-    reporter: Reporter = SILENT,
+    reporter: Reporter = QUIET,
     **settings: Any,
 ) -> Manifest:
     """Build a bundle; further settings are fields of `GraphOptions`, `ModelFacts` and `BuildPlan`."""
