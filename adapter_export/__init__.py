@@ -19,29 +19,33 @@ from typing import TYPE_CHECKING
 
 from adapter_export import errors
 from adapter_export.api.adapters.adapters import load_adapter, save
-from adapter_export.api.bundles.bundles import add, build, open_bundle, remove
-from adapter_export.api.bundles.check import check, self_test, verify
+from adapter_export.api.bundles.bundles import open_bundle
 from adapter_export.api.bundles.offline import run_many
 from adapter_export.api.bundles.signatures import verify_signature
 from adapter_export.api.models.base import Base, open_base
 from adapter_export.api.models.sites import Sites
 from adapter_export.api.training.attach import attach
-from adapter_export.api.training.trainer import trainer_callback
 from adapter_export.commands.adapters.compose import compose
 from adapter_export.commands.adapters.import_.adapterhub import import_adapterhub
 from adapter_export.commands.adapters.import_.peft import import_peft
 from adapter_export.commands.adapters.merge import merge
 from adapter_export.commands.adapters.pack import pack
+from adapter_export.commands.bundles.add import add
+from adapter_export.commands.bundles.build import build
+from adapter_export.commands.bundles.check import check, self_test
 from adapter_export.commands.bundles.compare import compare
 from adapter_export.commands.bundles.evaluate import evaluate
 from adapter_export.commands.bundles.inspect import Inspection, inspect
+from adapter_export.commands.bundles.remove import remove
 from adapter_export.commands.bundles.sign import sign
+from adapter_export.commands.bundles.verify import verify
 from adapter_export.commands.models.capture import capture
 from adapter_export.commands.serving.bench import bench
 from adapter_export.commands.serving.pull import pull
 from adapter_export.commands.serving.push import push
 from adapter_export.commands.serving.serve import serve
 from adapter_export.commands.serving.ship import ship
+from adapter_export.commands.training._trainer import trainer_callback
 from adapter_export.commands.training.distil import distil
 from adapter_export.commands.training.drop import drop
 from adapter_export.commands.training.lint import lint

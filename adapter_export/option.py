@@ -21,7 +21,7 @@ class Option:
         choices: the values that it can have; those of a `Literal` if not given.
         least: the smallest number that it can be.
         commas: the value is a list that is written with commas, such as `a,b`; other lists repeat the option.
-        required: the command line must give it, although the call has a default.
+        required: whether the command line must give it. Default: if the parameter has no default.
         variable: the environment variable that sets the parameter; it is no option then.
     """
 
@@ -31,7 +31,7 @@ class Option:
     choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = ()
     least: int | None = None
     commas: bool = False
-    required: bool = False
+    required: bool | None = None
     variable: str = ""
 
 

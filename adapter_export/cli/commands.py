@@ -12,18 +12,19 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import click
 
 from adapter_export import commands
 from adapter_export.cli.config import config_option
 from adapter_export.cli.group import Entry, LazyGroup
-from adapter_export.cli.help_page import HelpPage, examples
-from adapter_export.cli.options import from_environment, parameters
+from adapter_export.cli.help_page import HelpPage, examples, flag_of
+from adapter_export.cli.options import from_environment, is_given, option, parameters
 from adapter_export.cli.output import TerminalScreen, emit_json
 from adapter_export.cli.reporter import TerminalReporter
-from adapter_export.commands.command import Command, Found
+from adapter_export.commands.command import Command, Found, Instead
+from adapter_export.errors import UsageError
 from adapter_export.option import OptionsOf
 
 _SECTIONS = ("models", "training", "adapters", "bundles", "serving")
@@ -80,6 +81,7 @@ def made(command: Command[Found], name: str) -> click.Command:
     params = list(parameters(command.call))
     options = [param for param in params if isinstance(param, click.Option)]
     own = [
+        *(option(flag, Annotated[bool, other.option], False) for flag, other in command.instead.items()),
         click.Option(["as_json", "--json"], is_flag=True, help="Write one JSON document to stdout."),
         config_option(),
     ]
@@ -112,6 +114,10 @@ def _page(command: Command[Any]) -> str:
 
 def _run(command: Command[Found], title: str, /, *, as_json: bool, **given: Any) -> None:
     """Call, and render what the call returns."""
+    for flag, other in command.instead.items():
+        if given.pop(flag):
+            _run(other.command, title, as_json=as_json, **_taken(other, flag, given))
+            return
     chosen = {name: value for name, value in given.items() if value is not None}
     known = inspect.signature(command.call).parameters
     with TerminalReporter(title) as reporter:
@@ -129,6 +135,17 @@ def _run(command: Command[Found], title: str, /, *, as_json: bool, **given: Any)
         _present(command, found, screen, as_json)
     if found is not None and not command.passed(found):
         raise click.exceptions.Exit(_FAILED)
+
+
+def _taken(other: Instead, flag: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that another call takes; UsageError if others are given."""
+    context = click.get_current_context()
+    known = inspect.signature(other.command.call).parameters
+    typed = {str(one.name): flag_of(one) for one in context.command.params if isinstance(one, click.Option)}
+    extra = [typed[name] for name in given if name not in known and is_given(context, name)]
+    if extra:
+        raise UsageError(other.refusal, found=", ".join(extra), fix=f"leave them out, or leave {typed[flag]} out")
+    return {name: value for name, value in given.items() if name in known}
 
 
 def _present(command: Command[Any], found: Any, screen: TerminalScreen, as_json: bool) -> None:

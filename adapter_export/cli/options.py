@@ -116,19 +116,24 @@ def parameters(call: Callable[..., object]) -> Iterator[click.Parameter]:
             continue
         if one.kind is one.KEYWORD_ONLY or said.flags:
             if get_origin(hint) is Annotated:  # else it is for Python callers alone, such as a callback
-                yield _option(one.name, hint, one.default)
+                yield option(one.name, hint, one.default)
         else:
             many = one.kind is one.VAR_POSITIONAL or (_is_list(kind) and not said.commas)
             words: dict[str, Any] = {"type": converter(kind, said), "metavar": _metavar(said)}
             words |= {"shell_complete": completed} if one.name == "adapters" else {}
             yield click.Argument([one.name], nargs=-1 if many else 1, required=True, **words)
-    yield from (_option(*one) for one in packed)
+    yield from (option(*one) for one in packed)
 
 
 def from_environment(call: Callable[..., object]) -> dict[str, str]:
     """Return the parameters of a call that environment variables set, such as passwords."""
     variables = {one.name: types_of(hint)[1].variable for one, hint in _hinted(call)}
     return {name: os.environ[variable] for name, variable in variables.items() if variable in os.environ}
+
+
+def is_given(context: click.Context, name: str) -> bool:
+    """Return whether a user has set a parameter, on the command line or in a file."""
+    return context.get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def _hinted(call: Callable[..., object]) -> Iterator[tuple[inspect.Parameter, object]]:
@@ -153,12 +158,15 @@ def _hint(call: Callable[..., object], name: str) -> object:
             return None
 
 
-def _option(name: str, hint: object, default: object) -> click.Option:
+def option(name: str, hint: object, default: object) -> click.Option:
+    """Return the option of an annotated parameter."""
     kind, said = types_of(hint)
     flags = said.flags.split()
     if not any(flag.startswith("--") for flag in flags):
         flags.append(f"--{name.replace('_', '-')}")
-    required = said.required or default is inspect.Parameter.empty
+    required = default is inspect.Parameter.empty if said.required is None else said.required
+    if default is inspect.Parameter.empty and not required:
+        default = ()  # of a list that the command line may leave out
     settings: dict[str, Any] = {"help": said.help, "required": required}
     if name in WORDS:
         settings["shell_complete"] = completed
@@ -167,8 +175,8 @@ def _option(name: str, hint: object, default: object) -> click.Option:
     else:
         settings |= {"type": converter(kind, said), "metavar": _metavar(said)}
         settings["multiple"] = _is_list(kind) and not said.commas
-        if not required and default not in (None, ()):
-            settings |= {"default": default, "show_default": True}
+        if not required and default is not None:
+            settings |= {"default": default, "show_default": default != ()}
     return click.Option([name, *flags], **settings)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from adapter_export.option import OptionsOf
+from adapter_export.option import Option, OptionsOf
 from adapter_export.tables import Table
 
 Found = TypeVar("Found")
@@ -72,6 +72,7 @@ class Command(Generic[Found]):
             others are on every page.
         common: parameters in sections that are on the first page, too.
         live: the parameter that receives a callback, for a call whose results are shown before it returns.
+        instead: flags, by name, that run another call with the arguments that it takes.
     """
 
     call: Callable[..., Found | None]
@@ -83,3 +84,19 @@ class Command(Generic[Found]):
     sections: Mapping[str, Sequence[str | OptionsOf]] = field(default_factory=dict)
     common: Collection[str] = ()
     live: str | None = None
+    instead: Mapping[str, Instead] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Instead:
+    """A flag of a command that runs another call.
+
+    Attributes:
+        option: of the flag.
+        command: the other call and its rendering.
+        refusal: the error, where an argument is given that the other call does not take.
+    """
+
+    option: Option
+    command: Command[Any]
+    refusal: str

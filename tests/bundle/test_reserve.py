@@ -10,8 +10,8 @@ from random_kinds import random_of_kind
 from tiny_onnx import save_tiny
 
 import adapter_export as ae
-from adapter_export.api.bundles.bundles import reserved_by
 from adapter_export.bundle.change import add_adapters
+from adapter_export.commands.bundles.build import reserved_by
 from adapter_export.errors import UsageError
 from adapter_export.graph.kinds import KINDS
 from adapter_export.numerics.sample_inputs import input_cases

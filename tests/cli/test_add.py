@@ -50,7 +50,7 @@ def test_what_cannot_be_added_says_why_and_what_to_do(cli, copy: Path, model: Pa
     cli.refused(3, "`tone`; expected names that differ", "add", copy, f"tone={more / 'mood'}", "--against", model)
     twice = f"{more / 'mood'},{more / 'mood'}"
     cli.refused(3, "two adapters have one name; found `mood` 2 times", "add", copy, twice, "--against", model)
-    found = cli.refused(2, "an adapter without a name", "add", copy, ",a", "--against", model)
+    found = cli.refused(2, "has an empty item", "add", copy, ",a", "--against", model)
     assert "--adapters" not in found.stderr
     cli.refused(2, "Missing option '--against'", "add", copy, more / "mood")
     cli.refused(3, "is a graph of a bundle", "add", copy, more / "mood", "--against", copy / "model.onnx")

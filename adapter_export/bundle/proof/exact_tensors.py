@@ -465,7 +465,7 @@ def check_slots(bundle: OpenedBundle, names: Sequence[str], given: Mapping[str, 
         yield replace(_slots(name, where, found, expected, wrong), claim=claim)
         claim = "the adapter is the user's"
         if name not in given:
-            detail = "compared only with copies inside the bundle; pass `--adapters`"
+            detail = "compared only with copies inside the bundle; pass your adapters"
             yield Finding.unverified("source", name, detail, claim, record.source)
             continue
         own, head = given[name], given[name].head

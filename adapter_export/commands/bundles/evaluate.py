@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.bundles.bundles import folder_of
-from adapter_export.api.bundles.contestants import contestants_of
 from adapter_export.api.bundles.prepared_base import model_of
 from adapter_export.api.models.base import Base, PathLike, open_base
+from adapter_export.commands.bundles._contestants import contestants_of
 from adapter_export.commands.bundles._labelled import check_call, show_scores, write_page
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import UsageError, argument, quoted

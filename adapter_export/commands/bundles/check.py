@@ -1,4 +1,4 @@
-"""Prove that a bundle computes what it should, with the model that it was built from or by itself."""
+"""Prove that a bundle computes what it should."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from adapter_export.api.adapters.adapters import load_members
 from adapter_export.api.bundles.bundles import folder_of
 from adapter_export.api.bundles.prepared_base import model_of, origin_of, same_precision
-from adapter_export.api.bundles.signatures import verify_signature
-from adapter_export.api.models.base import Base, PathLike, open_tokenizer
+from adapter_export.api.models.base import Base, OpenOptions, PathLike, base_for, open_tokenizer
+from adapter_export.commands.bundles._report import show_report
+from adapter_export.commands.command import Command, Instead, Screen
 from adapter_export.errors import InputError, UsageError, argument, quoted
-from adapter_export.option import Option
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 
@@ -36,11 +37,17 @@ if TYPE_CHECKING:
 
 _ROWS_AT_ONCE = 16
 
+AGAINST = Option(
+    "The model that the bundle was built from: a torch archive, a Hugging Face folder or an ONNX file. "
+    "Without it, the golden vectors in the bundle are the reference, and torch is not needed.",
+    "MODEL",
+)
+
 
 def check(
     bundle: Bundle | PathLike,
     *,
-    against: Base | PathLike | None = None,
+    against: Annotated[Base | PathLike | None, AGAINST] = None,
     only: Annotated[Sequence[str], Option("Check this adapter alone, or `base`; may be repeated.", "ADAPTER")] = (),
     variants: Annotated[
         Sequence[str],
@@ -49,7 +56,14 @@ def check(
         ),
     ] = (),
     cases: Annotated[Sequence[str], Option("Try this shape alone; may be repeated.", "CASE", "--case")] = (),
-    adapters: Adapters | None = None,
+    adapters: Annotated[
+        Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike] | None,
+        Option(
+            "Adapter folders as you have them: compare the bundle with these, not with its own copies.",
+            "A,B,…",
+            commas=True,
+        ),
+    ] = None,
     baseline: Annotated[
         PathLike | None,
         Option(
@@ -68,20 +82,31 @@ def check(
         Sequence[str], Option("Run golden vectors in this Python, too; may be repeated.", "PYTHON", "--runtime")
     ] = (),
     report: Annotated[PathLike | None, Option("Write a page of HTML, complete in itself.", "FILE")] = None,
-    force: bool = False,
+    site_map: Annotated[PathLike | None, SITE_MAP] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
+    force: Force = False,
     reporter: Reporter = SILENT,
 ) -> Report:
-    """Check that a bundle computes what it should.
+    """Prove that BUNDLE computes what it should, for the base and every adapter.
 
-    Every output of every graph is compared at a matrix of shapes, every adapter at every site with float64 arithmetic,
-    and invariants are tried: switching adapters has no side effects, rows of a batch stay apart. A bundle in another
-    precision than the model is compared with the model in that same precision; the distance from the model itself is
-    reported beside.
+    Compares every output of every graph in the bundle at a matrix of shapes: the graph with slots at ONNX Runtime's
+    optimization levels none, basic and all, the bank also in batches whose rows run through different adapters. Then
+    every adapter at every site with float64 arithmetic, and invariants: switching adapters has no side effects, idle
+    slots change nothing, rows of a batch stay apart, all files match their hashes. What is allowed follows from
+    the computation, and is printed with its reason. With MODEL, every node is compared with MODEL's, on MODEL's values.
+
+    With MODEL, every constant and node is verified bit by bit; with the adapters, every slot. Each claim is bit-exact,
+    tested, unverified or failed.
+
+    A bundle whose base has another precision than MODEL is compared with MODEL in that same precision; the distance
+    from MODEL itself is reported beside, on random inputs or on the texts of FILE.
 
     Args:
         bundle: the bundle, or its folder.
         against: the model that the bundle was built from; without it the golden vectors in the bundle are the
             reference, and torch is not needed.
+        site_map: the sites of the base.
+        trust_pickle: load the base even if it could run code.
         nodes: keep every node that was compared in the report, not only those that are wrong.
         repro: a folder, for each fault with a node that is wrong: that node as a graph of its own, in the layout of
             ONNX's test cases.
@@ -123,6 +148,7 @@ def check(
     place = None if repro is None else Path(repro)
     if place is not None:
         Output(place, force).ensure_writable(folder=True)
+    model = None if against is None else base_for(against, OpenOptions(site_map, trust_pickle), reporter)
     plan = plan_check(
         folder_of(bundle),
         only=only,
@@ -134,11 +160,11 @@ def check(
         runtimes=runtimes,
     )
     before = None if baseline is None else read_report(Path(baseline), plan.bundle.digest)
-    own = {adapter.name: adapter for adapter in _given(plan, adapters, against)}
+    own = {adapter.name: adapter for adapter in _given(plan, adapters, model)}
     texts = None
     if data is not None and text is not None:
         texts = [one for one, _ in read_texts(Path(data), Columns(text))]
-    with _sides(plan, against, texts) as (reference, original):
+    with _sides(plan, model, texts) as (reference, original):
         found = prove(plan, reference, original=original, given=own, reporter=reporter)
     found.require_compared()
     if before is not None and baseline is not None:
@@ -169,9 +195,11 @@ def _write_page(found: Report, path: Path, options: Sequence[tuple[str, object]]
 def self_test(
     bundle: Bundle | PathLike,
     *,
-    against: Base | PathLike | None = None,
+    against: Annotated[Base | PathLike | None, AGAINST] = None,
     kinds: Sequence[str] = (),
     seed: int = 0,
+    site_map: Annotated[PathLike | None, SITE_MAP] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     reporter: Reporter = SILENT,
 ) -> SelfTest:
     """Plant faults of about a hundred kinds in a copy of a bundle, and see which of them `check` finds and locates.
@@ -183,6 +211,8 @@ def self_test(
         against: the model that the bundle was built from; without it the golden vectors are the reference.
         kinds: names of kinds; default: all.
         seed: chooses the places.
+        site_map: the sites of the base.
+        trust_pickle: load the base even if it could run code.
         reporter: receives each step.
 
     Returns:
@@ -202,17 +232,17 @@ def self_test(
     if unknown:
         raise UsageError("no such kind of fault", found=unknown[0], expected=", ".join(known))
     plan, found, total = plan_check(folder_of(bundle), brief=True), [], len(kinds) or len(known)
-    with _sides(plan, against, None) as (reference, _):
+    model = None if against is None else base_for(against, OpenOptions(site_map, trust_pickle), reporter)
+    with _sides(plan, model, None) as (reference, _):
         for one in self_test(plan.bundle, reference, kinds, seed):
             found.append(one)
             reporter.step(f"{one.name}: {one.status}", len(found), total)
     return SelfTest(str(plan.bundle.folder), None if reference is None else reference.path, seed, tuple(found))
 
 
-def _given(plan: Plan, adapters: Adapters | None, against: Base | PathLike | None) -> list[Adapter]:
+def _given(plan: Plan, adapters: Adapters | None, base: Base | None) -> list[Adapter]:
     """Read the user's own adapters; one that the bundle lacks is a `UsageError`."""
-    near = against.path if isinstance(against, Base) else None if against is None else Path(against)
-    given = [] if adapters is None else load_members(adapters, near)
+    given = [] if adapters is None else load_members(adapters, None if base is None else base.path)
     unknown = [f"`{adapter.name}`" for adapter in given if adapter.name not in plan.bundle.names]
     if unknown:
         known = quoted(name for name in plan.bundle.names if name is not None)
@@ -230,10 +260,10 @@ def _listed(adapters: Adapters | None) -> str:
 
 @contextmanager
 def _sides(
-    plan: Plan, against: Base | PathLike | None, texts: Sequence[str] | None
+    plan: Plan, model: Base | None, texts: Sequence[str] | None
 ) -> Iterator[tuple[Reference | None, Original | None]]:
     """Yield the reference in the bundle's precision, and the model as it is where the two differ or texts are given."""
-    if against is None:
+    if model is None:
         yield None, None
         return
     from adapter_export.bundle.proof.compare_arrays import Original
@@ -241,7 +271,7 @@ def _sides(
     from adapter_export.bundle.proof.proof_plan import Reference
     from adapter_export.bundle.texts import Contract
 
-    base = _as_recorded(model_of(plan.bundle.manifest, against), plan.bundle.manifest)
+    base = _as_recorded(model_of(plan.bundle.manifest, model), plan.bundle.manifest)
     path, contract = (
         str(base.path),
         Contract(base.tokenizer, base.texts, base.base_head, None if base.media is None else base.media.record.digest),
@@ -299,56 +329,55 @@ def _text_cases(plan: Plan, texts: Sequence[str]) -> list[Case]:
     return cases
 
 
-def verify(
-    bundle: Bundle | PathLike,
-    *,
-    expect: Annotated[str | None, Option("The digest that BUNDLE must have, as `inspect` shows it.", "DIGEST")] = None,
-    key: Annotated[PathLike | None, Option("The public key, PEM, that must have signed BUNDLE.", "PUBLIC")] = None,
-    certificates: Annotated[
-        Sequence[str],
-        Option(
-            "A PEM file of authorities: BUNDLE must be signed by one with their certificate; may be repeated.",
-            "FILE",
-            "--certificate",
-        ),
-    ] = (),
-    reporter: Reporter = SILENT,
-) -> Report:
-    """Show that a bundle is whole, and that it computes its golden vectors on this machine.
+def _show(report: Report, screen: Screen) -> None:
+    show_report(report, screen, nodes=screen.given["nodes"])
+    if "report" in screen.given:
+        screen.line(f"the page is {screen.given['report']}")
 
-    Needs neither torch nor the model. All files, graphs and adapters are compared with each other, and the golden
-    vectors run in every variant of the graph; `check` with the model goes further.
 
-    Args:
-        bundle: the bundle, or its folder.
-        expect: the sha256 of its manifest, which has the hashes of all other files.
-        key: the public key of the signer.
-        certificates: instead of a key, certificates of authorities; the signer's must be by one of them.
-        reporter: receives each step.
+def _show_self_test(found: SelfTest, screen: Screen) -> None:
+    screen.show(found.table())
+    for fault in found.faults:
+        if fault.status in ("missed", "without effect"):
+            line = f"{fault.status}: {fault.name} (`{'`, `'.join(fault.places)}`): {fault.detail}"
+            screen.line((line, "bold red" if fault.status == "missed" else ""))
 
-    Returns:
-        What was found; `raise_for_failure()` makes an error of a result that is off.
 
-    Raises:
-        SignatureError: the bundle is not signed as it should be.
-        MissingExtraError: the library of signatures is not installed.
-        InputError: the bundle is damaged, is not the one that is expected, or something in it does not fit.
-        NothingComparedError: nothing was compared.
-    """
-    from adapter_export.bundle.opened import OpenedBundle
-    from adapter_export.bundle.proof.proof_plan import plan_check
-    from adapter_export.bundle.proof.prove import prove
-    from adapter_export.format.check_report import Finding
-    from adapter_export.format.manifest_json import read_manifest
+_SELF_TEST = Command(self_test, _show_self_test, examples=(), passed=lambda found: found.passed)
 
-    folder, signed = folder_of(bundle), list[Finding]()
-    if key is not None or certificates:
-        read_manifest(folder, expect=expect)
-        signature = verify_signature(folder, key=key, certificates=certificates)
-        expect = signature.digest
-        detail = f"{len(signature.files)} files, signed by {signature.signer}"
-        signed.append(Finding.exact("signature", "bundle", True, detail))
-    plan = plan_check(OpenedBundle.open(folder, expect=expect), quick=True)
-    report = prove(plan, None, reporter=reporter)
-    report.require_compared()
-    return replace(report, findings=(*signed, *report.findings))
+COMMAND = Command(
+    check,
+    _show,
+    passed=lambda report: report.passed,
+    exit_codes=(
+        "0 everything is within its budget, 1 something is not, 3 the bundle or the model cannot be used, "
+        "4 nothing was compared"
+    ),
+    examples=(
+        "adapter-export check bundle --against model.pt",
+        "adapter-export check bundle",
+        "adapter-export check bundle --against model.pt --data test.tsv --text text",
+        "adapter-export check bundle --against model.pt --adapters a,b",
+        "adapter-export check bundle --against model.pt --nodes --repro fault",
+        "adapter-export check bundle --runtime old/bin/python",
+        "adapter-export check bundle --json > report.json",
+        "adapter-export check bundle --against model.pt --report page.html",
+        "adapter-export check bundle --against model.pt --self-test",
+        "adapter-export check bundle --against model.pt --baseline report.json",
+    ),
+    sections={
+        "choice": ("only", "variants", "cases", "quick"),
+        "texts": ("data", "text"),
+        "faults": ("nodes", "repro", "runtimes", "self_test"),
+        "model": ("site_map", "trust_pickle"),
+        "output": ("baseline", "report", "force", "as_json"),
+    },
+    common=("quick", "as_json"),
+    instead={
+        "self_test": Instead(
+            Option("Plant faults of over a hundred kinds in a copy instead, and count those that are found."),
+            _SELF_TEST,
+            "a self-test tries the whole bundle",
+        )
+    },
+)

@@ -1,0 +1,33 @@
+"""Rendering of a report of `check` or `verify`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adapter_export.commands.command import Screen
+from adapter_export.tables import Table
+
+if TYPE_CHECKING:
+    from adapter_export.bundle.report import Report
+
+_STYLES = {"": "", "facts": "dim", "note": "yellow", "failed": "bold red"}
+
+
+def show_report(report: Report, screen: Screen, *, nodes: bool = False) -> None:
+    """Render the findings by section, then the failures and the verdict."""
+    from adapter_export.bundle.proof.report_view import Line, failed_lines, sections
+
+    reference = report.reference or "the golden vectors"
+    screen.line((f"{report.bundle}: {report.runtime} against {reference}", "bold"))
+    for section in sections(report, nodes=nodes):
+        if section.parts:
+            screen.line("")
+            screen.line((section.title, "bold"))
+        for part in section.parts:
+            if isinstance(part, Table):
+                screen.show(part)
+            elif isinstance(part, Line):
+                screen.line((part.text, _STYLES[part.style]))
+    for line in failed_lines(report):
+        screen.line((line.text, _STYLES[line.style]))
+    screen.line(("passed", "bold green") if report.passed else ("failed", "bold red"))

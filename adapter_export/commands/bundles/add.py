@@ -1,0 +1,114 @@
+"""Add adapters to a bundle, without a new export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+from adapter_export.api.adapters.adapters import adapters_of
+from adapter_export.api.bundles.bundles import AdapterPrecisionOption, AllowBaseMismatch, folder_of
+from adapter_export.api.bundles.prepared_base import model_of, same_precision
+from adapter_export.api.models.base import Base, OpenOptions, PathLike, base_for
+from adapter_export.commands.command import Command, Screen
+from adapter_export.errors import quoted
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
+from adapter_export.reporting import SILENT, Reporter
+
+if TYPE_CHECKING:
+    from adapter_export.graph.adapter import Adapter
+    from adapter_export.runtime import Bundle
+
+
+def add(
+    bundle: Bundle | PathLike,
+    adapters: Annotated[
+        Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike], Option(metavar="A,B,…", commas=True)
+    ],
+    *,
+    against: Annotated[
+        Base | PathLike,
+        Option(
+            "The model that the bundle was built from: a torch archive, a Hugging Face folder or an ONNX file. It "
+            "computes the golden vectors of the new adapters, which the bundle itself must not do.",
+            "MODEL",
+        ),
+    ],
+    allow_base_mismatch: AllowBaseMismatch = False,
+    adapter_precision: AdapterPrecisionOption = "float32",
+    site_map: Annotated[PathLike | None, SITE_MAP] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
+    reporter: Reporter = SILENT,
+) -> Bundle:
+    """Add adapters to BUNDLE without a new export.
+
+    A,B,… are adapter folders, or names looked up in the current folder, beside the model and in `./adapters`;
+    `NAME=FOLDER` renames one. Their widths and numbers of classes are free; what they compute must be what an adapter
+    computes that the bundle was built with, or the graph has no slots for them.
+
+    The graph with slots and the weights of the base stay unchanged. The new adapters get their files and golden
+    vectors, and a row each of the bank. All is compared with the golden vectors, and then replaces the bundle in one
+    step: if anything fails, the bundle stays as it was.
+
+    Args:
+        bundle: the bundle, or its folder.
+        adapters: as in `build`; what they compute must be what an adapter computes that the bundle was built with.
+        against: the model that the bundle was built from. It computes the golden vectors of the new adapters, which the
+            bundle itself must not do.
+        site_map: the sites of the base.
+        trust_pickle: load the base even if it could run code.
+        allow_base_mismatch: take adapters that were trained on other weights of the base.
+        reporter: receives each step, and notes of adapters that change nothing and of a signature that is gone.
+
+    Raises:
+        AdapterError: a name is taken, or the graph has no slots for an adapter.
+        BaseModelError: the model is another one.
+        ParityError: the bundle with the new adapters does not compute what the reference computes.
+        InputError, WriteError: the bundle cannot be read or changed; `BusyError` if another process changes it.
+    """
+    from adapter_export.bundle.change import add_adapters
+    from adapter_export.bundle.opened import OpenedBundle
+    from adapter_export.runtime import Bundle
+    from adapter_export.safe_io.output import locked
+
+    opened = OpenedBundle.open(folder_of(bundle), copy=False)
+    base = model_of(opened.manifest, base_for(against, OpenOptions(site_map, trust_pickle), reporter))
+    chosen, slots = adapters_of(adapters, base), opened.numerics.precision
+    matching = same_precision(base, slots)
+    with locked(opened.folder.resolve()), matching as (references, _):
+        after = add_adapters(
+            opened,
+            chosen,
+            references=references,
+            site_map=None if base.given is None else base.given.digest,
+            allow_base_mismatch=allow_base_mismatch,
+            precision=adapter_precision,
+            reporter=reporter,
+        )
+    return Bundle(opened.folder, after, verified=True)
+
+
+def _names(bundle: Bundle, screen: Screen) -> list[str]:
+    return [each.name for each in bundle.manifest.adapters[-len(screen.given["adapters"]) :]]
+
+
+def _show(bundle: Bundle, screen: Screen) -> None:
+    there = quoted(record.name for record in bundle.manifest.adapters)
+    screen.say(f"{bundle.folder}: added {quoted(_names(bundle, screen))}; it has {there}")
+    screen.say(f"Next: adapter-export verify {bundle.folder}")
+
+
+def _document(bundle: Bundle, screen: Screen) -> Mapping[str, object]:
+    return {"bundle": str(bundle.folder), "added": _names(bundle, screen), "manifest": asdict(bundle.manifest)}
+
+
+COMMAND = Command(
+    add,
+    _show,
+    document=_document,
+    examples=(
+        "adapter-export add bundle trec --against model.pt",
+        "adapter-export add bundle runs/2/trec,sentiment --against huggingface-folder",
+        "adapter-export add bundle second=runs/2/trec --against model.onnx",
+    ),
+)

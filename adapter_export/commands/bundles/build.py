@@ -1,0 +1,298 @@
+"""Export a model and its adapters as one bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from adapter_export.api.adapters.adapters import adapters_of
+from adapter_export.api.bundles.bundles import AdapterPrecisionOption, AllowBaseMismatch
+from adapter_export.api.bundles.prepared_base import golden_cases, origin_of, prepared
+from adapter_export.api.models.base import Base, OpenOptions, PathLike, base_for, require
+from adapter_export.commands.command import Command, Screen
+from adapter_export.errors import AdapterError, UsageError, argument
+from adapter_export.format.precision import PRECISION_NAMES, Precision, PrecisionName
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
+from adapter_export.reporting import SILENT, Reporter
+from adapter_export.safe_io.output import Output
+from adapter_export.tables import Table, size
+
+if TYPE_CHECKING:
+    from adapter_export.format.manifest import VariantName
+    from adapter_export.graph.adapter import Adapter
+    from adapter_export.onnx_backend.slots import Reserved
+    from adapter_export.runtime import Bundle
+    from adapter_export.sites.site import SiteMap
+
+
+_WEIGHTS_WORDS = {"base.bin": "the base's weights", "bank.bin": "the adapters of the bank"}
+
+
+def build(
+    base: Annotated[Base | PathLike, Option(metavar="MODEL")],
+    adapters: Annotated[
+        Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike],
+        Option(
+            "Adapter folders, or names looked up in the current folder, beside the model and in `./adapters`. "
+            "`NAME=FOLDER` renames one. Not needed for a model with a base head.",
+            "A,B,…",
+            "--adapters",
+            commas=True,
+            required=False,
+        ),
+    ],
+    output: Annotated[PathLike, Option("The bundle to write.", "PATH", "-o")],
+    *,
+    without_base_head: Annotated[bool, "Leave out the base head, which is built as one more adapter."] = False,
+    tokenizer: Annotated[
+        PathLike | None, Option("A `tokenizer.json`, or a folder with one. Default: that of the model.", "PATH")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, Option("Maximum tokens of a text. Default: as many as the model takes.", least=1)
+    ] = None,
+    allow_base_mismatch: AllowBaseMismatch = False,
+    base_precision: Annotated[
+        PrecisionName,
+        Option(
+            "How the base computes: floats, integers (`int8`), or floats with weights of 8 or 4 bits. Adapters and "
+            "heads stay in float32.",
+            choices=PRECISION_NAMES,
+        ),
+    ] = "fp32",
+    adapter_precision: AdapterPrecisionOption = "float32",
+    int8_embeddings: Annotated[bool, "Keep embeddings in 8 bits beside weights of 8 or 4 bits."] = False,
+    float32_activations: Annotated[
+        bool, "Take activations in float32 beside weights of 8 or 4 bits, not in 8 bits: more exact, and slower."
+    ] = False,
+    optimize: Annotated[bool, "Fuse attention and activations before the slots go in."] = False,
+    variants: Annotated[
+        tuple[str, ...] | None,
+        Option(
+            "Graph variants to write: slots, inputs, bank, fanout, or `all`. Default: the first three, without bank "
+            "where the model cannot have one. `slots` is always written; `fanout` needs `bank`.",
+            "A,B,…",
+        ),
+    ] = None,
+    bake: Annotated[
+        Sequence[str],
+        Option("Also write a graph in which this adapter is constant, for a device with no other. Repeatable.", "NAME"),
+    ] = (),
+    reserve: Annotated[
+        tuple[str, ...],
+        Option(
+            "Slots for adapters that will be added: kinds, such as `lora`, `houlsby:relu` for another activation, "
+            "`all` for every kind with its own, and `head:mean` or `head:first` for classifiers. Idle slots take time.",
+            "A,B,…",
+        ),
+    ] = (),
+    checksums: Annotated[
+        bool,
+        "Add an output with a checksum of each slot's tensor, by which golden vectors show whether a client feeds the "
+        "right tensors. It adds compute to each call.",
+    ] = False,
+    copy_weights: Annotated[
+        bool,
+        "Copy the base's weights into the bundle. By default they are hard-linked (no extra disk or time), so that "
+        "editing either file in place changes both.",
+    ] = False,
+    site_map: Annotated[PathLike | None, SITE_MAP] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
+    force: Force = False,
+    reporter: Reporter = SILENT,
+) -> Bundle:
+    """Export MODEL and its adapters as one bundle, and verify it before it replaces the output.
+
+    MODEL is a torch archive, a Hugging Face folder, an ONNX file or an onnxruntime-genai folder; the bundle of such a
+    folder is one as well. The base head of a captured classifier or sentence encoder becomes the adapter `base-head`.
+    The bundle holds one ONNX graph with slots, the base's weights once, a small file per adapter, golden vectors
+    computed by the reference, and a manifest. If anything fails, nothing is left behind.
+
+    Args:
+        base: the base, or where it is.
+        adapters: adapters, their folders, or names looked up in the current folder, beside the base and in
+            `./adapters`. The keys of a mapping rename them. There may be none for a base with a base head.
+        output: the folder to make; if anything fails, nothing is left behind.
+        site_map: the sites of the base.
+        trust_pickle: load the base even if it could run code.
+        force: replace an existing bundle.
+        reporter: receives each step, and notes such as why there is no bank.
+
+    Raises:
+        UsageError: arguments do not go together.
+        AdapterError: an adapter does not fit; `BaseMismatchError` is a kind of it.
+        BaseModelError: the base cannot be exported.
+        ParityError: the exported graph does not compute what the reference computes.
+        OutputExistsError, WriteError: the bundle cannot be written.
+    """
+    from adapter_export.bundle.build_plan import BuildPlan, GraphOptions, ModelFacts
+    from adapter_export.bundle.variants import VARIANTS
+    from adapter_export.bundle.write import check_bases
+    from adapter_export.runtime import Bundle
+
+    out = Output(Path(output), force)
+    precision = Precision.of(base_precision, int8_embeddings=int8_embeddings, float32_activations=float32_activations)
+    if optimize:
+        require("onnxscript", "torch", argument("optimize", True))
+    out.ensure_writable(folder=True, sources=[base, adapters, tokenizer])
+    reporter.step(f"opening {base}" if isinstance(base, str | Path) else "opening the base")
+    opened = base_for(base, OpenOptions(site_map, trust_pickle), reporter)
+    chosen = adapters_of(adapters, opened)
+    own = None if without_base_head else opened.base_head
+    if own is not None:
+        _check_apart(own, chosen)
+        chosen = (*chosen, own)
+    check_bases(chosen, opened.fingerprint, allow_mismatch=allow_base_mismatch)  # the export takes long
+    if max_tokens is None:
+        opened = opened.with_probed_lengths(reporter)
+    known = opened.max_tokens
+    longest = max_tokens or known
+    if longest is not None and known is not None and longest > known:
+        where, most = argument("max_tokens"), f"at most {known}"
+        raise UsageError("more tokens than the base takes", where=where, found=longest, expected=most)
+    text, wanted = _tokenizer(opened, tokenizer, longest), _variants(variants, opened)
+    preparing = prepared(opened, precision, optimize, allow_base_mismatch, reporter)
+    with preparing as (graph, references):
+        plan = BuildPlan(
+            graph,
+            chosen,
+            references,
+            golden_cases(graph, longest, references),
+            GraphOptions(wanted, bake, reserved_by(reserve, graph.sites), checksums, copy_weights),
+            ModelFacts(
+                base_head=own.name if own and own.head and own.head.task else None,  # without a task it answers nothing
+                tokenizer=text,
+                max_tokens=longest,
+                texts=opened.texts,
+                media=opened.media,
+                companions=opened.companions(VARIANTS["slots"].file),
+                origin=origin_of(opened, base_precision, optimized=optimize),
+            ),
+            precisions={one.name: adapter_precision for one in chosen if one is not own},
+            allow_base_mismatch=allow_base_mismatch,
+        )
+        manifest = plan.run(out, reporter)
+    return Bundle(out.path, manifest, verified=True)
+
+
+def reserved_by(names: Sequence[str], sites: SiteMap) -> list[Reserved]:
+    """Return the graphs that names such as `houlsby:relu` and `head:first` reserve."""
+    from adapter_export.graph.adapter import HEAD
+    from adapter_export.graph.heads import classification_head
+    from adapter_export.graph.kinds import KINDS, kind_named
+    from adapter_export.onnx_backend.slots import Reserved, reserved_kinds
+
+    kinds, heads = [], []
+    for name in dict.fromkeys(one for given in names for one in (KINDS if given == "all" else (given,))):
+        kind, _, choice = name.partition(":")
+        if kind == HEAD:
+            heads.append(Reserved(HEAD, HEAD, classification_head(choice or "mean")))
+        else:
+            kinds.append(kind_named(kind).changed(**({"activation": choice} if choice else {})))
+    return [*reserved_kinds(kinds, sites), *heads]
+
+
+def _check_apart(own: Adapter, others: Sequence[Adapter]) -> None:
+    """Refuse an adapter that has the name of the base head."""
+    if own.name in [adapter.name.casefold() for adapter in others]:
+        rename = argument("adapters", {"other": own.name}, words=f"other={own.name}")
+        raise AdapterError(
+            "an adapter has the name of the base head",
+            where=argument("adapters"),
+            found=f"`{own.name}`",
+            fix=f"rename it: {rename}; or leave the base's out with {argument('without_base_head', True)}",
+        )
+
+
+def _tokenizer(base: Base, given: PathLike | None, max_tokens: int | None) -> str | None:
+    from adapter_export.text import Tokenizer, read_tokenizer
+
+    text = base.tokenizer if given is None else read_tokenizer(Path(given))
+    if text is None:
+        return None
+    if max_tokens is None:
+        raise UsageError(
+            "the base does not say how many tokens it takes",
+            expected=f"{argument('max_tokens', words='N')} beside a tokenizer",
+            fix="give the number of positions that the base was trained with",
+        )
+    require("tokenizers", "text", "a bundle with a tokenizer")
+    Tokenizer.from_json(text, max_tokens)
+    return text
+
+
+def _variants(given: Sequence[str] | None, base: Base) -> Sequence[VariantName] | None:
+    """Return the chosen variants, or those that the form of the base has by default."""
+    from adapter_export.bundle.variants import VARIANTS
+    from adapter_export.format.manifest import GRAPH_VARIANTS
+
+    if given is None:
+        return base.default_variants
+    names = set(GRAPH_VARIANTS) if tuple(given) == ("all",) else set(given)
+    unknown = ", ".join(sorted(names - set(GRAPH_VARIANTS)))
+    if unknown:
+        expected = f"`all`, or some of {', '.join(GRAPH_VARIANTS)}"
+        raise UsageError("unknown variants", where=argument("variants"), found=unknown, expected=expected)
+    chosen = [variant for variant in VARIANTS.values() if variant.name in names]
+    for variant in chosen:
+        if variant.needs not in (None, *names):
+            raise UsageError(
+                f"`{variant.name}` is made from `{variant.needs}`",
+                where=argument("variants"),
+                found=", ".join(sorted(names)),
+                fix=f"add `{variant.needs}`",
+            )
+    return [variant.name for variant in chosen]
+
+
+def _show(bundle: Bundle, screen: Screen) -> None:
+    from adapter_export.bundle.variants import VARIANTS
+
+    manifest = bundle.manifest
+    sizes = {file.path: file.bytes for file in manifest.files}
+    what = {file: f"the graph: {one.summary}" for one in VARIANTS.values() for file in one.files(manifest)}
+    what |= {
+        each.onnx_adapter: f"`{each.name}`, {each.kind}, {each.parameters:,} parameters" for each in manifest.adapters
+    }
+    what |= {path: _WEIGHTS_WORDS.get(path, "") for path in sizes if path.endswith(".bin")}
+    rows = [(path, words, size(sizes[path])) for path, words in what.items()]
+    rest = sum(sizes.values()) - sum(sizes[path] for path in what)
+    rows.append(("…", "golden vectors, the same tensors for other programs, the adapters as given", size(rest)))
+    title = f"{bundle.folder}  {size(sum(sizes.values()))}"
+    screen.show(Table(("file", "what", "size"), rows, title, numbers="llr"))
+    screen.say(f"Next: adapter-export check {bundle.folder} --against {screen.given['base']}")
+
+
+def _document(bundle: Bundle, _: Screen) -> Mapping[str, object]:
+    return {"bundle": str(bundle.folder), "manifest": asdict(bundle.manifest)}
+
+
+COMMAND = Command(
+    build,
+    _show,
+    document=_document,
+    examples=(
+        "adapter-export build model.pt --adapters trec,sentiment -o bundle",
+        "adapter-export build huggingface-folder --adapters adapters/trec -o bundle",
+        "adapter-export build model.onnx --adapters a --tokenizer tokenizer.json --max-tokens 512 -o bundle",
+        "adapter-export build model.pt --adapters trec --base-precision int8-weights --int8-embeddings -o bundle",
+        "adapter-export build model.pt --adapters old=runs/1/trec,new=runs/2/trec -o bundle --force",
+    ),
+    sections={
+        "base": (
+            *(
+                "without_base_head",
+                "allow_base_mismatch",
+                "base_precision",
+                "adapter_precision",
+                "int8_embeddings",
+                "float32_activations",
+                "optimize",
+            ),
+            *("site_map", "trust_pickle"),
+        ),
+        "texts": ("tokenizer", "max_tokens"),
+        "graphs": ("variants", "bake", "reserve", "checksums", "copy_weights"),
+    },
+)

@@ -1,0 +1,65 @@
+"""Remove adapters from a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+from adapter_export.api.bundles.bundles import folder_of
+from adapter_export.api.models.base import PathLike
+from adapter_export.commands.command import Command, Screen
+from adapter_export.errors import quoted
+from adapter_export.option import Option
+from adapter_export.reporting import SILENT, Reporter
+
+if TYPE_CHECKING:
+    from adapter_export.runtime import Bundle
+
+
+def remove(
+    bundle: Bundle | PathLike,
+    adapters: Annotated[Sequence[str], Option(metavar="A,B,…", commas=True)],
+    *,
+    reporter: Reporter = SILENT,
+) -> Bundle:
+    """Remove adapters from BUNDLE: their files, golden vectors, rows of the bank and baked graphs.
+
+    The slots stay, so that adapters that compute the same can be added later. The last adapter stays, too: a bundle has
+    at least one. If anything fails, the bundle stays as it was.
+
+    Raises:
+        AdapterError: there is no adapter of a name, or none would be left.
+        InputError, WriteError, ParityError: as `add`.
+    """
+    from adapter_export.bundle.change import remove_adapters
+    from adapter_export.runtime import Bundle
+
+    folder = folder_of(bundle)
+    after = remove_adapters(folder, adapters, reporter=reporter)
+    return Bundle(folder, after, verified=True)
+
+
+def _show(bundle: Bundle, screen: Screen) -> None:
+    there = quoted(record.name for record in bundle.manifest.adapters)
+    screen.say(f"{bundle.folder}: removed {quoted(dict.fromkeys(screen.given['adapters']))}; it has {there}")
+    screen.say(f"Next: adapter-export verify {bundle.folder}")
+
+
+def _document(bundle: Bundle, screen: Screen) -> Mapping[str, object]:
+    return {
+        "bundle": str(bundle.folder),
+        "removed": list(dict.fromkeys(screen.given["adapters"])),
+        "manifest": asdict(bundle.manifest),
+    }
+
+
+COMMAND = Command(
+    remove,
+    _show,
+    document=_document,
+    examples=(
+        "adapter-export remove bundle trec",
+        "adapter-export remove bundle trec,sentiment",
+    ),
+)
