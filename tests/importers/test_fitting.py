@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hand_made_sites import encoder
+from hand_made_sites import encoder, site
 from random_kinds import random_tensors
 
 from adapter_export.errors import AdapterError, TensorError, UsageError
@@ -14,6 +14,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, Kind, LoraOptions
 from adapter_export.importers.base_view import BaseView
 from adapter_export.importers.plain_tensors import fitting_kind, pack
+from adapter_export.sites.site import SiteMap
 
 SITES = encoder()
 HIDDEN: dict[str, dict[str, Any]] = {"lora": {"alpha": 8}, "ia3": {}}
@@ -108,6 +109,15 @@ def test_layers_may_be_called_by_the_ends_of_their_names() -> None:
     short, long = (fitting_kind(tensors, "lora", alpha=6, modules=names) for names in NAMES)
     assert packed(tensors, short).placements == packed(tensors, long).placements
     assert [graph.nodes for graph in short.graphs.values()] == [graph.nodes for graph in long.graphs.values()]
+
+
+@pytest.mark.parametrize("named", [{}, {"modules": ("query", "pooler.dense")}])
+def test_the_rank_of_a_layer_outside_of_all_sublayers_is_seen(named: dict[str, Any]) -> None:
+    sites = SiteMap((*SITES, site("pooler.dense", "linear", None, 16)), "final", 16)
+    options = LoraOptions(("attention.query", "pooler.dense"), rank={"attention.query": 2, "pooler.dense": 4}, alpha=8)
+    kind = fitting_kind(random_tensors(KINDS["lora"](options), sites), "lora", alpha=8, **named)
+    found = {site.name: part for site, part in kind.placed(sites)}["pooler.dense"]
+    assert [node.attributes["factor"] for node in found.graph.nodes if node.op == "scale"] == [2.0]
 
 
 def test_other_tensors_than_lora_are_refused() -> None:

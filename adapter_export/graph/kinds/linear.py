@@ -106,8 +106,10 @@ def _shown(tensors: Mapping[str, np.ndarray], given: Mapping[str, Any]) -> dict[
     ranks: dict[str, set[int]] = {}
     for name, tensor in tensors.items():
         site = SiteName.parse(name.removesuffix(_LORA_A))
-        if name.endswith(_LORA_A) and site.layer is not None and tensor.ndim == 2:
-            ends = [end for end in called or () if f".{site.place}".endswith(f".{end}")]
+        if name.endswith(_LORA_A) and tensor.ndim == 2:
+            # a layer outside of all sublayers is named in full, others by the ends of their names
+            whole = site.layer is None
+            ends = [end for end in called or () if site.place == end or (not whole and site.place.endswith(f".{end}"))]
             ranks.setdefault(ends[0] if ends else site.place, set()).add(tensor.shape[1])
     if not ranks:
         raise AdapterError(
