@@ -108,3 +108,10 @@ def widened(tensors: Mapping[str, np.ndarray], where: object = None) -> Weights:
         else:
             found[name] = tensor.astype(np.float32) if tensor.dtype == np.float16 else tensor
     return found
+
+
+def same_bits(first: np.ndarray | None, second: np.ndarray | None) -> bool:
+    """Return whether two arrays are equal in type, shape and every bit; false if one is missing."""
+    if first is None or second is None:
+        return False
+    return (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes())

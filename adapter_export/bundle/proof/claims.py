@@ -37,6 +37,7 @@ from adapter_export.bundle.proof.site_probe import SiteProbe, of_sites
 from adapter_export.bundle.recorded_runs import compare_runs
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.texts import check_contract, replay
+from adapter_export.bundle.variants import VARIANTS
 from adapter_export.format.check_report import Finding
 from adapter_export.runtime.graphs import run_session
 
@@ -89,7 +90,7 @@ def _rows_apart(context: Context, graph: Graph) -> Iterator[Finding]:
 
 def _fan_out(context: Context, graph: Graph) -> Iterator[Finding]:
     bank = context.manifest.bank
-    if graph.variant == "fanout" and bank is not None and context.bundle.batch_invariant:
+    if VARIANTS[graph.variant].by_text and bank is not None and context.bundle.batch_invariant:
         adapters = [name for name in context.plan.names if name in bank.rows]
         yield check_fan_out(graph, context.plan.probe, adapters, context.tolerance)
 
@@ -271,8 +272,7 @@ def _left_out(context: Context) -> Iterator[Finding]:
         if name not in plan.names:
             shown = name or BASE
             yield Finding.unverified("left out", shown, "left out by `only`", f"`{shown}` is right")
-    baked = ["baked"] if any(record.baked for record in manifest.adapters) else []
-    for variant in (*manifest.graphs, *baked):
+    for variant in (one.name for one in VARIANTS.values() if one.files(manifest)):
         if variant not in plan.variants:
             claim = f"the graph `{variant}` is right"
             yield Finding.unverified("left out", f"graph/{variant}", "left out by `variants`", claim, variant)

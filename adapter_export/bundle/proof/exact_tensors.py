@@ -18,11 +18,10 @@ import numpy as np
 import onnx_ir as ir
 
 from adapter_export.bundle.opened import OpenedBundle, task_facts
-from adapter_export.bundle.proof.invariants import same_bits
 from adapter_export.bundle.proof.manifest_checks import check_sites
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.bundle.variants.variant import Remade, Variant
-from adapter_export.dtypes import Weights
+from adapter_export.dtypes import Weights, same_bits
 from adapter_export.errors import AdapterExportError, BaseModelError, quoted
 from adapter_export.format.check_report import Finding, SpanRecord, Status
 from adapter_export.format.derivation import DERIVATION_FILE, DERIVATION_VERSION, ConstantRecord, Derivation

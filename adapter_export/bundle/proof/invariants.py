@@ -7,7 +7,7 @@ Before anything runs, the files of a bundle are what its manifest says, and agre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import permutations
 
@@ -21,14 +21,12 @@ from adapter_export.bundle.proof.compare_arrays import compare
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.bundle.variants.fanout_variant import VARIANT as FANOUT
-from adapter_export.bundle.variants.variant import GraphInterface, Interface, Variant
-from adapter_export.dtypes import Weights, narrowed
+from adapter_export.bundle.variants.variant import GraphInterface, Interface, Variant, initializers
+from adapter_export.dtypes import Weights, narrowed, same_bits
 from adapter_export.errors import BaseModelError, FormatError, RequestError
 from adapter_export.format.check_report import Finding
 from adapter_export.format.lengths import Bounds, Lengths, axis_lengths
 from adapter_export.format.manifest import (
-    BankRecord,
-    BankTensor,
     InputRecord,
     Manifest,
     MixRecord,
@@ -70,21 +68,14 @@ def check_files(
         yield Finding.exact("files", "bundle", True, detail)
         yield Finding.exact("schema", MANIFEST_FILE, True, f"format {manifest.version}")
     yield from _check_graphs(bundle)
-    for name in adapters:
-        bundle.source(name)
-        yield _check_twins(bundle, name)
-    bank = manifest.bank
-    for variant in variants:
-        if bank is None or not VARIANTS[variant].by_row:
-            continue
-        held = _tensors_of(bundle.model(manifest.graphs[variant]), [tensor.name for tensor in bank.tensors])
-        yield from (_check_row(bundle, bank, name, held, f"{variant} rows") for name in names if name in bank.rows)
-    for name in adapters if "baked" in variants else ():
-        if (file := bundle.record(name).baked) is not None:
-            own = bundle.tensors(name)
-            constants = _tensors_of(bundle.model(file), own)
-            wrong = [slot for slot, tensor in own.items() if not same_bits(constants.get(slot), tensor)]
-            yield _tensors_result("baked tensors", name, wrong, len(own))
+    for adapter in adapters:
+        bundle.source(adapter)
+        yield _check_twins(bundle, adapter)
+    for variant in map(VARIANTS.__getitem__, variants):
+        for name in names:
+            compared = variant.compare_tensors(bundle, name)
+            if compared is not None:
+                yield _tensors_result(f"{variant.name} {variant.holds}", name or BASE, *compared)
 
 
 def check_outside(manifest: Manifest) -> Iterator[Finding]:
@@ -180,7 +171,7 @@ def _default_faults(model: ir.Model, manifest: Manifest, variant: Variant, inter
     found, wanted = [value.name or "" for value in model.graph.inputs if value.is_initializer()], interface.overridable
     yield from (f"`{name}` cannot be overridden" for name in wanted if name not in found)
     yield from (f"`{name}` can be overridden" for name in found if name not in wanted)
-    yield from variant.default_faults(manifest, _tensors_of(model, wanted))
+    yield from variant.default_faults(manifest, initializers(model, wanted))
 
 
 def _weights(model: ir.Model, sizes: Mapping[str, int]) -> Iterator[str]:
@@ -196,13 +187,6 @@ def _weights(model: ir.Model, sizes: Mapping[str, int]) -> Iterator[str]:
             yield f"`{tensor.name}` lies in `{location}`, which the manifest does not list"
         elif (tensor.offset or 0) + (tensor.length or tensor.nbytes) > sizes[location]:
             yield f"`{tensor.name}` ends behind the end of `{location}`"
-
-
-def same_bits(first: np.ndarray | None, second: np.ndarray | None) -> bool:
-    """Return whether two arrays are equal in type, shape and every bit; false if one is missing."""
-    if first is None or second is None:
-        return False
-    return (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes())
 
 
 def _check_twins(bundle: OpenedBundle, name: str) -> Finding:
@@ -228,34 +212,6 @@ def _check_twins(bundle: OpenedBundle, name: str) -> Finding:
     detail = f"two files that differ: {', '.join(apart)}" if apart else f"{len(own)} tensors, bit for bit"
     complete = bool(own) or not bundle.manifest.slots  # a head that only pools fills no slot
     return Finding.exact("adapter files", name, not apart and complete, detail)
-
-
-def _tensors_of(model: ir.Model, names: Iterable[str]) -> Weights:
-    """The values of initializers; those that the graph lacks are left out."""
-    held = model.graph.initializers
-    values = {name: held[name].const_value for name in names if name in held}
-    return {name: np.asarray(value.numpy()) for name, value in values.items() if value is not None}
-
-
-def _check_row(bundle: OpenedBundle, bank: BankRecord, name: str | None, held: Weights, what: str) -> Finding:
-    """Compare a row of the bank with an adapter, zeros where it is narrower than others."""
-    row, own = bank.rows.index(name), bundle.tensors(name)
-    wrong = [each.name for each in bank.tensors if not _holds(held.get(each.name), row, each, own)]
-    return _tensors_result(what, name or BASE, wrong, len(bank.tensors))
-
-
-def _holds(held: np.ndarray | None, row: int, tensor: BankTensor, own: Weights) -> bool:
-    if held is None or row >= len(held):
-        return False
-    found = held[row]
-    if tensor.slot is None:  # a mask: zeros, then only very low numbers; how many of each is seen when it runs
-        classes = int((found == 0).sum())
-        return classes > 0 and not found[:classes].any() and bool(np.all(found[classes:] < MASK_BELOW))
-    expected = own.get(tensor.slot)
-    if expected is None or found.ndim != expected.ndim:
-        return False
-    padding = [(0, wide - narrow) for wide, narrow in zip(found.shape, expected.shape, strict=True)]
-    return all(behind >= 0 for _, behind in padding) and np.pad(expected, padding).tobytes() == found.tobytes()
 
 
 def _tensors_result(name: str, subject: str, wrong: Sequence[str], count: int) -> Finding:

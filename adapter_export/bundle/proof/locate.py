@@ -19,9 +19,9 @@ from onnx import numpy_helper
 
 from adapter_export.bundle.golden import Case
 from adapter_export.bundle.opened import Graph
-from adapter_export.bundle.proof.invariants import same_bits
 from adapter_export.bundle.proof.lockstep import Lockstep
 from adapter_export.bundle.report import BASE
+from adapter_export.dtypes import same_bits
 from adapter_export.errors import AdapterError, BaseModelError, FormatError, RequestError, WriteError, quoted
 from adapter_export.format.check_report import (
     Finding,

@@ -17,9 +17,8 @@ import numpy.typing as npt
 from adapter_export.bundle.golden import Allowance, Case
 from adapter_export.bundle.opened import Graph
 from adapter_export.bundle.proof.compare_arrays import absolute_difference, compare
-from adapter_export.bundle.proof.invariants import same_bits
 from adapter_export.bundle.report import BASE
-from adapter_export.dtypes import FLOAT_TYPES
+from adapter_export.dtypes import FLOAT_TYPES, same_bits
 from adapter_export.format.check_report import Finding, Measurement, NodeRecord, WitnessRecord
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import EXACT, Budget, budget

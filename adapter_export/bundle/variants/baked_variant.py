@@ -15,8 +15,10 @@ from adapter_export.bundle.variants.variant import (
     Remade,
     Variant,
     data_inputs,
+    initializers,
     outputs_of,
 )
+from adapter_export.dtypes import same_bits
 from adapter_export.format.manifest import Manifest, VariantName
 from adapter_export.numerics.runner import Arrays
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
@@ -65,6 +67,15 @@ class BakedVariant(Variant):
         """Yield each graph: the data inputs alone."""
         for file in self.files(manifest):
             yield GraphInterface(file, data_inputs(manifest), outputs_of(manifest))
+
+    def compare_tensors(self, bundle: BundleView, name: str | None) -> tuple[Sequence[str], int] | None:
+        """Compare the constants of an adapter's graph."""
+        file = next((one.baked for one in bundle.manifest.adapters if one.name == name), None)
+        if file is None:
+            return None
+        own = bundle.tensors(name)
+        held = initializers(bundle.model(file), own)
+        return [slot for slot, tensor in own.items() if not same_bits(held.get(slot), tensor)], len(own)
 
     def feeds(self, _graph: GraphView, arrays: Mapping[str, np.ndarray], _chosen: Sequence[str | None]) -> Arrays:
         """Return the data inputs."""

@@ -18,9 +18,11 @@ from adapter_export.bundle.variants.variant import (
     Remade,
     Variant,
     data_inputs,
+    initializers,
     outputs_of,
 )
-from adapter_export.format.manifest import BankRecord, Manifest, VariantName
+from adapter_export.dtypes import Weights
+from adapter_export.format.manifest import BankRecord, BankTensor, Manifest, VariantName
 from adapter_export.numerics.runner import Arrays
 from adapter_export.onnx_backend.base.external import readable
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
@@ -34,6 +36,7 @@ from adapter_export.onnx_backend.rewrite.bank_graph import (
 )
 from adapter_export.onnx_backend.rewrite.checksums import add_bank_checksums
 from adapter_export.onnx_backend.slots import SLOT_PREFIX
+from adapter_export.runtime.bank import MASK_BELOW
 
 BANK_FILE = "bank.bin"
 """The tensors of all adapters, beside the graph."""
@@ -47,6 +50,7 @@ class BankVariant(Variant):
     summary = "an adapter for each row"
     tensors = "rows of a table; each row of a batch names its own"
     optional = True
+    holds = "rows"
     by_row = True
 
     def write(self, draft: GraphDraft, base: OnnxBase) -> None:
@@ -95,6 +99,16 @@ class BankVariant(Variant):
             found = held.get(tensor.name)
             if bank is not None and found is not None and found.shape[:1] != (len(bank.rows),):
                 yield f"`{tensor.name}` {list(found.shape)} does not have {len(bank.rows)} rows"
+
+    def compare_tensors(self, bundle: BundleView, name: str | None) -> tuple[Sequence[str], int] | None:
+        """Compare the row of an adapter, which has zeros where the adapter is narrower than others."""
+        bank, files = bundle.manifest.bank, self.files(bundle.manifest)
+        if bank is None or not files or name not in bank.rows:
+            return None
+        row, own = bank.rows.index(name), bundle.tensors(name)
+        held = initializers(bundle.model(files[0]), [tensor.name for tensor in bank.tensors])
+        wrong = [each.name for each in bank.tensors if not _holds(held.get(each.name), row, each, own)]
+        return wrong, len(bank.tensors)
 
     def feeds(self, graph: GraphView, arrays: Mapping[str, np.ndarray], chosen: Sequence[str | None]) -> Arrays:
         """Return the data inputs, and the row of the bank for each row."""
@@ -148,6 +162,20 @@ def adapter_ids(manifest: Manifest, chosen: Sequence[str | None]) -> Arrays:
     """Return the rows of the bank that adapters are in, int64 [rows]; nothing in a bundle without a bank."""
     bank = manifest.bank
     return {} if bank is None else {bank.ids: np.array([bank.rows.index(name) for name in chosen], np.int64)}
+
+
+def _holds(held: np.ndarray | None, row: int, tensor: BankTensor, own: Weights) -> bool:
+    if held is None or row >= len(held):
+        return False
+    found = held[row]
+    if tensor.slot is None:  # a mask: zeros, then only very low numbers; how many of each is seen when it runs
+        classes = int((found == 0).sum())
+        return classes > 0 and not found[:classes].any() and bool(np.all(found[classes:] < MASK_BELOW))
+    expected = own.get(tensor.slot)
+    if expected is None or found.ndim != expected.ndim:
+        return False
+    padding = [(0, wide - narrow) for wide, narrow in zip(found.shape, expected.shape, strict=True)]
+    return all(behind >= 0 for _, behind in padding) and np.pad(expected, padding).tobytes() == found.tobytes()
 
 
 VARIANT = BankVariant()

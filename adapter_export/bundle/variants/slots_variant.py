@@ -17,6 +17,7 @@ from adapter_export.bundle.variants.variant import (
     outputs_of,
     slot_inputs,
 )
+from adapter_export.dtypes import same_bits
 from adapter_export.format.manifest import Manifest
 from adapter_export.numerics.runner import Arrays
 from adapter_export.onnx_backend.base.external import write_model
@@ -51,12 +52,8 @@ class SlotsVariant(Variant):
     def default_faults(self, manifest: Manifest, held: Mapping[str, np.ndarray]) -> Iterator[str]:
         """Yield each slot whose default is not neutral."""
         for slot in manifest.slots:
-            found, neutral = held.get(slot.name), np.full(slot.neutral, slot.neutral_value, np.float32)
-            if found is not None and (found.dtype, found.shape, found.tobytes()) != (
-                neutral.dtype,
-                neutral.shape,
-                neutral.tobytes(),
-            ):
+            neutral = np.full(slot.neutral, slot.neutral_value, np.float32)
+            if slot.name in held and not same_bits(held[slot.name], neutral):
                 yield f"`{slot.name}` has another default than {list(slot.neutral)} of {slot.neutral_value:g}"
 
     def feeds(self, graph: GraphView, arrays: Mapping[str, np.ndarray], chosen: Sequence[str | None]) -> Arrays:

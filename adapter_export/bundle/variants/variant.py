@@ -133,6 +133,7 @@ class Variant(ABC):
         standard: whether `build` writes it by default.
         optional: whether `build` goes on without it where the base or the adapters do not allow it.
         needs: the variant that it is made from, if that is not the graph with slots.
+        holds: the form of an adapter in its graphs, if these hold any, for the names of checks.
         by_row: whether each row of a batch chooses an adapter.
         by_text: whether each row of a batch chooses a text as well.
         runs_as: the variant with the same operators, whose runs round alike; default: none but itself.
@@ -146,6 +147,7 @@ class Variant(ABC):
     standard: ClassVar[bool] = True
     optional: ClassVar[bool] = False
     needs: ClassVar[VariantName | None] = None
+    holds: ClassVar[str] = "tensors"
     by_row: ClassVar[bool] = False
     by_text: ClassVar[bool] = False
     runs_as: ClassVar[VariantName | None] = None
@@ -210,6 +212,14 @@ class Variant(ABC):
         """
         yield from ()
 
+    def compare_tensors(self, _bundle: BundleView, _name: str | None) -> tuple[Sequence[str], int] | None:
+        """Compare the tensors of an adapter in its graphs with those in its files, bit by bit.
+
+        Returns:
+            The names of those that differ, and the number of all; `None` if its graphs hold no tensors of this adapter.
+        """
+        return None
+
     @abstractmethod
     def feeds(self, graph: GraphView, arrays: Mapping[str, np.ndarray], chosen: Sequence[str | None]) -> Arrays:
         """Return everything that a run is fed with.
@@ -247,3 +257,10 @@ def outputs_of(manifest: Manifest) -> Interface:
 def slot_inputs(manifest: Manifest) -> Interface:
     """Return the slots as inputs of a graph."""
     return {slot.name: ("float32", slot.graph_axes) for slot in manifest.slots}
+
+
+def initializers(model: ir.Model, names: Iterable[str]) -> Weights:
+    """Return the values of initializers by name, without those that the graph lacks."""
+    held = model.graph.initializers
+    values = {name: held[name].const_value for name in names if name in held}
+    return {name: np.asarray(value.numpy()) for name, value in values.items() if value is not None}

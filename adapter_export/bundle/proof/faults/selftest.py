@@ -17,12 +17,12 @@ from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.proof.exact_tensors import Source, check_slots, check_tensors
 from adapter_export.bundle.proof.faults.fault import Area, Copy, Fault
 from adapter_export.bundle.proof.faults.fault_kinds import FAULTS
-from adapter_export.bundle.proof.invariants import same_bits
 from adapter_export.bundle.proof.manifest_checks import check_manifest
 from adapter_export.bundle.proof.proof_plan import Plan, Reference, plan_check
 from adapter_export.bundle.proof.prove import context_of, prove
 from adapter_export.bundle.recorded_runs import NOT_COMPARED
 from adapter_export.bundle.report import BASE, Report, failures
+from adapter_export.dtypes import same_bits
 from adapter_export.errors import AdapterExportError, RequestError
 from adapter_export.format.check_report import (
     SELF_TEST_VERSION,
