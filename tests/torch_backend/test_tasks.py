@@ -34,7 +34,7 @@ from adapter_export.torch_backend.attach import AdaptedModel, attach
 from adapter_export.torch_backend.base.to_onnx import export_onnx
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.torch_runner import TorchRunner
-from adapter_export.torch_backend.train.data import TextExamples, TrainingData
+from adapter_export.torch_backend.train.data import TextExamples, TextSource, TrainingData
 from adapter_export.torch_backend.train.init_adapter import init_adapter
 from adapter_export.torch_backend.train.measure import cosine_apart, measure
 from adapter_export.torch_backend.train.objectives import OBJECTIVES
@@ -95,7 +95,7 @@ def read(base: TorchBase, problem: ProblemType, folder: Path, found: list[dict[s
     tokenizer = Tokenizer.from_json(base.tokenizer, base.max_tokens or 24)
     columns = Columns(pair="pair" if problem in PAIRS else None)
     files = TaskFiles(path, 0.3, columns=columns, problem=problem)
-    return read_task(files, tokenizer, tuple(record.name for record in base.inputs))
+    return read_task(files, TextSource(tokenizer, tuple(record.name for record in base.inputs)))
 
 
 def model_for(base: TorchBase, head: Head) -> AdaptedModel:
@@ -342,14 +342,14 @@ def test_words_and_numbers_in_a_table_with_spaces_between_them(base: TorchBase, 
     path.write_text("text\tlabel\ngood film\t1 -2.5\nbad play\t0 3\n", encoding="utf-8")
     assert base.tokenizer is not None
     tokenizer, names = Tokenizer.from_json(base.tokenizer, 24), tuple(record.name for record in base.inputs)
-    numbers = read_task(TaskFiles(path, 0.5, problem="regression"), tokenizer, names)
+    numbers = read_task(TaskFiles(path, 0.5, problem="regression"), TextSource(tokenizer, names))
     assert numbers.numbers == 2
     assert sorted(np.concatenate([numbers.training.answers, numbers.validation.answers]).tolist()) == [
         [0, 3],
         [1, -2.5],
     ]
     path.write_text("text\tlabel\ngood film\tA O\nbad play\tB O\n", encoding="utf-8")
-    words = read_task(TaskFiles(path, 0.5, problem="token"), tokenizer, names)
+    words = read_task(TaskFiles(path, 0.5, problem="token"), TextSource(tokenizer, names))
     assert words.labels == ("A", "B", "O")
 
 
@@ -359,12 +359,12 @@ def test_one_row_of_a_class_is_enough_beside_a_file_to_validate_by(base: TorchBa
     validate.write_text("text\tlabel\ngood play\tgood\n", encoding="utf-8")
     assert base.tokenizer is not None
     tokenizer, names = Tokenizer.from_json(base.tokenizer, 24), tuple(record.name for record in base.inputs)
-    found = read_task(TaskFiles(learn, validate), tokenizer, names)
+    found = read_task(TaskFiles(learn, validate), TextSource(tokenizer, names))
     assert (found.labels, found.validation.answers.tolist()) == (("bad", "good"), [1])
     with pytest.raises(DataError, match="one row only"):
-        read_task(TaskFiles(learn, 0.5), tokenizer, names)
+        read_task(TaskFiles(learn, 0.5), TextSource(tokenizer, names))
     with pytest.raises(DataError, match="one row only"):  # whose rows are compared with each other
-        read_task(TaskFiles(learn, validate, problem="embedding"), tokenizer, names)
+        read_task(TaskFiles(learn, validate, problem="embedding"), TextSource(tokenizer, names))
 
 
 @pytest.fixture(scope="module")

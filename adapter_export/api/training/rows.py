@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
     from adapter_export.graph.tasks import Task
     from adapter_export.text import Side, Tokenizer
-    from adapter_export.torch_backend.train.data import TextExamples
-    from adapter_export.torch_backend.train.media_examples import MediaExamples, MediaSource
+    from adapter_export.torch_backend.train.data import LabelledExamples, RowSource, TextSource
+    from adapter_export.torch_backend.train.media_examples import MediaSource
     from adapter_export.torch_backend.train.task_files import TaskFiles, TextTask
 
 MAX_TOKENS = 128
@@ -71,7 +71,7 @@ class RowReader:
     data: DataSpec
     head: HeadSpec
     task: Task | None
-    source: Tokenizer | MediaSource
+    source: RowSource
     columns: Columns
 
     @classmethod
@@ -92,7 +92,7 @@ class RowReader:
         data.columns.check(head.task if task is None else task.type)
         limit = data.max_tokens if data.max_tokens is not None or task is None else task.max_tokens
         if base.media is None or generates:
-            made = cls(base, data, head, task, _tokenizer_of(base, data.tokenizer, limit), data.columns)
+            made = cls(base, data, head, task, _text_source(base, data.tokenizer, limit), data.columns)
         else:
             made = cls(base, data, head, task, *_media_source(base, replace(data, max_tokens=limit)))
         if task is not None:
@@ -121,13 +121,13 @@ class RowReader:
             files = LanguageFiles(*self.data.files, self.columns, end, packing, skip)
             rows = read_language(files, self._tokenizer, self.base.inputs, seed)
         else:
-            rows = read_task(self._files(), self.source, self._names, seed)
+            rows = read_task(self._files(), self.source, seed)
             if self.data.unlabelled is not None:
                 rows = self._with_unlabelled(rows, self.data.unlabelled)
         self._check_ids(rows)
         return rows
 
-    def read_all(self) -> TextExamples | MediaExamples:
+    def read_all(self) -> LabelledExamples:
         """Read the training file, unsplit.
 
         Raises:
@@ -135,11 +135,11 @@ class RowReader:
         """
         from adapter_export.torch_backend.train.task_files import read_examples
 
-        return read_examples(self._files(), self.source, self._names)
+        return read_examples(self._files(), self.source)
 
     def check_padding(self, rows: TextTask, *, pads: bool) -> Iterator[str]:
         """Refuse texts of a length that the base does not take, as bundles do; yield a note if no row is padded."""
-        fit = self.base.fit if self.base.media is None else None
+        fit = self.base.fit if self.source.medium is None else None
         if fit is not None:
             for name, part in rows.parts.items():
                 with within(f"the {name} data"):
@@ -150,25 +150,17 @@ class RowReader:
 
     def record(self) -> dict[str, Any]:
         """Return how the rows are read and answered, for the record of a training."""
-        from adapter_export.text import Tokenizer
-
         of_texts = ("truncation", "prefix", "packing", "end_token")
         read = {name: value for name, value in changed(self.data).items() if name in of_texts}
         columns = {name: value for name, value in asdict(self.columns).items() if value is not None}
-        words = self.source
-        limits = {"max_tokens": words.max_tokens, "tokenizer": words.digest} if isinstance(words, Tokenizer) else {}
-        return {**changed(self.head), **read, **columns, **limits}
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return tuple(record.name for record in self.base.inputs)
+        return {**changed(self.head), **read, **columns, **self.source.record()}
 
     @property
     def _tokenizer(self) -> Tokenizer:
-        from adapter_export.text import Tokenizer
+        from adapter_export.torch_backend.train.data import TextSource
 
-        assert isinstance(self.source, Tokenizer)  # as a base without a processor reads texts
-        return self.source
+        assert isinstance(self.source, TextSource)  # as a base without a processor reads texts
+        return self.source.tokenizer
 
     def _files(self) -> TaskFiles:
         from adapter_export.torch_backend.train.task_files import TaskFiles
@@ -177,7 +169,7 @@ class RowReader:
         paths = *self.data.files, self.columns
         if task is not None:
             return TaskFiles(*paths, task.type, skip, task.prefix, task.truncation, task.labels)
-        side: Side = self.data.truncation or ("right" if self.base.media is not None else self._tokenizer.side)
+        side: Side = self.data.truncation or ("right" if self.source.medium is not None else self._tokenizer.side)
         return TaskFiles(*paths, self.head.task, skip, self.data.prefix, side)
 
     def _with_unlabelled(self, rows: TextTask, path: Path) -> TextTask:
@@ -205,9 +197,8 @@ class RowReader:
 
     def _check_ids(self, rows: TextTask) -> None:
         """Refuse a tokenizer whose tokens the model does not have."""
-        texts: list[Any] = [] if self.base.media is not None else [*rows.parts.values()]
-        for record in self.base.inputs if texts else ():
-            highest = max(part.highest.get(record.name, 0) for part in texts)
+        for record in self.base.inputs:
+            highest = max(part.highest.get(record.name, 0) for part in rows.parts.values())
             if record.limit is not None and highest >= record.limit:
                 raise UsageError(
                     "the tokenizer makes tokens that the model does not have",
@@ -224,9 +215,8 @@ class RowReader:
             pair = argument("pair")
             fix = f"name the column of the second texts: {pair}" if paired else f"leave {pair} out"
             raise UsageError(f"the teacher answers {'pairs of texts' if paired else 'single texts'}", fix=fix)
-        media = self.base.media
-        known = self._tokenizer.digest if media is None else media.record.digest
-        wanted = task.tokenizer if media is None else task.processor
+        known = self.source.digest
+        wanted = task.tokenizer if self.source.medium is None else task.processor
         if wanted not in (None, known):
             raise AdapterError(
                 "the teacher was trained with another tokenizer, or another processor",
@@ -260,6 +250,12 @@ def _check_no_cache(base: Base) -> None:
             fix=f"train it to write: {argument('task', CAUSAL_LM)}; or, for a head, capture it again without "
             f"{argument('with_cache', True)}",
         )
+
+
+def _text_source(base: Base, folder: PathLike | None, max_tokens: int | None) -> TextSource:
+    from adapter_export.torch_backend.train.data import TextSource
+
+    return TextSource(_tokenizer_of(base, folder, max_tokens), tuple(record.name for record in base.inputs))
 
 
 def _tokenizer_of(base: Base, folder: PathLike | None, max_tokens: int | None) -> Tokenizer:

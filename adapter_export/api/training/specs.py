@@ -181,7 +181,6 @@ class HeadSpec:
         """Return a new head for the rows, with the record of its task; `width` is that of the base."""
         from adapter_export.graph.heads import HeadOptions, make_head
         from adapter_export.graph.tasks import TASK_TYPES, Task
-        from adapter_export.torch_backend.train.media_examples import MediaExamples
 
         options = HeadOptions(
             pooling=self.pooling,
@@ -194,20 +193,8 @@ class HeadSpec:
         kind = TASK_TYPES[rows.problem]
         labels = rows.labels if kind.has_labels else ()
         thresholds = thresholds_for(labels, self.thresholds)
-        if isinstance(rows.training, MediaExamples):
-            record = rows.training.source.media.record
-            task = Task(rows.problem, labels, thresholds=thresholds, input=record.medium, processor=record.digest)
-        else:
-            task = Task(
-                rows.problem,
-                labels,
-                activation=kind.trained_activation,
-                thresholds=thresholds,
-                input="text" if data.pair is None else "pair",
-                max_tokens=rows.training.tokenizer.max_tokens,
-                truncation=rows.training.side,
-                tokenizer=rows.training.tokenizer.digest,
-                prefix=data.prefix,
-            )
+        paired = "text" if data.pair is None else "pair"
+        facts = {"input": paired, "prefix": data.prefix, **rows.training.task_facts}
+        task = Task(rows.problem, labels, kind.trained_activation, thresholds, **facts)
         numbers = rows.numbers or self.vector_width or 1
         return make_head(task, width=width, numbers=numbers, hidden=self.head_width, options=options)

@@ -69,6 +69,93 @@ class Examples(Protocol):
         """Return the model's results for some rows as the loss of the problem takes them, and what they should be."""
 
 
+class LabelledExamples(Examples, Protocol):
+    """Labelled rows of a file: texts, or images or audio.
+
+    Attributes:
+        texts: the texts or files.
+        answers: as the task type encodes them.
+        cut: how many rows are longer than is read.
+        lost: how many answers lie in what was cut, so that they cannot be learnt.
+        highest: the highest id of a token, by input; empty for files.
+        sizes: the different lengths of rows.
+    """
+
+    @property
+    def texts(self) -> Sequence[Any]: ...  # noqa: D102 — as above
+
+    @property
+    def answers(self) -> Any: ...  # noqa: D102
+
+    @property
+    def cut(self) -> int: ...  # noqa: D102
+
+    @property
+    def lost(self) -> int: ...  # noqa: D102
+
+    @property
+    def highest(self) -> Mapping[str, int]: ...  # noqa: D102
+
+    @property
+    def sizes(self) -> frozenset[int]: ...  # noqa: D102
+
+    @property
+    def limit(self) -> str:
+        """The longest row that is read whole."""
+
+    @property
+    def word(self) -> str:
+        """Name of a row in messages."""
+
+    @property
+    def task_facts(self) -> dict[str, Any]:
+        """Facts of a task that is trained on them: how rows are read, and by which tokenizer or processor."""
+
+
+class RowSource(Protocol):
+    """A tokenizer or a processor that makes examples of labelled rows."""
+
+    @property
+    def medium(self) -> str | None:
+        """The modality of files; `None` for texts."""
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of the tokenizer or the processor."""
+
+    def examples(self, texts: Sequence[Any], answers: Any, problem: ProblemType, side: Side) -> LabelledExamples:
+        """Return rows for a training; `side` is the end where texts are cut.
+
+        Raises:
+            RequestError, DataError: a row cannot be read, or the base has an input that it cannot fill.
+        """
+
+    def record(self) -> dict[str, Any]:
+        """Return how rows are read, for the record of a training."""
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """The source of texts: a tokenizer, and the base's inputs."""
+
+    tokenizer: Tokenizer
+    names: tuple[str, ...]
+    medium: str | None = None
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of the tokenizer."""
+        return self.tokenizer.digest
+
+    def examples(self, texts: Sequence[Any], answers: Any, problem: ProblemType, side: Side) -> TextExamples:
+        """Return the texts with their numbers of tokens."""
+        return TextExamples.of(texts, answers, self.tokenizer, self.names, problem, side)
+
+    def record(self) -> dict[str, Any]:
+        """Return the limit and the digest of the tokenizer."""
+        return {"max_tokens": self.tokenizer.max_tokens, "tokenizer": self.tokenizer.digest}
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """The rows to learn from and those to measure by."""
@@ -141,6 +228,17 @@ class TextExamples:
                 pairs = zip(encoded, rows, strict=True)
                 lost += sum(OBJECTIVES[problem].lost(row.encoding, answers[at]) for row, at in pairs)
         return replace(made, cut=cut, lost=lost, highest=highest, sizes=frozenset(sizes))
+
+    @property
+    def word(self) -> str:
+        """Name of a row in messages."""
+        return "text"
+
+    @property
+    def task_facts(self) -> dict[str, Any]:
+        """Facts of a task that is trained on the texts."""
+        words = self.tokenizer
+        return {"max_tokens": words.max_tokens, "truncation": self.side, "tokenizer": words.digest}
 
     @property
     def limit(self) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from adapter_export.format.labelled import LabelledFile
 from adapter_export.format.manifest import InputRecord
 from adapter_export.format.media import CapturedMedia
 from adapter_export.graph.tasks import ProblemType
+from adapter_export.text import Side
 from adapter_export.torch_backend.base.own_processors import OwnProcessor
 from adapter_export.torch_backend.train.data import Call, Rows, of_one_call
 
@@ -38,6 +39,24 @@ class MediaSource:
         one_length = not media.record.modality.has_rate or all(isinstance(axis, int) for axis in axes[1:])
         return cls(media, OwnProcessor(media.processor, media.record.modality), one_length)
 
+    @property
+    def medium(self) -> str | None:
+        """The modality of the files."""
+        return self.media.record.medium
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of the processor."""
+        return self.media.record.digest
+
+    def examples(self, texts: Sequence[Any], answers: Any, problem: ProblemType, side: Side) -> MediaExamples:  # noqa: ARG002
+        """Return the files, each read once."""
+        return MediaExamples.of(texts, answers, self, problem)
+
+    def record(self) -> dict[str, Any]:
+        """Return nothing: the record of the task has the digest of the processor."""
+        return {}
+
     def contents(self, file: LabelledFile) -> np.ndarray:
         """Return the pixels or samples of a file.
 
@@ -57,7 +76,9 @@ class MediaExamples:
         lengths: the samples of each audio file, where the processor does not make them all of one length; else 1.
         source: what makes values of them.
         problem: what the rows ask.
-        cut: how many clips are longer than the model reads.
+        cut: how many files are longer than the model reads.
+        lost: 0: no answer lies in what is cut.
+        highest: empty: files have no tokens.
     """
 
     texts: Sequence[LabelledFile]
@@ -66,6 +87,8 @@ class MediaExamples:
     source: MediaSource
     problem: ProblemType
     cut: int = 0
+    lost: int = 0
+    highest: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -90,8 +113,13 @@ class MediaExamples:
 
     @property
     def word(self) -> str:
-        """Name of the rows in messages."""
-        return f"{self.source.media.record.modality.word}s"
+        """Name of a row in messages."""
+        return self.source.media.record.modality.word
+
+    @property
+    def task_facts(self) -> dict[str, Any]:
+        """Facts of a task that is trained on the files."""
+        return {"input": self.source.media.record.medium, "processor": self.source.media.record.digest}
 
     @property
     def fingerprint(self) -> str:

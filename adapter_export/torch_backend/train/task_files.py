@@ -13,9 +13,8 @@ import numpy as np
 from adapter_export.errors import DataError, UsageError
 from adapter_export.format.labelled import Columns, LabelledRow, data_digest, labelled_rows
 from adapter_export.graph.tasks import DEFAULT_TYPE, TASK_TYPES, Learnt, ProblemType, TaskType
-from adapter_export.text import Pair, Side, Tokenizer
-from adapter_export.torch_backend.train.data import Rows, TextExamples, split, split_groups
-from adapter_export.torch_backend.train.media_examples import MediaExamples, MediaSource
+from adapter_export.text import Pair, Side
+from adapter_export.torch_backend.train.data import LabelledExamples, Rows, RowSource, split, split_groups
 
 
 @dataclass(frozen=True)
@@ -113,23 +112,21 @@ class TextTask:
     problem: Learnt
     labels: tuple[str, ...]
     numbers: int
-    training: TextExamples | MediaExamples
-    validation: TextExamples | MediaExamples
-    test: TextExamples | MediaExamples | None
+    training: LabelledExamples
+    validation: LabelledExamples
+    test: LabelledExamples | None
     sources: dict[str, Any]
     notes: tuple[str, ...]
 
     @property
-    def parts(self) -> dict[str, TextExamples | MediaExamples]:
+    def parts(self) -> dict[str, LabelledExamples]:
         """The rows by what they are for: `training`, `validation` and, if there are any, `test`."""
         test = {} if self.test is None else {"test": self.test}
         return {"training": self.training, "validation": self.validation, **test}
 
 
-def read_task(files: TaskFiles, tokenizer: Tokenizer | MediaSource, names: tuple[str, ...], seed: int = 0) -> TextTask:
-    """Read the files, split what is to be split by the seed, and count the tokens; `names` are the base's inputs.
-
-    With a `MediaSource` in the place of a tokenizer, the rows are images or audio.
+def read_task(files: TaskFiles, source: RowSource, seed: int = 0) -> TextTask:
+    """Read the files, split what is to be split by the seed, and make examples of the rows.
 
     Raises:
         DataError: a file cannot be used; the message says which line.
@@ -141,7 +138,7 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer | MediaSource, names: tuple
     if files.test is not None:
         paths["test"] = files.test
     problem = files.problem
-    tables = {name: _table(path, files, tokenizer) for name, path in paths.items()}
+    tables = {name: _table(path, files, source) for name, path in paths.items()}
     kind = TASK_TYPES[problem]
     known, where = tables["training"].labels, str(files.training)
     labels = kind.label_names(known, where, split=not isinstance(files.validation, Path))
@@ -150,8 +147,8 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer | MediaSource, names: tuple
     counts = {name: kind.numbers(table.labels) for name, table in tables.items()}
     if len(set(counts.values())) > 1:
         raise DataError("the files have different numbers of numbers", found=counts, expected="one number for all")
-    examples: dict[str, Any] = {
-        name: _examples(table, answers[name], files, tokenizer, names) for name, table in tables.items()
+    examples: dict[str, LabelledExamples] = {
+        name: source.examples(table.texts, answers[name], problem, files.side) for name, table in tables.items()
     }
     notes = tuple(note for name in tables for note in _warnings(name, tables, examples[name]))
     sources: dict[str, Any] = {
@@ -184,9 +181,7 @@ def read_task(files: TaskFiles, tokenizer: Tokenizer | MediaSource, names: tuple
     )
 
 
-def read_examples(
-    files: TaskFiles, source: Tokenizer | MediaSource, names: tuple[str, ...]
-) -> TextExamples | MediaExamples:
+def read_examples(files: TaskFiles, source: RowSource) -> LabelledExamples:
     """Read the training file alone, unsplit, for a head that there is: its labels are those of `files`.
 
     Raises:
@@ -195,21 +190,12 @@ def read_examples(
     """
     table = _table(files.training, files, source)
     answers = TASK_TYPES[files.problem].encode(table.labels, files.labels, str(files.training))
-    return _examples(table, answers, files, source, names)
+    return source.examples(table.texts, answers, files.problem, files.side)
 
 
-def _table(path: Path, files: TaskFiles, source: Tokenizer | MediaSource) -> LabelledTexts:
-    medium = None if isinstance(source, Tokenizer) else source.media.record.medium
-    skip = files.skip_incomplete
+def _table(path: Path, files: TaskFiles, source: RowSource) -> LabelledTexts:
+    skip, medium = files.skip_incomplete, source.medium
     return read_table(path, files.columns, files.problem, prefix=files.prefix, skip_incomplete=skip, medium=medium)
-
-
-def _examples(
-    table: LabelledTexts, answers: Any, files: TaskFiles, source: Tokenizer | MediaSource, names: tuple[str, ...]
-) -> TextExamples | MediaExamples:
-    if isinstance(source, Tokenizer):
-        return TextExamples.of(table.texts, answers, source, names, files.problem, files.side)
-    return MediaExamples.of(table.texts, answers, source, files.problem)
 
 
 def _halves(kind: TaskType, whole: Any, fraction: float, seed: int) -> tuple[Rows, Rows]:
@@ -225,8 +211,8 @@ def _halves(kind: TaskType, whole: Any, fraction: float, seed: int) -> tuple[Row
     return split_groups(groups, fraction, seed)
 
 
-def _warnings(name: str, tables: dict[str, LabelledTexts], examples: TextExamples | MediaExamples) -> Iterator[str]:
-    table, word = tables[name], examples.word if isinstance(examples, MediaExamples) else "texts"
+def _warnings(name: str, tables: dict[str, LabelledTexts], examples: LabelledExamples) -> Iterator[str]:
+    table, word = tables[name], f"{examples.word}s"
     if table.repeated:
         yield f"{table.repeated:,} rows of the {name} data repeat another row and were left out"
     if table.incomplete:
@@ -235,7 +221,7 @@ def _warnings(name: str, tables: dict[str, LabelledTexts], examples: TextExample
         yield f"{table.contradicting:,} {word} of the {name} data occur with more than one label"
     if examples.cut:
         yield f"{examples.cut:,} {word} of the {name} data are longer than {examples.limit} and are cut there"
-    if isinstance(examples, TextExamples) and examples.lost:
+    if examples.lost:
         yield f"{examples.lost:,} answers of the {name} data lie in what is cut and cannot be learnt"
     shared = len(set(table.texts) & set(tables["training"].texts)) if name != "training" else 0
     if shared:
