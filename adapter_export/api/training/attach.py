@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from adapter_export.api.adapters.adapters import load_adapter
-from adapter_export.api.adapters.kinds import make_kind
+from adapter_export.api.adapters.kinds import kind_options, make_kind
 from adapter_export.api.models.base import Base, PathLike, open_base, require
+from adapter_export.option import OptionsOf
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
     from adapter_export.graph.adapter import Adapter, Head
+    from adapter_export.graph.kinds import Kind
     from adapter_export.sites.site import SiteMap
     from adapter_export.torch_backend.attach import AttachedAdapter
     from adapter_export.torch_backend.base.capture_module import AxisNames, Inputs
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """First weights of a new adapter, and the head for its labels."""
+
+    labels: Annotated[Sequence[str] | None, "Classes of the head. Default: no head."] = None
+    pooling: Annotated[Literal["mean", "first"], "Input of the head: the mean of the tokens, or the first token."] = (
+        "mean"
+    )
+    init: Annotated[str | None, "Weight initialization. Default: depends on the kind."] = None
+    seed: Annotated[int, "Random seed."] = 0
+
+    def adapter(self, kind: Kind, sites: SiteMap, base: str, head: Head | None) -> Adapter:
+        """Return a new adapter at the sites of a base, which is named by its fingerprint."""
+        from adapter_export.graph.heads import HeadOptions, make_head
+        from adapter_export.torch_backend.train.init_adapter import init_adapter
+
+        if head is None and self.labels is not None:
+            head = make_head(width=sites.width, labels=self.labels, options=HeadOptions(self.pooling))
+        return init_adapter(kind, sites, name="adapter", base=base, scheme=self.init, seed=self.seed, head=head)
+
+
+ATTACH_OPTIONS = OptionsOf(kind_options, Initialization)
+"""Options of a new adapter."""
 
 
 def attach(
@@ -25,16 +52,12 @@ def attach(
     adapter: Adapter | PathLike | None = None,
     *,
     kind: str = "houlsby",
-    labels: Sequence[str] | None = None,
-    pooling: Literal["mean", "first"] = "mean",
     head: Head | None = None,
-    init: str | None = None,
-    seed: int = 0,
     learned: Collection[str] | None = None,
     example_inputs: Inputs | None = None,
     axes: AxisNames | None = None,
     site_map: PathLike | None = None,
-    **options: Any,
+    **options: Annotated[Any, ATTACH_OPTIONS],
 ) -> AttachedAdapter:
     """Attach an adapter for a training loop of your own; when the block ends, the model is as it was.
 
@@ -52,19 +75,17 @@ def attach(
 
     Args:
         model: your module, with float32 weights on the CPU (move it when the adapter is attached); or a torch base.
-        adapter: an adapter to train on; a fresh one if none is given.
-        kind: of a fresh adapter: what is computed, and where.
-        labels: of a fresh adapter: the classes of its head.
-        pooling: what that head reads, the mean of the tokens or the first one.
-        head: of a fresh adapter: a head of another look, in the place of that one.
-        init: of a fresh adapter: how its weights are drawn; by kind.
-        seed: of these weights.
-        learned: the adapter's tensors that learn; all if not given.
-        example_inputs: of a module: by name, or in the order of the arguments of `forward`; tokens, images or sound by
-            their usual names need none.
-        axes: of these inputs: the dynamic axes, as `capture` takes them.
+        adapter: the adapter to train; `None` makes a new one.
+        kind: of a new adapter.
+        head: of a new adapter; `None` makes one for its `labels`.
+        learned: names of the adapter's tensors that learn; `None` is all.
+        example_inputs: of a module, by name or in the order of `forward`; tokens, images and audio under their usual
+            names need none.
+        axes: dynamic axes of these inputs, as `capture` takes them.
         site_map: a file with sites that override or complete those that are found; a `Base` has its own.
-        options: what is free in the kind, such as `bottleneck`, `rank`, `dropout`.
+        options: of a new adapter: those of its kind, such as `bottleneck`, `rank` or `dropout`; `labels`, the classes
+            of its head, and `pooling`, the head's input, `mean` or `first`; `init`, the initialization of its weights,
+            and `seed`.
 
     Raises:
         UsageError: an option that the kind does not have, or inputs that are not those of the module.
@@ -72,13 +93,12 @@ def attach(
             reaches it: train on the captured base.
         AdapterError: the adapter does not fit.
     """
+    of_kind, of_start = ATTACH_OPTIONS.split("attach", options)
     require("torch", "torch", "training")
     from adapter_export.format.site_map_json import read_site_map
-    from adapter_export.graph.heads import HeadOptions, make_head
     from adapter_export.sites.site_map import SITE_MAP_KEY
     from adapter_export.torch_backend import attach as bases
     from adapter_export.torch_backend.hooks import attach_to_module
-    from adapter_export.torch_backend.train.init_adapter import init_adapter
 
     opened = open_base(model, site_map=site_map) if isinstance(model, str | Path | Base) else None
     given = opened.given if opened is not None else None if site_map is None else read_site_map(Path(site_map))
@@ -86,12 +106,8 @@ def attach(
     def make(sites: SiteMap, fingerprint: str) -> Adapter:
         if adapter is not None:
             return load_adapter(adapter) if isinstance(adapter, str | Path) else adapter
-        own = head
-        if head is None and labels is not None:
-            own = make_head(width=sites.width, labels=labels, options=HeadOptions(pooling))
-        chosen = make_kind(kind, options)
-        fresh = init_adapter(chosen, sites, name="adapter", base=fingerprint, scheme=init, seed=seed, head=own)
-        return replace(fresh, training={SITE_MAP_KEY: None if given is None else given.digest})
+        new = Initialization(**of_start).adapter(make_kind(kind, of_kind), sites, fingerprint, head)
+        return replace(new, training={SITE_MAP_KEY: None if given is None else given.digest})
 
     if opened is None:
         return attach_to_module(
