@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.bundles.bundles import AllowBaseMismatch
-from adapter_export.api.models.base import Base, PathLike, open_base
+from adapter_export.api.models.base import Base, OpenOptions, PathLike, base_for
 from adapter_export.commands.bundles._contestants import Contestants
 from adapter_export.commands.bundles._labelled import check_call, show_scores, write_page
 from adapter_export.commands.command import Command
@@ -98,7 +98,7 @@ def compare(
 
     options = DataOptions(Columns(text, pair, label, start), group, skip_incomplete, limit)
     with TemporaryDirectory(prefix="adapter-export-") as folder:
-        opened = None if base is None else open_base(base, site_map=site_map, trust_pickle=trust_pickle)
+        opened = None if base is None else base_for(base, OpenOptions(site_map, trust_pickle), reporter)
         maker = Contestants(Path(folder), opened, precisions, allow_base_mismatch, only, reporter)
         own = maker.open(contestants)
         rows = options.read(Path(data), common_task(own))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.bundles.bundles import folder_of
 from adapter_export.api.bundles.prepared_base import model_of
-from adapter_export.api.models.base import Base, PathLike, open_base
+from adapter_export.api.models.base import Base, OpenOptions, PathLike, base_for
 from adapter_export.commands.bundles._contestants import contestants_of
 from adapter_export.commands.bundles._labelled import check_call, show_scores, write_page
 from adapter_export.commands.command import Command, Screen
@@ -108,7 +108,7 @@ def evaluate(
     (own,) = contestants_of(opened, [_chosen(opened, adapter)], str(opened.folder))
     contestants, gates = [own], _bounds(gate)
     if against is not None:
-        model = open_base(against, site_map=site_map, trust_pickle=trust_pickle)
+        model = base_for(against, OpenOptions(site_map, trust_pickle), reporter)
         runner = model_of(opened.manifest, model).runner(allow_mismatch=True)
         contestants.append(ReferenceContestant(runner.description, own.source, opened, own.adapter, own.reader, runner))
     rows = options.read(Path(data), own.task)
