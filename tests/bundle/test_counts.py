@@ -22,6 +22,7 @@ from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.manifest import FileRecord
 from adapter_export.onnx_backend.base import flow
 from adapter_export.onnx_backend.onnx_runner import CutRunner
+from adapter_export.runtime import bundle
 
 
 class Counts:
@@ -39,9 +40,11 @@ class Counts:
         self.read: Counter[str] = Counter()
         self.opened: Counter[tuple[str, str]] = Counter()
         self.analysed = 0
+        self._opening: Path | None = None
         self._wrap(patch, hashlib, "file_digest", lambda file, _: self.hashed.update([Path(file.name).name]))
         self._wrap(patch, manifest_json, "copy_hashed", lambda path, *_: self.hashed.update([path.name]))
         self._wrap(patch, opened, "read_model", lambda path, _: self.read.update([Path(path).name]))
+        self._wrap(patch, bundle, "open_session", self._open_graph)
         self._wrap(patch, ort, "InferenceSession", self._session)
         self._wrap(patch, flow, "FlowGraph", self._analysis)
         self._sha256(patch)
@@ -55,9 +58,13 @@ class Counts:
 
         patch.setattr(module, name, counted)
 
-    def _session(self, model: str | bytes, options: ort.SessionOptions, **_: object) -> None:
+    def _open_graph(self, *_: object, where: Path, **__: object) -> None:
+        self._opening = where
+
+    def _session(self, _: str | bytes, options: ort.SessionOptions, **__: object) -> None:
         level = options.graph_optimization_level.name.removeprefix("ORT_")
-        self.opened["memory" if isinstance(model, bytes) else Path(model).name, level] += 1
+        self.opened["memory" if self._opening is None else self._opening.name, level] += 1
+        self._opening = None
 
     def _analysis(self, *_: object, **__: object) -> None:
         self.analysed += 1
