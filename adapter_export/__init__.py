@@ -22,7 +22,8 @@ from adapter_export.api.adapters.adapters import load_adapter, save
 from adapter_export.api.bundles.bundles import open_bundle
 from adapter_export.api.bundles.offline import run_many
 from adapter_export.api.bundles.signatures import verify_signature
-from adapter_export.api.models.base import Base, open_base
+from adapter_export.api.models.base import Base
+from adapter_export.api.models.opening import open_base
 from adapter_export.api.models.sites import Sites
 from adapter_export.api.training.attach import attach
 from adapter_export.commands.adapters.compose import compose

@@ -21,7 +21,7 @@ from replacing import adapter_at
 from tiny_llama import EXAMPLE, example, save_rounded
 
 import adapter_export as ae
-from adapter_export.api.models.base import GenaiBase
+from adapter_export.api.models.forms import GenaiBase
 from adapter_export.errors import BaseModelError
 from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.adapter import Adapter

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import adapter_export as ae
-from adapter_export.api.models.base import OpenOptions, recorded_base
+from adapter_export.api.models.base import OpenOptions
+from adapter_export.api.models.opening import recorded_base
 from adapter_export.cli.output import Bar, emit_json, progress_bar, say, warn
 from adapter_export.errors import Note
 from adapter_export.reporting import Reporter

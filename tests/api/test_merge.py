@@ -12,7 +12,7 @@ from peft_folders import adapter_folder
 from random_kinds import random_tensors
 
 import adapter_export as ae
-from adapter_export.api.models.base import OnnxFileBase
+from adapter_export.api.models.forms import OnnxFileBase
 from adapter_export.errors import AdapterError, BaseMismatchError
 from adapter_export.graph.kinds import KINDS, LoraOptions
 from adapter_export.importers.base_view import BaseView

@@ -12,7 +12,7 @@ from exported_bases import ExportedBase
 from random_kinds import random_of_kind
 
 import adapter_export as ae
-from adapter_export.api.models.base import ArchiveBase
+from adapter_export.api.models.forms import ArchiveBase
 from adapter_export.graph.kinds import houlsby
 from adapter_export.numerics.sample_inputs import InputCase, less_padded
 from adapter_export.torch_backend.torch_runner import TorchRunner

@@ -9,7 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from adapter_export.api.models.base import Base, PathLike, open_base
+from adapter_export.api.models.base import Base, PathLike
+from adapter_export.api.models.opening import open_base
 from adapter_export.errors import BaseModelError, RequestError, argument
 from adapter_export.format.precision import Precision, PrecisionName
 from adapter_export.reporting import Reporter

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.adapters.kinds import kind_options, make_kind
-from adapter_export.api.models.base import Base, PathLike, open_base, require
+from adapter_export.api.models.base import Base, PathLike, require
+from adapter_export.api.models.opening import open_base
 from adapter_export.option import OptionsOf
 
 if TYPE_CHECKING:

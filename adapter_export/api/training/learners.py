@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from adapter_export.api.models.base import ArchiveBase
+from adapter_export.api.models.forms import ArchiveBase
 from adapter_export.api.training.fusion import FusionSpec
 from adapter_export.api.training.job import Start, Trained, TrainingJob
 from adapter_export.errors import quoted

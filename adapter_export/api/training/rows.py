@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapter_export.api.adapters.adapters import load_adapter
-from adapter_export.api.models.base import Base, OpenOptions, PathLike, require, unopened
+from adapter_export.api.models.base import Base, OpenOptions, PathLike, require
+from adapter_export.api.models.opening import unopened
 from adapter_export.api.training.specs import DataSpec, HeadSpec
 from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, UsageError, argument, within
 from adapter_export.graph.task_names import CAUSAL_LM

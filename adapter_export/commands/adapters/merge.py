@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.adapters import check_site_map, load_adapter
-from adapter_export.api.models.base import Base, MergedWeights, OpenOptions, PathLike, base_for
+from adapter_export.api.models.base import Base, MergedWeights, OpenOptions, PathLike
+from adapter_export.api.models.opening import base_for
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import AdapterError, BaseMismatchError, ParityError, moved
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option

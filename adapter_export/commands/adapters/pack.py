@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from adapter_export.api.adapters.adapters import finished
 from adapter_export.api.adapters.kinds import kind_names, packed_options
 from adapter_export.api.adapters.task_facts import TaskFacts
-from adapter_export.api.models.base import Base, OpenOptions, PathLike, recorded_base
+from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.api.models.opening import recorded_base
 from adapter_export.commands.adapters._made_adapter import (
     ADAPTER_FOLDER,
     BASE,

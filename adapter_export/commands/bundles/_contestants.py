@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from adapter_export.api.adapters.adapters import load_adapter
-from adapter_export.api.models.base import Base, PathLike, open_base
+from adapter_export.api.models.base import Base, PathLike
+from adapter_export.api.models.opening import open_base
 from adapter_export.commands.bundles.build import build
 from adapter_export.errors import RequestError, UsageError, argument, command, quoted
 from adapter_export.format.precision import PRECISION_NAMES

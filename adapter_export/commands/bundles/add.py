@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from adapter_export.api.adapters.adapters import adapters_of
 from adapter_export.api.bundles.bundles import AdapterPrecisionOption, AllowBaseMismatch, folder_of
 from adapter_export.api.bundles.prepared_base import model_of, same_precision
-from adapter_export.api.models.base import Base, OpenOptions, PathLike, base_for
+from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.api.models.opening import base_for
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import quoted
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 from adapter_export.api.adapters.adapters import adapters_of
 from adapter_export.api.bundles.bundles import AdapterPrecisionOption, AllowBaseMismatch
 from adapter_export.api.bundles.prepared_base import golden_cases, origin_of, prepared
-from adapter_export.api.models.base import Base, OpenOptions, PathLike, base_for, require
+from adapter_export.api.models.base import Base, OpenOptions, PathLike, require
+from adapter_export.api.models.opening import base_for
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import AdapterError, UsageError, argument
 from adapter_export.format.precision import PRECISION_NAMES, Precision, PrecisionName

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from adapter_export.api.adapters.adapters import load_members
 from adapter_export.api.bundles.bundles import folder_of
 from adapter_export.api.bundles.prepared_base import model_of, origin_of, same_precision
-from adapter_export.api.models.base import Base, OpenOptions, PathLike, base_for, open_tokenizer
+from adapter_export.api.models.base import Base, OpenOptions, PathLike, open_tokenizer
+from adapter_export.api.models.opening import base_for
 from adapter_export.commands.bundles._report import show_report
 from adapter_export.commands.command import Command, Instead, Screen
 from adapter_export.errors import InputError, UsageError, argument, quoted

@@ -8,7 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.bundles.bundles import AllowBaseMismatch
-from adapter_export.api.models.base import Base, OpenOptions, PathLike, base_for
+from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.api.models.opening import base_for
 from adapter_export.commands.bundles._contestants import Contestants
 from adapter_export.commands.bundles._labelled import check_call, show_scores, write_page
 from adapter_export.commands.command import Command

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.bundles.bundles import folder_of
 from adapter_export.api.bundles.prepared_base import model_of
-from adapter_export.api.models.base import Base, OpenOptions, PathLike, base_for
+from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.api.models.opening import base_for
 from adapter_export.commands.bundles._contestants import contestants_of
 from adapter_export.commands.bundles._labelled import check_call, show_scores, write_page
 from adapter_export.commands.command import Command, Screen

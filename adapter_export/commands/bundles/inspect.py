@@ -9,7 +9,8 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
-from adapter_export.api.models.base import Base, OpenOptions, PathLike, recorded_base
+from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.api.models.opening import recorded_base
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import FileError, UsageError, argument, command
 from adapter_export.graph.graph import Cost, cost

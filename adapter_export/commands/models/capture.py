@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.models.base import Base, PathLike, open_base, require
+from adapter_export.api.models.base import Base, PathLike, require
+from adapter_export.api.models.opening import open_base
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import NoSitesError, Note, UsageError, argument
 from adapter_export.format.lengths import parse_lengths

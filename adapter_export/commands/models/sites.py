@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from adapter_export.api.models.base import Base, OpenOptions, PathLike, base_for
+from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.api.models.opening import base_for
 from adapter_export.api.models.sites import Sites
 from adapter_export.commands.command import Command, Screen
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapter_export.api.models.base import ArchiveBase, Base, PathLike, open_base, require
+from adapter_export.api.models.base import Base, PathLike, require
+from adapter_export.api.models.forms import ArchiveBase
+from adapter_export.api.models.opening import open_base
 from adapter_export.commands.bundles.build import build
 from adapter_export.errors import BaseMismatchError, BaseModelError, UsageError, argument
 from adapter_export.reporting import SILENT, Reporter

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.adapters.kinds import at_least_1, kind_options, make_kind, swept_options
-from adapter_export.api.models.base import Base, open_base, require
+from adapter_export.api.models.base import Base, require
+from adapter_export.api.models.opening import open_base
 from adapter_export.api.training.fusion import FusionSpec
 from adapter_export.api.training.specs import DataSpec, HeadSpec
 from adapter_export.commands.training.train import train

@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.kinds import at_least_1
-from adapter_export.api.models.base import ArchiveBase, Base, PathLike, require
+from adapter_export.api.models.base import Base, PathLike, require
+from adapter_export.api.models.forms import ArchiveBase
 from adapter_export.api.training.job import Trained, TrainingJob
 from adapter_export.api.training.learners import NewStudent
 from adapter_export.api.training.rows import adapter_with_task, open_trainable

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.adapters import load_adapter
-from adapter_export.api.models.base import Base, OpenOptions, PathLike, base_for
+from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.api.models.opening import base_for
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import UsageError, argument
 from adapter_export.option import PAIR, SITE_MAP, TRUST_PICKLE, Option

@@ -8,7 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.kinds import at_least_1, check_different
-from adapter_export.api.models.base import Base, OpenOptions, PathLike, base_for, require
+from adapter_export.api.models.base import Base, OpenOptions, PathLike, require
+from adapter_export.api.models.opening import base_for
 from adapter_export.commands.command import Command, Screen
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter

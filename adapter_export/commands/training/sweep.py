@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.kinds import at_least_1, check_different
-from adapter_export.api.models.base import Base, PathLike, open_base, require
+from adapter_export.api.models.base import Base, PathLike, require
+from adapter_export.api.models.opening import open_base
 from adapter_export.commands.bundles.build import build
 from adapter_export.commands.command import Command, Screen
 from adapter_export.commands.training._trainings import (

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from adapter_export.api.adapters.adapters import finished, import_request
 from adapter_export.api.adapters.task_facts import TaskFacts
-from adapter_export.api.models.base import Base, OpenOptions, PathLike, base_for
+from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.api.models.opening import base_for
 from adapter_export.commands.adapters._made_adapter import (
     ADAPTER_FOLDER,
     BASE,
