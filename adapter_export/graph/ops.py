@@ -2,8 +2,8 @@
 
 The NumPy lowering (`adapter_export.graph.numpy_lowering`) defines what an op computes. A dimension is a number or a
 symbol such as `d` (the site's width) or `b` (the bottleneck). Ops work on the last axis unless they say otherwise.
-Folding, neutral parameters, strength, first weights and budgets read the properties of `OpSpec` and name no op that is
-not theirs; `tests/graph/test_op_properties.py` compares each property with the NumPy lowering.
+Folding, neutral parameters, strength, first weights and budgets read these properties instead of tables of op names;
+`tests/graph/test_op_properties.py` compares each property with the NumPy lowering.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DegreeRule = Callable[[Sequence[int]], int]
 """Maps the powers of the site values in the values read to their power in the result."""
 
 First = Literal["zeros", "ones", "mean", "projection", "rule", "factor", "last factor"]
-"""First numbers of a parameter: all 0, all 1, 1/values, or drawn as `adapter_export.graph.initialise` says."""
+"""First numbers of a parameter: 0, 1, 1/values, or drawn as in `adapter_export.graph.initialise`."""
 
 LinearIn = Literal["nothing", "first", "all", "each", "mixed"]
 """The values that scale the result when they are scaled: none, the first, all together, each by itself (products), or
@@ -159,7 +159,10 @@ def squared(powers: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class OpSpec:
-    """One op, with its formula as `summary`. The defaults of properties are the cautious ones.
+    """One op.
+
+    A property that a row leaves out is taken to be absent, which may refuse an adapter or leave work to run time, but
+    never changes a result. Only `degree` is assumed: the largest power read.
 
     Attributes:
         name: the op.
