@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapter_export.api.bundles.contestants import contestants_of
 from answering import TAGS, World, make_world, sentences, write
 from deployment import write_over
 from heard import Heard
@@ -25,6 +24,7 @@ from adapter_export.analysis.eval_rows import DataOptions, EvalData, judge
 from adapter_export.analysis.evaluation import Evaluation, versus
 from adapter_export.analysis.record_check import compare_with_training_record
 from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.commands.bundles._contestants import contestants_of
 from adapter_export.errors import (
     DataError,
     MissedGateError,

@@ -15,8 +15,8 @@ from oracle import Row, answer, choice
 from python_entry_points import refusing
 
 from adapter_export.analysis.eval_rows import DataOptions
-from adapter_export.api.bundles.contestants import contestants_of
 from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.commands.bundles._contestants import contestants_of
 from adapter_export.format.labelled import Columns
 
 LABELS = {"multi_label": [], "multiple_choice": 0, "regression": [0.5, 0.5], "ranking": 1, "embedding": "-"}
