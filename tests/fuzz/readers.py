@@ -38,6 +38,7 @@ from adapter_export.format.manifest_json import read_manifest
 from adapter_export.format.site_map_json import read_site_map
 from adapter_export.format.tensors import read_tensors, tensor_bytes
 from adapter_export.importers.adapterhub import import_adapterhub
+from adapter_export.importers.base_view import BaseView, ImportRequest
 from adapter_export.importers.peft import import_peft
 from adapter_export.modalities import FILE_MODALITIES
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
@@ -348,10 +349,12 @@ def heavy_readers(made: Path) -> dict[str, Reader]:
     for zipped, file in states.items():
         torch.save({"a": torch.randn(3, 4), "b": torch.ones(2)}, file, _use_new_zipfile_serialization=zipped)
     bert, peft = FIXTURES / "adapterhub" / "bert", FIXTURES / "peft"
-    options: dict[str, Any] = {"name": "a", "base": "sha256:0", "read_pickle": read_torch_file, "model_type": "bert"}
-    hub = partial(import_adapterhub, sites=encoder(2, 32, 64, BERT), **options)
-    of_peft = partial(import_peft, sites=encoder(2, 32, 48, BERT), **options)
-    of_head = partial(import_peft, sites=encoder(2, 32, 48, DISTILBERT), **{**options, "model_type": "distilbert"})
+    request = ImportRequest("a", read_pickle=read_torch_file)
+    wide, narrow = (BaseView("sha256:0", encoder(2, 32, inner, BERT), "bert") for inner in (64, 48))
+    distilled = BaseView("sha256:0", encoder(2, 32, 48, DISTILBERT), "distilbert")
+    hub = partial(import_adapterhub, base=wide, request=request)
+    of_peft = partial(import_peft, base=narrow, request=request)
+    of_head = partial(import_peft, base=distilled, request=request)
     config = ("adapter_config.json", "adapter.safetensors")
     return {
         "archive": _of(change.of_zip(_entry), load_base, "model.pt", (made / "model.pt").read_bytes()),
