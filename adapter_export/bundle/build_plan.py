@@ -89,7 +89,7 @@ class ModelFacts:
     """The facts about a model that its graph does not hold.
 
     Attributes:
-        base_head: the adapter that is the model's own head.
+        base_head: the adapter that is the base head.
         tokenizer: the text of its `tokenizer.json`.
         max_tokens: the longest text to take; by default as long as the base takes.
         texts: what its own library makes of golden texts.
