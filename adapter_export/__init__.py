@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from adapter_export import errors
 from adapter_export.api.adapters.adapters import load_adapter, save
 from adapter_export.api.bundles.bundles import open_bundle
-from adapter_export.api.bundles.offline import run_many
+from adapter_export.api.bundles.run_many import run_many
 from adapter_export.api.bundles.signatures import verify_signature
 from adapter_export.api.models.base import Base
 from adapter_export.api.models.opening import open_base

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -36,6 +36,7 @@ from adapter_export.errors import (
 )
 from adapter_export.format.files import canonical_json
 from adapter_export.format.table_files import json_object, text_lines
+from adapter_export.reporting import Reporter
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answerer import Answerer, Reading, Row
 from adapter_export.runtime.graphs import Provider
@@ -45,8 +46,6 @@ from adapter_export.safe_io.regular_files import open_regular, sha256_of, unread
 from adapter_export.version import __version__
 
 _JOB_FILE = "job.json"
-OnShard = Callable[[int, int], object]
-"""Is told how many shards have answers now, and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +245,7 @@ def run_job(
     shard_rows: int,
     ray: str | None,
     workers: int | None,
-    on_shard: OnShard,
+    reporter: Reporter,
     force: bool,
 ) -> Answered:
     """Answer every shard that has no answers yet.
@@ -266,10 +265,10 @@ def run_job(
         _claim(output, identity, force=force)
         left = [shard for shard in shards if not (output / shard.name).is_file()]
         reused = len(shards) - len(left)
-        on_shard(reused, len(shards))
+        reporter.step("answering shards", reused, len(shards))
         done = _here(job, left, output) if ray is None else _by_ray(job, left, output, ray, workers)
         for count, _ in enumerate(done, reused + 1):
-            on_shard(count, len(shards))
+            reporter.step("answering shards", count, len(shards))
     return Answered(output, len(shards), reused)
 
 

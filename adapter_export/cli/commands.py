@@ -129,10 +129,9 @@ def _run(command: Command[Found], title: str, /, *, as_json: bool, **given: Any)
         if command.live is not None:
             keywords[command.live] = lambda *event: _present(command, event, screen, as_json)
         found = command.call(*chain(*repeated), **keywords)
-    if os.environ.get("RANK", "0") != "0":
-        return  # of several processes that train together the first one reports
-    if found is not None:
-        _present(command, found, screen, as_json)
+        reporter.end()
+        if found is not None and os.environ.get("RANK", "0") == "0":  # of processes that train together the first one
+            _present(command, found, screen, as_json)
     if found is not None and not command.passed(found):
         raise click.exceptions.Exit(_FAILED)
 

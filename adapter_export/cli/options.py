@@ -1,25 +1,22 @@
-"""Commands made from signatures: a parameter is an option, its type a converter, its annotation the help.
+"""Arguments and options of a command from the signature of its call.
 
 ::
 
-    @command("adapter-export pack w.safetensors --kind lora --base model.pt -o a")
-    def pack(weights: Path, *, base: Annotated[Path, Option("The model.", "MODEL")], as_json: Json = False) -> None:
+    def pack(weights: PathLike, *, base: Annotated[PathLike, Option("The model.", "MODEL")]) -> Adapter:
 
-A parameter that can be given by position is an argument of the command, one by keyword alone is an option. It is
-required if it has no default. `**options: Unpack[PackOptions]`, a `TypedDict`, brings an option for each key, and the
-function gets those that were given; `like=call` brings the keyword parameters of a call that the function does not
-have itself. So an option is declared once, in the API.
+A positional parameter is an argument of the command. An annotated keyword parameter is an option, and so is a
+positional one whose `Option` has flags; it is required if it has no default. `**options: Annotated[Any, OptionsOf(…)]`
+adds an option for each annotated field of some classes.
 
-Types: `bool` is a flag, `Sequence[str]` an option that may be repeated, a `Literal` a choice, and `_CONVERTERS` has
-what is written with commas.
+A `bool` is a flag, a `Sequence` may be repeated or has commas, a `Literal` is a choice; `values.py` has the types that
+are written in a way of their own.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -27,80 +24,8 @@ import click
 from click.core import ParameterSource
 
 from adapter_export.cli.completion import WORDS, completed
-from adapter_export.cli.config import config_option
-from adapter_export.cli.help_page import HelpPage, examples, flag_of
 from adapter_export.cli.values import converter, types_of
-from adapter_export.errors import UsageError
-from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option, OptionsOf
-
-Json = Annotated[bool, Option("Write one JSON document to stdout.", flags="--json")]
-Force = Annotated[bool, Option("Replace what is at the output's place.")]
-TrustPickle = Annotated[bool, TRUST_PICKLE]
-SiteMapFile = Annotated[Path | None, SITE_MAP]
-AdapterFolder = Annotated[Path, Option("The adapter folder to write.", "PATH", "-o")]
-LabelledData = Annotated[
-    Path, Option("Labelled texts: csv, tsv or jsonl in UTF-8; or a folder of images or audio for each label.", "PATH")
-]
-
-
-def command(
-    *lines: str,
-    like: Callable[..., object] | Sequence[Callable[..., object]] = (),
-    without: Collection[str] = (),
-    sections: Mapping[str, Sequence[str]] | None = None,
-    common: Collection[str] = (),
-) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a command of a function; its docstring is the help, `lines` are the examples at its end.
-
-    The annotated keyword parameters of `like` are options, too; the function takes them as `**options: Any`. Of several
-    calls the first one gives all of its own, the others all that are not `without`. Required options come first, then
-    those of `like`, then the function's own, in the order of the signatures, in `sections` as `Command` has them.
-    """
-
-    def make(function: Callable[..., None]) -> click.Command:
-        own = inspect.signature(function).parameters
-        params = list(parameters(function))
-        arguments = [param for param in params if isinstance(param, click.Argument)]
-        options = [param for param in params if not isinstance(param, click.Argument)]
-        borrowed: dict[str, click.Parameter] = {}
-        for place, one in enumerate(like if isinstance(like, Sequence) else (like,)):
-            for param in parameters(one):
-                if isinstance(param, click.Option) and param.name not in {*own, *(without if place else ())}:
-                    borrowed.setdefault(str(param.name), param)
-        options = [*borrowed.values(), *options]
-
-        def call(**given: Any) -> None:
-            function(**{name: value for name, value in given.items() if value is not None})
-
-        return HelpPage(
-            function.__name__.rstrip("_"),
-            params=[*arguments, *sorted(options, key=lambda option: not option.required), config_option()],
-            callback=call,
-            help=inspect.getdoc(function),
-            epilog=examples(*lines),
-            sections=sections or {},
-            common=common,
-        )
-
-    return make
-
-
-def check_together(*, apart: Sequence[Sequence[str]] = (), needs: Mapping[str, tuple[str, str]] | None = None) -> None:
-    """Refuse options of the running command that exclude each other, or that are given without another.
-
-    Of each group in `apart` one may be given; `needs` has for an option the one that it needs, and how it belongs to
-    that, such as `("data", "is one of")`.
-    """
-    context = click.get_current_context()
-    flags = {str(param.name): f"`{flag_of(param)}`" for param in context.command.params}
-    given = [name for name in flags if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
-    for names in apart:
-        both = [flags[name] for name in names if name in given]
-        if len(both) > 1:
-            raise UsageError(f"{' and '.join(both)} do not go together", fix="give one of them")
-    for name, (other, belongs) in (needs or {}).items():
-        if name in given and other not in given:
-            raise UsageError(f"{flags[name]} {belongs} {flags[other]}, which is not given")
+from adapter_export.option import Option
 
 
 def parameters(call: Callable[..., object]) -> Iterator[click.Parameter]:
@@ -108,8 +33,7 @@ def parameters(call: Callable[..., object]) -> Iterator[click.Parameter]:
     packed: Iterator[tuple[str, object, object]] = iter(())
     for one, hint in _hinted(call):
         if one.kind is one.VAR_KEYWORD:
-            declared = get_args(hint)[1] if get_origin(hint) is Annotated else OptionsOf(*get_args(hint))  # of `Unpack`
-            packed = declared.declared()
+            packed = get_args(hint)[1].declared()
             continue
         kind, said = types_of(hint)
         if said.variable:

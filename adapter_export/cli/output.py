@@ -1,28 +1,22 @@
-"""How the commands talk: results to stdout, progress and errors to stderr, bars for people and plain lines for logs."""
+"""Output of commands: results to stdout, remarks and errors to stderr, on terminals of people and in logs."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 import rich.table
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.segment import Segment
 from rich.text import Text
 
-from adapter_export.errors import Note, visible, worded
+from adapter_export.errors import visible, worded
 from adapter_export.tables import Table
-from adapter_export.tables import size as size
 
 _PLAIN_WIDTH = 160
 _VERDICTS = {"passed": "green", "pass": "green", "failed": "bold red", "FAIL": "bold red"}
-_SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
 
 class _Console(Console):
@@ -40,11 +34,11 @@ def console(*, stderr: bool = False) -> Console:
     return found if found.is_terminal else _Console(stderr=stderr, highlight=False, width=_PLAIN_WIDTH)
 
 
-def emit_json(document: Mapping[str, object], *, indent: int | None = 2) -> None:
-    """Write a JSON document to stdout, in which signs that could steer a terminal are escapes; no `indent`: a line."""
+def emit_json(document: Mapping[str, object]) -> None:
+    """Write a JSON document to stdout, in which signs that could steer a terminal are escapes."""
     from adapter_export.format.files import printable_json
 
-    click.echo(printable_json(document, indent=indent))
+    click.echo(printable_json(document, indent=2))
 
 
 def say(message: str) -> None:
@@ -55,11 +49,6 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     """Write a warning to stderr."""
     _say_marked("warning:", "yellow", message)
-
-
-def warn_of(note: Note) -> None:
-    """Write what the caller of a call should know to stderr."""
-    warn(f"{note.sentence('shell')}.")
 
 
 def say_failed(message: str) -> None:
@@ -116,6 +105,10 @@ class TerminalScreen:
         """Write one line to stdout."""
         console().print(Text.assemble(*parts), soft_wrap=True)
 
+    def write(self, text: str) -> None:
+        """Write text to stdout, with line ends of its own."""
+        click.echo(text, nl=False)
+
     def say(self, text: str) -> None:
         """Write a remark to stderr."""
         say(text)
@@ -127,94 +120,3 @@ class TerminalScreen:
     def fail(self, text: str) -> None:
         """Write a failure to stderr, marked as such."""
         say_failed(text)
-
-
-class Bar:
-    """A bar that grows; `progress` redraws it on a terminal, without one it is a plain line every ten seconds."""
-
-    def __init__(self, description: str, total: int, progress: Progress | None) -> None:
-        self._description, self._note = description, ""
-        self._total, self._done = total, 0
-        self._started = self._written = time.monotonic()
-        self._progress = progress
-        self._task = None if progress is None else progress.add_task(description, total=total, note="")
-
-    @property
-    def finished(self) -> int:
-        """The number of finished steps."""
-        return self._done
-
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        """Add steps; `note` stands at the end of the line, such as `loss 0.312`."""
-        self._done += steps
-        self._note = note or self._note
-        if self._progress is None and time.monotonic() - self._written >= _SECONDS_BETWEEN_PLAIN_LINES:
-            self.write()
-        self._redraw()
-
-    def describe(self, description: str) -> None:
-        """Change what stands before the bar."""
-        self._description = description
-        self._redraw()
-
-    def _redraw(self) -> None:
-        if self._progress is not None and self._task is not None:
-            text = self._description
-            self._progress.update(self._task, description=text, completed=self._done, note=self._note)
-
-    def write(self) -> None:
-        """Write it as a plain line."""
-        self._written = time.monotonic()
-        elapsed = self._written - self._started
-        left = elapsed / self._done * (self._total - self._done) if self._done else 0.0
-        when = f"{duration(left)} left" if self._done < self._total else f"in {duration(elapsed)}"
-        texts = (self._description, f"{self._done}/{self._total}", when, self._note)
-        say("  ".join(text for text in texts if text))
-
-
-@contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Bar]:
-    """Show a bar on stderr with the time left: redrawn on a terminal, otherwise one plain line every ten seconds."""
-    target = console(stderr=True)
-    if not target.is_terminal:
-        bar = Bar(description, total, None)
-        yield bar
-        bar.write()
-        return
-    counts = MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeLeftColumn()
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=30), *counts, TextColumn("{task.fields[note]}")
-    with Progress(*columns, console=target) as progress:
-        yield Bar(description, total, progress)
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as a person reads them: `0.4 s`, `12 s`, `2:05`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    return f"{seconds:.0f} s" if seconds < 60 else f"{int(seconds // 60)}:{int(seconds % 60):02d}"
-
-
-@contextmanager
-def steps() -> Iterator[Callable[[str], None]]:
-    """Show long work in named steps: call what is yielded with each step's name as it begins.
-
-    On a terminal the running step has a spinner; otherwise each step is one line, written when it ends.
-    """
-    target, running = console(stderr=True), list[tuple[str, float]]()
-
-    def end() -> None:
-        for name, began in running:
-            took = duration(time.monotonic() - began)
-            target.print(Text.assemble("• ", name, (f"  {took}", "dim")), soft_wrap=True)
-        running.clear()
-
-    with target.status("…") if target.is_terminal else nullcontext() as status:
-
-        def begin(name: str) -> None:
-            end()
-            running.append((name, time.monotonic()))
-            if status is not None:
-                status.update(name)
-
-        yield begin
-        end()

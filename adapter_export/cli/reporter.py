@@ -40,8 +40,12 @@ class TerminalReporter(Reporter):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.end(finished=error is None)
+
+    def end(self, *, finished: bool = True) -> None:
+        """End the step or the bar that is shown."""
         if self._shown is not None:
-            self._shown.close(finished=error is None)
+            self._shown.close(finished=finished)
             self._shown = None
 
     def step(self, label: str, done: int = 0, total: int | None = None) -> None:
@@ -50,8 +54,7 @@ class TerminalReporter(Reporter):
         if total is not None and isinstance(shown, _Bar) and shown.continues(done, total):
             shown.move(done, label)
             return
-        if shown is not None:
-            shown.close(finished=True)
+        self.end()
         self._shown = _Step(label) if total is None else _Bar(self._title, done, total, label)
 
     def note(self, text: str) -> None:

@@ -32,6 +32,9 @@ class Screen(Protocol):
     def line(self, *parts: str | Styled) -> None:
         """Write one line to stdout."""
 
+    def write(self, text: str) -> None:
+        """Write text to stdout, with line ends of its own."""
+
     def say(self, text: str) -> None:
         """Write a remark to stderr."""
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from adapter_export.cli.options import Force, Json, check_together, command
-from adapter_export.errors import UsageError
-from adapter_export.option import Option
+from adapter_export.cli import commands
+from adapter_export.commands.command import Command
+from adapter_export.option import Force, Option, OptionsOf
+from adapter_export.reporting import SILENT, Reporter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,44 +31,59 @@ class More(TypedDict, total=False):
     scaling: Annotated[float | Literal["learned", "channel"], "The factor."]
 
 
-def call(
-    base: np.ndarray,
+GIVEN: list[dict[str, Any]] = []
+
+
+def attempt(
+    model: Path,
+    names: Sequence[str],
+    output: Annotated[Path, Option("The file to write.", "PATH", "-o")],
     *,
     kind: Annotated[str | Kind, Option("The kind.", lambda: "[a|b]")] = "a",
     tokens: Annotated[int | None, Option("Most tokens.", "N", least=1)] = None,
     init: Annotated[str | None, Option("The scheme.", choices=lambda: ("normal", "zero"))] = None,
-    on_note: Any = None,
-    **options: Unpack[More],
-) -> None:
-    """A call of an API."""
+    on: Annotated[tuple[str, ...], "Linear layers."] = (),
+    weights: Annotated[tuple[float, ...] | Mapping[str, float] | None, "The weights."] = None,
+    bake: Annotated[Sequence[str], Option("Constant ones.", "NAME")] = (),
+    members: Annotated[Sequence[Path], Option("Members.", "A,B,…", commas=True)] = (),
+    force: Force = False,
+    secret: Annotated[str | None, Option(variable="TRY_SECRET")] = None,
+    example: np.ndarray | None = None,
+    reporter: Reporter = SILENT,
+    **options: Annotated[Any, OptionsOf(More)],
+) -> Attempt:
+    """Try it.
+
+    Args:
+        model: the model.
+    """
+    given = {**locals(), **options}
+    GIVEN.append(given)
+    reporter.step("trying")
+    return Attempt(kind == "a")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    passed: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return {"passed": self.passed}
+
+
+COMMAND = Command(
+    attempt,
+    lambda found, screen: screen.line(f"{screen.given['model']}: {found.passed}"),
+    passed=lambda found: found.passed,
+    exit_codes="0 tried",
+    examples=("tool try x",),
+)
 
 
 @pytest.fixture
-def given() -> dict[str, Any]:
-    return {}
-
-
-@pytest.fixture
-def made(given: dict[str, Any]) -> click.Command:
-    @command("tool try x", like=call)
-    def try_(
-        model: Path,
-        names: Sequence[str],
-        *,
-        on: Annotated[tuple[str, ...], "Linear layers."] = (),
-        weights: Annotated[tuple[float, ...] | Mapping[str, float] | None, "The weights."] = None,
-        bake: Annotated[Sequence[str], Option("Constant ones.", "NAME")] = (),
-        output: Annotated[Path, Option("The file to write.", "PATH", "-o")],
-        force: Force = False,
-        as_json: Json = False,
-        **options: Any,
-    ) -> None:
-        """Try it."""
-        check_together(apart=[("on", "bake")], needs={"weights": ("on", "are of")})
-        given.update(options, model=model, names=names, on=on, weights=weights, bake=bake, output=output)
-        given.update(force=force, as_json=as_json)
-
-    return try_
+def made() -> click.Command:
+    GIVEN.clear()
+    return commands.made(COMMAND, "try")
 
 
 def test_the_help_says_what_the_annotations_say(made: click.Command) -> None:
@@ -77,13 +95,14 @@ def test_the_help_says_what_the_annotations_say(made: click.Command) -> None:
         "--kind [a|b] The kind. [default: a]",
         "--tokens N Most tokens. [x>=1]",
         "--init [normal|zero] The scheme.",
-        "--rank N|NAME=N,… The rank.",
-        "--gate A gate.",
-        "--scaling N|learned|channel The factor.",
         "--on A,B,… Linear layers.",
         "--weights N,…|NAME=N,… The weights.",
         "--bake NAME Constant ones.",
-        "--force Replace what is at the output's place.",
+        "--members A,B,… Members.",
+        "--force Replace an existing output.",
+        "--rank N|NAME=N,… The rank.",
+        "--gate A gate.",
+        "--scaling N|learned|channel The factor.",
         "--json Write one JSON document to stdout.",
         "--config FILE Read options from `[COMMAND]` in a TOML file.",
         "--help Show this message and exit.",
@@ -93,20 +112,22 @@ def test_the_help_says_what_the_annotations_say(made: click.Command) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], {"kind": "a", "on": (), "bake": (), "force": False, "as_json": False, "names": ("x", "y")}),
+        ([], {"kind": "a", "on": (), "bake": (), "force": False, "secret": None, "names": ("x", "y")}),
         (["--on", "a, b", "--gate", "--rank", "8"], {"on": ("a", "b"), "gate": True, "rank": 8}),
         (["--rank", "query=8,value=0.5"], {"rank": {"query": 8, "value": 0.5}}),
         (["--on", "a", "--weights", "1,2.5"], {"weights": (1.0, 2.5)}),
         (["--on", "a", "--weights", "a=1,b=2.5"], {"weights": {"a": 1, "b": 2.5}}),
         (["--bake", "a", "--bake", "b", "--scaling", "learned"], {"bake": ("a", "b"), "scaling": "learned"}),
-        (["--json", "--force", "--scaling", "2", "--tokens", "3"], {"as_json": True, "force": True, "scaling": 2.0}),
+        (
+            ["--members", "a,b", "--force", "--scaling", "2", "--tokens", "3"],
+            {"members": ("a", "b"), "force": True, "scaling": 2.0},
+        ),
     ],
 )
-def test_values_are_what_the_types_say(
-    made: click.Command, given: dict[str, Any], words: list[str], expected: dict[str, Any]
-) -> None:
+def test_values_are_what_the_types_say(made: click.Command, words: list[str], expected: dict[str, Any]) -> None:
     found = CliRunner().invoke(made, ["m", "x", "y", "-o", "out", *words])
     assert found.exit_code == 0, found.output
+    given = GIVEN.pop()
     assert (given["model"], given["output"]) == (Path("m"), Path("out"))
     assert {name: given[name] for name in expected} == expected
     assert {"gate", "rank", "scaling"} & set(given) == {"gate", "rank", "scaling"} & set(expected)
@@ -130,14 +151,23 @@ def test_values_that_are_not(made: click.Command, words: list[str], message: str
     assert message in " ".join(found.stderr.split())
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--on", "a", "--bake", "b"], "`--on` and `--bake` do not go together"),
-        (["--weights", "1,2"], "`--weights` are of `--on`, which is not given"),
-    ],
-)
-def test_options_that_do_not_go_together(made: click.Command, words: list[str], message: str) -> None:
-    found = CliRunner().invoke(made, ["m", "x", "-o", "out", *words])
-    assert isinstance(found.exception, UsageError)
-    assert message in str(found.exception)
+def test_the_result_is_rendered_and_decides_the_exit_code(made: click.Command) -> None:
+    found = CliRunner().invoke(made, ["m", "x", "-o", "out"])
+    assert (found.exit_code, found.stdout) == (0, "m: True\n")
+    assert found.stderr.startswith("• trying")
+    failed = CliRunner().invoke(made, ["m", "x", "-o", "out", "--kind", "b", "--json"])
+    assert (failed.exit_code, json.loads(failed.stdout)) == (1, {"passed": False})
+
+
+def test_a_secret_comes_from_the_environment_and_is_no_option(made: click.Command, monkeypatch) -> None:
+    monkeypatch.setenv("TRY_SECRET", "sesame")
+    assert CliRunner().invoke(made, ["m", "x", "-o", "out"]).exit_code == 0
+    assert GIVEN.pop()["secret"] == "sesame"
+    assert "secret" not in CliRunner().invoke(made, ["--help"]).output
+
+
+def test_the_page_has_the_docstring_without_its_sections(made: click.Command) -> None:
+    page = CliRunner().invoke(made, ["--help"]).output
+    assert "Try it." in page
+    assert "Exit codes: 0 tried." in page
+    assert "Args" not in page

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapter_export.cli.bundles.run_results import bar
-from adapter_export.cli.output import duration, emit_json, progress_bar, say, show, size, steps, warn
-from adapter_export.tables import Table
+from adapter_export.cli.output import emit_json, say, show, warn
+from adapter_export.cli.reporter import TerminalReporter
+from adapter_export.errors import argument
+from adapter_export.tables import Table, bar, duration, size
 
 
 @pytest.mark.parametrize(
@@ -55,10 +56,9 @@ def test_text_of_others_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[
     emit_json({"label": foreign})
     say(foreign)
     warn(foreign)
-    with progress_bar(foreign, 1) as progress:
-        progress.advance(note=foreign)
-    with steps() as begin:
-        begin(foreign)
+    with TerminalReporter(foreign) as reporter:
+        reporter.step(foreign, 1, 1)
+        reporter.step(foreign)
     found = capsys.readouterr()
     for text, times in ((found.out, 5), (found.err, 5)):
         assert not set(text) & set("\x1b\x07\x9b\u202e")
@@ -67,9 +67,9 @@ def test_text_of_others_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[
 
 
 def test_a_bar_outside_a_terminal_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar("training", 1000) as progress:
-        for _ in range(1000):
-            progress.advance(note="loss 0.1")
+    with TerminalReporter("training") as reporter:
+        for done in range(1000):
+            reporter.step("loss 0.1", done + 1, 1000)
     found = capsys.readouterr()
     assert found.out == ""
     (line,) = found.err.splitlines()
@@ -78,9 +78,25 @@ def test_a_bar_outside_a_terminal_is_a_line_now_and_then(capsys: pytest.CaptureF
 
 
 def test_steps_outside_a_terminal_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    with steps() as tell:
-        tell("first")
-        tell("second")
+    with TerminalReporter("build") as reporter:
+        reporter.step("first")
+        reporter.step("second")
     found = capsys.readouterr()
     assert found.out == ""
     assert [line.split("  ")[0] for line in found.err.splitlines()] == ["• first", "• second"]
+
+
+def test_notes_are_warnings_in_the_words_of_the_shell_and_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with TerminalReporter("build") as reporter:
+        for _ in range(2):
+            reporter.note(f"no bank: give {argument('variants')}")
+    assert capsys.readouterr().err == "warning: no bank: give `--variants`.\n"
+    assert reporter.notes == ["no bank: give `--variants`"]
+
+
+def test_a_step_that_fails_is_not_shown_as_done(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = TerminalReporter("build")
+    reporter.step("first")
+    reporter.step("second")
+    reporter.__exit__(KeyError, KeyError(), None)
+    assert [line.split("  ")[0] for line in capsys.readouterr().err.splitlines()] == ["• first"]

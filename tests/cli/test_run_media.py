@@ -43,4 +43,4 @@ def test_what_cannot_be_read_is_refused(cli, vit_folder: Path, images: list[Path
     cli.refused(3, "is not there", "run", bundle, "--image", tmp_path / "nothing.png")
     cli.refused(3, "does not say how a clip", "run", bundle, "--audio", sound)
     cli.refused(2, "reads images, not texts", "run", bundle, "--text", "How far?")
-    cli.refused(2, "do not go together", "run", bundle, "--image", half, "--audio", sound)
+    cli.refused(2, "exclude each other", "run", bundle, "--image", half, "--audio", sound)

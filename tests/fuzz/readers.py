@@ -26,7 +26,7 @@ from tiny_decoder import cached_graph
 
 from adapter_export.batch.table_rows import Columns as TableColumns
 from adapter_export.bundle.golden_parts import GoldenParts, read_parts
-from adapter_export.cli.bundles.run_rows import read_arrays, read_file
+from adapter_export.commands.bundles._run_rows import read_arrays, read_file
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.derivation import read_derivation
 from adapter_export.format.files import canonical_json

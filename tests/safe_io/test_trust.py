@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from safetensors.numpy import save
 
 from adapter_export.bundle.golden import read_golden
-from adapter_export.cli.bundles.run_rows import read_arrays
+from adapter_export.commands.bundles._run_rows import read_arrays
 from adapter_export.errors import (
     AdapterError,
     BaseModelError,

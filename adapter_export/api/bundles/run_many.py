@@ -10,9 +10,10 @@ from adapter_export.api.adapters.kinds import at_least_1
 from adapter_export.api.bundles.bundles import folder_of
 from adapter_export.api.models.base import PathLike, require
 from adapter_export.errors import UsageError, argument
+from adapter_export.reporting import SILENT, Reporter
 
 if TYPE_CHECKING:
-    from adapter_export.batch.job import Answered, OnShard
+    from adapter_export.batch.job import Answered
     from adapter_export.runtime import Bundle
 
 
@@ -37,7 +38,7 @@ def run_many(
     provider: Literal["cpu", "cuda"] = "cpu",
     threads: int = 1,
     force: bool = False,
-    on_shard: OnShard | None = None,
+    reporter: Reporter = SILENT,
 ) -> Answered:
     """Answer every row of a table of any length, in shards that are written when they are whole.
 
@@ -69,7 +70,7 @@ def run_many(
         provider: where to compute.
         threads: of one operation, and processors of a worker.
         force: replace the answers of another job.
-        on_shard: is told how many shards have answers now, and how many there are.
+        reporter: receives the number of shards that have answers.
 
     Returns:
         The folder, how many shards there are, and how many were there before.
@@ -115,6 +116,6 @@ def run_many(
         shard_rows=at_least_1("shard_rows", shard_rows),
         ray=ray,
         workers=workers if workers is None else at_least_1("workers", workers),
-        on_shard=on_shard or (lambda *_: None),
+        reporter=reporter,
         force=force,
     )

@@ -6,12 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import click
 import numpy as np
 
-from adapter_export.batch.table_rows import document_of as document_of
-from adapter_export.batch.table_rows import json_line, shown_texts
-from adapter_export.cli.output import emit_json, say, show
+from adapter_export.batch.table_rows import shown_texts
+from adapter_export.commands.command import Screen
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.tasks import TASK_TYPES, ProblemType
 from adapter_export.graph.tasks.answers import ShownRow, TextAnswer
@@ -74,23 +72,15 @@ class Summary:
 _MEASURES = ("min", "mean", "max")
 
 
-def write_line(found: AnsweredRow) -> None:
-    """Write an answered row to stdout as a line of JSON."""
-    click.echo(json_line(found), nl=False)
-
-
-def show_results(found: Sequence[Any], *, as_json: bool) -> None:
-    """Write all rows to stdout: their documents as one, or their results in tables."""
-    if as_json:
-        emit_json({"rows": found})
-        return
+def show_results(found: Sequence[Result], screen: Screen) -> None:
+    """Render the results of all rows in tables."""
     heads = {result.head for result in found}
     if len(heads) == 1 and found[0].said is None:
-        show(_summaries(found))
+        screen.show(_summaries(found))
         return
-    show(*tables(found))
+    screen.show(*tables(found))
     if all(result.type is not None and TASK_TYPES[result.type].is_vector for result in found):
-        say("`--out FILE.npz` or `--json` gives the vectors whole.")
+        screen.say("`--out FILE.npz` or `--json` gives the vectors whole.")
 
 
 def _summaries(results: Sequence[Result]) -> Table:

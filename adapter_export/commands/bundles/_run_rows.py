@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from adapter_export.batch.table_rows import Columns, lines_as_rows, table_rows
-from adapter_export.errors import DataError, FormatError, UsageError
+from adapter_export.errors import DataError, FormatError, UsageError, argument
 from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answerer import Row
@@ -22,6 +22,8 @@ from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.text import Pair
 
 Arrays = dict[str, np.ndarray]
+
+_CHOICES = f"{argument('texts', option='text')}, {argument('data')} or {argument('arrays')}"
 
 _MOST_UNPACKED = 4 * 2**30
 """The most bytes of the arrays of an `.npz`, which may be compressed to a thousandth."""
@@ -39,7 +41,7 @@ def text_rows(given: Sequence[str], pairs: Sequence[str] = ()) -> list[Row]:
     if pairs and len(pairs) != len(given):
         raise UsageError(
             "there is not one second text for each text",
-            where="`--pair`",
+            where=argument("pairs", option="pair"),
             found=f"{len(pairs)} for {len(given)} texts",
             fix="give one for each, in the order of the texts; of one text, several are choices",
         )
@@ -47,12 +49,10 @@ def text_rows(given: Sequence[str], pairs: Sequence[str] = ()) -> list[Row]:
         asked = list(map(Pair, given, pairs)) if pairs else given
         return [Row(one, where=f"text {at}") for at, one in enumerate(asked)]
     if sys.stdin.isatty():
-        raise UsageError("there is nothing to run on", fix="give `--text`, `--data`, `--arrays`, or lines on stdin")
+        raise UsageError("there is nothing to run on", fix=f"give {_CHOICES}, or lines on stdin")
     found = list(lines_as_rows(sys.stdin.read().removeprefix("\ufeff").removesuffix("\n").split("\n"), "stdin"))
     if not any(row.asked.strip() for row in found):
-        raise UsageError(
-            "there is nothing to run on", found="no lines on stdin", fix="give `--text`, `--data` or `--arrays`"
-        )
+        raise UsageError("there is nothing to run on", found="no lines on stdin", fix=f"give {_CHOICES}")
     return found
 
 
@@ -113,10 +113,10 @@ def check_suffix(path: Path) -> None:
         raise UsageError("the form of a file of arrays is not known", found=f"`{path.name}`", expected=expected)
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, force: bool) -> None:
+def write_arrays(output: Output, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name, in the format that the suffix says."""
-    with Output(path, force).file() as temporary:
-        if path.suffix == _SAFETENSORS:
+    with output.file() as temporary:
+        if output.path.suffix == _SAFETENSORS:
             write_tensors(temporary, arrays)
         else:
             with temporary.open("wb") as file:

@@ -1,0 +1,395 @@
+"""Run a bundle on texts, images, audio or arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, make_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from adapter_export.api.bundles.run_many import run_many
+from adapter_export.api.models.base import PathLike
+from adapter_export.commands.command import Command, Screen
+from adapter_export.errors import Note, UsageError, argument, within
+from adapter_export.graph.task_names import ProblemType
+from adapter_export.option import Force, Option, OptionsOf
+from adapter_export.reporting import SILENT, Reporter
+from adapter_export.safe_io.output import Output
+
+if TYPE_CHECKING:
+    from adapter_export.batch.job import Answered
+    from adapter_export.format.manifest import Manifest
+    from adapter_export.runtime import Bundle, Session
+    from adapter_export.runtime.answerer import AnsweredRow, Reader, Row
+
+_BASE = "-"
+_FEW = 3
+
+_QUICK = 256
+"""Maximum rows without a progress bar."""
+
+
+def _files() -> type:
+    """Return the options for files: one for each modality."""
+    from adapter_export.modalities import FILE_MODALITIES
+
+    options = [
+        (name, Annotated[Sequence[str], Option(one.option, "FILE")], ()) for name, one in FILE_MODALITIES.items()
+    ]
+    return make_dataclass("_Files", options)
+
+
+_OPTIONS = {"texts": "text", "pairs": "pair"}
+"""Names of options that differ from those of their parameters."""
+
+_NEEDS = {
+    "labels": ("adapter_file", "names the classes of"),
+    "task": ("adapter_file", "is that of"),
+    "adapter_column": ("data", "is one of"),
+    "pair_column": ("data", "is one of"),
+    "pairs": ("texts", "belongs to"),
+    "stride": ("long_texts", "is that of"),
+    "weights": ("adapter", "are those of an"),
+    "fan_out": ("adapters", "takes the list of"),
+    "shards": ("many", "are those of"),
+    **dict.fromkeys(("shard_rows", "ray", "workers"), ("shards", "is that of")),
+}
+"""Arguments that need another, and how they belong to it."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Rows with their answers.
+
+    Attributes:
+        rows: computed as they are read, in the order of the rows that were given.
+        many: render each as a line of JSON.
+    """
+
+    rows: Iterator[AnsweredRow]
+    many: bool
+
+
+def run(
+    bundle: Bundle | PathLike,
+    *,
+    adapter: Annotated[
+        str | None, Option("Adapter for all rows. Default: the base head, or the base model.", "NAME")
+    ] = None,
+    adapters: Annotated[
+        tuple[str, ...] | None,
+        Option("One adapter per row, `-` for the base; a single row runs through all of them.", "A,B,-", commas=True),
+    ] = None,
+    fan_out: Annotated[bool, Option("Run every row through all `--adapters`.")] = False,
+    adapter_column: Annotated[
+        str | None, Option("Column of `--data` that names the adapter of each row.", "NAME")
+    ] = None,
+    weights: Annotated[
+        Mapping[str, float] | None,
+        Option("Override the member weights of an `--adapter` that is a weighted fusion."),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        Option("Scale the adapter (1 = as trained, 0 = base, negative = subtract). Heads are not scaled.", "S"),
+    ] = None,
+    adapter_file: Annotated[
+        PathLike | None, Option("Load an additional adapter file built for this graph.", "FILE")
+    ] = None,
+    labels: Annotated[tuple[str, ...] | None, "Names of its classes, in the order of its logits."] = None,
+    task: Annotated[ProblemType | None, "Its task. Default: by its labels."] = None,
+    texts: Annotated[
+        Sequence[str], Option("A text; may be repeated. Without it, each line of stdin is one.", flags="--text")
+    ] = (),
+    pairs: Annotated[
+        Sequence[str],
+        Option("The second text of a pair, one for each `--text`; of one text, several are choices.", flags="--pair"),
+    ] = (),
+    data: Annotated[
+        PathLike | None, Option("Texts: lines of a `.txt`, or rows of a csv, tsv or jsonl.", "FILE")
+    ] = None,
+    text_column: Annotated[str, Option("Column of the texts.", "NAME")] = "text",
+    pair_column: Annotated[
+        str | None, Option("Column of the second texts of pairs, or of lists of choices.", "NAME")
+    ] = None,
+    long_texts: Annotated[
+        Literal["cut", "refuse", "windows"] | None,
+        "Cut or refuse texts of more tokens than their adapter takes, or read them in windows. Default: cut.",
+    ] = None,
+    stride: Annotated[
+        int | None, Option("How many tokens neighbouring windows share; default: a quarter of one.", "N", least=0)
+    ] = None,
+    arrays: Annotated[
+        PathLike | None, Option("A `.npz` or `.safetensors` with an array for each input, not texts.", "FILE")
+    ] = None,
+    out: Annotated[PathLike | None, Option("Write all outputs to this `.npz` or `.safetensors`.", "FILE")] = None,
+    many: Annotated[
+        bool, "Write one JSON document per line, in the order of the rows, while they are answered."
+    ] = False,
+    token_budget: Annotated[int | None, Option("Maximum tokens per call, padding included.", "N", least=1)] = None,
+    allow_mixed_rows: Annotated[bool, "Let rows share a call even if the base is not batch-invariant."] = False,
+    provider: Annotated[Literal["cpu", "cuda"], "Where to compute."] = "cpu",
+    threads: Annotated[int | None, Option("Threads of one operation; default: those of ONNX Runtime.", least=1)] = None,
+    shards: Annotated[
+        PathLike | None,
+        Option("Write the answers of `--many` to this folder in shards; the same command goes on after an end.", "DIR"),
+    ] = None,
+    shard_rows: Annotated[int | None, Option("Rows of a shard; default: 16,384.", "N", least=1)] = None,
+    ray: Annotated[
+        str | None, Option("Compute `--shards` with Ray Data: `auto`, `local`, or an address.", "ADDRESS")
+    ] = None,
+    workers: Annotated[int | None, Option("Shards at a time on Ray.", "N", least=1)] = None,
+    force: Force = False,
+    reporter: Reporter = SILENT,
+    **files: Annotated[Any, OptionsOf(_files)],
+) -> Answers | Answered:
+    """Run BUNDLE on texts, images, audio or arrays, with its adapters or with the base alone.
+
+    An adapter's answer is that of its task: the labels of texts or of their tokens with their probabilities, numbers,
+    or the beginning of each vector. The base, and an adapter without a task, give a summary of the outputs; `--json`,
+    `--many` and `--out` give them whole. A row gets the answer that it has alone, whatever rows it shares a call with.
+
+    Args:
+        bundle: the bundle, or its folder.
+        reporter: receives the number of answered rows, and a note on texts and files that were cut.
+
+    Returns:
+        The answers, computed as they are read, or with `shards` the folder that has them.
+
+    Raises:
+        UsageError: arguments do not go together.
+        RequestError: a row or an adapter does not fit.
+        InputError: the bundle or the data cannot be used.
+        OutputExistsError, WriteError: an output cannot be written.
+    """
+    _check_together({**locals(), **files}, tuple(OptionsOf(_files).defaults()))
+    from adapter_export.api.bundles.bundles import open_bundle
+    from adapter_export.batch.table_rows import Columns
+    from adapter_export.commands.bundles import _run_rows as run_rows
+    from adapter_export.modalities import FILE_MODALITIES
+    from adapter_export.runtime.answerer import Answerer, Reading
+
+    output = None if out is None else Output(Path(out), force)
+    if output is not None:
+        run_rows.check_suffix(output.path)
+        output.ensure_writable()
+    if stride is not None and long_texts != "windows":
+        found, fix = argument("long_texts", long_texts), f"give {argument('long_texts', 'windows')}"
+        raise UsageError("only windows have a stride", found=found, fix=fix)
+    if output is not None and long_texts == "windows":
+        what = f"{argument('out')} has one row for each text, and windows are several"
+        raise UsageError(what, fix="leave one of them out")
+    if shards is not None:
+        if data is None:
+            raise UsageError(f"{argument('shards')} are those of {argument('data')}, which is not given")
+        return run_many(
+            bundle,
+            data,
+            shards,
+            adapter=adapter,
+            adapter_column=adapter_column,
+            strength=strength,
+            weights=weights,
+            text_column=text_column,
+            pair_column=pair_column,
+            long_texts=long_texts or "cut",
+            stride=stride,
+            token_budget=token_budget,
+            allow_mixed_rows=allow_mixed_rows,
+            provider=provider,
+            threads=threads or 1,
+            ray=ray,
+            workers=workers,
+            force=force,
+            reporter=reporter,
+            **({} if shard_rows is None else {"shard_rows": shard_rows}),
+        )
+    opened = open_bundle(bundle)
+    medium = next((name for name in FILE_MODALITIES if files.get(name)), None)
+    if arrays is not None:
+        rows = run_rows.array_rows(opened, run_rows.read_arrays(Path(arrays)))
+    elif medium is not None:
+        rows = run_rows.file_rows(files[medium])
+    elif data is None:
+        rows = run_rows.text_rows(texts, pairs)
+    else:
+        rows = run_rows.read_file(Path(data), Columns(text_column, pair_column, adapter_column))
+    session = opened.session(provider=provider, threads=threads, on_demand=True)
+    if adapter_file is not None:
+        loaded = _load(session, Path(adapter_file), labels, task)
+        adapter = adapter or loaded  # a file that is given and nothing chosen is meant to be used
+    if adapters is not None:
+        rows = _with_adapters(rows, [None if name == _BASE else name for name in adapters], fan_out=fan_out)
+    else:
+        rows = [replace(row, adapter=adapter if row.adapter is None else row.adapter) for row in rows]
+    rows = [replace(row, strength=1.0 if strength is None else strength, weights=weights) for row in rows]
+    _check_adapters(rows, session)
+    reader = None if arrays is not None else _reader(opened, session, medium)
+    reading = Reading(long_texts or "cut", stride, token_budget, allow_mixed_rows, outputs=output is not None)
+    shown = reporter if many or len(rows) > _QUICK else SILENT
+    answered = Answerer(session, reader, reading).answer(rows, shown)
+    return Answers(_finished(answered, opened.manifest, medium, output, reporter), many)
+
+
+def _check_together(given: Mapping[str, object], media: Sequence[str]) -> None:
+    """Refuse arguments that exclude each other, or that are given without another."""
+    apart = (
+        ("adapter", "adapters", "adapter_column"),
+        ("texts", "data", "arrays", *media),
+        *((medium, other) for medium in media for other in ("long_texts", "pairs")),
+        ("many", "out"),
+        *(("shards", other) for other in ("adapters", "adapter_file", "texts", *media, "arrays")),
+        ("weights", "strength"),
+        ("arrays", "long_texts"),
+        ("arrays", "pairs"),
+    )
+    named = {name for name, value in given.items() if value not in (None, (), False)}
+    for names in apart:
+        both = [argument(name, option=_OPTIONS.get(name)) for name in names if name in named]
+        if len(both) > 1:
+            raise UsageError(f"{' and '.join(both)} exclude each other", fix="give one of them")
+    for name, (other, belongs) in _NEEDS.items():
+        if name in named and other not in named:
+            first, second = (argument(one, option=_OPTIONS.get(one)) for one in (name, other))
+            raise UsageError(f"{first} {belongs} {second}, which is not given")
+
+
+def _load(session: Session, file: Path, labels: tuple[str, ...] | None, task: ProblemType | None) -> str:
+    """Load an adapter from its file, under a name that is free."""
+    name = file.name.partition(".")[0]
+    name = f"{name}.loaded" if name in session.adapters else name
+    session.load(name, file, labels=labels, task=task)
+    return name
+
+
+def _finished(
+    rows: Iterable[AnsweredRow], manifest: Manifest, medium: str | None, output: Output | None, reporter: Reporter
+) -> Iterator[AnsweredRow]:
+    """Yield rows; after the last one, write their outputs, and note what was cut."""
+    from adapter_export.commands.bundles._run_results import stacked
+    from adapter_export.commands.bundles._run_rows import write_arrays
+
+    cut: dict[str, int] = {}
+    outputs = []
+    for row in rows:
+        cut |= {row.row.where: row.cut} if row.cut else {}
+        outputs += [(row.head.output, row.outputs[0])] if output is not None else []
+        yield row
+    if output is not None:
+        write_arrays(output, stacked(outputs, manifest))
+    if cut:
+        reporter.note(Note(_cuts(cut, medium)))
+
+
+def _cuts(cut: Mapping[str, int], medium: str | None) -> str:
+    """Name the texts or files that were not read whole."""
+    from adapter_export.modalities import FILE_MODALITIES
+
+    named = "; ".join(f"{where}: {count:,}" for where, count in list(cut.items())[:_FEW])
+    more = f"; and {len(cut) - _FEW:,} more texts" if len(cut) > _FEW else ""
+    if medium is not None:
+        return f"{FILE_MODALITIES[medium].word}s were cut, so many of their samples are not read: {named}{more}"
+    fix = f"{argument('long_texts', 'windows')} reads them whole, `refuse` refuses them"
+    return f"texts were cut, so many of their tokens are not read: {named}{more}; {fix}"
+
+
+def _reader(bundle: Bundle, session: Session, medium: str | None) -> Reader:
+    if medium is not None:
+        return bundle.files(medium, session)
+    if bundle.manifest.media is not None:
+        modality = bundle.manifest.media.modality
+        fix = f"give {argument(modality.name, words='FILE')} or {argument('arrays')}"
+        raise UsageError(f"the bundle reads {modality.word}s, not texts", fix=fix)
+    if bundle.manifest.text is None:
+        fix = f"give {argument('arrays')}, or build it again with {argument('tokenizer')}"
+        raise UsageError("the bundle has no tokenizer, so it cannot read texts", fix=fix)
+    return bundle.texts(session)
+
+
+def _with_adapters(rows: Sequence[Row], adapters: Sequence[str | None], *, fan_out: bool) -> list[Row]:
+    """Return one row per adapter: each row through all of them, or each through its own."""
+    if fan_out or len(rows) == 1:
+        return [replace(row, adapter=adapter) for row in rows for adapter in adapters]
+    if len(adapters) != len(rows):
+        raise UsageError(
+            "there is not one adapter for each row",
+            where=argument("adapters"),
+            found=f"{len(adapters)} adapters for {len(rows)} rows",
+            fix=f"name one per row, `{_BASE}` for the base; {argument('fan_out', True)} runs every row through all of "
+            f"them, and {argument('adapter')} is for all rows",
+        )
+    return [replace(row, adapter=adapter) for row, adapter in zip(rows, adapters, strict=True)]
+
+
+def _check_adapters(rows: Sequence[Row], session: Session) -> None:
+    """Raise an error for an adapter that is not loaded before anything is computed; it names the first such row."""
+    for row in {row.adapter: row for row in reversed(rows)}.values():
+        if row.adapter is not None:
+            with within(row.where):
+                session.task(row.adapter)
+
+
+def _show(found: Answers | Answered, screen: Screen) -> None:
+    from adapter_export.batch.table_rows import json_line
+    from adapter_export.commands.bundles._run_results import Result, show_results
+
+    if not isinstance(found, Answers):
+        screen.say(f"wrote {found.folder}: {found.shards:,} shards, of which {found.reused:,} were there before")
+    elif found.many:
+        for row in found.rows:
+            screen.write(json_line(row))
+    else:
+        show_results([Result.of(row) for row in found.rows], screen)
+
+
+def _document(found: Answers | Answered, _: Screen) -> Mapping[str, object]:
+    from adapter_export.batch.table_rows import document_of
+
+    if not isinstance(found, Answers):
+        return {"folder": str(found.folder), "shards": found.shards, "reused": found.reused}
+    return {"rows": [document_of(row) for row in found.rows]}
+
+
+COMMAND: Command[Answers | Answered] = Command(
+    run,
+    _show,
+    document=_document,
+    examples=(
+        "adapter-export run bundle --adapter trec --text 'How far is the moon?' --text 'Who wrote Faust?'",
+        "adapter-export run bundle --adapters trec,sentiment,- --text 'How far?' --text 'Well done.' --text 'And?'",
+        "adapter-export run bundle --adapters trec,sentiment,- --text 'How far is the moon?'",
+        "adapter-export run bundle --adapter trec --strength 0.5 --text 'How far is the moon?'",
+        "adapter-export run bundle --adapter fused --weights calm=0.3,warm=0.7 --text 'How far is the moon?'",
+        "adapter-export run bundle --data requests.jsonl --adapter-column adapter --many > answers.jsonl",
+        "adapter-export run bundle --adapter trec --data reviews.parquet --many --shards answers --ray auto",
+        "adapter-export run bundle --adapter sentiment < sentences.txt",
+        "adapter-export run bundle --adapter digits --image seven.png",
+        "adapter-export run bundle --arrays inputs.npz --out outputs.npz",
+    ),
+    sections={
+        "adapters": (
+            "adapter",
+            "adapters",
+            "fan_out",
+            "adapter_column",
+            "weights",
+            "strength",
+            "adapter_file",
+            "labels",
+            "task",
+        ),
+        "input": (
+            "text",
+            "pair",
+            "image",
+            "audio",
+            "data",
+            "text_column",
+            "pair_column",
+            "long_texts",
+            "stride",
+            "arrays",
+        ),
+        "calls": ("many", "token_budget", "allow_mixed_rows", "provider", "threads"),
+        "shards": ("shards", "shard_rows", "ray", "workers"),
+    },
+)
