@@ -1,4 +1,4 @@
-"""What an adapter does without the lowest layers: scores, parameters and time, layer by layer."""
+"""Reports of AdapterDrop: scores, parameters and latencies of an adapter without its lowest layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adapter_export.runtime.graphs import open_session
 from adapter_export.tables import Table, html_of
 
 POINT = 0.01
-"""Of a metric from 0 to 1: what may be lost without much notice."""
+"""Acceptable loss of a metric from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Dropped:
     """An adapter without some of its layers.
 
     Attributes:
-        layers: those in which nothing is left of it, counted from 0.
-        sites: at how many sites it still acts.
-        parameters: that are left, with the head's.
+        layers: the dropped layers, counted from 0.
+        sites: the number of sites at which it still acts.
+        parameters: its remaining parameters, with those of the head.
         scores: by metric, with 95 % intervals.
-        idle: the time of a call of the graph with the slots of the whole adapter, in which those of these layers are
-            idle, over that of the base.
-        without: the same of a graph that has no slots there, as a bundle built from this adapter alone.
+        idle: the latency, relative to the base, of the graph with the slots of the whole adapter, where those of these
+            layers are idle.
+        without: the same of a graph without slots there, as in a bundle that is built from this adapter only.
     """
 
     layers: tuple[int, ...]
@@ -44,17 +44,17 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Drop:
-    """What each number of dropped layers costs and brings; `print` and notebooks show it.
+    """Costs and scores for each number of dropped layers; `print` and notebooks show them.
 
     Attributes:
         adapter: its name.
         metric: the first one of its task.
         rows: that were answered.
         tokens: in the row that is timed.
-        curve: with no layer dropped, the lowest, the two lowest, and so on, and what was asked for beside that.
-        written: which of them was written; null if none was.
-        folder: where.
-        notes: what follows from the numbers, in clauses.
+        curve: with no layer dropped, the lowest, the two lowest, and so on, and another chosen set of layers.
+        written: the one that was written; null without an output.
+        folder: the output.
+        notes: conclusions from the numbers, in clauses.
     """
 
     adapter: str
@@ -67,7 +67,7 @@ class Drop:
     notes: tuple[str, ...]
 
     def table(self) -> Table:
-        """Return a row for each of the curve; times are over that of the base."""
+        """Return a row for each point of the curve; latencies are relative to the base."""
         names = list(self.curve[0].scores)
         rows = [
             [
@@ -113,7 +113,7 @@ def time_dropped(
 
 
 def findings(curve: Sequence[Dropped], metric: Metric) -> tuple[str, ...]:
-    """Say how many layers can be dropped, and whether idle slots or a graph without them save the time."""
+    """Return clauses on the layers that can be dropped, and on the latency with and without idle slots."""
     whole, notes = curve[0].scores[metric.name].value, []
     if whole is not None and metric.more_is_better and metric.most == 1:
         kept = [one for one in curve if (one.scores[metric.name].value or 0) >= whole - POINT]

@@ -21,7 +21,7 @@ from adapter_export.sites.site import Norm
 from adapter_export.tables import Table
 
 Needs = Literal["weights", "trained", "rows", "base", "values", "start"]
-"""What a rule looks at: the adapter alone, one that is trained, the number of rows that it learnt from, the base's
+"""Input of a rule: the adapter alone, a trained adapter, the number of rows that it learnt from, the base's
 fingerprint, the values at its sites while the base reads texts, or how far it moved the base before it was trained."""
 
 _MISSING: Mapping[Needs, str] = {
@@ -57,7 +57,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class SiteValues:
-    """What was seen at a site while the base read texts, in float64.
+    """Values at a site while the base read texts, in float64.
 
     Attributes:
         read: what the adapter's graph read there, by name, [rows, tokens, width].
@@ -72,7 +72,7 @@ class SiteValues:
 
 @dataclass(frozen=True)
 class Subject:
-    """An adapter, and what is known beside it.
+    """An adapter with the facts that rules need.
 
     Attributes:
         adapter: what is looked at.
@@ -114,7 +114,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Lint:
-    """What was found in an adapter; `print` and notebooks show it.
+    """The result of a lint; `print` and notebooks show it.
 
     Attributes:
         adapter: its name.
@@ -130,7 +130,7 @@ class Lint:
 
     @property
     def passed(self) -> bool:
-        """Whether there is no mistake among those that were looked for."""
+        """True if no rule found a mistake."""
         return not self.findings
 
     def raise_for_failure(self) -> None:
@@ -162,7 +162,7 @@ class Lint:
 
 
 def lint_adapter(subject: Subject) -> Lint:
-    """Apply every rule that can be applied to what is known."""
+    """Apply every rule whose input is known."""
     known: Mapping[Needs, bool] = {
         "weights": True,
         "trained": subject.trained,

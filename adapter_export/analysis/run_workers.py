@@ -1,4 +1,4 @@
-"""Where calls run side by side: in this process one after the other, in processes of this machine, or on Ray."""
+"""Workers that run calls: this process, processes of this machine, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from adapter_export.errors import UsageError, argument
 from adapter_export.safe_io.parsers import parsing
 
 _SECONDS = 10.0
-"""How long the head of a cluster may take to answer."""
+"""Timeout in seconds for the head of a cluster to answer."""
 
 
 class ThisProcess(ExitStack):
-    """This process, which does a call as soon as it is submitted."""
+    """This process, which runs a call when it is submitted."""
 
     count = 1
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Do a call."""
+        """Run a call."""
         done: Future[Any] = Future()
         done.set_result(call(*arguments))
         return done
@@ -40,7 +40,7 @@ class Processes(ExitStack):
         self._last: list[Future[Any] | None] = [None] * count
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Begin a call in a process that is free."""
+        """Start a call in an idle process."""
         at = next(at for at, last in enumerate(self._last) if last is None or last.done())
         pool, last = self._pools[at], self._last[at]
         if pool is None or (last is not None and isinstance(last.exception(), BrokenExecutor)):
@@ -52,7 +52,7 @@ class Processes(ExitStack):
 
 
 def _end_with_parent() -> None:
-    """Let this process end when its parent is killed, which would go on with it otherwise."""
+    """End this process when its parent is killed."""
 
     def watch() -> None:
         parent = multiprocessing.parent_process()
@@ -68,7 +68,7 @@ class RayWorkers(ExitStack):
 
     Args:
         address: of the cluster, `auto` or `local`; one that is joined already is taken.
-        count: how many tasks at a time; as many as the cluster has room for if not given.
+        count: parallel tasks; the default is as many as the cluster has room for.
         processors: of each task.
         accelerators: likewise.
 
@@ -100,14 +100,14 @@ class RayWorkers(ExitStack):
         self.callback(lambda: [ray.cancel(each) for each in self._begun])
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Begin a task."""
+        """Start a task."""
         self._begun.append(self._remote(call).remote(*arguments))
         begun: Future[Any] = self._begun[-1].future()
         return begun
 
 
 Workers = ThisProcess | Processes | RayWorkers
-"""Each does `count` calls at a time. When its block ends, calls that have begun are waited for, those of Ray cancelled.
+"""Each runs `count` calls at a time. When its block ends, calls that have begun are waited for, those of Ray cancelled.
 
 The future of a call has an error if its worker died.
 """

@@ -1,4 +1,4 @@
-"""The search of a sweep: Optuna says which setting is tried next, and keeps what is known in a file."""
+"""The search of a sweep: Optuna chooses the next setting, and stores trials in a file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from optuna.trial import TrialState
 from adapter_export.analysis.sweep_results import Range, Setting, Space
 
 _DIGITS = 3
-"""Significant ones of a learning rate that is drawn from a range: more would look like more than it means."""
+"""Significant digits of a learning rate that is drawn from a range; more would suggest a precision it does not have."""
 
 
 class Search:
     """The trials of a sweep, each a setting with one number that says how good it is: more is better.
 
-    They are in an SQLite file, so that a search that was killed goes on with what it had begun. Settings are drawn by
+    They are in an SQLite file, so that a search that was killed resumes. Settings are drawn by
     the tree-structured Parzen estimator (Bergstra et al. 2011), numbers of a range on a logarithmic scale.
     """
 
@@ -33,7 +33,7 @@ class Search:
         self._study.sampler = optuna.samplers.TPESampler(seed=len(self._study.trials))
 
     def settings(self, trials: int) -> Iterator[tuple[int, Setting]]:
-        """Yield the number and the setting of so many trials in all, those first that are known from before."""
+        """Yield the number and the setting of `trials` trials in all, known ones first."""
         known = self._study.get_trials(states=(TrialState.RUNNING, TrialState.COMPLETE))
         left = trials - len(known)
         for trial in known:
@@ -53,7 +53,7 @@ class Search:
             yield drawn.number, self._setting(drawn.params)
 
     def tell(self, number: int, value: float | None) -> None:
-        """Keep how good a trial was, none if it failed; what was kept before stays."""
+        """Store the value of a trial, `None` if it failed; a stored value stays."""
         state = TrialState.FAIL if value is None else TrialState.COMPLETE
         self._study.tell(number, value, state=state, skip_if_finished=True)
 

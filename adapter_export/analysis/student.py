@@ -1,4 +1,4 @@
-"""A student beside its teacher: agreement, scores, size and time, and whether it was worth it."""
+"""Reports of a distillation: agreement, scores, sizes and latencies of a student and its teacher."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from adapter_export.runtime.graphs import open_session
 from adapter_export.tables import Table, html_of, size
 
 WORTH = 1.1
-"""The time of the graph with slots over that of the base below which taking the adapters out saves next to nothing."""
+"""Latency of the graph with slots, relative to the base, below which removing the adapters saves next to nothing."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two.
+    """The student or the teacher.
 
     Attributes:
         name: `teacher` or `student`.
-        layers: how many it has.
+        layers: the number of its layers.
         parameters: of base, adapter and head.
         bytes: of them, in float32.
         scores: by metric, with 95 % intervals.
-        speed: the time of a call of the teacher over that of one of it; null if nothing was timed.
+        speed: the latency of the teacher over its own; null without times.
     """
 
     name: str
@@ -45,19 +45,19 @@ class Side:
 
 @dataclass(frozen=True)
 class Distillation:
-    """What a distillation, or a full fine-tuning, has led to; `print` and notebooks show it.
+    """The result of a distillation, or of full fine-tuning; `print` and notebooks show it.
 
     Attributes:
-        student: what was made.
-        teacher: what it learnt from; null where it learnt from labels alone.
-        part: of which rows the scores are: `test` or `validation`.
-        rows: how many they are.
-        agreement: the share of the rows that both answer alike; null where answers are numbers.
-        overhead: the time of the graph with slots and the teacher's adapter over that of its base.
-        tokens: in the row that is timed; null if nothing was.
-        folder: where the student is; null if it was not written.
+        student: the trained student.
+        teacher: the model it learnt from; null where it learnt from labels only.
+        part: of the rows of the scores: `test` or `validation`.
+        rows: the number of these rows.
+        agreement: the fraction of the rows that both answer alike; null where answers are numbers.
+        overhead: the latency of the graph with slots and the teacher's adapter, relative to its base.
+        tokens: in the row that is timed; null without times.
+        folder: of the student; null if it was not written.
         training: the record of the run, which is also in the student's head.
-        notes: what follows from the numbers, in sentences.
+        notes: conclusions from the numbers, in sentences.
     """
 
     student: Side
@@ -98,13 +98,13 @@ class Distillation:
 def compared(
     judged: Sequence[Judged], costs: Sequence[tuple[int, int]], part: str, rows: int, training: Mapping[str, Any]
 ) -> Distillation:
-    """Put a student and, if there is one, its teacher side by side.
+    """Compare a student with its teacher, if there is one.
 
     Args:
         judged: the student's rows, and the teacher's.
         costs: the layers and the parameters of each.
-        part: which rows they are.
-        rows: how many.
+        part: of the rows.
+        rows: their number.
         training: the record of the run.
     """
     sides = [
@@ -138,14 +138,14 @@ def timed(report: Distillation, base: OnnxBase, adapter: Adapter, graph: Path, t
         found = times((open_session(graph, threads=1), inputs), (open_session(base.path, threads=1), inputs), slots)
     speed, overhead = ratio(found, 2, 0), ratio(found, 2, 1)
     notes = [
-        f"it takes the time of the teacher over {speed}",
-        f"the graph with slots takes {overhead} times as long as its base",
+        f"speed: {speed} times that of the teacher",
+        f"latency of the graph with slots: {overhead} times that of its base",
     ]
     assert report.teacher is not None  # whose adapter this is
     if report.student.layers == report.teacher.layers and overhead.ratio < WORTH:
         notes.append(
-            "with as many layers, a student can save no more than that, and distillation does not pay: take fewer "
-            "layers, or keep the adapter, which can be swapped"
+            "a student with as many layers can save no more than that, so distillation does not pay: use fewer layers, "
+            "or keep the adapter, which can be swapped"
         )
     return replace(
         report,

@@ -1,4 +1,4 @@
-"""Adapters of many settings, trained alike: how well each does over its seeds, and what it costs."""
+"""Results of a sweep: the scores of each setting over its seeds, and its costs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Cost = Literal["parameters", "latency"]
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from one to another, both among them; of whole numbers the whole ones."""
+    """A closed range of numbers; of integers if both ends are."""
 
     low: float
     high: float
@@ -30,13 +30,13 @@ class Range:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is varied.
+    """A setting that a sweep tries.
 
     Attributes:
         kind: the kind of adapter, by name.
-        bottleneck: its width, the rank of LoRA; none for a kind without one.
-        placement: the sublayers, or for LoRA and IA3 the linear layers, joined by `+`; none for those of the kind.
-        learning_rate: the highest one.
+        bottleneck: its width, the rank of LoRA; `None` for a kind without one.
+        placement: the sublayers, or for LoRA and IA3 the linear layers, joined by `+`; `None` for those of the kind.
+        learning_rate: the peak learning rate.
     """
 
     kind: str
@@ -151,13 +151,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep found; `print` and notebooks show it.
+    """The result of a sweep; `print` and notebooks show it.
 
     Attributes:
-        data: the name of the file that was learnt from.
-        metric: what the scores are, such as `accuracy` or `loss`.
-        words: the same for people.
-        more_is_better: whether more of it is better.
+        data: the name of the training file.
+        metric: the metric of the scores, such as `accuracy` or `loss`.
+        words: its name for people.
+        more_is_better: true if more of it is better.
         seeds: of each trial.
         trials: in the order in which they were tried.
         best: the trial with the best mean on the validation rows; of two alike the smaller one.

@@ -173,10 +173,10 @@ def test_a_sweep_leaves_adapters_an_image_and_a_bundle(model: Path, base: ae.Bas
     assert again == found
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")} == kept
 
-    with pytest.raises(TrainingError, match=r"another sweep lies here; found `epochs` 1, `seeds` \[0, 1\]; expected 2"):
+    with pytest.raises(TrainingError, match=r"another sweep is here; found `epochs` 1, `seeds` \[0, 1\]; expected 2"):
         ae.sweep(base, data, output, **{**given, "epochs": 2, "seeds": (0,)})
     table(tmp_path, ("good", "bad"))
-    with pytest.raises(TrainingError, match="another sweep lies here; found `data`, `test_data`; expected another one"):
+    with pytest.raises(TrainingError, match="another sweep is here; found `data`, `test_data`; expected another one"):
         ae.sweep(base, data, output, **given)
 
 

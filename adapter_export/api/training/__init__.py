@@ -1,1 +1,1 @@
-"""Training, and what is known before it and after it."""
+"""Training jobs: rows, heads, learners and loops."""

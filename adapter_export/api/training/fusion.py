@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from adapter_export.torch_backend.train.settings import LoopSpec
 
 _DECAY, _PENALTY = 0.001, 0.01
-"""Those of AdapterHub."""
+"""Defaults of AdapterHub."""
 
 FusionType = Literal["dynamic", "static", "weighted"]
 

@@ -62,7 +62,7 @@ class Start:
 
 
 class Learner(Protocol):
-    """What learns in a run: a new adapter, a fusion of adapters, or a student."""
+    """A model that learns in a run: a new adapter, a fusion of adapters, or a student."""
 
     @property
     def task(self) -> Task | None:

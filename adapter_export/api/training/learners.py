@@ -1,4 +1,4 @@
-"""What learns in a training job: a new adapter, a fusion of adapters, or a student."""
+"""Learners of a training job: a new adapter, a fusion of adapters, a student."""
 
 from __future__ import annotations
 

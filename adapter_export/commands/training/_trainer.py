@@ -46,10 +46,10 @@ def trainer_callback(
         adapter: what `attach` returned, while it is attached.
         output: the adapter folder to write.
         bundle: the bundle to build at the end.
-        base: the model that the bundle is built of; the attached one, as it was captured, if not given. A base with a
+        base: the model that the bundle is built of; the attached one, as it was captured, by default. A base with a
             tokenizer makes a bundle that reads texts.
         data: files that the rows were made of, such as `{"training": "train.tsv"}`: their digests are recorded.
-        name: what users will call the adapter; the output's name if not given.
+        name: what users will call the adapter; the output's name by default.
         force: replace what is at `output` and at `bundle`.
         reporter: receives each step of the build, and its notes.
 

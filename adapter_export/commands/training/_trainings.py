@@ -230,7 +230,7 @@ class _Notes(Reporter):
         self.kept: list[Note] = []
 
     def note(self, text: str) -> None:
-        """Keep it."""
+        """Keep the note."""
         self.kept.append(Note(text))
 
 
@@ -251,7 +251,7 @@ def _train(where: Where, data: Path, output: Path, options: Mapping[str, Any]) -
 
 @cache
 def _opened(path: Path, site_map: Path | None, trust_pickle: bool) -> Base:
-    """Return the base that this process trains on, which is opened once."""
+    """Open the base that this process trains on, once."""
     return open_base(path, site_map=site_map, trust_pickle=trust_pickle)
 
 
@@ -261,7 +261,7 @@ def _ended(
     count: int,
     start: Callable[[Setting, int], Future[_Outcome]],
 ) -> Iterator[tuple[int, Setting, int, Future[_Outcome]]]:
-    """Start a training for each seed of each setting, so many at a time, and yield them as they end."""
+    """Start a training for each seed of each setting, `count` at a time, and yield them as they end."""
     waiting: deque[tuple[int, Setting, int]] = deque()
     running: list[tuple[int, Setting, int, Future[_Outcome]]] = []
     started: dict[tuple[Setting, int], Future[_Outcome]] = {}  # a search may draw a setting twice
@@ -284,7 +284,7 @@ def _ended(
 
 
 def _finished() -> Future[_Outcome]:
-    """Return what a training returns that was finished before."""
+    """Return the outcome of a training that was finished before."""
     ready: Future[_Outcome] = Future()
     ready.set_result((None, []))
     return ready
@@ -329,7 +329,7 @@ def _digest(path: Path) -> str:
 
 @contextmanager
 def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
-    """Make the folder of a sweep, or take up the one that is there, and let nobody else sweep in it."""
+    """Make the folder of a sweep, or resume the one that exists, and lock it for this process."""
     from filelock import FileLock, Timeout
 
     from adapter_export.format.files import canonical_json
@@ -358,13 +358,13 @@ def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _check_same(known: object, identity: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to go on with another sweep, and name all that differs."""
+    """Refuse to resume another sweep, and name all differences."""
     before = known if isinstance(known, dict) else {}
     by_digest = ("model", "data", *_FILES)
     differing = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
     if differing:
         raise TrainingError(
-            "another sweep lies here",
+            "another sweep is here",
             where=folder,
             found=", ".join(
                 f"`{name}`" if name in by_digest else f"`{name}` {json.dumps(before.get(name))}" for name in differing

@@ -139,7 +139,7 @@ def _check_teacher(data: DataSpec, head: HeadSpec, *, has_teacher: bool) -> None
 
 
 def _kept_layers(base: Base, count: int | None, keep: Sequence[int] | None) -> list[int]:
-    """Return the layers of the student: all, some that are named, or so many, evenly spaced from the first to the last.
+    """Return the layers of the student: all, those of `keep`, or `count` of them, evenly spaced from first to last.
 
     For six of twelve these are 0, 2, 4, 7, 9 and 11, as in DistilBERT (Sanh et al. 2019).
     """

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
 
 _ROWS, _TOKENS = 64, 64
-"""What the base reads while the adapter is looked at."""
+"""Rows and tokens that the base reads while the adapter is observed."""
 
 
 def lint(
@@ -90,7 +90,7 @@ def lint(
 def _watched(
     base: Base, adapter: Adapter, texts: list[tuple[str, str | None]] | None
 ) -> tuple[dict[str, SiteValues], float]:
-    """Return what is seen at the sites of an adapter while the base reads, and how far the adapter moves its result."""
+    """Return the values at the sites of an adapter, and its relative change of the final hidden state."""
     import numpy as np
     import torch
 

@@ -15,29 +15,29 @@ from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.train.data import Examples, Rows, evaluation_batches, in_order
 
 _CLOSE, _CLOSE_IN_HALF = 1e-4, 0.05
-"""How far results may be from those without the cache, relative to the largest: as far as rounding goes."""
+"""Largest difference that rounding makes between results with and without the cache, relative to the largest."""
 
 
 class HiddenCache:
     """Values of the base's graph that no adapter changes, [tokens, …] of each row, where adapters' layers read them.
 
-    What else lies below the first adapter, such as masks, is computed as ever. Where rows are padded, zeros stand for
-    what the base makes of padding.
+    Other nodes below the first adapter, such as masks, are computed in each call. Padding has zeros instead of the
+    values of the base.
     """
 
     def __init__(self, above: fx.GraphModule, lengths: Rows, values: Sequence[Tensor]) -> None:
-        """Keep values [tokens of all rows, …], each with a last one that is zero."""
+        """Hold values [tokens of all rows, …], each with a last row of zeros."""
         self._above, self._lengths, self._values = above, lengths, values
         self._starts = np.cumsum(lengths) - lengths
 
     @property
     def bytes(self) -> int:
-        """How many it holds."""
+        """The bytes of its values."""
         return sum(value.nbytes for value in self._values)
 
     @classmethod
     def of(cls, model: AdaptedModel, examples: Examples, batch_size: int, budget: int) -> HiddenCache | None:
-        """Compute the values of all rows; none if that saves no product, takes more bytes than `budget`, or is inexact.
+        """Compute the values of all rows; return `None` if that saves no product, exceeds `budget` bytes or is inexact.
 
         They are computed in batches that are always the same, so that a run that goes on finds the same bits again.
         """
@@ -67,7 +67,7 @@ class HiddenCache:
         return made if made._is_exact(model, examples, np.array([batches[0][0], batches[-1][-1]])) else None
 
     def _places(self, rows: Rows, device: torch.device) -> Tensor:
-        """Where the tokens of rows are, [rows, longest]; padding is the last one."""
+        """Return the places of the tokens of rows, [rows, longest]; padding is the last one."""
         lengths, at = self._lengths[rows][:, None], np.arange(self._lengths[rows].max())
         places = np.where(at < lengths, self._starts[rows][:, None] + at, self._lengths.sum())
         return torch.from_numpy(places).to(device)
@@ -90,7 +90,7 @@ class HiddenCache:
 
     @contextmanager
     def read(self, model: AdaptedModel, rows: Rows) -> Iterator[None]:
-        """Let the model compute these rows from their values while the block runs."""
+        """Make the model compute these rows from their values in a block."""
         body = model.body
         places = self._places(rows, self._values[0].device)
         given = _Given(self._above, [value[places] for value in self._values])
@@ -102,7 +102,7 @@ class HiddenCache:
 
 
 def results_of(model: AdaptedModel, examples: Examples, rows: Rows, cache: HiddenCache | None = None) -> Tensor:
-    """Compute what a model gives for some rows; where padding would change it, in a call for each length."""
+    """Compute the results of a model for some rows; where padding changes them, in a call for each length."""
     calls, found = list(examples.calls(rows, pads=model.pads)), []
     for call in calls:
         with nullcontext() if cache is None else cache.read(model, rows[call.places]):
@@ -111,20 +111,20 @@ def results_of(model: AdaptedModel, examples: Examples, rows: Rows, cache: Hidde
 
 
 class _Given(nn.Module):
-    """The graph above some values, which takes what the whole graph takes."""
+    """The graph above some values, with the inputs of the whole graph."""
 
     def __init__(self, above: fx.GraphModule, values: Sequence[Tensor]) -> None:
         super().__init__()
         self.above, self.values = above, values
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return what the whole graph returns."""
+        """Return the outputs of the whole graph."""
         results: tuple[Tensor, ...] = self.above(*self.values, *inputs)
         return results
 
 
 def _kept(body: fx.GraphModule) -> list[fx.Node]:
-    """The values [batch, tokens, …] below every adapter that something above reads."""
+    """Return the values [batch, tokens, …] below every adapter that nodes above read."""
     above: set[fx.Node] = set()
     for node in body.graph.nodes:
         if node.op in ("call_module", "output") or above.intersection(node.all_input_nodes):
@@ -147,7 +147,7 @@ def _dims(node: fx.Node) -> tuple[str, ...]:
 
 
 def _below(body: fx.GraphModule, kept: Sequence[fx.Node]) -> fx.GraphModule:
-    """The graph that computes the values from the inputs."""
+    """Return the graph that computes the values from the inputs."""
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     graph.graph_copy(body.graph, copies)
     graph.output(tuple(copies[node] for node in kept))
@@ -155,7 +155,7 @@ def _below(body: fx.GraphModule, kept: Sequence[fx.Node]) -> fx.GraphModule:
 
 
 def _above(body: fx.GraphModule, kept: Sequence[fx.Node]) -> fx.GraphModule:
-    """The graph that computes the outputs from the values, and the inputs behind them."""
+    """Return the graph that computes the outputs from the values, and the inputs behind them."""
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     given = [graph.placeholder(f"kept_{place}") for place in range(len(kept))]
     graph.output(graph.graph_copy(body.graph, copies))
@@ -165,7 +165,7 @@ def _above(body: fx.GraphModule, kept: Sequence[fx.Node]) -> fx.GraphModule:
 
 
 def _tidy(module: fx.GraphModule) -> fx.GraphModule:
-    """Take out what nobody reads, attention without dropout among it, which torch takes for random."""
+    """Remove unread nodes, among them attention without dropout, which torch treats as random."""
     module.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     module.recompile()
     return module

@@ -1,4 +1,4 @@
-"""Where an interrupted run goes on: its state between two steps, in one file."""
+"""Checkpoints: the state of a run between two steps, in one file."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _GROUPS = ("weights", "first_moments", "second_moments", "updates", "best")
 _NUMBERS = ("step", "step_in_epoch", "loss_sum", "seconds", "best_epoch", "scaler", "losses")
 
 Identity = dict[str, Any]
-"""What makes a run what it is, each fact by its name; two runs are the same where all are equal."""
+"""Facts that identify a run, by name; two runs are the same if all are equal."""
 
 
 @dataclass
 class RunState:
-    """All that a run knows between two steps.
+    """The state of a run between two steps.
 
     Loss and seconds are sums over the present epoch so far; `best_epoch` counts from 1, 0 before the first. Randomness
     is not in it: each step and each epoch draws from a generator of its own, seeded by its number.
@@ -42,7 +42,7 @@ class RunState:
     Attributes:
         losses: of each step.
         updates: how often each tensor was updated, which is not in every step where layers are dropped.
-        scaler: what the scaler of float16 gradients knows; empty in other precisions.
+        scaler: the state of the scaler of float16 gradients; empty in other precisions.
     """
 
     step: int = 0
@@ -61,7 +61,7 @@ class RunState:
 
 
 def run_identity(model: AdaptedModel, data: TrainingData, settings: LoopSpec) -> Identity:
-    """Return what makes a run what it is: base, first weights, what learns, labels, rows and settings."""
+    """Return the facts that identify a run: base, first weights, learned tensors, labels, rows and settings."""
     adapter = model.adapter
     weights = hashlib.sha256()
     for name, tensor in model.tensors().items():
@@ -131,7 +131,7 @@ def read_checkpoint(path: Path, identity: Identity) -> RunState | None:
         raise damaged("its run is no object")
     if found != expected:
         raise TrainingError(
-            "an interrupted run with other data, settings or weights lies here",
+            "an interrupted run with other data, settings or weights is here",
             where=path,
             **difference(found, expected),
             fix=f"repeat what it was started with to go on with it, or {anew}",

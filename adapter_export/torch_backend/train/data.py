@@ -57,7 +57,7 @@ class Examples(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of the rows and what is to be learnt of them; a run resumes only where it is the same."""
+        """The sha256 of the rows and their targets; a run resumes only where it is the same."""
 
     def only(self, rows: Rows) -> Self:
         """Some of the rows, in the order given."""
@@ -394,7 +394,7 @@ def of_one_call(lengths: Rows, *, pads: bool) -> list[Rows]:
 
 
 def in_order(results: Sequence[Tensor], calls: Sequence[Call]) -> Tensor:
-    """Put the results of calls into one tensor, in the order of the rows; zeros behind the tokens of shorter rows."""
+    """Return the results of calls as one tensor in the order of the rows, shorter rows padded with zeros."""
     if len(results) == 1:
         return results[0]
     longest = max(one.shape[1] for one in results)

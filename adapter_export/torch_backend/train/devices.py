@@ -109,9 +109,9 @@ class Engine:
 
 @contextmanager
 def _fresh_state() -> Iterator[None]:
-    """Let accelerate begin anew: its precision, device and accumulation are one for all accelerators of a program.
+    """Reset accelerate for a block: its precision, device and accumulation are shared by all accelerators of a program.
 
-    A group of processes stays, because torch cannot make a second one in the place of the first.
+    A group of processes stays, because torch cannot replace it.
     """
     grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
     states = (AcceleratorState, GradientState, *(() if grouped else (PartialState,)))

@@ -48,19 +48,19 @@ def init_adapter(
 
 
 def with_head(adapter: Adapter, head: Head, *, seed: int = 0) -> Adapter:
-    """The adapter with a fresh head in the place of its own, its weights drawn from N(0, 0.02²)."""
+    """Return the adapter with a new head instead of its own, whose weights are drawn from N(0, 0.02²)."""
     own = {name: tensor for name, tensor in adapter.weights.items() if not name.startswith(f"{HEAD}.")}
     weights = own | _head_weights(head, "normal", np.random.default_rng(seed))
     return replace(adapter, head=head, weights=weights)
 
 
 def head_alone(head: Head, name: str, base: str, *, seed: int = 0) -> Adapter:
-    """An adapter that acts at no site: a fresh head, as `with_head` draws it."""
+    """Return an adapter that acts at no site: a new head, as `with_head` draws it."""
     return Adapter(name, "base_head", base, {}, {}, _head_weights(head, "normal", np.random.default_rng(seed)), head)
 
 
 def with_prior(adapter: Adapter, targets: np.ndarray) -> Adapter:
-    """The adapter with the log-odds of targets [rows, classes] or [rows] as the bias of its head.
+    """Return the adapter with the log-odds of targets [rows, classes] or [rows] as the bias of its head.
 
     It answers at first as often as is right. Else the first steps learn how rare each label is, with gradients that
     AdamW remembers for hundreds of steps, and little else is learnt meanwhile (Lin et al. 2017, §3.3, on rare classes).

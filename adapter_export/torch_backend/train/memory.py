@@ -14,7 +14,7 @@ from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.torch_base import TorchBase
 
 _COPIES = 4
-"""Of a tensor that learns with Adam: itself, its gradient, and two moments."""
+"""Copies of a tensor that Adam trains: itself, its gradient, and two moments."""
 
 Inputs = Mapping[str, np.ndarray]
 

@@ -88,7 +88,7 @@ def training_record(
 
 
 def draw_curve(result: TrainingResult, title: str, path: Path, *, loss_name: str) -> None:
-    """Draw the loss of steps, and loss and metrics of validation over the epochs, as PNG; replaces what is there."""
+    """Plot the loss of steps, and loss and metrics of validation over the epochs, as PNG; replace an existing file."""
     figure = Figure(figsize=(8, 3.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     losses, scores = figure.subplots(1, 2, sharex=True)
