@@ -33,6 +33,15 @@ VARIANT_NAMES: tuple[VariantName, ...] = get_args(VariantName)
 BAKED: VariantName = "baked"
 """The variant of which each adapter has a graph of its own, named in its record."""
 
+TENSORS_OF_ADAPTERS: Mapping[str, str] = {
+    "slots": "optional inputs; their defaults are the base",
+    "inputs": "required inputs",
+    "bank": "rows of a table; each row of a batch names its own",
+    "fanout": "those of `bank`; each row names its text, too",
+    "baked": "constants",
+}
+"""The form of an adapter's tensors in each variant, for tables."""
+
 GRAPH_VARIANTS = tuple(name for name in VARIANT_NAMES if name != BAKED)
 """The variants that `Manifest.graphs` may name."""
 

@@ -28,7 +28,6 @@ class PlainVariant(Variant):
     name = "plain"
     file = "model.plain.onnx"
     summary = "no adapter"
-    tensors = "nowhere"
     standard = False
 
     def write(self, draft, base):
@@ -63,6 +62,8 @@ VARIANT = PlainVariant()
 
 def test_a_graph_variant_touches_two_files(trial: TrialChange) -> None:
     trial.edit("format/manifest.py", '"bank", "fanout", "baked"]', '"bank", "fanout", "plain", "baked"]')
+    row = '    "fanout": "those of'
+    trial.edit("format/manifest.py", row, '    "plain": "nowhere",\n' + row)
     trial.add("bundle/variants/plain_variant.py", MODULE)
     base = open_onnx(save_tiny(trial.folder))
     for name in ("a", "b"):

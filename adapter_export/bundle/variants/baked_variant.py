@@ -31,7 +31,6 @@ class BakedVariant(Variant):
     name = "baked"
     file = "model.baked.{adapter}.onnx"
     summary = "one adapter, constant"
-    tensors = "constants"
     standard = False
 
     @property
@@ -53,11 +52,6 @@ class BakedVariant(Variant):
     def files(self, manifest: Manifest) -> tuple[str, ...]:
         """Return the graph of each adapter that has one."""
         return tuple(record.baked for record in manifest.adapters if record.baked is not None)
-
-    def tensors_in(self, manifest: Manifest, file: str) -> str:
-        """Return whose tensors are the constants of a graph."""
-        names = ", ".join(f"`{name}`" for name in self.adapters(manifest, file))
-        return f"{self.tensors}: {names} alone"
 
     def adapters(self, manifest: Manifest, file: str) -> tuple[str | None, ...]:
         """Return the one adapter of a graph."""

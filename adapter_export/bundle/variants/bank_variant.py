@@ -48,7 +48,6 @@ class BankVariant(Variant):
     name: ClassVar[VariantName] = "bank"
     file = "model.bank.onnx"
     summary = "an adapter for each row"
-    tensors = "rows of a table; each row of a batch names its own"
     optional = True
     holds = "rows"
     by_row = True

@@ -32,7 +32,6 @@ class FanoutVariant(BankVariant):
     name = "fanout"
     file = "model.fanout.onnx"
     summary = "a text and an adapter for each row"
-    tensors = "those of `bank`; each row names its text, too"
     standard = False
     needs = "bank"
     by_text = True

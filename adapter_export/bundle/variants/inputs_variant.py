@@ -33,7 +33,6 @@ class InputsVariant(Variant):
     name = "inputs"
     file = "model.inputs.onnx"
     summary = "an adapter must be fed"
-    tensors = "required inputs"
     runs_as = "slots"
 
     def write(self, draft: GraphDraft, _base: OnnxBase) -> None:

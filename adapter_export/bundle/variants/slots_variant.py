@@ -32,7 +32,6 @@ class SlotsVariant(Variant):
     name = "slots"
     file = "model.onnx"
     summary = "an adapter may be fed"
-    tensors = "optional inputs; their defaults are the base"
 
     def is_wanted(self, _names: Sequence[str] | None, _bake: Sequence[str]) -> bool:
         """Return true: no bundle is without it."""

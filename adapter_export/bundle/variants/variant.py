@@ -129,7 +129,6 @@ class Variant(ABC):
         name: its key in the manifest's `graphs`, and in reports.
         file: the file of its graph in a bundle.
         summary: the choice that a call has, for tables.
-        tensors: the place of an adapter's tensors in it, for tables.
         standard: whether `build` writes it by default.
         optional: whether `build` goes on without it where the base or the adapters do not allow it.
         needs: the variant that it is made from, if that is not the graph with slots.
@@ -143,7 +142,6 @@ class Variant(ABC):
     name: ClassVar[VariantName]
     file: ClassVar[str]
     summary: ClassVar[str]
-    tensors: ClassVar[str]
     standard: ClassVar[bool] = True
     optional: ClassVar[bool] = False
     needs: ClassVar[VariantName | None] = None
@@ -190,10 +188,6 @@ class Variant(ABC):
     def files(self, manifest: Manifest) -> tuple[str, ...]:
         """Return the graphs of a bundle that are run as this variant."""
         return (manifest.graphs[self.name],) if self.name in manifest.graphs else ()
-
-    def tensors_in(self, _manifest: Manifest, _file: str) -> str:
-        """Return how one of its graphs holds the tensors of an adapter, for tables."""
-        return self.tensors
 
     def adapters(self, manifest: Manifest, _file: str) -> tuple[str | None, ...]:
         """Return the adapters that a graph can run; `None` is the base."""

@@ -169,7 +169,7 @@ def _signed(claim: SignatureClaim | None) -> str:
 
 
 def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator[Table]:
-    from adapter_export.bundle.variants import VARIANTS
+    from adapter_export.format.manifest import BAKED, TENSORS_OF_ADAPTERS
 
     sizes = {file.path: file.bytes for file in manifest.files}
     adapters = [
@@ -187,10 +187,11 @@ def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator
     columns = ("name", "kind", "parameters", "file", "task", "labels", "trained on this base")
     yield Table(columns, adapters, "adapters", "llrr")
 
-    graphs = [
-        (variant.name, file, size(sizes[file]), variant.tensors_in(manifest, file))
-        for variant in VARIANTS.values()
-        for file in variant.files(manifest)
+    graphs = [(name, file, size(sizes[file]), TENSORS_OF_ADAPTERS[name]) for name, file in manifest.graphs.items()]
+    graphs += [
+        (BAKED, one.baked, size(sizes[one.baked]), f"{TENSORS_OF_ADAPTERS[BAKED]}: `{one.name}` alone")
+        for one in manifest.adapters
+        if one.baked is not None
     ]
     yield Table(("variant", "file", "size", "an adapter's tensors are"), graphs, "graphs", "llr")
     yield _signature(manifest.inputs, manifest.outputs)
