@@ -110,35 +110,8 @@ class Runs(Protocol):
         """Return the task by which an adapter answers; RequestError if it has none."""
 
 
-class Reader(Protocol):
-    """Makes inputs of texts, images or audio for the adapters of a bundle."""
-
-    session: Any
-    window: int
-    token_budget: int
-
-    def read(
-        self,
-        asked: Any,
-        adapter: str | None = None,
-        /,
-        *,
-        adapters: Sequence[str | None] | None,
-        long: LongTexts,
-        stride: int | None,
-        places: Sequence[str],
-    ) -> list[ReadText]:
-        """Take up what is asked for adapters."""
-
-    def arrays(self, rows: Any, adapter: str | None = None, /) -> Arrays:
-        """Return the inputs of a call."""
-
-    def without_padding(self, outputs: Arrays, row: Any, /) -> Arrays:
-        """Return the outputs of a row, without the tokens that it was padded with."""
-
-
-class RowReader:
-    """Answers rows that it reads; texts and files are two kinds of it.
+class Reader:
+    """Makes inputs of texts or files for the adapters of a bundle, and answers them with its session.
 
     Attributes:
         session: runs the inputs.

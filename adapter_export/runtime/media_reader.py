@@ -14,7 +14,7 @@ from adapter_export.graph.tasks import Task
 from adapter_export.graph.tasks.answers import ReadText
 from adapter_export.modalities import FILE_MODALITIES
 from adapter_export.modalities.modality import MediaFile
-from adapter_export.runtime.answerer import LongTexts, RowReader
+from adapter_export.runtime.answerer import LongTexts, Reader
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.session import Session
 
@@ -49,7 +49,7 @@ class MediaRow:
     cut: int = 0
 
 
-class MediaReader(RowReader):
+class MediaReader(Reader):
     """Reads images or audio for the adapters of a bundle, and answers them with a session.
 
     Made by `Bundle.files`.

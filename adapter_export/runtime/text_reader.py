@@ -11,14 +11,14 @@ from adapter_export.errors import RequestError, argument
 from adapter_export.format.manifest import Manifest, token_axis
 from adapter_export.graph.tasks import Task
 from adapter_export.graph.tasks.answers import Asked, ReadText, is_choices
-from adapter_export.runtime.answerer import LongTexts, RowReader
+from adapter_export.runtime.answerer import LongTexts, Reader
 from adapter_export.runtime.batches import TOKEN_BUDGET
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.session import Session
 from adapter_export.text import EncodedText, Pair, Side, Text, Tokenizer, Tokens, check_inputs
 
 
-class TextReader(RowReader):
+class TextReader(Reader):
     """Reads texts for the adapters of a bundle, by the record of each, and answers them with a session.
 
     Made by `Bundle.texts`.

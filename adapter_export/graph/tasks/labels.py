@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from adapter_export.errors import DataError, argument
+from adapter_export.graph.tasks.answers import LabelSet, Prediction, ShownRow
 from adapter_export.graph.tasks.cells import some
+from adapter_export.tables import Table, probability_cells
+
+FEW = 3
+"""Rows of which all classes are shown."""
 
 
 def class_indices(labels: Sequence[str], names: Sequence[str], where: str) -> npt.NDArray[np.int64]:
@@ -57,3 +62,15 @@ def ranked(logits: np.ndarray, absolute: float) -> bool:
         return True
     ordered = np.sort(logits, axis=-1)
     return bool((ordered[..., -1] - ordered[..., -2] > 2 * absolute).all())
+
+
+def class_tables(rows: Sequence[ShownRow]) -> Iterator[Table | str]:
+    """Yield the name of each row and its classes, the most probable first; labels of a set that apply are marked."""
+    for row in rows:
+        said = row.said.answer
+        assert isinstance(said, Prediction | LabelSet)
+        applies = said.labels if isinstance(said, LabelSet) else ()
+        ordered = sorted(said.probabilities.items(), key=lambda item: -item[1])
+        cells = [(f"{name} ✓" if name in applies else name, *probability_cells(one)) for name, one in ordered]
+        yield row.name
+        yield Table(("label", "probability", ""), cells, numbers="lr")

@@ -9,16 +9,13 @@ import numpy as np
 
 from adapter_export.graph.tasks.answers import LabelSet, ShownRow, sigmoid
 from adapter_export.graph.tasks.cells import Cells, Found, label_set
-from adapter_export.graph.tasks.labels import class_indices, label_names
+from adapter_export.graph.tasks.labels import FEW, class_indices, class_tables, label_names
 from adapter_export.graph.tasks.task_type import Mask, Measured, TaskType
 from adapter_export.tables import Table, probability_cells
 
 if TYPE_CHECKING:
     from adapter_export.graph.tasks.metrics import Judged, Metric
     from adapter_export.graph.tasks.task_record import Task
-
-_FEW = 3
-"""Rows of which all labels are shown."""
 
 
 class MultiLabel(TaskType):
@@ -90,16 +87,7 @@ class MultiLabel(TaskType):
 
     def tables(self, rows: Sequence[ShownRow]) -> Iterator[Table | str]:
         """Yield all labels of a few rows, those that apply marked, or one line for each of many."""
-        if len(rows) > _FEW:
-            yield from super().tables(rows)
-            return
-        for row in rows:
-            said = row.said.answer
-            assert isinstance(said, LabelSet)
-            ordered = sorted(said.probabilities.items(), key=lambda item: -item[1])
-            cells = [(f"{name} ✓" if name in said.labels else name, *probability_cells(one)) for name, one in ordered]
-            yield row.name
-            yield Table(("label", "probability", ""), cells, numbers="lr")
+        return class_tables(rows) if len(rows) <= FEW else super().tables(rows)
 
 
 TYPE = MultiLabel()

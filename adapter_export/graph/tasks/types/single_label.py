@@ -9,16 +9,13 @@ import numpy as np
 
 from adapter_export.graph.tasks.answers import Prediction, ShownRow, prediction
 from adapter_export.graph.tasks.cells import Cells, Found, label
-from adapter_export.graph.tasks.labels import balanced_classes, class_indices, label_names, ranked
+from adapter_export.graph.tasks.labels import FEW, balanced_classes, class_indices, class_tables, label_names, ranked
 from adapter_export.graph.tasks.task_type import Mask, Measured, TaskType
 from adapter_export.tables import Table, probability_cells
 
 if TYPE_CHECKING:
     from adapter_export.graph.tasks.metrics import Judged, Metric
     from adapter_export.graph.tasks.task_record import Task
-
-_FEW = 3
-"""Rows of which all classes are shown."""
 
 
 class SingleLabel(TaskType):
@@ -87,17 +84,7 @@ class SingleLabel(TaskType):
 
     def tables(self, rows: Sequence[ShownRow]) -> Iterator[Table | str]:
         """Yield all classes of a few rows, or one line for each of many."""
-        if len(rows) > _FEW:
-            yield from super().tables(rows)
-            return
-        for row in rows:
-            said = row.said.answer
-            assert isinstance(said, Prediction)
-            ordered = sorted(said.probabilities.items(), key=lambda item: -item[1])
-            yield row.name
-            yield Table(
-                ("label", "probability", ""), [(name, *probability_cells(one)) for name, one in ordered], numbers="lr"
-            )
+        return class_tables(rows) if len(rows) <= FEW else super().tables(rows)
 
 
 TYPE = SingleLabel()
