@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,7 +24,7 @@ from adapter_export.commands.training._trainings import (
     trained,
     workers_for,
 )
-from adapter_export.commands.training.train import INIT, SECTIONS, TRAIN_OPTIONS, train
+from adapter_export.commands.training.train import INIT, SECTIONS
 from adapter_export.errors import UsageError, argument
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.reporting import SILENT, Reporter
@@ -201,15 +200,13 @@ def _values(name: str, given: tuple[Any, ...] | str, number: type, trials: int |
 
 
 def _check_training(training: Mapping[str, Any]) -> None:
-    known = {*inspect.signature(train).parameters, *TRAIN_OPTIONS.defaults()} - {"base", "data", "options"}
-    unknown = [name for name in training if name not in known]
-    if unknown:
-        raise UsageError("`train` has no such argument", found=", ".join(map(argument, unknown)))
+    """Refuse options that a sweep sets itself, and those that no training has."""
     given = sorted(own_arguments().intersection(training))
     if given:
         raise UsageError(
             "a sweep gives this to `train` itself, or has no use for it", found=", ".join(map(argument, given))
         )
+    SWEEP_OPTIONS.split("train", training)
 
 
 def _show(found: Sweep, screen: Screen) -> None:
