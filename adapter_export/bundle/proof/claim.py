@@ -34,12 +34,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class GraphClaim:
-    """Something that must hold of each graph of a bundle."""
+    """Something that must hold of each graph of a bundle to which it applies."""
 
     name: str
     run: Callable[[Context, Graph], Iterable[Finding]]
     needs: frozenset[Need] = frozenset()
     cost: Callable[[Context, Graph], int] = _one
+    applies: Callable[[Graph], bool] = lambda _: True
 
     def of(self, graph: Graph) -> Claim:
         """Return the claim about one graph."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from adapter_export.bundle.golden import named
+from adapter_export.bundle.golden import Case, named
 from adapter_export.bundle.golden_batches import replay_batches
 from adapter_export.bundle.golden_media import compare_processors, replay_media
 from adapter_export.bundle.opened import LEVEL, Graph
 from adapter_export.bundle.proof.check_parts import check_parts, check_separation, part_values
 from adapter_export.bundle.proof.claim import Claim, GraphClaim
+from adapter_export.bundle.proof.compare_arrays import agreements
 from adapter_export.bundle.proof.context import Context, Need
 from adapter_export.bundle.proof.exact_tensors import check_cut, check_slots, check_tensors
 from adapter_export.bundle.proof.invariants import (
+    Run,
     check_apart,
     check_fan_out,
     check_native,
@@ -32,7 +34,7 @@ from adapter_export.bundle.proof.model_runs import live_cost, live_model, repeat
 from adapter_export.bundle.proof.outputs import find_smallest, of_outputs, run_outputs
 from adapter_export.bundle.proof.proof_plan import dealt, trials
 from adapter_export.bundle.proof.runtimes import check_providers, check_runtime
-from adapter_export.bundle.proof.shapes import check_coverage, check_words, word_steps
+from adapter_export.bundle.proof.shapes import check_coverage, check_words, word_cost
 from adapter_export.bundle.proof.site_probe import SiteProbe, of_sites
 from adapter_export.bundle.recorded_runs import compare_runs
 from adapter_export.bundle.report import BASE
@@ -52,7 +54,7 @@ def needs(*given: Need) -> frozenset[Need]:
 
 def agenda(context: Context) -> list[Claim]:
     """Return every claim about a bundle, in the order in which it is verified."""
-    of_graphs = [claim.of(graph) for graph in context.plan.graphs for claim in GRAPH_CLAIMS]
+    of_graphs = [claim.of(graph) for graph in context.plan.graphs for claim in GRAPH_CLAIMS if claim.applies(graph)]
     return [*FIRST_CLAIMS, *of_graphs, *LAST_CLAIMS]
 
 
@@ -68,11 +70,11 @@ def _output_cost(context: Context, graph: Graph) -> int:
     return len(trials(context.plan, graph, context.planned))
 
 
-def _golden_parts(context: Context, graph: Graph) -> Iterator[Finding]:
+def _golden_parts(context: Context, graph: Graph) -> Iterable[Finding]:
     """Measure the golden parts of the adapters that a graph can run; they are judged when all graphs have run."""
     parts = [context.bundle.parts(name) for name in context.plan.adapters if name in graph.adapters]
     context.parts += part_values(graph, [each for each in parts if each is not None])
-    yield from ()
+    return ()
 
 
 def _mixed(context: Context, graph: Graph) -> list[tuple[str | None, ...]]:
@@ -89,60 +91,46 @@ def _rows_apart(context: Context, graph: Graph) -> Iterator[Finding]:
 
 
 def _fan_out(context: Context, graph: Graph) -> Iterator[Finding]:
-    bank = context.manifest.bank
-    if VARIANTS[graph.variant].by_text and bank is not None and context.bundle.batch_invariant:
-        adapters = [name for name in context.plan.names if name in bank.rows]
+    if context.bundle.batch_invariant:
+        adapters = [name for name in context.plan.names if name in graph.adapters]
         yield check_fan_out(graph, context.plan.probe, adapters, context.tolerance)
 
 
-def _padding(context: Context, graph: Graph) -> Iterator[Finding]:
-    if _is_main(graph):
-        yield from check_proofs(context.bundle)
+def _runner(context: Context) -> Run:
+    """Return what runs the graph that clients run, as the Python runtime does."""
+    return partial(context.bundle.runtime_session(checksums=True).run, allow_padding=True)
 
 
-def _swap_cost(context: Context, graph: Graph) -> int:
-    return len(swaps(context.plan.names)) if _is_main(graph) else 0
+def _small(context: Context) -> Case:
+    """Return a small case: bits tell on few numbers."""
+    return typical(context.plan.cases or (context.plan.probe,))
 
 
-def _swaps(context: Context, graph: Graph) -> Iterator[Finding]:
-    if _is_main(graph):
-        run = partial(context.bundle.runtime_session(checksums=True).run, allow_padding=True)
-        small = typical(context.plan.cases or (context.plan.probe,))  # bits tell on few numbers
-        for first, second in swaps(context.plan.names):
-            yield check_swap(run, small, first, second)
+def _swaps(context: Context, _: Graph) -> Iterator[Finding]:
+    for first, second in swaps(context.plan.names):
+        yield check_swap(_runner(context), _small(context), first, second)
 
 
-def _adapter_cost(context: Context, graph: Graph) -> int:
-    return len(context.plan.names) if _is_main(graph) else 0
+def _adapter_cost(context: Context, _: Graph) -> int:
+    return len(context.plan.names)
 
 
-def _row_order(context: Context, graph: Graph) -> Iterator[Finding]:
-    if _is_main(graph):
-        run = partial(context.bundle.runtime_session(checksums=True).run, allow_padding=True)
-        for name in context.plan.names:
-            yield check_row_order(run, context.plan.probe, name, context.tolerance)
+def _row_order(context: Context, _: Graph) -> Iterator[Finding]:
+    for name in context.plan.names:
+        yield check_row_order(_runner(context), context.plan.probe, name, context.tolerance)
 
 
-def _active_adapters(context: Context, graph: Graph) -> Iterator[Finding]:
-    """ONNX Runtime itself loads adapter files as they are, and widens nothing: those in float32 alone."""
-    if _is_main(graph) and ("whole" in context.has or context.bundle.staged):
-        bundle, case = context.bundle, typical(context.plan.cases or (context.plan.probe,))
-        run = partial(bundle.runtime_session(checksums=True).run, allow_padding=True)
+def _active_adapters(context: Context, _: Graph) -> Iterator[Finding]:
+    """Compare adapters that ONNX Runtime itself loads; it widens nothing, so only those in float32."""
+    if "whole" in context.has or context.bundle.staged:
+        case = _small(context)
         for name in context.plan.adapters:
-            if bundle.record(name).precision == "float32":
-                yield check_native(name, run(case.arrays, name), bundle.native_run(name, case.arrays))
+            if context.bundle.record(name).precision == "float32":
+                fed = _runner(context)(case.arrays, name)
+                yield check_native(name, fed, context.bundle.native_run(name, case.arrays))
 
 
-def _word_cost(context: Context, graph: Graph) -> int:
-    return word_steps(context.manifest) if _is_main(graph) else 0
-
-
-def _words(context: Context, graph: Graph) -> Iterator[Finding]:
-    if _is_main(graph):
-        yield from check_words(graph, context.model, context.tolerance, context.progress)
-
-
-def _member_weights(context: Context, graph: Graph) -> Iterator[Finding]:
+def _member_weights(context: Context, graph: Graph) -> Iterable[Finding]:
     """Refuse a new bundle in which the member weights of a fusion act on other rows, if the outputs are right."""
     bundle = context.bundle
     right = all(one.passed for one in context.outputs)
@@ -152,19 +140,19 @@ def _member_weights(context: Context, graph: Graph) -> Iterator[Finding]:
             if record.mix is not None:
                 golden = bundle.golden(record.name).without(bundle.manifest.checksums)
                 check_weights_apart(run, record.mix, bundle.tensors(record.name), golden)
-    yield from ()
+    return ()
 
 
-def _close(context: Context, graph: Graph) -> Iterator[Finding]:
+def _close(context: Context, graph: Graph) -> Iterable[Finding]:
     """Give back the memory of a graph, except of those that golden texts, golden batches or precisions need again."""
     bundle, manifest = context.bundle, context.manifest
     if (graph.variant, graph.level) == ("slots", LEVEL):
         _ = bundle.batch_invariant  # tried out while the graph is open
-    again = {"slots"} if context.original or manifest.golden_texts or manifest.golden_batches else set()
-    again |= {"bank", "fanout"} if manifest.golden_batches else set()
-    if graph.level != LEVEL or graph.variant not in again:
+    texts = context.original or manifest.golden_texts or manifest.golden_batches
+    again = manifest.golden_batches if graph.by_row else texts if graph.variant == "slots" else None
+    if graph.level != LEVEL or not again:
         bundle.close(graph.file, graph.level)
-    yield from ()
+    return ()
 
 
 # Claims about the bundle.
@@ -193,7 +181,9 @@ def _sites(context: Context) -> Iterator[Finding]:
         # a ReLU may be inactive on the usual case
         if right and not of_base:
             others = [each for each in wrong if each in cases and each != usual.name]
-            any(not check(name, each) for each in others[:_MOST_FAILED_CASES])
+            for each in others[:_MOST_FAILED_CASES]:
+                if not check(name, each):
+                    break
     yield from of_sites(context.sites)
 
 
@@ -213,7 +203,15 @@ def _nodes(context: Context) -> Iterator[Finding]:
     smallest = [named(context.manifest, one.case) for one in outputs if not one.passed and one.case not in cases]
     cases |= {case.name: case for case in smallest if case is not None}
     graphs = [graph for graph in plan.graphs if graph.level == LEVEL]
-    traced = trace(graphs, context.model.runner, list(cases.values()), _walked(context), outputs, repro=plan.repro)
+    traced = trace(
+        graphs,
+        context.model.runner,
+        list(cases.values()),
+        _walked(context),
+        outputs,
+        repro=plan.repro,
+        reporter=context.progress,
+    )
     context.locations += traced.locations
     for found in traced.findings:
         kept = tuple(one for one in found.measurements if plan.every_node or not one.passed)
@@ -242,7 +240,7 @@ def _batches(context: Context) -> Iterator[Finding]:
     if batches is not None:
         variants = () if context.by_pieces else context.plan.variants
         yield replay_batches(context.bundle, batches, context.plan.names, variants)
-        for variant in {"bank", "fanout"} & graphs.keys():
+        for variant in (one.name for one in VARIANTS.values() if one.by_row and one.name in graphs):
             context.bundle.close(graphs[variant], LEVEL)
 
 
@@ -254,8 +252,20 @@ def _media(context: Context) -> Iterator[Finding]:
             yield compare_processors(media.digest, context.reference.contract.processor)
 
 
-def _manifest(context: Context) -> Iterator[Finding]:
+def _precision(context: Context) -> Iterable[Finding]:
+    """Measure the cost of the precision, which is no claim, and close the Python runtime."""
+    if context.original is not None:
+        names, original = context.plan.names, context.original
+        context.agreements = agreements(context.bundle, names, original, context.progress)
     context.bundle.close_runtime()
+    return ()
+
+
+def _precision_cost(context: Context) -> int:
+    return 0 if context.original is None else len(context.plan.names) * len(context.original.cases)
+
+
+def _manifest(context: Context) -> Iterator[Finding]:
     again = None if context.reference is None else context.budgets_for
     yield from check_manifest(context.bundle, context.needed_budgets, again, quick=context.plan.quick)
 
@@ -293,15 +303,15 @@ FIRST_CLAIMS: Sequence[Claim] = (
 )
 
 GRAPH_CLAIMS: Sequence[GraphClaim] = (
-    GraphClaim("outputs", run_outputs, cost=_output_cost),
+    GraphClaim("outputs", run_outputs, cost=lambda context, graph: len(trials(context.plan, graph, context.planned))),
     GraphClaim("golden parts", _golden_parts),
     GraphClaim("rows of a batch", _rows_apart, WHOLE, lambda context, graph: len(_mixed(context, graph))),
-    GraphClaim("fan-out", _fan_out, WHOLE),
-    GraphClaim("padding", _padding, needs("whole", "base")),
-    GraphClaim("swap", _swaps, WHOLE, _swap_cost),
-    GraphClaim("row order", _row_order, WHOLE, _adapter_cost),
-    GraphClaim("active adapter", _active_adapters, cost=_adapter_cost),
-    GraphClaim("words", _words, needs("model", "words", "base", "slots"), _word_cost),
+    GraphClaim("fan-out", _fan_out, WHOLE, applies=lambda graph: VARIANTS[graph.variant].by_text),
+    GraphClaim("padding", lambda context, _: check_proofs(context.bundle), needs("whole", "base"), applies=_is_main),
+    GraphClaim("swap", _swaps, WHOLE, lambda context, _: len(swaps(context.plan.names)), _is_main),
+    GraphClaim("row order", _row_order, WHOLE, _adapter_cost, _is_main),
+    GraphClaim("active adapter", _active_adapters, cost=_adapter_cost, applies=_is_main),
+    GraphClaim("words", check_words, needs("model", "words", "base", "slots"), word_cost, _is_main),
     GraphClaim("member weights", _member_weights),
     GraphClaim("memory", _close),
 )
@@ -324,6 +334,7 @@ LAST_CLAIMS: Sequence[Claim] = (
     Claim("golden texts", _texts),
     Claim("golden batches", _batches),
     Claim("golden media", _media),
+    Claim("precision", _precision, cost=_precision_cost),
     Claim("manifest", _manifest, needs("written")),
     Claim("cut", lambda context: check_cut(context.bundle), needs("written", "fanout")),
     Claim(

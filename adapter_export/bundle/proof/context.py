@@ -13,7 +13,7 @@ from adapter_export.bundle.proof.check_parts import PartValue
 from adapter_export.bundle.proof.compare_arrays import Original
 from adapter_export.bundle.proof.proof_plan import Plan, Reference
 from adapter_export.bundle.recorded_runs import RunDigests
-from adapter_export.format.check_report import LocationRecord, Measurement
+from adapter_export.format.check_report import AgreementsRecord, LocationRecord, Measurement
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.runner import DRAWS
@@ -38,7 +38,7 @@ class Context:
         computed: what the model gave earlier for the same cases; empty if it has yet to run.
         digests: collects what golden cases give.
         progress: receives a step for each unit of a claim's cost.
-        outputs, sites, parts, locations: what was measured so far.
+        outputs, sites, parts, locations, agreements: what was measured so far.
     """
 
     plan: Plan
@@ -53,6 +53,7 @@ class Context:
     sites: list[Measurement] = field(default_factory=list)
     parts: list[PartValue] = field(default_factory=list)
     locations: list[LocationRecord] = field(default_factory=list)
+    agreements: AgreementsRecord | None = None
 
     @property
     def bundle(self) -> OpenedBundle:

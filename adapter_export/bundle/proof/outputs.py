@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -35,14 +35,14 @@ _LEVELS = 4
 """Number of optimization levels of ONNX Runtime."""
 
 
-def run_outputs(context: Context, graph: Graph) -> Iterator[Finding]:
+def run_outputs(context: Context, graph: Graph) -> Iterable[Finding]:
     """Run a graph on every case, and measure every output; what follows from that is found when all graphs have run."""
     some = trials(context.plan, graph, context.expected)
     results = list(run_trials(graph, some, context.digests, context.progress))
     if context.reference is not None and not context.plan.quick:
         results = _remeasured(context, graph, results)
     context.outputs += results
-    yield from ()
+    return ()
 
 
 def run_trials(
@@ -181,7 +181,7 @@ def _remeasured(context: Context, graph: Graph, results: Sequence[Measurement]) 
     return [*kept, *run_trials(graph, again)]
 
 
-def find_smallest(context: Context) -> Iterator[Finding]:
+def find_smallest(context: Context) -> Iterable[Finding]:
     """For the base and each adapter that is off, find the smallest case at which it is, and run it at every level."""
     known = {case.name: case for case in context.plan.cases}
     off = [one for one in context.outputs if not one.passed and one.against == "reference" and one.variant == "slots"]
@@ -190,7 +190,7 @@ def find_smallest(context: Context) -> Iterator[Finding]:
         if golden.against == "reference" and own:
             first = min(own, key=lambda one: math.prod(one.axes.values()))
             context.outputs += _at_smallest(context, golden, first, known[first.case])
-    yield from ()
+    return ()
 
 
 def _at_smallest(context: Context, golden: Golden, first: Measurement, of: Case) -> list[Measurement]:

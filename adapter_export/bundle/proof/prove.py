@@ -16,7 +16,7 @@ from adapter_export.bundle.golden import Golden
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.claim import verify
 from adapter_export.bundle.proof.claims import agenda
-from adapter_export.bundle.proof.compare_arrays import Original, agreements
+from adapter_export.bundle.proof.compare_arrays import Original
 from adapter_export.bundle.proof.context import Context
 from adapter_export.bundle.proof.proof_plan import Plan, Reference, plan_check
 from adapter_export.bundle.recorded_runs import RunDigests
@@ -61,7 +61,7 @@ def prove(
         reference=None if reference is None else reference.runner.description,
         runtime=f"onnxruntime {ort.__version__}",
         findings=(*plan.files, *findings),
-        agreements=None if original is None else agreements(bundle, plan.names, original),
+        agreements=context.agreements,
         effects=() if plan.quick else effects(bundle, plan.adapters),
         digest=bundle.digest,
         locations=tuple(context.locations),

@@ -28,7 +28,6 @@ from adapter_export.numerics.sample_inputs import (
     shaped_case,
     word_cases,
 )
-from adapter_export.reporting import SILENT, Reporter
 
 _SHOWN = 5
 """Maximum words that a message names."""
@@ -36,16 +35,15 @@ _SHOWN = 5
 _TRIED_ALONE = 512
 
 
-def word_steps(manifest: Manifest) -> int:
-    """Return how many steps `check_words` takes."""
+def word_cost(context: Context, _: Graph) -> int:
+    """Return the number of cases that `check_words` runs."""
+    manifest = context.manifest
     return sum(1 for _ in word_cases(manifest.inputs, seed=SEED, lengths=manifest.lengths))
 
 
-def check_words(
-    graph: Graph, reference: Reference, tolerance: Tolerance, reporter: Reporter = SILENT
-) -> Iterator[Finding]:
+def check_words(context: Context, graph: Graph) -> Iterator[Finding]:
     """Compare the base on every id of every vocabulary; of words in a row that is wrong, say which are so alone."""
-    manifest = graph.bundle.manifest
+    manifest, reference, tolerance = context.manifest, context.model, context.tolerance
     tables = {record.name: record.limit for record in manifest.inputs if record.role == "ids" and record.limit}
     tried: dict[str, set[int]] = {name: set() for name in tables}
     worst, wrong = 0.0, dict[str, list[int]]()
@@ -64,7 +62,7 @@ def check_words(
                 wrong.setdefault(name, []).extend(ids)
         for name, seen in tried.items():
             seen.update(case.arrays[name].ravel().tolist())
-        reporter.step(f"{BASE}: {case.name}")
+        context.progress.step(f"{BASE}: {case.name}")
     for name, limit in tables.items():
         shown = ", ".join(map(str, wrong.get(name, [])[:_SHOWN]))
         more = f"{'words' if len(wrong.get(name, ())) > 1 else 'word'} {shown} of `{name}` alone; " if shown else ""
