@@ -134,7 +134,7 @@ class _Call:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    from adapter_export.cli.output import warn
+    from adapter_export.cli.terminal import warn
 
     warn(str(message))
 
@@ -185,6 +185,6 @@ def _as_known(error: Exception) -> AdapterExportError | None:
 
 
 def _say_json(facts: Mapping[str, str], exit_code: int) -> None:
-    from adapter_export.cli.output import emit_json
+    from adapter_export.cli.terminal import emit_json
 
     emit_json({**facts, "exit_code": exit_code})

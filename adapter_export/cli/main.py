@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import click
 
-from adapter_export.cli.commands import found_commands
+from adapter_export.cli.discovery import found_commands
 from adapter_export.cli.group import Entry, LazyGroup
 from adapter_export.version import __version__
 

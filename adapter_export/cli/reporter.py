@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.status import Status
 from rich.text import Text
 
-from adapter_export.cli.output import console, say, warn
+from adapter_export.cli.terminal import console, say, warn
 from adapter_export.errors import Note
 from adapter_export.reporting import Reporter
 from adapter_export.tables import duration

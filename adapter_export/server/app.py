@@ -26,9 +26,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adapter_export.errors import AdapterExportError, InputError, UsageError, quoted
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.server.calls import Call, parse
-from adapter_export.server.context import Context
 from adapter_export.server.limits import RefusedError, status_of
 from adapter_export.server.protocol import InferenceProtocol
+from adapter_export.server.route_context import Context
 from adapter_export.server.telemetry import log
 
 _QUERY: Mapping[str, frozenset[str]] = {

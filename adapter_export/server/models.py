@@ -20,7 +20,7 @@ from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
 from adapter_export.runtime.bundle import RESIDENT
 from adapter_export.server.collector import Collector
 from adapter_export.server.limits import RefusedError
-from adapter_export.server.settings import Limits, SessionSettings
+from adapter_export.server.server_settings import Limits, SessionSettings
 
 PIN = "@sha256:"
 """Stands between the name of a model and the digest that it must have."""

@@ -16,13 +16,13 @@ from starlette.types import ASGIApp
 from adapter_export.errors import AdapterExportError, UsageError
 from adapter_export.runtime import Bundle
 from adapter_export.server.app import make_app
-from adapter_export.server.context import Admission, Context
 from adapter_export.server.control import Control, Relayed
 from adapter_export.server.limits import RefusedError, impatient
 from adapter_export.server.models import Models, named_bundles
 from adapter_export.server.resolver import Fetch, Resolver
+from adapter_export.server.route_context import Admission, Context
+from adapter_export.server.server_settings import MAX_ADAPTER_BYTES, ServerSettings
 from adapter_export.server.service import Service
-from adapter_export.server.settings import MAX_ADAPTER_BYTES, ServerSettings
 from adapter_export.server.telemetry import Metrics, Tracer, log, log_to_stderr
 
 _KEEP_ALIVE = 75

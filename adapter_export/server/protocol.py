@@ -22,9 +22,9 @@ from adapter_export.errors import RequestError, quoted
 from adapter_export.runtime.answerer import AnsweredRow, Row
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.server.calls import Number, Strict, Weights, parse, split_rows
-from adapter_export.server.context import Context
 from adapter_export.server.limits import MOST_ROWS, RefusedError
 from adapter_export.server.models import Target
+from adapter_export.server.route_context import Context
 from adapter_export.server.service import TargetRow
 from adapter_export.text import MOST_CHARACTERS, Pair
 from adapter_export.version import __version__

@@ -21,7 +21,7 @@ from adapter_export.errors import AdapterExportError, InputError, UsageError
 from adapter_export.runtime import Bundle
 from adapter_export.server.limits import RefusedError, status_of
 from adapter_export.server.process import make_server, run_server
-from adapter_export.server.settings import Limits, ServerSettings, SessionSettings
+from adapter_export.server.server_settings import Limits, ServerSettings, SessionSettings
 from adapter_export.server.telemetry import log, log_to_stderr
 
 MOST_LINE = 2**24

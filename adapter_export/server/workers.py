@@ -26,7 +26,7 @@ from adapter_export.runtime import Bundle
 from adapter_export.server.limits import RefusedError
 from adapter_export.server.models import check_resident, named_bundles, open_session
 from adapter_export.server.process import OnReady, address_of, fetcher, listen
-from adapter_export.server.settings import ServerSettings
+from adapter_export.server.server_settings import ServerSettings
 from adapter_export.server.telemetry import forget_process, log, log_to_stderr
 from adapter_export.server.worker import MOST_LINE, refusal
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from click.testing import CliRunner, Result
 
-from adapter_export.cli.commands import made
+from adapter_export.cli.click_command import made
 from adapter_export.cli.group import Entry, LazyGroup
 from adapter_export.commands.command import Command, Screen
 from adapter_export.option import Force, Option

@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from adapter_export.cli import commands
+from adapter_export.cli import click_command
 from adapter_export.commands.command import Command
 from adapter_export.option import Force, Option, OptionsOf
 from adapter_export.reporting import SILENT, Reporter
@@ -83,7 +83,7 @@ COMMAND = Command(
 @pytest.fixture
 def made() -> click.Command:
     GIVEN.clear()
-    return commands.made(COMMAND, "try")
+    return click_command.made(COMMAND, "try")
 
 
 def test_the_help_says_what_the_annotations_say(made: click.Command) -> None:

@@ -33,8 +33,8 @@ from adapter_export.runtime import Bundle
 from adapter_export.server.limits import RefusedError
 from adapter_export.server.models import Extra, Models, named_bundles
 from adapter_export.server.process import listen
+from adapter_export.server.server_settings import Limits, ServerSettings, SessionSettings
 from adapter_export.server.service import same_answers
-from adapter_export.server.settings import Limits, ServerSettings, SessionSettings
 from adapter_export.server.telemetry import Tracer
 
 TEXT = "a good film , and the book was not dull ."

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from adapter_export.server.models import named_bundles
 from adapter_export.server.process import fetcher, make_server
-from adapter_export.server.settings import ServerSettings
+from adapter_export.server.server_settings import ServerSettings
 
 
 @dataclass(frozen=True)

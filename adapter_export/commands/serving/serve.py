@@ -10,7 +10,7 @@ from adapter_export.api.models.base import PathLike, require
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import UsageError, argument
 from adapter_export.option import Option, OptionsOf
-from adapter_export.server.settings import Limits, ServerSettings, SessionSettings
+from adapter_export.server.server_settings import Limits, ServerSettings, SessionSettings
 
 _OPTIONS = OptionsOf(ServerSettings, SessionSettings, Limits)
 _LAST_PORT = 65535

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapter_export.cli.output import emit_json, say, show, warn
 from adapter_export.cli.reporter import TerminalReporter
+from adapter_export.cli.terminal import emit_json, say, show, warn
 from adapter_export.errors import argument
 from adapter_export.tables import Table, bar, duration, size
 

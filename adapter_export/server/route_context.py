@@ -14,8 +14,8 @@ from starlette.requests import Request as HttpRequest
 
 from adapter_export.server.control import Control
 from adapter_export.server.limits import RefusedError, body_of
+from adapter_export.server.server_settings import MAX_ADAPTER_BYTES, Limits
 from adapter_export.server.service import Service
-from adapter_export.server.settings import MAX_ADAPTER_BYTES, Limits
 from adapter_export.server.telemetry import Metrics, Tracer
 
 Found = TypeVar("Found")

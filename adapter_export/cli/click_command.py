@@ -1,79 +1,27 @@
-"""The commands, found by scanning `adapter_export.commands`, and each made into a command of click."""
+"""A command of click, made from the description of a command and the signature of its call."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
-import pkgutil
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import chain
-from types import ModuleType
 from typing import Annotated, Any
 
 import click
 
-from adapter_export import commands
 from adapter_export.cli.config import config_option
-from adapter_export.cli.group import Entry, LazyGroup
 from adapter_export.cli.help_page import HelpPage, examples, flag_of
 from adapter_export.cli.options import from_environment, is_given, option, parameters
-from adapter_export.cli.output import TerminalScreen, emit_json
 from adapter_export.cli.reporter import TerminalReporter
+from adapter_export.cli.terminal import TerminalScreen, emit_json
 from adapter_export.commands.command import Command, Found, Instead
 from adapter_export.errors import UsageError
 from adapter_export.option import OptionsOf
 
-_SECTIONS = ("models", "training", "adapters", "bundles", "serving")
-"""The order of the sections; others come behind."""
-
 _FAILED = 1
-
-
-def found_commands() -> Mapping[str, Entry]:
-    """Return all commands by name, in the order of the help page."""
-    found = dict[str, Entry]()
-    for section in _in_order(_modules(commands), _SECTIONS):
-        if hasattr(section, "__path__"):
-            for name, entry in _entries(section).items():
-                found[name] = replace(entry, section=_name(section).capitalize())
-    return found
-
-
-def _entries(package: ModuleType) -> Mapping[str, Entry]:
-    """Return the commands in a package; a package inside it is a group of commands."""
-    entries = dict[str, Entry]()
-    for module in _in_order(_modules(package), getattr(package, "ORDER", ())):
-        name = _name(module)
-        summary = str(module.__doc__).partition("\n")[0]
-        make = partial(_group, module) if hasattr(module, "__path__") else partial(made, module.COMMAND, name)
-        entries[name] = Entry(summary, make)
-    return entries
-
-
-def _modules(package: ModuleType) -> Iterator[ModuleType]:
-    """Import the modules of a package, but those whose names begin with an underscore."""
-    for found in pkgutil.iter_modules(package.__path__):
-        if not found.name.startswith("_"):
-            yield importlib.import_module(f"{package.__name__}.{found.name}")
-
-
-def _name(module: ModuleType) -> str:
-    """Return the name of a command: that of its module, `import` of `import_`."""
-    return module.__name__.rpartition(".")[2].rstrip("_")
-
-
-def _in_order(modules: Iterator[ModuleType], order: Sequence[str]) -> list[ModuleType]:
-    names = {_name(module): module for module in modules}
-    return sorted(names.values(), key=lambda one: order.index(_name(one)) if _name(one) in order else len(order))
-
-
-def _group(package: ModuleType) -> click.Command:
-    text = inspect.cleandoc(str(package.__doc__))
-    return LazyGroup(_name(package), table=_entries(package), help=text, epilog=examples(*package.EXAMPLES))
 
 
 def made(command: Command[Found], name: str) -> click.Command:
