@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,30 @@ import pytest
 import adapter_export
 
 PACKAGE = Path(adapter_export.__file__).parent
+
+RUNNER = """
+import contextlib, io, json, os, sys, traceback
+from click.testing import CliRunner
+
+replies = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # whatever else is printed goes to stderr
+for line in sys.stdin:
+    program, arguments = json.loads(line)
+    if program is None:
+        from adapter_export.cli.main import main
+        done = CliRunner().invoke(main, arguments)
+        code, out, err = done.exit_code, done.stdout, done.stderr
+    else:
+        sys.argv, own, code, err = ["", *arguments], io.StringIO(), 0, ""
+        try:
+            with contextlib.redirect_stdout(own):
+                exec(program, {"__name__": "__main__"})
+        except BaseException:
+            code, err = 1, traceback.format_exc()
+        out = own.getvalue()
+    print(json.dumps([code, out, err]), file=replies, flush=True)
+"""
+"""Runs programs and commands of the changed package, one after the other, so that torch is imported once."""
 
 
 class TrialChange:
@@ -32,10 +57,12 @@ class TrialChange:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.touched: list[str] = []
+        self._process: subprocess.Popen[str] | None = None
         shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
 
     def add(self, path: str, text: str) -> None:
         """Add a file to the package; `path` is relative to it."""
+        self.close()
         file = self.folder / PACKAGE.name / path
         assert not file.exists(), f"{path} is already there"
         file.write_text(text, encoding="utf-8")
@@ -43,6 +70,7 @@ class TrialChange:
 
     def edit(self, path: str, old: str, new: str) -> None:
         """Replace the one occurrence of `old` in a file of the package."""
+        self.close()
         file = self.folder / PACKAGE.name / path
         text = file.read_text(encoding="utf-8")
         assert text.count(old) == 1, f"{path} has {text.count(old)} places such as {old!r}"
@@ -52,30 +80,43 @@ class TrialChange:
 
     def python(self, program: str, *arguments: object) -> str:
         """Run a Python program with the changed package; return its stdout."""
-        return self._run("-c", program, *arguments)
+        return self._run(program, *arguments)
 
     def command(self, *arguments: object) -> str:
         """Run a command of the changed package, which must succeed; return its stdout."""
-        return self._run("-m", PACKAGE.name, *arguments)
+        return self._run(None, *arguments)
 
     def json(self, *arguments: object) -> Any:
         """Run a command with `--json` and return its document."""
         return json.loads(self.command(*arguments, "--json"))
 
-    def _run(self, *arguments: object) -> str:
-        done = subprocess.run(
-            [sys.executable, *map(str, arguments)],
-            cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(self.folder)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _run(self, program: str | None, *arguments: object) -> str:
+        words = [str(argument) for argument in arguments]
+        if self._process is None:
+            pipe, env = subprocess.PIPE, {**os.environ, "PYTHONPATH": str(self.folder)}
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", RUNNER], cwd=self.folder, env=env, stdin=pipe, stdout=pipe, text=True
+            )
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps([program, words]) + "\n")
+        process.stdin.flush()
+        code, out, err = json.loads(process.stdout.readline())
+        assert code == 0, f"{words} ended with {code}:\n{out}\n{err}"
+        return str(out)
 
 
 @pytest.fixture
-def trial(tmp_path: Path) -> TrialChange:
+def trial(tmp_path: Path) -> Iterator[TrialChange]:
     """A copy of the package, still without a change."""
-    return TrialChange(tmp_path)
+    change = TrialChange(tmp_path)
+    yield change
+    change.close()
