@@ -140,7 +140,7 @@ def test_many_contestants_are_compared_with_the_first() -> None:
     assert {one.first for one in found.differences} == {"c0"}
     assert len(found.agreements) == MOST_PAIRED
     text = str(found)
-    assert f"of more than {MOST_PAIRED} contestants, each is compared with the first alone, `c0`" in text
+    assert f"with more than {MOST_PAIRED} contestants, each is compared only with the first, `c0`" in text
     assert "right: `c" in text, "who answers what, in one column"
 
 

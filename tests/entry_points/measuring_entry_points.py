@@ -18,6 +18,7 @@ from adapter_export.analysis.eval_rows import DataOptions
 from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.commands.bundles._contestants import contestants_of
 from adapter_export.format.labelled import Columns
+from adapter_export.reporting import SILENT
 
 LABELS = {"multi_label": [], "multiple_choice": 0, "regression": [0.5, 0.5], "ranking": 1, "embedding": "-"}
 """What is right does not matter: results are compared before they are judged."""
@@ -43,7 +44,7 @@ def evaluate(bundle: Bundle, rows: Sequence[Row], _: Any) -> Sequence[Document]:
             path = Path(folder, "rows.jsonl")
             path.write_text("".join(json.dumps(_cells(row, recipe.task)) + "\n" for row in some), encoding="utf-8")
             data = DataOptions(columns, group=None, skip_incomplete=False, limit=None).read(path, own.task)
-            results = own.answer(own.read(data), lambda _: None)
+            results = own.answer(own.read(data), SILENT)
         return [_document(bundle, row, own) for row, own in zip(some, results, strict=True)]
 
     return together(rows, lambda row: (row.adapter, shape(row)), ask)
