@@ -1,4 +1,4 @@
-"""How a parameter of a call is said on the command line, written where it stands: `Annotated[int, Option(…)]`."""
+"""Options of the command line, declared where parameters are annotated: `Annotated[int, Option(…)]`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from adapter_export.errors import UsageError, argument
 
 @dataclass(frozen=True)
 class Option:
-    """The words of an option; its type, its default and, mostly, its name are those of the parameter.
+    """A parameter as an option; its type, its default and, mostly, its name are those of the parameter.
 
     Attributes:
-        help: what it does; its default too, where the signature does not show one: `[default: 0.1]`.
-        metavar: stands for the value in help pages, such as `FILE`; by type if not given. This and `choices` may be a
-            function that returns it, where it comes from a module that takes long to import.
+        help: what it does. Defaults are shown from the signature.
+        metavar: the value in help pages, such as `FILE`. Default: by type. This and `choices` may be functions that
+            return it, where it comes from a module that takes long to import.
         flags: other names, with spaces between them: `-o` beside the parameter's name, `--json` in its place.
-        choices: the values that it can have; those of a `Literal` if not given.
+        choices: its possible values. Default: those of a `Literal`.
         least: the smallest number that it can be.
         commas: the value is a list that is written with commas, such as `a,b`; other lists repeat the option.
         required: whether the command line must give it. Default: if the parameter has no default.

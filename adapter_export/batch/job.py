@@ -94,7 +94,7 @@ def table_files(data: Path) -> list[Path]:
 
 
 def shards_of(files: Sequence[Path], columns: Columns, rows: int) -> tuple[list[Shard], list[str]]:
-    """Return shards of so many rows, the last of each file perhaps shorter, and the sha256 of each file.
+    """Return the shards, each of `rows` rows or the rest of a file, and the sha256 of each file.
 
     Raises:
         FileError: a file cannot be read.
@@ -194,7 +194,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Job:
-    """What is done with each row.
+    """The work on each row.
 
     Attributes:
         bundle: its folder.

@@ -132,7 +132,7 @@ def count_of_parquet(path: Path) -> int:
 
 
 def shown_texts(row: Row) -> dict[str, Any]:
-    """Return what stands for a row in results: its text, or both texts of a pair, or a question with its choices."""
+    """Return the texts of a row for its result: its text, both texts of a pair, or a question with its choices."""
     if row.is_arrays:
         return {"text": row.where}
     if isinstance(row.asked, Pair):

@@ -43,11 +43,11 @@ WORDS: Mapping[str, Callable[[click.Context], Iterable[str]]] = {
     "variants": _variants,
     **dict.fromkeys(("adapter", "adapters", "fuse", "bake"), _adapters),
 }
-"""What a shell completes, by the name of the parameter."""
+"""Functions that list completions, by the name of the parameter."""
 
 
 def completed(context: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return what a value can go on with, or the last item of one with commas."""
+    """Return completions for the last comma-separated item."""
     before, comma, last = incomplete.rpartition(",")
     words = WORDS[str(param.name)](context)
     return [f"{before}{comma}{word}" for word in words if word.startswith(last)]

@@ -127,7 +127,7 @@ class LazyGroup(click.Group):
 
 @dataclass(frozen=True)
 class _Call:
-    """How the user wants to hear of errors."""
+    """Options of the group that decide how errors are shown."""
 
     json: bool = False
     debug: bool = False

@@ -40,7 +40,7 @@ Layout = Literal["triton", "kserve", "ray", "docker"]
 _FILES = Path(__file__).with_name("files")
 _BUNDLE_AT = {"kserve": "storage/{name}", "ray": "bundle", "docker": "bundle"}
 _NAME = r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?"
-"""What Kubernetes takes for the name of a service (RFC 1035), and the others for that of a model."""
+"""Names that Kubernetes accepts for a service (RFC 1035), and the other platforms for a model."""
 
 ADAPTER_INPUT = "adapter"
 """The input that holds all tensors of an adapter, float32 [numbers]."""
@@ -209,7 +209,7 @@ def in_one(manifest: Manifest, tensors: Weights, where: str) -> np.ndarray:
     several axes that an adapter chooses, the lengths of these. Behind it are the tensors in the same order, row by row.
 
     Raises:
-        UsageError: a tensor has so many numbers that no float32 holds how many.
+        UsageError: a tensor has more numbers than float32 can count exactly.
     """
     ordered = [tensors[slot.name] for slot in manifest.slots]
     lengths = [

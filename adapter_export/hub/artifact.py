@@ -1,4 +1,4 @@
-"""What travels: a bundle or the folder of an adapter. Each has one file with the hashes of all others: its head."""
+"""Artifacts: bundles and folders of adapters. Each has one file with the hashes of all others: its head."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Remote:
-    """What a reference stands for at this moment.
+    """The current target of a reference.
 
     Attributes:
-        pin: what will never stand for anything else: the digest of an OCI manifest, or a commit.
+        pin: an immutable name: the digest of an OCI manifest, or a commit.
         files: by path.
     """
 
@@ -55,7 +55,7 @@ class Source(Protocol):
     """Where an artifact is taken from."""
 
     def resolve(self) -> Remote:
-        """Ask what the reference stands for now."""
+        """Resolve the reference to its current target."""
 
     def download(self, file: RemoteFile, folder: Path) -> None:
         """Write one file to its path in a folder; at most as many bytes as it is said to have."""

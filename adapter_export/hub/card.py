@@ -1,4 +1,4 @@
-"""Model cards, written from what is known of an artifact and nothing else: what nobody knows is left out.
+"""Model cards, written from the records of an artifact only; unknown facts are omitted.
 
 Names, labels and files are words of others; in the text of a card they can be no markup.
 """
@@ -50,7 +50,7 @@ class ScoreRecord:
 
 @dataclass(frozen=True)
 class Measured:
-    """What `evaluate` found, as its JSON has it.
+    """Scores that `evaluate` found, as in its JSON.
 
     Attributes:
         adapter: the name of the adapter.

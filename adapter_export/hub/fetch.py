@@ -51,15 +51,15 @@ Proof = Callable[[Path], object]
 """Is called with the folder of what was taken, before it is used; raises an error of this package to refuse it."""
 
 _WAIT_SECONDS = 600.0
-"""How long to wait for another process that takes the same artifact."""
+"""Seconds to wait for another process that fetches the same artifact."""
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a reference stood for.
+    """A fetched artifact.
 
     Attributes:
-        reference: what was asked for.
+        reference: the reference.
         kind: a bundle or an adapter.
         pin: the digest of the registry's manifest, or the commit of the hub.
         digest: the sha256 of `manifest.json` or `adapter_graph.json`, which has those of all other files.
@@ -74,13 +74,13 @@ class Fetched:
 
     @property
     def pinned(self) -> str:
-        """The reference that can never stand for anything else."""
+        """The reference with its pin, which never changes its meaning."""
         return str(parse_reference(self.reference).pinned(self.pin))
 
 
 @dataclass(frozen=True)
 class _Order:
-    """What is asked for, and by whom: see `fetch`."""
+    """The arguments of `fetch`."""
 
     reference: Reference
     expect: str | None
@@ -90,11 +90,11 @@ class _Order:
 
 @dataclass(frozen=True)
 class _Known:
-    """What a reference stood for when it was last asked for.
+    """The target of a reference when it was last resolved.
 
     Attributes:
         reference: itself.
-        pin: what it stood for.
+        pin: its target.
     """
 
     reference: str
@@ -225,7 +225,7 @@ def _record(cache: Path, reference: Reference) -> Path:
 
 
 def _known(cache: Path, reference: Reference) -> str | None:
-    """Return what a reference last stood for; none where nobody knows, or the record is damaged."""
+    """Return the last target of a reference; `None` if it is unknown, or its record is damaged."""
     try:
         known = record_from_json(_Known, read_json(_record(cache, reference)))
     except InputError:
@@ -234,7 +234,7 @@ def _known(cache: Path, reference: Reference) -> str | None:
 
 
 def _cached(cache: Path, pin: str, order: _Order) -> Fetched | None:
-    """Return what the cache has; none if it has it not, or what it has is damaged: then it is removed."""
+    """Return an artifact of the cache; `None` if it is missing, or damaged and therefore removed."""
     folder = _place(cache, order.reference, pin)
     if not folder.is_dir():
         return None

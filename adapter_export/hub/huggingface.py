@@ -40,7 +40,7 @@ from adapter_export.safe_io.regular_files import copy_hashed
 from adapter_export.version import __version__
 
 _TRANSPORT: type[Exception] = HfHubHTTPError.__bases__[0]
-"""What the library's HTTP client raises; which client that is depends on the release."""
+"""Errors of the library's HTTP client, which depends on its release."""
 
 _UNAUTHORIZED, _FORBIDDEN, _TOO_MANY, _SERVER_ERROR = 401, 403, 429, 500
 
@@ -51,7 +51,7 @@ def endpoint() -> str:
 
 
 def is_offline() -> bool:
-    """Whether `HF_HUB_OFFLINE` forbids the network."""
+    """Return whether `HF_HUB_OFFLINE` forbids the network."""
     return is_offline_mode()
 
 
@@ -69,7 +69,7 @@ class Hub:
         self._commit: str | None = None
 
     def resolve(self) -> Remote:
-        """Ask which commit the reference stands for, and which files it has; offline the library's cache says it.
+        """Resolve the reference to a commit and its files; offline, by the library's cache.
 
         Raises:
             RemoteError: the hub does not answer, has none, or does not give it.
@@ -149,7 +149,7 @@ class Hub:
         return str(done.oid)
 
     def current(self) -> str | None:
-        """Return the commit that the reference stands for now; none if there is none."""
+        """Return the current commit of the reference; `None` if there is none."""
         try:
             with self._asked():
                 return self._api.model_info(self.reference.repository, revision=self.reference.revision).sha

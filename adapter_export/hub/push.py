@@ -17,10 +17,10 @@ from adapter_export.reporting import SILENT, Reporter
 
 @dataclass(frozen=True)
 class Pushed:
-    """What was sent, and where it is.
+    """A pushed artifact.
 
     Attributes:
-        reference: what it was sent to.
+        reference: the reference that it was sent to.
         kind: a bundle or an adapter.
         pin: the digest of the registry's manifest, or the commit of the hub.
         digest: the sha256 of `manifest.json` or `adapter_graph.json`, which has those of all other files.
@@ -37,7 +37,7 @@ class Pushed:
 
     @property
     def pinned(self) -> str:
-        """The reference that can never stand for anything else."""
+        """The reference with its pin, which never changes its meaning."""
         return str(parse_reference(self.reference).pinned(self.pin))
 
 
@@ -83,7 +83,7 @@ def push_folder(
     where, kind = parse_reference(reference), whole_artifact(folder)
     if where.pin is not None:
         fix = "give a tag or a branch, or neither"
-        raise UsageError("stands for what it is forever, and nothing can be sent there", where=where, fix=fix)
+        raise UsageError("is immutable, so nothing can be sent there", where=where, fix=fix)
     digest, head = digest_of(folder, kind), HEADS[kind]
     also = [name for name in (UNLISTED if kind == "bundle" else (CARD_FILE,)) if (folder / name).is_file()]
     files = {name: folder / name for name in (head, *needed_files(folder, kind), *also)}

@@ -45,7 +45,7 @@ class HubReference:
 
     @property
     def pin(self) -> str | None:
-        """What can never mean anything else, if this is one: a commit."""
+        """The commit, if the reference has one; it never changes its meaning."""
         return self.revision if self.revision and _COMMIT.fullmatch(self.revision) else None
 
     def pinned(self, pin: str) -> HubReference:
@@ -84,7 +84,7 @@ class RegistryReference:
 
     @property
     def pin(self) -> str | None:
-        """What can never mean anything else, if this is one: a digest."""
+        """The digest, if the reference has one; it never changes its meaning."""
         return self.digest
 
     def pinned(self, pin: str) -> RegistryReference:
@@ -93,7 +93,7 @@ class RegistryReference:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the registry is on this machine, where nobody else hears what is said."""
+        """True if the registry is on this machine, where HTTP needs no TLS."""
         name = re.sub(r":[0-9]+$", "", self.host).strip("[]")
         try:
             return name == "localhost" or ip_address(name).is_loopback

@@ -96,7 +96,7 @@ class Registry:
         self._client.close()
 
     def resolve(self) -> Remote:
-        """Read the manifest that the reference stands for now.
+        """Read the current manifest of the reference.
 
         Raises:
             RemoteError: it does not answer, has none, or does not give it.
@@ -147,7 +147,7 @@ class Registry:
             raise HashError(where, what, found=sha256.hexdigest(), expected=str(file.digest), fix="push it again")
 
     def current(self) -> str | None:
-        """Return the digest that the reference stands for now; none if there is none."""
+        """Return the current digest of the reference; `None` if there is none."""
         try:
             return self.resolve().pin
         except NotFoundError:
@@ -282,7 +282,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 
 def _read(response: httpx.Response, most: int) -> bytes | None:
-    """Return what was answered; none if it is more than that."""
+    """Return the answer; `None` if it is larger."""
     data = bytearray()
     for block in response.iter_raw():
         data += block
@@ -347,7 +347,7 @@ def _layers(data: bytes, where: RegistryReference) -> Mapping[str, RemoteFile]:
 
 
 def _saved_login(host: str) -> str | None:
-    """Return name and password in base64 that `docker login` saved for a host, or a helper has; none if there are none.
+    """Return name and password in base64 that `docker login` saved for a host, or a helper has; `None` without a login.
 
     Raises:
         InputError: Docker's file of logins cannot be read.

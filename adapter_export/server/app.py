@@ -38,7 +38,7 @@ _QUERY: Mapping[str, frozenset[str]] = {
 """Query keys by the path of the route; all other routes have none."""
 
 _QUIET = ("/v2/health/live", "/v2/health/ready", "/metrics")
-"""What is asked all the time, and logged only when it fails."""
+"""Paths that are polled; logged only when they fail."""
 
 
 class RequestLog:

@@ -30,11 +30,11 @@ class Collector:
 
     Args:
         run_many: computes; called in a thread.
-        calls: how many calls of it run at a time.
-        most: how many requests at most go into one.
-        most_waiting: how many at most wait.
-        max_wait: how many seconds a request waits for others though a call could begin.
-        on_call: is told of each call: how many requests it has, and how many seconds the first of them waited.
+        calls: maximum concurrent calls of it.
+        most: maximum requests of one call.
+        most_waiting: maximum queued requests.
+        max_wait: maximum seconds that a request waits for others although a call could begin.
+        on_call: called at each call with its number of requests, and the seconds that the first of them waited.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Collector:
 
     @property
     def waiting(self) -> int:
-        """How many requests wait."""
+        """Number of queued requests."""
         return len(self._waiting)
 
     async def answer(self, requests: Sequence[Request]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What changes a running server: routes, adapters that come and go, bundles that are exchanged."""
+"""Changes of a running server: routes, loaded adapters and reloaded bundles."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Control:
         resolver: finds adapters by name.
         metrics: hear of reloads.
         state: the file that keeps the routes, so that a restart has them; none are kept without it.
-        keeps_state: whether this process writes it.
+        keeps_state: this process writes it.
         relay: has changes made in several processes.
 
     Attributes:
@@ -117,7 +117,7 @@ class Control:
             return {"bundle": served.name, "digest": extra.digest}
         target = models.find(name) or await self._service.resolved(name)
         if target is None:
-            raise RefusedError(404, f"there is no model `{name}`, and nobody finds one")
+            raise RefusedError(404, f"there is no model `{name}`, and no adapter of that name is found")
         return {"bundle": target.served.name, "digest": target.digest}
 
     async def _unload(self, name: str) -> dict[str, Any]:

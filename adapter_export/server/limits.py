@@ -14,7 +14,7 @@ MOST_ROWS = 256
 """Rows of one request."""
 
 _LONGEST_HEAD = 2**16
-"""Of a request, in bytes."""
+"""Maximum bytes of the headers of a request."""
 
 
 class RefusedError(Exception):
@@ -23,7 +23,7 @@ class RefusedError(Exception):
     Args:
         status: of HTTP.
         words: one sentence.
-        again: after how many seconds the client may ask again; never if not given.
+        again: seconds after which the client may ask again. Default: never.
     """
 
     def __init__(self, status: int, words: str, again: int | None = None) -> None:

@@ -26,7 +26,7 @@ PIN = "@sha256:"
 """Stands between the name of a model and the digest that it must have."""
 
 _SHOWN = 20
-"""How many names a message lists."""
+"""Maximum names in a message."""
 
 _POLL = 0.005
 """Seconds between two looks at whether an adapter is still in use."""
@@ -150,7 +150,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Target:
-    """What answers: a bundle's session with one of its adapters; none is the base."""
+    """A bundle's session with one of its adapters; `None` is the base."""
 
     served: Served
     adapter: str | None

@@ -29,7 +29,7 @@ _KEEP_ALIVE = 75
 """Seconds until an idle connection is closed: longer than pools of clients keep theirs, so that they close first."""
 
 OnReady = Callable[[str, Sequence[str]], object]
-"""Told the address, and the names of the models, when calls are answered."""
+"""Called with the address and the names of the models when calls are answered."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ def fetcher(settings: ServerSettings) -> Fetch | None:
 
 
 def serve_here(places: Sequence[str], settings: ServerSettings, on_ready: OnReady = lambda *_: None) -> None:
-    """Serve bundles in this process until it is told to end: SIGTERM, or an interrupt.
+    """Serve bundles in this process until it is terminated or interrupted.
 
     Args:
         places: folders of bundles, or `NAME=FOLDER`.
-        settings: how.
-        on_ready: is told when calls are answered.
+        settings: of the server.
+        on_ready: called when calls are answered.
 
     Raises:
         UsageError: models have the same name, or the port is taken.
@@ -82,7 +82,7 @@ def serve_here(places: Sequence[str], settings: ServerSettings, on_ready: OnRead
 
 
 def run_server(made: Made, settings: ServerSettings, listening: socket.socket, on_ready: OnReady) -> None:
-    """Answer until this process is told to end."""
+    """Answer until this process is terminated."""
     log_to_stderr(quiet=settings.quiet)
     signal.signal(
         signal.SIGTERM, lambda *_: None

@@ -38,7 +38,7 @@ _DTYPES: Mapping[str, str] = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _HEADER_LENGTH = "inference-header-content-length"
 _LEAST_VERSION = 12
-"""How many digits of a digest name a version."""
+"""Digits of a digest that name a version."""
 
 TEXT, PAIR, ANSWER, LABEL, PROBABILITY = "text", "pair", "answer", "label", "probability"
 

@@ -30,7 +30,7 @@ class Resolver:
 
     Attributes:
         folder: where they are looked for.
-        fetch: brings those of a hub or a registry; nothing if not given.
+        fetch: fetches those of a hub or a registry; `None` fetches nothing.
         most: the largest file that is read, in bytes.
     """
 

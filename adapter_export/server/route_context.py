@@ -66,7 +66,7 @@ def _is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True)
 class Context:
-    """What every route needs.
+    """The parts of a server that its routes use.
 
     Attributes:
         service: answers rows.

@@ -18,10 +18,10 @@ from adapter_export.safe_io.output import Output
 
 _VERSION = "1.0"
 _MOST_BEFORE = 100
-"""How many states before the present one are kept."""
+"""Maximum earlier states that are kept."""
 
 Known = Callable[[str], bool]
-"""Whether there is a model of this name."""
+"""Returns whether a model of a name exists."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from adapter_export.option import Option
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """How sessions compute.
+    """Settings of sessions.
 
     Attributes:
         mapped_weights: compute on memory-mapped weights, which several processes share, instead of packed copies.
@@ -36,7 +36,7 @@ class SessionSettings:
 
 @dataclass(frozen=True)
 class Limits:
-    """What clients may use, so that no client can stop the others.
+    """Limits of clients, so that no client can stop the others.
 
     Attributes:
         max_body: maximum bytes of a call.
@@ -62,7 +62,7 @@ MAX_ADAPTER_BYTES = 2**28
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How a server runs.
+    """Settings of a server.
 
     Attributes:
         host: the address to listen on.
@@ -73,8 +73,8 @@ class ServerSettings:
         state: the file that keeps the routes across restarts.
         drain: seconds after SIGTERM in which calls are still answered and readiness fails.
         quiet: log failures only.
-        sessions: how sessions compute.
-        limits: what clients may use.
+        sessions: settings of sessions.
+        limits: limits of clients.
         token: required for administration. Default: only loopback clients may administer.
         keeps_state: this process writes `state`.
     """

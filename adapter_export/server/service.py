@@ -22,7 +22,7 @@ from adapter_export.server.routes import Routes
 from adapter_export.server.telemetry import Metrics, log
 
 _MOST_SHADOWS = 64
-"""How many calls of shadows may wait; more are dropped."""
+"""Maximum queued calls of shadows; more are dropped."""
 
 Answer = dict[str, Any]
 """An answer to a row as JSON, as docs/format.md has it."""
@@ -130,7 +130,7 @@ class Service:
             return await self.compute(await self._rows(call, key, state, held), state, outputs=outputs)
 
     async def compute(self, rows: Sequence[TargetRow], state: State, *, outputs: bool = False) -> list[AnsweredRow]:
-        """Compute rows, those of one bundle together; then those of shadows, for which nobody waits.
+        """Compute rows, those of one bundle together; then those of shadows, after the answers were sent.
 
         Args:
             rows: the rows.
@@ -156,7 +156,7 @@ class Service:
         return computed
 
     async def _shadow(self, route: str, model: str, rows: Sequence[TargetRow], computed: Sequence[AnsweredRow]) -> None:
-        """Compute rows by the shadow of a route, and compare; whatever goes wrong is counted, and nobody's error."""
+        """Compute rows by the shadow of a route, and compare; failures are counted, and do not reach clients."""
         try:
             while any(served.collector and served.collector.waiting for served in self.models.served):
                 await asyncio.sleep(0.01)  # others, who wait for their answers, come first

@@ -1,4 +1,4 @@
-"""What is told about a running server: Prometheus metrics, a JSON line for each request, and OpenTelemetry traces."""
+"""Telemetry of a running server: Prometheus metrics, a JSON line for each request, and OpenTelemetry traces."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ Apply = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker is to do, as its first line says.
+    """The work of a worker, read from its first line.
 
     Attributes:
         settings: of the server.
@@ -112,7 +112,7 @@ class Relay:
                     future.set_exception(RefusedError(*message["refused"]))
                 else:
                     future.set_result(message["done"])
-        os.kill(os.getpid(), signal.SIGTERM)  # nobody watches any more
+        os.kill(os.getpid(), signal.SIGTERM)  # the process that watches has ended
 
     async def _apply(self, apply: Apply, message: Mapping[str, Any]) -> None:
         try:

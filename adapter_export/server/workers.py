@@ -32,7 +32,7 @@ from adapter_export.server.worker import MOST_LINE, refusal
 
 _ROUTES = ("route", "unroute", "rollback")
 _MOST_MADE = 500
-"""How many changes are made again in a new worker: many more than can be rolled back."""
+"""Maximum changes that are repeated in a new worker: many more than can be rolled back."""
 
 _PAUSE = 1.0
 """Seconds before a worker that died has a successor, so that one that cannot live costs little."""
@@ -41,7 +41,7 @@ _PAUSE = 1.0
 def serve_workers(
     places: Sequence[str], settings: ServerSettings, workers: int, on_ready: OnReady = lambda *_: None
 ) -> None:
-    """Serve bundles in several processes until this one is told to end; arguments and errors as of `serve_here`."""
+    """Serve bundles in several processes until this one is terminated; arguments and errors as of `serve_here`."""
     if os.name == "nt":
         raise UsageError("processes cannot share a port on Windows", fix=f"leave {argument('workers')} out")
     log_to_stderr(quiet=settings.quiet)

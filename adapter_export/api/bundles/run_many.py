@@ -66,7 +66,7 @@ def run_many(
         allow_mixed_rows: as in `Session.run`.
         shard_rows: how many rows a shard has.
         ray: compute with Ray Data on a cluster: `auto`, `local`, or its address.
-        workers: how many shards are computed at a time on Ray; as many as there is room for if not given.
+        workers: concurrent shards on Ray. Default: as many as the cluster has room for.
         provider: where to compute.
         threads: of one operation, and processors of a worker.
         force: replace the answers of another job.

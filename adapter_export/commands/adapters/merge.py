@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
 
 _ALLOWED = 1e-4
-"""How far an output may be from that of base and adapter, as a part of the largest value: float32 rounds once more."""
+"""Maximum deviation of an output, relative to the largest value: float32 rounds once more."""
 
 _MOST_TOKENS = 12
 
@@ -98,7 +98,7 @@ def merge(
         reporter.step("comparing it with base and adapter")
         compared = _compared(opened, _without_head(chosen), made)
     if head is not None:
-        instead = "" if opened.base_head is None else ", in the place of the one that it had"
+        instead = "" if opened.base_head is None else "; it replaces the former one"
         reporter.note(f"the adapter's head is that of the merged base{instead}")
     return Merged(path, made.fingerprint, tuple(tensors), *compared)
 

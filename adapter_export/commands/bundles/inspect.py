@@ -34,11 +34,11 @@ _FACTS = ("what", "value")
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found; `print` and notebooks show it.
+    """The contents of a bundle, an adapter or a model; `print` and notebooks show them.
 
     Attributes:
         title: what it is, in a line.
-        tables: what there is to know.
+        tables: the contents.
         document: the same as JSON data.
     """
 

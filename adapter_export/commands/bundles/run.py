@@ -287,9 +287,9 @@ def _cuts(cut: Mapping[str, int], medium: str | None) -> str:
     named = "; ".join(f"{where}: {count:,}" for where, count in list(cut.items())[:_FEW])
     more = f"; and {len(cut) - _FEW:,} more texts" if len(cut) > _FEW else ""
     if medium is not None:
-        return f"{FILE_MODALITIES[medium].word}s were cut, so many of their samples are not read: {named}{more}"
+        return f"{FILE_MODALITIES[medium].word}s were cut; numbers of samples that are not read: {named}{more}"
     fix = f"{argument('long_texts', 'windows')} reads them whole, `refuse` refuses them"
-    return f"texts were cut, so many of their tokens are not read: {named}{more}; {fix}"
+    return f"texts were cut; numbers of tokens that are not read: {named}{more}; {fix}"
 
 
 def _reader(bundle: Bundle, session: Session, medium: str | None) -> Reader:

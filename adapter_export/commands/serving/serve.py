@@ -32,7 +32,7 @@ def serve(
     arrived, and ends. Clients with the token in the environment variable `ADAPTER_EXPORT_ADMIN_TOKEN` may change routes
     and adapters; without a token, only loopback clients may.
 
-    Call it in the main thread; it returns when the process is told to end.
+    Call it in the main thread; it returns when the process is terminated.
 
     Args:
         bundles: their folders, or `NAME=FOLDER`, or with `hub` references such as `oci://host/repository:tag`.

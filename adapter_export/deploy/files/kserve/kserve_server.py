@@ -150,7 +150,7 @@ def _output(name: str, array: np.ndarray) -> kserve.InferOutput:
 
 
 def main() -> None:
-    """Serve until the process is told to end."""
+    """Serve until the process is terminated."""
     parser = argparse.ArgumentParser(parents=[kserve.model_server.parser])
     parser.add_argument("--model_dir", default="/mnt/models", help="the bundle")
     given = parser.parse_args()
