@@ -10,7 +10,7 @@ from adapter_export.tables import Table
 if TYPE_CHECKING:
     from adapter_export.bundle.report import Report
 
-_STYLES = {"": "", "facts": "dim", "failed": "bold red"}
+_STYLES = {"": "", "facts": "dim", "note": "yellow", "failed": "bold red"}
 
 
 def show_report(report: Report, screen: Screen, *, nodes: bool = False) -> None:
@@ -26,8 +26,6 @@ def show_report(report: Report, screen: Screen, *, nodes: bool = False) -> None:
         for part in section.parts:
             if isinstance(part, Table):
                 screen.show(part)
-            elif isinstance(part, Line) and part.style == "note":
-                screen.line(("note", "yellow"), f"  {part.text}")
             elif isinstance(part, Line):
                 screen.line((part.text, _STYLES[part.style]))
     for line in failed_lines(report):
