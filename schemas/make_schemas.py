@@ -17,6 +17,7 @@ from descriptions import described
 from service_schemas import answer_schema, http_schema
 
 from adapter_export.analysis.comparison import ComparisonDocument
+from adapter_export.bundle.signature_claim import SignatureClaim
 from adapter_export.format.adapter_files import AdapterDocument
 from adapter_export.format.check_report import CheckReport, SelfTestReport
 from adapter_export.format.derivation import Derivation
@@ -36,7 +37,6 @@ from adapter_export.format.records import (
     required_keys,
     split_hint,
 )
-from adapter_export.format.signature_claim import SignatureClaim
 from adapter_export.format.site_map_json import SiteMapDocument
 from adapter_export.interval import Interval
 

@@ -19,11 +19,11 @@ from cryptography import x509
 from model_signing import hashing, signing, verifying
 
 from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.signature_claim import MOST_SIGNATURE_BYTES
 from adapter_export.errors import FileError, FormatError, SignatureError, argument, command, quoted
 from adapter_export.format.check_report import read_report
 from adapter_export.format.files import canonical_json
 from adapter_export.format.manifest_json import MANIFEST_FILE, REPORT_FILE, SIGNATURE_FILE, is_hidden
-from adapter_export.format.signature_claim import MOST_SIGNATURE_BYTES
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.output import Output, locked
 from adapter_export.safe_io.parsers import parsing

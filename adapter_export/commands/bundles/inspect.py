@@ -21,9 +21,9 @@ from adapter_export.tables import Table, size
 
 if TYPE_CHECKING:
     from adapter_export.api.models.drawing import PlacementMap
+    from adapter_export.bundle.signature_claim import SignatureClaim
     from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord, RecordedRuns
     from adapter_export.format.media import MediaRecord
-    from adapter_export.format.signature_claim import SignatureClaim
     from adapter_export.graph.adapter import Adapter
     from adapter_export.graph.tasks import Task
 
@@ -130,9 +130,9 @@ def _inspected(path: PathLike | Base | Adapter, key: Path | None, options: OpenO
 def _bundle(path: Path, key: Path | None) -> Inspection:
     from adapter_export.api.bundles.signatures import verify_signature
     from adapter_export.api.models.drawing import placement_map
+    from adapter_export.bundle.signature_claim import read_claim
     from adapter_export.format.adapter_files import read_adapter
     from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest, verify_files
-    from adapter_export.format.signature_claim import read_claim
     from adapter_export.safe_io.regular_files import sha256_of
 
     digest = sha256_of(path / MANIFEST_FILE) if key is None else verify_signature(path, key=key).digest
