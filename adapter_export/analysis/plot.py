@@ -17,10 +17,10 @@ from adapter_export.graph.tasks.metrics import Metric
 from adapter_export.safe_io.output import Output
 
 
-def check_picture(path: Path) -> None:
+def check_plot(path: Path) -> None:
     """Raise `UsageError` unless a file's name ends in `.svg` or `.png`."""
     if path.suffix.lower() not in (".svg", ".png"):
-        raise UsageError("a picture of an unknown type", found=f"`{path.name}`", expected="`.svg` or `.png`")
+        raise UsageError("a chart of an unknown type", found=f"`{path.name}`", expected="`.svg` or `.png`")
 
 
 def draw_plan(plan: Plan, path: Path, *, force: bool = False) -> None:

@@ -302,7 +302,7 @@ def _check_files(manifest: Manifest) -> None:
         _check_known("media", {media.processor, media.golden} - {None}, listed)
         _check_known("media.input", [media.input], {record.name for record in manifest.inputs})
         if media.modality.has_rate != (media.sampling_rate is not None):
-            raise FormatError("clips have a sampling rate, and images none", where="`$.media.sampling_rate`")
+            raise FormatError("only audio has a sampling rate", where="`$.media.sampling_rate`")
         if (media.steps is None) != (media.golden is None):
             expected = "golden media where steps are known, and nowhere else"
             raise FormatError("steps and golden media do not go together", where="`$.media`", expected=expected)

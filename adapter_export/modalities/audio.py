@@ -107,7 +107,7 @@ class AudioModality(FileModality):
 
     name = "audio"
     inputs = ("audio",)
-    word = "clip"
+    word = "audio file"
     pipeline = "audio-classification"
     form = "float32 [samples]"
     option = "An audio file, a WAV file; may be repeated."
@@ -149,7 +149,7 @@ class AudioModality(FileModality):
         if facts.nframes == 0 or len(frames) != facts.nframes * facts.sampwidth:
             found = f"{len(frames) // facts.sampwidth:,} samples of {facts.nframes:,}"
             raise DataError(
-                "is an empty or truncated clip", where=where, found=found, fix="copy the file again as a whole"
+                "is an empty or truncated audio file", where=where, found=found, fix="copy the file again as a whole"
             )
         if facts.sampwidth == 3:  # as the upper bytes of four
             padded = np.zeros((facts.nframes, 4), np.uint8)

@@ -28,7 +28,7 @@ def check_answered(record: MediaRecord, task: Task | None, where: object) -> Non
     if task.input != record.medium:
         expected = f"what its task calls `{task.input}`"
         raise RequestError(
-            "reads something else than it is given", where=where, found=f"a {record.modality.word}", expected=expected
+            "reads something else than it is given", where=where, found=f"{record.modality.word}s", expected=expected
         )
     if task.processor not in (None, record.digest):
         raise RequestError(
@@ -69,7 +69,7 @@ class MediaReader(Reader):
         if names != [record.input]:
             found = quoted(names)
             fix = "give arrays for all inputs"
-            raise RequestError(f"the base has inputs that a {record.modality.word} cannot fill", found=found, fix=fix)
+            raise RequestError(f"the base has inputs that {record.modality.word}s cannot fill", found=found, fix=fix)
         self._steps = record.steps
 
     def read(
@@ -89,7 +89,7 @@ class MediaReader(Reader):
             adapter: the adapter of all; without it, and without `adapters`, the base head, or the base.
             adapters: instead, one for each file.
             long: an audio file that is longer than the model reads is cut, or refused.
-            stride: none: clips are not read in windows.
+            stride: audio files are not read in windows.
             places: what messages call those without a path; `image 0` and so on if not given.
 
         Raises:
@@ -98,7 +98,7 @@ class MediaReader(Reader):
         """
         word = self.word
         if long == "windows" or stride is not None:
-            raise RequestError(f"a {word} is not read in windows", fix=f"give {argument('long', 'cut')} or `refuse`")
+            raise RequestError(f"{word}s are not read in windows", fix=f"give {argument('long', 'cut')} or `refuse`")
         names = self._names(files, adapter, adapters)
         names = [self._base_head if name is None else name for name in names]
         tasks = {name: None if name is None else self.session.task(name) for name in dict.fromkeys(names)}
@@ -118,14 +118,14 @@ class MediaReader(Reader):
 
         Raises:
             FileError, DataError: a file cannot be read.
-            RequestError: clips of different lengths do not go together.
+            RequestError: audio files of different lengths do not go together.
         """
         modality = self.record.modality
         found = [modality.apply(self.record.read(row.file, row.where), self._steps) for row in rows]
         if len({one.shape for one in found}) > 1:
             lengths = sorted(one.shape[-1] for one in found)
             raise RequestError(
-                "clips of different lengths do not go together, as the base reads no mask",
+                "audio files of different lengths do not go together, as the base reads no mask",
                 found=f"{lengths[0]:,} to {lengths[-1]:,} values",
                 fix="run them one by one",
             )
@@ -148,7 +148,7 @@ def media_record(manifest: Manifest, medium: str, where: object) -> MediaRecord:
     if record is None or record.medium != medium:
         found = "no processor" if record is None else f"a processor of {record.modality.word}s"
         raise RequestError(
-            f"the bundle does not say how a {word} becomes its input",
+            f"the bundle does not say how {word}s become its input",
             where=where,
             found=found,
             fix="give arrays, or capture the base again from a folder with `preprocessor_config.json`, and build again",

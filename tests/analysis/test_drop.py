@@ -64,7 +64,7 @@ def test_left_out_is_as_if_it_were_not_there(taught: Path) -> None:
         ({"leave_out": (5,)}, "acts in other layers"),
         ({"layers": 1, "leave_out": (0,)}, "exclude each other"),
         ({"output": "upper"}, "nothing is to be dropped of the adapter that is to be written"),
-        ({"plot": "drop.pdf"}, "a picture of an unknown type"),
+        ({"plot": "drop.pdf"}, "a chart of an unknown type"),
     ],
     ids=str,
 )

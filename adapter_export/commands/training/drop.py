@@ -94,11 +94,11 @@ def drop(
             Output(place, force).ensure_writable(folder=place is path, sources=[adapter, base, data])
     torch = require("torch", "torch", "measuring an adapter without layers")
     from adapter_export.analysis.layer_drop import Drop, findings
-    from adapter_export.analysis.plot import check_picture, draw_drop
+    from adapter_export.analysis.plot import check_plot, draw_drop
     from adapter_export.format.adapter_files import write_adapter
 
     if image is not None:
-        check_picture(image)
+        check_plot(image)
     if threads is not None:
         torch.set_num_threads(at_least_1("threads", threads))
     opened = open_trainable(base, site_map, trust_pickle=trust_pickle)

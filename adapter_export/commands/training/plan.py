@@ -53,18 +53,18 @@ def plan(
         UsageError: an unknown kind, or a width that it cannot have in this base.
         BaseModelError: it is no base, or one whose sites are not known.
         AdapterError: the base has none of the sites of a kind.
-        OutputExistsError, WriteError: the picture cannot be written.
+        OutputExistsError, WriteError: the plot cannot be written.
     """
     from adapter_export.analysis.adapter_costs import Plan, Setup, base_work, choices, recommend, sample
     from adapter_export.graph.kinds import kind_named
 
-    picture = None if plot is None else Path(plot)
-    if picture is not None:
+    chart = None if plot is None else Path(plot)
+    if chart is not None:
         require("matplotlib", "torch", "drawing")
-        from adapter_export.analysis.plot import check_picture
+        from adapter_export.analysis.plot import check_plot
 
-        check_picture(picture)
-        Output(picture, force).ensure_writable()
+        check_plot(chart)
+        Output(chart, force).ensure_writable()
     for name, given in (("kinds", kinds), ("bottlenecks", bottlenecks)):
         check_different(name, given)
     for width in bottlenecks:
@@ -95,10 +95,10 @@ def plan(
     )
     best, reasons = recommend(measured, sites.width)
     made = Plan(sites.width, base.parameters, base_work(sites), setup, measured, best, reasons)
-    if picture is not None:
+    if chart is not None:
         from adapter_export.analysis.plot import draw_plan
 
-        draw_plan(made, picture, force=force)
+        draw_plan(made, chart, force=force)
     return made
 
 

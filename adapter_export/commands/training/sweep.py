@@ -161,9 +161,9 @@ def _check_outputs(plot: PathLike | None, bundle: PathLike | None, *, force: boo
             Output(Path(path), force).ensure_writable(folder=path is bundle)
     if plot is not None:
         require("matplotlib", "torch", "drawing")
-        from adapter_export.analysis.plot import check_picture
+        from adapter_export.analysis.plot import check_plot
 
-        check_picture(Path(plot))
+        check_plot(Path(plot))
 
 
 def _reopened(base: Base, site_map: PathLike | None, trust_pickle: bool) -> Where:

@@ -91,10 +91,10 @@ class OwnProcessor:
         return self._library.rate(self._processor)
 
     def __call__(self, contents: Sequence[np.ndarray], name: str) -> np.ndarray:
-        """Return the input `name`, float32, a row for each image [height, width, 3] or clip [samples].
+        """Return the input `name`, float32, a row for each image [height, width, 3] or audio [samples].
 
         Raises:
-            BaseModelError: transformers refuses them, such as clips of different lengths.
+            BaseModelError: transformers refuses them, such as audio files of different lengths.
         """
         with quiet():
             try:
