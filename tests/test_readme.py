@@ -35,7 +35,13 @@ ALL_COMMANDS = [
 
 
 @pytest.mark.parametrize(("name", "command"), ALL_COMMANDS, ids=[" ".join(command) for _, command in ALL_COMMANDS])
-def test_every_command_in_the_documents_parses(name: str, command: list[str]) -> None:
+def test_every_command_in_the_documents_parses(
+    name: str, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "--config" in command:
+        (shown,) = re.findall(r"```toml\n(.*?)```", (ROOT / name).read_text("utf-8"), re.S)
+        Path(command[command.index("--config") + 1]).write_text(shown, encoding="utf-8")
     assert command[0] in COMMANDS, name
     found = main.get_command(click.Context(main), command[0])
     assert found is not None

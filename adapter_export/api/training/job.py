@@ -151,7 +151,7 @@ class TrainingJob:
             DataError: the data cannot be used.
             TrainingError: the loss is not finite, memory is out, or the interrupted run is another one.
         """
-        from adapter_export.sites.site_map import SITE_MAP_KEY
+        from adapter_export.sites.site_map import SITE_MAP_KEY, check_complete
         from adapter_export.torch_backend.train.data import TrainingData
         from adapter_export.torch_backend.train.devices import Engine
         from adapter_export.torch_backend.train.record import training_record
@@ -161,6 +161,7 @@ class TrainingJob:
         engine = Engine(self.machine, *([] if self.checkpoints is None else [self.checkpoints.with_suffix(".logs")]))
         reporter = reporter if engine.first else _Mute()
         with engine.open() as accelerator:
+            check_complete(self.base.sites.map, self.base.given)  # before rows are read, which takes long
             reader = RowReader.of(self.base, self.data, self.head, self.learner.task)
             rows = reader.read(self.loop.seed)
             _note(reporter, rows.notes)

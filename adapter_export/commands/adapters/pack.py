@@ -95,10 +95,11 @@ def pack(
     kind_named(kind).check_known(given)
     tensors = weights if isinstance(weights, Mapping) else read_tensors(Path(weights))
     opened = recorded_base(base, OpenOptions(site_map, trust_pickle))
+    view = opened.view  # a base of which a part was not understood is refused first
     packed = plain.pack(
         tensors,
         plain.fitting_kind(tensors, kind, **given),
-        opened.view,
+        view,
         name=target.name(name) or (kind if isinstance(weights, Mapping) else Path(weights).stem),
         labels=labels,
         task=task,
