@@ -46,7 +46,7 @@ def test_every_command_in_the_documents_parses(
     found = main.get_command(click.Context(main), command[0])
     assert found is not None
     if len(command) > 2:
-        found.make_context(command[0], command[1:])
+        found.make_context(command[0], command[1:], parent=click.Context(main, info_name="adapter-export"))
 
 
 def test_the_readme_shows_the_way_from_a_model_to_a_service() -> None:

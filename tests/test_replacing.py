@@ -153,14 +153,14 @@ def test_a_wrong_tensor_is_reported_at_its_place_alone(
 ) -> None:
     adapter, record, case = everything[at], probe.manifest.adapters[at], opened.golden(None).cases[-1]
     tensors = dict(opened.tensors(record.name))
-    assert [result.site for result in probe.check(case, adapter, record, tensors) if not result.passed] == []
+    assert [result.name for result in probe.check(case, adapter, record, tensors) if not result.passed] == []
     site = list(adapter.placements)[-1]
     slot = next(
         s.name for s in probe.manifest.slots if s.site == site and np.ptp(tensors[s.name]) > 0
     )  # idle: constant
     tensors[slot] = tensors[slot] * np.float32(1.01)
     results = probe.check(case, adapter, record, tensors)
-    assert [result.site for result in results if not result.passed] == [site]
+    assert [result.name for result in results if not result.passed] == [site]
 
 
 def test_what_each_place_read_and_returned_can_be_seen(bases: Bases) -> None:

@@ -90,8 +90,8 @@ def test_every_place_is_what_numpy_makes_of_what_arrives_there(
     for record in manifest.adapters:
         adapter = rewritten.adapters[record.name]
         results = probe.check(case, adapter, record, opened.tensors(record.name))
-        assert {result.site for result in results} >= set(adapter.placements)
-        assert [result.site for result in results if not result.passed] == []
+        assert {result.name for result in results} >= set(adapter.placements)
+        assert [result.name for result in results if not result.passed] == []
 
 
 @pytest.mark.parametrize("rewritten", REWRITTEN[len(FUSED) :], indirect=True)  # fusions hide it in the next operator
