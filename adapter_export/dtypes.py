@@ -18,10 +18,10 @@ Weights = dict[str, npt.NDArray[np.float32]]
 
 
 FLOAT_TYPES = {name: float(np.finfo(name).eps) for name in ("float16", "float32", "float64")}
-"""By NumPy's names, the distance from 1 to the next larger number (IEEE 754)."""
+"""Machine epsilon, the distance from 1 to the next larger number (IEEE 754), by NumPy's name of the type."""
 
 Stored = Literal["float32", "float16", "uint8"]
-"""What a base rounds its activations to."""
+"""The type that a base rounds its activations to."""
 
 ROUNDING_STEPS: dict[Stored, float] = {
     "float32": FLOAT_TYPES["float32"],
@@ -31,10 +31,10 @@ ROUNDING_STEPS: dict[Stored, float] = {
 """The distance between neighbours, as a part of the largest value: 8 bits cut a range of at most twice that."""
 
 AdapterPrecision = Literal["float32", "float16", "int8"]
-"""How files store an adapter. It is float32 in memory, whatever they are."""
+"""The type of an adapter's tensors in files. In memory they are always float32."""
 
 SCALE = ".scale"
-"""What the name of an int8 tensor has behind it in that of its scale."""
+"""Suffix of the name of an int8 tensor's scale."""
 
 _LARGEST = 127
 _SCALE_BITS = 17

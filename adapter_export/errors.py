@@ -50,7 +50,7 @@ from contextlib import contextmanager
 from typing import ClassVar, Literal
 
 Face = Literal["python", "shell"]
-"""Who reads a message."""
+"""The reader of a message: a caller in Python, or a user of the command line."""
 
 _PYTHON, _SHELL, _END = "\ue000", "\ue001", "\ue002"
 """Marks around the two wordings in a text: characters for private use, which no other text has."""
@@ -281,7 +281,7 @@ class MissingExtraError(UsageError):
 
 
 class InputError(AdapterExportError):
-    """What was handed in is wrong."""
+    """An argument, a file or data from the caller is invalid."""
 
     exit_code = 3
 
@@ -330,7 +330,7 @@ class BusyError(FileError):
 
 
 class AbandonedFileWarning(UserWarning):
-    """What a killed process left half-written was removed."""
+    """A partial file of a killed process was removed."""
 
 
 class FormatError(InputError):
@@ -365,7 +365,7 @@ class SignatureError(InputError):
 
 
 class RemoteError(InputError):
-    """What a hub or a registry does not give or take."""
+    """A hub or a registry rejected a request."""
 
 
 class UnreachableError(RemoteError):

@@ -70,11 +70,11 @@ _INPUTS: Mapping[str, Callable[[tokenizers.Encoding], list[int]]] = {
     "attention_mask": lambda encoding: encoding.attention_mask,
     "token_type_ids": lambda encoding: encoding.type_ids,
 }
-"""What each input is made of; the names are those of Hugging Face models."""
+"""The source of each input, by its name in Hugging Face models."""
 
 
 _LIMITS = Limits(seconds=60.0, bytes=2 * 2**30)
-"""What a tokenizer of others may take; the largest in use, of 33 MB, takes 2 seconds and half of it."""
+"""Limits for loading an untrusted tokenizer; the largest in use, 33 MB, takes 2 seconds and half of the memory."""
 
 _BYTES, _COPIES = 400 * 2**20, 128
 """The memory for a smaller one: for itself, and for each byte of its file; a trie of 250,000 words takes 120."""

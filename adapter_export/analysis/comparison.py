@@ -605,7 +605,7 @@ def _share(value: float | None) -> str:
 
 
 def _grouped(names: Sequence[str], answers: Sequence[object]) -> str:
-    """Who answers what, the most frequent answer first."""
+    """Group contestants by their answer, the most frequent answer first."""
     groups: dict[str, list[str]] = {}
     for name, answer in zip(names, answers, strict=True):
         groups.setdefault(cut(answer), []).append(name)

@@ -30,7 +30,7 @@ from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_bytes, sha256_of
 
 _DIFFERS = ("Signature mismatch", "Cannot use")
-"""How the library begins to say that a signature is right, and a file is not the one that was signed."""
+"""Prefixes of the library's messages for a valid signature over a file that has changed since."""
 
 _PASSWORD = "as `password`, or to the command in the environment variable `ADAPTER_EXPORT_KEY_PASSWORD`"
 

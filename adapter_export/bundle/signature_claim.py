@@ -1,4 +1,4 @@
-"""What a signature in a bundle says of itself, read without cryptography, and without asking whether it holds."""
+"""Signer and method named by the signature in a bundle, read without cryptography and not verified."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def _grown(record: InputRecord, output: OutputRecord, past: str) -> str:
 
 
 def _is_total(axis: str, past: str, new: str, masks: set[str]) -> bool:
-    """Whether an axis is as long as the past and the new tokens together."""
+    """Return whether the length of an axis is the sum of the past and the new tokens."""
     return past != new and (axis in masks - {new} or sorted(names(axis)) == sorted((past, new)))
 
 

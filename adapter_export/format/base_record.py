@@ -54,7 +54,7 @@ class BaseFacts(Protocol):
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """What is known of a base.
+    """The facts recorded about a base.
 
     Attributes:
         fingerprint: the sha256 of its weights, `sha256:<hex>`.

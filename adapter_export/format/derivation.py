@@ -1,4 +1,4 @@
-"""How each constant of a bundle's graph with slots came to be, `derivation.json`. Specified in `docs/format.md`."""
+"""The origin of each constant in a bundle's graph with slots, `derivation.json`. Specified in `docs/format.md`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ConstantRecord:
 
 @dataclass(frozen=True)
 class Derivation:
-    """How the constants of the graph with slots follow from the model.
+    """The derivation of the constants in the graph with slots from the tensors of the model.
 
     Attributes:
         version: the version of this format. A reader refuses another major version.

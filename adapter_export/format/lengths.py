@@ -56,12 +56,12 @@ class Lengths:
 
     @property
     def fixed(self) -> bool:
-        """Whether there is one length alone."""
+        """True if only one length is allowed."""
         return self.minimum == self.maximum
 
     @property
     def unbroken(self) -> bool:
-        """Whether there is every length up to the largest, so that no text need be filled up."""
+        """True if every length up to the largest is allowed, so that no text needs padding."""
         return self.minimum == self.multiple_of == 1 and not self.exceptions
 
     def at_least(self, length: int) -> int | None:

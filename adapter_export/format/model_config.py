@@ -1,4 +1,4 @@
-"""What `config.json` of a Hugging Face folder says of the model's head: its class, its labels, its task."""
+"""Class, labels and task of a model's head, read from the `config.json` of a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adapter_export.safe_io.documents import read_json
 
 @dataclass(frozen=True)
 class Generation:
-    """What a program that generates must know of a decoder beside its graph.
+    """Settings of a decoder that a generating program needs in addition to its graph.
 
     Attributes:
         end: the ids of the tokens that end a text, the one that is learnt first.
@@ -30,7 +30,7 @@ class Generation:
 
 
 CLASS_TYPES: Mapping[str, ProblemType] = {end: name for name, kind in TASK_TYPES.items() for end in kind.model_classes}
-"""What a head of transformers is for, by the end of the name of the model's class."""
+"""Task type of a transformers head, by the suffix of the model's class name."""
 
 _PROBLEM_TYPES: Mapping[str, ProblemType] = {
     kind.config_name: name for name, kind in TASK_TYPES.items() if kind.config_name

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # the command line reads the names, and NumPy takes longer to
     from adapter_export.dtypes import Stored
 
 PrecisionName = Literal["fp32", "fp16", "int8", "int8-weights", "int4-weights"]
-"""How a base multiplies: in floats, in integers (`int8`), or in floats with weights of 8 or 4 bits."""
+"""Arithmetic of a base: floats, integers (`int8`), or floats with weights of 8 or 4 bits."""
 
 PRECISION_NAMES: tuple[PrecisionName, ...] = get_args(PrecisionName)
 
@@ -22,7 +22,7 @@ Table = Literal["float32", "float16", "int8"]
 
 @dataclass(frozen=True)
 class _Choices:
-    """What goes with a precision of weights; the first is the default."""
+    """Types of activations and embeddings allowed with a precision of weights; the first is the default."""
 
     words: str
     activations: tuple[Stored, ...]
@@ -40,7 +40,7 @@ _CHOICES: Mapping[PrecisionName, _Choices] = {
 
 @dataclass(frozen=True)
 class Precision:
-    """How a base is stored and computed.
+    """The precision in which a base is stored and computed.
 
     Attributes:
         name: how it multiplies, as the manifest's `base_precision`.

@@ -128,7 +128,7 @@ class LinearRecord:
 
 @dataclass(frozen=True)
 class EmbeddingsRecord:
-    """What the first sublayer starts from.
+    """The value that the first sublayer starts from.
 
     Attributes:
         role: what it is.

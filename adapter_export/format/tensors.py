@@ -47,7 +47,7 @@ _MISTAKEN = (
     (b"\x89HDF", "an HDF5 file", "save the tensors with `safetensors`"),
     (b"\x93NUMPY", "a NumPy file", "save the tensors with `safetensors`"),
 )
-"""What other files begin with, what they are, and what to do. A safetensors file begins with the length of its header:
+"""First bytes of other formats, their names, and the fix. A safetensors file begins with the length of its header:
 those that begin with the same byte as a pickle are told apart by the `{` of the header at byte 8."""
 
 

@@ -63,7 +63,7 @@ class Recipe:
 
 
 Recipes = Mapping[str, Recipe]
-"""By the names of a graph's parameters."""
+"""Recipes by the name of a graph's parameter."""
 
 
 def as_it_is(tensor: str, shape: Shape, *, shared: bool = False) -> Recipe:

@@ -146,7 +146,7 @@ def _scale_of_mix(node: Node, values: Named) -> float:
 
 
 def _largest(array: Array) -> float:
-    """Of the finite elements: whatever else there is, a comparison sees."""
+    """Return the largest magnitude of the finite elements; a comparison reports all others."""
     return float(np.abs(array[np.isfinite(array)]).max(initial=0))
 
 

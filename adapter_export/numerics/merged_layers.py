@@ -21,7 +21,7 @@ Matrix = npt.NDArray[np.float64]
 
 _RANDOM_ROWS = 8
 _TOLERANCE = 1e-9
-"""How much a layer with an adapter may differ from the weight and bias that it seems to be, as a part of its values."""
+"""Relative difference allowed between an adapted layer and the weight and bias solved for it."""
 
 _OTHER_WAY = "merge an adapter of linear layers, such as LoRA, or build a bundle, in which it stays separate"
 

@@ -41,7 +41,7 @@ def head_output(base_outputs: Collection[str], result: HeadOutput = "logits") ->
 
 
 Undefined = dict[str, npt.NDArray[np.bool_]]
-"""By output: which of its elements, or of its positions, the reference does not define."""
+"""Mask of the elements or positions that the reference does not define, by the name of the output."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ LENGTHS = (1, 7, 65)
 
 MORE_BATCHES = (1, 2, 3, 5)
 MORE_LENGTHS = (1, 2, 7, 12, 64, 65)
-"""Of `covering_cases`: even numbers as well, and what a block of 64 ends and begins with."""
+"""Lengths in `covering_cases`: even numbers as well, and both sides of the end of a block of 64."""
 
 Shape = Mapping[str, int]
 """A length for each named axis."""
@@ -128,7 +128,7 @@ def _groups(chosen: Chosen, size: int) -> set[tuple[tuple[str, int | str], ...]]
 
 
 def _can_have(inputs: Sequence[InputRecord], chosen: Chosen) -> bool:
-    """Whether the mask of a shape is long enough for a padding."""
+    """Return whether the mask of a shape is long enough for a padding."""
     shape, padding = chosen
     mask = _padded_mask(inputs)
     least = {"none": 1, "right": 2, "left": 2, "holes": 3}[padding]
@@ -152,7 +152,7 @@ def shaped_case(inputs: Sequence[InputRecord], chosen: Chosen, rng: np.random.Ge
 
 
 MOST_WORDS = 2**15
-"""How many words `word_cases` has at most."""
+"""Maximum number of words in `word_cases`."""
 
 _WORDS_IN_ROW, _ROWS_OF_WORDS = 64, 8
 
@@ -390,7 +390,7 @@ def less_padded(case: InputCase, inputs: Sequence[InputRecord]) -> InputCase | N
 
 
 def _real_tokens(batch: int, tokens: int, padding: Padding = "right") -> npt.NDArray[np.bool_]:
-    """Which tokens are real, [batch, tokens]: the first row whole, the last one a single token, evenly between.
+    """Return a mask of real tokens, [batch, tokens]: the first row whole, the last one a single token, evenly between.
 
     Holes leave the first and the last token of each row, and hide every third between them, each row others.
     """

@@ -19,10 +19,10 @@ from adapter_export.runtime.loaded_adapters import Entry
 from adapter_export.runtime.padding import Origin
 
 TOKEN_BUDGET = 512
-"""How many tokens `run_many` puts into a call by default: on a CPU, larger calls save nothing."""
+"""Default tokens per call of `run_many`: on a CPU, larger calls save nothing."""
 
 CALL_TOKENS = 10
-"""How many tokens' time a call takes beside that of its tokens, on a CPU.
+"""Fixed cost of a call on a CPU, in tokens: the time it takes beside that of its tokens.
 
 A call fetches each weight once and multiplies it once for each token: how many products a fetch is worth is a matter of
 the processor, not of the base. On one thread with AVX2 it is 10 tokens for MiniLM, and 8 to 9 for products with 42, 170
@@ -92,7 +92,7 @@ class Item:
 
     @property
     def fixed(self) -> tuple[object, ...]:
-        """What must be equal in one call."""
+        """The values that all requests of one call must share."""
         own = None if self.weights is None else self.entry  # a bank holds the weights of a fusion as constants
         return self.padded, own, *(pair for pair in sorted(self.sizes.items()) if pair[0] not in self.padded)
 

@@ -1,4 +1,4 @@
-"""What a call is given, checked before ONNX Runtime sees it: inputs, a choice for each row, weights of a fusion."""
+"""Checks of the arguments of a call before ONNX Runtime sees them: inputs, the adapter of each row, fusion weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies below the first adapter: computed once for rows that are alike, and kept for those that come again."""
+"""Cache of activations below the first adapter: computed once for equal rows, and kept for later calls."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Prefixes:
 
     @property
     def counts(self) -> Counts:
-        """What became of the rows so far."""
+        """Hits, loads and evictions of the cache, and its current number of entries."""
         with self._lock:
             return Counts(**self._counts, resident=len(self._kept))
 
@@ -88,7 +88,7 @@ class Prefixes:
         return run_session(self._graphs.opened(fanout.prefix), arrays, [value.name for value in fanout.values])
 
     def _values(self, arrays: Arrays, keys: Sequence[bytes], fanout: FanoutRecord) -> Arrays:
-        """What was kept of some texts, and for the others what is computed now."""
+        """Return the values of each text, from the cache where possible, and compute the others."""
         batch = self._graphs.manifest.inputs[0].axes[0]
         axes = {value.name: value.axes.index(batch) for value in fanout.values}
         with self._lock:

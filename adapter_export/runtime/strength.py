@@ -24,16 +24,16 @@ STRENGTH_KEY = "adapter_export.strength"
 """The key, in the metadata of the graph with slots, of the parameters that scale what each of its graphs adds: JSON."""
 
 Strength = float | Sequence[float]
-"""How much of an adapter's updates is added: for all rows, or a number for each."""
+"""Scale of an adapter's updates: one number, or one per row."""
 
 Scaled = Mapping[str, Sequence[str] | None]
-"""By the names of graphs, the parameters that a strength scales; none where it has none."""
+"""Parameters that a strength scales, by the name of the graph; `None` for a graph that no strength can scale."""
 
 _MOST = 1000.0
 """The largest strength: more is no request, but an error of units."""
 
 _KEPT = 32
-"""How many adapters at other strengths stay in memory."""
+"""Maximum number of scaled adapters kept in memory."""
 
 
 def strength_of_each(strength: Strength | None, rows: int) -> Sequence[float]:

@@ -32,7 +32,7 @@ _CHILD = "from adapter_export.safe_io.child import answer; answer()"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a trial may take.
+    """The time and memory that a child process may use.
 
     Attributes:
         seconds: until it is stopped.

@@ -30,7 +30,7 @@ class _Block:
 
 
 class _Proof:
-    """What is known of a base's sublayers while the rest is looked at."""
+    """The sublayers of a base, for the search for layers outside them."""
 
     def __init__(self, index: FlowIndex, sublayers: Sequence[Site], final: str) -> None:
         self._index, self._final = index, final
@@ -121,7 +121,7 @@ class _Proof:
         return frozenset(at for at in positions if at not in self._inside and at not in self._sums)
 
     def _joined(self) -> Iterator[_Block]:
-        """What joins a value again that it is computed from through weights."""
+        """Yield blocks that join a value again from which they are computed through weights."""
         index = self._index
         for node, x, h in self._joins(set(range(len(index.nodes))) - self._inside - self._sums.keys()):
             way = index.between(x, h)

@@ -113,7 +113,7 @@ def _check_width(index: FlowIndex, streams: Iterable[list[Residual]]) -> None:
 
 
 def _contracts_features(index: FlowIndex, residual: Residual) -> Iterator[bool]:
-    """Whether each first product with weights in a sublayer sums over the features, of those of which it is known."""
+    """Yield, for each first product with weights in a sublayer, whether it sums over the features, where known."""
     flow = index.flow
     features = {residual.source: (flow.rank(residual.source) or 0) - 1}
     for node in (index.nodes[at] for at in index.between(residual.source, residual.h)):

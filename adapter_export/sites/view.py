@@ -157,7 +157,7 @@ class Origins(NamedTuple):
 
     @property
     def unmultiplied(self) -> int:
-        """Those from which no way leads through a product: norms, dropouts, casts and scales at most."""
+        """Tracked values with no path through a product: at most norms, dropouts, casts and scales."""
         return self.all & ~self.multiplied
 
 

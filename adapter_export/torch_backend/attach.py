@@ -244,7 +244,7 @@ class AdaptedModel(AttachedAdapter):
     """
 
     accepts_loss_kwargs = False
-    """What the `Trainer` of transformers asks: it takes the inputs of the base alone."""
+    """A flag that the `Trainer` of transformers reads: `forward` takes only the inputs of the base."""
 
     def __init__(
         self,

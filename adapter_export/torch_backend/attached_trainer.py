@@ -42,7 +42,7 @@ _SETTINGS = (
     "load_best_model_at_end",
     "metric_for_best_model",
 )
-"""What of `TrainingArguments` goes into the record; the rest are places, trackers and machines."""
+"""Fields of `TrainingArguments` in the training record; the others are paths, trackers and hardware."""
 
 _SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 _NAMED = 5

@@ -41,7 +41,7 @@ _FACTORS: Mapping[str, slice] = {
 """The products, and which of the tensors they read are multiplied; the others are biases."""
 
 _MATRICES = ("linear", "matmul", "mm", "addmm")
-"""What may multiply with one trained matrix."""
+"""Products that may have one trained matrix."""
 
 _SUMS = frozenset({"add", "sub", "subtract"})
 
@@ -65,15 +65,15 @@ _AXES_MOVED = frozenset({"transpose", "permute", "unsqueeze", "squeeze", "contig
 """Moves of whole axes."""
 
 _SPLITS = {"split": 2, "split_with_sizes": 2, "chunk": 2, "unbind": 1}
-"""What splits a tensor, and which argument is the axis; 0 if it is not given."""
+"""Ops that split a tensor, and the position of the argument `axis`, which defaults to 0."""
 
 _SHAPES_ALONE = frozenset({"zeros_like", "ones_like", "full_like", "empty_like", "sym_size", "sym_numel"}) | {
     *("new_zeros", "new_ones", "new_full", "new_empty", "sym_stride")
 }
-"""What reads the shape of a tensor and none of its numbers."""
+"""Ops that read the shape of a tensor and none of its values."""
 
 _SECOND_IS_SHAPE = frozenset({"expand_as", "view_as", "reshape_as", "type_as"})
-"""What reads the numbers of its first tensor and the shape or type of its second."""
+"""Ops that read the values of the first tensor, and the shape or type of the second."""
 
 
 def flow_graph(module: GraphModule) -> FlowGraph:

@@ -39,13 +39,13 @@ ATTRIBUTE = "adapter"
 """The submodule under which a module has its adapter, so that `parameters()`, `train()` and `to()` reach it."""
 
 _TOLERANCE = 1e-3
-"""Of the largest number: what is placed wrongly differs by more, what is rounded in another order by less."""
+"""Tolerance relative to the largest value: a misplaced hook differs by more, another order of rounding by less."""
 
 _NAMED = 5
-"""How many of many tensors a message names."""
+"""Maximum number of tensors named in a message."""
 
 _SAME = 1e-6
-"""Of the largest number: the same value in two runs."""
+"""Tolerance, relative to the largest value, between the same value in two runs."""
 
 
 def attach_to_module(

@@ -26,7 +26,7 @@ from adapter_export.torch_backend.fx_view import modules_of
 _MOST_ATTACHED = 32
 
 _ROUNDED = 1e-5
-"""What rounding may change, of the largest value, between two runs: kernels may depend on where tensors lie."""
+"""Rounding allowed between two runs, relative to the largest value: kernels may depend on the address of tensors."""
 
 _MOST_WIDENED = 2**24
 """The most numbers of a tensor that is computed with in float64 as well: 128 MiB."""

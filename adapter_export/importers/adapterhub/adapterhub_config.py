@@ -45,7 +45,7 @@ _REFUSED = {
         "train `adapter_plus` instead, which adds U f(D y) to every token",
     ),
 }
-"""By `architecture`: the formula that does not fit, and the way out."""
+"""Unsupported values of `architecture`: the formula that does not fit, and an alternative."""
 
 
 _MOST = 1e9

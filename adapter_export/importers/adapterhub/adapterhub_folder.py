@@ -177,7 +177,7 @@ _CONTAINERS: Mapping[str, Container] = {
     "loras": "loras",
     "shared_parameters": "shared_parameters",
 }
-"""What holds the modules of adapters, and what it was called in old files (`AdapterLoader.legacy_weights_mapping`)."""
+"""Current names of the modules that hold adapters, by old names (`AdapterLoader.legacy_weights_mapping`)."""
 
 Keys = Mapping[str, str]
 """The whole name of each tensor of a module, by its name there: `adapter_up.weight`."""
@@ -235,7 +235,7 @@ _MODULES_BEHIND: dict[str, Role] = {
     "attention.output": "attention",
     "output": "ffn",
 }
-"""How the path of a module ends that is one of the base's, in BERT and its kin."""
+"""Roles of the base's own modules in BERT and similar models, by the suffix of the module path."""
 
 
 def sublayer_target(path: str, sites: SiteMap) -> Target:
@@ -269,11 +269,11 @@ _NESTED: Mapping[str, tuple[str, ...]] = {
     "Average": ("single", "Stack"),
     "Fuse": ("single", "Stack"),
 }
-"""What the library allows in each (`ALLOWED_NESTINGS`), but for those that split a batch or a text."""
+"""Blocks the library allows inside each (`ALLOWED_NESTINGS`), except those that split a batch or a text."""
 
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _SWITCH = "switch"
-"""What the parameter of a switch begins with, which is put behind a graph that cannot lie idle."""
+"""Prefix of the parameter of a switch, which follows a graph that cannot be made the identity."""
 
 
 @dataclass(frozen=True)

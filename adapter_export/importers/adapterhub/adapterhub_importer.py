@@ -50,7 +50,7 @@ _NAMES: dict[tuple[object, ...], str] = {
     (False, False, True, True, True, True, False): "compacter",
     (False, True, True, False, True, True, False): "compacter++",
 }
-"""What AdapterHub calls a config whose name its files do not hold: the class is lost when it is saved."""
+"""AdapterHub's names of its configs, by their fields: the class name is lost when a config is saved."""
 
 
 def import_adapterhub(folder: Path, base: BaseView, request: ImportRequest, *, with_head: bool = True) -> Imported:

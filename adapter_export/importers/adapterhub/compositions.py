@@ -43,7 +43,7 @@ from adapter_export.importers.tensor_map import Recipe, TensorMap, as_it_is, tra
 from adapter_export.sites.site import SiteMap
 
 _IGNORED = ("gate.weight", "gate.bias", "adapter_norm_after.weight", "adapter_norm_after.bias")
-"""What a fusion leaves out of its members: it takes what they add before gates and norms."""
+"""Member tensors that a fusion ignores: it reads the output of its members before gates and norms."""
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ TOKENS = "tokens"
 """The pooling of a head that pools nothing: one result for each token."""
 
 _TASKS: Mapping[str, ProblemType] = {kind.peft_type: name for name, kind in TASK_TYPES.items() if kind.peft_type}
-"""What the head is for, by PEFT's task.
+"""Task type of a head, by PEFT's name of the task.
 
 A head for one label of a text may be one for several, or for numbers: all are saved alike.
 """
@@ -62,7 +62,7 @@ A head for one label of a text may be one for several, or for numbers: all are s
 _OF_A_TEXT = tuple(
     name for name in PROBLEM_TYPES if (one := TASK_TYPES[name]).output == "logits" and not one.has_choices
 )
-"""What a head may answer that PEFT saved for `SEQ_CLS`."""
+"""Task types that a head saved by PEFT for `SEQ_CLS` may have."""
 
 _UNKNOWN = (
     "nothing says whether one label applies to a text or several do, so the adapter gives logits and no answers: "
@@ -78,7 +78,7 @@ _GUESSED = (
 )
 
 ChangeAt = Callable[[str, tuple[int, ...]], Change | None]
-"""What the adapter does to a layer by its path and the shape [out, in] of its weight; none where tensors are unfit."""
+"""The change of a layer, by its path and the shape [out, in] of its weight; `None` if its tensors do not fit."""
 
 BaseTensor = Callable[[str], np.ndarray | None]
 """A tensor of the base by the name that it has in the adapter's model, such as `bert.pooler.dense.weight`."""

@@ -78,7 +78,7 @@ _WRAPPED = (".modules_to_save.", ".base_layer.")
 """Names of wrappers that PEFT puts around modules; some versions leave them in the keys."""
 
 _ROOT = "base_model."
-"""What stands before the names of tensors that lie at no module."""
+"""Prefix of the names of tensors outside any adapted module."""
 
 _NEEDED: Mapping[str, frozenset[str]] = {
     "lora": frozenset({"lora_A.weight", "lora_B.weight"}),

@@ -128,7 +128,7 @@ SHOWN_BY_TENSORS = frozenset(
 """Keys of the types in `METHODS` that say how a tensor began, how it was trained, or what its shape shows."""
 
 _DROPOUT = "_dropout"
-"""How keys end that say what is dropped in training."""
+"""Suffix of the keys with a dropout rate, which only training uses."""
 
 
 @dataclass(frozen=True)

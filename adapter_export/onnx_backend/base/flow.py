@@ -43,7 +43,7 @@ LIBRARY_ERRORS: tuple[type[Exception], ...] = (
     *(ir.serde.SerdeError, ir.passes.PassError, ArithmeticError, AssertionError, AttributeError),
     *(LookupError, MemoryError, RuntimeError, TypeError, ValueError),
 )
-"""What the libraries that read and rewrite graphs raise where one is not what they expect."""
+"""Errors that the libraries raise while reading or rewriting a graph they do not support."""
 
 
 def flow_graph(model: ir.Model) -> FlowGraph:

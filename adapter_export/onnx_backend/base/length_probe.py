@@ -30,7 +30,7 @@ _SECONDS = 20.0
 """The time for the search of the longest text; what has run by then counts."""
 
 Runs = Callable[[Mapping[str, int]], bool]
-"""Whether a graph runs with a length for each named axis."""
+"""A predicate: a graph runs with these lengths, by the name of the axis."""
 
 
 def axes(value: ir.Value) -> tuple[Axis, ...]:

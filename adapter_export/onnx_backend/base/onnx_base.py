@@ -54,7 +54,7 @@ _LOOKUPS = {"Gather": ("axis", 0), "GatherBlockQuantized": ("gather_axis", 0)}
 
 _FUSED_LOOKUPS = ("EmbedLayerNormalization", "QEmbedLayerNormalization")
 _FUSED_TABLES = {0: 2, 1: 4}
-"""Of com.microsoft's fused embeddings: the inputs with ids, and the input with the table of each."""
+"""Inputs of com.microsoft's fused embeddings: the position of each table, by the position of its ids."""
 
 _DYNAMIC = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention"})
 """Each takes one scale for a whole activation, [batch, tokens, d], when it runs: the rows of a batch share it."""

@@ -35,7 +35,7 @@ _PROJECTING = frozenset({("com.microsoft", "Attention"), ("com.microsoft", "QAtt
 _SEPARATE = frozenset(
     {"MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention", "SparseAttention"}
 )
-"""Those of com.microsoft whose first inputs are query, key and value, or one value that holds all three."""
+"""Attentions of com.microsoft whose first inputs are query, key and value, or one value that packs all three."""
 
 _MATRICES = frozenset({"MatMul", "Gemm", "MatMulInteger", "FusedMatMul", "TransposeMatMul", "MatMulIntegerToFloat"}) | {
     "DynamicQuantizeMatMul"

@@ -42,7 +42,7 @@ _MOST_TOKENS = 16
 """The longest input that a head is proved with: it computes the same for every token, or for one of them."""
 
 _LISTED = 20
-"""How many weights a note names."""
+"""Maximum number of weights named in a note."""
 
 
 @dataclass(frozen=True)
@@ -532,7 +532,7 @@ _RULES: Mapping[str, Callable[[_Translator, fx.Node], str]] = {
     "layer_norm": _Translator._normed,
     "dropout": _Translator._dropped,
 }
-"""How each operation of torch is said in the language of heads."""
+"""Translation of each torch operator into the head's graph."""
 
 
 def _op(node: fx.Node) -> str:

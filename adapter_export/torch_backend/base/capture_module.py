@@ -251,7 +251,7 @@ def _run(module: nn.Module, structure: pytree.TreeSpec, inputs: Sequence[Tensor]
 
 
 _ROUNDING = 1e-3
-"""How far two runs may be apart, of the largest number: threads may sum in another order."""
+"""Difference allowed between two runs, relative to the largest value: threads may sum in another order."""
 
 
 def _check_repeated(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
@@ -497,7 +497,7 @@ def most_tokens(module: nn.Module) -> int | None:
 
 
 _OF_EXPERTS = ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm", "down_proj")
-"""What transformers' `use_experts_implementation` and its classes say of a module of experts."""
+"""Attributes of a module of experts, set by transformers' `use_experts_implementation` and its classes."""
 
 
 @contextmanager

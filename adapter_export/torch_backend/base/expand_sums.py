@@ -59,7 +59,7 @@ _WRITTEN: dict[str, Callable[..., fx.Node]] = {
     "addcdiv": _elementwise(_ATEN.div.Tensor),
     "lerp": _lerp,
 }
-"""What an operator computes, of its arguments by their names in torch."""
+"""Expansion of each operator, called with its arguments by their names in torch."""
 
 
 def open_sums(module: fx.GraphModule) -> None:

@@ -298,11 +298,11 @@ _MOST_NUMBERS = 2**22
 _FAILURES: tuple[type[Exception], ...] = (*LIBRARY_ERRORS, RequestError)
 
 _RELATIVE = 1e-3
-"""How far outputs may lie apart, of the largest of them; two branches of a model lie much further apart."""
+"""Difference allowed between outputs, relative to the largest; two branches of a model differ by much more."""
 
 
 _NOT_COPIED: tuple[type[Exception], ...] = (*LIBRARY_ERRORS, copy.Error)
-"""What a module raises that holds something which cannot be copied, such as a lock."""
+"""Errors raised by a module that contains an object that cannot be copied, such as a lock."""
 
 
 def pristine(module: nn.Module) -> nn.Module:

@@ -18,7 +18,7 @@ LIBRARY_ERRORS: tuple[type[Exception], ...] = (
     *(ExportError, InternalError, PickleError, SpecViolationError, ArithmeticError, AssertionError, AttributeError),
     *(ImportError, LookupError, NameError, OSError, RuntimeError, SyntaxError, TypeError, ValueError),
 )
-"""What torch raises where a model or a file is not what it expects: few of its errors have classes of their own."""
+"""Errors that torch raises for an unsupported model or file: few of them have classes of their own."""
 
 
 class _Collector(logging.Handler):

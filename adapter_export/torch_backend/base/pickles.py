@@ -20,7 +20,7 @@ from adapter_export.safe_io.regular_files import open_regular, read_bytes
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
 
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, KeyError)
-"""What the `zipfile` module raises where a file is not what it should be."""
+"""Errors that the `zipfile` module raises for a damaged file."""
 
 _PLAIN = frozenset(
     {
@@ -208,14 +208,14 @@ def _describe_pickle(archive: zipfile.ZipFile, name: str) -> tuple[str, str]:
 
 
 _OLD_PICKLES = 5
-"""How many pickles stand one after the other in the layout before torch 1.6."""
+"""Number of consecutive pickles in the layout before torch 1.6."""
 
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _DEEPEST = 8
-"""How deep tuples lie in one another; those of tensors lie 3 deep."""
+"""Maximum nesting of tuples; those of tensors nest 3 deep."""
 
 _MOST_SHARED = 16
-"""How many times as large as the file its tensors may be; views that share numbers count each."""
+"""Maximum ratio of the size of the tensors to that of the file; views that share storage are counted each."""
 
 
 def read_torch_file(path: Path) -> dict[str, np.ndarray]:

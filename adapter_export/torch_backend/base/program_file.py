@@ -157,7 +157,7 @@ _KEY = re.compile(r"[\w.\-/ ]+")
 _ATEN = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)")
 _MODULE_STACK = re.compile(r"""[\w.,;@\-\[\]'<>() :]*""")
 _SOURCE_LINE = re.compile(r"\w[\w./\-]{0,200}:\d{1,7}", re.ASCII)
-"""What `capture` leaves of a stack trace."""
+"""The part of a stack trace that `capture` keeps: file and line."""
 
 _REGIONS = frozenset({"torch.ops.higher_order.wrap_with_set_grad_enabled", "torch.ops.higher_order.wrap_with_autocast"})
 _ON_NUMBERS = frozenset(
@@ -288,7 +288,7 @@ _RULES: Mapping[str, _Rule] = {
     "torch_version": re.compile(r"[\w.+\-<= ]*").fullmatch,
     "verifiers": re.compile(r"[A-Z_]*").fullmatch,
 }
-"""What the text under each key may be; torch keeps the text of `as_string` a string."""
+"""Validators of the text under each key; torch keeps the text of `as_string` a string."""
 
 _TABLES: Mapping[str, _Rule] = {
     **dict.fromkeys(_NAMED_VALUES | {"as_string_to_argument"}, _is_identifier),

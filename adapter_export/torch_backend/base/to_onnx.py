@@ -294,7 +294,7 @@ _WRITTEN: Mapping[Any, Callable[[Any], None]] = {
     **dict.fromkeys((_ATEN.rsub.Scalar, _ATEN.rsub.Tensor), _subtract),
     _ATEN.conv2d.padding: _convolve,
 }
-"""What makes ops that the exporter knows of others, where it can."""
+"""Rewrites of ops that the exporter does not support into ops that it does."""
 
 
 def _translatable(program: ExportedProgram) -> ExportedProgram | None:

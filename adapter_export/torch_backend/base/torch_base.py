@@ -74,20 +74,20 @@ Read = TypeVar("Read")
 
 NOTE, TOKENIZER = "adapter_export.json", "tokenizer.json"
 HEAD_GRAPH, HEAD_WEIGHTS = "base_head.adapter_graph.json", "base_head.weights.safetensors.base64"
-"""What `write_base` writes into `extra/` of the archive, where torch takes nothing but text."""
+"""Files that `write_base` adds to `extra/` of the archive, where torch accepts only text."""
 
 TEXTS = "golden_texts.json"
 """The ids that the model's own library makes of golden texts, in `extra/`."""
 
 MEDIA = "media.json"
-"""What the model's own processor does with images or audio, in `extra/`."""
+"""The preprocessing of the model's own processor for images or audio, in `extra/`."""
 GENERATION = "generation.json"
-"""What a decoder's folder says of how it generates, in `extra/`."""
+"""The generation settings in a decoder's folder, in `extra/`."""
 
 _VERSION = "1.0.0"
 
 _LISTED = 8
-"""How many modules a note names."""
+"""Maximum number of modules named in a note."""
 
 
 @dataclass(frozen=True)

@@ -46,4 +46,4 @@ METHODS: Mapping[str, Method] = {
     "VERA": Method(low_rank.vera, "vera_"),
     "WAVEFT": Method(full_rank.waveft, "waveft_", _reads("scaling", "random_loc_seed", "wavelet_family", "use_idwt")),
 }
-"""By `peft_type`. LoRA, IA3 and norms that were trained have forms of their own (`importer`)."""
+"""Methods by `peft_type`. LoRA, IA3 and trained norms have forms of their own (`importer`)."""
