@@ -132,7 +132,7 @@ def open_and_encode(text: str) -> None:
     with suppress(MissingExtraError), parsing(_no_tokenizer):
         tokenizer = _library().Tokenizer.from_str(text)
         for sample in _TRIED_ON:
-            with suppress(BaseModelError), parsing(_no_tokenizer):  # whoever reads texts names what has no token
+            with suppress(BaseModelError), parsing(_no_tokenizer):  # readers of texts report missing tokens
                 tokenizer.encode(sample)
         copy = _library().Tokenizer.from_str(tokenizer.to_str())  # which takes memory for ids that no token has
         copy.no_padding()  # which a file may ask for, to a fixed length
@@ -328,7 +328,7 @@ class Tokenizer:
         stride = room // 4 if stride is None else stride
         if not 0 <= stride < room:
             raise RequestError(
-                "windows that share so many tokens do not move on",
+                "windows overlap too much to advance",
                 where=place,
                 found=f"`stride` {stride}",
                 expected=f"0 to {room - 1}, as a window holds {room} tokens of the text",
@@ -345,7 +345,7 @@ class Tokenizer:
         return self._encode(texts, [f"text {index}" for index in range(len(texts))])
 
     def id_of(self, token: str) -> int | None:
-        """Return the id of a token by its text; none if there is no such token."""
+        """Return the id of a token by its text, or `None` if there is no such token."""
         found: int | None = self._whole.token_to_id(token)
         return found
 

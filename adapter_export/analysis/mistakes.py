@@ -381,7 +381,7 @@ RULES: Sequence[Rule] = (
     Rule(
         "many-parameters",
         "rows",
-        "so many parameters learn so few rows by heart",
+        "the adapter has enough parameters to memorise its training rows",
         "train with a smaller bottleneck, at fewer sites (kind `pfeiffer`, layers left out), or on more rows",
         _too_many,
     ),

@@ -114,7 +114,7 @@ def verify_signature(folder: Path, *, key: Path | None, chain: Sequence[Path]) -
     path = folder / SIGNATURE_FILE
     if not os.path.lexists(path):
         sign = command('sign("bundle", key=…)', "sign BUNDLE --key KEY")
-        fix = f"take the bundle from whoever signs it; to sign it yourself use {sign}"
+        fix = f"get the bundle from its publisher; to sign it yourself use {sign}"
         raise SignatureError("is not signed", where=folder, expected=f"`{SIGNATURE_FILE}` in it", fix=fix)
     data = read_bytes(path, MOST_SIGNATURE_BYTES)
     document = parse_json(data, path)
@@ -150,7 +150,7 @@ def verify_signature(folder: Path, *, key: Path | None, chain: Sequence[Path]) -
     return Signature(_signer(document), signed[MANIFEST_FILE], tuple(sorted(signed)))
 
 
-_AGAIN = "take the bundle from whoever signed it again; if you changed it, sign it again"
+_AGAIN = "get the bundle from its signer again; if you changed it, sign it again"
 
 
 def _keep(report: Path, place: Path, digest: str, *, force: bool) -> None:
@@ -204,10 +204,10 @@ def _fault(folder: Path, document: Any, by: str, said: str) -> SignatureError:
         found = quoted(other[:_SHOWN]) + more or said
         return SignatureError("is not what was signed", where=folder, found=found, fix=_AGAIN)
     if said.startswith("Key mismatch"):
-        fix = "give the key of whoever signs it, or take the bundle from them"
+        fix = "pass the signer's public key, or get the bundle from the signer"
         return SignatureError("was signed with another key", where=path, found=_signer(document), fix=fix)
     if by == "certificate" and said != _FORGED:
-        fix = "give the certificates of whoever signs it, or take the bundle from them"
+        fix = "pass the signer's certificates, or get the bundle from the signer"
         what = "was signed by somebody whom the certificates do not vouch for"
         return SignatureError(what, where=path, found=said, fix=fix)
     return SignatureError("is no signature that holds", where=path, found=said, fix=_AGAIN)

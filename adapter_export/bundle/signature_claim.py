@@ -36,7 +36,7 @@ class SignatureClaim:
 
 
 def read_claim(folder: Path, *, verified: bool = False) -> SignatureClaim | None:
-    """Read what the signature of a bundle says of itself; none if there is no signature.
+    """Return the signer and method that a bundle's signature names, or `None` without a signature.
 
     Raises:
         FileError: it cannot be read.
@@ -51,7 +51,7 @@ def read_claim(folder: Path, *, verified: bool = False) -> SignatureClaim | None
             return SignatureClaim("key", hint, verified)
         certificate = _at(document, "verificationMaterial", "x509CertificateChain", "certificates", 0, "rawBytes")
         data = base64.b64decode(certificate, validate=True) if isinstance(certificate, str) else b""
-    except (FormatError, ValueError):  # whoever verifies it is told why
+    except (FormatError, ValueError):  # `verify_signature` reports the reason
         data = b""
     return SignatureClaim("certificate", hashlib.sha256(data).hexdigest(), verified) if data else _UNKNOWN
 

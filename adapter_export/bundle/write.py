@@ -136,7 +136,7 @@ def mix_record(plan: SlotPlan, adapter: Adapter) -> MixRecord | None:
     return MixRecord(tuple(dict.fromkeys(group.slot(MIX) for group in groups)), members)
 
 
-# The number that a bundle's graph and its adapter files share, so that an adapter of another bundle is told apart.
+# The number that a bundle's graph and its adapter files share, so that an adapter of another bundle is refused.
 
 _UNSAID = (0, 1)
 """Values that other programs write by default."""

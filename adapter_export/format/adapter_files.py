@@ -95,9 +95,9 @@ class SiteGraphRecord:
             number.
         nodes: in the order of evaluation.
         result: the value that the graph returns.
-        replaces: the site value that the result stands for. Not in a head.
+        replaces: the site value that the result replaces. Not in a head.
         shared: the parameters that all sites with this graph have in common; their tensors are named
-            `shared.<graph>.<parameter>`. None if left out. Not in a head.
+            `shared.<graph>.<parameter>`. Default: no shared parameters. Not in a head.
     """
 
     inputs: Annotated[tuple[Annotated[str, OneOf(tuple(SITE_VALUES))], ...], NotEmpty(), Different()]
@@ -150,7 +150,7 @@ class HeadRecord:
         graph: computes logits or numbers [batch, classes], logits [batch, tokens, classes], or vectors [batch, width],
             where the width is any but `classes`.
         widths: a number for each symbol that occurs in the graph's parameter shapes.
-        task: what the result means. If it is left out, nobody knows, and readers give no answers.
+        task: the task type and labels of the result. Without it, readers return logits and no answers.
     """
 
     graph: HeadGraphRecord

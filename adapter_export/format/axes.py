@@ -27,7 +27,7 @@ def length(axis: Axis, lengths: Mapping[str, int]) -> int:
 
 
 def narrowed(inputs: Sequence[InputRecord], lengths: Bounds, tokens: int | None) -> dict[str, Lengths] | None:
-    """Return lengths with no more than so many tokens in a text, in a cache too; none if no length is left."""
+    """Return the lengths with at most `tokens` tokens in a text, cache included, or `None` if no length is left."""
     axis = token_axis(inputs)
     if tokens is None or not isinstance(axis, str):
         short = tokens is not None and isinstance(axis, int) and tokens < axis
@@ -83,7 +83,7 @@ def padded_axes(inputs: Sequence[InputRecord], outputs: Sequence[OutputRecord]) 
 
 
 def masks_of(inputs: Sequence[InputRecord], tokens: Axis | None) -> list[str]:
-    """Return the masks that may say which tokens of a value [batch, tokens, …] are real; `tokens` is none if not known.
+    """Return the masks that may cover the tokens of a value [batch, tokens, …]; `tokens` is `None` if unknown.
 
     Left out is a mask of the tokens of another input, as that of an encoder is for what the decoder computes.
     """
@@ -98,7 +98,7 @@ def _second_axes(inputs: Iterable[InputRecord], role: str) -> set[str]:
 
 
 def _grown(record: InputRecord, output: OutputRecord, past: str) -> str:
-    """The axis of an output that stands in the place of `past`, if it is as the input otherwise; else nothing."""
+    """Return the axis of an output that replaces `past`, or "" if the output differs from the input elsewhere."""
     if record.dtype != output.dtype or len(record.axes) != len(output.axes):
         return ""
     apart = [(one, other) for one, other in zip(record.axes, output.axes, strict=True) if one != other]

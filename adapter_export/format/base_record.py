@@ -106,7 +106,7 @@ def record_key(model: Path, site_map: Path | None) -> str | None:
 
 
 def find_record(key: str, model: Path) -> BaseRecord | None:
-    """Return the record of that name; none if there is none, if it is damaged, or if external weights have changed."""
+    """Return the record stored under a key; `None` if it is missing or damaged, or if external weights have changed."""
     try:
         kept = record_from_json(_Kept, read_json(_place(key)))
         files = {name: sha256_of(model.resolve().parent / name) for name in kept.record.external}
@@ -134,7 +134,7 @@ def _place(key: str) -> Path:
 
 
 def _digest(folder: Path, pattern: str) -> str | None:
-    """Return the sha256 over the names and contents of the files of a folder; none if there are none, or no reading."""
+    """Return the sha256 over the names and contents of a folder's files; `None` without readable files."""
     try:
         lines = [f"{name} {sha256_of(path)}\n" for name, path in sorted(_files(folder, pattern))]
     except FileError:

@@ -138,7 +138,7 @@ class ComparisonRecord:
             where nothing was compared.
         cosine: of the two sides as vectors; null where one of them is zero.
         budget: the allowed absolute error.
-        ratio: error over budget; 1 is the limit. The largest float64 stands for an error where none is allowed.
+        ratio: error over budget; 1 is the limit. The largest float64 marks an error where the budget is 0.
         nan, inf: where it stands.
         worst: the element that is furthest from the reference; null if there was nothing to compare.
         top_class: agreement of the highest logit; null for outputs that are not logits.

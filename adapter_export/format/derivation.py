@@ -21,12 +21,12 @@ DERIVATION_FILE = "derivation.json"
 
 @dataclass(frozen=True)
 class ConstantRecord:
-    """A constant of the graph: an initializer that nobody can override, or a tensor in a node.
+    """A constant of the graph: an initializer that is not an input of the graph, or a tensor in a node.
 
     Attributes:
         name: its name in the graph; of a tensor in a node the name of what the node gives.
-        how: what was done to `sources`, which are turned around first where `transposed` says so. `made` stands for
-            what an exporter or a quantiser wrote: numbers, shapes, folded and quantised tensors.
+        how: the operation on `sources`, after transposing those marked in `transposed`. `made` marks tensors written
+            by an exporter or a quantiser: numbers, shapes, folded and quantised tensors.
         sources: the tensors of the model, by their names there; none of one that was made.
         transposed: whether each source is a matrix that is read the other way around.
         axis: of one that is sliced or concatenated: along which axis.

@@ -54,7 +54,7 @@ def checked_json(document: Mapping[str, object]) -> bytes:
 def check_checksum(data: bytes, checksum: str | None, where: object) -> None:
     """Raise `HashError` where a file with a checksum of itself has other bytes than when it was written.
 
-    A flipped bit in a factor or a label would be a wrong answer that nobody notices.
+    A flipped bit in a factor or a label would cause wrong answers without an error.
     """
     if checksum is None:
         return

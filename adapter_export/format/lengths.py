@@ -1,4 +1,4 @@
-"""The lengths that the axes of a base's inputs may have: one record, which whoever runs the base keeps to."""
+"""The lengths that the axes of a base's inputs may have. Every runner of the base observes this record."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Lengths:
     def of(
         cls, minimum: int = 1, maximum: int | None = None, multiple_of: int = 1, exceptions: Sequence[int] = ()
     ) -> Self | None:
-        """Return the lengths within bounds that need not be such lengths themselves; none if there is no length."""
+        """Return the lengths between two bounds, which need not be lengths themselves, or `None` if there are none."""
         first = -(-max(minimum, 1) // multiple_of) * multiple_of
         while first in exceptions:
             first += multiple_of
@@ -65,12 +65,12 @@ class Lengths:
         return self.minimum == self.multiple_of == 1 and not self.exceptions
 
     def at_least(self, length: int) -> int | None:
-        """Return the smallest that is no smaller than a length; none if all are smaller."""
+        """Return the smallest allowed length of at least `length`, or `None` if all are smaller."""
         found = Lengths.of(max(length, self.minimum), self.maximum, self.multiple_of, self.exceptions)
         return None if found is None else found.minimum
 
     def at_most(self, length: int) -> int | None:
-        """Return the largest that is no larger than a length; none if all are larger."""
+        """Return the largest allowed length of at most `length`, or `None` if all are larger."""
         upper = length if self.maximum is None else min(length, self.maximum)
         found = Lengths.of(self.minimum, upper, self.multiple_of, self.exceptions) if upper > 0 else None
         return None if found is None else found.maximum
@@ -81,7 +81,7 @@ class Lengths:
         return found if found is not None else self.maximum or self.minimum
 
     def within(self, other: Lengths) -> Lengths | None:
-        """Return the lengths that are in both records; none if there are none."""
+        """Return the lengths in both records, or `None` if they share none."""
         ends = [end for end in (self.maximum, other.maximum) if end is not None]
         return Lengths.of(
             max(self.minimum, other.minimum),
@@ -117,7 +117,7 @@ _LENGTHS = re.compile(
 
 
 def parse_lengths(text: str) -> Lengths | None:
-    """Read lengths such as `128`, `64..512`, `..512`, `64..` or `multiple-of-8`, several with commas; none if none fit.
+    """Parse comma-separated lengths such as `128`, `64..512`, `..512`, `64..` or `multiple-of-8`; `None` if none fit.
 
     Raises:
         ValueError: the text is none of these.

@@ -354,7 +354,7 @@ class MixRecord:
 
     The adapter adds the sum of weight times what each member adds. A request with weights of its own feeds one float32
     tensor, [1, members] for all rows of its batch or [batch, members] for each row its own, to every slot named here,
-    in the place of the adapter's tensors; all other slots get the adapter's tensors as always. Any finite numbers are
+    instead of the adapter's tensors; all other slots get the adapter's tensors as always. Any finite numbers are
     allowed.
 
     Attributes:
@@ -382,8 +382,8 @@ class AdapterRecord:
         base: the fingerprint of the base that it was trained on; differs from the bundle's only where the build was
             told to allow it.
         golden: golden vectors of the base with this adapter.
-        task: what its answers mean, and how text becomes its inputs. Null without a head, or where nobody knows it:
-            then a client gives the result of the head as it is, and no answer.
+        task: the type and labels of its answers, and how text becomes its inputs. Null without a head, or if it is
+            unknown: a client then returns the result of the head as it is, and no answer.
         output: the output that holds the result of its head, while it is active. Null without a head.
         baked: the graph in which the adapter is constant: it has no slots, and its outputs are the adapter's. Null if
             there is none.
@@ -505,7 +505,7 @@ class Manifest:
         golden_batches: requests of several rows with different lengths and adapters, and the reference's answer to each
             row alone. Null if an input is a cache or takes other numbers than integers, or if every answer is large.
         media: how images or audio become the input; null if the base reads none, or that is not known.
-        derivation: how each constant of the graph with slots came to be, for whoever has the model; null in a bundle of
+        derivation: the origin of each constant in the graph with slots, as tensors of the model; null in a bundle of
             an older release.
         recorded: where the runs were made whose digests golden vectors have. Null where none were made.
         checksums: the output, float32 [batch, slots], that holds a checksum of each slot's tensor as the graph received

@@ -73,7 +73,7 @@ def read_manifest(folder: Path, *, expect: str | None = None) -> Manifest:
 def open_whole(folder: Path, opened: Callable[[Manifest], Opened], *, expect: str | None = None) -> Opened:
     """Read the manifest of a bundle and open what it describes; again, if the bundle was exchanged meanwhile.
 
-    One that is exchanged has the files of one bundle and the manifest of the other for whoever reads it midway.
+    While a bundle is replaced, a reader may see the files of one bundle and the manifest of the other.
 
     Args:
         folder: of the bundle.

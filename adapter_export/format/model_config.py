@@ -41,7 +41,7 @@ _CROSS_ENCODER = "sbert_ce_default_activation_function"
 
 
 def class_type(name: str) -> ProblemType | None:
-    """Return what the head of a class such as `BertForTokenClassification` is for; none if its name does not say it."""
+    """Return the task type of a class such as `BertForTokenClassification`, or `None` if its name shows none."""
     return next((kind for end, kind in CLASS_TYPES.items() if name.endswith(end)), None)
 
 
@@ -51,7 +51,7 @@ def known_labels(config: Path) -> tuple[str, ...]:
 
 
 def known_problem(config: Path) -> ProblemType | None:
-    """The `problem_type` in the `config.json` of a Hugging Face folder; none if it says nothing."""
+    """Return the `problem_type` in the `config.json` of a Hugging Face folder, or `None` if it is absent."""
     document = read_json(config) if config.is_file() else {}
     named = document.get("problem_type") if isinstance(document, dict) else None
     return _PROBLEM_TYPES.get(named) if isinstance(named, str) else None
@@ -76,7 +76,7 @@ def _names_of(config: object) -> tuple[str, ...]:
 def head_task(config: Mapping[str, Any], name: str, width: int) -> tuple[Task | None, Sequence[str]]:
     """The task of the head of the class `name`, which gives `width` numbers, and notes on what the config leaves open.
 
-    None if nobody can know it: its logits are given then, and answers are refused.
+    The task is `None` if the config does not determine it: logits are returned then, and answers are refused.
     """
     kind = class_type(name)
     if kind is not None and TASK_TYPES[kind].pairs == "required":

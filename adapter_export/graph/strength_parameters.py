@@ -7,10 +7,10 @@ from adapter_export.graph.ops import OPS
 
 
 def strength_parameters(graph: AdapterGraph) -> frozenset[str] | None:
-    """The parameters p of a site's graph for which `n + s·(p − n)`, n being neutral, gives `v + s·(result − v)`.
+    """Return the parameters p of a site's graph for which `n + s·(p − n)`, n being neutral, gives `v + s·(result − v)`.
 
-    v is what the result replaces. None if there are none for which this holds for every s: where the residual is lost,
-    the sum is normalised, or one update reads another.
+    v is the value that the result replaces. Returns `None` if no parameters satisfy this for every s: the residual is
+    lost, the sum is normalised, or one update reads another.
     """
     found = _steps(graph, graph.result)
     if found is None:

@@ -109,7 +109,7 @@ def fetch(
     plain_http: bool = False,
     reporter: Reporter = SILENT,
 ) -> Path:
-    """Return a folder of the cache with a bundle or an adapter; its hashes are right. Nobody may write into it.
+    """Return a folder of the cache with a bundle or an adapter, whose hashes match. Treat it as read-only.
 
     Args:
         reference: `hf://owner/name[@revision]` or `oci://host[:port]/repository[:tag|@sha256:…]`. One with a commit or

@@ -32,11 +32,11 @@ _SECONDS = (0.25, 0.4)
 
 @dataclass(frozen=True)
 class Fit(Step):
-    """Cut an audio file behind so many samples, or fill it with zeros up to them.
+    """Truncate an audio file to `samples` samples, or pad it with zeros up to them.
 
     Attributes:
         op: `fit`.
-        samples: how many.
+        samples: the length after this step.
     """
 
     op: Literal["fit"]

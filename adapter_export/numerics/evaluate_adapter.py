@@ -173,7 +173,7 @@ def gradients(
 
 
 def evaluate_site(adapter: Adapter, site: str, values: Mapping[str, npt.ArrayLike], norm: Norm | None = None) -> Array:
-    """The value that an adapter puts in the place of `u`, `h` or `y` at a site, in float64.
+    """Return the value with which an adapter replaces `u`, `h` or `y` at a site, in float64.
 
     `values` are those that its graph reads, [batch, tokens, width], and, where it applies the base's norm, the norm's
     tensors by their names in `BORROWED`; `norm` is the one before the site's `y`.

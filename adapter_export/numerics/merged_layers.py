@@ -125,7 +125,7 @@ def _changed_norm(adapter: Adapter, layer: Layer, site: Site) -> tuple[Matrix, M
 
 
 def _features(site: Site, width: int) -> slice | list[int]:
-    """The features of a layer's output that a site stands for."""
+    """Return the features of a layer's output that belong to a site."""
     if site.role != "part":
         return slice(None)
     (start, end), block = next(iter(site.parts.values())), width // site.blocks

@@ -69,7 +69,7 @@ class NodeValue:
 
 
 def site_result(site: str, replaced: str) -> str:
-    """The name of the value that an adapter puts in the place of a site's `u`, `h` or `y`."""
+    """The name of the value with which an adapter replaces a site's `u`, `h` or `y`."""
     return f"{site}/result_{replaced}"
 
 

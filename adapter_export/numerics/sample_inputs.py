@@ -111,7 +111,7 @@ def pairs_covered(inputs: Sequence[InputRecord], lengths: Bounds, cases: Iterabl
 
 
 def _covering(able: Sequence[Chosen], chosen: Sequence[Chosen], size: int) -> list[Chosen]:
-    """Add to some shapes until every group of so many of their lengths and paddings that can occur does."""
+    """Add shapes until every possible group of `size` lengths and paddings occurs."""
     found = list(chosen)
     missing = {group for one in able for group in _groups(one, size)}
     missing -= {group for one in found for group in _groups(one, size)}
@@ -162,7 +162,8 @@ def word_cases(
 ) -> Iterator[InputCase]:
     """Make inputs with every id of every input of ids once, in drawn order, as full rows: `words0`, `words512`, ….
 
-    A table of more than `most` words gives so many of them, drawn. There are none without ids whose limit is known.
+    A table of more than `most` words contributes a random sample of `most`. Without ids of a known limit, nothing is
+    made.
     """
     tables = {record.name: record.limit for record in inputs if record.role == "ids" and record.limit is not None}
     if not tables:
@@ -231,7 +232,7 @@ def sized_cases(
 
 
 def named_case(inputs: Sequence[InputRecord], name: str, *, seed: int) -> InputCase | None:
-    """Make the inputs that a name such as `batch2_tokens4_padded_left` describes; none if it is no such name."""
+    """Make the inputs that a name such as `batch2_tokens4_padded_left` describes, or `None` for any other name."""
     padding = padding_of(name)
     parts = "_".join(rf"{re.escape(axis)}(\d{{1,5}})" for axis in axis_names(inputs))
     match = re.fullmatch(parts, name.removesuffix(_SUFFIXES[padding]))
@@ -266,7 +267,7 @@ def edge_cases(inputs: Sequence[InputRecord], lengths: Bounds, *, seed: int) -> 
 def outside_case(
     inputs: Sequence[InputRecord], axis: str, size: int, lengths: Bounds, *, seed: int
 ) -> InputCase | None:
-    """Make inputs of a length that an axis may not have, all others as they may be; none if they would be too large."""
+    """Make inputs with one forbidden length of an axis, all others allowed, or `None` if they would be too large."""
     shape = _sized(inputs, lengths, 1, 1, 0)
     first, *others = sorted(names(axis), key=lambda name: name not in _past_axes(inputs))
     shape[first] = size - sum(shape[name] for name in others)

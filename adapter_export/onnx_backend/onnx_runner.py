@@ -180,7 +180,7 @@ def _name(value: ir.Value) -> str:
 
 
 def cut_input(site: str, replaced: str) -> str:
-    """The input of a cut base that stands in the place of a site's `u`, `h` or `y`."""
+    """The input of a cut base that replaces a site's `u`, `h` or `y`."""
     return f"cut.{site}.{replaced}"
 
 

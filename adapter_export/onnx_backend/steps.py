@@ -51,7 +51,7 @@ class Steps:
         return None if dtype is None else dtype.numpy().name
 
     def alone(self, known: Collection[str]) -> Pieces:
-        """Let each step compute from inputs `given(name)` in the place of the `known` values; its outputs are these."""
+        """Let each step compute from inputs `given(name)`, which replace the `known` values; its outputs are these."""
         model = self.model.clone()
         for value in [value for node in model.graph for value in node.outputs if value.name in known]:
             place = ir.Value(name=given(value.name or ""), type=value.type, shape=None)
@@ -147,7 +147,7 @@ class Step:
 
 
 def given(name: str) -> str:
-    """The input that stands in the place of a known value."""
+    """The input that replaces a known value."""
     return f"given/{name}"
 
 

@@ -83,7 +83,7 @@ class Reading:
 
 
 class Runs(Protocol):
-    """A session, or what stands for one."""
+    """A session, or an object with its interface."""
 
     @property
     def base_head(self) -> str | None:

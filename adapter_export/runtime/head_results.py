@@ -51,9 +51,10 @@ def _width(results: np.ndarray) -> int:
 
 
 def check_type(entry: Entry | None, problem: ProblemType | None = None) -> tuple[Entry, Task]:
-    """Return an adapter whose head answers, questions of this type if one is given, and its task.
+    """Return an adapter whose head can answer, for this task type if one is given, and its task.
 
-    RequestError if it does not, if nobody knows what its results mean, or if there is none.
+    Raises:
+        RequestError: there is no adapter, or its head has no task or another task type.
     """
     asked = "answer" if problem is None else f"do `{problem}`"
     if entry is None:

@@ -160,7 +160,7 @@ class _PrivateFile:
 
 
 def _state(path: Path) -> tuple[int, ...] | None:
-    """Return what is another one when a file is written to or exchanged; none if it is gone."""
+    """Return a value that changes when a file is written to or replaced, or `None` if it is gone."""
     try:
         found = path.stat()
     except OSError:
@@ -455,7 +455,7 @@ def _names(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def head_width(tensors: Weights, slots: Iterable[SlotRecord], head: HeadRecord, symbol: str) -> int | None:
-    """Return the length of a free axis of a head, as the tensors of an adapter have it; none if no tensor has it."""
+    """Return the length of a free axis of a head in the tensors of an adapter, or `None` if no tensor has it."""
     for slot in slots:
         if slot.site == HEAD and slot.graph == head.graph and symbol in slot.axes:
             return int(tensors[slot.name].shape[slot.axes.index(symbol)])
@@ -471,7 +471,7 @@ def _faults(tensors: Weights, manifest: Manifest) -> Iterator[str]:
             yield f"`{name}` is the name of a data input"
         elif name not in slots:
             yield f"`{name}` is left over"
-    # ONNX Runtime does not see it when one name stands for two sizes, or fails deep inside a kernel
+    # ONNX Runtime does not notice two sizes for one axis name, or fails deep inside a kernel
     sizes: dict[tuple[str, str, str], int] = {}
     for slot in manifest.slots:
         if slot.name not in tensors:

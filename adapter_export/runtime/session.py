@@ -99,7 +99,7 @@ class Session:
         return Statistics(self._adapters.counts, self._bank.counts, self._prefixes.counts)
 
     def labels(self, adapter: str) -> tuple[str, ...] | None:
-        """Return the names of an adapter's classes in the order of its logits; none if it has none or they are unknown.
+        """Return the names of an adapter's classes in the order of its logits, or `None` if they are absent or unknown.
 
         Raises:
             RequestError: it is not loaded.
@@ -107,7 +107,7 @@ class Session:
         return self._adapters.entry(adapter).labels or None
 
     def task(self, adapter: str) -> Task | None:
-        """Return what the answers of an adapter mean; none if it has no head or that is unknown.
+        """Return the task of an adapter, or `None` if it has no head or an unknown task.
 
         Raises:
             RequestError: it is not loaded.
@@ -115,7 +115,7 @@ class Session:
         return self._adapters.entry(adapter).task
 
     def output(self, adapter: str) -> str | None:
-        """Return the output that holds the result of an adapter's head; none if it has no head.
+        """Return the name of the output with the result of an adapter's head, or `None` without a head.
 
         Raises:
             RequestError: it is not loaded.
@@ -152,7 +152,7 @@ class Session:
         """Return the task by which an adapter answers; without one, that of the base head.
 
         Raises:
-            RequestError: it is not loaded, has no head, or nobody knows what its results mean.
+            RequestError: it is not loaded, has no head, or its head has no task.
         """
         name = self._manifest.head if adapter is None else adapter
         return check_type(None if name is None else self._adapters.entry(name))[1]
@@ -176,9 +176,9 @@ class Session:
         Args:
             inputs: an array for each input of the base.
             adapter: the adapter to run all rows with; without it, and without `adapters`, the base as it is.
-            adapters: instead, an adapter for each row; none is the base. Needs the bundle's graph `bank`.
-            weights: with an `adapter` that is a weighted fusion: a number for each of its members, by name, in the
-                place of its own; for all rows, or a mapping for each row.
+            adapters: one adapter per row instead; `None` is the base. Needs the bundle's graph `bank`.
+            weights: member weights, by name, that override those of an `adapter` that is a weighted fusion; one mapping
+                for all rows, or one per row.
             strength: a number for all rows, or one for each row, which needs the graph `bank`: 0.5 adds half of what an
                 adapter adds at its sites, 0 nothing, -1 takes it off. Heads stay.
             allow_mixed_rows: put rows of different adapters or weights into one call although the base lets the rows of

@@ -34,7 +34,7 @@ class parsing:  # noqa: N801 reads as a statement, like `contextlib.suppress`
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Raise the refusal in the place of what a parser raised."""
+        """Raise the refusal instead of the parser's error."""
         if error is not None and not isinstance(error, AdapterExportError) and _is_of_a_parser(error):
             raise self._refusal(reason(error)) from error
 

@@ -50,7 +50,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
-    """Read a whole file of at most so many bytes.
+    """Read a whole file of at most `most` bytes.
 
     Raises:
         FileError: as `open_regular`, or it is larger.
@@ -71,7 +71,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def map_bytes(path: Path) -> mmap.mmap:
-    """Map a whole file that nobody else writes into: if it gets shorter, whoever reads it dies.
+    """Map a whole file into memory. No process may write to it: if it is truncated, readers are killed by SIGBUS.
 
     Raises:
         FileError: as `open_regular`, or it is empty.
@@ -86,7 +86,7 @@ def map_bytes(path: Path) -> mmap.mmap:
 
 
 def read_text(path: Path, most: int = MOST_TEXT_BYTES) -> str:
-    """Read a whole file in UTF-8 of at most so many bytes.
+    """Read a whole UTF-8 file of at most `most` bytes.
 
     Raises:
         FileError: as `read_bytes`.
@@ -104,7 +104,7 @@ def read_stream(path: Path, most: int = MOST_TEXT_BYTES) -> bytes:
     """Read what the user gives under a name: a file, or a pipe of her shell, which is waited for.
 
     Raises:
-        FileError: it is missing, a folder, or not readable, or it gives more than so many bytes.
+        FileError: it is missing, a folder, not readable, or larger than `most` bytes.
     """
     blocks, left = list[bytes](), most
     try:

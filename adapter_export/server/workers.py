@@ -140,7 +140,7 @@ class _Watch:
                 self._ending.set()  # it will not live the next time either, and has said why
 
     async def _live(self, worker: _Worker, index: int) -> None:
-        """Put another one into the place of a worker that ends before the end."""
+        """Replace a worker that exits early."""
         await worker.process.wait()
         forget_process(worker.process.pid, self._folder / "metrics")
         if worker in self._workers:

@@ -26,7 +26,7 @@ class Ref(NamedTuple):
 
 @dataclass(frozen=True)
 class Rewiring:
-    """A node that reads `new` in the place of `old`.
+    """A node that reads `new` instead of `old`.
 
     If it prepares `old` for other layers as well, it stays, and a copy of it reads `new`: `outputs` are what it
     defines.
@@ -43,7 +43,7 @@ class Edit:
     """The replacement of one of a site's values, `u`, `h` or `y`, by `result`.
 
     `values` stand for the site's values by then. In a fused layer, `piece` are the features of `h` that the site is;
-    the others stay. In the place of `h` and `y` everyone reads the new value, in that of `u` the nodes of `rewirings`.
+    the others stay. All consumers of `h` and `y` read the new value; only the nodes of `rewirings` do for `u`.
     """
 
     site: Site
@@ -141,7 +141,7 @@ class InputConsumers:
 def input_consumers(index: FlowIndex, site: Site) -> InputConsumers:
     """Find where a site's layer reads its `u`; raises `NoSitesError` if nothing on the way to its `h` does.
 
-    What is behind a product, such as keys and values that a decoder keeps, belongs to the layer, whoever reads it.
+    A value behind a product, such as the keys and values that a decoder caches, belongs to the layer.
     """
     assert site.u is not None  # who replaces `u` has been told that there is one
     way = set(index.between(site.u, site.h))

@@ -109,7 +109,7 @@ class Layer(NamedTuple):
 
 
 def layer_of(index: FlowIndex, product: FlowNode) -> Layer | None:
-    """The layer around a product with one trained matrix; none if adapters cannot act there.
+    """Return the layer around a product with one trained matrix, or `None` if adapters cannot act there.
 
     A layer of integers begins before quantisation and ends after scaling back; one with flattened tokens lies outside
     of that.

@@ -66,7 +66,7 @@ class Residual:
 
 
 def residual_streams(index: FlowIndex) -> list[list[Residual]]:
-    """The sums of each residual stream, in order; none if there is no such sum.
+    """Return the sums of each residual stream, in order; empty if there is no such sum.
 
     A stream in stages has a chain of sums per stage, each computed from the one before; they are put together.
     """
@@ -108,7 +108,7 @@ def _check_width(index: FlowIndex, streams: Iterable[list[Residual]]) -> None:
                 where=f"`{stream[0].x}`",
                 found=f"shape {shape}, of which the weights sum over another axis than the last",
                 expected="[batch, tokens, width]",
-                fix="write the model with the width last, with `Linear` in the place of convolutions over tokens",
+                fix="write the model with the width last, with `Linear` instead of convolutions over tokens",
             )
 
 
@@ -165,7 +165,7 @@ def _residuals(index: FlowIndex) -> list[Residual]:
 
 
 def _start(index: FlowIndex, side: str, h: str) -> tuple[str, str] | None:
-    """The `x` of a sum of `side` and `h`, and what `h` is computed from; none if it is no residual sum.
+    """Return the `x` of a sum of `side` and `h`, and the source of `h`, or `None` if it is not a residual sum.
 
     `x` is the last value that `side` holds without a product and that `h` is computed from through weights; `h` must
     not hold it itself, or the sum only mixes values of the stream. Where that value has another shape, a stage begins,
@@ -180,10 +180,10 @@ def _start(index: FlowIndex, side: str, h: str) -> tuple[str, str] | None:
 
 
 def source_of(index: FlowIndex, x: str, h: str) -> str | None:
-    """The value that a sublayer computes `h` from: `x`, or where a stage begins, what `x` is pooled or projected from.
+    """Return the value that a sublayer computes `h` from: `x`, or at the start of a stage, the value `x` is made from.
 
-    A shortcut is projected where weights give it another width than it had, and only `h` goes through attention; none
-    if neither is so.
+    There, `x` is pooled or projected from it. A shortcut is projected if weights change its width and only `h` goes
+    through attention. Returns `None` otherwise.
     """
     ancestry, flow = index.ancestry, index.flow
     if ancestry.depends(h, on=x) or ancestry.depends(x, on=h):
@@ -246,7 +246,7 @@ class Stream:
 
 
 def named_streams(index: FlowIndex) -> list[Stream]:
-    """The streams of a base, the one that gives the result last; none if there is no residual sum.
+    """Return the streams of a base, the one with the result last; empty if there is no residual sum.
 
     Raises `NoSitesError` if there are several that are no encoder and decoder.
     """

@@ -48,8 +48,8 @@ class FlowNode:
         operands: the activations among the factors of a product, first the one whose index the rows of the result are;
             query, key and value of a fused attention, or what holds all three.
         contracts: of a product of one activation and a weight: the axis of the activation that it sums over, counted
-            from the end, -1 for the last; none if it is not known.
-        terms: of a convolution: the most products that a number of its result adds up; none if it is not known.
+            from the end, -1 for the last; `None` if unknown.
+        terms: of a convolution: the maximum number of products summed in one element; `None` if unknown.
         epilogue: the step of a linear layer that it is; `bias` of a product that adds its bias itself.
         cuts: of a layout that cuts one axis: the slice of its input that each output is.
         order: of a layout that moves whole axes: the axis of its input that each axis of its output is; none for a new
@@ -142,7 +142,7 @@ def rows_first(equation: str, operands: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Origins(NamedTuple):
-    """The tracked values that a value is computed from, as bit sets: bit `i` stands for the `i`-th tracked value.
+    """The tracked values that a value is computed from, as bit sets: bit `i` is the `i`-th tracked value.
 
     From those in `weighted` some way leads through a product with trained weights, in `mixed` through one of
     activations with activations, in `multiplied` through any, in `straight` through none: norms, dropouts, casts,

@@ -128,7 +128,7 @@ def golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> lis
         )
         return [first, last]
     cases = input_cases(base.inputs, seed=0, lengths=base.lengths, max_tokens=longest)
-    # whoever reads golden vectors compares all that is in them
+    # readers of golden vectors compare every output in them
     while references.undefined(cases[-1].arrays, None) and (shorter := less_padded(cases[-1], base.inputs)):
         cases[-1] = shorter
     if longest is None:  # the base does not say how many tokens it takes: see whether it can compute the longest case

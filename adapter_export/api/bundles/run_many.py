@@ -46,7 +46,7 @@ def run_many(
 
         done = ae.run_many("bundle", "reviews.parquet", "answers", adapter="sentiment", ray="auto")
 
-    The same call goes on where it was killed. A shard has the same answers whoever computes it, on processors of one
+    Repeat the same call to resume a killed run. Shards are deterministic, on processors of one
     kind: with a multiple of 2,048 as `shard_rows`, those that `adapter-export run --many` writes of the same file.
 
     Args:

@@ -78,7 +78,7 @@ def _golden_parts(context: Context, graph: Graph) -> Iterable[Finding]:
 
 
 def _mixed(context: Context, graph: Graph) -> list[tuple[str | None, ...]]:
-    """Return mixed batches to take apart; none if rows of the base depend on each other."""
+    """Return mixed batches to take apart; empty if rows of the base depend on each other."""
     bank, batch = context.manifest.bank, context.plan.probe.batch
     if bank is None or not graph.by_row or not context.bundle.batch_invariant or batch == 1:
         return []

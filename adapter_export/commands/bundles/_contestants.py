@@ -59,7 +59,7 @@ class _WithoutNotes(Reporter):
 
 @dataclass(frozen=True)
 class _Place:
-    """A contestant and the facts by which its name is told apart.
+    """A contestant and the facts that make its name unique.
 
     Attributes:
         order: its place among the arguments of the call.

@@ -61,7 +61,7 @@ scaled_par_bn = bottleneck_maker(
 )
 adapter_plus = bottleneck_maker(
     "adapter_plus",
-    "`y + c⊙U(f(D y))` in the place of the block's output `y` (Steitz & Roth 2024, §3)",
+    "`y + c⊙U(f(D y))` replaces the block's output `y` (Steitz & Roth 2024, §3)",
     Wiring(reads="normed", residual="read", replaces="y"),
     ("ffn",),
     BottleneckOptions("gelu", "channel", drop_path=0.1),

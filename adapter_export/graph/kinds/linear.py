@@ -214,7 +214,7 @@ def _ia3_kind(options: Ia3Options) -> Kind:
 
 
 def ia3_graph(value: str = "h") -> AdapterGraph:
-    """`l⊙v` in the place of `v`, a layer's output `h` or its input `u`; `scaling.weight` is as wide as that."""
+    """Make `l⊙v`, which replaces `v`: a layer's output `h` or its input `u`. `scaling.weight` has the width of `v`."""
     chain = Chain(value)
     chain.owned("scale_features", "scaling", {"weight": ("d" if value == "h" else "d_in",)})
     return chain.graph(replaces=value)
@@ -222,7 +222,7 @@ def ia3_graph(value: str = "h") -> AdapterGraph:
 
 ia3 = Maker(
     "ia3",
-    "`l⊙h` in the place of keys and values, and `l⊙u` of what the FFN's last layer reads (Liu et al. 2022, §3.3)",
+    "`l⊙h` replaces keys and values, and `l⊙u` replaces the input of the FFN's last layer (Liu et al. 2022, §3.3)",
     _ia3_kind,
     Ia3Options(),
 )

@@ -127,7 +127,7 @@ def _hidden_bias(node: ir.Node) -> BaseModelError:
     return BaseModelError(
         "adds the bias of a linear layer before it, so that the layer's output cannot be had with its bias",
         where=f"`{node.name or node.outputs[0].name}`, {node.op_type}",
-        expected="an `Add` for the bias, or query, key and value of three layers that nobody else reads",
+        expected="an `Add` for the bias, or query, key and value of three layers with no other consumer",
         fix="give the graph as it was before it was optimised; ONNX Runtime fuses it again when it loads it",
     )
 

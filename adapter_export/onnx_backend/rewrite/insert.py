@@ -337,8 +337,8 @@ def site_values(model: ir.Model) -> dict[str, dict[str, str]]:
     """The names of values in a graph that `insert_slots` made, by site.
 
     Of a site with slots these are the values of the base that its adapters may read, of `h`, `x`, `u` and `y`; what
-    stands in the place of one of them, by `result_of`; and the base's tensors that its adapters borrow. Of the `head`,
-    if there is one, it is `hidden`.
+    replaces one of them, by `result_of`; and the base's tensors that its adapters borrow. The value of the `head`, if
+    there is one, is `hidden`.
     """
     with parsing(partial(_no_note, SITES_KEY)):
         said: Any = parse_json(model.metadata_props.get(SITES_KEY, "{}").encode(), SITES_KEY)
@@ -351,7 +351,7 @@ def _no_note(key: str, reason: str) -> FormatError:
 
 
 def result_of(replaced: str) -> str:
-    """Return the key by which `site_values` names the value that stands in the place of another."""
+    """Return the key by which `site_values` names the value that replaces another."""
     return f"result_{replaced}"
 
 

@@ -286,7 +286,7 @@ def _cut(whole: ir.Value, piece: Piece, shape: Sequence[Dim], writer: Writer) ->
 
 
 def _joined(whole: ir.Value, new: ir.Value, piece: Piece, shape: Sequence[Dim], writer: Writer) -> ir.Value:
-    """The fused layer's output with other features in the place of a piece; the arguments are those of `_cut`."""
+    """Return the fused layer's output with the features of a piece replaced; the arguments are those of `_cut`."""
     assert isinstance(shape[-1], int)  # a site's values have a known width
     blocks = _in_blocks(whole, piece, shape, "whole/blocks", writer)
     parts = [_in_blocks(new, piece, shape, "whole/part", writer)]

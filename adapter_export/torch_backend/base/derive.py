@@ -51,7 +51,7 @@ def with_merged_weights(
 
 
 def with_layers(base: TorchBase, sites: SiteMap, kept: Sequence[int]) -> TorchBase:
-    """The base with some of its layers, as the sites number them: what a layer read takes the place of its result.
+    """Return the base with some of its layers, by the sites' numbers: the result of a dropped layer becomes its input.
 
     Weights that nothing reads any more are left out; it has no base head.
 

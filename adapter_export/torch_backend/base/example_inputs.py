@@ -59,7 +59,7 @@ def obvious_inputs(module: nn.Module, prepared: Prepared | None = None) -> Examp
     [batch, bands, frames] or `input_values`: as the processor makes them, else as the module's `config` says. A module
     with a decoder takes `decoder_input_ids` and `decoder_attention_mask` [batch, decoder_sequence] as well. What else
     the module needs, and numbers that belong to each token (`bbox`), are taken as its documentation gives their shape.
-    None if that does not cover what the module needs.
+    Returns `None` if the module needs an input that these rules do not cover.
     """
     prepared = prepared or Prepared()
     parameters = inspect.signature(module.forward).parameters

@@ -182,7 +182,7 @@ def own_texts(folder: Path, max_tokens: int | None) -> tuple[GoldenTexts | None,
         text = read_text(file)
         try_tokenizer(text)
         ours = Tokenizer.from_json(text, max_tokens or _LIMIT)
-    except InputError:  # whoever needs it says so
+    except InputError:  # callers that need it raise
         return None, ()
     try:
         with parsing(BaseModelError):

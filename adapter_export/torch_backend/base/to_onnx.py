@@ -298,7 +298,7 @@ _WRITTEN: Mapping[Any, Callable[[Any], None]] = {
 
 
 def _translatable(program: ExportedProgram) -> ExportedProgram | None:
-    """A copy that needs no decomposition; None if an op is unknown to the exporter, or writes where a view sees it."""
+    """Return a copy without decompositions; `None` if an op is unknown to the exporter or writes into a view."""
     module = deepcopy(program.graph_module)  # the exporter changes it
     graph = module.graph
     known = {decompositions[0].fx_target for decompositions in _registry().functions.values()}

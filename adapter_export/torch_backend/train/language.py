@@ -185,7 +185,7 @@ def read_language(
         sources["validation"] = {"fraction": files.validation, "rows": len(held_out), "of": "training"}
     if files.end is None:
         notes.append(
-            f"nobody knows the token that ends a text, so none is learnt; name it with {argument('end_token')}"
+            f"the end-of-text token is unknown, so the model does not learn to stop; set {argument('end_token')}"
         )
     made = {}
     for name, found in texts.items():
