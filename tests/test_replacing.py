@@ -14,7 +14,7 @@ from slotted import in_slots
 from small_encoder import ExportedEncoder, inputs
 from torch import Tensor
 
-from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.proof.site_probe import SiteProbe
 from adapter_export.errors import AdapterError, NotNeutralError
 from adapter_export.graph.adapter import Adapter

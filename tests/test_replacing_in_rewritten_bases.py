@@ -13,7 +13,7 @@ from building import build_bundle, in_precision
 from replacing import LINEARS, OTHERS, SUBLAYERS, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
 from small_encoder import Encoder, ExportedEncoder, inputs
 
-from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.proof.site_probe import SiteProbe
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.tensors import read_tensors

@@ -10,7 +10,7 @@ import numpy as np
 
 from adapter_export.analysis.eval_rows import EvalData, EvalRows, Results, judge, read_rows
 from adapter_export.bundle.ablation import effects, note_of
-from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.errors import DataError, UsageError, argument, within
 from adapter_export.format.manifest import AdapterRecord
 from adapter_export.graph.adapter import Adapter

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.dtypes import Array
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.members import COMPOSITION, OWN, labels_of

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.dtypes import FLOAT_TYPES, Array
 from adapter_export.format.check_report import EffectRecord
 from adapter_export.graph.adapter import Adapter

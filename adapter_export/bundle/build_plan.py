@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden import Allowance, Golden, GoldenMaker, case_of
 from adapter_export.bundle.golden_batches import padding_by_name
 from adapter_export.bundle.golden_data import GoldenDataMaker, GoldenSets, verified
 from adapter_export.bundle.golden_media import check_media
-from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.exact_tensors import Origin
 from adapter_export.bundle.proof.invariants import with_padding
 from adapter_export.bundle.proof.manifest_checks import oldest_runtime, site_records

@@ -26,9 +26,6 @@ from adapter_export.numerics.sample_inputs import LENGTHS, covering_cases, edge_
 from adapter_export.onnx_backend.rewrite.checksums import EXACT_CHECKSUM, SlotChecksums
 from adapter_export.reporting import SILENT, Reporter
 
-OnStep = Callable[[str], None]
-"""Called after each step with what was done."""
-
 SEED = 20
 """Another seed than that of the golden vectors, so that the two look at different inputs."""
 
@@ -37,10 +34,6 @@ _SHOWN = 5
 
 
 _Value = TypeVar("_Value")
-
-
-def silent(_: str) -> None:
-    """Report no progress."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden import Allowance, Golden
-from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.texts import answer_faults
 from adapter_export.errors import RequestError
 from adapter_export.format.axes import names as names_of

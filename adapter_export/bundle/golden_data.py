@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden import Golden, GoldenMaker, check_caches
 from adapter_export.bundle.golden_batches import BatchMaker
 from adapter_export.bundle.golden_media import MediaMaker
-from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.bundle.recorded_runs import Recording
 from adapter_export.bundle.report import BASE

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden import Allowance, Golden
-from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.texts import answer_faults
 from adapter_export.errors import AdapterError, InputError, MissingExtraError, RequestError

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden import Golden
-from adapter_export.bundle.opened import OpenedBundle
 
 ENOUGH = 2.0
 """The separation that every fault should have, and every other adapter."""

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from adapter_export.bundle.bundle_reader import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.golden import Case, Golden
-from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.errors import RequestError, quoted

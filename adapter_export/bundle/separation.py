@@ -14,10 +14,10 @@ import numpy as np
 import onnxruntime as ort
 
 from adapter_export.bundle.ablation import effects, note_of
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden import Case, Golden, case_of
 from adapter_export.bundle.golden_parts import GoldenParts
 from adapter_export.bundle.neighbours import ENOUGH, MOST, nearest_adapters, separation_of
-from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.part_candidates import Candidate, Seen, candidates, golden_parts
 from adapter_export.bundle.write import BundleWriter
 from adapter_export.dtypes import Weights

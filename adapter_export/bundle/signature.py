@@ -18,7 +18,7 @@ from typing import Any
 from cryptography import x509
 from model_signing import hashing, signing, verifying
 
-from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.signature_claim import MOST_SIGNATURE_BYTES
 from adapter_export.errors import FileError, FormatError, SignatureError, argument, command, quoted
 from adapter_export.format.check_report import read_report

@@ -207,9 +207,9 @@ def _check_samples(media: GoldenMedia) -> None:
             sample.data, sample.array  # noqa: B018 - which decode
         except ValueError as error:
             raise FormatError("holds no file, or no values of its shape", where=f"`$.samples[{index}]`") from error
-    strangers = [one.sample for each in media.sets for one in each.answers if one.sample not in names]
-    if strangers:
-        raise FormatError("an answer to no sample", where="`$.sets`", found=f"`{strangers[0]}`")
+    unknown = [one.sample for each in media.sets for one in each.answers if one.sample not in names]
+    if unknown:
+        raise FormatError("an answer to no sample", where="`$.sets`", found=f"`{unknown[0]}`")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from adapter_export.graph.tasks import ProblemType
 from adapter_export.runtime import Bundle
 from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.server.limits import RefusedError
-from adapter_export.server.models import Extra
+from adapter_export.server.models import LoadedAdapter
 from adapter_export.server.resolver import Resolver
 from adapter_export.server.routes import load_routes, route_of, save_routes
 from adapter_export.server.service import Service
@@ -104,7 +104,7 @@ class Control:
         """Load an adapter from the bytes of its file, or from its file."""
         if data is None:
             data = await asyncio.to_thread(read_bytes, Path(str(path)))
-        extra = Extra(name, data, None if labels is None else tuple(labels), task)
+        extra = LoadedAdapter(name, data, None if labels is None else tuple(labels), task)
         served = await self._service.models.load(extra, bundle=bundle)
         return {"bundle": served.name, "digest": extra.digest}
 

@@ -33,7 +33,7 @@ _POLL = 0.005
 
 _uses = itertools.count(1)
 
-OnCall = Callable[["Served", int, float], None]
+OnCall = Callable[["LoadedBundle", int, float], None]
 """Told of each call of a session: how many rows it has, and how many seconds the first of them waited."""
 
 
@@ -58,7 +58,7 @@ def check_resident(bundle: Bundle, session: Session, settings: SessionSettings) 
 
 
 @dataclass(frozen=True)
-class Extra:
+class LoadedAdapter:
     """An adapter that was loaded beside those of a bundle: the bytes of its file, and what its answers mean.
 
     One that a resolver `found` by its name makes room for others, and is found again when a request names it.
@@ -76,7 +76,7 @@ class Extra:
         return hashlib.sha256(self.data).hexdigest()
 
 
-class Served:
+class LoadedBundle:
     """A bundle in one session, and what waits for it.
 
     Args:
@@ -86,7 +86,9 @@ class Served:
         extras: adapters beside those of the bundle; those that were made for another base are left out (`dropped`).
     """
 
-    def __init__(self, name: str, bundle: Bundle, settings: SessionSettings, extras: Sequence[Extra] = ()) -> None:
+    def __init__(
+        self, name: str, bundle: Bundle, settings: SessionSettings, extras: Sequence[LoadedAdapter] = ()
+    ) -> None:
         self.name, self.bundle, self.settings = name, bundle, settings
         self.session = open_session(bundle, settings)
         if bundle.verified:  # not a copy that another process has opened and checked
@@ -94,7 +96,7 @@ class Served:
         self.reader = None if bundle.manifest.text is None else bundle.texts(self.session)
         hashes = {file.path: file.sha256 for file in bundle.manifest.files}
         self.digests = {record.name: hashes[record.onnx_adapter] for record in bundle.manifest.adapters}
-        self.extras: dict[str, Extra] = {}
+        self.extras: dict[str, LoadedAdapter] = {}
         self.dropped: list[str] = []
         self.closing = set[str]()  # no new call may name them
         self.busy, self.used = Counter[str | None](), Counter[str | None]()
@@ -107,7 +109,7 @@ class Served:
                 self.dropped.append(extra.name)
         self.collector: Collector | None = None
 
-    def load(self, extra: Extra) -> None:
+    def load(self, extra: LoadedAdapter) -> None:
         """Load an adapter beside those of the bundle; errors are those of `Session.load_bytes`."""
         self.session.load_bytes(
             extra.name, extra.data, labels=extra.labels, task=extra.task, where=f"adapter `{extra.name}`"
@@ -152,7 +154,7 @@ class Served:
 class Target:
     """A bundle's session with one of its adapters; `None` is the base."""
 
-    served: Served
+    served: LoadedBundle
     adapter: str | None
 
     @property
@@ -197,7 +199,7 @@ class Models:
         self._changing = asyncio.Lock()
         self._on_call: OnCall = lambda *_: None
         self._check(dict.fromkeys(bundles, ()))
-        self._served = {name: Served(name, bundle, settings) for name, bundle in bundles.items()}
+        self._served = {name: LoadedBundle(name, bundle, settings) for name, bundle in bundles.items()}
         self._check({name: served.session.adapters for name, served in self._served.items()})
         self._ending = set[asyncio.Task[None]]()
 
@@ -212,7 +214,7 @@ class Models:
         await asyncio.gather(*self._ending, *(served.stop() for served in self._served.values()))
 
     @property
-    def served(self) -> tuple[Served, ...]:
+    def served(self) -> tuple[LoadedBundle, ...]:
         """The bundles."""
         return tuple(self._served.values())
 
@@ -244,7 +246,7 @@ class Models:
         found = [served for served in self._served.values() if served.has(name)]
         return Target(found[0], name) if len(found) == 1 else None
 
-    def only(self) -> Served:
+    def only(self) -> LoadedBundle:
         """Return the one bundle; RequestError if there are several."""
         if len(self._served) > 1:
             raise RequestError(
@@ -254,7 +256,9 @@ class Models:
             )
         return self.served[0]
 
-    async def load(self, extra: Extra, *, bundle: str | None = None, keep: Collection[Target] = ()) -> Served:
+    async def load(
+        self, extra: LoadedAdapter, *, bundle: str | None = None, keep: Collection[Target] = ()
+    ) -> LoadedBundle:
         """Load an adapter beside those of the bundle that it was built for.
 
         Where as many are loaded as may be, wait until one that was found by its name is idle, and unload it.
@@ -282,7 +286,7 @@ class Models:
             words = f"{self._limits.max_adapters} adapters are loaded and in use; try again later"
             raise RefusedError(503, words, again=1) from None
 
-    async def _load(self, extra: Extra, bundle: str | None) -> Served:
+    async def _load(self, extra: LoadedAdapter, bundle: str | None) -> LoadedBundle:
         served = self._for(extra, bundle)
         taken = {} if self._qualify else self._served
         if extra.name in taken or any(extra.name in other.digests for other in taken.values() if other is not served):
@@ -319,7 +323,7 @@ class Models:
         finally:
             served.closing.discard(adapter)
 
-    def _for(self, extra: Extra, bundle: str | None) -> Served:
+    def _for(self, extra: LoadedAdapter, bundle: str | None) -> LoadedBundle:
         """Return the bundle that an adapter was built for; if that is none, the first one, which says what is wrong."""
         if bundle is not None:
             if bundle not in self._served:
@@ -369,7 +373,7 @@ class Models:
             if bundle is old.bundle:
                 return False
             extras = [one for one in old.extras.values() if not one.found]
-            new = await asyncio.to_thread(Served, name, bundle, self._settings, extras)
+            new = await asyncio.to_thread(LoadedBundle, name, bundle, self._settings, extras)
             adapters = {other.name: other.session.adapters for other in self._served.values()}
             self._check({**adapters, name: new.session.adapters})
             new.start(self._limits, self._on_call)
@@ -380,7 +384,7 @@ class Models:
             return True
 
     @staticmethod
-    async def _end(old: Served) -> None:
+    async def _end(old: LoadedBundle) -> None:
         await old.idle(altogether=True)
         await old.stop()
 

@@ -15,7 +15,7 @@ from adapter_export.graph.tasks import Task
 from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.server.limits import RefusedError
-from adapter_export.server.models import PIN, Extra, Served
+from adapter_export.server.models import PIN, LoadedAdapter, LoadedBundle
 
 Fetch = Callable[[str], Path]
 """Brings what a reference such as `hf://owner/name` names onto this machine, and returns its folder."""
@@ -38,7 +38,7 @@ class Resolver:
     fetch: Fetch | None = None
     most: int = 2**28
 
-    def find(self, name: str, bundles: Sequence[Served]) -> Extra | None:
+    def find(self, name: str, bundles: Sequence[LoadedBundle]) -> LoadedAdapter | None:
         """Return the adapter of a name, which may be pinned (`name@sha256:…`), if there is one.
 
         Raises:
@@ -63,7 +63,7 @@ class Resolver:
             raise RefusedError(404, f"adapter `{name}` has the digest sha256:{found.digest}; asked for was {digest}")
         return found
 
-    def fetched(self, name: str, reference: str, bundles: Sequence[Served]) -> Extra:
+    def fetched(self, name: str, reference: str, bundles: Sequence[LoadedBundle]) -> LoadedAdapter:
         """Return the adapter that a reference names, under a name.
 
         Raises:
@@ -81,17 +81,17 @@ class Resolver:
         raise FormatError("holds no adapter", where=reference, expected="`adapter_graph.json`, or one `.onnx_adapter`")
 
 
-def _of_file(name: str, path: Path, most: int) -> Extra:
+def _of_file(name: str, path: Path, most: int) -> LoadedAdapter:
     record = path.with_suffix(".json")
     task = None
     if record.is_file():
         document = read_json(record)
         told = document.get("task") if isinstance(document, Mapping) else None
         task = record_from_json(Task, told)
-    return Extra(name, read_bytes(path, most), task=task)
+    return LoadedAdapter(name, read_bytes(path, most), task=task)
 
 
-def _of_adapter(name: str, folder: Path, bundles: Sequence[Served]) -> Extra:
+def _of_adapter(name: str, folder: Path, bundles: Sequence[LoadedBundle]) -> LoadedAdapter:
     """Make the file of a whole adapter for the first bundle of its base that takes it."""
     from adapter_export.bundle.change import write_fitted  # noqa: PLC0415 - loads onnx, for a second
 
@@ -106,7 +106,7 @@ def _of_adapter(name: str, folder: Path, bundles: Sequence[Served]) -> Extra:
             except InputError as error:
                 refused = error
                 continue
-            return Extra(name, read_bytes(path), task=adapter.task)
+            return LoadedAdapter(name, read_bytes(path), task=adapter.task)
     raise refused or AdapterError(
         "was trained on another base than those that are served",
         where=f"adapter `{name}`",

@@ -16,7 +16,7 @@ from adapter_export.errors import InputError, RequestError
 from adapter_export.runtime.answerer import AnsweredRow, Answerer, Reading, Row
 from adapter_export.server.calls import Call
 from adapter_export.server.limits import RefusedError
-from adapter_export.server.models import PIN, Models, Served, Target, listed
+from adapter_export.server.models import PIN, LoadedBundle, Models, Target, listed
 from adapter_export.server.resolver import Resolver
 from adapter_export.server.routes import Routes
 from adapter_export.server.telemetry import Metrics, log
@@ -176,7 +176,7 @@ class Service:
                 log("shadow", route=route, model=model, outcome=outcome, answer=_short(answer), other=_short(other))
 
     async def _computed(self, rows: Sequence[TargetRow], *, outputs: bool = False) -> list[AnsweredRow]:
-        groups: dict[Served, list[int]] = {}
+        groups: dict[LoadedBundle, list[int]] = {}
         for index, row in enumerate(rows):
             groups.setdefault(row.target.served, []).append(index)
         with ExitStack() as stack:
@@ -190,7 +190,7 @@ class Service:
                 results[at] = one
         return [one for one in results if one is not None]
 
-    async def _compute(self, served: Served, rows: Sequence[TargetRow], outputs: bool) -> list[AnsweredRow]:
+    async def _compute(self, served: LoadedBundle, rows: Sequence[TargetRow], outputs: bool) -> list[AnsweredRow]:
         assert served.collector is not None
         answerer = Answerer(served.session, served.reader, Reading(outputs=outputs))
         asked = [one.row for one in rows]

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from adapter_export.runtime.loaded_adapters import Counts
-from adapter_export.server.models import Served
+from adapter_export.server.models import LoadedBundle
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -63,14 +63,14 @@ class Metrics:
         self._requests.labels(name, str(status)).inc()
         self._seconds.labels(name).observe(seconds)
 
-    def call(self, served: Served, rows: int, waited: float) -> None:
+    def call(self, served: LoadedBundle, rows: int, waited: float) -> None:
         """Count a call of a session, and what its caches did since the one before."""
         self._rows.labels(served.name).inc(rows)
         self._calls.labels(served.name).observe(rows)
         self._waits.labels(served.name).observe(waited)
         self.look(served)
 
-    def look(self, served: Served) -> None:
+    def look(self, served: LoadedBundle) -> None:
         """Count what the caches of a session did since it was last looked at."""
         waiting = 0 if served.collector is None else served.collector.waiting
         self._waiting.labels(served.name).set(waiting)
@@ -84,7 +84,7 @@ class Metrics:
             self._evictions.labels(*names).inc(counts.evictions - before.evictions)
             self._hits.labels(*names).inc(counts.hits - before.hits)
 
-    def reloaded(self, served: Served) -> None:
+    def reloaded(self, served: LoadedBundle) -> None:
         """Count a bundle that was exchanged."""
         self._reloads.labels(served.name).inc()
         self._told = {key: counts for key, counts in self._told.items() if key[0] == id(served.session)}

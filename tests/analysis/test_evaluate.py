@@ -23,7 +23,7 @@ from adapter_export.analysis.contest import Contestant, Measured
 from adapter_export.analysis.eval_rows import DataOptions, EvalData, judge
 from adapter_export.analysis.evaluation import Evaluation, versus
 from adapter_export.analysis.record_check import compare_with_training_record
-from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.commands.bundles._contestants import contestants_of
 from adapter_export.errors import (
     DataError,

@@ -10,8 +10,8 @@ import pytest
 from small_bundle import Built, make_adapter
 
 import adapter_export as ae
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.change import add_adapters
-from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.exact_tensors import check_slots
 from adapter_export.bundle.proof.invariants import check_files
 from adapter_export.dtypes import AdapterPrecision, narrowed, widened

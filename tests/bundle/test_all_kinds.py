@@ -12,7 +12,7 @@ from building import build_bundle
 from random_kinds import random_of_kind
 from tiny_onnx import save_tiny, token_inputs
 
-from adapter_export.bundle.opened import Graph, OpenedBundle
+from adapter_export.bundle.bundle_reader import Graph, OpenedBundle
 from adapter_export.bundle.proof.proof_plan import plan_check
 from adapter_export.bundle.proof.prove import prove
 from adapter_export.format.manifest import Manifest

@@ -9,7 +9,7 @@ import pytest
 from building import build_bundle
 from small_bundle import build_small
 
-from adapter_export.bundle.opened import read_source
+from adapter_export.bundle.bundle_reader import read_source
 from adapter_export.errors import AdapterError
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.manifest_json import read_manifest

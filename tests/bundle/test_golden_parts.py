@@ -17,9 +17,9 @@ from tampering import edit, edit_adapter, rehash, unrecorded
 from tiny_onnx import random_adapter, save_tiny
 
 import adapter_export as ae
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.change import add_adapters, remove_adapters
 from adapter_export.bundle.neighbours import ENOUGH
-from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.proof_plan import plan_check
 from adapter_export.bundle.proof.prove import prove
 from adapter_export.bundle.report import Report

@@ -20,8 +20,8 @@ from small_bundle import Built
 from toolchain import skip_or_fail
 
 import adapter_export as ae
+from adapter_export.bundle.bundle_reader import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.golden import check_cases
-from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.proof.locate import fusion_of, guesses, trace, typical
 from adapter_export.bundle.proof.lockstep import Lockstep
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check

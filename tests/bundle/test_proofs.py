@@ -15,8 +15,8 @@ from tampering import rehash
 from tiny_onnx import random_adapter, save_tiny, tiny_model
 
 import adapter_export as ae
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.change import add_adapters
-from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.invariants import _with_padding, check_proofs
 from adapter_export.errors import RequestError
 from adapter_export.format.manifest import Manifest

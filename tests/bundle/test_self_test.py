@@ -14,7 +14,7 @@ from tampering import rehash, unrecorded
 from tiny_onnx import random_adapter, save_tiny
 
 import adapter_export as ae
-from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.proof.faults.fault import Copy
 from adapter_export.bundle.proof.faults.fault_kinds import FAULTS
 from adapter_export.bundle.proof.faults.selftest import self_test

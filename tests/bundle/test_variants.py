@@ -14,7 +14,7 @@ from heard import Heard
 from inner_norm import with_inner_norm
 from tiny_onnx import random_adapter, token_inputs
 
-from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.errors import AdapterError, BaseModelError, ParityError, UsageError
 from adapter_export.format.manifest import GRAPH_VARIANTS, Manifest

@@ -15,7 +15,7 @@ from oracle import Row, answer, choice
 from python_entry_points import refusing
 
 from adapter_export.analysis.eval_rows import DataOptions
-from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.commands.bundles._contestants import contestants_of
 from adapter_export.format.labelled import Columns
 from adapter_export.reporting import SILENT

@@ -154,7 +154,7 @@ def test_words_of_others_are_no_markup(words: str, classifier: Adapter, tmp_path
 
 
 def test_the_report_of_the_check_is_in_it(bundle: Path, tmp_path: Path) -> None:
-    from adapter_export.bundle.opened import OpenedBundle
+    from adapter_export.bundle.bundle_reader import OpenedBundle
     from adapter_export.bundle.proof.proof_plan import plan_check
     from adapter_export.bundle.proof.prove import prove
 

@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper, parser
 from tiny_onnx import build_tiny, token_inputs
 
-from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.proof.prove import prove_new
 from adapter_export.errors import ParityError, RequestError
 from adapter_export.format.manifest_json import read_manifest

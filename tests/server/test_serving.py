@@ -31,7 +31,7 @@ import adapter_export as ae
 from adapter_export.errors import UsageError
 from adapter_export.runtime import Bundle
 from adapter_export.server.limits import RefusedError
-from adapter_export.server.models import Extra, Models, named_bundles
+from adapter_export.server.models import LoadedAdapter, Models, named_bundles
 from adapter_export.server.process import listen
 from adapter_export.server.server_settings import Limits, ServerSettings, SessionSettings
 from adapter_export.server.service import same_answers
@@ -323,23 +323,23 @@ def test_a_load_waits_no_longer_than_for_an_answer(film: Path) -> None:
     async def work() -> None:
         models = Models(named_bundles([str(film)]), SessionSettings(), limits, qualify=False)
         models.start(lambda *_: None)
-        await models.load(Extra("first", data, found=True))
+        await models.load(LoadedAdapter("first", data, found=True))
         first = models.find("first")
         assert first is not None
         with first.held():
             with pytest.raises(RefusedError, match="in use; try again later") as caught:
-                await models.load(Extra("second", data, found=True))
+                await models.load(LoadedAdapter("second", data, found=True))
             assert (caught.value.status, caught.value.again) == (503, 1)
-            loading = asyncio.create_task(models.load(Extra("second", data)))
+            loading = asyncio.create_task(models.load(LoadedAdapter("second", data)))
             await asyncio.sleep(0.05)
             assert (models.find("first"), models.find("second")) == (None, None)
         await loading
         assert (models.find("first"), models.find("second") is not None) == (None, True)
         with pytest.raises(RefusedError, match="1 adapters are loaded; unload one first") as caught:
-            await models.load(Extra("third", data))  # `second` was loaded by hand, and would not be found again
+            await models.load(LoadedAdapter("third", data))  # `second` was loaded by hand, and would not be found again
         assert caught.value.status == 409
         await models.unload("second")
-        await models.load(Extra("third", data))
+        await models.load(LoadedAdapter("third", data))
         await models.stop()
 
     asyncio.run(work())

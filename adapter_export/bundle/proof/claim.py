@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from adapter_export.bundle.opened import Graph
+from adapter_export.bundle.bundle_reader import Graph
 from adapter_export.bundle.proof.context import Context, Need
 from adapter_export.format.check_report import Finding
 from adapter_export.reporting import SILENT, Reporter

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
+from adapter_export.bundle.bundle_reader import LEVEL, Graph
 from adapter_export.bundle.golden import Case, named
 from adapter_export.bundle.golden_batches import replay_batches
 from adapter_export.bundle.golden_media import compare_processors, replay_media
-from adapter_export.bundle.opened import LEVEL, Graph
 from adapter_export.bundle.proof.check_parts import check_parts, check_separation, part_values
 from adapter_export.bundle.proof.claim import Claim, GraphClaim
 from adapter_export.bundle.proof.compare_arrays import agreements
@@ -32,7 +32,7 @@ from adapter_export.bundle.proof.locate import trace, typical
 from adapter_export.bundle.proof.manifest_checks import check_manifest
 from adapter_export.bundle.proof.model_runs import live_cost, live_model, repeats, uncompared_padding
 from adapter_export.bundle.proof.outputs import find_smallest, of_outputs, run_outputs
-from adapter_export.bundle.proof.proof_plan import dealt, trials
+from adapter_export.bundle.proof.proof_plan import round_robin, trials
 from adapter_export.bundle.proof.runtimes import check_providers, check_runtime
 from adapter_export.bundle.proof.shapes import check_coverage, check_words, word_cost
 from adapter_export.bundle.proof.site_probe import SiteProbe, of_sites
@@ -66,10 +66,6 @@ def _is_main(graph: Graph) -> bool:
     return (graph.variant, graph.level) == ("slots", LEVEL) and not graph.pieces
 
 
-def _output_cost(context: Context, graph: Graph) -> int:
-    return len(trials(context.plan, graph, context.planned))
-
-
 def _golden_parts(context: Context, graph: Graph) -> Iterable[Finding]:
     """Measure the golden parts of the adapters that a graph can run; they are judged when all graphs have run."""
     parts = [context.bundle.parts(name) for name in context.plan.adapters if name in graph.adapters]
@@ -82,7 +78,7 @@ def _mixed(context: Context, graph: Graph) -> list[tuple[str | None, ...]]:
     bank, batch = context.manifest.bank, context.plan.probe.batch
     if bank is None or not graph.by_row or not context.bundle.batch_invariant or batch == 1:
         return []
-    return [chosen for chosen in dealt(bank.rows, batch) if set(context.plan.names) & set(chosen)]
+    return [chosen for chosen in round_robin(bank.rows, batch) if set(context.plan.names) & set(chosen)]
 
 
 def _rows_apart(context: Context, graph: Graph) -> Iterator[Finding]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden import Case, Golden, GoldenMaker, Tolerance, scale, to_disturb
-from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.check_parts import PartValue
 from adapter_export.bundle.proof.compare_arrays import Original
 from adapter_export.bundle.proof.proof_plan import Plan, Reference

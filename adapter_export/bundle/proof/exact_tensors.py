@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 import onnx_ir as ir
 
-from adapter_export.bundle.opened import OpenedBundle, task_facts
+from adapter_export.bundle.bundle_reader import OpenedBundle, task_facts
 from adapter_export.bundle.proof.manifest_checks import check_sites
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.bundle.variants.variant import Remade, Variant

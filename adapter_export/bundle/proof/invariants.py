@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from adapter_export.bundle.bundle_reader import Graph, OpenedBundle
 from adapter_export.bundle.golden import Case, Golden
-from adapter_export.bundle.opened import Graph, OpenedBundle
 from adapter_export.bundle.proof.compare_arrays import compare
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.variants import VARIANTS

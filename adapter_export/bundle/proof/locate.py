@@ -17,8 +17,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import numpy_helper
 
+from adapter_export.bundle.bundle_reader import Graph
 from adapter_export.bundle.golden import Case
-from adapter_export.bundle.opened import Graph
 from adapter_export.bundle.proof.lockstep import Lockstep
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import same_bits

@@ -8,8 +8,8 @@ from dataclasses import replace
 import onnx_ir as ir
 import onnxruntime as ort
 
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden import Case, Golden, case_of, scale
-from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.report import BASE
 from adapter_export.dtypes import FLOAT_TYPES
 from adapter_export.format.check_report import Finding, Status

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from adapter_export.bundle.bundle_reader import Graph, OpenedBundle
 from adapter_export.bundle.golden import Case, Golden, to_disturb
-from adapter_export.bundle.opened import Graph, OpenedBundle
 from adapter_export.bundle.proof.compare_arrays import compare, missing, unexpected
 from adapter_export.bundle.proof.context import Context
 from adapter_export.bundle.proof.proof_plan import LEVELS, Trial, trials

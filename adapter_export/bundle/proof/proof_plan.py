@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from adapter_export.bundle.bundle_reader import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.golden import Case, Golden, check_cases, named
-from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.proof.exact_tensors import Source
 from adapter_export.bundle.proof.invariants import check_files
 from adapter_export.bundle.report import BASE
@@ -212,13 +212,13 @@ def trials(plan: Plan, graph: Graph, expected: Sequence[Golden]) -> list[Trial]:
         alike.setdefault((golden.against, golden.cases[at].name), []).append((golden, at))
     for group in alike.values():
         case = group[0][0].cases[group[0][1]]
-        for chosen in dealt(bank.rows, case.batch):
+        for chosen in round_robin(bank.rows, case.batch):
             own = tuple((golden, at) for golden, at in group if golden.adapter in chosen)
             if len(chosen) > 1 and own:
                 found.append(Trial(case, chosen, own, mixed=True))
     return found
 
 
-def dealt(rows: Sequence[str | None], batch: int) -> list[tuple[str | None, ...]]:
+def round_robin(rows: Sequence[str | None], batch: int) -> list[tuple[str | None, ...]]:
     """Return batches in which every row of a bank has its turn, beginning anew when they are used up."""
     return [tuple(rows[(start + at) % len(rows)] for at in range(batch)) for start in range(0, len(rows), batch)]

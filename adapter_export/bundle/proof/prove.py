@@ -12,8 +12,8 @@ from dataclasses import replace
 import onnxruntime as ort
 
 from adapter_export.bundle.ablation import effects
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden import Golden
-from adapter_export.bundle.opened import OpenedBundle
 from adapter_export.bundle.proof.claim import verify
 from adapter_export.bundle.proof.claims import agenda
 from adapter_export.bundle.proof.compare_arrays import Original

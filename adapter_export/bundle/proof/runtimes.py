@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnxruntime as ort
 
+from adapter_export.bundle.bundle_reader import Graph
 from adapter_export.bundle.golden import Golden
-from adapter_export.bundle.opened import Graph
 from adapter_export.bundle.proof.compare_arrays import compare, missing
 from adapter_export.bundle.report import BASE
 from adapter_export.errors import RequestError, UsageError, argument

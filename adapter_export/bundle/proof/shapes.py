@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from adapter_export.bundle.bundle_reader import Graph
 from adapter_export.bundle.golden import SEED, Case, Golden, Tolerance, case_of
-from adapter_export.bundle.opened import Graph
 from adapter_export.bundle.proof.compare_arrays import compare
 from adapter_export.bundle.proof.context import Context
 from adapter_export.bundle.proof.proof_plan import Reference

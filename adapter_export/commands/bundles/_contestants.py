@@ -18,7 +18,7 @@ from adapter_export.reporting import Reporter
 
 if TYPE_CHECKING:
     from adapter_export.analysis.contest import Contestant
-    from adapter_export.bundle.opened import OpenedBundle
+    from adapter_export.bundle.bundle_reader import OpenedBundle
     from adapter_export.format.precision import PrecisionName
     from adapter_export.graph.adapter import Adapter
     from adapter_export.runtime import Bundle
@@ -121,7 +121,7 @@ class Contestants:
             UsageError: arguments do not go together, or fewer than two contestants are left.
             InputError: a contestant cannot be used.
         """
-        from adapter_export.bundle.opened import OpenedBundle
+        from adapter_export.bundle.bundle_reader import OpenedBundle
         from adapter_export.graph.adapter import Adapter
         from adapter_export.runtime.bundle import Bundle
 
@@ -240,7 +240,7 @@ class Contestants:
 
     def _built(self, base: Base, adapters: Mapping[str, Adapter]) -> Iterator[tuple[str, OpenedBundle]]:
         """Yield a bundle in each precision; without adapters, of the base head."""
-        from adapter_export.bundle.opened import OpenedBundle
+        from adapter_export.bundle.bundle_reader import OpenedBundle
 
         if base.tokenizer is None and base.media is None:
             raise RequestError(

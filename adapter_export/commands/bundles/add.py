@@ -67,8 +67,8 @@ def add(
         ParityError: the bundle with the new adapters does not compute what the reference computes.
         InputError, WriteError: the bundle cannot be read or changed; `BusyError` if another process changes it.
     """
+    from adapter_export.bundle.bundle_reader import OpenedBundle
     from adapter_export.bundle.change import add_adapters
-    from adapter_export.bundle.opened import OpenedBundle
     from adapter_export.runtime import Bundle
     from adapter_export.safe_io.output import locked
 

@@ -33,7 +33,7 @@ from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
     from adapter_export.analysis.evaluation import Evaluation
-    from adapter_export.bundle.opened import OpenedBundle
+    from adapter_export.bundle.bundle_reader import OpenedBundle
     from adapter_export.runtime import Bundle
 
 
@@ -101,7 +101,7 @@ def evaluate(
     from adapter_export.analysis.evaluation import check_options, evaluation
     from adapter_export.analysis.evaluation_page import page
     from adapter_export.analysis.scores import Resampling
-    from adapter_export.bundle.opened import OpenedBundle
+    from adapter_export.bundle.bundle_reader import OpenedBundle
     from adapter_export.format.labelled import Columns
 
     options = DataOptions(Columns(text, pair, label, start), group, skip_incomplete, limit, slices)

@@ -58,7 +58,7 @@ def verify(
         InputError: the bundle is damaged, is not the one that is expected, or something in it does not fit.
         NothingComparedError: nothing was compared.
     """
-    from adapter_export.bundle.opened import OpenedBundle
+    from adapter_export.bundle.bundle_reader import OpenedBundle
     from adapter_export.bundle.proof.proof_plan import plan_check
     from adapter_export.bundle.proof.prove import prove
     from adapter_export.format.check_report import Finding

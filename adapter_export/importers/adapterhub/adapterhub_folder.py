@@ -357,10 +357,10 @@ def _block(document: Mapping[str, Any], path: Path, outside: str = "") -> Block:
     if not isinstance(children, list) or not children or not all(isinstance(child, dict) for child in children):
         raise FormatError("a composition without children", found=f"`children`: {children}")
     allowed = ("single",) if outside == "Fuse" else _NESTED[kind]
-    strangers = [str(child.get("type")) for child in children if child.get("type") not in allowed]
-    if strangers:
+    unknown = [str(child.get("type")) for child in children if child.get("type") not in allowed]
+    if unknown:
         behind = f" in a `{outside}`" if outside == "Fuse" else ""
-        raise _not_whole(path, f"`{strangers[0]}` in a `{kind}`{behind}", strangers[0])
+        raise _not_whole(path, f"`{unknown[0]}` in a `{kind}`{behind}", unknown[0])
     read: list[Block | str] = []
     for child in children:
         names = child.get("children")

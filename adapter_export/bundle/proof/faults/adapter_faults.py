@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from adapter_export.bundle.bundle_reader import Graph
 from adapter_export.bundle.golden import write_golden
-from adapter_export.bundle.opened import Graph
 from adapter_export.bundle.proof.faults.fault import FILES, Copy, Place, Plant, kinds_of
 from adapter_export.bundle.proof.faults.site_faults import alike_slots
 from adapter_export.bundle.proof.faults.weight_faults import (

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import onnx_ir as ir
 
-from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.dtypes import AdapterPrecision, Weights, narrowed, widened
 from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import MANIFEST_FILE, write_manifest

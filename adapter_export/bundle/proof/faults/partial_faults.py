@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from adapter_export.bundle.opened import OpenedBundle
+from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.proof.faults.fault import Copy, Place, Plant, kinds_of
 from adapter_export.bundle.proof.faults.weight_faults import replace_values, values_of
 from adapter_export.bundle.report import BASE

@@ -12,8 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from adapter_export.bundle.bundle_reader import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.golden import SEED, Case, Golden, case_of
-from adapter_export.bundle.opened import LEVEL, Graph, OpenedBundle
 from adapter_export.bundle.proof.exact_tensors import Source, check_slots, check_tensors
 from adapter_export.bundle.proof.faults.fault import Area, Copy, Fault
 from adapter_export.bundle.proof.faults.fault_kinds import FAULTS
