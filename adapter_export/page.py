@@ -80,7 +80,7 @@ def head(title: str) -> Markup:
 
 
 def items(values: Iterable[object], style: str = "") -> Markup:
-    """Return a list of sentences; nothing of no values."""
+    """Return a list of sentences; empty without values."""
     made = "".join(element("li", prose(value), style) for value in values)
     return Markup(f"<ul>{made}</ul>" if made else "")
 

@@ -168,7 +168,7 @@ class EncodedText:
         found: how many tokens the whole text has, special tokens included.
         places: of each token that is left, its place among those of the whole text.
         margins: of each token, how many tokens of a window lie between it and the nearest edge behind which the text
-            goes on; none where the text is whole or cut.
+            goes on; `None` if the text is whole or cut.
     """
 
     encoding: tokenizers.Encoding

@@ -68,7 +68,7 @@ class Choice:
 
     Attributes:
         kind: by its name.
-        bottleneck: its width, the rank of LoRA; none for a kind without one.
+        bottleneck: its width, the rank of LoRA; `None` for a kind without one.
         sites: how many it acts at.
         projections: the numbers in the projections at one site, of those at which they are most.
         parameters: all numbers that it stores.

@@ -240,7 +240,7 @@ class Comparison(_Compared):
 
     @property
     def best(self) -> ContestantRecord | None:
-        """The contestant whose first metric is best; none where it is not defined."""
+        """The contestant with the best first metric, or `None` if it is undefined."""
         metric = self.metrics[0]
         known = [(one.scores[metric.name].value, one) for one in self.contestants]
         sign = 1 if metric.more_is_better else -1

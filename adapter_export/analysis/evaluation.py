@@ -49,7 +49,7 @@ def class_scores(decisions: Decisions) -> tuple[ClassScore, ...]:
 
 
 def confusion(decisions: Decisions) -> tuple[tuple[int, ...], ...] | None:
-    """Return how often each class (a row) was answered as each class (a column); none for sets of labels."""
+    """Return counts by true class (row) and predicted class (column), or `None` for sets of labels."""
     if decisions.right.ndim != 1:
         return None
     counts = sk.confusion_matrix(decisions.right, decisions.answered, labels=range(len(decisions.classes)))
@@ -286,8 +286,8 @@ class Evaluation:
         metrics: the metrics, the one that counts most first.
         scores: each of them with its interval.
         classes: how well each class is found; empty where answers are no classes.
-        confusion: how often each class, a row, was answered as each class, a column; none where answers are no classes.
-        calibration: whether probabilities mean what they say; none where answers have none.
+        confusion: counts by true class (row) and predicted class (column); `None` if answers are not classes.
+        calibration: the calibration of the probabilities; `None` if answers have none.
         sliced_by: the column of the slices, if one was named.
         slices: the scores of the rows of each value of it.
         versus: the same rows answered by the reference, if there is one.

@@ -63,7 +63,7 @@ def _with_bars(found: Table, bars: Sequence[Markup], heading: str = "", at: int 
 
 
 def bar(score: Score, least: float, most: float) -> Markup:
-    """Return a drawing of a score in its interval; nothing where there is no value or the scale has no end."""
+    """Return a drawing of a score in its interval; empty without a value or with an unbounded scale."""
     if score.value is None or not np.isfinite([least, most]).all():
         return Markup()
     low, high = (score.value if end is None else end for end in (score.low, score.high))

@@ -1,6 +1,6 @@
 """The answers of a bundle to a table of any length: in shards, each written when it is whole, here or by Ray Data.
 
-A shard has the same answers whoever computes it: what goes into one call depends on the rows of the shard alone.
+Shards are deterministic: only the rows of a shard determine its calls.
 """
 
 from __future__ import annotations

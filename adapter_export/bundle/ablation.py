@@ -112,7 +112,7 @@ def _whole(values: Mapping[str, Array], norm: Norm | None, width: int) -> Array:
 
 
 def note_of(effect: EffectRecord) -> str | None:
-    """Return what to say of an adapter that changes nothing, or nothing at some sites; none of any other."""
+    """Return a note on an adapter that changes nothing, or nothing at some sites; `None` for any other."""
     idle = [f"`{site}`" for site in effect.idle[:_NAMED]]
     more = f" and {len(effect.idle) - _NAMED} more" if len(effect.idle) > _NAMED else ""
     if len(effect.idle) == len(effect.sites):

@@ -49,8 +49,8 @@ LEVEL: Optimization = "all"
 """The optimization level that clients have if they do not ask for another."""
 
 Request = tuple[Mapping[str, np.ndarray], Sequence[str | None]]
-"""The data inputs of one run, and the adapter of each row of the batch; none is the base. Graphs but that of the bank
-have one adapter for all rows: the first."""
+"""The data inputs of one run, and the adapter of each row; `None` is the base. Only the graph of the bank mixes
+adapters: the others use the first for all rows."""
 
 _TRIED_TOKENS = 5
 _SAME_SHAPE = 2e-5
@@ -251,7 +251,7 @@ class OpenedBundle:
         return self.bundle.tokenizer()
 
     def texts(self) -> GoldenTexts | None:
-        """Return the golden texts; none of a bundle without a tokenizer.
+        """Return the golden texts, or `None` for a bundle without a tokenizer.
 
         Raises:
             FileError, FormatError: they cannot be read.
@@ -271,7 +271,7 @@ class OpenedBundle:
             return None if path is None else read_golden_batches(self.home / path)
 
     def media(self) -> GoldenMedia | None:
-        """Return the golden media; none where files cannot be read.
+        """Return the golden media, or `None` for a bundle without any.
 
         Raises:
             FileError, FormatError: they cannot be read.
@@ -281,7 +281,7 @@ class OpenedBundle:
             return None if record is None or record.golden is None else read_golden_media(self.home / record.golden)
 
     def derivation(self) -> Derivation | None:
-        """Return how the constants of the graph with slots came to be; none of a bundle of an older release.
+        """Return the derivation of the constants in the graph with slots, or `None` for a bundle of an older release.
 
         Raises:
             FileError, FormatError: it cannot be read.

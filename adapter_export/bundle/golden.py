@@ -233,7 +233,7 @@ class Allowance:
         return cls(max([extent.inner, *lengths]), extent.depth, stored)
 
     def error(self, runner: Runner) -> float | None:
-        """Return the relative errors that a reference also runs with; none where their effect is not measured.
+        """Return the relative errors that a reference also runs with; `None` if their effect is not measured.
 
         Errors of a coarser type than float32 are the size of the outputs, and a base that does not stay in memory takes
         too long.
@@ -259,7 +259,7 @@ def scale(values: np.ndarray) -> float:
 class Tolerance:
     """The budgets of outputs that are compared with each other and not with a reference.
 
-    `known` has budgets by adapter and output, with what the reference has been seen to need; none is the base.
+    `known` has budgets by adapter (`None` is the base) and output, widened by the measured needs of the reference.
     """
 
     allowance: Allowance

@@ -42,7 +42,7 @@ _SHORT = 2
 """Short cases that are tried."""
 
 _Key = tuple[VariantName, str | None]
-"""A graph, and the adapter of all rows; none is the base."""
+"""A graph, and the adapter of all rows; `None` is the base."""
 
 
 def runs_here(cases: Sequence[str]) -> RecordedRuns:
@@ -90,7 +90,7 @@ class RunDigests:
 
 
 def _bytes(golden: Golden, at: int, found: Arrays) -> bytes:
-    """Return the outputs that golden vectors have, as little-endian bytes, sorted by name; nothing for a missing one.
+    """Return the outputs in golden vectors as little-endian bytes, sorted by name; missing outputs are skipped.
 
     A bank gives as many classes as the widest of its heads has.
     """

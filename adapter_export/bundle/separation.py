@@ -147,7 +147,7 @@ class SeparationMaker:
 
     @cached_property
     def _disturbed(self) -> list[ort.InferenceSession]:
-        """Sessions of graphs that round elsewhere; none where the graph is too large to be in memory more than once."""
+        """Open sessions of graphs that round differently; empty if several copies of the graph exceed the memory."""
         model, slots = self.bundle.slots_model, {slot.name for slot in self.bundle.manifest.slots}
         if weights_are_many(model):
             return []
@@ -211,7 +211,7 @@ class SeparationMaker:
         return replace(seen, disturbed=right, wrong_elsewhere=wrong)
 
     def _drawn(self, name: str) -> Iterator[tuple[Case, Arrays]]:
-        """Draw cases that are not too large, and let the reference compute each; none where a run of it takes long."""
+        """Draw cases that are not too large, and run the reference on each; yield nothing if its runs are slow."""
         if not self.references.keeps_weights:
             return
         manifest, golden = self.bundle.manifest, self.bundle.golden(name)

@@ -62,7 +62,7 @@ _UNKNOWN = SignatureClaim("unknown", None, verified=False)
 
 
 def _at(document: Any, *keys: str | int) -> Any:
-    """Return what stands at a path in a JSON document; none where it ends before."""
+    """Return the value at a path in a JSON document, or `None` if the path is missing."""
     for key in keys:
         is_there = isinstance(key, str) and isinstance(document, dict) and key in document
         if not is_there and not (isinstance(key, int) and isinstance(document, list) and key < len(document)):

@@ -91,7 +91,7 @@ class TextMaker:
         return GoldenTextSet(None, None, 0.0, None, tuple(text for text, _ in self._texts(None)))
 
     def adapter(self, adapter: Adapter, output: str | None, golden: Golden) -> GoldenTextSet | None:
-        """Return the texts of an adapter, with answers; none for one without a head, or without a known task.
+        """Return the texts of an adapter, with answers, or `None` for an adapter without a head or a known task.
 
         `output` is the output that holds the result of its head, and `golden` has its golden vectors, whose budget is
         the least that is allowed.

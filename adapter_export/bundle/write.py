@@ -127,7 +127,7 @@ class BundleWriter:
 
 
 def mix_record(plan: SlotPlan, adapter: Adapter) -> MixRecord | None:
-    """Return what a request must know to give a fusion weights of its own; none for an adapter without such weights."""
+    """Return the interface for member weights of a weighted fusion, or `None` for any other adapter."""
     members = weighted_members(adapter)
     if members is None:
         return None

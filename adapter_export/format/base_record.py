@@ -88,7 +88,7 @@ class _Kept:
 
 
 def record_key(model: Path, site_map: Path | None) -> str | None:
-    """Return the name of a model's record: the sha256 of all that it depends on; none where none can be kept.
+    """Return the key of a model's record, the sha256 of all that it depends on, or `None` if caching is off.
 
     Of an ONNX graph, the files with its weights are not in it: a record names them.
     """

@@ -257,7 +257,7 @@ class LocationRecord:
     Attributes:
         adapter, case, variant: of the output that fails.
         nodes: how many values of the graph were compared with the reference's.
-        node: the first whose own error is over its own budget; null if none is.
+        node: the first whose own error is over its own budget; null if all are within theirs.
         guess: what kind of fault explains it; null if none that was tried does.
         detail: what else was found: the optimization level, what float64 says, rounding that adds up.
         repro: the folder that repeats it alone; null if none was asked for.

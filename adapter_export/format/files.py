@@ -15,7 +15,7 @@ CACHE_VARIABLE = "ADAPTER_EXPORT_CACHE"
 
 
 def cache_folder() -> Path | None:
-    """Return the folder of what may be deleted at any time; none where nothing is to be kept."""
+    """Return the cache folder, which may be deleted at any time, or `None` if caching is off."""
     given = os.environ.get(CACHE_VARIABLE)
     if given is not None:
         return Path(given) if given else None

@@ -73,7 +73,7 @@ class LabelledRow:
     Attributes:
         line: counted from 1.
         text: a text, for token its words, or a file.
-        pair: the second text, or for multiple_choice the choices; none where one text is read.
+        pair: the second text, or for multiple_choice the choices; `None` for single texts.
         answer: the label (single_label, embedding), a set of labels (multi_label), the labels of the words (token),
             numbers (regression), a relevance from 0 to 1 (ranking), the number of the right choice, counted from 0
             (multiple_choice), or the spans that answer the question (span).

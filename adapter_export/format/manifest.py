@@ -558,7 +558,7 @@ class Manifest:
 
     @property
     def fit(self) -> Fit | None:
-        """The number of tokens to which a text is filled up; none for a base that takes every length."""
+        """The number of tokens to which a text is padded; `None` for a base that takes every length."""
         return None if self.tokens.unbroken else Fit(self.tokens, self.padding_neutral)
 
     @property

@@ -58,13 +58,13 @@ def known_problem(config: Path) -> ProblemType | None:
 
 
 def labels_of(config: object) -> tuple[str, ...]:
-    """The values of `id2label` in the order of the classes; none unless they are different names of all classes."""
+    """Return the values of `id2label` in the order of the classes; empty unless every class has a distinct name."""
     names = _names_of(config)
     return names if len(set(names)) == len(names) else ()
 
 
 def _names_of(config: object) -> tuple[str, ...]:
-    """The values of `id2label` in the order of the classes; none unless all classes have one."""
+    """Return the values of `id2label` in the order of the classes; empty unless every class has one."""
     names = config.get("id2label") if isinstance(config, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         return ()
@@ -110,7 +110,7 @@ def head_task(config: Mapping[str, Any], name: str, width: int) -> tuple[Task | 
 
 
 def _cross_encoder(config: Mapping[str, Any]) -> str | None:
-    """The activation of a cross-encoder of sentence-transformers; none for any other model."""
+    """Return the activation of a cross-encoder of sentence-transformers, or `None` for any other model."""
     record = config.get("sentence_transformers")
     found = record.get("activation_fn") if isinstance(record, dict) else config.get(_CROSS_ENCODER)
     return found if isinstance(found, str) else None

@@ -175,7 +175,7 @@ def _declared(kind: Any) -> tuple[Mapping[str, Any], frozenset[str]]:
 
 
 def at_least_one_of(kind: type) -> tuple[str, ...]:
-    """Return the keys of which a record has one at least; none where there is no such rule."""
+    """Return the keys of which a record has at least one; empty without such a rule."""
     return tuple(getattr(kind, "AT_LEAST_ONE_OF", ()))
 
 
@@ -190,7 +190,7 @@ def split_hint(hint: Any) -> tuple[Any, tuple[Rule, ...]]:
 
 @cache
 def members_of(hint: Any) -> tuple[Any, ...]:
-    """Return the members of a union; a hint that is none is its only member."""
+    """Return the members of a union; any other hint is its only member."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 

@@ -173,7 +173,7 @@ def resolve(dim: Dim, widths: Mapping[str, int]) -> int:
 
 
 def producer(graph: AdapterGraph, value: str) -> Node | None:
-    """The node that defines a value; none for what the graph reads from outside."""
+    """Return the node that defines a value, or `None` for an input of the graph."""
     return next((node for node in graph.nodes if node.output == value), None)
 
 

@@ -223,7 +223,7 @@ class OpSpec:
         return any(parameter.first in ("projection", "factor", "last factor") for parameter in self.parameters)
 
     def scaled_by(self, inputs: Sequence[Read]) -> Sequence[Read]:
-        """Return those of the values read that together scale the result; none for a product, which has no such set."""
+        """Return the values read that together scale the result; empty for a product, which has no such set."""
         if self.linear_in == "first":
             return inputs[:1]
         if self.linear_in == "mixed":

@@ -357,7 +357,7 @@ def _use(kind: Kind, reference: str, digest: str) -> Iterator[str]:
 
 
 def _section(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield a section with a table; nothing where there are no rows. Columns in which nothing is known are left out."""
+    """Yield a section with a table, or nothing without rows. Empty columns are omitted."""
     if rows:
         kept = [at for at in range(len(head)) if any(row[at] for row in rows)]
         yield ""

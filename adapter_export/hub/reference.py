@@ -29,7 +29,7 @@ class HubReference:
 
     Attributes:
         repository: `owner/name`.
-        revision: a branch, a tag or a commit; none is the main branch.
+        revision: a branch, a tag or a commit; `None` is the main branch.
     """
 
     repository: str

@@ -371,7 +371,7 @@ def _saved_login(host: str) -> str | None:
 
 
 def _ask_helper(helper: str, host: str) -> str | None:
-    """Return the login that a `docker-credential-…` program has for a host; none without such a program, or a login."""
+    """Return the login of a `docker-credential-…` program for a host; `None` without such a program or login."""
     if not re.fullmatch(r"[\w.-]+", helper):
         return None
     try:

@@ -37,7 +37,7 @@ class Renaming:
     add: str = ""
 
     def __call__(self, path: str) -> str | None:
-        """The path in the base; none for a module that is not below `drop`, such as a head."""
+        """Return the path in the base, or `None` for a module outside `drop`, such as a head."""
         if self.drop and not path.startswith(f"{self.drop}."):
             return None
         rest = path[len(self.drop) + 1 :] if self.drop else path
@@ -174,7 +174,7 @@ def _not_there(paths: Sequence[str], known: Sequence[Site], where: object, fix: 
 
 
 def find_renaming(adapter: Collection[str], base: Collection[str], where: object) -> Renaming | None:
-    """The one renaming under which the base has the most of the adapter's modules; none where it has none of them.
+    """Return the renaming under which the base has the most of the adapter's modules, or `None` if it has none.
 
     One path must be the end of the other: `decoder.block.0…` is never taken for `encoder.block.0…`. Nor may a number
     be dropped, so that layer 5 is never taken for the only layer of a small base.
@@ -246,7 +246,7 @@ def sites_by_number(targets: Collection[Target], sites: SiteMap) -> dict[str, Si
 
 
 def _numbered(targets: Collection[Target], sites: SiteMap) -> dict[str, Site | None]:
-    """The site of each module by number and name, none where there is none."""
+    """Return the site of each module by number and name; `None` for a module without one."""
     known = {site.name: site for site in sites.of_roles((*LAYERS, *SUBLAYERS))}
     found: dict[str, Site | None] = {}
     for target in targets:

@@ -46,7 +46,7 @@ def merged_layers(
 ) -> dict[str, tuple[Layer, Matrix, Matrix | None]]:
     """Each layer that an adapter changes, by the name of its weight, with the weight and the bias after the change.
 
-    `layer_at` gives the layer behind a site; none where the base does not show it.
+    `layer_at` returns the layer behind a site, or `None` if the base does not show it.
 
     Raises:
         AdapterError: it is no fixed change of the layer, the layer has no bias that could take its own, or the base

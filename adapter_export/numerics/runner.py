@@ -51,7 +51,7 @@ class NodeValue:
     Attributes:
         name: the node's in the reference's graph; for what an adapter makes at a site, `site_result`.
         value: what the reference computed.
-        exact: the same operation in float64 on what it read in float32; none where that is not known.
+        exact: the same operation in float64 on the float32 inputs; `None` if unknown.
         reach: how far a relative error of 1 in what it read moves each element: its rounding errors are relative to
             that. None where only its own size is known.
         vague: elements that no formula defines: attention that may see no token.
@@ -110,7 +110,7 @@ class Runner(Protocol):
         """The NumPy type of each value that `node_values` can give, by its name."""
 
     def exact(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays | None:
-        """All outputs as `run` gives them, computed in float64; none where the base cannot be run in float64."""
+        """Return all outputs of `run` computed in float64, or `None` if the base cannot run in float64."""
 
 
 def run(

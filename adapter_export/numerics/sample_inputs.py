@@ -374,7 +374,7 @@ def _padded_mask(inputs: Sequence[InputRecord]) -> InputRecord | None:
 
 
 def less_padded(case: InputCase, inputs: Sequence[InputRecord]) -> InputCase | None:
-    """A case with half of the padding of each row, where the row's first token stands instead; none without padding."""
+    """Return a case with half of each row's padding replaced by its first token, or `None` without padding."""
     masks = [case.arrays[record.name] for record in inputs if record.role == "mask" and len(record.axes) == 2]
     if not masks or masks[0].all():
         return None

@@ -389,7 +389,7 @@ class CutRunner:
         return known | {site_result(site, graphs[at.graph].replaces): "float32" for site, at in places.items()}
 
     def exact(self, inputs: Mapping[str, np.ndarray], adapter: Adapter | None) -> Arrays | None:
-        """All outputs as `run` gives them, in float64; none for many weights and for operators that ONNX lacks."""
+        """Return all outputs of `run` in float64, or `None` for large models and operators outside ONNX."""
         if self.keeps_weights:
             with suppress(*_NOT_EXACT):
                 if adapter is None:

@@ -366,7 +366,7 @@ def head_records(sums: Iterable[HeadSum]) -> tuple[HeadRecord, ...]:
 
 
 def adapter_head(sums: Iterable[HeadSum], adapter: Adapter | None) -> HeadRecord | None:
-    """The head that an adapter fills; none without one."""
+    """Return the head that an adapter fills, or `None` without one."""
     if adapter is None or adapter.head is None:
         return None
     key = topology_key(adapter.head.graph)
@@ -375,7 +375,7 @@ def adapter_head(sums: Iterable[HeadSum], adapter: Adapter | None) -> HeadRecord
 
 
 def adapter_output(sums: Iterable[HeadSum], adapter: Adapter | None) -> str | None:
-    """The output that holds the result of an adapter's head; none without a head."""
+    """Return the name of the output with the result of an adapter's head, or `None` without a head."""
     head = adapter_head(sums, adapter)
     return None if head is None else head.output
 

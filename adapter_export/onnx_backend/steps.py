@@ -189,7 +189,7 @@ def _named(model: ir.Model) -> Iterator[tuple[ir.Value, str]]:
 
 
 def _stamp(node: ir.Node) -> str | None:
-    """The name of the FX node that torch's exporter made a node for; none for a node of another maker."""
+    """Return the name of the FX node that torch's exporter made a node for, or `None` without its metadata."""
     try:
         scopes: Sequence[object] = ast.literal_eval(node.metadata_props.get(_SCOPES_KEY, "()"))
     except (ValueError, SyntaxError):  # another tool may have written anything

@@ -87,7 +87,7 @@ class Runs(Protocol):
 
     @property
     def base_head(self) -> str | None:
-        """The adapter that answers where none is chosen."""
+        """The adapter that answers by default."""
 
     def head(self, adapter: str | None, /) -> Head:
         """Return an adapter with its task and the output of its head."""

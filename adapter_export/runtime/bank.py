@@ -170,7 +170,7 @@ class Bank:
     def run(
         self, feeds: Feeds, entries: Sequence[Entry | None], outputs: Sequence[str], variant: VariantName = "bank"
     ) -> Arrays:
-        """Compute outputs of a batch, each row through its own adapter; none is the base.
+        """Compute outputs of a batch, each row through its own adapter; `None` is the base.
 
         The graph is that of the bank, or its upper part `fanout`, for which `feeds` say which text each row reads.
 

@@ -28,7 +28,7 @@ class Head(NamedTuple):
 def own_results(outputs: Arrays, manifest: Manifest, filled: Sequence[str | None]) -> Arrays:
     """Return the outputs of a bank, those of heads as wide as the widest of their rows.
 
-    `filled` is for each row the output that its adapter's head fills; none without a head. Other rows of an output of
+    `filled` is for each row the output that its adapter's head fills, `None` without a head. Other rows of an output of
     heads become NaN, and classes that a row's adapter does not have −inf. The base's outputs stay as they are.
     """
     found = dict(outputs)
@@ -102,7 +102,7 @@ def stacked(results: Sequence[np.ndarray], entries: Sequence[Entry]) -> np.ndarr
 def real_tokens(
     results: Sequence[np.ndarray], inputs: Mapping[str, np.ndarray], manifest: Manifest
 ) -> Sequence[npt.NDArray[np.bool_] | None]:
-    """Return for each row which of its tokens are no padding; none where its result has no axis of tokens."""
+    """Return a mask of real tokens for each row, `None` if its result has no axis of tokens."""
     tokens = next((len(result) for result in results if result.ndim == 2), None)
     if tokens is None:
         return [None] * len(results)

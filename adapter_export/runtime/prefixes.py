@@ -60,7 +60,7 @@ class Prefixes:
             return Counts(**self._counts, resident=len(self._kept))
 
     def feeds(self, arrays: Arrays) -> Feeds | None:
-        """Return what the graph `fanout` reads beside adapters; none where rows neither are alike nor may be kept.
+        """Return the inputs of the graph `fanout` beside adapters; `None` if rows are distinct and no cache is kept.
 
         Args:
             arrays: checked inputs, a row for each row of the outputs.

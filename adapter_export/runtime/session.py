@@ -215,7 +215,7 @@ class Session:
 
         Args:
             inputs: an array for each input of the base, of N rows.
-            adapters: the M adapters; none is the base.
+            adapters: the M adapters; `None` is the base.
             allow_mixed_rows: as in `run`.
 
         Returns:
@@ -230,7 +230,7 @@ class Session:
                 "there are no adapters to run the rows through",
                 where="`adapters`",
                 found=repr(adapters),
-                expected="a list of names; none is the base",
+                expected="a list of names; `None` is the base",
             )
         arrays = check_inputs(inputs, self._manifest.inputs, self._manifest.lengths)
         batch, count = self._manifest.inputs[0].axes[0], len(next(iter(arrays.values())))
@@ -304,7 +304,7 @@ class Session:
     def classify_tokens(
         self, inputs: Inputs, adapter: str | None = None, **choice: Unpack[Choice]
     ) -> list[list[Prediction | None]]:
-        """Compute the labels of tokens, for each row one for each token; none where the mask says that it is padding.
+        """Compute the labels of each row's tokens; `None` for padding.
 
         Raises:
             RequestError: as `run`; or an adapter's problem type is not `token`.

@@ -37,7 +37,7 @@ _KEPT = 32
 
 
 def strength_of_each(strength: Strength | None, rows: int) -> Sequence[float]:
-    """Return the strength of each row, 1 if none is given; RequestError if there are several, and not one for each."""
+    """Return the strength of each row, by default 1; RequestError unless there is one strength or one per row."""
     if isinstance(strength, str) or not isinstance(strength, Sequence):
         return [1.0 if strength is None else strength] * rows
     if len(strength) != rows:

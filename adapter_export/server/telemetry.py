@@ -159,7 +159,7 @@ class Tracer:
 
 
 def _tracer() -> Any:
-    """Return OpenTelemetry's tracer, set up by `OTEL_*`; nothing where these name no exporter that is installed."""
+    """Return OpenTelemetry's tracer, set up by `OTEL_*`, or `None` if these name no installed exporter."""
     chosen = os.environ.get("OTEL_TRACES_EXPORTER", "")
     endpoint = any(
         os.environ.get(name) for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")

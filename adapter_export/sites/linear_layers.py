@@ -321,7 +321,7 @@ def outside_sites(index: FlowIndex, sites: Sequence[Site]) -> Iterator[Site]:
 
 
 def _parts(index: FlowIndex, layer: Layer, uses: Sequence[Use]) -> dict[str, Piece]:
-    """The splits of a fused layer's output; none unless each of them is known to be one piece."""
+    """Return the splits of a fused layer's output; empty unless each is known to be one piece."""
     sources = {
         role: {value for use in uses if use.role == role for value in use.values}
         for role in {use.role for use in uses if use.product is layer.product}

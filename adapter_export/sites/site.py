@@ -70,7 +70,7 @@ class Site:
     Attributes:
         name: such as `layers.3.attention.query` or `embeddings`; in a base of encoder and decoder with the stream
             first, `decoder.layers.3.cross_attention`; outside of all sublayers the module path, such as `pooler.dense`.
-        layer: counted from 0, those of a decoder on from the encoder's; none for the embeddings and what lies outside.
+        layer: the index from 0, a decoder's after the encoder's; `None` for embeddings and sites outside all layers.
         width: the width `d` of `h`; at a sublayer that of the residual stream.
         width_in: the width `d_in` of `u`; `d` where there is no `u`.
         h: the sublayer's output, before the residual add; a linear layer's output with its bias.

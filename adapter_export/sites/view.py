@@ -52,8 +52,8 @@ class FlowNode:
         terms: of a convolution: the maximum number of products summed in one element; `None` if unknown.
         epilogue: the step of a linear layer that it is; `bias` of a product that adds its bias itself.
         cuts: of a layout that cuts one axis: the slice of its input that each output is.
-        order: of a layout that moves whole axes: the axis of its input that each axis of its output is; none for a new
-            one of length 1.
+        order: of a layout that moves whole axes: the axis of its input for each axis of its output; `None` for a new
+            axis of length 1.
         packed: of an attention that reads one value with query, key and value: the slice that each of them is.
     """
 
@@ -288,7 +288,7 @@ class FlowIndex:
                 self._readers.setdefault(name, []).append(at)
 
     def producer(self, value: str) -> FlowNode | None:
-        """The node that defines it; none for an input of the graph."""
+        """Return the node that defines a value, or `None` for an input of the graph."""
         at = self._producers.get(value)
         return None if at is None else self.nodes[at]
 
@@ -357,7 +357,7 @@ class Piece(NamedTuple):
 class _View(NamedTuple):
     """A value with the features of another one on several axes of the lengths `inner`.
 
-    `places` says for each axis which of those it is; none for one of the axes before the features.
+    `places` is the index of each axis among them; `None` for an axis before the features.
     """
 
     value: str

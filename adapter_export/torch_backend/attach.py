@@ -71,7 +71,7 @@ class AttachedAdapter(nn.Module):
     """The graphs of an adapter as layers of a model, with their tensors as parameters.
 
     It is a context manager: when the block ends, the adapter is detached. `adapter` is the one that was attached, or
-    none for the base alone; `to_adapter` gives it with the present weights. Without `learned`, all tensors are trained.
+    `None` for the base alone; `to_adapter` returns it with the current weights. `learned` defaults to all tensors.
 
     Raises:
         AdapterError: there is no such tensor to train.
@@ -112,7 +112,7 @@ class AttachedAdapter(nn.Module):
 
     @property
     def head_name(self) -> str | None:
-        """The name of the head's result among the outputs, as `head_output` gives it; none without a head."""
+        """The name of the head's result among the outputs, from `head_output`; `None` without a head."""
         head = None if self.adapter is None else self.adapter.head
         return None if head is None else head_output([record.name for record in self.base.outputs], head.output)
 
@@ -182,7 +182,7 @@ class AttachedAdapter(nn.Module):
                 )
 
     def to_adapter(self, *, training: Mapping[str, Any] | None = None) -> Adapter:
-        """The adapter with the present weights, and its own training record if none is given.
+        """Return the adapter with the current weights; `training` replaces its training record.
 
         Raises:
             AdapterError: no adapter is attached.
@@ -203,9 +203,10 @@ class AttachedAdapter(nn.Module):
         training: Mapping[str, Any] | None = None,
         force: bool = False,
     ) -> None:
-        """Write the adapter with the present weights into a folder, whose name it has if none is given.
+        """Write the adapter with the current weights into a folder.
 
-        The training record, any JSON object, is its own if none is given; `force` replaces what is there.
+        `name` defaults to the folder's name, and `training`, any JSON object, to the adapter's own training record;
+        `force` replaces an existing folder.
 
         Raises:
             AdapterError, TensorError: as `to_adapter`.

@@ -172,7 +172,7 @@ def _sources(node: Node) -> list[Node]:
 
 
 def _shape(node: object) -> tuple[Dim, ...] | None:
-    """The shape of a node's tensor, names for dynamic axes; none for anything else."""
+    """Return the shape of a node's tensor, with names for dynamic axes, or `None` for any other value."""
     value = node.meta.get("val") if isinstance(node, Node) else None
     if not isinstance(value, torch.Tensor):
         return None
@@ -187,7 +187,7 @@ def modules_of(node: Node) -> dict[str, str]:
 
 
 def _path(node: Node) -> str | None:
-    """The innermost module that was being called; none for the root."""
+    """Return the path of the innermost module being called, or `None` for the root."""
     return next(reversed(modules_of(node).values()), None) or None
 
 
@@ -211,7 +211,7 @@ def _kind(node: Node, op: str, read: list[Node]) -> NodeKind:
 
 
 def _norm(node: Node, op: str) -> Norm | None:
-    """The norm that a node is; none for any other node. Tensors have the names of the module's attributes."""
+    """Return a node as a norm, or `None` for any other node. Tensors have the names of the module's attributes."""
     if op not in _NORMS:
         return None
     assert isinstance(node.target, OpOverload)  # norms are operators of torch in every exported program
@@ -273,7 +273,7 @@ def _contracted(node: Node, op: str, activations: Set[Node]) -> int | None:
 
 
 def _terms(node: Node, op: str) -> int | None:
-    """The most products that a number of a convolution's result adds up; none for other nodes, or if not known."""
+    """Return the maximum number of products in an element of a convolution; `None` for other nodes or if unknown."""
     return (
         convolved(_shape(list(_tensors(node.args))[1]), transposed="transpose" in op) if op in _CONVOLUTIONS else None
     )
@@ -301,7 +301,7 @@ def _epilogue(node: Node, op: str, activations: Set[Node]) -> Epilogue | None:
 
 
 def _cut(node: Node, op: str) -> Cut | None:
-    """The slice of its input that a node is; none where it is not known, or is not one slice.
+    """Return the slice of its input that a node is, or `None` if it is unknown or not one slice.
 
     For one result of a `split`, that is the slice of what was split.
     """

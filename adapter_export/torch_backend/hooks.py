@@ -102,7 +102,7 @@ class Boundary:
     """A tensor that a submodule takes (`side` is `in`) or returns (`out`).
 
     `call` counts the submodule's calls in one run of the module, from 0; `key` is the place among the arguments or
-    results, or the name; none for a result that is a tensor.
+    results, or the name; `None` for a result that is a tensor.
     """
 
     path: str
@@ -199,7 +199,7 @@ class HookedAdapter(AttachedAdapter):
         self._undo.close()
 
     def to_adapter(self, *, training: Mapping[str, Any] | None = None) -> Adapter:
-        """The adapter with the present weights, and its own training record if none is given.
+        """Return the adapter with the current weights; `training` replaces its training record.
 
         Raises:
             TrainingError: the weights of the module are no longer those that it was attached to.
@@ -257,7 +257,7 @@ class HookedAdapter(AttachedAdapter):
             logits = self.head(self._values[self.sites.final], self._mask_value)
             kind: Any = type(output)
             if hasattr(kind, "__dataclass_fields__") and self.head_name not in output:
-                # an output of transformers, which whoever wraps the module makes anew of its members
+                # an output of transformers, which wrappers of the module rebuild from its members
                 return _with_member(kind, self.head_name)(**output, **{self.head_name: logits})
             output = _replaced(output, self.head_name, logits)
         self._values.clear()

@@ -28,8 +28,8 @@ def verify_signature(
     Args:
         bundle: the bundle, or its folder.
         key: the public key that must have signed it, a PEM file.
-        certificates: PEM files of certificate authorities, in place of a key: whoever has a certificate from them may
-            have signed it.
+        certificates: PEM files of certificate authorities, instead of a key. A signature with any certificate that
+            they issued is accepted.
 
     Raises:
         UsageError: not one of the two is given.

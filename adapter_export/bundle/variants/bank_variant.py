@@ -158,7 +158,7 @@ def overridable_in_bank(manifest: Manifest) -> tuple[str, ...]:
 
 
 def adapter_ids(manifest: Manifest, chosen: Sequence[str | None]) -> Arrays:
-    """Return the rows of the bank that adapters are in, int64 [rows]; nothing in a bundle without a bank."""
+    """Return the rows of adapters in the bank, int64 [rows]; empty for a bundle without a bank."""
     bank = manifest.bank
     return {} if bank is None else {bank.ids: np.array([bank.rows.index(name) for name in chosen], np.int64)}
 

@@ -82,7 +82,7 @@ def inspect(
 
     Args:
         path: a bundle, an adapter folder, or what `open_base` takes; or an adapter or a base.
-        key: the public key of whoever must have signed the bundle.
+        key: the public key that must have signed the bundle.
         svg: the drawing to write.
         trust_pickle: as `open_base` takes it.
         force: replace an existing drawing.

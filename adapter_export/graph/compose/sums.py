@@ -141,7 +141,7 @@ def _listed(weights: Shares) -> str:
 
 
 def weighted_members(adapter: Adapter) -> tuple[str, ...] | None:
-    """The members of a weighted fusion, a column of its weights for each; none for another adapter."""
+    """Return the members of a weighted fusion, one per column of its weights, or `None` for any other adapter."""
     record = adapter.training.get(COMPOSITION)
     if not isinstance(record, Mapping) or record.get("type") != WEIGHTED:
         return None
@@ -151,7 +151,7 @@ def weighted_members(adapter: Adapter) -> tuple[str, ...] | None:
 
 
 def deltas(chain: Merged, here: Sequence[Here | None], target: str) -> list[str | None]:
-    """The value that each member adds to the replaced one; none for those that do not act."""
+    """Return the value that each member adds to the replaced one; `None` for members that do not act."""
     found: list[str | None] = []
     for one in here:
         if one is None:

@@ -63,7 +63,7 @@ def short(value: object) -> str:
 
 
 def text_cell(cell: object) -> str | None:
-    """Return a text; none where there is none."""
+    """Return a text, or `None` for an empty cell."""
     return cell if isinstance(cell, str) and cell.strip() else None
 
 
@@ -78,7 +78,7 @@ def words(cell: object, where: str) -> tuple[str, ...] | None:
 
 
 def label(cell: object, where: str) -> str | None:
-    """Return a label as text; none where there is none, NaN included, which is how tables spell an empty cell."""
+    """Return a label as text, or `None` for an empty cell, which some tables spell NaN."""
     if cell is None or cell != cell:
         return None
     if not isinstance(cell, str | int | float):
@@ -120,7 +120,7 @@ def label_set(cell: object, where: str) -> frozenset[str] | None:
 
 
 def numbers(cell: Any, where: str) -> tuple[float, ...] | None:
-    """Return numbers: one, a list, or one string with spaces between them; none where there is none, or a NaN."""
+    """Return numbers from one, a list, or a string separated by spaces; `None` for an empty cell or a NaN."""
     parts = cell.split() if isinstance(cell, str) else cell if isinstance(cell, list) else [cell]
     if parts in ([], [None]):
         return None

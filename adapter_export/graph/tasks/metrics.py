@@ -88,8 +88,8 @@ class Judged:
         unit: of each row, what it is drawn with when rows are drawn at random: itself, or its group. −1: left out.
         answers: of each row, as JSON writes it.
         truths: what is right for each row, likewise.
-        decisions: for a confusion matrix; none where the answers are no classes.
-        certainty: for calibration: a probability of each decision, and whether it was right; none where there is none.
+        decisions: for a confusion matrix; `None` if the answers are not classes.
+        certainty: for calibration: a probability of each decision, and whether it was right; `None` if undefined.
         notes: what was left out, each a clause.
         numeric: whether answers are numbers, which rounding alone moves a little.
         each: of the metrics that are means over units: the value of each unit, by metric.

@@ -123,7 +123,7 @@ def _place(
 class _Update:
     """The change that the module at `path`, as the adapter names it, makes at one of its calls in the base.
 
-    `keys` are those of its tensors, as in `Sorted.adapted`; none where a bias alone was trained. `shift` [out] is what
+    `keys` are those of its tensors, as in `Sorted.adapted`; empty if only a bias was trained. `shift` [out] is what
     a trained bias of the base adds: to `h`, or to `y` behind a norm that follows a sum.
     """
 

@@ -44,12 +44,12 @@ class Config:
         return default if value is None else value
 
     def number(self, key: str, default: float, *, at_least: float = -math.inf, whole: bool = False) -> float:
-        """A number, the default where none is given."""
+        """Return a number, or the default if the key is absent."""
         value = self.values.get(key)
         return default if value is None else self._checked(key, value, at_least, whole)
 
     def count(self, key: str, default: int) -> int:
-        """A whole number of at least 1, the default where none is given."""
+        """Return a whole number of at least 1, or the default if the key is absent."""
         return int(self.number(key, default, at_least=1, whole=True))
 
     def number_at(self, path: str, key: str, pattern_key: str, default: float) -> float:

@@ -206,7 +206,7 @@ class OnnxBase:
 
 
 def _reads_in_first(node: ir.Node, index: int) -> bool | None:
-    """Return whether a node reads a matrix as [in, out]; none for one of which it is not known."""
+    """Return whether a node reads a matrix as [in, out], or `None` if that is unknown."""
     if node.op_type in ("MatMul", "Gemm") and index == 1:
         return not node.attributes.get_int("transB", 0)
     return False if node.op_type == "Transpose" else None

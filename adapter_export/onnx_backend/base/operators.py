@@ -82,7 +82,7 @@ def required_inputs(op: str) -> Sequence[int]:
 
 
 def cuts_of(node: ir.Node) -> dict[str, Cut]:
-    """The slice of its input that each output is; none where it is not known, or is not one slice."""
+    """Return the slice of the input that each output is; empty if it is unknown or not one slice."""
     source = node.inputs[0] if node.inputs else None
     if source is None or source.shape is None or node.op_type not in ("Split", "Slice", "Gather"):
         return {}
@@ -236,7 +236,7 @@ def contracted(node: ir.Node, activations: Set[str]) -> int | None:
 
 
 def terms(node: ir.Node) -> int | None:
-    """The most products that a number of a convolution's result adds up; none for other nodes, or if not known."""
+    """Return the maximum number of products in an element of a convolution; `None` for other nodes or if unknown."""
     weight = next(iter(_factors(node)[1:]), None) if node.op_type in CONVOLUTIONS else None
     if weight is None or weight.shape is None:
         return None

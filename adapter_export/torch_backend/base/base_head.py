@@ -350,7 +350,7 @@ class _Translator:
         return output
 
     def _tensor(self, node: Any) -> np.ndarray | None:
-        """A weight of the model, perhaps with its axes turned; none for anything else."""
+        """Return a weight of the model, transposed where the graph does, or `None` for any other value."""
         if not isinstance(node, fx.Node):
             return None
         if _op(node) in {"t", "transpose", "permute", "numpy_T"} and node.meta["val"].dim() == 2:

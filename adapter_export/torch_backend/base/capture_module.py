@@ -81,7 +81,7 @@ def capture(
 def _elsewhere(
     program: ExportedProgram, shapes: Mapping[str, Sequence[Axis]], inputs: Mapping[str, Tensor], wanted: Bounds
 ) -> dict[str, int]:
-    """Return another length for each axis whose lengths no record can say; none where all can be said."""
+    """Return another length for each axis whose lengths no record can express; empty if there is no such axis."""
     sizes = {axis: inputs[name].shape[at] for name, shape in shapes.items() for at, axis in enumerate(shape)}
     found = {axis: one for axis, one in facts_of(program, shapes).items() if one.lengths() is None}
     others = {axis: one.another(sizes.get(axis, 1)) for axis, one in found.items()}

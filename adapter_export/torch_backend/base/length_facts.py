@@ -69,7 +69,7 @@ class Facts:
         return reduce(np.logical_and, (holds for _, holds in some), found)
 
     def lengths(self, also: Sequence[int] = ()) -> Lengths | None:
-        """Return the lengths as a record, with those in `also`; none where a record cannot say them."""
+        """Return the lengths as a record, with those in `also`, or `None` if no record can express them."""
         holds = self._holding([*self.conditions, *self.exclusions])
         bad = self.excluded - set(also)
         if not len(holds):
@@ -216,7 +216,7 @@ def _simple(tree: ast.Compare, axes: Mapping[str, Sequence[Axis]], found: Mappin
 
 
 def _axis(node: ast.Subscript, axes: Mapping[str, Sequence[Axis]]) -> Axis | None:
-    """Return the axis whose size this is: `L['ids'].size()[1]`; none for a part of such a text, and for a stride."""
+    """Return the axis with this size, such as `L['ids'].size()[1]`; `None` for a part of such a text or a stride."""
     match = re.fullmatch(r"L((?:\[[\w']+\])+)\.size\(\)\[(\d+)\]", ast.unparse(node))
     shape = axes.get(".".join(re.findall(r"\w+", match[1])), ()) if match is not None else ()
     return shape[int(match[2])] if match is not None and int(match[2]) < len(shape) else None

@@ -46,7 +46,7 @@ def is_size_expression(text: str) -> bool:
 
 
 def _parse(text: str) -> ast.expr | None:
-    """The syntax tree, which is not evaluated; none for what is too long, too deep or no expression."""
+    """Return the syntax tree, never evaluated, or `None` for a text that is too long, too deep or no expression."""
     if len(text) > _LONGEST or not text.isascii():
         return None
     depths = accumulate((character in "([{") - (character in ")]}") for character in text)

@@ -98,7 +98,7 @@ class SentenceFolder:
 
 
 def read_sentence_folder(folder: Path) -> SentenceFolder | None:
-    """Read the modules of a folder of sentence-transformers; none for any other folder.
+    """Read the modules of a folder of sentence-transformers, or return `None` for any other folder.
 
     Raises:
         BaseModelError: it has no model of transformers.

@@ -20,7 +20,7 @@ LOSS = "loss"
 
 
 def deciding(problem: Learnt, labels: Sequence[str], wanted: str | None) -> Metric | None:
-    """Return the metric that decides which epoch is kept, that of the objective if none is wanted; none is the loss.
+    """Return the metric that selects the best epoch, by default that of the objective; `None` is the loss.
 
     Raises:
         UsageError: the task has no such metric.
@@ -41,7 +41,7 @@ def measure(task: Task | None, results: Tensor, targets: Tensor, examples: Examp
     """Return the metrics of a task by name; one that is not defined for these rows is left out.
 
     Args:
-        task: what the results mean; none for the next token, which no head gives.
+        task: the task of the results; `None` for language modelling, which has no head.
         results: as `TextExamples.matched` returns them.
         targets: likewise.
         examples: the rows, in the same order.

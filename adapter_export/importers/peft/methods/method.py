@@ -22,7 +22,7 @@ Matrix = npt.NDArray[np.floating[Any]]
 class Change:
     """The layer `scale⊙(W u) + up·(down u) + dense·u + bias` instead of `W u + b`.
 
-    `scale` [out], `down` [r, in], `up` [out, r], `dense` [out, in], `bias` [out]; what is none is not there, and
+    `scale` [out], `down` [r, in], `up` [out, r], `dense` [out, in], `bias` [out]. Absent terms are `None`;
     without a `bias` the layer keeps its own.
     """
 

@@ -29,7 +29,7 @@ _LOWEST = -1e4
 class Scores:
     """The mean loss of a model on some rows (or tokens with labels), and its metrics.
 
-    `decides` is the metric by which the best epoch is chosen, of which more is better or not; the loss if none is.
+    `decides` is the metric that selects the best epoch, higher first if `more_is_better`. `None` is the loss.
     """
 
     loss: float

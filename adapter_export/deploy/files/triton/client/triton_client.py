@@ -51,7 +51,7 @@ class TritonSession:
 
     @property
     def base_head(self) -> str | None:
-        """The adapter that answers where none is chosen."""
+        """The adapter that answers by default."""
         return self._manifest.head
 
     def head(self, adapter: str | None) -> Head:
