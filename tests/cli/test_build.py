@@ -63,10 +63,15 @@ def test_a_name_that_leads_to_several_adapters_is_refused(cli, model: Path, adap
     )
 
 
-@pytest.mark.parametrize("listed", ["", "a,,b", "x="])
-def test_an_empty_name_is_a_wrong_call(cli, model: Path, adapters: Path, tmp_path: Path, listed: str) -> None:
+@pytest.mark.parametrize(
+    ("listed", "words"),
+    [("", "has an empty item"), ("a,,b", "has an empty item"), ("x=", "an adapter without a name; found `x=`")],
+)
+def test_an_empty_name_is_a_wrong_call(
+    cli, model: Path, adapters: Path, tmp_path: Path, listed: str, words: str
+) -> None:
     shutil.copytree(adapters / "tone", tmp_path / "a")
-    cli.refused(2, "has an empty item", "build", model, "--adapters", listed, "-o", "bundle", folder=tmp_path)
+    cli.refused(2, words, "build", model, "--adapters", listed, "-o", "bundle", folder=tmp_path)
 
 
 def test_an_adapter_that_is_not_there_is_named_with_the_places_looked_at(cli, model: Path, tmp_path: Path) -> None:
