@@ -106,9 +106,9 @@ SKIP_INCOMPLETE = Option("Skip rows without text or label instead of failing.")
 
 Force = Annotated[bool, Option("Replace an existing output.")]
 SITE_MAP = Option(
-    "Sites that override or complete those that are found; `sites --write-site-map` writes such a file.", "FILE"
+    "Site map that overrides or completes the detected sites; `sites --write-site-map` writes one.", "FILE"
 )
-TRUST_PICKLE = Option("Load a model archive that could run code. Only for files that you made yourself.")
+TRUST_PICKLE = Option("Load a model archive that could run code. Only for files you trust.")
 VALIDATION = Option("Fraction of each class held out for validation; 0.1 without a validation file.", "FRACTION")
 VALIDATION_DATA = Option("Validation file; excludes `--validation`.", "FILE")
 TOKENIZER = Option("Folder of `tokenizer.json`; defaults to the model's tokenizer.", "FOLDER")

@@ -110,7 +110,7 @@ class AudioModality(FileModality):
     word = "audio file"
     pipeline = "audio-classification"
     form = "float32 [samples]"
-    option = "An audio file, a WAV file; may be repeated."
+    option = "Audio file (WAV). Repeatable."
     steps = (Fit, Standardize, LogMel)
     has_rate = True
     processor_field = "feature_extractor_type"

@@ -147,7 +147,7 @@ class ImageModality(FileModality):
     extra = "image"
     pipeline = "image-classification"
     form = "uint8 [height, width, 3]"
-    option = "An image, such as a PNG; may be repeated."
+    option = "Image file, such as a PNG. Repeatable."
     steps = (Resize, ResizeShortestEdge, CenterCrop, Rescale, Normalize)
     processor_field = "image_processor_type"
     processor_inputs = ("pixel_values",)

@@ -83,7 +83,7 @@ class ServerSettings:
     port: Annotated[int, Option("Port to listen on; 0 picks a free one.", least=0)] = 8080
     qualify: Annotated[bool, "Name models with their bundles, `bundle/adapter`."] = False
     adapters_dir: Annotated[
-        Path | None, Option("Folder in which adapters that are not loaded are found by name.", "DIR", "--adapters")
+        Path | None, Option("Folder of adapters to load by name on demand.", "DIR", "--adapters")
     ] = None
     hub: Annotated[bool, "Serve bundles, and let administrators load adapters, from `hf://…` and `oci://…`."] = False
     state: Annotated[Path | None, Option("File that keeps the routes across restarts.", "FILE")] = None

@@ -18,12 +18,12 @@ class TaskFacts(TypedDict, total=False):
 
     thresholds: Annotated[
         tuple[float, ...],
-        "Of `multi_label`: the probability from which on a label applies, one for all or one each.  [default: 0.5]",
+        "Probability from which a label applies, one for all or one each (`multi_label` only).  [default: 0.5]",
     ]
-    input: Annotated[Literal["text", "pair"], "What a row is: one text, or a pair of texts."]
-    max_tokens: Annotated[int, Option("The most tokens that it was trained with; longer texts are cut.", least=1)]
-    truncation: Annotated[Literal["right", "left"], "The side of a long text that is cut.  [default: right]"]
-    prefix: Annotated[str, "Of `embedding`: what is put before each text."]
+    input: Annotated[Literal["text", "pair"], "Row format: one text, or a pair of texts."]
+    max_tokens: Annotated[int, Option("Maximum tokens in training; longer texts are truncated.", least=1)]
+    truncation: Annotated[Literal["right", "left"], "Side on which long texts are truncated.  [default: right]"]
+    prefix: Annotated[str, "Text put before each row (`embedding` only)."]
 
 
 def check_thresholds(given: Sequence[float]) -> None:

@@ -17,11 +17,11 @@ ADAPTER_PRECISIONS: tuple[AdapterPrecision, ...] = ("float32", "float16", "int8"
 AdapterPrecisionOption = Annotated[
     "AdapterPrecision",
     Option(
-        "How the files of adapters store them. In fewer bits they are rounded once, and computed with in float32.",
+        "Precision of the adapter files. Fewer bits round the weights once; computation stays in float32.",
         choices=ADAPTER_PRECISIONS,
     ),
 ]
-AllowBaseMismatch = Annotated[bool, "Take adapters that were trained on other weights of the base."]
+AllowBaseMismatch = Annotated[bool, "Accept adapters trained on other weights of the base."]
 
 
 def open_bundle(bundle: Bundle | PathLike, *, verify: bool = True) -> Bundle:

@@ -20,9 +20,7 @@ ADAPTER_FOLDER = Option("Adapter folder to write.", "PATH", "-o", required=True)
 BASE = Option("The model that the adapter was trained on.", "MODEL", "--base")
 NAME = Option("Name of the adapter. Default: the name of the output.")
 
-BY_NUMBER = Option(
-    "Match layers by their numbers where the base has other names of modules or none, or another architecture."
-)
+BY_NUMBER = Option("Match layers by number if module names differ or the base is another architecture.")
 WithoutHead = Annotated[bool, "Omit the prediction head."]
 Labels = Annotated[tuple[str, ...] | None, "Names of the head's classes, in the order of the logits."]
 

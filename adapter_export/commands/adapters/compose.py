@@ -37,7 +37,7 @@ def compose(
         Literal["once", "literal"] | None,
         "`fuse` counts `h` once, or once more for each weight. Default: once.",
     ] = None,
-    head: Annotated[str | None, Option("Member whose head it gets. Default: no head.", "NAME")] = None,
+    head: Annotated[str | None, Option("Member whose head the result keeps. Default: no head.", "NAME")] = None,
     force: Force = False,
 ) -> Adapter:
     """Make one adapter of several: one after the other, their average, or their weighted fusion.

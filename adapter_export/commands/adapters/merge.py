@@ -47,7 +47,7 @@ def merge(
     adapter: Annotated[Adapter | PathLike, Option("Folder of the adapter.", "FOLDER", "--adapter")],
     output: Annotated[PathLike, Option("The archive, or the ONNX file, to write.", "FILE", "-o")],
     *,
-    without_head: Annotated[bool, "Leave its prediction head out."] = False,
+    without_head: Annotated[bool, "Omit the prediction head."] = False,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     force: Force = False,

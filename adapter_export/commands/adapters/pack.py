@@ -37,16 +37,16 @@ def pack(
     base: Annotated[Base | PathLike, BASE],
     output: Annotated[PathLike | None, ADAPTER_FOLDER] = None,
     *,
-    kind: Annotated[str, Option("What is computed, and where.", kind_names)],
+    kind: Annotated[str, Option("Adapter kind: formula and placement.", kind_names)],
     labels: Labels = None,
     pooling: Annotated[
-        Literal["mean", "first"], "What the head reads: the mean over the tokens, or the first token."
+        Literal["mean", "first"], "Input of the head: the mean of the tokens, or the first token."
     ] = "mean",
-    task: Annotated[ProblemType | None, f"What the head answers, if there is one.  [default: {DEFAULT_TYPE}]"] = None,
+    task: Annotated[ProblemType | None, f"Task type of the head.  [default: {DEFAULT_TYPE}]"] = None,
     head_activation: Annotated[
-        str, Option("The function behind each of its dense layers.", choices=ACTIVATIONS)
+        str, Option("Activation after each of the head's dense layers.", choices=ACTIVATIONS)
     ] = "tanh",
-    l2_normalise: Annotated[bool, "Embeddings of length 1."] = False,
+    l2_normalise: Annotated[bool, "Normalize embeddings to length 1."] = False,
     name: Annotated[str | None, NAME] = None,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,

@@ -46,13 +46,11 @@ def build(
     ],
     output: Annotated[PathLike, Option("The bundle to write.", "PATH", "-o")],
     *,
-    without_base_head: Annotated[bool, "Leave out the base head, which is built as one more adapter."] = False,
+    without_base_head: Annotated[bool, "Omit the base head, which is otherwise built as an adapter."] = False,
     tokenizer: Annotated[
         PathLike | None, Option("A `tokenizer.json`, or a folder with one. Default: that of the model.", "PATH")
     ] = None,
-    max_tokens: Annotated[
-        int | None, Option("Maximum tokens of a text. Default: as many as the model takes.", least=1)
-    ] = None,
+    max_tokens: Annotated[int | None, Option("Maximum tokens per text. Default: the model's maximum.", least=1)] = None,
     allow_base_mismatch: AllowBaseMismatch = False,
     base_precision: Annotated[
         PrecisionName,
@@ -63,11 +61,11 @@ def build(
         ),
     ] = "fp32",
     adapter_precision: AdapterPrecisionOption = "float32",
-    int8_embeddings: Annotated[bool, "Keep embeddings in 8 bits beside weights of 8 or 4 bits."] = False,
+    int8_embeddings: Annotated[bool, "Store embeddings in 8 bits (with weights of 8 or 4 bits)."] = False,
     float32_activations: Annotated[
-        bool, "Take activations in float32 beside weights of 8 or 4 bits, not in 8 bits: more exact, and slower."
+        bool, "Compute activations in float32 instead of 8 bits (with weights of 8 or 4 bits): more exact, but slower."
     ] = False,
-    optimize: Annotated[bool, "Fuse attention and activations before the slots go in."] = False,
+    optimize: Annotated[bool, "Fuse attention and activations before slots are inserted."] = False,
     variants: Annotated[
         tuple[str, ...] | None,
         Option(
@@ -78,13 +76,14 @@ def build(
     ] = None,
     bake: Annotated[
         Sequence[str],
-        Option("Also write a graph in which this adapter is constant, for a device with no other. Repeatable.", "NAME"),
+        Option("Also write a graph with this adapter as constants, for single-adapter devices. Repeatable.", "NAME"),
     ] = (),
     reserve: Annotated[
         tuple[str, ...],
         Option(
             "Slots for adapters that will be added: kinds, such as `lora`, `houlsby:relu` for another activation, "
-            "`all` for every kind with its own, and `head:mean` or `head:first` for classifiers. Idle slots take time.",
+            "`all` for every kind with its own, and `head:mean` or `head:first` for classifiers. Every reserved slot "
+            "adds compute to each call.",
             "A,B,…",
         ),
     ] = (),

@@ -49,18 +49,16 @@ def check(
     bundle: Bundle | PathLike,
     *,
     against: Annotated[Base | PathLike | None, AGAINST] = None,
-    only: Annotated[Sequence[str], Option("Check this adapter alone, or `base`; may be repeated.", "ADAPTER")] = (),
+    only: Annotated[Sequence[str], Option("Check only this adapter, or `base`. Repeatable.", "ADAPTER")] = (),
     variants: Annotated[
         Sequence[str],
-        Option(
-            "Check this graph alone: slots, inputs, bank, fanout or baked; may be repeated.", "VARIANT", "--variant"
-        ),
+        Option("Check only this graph: slots, inputs, bank, fanout or baked. Repeatable.", "VARIANT", "--variant"),
     ] = (),
-    cases: Annotated[Sequence[str], Option("Try this shape alone; may be repeated.", "CASE", "--case")] = (),
+    cases: Annotated[Sequence[str], Option("Check only this shape. Repeatable.", "CASE", "--case")] = (),
     adapters: Annotated[
         Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike] | None,
         Option(
-            "Adapter folders as you have them: compare the bundle with these, not with its own copies.",
+            "Original adapter folders; compares the bundle with these instead of its own copies.",
             "A,B,…",
             commas=True,
         ),
@@ -76,13 +74,13 @@ def check(
         Option("A table (csv, tsv, jsonl) of texts on which the bundle's classes are compared with MODEL's.", "FILE"),
     ] = None,
     text: Annotated[str | None, Option("Column of FILE with the texts.", "COLUMN")] = None,
-    nodes: Annotated[bool, Option("Show every node beside that of MODEL.")] = False,
+    nodes: Annotated[bool, Option("Compare every node with MODEL's.")] = False,
     quick: Annotated[bool, Option("Skip most shapes, the vocabulary sweep and per-node comparison.")] = False,
-    repro: Annotated[PathLike | None, Option("Write the node that is wrong as a test case of ONNX.", "FOLDER")] = None,
+    repro: Annotated[PathLike | None, Option("Write the failing node as an ONNX test case.", "FOLDER")] = None,
     runtimes: Annotated[
-        Sequence[str], Option("Run golden vectors in this Python, too; may be repeated.", "PYTHON", "--runtime")
+        Sequence[str], Option("Also run golden vectors in this Python interpreter. Repeatable.", "PYTHON", "--runtime")
     ] = (),
-    report: Annotated[PathLike | None, Option("Write a page of HTML, complete in itself.", "FILE")] = None,
+    report: Annotated[PathLike | None, Option("Write a self-contained HTML page.", "FILE")] = None,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     force: Force = False,
@@ -376,7 +374,7 @@ COMMAND = Command(
     common=("quick", "as_json"),
     instead={
         "self_test": Instead(
-            Option("Plant faults of over a hundred kinds in a copy instead, and count those that are found."),
+            Option("Plant over a hundred kinds of faults in a copy instead, and count how many are detected."),
             _SELF_TEST,
             "a self-test tries the whole bundle",
         )

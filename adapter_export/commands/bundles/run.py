@@ -95,10 +95,10 @@ def run(
     adapter_file: Annotated[
         PathLike | None, Option("Load an additional adapter file built for this graph.", "FILE")
     ] = None,
-    labels: Annotated[tuple[str, ...] | None, "Names of its classes, in the order of its logits."] = None,
-    task: Annotated[ProblemType | None, "Its task. Default: by its labels."] = None,
+    labels: Annotated[tuple[str, ...] | None, "Class names of the additional adapter, in logit order."] = None,
+    task: Annotated[ProblemType | None, "Task type of the additional adapter. Default: by its labels."] = None,
     texts: Annotated[
-        Sequence[str], Option("A text; may be repeated. Without it, each line of stdin is one.", flags="--text")
+        Sequence[str], Option("Text to answer. Repeatable. Default: each line of stdin.", flags="--text")
     ] = (),
     pairs: Annotated[
         Sequence[str],
@@ -113,10 +113,10 @@ def run(
     ] = None,
     long_texts: Annotated[
         Literal["cut", "refuse", "windows"] | None,
-        "Cut or refuse texts of more tokens than their adapter takes, or read them in windows. Default: cut.",
+        "Truncate (`cut`) or reject (`refuse`) long texts, or split them into `windows`. Default: `cut`.",
     ] = None,
     stride: Annotated[
-        int | None, Option("How many tokens neighbouring windows share; default: a quarter of one.", "N", least=0)
+        int | None, Option("Tokens shared by neighbouring windows; default: a quarter of a window.", "N", least=0)
     ] = None,
     arrays: Annotated[
         PathLike | None, Option("A `.npz` or `.safetensors` with an array for each input, not texts.", "FILE")
@@ -127,11 +127,11 @@ def run(
     ] = False,
     token_budget: Annotated[int | None, Option("Maximum tokens per call, padding included.", "N", least=1)] = None,
     allow_mixed_rows: Annotated[bool, "Let rows share a call even if the base is not batch-invariant."] = False,
-    provider: Annotated[Literal["cpu", "cuda"], "Where to compute."] = "cpu",
+    provider: Annotated[Literal["cpu", "cuda"], "Execution provider."] = "cpu",
     threads: Annotated[int | None, Option("Threads of one operation; default: those of ONNX Runtime.", least=1)] = None,
     shards: Annotated[
         PathLike | None,
-        Option("Write the answers of `--many` to this folder in shards; the same command goes on after an end.", "DIR"),
+        Option("Write the answers of `--many` to this folder in shards. Repeat the command to resume.", "DIR"),
     ] = None,
     shard_rows: Annotated[int | None, Option("Rows of a shard; default: 16,384.", "N", least=1)] = None,
     ray: Annotated[

@@ -27,7 +27,7 @@ def sign(
         PathLike | None, Option("Certificate of KEY, PEM, for those who verify with `--certificate`.", "FILE")
     ] = None,
     certificate_chain: Annotated[
-        Sequence[str], Option("Certificates between that one and its root, PEM; may be repeated.", "FILE")
+        Sequence[str], Option("Intermediate certificates up to the root, PEM. Repeatable.", "FILE")
     ] = (),
     password: Annotated[str | None, Option(variable="ADAPTER_EXPORT_KEY_PASSWORD")] = None,
     report: Annotated[

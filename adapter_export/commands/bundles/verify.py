@@ -27,7 +27,7 @@ def verify(
     certificates: Annotated[
         Sequence[str],
         Option(
-            "A PEM file of authorities: BUNDLE must be signed by one with their certificate; may be repeated.",
+            "Certificate authorities, PEM, one of which must have issued BUNDLE's signing certificate. Repeatable.",
             "FILE",
             "--certificate",
         ),

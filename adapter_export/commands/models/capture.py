@@ -41,8 +41,7 @@ def capture(
     ] = False,
     trust_pickle: Annotated[
         bool,
-        "Read a pickled module. Reading it runs whatever code its maker put into it, with all that you may do on "
-        "this machine. Only for files that you made yourself, or whose maker you trust.",
+        "Load a pickled module, which runs any code in the file with your permissions. Only for files you trust.",
     ] = False,
     inputs: Annotated[
         Sequence[str],
@@ -60,7 +59,7 @@ def capture(
     lengths: Annotated[
         Sequence[str],
         Option(
-            "The lengths that a dynamic axis is to have, such as `sequence=128`, which fixes it, `sequence=64..512`, "
+            "Lengths of a dynamic axis, such as `sequence=128`, which fixes it, `sequence=64..512`, "
             "`sequence=64..` or `sequence=multiple-of-8`. Repeatable.",
             "AXIS=LENGTHS",
             "--axis",

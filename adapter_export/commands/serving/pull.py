@@ -27,7 +27,7 @@ def pull(
     certificates: Annotated[
         Sequence[str],
         Option(
-            "PEM file of authorities: the bundle must be signed with a certificate of theirs; may be repeated.",
+            "Certificate authorities, PEM, one of which must have issued the bundle's signing certificate. Repeatable.",
             "FILE",
             "--certificate",
         ),

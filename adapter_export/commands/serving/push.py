@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adapter_export.hub.push import Pushed
     from adapter_export.runtime import Bundle
 
-PLAIN_HTTP = Option("Use HTTP without TLS, as is always done for this machine. Only on a network that you trust.")
+PLAIN_HTTP = Option("Use HTTP without TLS, only on a trusted network. Loopback registries always use it.")
 
 
 def push(
@@ -30,7 +30,7 @@ def push(
     base_model: Annotated[str | None, Option("Base model, by its name on the Hub.", "OWNER/NAME")] = None,
     evaluations: Annotated[
         Sequence[Evaluation | PathLike],
-        Option("Output of `evaluate --json` on PATH, for the model card; may be repeated.", "FILE", "--evaluation"),
+        Option("Output of `evaluate --json` on PATH, for the model card. Repeatable.", "FILE", "--evaluation"),
     ] = (),
     card: Annotated[PathLike | None, Option("Model card to send instead of the generated one.", "FILE")] = None,
     private: Annotated[bool, "Create a new repository of the Hub as private."] = False,

@@ -30,11 +30,11 @@ def lint(
     base: Annotated[Base | PathLike | None, Option("The model that it is meant for.", "MODEL")] = None,
     data: Annotated[
         PathLike | None,
-        Option("The table that it learns from, or shall learn from: csv, tsv or jsonl in UTF-8.", "FILE"),
+        Option("Training table: csv, tsv or jsonl in UTF-8.", "FILE"),
     ] = None,
     text: Annotated[str, Option("The column of the texts.", "COLUMN")] = "text",
     pair: Annotated[str | None, PAIR] = None,
-    fresh: Annotated[bool, "It is not trained yet: measure how far it moves the model as it is."] = False,
+    fresh: Annotated[bool, "Untrained adapter: measure the initial change of the hidden state."] = False,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     reporter: Reporter = SILENT,

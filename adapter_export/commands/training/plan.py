@@ -25,10 +25,10 @@ def plan(
     kinds: Annotated[tuple[str, ...], "Kinds of adapter, by name."] = ("houlsby", "pfeiffer"),
     bottlenecks: Annotated[tuple[int, ...], "Widths between their projections."] = (16, 64, 256),
     batch_size: Annotated[int, Option("Rows in a step of training.", "N", least=1)] = 32,
-    tokens: Annotated[int, Option("Tokens in each row; fewer if the model takes fewer.", "N", least=1)] = 128,
+    tokens: Annotated[int, Option("Tokens per row, at most the model's maximum.", "N", least=1)] = 128,
     measure: Annotated[bool, "Also time each choice in ONNX Runtime, beside the base: one row, one thread."] = False,
     plot: Annotated[
-        PathLike | None, Option("Draw what each kind costs over its bottlenecks: `.svg` or `.png`.", "FILE")
+        PathLike | None, Option("Plot the cost of each kind over its bottleneck widths: `.svg` or `.png`.", "FILE")
     ] = None,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,

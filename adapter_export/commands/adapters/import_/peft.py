@@ -38,20 +38,18 @@ def import_peft(
     *,
     name: Annotated[str | None, NAME] = None,
     member: Annotated[str | None, "Adapter to import from a folder of several. Default: the name."] = None,
-    task: Annotated[
-        ProblemType | None, "What the head answers, where neither the folder nor the model says it."
-    ] = None,
+    task: Annotated[ProblemType | None, "Task type of the head, if neither the folder nor the model has it."] = None,
     labels: Labels = None,
     pooling: Annotated[
         Literal["first", "mean", "tokens"] | None,
-        "What the head reads, where that is not known: the first token, the mean, or each token.",
+        "Input of the head, if the folder does not have it: the first token, the mean, or each token.",
     ] = None,
     activation: Annotated[
-        str | None, Option("The function behind the head's dense layer, likewise.", choices=ACTIVATIONS)
+        str | None, Option("Activation after the head's dense layer, if unknown.", choices=ACTIVATIONS)
     ] = None,
     by_number: Annotated[bool, BY_NUMBER] = False,
     dense: Annotated[
-        bool, "Allow a change of full rank, which makes an adapter as large as the layers that it acts on."
+        bool, "Allow full-rank updates, which make the adapter as large as the layers it changes."
     ] = False,
     without_head: WithoutHead = False,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
