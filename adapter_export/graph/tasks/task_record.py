@@ -79,23 +79,22 @@ class Task:
             several choices (multiple_choice; each choice is a row), a label of each token (token), the part of a text
             that answers a question (span), numbers (regression), a vector (embedding), or how well two texts go
             together (ranking).
-        labels: the name of each class, in the order of the logits; of single_label, multi_label and token only.
-        activation: what turns logits into the numbers of an answer: softmax over the classes (over the choices of a
-            question, over the tokens of a span's start and end), sigmoid of each number, or identity, the numbers as
-            they are. The type's own if left out: sigmoid for multi_label, identity for regression, embedding and
-            ranking, softmax for all others.
-        thresholds: of multi_label: for each label the probability from which on it applies; 0.5 for all if left out.
-        input: what a row is: one text, a pair of texts, an image or an audio file.
-        max_tokens: the most tokens that a row may have, special tokens included; longer texts are cut. Only the base
-            limits them if left out.
-        truncation: the side of a text that is cut.
-        tokenizer: the digest of the tokenizer that the adapter was trained with; not known if left out.
-        pooling: of embedding: what the vector is made of, the mean of the tokens or the first one. For people: the
+        labels: the name of each class, in the order of the logits (single_label, multi_label and token only).
+        activation: the function from logits to the numbers of an answer: softmax over the classes (over the choices of
+            a question, over the tokens of a span's start and end), sigmoid of each number, or identity. Default:
+            sigmoid for multi_label, identity for regression, embedding and ranking, softmax for all others.
+        thresholds: the probability from which each label applies (multi_label only). Default: 0.5 for all.
+        input: the format of a row: one text, a pair of texts, an image or an audio file.
+        max_tokens: the maximum tokens of a row, special tokens included; longer texts are truncated. Default: the limit
+            of the base.
+        truncation: the side on which texts are truncated.
+        tokenizer: the digest of the tokenizer that the adapter was trained with. Default: unknown.
+        pooling: the input of the vector, the mean of the tokens or the first one (embedding only). Informative: the
             head's graph computes it.
-        normalised: of embedding: whether vectors have length 1, so that dot products are cosines.
-        prefix: of embedding: what is put before each text.
-        processor: of images and audio: the digest of the processor that the adapter was trained with; not known if
-            left out.
+        normalised: whether vectors have length 1, so that dot products are cosines (embedding only).
+        prefix: the text put before each row (embedding only).
+        processor: the digest of the processor that the adapter was trained with (images and audio only). Default:
+            unknown.
     """
 
     type: ProblemType
