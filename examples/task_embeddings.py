@@ -85,7 +85,7 @@ def train(base: ae.Base, task: str, rows: list[Row], folder: Path) -> ae.Adapter
         writer.writerows((text, labels[TASKS[task]]) for text, labels in rows)
     options = {"rank": 8, "learning_rate": 1e-2, "batch_size": 32, "epochs": 4, "patience": 4}
     where = ("query", "value", "attention.output", "ffn.down")
-    return ae.train(base, folder / f"{task}.tsv", task="embedding", kind="lora", on=where, **options)
+    return ae.train(base, folder / f"{task}.tsv", task="embedding", kind="lora", modules=where, **options)
 
 
 def nearest(vectors: np.ndarray, labels: list[str]) -> float:
