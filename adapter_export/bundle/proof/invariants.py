@@ -368,11 +368,11 @@ def check_proofs(bundle: OpenedBundle) -> Iterator[Finding]:
     wrong = f"padding changes `{'`, `'.join(sorted(counting)) or BASE}`"
     if found.padding_neutral and not counting:
         wrong = "padding changes less than the manifest says (`padding_neutral`, `counts_padding`)"
-    yield Finding.tested("padding", BASE, passed, "as the manifest says" if passed else wrong)
+    yield Finding.tested("padding", BASE, passed, "matches the manifest" if passed else wrong)
     if bank is not None:
         passed = not bank.fillable or is_fillable(bundle.plan)
-        detail = "as the manifest says" if passed else "zeros behind narrower tensors change a result"
-        yield Finding.tested("filling up", BASE, passed, detail)
+        detail = "matches the manifest" if passed else "zeros behind narrower tensors change a result"
+        yield Finding.tested("width padding", BASE, passed, detail)
 
 
 def _with_padding(manifest: Manifest, run: RunAll) -> Manifest:

@@ -250,8 +250,8 @@ def _coverage(report: Report) -> Table:
     for one in report.findings:
         own = one.check == "shape" and one.subject.startswith("words/")
         for span in one.coverage:
-            # words that some cases happen to have; levels are named below
-            if span.what == "levels" or (every_word and span.what == "words" and not own):
+            # words that some cases happen to have; levels are named below; `verify` tries no further shapes
+            if span.what == "levels" or span.of == 0 or (every_word and span.what == "words" and not own):
                 continue
             what = f"{span.what} ({one.where})" if span.what == "words" and every_word else span.what
             if span.done >= spans.get(what, (0, None))[0]:

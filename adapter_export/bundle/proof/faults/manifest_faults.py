@@ -147,7 +147,7 @@ MANIFEST = kinds_of(
         ),
         "zeros said to change nothing": _said(
             lambda _, m: (
-                (replace(m, bank=replace(m.bank, fillable=True)), ["filling up", "fillable"])
+                (replace(m, bank=replace(m.bank, fillable=True)), ["width padding", "fillable"])
                 if m.bank is not None and not m.bank.fillable
                 else None
             )
