@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 from small_bundle import Built, build_small
 
-from adapter_export.bundle import opened
+from adapter_export.bundle import bundle_reader
 from adapter_export.bundle.change import add_adapters
 from adapter_export.bundle.proof.proof_plan import plan_check
 from adapter_export.bundle.proof.prove import prove
@@ -43,7 +43,7 @@ class Counts:
         self._opening: Path | None = None
         self._wrap(patch, hashlib, "file_digest", lambda file, _: self.hashed.update([Path(file.name).name]))
         self._wrap(patch, manifest_json, "copy_hashed", lambda path, *_: self.hashed.update([path.name]))
-        self._wrap(patch, opened, "read_model", lambda path, _: self.read.update([Path(path).name]))
+        self._wrap(patch, bundle_reader, "read_model", lambda path, _: self.read.update([Path(path).name]))
         self._wrap(patch, bundle, "open_session", self._open_graph)
         self._wrap(patch, ort, "InferenceSession", self._session)
         self._wrap(patch, flow, "FlowGraph", self._analysis)
