@@ -91,7 +91,7 @@ def table(found: Table) -> Markup:
 
     def line(tag: str, cells: Sequence[object]) -> str:
         styles = (
-            " ".join([*(["right"] if side else []), *_VERDICTS.get(str(cell), ())])
+            " ".join([*(["right"] if side else []), *(_VERDICTS.get(str(cell), ()) if tag == "td" else ())])
             for cell, side in zip(cells, right, strict=True)
         )
         made = (element(tag, cell, style) for cell, style in zip(cells, styles, strict=True))

@@ -94,6 +94,7 @@ def _page(report: Report, date: str, command: str) -> Iterator[str]:
     yield table(
         Table(("", ""), [(name, element("code", value)) for name, value in (*known, ("command", command)) if value])
     )
+    yield _html(_summary(report))
     yield "".join(element("p", prose(line.text), line.style) for line in failed_lines(report))
     for section in sections(report):
         if section.parts:
