@@ -1,4 +1,4 @@
-"""What the tests of smaller models have in common."""
+"""Fixtures for the tests of smaller models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many calls at a time serve a bundle best: measured with the real runtime."""
+"""The number of concurrent calls that serves a bundle best, measured with the real runtime."""
 
 from __future__ import annotations
 

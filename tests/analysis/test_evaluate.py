@@ -292,7 +292,7 @@ def test_a_library_that_is_missing_is_named(world: World, topics: Path, monkeypa
 
 
 class Page(HTMLParser):
-    """What a page holds: its tags, its text, and whatever it would load."""
+    """Contents of a page: its tags, its text, and whatever it would load."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What adapters would cost in a base."""
+"""Costs of adapters in a base."""
 
 from __future__ import annotations
 

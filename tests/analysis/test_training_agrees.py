@@ -117,7 +117,7 @@ class Case:
 
     @property
     def pads(self) -> bool:
-        """Whether rows may be padded."""
+        """True if rows may be padded."""
         return BASES[self.base].neutral if self.neutral is None else self.neutral
 
     def rows(self, count: int, seed: int) -> list[dict[str, Any]]:

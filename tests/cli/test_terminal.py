@@ -1,4 +1,4 @@
-"""What the commands say, and how often."""
+"""Output of the commands, and its rate."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ import adapter_export
 PACKAGE = Path(adapter_export.__file__).parent
 
 RUNNER = """
-import contextlib, io, json, os, sys, traceback
+import contextlib, io, json, os, sys
 from click.testing import CliRunner
 
 replies = os.fdopen(os.dup(1), "w")
@@ -35,11 +35,8 @@ for line in sys.stdin:
         code, out, err = done.exit_code, done.stdout, done.stderr
     else:
         sys.argv, own, code, err = ["", *arguments], io.StringIO(), 0, ""
-        try:
-            with contextlib.redirect_stdout(own):
-                exec(program, {"__name__": "__main__"})
-        except BaseException:
-            code, err = 1, traceback.format_exc()
+        with contextlib.redirect_stdout(own):
+            exec(program, {"__name__": "__main__"})
         out = own.getvalue()
     print(json.dumps([code, out, err]), file=replies, flush=True)
 """
@@ -109,7 +106,9 @@ class TrialChange:
         assert process.stdout is not None
         process.stdin.write(json.dumps([program, words]) + "\n")
         process.stdin.flush()
-        code, out, err = json.loads(process.stdout.readline())
+        reply = process.stdout.readline()
+        assert reply, f"the process ended at {words}; its traceback is on stderr"
+        code, out, err = json.loads(reply)
         assert code == 0, f"{words} ended with {code}:\n{out}\n{err}"
         return str(out)
 

@@ -18,7 +18,7 @@ class Counted(Reporter):
 
     @property
     def ended(self) -> bool:
-        """Whether the steps began at 0, grew one by one or in leaps, and ended where the work ends."""
+        """True if the steps began at 0, grew one by one or in leaps, and ended where the work ends."""
         done = [one for one, _ in self.seen]
         grew = all(before < after for before, after in pairwise(done))
         return grew and done[0] == 0 and {total for _, total in self.seen} == {done[-1]}

@@ -61,7 +61,7 @@ def requests(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def logits(model: PreTrainedModel, kind: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What transformers computes, in the layout of the output that a head of this type fills."""
+    """Results of transformers, in the layout of the output that a head of this type fills."""
     with torch.inference_mode():
         if kind == "multiple_choice":  # two questions with two choices each
             choices = {name: value.reshape(2, 2, -1) for name, value in inputs.items()}

@@ -58,7 +58,7 @@ def test_without_labels_there_is_no_head(base) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_has_weights_for_all_its_places(kind: str) -> None:
-    """Which tensors there must be, and of which shapes, is checked by `Adapter`."""
+    """Names and shapes of tensors are checked by `Adapter`."""
     made = KINDS[kind]()
     made = made.with_widths(b=8) if "b" in made.components[0].widths else made
     adapter = init_adapter(made, encoder(), name="a", base="f" * 64)

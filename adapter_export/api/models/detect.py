@@ -74,7 +74,7 @@ def _not_a_base(path: Path, found: str) -> BaseModelError:
         call = f'capture({str(path)!r}, "model.pt", trust_pickle=True)'
         trust = command(call, f"capture --trust-pickle {path} -o model.pt")
         once = f"run {trust}, which runs its code once, and use `model.pt`, which holds none"
-        fix = f"only if you trust whoever made it, {once}"
+        fix = f"only if you trust its author, {once}"
     return BaseModelError(
         "is not a model that can be opened",
         where=path,

@@ -92,7 +92,7 @@ def _check_tensor(name: str, meta: Any, folder: str, sizes: Mapping[str, int], w
             where=where,
             found=f"`{file}`" + (", pickled" if pickled else ""),
             expected="plain tensors",
-            fix=f"load it with {argument('trust_pickle', True)} only if you trust whoever made it; tensors of a GPU or "
+            fix=f"load it with {argument('trust_pickle', True)} only if you trust its author; tensors of a GPU or "
             "a subclass become plain ones by saving the model again with `ae.capture`",
         )
     if f"{folder}/{file}" not in sizes:

@@ -93,7 +93,7 @@ def _globals(data: bytes) -> set[str]:
 
 _SAVE = "load the model in Python and save it with `ae.capture(model, path, example_inputs=…)`"
 _PICKLE = (
-    "only if you trust whoever made it, run "
+    "only if you trust its author, run "
     + command('capture(FILE, "model.pt", trust_pickle=True)', "capture --trust-pickle FILE -o model.pt")
     + ", which runs its code once, and use `model.pt`, which holds none"
 )

@@ -147,7 +147,7 @@ _SIZE_OF_INPUT = re.compile(r"L(?:\[(?:'[^'\\]*'|\d+)\])+\.(?:size|stride)\(\)\[
 
 
 TRUST = (
-    f"load it with {argument('trust_pickle', True)} only if you trust whoever made it; otherwise ask them for one of "
+    f"load it with {argument('trust_pickle', True)} only if you trust its author; otherwise ask them for one of "
     "`ae.capture`"
 )
 

@@ -89,7 +89,7 @@ def _golden(change: Callable[[Weights, Copy], None]) -> Plant:
 
 
 def _one_case(_: Copy, manifest: Manifest) -> tuple[Manifest, Sequence[Place]] | None:
-    # recorded runs name golden cases, so whoever leaves cases out has to leave those out, too
+    # recorded runs name golden cases, so those are left out, too
     golden = replace(manifest.golden, cases=manifest.golden.cases[:1], recorded={})
     adapters = tuple(replace(one, golden=replace(one.golden, recorded={})) for one in manifest.adapters)
     return replace(manifest, golden=golden, adapters=adapters, recorded=None), ["golden", golden.path]
