@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +30,12 @@ class UnknownStepsError(ValueError):
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(ABC):
     """One step from the contents of a file to an input: a frozen dataclass, which manifests hold as a record."""
 
+    @abstractmethod
     def apply(self, values: np.ndarray) -> np.ndarray:
         """Return what the step makes of values."""
-        raise NotImplementedError
 
 
 class Modality:
@@ -57,7 +58,7 @@ class Modality:
     pipeline: str | None = None
 
 
-class FileModality(Modality):
+class FileModality(Modality, ABC):
     """Files that become an input by steps; each file is a row.
 
     Attributes:
@@ -77,10 +78,11 @@ class FileModality(Modality):
     processor_field: str
     processor_inputs: tuple[str, ...]
 
+    @abstractmethod
     def is_contents(self, array: np.ndarray) -> bool:
         """Return whether an array is the contents of a file."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, data: bytes, rate: int | None, where: object) -> np.ndarray:
         """Return the contents of a file.
 
@@ -88,7 +90,6 @@ class FileModality(Modality):
             DataError: it cannot be read, or has another form or sampling rate.
             MissingExtraError: a library is not installed.
         """
-        raise NotImplementedError
 
     def contents(self, file: MediaFile, rate: int | None, where: object) -> np.ndarray:
         """Return the contents of a file; an array is checked.
@@ -142,18 +143,18 @@ class FileModality(Modality):
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise UnknownStepsError(f"has fields that cannot be read ({type(error).__name__}: {error})") from error
 
+    @abstractmethod
     def known_fields(self, fields: Mapping[str, Any]) -> set[str]:
         """Return the fields of a processor whose meaning is known."""
-        raise NotImplementedError
 
+    @abstractmethod
     def named_steps(self, fields: Mapping[str, Any]) -> Iterator[Step]:
         """Yield the steps that the known fields name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def samples(self, rate: int | None) -> dict[str, bytes]:
         """Return small files by name, on which clients are compared with the model's own library."""
-        raise NotImplementedError
 
+    @abstractmethod
     def noise(self, number: int, rate: int | None) -> np.ndarray:
         """Return contents of noise; the first two, 0 and 1, differ in every length that files may have."""
-        raise NotImplementedError

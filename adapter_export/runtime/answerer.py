@@ -6,6 +6,7 @@ is what the model gives for it alone; `Session.run_many` decides what may share 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ class Runs(Protocol):
         """Return the task by which an adapter answers; RequestError if it has none."""
 
 
-class Reader:
+class Reader(ABC):
     """Makes inputs of texts or files for the adapters of a bundle, and answers them with its session.
 
     Attributes:
@@ -123,6 +124,7 @@ class Reader:
     window: int
     token_budget: int
 
+    @abstractmethod
     def read(
         self,
         asked: Any,
@@ -134,11 +136,10 @@ class Reader:
         places: Sequence[str] = (),
     ) -> list[ReadText]:
         """Read rows for adapters."""
-        raise NotImplementedError
 
+    @abstractmethod
     def arrays(self, rows: Any, adapter: str | None = None) -> Arrays:
         """Return the inputs of a call."""
-        raise NotImplementedError
 
     def without_padding(self, outputs: Arrays, row: Any) -> Arrays:  # noqa: ARG002 — for rows that are padded
         """Return the outputs of a row, without the tokens that it was padded with."""

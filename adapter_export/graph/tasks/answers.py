@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,12 @@ Asked = Text | Sequence[Pair]
 """A text, a pair, the words of a text, or a question with each of its choices: a list of pairs."""
 
 
-class Answer:
+class Answer(ABC):
     """The answer to one row; each kind is a frozen dataclass."""
 
+    @abstractmethod
     def document(self) -> dict[str, Any]:
         """Return it as JSON, the same in every client; specified in docs/format.md."""
-        raise NotImplementedError
 
     def document_of_text(self, said: TextAnswer) -> dict[str, Any]:  # noqa: ARG002 — for kinds that point into a text
         """Return it as JSON, with what it points to in its text."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 
-class ProcessorLibrary:
+class ProcessorLibrary(ABC):
     """The processors of one modality, for training and as the reference of the steps that clients do."""
 
+    @abstractmethod
     def load(self, folder: Path) -> Any:
         """Return the processor that a folder describes; its library raises what it wants."""
-        raise NotImplementedError
 
     def rate(self, processor: Any) -> int | None:  # noqa: ARG002 — for files with a sampling rate
         """Return the sampling rate of a processor; `None` if files have none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ Loss = tuple[Tensor, Tensor]
 """A sum over rows (or what else is learnt from), and how many they are, or what they weigh: their ratio is the mean."""
 
 
-class Objective:
+class Objective(ABC):
     """Training for one task type. Each module `…_loss.py` beside this one defines one.
 
     Attributes:
@@ -70,6 +71,7 @@ class Objective:
     decides: str | None = None
     compares: bool = False
 
+    @abstractmethod
     def loss(self, results: Tensor, targets: Tensor, weights: Tensor | None) -> Loss:
         """Return the loss of results [rows, …] and targets of the rows, as `matched` returns them.
 
@@ -78,7 +80,6 @@ class Objective:
             targets: what they should be.
             weights: a weight for each class, if classes are weighted.
         """
-        raise NotImplementedError
 
     def soft_loss(self, found: Tensor, wanted: Tensor, temperature: float) -> Tensor:
         """Return how far results are from a teacher's: the mean of T²·KL(softmax(teacher/T) ‖ softmax(student/T)).
