@@ -11,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from oci_registry import OciRegistry
+from packed import unpacked
 from peft_folders import adapter_folder, base_folder
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -19,7 +20,6 @@ import adapter_export
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "python.md"
 TRAINING = ROOT / "docs" / "training.md"
-HUB = ROOT / "tests" / "fixtures" / "adapterhub" / "bert"
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(model / "tokenizer.json"))
     shutil.copytree(adapter_folder("bert_lora_classify"), tmp_path / "saved" / "lora")
-    shutil.copytree(HUB / "seq_bn", tmp_path / "saved" / "seq_bn")
+    shutil.copytree(unpacked("adapterhub") / "bert" / "seq_bn", tmp_path / "saved" / "seq_bn")
     rows = "".join(
         f"{one} {two}\t{'good' if one in ('good', 'fine') else 'bad'}\n"
         for one in words

@@ -20,6 +20,7 @@ from onnx import numpy_helper
 sys.path += [str(Path(__file__).parents[1] / "support")]
 
 from hand_made_sites import BERT, DISTILBERT, encoder
+from packed import unpacked
 from small_bundle import Built, build_small
 from small_media import noise, png, wav
 from tiny_decoder import cached_graph
@@ -60,8 +61,6 @@ HEAVY = (
     *("PEFT head", "checkpoint"),
 )
 """The names of the others."""
-
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 _TOKENIZER = {
     "version": "1.0",
@@ -348,7 +347,7 @@ def heavy_readers(made: Path) -> dict[str, Reader]:
     states = {True: io.BytesIO(), False: io.BytesIO()}
     for zipped, file in states.items():
         torch.save({"a": torch.randn(3, 4), "b": torch.ones(2)}, file, _use_new_zipfile_serialization=zipped)
-    bert, peft = FIXTURES / "adapterhub" / "bert", FIXTURES / "peft"
+    bert, peft = unpacked("adapterhub") / "bert", unpacked("peft")
     request = ImportRequest("a", read_pickle=read_torch_file)
     wide, narrow = (BaseView("sha256:0", encoder(2, 32, inner, BERT), "bert") for inner in (64, 48))
     distilled = BaseView("sha256:0", encoder(2, 32, 48, DISTILBERT), "distilbert")

@@ -1,6 +1,6 @@
 """The fixtures that AdapterHub's library wrote, and the bases that they were made for, in every form.
 
-`tests/fixtures/adapterhub/make.py` made them and says what lies there.
+`tests/fixtures/adapterhub/make.py` made them and describes them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pytest
 from captured import captured
 from float64_bases import Base
 from once import once
+from packed import unpacked
 from safetensors.numpy import load_file
 
 from adapter_export.importers import adapterhub
@@ -31,7 +32,7 @@ from adapter_export.torch_backend.base.torch_base import TorchBase, load_base
 from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "adapterhub"
+FIXTURES = unpacked("adapterhub")
 
 _ARCHIVED = ("bert", "roberta")
 """The bases of which commands are given an archive."""

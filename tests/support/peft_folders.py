@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from hand_made_sites import BERT, encoder, site
+from packed import unpacked
 from safetensors.numpy import load_file, save_file
 
 from adapter_export.importers import peft
@@ -20,7 +21,7 @@ from adapter_export.importers.tensor_map import Imported
 from adapter_export.sites.site import Site, SiteMap
 from adapter_export.torch_backend.base.pickles import read_torch_file
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "peft"
+FIXTURES = unpacked("peft")
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 CASES = tuple(sorted(path.name for path in (FIXTURES / "adapters").iterdir()))
 

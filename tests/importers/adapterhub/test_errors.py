@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import packed
 import pytest
 from adapterhub_bases import FIXTURES, Made, import_adapterhub
 from safetensors.numpy import load_file, save_file
@@ -29,7 +30,7 @@ from adapter_export.importers.tensor_map import Imported
 from adapter_export.torch_backend.base.pickles import read_torch_file
 
 Copy = Callable[[str], Path]
-REFUSED = json.loads((FIXTURES / "refused_configs.json").read_text())
+REFUSED = json.loads((packed.FIXTURES / "adapterhub" / "refused_configs.json").read_text())
 
 
 def load(folder: Path, bert: Made, **options: Any) -> Imported:

@@ -21,6 +21,10 @@ import peft
 import torch
 import transformers as hf
 
+sys.path += [str(Path(__file__).parents[2] / "support")]
+
+from packed import unpacked
+
 import adapter_export as ae
 from adapter_export.errors import InputError
 from adapter_export.importers.peft.methods import METHODS
@@ -34,7 +38,7 @@ from adapter_export.torch_backend.base.to_onnx import export_onnx
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
 ROOT = Path(__file__).parents[3]
-BASES = ROOT / "tests" / "fixtures" / "peft" / "bases"
+BASES = unpacked("peft") / "bases"
 STD = 0.2
 OUTPUTS = ("last_hidden_state", "pooler_output")
 TARGETS = {
