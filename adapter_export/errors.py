@@ -61,6 +61,10 @@ MOST_CHARACTERS = 2000
 _BOTH = re.compile(f"{_PYTHON}([^{_SHELL}]*){_SHELL}([^{_END}]*){_END}")
 
 
+UPGRADE = "run `pip install --upgrade adapter-export`, or update your checkout"
+"""The fix for a file of a newer release."""
+
+
 def argument(name: str, value: object = None, *, option: str | None = None, words: str | None = None) -> str:
     """Name an argument in a message: `force=True` to a Python caller, `--force` to a shell user.
 
@@ -276,7 +280,7 @@ class MissingExtraError(UsageError):
     def __init__(self, library: str, *, extra: str, needed_for: str) -> None:
         super().__init__(
             f"`{library}` is not installed, and {needed_for} needs it",
-            fix=f"run `pip install 'adapter-export[{extra}]'`",
+            fix=f"run `pip install 'adapter-export[{extra}]'`, or `pip install '.[{extra}]'` in a checkout",
         )
 
 

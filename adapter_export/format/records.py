@@ -26,7 +26,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache, partial
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from adapter_export.errors import AdapterError, FormatError, GraphError, VersionError, quoted
+from adapter_export.errors import UPGRADE, AdapterError, FormatError, GraphError, VersionError, quoted
 from adapter_export.interval import Interval
 
 Record = TypeVar("Record")
@@ -355,14 +355,13 @@ def version_checked(document: object, supported: str, where: object) -> Iterator
         )
     found, known = ([int(number) for number in text.split(".")] for text in (version, supported))
     expected = f"{known[0]}.x.x, at most {supported}"
-    upgrade = "run `pip install --upgrade adapter-export`"
     if found[0] != known[0]:
         raise VersionError(
             "is of a format version that this release does not read",
             where=where,
             found=f"version {version}",
             expected=expected,
-            fix=upgrade if found > known else "write it again with this release",
+            fix=UPGRADE if found > known else "write it again with this release",
         )
     try:
         yield
@@ -374,5 +373,5 @@ def version_checked(document: object, supported: str, where: object) -> Iterator
             where=where,
             found=f"version {version} with, in {error.where}, {error.found or error.what}",
             expected=expected,
-            fix=upgrade,
+            fix=UPGRADE,
         ) from error

@@ -346,7 +346,7 @@ def _use(kind: Kind, reference: str, digest: str) -> Iterator[str]:
     yield "## Use"
     yield ""
     yield "```sh"
-    yield "pip install 'adapter-export[hub]'"
+    yield "# with the extra `hub` of adapter-export"
     yield f"adapter-export pull {where} --expect {digest} -o {kind}"
     yield f"adapter-export {'verify' if kind == 'bundle' else 'inspect'} {kind}"
     if kind == "adapter":

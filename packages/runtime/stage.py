@@ -7,9 +7,11 @@ It is that of `adapter-export`: the modules that `adapter_export.runtime` import
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,15 +56,25 @@ def modules() -> dict[str, Path]:
     return found
 
 
+def _set_repository(project: Path) -> None:
+    """Write the address of the repository, as the main package has it, into a `pyproject.toml`."""
+    main = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    address = json.dumps(main["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"])
+    text = project.read_text("utf-8").replace('repository = ""', f"repository = {address}")
+    project.write_text(text, encoding="utf-8")
+
+
 def stage(folder: Path) -> None:
     """Write the tree."""
     shutil.copytree(HERE, folder, ignore=shutil.ignore_patterns("stage.py", "__pycache__"))
     shutil.copy2(ROOT / "LICENSE", folder)
+    shutil.copy2(ROOT / "hatch_build.py", folder)
+    _set_repository(folder / "pyproject.toml")
     needed = modules()
     inside = "|".join({name.split(".")[1] for name in needed if "." in name})  # keys of metadata stay as they are
     for file in needed.values():
         text = re.sub(rf"\b{SOURCE}(?=\.(?:{inside})\b| import\b)", TARGET, file.read_text("utf-8"))
-        text = re.sub(r"\badapter-export\[", "adapter-export-runtime[", text)  # how extras are installed
+        text = re.sub(r"(\bpip install (?:--upgrade |'))adapter-export\b", r"\1adapter-export-runtime", text)
         copy = folder / TARGET / file.relative_to(ROOT / SOURCE)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(text, encoding="utf-8")

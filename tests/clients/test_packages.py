@@ -8,11 +8,11 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import files
 from pathlib import Path
 
 import pytest
 from clients import EXAMPLES, Client, alike, succeed, tool
+from empty_environment import install_wheel
 
 import adapter_export
 from adapter_export.runtime import Bundle
@@ -48,20 +48,12 @@ console.log(JSON.stringify(answer));
 
 @pytest.fixture
 def slim_python(tmp_path: Path) -> Path:
-    """A Python with the wheel of the runtime, and of all other packages with the few that this one requires."""
+    """A Python with the wheel of the runtime and the few packages that it requires."""
     succeed([sys.executable, PACKAGES / "runtime" / "stage.py", tmp_path / "source"], tmp_path)
     succeed([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], tmp_path / "source")
     (wheel,) = tmp_path.glob("*.whl")
     succeed([sys.executable, "-m", "twine", "check", "--strict", wheel], tmp_path)
-    succeed([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], tmp_path)
-    (packages,) = (tmp_path / "venv").glob("lib/*/site-packages")
-    for name in ("numpy", "onnxruntime", "flatbuffers", "tokenizers"):  # those here, which takes no time
-        for file in {Path(file.parts[0]) for file in files(name) or () if ".." not in file.parts}:
-            (packages / file).symlink_to(next(Path(at, file) for at in sys.path if Path(at, file).exists()))
-    python = tmp_path / "venv" / "bin" / "python"
-    install = ["install", "--quiet", "--no-index", "--no-deps", "--disable-pip-version-check"]
-    succeed([sys.executable, "-m", "pip", "--python", python, *install, wheel], tmp_path)
-    return python
+    return install_wheel(wheel, tmp_path / "venv", ["text"])
 
 
 def test_the_slim_runtime_runs_a_bundle_with_two_libraries(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from adapter_export.errors import AdapterError, FormatError, VersionError, argument, quoted, within
+from adapter_export.errors import UPGRADE, AdapterError, FormatError, VersionError, argument, quoted, within
 from adapter_export.format.records import record_from_json
 from adapter_export.graph.kinds.bottleneck_config import BottleneckConfig
 from adapter_export.importers.base_view import BaseView
@@ -164,7 +164,7 @@ def _version(document: Mapping[str, Any]) -> str | None:
             "was written by a newer version of AdapterHub's library",
             found=f"`{version}`",
             expected=f"at most `{_PREFIX}{'.'.join(map(str, _NEWEST))}`",
-            fix="run `pip install --upgrade adapter-export`; what a newer version means is not known here",
+            fix=f"{UPGRADE}; what a newer version means is not known here",
         )
     return str(version)
 
@@ -232,7 +232,7 @@ def _check_fields(config: Mapping[str, Any], known: set[str]) -> None:
             "options that are not known",
             found=quoted(unknown),
             expected=f"only {quoted(sorted(known))}",
-            fix="run `pip install --upgrade adapter-export`, or remove them if you know that they have no effect",
+            fix=f"{UPGRADE}, or remove them if you know that they have no effect",
         )
 
 
