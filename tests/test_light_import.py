@@ -11,6 +11,8 @@ HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "transformers"
 LIMIT_S = 0.5
 TRIES = 5
 
+pytestmark = pytest.mark.starts_program
+
 
 def _loaded(code: str, names: tuple[str, ...]) -> str:
     """Which of the modules are loaded after the code has run well, in a fresh interpreter."""

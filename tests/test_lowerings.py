@@ -23,10 +23,11 @@ from backends import (
     session,
     single_op,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from published import OPTIONS, PUBLISHED
 from published import WIDTHS as KIND_WIDTHS
 from random_graphs import WIDTHS, graphs, residual_graphs
+from tiers import examples
 
 from adapter_export.errors import GraphError, NotNeutralError
 from adapter_export.graph import numpy_lowering as numpy_ops
@@ -279,7 +280,7 @@ class TestRandomGraphs:
         return {name: array.astype(np.float32) for name, array in rounded.items()}
 
     @given(graph=graphs())
-    @settings(deadline=None, max_examples=400)
+    @examples(400)
     def test_torch_agrees_in_float64_and_folding_leaves_the_value_unchanged(self, graph: AdapterGraph) -> None:
         inputs, parameters, largest = self.sample(graph)
         expected = evaluate(graph, inputs, parameters)
@@ -290,7 +291,7 @@ class TestRandomGraphs:
         np.testing.assert_allclose(found, evaluate(graph, inputs, parameters), rtol=0, atol=1e-12 * largest)
 
     @given(graph=graphs())
-    @settings(deadline=None, max_examples=120)
+    @examples(120)
     def test_onnxruntime_agrees_in_float32(self, graph: AdapterGraph) -> None:
         inputs, parameters, largest = self.sample(graph)
         expected = evaluate(graph, inputs, parameters)
@@ -300,7 +301,7 @@ class TestRandomGraphs:
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * largest, err_msg=backend.name)
 
     @given(graph=residual_graphs())
-    @settings(deadline=None, max_examples=400)
+    @examples(400)
     def test_neutral_parameters_give_h(self, graph: AdapterGraph) -> None:
         inputs, _, _ = self.sample(graph)
         try:

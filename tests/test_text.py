@@ -304,6 +304,7 @@ def test_refuses_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
         Tokenizer.from_folder(tmp_path, 8)
 
 
+@pytest.mark.extended
 def test_says_which_extra_brings_the_library() -> None:
     code = "import sys; sys.modules['tokenizers'] = None; import adapter_export.text as t; t.Tokenizer.from_json('', 8)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -57,6 +57,7 @@ def test_a_record_says_what_the_opened_base_says(
     assert base.model.fingerprint == opened.fingerprint
 
 
+@pytest.mark.extended
 def test_neither_torch_nor_onnx_is_loaded_where_a_record_is(cache: Path, tiny_bert_archive: Path) -> None:
     recorded_base(tiny_bert_archive)
     program = (

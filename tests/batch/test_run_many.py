@@ -63,6 +63,7 @@ def test_shards_are_what_one_process_writes_byte_for_byte(bundle: Path, tmp_path
     assert _joined(tmp_path / "out") == whole.stdout_bytes
 
 
+@pytest.mark.extended
 def test_a_killed_process_is_gone_on_with(bundle: Path, tmp_path: Path) -> None:
     table, out = _lines(tmp_path / "rows.jsonl", _rows(900)), tmp_path / "out"
     options = ["--data", str(table), "--adapter-column", "who", "--many", "--shards", str(out), "--shard-rows", "100"]

@@ -283,6 +283,7 @@ change.remove_adapters(bundle, ["a"], reporter=Telling())
 
 
 @pytest.mark.parametrize("step", ["manifest", "verifying the bundle against its golden"])
+@pytest.mark.extended
 def test_a_killed_change_leaves_the_bundle_as_it_was(built: Path, bundle: Path, step: str) -> None:
     done = subprocess.run([sys.executable, "-c", _KILLED, str(bundle), step], check=False, env={**os.environ})
     assert done.returncode == -signal.SIGKILL
@@ -293,6 +294,7 @@ def test_a_killed_change_leaves_the_bundle_as_it_was(built: Path, bundle: Path, 
     assert read_tensors(bundle / "adapters/a.safetensors")
 
 
+@pytest.mark.extended
 def test_a_change_that_is_killed_after_the_exchange_is_made(built: Path, bundle: Path) -> None:
     """The old folder lies beside it, hidden, until the next command that writes there removes it."""
     done = subprocess.run([sys.executable, "-c", _KILLED, str(bundle), "exchanged"], check=False, env={**os.environ})

@@ -6,9 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
+from tiers import examples
 
 from adapter_export.bundle.proof.compare_arrays import compare, missing, unexpected
 from adapter_export.format.check_report import MasksRecord, WorstRecord
@@ -27,7 +28,7 @@ def finite_arrays(dtype: str, largest: float = 100.0) -> st.SearchStrategy[np.nd
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@settings(max_examples=30)
+@examples(30)
 @given(data=st.data())
 def test_equal_arrays_pass_without_error(dtype: str, data: st.DataObject) -> None:
     array = data.draw(finite_arrays(dtype))
@@ -40,7 +41,7 @@ def test_equal_arrays_pass_without_error(dtype: str, data: st.DataObject) -> Non
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", FLOATS)
-@settings(max_examples=30)
+@examples(30)
 @given(data=st.data())
 def test_a_planted_value_that_is_not_finite_never_passes(dtype: str, value: float, data: st.DataObject) -> None:
     expected = data.draw(finite_arrays(dtype))
@@ -115,7 +116,7 @@ def test_missing_and_unexpected_outputs_never_pass() -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@settings(max_examples=30)
+@examples(30)
 @given(data=st.data())
 def test_measures_are_symmetric(dtype: str, data: st.DataObject) -> None:
     first = data.draw(finite_arrays(dtype))

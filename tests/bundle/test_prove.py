@@ -227,6 +227,7 @@ def test_the_page_says_what_was_tried_and_quotes_nothing_as_markup(report: Repor
     assert ">attention</th>" in text  # a row of the map of sites
 
 
+@pytest.mark.extended
 def test_the_page_prints_on_two_sheets(report: Report, tmp_path: Path) -> None:
     file, printed = tmp_path / "page.html", tmp_path / "page.pdf"
     file.write_text(page(report, date="2026-01-02", command="adapter-export check bundle"), "utf-8")
@@ -257,6 +258,7 @@ def test_a_name_that_is_not_there_is_refused(built: Built, only: tuple[str, ...]
         plan_check(built.folder, only=only, cases=cases)
 
 
+@pytest.mark.extended
 def test_all_of_it_runs_without_torch(built: Built) -> None:
     code = """
 import sys

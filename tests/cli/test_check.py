@@ -100,6 +100,7 @@ def test_a_bundle_of_an_onnx_base_is_what_the_base_computes(cli, graph: Path, ad
     assert "numpy" in document["reference"]
 
 
+@pytest.mark.extended
 def test_without_a_model_torch_is_not_needed(bundle: Path) -> None:
     code = """
 import sys

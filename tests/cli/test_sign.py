@@ -145,6 +145,7 @@ def test_it_may_have_another_name_hidden_files_and_be_a_link(copy: Path, keys: P
     assert ae.verify_signature(link, key=keys / "a.pub").signer.startswith("key ")
 
 
+@pytest.mark.extended
 def test_the_command_of_the_library_verifies_it(signed: Path, keys: Path) -> None:
     program = Path(sys.executable).with_name("model_signing")
     words = [program, "verify", "key", signed, "--signature", signed / "model.sig", "--public_key", keys / "a.pub"]

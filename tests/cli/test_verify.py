@@ -59,6 +59,7 @@ def test_damage_is_exit_code_3_and_names_the_file(cli, copy: Path) -> None:
     cli.refused(3, "is not a bundle", "verify", copy / "adapters")
 
 
+@pytest.mark.extended
 def test_it_needs_no_torch(bundle: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"

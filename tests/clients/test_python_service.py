@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from tiers import starts_programs
 
 from adapter_export.bundle.texts import answer_faults
 from adapter_export.format.golden_batches import read_golden_batches
@@ -25,6 +26,7 @@ NAMES = ("wide", "narrow", "first")
 
 
 @pytest.fixture(scope="module")
+@starts_programs
 def service(conformance_bundle: Path) -> Iterator[httpx.Client]:
     limits = ["--max-adapters", "3", "--read-timeout", "3", "--drain", "0", "--quiet"]
     command = [sys.executable, "-m", "adapter_export", "serve", str(conformance_bundle), "--port", "0", *limits]
@@ -236,6 +238,7 @@ def test_a_long_text_stops_nobody_else(service: httpx.Client) -> None:
     assert max(waits) < 0.5 * asking.result()
 
 
+@pytest.mark.extended
 def test_a_damaged_bundle_does_not_start(copied_bundle: Path) -> None:
     path = copied_bundle / "adapters/narrow.onnx_adapter"
     path.write_bytes(path.read_bytes()[:-1])

@@ -34,6 +34,7 @@ def test_the_command_says_what_it_wrote(bundle: Path, tmp_path: Path) -> None:
     assert CliRunner().invoke(main, [*words, "--force"]).exit_code == 0
 
 
+@pytest.mark.starts_program
 def test_the_image_is_slim_and_runs_without_rights(bundle: Path, tmp_path: Path) -> None:
     """There is no Docker here: hadolint lints the files, and the command line in them is parsed."""
     folder = ae.ship(bundle, tmp_path / "image", layout="docker", name="small").folder

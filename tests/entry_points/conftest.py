@@ -19,6 +19,7 @@ from once import once
 from platform_entry_points import FILES, Platform
 from served import served
 from service_entry_points import Services, slug
+from tiers import starts_programs
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +47,7 @@ def bundles(asked_bundle: Callable[[str], Bundle]) -> list[Bundle]:
 
 
 @pytest.fixture(scope="session")
+@starts_programs
 def serve(bundles: list[Bundle]) -> Iterator[httpx.Client]:
     """`adapter-export serve` with all bundles."""
     places = [f"{slug(bundle)}={bundle.folder}" for bundle in bundles]
@@ -54,6 +56,7 @@ def serve(bundles: list[Bundle]) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="session")
+@starts_programs
 def cpp_services(bundles: list[Bundle], cpp_build: Path) -> Iterator[Services]:
     """The service in C++, once for each bundle."""
     with ExitStack() as stack:
@@ -85,6 +88,7 @@ def plain_program() -> Path:
 
 
 @pytest.fixture(scope="session")
+@starts_programs
 def kserve(platform_python: str, slim: dict[str, str]) -> Iterator[Platform]:
     """The model of KServe's server."""
     platform = Platform(platform_python, FILES / "kserve" / "kserve_server.py", slim)
@@ -93,6 +97,7 @@ def kserve(platform_python: str, slim: dict[str, str]) -> Iterator[Platform]:
 
 
 @pytest.fixture(scope="session")
+@starts_programs
 def ray_serve(slim: dict[str, str]) -> Iterator[Platform]:
     """The deployment of Ray Serve."""
     platform = Platform(sys.executable, FILES / "ray" / "ray_app.py", slim)

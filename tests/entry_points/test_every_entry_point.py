@@ -19,11 +19,13 @@ from platform_entry_points import PLATFORMS
 from python_entry_points import PYTHON
 from service_entry_points import SERVICES
 
-ENTRY_POINTS = (*PYTHON, *MEASURING, *SERVICES, *CLIENTS, *PLATFORMS)
+ENTRY_POINTS = [pytest.param(entry, id=entry.name) for entry in (*PYTHON, *MEASURING)] + [
+    pytest.param(entry, id=entry.name, marks=pytest.mark.extended) for entry in (*SERVICES, *CLIENTS, *PLATFORMS)
+]
 SHOWN = 5
 
 
-@pytest.mark.parametrize("entry", ENTRY_POINTS, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
 def test_each_row_has_the_answer_of_the_model_for_it_alone(
     entry: EntryPoint, bundles: list[Bundle], request: pytest.FixtureRequest
 ) -> None:

@@ -88,6 +88,7 @@ def test_it_imports_nothing_of_this_project() -> None:
     assert others == {"numpy", "onnxruntime", "tokenizers"}
 
 
+@pytest.mark.extended
 def test_the_golden_vectors_hold(bundle: Path) -> None:
     done = _run(bundle)
     assert done.returncode == 0, done.stderr
@@ -95,6 +96,7 @@ def test_the_golden_vectors_hold(bundle: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.extended
 def test_its_answers_are_those_of_the_runtime(bundle: Path) -> None:
     text = "w3 w17 w5"
     opened = Bundle.open(bundle)
@@ -109,6 +111,7 @@ def test_its_answers_are_those_of_the_runtime(bundle: Path) -> None:
         assert line.split() == [name, answer.label, f"{answer.probability:.2f}"]
 
 
+@pytest.mark.extended
 def test_adapters_in_float16_and_int8(tmp_path: Path) -> None:
     """ONNX Runtime activates neither; their tensors are fed."""
     built = build_small(tmp_path, ["slots"], precisions={"topic": "int8", "tone": "float16"})
@@ -117,6 +120,7 @@ def test_adapters_in_float16_and_int8(tmp_path: Path) -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["base", "topic", "tone", "mood"]
 
 
+@pytest.mark.extended
 def test_a_text_is_padded_only_where_that_changes_nothing(gated: Path) -> None:
     """To a multiple of 8. The gate of one adapter is the mean over all tokens, padding among them."""
     manifest = read_manifest(gated)
@@ -131,6 +135,7 @@ def test_a_text_is_padded_only_where_that_changes_nothing(gated: Path) -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()[-2:]] == ["plain", "gated"]
 
 
+@pytest.mark.extended
 def test_a_golden_vector_that_does_not_hold(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     path = bundle / manifest.adapters[0].golden.path
@@ -141,6 +146,7 @@ def test_a_golden_vector_that_does_not_hold(bundle: Path) -> None:
     assert _run(bundle).returncode == 1
 
 
+@pytest.mark.extended
 def test_a_damaged_file(bundle: Path) -> None:
     path = bundle / "adapters" / "wide.onnx_adapter"
     data = bytearray(path.read_bytes())
@@ -151,6 +157,7 @@ def test_a_damaged_file(bundle: Path) -> None:
     assert "wide.onnx_adapter has been changed" in done.stderr
 
 
+@pytest.mark.extended
 def test_without_a_bundle_it_says_how_to_call_it() -> None:
     done = subprocess.run([sys.executable, str(PROGRAM)], capture_output=True, text=True, check=False)
     assert done.returncode == 2

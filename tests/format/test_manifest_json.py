@@ -198,6 +198,7 @@ def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
             read_manifest(folder)
 
 
+@pytest.mark.extended
 def test_the_reader_needs_numpy_alone() -> None:
     code = "import sys, adapter_export.format.manifest_json; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

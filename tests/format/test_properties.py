@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tiers import examples
 
 from adapter_export.errors import AdapterExportError
 from adapter_export.format.adapter_files import (
@@ -159,7 +160,7 @@ def test_graphs_round_trip(graph: AdapterGraph) -> None:
     assert graph_from_json(graph_to_json(graph)) == graph
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(adapters())
 def test_adapters_round_trip(adapter: Adapter) -> None:
     with tempfile.TemporaryDirectory() as place:
@@ -203,7 +204,7 @@ def corruptions(draw: Callable[..., object]) -> Callable[[bytes], bytes]:
     return corrupt
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.lists(st.tuples(st.sampled_from(FILES), corruptions()), min_size=1, max_size=3))
 def test_a_damaged_adapter_is_refused_or_unharmed(damages: list[tuple[str, Callable[[bytes], bytes]]]) -> None:
     with tempfile.TemporaryDirectory() as place:

@@ -17,6 +17,7 @@ import fuzz
 from readers import HEAVY, LIGHT, Reader
 
 
+@pytest.mark.extended
 def test_the_first_changed_files(tmp_path: Path) -> None:
     """The same changes each time: what is red here is another reader, and not another draw."""
     figures = tmp_path / "figures.json"

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from backends import draw_inputs, draw_parameters
-from hypothesis import given, settings
+from hypothesis import given
 from random_graphs import WIDTHS as ANY_WIDTHS
 from random_graphs import graphs
+from tiers import examples
 
 from adapter_export.errors import GraphError
 from adapter_export.graph.graph import AdapterGraph, Node
@@ -113,7 +114,7 @@ def test_a_factor_out_of_range_is_refused() -> None:
 
 
 @given(graph=graphs())
-@settings(deadline=None, max_examples=200)
+@examples(200)
 def test_the_form_is_final(graph: AdapterGraph) -> None:
     form = inference_form(graph)
     assert inference_form(form) == form

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from backends import draw_inputs, draw_parameters
-from hypothesis import given, settings
+from hypothesis import given
 from random_graphs import WIDTHS, graphs
+from tiers import examples
 
 from adapter_export.errors import NotNeutralError
 from adapter_export.graph.graph import SITE_VALUES, AdapterGraph, Node
@@ -39,7 +40,7 @@ def replaces_without_reading() -> AdapterGraph:
     return AdapterGraph(("x",), SQUARE, (node,), "p", "y")
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(graphs())
 def test_any_graph_of_a_site_lies_idle_or_is_refused(graph: AdapterGraph) -> None:
     """Idle it returns what it replaces, bit for bit; active it computes what the graph computes."""

@@ -144,6 +144,7 @@ def test_what_is_damaged_in_the_cache_is_taken_again(sent: Pushed) -> None:
     assert "was damaged, and is taken again" in heard.notes[0]
 
 
+@pytest.mark.extended
 def test_a_pin_needs_no_registry_and_a_tag_says_so(adapter: Path, tmp_path: Path) -> None:
     with oci_registry(tmp_path) as short:
         sent = _push(adapter, f"oci://{short.host}/tiny:1")
@@ -200,6 +201,7 @@ def _log_in(folder: Path, host: str, password: str) -> None:
 
 
 @pytest.mark.parametrize("start", [partial(oci_registry, login=True), token_registry], ids=["password", "token"])
+@pytest.mark.extended
 def test_a_login_is_that_of_docker(start: Any, adapter: Path, tmp_path: Path, cache: Path) -> None:
     with start(tmp_path) as closed:
         reference = f"oci://{closed.host}/team/adapter:1"
@@ -215,6 +217,7 @@ def test_a_login_is_that_of_docker(start: Any, adapter: Path, tmp_path: Path, ca
         assert _files(fetch(reference)) == _files(adapter)
 
 
+@pytest.mark.extended
 def test_a_helper_may_have_the_login(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "docker-credential-tests"
     program.write_text(
@@ -267,6 +270,7 @@ def _changed(data: bytes) -> bytes:
     ],
     ids=["changed", "truncated", "longer"],
 )
+@pytest.mark.extended
 def test_damage_in_the_registry_is_found(
     change: Callable[[bytes], bytes], refusal: Any, adapter: Path, tmp_path: Path, cache: Path
 ) -> None:

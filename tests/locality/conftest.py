@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiers import starts_programs
 
 import adapter_export
 
@@ -114,6 +115,7 @@ class TrialChange:
 
 
 @pytest.fixture
+@starts_programs
 def trial(tmp_path: Path) -> Iterator[TrialChange]:
     """A copy of the package, still without a change."""
     change = TrialChange(tmp_path)

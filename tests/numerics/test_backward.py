@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from backends import draw_inputs, draw_parameters, op_widths, single_op
-from hypothesis import given, settings
+from hypothesis import given
 from published import OPTIONS, PUBLISHED
 from published import WIDTHS as KIND_WIDTHS
 from random_graphs import WIDTHS, graphs
+from tiers import examples
 
 from adapter_export.graph.graph import AdapterGraph, Node, interpret
 from adapter_export.graph.kinds import BottleneckOptions, bottleneck, classification_head
@@ -150,7 +151,7 @@ def test_kinks_have_the_slope_that_torch_gives_them() -> None:
 
 
 @given(graph=graphs())
-@settings(deadline=None, max_examples=200)
+@examples(200)
 def test_random_graphs_have_the_gradients_of_autograd(graph: AdapterGraph) -> None:
     inputs, parameters, gradient = sample(graph, WIDTHS, tokens=3)
     expected = by_autograd(graph, inputs, parameters, gradient) if graph.nodes else ({graph.result: gradient}, {})

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 from backends import draw_parameters
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from random_graphs import WIDTHS, residual_graphs
+from tiers import examples
 from tiny_onnx import save_tiny, tiny_model, token_inputs
 
 from adapter_export.errors import AdapterError, AdapterExportError, NotNeutralError
@@ -47,7 +48,7 @@ def pair(graph: AdapterGraph, base: OnnxBase) -> list[Adapter]:
     return [adapter("one", graph, WIDTHS, base), other]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(residual_graphs())
 def test_a_bank_gives_what_slots_give(narrow_base: OnnxBase, graph: AdapterGraph) -> None:
     adapters = pair(graph, narrow_base)

@@ -22,6 +22,7 @@ PROGRAM = Path(__file__).parents[2] / "benchmarks" / "large_base.py"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.extended
 def test_a_bundle_is_built_in_less_memory_than_its_base_takes(tmp_path: Path) -> None:
     """Of 300 MB no more than one piece is mapped at a time. Time is that of processors, not of the clock.
 

@@ -88,6 +88,7 @@ def test_the_command_line_offers_the_precisions_of_the_format() -> None:
     assert {"fp32", *RECIPES} == {*get_args(PrecisionName)}
 
 
+@pytest.mark.extended
 def test_the_root_logger_is_left_alone() -> None:
     """ONNX Runtime's quantiser configures it when it is imported."""
     module = "adapter_export.onnx_backend.quantise.precision"

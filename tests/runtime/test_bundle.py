@@ -124,6 +124,7 @@ class TestProviders:
             bundle.session(threads=threads)
 
 
+@pytest.mark.extended
 def test_nothing_is_logged_about_overridable_initializers(built: Path) -> None:
     """ONNX Runtime writes one warning for each slot where nobody lowers the level."""
     code = f"from adapter_export.runtime import Bundle; Bundle.open({str(built)!r}).session()"
@@ -131,6 +132,7 @@ def test_nothing_is_logged_about_overridable_initializers(built: Path) -> None:
     assert (done.stdout, done.stderr) == ("", "")
 
 
+@pytest.mark.extended
 def test_a_call_that_fails_is_raised_and_not_logged(built: Path) -> None:
     code = f"""
 import numpy as np

@@ -91,6 +91,7 @@ class TestPrivateCopy:
         del session
         assert list(temporary.iterdir()) == []
 
+    @pytest.mark.extended
     def test_that_a_killed_process_left_is_removed_by_the_next(self, built: Path, temporary: Path) -> None:
         used = Bundle.open(built)  # a lock keeps the next one from it
         code = f"""
@@ -246,6 +247,7 @@ assert same(answers(session), expected)
 """
 
 
+@pytest.mark.extended
 def test_a_fork_refuses_the_session_and_opens_its_own(built: Path) -> None:
     """While threads run; children share the copy of the bundle that was opened before."""
     if not hasattr(os, "fork"):

@@ -262,6 +262,7 @@ def test_an_adapter_of_another_tokenizer_gets_no_texts(text_folder: Path) -> Non
         reader.answer(["a"], "other")
 
 
+@pytest.mark.extended
 def test_the_runtime_needs_no_tokenizer_without_texts(text_folder: Path) -> None:
     code = f"""
 import sys

@@ -11,6 +11,7 @@ import pytest
 from served import made_app, served
 from small_bundle import counted_bundle, text_bundle
 from starlette.testclient import TestClient
+from tiers import starts_programs
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +44,7 @@ def tenants(film: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+@starts_programs
 def server(film: Path, tenants: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A server of `film`, which finds `tenants`; tests leave it as they find it."""
     state = tmp_path_factory.mktemp("state") / "routes.json"

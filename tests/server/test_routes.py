@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tiers import examples
 
 from adapter_export.errors import AdapterExportError, FormatError
 from adapter_export.server.routes import Route, Routes, load_routes, route_of, save_routes
@@ -42,7 +43,7 @@ def test_every_change_is_taken_back_by_one_step(changes: list[tuple[str, Route |
         found.back()
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(CHANGES)
 def test_a_state_file_gives_the_same_routes(tmp_path_factory: pytest.TempPathFactory, changes: list) -> None:
     path, routes = tmp_path_factory.mktemp("state") / "routes.json", _all(changes)[-1]

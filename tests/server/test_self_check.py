@@ -30,6 +30,7 @@ def _damage(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--workers", "2"]])
+@pytest.mark.extended
 def test_a_server_refuses_to_start(wrong: Path, options: list[str]) -> None:
     command = [sys.executable, "-m", "adapter_export", "serve", str(wrong), "--port", "0", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

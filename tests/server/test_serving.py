@@ -371,6 +371,7 @@ def test_a_server_without_an_exporter_says_so_and_traces_nothing(
     assert "is not installed" in str(caplog.records[0].args)
 
 
+@pytest.mark.extended
 def test_nothing_is_lost_or_wrong_while_a_bundle_is_exchanged_and_an_alias_turns(film: Path, tmp_path: Path) -> None:
     """Five thousand texts; then the server drains, tells what it did, and a restart has the routes of before."""
     versions, state = two_versions(film, tmp_path), tmp_path / "routes.json"
@@ -404,6 +405,7 @@ def test_nothing_is_lost_or_wrong_while_a_bundle_is_exchanged_and_an_alias_turns
         assert client.get("/admin/routes").json()["best"]["shares"] == {"tone": 1.0}
 
 
+@pytest.mark.extended
 def test_workers_are_alike(film: Path) -> None:
     """What one of them is asked, all do; one that dies has a successor that does it, too."""
     with served(film, "--drain", "0", "--workers", "2") as found:

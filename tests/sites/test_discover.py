@@ -6,7 +6,7 @@ import time
 
 import pytest
 from flows import flow
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from adapter_export.errors import NoSitesError
@@ -342,7 +342,6 @@ def test_a_convolution_before_the_layers_is_a_position_embedding():
     assert [(site.name, site.x) for site in discover(flow(text)).sublayers] == [("layers.0.ffn", "y")]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 6), st.booleans(), st.randoms(use_true_random=False))
 def test_the_order_of_independent_nodes_does_not_matter(layers, norm_first, random):
     graph = _stack(layers, norm_first=norm_first)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from captured import captured
 from float64_bases import Base
-from once import once
+from kept import kept
 from packed import unpacked
 from safetensors.numpy import load_file
 
@@ -80,14 +80,14 @@ class Made:
 
 
 def adapterhub_base(factory: pytest.TempPathFactory, name: str) -> Made:
-    """A base by its name; its files are made once in a run."""
+    """A base by its name."""
+    return Made(FIXTURES / name, kept(factory, f"adapterhub_{name}", _write, FIXTURES / name))
 
-    def make(folder: Path) -> None:
-        if name in _ARCHIVED:
-            capture_folder(FIXTURES / name / "model", folder / "model.pt")
-        export_onnx(Made(FIXTURES / name, folder).source, folder / "model.onnx")
 
-    return Made(FIXTURES / name, once(factory, f"adapterhub_{name}", make))
+def _write(folder: Path, source: Path) -> None:
+    if source.name in _ARCHIVED:
+        capture_folder(source / "model", folder / "model.pt")
+    export_onnx(Made(source, folder).source, folder / "model.onnx")
 
 
 def import_adapterhub(

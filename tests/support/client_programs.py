@@ -1,4 +1,4 @@
-"""Fixtures with the programs in `examples/`, each built once and in a process that stays, and with the slim runtime."""
+"""Fixtures that start programs: the clients in `examples/`, a browser, a registry, and what platforms need."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from chromium import QUIET
 from clients import CPP_PACKAGES, EXAMPLES, Again, Client, missing_cpp_packages, succeed, tool
 from once import once
+from tiers import starts_programs
 from toolchain import skip_or_fail
+
+if TYPE_CHECKING:
+    from oci_registry import OciRegistry
 
 _STAGE = Path(__file__).parents[2] / "packages" / "runtime" / "stage.py"
 _DRIVERS = Path(__file__).parents[1] / "clients"
 
 
 @pytest.fixture(scope="session")
+@starts_programs
 def cpp_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the programs of `examples/cpp`, and what its package installs in `installed`."""
     install = f"on Debian, `apt-get install {' '.join(['cmake', 'g++', *CPP_PACKAGES.values()])}`"
@@ -74,6 +80,7 @@ def _kept(client: Client) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
+@starts_programs
 def node_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     node = tool("node", "nodejs")
     folder = once(tmp_path_factory, "node", partial(_install, "node")) / "node"
@@ -82,6 +89,7 @@ def node_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
+@starts_programs
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a browser that runs until the end."""
     profile = tmp_path_factory.mktemp("chromium")
@@ -103,6 +111,7 @@ def _address(file: Path) -> str:
 
 
 @pytest.fixture(scope="session")
+@starts_programs
 def browser_client(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Client]:
     """The page, driven by its command line."""
     node = tool("node", "nodejs")
@@ -112,6 +121,7 @@ def browser_client(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> I
 
 
 @pytest.fixture(scope="session")
+@starts_programs
 def python_client() -> Iterator[Client]:
     program = EXAMPLES / "python" / "bundle_client.py"
     variants = frozenset({"slots", "inputs", "bank", "fanout", "baked"})
@@ -119,6 +129,7 @@ def python_client() -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
+@starts_programs
 def slim(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a program that imports `adapter_export_runtime`."""
 
@@ -127,3 +138,23 @@ def slim(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
     places = [str(once(tmp_path_factory, "slim", make) / "source"), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places)), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@pytest.fixture(scope="session")
+@starts_programs
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciRegistry]:
+    """A real OCI registry."""
+    from oci_registry import oci_registry  # needs `cryptography`, of the extras `hub` and `sign`
+
+    with oci_registry(tmp_path_factory.mktemp("registry")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+@starts_programs
+def platform_python() -> str:
+    """A Python with KServe's server and Triton's client, which want an older protobuf than the others."""
+    python = Path(sys.prefix) / "kserve" / "bin" / "python"
+    if not python.exists():
+        skip_or_fail("KServe and Triton's client are missing: run `make setup`")
+    return str(python)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import pytest
 import torch
+from base_files import write_graph
+from kept import kept
 from partial_bases import BASES
 from small_bases import ARCHITECTURES, Architecture
 from torch import Tensor, nn
@@ -16,7 +19,6 @@ from torch import Tensor, nn
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
-from adapter_export.torch_backend.base.to_onnx import export_onnx
 from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
 from adapter_export.torch_backend.fx_view import flow_graph
 
@@ -24,19 +26,26 @@ STD = 0.15
 """The standard deviation of the weights."""
 
 
+def _architecture(name: str) -> Architecture:
+    return (ARCHITECTURES | BASES)[name]
+
+
+def _write_archive(folder: Path, name: str) -> None:
+    architecture = _architecture(name)
+    example, axes = architecture.inputs(2, 7), architecture.axes()
+    save_base(architecture.build(STD), example, folder / "model.pt", axes=axes)
+
+
 @dataclass(frozen=True)
 class ExportedBase:
-    """A base in every form, each made when it is first asked for; nobody changes it.
-
-    `once` gives a folder of a name, which it fills when it is not there.
-    """
+    """A base in every form, each made when it is first asked for; nobody changes it."""
 
     name: str
-    once: Callable[[str, Callable[[Path], object]], Path] = field(repr=False)
+    factory: pytest.TempPathFactory = field(repr=False, compare=False)
 
     @property
     def architecture(self) -> Architecture:
-        return (ARCHITECTURES | BASES)[self.name]
+        return _architecture(self.name)
 
     @cached_property
     def module(self) -> nn.Module:
@@ -44,11 +53,7 @@ class ExportedBase:
 
     @cached_property
     def archive(self) -> Path:
-        def make(folder: Path) -> None:
-            example, axes = self.architecture.inputs(2, 7), self.architecture.axes()
-            save_base(self.module, example, folder / "model.pt", axes=axes)
-
-        return self.once(f"architecture_{self.name}", make) / "model.pt"
+        return kept(self.factory, f"architecture_{self.name}", _write_archive, self.name) / "model.pt"
 
     @cached_property
     def in_torch(self) -> TorchBase:
@@ -56,8 +61,7 @@ class ExportedBase:
 
     @cached_property
     def in_onnx(self) -> OnnxBase:
-        folder = self.once(f"graph_{self.name}", lambda folder: export_onnx(self.in_torch, folder / "model.onnx"))
-        return open_onnx(folder / "model.onnx")
+        return open_onnx(kept(self.factory, f"graph_{self.name}", write_graph, self.archive) / "model.onnx")
 
     @cached_property
     def torch_sites(self) -> SiteMap:

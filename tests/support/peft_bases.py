@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from captured import captured
-from once import once
+from kept import kept
 from peft_folders import FIXTURES
 from transformers import AutoModel, LlamaForCausalLM, T5EncoderModel
 
@@ -22,14 +22,14 @@ _ARCHIVED = ("bert", "gpt2")
 
 
 def peft_base(factory: pytest.TempPathFactory, name: str) -> Path:
-    """A folder with `model.onnx`, and of some bases `model.pt`, made once in a run."""
+    """A folder with `model.onnx`, and of some bases `model.pt`."""
+    return kept(factory, f"peft_{name}", _write, name, FIXTURES / "bases" / name)
 
-    def make(folder: Path) -> None:
-        if name in _ARCHIVED:
-            capture_folder(FIXTURES / "bases" / name, folder / "model.pt")
-        export_onnx(peft_base_in_torch(folder, name), folder / "model.onnx")
 
-    return once(factory, f"peft_{name}", make)
+def _write(folder: Path, name: str, source: Path) -> None:
+    if name in _ARCHIVED:
+        capture_folder(source, folder / "model.pt")
+    export_onnx(peft_base_in_torch(folder, name), folder / "model.onnx")
 
 
 def peft_base_in_torch(folder: Path, name: str) -> TorchBase:

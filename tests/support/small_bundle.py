@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from building import build_bundle
-from once import once
+from kept import kept
 from onnx import numpy_helper, parser, shape_inference
 from tiny_onnx import random_adapter
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -183,23 +183,22 @@ def small_tokenizer() -> str:
 
 
 def text_bundle(factory: pytest.TempPathFactory) -> Path:
-    """The bundle with that tokenizer, in the variants that there are by default; made once for a run."""
+    """The bundle with that tokenizer, in the variants that there are by default."""
+    return kept(factory, "small_texts", _write_texts) / "bundle"
 
-    def make(folder: Path) -> None:
-        build_small(folder, None, ("input_ids", "attention_mask"), small_tokenizer())
 
-    return once(factory, "small_texts", make) / "bundle"
+def _write_texts(folder: Path) -> None:
+    build_small(folder, None, ("input_ids", "attention_mask"), small_tokenizer())
 
 
 def counted_bundle(factory: pytest.TempPathFactory) -> Path:
     """That bundle of a base which padding changes, with `fused`, a weighted fusion of `topic` and `tone`."""
+    return kept(factory, "counted", _write_counted) / "bundle"
 
-    def make(folder: Path) -> None:
-        def fuse(topic: Adapter, tone: Adapter, _: Adapter) -> Sequence[Adapter]:
-            return [weighted_fusion(topic, tone, name="fused", weights=[0.25, 0.75], head="tone")]
 
-        names = ("input_ids", "attention_mask")
-        built = build_small(folder, None, names, small_tokenizer(), fuse, counts_padding=True)
-        assert not built.manifest.padding_neutral
+def _write_counted(folder: Path) -> None:
+    def fuse(topic: Adapter, tone: Adapter, _: Adapter) -> Sequence[Adapter]:
+        return [weighted_fusion(topic, tone, name="fused", weights=[0.25, 0.75], head="tone")]
 
-    return once(factory, "counted", make) / "bundle"
+    built = build_small(folder, None, ("input_ids", "attention_mask"), small_tokenizer(), fuse, counts_padding=True)
+    assert not built.manifest.padding_neutral

@@ -111,14 +111,15 @@ class ExportedEncoder:
 
     @classmethod
     def read(cls, folder: Path, *, pre_norm: bool) -> ExportedEncoder:
-        """From a folder that `write` has filled."""
+        """From a folder that `write_exported` has filled."""
         encoder, in_torch = Encoder(pre_norm).eval(), load_base(folder / "model.pt")
         encoder.load_state_dict(in_torch.module().state_dict())
         return cls(encoder, in_torch, open_onnx(folder / "model.onnx"))
 
-    @staticmethod
-    def write(folder: Path, *, pre_norm: bool) -> None:
-        export_onnx(load_encoder(folder / "model.pt", pre_norm=pre_norm), folder / "model.onnx")
+
+def write_exported(folder: Path, pre_norm: bool) -> None:
+    """Write `model.pt` and `model.onnx` of the encoder."""
+    export_onnx(load_encoder(folder / "model.pt", pre_norm=pre_norm), folder / "model.onnx")
 
 
 def inputs(batch: int = 3, tokens: int = 7, seed: int = 0) -> dict[str, Tensor]:

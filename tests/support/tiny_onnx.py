@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from building import build_bundle
-from once import once
+from kept import kept
 from onnx import numpy_helper, parser, shape_inference
 
 from adapter_export.graph.adapter import HEAD, Adapter, Head
@@ -188,5 +188,5 @@ def build_tiny(folder: Path, *, tokenizer: str | None = None, model: onnx.ModelP
 
 
 def tiny_bundle(factory: pytest.TempPathFactory) -> Path:
-    """The bundle of `build_tiny`, made once for a run."""
-    return once(factory, "tiny_bundle", build_tiny) / "bundle"
+    """The bundle of `build_tiny`."""
+    return kept(factory, "tiny_bundle", build_tiny) / "bundle"

@@ -25,9 +25,10 @@ from archives import (
     save_plainly,
     write_entries,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tiers import examples
 
 from adapter_export.errors import BaseModelError, FileError, InputError, UnsafeArchiveError
 from adapter_export.torch_backend.base.archive import screen, write_clean
@@ -336,7 +337,7 @@ def test_loading_needs_no_name_that_ends_in_pt2_and_says_nothing(
     assert captured.out + captured.err == ""
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_flipped_bit_is_a_named_error_or_changes_nothing(
     archive: Path, base: TorchBase, tmp_path: Path, data: st.DataObject
@@ -355,7 +356,7 @@ def test_a_flipped_bit_is_a_named_error_or_changes_nothing(
     assert torch.equal(loaded.run({"x": x})["output_0"], base.run({"x": x})["output_0"])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_bytes_of_the_program_that_change_under_a_good_checksum_are_a_named_error_or_load(
     archive: Path, tmp_path: Path, data: st.DataObject

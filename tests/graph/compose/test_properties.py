@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from backends import draw_parameters
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from random_graphs import WIDTHS, residual_graphs
+from tiers import examples
 
 from adapter_export.dtypes import Weights
 from adapter_export.graph.adapter import Adapter, Placement
@@ -59,7 +60,7 @@ def same(found: np.ndarray, wanted: np.ndarray, *others: np.ndarray) -> None:
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-11 * size)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(residual_graphs())
 def test_a_composition_of_one_is_the_one(graph: AdapterGraph) -> None:
     one = random("one", graph, 1)
@@ -68,7 +69,7 @@ def test_a_composition_of_one_is_the_one(graph: AdapterGraph) -> None:
         same(at(made), at(one))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(residual_graphs(), st.integers(0, 2))
 def test_weights_of_one_and_zero_are_that_adapter(graph: AdapterGraph, chosen: int) -> None:
     members = [random(f"m{seed}", graph, seed) for seed in range(3)]
@@ -81,7 +82,7 @@ def test_weights_of_one_and_zero_are_that_adapter(graph: AdapterGraph, chosen: i
         same(at(made), results[chosen], *results)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(residual_graphs(), st.integers(1, 3))
 def test_a_composition_of_neutral_ones_is_the_base(graph: AdapterGraph, count: int) -> None:
     assume(has_neutral_parameters(graph))
@@ -91,7 +92,7 @@ def test_a_composition_of_neutral_ones_is_the_base(graph: AdapterGraph, count: i
         same(at(made), VALUES[graph.replaces])
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(residual_graphs())
 def test_a_stack_with_a_neutral_one_is_the_other(graph: AdapterGraph) -> None:
     assume(has_neutral_parameters(graph))

@@ -10,11 +10,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from peft_folders import TENSORS, Arrays, adapter_folder, bare_bert, changed, import_peft
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
+from tiers import examples
 
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.slot_form import fold_weights, inference_form
@@ -40,7 +41,7 @@ def prefixed(tensors: Arrays, prefix: str) -> Arrays:
     return {f"{BODY}{prefix}.{name.removeprefix(BODY)}": tensor for name, tensor in tensors.items()}
 
 
-@settings(max_examples=12, deadline=None)
+@examples(12)
 @given(
     name=st.sampled_from(["bert_lora", "bert_lora_bias", "bert_ia3"]),
     prefix=st.sampled_from(["", "bert", "model.bert", "deep.er.still"]),

@@ -1,0 +1,115 @@
+"""The tiers of the tests, and the key under which tests keep what they make from run to run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kept import sources
+
+SUPPORT = Path(__file__).parent / "support"
+TESTS = """
+import subprocess
+import sys
+
+import pytest
+from tiers import starts_programs
+
+@pytest.fixture
+@starts_programs
+def program():
+    return None
+
+def test_quick():
+    pass
+
+def test_starts_by_mistake():
+    subprocess.run([sys.executable, "-c", ""], check=True)
+
+@pytest.mark.starts_program
+def test_starts_and_is_quick():
+    subprocess.run([sys.executable, "-c", ""], check=True)
+
+@pytest.mark.extended
+def test_marked():
+    subprocess.run([sys.executable, "-c", ""], check=True)
+
+def test_of_a_fixture(program):
+    pass
+"""
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    ("options", "passed", "deselected"),
+    [([], 3, 2), (["--all"], 5, 0), (["test_all.py"], 5, 0), (["-k", "test"], 5, 0)],
+)
+def test_a_bare_run_leaves_out_what_starts_programs(
+    options: list[str], passed: int, deselected: int, tmp_path: Path
+) -> None:
+    (tmp_path / "test_all.py").write_text(TESTS)
+    (tmp_path / "conftest.py").write_text(
+        f"import sys\nsys.path.append({str(SUPPORT)!r})\npytest_plugins = ['tiers']\n"
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = .\nmarkers =\n  extended\n  starts_program\n")
+    call = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tiers", *options]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert f"{passed} passed" in done.stdout, done.stdout
+    assert "1 error" in done.stdout, "the test that starts a program by mistake passes, and its teardown fails"
+    assert "ERROR test_all.py::test_starts_by_mistake" in done.stdout
+    assert (f"{deselected} deselected" in done.stdout) == (deselected > 0)
+    assert f"extended {passed - 3:>18}" in done.stdout
+
+
+@pytest.mark.extended
+def test_tests_of_graphs_are_collected_without_the_libraries_of_hubs() -> None:
+    code = """
+import sys
+for name in ("cryptography", "huggingface_hub", "httpx", "model_signing", "OpenSSL"):
+    sys.modules[name] = None  # importing it fails
+import pytest
+sys.exit(pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", "tests/graph"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+class TestSources:
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        files = {
+            "tests/support/makes.py": "from adapter_export.low import make\nfrom helps import help\n",
+            "tests/support/helps.py": "",
+            "tests/support/other.py": "",
+            "tests/support/builds.py": "import adapter_export as ae\n",
+            "adapter_export/__init__.py": "from adapter_export.high import build\n",
+            "adapter_export/errors.py": "",
+            "adapter_export/low/make.py": "def make():\n    from adapter_export.lower import read\n",
+            "adapter_export/low/scanned/kind.py": "",
+            "adapter_export/low/style.css": "",
+            "adapter_export/lower.py": "from adapter_export import errors\n",
+            "adapter_export/high/build.py": "",
+        }
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        return tmp_path
+
+    def test_are_all_that_the_module_can_import(self, root: Path) -> None:
+        found = {file.relative_to(root).as_posix() for file in sources(root, "makes")}
+        assert found == {
+            "tests/support/makes.py",
+            "tests/support/helps.py",
+            "adapter_export/__init__.py",
+            "adapter_export/errors.py",
+            "adapter_export/low/make.py",
+            "adapter_export/low/scanned/kind.py",
+            "adapter_export/low/style.css",
+            "adapter_export/lower.py",
+        }
+
+    def test_are_the_whole_package_for_a_module_that_imports_it(self, root: Path) -> None:
+        found = sources(root, "builds")
+        assert set(found) == {root / "tests/support/builds.py", *(root / "adapter_export").rglob("*.*")}
