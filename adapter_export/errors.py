@@ -23,6 +23,7 @@
     │   │   └── DeniedError               it wants other credentials
     │   ├── BaseModelError                a base model that cannot be used
     │   │   ├── UnsafeArchiveError
+    │   │   │   └── UnknownFieldError
     │   │   └── NoSitesError
     │   ├── AdapterError                  an adapter that does not fit
     │   │   └── BaseMismatchError
@@ -390,6 +391,10 @@ class BaseModelError(InputError):
 
 class UnsafeArchiveError(BaseModelError):
     """An archive that could run code when it is loaded."""
+
+
+class UnknownFieldError(UnsafeArchiveError):
+    """An archive of a newer torch, with text in a field that this version cannot screen."""
 
 
 class NoSitesError(BaseModelError):

@@ -25,7 +25,7 @@ from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import open_regular
 from adapter_export.torch_backend.base.pickles import another_zip, foreign_globals, not_an_archive
-from adapter_export.torch_backend.base.program_file import TRUST, check_program, cleaned
+from adapter_export.torch_backend.base.program_file import TRUST, check_program, check_texts, cleaned
 
 PROGRAM = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
@@ -159,6 +159,7 @@ def screen(path: Path) -> Archive:
         FileError: the file cannot be read.
         BaseModelError: it is not a torch archive, or it is truncated or damaged.
         UnsafeArchiveError: it could run code when torch loads it.
+        UnknownFieldError: it has fields of a newer torch with text in them.
     """
     with _opened(path) as archive:
         entries = _entries(archive, path)
@@ -170,7 +171,9 @@ def screen(path: Path) -> Archive:
         _check_sample_inputs(texts.get(SAMPLE_INPUTS, b""), path)
         payloads = {name: _json(texts, name, path) for name in (WEIGHTS, CONSTANTS)}
         used = [tensor for name, config in payloads.items() for tensor in _check_payloads(name, config, sizes, path)]
-        program = check_program(_json(texts, PROGRAM, path), str(path))
+        program = check_program(_json(texts, PROGRAM, path), f"{path}, `{PROGRAM}`")
+        for name, config in payloads.items():
+            check_texts(config, f"{path}, `{name}`", program.get("torch_version"))
         return Archive(
             path=path,
             guards=tuple(guard for guard in program.get("guards_code") or () if isinstance(guard, str)),

@@ -44,7 +44,8 @@ def quiet(*, lines: bool = False) -> Iterator[list[logging.LogRecord]]:
     before = [(logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.handlers, logger.propagate = [collector], False
-    traceless, config.do_not_emit_stack_traces = config.do_not_emit_stack_traces, not lines
+    traceless = getattr(config, "do_not_emit_stack_traces", False)  # torch before 2.12 has no such option
+    config.do_not_emit_stack_traces = not lines
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

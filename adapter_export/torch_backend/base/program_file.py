@@ -1,8 +1,9 @@
-"""The program in a torch archive (`models/model.json`): every string in it is checked against a grammar.
+"""The JSON in a torch archive, such as its program (`models/model.json`): every string is checked against a grammar.
 
 torch makes Python of many of them: it resolves operators by name, evaluates sizes and guards, imports what a pytree's
 context names, and writes the names of values into the source text of a function. What is not known to be harmless is
-refused (the schema is that of `torch/_export/serde/schema.py`, major version 8).
+refused. The fields are those of `torch/_export/serde/schema.py`, version 8.20, which torch 2.12 to 2.15 write; versions
+from 8.14 on (torch 2.9) have some of them.
 """
 
 from __future__ import annotations
@@ -10,13 +11,18 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
+from torch._export.serde import schema
 
-from adapter_export.errors import BaseModelError, UnsafeArchiveError, argument
+from adapter_export.errors import BaseModelError, UnknownFieldError, UnsafeArchiveError, argument
+
+NEWEST = "2.15"
+"""The newest torch whose archives were tested."""
 
 SYMBOL = re.compile(r"[su]\d{1,6}")
 """The name of a symbolic size: `s` if it comes from an input, `u` if it comes from data."""
@@ -171,54 +177,170 @@ _ON_NUMBERS = frozenset(
 )
 _PLAIN_CONTAINERS = frozenset({"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})
 _OBJECTS = frozenset({"custom_obj", "as_custom_obj", "custom_obj_values", "token"})
-_NAMED_VALUES = frozenset({"tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "opset_version"})
+_TABLES_OF_VALUES = frozenset({"tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values"})
+_FIELDS = frozenset(
+    {
+        *("arg", "as_bool", "as_bools", "as_complex", "as_custom_obj", "as_device", "as_expr", "as_float"),
+        *("as_float_lists", "as_floats", "as_graph", "as_int", "as_int_lists", "as_ints", "as_layout"),
+        *("as_memory_format", "as_name", "as_nested_tensors", "as_none", "as_operator", "as_optional_tensor"),
+        *("as_optional_tensors", "as_scalar_type", "as_string", "as_string_to_argument", "as_strings", "as_sym_bool"),
+        *("as_sym_bools", "as_sym_float", "as_sym_floats", "as_sym_int", "as_sym_ints", "as_tensor", "as_tensors"),
+        *("buffer", "buffer_mutation", "buffer_name", "class_fqn", "config", "constant_input", "custom_obj"),
+        *("custom_obj_name", "custom_obj_values", "device", "dtype", "expr_str", "field_names", "forward_arg_names"),
+        *("fqn", "gradient_to_parameter", "gradient_to_user_input", "graph", "graph_module", "guards_code", "hint"),
+        *("imag", "in_spec", "index", "input_specs", "inputs", "is_hop_single_tensor_return", "is_param"),
+        *("is_single_tensor_return", "kind", "layout", "loss_output", "major", "max_val", "metadata", "min_val"),
+        *("minor", "module_call_graph", "name", "nodes", "opset_version", "out_spec", "output_specs", "outputs"),
+        *("parameter", "parameter_mutation", "parameter_name", "path_name", "persistent", "range_constraints"),
+        *("real", "requires_grad", "schema_version", "signature", "sizes", "storage_offset", "strides"),
+        *("sym_bool_values", "sym_float_values", "sym_int_values", "target", "tensor_constant"),
+        *("tensor_constant_name", "tensor_meta", "tensor_values", "token", "torch_version"),
+        *("treespec_namedtuple_fields", "type", "use_pickle", "user_input", "user_input_mutation", "user_input_name"),
+        *("user_output", "value", "verifiers"),
+    }
+)
+"""The fields of a program and of the lists of its tensors."""
+
+_VERSION = re.compile(r"[\w.+\-<= ]{1,60}")
 _KEPT_METADATA = {"nn_module_stack": _MODULE_STACK, "torch_fn": _MODULE_STACK, "stack_trace": _SOURCE_LINE}
 
 
 def check_program(document: object, where: str) -> dict[str, Any]:
-    """Check every string of a parsed `models/model.json` against its grammar; `where` is the file, for messages.
+    """Check every string of a parsed `models/model.json` against its grammar; `where` is the entry, for messages.
 
     Raises:
-        UnsafeArchiveError: a string could run code, or is in a place where none is known.
+        UnsafeArchiveError: a string could run code.
+        UnknownFieldError: a string is in a field that neither this version nor the installed torch knows.
         BaseModelError: it is no program, or one with inputs or outputs of a class.
     """
     if not isinstance(document, dict) or "graph_module" not in document:
-        raise BaseModelError(
-            "holds no program", where=f"{where}, `models/model.json`", fix="save it again with `ae.capture`"
-        )
-    _check(document, "", "", where)
+        raise BaseModelError("holds no program", where=where, fix="save it again with `ae.capture`")
+    check_texts(document, where, document.get("torch_version"))
     return document
 
 
-def _check(value: object, key: str, path: str, where: str) -> None:
-    if isinstance(value, str):
-        rule = _RULES.get(key)
-        if rule is None:
-            raise _unsafe("holds text where none is known", where, path, value)
-        if key in {"in_spec", "out_spec"}:
-            _check_containers(value, path, where)
-        if not rule(value):
-            raise _unsafe(_REASONS.get(key, "holds a name that is no identifier"), where, path, value)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _check(item, key, f"{path}[{index}]", where)
-    elif isinstance(value, dict) and key != "metadata":  # what is kept of metadata is chosen in `cleaned`
+def check_texts(document: object, where: str, writer: object) -> None:
+    """Check every string of a parsed entry of an archive; `writer` is the version of torch that the archive names.
+
+    Errors are those of `check_program`.
+    """
+    version = writer if isinstance(writer, str) and _VERSION.fullmatch(writer) else "unknown"
+    _Screening(where, version, frozenset(_value_names(document))).check(document, "", "")
+
+
+def _value_names(value: object) -> Iterator[str]:
+    """The names of the values that the graphs of a program compute, each an identifier."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _value_names(item)
+    elif isinstance(value, dict):
         for name, item in value.items():
-            if key in _TABLES and not _TABLES[key](name):
-                raise _unsafe("holds a name that is no identifier", where, path, name)
-            if key not in _TABLES and name in _OBJECTS and item:
-                raise _unsafe("holds Python objects beside its tensors", where, path, name)
-            _check(item, _field(key, name), f"{path}.{name}" if path else name, where)
+            if name in _TABLES_OF_VALUES and isinstance(item, dict):
+                yield from filter(_IDENTIFIER.fullmatch, item)
+            yield from _value_names(item) if name in _FIELDS else ()
 
 
-def _field(key: str, name: str) -> str:
-    """The field of a value; the entries of a table have names of their own, not names of fields."""
-    return "" if key in _TABLES else name
+@dataclass(frozen=True)
+class _Screening:
+    """Checks one entry.
+
+    Attributes:
+        where: the file and its entry, for messages.
+        writer: the version of torch that wrote the archive, as the archive names it.
+        values: the names of the values in its graphs.
+    """
+
+    where: str
+    writer: str
+    values: frozenset[str]
+
+    def check(self, value: object, key: str, path: str) -> None:
+        """Check a value under a key; `path` is its place in the document."""
+        if isinstance(value, str):
+            rule = _RULES.get(key)
+            if rule is None:
+                raise self._unsafe("holds text where none is known", path, value)
+            if key in {"in_spec", "out_spec"}:
+                self._check_containers(value, path)
+            if not rule(value):
+                raise self._unsafe(_REASONS.get(key, "holds a name that is no identifier"), path, value)
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                self.check(item, key, f"{path}[{index}]")
+        elif isinstance(value, dict) and key != "metadata":  # what is kept of metadata is chosen in `cleaned`
+            for name, item in value.items():
+                self._check_entry(key, name, item, f"{path}.{name}" if path else name)
+
+    def _check_entry(self, key: str, name: str, item: object, path: str) -> None:
+        if key in _TABLES:  # entries of a table have names of their own, not names of fields
+            if not _TABLES[key](name):
+                raise self._unsafe("holds a name that is no identifier", path, name)
+            self.check(item, "", path)
+        elif name not in _FIELDS:
+            self._check_unknown(name, item, path)
+        elif name in _OBJECTS and item:
+            raise self._unsafe("holds Python objects beside its tensors", path, name)
+        else:
+            self.check(item, name, path)
+
+    def _check_unknown(self, name: str, item: object, path: str) -> None:
+        """Accept a field of a newer torch without text; torch ignores it if it does not know it either.
+
+        If the installed torch knows the field, its text may be names of values: torch reads those anyway.
+        """
+        texts = set(_texts(item))
+        if not texts:
+            return
+        installed = name in _installed_fields()
+        if installed and texts <= self.values:
+            return
+        wanted = f"torch {NEWEST} or older" if installed else f"torch {torch.__version__.partition('+')[0]}"
+        raise UnknownFieldError(
+            "holds text in a field of a newer torch",
+            where=f"{self.where} at `{path}`",
+            found=f"{_shown(min(texts - self.values, default=min(texts)))}, written by torch {self.writer}",
+            expected=f"the fields of torch {NEWEST} and older",
+            fix=f"capture the model again with {wanted}, or export it with `torch.onnx.export` and use the ONNX file; "
+            f"if you wrote this file yourself, load it with {argument('trust_pickle', True)}",
+        )
+
+    def _unsafe(self, what: str, path: str, found: str) -> UnsafeArchiveError:
+        return UnsafeArchiveError(what, where=f"{self.where} at `{path}`", found=_shown(found), fix=TRUST)
+
+    def _check_containers(self, text: str, path: str) -> None:
+        """Name a class that torch would look up, such as the outputs of transformers: harmless, but not portable."""
+        for name in re.findall(r'"type": "([\w.]+)"', text):
+            if name not in _PLAIN_CONTAINERS and not name.startswith("collections."):
+                raise BaseModelError(
+                    "takes or returns objects of a class instead of plain tensors",
+                    where=f"{self.where} at `{path}`",
+                    found=f"`{name}`",
+                    expected="tensors in tuples, lists and dicts",
+                    fix="capture the model with `ae.capture`, which writes plain tensors",
+                )
 
 
-def _unsafe(what: str, where: str, path: str, found: str) -> UnsafeArchiveError:
-    shown = found if len(found) <= 120 else f"{found[:120]}…"
-    return UnsafeArchiveError(what, where=f"{where}, `models/model.json` at `{path}`", found=f"`{shown}`", fix=TRUST)
+def _texts(value: object) -> Iterator[str]:
+    """Every string of a value, with the names in its tables; a name that is none of a field is one of a table."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if name not in _FIELDS:
+                yield name
+            yield from _texts(item)
+
+
+def _installed_fields() -> set[str]:
+    """The fields that the installed torch reads."""
+    return {one.name for kind in vars(schema).values() if is_dataclass(kind) for one in fields(kind)}
+
+
+def _shown(text: str) -> str:
+    return f"`{text}`" if len(text) <= 120 else f"`{text[:120]}…`"
 
 
 def _is_identifier(text: str) -> bool:
@@ -258,23 +380,10 @@ def _is_plain_tree(spec: Mapping[str, Any], keys: re.Pattern[str]) -> bool:
     return fits and all(_is_plain_tree(child, keys) for child in spec["children_spec"])
 
 
-def _check_containers(text: str, path: str, where: str) -> None:
-    """Name a class that torch would look up, such as the outputs of transformers: harmless, but not portable."""
-    for name in re.findall(r'"type": "([\w.]+)"', text):
-        if name not in _PLAIN_CONTAINERS and not name.startswith("collections."):
-            raise BaseModelError(
-                "takes or returns objects of a class instead of plain tensors",
-                where=f"{where}, `models/model.json` at `{path}`",
-                found=f"`{name}`",
-                expected="tensors in tuples, lists and dicts",
-                fix="capture the model with `ae.capture`, which writes plain tensors",
-            )
-
-
 _Rule = Callable[[str], object]
 
 _RULES: Mapping[str, _Rule] = {
-    **dict.fromkeys(("name", "as_name", "forward_arg_names", "type", "user_input_name"), _is_identifier),
+    **dict.fromkeys(("name", "as_name", "forward_arg_names", "type", "user_input_name", "path_name"), _is_identifier),
     **dict.fromkeys(("fqn", "parameter_name", "buffer_name", "tensor_constant_name"), _PATH.fullmatch),
     **dict.fromkeys(("target", "as_operator"), _is_operator),
     **dict.fromkeys(("as_string", "as_strings"), lambda text: len(text) < 10_000),
@@ -285,13 +394,14 @@ _RULES: Mapping[str, _Rule] = {
     "guards_code": is_guard,
     "in_spec": lambda text: _is_treespec(text, _IDENTIFIER),
     "out_spec": lambda text: _is_treespec(text, _KEY),
-    "torch_version": re.compile(r"[\w.+\-<= ]*").fullmatch,
+    "torch_version": _VERSION.fullmatch,
     "verifiers": re.compile(r"[A-Z_]*").fullmatch,
 }
 """Validators of the text under each key; torch keeps the text of `as_string` a string."""
 
 _TABLES: Mapping[str, _Rule] = {
-    **dict.fromkeys(_NAMED_VALUES | {"as_string_to_argument"}, _is_identifier),
+    **dict.fromkeys(_TABLES_OF_VALUES | {"opset_version", "as_string_to_argument"}, _is_identifier),
+    "config": _PATH.fullmatch,
     "range_constraints": SYMBOL.fullmatch,
     "treespec_namedtuple_fields": lambda _: False,
 }
@@ -315,5 +425,5 @@ def _cleaned(value: Any, key: str) -> Any:
         if key == "metadata":
             kept = {name: value[name] for name in _KEPT_METADATA if isinstance(value.get(name), str)}
             return {name: text for name, text in kept.items() if _KEPT_METADATA[name].fullmatch(text)}
-        return {name: _cleaned(item, _field(key, name)) for name, item in value.items()}
+        return {name: _cleaned(item, "" if key in _TABLES else name) for name, item in value.items()}
     return [_cleaned(item, key) for item in value] if isinstance(value, list) else value

@@ -27,6 +27,7 @@ from adapter_export.errors import (
     InputError,
     Note,
     RequestError,
+    UnknownFieldError,
     UsageError,
     WriteError,
     argument,
@@ -400,6 +401,8 @@ def _save(base: TorchBase, temporary: Path, path: Path) -> None:
     with within(path):
         try:  # the screening of `load_base` must accept the file
             screen(temporary)
+        except UnknownFieldError:
+            raise  # its fix is another torch, not another model
         except BaseModelError as error:
             raise BaseModelError(
                 f"cannot be saved as a base: the archive {error.what}",
@@ -514,6 +517,7 @@ def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
         FileError: the file cannot be read.
         BaseModelError: it is not an archive, it is truncated or damaged, or it is no base.
         UnsafeArchiveError: it could run code.
+        UnknownFieldError: it has fields of a newer torch with text in them.
     """
     path = Path(path)
     extra: Mapping[str, str]
