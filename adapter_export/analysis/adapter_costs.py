@@ -25,6 +25,10 @@ GLUE against a width chosen for each task."""
 _NARROW = 4
 """The least ratio of width to bottleneck: Houlsby et al. (2019) use bottlenecks of 2 to 256 in 1,024 features."""
 
+MOST_PER_ROW = 1000
+"""Parameters per training row up to which memorising the rows is unlikely: a rule of thumb, for before training.
+Afterwards the validation rows tell."""
+
 _MOST_WORK = 0.1
 """The share of the base's multiply-accumulates that an adapter may add without noticeable latency."""
 
@@ -203,18 +207,20 @@ def shaped(kind: Kind, sites: SiteMap) -> Adapter:
     return Adapter("plan", kind.name, "", graphs, kind.placements(sites), weights)
 
 
-def recommend(found: Sequence[Choice], width: int) -> tuple[Choice, tuple[str, ...]]:
+def recommend(found: Sequence[Choice], width: int, rows: int | None = None) -> tuple[Choice, tuple[str, ...]]:
     """Return the recommended choice, and the reasons for it in sentences.
 
     It has the kind with the fewest parameters, and the bottleneck closest to 64 among those that are at most a quarter
-    of the width and add at most a tenth of the base's multiply-accumulates; the smallest one if all exceed that.
+    of the width, add at most a tenth of the base's multiply-accumulates and, with a number of training rows, have at
+    most `MOST_PER_ROW` parameters per row; the smallest one if all exceed that.
     """
     kinds: dict[str, list[Choice]] = {}
     for one in found:
         kinds.setdefault(one.kind, []).append(one)
     cheapest = min(kinds.values(), key=lambda group: min(one.parameters for one in group))
     narrow = [one for one in cheapest if one.bottleneck is None or one.bottleneck * _NARROW <= width]
-    fitting = [one for one in narrow if (one.work_share or 0) <= _MOST_WORK]
+    light = [one for one in narrow if (one.work_share or 0) <= _MOST_WORK]
+    fitting = [one for one in light if rows is None or one.parameters <= MOST_PER_ROW * rows]
     chosen = min(
         fitting or cheapest,
         key=lambda one: (abs((one.bottleneck or USUAL) - USUAL), one.parameters) if fitting else (0, one.parameters),
@@ -231,7 +237,7 @@ def recommend(found: Sequence[Choice], width: int) -> tuple[Choice, tuple[str, .
                 "the experiments of Pfeiffer et al. (2021), one adapter per layer, after the FFN, matches two; try "
                 "both where accuracy matters more than cost."
             )
-    if chosen.bottleneck == USUAL:
+    if chosen.bottleneck == USUAL and fitting:
         reasons.append(
             f"{USUAL} is the usual bottleneck: at most a quarter of the width {width}, it adds "
             f"{_percent(chosen.work_share)} of the base's compute. With this fixed width, Houlsby et al. (2019, §3.2) "
@@ -239,13 +245,19 @@ def recommend(found: Sequence[Choice], width: int) -> tuple[Choice, tuple[str, .
         )
     elif chosen.bottleneck is not None:
         wide = [one for one in cheapest if one.bottleneck is not None and one not in narrow]
-        dear = [one for one in narrow if one not in fitting]
+        dear = [one for one in narrow if one not in light]
+        many = [one for one in light if one not in fitting]
         if wide:
             reasons.append(f"{_listed(wide)}: more than a quarter of the width {width}.")
         if dear:
             reasons.append(f"{_listed(dear)}: more than {_MOST_WORK:.0%} of the base's compute.")
+        if many:
+            reasons.append(f"{_listed(many)}: more than {MOST_PER_ROW:,} parameters per row for {rows:,} rows.")
         if not fitting:
-            reasons.append(f"All of these bottlenecks are too large for the base; {chosen.bottleneck} is the smallest.")
+            limit = "base and these rows" if many else "base"
+            reasons.append(
+                f"All of these bottlenecks are too large for the {limit}; {chosen.bottleneck} is the smallest."
+            )
         elif not any(one.bottleneck == USUAL for one in cheapest):
             reasons.append(f"{chosen.bottleneck} is the closest to {USUAL}, the usual bottleneck.")
     return chosen, tuple(reasons)

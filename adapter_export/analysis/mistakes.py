@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from adapter_export.analysis.adapter_costs import MOST_PER_ROW
 from adapter_export.bundle.ablation import site_change
 from adapter_export.dtypes import Array
 from adapter_export.errors import MistakeError
@@ -76,7 +77,8 @@ class Subject:
 
     Attributes:
         adapter: what is looked at.
-        rows: how many rows it learnt, or shall learn, from.
+        rows: number of training rows.
+        validated: its training record has scores on validation rows, which tell more than the number of parameters.
         base: the fingerprint of the base that it is meant for.
         norms: of that base, by site.
         values: at each site, with the adapter in its place.
@@ -86,6 +88,7 @@ class Subject:
 
     adapter: Adapter
     rows: int | None = None
+    validated: bool = False
     base: str | None = None
     norms: Mapping[str, Norm] | None = None
     values: Mapping[str, SiteValues] | None = None
@@ -182,7 +185,6 @@ def lint_adapter(subject: Subject) -> Lint:
 
 
 _WIDE, _NARROW = 2, 256
-_MOST_PER_ROW = 1000
 _LEAST_RANK = 0.1
 _OUTLIER, _OUTLYING_RATIO, _FEWEST_SITES = 6.0, 4.0, 4
 _MOST_AT_START = 0.1
@@ -215,8 +217,8 @@ def _too_narrow(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
 
 def _too_many(subject: Subject) -> Iterator[tuple[str | None, str, str]]:
     count = sum(math.prod(shape) for name, shape in subject.adapter.tensor_shapes().items() if "." in name)
-    if count > _MOST_PER_ROW * (subject.rows or 0):
-        yield None, f"{count:,} parameters, {subject.rows:,} rows", f"at most {_MOST_PER_ROW:,} parameters for a row"
+    if not subject.validated and count > MOST_PER_ROW * (subject.rows or 0):
+        yield None, f"{count:,} parameters, {subject.rows:,} rows", f"at most {MOST_PER_ROW:,} parameters for a row"
 
 
 def _graphs(adapter: Adapter) -> Iterator[tuple[str, AdapterGraph]]:

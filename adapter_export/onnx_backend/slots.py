@@ -14,13 +14,13 @@ import numpy as np
 import onnx_ir as ir
 
 from adapter_export.dtypes import Array, Weights
-from adapter_export.errors import AdapterError, FormatError, InputError, NotNeutralError, quoted, within
+from adapter_export.errors import AdapterError, FormatError, InputError, NotNeutralError, argument, quoted, within
 from adapter_export.format.adapter_files import graph_from_json, graph_to_json
 from adapter_export.format.manifest import Axis, HeadRecord, SlotRecord
 from adapter_export.graph.adapter import HEAD, SHARED, Adapter
 from adapter_export.graph.graph import HEAD_VALUES, READABLE, SITE_VALUES, AdapterGraph, bind_base_norm, first_free
 from adapter_export.graph.kinds import Kind
-from adapter_export.graph.ops import Dim
+from adapter_export.graph.ops import ACTIVATIONS, Dim
 from adapter_export.graph.slot_form import (
     has_neutral_parameters,
     neutral_parameters,
@@ -241,14 +241,10 @@ def slot_tensors(plan: SlotPlan, adapter: Adapter) -> Weights:
     graphs = {id(graph): graph for _, graph, _ in adapter.components()}  # one stands at many sites
     keys = {place: topology_key(graph) for place, graph in graphs.items()}
     own = {(owner, keys[id(graph)]): graph for owner, graph, _ in adapter.components()}
-    unplanned = own.keys() - {(group.owner, group.key) for group in plan.groups}
+    planned = {(group.owner, group.key) for group in plan.groups}
+    unplanned = {place: graph for place, graph in own.items() if place not in planned}
     if unplanned:
-        raise AdapterError(
-            "does something for which the exported graph has no slots",
-            where=f"adapter `{adapter.name}`",
-            found=", ".join(sorted(owner for owner, _ in unplanned)),
-            fix="build again with this adapter among the others",
-        )
+        raise _no_slots(plan, adapter, unplanned)
     tensors: Weights = {}
     for group in plan.groups:
         graph = own.get((group.owner, group.key))
@@ -261,6 +257,31 @@ def slot_tensors(plan: SlotPlan, adapter: Adapter) -> Weights:
             _check_idle(group, idle, shared, adapter)
             _fill(tensors, group, idle, adapter)
     return {slot.name: tensors[slot.name] for slot in plan.slots}
+
+
+def _no_slots(plan: SlotPlan, adapter: Adapter, unplanned: Mapping[tuple[str, str], AdapterGraph]) -> AdapterError:
+    """Name the places that lack slots and, where a slot there differs in its activation only, both activations."""
+    places: dict[str, list[str]] = {}
+    for (owner, _), graph in unplanned.items():
+        near = filter(None, (_other_activation(graph, group.graph) for group in plan.at(owner)))
+        places.setdefault(next(near, "no slots for such a graph"), []).append(owner)
+    retrained = all("`" in difference for difference in places)
+    rebuilt = f"build again with this adapter among the others, or with its kind in {argument('reserve')}"
+    return AdapterError(
+        "computes something for which the exported graph has no slots",
+        where=f"adapter `{adapter.name}` (kind `{adapter.kind}`)",
+        found="; ".join(f"{difference} at {', '.join(sorted(owners))}" for difference, owners in places.items()),
+        fix=f"train it again with {argument('activation')} as in the slots, or {rebuilt}" if retrained else rebuilt,
+    )
+
+
+def _other_activation(graph: AdapterGraph, slots: AdapterGraph) -> str | None:
+    """Compare two activations, if they are all that differs between a graph and one that has slots."""
+    ops = [node.op for node in slot_form(graph).nodes], [node.op for node in slots.nodes]
+    differing = [pair for pair in zip(*ops, strict=False) if pair[0] != pair[1]]
+    if len(ops[0]) != len(ops[1]) or len(differing) != 1 or not set(ACTIVATIONS).issuperset(differing[0]):
+        return None
+    return "activation `{}` where the slots have `{}`".format(*differing[0])
 
 
 def _fill(tensors: Weights, group: SlotGroup, filled: Weights, adapter: Adapter) -> None:

@@ -90,8 +90,11 @@ def test_a_narrow_bottleneck() -> None:
 def test_more_parameters_than_the_rows_can_teach(right: Adapter, base: ae.Base, tmp_path: Path) -> None:
     table = tmp_path / "few.tsv"
     table.write_text("text\n" + "good\n" * 2, encoding="utf-8")
-    assert found(right, data=table) == {"many-parameters": None}
-    assert found(replace(right, training={"data": {"training_rows": 1}})) == {"many-parameters": None}
+    assert found(replace(right, training={}), data=table) == {"many-parameters": None}
+    assert found(right, data=table) == {}, "its record counts the rows that it learnt from"
+    record = {"data": {"training_rows": 1}}
+    assert found(replace(right, training=record)) == {"many-parameters": None}
+    assert found(replace(right, training={**record, "validation": {"accuracy": 0.9}})) == {}
 
 
 def test_no_residual_path(right: Adapter) -> None:

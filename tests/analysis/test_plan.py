@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from hand_made_sites import site
+from heard import Heard
 from small_bundle import build_small
 
 import adapter_export as ae
@@ -82,6 +83,29 @@ def test_the_kind_that_costs_least_is_recommended() -> None:
     twice = replace(choice(64, "houlsby"), parameters=128)
     best, reasons = recommend([twice, choice(64)], 384)
     assert (best.kind, "`houlsby 64` has 2.0 times as many" in " ".join(reasons)) == ("pfeiffer", True)
+
+
+def test_few_rows_ask_for_fewer_parameters() -> None:
+    narrow, usual, wide = (replace(choice(width), parameters=width * 1000) for width in (16, 64, 256))
+    best, reasons = recommend([narrow, usual, wide], 1024, rows=20)
+    assert (best, "64, 256: more than 1,000 parameters per row for 20 rows" in " ".join(reasons)) == (narrow, True)
+    best, reasons = recommend([usual, wide], 1024, rows=20)
+    assert (best, "too large for the base and these rows; 64 is" in " ".join(reasons)) == (usual, True)
+    assert recommend([narrow, usual, wide], 1024, rows=64)[0] == usual
+
+
+def test_training_warns_where_the_plan_recommends_less(text_folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "few.tsv"
+    table.write_text("text\tlabel\n" + "".join(f"number {n} is it\t{'ab'[n % 2]}\n" for n in range(12)), "utf-8")
+    base, heard = ae.open_base(text_folder / "model.pt"), Heard()
+    planned = ae.plan(base, kinds=("houlsby",), bottlenecks=(2, 256), tokens=8, batch_size=2, rows=10)
+    assert planned.recommended.bottleneck == 2
+    wide = ae.train(base, table, name="wide", bottleneck=256, epochs=1, batch_size=4, reporter=heard)
+    assert any("parameters learn from" in note and "`plan(…, rows=…)`" in note for note in heard.notes)
+    narrow = Heard()
+    ae.train(base, table, name="narrow", bottleneck=2, epochs=1, batch_size=4, reporter=narrow)
+    assert not any("parameters learn from" in note for note in narrow.notes)
+    assert "many-parameters" not in {one.rule for one in ae.lint(wide).findings}, "its validation rows were measured"
 
 
 def test_memory_grows_with_the_rows(base: ae.Base) -> None:

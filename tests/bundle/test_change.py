@@ -195,7 +195,7 @@ class TestRefused:
         other, other_norm = houlsby(BottleneckOptions("tanh")), BottleneckOptions(norm_before=True)
         for kind in (other, pfeiffer(other_norm)):
             adapter = random_adapter("c", kind, base, bottleneck=4)
-            self._refused(base, bundle, adapter, "no slots.*layers.0.*Build again with this adapter among")
+            self._refused(base, bundle, adapter, "no slots.*layers.0.*build again with this adapter among")
 
     def test_another_base(self, base: OnnxBase, bundle: Path) -> None:
         adapter = random_adapter("c", houlsby(), base, fingerprint="sha256:other")

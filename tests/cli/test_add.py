@@ -45,8 +45,12 @@ def test_a_removed_adapter_is_gone(cli, copy: Path) -> None:
 
 
 def test_what_cannot_be_added_says_why_and_what_to_do(cli, copy: Path, model: Path, more: Path) -> None:
-    cli.refused(3, "has no slots; found layers.0.ffn", "add", copy, more / "odd", "--against", model)
-    cli.refused(3, "Build again with this adapter", "add", copy, more / "odd", "--against", model)
+    found = cli.refused(
+        3, "has no slots; found activation `tanh` where the slots have `", "add", copy, more / "odd", "--against", model
+    )
+    assert "at layers.0.ffn" in found.stderr
+    assert "Train it again with `--activation` as in the slots, or build again with this adapter" in found.stderr
+    assert "or with its kind in `--reserve`" in found.stderr
     cli.refused(3, "`tone`; expected names that differ", "add", copy, f"tone={more / 'mood'}", "--against", model)
     twice = f"{more / 'mood'},{more / 'mood'}"
     cli.refused(3, "two adapters have one name; found `mood` 2 times", "add", copy, twice, "--against", model)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from adapter_export.api.models.base import Base
 from adapter_export.api.training.rows import RowReader
 from adapter_export.api.training.specs import DataSpec, HeadSpec
-from adapter_export.errors import Note, UsageError, argument
+from adapter_export.errors import Note, UsageError, argument, command
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.torch_backend.train.settings import LoopSpec, Machine
 
@@ -166,6 +166,7 @@ class TrainingJob:
             rows = reader.read(self.loop.seed)
             _note(reporter, rows.notes)
             start = self._started(reader, rows, reporter)
+            _note(reporter, _too_many(start, len(rows.training.texts)))
             facts, origin = self._described(start, rows)
             reporter.step(f"{_counts(rows)}; {origin}")
             loop = self._loop(rows, accelerator)
@@ -282,6 +283,21 @@ def _note(reporter: Reporter, notes: Iterator[str] | tuple[str, ...]) -> None:
 def _counts(rows: TextTask) -> str:
     counts = f"{len(rows.training.texts):,} rows to learn from, {len(rows.validation.texts):,} to validate by"
     return f"{counts}, {len(rows.labels)} classes" if rows.labels else f"{counts}, the task `{rows.problem}`"
+
+
+def _too_many(start: Start, rows: int) -> Iterator[str]:
+    """Yield a note if the adapter has so many parameters that it may memorise its rows; heads do not count."""
+    from adapter_export.analysis.adapter_costs import MOST_PER_ROW
+    from adapter_export.graph.adapter import HEAD
+
+    learned = start.model.learned().items()
+    count = sum(tensor.numel() for name, tensor in learned if not name.startswith(f"{HEAD}."))
+    if count > MOST_PER_ROW * rows:
+        narrower = command("plan(…, rows=…)", f"plan MODEL --rows {rows}")
+        yield (
+            f"{count:,} parameters learn from {rows:,} rows, more than {MOST_PER_ROW:,} per row, so the adapter may "
+            f"memorise them; compare it with the narrower one that {narrower} recommends"
+        )
 
 
 def _collapsed(cosine: float) -> Iterator[str]:

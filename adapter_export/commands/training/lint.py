@@ -74,10 +74,17 @@ def lint(
 
         texts = read_texts(Path(data), Columns(text=text, pair=pair))
     recorded = found.training.get("data")
-    rows = len(texts) if texts is not None else recorded.get("training_rows") if isinstance(recorded, Mapping) else None
+    rows = recorded.get("training_rows") if isinstance(recorded, Mapping) else None
+    if rows is None and texts is not None:
+        rows = len(texts)
     settings = found.training.get("settings")
     start = settings.get("initial_change") if isinstance(settings, Mapping) else None
-    subject: dict[str, Any] = {"rows": rows, "start": start, "trained": not fresh}
+    subject: dict[str, Any] = {
+        "rows": rows,
+        "validated": bool(found.training.get("validation")),
+        "start": start,
+        "trained": not fresh,
+    }
     if base is not None:
         opened = base_for(base, OpenOptions(site_map, trust_pickle), reporter)
         subject |= {"base": opened.fingerprint, "norms": {s.name: s.norm for s in opened.sites.map if s.norm}}

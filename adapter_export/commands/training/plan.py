@@ -26,6 +26,9 @@ def plan(
     bottlenecks: Annotated[tuple[int, ...], "Widths between their projections."] = (16, 64, 256),
     batch_size: Annotated[int, Option("Rows in a step of training.", "N", least=1)] = 32,
     tokens: Annotated[int, Option("Tokens per row, at most the model's maximum.", "N", least=1)] = 128,
+    rows: Annotated[
+        int | None, Option("Training rows that you have; the recommendation fits them.", "N", least=1)
+    ] = None,
     measure: Annotated[bool, "Also time each choice in ONNX Runtime, beside the base: one row, one thread."] = False,
     plot: Annotated[
         PathLike | None, Option("Plot the cost of each kind over its bottleneck widths: `.svg` or `.png`.", "FILE")
@@ -93,7 +96,7 @@ def plan(
         replace(choice, training_memory=needed, latency=latency)
         for (choice, _), needed, latency in zip(shaped, memory, times, strict=True)
     )
-    best, reasons = recommend(measured, sites.width)
+    best, reasons = recommend(measured, sites.width, rows)
     made = Plan(sites.width, base.parameters, base_work(sites), setup, measured, best, reasons)
     if chart is not None:
         from adapter_export.analysis.plot import draw_plan
@@ -116,7 +119,7 @@ COMMAND = Command(
     plan,
     _show,
     examples=(
-        "adapter-export plan model.pt",
+        "adapter-export plan model.pt --rows 500",
         "adapter-export plan model.pt --kinds houlsby,lora --bottlenecks 4,16,64 --batch-size 16",
         "adapter-export plan model.pt --measure --plot plan.svg",
     ),
