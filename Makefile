@@ -122,7 +122,7 @@ test: lint pytest
 
 test-all: lint pytest-all
 
-pytest: $(STAMP) $(FOREIGN)
+pytest: $(STAMP)
 	$(PYTEST)
 
 pytest-all: $(STAMP) $(KSERVE) $(FOREIGN)

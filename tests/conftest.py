@@ -39,6 +39,23 @@ def pytest_configure(config: pytest.Config) -> None:
         keep_in(config.cache.mkdir("artifacts"))
 
 
+QUICK_BASES = {"bert", "gpt2", "llama", "vit", "t5_encoder", "swiglu_block", "cnn", "mlp", "linear", "of_several_forms"}
+"""The architectures, one of a family, whose tests are quick."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run most of the small architectures in the extended tier only."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "exported" in item.fixturenames and hasattr(item, "callspec"):
+            from partial_bases import BASES
+            from small_bases import ARCHITECTURES
+
+            names = {name for name in item.callspec.params.values() if isinstance(name, str)}
+            if names & {*ARCHITECTURES, *BASES} - QUICK_BASES:
+                item.add_marker("extended")
+
+
 def pytest_collection_finish() -> None:
     """Spare the collector of cycles what was imported: it would walk through it all again in each export of torch."""
     gc.collect()
@@ -73,15 +90,6 @@ def genai_is_there() -> None:
     """onnxruntime-genai, with its model builder."""
     if importlib.util.find_spec("onnxruntime_genai") is None:
         skip_or_fail("onnxruntime-genai is missing: run `make setup`, or `pip install onnxruntime-genai`")
-
-
-@pytest.fixture(scope="session")
-def foreign_graphs() -> Path:
-    """A folder with packages that hold ONNX graphs of others, unpacked."""
-    folder = Path(sys.prefix) / "graphs"
-    if not folder.is_dir():
-        skip_or_fail("the ONNX graphs of others are missing: run `make setup`")
-    return folder
 
 
 @pytest.fixture(scope="session")

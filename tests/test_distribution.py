@@ -19,7 +19,7 @@ import pytest
 from empty_environment import install_wheel
 from once import once
 from small_bundle import text_bundle
-from tiers import starts_programs
+from tiers import extended
 
 import adapter_export as ae
 from adapter_export.errors import MissingExtraError
@@ -31,7 +31,7 @@ TEXT = "who wrote it?"
 
 
 @pytest.fixture(scope="module")
-@starts_programs
+@extended
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the wheels and the sdists of both packages."""
 

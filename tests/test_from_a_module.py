@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiers import extended
 
 from adapter_export.format.adapter_files import read_adapter
 from adapter_export.format.manifest_json import read_manifest
@@ -20,6 +21,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "bases.md"
 
 
 @pytest.fixture(scope="module")
+@extended
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("made")
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)

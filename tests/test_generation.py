@@ -18,6 +18,7 @@ import pytest
 from building import build_bundle
 from heard import Heard
 from replacing import adapter_at
+from tiers import extended
 from tiny_llama import EXAMPLE, example, save_rounded
 
 import adapter_export as ae
@@ -142,6 +143,7 @@ def archive(llama_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session", params=["fp32", "int4"])
+@extended
 def llama(
     request: pytest.FixtureRequest,
     tiny: ModuleType,

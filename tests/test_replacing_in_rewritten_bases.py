@@ -12,6 +12,7 @@ import pytest
 from building import build_bundle, in_precision
 from replacing import LINEARS, OTHERS, SUBLAYERS, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
 from small_encoder import Encoder, ExportedEncoder, inputs
+from tiers import some_quick
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.proof.site_probe import SiteProbe
@@ -53,7 +54,10 @@ class Rewritten:
     adapters: Mapping[str, Adapter]
 
 
-@pytest.fixture(scope="module", params=REWRITTEN)
+@pytest.fixture(
+    scope="module",
+    params=["int8", *(pytest.param(how, marks=pytest.mark.extended) for how in REWRITTEN if how != "int8")],
+)
 def rewritten(
     request: pytest.FixtureRequest,
     exported_encoder: Callable[[bool], ExportedEncoder],
@@ -94,7 +98,8 @@ def test_every_place_is_what_numpy_makes_of_what_arrives_there(
         assert [result.name for result in results if not result.passed] == []
 
 
-@pytest.mark.parametrize("rewritten", REWRITTEN[len(FUSED) :], indirect=True)  # fusions hide it in the next operator
+# fusions hide it in the next operator
+@pytest.mark.parametrize("rewritten", some_quick(REWRITTEN[len(FUSED) :], "int8"), indirect=True)
 def test_layers_end_behind_their_bias(rewritten: Rewritten) -> None:
     """Quantisers drop the path of a product and keep that of its bias; IA3 would scale an output without it."""
     index = FlowIndex(flow_graph(rewritten.base.model))

@@ -15,10 +15,10 @@ import subprocess
 import sys
 
 import pytest
-from tiers import starts_programs
+from tiers import extended
 
 @pytest.fixture
-@starts_programs
+@extended
 def program():
     return None
 

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from tiers import extended
 from tiny_onnx import save_tiny
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -94,6 +95,7 @@ def load(program: str, name: str = "read") -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+@extended
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What all programs together print about a tiny base, whose bundles are made once."""
     model = save_tiny(tmp_path_factory.mktemp("tiny"))

@@ -17,7 +17,7 @@ import pytest
 from once import once
 from onnx import numpy_helper
 from small_bundle import Built
-from tiers import starts_programs
+from tiers import extended
 from toolchain import skip_or_fail
 
 import adapter_export as ae
@@ -328,7 +328,7 @@ def test_the_fusion_that_changes_a_result_is_found_among_all(tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-@starts_programs
+@extended
 def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Python with the oldest ONNX Runtime that is supported."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import shared_training
-from tiers import starts_programs
+from tiers import extended
 
 import adapter_export as ae
 from adapter_export.format.adapter_files import read_adapter
@@ -44,7 +44,7 @@ def table(path: Path, more: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-@starts_programs
+@extended
 def together(model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder where two processes have trained, 48 rows in batches of 5, which they share as 3 and 2 or 1 and 0."""
     folder = tmp_path_factory.mktemp("together")

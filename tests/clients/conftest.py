@@ -18,7 +18,7 @@ from clients import Client
 from heads import with_head
 from once import once
 from small_bundle import LENGTHS, WIDTH, build_small, small_tokenizer
-from tiers import starts_programs
+from tiers import extended
 from tiny_onnx import random_adapter, save_tiny, tiny_model
 
 from adapter_export.format.lengths import Lengths
@@ -189,7 +189,7 @@ def damaged_bundle(small_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-@starts_programs
+@extended
 def client(request: pytest.FixtureRequest) -> Client:
     """The client whose fixture the test names."""
     found: Client = request.getfixturevalue(request.param)

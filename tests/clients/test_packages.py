@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from clients import EXAMPLES, Client, alike, succeed, tool
 from empty_environment import install_wheel
-from tiers import starts_programs
+from tiers import extended
 
 import adapter_export
 from adapter_export.runtime import Bundle
@@ -48,7 +48,7 @@ console.log(JSON.stringify(answer));
 
 
 @pytest.fixture
-@starts_programs
+@extended
 def slim_python(tmp_path: Path) -> Path:
     """A Python with the wheel of the runtime and the few packages that it requires."""
     succeed([sys.executable, PACKAGES / "runtime" / "stage.py", tmp_path / "source"], tmp_path)

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from tiers import starts_programs
+from tiers import extended
 
 from adapter_export.bundle.texts import answer_faults
 from adapter_export.format.golden_batches import read_golden_batches
@@ -26,7 +26,7 @@ NAMES = ("wide", "narrow", "first")
 
 
 @pytest.fixture(scope="module")
-@starts_programs
+@extended
 def service(conformance_bundle: Path) -> Iterator[httpx.Client]:
     limits = ["--max-adapters", "3", "--read-timeout", "3", "--drain", "0", "--quiet"]
     command = [sys.executable, "-m", "adapter_export", "serve", str(conformance_bundle), "--port", "0", *limits]

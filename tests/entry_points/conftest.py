@@ -19,7 +19,7 @@ from once import once
 from platform_entry_points import FILES, Platform
 from served import served
 from service_entry_points import Services, slug
-from tiers import starts_programs
+from tiers import extended
 
 
 @pytest.fixture(scope="session")
@@ -41,13 +41,14 @@ def asked_bundle(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 
 @pytest.fixture(scope="session")
+@extended
 def bundles(asked_bundle: Callable[[str], Bundle]) -> list[Bundle]:
     """All bundles."""
     return [asked_bundle(name) for name in PLANS]
 
 
 @pytest.fixture(scope="session")
-@starts_programs
+@extended
 def serve(bundles: list[Bundle]) -> Iterator[httpx.Client]:
     """`adapter-export serve` with all bundles."""
     places = [f"{slug(bundle)}={bundle.folder}" for bundle in bundles]
@@ -56,7 +57,7 @@ def serve(bundles: list[Bundle]) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="session")
-@starts_programs
+@extended
 def cpp_services(bundles: list[Bundle], cpp_build: Path) -> Iterator[Services]:
     """The service in C++, once for each bundle."""
     with ExitStack() as stack:
@@ -88,7 +89,7 @@ def plain_program() -> Path:
 
 
 @pytest.fixture(scope="session")
-@starts_programs
+@extended
 def kserve(platform_python: str, slim: dict[str, str]) -> Iterator[Platform]:
     """The model of KServe's server."""
     platform = Platform(platform_python, FILES / "kserve" / "kserve_server.py", slim)
@@ -97,7 +98,7 @@ def kserve(platform_python: str, slim: dict[str, str]) -> Iterator[Platform]:
 
 
 @pytest.fixture(scope="session")
-@starts_programs
+@extended
 def ray_serve(slim: dict[str, str]) -> Iterator[Platform]:
     """The deployment of Ray Serve."""
     platform = Platform(sys.executable, FILES / "ray" / "ray_app.py", slim)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from building import build_bundle
-from tiers import starts_programs
+from tiers import extended
 from tiny_onnx import save_tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -25,7 +25,7 @@ WORDS = ("good", "fine", "bad", "dull", "film", "play", "moon")
 
 
 @pytest.fixture(scope="module")
-@starts_programs
+@extended
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("numpy")
     save_tiny(folder)

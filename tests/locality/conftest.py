@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiers import starts_programs
+from tiers import extended
 
 import adapter_export
 
@@ -115,7 +115,7 @@ class TrialChange:
 
 
 @pytest.fixture
-@starts_programs
+@extended
 def trial(tmp_path: Path) -> Iterator[TrialChange]:
     """A copy of the package, still without a change."""
     change = TrialChange(tmp_path)

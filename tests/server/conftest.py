@@ -11,7 +11,7 @@ import pytest
 from served import made_app, served
 from small_bundle import counted_bundle, text_bundle
 from starlette.testclient import TestClient
-from tiers import starts_programs
+from tiers import extended
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def tenants(film: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-@starts_programs
+@extended
 def server(film: Path, tenants: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A server of `film`, which finds `tenants`; tests leave it as they find it."""
     state = tmp_path_factory.mktemp("state") / "routes.json"

@@ -1,4 +1,4 @@
-"""Fixtures that start programs: the clients in `examples/`, a browser, a registry, and what platforms need."""
+"""Fixtures of what may be missing: the clients in `examples/`, a browser, a registry, platforms, graphs of others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from chromium import QUIET
 from clients import CPP_PACKAGES, EXAMPLES, Again, Client, missing_cpp_packages, succeed, tool
 from once import once
-from tiers import starts_programs
+from tiers import extended
 from toolchain import skip_or_fail
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _DRIVERS = Path(__file__).parents[1] / "clients"
 
 
 @pytest.fixture(scope="session")
-@starts_programs
+@extended
 def cpp_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the programs of `examples/cpp`, and what its package installs in `installed`."""
     install = f"on Debian, `apt-get install {' '.join(['cmake', 'g++', *CPP_PACKAGES.values()])}`"
@@ -80,7 +80,7 @@ def _kept(client: Client) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
-@starts_programs
+@extended
 def node_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     node = tool("node", "nodejs")
     folder = once(tmp_path_factory, "node", partial(_install, "node")) / "node"
@@ -89,7 +89,7 @@ def node_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
-@starts_programs
+@extended
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a browser that runs until the end."""
     profile = tmp_path_factory.mktemp("chromium")
@@ -111,7 +111,7 @@ def _address(file: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-@starts_programs
+@extended
 def browser_client(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Client]:
     """The page, driven by its command line."""
     node = tool("node", "nodejs")
@@ -121,7 +121,7 @@ def browser_client(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> I
 
 
 @pytest.fixture(scope="session")
-@starts_programs
+@extended
 def python_client() -> Iterator[Client]:
     program = EXAMPLES / "python" / "bundle_client.py"
     variants = frozenset({"slots", "inputs", "bank", "fanout", "baked"})
@@ -129,7 +129,7 @@ def python_client() -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
-@starts_programs
+@extended
 def slim(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a program that imports `adapter_export_runtime`."""
 
@@ -141,7 +141,7 @@ def slim(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-@starts_programs
+@extended
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciRegistry]:
     """A real OCI registry."""
     from oci_registry import oci_registry  # needs `cryptography`, of the extras `hub` and `sign`
@@ -151,10 +151,20 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciRegistry]:
 
 
 @pytest.fixture(scope="session")
-@starts_programs
+@extended
 def platform_python() -> str:
     """A Python with KServe's server and Triton's client, which want an older protobuf than the others."""
     python = Path(sys.prefix) / "kserve" / "bin" / "python"
     if not python.exists():
         skip_or_fail("KServe and Triton's client are missing: run `make setup`")
     return str(python)
+
+
+@pytest.fixture(scope="session")
+@extended
+def foreign_graphs() -> Path:
+    """A folder with packages that hold ONNX graphs of others, unpacked."""
+    folder = Path(sys.prefix) / "graphs"
+    if not folder.is_dir():
+        skip_or_fail("the ONNX graphs of others are missing: run `make setup`")
+    return folder

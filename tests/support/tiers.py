@@ -1,8 +1,10 @@
 """The two tiers of the tests: a bare `pytest` runs the quick one, `pytest --all` adds the extended one.
 
-A test is extended if it has the mark `extended` or uses a fixture with `@starts_programs`. Any other test that starts a
-program fails, unless the mark `starts_program` says why it is quick. Tests that the command line selects by path, `-k`
-or `-m` run in both tiers.
+A test is extended if it has the mark `extended`, uses a fixture with `@extended`, or takes long according to
+`tests/durations.txt`. Any other test that starts a program fails, unless its mark `starts_program` says that the
+program ends at once. Tests that the command line selects by path, `-k` or `-m` run in both tiers.
+
+`pytest --all --store-durations` measures the tests and writes the list.
 """
 
 from __future__ import annotations
@@ -10,13 +12,21 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import hypothesis
 import pytest
 
+if TYPE_CHECKING:
+    from _pytest.mark.structures import ParameterSet
+
 _Fixture = TypeVar("_Fixture", bound=Callable[..., Any])
+
+_LONG_S = 1.0
+"""Processor seconds from which on a test is long."""
+_STORED_S = 0.5
 
 _EVERYTHING = pytest.StashKey[bool]()
 _EXAMPLES = 100
@@ -28,10 +38,15 @@ _OF_LIBRARIES = {"fc-list", "gcc", "cc", "ld", "ldconfig", "objdump", "uname", "
 _started: list[str] = []
 
 
-def starts_programs(fixture: _Fixture) -> _Fixture:
-    """Mark the function of a fixture that starts programs, or needs those that may be missing."""
-    vars(fixture)["starts_programs"] = True
+def extended(fixture: _Fixture) -> _Fixture:
+    """Mark the function of a fixture whose tests are extended: it starts programs, or takes long."""
+    vars(fixture)["is_extended"] = True
     return fixture
+
+
+def some_quick(names: Iterable[str], *quick: str) -> list[ParameterSet | str]:
+    """Parameters of a test or of a fixture, of which all but some are extended."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.extended) for name in names]
 
 
 def examples(number: int, **options: Any) -> hypothesis.settings:
@@ -43,6 +58,7 @@ def examples(number: int, **options: Any) -> hypothesis.settings:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("tiers")
     group.addoption("--all", action="store_true", help="run the extended tests, too, and all examples of properties")
+    group.addoption("--store-durations", action="store_true", help="write the tests that take long into a list")
     group.addoption("--tiers", action="store_true", help="print tests and seconds by tier and folder at the end")
 
 
@@ -66,8 +82,9 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the extended tests, and leave them out of the quick tier."""
+    durations = _read_durations(config.rootpath)
     for item in items:
-        if _uses_programs(item):
+        if _uses_extended(item) or durations.get(item.nodeid, 0) >= _LONG_S:
             item.add_marker("extended")
         if item.get_closest_marker("extended"):
             item.user_properties.append(("tier", "extended"))
@@ -77,11 +94,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("extended")]
 
 
-def _uses_programs(item: pytest.Item) -> bool:
+def _uses_extended(item: pytest.Item) -> bool:
     if not isinstance(item, pytest.Function):
         return False
     definitions = item._fixtureinfo.name2fixturedefs.values()
-    return any(getattr(definition[-1].func, "starts_programs", False) for definition in definitions)
+    return any(getattr(definition[-1].func, "is_extended", False) for definition in definitions)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -96,27 +113,71 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     found = yield
     if _started and not any(map(item.get_closest_marker, ("extended", "starts_program"))):
         pytest.fail(
-            f"starts `{_started[0]}`: mark the test `extended`, or the fixture with `@starts_programs`; "
+            f"starts `{_started[0]}`: mark the test `extended`, or the fixture with `@extended`; "
             "if the program ends within a second, mark the test `starts_program`",
             pytrace=False,
         )
     return found
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    before = sum(os.times()[:4])  # of this process and of those that it waited for
+    try:
+        return (yield)
+    finally:
+        if item.config.getoption("store_durations"):
+            item.user_properties.append(("seconds", sum(os.times()[:4]) - before))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not terminalreporter.config.getoption("tiers"):
-        return
+    config = terminalreporter.config
+    found = [
+        one for reports in terminalreporter.stats.values() for one in reports if isinstance(one, pytest.TestReport)
+    ]
+    if config.getoption("tiers"):
+        _show(terminalreporter, found)
+    if config.getoption("store_durations"):
+        _store(
+            config.rootpath, {one.nodeid: dict(one.user_properties)["seconds"] for one in found if one.when == "call"}
+        )
+
+
+def _show(reporter: pytest.TerminalReporter, reports: Iterable[pytest.TestReport]) -> None:
+    """Print tests, and the seconds of workers that they took, by tier and folder."""
     tests, seconds = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-    for report in (one for found in terminalreporter.stats.values() for one in found):
-        if isinstance(report, pytest.TestReport):
-            folder = report.nodeid.split("/")[1] if report.nodeid.count("/") > 1 else "."
-            key = dict(report.user_properties).get("tier", "quick"), folder
-            seconds[key] += report.duration
-            tests[key] += report.when == "call"
-    terminalreporter.section("tests and seconds by tier and folder")
+    for report in reports:
+        folder = report.nodeid.split("/")[1] if report.nodeid.count("/") > 1 else "."
+        key = dict(report.user_properties).get("tier", "quick"), folder
+        seconds[key] += report.duration
+        tests[key] += report.when == "call"
+    reporter.section("tests and seconds by tier and folder")
     for tier in ("quick", "extended"):
         keys = sorted((key for key in seconds if key[0] == tier), key=lambda key: -seconds[key])
         rows = [(tier, sum(tests[key] for key in keys), sum(seconds[key] for key in keys))]
         rows += [(f"  {key[1]}", tests[key], seconds[key]) for key in keys]
         for name, number, time in rows:
-            terminalreporter.write_line(f"{name:<20}{number:>7}{time:>9.1f}")
+            reporter.write_line(f"{name:<20}{number:>7}{time:>9.1f}")
+
+
+def _durations(root: Path) -> Path:
+    return root / "tests" / "durations.txt"
+
+
+def _read_durations(root: Path) -> dict[str, float]:
+    """Read the processor seconds of tests that take long, by their names."""
+    if not _durations(root).exists():
+        return {}
+    lines = _durations(root).read_text("utf-8").splitlines()
+    return {name: float(seconds) for seconds, name in (line.split(" ", 1) for line in lines)}
+
+
+def _store(root: Path, measured: Mapping[str, float]) -> None:
+    """Write the tests that take long, those of files that did not run as they were."""
+    files = {name.partition("::")[0] for name in measured}
+    stored = {name: time for name, time in _read_durations(root).items() if name.partition("::")[0] not in files}
+    stored |= {name: time for name, time in measured.items() if time >= _STORED_S}
+    lines = [
+        f"{time:.1f} {name}\n" for name, time in sorted(stored.items()) if (root / name.partition("::")[0]).exists()
+    ]
+    _durations(root).write_text("".join(lines), "utf-8")

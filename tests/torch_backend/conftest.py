@@ -11,7 +11,7 @@ import pytest
 from once import once
 from small_encoder import load_encoder, save_encoder
 from small_task import review_data
-from tiers import starts_programs
+from tiers import extended
 
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.train.data import TrainingData
@@ -30,7 +30,7 @@ def data(base: TorchBase) -> TrainingData:
 
 
 @pytest.fixture(scope="session")
-@starts_programs
+@extended
 def ended_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`model.pt`, and what `ended_training` leaves of a run killed at steps 5 and 16 and of one without memory."""
 

@@ -15,6 +15,7 @@ import torch
 from heard import Heard
 from small_models import traced_once
 from small_task import with_random_weights
+from tiers import extended
 from toolchain import skip_or_fail
 from transformers import BertConfig, BertModel
 
@@ -142,6 +143,7 @@ def folder_of(place: Path, minilm_folder: Path, pooling: dict[str, Any], modules
 
 
 @pytest.fixture(scope="module")
+@extended
 def taken(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of each of `TAKEN`, all of one model, and `bundle` with their heads as adapters, in which it is found.
 
