@@ -23,7 +23,7 @@ caption { text-align: left; color: var(--soft) }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left }
 td { max-width: 40rem; overflow-wrap: anywhere } .right { text-align: right; white-space: nowrap }
 .passed { color: var(--good); font-weight: 600 } .failed { color: var(--bad); font-weight: 600 }
-.note { color: var(--note) }
+.note { color: var(--note) } .partial { color: var(--note); font-weight: 600 }
 code { font-size: .95em }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft) } svg .blue { fill: var(--blue) }
 svg .grey { fill: var(--grey) } svg .frame { fill: none; stroke: var(--grey) } svg .ink { stroke: var(--ink) }
@@ -69,7 +69,7 @@ def prose(value: object) -> Markup:
 
 
 def element(tag: str, content: object, style: str = "") -> Markup:
-    """Return an element of a class of the style sheet, such as `facts`, `note`, `passed` or `failed`."""
+    """Return an element of a class of the style sheet, such as `facts`, `note`, `passed`, `partial` or `failed`."""
     named = f' class="{style}"' if style else ""
     return Markup(f"<{tag}{named}>{escaped(content)}</{tag}>")
 

@@ -20,12 +20,15 @@ from adapter_export.format.check_report import (
     Finding,
     LocationRecord,
     Measurement,
+    Scope,
     verdict,
 )
 from adapter_export.tables import Table
 
 BASE = "base"
 """The base without an adapter, in `--only` and in tables."""
+
+_SCOPE_WORDS: Mapping[Scope, str] = {"full": "", "quick": "quick", "part": "a part", "golden": "golden vectors only"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Report:
     against: str | None
     reference: str | None
     runtime: str
+    scope: Scope
     findings: tuple[Finding, ...]
     agreements: AgreementsRecord | None = None
     effects: tuple[EffectRecord, ...] = ()
@@ -47,6 +51,21 @@ class Report:
     def passed(self) -> bool:
         """True if no claim failed."""
         return all(found.passed for found in self.findings)
+
+    @property
+    def is_full(self) -> bool:
+        """True if nothing that a check can verify was skipped by choice."""
+        return self.scope == "full"
+
+    @property
+    def summary(self) -> str:
+        """The verdict in words: `failed`, or `passed` with the scope and the number of unverified claims."""
+        if not self.passed:
+            return verdict(False)
+        count = self.counts()["unverified"]
+        limits = [_SCOPE_WORDS[self.scope], f"{count} of {len(self.findings)} unverified" if count else ""]
+        words = ", ".join(filter(None, limits))
+        return f"{verdict(True)} ({words})" if words else verdict(True)
 
     @property
     def outputs(self) -> list[Measurement]:
@@ -95,6 +114,7 @@ class Report:
             **{name: value for name, value in vars(self).items() if name != "locations"},
             version=REPORT_VERSION,
             verdict=verdict(self.passed),
+            summary=self.summary,
             coverage=self.coverage(),
             failures=failures(self),
         )

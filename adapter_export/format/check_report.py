@@ -27,6 +27,10 @@ REPORT_VERSION = "1.0.0"
 
 Verdict = Literal["passed", "failed"]
 Against = Literal["reference", "golden", "float64"]
+Scope = Literal["full", "quick", "part", "golden"]
+"""How much of a bundle was checked: all of it; most shapes, words and nodes skipped; named adapters, graphs or shapes
+only; or, by `verify`, golden vectors only."""
+
 Split = Literal["all", "tokens", "padding"]
 Number = float | Literal["nan", "inf", "-inf"]
 """A number; one that JSON cannot write is replaced by its name when the report is written."""
@@ -488,7 +492,10 @@ class CheckReport:
         against: the path of the model that the reference comes from; null if only the golden vectors were used.
         reference: what computed the reference's outputs, such as `torch 2.13.0 float32`.
         runtime: what computed the bundle's outputs, such as `onnxruntime 1.32.0`.
+        scope: how much of the bundle was checked.
         verdict: whether it is as it should be.
+        summary: the verdict with the scope and the number of unverified claims, such as `passed (quick, 29 of 346
+            unverified)`.
         coverage: how much was looked at.
         findings: every claim, and whether it is verified, unverified or wrong.
         failures: one per adapter, or the base, with a comparison that failed.
@@ -504,7 +511,9 @@ class CheckReport:
     against: str | None
     reference: str | None
     runtime: str
+    scope: Scope
     verdict: Verdict
+    summary: str
     coverage: CoverageRecord
     findings: tuple[Finding, ...]
     failures: tuple[FailureRecord, ...]

@@ -332,7 +332,7 @@ def _check(report: CheckReport) -> Iterator[str]:
     ratios = [found.ratio for found in report.findings if found.check == "output" and found.ratio is not None]
     claims = f"{of['exact']:,} bit-exact, {of['tested']:,} tested, {of['unverified']:,} unverified"
     rows = [
-        ("verdict", report.verdict),
+        ("verdict", report.summary),
         ("compared", escaped(f"{report.runtime} with {report.reference or 'golden vectors'}")),
         *([("largest error", f"{max(ratios):.2f} of its budget")] if ratios else []),
         *([("claims", claims)] if report.findings else []),

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from adapter_export.bundle.proof.compare_arrays import compare, missing
+from adapter_export.bundle.proof.report_view import page
 from adapter_export.bundle.report import Report, failures
 from adapter_export.errors import NothingComparedError, ParityError
-from adapter_export.format.check_report import ComparisonRecord, Finding, Measurement
+from adapter_export.format.check_report import ComparisonRecord, Finding, Measurement, Scope
 from adapter_export.numerics.budget import Budget
 from schemas import validate
 
@@ -45,7 +46,7 @@ def site(comparison: ComparisonRecord, name: str, adapter: str = "trec") -> Meas
 
 def report(*results: Measurement, invariants: tuple[Finding, ...] = ()) -> Report:
     measured = [Finding.measured(one.kind, str(at), "matches", [one], "") for at, one in enumerate(results)]
-    return Report("my bundle", "sha256:0", None, None, "onnxruntime", (*measured, *invariants))
+    return Report("my bundle", "sha256:0", None, None, "onnxruntime", "full", (*measured, *invariants))
 
 
 @pytest.mark.parametrize("bad", [BAD, NAN, EMPTY, missing(BUDGET)])
@@ -59,6 +60,27 @@ def test_a_broken_invariant_fails_the_report() -> None:
     held = Finding.tested("swap", "a → b → a", True, "bit for bit")
     assert report(output(GOOD), invariants=(held,)).passed
     assert not report(output(GOOD), invariants=(held, replace(held, status="failed"))).passed
+
+
+@pytest.mark.parametrize(
+    ("scope", "unverified", "summary", "style"),
+    [
+        ("full", 0, "passed", "passed"),
+        ("full", 2, "passed (2 of 3 unverified)", "passed"),
+        ("quick", 2, "passed (quick, 2 of 3 unverified)", "partial"),
+        ("part", 0, "passed (a part)", "partial"),
+        ("golden", 1, "passed (golden vectors only, 1 of 2 unverified)", "partial"),
+    ],
+)
+def test_the_verdict_says_what_was_skipped(scope: Scope, unverified: int, summary: str, style: str) -> None:
+    skipped = tuple(Finding.unverified("constant", str(at), "a quick check") for at in range(unverified))
+    found = replace(report(output(GOOD), invariants=skipped), scope=scope)
+    document = found.to_json()
+    validate(document, "check-report")
+    assert (found.summary, document["summary"], document["scope"]) == (summary, summary, scope)
+    assert f'<p class="{style}">{summary}</p>' in page(found, date="today", command="check")
+    wrong = replace(found, findings=(*found.findings, Finding.tested("swap", "a", False, "changed")))
+    assert (wrong.summary, wrong.to_json()["summary"]) == ("failed", "failed")
 
 
 @pytest.mark.parametrize("results", [(), (output(EMPTY),), (output(missing(BUDGET)),), (site(GOOD, "ffn"),)])

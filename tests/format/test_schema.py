@@ -219,7 +219,8 @@ EFFECT = {
 AGREEMENT = {"adapter": "a", "output": "o", "rows": 2, "agree": 1, "absolute": 0.5, "scale": 2.0, "cosine": None}
 REPORT: Document = {
     **{"version": "1.0.0", "bundle": "b", "base": "sha256:0", "against": None, "reference": "torch", "runtime": "ort"},
-    **{"verdict": "failed", "coverage": {"planned": 2, "compared": 1, "elements": 4, "left_out": ["x"]}},
+    **{"scope": "quick", "verdict": "failed", "summary": "failed"},
+    **{"coverage": {"planned": 2, "compared": 1, "elements": 4, "left_out": ["x"]}},
     "findings": [
         {
             **{"check": "output", "subject": "s", "claim": "c", "status": "tested", "where": "w", "detail": "d"},

@@ -16,7 +16,7 @@ from adapter_export.bundle.report import BASE
 from adapter_export.bundle.texts import Contract
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.errors import UsageError, quoted
-from adapter_export.format.check_report import Finding
+from adapter_export.format.check_report import Finding, Scope
 from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import VARIANT_NAMES, InputRecord, VariantName
 from adapter_export.numerics.runner import Arrays, Runner
@@ -89,6 +89,14 @@ class Plan:
         return tuple(name for name in self.names if name is not None)
 
     @property
+    def scope(self) -> Scope:
+        """How much of the bundle is checked; a choice of names is less than a quick check of everything."""
+        if self.quick:
+            return "golden"
+        left_out = {*self.bundle.names} - {*self.names} or {*_variants_in(self.bundle)} - {*self.variants}
+        return "part" if self.narrow or left_out else "quick" if self.brief else "full"
+
+    @property
     def probe(self) -> Case:
         """The one case for what is not tried at every shape: the padded one, or else the largest."""
         stored = [case for golden in self.golden for case in golden.cases]
@@ -135,7 +143,7 @@ def plan_check(
     bundle = folder if isinstance(folder, OpenedBundle) else OpenedBundle.open(folder)
     _check_known("adapter", only, [name or BASE for name in bundle.names])
     names = [name for name in bundle.names if not only or (name or BASE) in only]
-    there = [variant for variant in VARIANT_NAMES if bundle.files_of(variant)]
+    there = _variants_in(bundle)
     _check_known("variant", variants, there)
     chosen = tuple(variant for variant in there if not variants or variant in variants)
     files = tuple(check_files(bundle, chosen, names))
@@ -162,6 +170,11 @@ def plan_check(
         repro=repro,
         runtimes=tuple(runtimes),
     )
+
+
+def _variants_in(bundle: OpenedBundle) -> list[VariantName]:
+    """Return the graphs that a bundle has."""
+    return [variant for variant in VARIANT_NAMES if bundle.files_of(variant)]
 
 
 def _check_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:

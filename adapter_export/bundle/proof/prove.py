@@ -60,6 +60,7 @@ def prove(
         against=None if reference is None else reference.path,
         reference=None if reference is None else reference.runner.description,
         runtime=f"onnxruntime {ort.__version__}",
+        scope=plan.scope,
         findings=(*plan.files, *findings),
         agreements=context.agreements,
         effects=() if plan.quick else effects(bundle, plan.adapters),

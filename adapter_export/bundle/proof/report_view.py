@@ -80,14 +80,20 @@ def failed_lines(report: Report) -> Iterator[Line]:
         yield Line(f"… and {len(wrong) - _MANY} more, see `--json`", "facts")
 
 
+def style_of(report: Report) -> Literal["passed", "partial", "failed"]:
+    """Return the style of the verdict: `partial` for a check that passed and skipped something."""
+    if not report.passed:
+        return "failed"
+    return "passed" if report.is_full else "partial"
+
+
 def page(report: Report, *, date: str, command: str) -> str:
     """Return the report as a page of HTML; `date` and `command` are printed as they are given."""
     return document(f"Check of {report.bundle}", _page(report, date, command))
 
 
 def _page(report: Report, date: str, command: str) -> Iterator[str]:
-    word = "passed" if report.passed else "failed"
-    yield element("p", word, word)
+    yield element("p", report.summary, style_of(report))
     reference = report.reference or "the golden vectors of the bundle"
     yield element("p", f"{report.runtime} against {reference}; adapter-export {__version__}; {date}.", "facts")
     known = [("bundle (SHA-256 of its manifest)", report.digest), ("base", report.base), ("model", report.against)]
