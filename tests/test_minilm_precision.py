@@ -102,6 +102,15 @@ def test_every_slot_of_int8_moves_the_logits(minilm: OnnxBase, tmp_path: Path) -
         assert not np.array_equal(before, after), name
 
 
+def test_int8_is_close_without_padding(minilm: OnnxBase, tmp_path: Path) -> None:
+    """At padded positions int8 is off by more than the size of most values, which nobody reads."""
+    made = in_precision(minilm, "int8", tmp_path)
+    found, _ = deviations(minilm, made, input_cases(minilm.inputs, seed=1, lengths=minilm.lengths, max_tokens=7))
+    assert found.output == "last_hidden_state"
+    assert found.absolute < 0.1 * found.scale < found.padding
+    assert not found.is_far
+
+
 def test_with_fused_operators(minilm: OnnxBase, tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     made, fusions = optimized(minilm, tmp_path / "base")

@@ -22,7 +22,14 @@ from adapter_export.format.tensors import read_tensors, write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.budget import EXACT, Budget, Extent, budget, product_error
 from adapter_export.numerics.runner import Arrays, Runner, Undefined, moved_by_rounding, run, undefined
-from adapter_export.numerics.sample_inputs import LENGTHS, covering_cases, edge_cases, named_case
+from adapter_export.numerics.sample_inputs import (
+    LENGTHS,
+    covering_cases,
+    edge_cases,
+    has_rows_per_token,
+    named_case,
+    shown_tokens,
+)
 from adapter_export.onnx_backend.rewrite.checksums import EXACT_CHECKSUM, SlotChecksums
 from adapter_export.reporting import SILENT, Reporter
 
@@ -60,7 +67,7 @@ class Case:
         An output with a row of numbers per token is split into real tokens and padding. Both are compared: what stands
         at the padding is the base's own doing, and the bundle must do it too.
         """
-        if self.real is None or len(shape) < 3 or tuple(shape[:2]) != self.real.shape:  # of two axes one may be classes
+        if self.real is None or not has_rows_per_token(shape, self.real):
             yield "all", None
             return
         rows = self.real.reshape(self.real.shape + (1,) * (len(shape) - 2))
@@ -74,8 +81,7 @@ def case_of(name: str, arrays: Mapping[str, np.ndarray], inputs: Sequence[InputR
     for record in inputs:
         lengths = zip(record.axes, arrays[record.name].shape, strict=True)
         axes.update({axis: length for axis, length in lengths if isinstance(axis, str)})
-    masks = [arrays[record.name] != 0 for record in inputs if record.role == "mask" and len(record.axes) == 2]
-    return Case(name, arrays, axes, masks[0] if masks and not masks[0].all() else None)
+    return Case(name, arrays, axes, shown_tokens(inputs, arrays))
 
 
 def check_cases(manifest: Manifest, known: Sequence[Case], seed: int = SEED) -> tuple[Case, ...]:
@@ -383,7 +389,7 @@ class GoldenMaker:
         assert real is not None  # as asked
         vague: Undefined = {}
         for name, each in undefined(self.references, case.arrays, adapter, self.outputs, output).items():
-            if each.ndim > 2 and each.shape[:2] == real.shape:
+            if has_rows_per_token(each.shape, real):
                 vague[name] = np.logical_and(each.reshape(*real.shape, -1).any(-1), ~real)
             elif each.shape[:1] == real.shape[:1]:
                 vague[name] = np.any(each.reshape(len(real), -1), -1)

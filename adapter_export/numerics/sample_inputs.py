@@ -390,6 +390,17 @@ def less_padded(case: InputCase, inputs: Sequence[InputRecord]) -> InputCase | N
     return InputCase(case.name, arrays)
 
 
+def shown_tokens(inputs: Sequence[InputRecord], arrays: Mapping[str, np.ndarray]) -> npt.NDArray[np.bool_] | None:
+    """Return which tokens the mask of a base shows [batch, tokens]; `None` if it shows all, or the base has no mask."""
+    masks = [arrays[record.name] != 0 for record in inputs if record.role == "mask" and len(record.axes) == 2]
+    return masks[0] if masks and not masks[0].all() else None
+
+
+def has_rows_per_token(shape: Sequence[int], real: npt.NDArray[np.bool_]) -> bool:
+    """Return whether a value [batch, tokens, …] has numbers for each token of a mask."""
+    return len(shape) > 2 and tuple(shape[:2]) == real.shape  # of two axes one may be classes
+
+
 def _real_tokens(batch: int, tokens: int, padding: Padding = "right") -> npt.NDArray[np.bool_]:
     """Return a mask of real tokens, [batch, tokens]: the first row whole, the last one a single token, evenly between.
 

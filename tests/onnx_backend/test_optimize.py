@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from building import build_bundle
+from onnx import helper
 from small_encoder import load_encoder
 from tiny_onnx import random_adapter, save_tiny, tiny_model
 
@@ -84,11 +85,12 @@ def test_a_bundle_of_it_computes_what_torch_computes(
 
 
 def test_a_deviation_beyond_rounding_is_refused() -> None:
-    close = Deviation("hidden", absolute=1e-6, scale=1.0, allowed=1e-5)
+    close = Deviation("hidden", absolute=1e-6, padding=1e-6, scale=1.0, cosine=1.0, allowed=1e-5)
     check_deviation(close)
-    for absolute in (2e-5, float("nan")):
-        with pytest.raises(BaseModelError, match="does not compute what the plain one computes"):
-            check_deviation(replace(close, absolute=absolute))
+    for largest in (2e-5, float("nan")):
+        for wrong in (replace(close, absolute=largest), replace(close, padding=largest)):
+            with pytest.raises(BaseModelError, match="does not compute what the plain one computes"):
+                check_deviation(wrong)
 
 
 def test_deviations_are_seen(base: OnnxBase, tmp_path: Path) -> None:
@@ -96,3 +98,25 @@ def test_deviations_are_seen(base: OnnxBase, tmp_path: Path) -> None:
     (found,) = deviations(base, other, input_cases(base.inputs, seed=0, shapes=SHAPES))
     assert found.absolute > 100 * found.allowed
     assert np.isfinite(found.absolute)
+    assert found.is_far
+
+
+def test_padding_is_measured_apart(base: OnnxBase, tmp_path: Path) -> None:
+    """A base that differs at padded positions only is close, but no fusion may differ there."""
+    model = tiny_model()
+    (last,) = (node for node in model.graph.node if "hidden" in node.output)
+    last.output[0] = "inner"
+    model.graph.node.extend(
+        [
+            helper.make_node("Constant", [], ["last_axis"], value_ints=[2]),
+            helper.make_node("Unsqueeze", ["real", "last_axis"], ["shown"]),
+            helper.make_node("Mul", ["inner", "shown"], ["hidden"]),
+        ]
+    )
+    other = open_onnx(save_tiny(tmp_path, model))
+    (found,) = deviations(base, other, input_cases(base.inputs, seed=0, shapes=SHAPES))
+    assert found.absolute <= found.allowed < found.padding
+    assert found.cosine == pytest.approx(1.0)
+    assert "is close to the plain base" in str(found)
+    with pytest.raises(BaseModelError, match="does not compute"):
+        check_deviation(found)

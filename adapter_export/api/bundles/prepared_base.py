@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from adapter_export.api.models.base import Base, PathLike
 from adapter_export.api.models.opening import open_base
-from adapter_export.errors import BaseModelError, RequestError, argument
+from adapter_export.errors import BaseModelError, Note, RequestError, argument, command, quoted
 from adapter_export.format.precision import Precision, PrecisionName
 from adapter_export.reporting import Reporter
 
@@ -45,7 +45,7 @@ def prepared(
         if precision.name != "fp32":
             reporter.step(f"bringing the base into {precision.name}")
             made = _in_precision(plain, precision, folder)
-            _deviations(plain, made, reporter)
+            _warn_of_far(_deviations(plain, made, reporter), precision, reporter)
         references = base.runner(allow_mismatch=allow_mismatch) if made is plain else CutRunner(made)
         if optimize:
             if made is not plain:  # rounding to few bits would hide a wrong fusion
@@ -154,11 +154,24 @@ def _in_precision(plain: OnnxBase, precision: Precision, folder: Path) -> OnnxBa
 
 
 def _deviations(plain: OnnxBase, made: OnnxBase, reporter: Reporter) -> list[Deviation]:
-    """Say how far the quantised or optimised base lies from the plain one."""
+    """Return how far the quantised or optimised base is from the plain one, and report it."""
     from adapter_export.numerics.sample_inputs import input_cases
     from adapter_export.onnx_backend.quantise.rewritten import deviations
 
     found = deviations(plain, made, input_cases(plain.inputs, seed=1, lengths=plain.lengths, max_tokens=7))
     for each in found:
-        reporter.step(f"`{each.output}` deviates from the plain base by {each.absolute:.1e} of {each.scale:.3g}")
+        reporter.step(str(each))
     return found
+
+
+def _warn_of_far(found: Sequence[Deviation], precision: Precision, reporter: Reporter) -> None:
+    far = [each.output for each in found if each.is_far]
+    name = precision.name
+    measure = command(f'compare(…, precisions=("fp32", "{name}"))', f"compare … --precisions fp32,{name}")
+    if far:
+        reporter.note(
+            Note(
+                f"in {name}, {quoted(far)} is far from the plain base, so answers may change: "
+                f"measure both with {measure}, or build with another {argument('base_precision')}"
+            )
+        )
