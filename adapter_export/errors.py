@@ -32,6 +32,7 @@
     │   └── RequestError                  a call of a session with inputs that do not fit
     ├── ParityError                       exit code 1: an exported graph that does not compute what it should
     ├── MissedGateError                   exit code 1: an adapter that does not do as well as it should
+    ├── TrainingRowsError                 exit code 6: a gate on rows that the adapter was trained on
     ├── MistakeError                      exit code 1: an adapter with one of the classic mistakes
     └── NothingComparedError              exit code 4: a check that looked at nothing
 
@@ -449,6 +450,12 @@ class MissedGateError(AdapterExportError):
     """An adapter that does not do as well as was asked, or as the record of its training says."""
 
     exit_code = 1
+
+
+class TrainingRowsError(AdapterExportError):
+    """A gate on rows that the adapter was trained on, which shows nothing about new ones."""
+
+    exit_code = 6
 
 
 class MistakeError(AdapterExportError):

@@ -20,6 +20,7 @@ from adapter_export.analysis.eval_rows import DifferingRow, EvalData, EvalRows, 
 from adapter_export.analysis.latency import interleaved, quartiles
 from adapter_export.analysis.member_attention import Attention, attention, is_fusion
 from adapter_export.analysis.scores import Resampling, Score, percentiles, summarised
+from adapter_export.analysis.seen_rows import SeenRows
 from adapter_export.format.records import SEMVER
 from adapter_export.graph.tasks.metrics import Floats, Judged, Metric, correlation
 from adapter_export.reporting import SILENT, Reporter
@@ -79,6 +80,7 @@ class ContestantRecord:
         parameters: of the adapter.
         adapter_bytes: of the file that a client loads.
         graph_bytes: of the graph with the base's weights and the idle values of its slots.
+        seen: the rows that the adapter has learnt from; null if its record names no data.
         latency: null if it was not measured.
         scores: by metric.
     """
@@ -91,6 +93,7 @@ class ContestantRecord:
     parameters: int
     adapter_bytes: int
     graph_bytes: int
+    seen: SeenRows | None = None
     latency: CallTime | None = None
     scores: Mapping[str, Score] = field(default_factory=dict)
 
@@ -405,14 +408,14 @@ def compare_measured(
     contestants, first = [own.contestant for own in measured], measured[0].rows
     notes = [*notes, *_repeated_rows(first)]
     fusions = list(_attentions(measured, reporter))
-    records, tokens = list(map(ContestantRecord.of, contestants)), None
+    records, tokens = [replace(ContestantRecord.of(own.contestant), seen=own.seen) for own in measured], None
     if rounds:
         reporter.step(f"timing {len(contestants)} contestants, {rounds} rounds")
         at = first.usual()
         tokens = first.tokens(at)
         records = _timed(records, _calls(measured, at), rounds)
     for own in measured:
-        notes += [f"`{own.contestant.name}`: {note}" for note in (*own.rows.notes(), *own.effects())]
+        notes += [f"`{own.contestant.name}`: {note}" for note in own.notes()]
     reporter.step("drawing rows for the intervals")
     return comparison(
         Setting(first.task.type, data.path.name, data.sha256, resampling.count, resampling.seed, rounds, tokens),

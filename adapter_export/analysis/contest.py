@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from adapter_export.analysis.eval_rows import EvalData, EvalRows, Results, judge, read_rows
+from adapter_export.analysis.seen_rows import SeenRows
 from adapter_export.bundle.ablation import effects, note_of
 from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.errors import DataError, UsageError, argument, within
@@ -113,15 +114,22 @@ class Measured:
         rows: the rows as it read them.
         results: the results of its head.
         judged: the comparison with the labels.
+        seen: the rows that the adapter has learnt from; `None` if its record names no data.
     """
 
     contestant: Contestant
     rows: EvalRows
     results: Results
     judged: Judged
+    seen: SeenRows | None = None
 
-    def effects(self) -> Iterator[str]:
-        """Yield a note if the adapter changes nothing, or little."""
+    def notes(self) -> Iterator[str]:
+        """Yield what limits the meaning of the scores, each a clause: of the rows, the answers and the adapter."""
+        decisions = self.judged.decisions
+        if self.seen is not None:
+            yield from self.seen.notes(self.contestant.adapter)
+        yield from self.rows.notes()
+        yield from () if decisions is None or decisions.collapse is None else (decisions.collapse,)
         yield from filter(None, map(note_of, effects(self.contestant.bundle, [self.contestant.adapter])))
 
 
@@ -164,7 +172,8 @@ def measure(contestants: Sequence[Contestant], data: EvalData, reporter: Reporte
     measured = []
     for one, rows, results in zip(contestants, read, answers, strict=True):
         with within(f"`{one.name}`"):
-            measured.append(Measured(one, rows, results, judge(rows, results)))
+            seen = SeenRows.of(one.original.training, data, compared=rows.compared)
+            measured.append(Measured(one, rows, results, judge(rows, results), seen))
     return measured
 
 

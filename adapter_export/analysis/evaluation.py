@@ -15,10 +15,11 @@ from adapter_export.analysis.contest import Measured
 from adapter_export.analysis.eval_rows import DifferingRow, EvalData, cut, shown_text
 from adapter_export.analysis.record_check import RecordCheck, compare_with_training_record
 from adapter_export.analysis.scores import NO_INTERVALS, Resampling, Score, score
-from adapter_export.errors import MissedGateError, UsageError, argument, quoted
+from adapter_export.analysis.seen_rows import SeenRows
+from adapter_export.errors import MissedGateError, TrainingRowsError, UsageError, argument, quoted
 from adapter_export.format.adapter_files import GRAPH_FILE
 from adapter_export.graph.tasks import Task
-from adapter_export.graph.tasks.metrics import Decisions, Judged, Metric, metrics_of
+from adapter_export.graph.tasks.metrics import Decisions, Judged, Majority, Metric, metrics_of
 from adapter_export.tables import Table
 
 _BINS = 10
@@ -231,7 +232,12 @@ def check_options(data: EvalData, task: Task, gates: Mapping[str, float]) -> Non
 
 
 def evaluation(
-    measured: Sequence[Measured], data: EvalData, resampling: Resampling, gates: Mapping[str, float]
+    measured: Sequence[Measured],
+    data: EvalData,
+    resampling: Resampling,
+    gates: Mapping[str, float],
+    *,
+    allow_training_rows: bool = False,
 ) -> Evaluation:
     """Report the scores of the first contestant, and how its answers differ from those of a second one."""
     own, *others = measured
@@ -239,7 +245,7 @@ def evaluation(
     bundle, record, scores = contestant.bundle, contestant.record, score(judged, resampling)
     allowed = record.golden.absolute[str(record.output)]
     check, said = compare_with_training_record(contestant.original.training, data, own, allowed)
-    notes = [*own.rows.notes(), *judged.notes, *([] if said is None else [said]), *own.effects()]
+    notes = [*own.notes(), *judged.notes, *([] if said is None else [said])]
     source = f"{record.source}/{GRAPH_FILE}"
     return Evaluation(
         bundle=str(bundle.folder),
@@ -255,6 +261,7 @@ def evaluation(
         seed=resampling.seed,
         metrics=judged.metrics,
         scores=scores,
+        majority=None if judged.decisions is None else judged.decisions.majority,
         classes=() if judged.decisions is None else class_scores(judged.decisions),
         confusion=None if judged.decisions is None else confusion(judged.decisions),
         calibration=calibrate(judged),
@@ -263,6 +270,8 @@ def evaluation(
         versus=versus(own, others[0], allowed) if others else None,
         training_record=check,
         gates=apply_gates(gates, judged.metrics, scores),
+        seen=own.seen,
+        allow_training_rows=allow_training_rows,
         notes=tuple(notes),
     )
 
@@ -285,6 +294,7 @@ class Evaluation:
         seed: of these draws.
         metrics: the metrics, the one that counts most first.
         scores: each of them with its interval.
+        majority: the scores of always answering the most frequent label; `None` if answers are not classes.
         classes: how well each class is found; empty where answers are no classes.
         confusion: counts by true class (row) and predicted class (column); `None` if answers are not classes.
         calibration: the calibration of the probabilities; `None` if answers have none.
@@ -293,6 +303,8 @@ class Evaluation:
         versus: the same rows answered by the reference, if there is one.
         training_record: the comparison with the scores that training recorded for this very file, if it did.
         gates: the bounds that were asked for.
+        seen: the rows that the adapter has learnt from; `None` if its record names no data.
+        allow_training_rows: whether gates may pass on training rows.
         notes: what the caller should know, each a clause.
     """
 
@@ -309,6 +321,7 @@ class Evaluation:
     seed: int
     metrics: tuple[Metric, ...]
     scores: Mapping[str, Score]
+    majority: Majority | None
     classes: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...] | None
     calibration: Calibration | None
@@ -317,11 +330,15 @@ class Evaluation:
     versus: Versus | None
     training_record: RecordCheck | None
     gates: tuple[Gate, ...]
+    seen: SeenRows | None
+    allow_training_rows: bool
     notes: tuple[str, ...]
 
     def remarks(self) -> Iterator[str]:
         """Yield sentences about intervals, the reference and the training record."""
         resampling = Resampling(self.resamples, self.seed)
+        if self.majority is not None:
+            yield f"majority: scores of always answering `{self.majority.label}`."
         yield f"95 % intervals: {resampling.description(self.task)}." if self.resamples else "no intervals."
         if self.versus is not None:
             count = len(self.versus.differing)
@@ -333,22 +350,30 @@ class Evaluation:
 
     @property
     def passed(self) -> bool:
-        """True if every gate passes and the scores match the training record, where they are comparable."""
-        return all(gate.passed for gate in self.gates) and (self.training_record is None or self.training_record.passed)
+        """True if every gate passes on rows that are new to the adapter, and the scores match its training record."""
+        return not any(self.faults())
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of `evaluate`: that of the first fault, or 0."""
+        return next((fault.exit_code for fault in self.faults()), 0)
 
     def raise_for_failure(self) -> None:
-        """Raise an error for the first missed gate, or for a training record that the scores contradict.
+        """Raise the first of `faults()`.
 
         Raises:
-            MissedGateError: there is one.
+            TrainingRowsError: gates were measured on training rows.
+            MissedGateError: a gate is missed, or the scores contradict the training record.
         """
         for fault in self.faults():
             raise fault
 
-    def faults(self) -> Iterator[MissedGateError]:
-        """Yield an error for each missed gate and for each recorded score that the bundle contradicts."""
+    def faults(self) -> Iterator[TrainingRowsError | MissedGateError]:
+        """Yield an error for gates on training rows, for each missed gate, and for each contradicted recorded score."""
         more_is_better = {metric.name: metric.more_is_better for metric in self.metrics}
         where = f"adapter `{self.adapter}` on {self.data}"
+        if self.gates and self.seen is not None and self.seen.is_training and not self.allow_training_rows:
+            yield self.seen.fault(where)
         for gate in self.gates:
             if not gate.passed:
                 bound = f"at {'least' if more_is_better[gate.metric] else 'most'} {gate.bound:g}"
@@ -366,14 +391,16 @@ class Evaluation:
     def table(self) -> Table:
         """Return a line for each metric."""
         other = {} if self.versus is None else self.versus.scores
+        always = None if self.majority is None else self.majority.scores
         rows = [
             (metric.words, self.scores[metric.name], self.scores[metric.name].interval)
+            + (() if always is None else (f"{always[metric.name]:.4f}" if metric.name in always else "",))
             + ((other[metric.name],) if other else ())
             for metric in self.metrics
         ]
         title = f"{self.bundle}: adapter `{self.adapter}` ({self.task}) on {self.rows:,} rows of {self.data}"
-        columns = ("metric", "value", "95 % interval", *(("reference",) if other else ()))
-        return Table(columns, rows, title, numbers="lrrr")
+        further = (*(() if always is None else ("majority",)), *(("reference",) if other else ()))
+        return Table(("metric", "value", "95 % interval", *further), rows, title, numbers="lrrrr")
 
     def tables(self) -> Iterator[Table]:
         """Yield the table of the metrics, then all others that there are."""

@@ -21,8 +21,6 @@ from adapter_export.commands.command import Command, Found, Instead
 from adapter_export.errors import UsageError
 from adapter_export.option import OptionsOf
 
-_FAILED = 1
-
 
 def made(command: Command[Found], name: str) -> click.Command:
     """Make a command of click: its page from the docstring of the call, its parameters from the signature."""
@@ -81,7 +79,7 @@ def _run(command: Command[Found], title: str, /, *, as_json: bool, **given: Any)
         if found is not None and os.environ.get("RANK", "0") == "0":  # of processes that train together the first one
             _present(command, found, screen, as_json)
     if found is not None and not command.passed(found):
-        raise click.exceptions.Exit(_FAILED)
+        raise click.exceptions.Exit(command.exit_code(found))
 
 
 def _taken(other: Instead, flag: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,11 @@ def always(_: object) -> bool:
     return True
 
 
+def exit_1(_: object) -> int:
+    """Return 1, the exit code of most results that did not pass."""
+    return 1
+
+
 @dataclass(frozen=True)
 class Command(Generic[Found]):
     """A public call as a command of `adapter-export`.
@@ -69,7 +74,8 @@ class Command(Generic[Found]):
         show: renders a result for people.
         examples: command lines at the end of the help page.
         document: renders a result as JSON, for `--json`.
-        passed: false exits with code 1.
+        passed: false exits with `exit_code`.
+        exit_code: the exit code of a result that did not pass.
         exit_codes: their meanings, on the help page.
         sections: names of parameters by section, where a help page is long, or the classes that declare them; all
             others are on every page.
@@ -83,6 +89,7 @@ class Command(Generic[Found]):
     examples: Sequence[str]
     document: Callable[[Found, Screen], Mapping[str, object]] = result_document
     passed: Callable[[Found], bool] = always
+    exit_code: Callable[[Found], int] = exit_1
     exit_codes: str = ""
     sections: Mapping[str, Sequence[str | OptionsOf]] = field(default_factory=dict)
     common: Collection[str] = ()

@@ -5,8 +5,10 @@ Images and audio are the files of a folder for each class, or files that a table
 
 from __future__ import annotations
 
+import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ from adapter_export.format.table_files import check_columns, read_rows
 from adapter_export.graph.tasks import TASK_TYPES, ProblemType
 from adapter_export.graph.tasks.cells import Cells, some, text_cell
 from adapter_export.safe_io.regular_files import sha256_of
+
+_DIGEST_BYTES, _SALT_BYTES = 4, 16
+MOST_DIGESTS = 2048
+"""Digests of rows that a training record keeps of each file: 8 kB."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +194,75 @@ def data_digest(path: Path, rows: Sequence[LabelledRow]) -> str:
         return sha256_of(path)
     lines = (f"{row.text.sha256} {row.answer}\n" for row in rows if isinstance(row.text, LabelledFile))
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def row_digest(row: LabelledRow, salt: str) -> int:
+    """Return 32 bits of a salted hash of the texts of a row, without its label; case and spaces make no difference.
+
+    Args:
+        row: the row.
+        salt: hexadecimal, such as the `data_digest` of the file that is remembered.
+    """
+    texts = json.dumps([_unspaced(row.text), _unspaced(row.pair)]).encode()  # escapes what UTF-8 cannot encode
+    salted = hashlib.blake2b(texts, digest_size=_DIGEST_BYTES, salt=bytes.fromhex(salt)[:_SALT_BYTES])
+    return int.from_bytes(salted.digest(), "big")
+
+
+def _unspaced(value: object) -> object:
+    if isinstance(value, LabelledFile):
+        return value.sha256
+    if isinstance(value, str):
+        return " ".join(value.split()).casefold()
+    return list(map(_unspaced, value)) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class RememberedRows:
+    """Rows of a file by digests of their texts: all of a short file, a sample of a long one.
+
+    The sample are the smallest digests (bottom-k, Cohen and Kaplan 2007): a row with a larger one is unknown, so that a
+    part of the rows of any other file can be looked up.
+
+    Attributes:
+        salt: of the digests, hexadecimal.
+        rows: the number of different rows.
+        digests: the smallest digests, at most `MOST_DIGESTS`.
+    """
+
+    salt: str
+    rows: int
+    digests: frozenset[int]
+
+    @classmethod
+    def of(cls, digests: Iterable[int], salt: str) -> RememberedRows:
+        """Remember rows by digests that were made with this salt."""
+        different = sorted(set(digests))
+        return cls(salt[: 2 * _SALT_BYTES], len(different), frozenset(different[:MOST_DIGESTS]))
+
+    @classmethod
+    def from_json(cls, document: object) -> RememberedRows | None:
+        """Read what `to_json` wrote; `None` for anything else, such as the record of another program."""
+        found = document if isinstance(document, Mapping) else {}
+        salt, rows, packed = (found.get(name) for name in ("salt", "rows", "digests"))
+        if not (isinstance(salt, str) and isinstance(rows, int) and isinstance(packed, str)):
+            return None
+        try:
+            data, _ = base64.b64decode(packed, validate=True), bytes.fromhex(salt)
+        except ValueError:
+            return None
+        places = range(0, len(data), _DIGEST_BYTES)
+        return cls(salt, rows, frozenset(int.from_bytes(data[at : at + _DIGEST_BYTES], "big") for at in places))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the rows for a training record."""
+        packed = b"".join(one.to_bytes(_DIGEST_BYTES, "big") for one in sorted(self.digests))
+        return {"salt": self.salt, "rows": self.rows, "digests": base64.b64encode(packed).decode()}
+
+    def count(self, rows: Iterable[LabelledRow]) -> tuple[int, int]:
+        """Return how many rows are among these, and how many could be looked up."""
+        most = 2 ** (8 * _DIGEST_BYTES) if len(self.digests) >= self.rows else max(self.digests, default=-1)
+        known = [one for one in (row_digest(row, self.salt) for row in rows) if one <= most]
+        return sum(one in self.digests for one in known), len(known)
 
 
 def read_texts(path: Path, columns: Columns) -> list[tuple[str, str | None]]:

@@ -12,6 +12,7 @@ from sklearn.metrics import f1_score as sk_f1_score
 
 from adapter_export.errors import DataError
 from adapter_export.graph.tasks.metrics import (
+    Decisions,
     Judged,
     has_entities,
     judge_choices,
@@ -53,6 +54,40 @@ def test_classes_as_scikit_learn_has_them() -> None:
         found = values(judge_classes(np.eye(8)[answered], right, tuple("abcdefgh")))
         macro = sk_f1_score(right, answered, average="macro", zero_division=0.0)
         assert found == pytest.approx({"accuracy": accuracy_score(right, answered), "macro_f1": macro})
+
+
+def decisions(right: list[int], answered: list[int]) -> Decisions:
+    return Decisions(("a", "b", "c"), np.array(right), np.array(answered))
+
+
+def test_the_majority_is_the_score_of_always_answering_the_most_frequent_label() -> None:
+    """Of 25 rows 16 are b: accuracy 16/25; F1 of b 2·16/(25+16), of a and c 0."""
+    majority = decisions([1] * 16 + [0] * 5 + [2] * 4, [0] * 25).majority
+    assert majority is not None
+    assert majority.label == "b"
+    assert majority.scores == pytest.approx({"accuracy": 0.64, "macro_f1": 32 / 41 / 3})
+    sets = np.eye(3, dtype=bool)
+    assert Decisions(("a", "b", "c"), sets, sets).majority is None
+
+
+@pytest.mark.parametrize(
+    ("right", "answered", "collapsed"),
+    [
+        ([1] * 16 + [0] * 9, [1] * 25, True),
+        ([1] * 64 + [0] * 36, [1] * 99 + [0], True),
+        ([1] * 64 + [0] * 36, [1] * 97 + [0] * 3, False),
+        ([1] * 64 + [0] * 36, [1] * 64 + [0] * 36, False),
+        ([1] * 99 + [0], [1] * 99 + [0], False),
+        ([1] * 99 + [0], [1] * 100, True),
+        ([1] * 100, [1] * 100, False),
+        ([1] * 6 + [0] * 4, [1] * 10, False),  # too few to tell
+    ],
+)
+def test_a_collapse_is_one_answer_to_nearly_all_rows(right: list[int], answered: list[int], collapsed: bool) -> None:
+    found = decisions(right, answered).collapse
+    assert (found is not None) is collapsed
+    if found is not None:
+        assert found.startswith(f"`b` is {answered.count(1) / len(answered):.1%} of the answers")
 
 
 def test_sets_of_labels() -> None:

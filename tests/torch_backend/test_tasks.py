@@ -36,7 +36,7 @@ from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.torch_runner import TorchRunner
 from adapter_export.torch_backend.train.data import TextExamples, TextSource, TrainingData
 from adapter_export.torch_backend.train.init_adapter import init_adapter
-from adapter_export.torch_backend.train.measure import cosine_apart, measure
+from adapter_export.torch_backend.train.measure import cosine_apart, judged, measure
 from adapter_export.torch_backend.train.objectives import OBJECTIVES
 from adapter_export.torch_backend.train.objectives.objective import IGNORED, class_loss
 from adapter_export.torch_backend.train.settings import LoopSpec
@@ -236,7 +236,8 @@ def test_questions_with_different_numbers_of_choices(base: TorchBase, tmp_path: 
     assert scores.grad is not None
     assert scores.grad.isfinite().all()
     assert (scores.grad != 0).all()
-    assert measure(Task("multiple_choice", input="pair"), results.detach(), right, found) == {"accuracy": 0.5}
+    scored = judged(Task("multiple_choice", input="pair"), results.detach(), right, found)
+    assert measure(scored) == {"accuracy": 0.5}
 
 
 class TestTokenTargets:

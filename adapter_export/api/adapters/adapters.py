@@ -151,9 +151,13 @@ def _site_map_of(adapter: Adapter) -> dict[str, str | None]:
 
 
 def composition_record(record: Mapping[str, Any], members: Sequence[Adapter]) -> dict[str, Any]:
-    """Return a composition's record with the sha256 of its members' weights and their site map, which must be one."""
+    """Return a composition's record with facts of its members: the sha256 of their weights, their data, their site map.
+
+    Raises:
+        AdapterError: the members have different site maps.
+    """
     from adapter_export.format.tensors import tensor_bytes
-    from adapter_export.graph.compose import COMPOSITION
+    from adapter_export.graph.compose import COMPOSITION, data_of
 
     maps = {adapter.name: found for adapter in members if (found := _site_map_of(adapter))}
     if len({digest for found in maps.values() for digest in found.values()}) > 1:
@@ -164,7 +168,11 @@ def composition_record(record: Mapping[str, Any], members: Sequence[Adapter]) ->
         )
     composition = dict(record[COMPOSITION])
     composition["members"] = [
-        {**fact, "weights_sha256": hashlib.sha256(tensor_bytes(adapter.weights)).hexdigest()}
+        {
+            **fact,
+            "weights_sha256": hashlib.sha256(tensor_bytes(adapter.weights)).hexdigest(),
+            **({"data": data} if (data := data_of(adapter.training)) else {}),
+        }
         for fact, adapter in zip(composition["members"], members, strict=True)
     ]
     return {**record, COMPOSITION: composition, **next(iter(maps.values()), {})}

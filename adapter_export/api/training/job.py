@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from adapter_export.torch_backend.train.data import Examples
     from adapter_export.torch_backend.train.distil_loop import Teacher
     from adapter_export.torch_backend.train.language import LanguageExamples
+    from adapter_export.torch_backend.train.objectives.objective import Scores
     from adapter_export.torch_backend.train.record import TrainingResult
     from adapter_export.torch_backend.train.task_files import TextTask
 
@@ -182,6 +183,7 @@ class TrainingJob:
                 teacher=start.teacher,
                 reporter=reporter,
             )
+            _note(reporter, _undecided(result.best.validation))
             test = None if rows.test is None else evaluate(model, rows.test, loop, accelerator)
             facts |= {} if reader.generates else {"padding_neutral": start.pads}
             facts |= {} if self.base.given is None else {SITE_MAP_KEY: self.base.given.digest}
@@ -297,6 +299,15 @@ def _too_many(start: Start, rows: int) -> Iterator[str]:
         yield (
             f"{count:,} parameters learn from {rows:,} rows, more than {MOST_PER_ROW:,} per row, so the adapter may "
             f"memorise them; compare it with the narrower one that {narrower} recommends"
+        )
+
+
+def _undecided(scores: Scores) -> Iterator[str]:
+    """Yield a note if nearly all validation rows get one answer."""
+    if scores.collapse is not None:
+        yield (
+            f"{scores.collapse} (validation rows); give more {argument('epochs')}, a larger "
+            f"{argument('learning_rate')}, or {argument('class_weights', 'balanced')}"
         )
 
 

@@ -166,12 +166,12 @@ class RowReader:
     def _files(self) -> TaskFiles:
         from adapter_export.torch_backend.train.task_files import TaskFiles
 
-        skip, task = self.data.skip_incomplete, self.task
+        skip, task, remembers = self.data.skip_incomplete, self.task, not self.data.without_row_digests
         paths = *self.data.files, self.columns
         if task is not None:
-            return TaskFiles(*paths, task.type, skip, task.prefix, task.truncation, task.labels)
+            return TaskFiles(*paths, task.type, skip, task.prefix, task.truncation, task.labels, remembers)
         side: Side = self.data.truncation or ("right" if self.source.medium is not None else self._tokenizer.side)
-        return TaskFiles(*paths, self.head.task, skip, self.data.prefix, side)
+        return TaskFiles(*paths, self.head.task, skip, self.data.prefix, side, remembers_rows=remembers)
 
     def _with_unlabelled(self, rows: TextTask, path: Path) -> TextTask:
         """Return the rows with texts without labels behind those that are learnt, each once."""

@@ -69,6 +69,11 @@ class DataSpec:
         str | None, Option("Token that ends a text; defaults to the model's (`causal_lm` only).", "TOKEN")
     ] = None
 
+    without_row_digests: Annotated[
+        bool,
+        "Keep no digests of rows in the training record; `evaluate` then recognises training files, but not rows.",
+    ] = False
+
     def __post_init__(self) -> None:
         if self.validation is not None and self.validation_data is not None:
             both = f"{argument('validation')} and {argument('validation_data')}"

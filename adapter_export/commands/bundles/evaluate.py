@@ -56,6 +56,9 @@ def evaluate(
         Mapping[str, float] | Sequence[str],
         Option("Minimum of a metric; maximum where less is better. Repeatable.", "METRIC=N"),
     ] = (),
+    allow_training_rows: Annotated[
+        bool, "Let a gate pass on rows that the adapter was trained on, which says nothing about new ones."
+    ] = False,
     against: Annotated[
         Base | PathLike | None,
         Option("The model that the bundle was built from; it answers the same rows.", "MODEL"),
@@ -75,10 +78,14 @@ def evaluate(
     and NDCG of rankings, Spearman's correlation of the cosines of pairs. Rows are read as `train` reads them, and
     become tokens by the bundle's own record. If training recorded scores for this very file, they are compared.
 
+    Rows that the adapter was trained on, or validated by, are counted and named in a warning. A gate on training rows
+    fails.
+
     Args:
         bundle: the bundle, or its folder.
         data: labelled rows: csv, tsv or jsonl in UTF-8; images and audio as `train` reads them.
         gate: bounds by metric, also as texts such as `accuracy=0.92`.
+        allow_training_rows: let gates pass on training rows.
         against: the model that the bundle was built from, to answer the same rows.
         site_map: the sites of that model.
         trust_pickle: load that model even if it could run code.
@@ -114,7 +121,13 @@ def evaluate(
         contestants.append(ReferenceContestant(runner.description, own.source, opened, own.adapter, own.reader, runner))
     rows = options.read(Path(data), own.task)
     check_options(rows, own.task, gates)
-    found = evaluation(measure(contestants, rows, reporter), rows, Resampling(resamples, seed), gates)
+    found = evaluation(
+        measure(contestants, rows, reporter),
+        rows,
+        Resampling(resamples, seed),
+        gates,
+        allow_training_rows=allow_training_rows,
+    )
     write_page(output, lambda: page(found))
     return found
 
@@ -175,8 +188,9 @@ COMMAND = Command(
     _show,
     document=_document,
     passed=lambda found: found.passed,
+    exit_code=lambda found: found.exit_code,
     exit_codes="0 measured, 1 a gate is missed or the training record is contradicted, 2 wrong call, 3 the bundle, the "
-    "model or the data cannot be used",
+    "model or the data cannot be used, 6 a gate on training rows",
     examples=(
         "adapter-export evaluate bundle --data test.tsv --text text --label label",
         "adapter-export evaluate bundle --adapter trec --data test.tsv --gate accuracy=0.92 --slices language",

@@ -147,10 +147,15 @@ def _kind(kind: str | Kind | None, options: Mapping[str, Any]) -> Kind:
 
 
 def _show(made: Adapter, screen: Screen) -> None:
-    from adapter_export.graph.tasks.metrics import worded_scores
+    from adapter_export.graph.tasks.metrics import Metric
 
     record = made.training
-    test = [f"{name} {value:.3f}" for name, value in worded_scores(record.get("test", {}))]
+    majority = record.get("majority", {}).get("test", {})
+    test = [
+        f"{Metric(name).words} {value:.3f}" + (f" (majority {majority[name]:.3f})" if name in majority else "")
+        for name, value in record.get("test", {}).items()
+        if name != "loss"
+    ]
     screen.show(_epochs(record), *([f"test {', '.join(test)}"] if test else ()))
     screen.say(f"the learning curve is {_curve(screen)}.")
     show_adapter(made, screen)
@@ -183,7 +188,11 @@ def _epochs(record: Mapping[str, Any]) -> Table:
     ]
     words = [name for name, _ in worded_scores(record["validation"])]
     columns = ("epoch", "training loss", "validation loss", *words, "time")
-    return Table(columns, rows, "Epochs (* kept)", "l" + "r" * (len(columns) - 1))
+    title, majority = "Epochs (* kept)", record.get("majority", {}).get("validation")
+    if majority is not None:
+        rows.append(("majority", "", "", *(f"{majority[name]:.4f}" if name in majority else "" for name in names), ""))
+        title = f"Epochs (* kept; majority: always answering `{majority['label']}`)"
+    return Table(columns, rows, title, "l" + "r" * (len(columns) - 1))
 
 
 SECTIONS: Mapping[str, Sequence[str | OptionsOf]] = {

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from adapter_export.graph.compose.attention import DYNAMIC, STATIC, FusionOptions, adapter_fusion
-from adapter_export.graph.compose.members import COMPOSITION
+from adapter_export.graph.compose.members import COMPOSITION, data_of
 from adapter_export.graph.compose.sums import average, stack, weighted_fusion
 
-__all__ = ["COMPOSITION", "DYNAMIC", "STATIC", "FusionOptions", "adapter_fusion", "average", "stack", "weighted_fusion"]
+__all__ = [
+    "COMPOSITION",
+    "DYNAMIC",
+    "STATIC",
+    "FusionOptions",
+    "adapter_fusion",
+    "average",
+    "data_of",
+    "stack",
+    "weighted_fusion",
+]

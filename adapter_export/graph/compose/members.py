@@ -231,6 +231,17 @@ def compose(
     return Adapter(composition.name, composition.kind, base, graphs, placements, {**weights, **tensors}, chosen, record)
 
 
+def data_of(training: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the data of a training record, and those of the members of a composition: files by their part."""
+    composition = training.get(COMPOSITION)
+    members = composition.get("members") if isinstance(composition, Mapping) else None
+    found = [training.get("data")]
+    for member in members if isinstance(members, list | tuple) else ():
+        of_member = member.get("data") if isinstance(member, Mapping) else None
+        found += of_member if isinstance(of_member, list | tuple) else []
+    return [one for one in found if isinstance(one, Mapping)]
+
+
 def own_tensors(adapter: Adapter) -> tuple[str, ...]:
     """The tensors that belong to the composition itself: those that learn while the members are frozen."""
     names = {

@@ -26,6 +26,12 @@ Truths = npt.NDArray[np.bool_]
 
 _NDCG_AT = 10
 
+_NEARLY_ALL = 0.98
+"""The share of rows from which one answer counts as the answer to nearly all."""
+
+_ENOUGH = 20
+"""The fewest answers that show a collapse: of fewer, one class may be all by chance."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -76,6 +82,43 @@ class Decisions:
     classes: tuple[str, ...]
     right: Indices | Truths
     answered: Indices | Truths
+
+    @property
+    def majority(self) -> Majority | None:
+        """Scores of always answering the most frequent label; `None` for sets of labels, and without rows."""
+        if self.right.ndim != 1 or not len(self.right):
+            return None
+        right = self.right.astype(np.int64)
+        label = int(np.bincount(right).argmax())
+        accuracy, macro = _of_classes(right, np.full_like(right, label))
+        return Majority(self.classes[label], {_ACCURACY.name: accuracy, _MACRO_F1.name: macro})
+
+    @property
+    def collapse(self) -> str | None:
+        """A clause if one class is the answer to nearly all rows although others are right; `None` for sets."""
+        if self.right.ndim != 1 or len(self.right) < _ENOUGH:
+            return None
+        label = int(np.bincount(self.answered).argmax())
+        answered, right = (float((side == label).mean()) for side in (self.answered, self.right))
+        if answered < _NEARLY_ALL or right == 1 or (answered < 1 and right >= _NEARLY_ALL):
+            return None
+        return (
+            f"`{self.classes[label]}` is {answered:.1%} of the answers and {right:.1%} of the labels: the adapter "
+            "hardly tells classes apart"
+        )
+
+
+@dataclass(frozen=True)
+class Majority:
+    """Scores of answering the most frequent label to every row.
+
+    Attributes:
+        label: the label.
+        scores: accuracy and macro-F1.
+    """
+
+    label: str
+    scores: Mapping[str, float]
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,15 @@ def deciding(problem: Learnt, labels: Sequence[str], wanted: str | None) -> Metr
     return metrics[name]
 
 
-def measure(task: Task | None, results: Tensor, targets: Tensor, examples: Examples) -> dict[str, float]:
-    """Return the metrics of a task by name; one that is not defined for these rows is left out.
+def measure(found: Judged) -> dict[str, float]:
+    """Return the metrics of judged rows by name; one that is not defined for them is left out."""
+    values = found.measure(np.arange(found.units))
+    named = zip(found.metrics, values, strict=True)
+    return {metric.name: float(value) for metric, value in named if np.isfinite(value)}
+
+
+def judged(task: Task | None, results: Tensor, targets: Tensor, examples: Examples) -> Judged:
+    """Judge rows by the metrics of a task.
 
     Args:
         task: the task of the results; `None` for language modelling, which has no head.
@@ -49,14 +56,6 @@ def measure(task: Task | None, results: Tensor, targets: Tensor, examples: Examp
     Raises:
         DataError: the rows cannot be judged, such as one row alone that has no neighbour.
     """
-    found = judged(task, results, targets, examples)
-    values = found.measure(np.arange(found.units))
-    named = zip(found.metrics, values, strict=True)
-    return {metric.name: float(value) for metric, value in named if np.isfinite(value)}
-
-
-def judged(task: Task | None, results: Tensor, targets: Tensor, examples: Examples) -> Judged:
-    """Return the rows judged; arguments and errors are those of `measure`."""
     found, wanted = results.double().numpy(), targets.numpy()
     if task is None:
         return judge_tokens(found[:, 0], found[:, 1])

@@ -84,6 +84,9 @@ def training_record(
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
         "threads": torch.get_num_threads(),
     }
+    parts = {"validation": result.best.validation, **({} if test is None else {"test": test})}
+    majority = {name: dict(scores.majority) for name, scores in parts.items() if scores.majority}
+    record |= {"majority": majority} if majority else {}
     return record if test is None else {**record, "test": test.document()}
 
 

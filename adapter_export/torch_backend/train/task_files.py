@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from adapter_export.errors import DataError, UsageError
-from adapter_export.format.labelled import Columns, LabelledRow, data_digest, labelled_rows
+from adapter_export.format.labelled import (
+    Columns,
+    LabelledRow,
+    RememberedRows,
+    data_digest,
+    labelled_rows,
+    row_digest,
+)
 from adapter_export.graph.tasks import DEFAULT_TYPE, TASK_TYPES, Learnt, ProblemType, TaskType
 from adapter_export.text import Pair, Side
 from adapter_export.torch_backend.train.data import LabelledExamples, Rows, RowSource, split, split_groups
@@ -22,6 +29,7 @@ class LabelledTexts:
     """The rows of a file, each once: texts, pairs, words or the pairs of a question, and what is to be learnt of each.
 
     Rows that repeat another one or are incomplete are left out and counted; texts with more than one label are kept.
+    `digests` are those of the rows, by which their training record recognises them.
     """
 
     texts: tuple[Any, ...]
@@ -30,6 +38,7 @@ class LabelledTexts:
     incomplete: int
     contradicting: int
     sha256: str = field(default="", compare=False)
+    digests: tuple[int, ...] = field(default=(), compare=False)
 
 
 def read_table(
@@ -49,11 +58,13 @@ def read_table(
     columns = columns or Columns()
     rows, incomplete = labelled_rows(path, columns, problem, skip_incomplete=skip_incomplete, medium=medium)
     complete = [(_text(row, prefix), row.answer) for row in rows]
+    digest = data_digest(path, rows)
+    first = dict(zip(reversed(complete), reversed(rows), strict=True))  # of repeated rows the first one stays
     unique = tuple(dict.fromkeys(complete))
     contradicting = sum(count > 1 for count in Counter(text for text, _ in unique).values())
     texts, labels = zip(*unique, strict=True)
-    repeated, digest = len(complete) - len(unique), data_digest(path, rows)
-    return LabelledTexts(texts, labels, repeated, len(incomplete), contradicting, digest)
+    digests = tuple(row_digest(first[one], digest) for one in unique)
+    return LabelledTexts(texts, labels, len(complete) - len(unique), len(incomplete), contradicting, digest, digests)
 
 
 def _text(row: LabelledRow, prefix: str) -> Any:
@@ -71,7 +82,7 @@ class TaskFiles:
 
     `validation` is a file, or the fraction of each class of `training` that is kept for it; `test` is used once, at the
     end. An embedding learns from labels: texts of one label shall be near each other; `prefix` stands before each of
-    its texts. `side` is where texts are cut.
+    its texts. `side` is where texts are cut. With `remembers_rows`, the training record recognises the rows.
     """
 
     training: Path
@@ -83,6 +94,7 @@ class TaskFiles:
     prefix: str = ""
     side: Side = "right"
     labels: tuple[str, ...] = ()
+    remembers_rows: bool = True
 
     def __post_init__(self) -> None:
         check_fraction(self.validation)
@@ -162,11 +174,16 @@ def read_task(files: TaskFiles, source: RowSource, seed: int = 0) -> TextTask:
         }
         for name, table in tables.items()
     }
+    digests = {name: np.array(table.digests) for name, table in tables.items()}
     if isinstance(files.validation, float):
         whole = examples["training"]
         kept, held_out = _halves(kind, whole, files.validation, seed)
+        digests = {"training": digests["training"][kept], "validation": digests["training"][held_out]}
         examples |= {"training": whole.only(kept), "validation": whole.only(held_out)}
         sources["validation"] = {"fraction": files.validation, "rows": len(held_out), "of": "training"}
+    salts = {name: tables.get(name, tables["training"]).sha256 for name in ("training", "validation")}
+    for name, salt in salts.items() if files.remembers_rows else ():
+        sources[name]["row_digests"] = RememberedRows.of(digests[name].tolist(), salt).to_json()
     for name, found in examples.items():
         kind.check_rows(found.texts, found.answers, name)
     return TextTask(

@@ -44,7 +44,7 @@ from adapter_export.torch_backend.train.data import (
 )
 from adapter_export.torch_backend.train.devices import Engine
 from adapter_export.torch_backend.train.distil_loop import Teacher
-from adapter_export.torch_backend.train.measure import deciding, measure
+from adapter_export.torch_backend.train.measure import deciding, judged, measure
 from adapter_export.torch_backend.train.objectives import OBJECTIVES
 from adapter_export.torch_backend.train.objectives.objective import Loss, Scores
 from adapter_export.torch_backend.train.record import EpochRecord, TrainingResult
@@ -76,7 +76,12 @@ def evaluate(
     rows, results, targets = answered(model, examples, settings, accelerator, cache)
     total, weight = OBJECTIVES[examples.problem].loss(results, targets, _class_weights(model, examples, settings))
     task = None if examples.problem == CAUSAL_LM else model.task
-    scores = Scores(float(total / weight) if weight else 0.0, measure(task, results, targets, examples.only(rows)))
+    found = judged(task, results, targets, examples.only(rows))
+    scores = Scores(float(total / weight) if weight else 0.0, measure(found))
+    if found.decisions is not None:
+        majority = found.decisions.majority
+        own = {} if majority is None else {"label": majority.label, **majority.scores}
+        scores = replace(scores, majority=own, collapse=found.decisions.collapse)
     decides = deciding(examples.problem, _labels(model), settings.metric)
     return scores if decides is None else replace(scores, decides=decides.name, more_is_better=decides.more_is_better)
 

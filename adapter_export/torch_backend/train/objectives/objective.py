@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,13 +30,22 @@ _LOWEST = -1e4
 class Scores:
     """The mean loss of a model on some rows (or tokens with labels), and its metrics.
 
-    `decides` is the metric that selects the best epoch, higher first if `more_is_better`. `None` is the loss.
+    Attributes:
+        loss: the mean loss.
+        metrics: by name.
+        decides: the metric that selects the best epoch, higher first if `more_is_better`; `None` is the loss.
+        more_is_better: True if a higher value of it is better.
+        majority: the metrics of answering the most frequent label to every row, with that `label`; empty without
+            classes.
+        collapse: a clause if nearly all rows get one answer.
     """
 
     loss: float
     metrics: Mapping[str, float]
     decides: str | None = None
     more_is_better: bool = True
+    majority: Mapping[str, Any] = field(default_factory=dict)
+    collapse: str | None = None
 
     def is_better_than(self, other: Scores) -> bool:
         """Return whether the metric that decides is better, or the same and the loss lower."""
