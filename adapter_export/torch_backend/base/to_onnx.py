@@ -16,7 +16,8 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnxscript import version_converter
+from onnxscript import rewriter, version_converter
+from onnxscript.rewriter import _basics, _matcher
 from torch.export import ExportedProgram
 from torch.fx.experimental import _config as fx_config
 from torch.onnx._internal.exporter import _core, _fx_passes, _registration
@@ -135,6 +136,33 @@ def converted(program: ExportedProgram) -> ir.Model:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+class _AtItsOperator(_matcher.PatternMatcher):
+    """Matches a pattern of the optimizer only at nodes with its first operator; the result is the same.
+
+    The library tries every pattern at every node, and for a pattern with several outputs it walks through the whole
+    graph each time: the seconds grow with the square of the number of nodes.
+    """
+
+    def __init__(self, matcher: _matcher.PatternMatcher) -> None:
+        super().__init__(matcher.pattern)
+        self._matcher = matcher
+
+    def match(
+        self, model: ir.Model, graph_or_function: ir.Graph | ir.Function, node: ir.Node, **options: Any
+    ) -> _basics.MatchResult:
+        """Match the pattern at a node."""
+        if self.pattern.output_nodes[0].op.matches(node.op_type):
+            return self._matcher.match(model, graph_or_function, node, **options)
+        return _basics.MatchResult().fail("another operator", node)
+
+
+@cache
+def _use_fast_matchers() -> None:
+    """Let the rules of the optimizer skip nodes with other operators."""
+    for rule in rewriter._DEFAULT_REWRITE_RULES:
+        rule._matcher = _AtItsOperator(rule._matcher)
+
+
 @cache
 def _registry() -> Any:
     """The ops that the exporter knows; `torch.onnx.export` parses the sources of all of them for each graph."""
@@ -203,6 +231,7 @@ def _translated(program: ExportedProgram, results: Mapping[torch.fx.Node, str]) 
         output.arg.name = renamed.get(output.arg.name, output.arg.name)
     made = _core._exported_program_to_onnx_program(program, registry=_registry())
     version_converter.convert_version(made.model, OPSET, fallback=True)
+    _use_fast_matchers()
     made.optimize()
     _forget_results(made.model.graph)
     return made.model
