@@ -117,6 +117,18 @@ def tiny_session(tiny_bert: TorchBase, tmp_path_factory: pytest.TempPathFactory)
     return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
+def test_an_export_shares_no_names_with_the_next_one(tiny_bert: TorchBase) -> None:
+    """A program is converted once in a process; what is done to one model is not seen in another."""
+    first = to_onnx(tiny_bert)
+    expected = ir.to_proto(first).SerializeToString()
+    for value in (*first.graph.inputs, *first.graph.outputs, *first.graph.initializers.values()):
+        value.name = f"{value.name}.changed"
+    for node in list(first.graph)[-3:]:
+        node.metadata_props.clear()
+    second = to_onnx(tiny_bert)
+    assert ir.to_proto(second).SerializeToString() == expected != ir.to_proto(first).SerializeToString()
+
+
 class Awkward(nn.Module):
     """Its outputs are an input, a weight, one value twice, and names that the exporter gives to other values."""
 

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import onnx_ir as ir
 import torch
@@ -106,8 +107,22 @@ def to_onnx(base: TorchBase) -> ir.Model:
     return model
 
 
+_CONVERTED: WeakKeyDictionary[ExportedProgram, ir.Model] = WeakKeyDictionary()
+"""Models of the programs in memory: the exporter takes seconds, and a process may build several bundles of a base."""
+
+
 def converted(program: ExportedProgram) -> ir.Model:
-    """A program as an ONNX model with the exporter's names; `BaseModelError` if torch cannot export it."""
+    """Return a program as an ONNX model with the exporter's names; each call returns a copy that shares the weights.
+
+    Raises:
+        BaseModelError: torch cannot export it.
+    """
+    if program not in _CONVERTED:
+        _CONVERTED[program] = _converted(program)
+    return _CONVERTED[program].clone()
+
+
+def _converted(program: ExportedProgram) -> ir.Model:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
