@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,26 +80,25 @@ def tokenizer(side: str) -> str:
     return str(made.to_str())
 
 
+def capture(folder: Path, name: str) -> None:
+    kind = BASES[name]
+    (folder / "tokenizer.json").write_text(tokenizer(kind.side))
+    ae.capture(
+        Plain(kind.make()).eval(),
+        folder / "model.pt",
+        example_inputs=dict.fromkeys(kind.inputs, torch.ones(2, 24, dtype=torch.long)),
+        axes={key: {0: "batch", 1: "sequence"} for key in kind.inputs},
+        tokenizer=folder / "tokenizer.json",
+        max_tokens=24,
+        lengths=kind.lengths,
+        reporter=Heard(),
+    )
+
+
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An archive of each base."""
-
-    def make(folder: Path) -> None:
-        ids = torch.ones(2, 24, dtype=torch.long)
-        for name, kind in BASES.items():
-            (folder / "tokenizer.json").write_text(tokenizer(kind.side))
-            ae.capture(
-                Plain(kind.make()).eval(),
-                folder / f"{name}.pt",
-                example_inputs=dict.fromkeys(kind.inputs, ids),
-                axes={key: {0: "batch", 1: "sequence"} for key in kind.inputs},
-                tokenizer=folder / "tokenizer.json",
-                max_tokens=24,
-                lengths=kind.lengths,
-                reporter=Heard(),
-            )
-
-    return once(tmp_path_factory, "kinds", make)
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the archive of a base by its name."""
+    return lambda name: once(tmp_path_factory, f"base {name}", partial(capture, name=name)) / "model.pt"
 
 
 def texts(rng: np.random.Generator, counts: Sequence[int]) -> str:
@@ -164,8 +164,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_record_of_training_is_confirmed(name: str, folder: Path, tmp_path: Path) -> None:
-    case, base, heard = CASES[name], ae.open_base(folder / f"{CASES[name].base}.pt"), Heard()
+def test_the_record_of_training_is_confirmed(name: str, archive: Callable[[str], Path], tmp_path: Path) -> None:
+    case, base, heard = CASES[name], ae.open_base(archive(CASES[name].base)), Heard()
     learn, test = (
         write(tmp_path / f"{part}.jsonl", case.rows(90, seed)) for seed, part in enumerate(("learn", "test"))
     )
@@ -208,20 +208,24 @@ def check_compared(bundle: ae.Bundle, data: Path, found: Evaluation, pair: dict[
         }
 
 
-def test_texts_that_no_server_would_take_are_refused_before_training(folder: Path, tmp_path: Path) -> None:
+def test_texts_that_no_server_would_take_are_refused_before_training(
+    archive: Callable[[str], Path], tmp_path: Path
+) -> None:
     """A gate counts padding, so that texts are not padded to the lengths that a base takes."""
     case = Case("steps")
     data = write(tmp_path / "learn.jsonl", case.rows(60, 0))
     with pytest.raises(RequestError, match=r"the training data.*padding would change its result; found 3;"):
-        ae.train(folder / "steps.pt", data, bottleneck=8, gate=True)
+        ae.train(archive("steps"), data, bottleneck=8, gate=True)
 
 
-def test_classes_that_a_precision_changes_are_counted_on_texts_as_they_are_served(folder: Path, tmp_path: Path) -> None:
+def test_classes_that_a_precision_changes_are_counted_on_texts_as_they_are_served(
+    archive: Callable[[str], Path], tmp_path: Path
+) -> None:
     """The base in int8 counts padding; its classes are those of each text alone."""
     case = Case("convolution")
     rows = case.rows(40, 0)
     data = write(tmp_path / "learn.jsonl", rows)
-    base = ae.open_base(folder / "convolution.pt")
+    base = ae.open_base(archive("convolution"))
     adapter = ae.train(base, data, bottleneck=8, epochs=2, learning_rate=0.02, name="a", reporter=Heard())
     bundle = ae.build(
         base, {"a": adapter}, tmp_path / "bundle", base_precision="int8", variants=("slots",), reporter=Heard()
