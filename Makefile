@@ -74,7 +74,7 @@ $(FOREIGN): $(PIP)
 $(KSERVE): $(PIP)
 	$(PYTHON) -m venv --without-pip $(VENV)/kserve
 	$(BIN)/python -m pip --python $(VENV)/kserve install $(QUIET) \
-		'kserve>=0.21' 'tritonclient[grpc]>=2.50' 'numpy>=1.26' 'onnxruntime>=1.21' 'flatbuffers>=2' 'tokenizers>=0.20'
+		'kserve>=0.21' 'tritonclient[grpc]>=2.50' 'numpy>=1.26' 'onnxruntime>=1.21' 'flatbuffers>=2.0.7' 'tokenizers>=0.20'
 	@touch $@
 
 demo: $(STAMP)
@@ -129,19 +129,20 @@ pytest-all: $(STAMP) $(KSERVE) $(FOREIGN)
 	$(PYTEST) --all
 
 docs: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_readme.py tests/api/test_python_page.py \
-		tests/cli/test_readme_python.py tests/format/test_specification.py tests/graph/compose/test_documented.py \
-		tests/graph/kinds/test_documented.py tests/importers/peft/test_documentation.py tests/runtime/test_docs.py
+	$(PYTEST) tests/test_readme.py tests/api/test_python_page.py tests/cli/test_readme_python.py \
+		tests/format/test_specification.py tests/graph/compose/test_documented.py tests/graph/kinds/test_documented.py \
+		tests/importers/peft/test_documentation.py tests/runtime/test_docs.py
 
-# packages of today need a newer onnxruntime, so only what the tests cannot do without is beside the oldest ones
+# the platforms' packages need a newer onnxruntime, so only what these tests need is beside the oldest packages
 $(LOWEST): $(PIP) pyproject.toml .github/constraints/lowest.txt
 	$(PYTHON) -m venv --without-pip $(VENV)/lowest
 	$(BIN)/python -m pip --python $(VENV)/lowest install $(QUIET) --constraint .github/constraints/lowest.txt \
-		--editable '.[hf]' pytest pytest-xdist filelock hypothesis jsonschema jsonschema-rs pyyaml
+		--editable '.[hf,serve]' pytest pytest-xdist filelock hypothesis jsonschema jsonschema-rs
 	@touch $@
 
 lowest: $(LOWEST)
-	OMP_NUM_THREADS=1 $(VENV)/lowest/bin/python -m pytest -n $(WORKERS) tests/runtime tests/format tests/graph
+	OMP_NUM_THREADS=1 $(VENV)/lowest/bin/python -m pytest -n $(WORKERS) tests/format tests/graph tests/runtime \
+		tests/bundle/test_build.py tests/bundle/test_verify.py tests/torch_backend/test_archive.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

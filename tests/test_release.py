@@ -68,6 +68,7 @@ def test_what_is_missing_is_named(release: ModuleType, ready: Path, name: str, o
     assert any(fault in found for found in release.faults(ready, f"v{VERSION}"))
 
 
+@pytest.mark.starts_program
 def test_the_command_fails_for_another_tag(tmp_path: Path) -> None:
     command = [sys.executable, SCRIPT, "v9.9.9", "--notes", tmp_path / "notes.md"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

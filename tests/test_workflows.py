@@ -20,6 +20,7 @@ import yaml
 from jsonschema.validators import validator_for
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 from toolchain import skip_or_fail
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +75,7 @@ def _direct(*extras: str) -> list[Requirement]:
 
 def _pins(name: str) -> dict[str, str]:
     lines = (GITHUB / "constraints" / name).read_text("utf-8").splitlines()
-    pairs = [line.split("==") for line in lines if not line.startswith("#")]
+    pairs = [line.partition(" #")[0].split("==") for line in lines if not line.startswith("#")]
     return {canonicalize_name(package): version for package, version in pairs}
 
 
@@ -100,6 +101,7 @@ def test_every_issue_template_is_checked() -> None:
     )
 
 
+@pytest.mark.starts_program
 @pytest.mark.parametrize(
     ("program", "words", "right", "wrong", "found"),
     [
@@ -175,10 +177,17 @@ def test_python_versions_are_those_that_the_packages_promise() -> None:
 
 
 def test_lowest_versions_are_the_lower_bounds() -> None:
-    bounds = {canonicalize_name(one.name): one for one in _direct("torch", "text", "image", "hf", "evaluate")}
-    assert {name: f">={version}" for name, version in _pins("lowest.txt").items()} == {
-        name: str(one.specifier) for name, one in bounds.items()
-    }
+    """A bound of `onnx>=1.18` is tested with a release of 1.18; only what another package rules out is newer."""
+    pins = _pins("lowest.txt")
+    direct = _direct("torch", "text", "image", "hf", "evaluate")
+    assert pins.keys() == {canonicalize_name(one.name) for one in direct}
+    newer = set()
+    for one in direct:
+        (bound,), pin = one.specifier, Version(pins[canonicalize_name(one.name)])
+        assert bound.operator == ">="
+        if pin.release[: len(Version(bound.version).release)] != Version(bound.version).release:
+            newer.add(one.name)
+    assert newer == {"tokenizers"}
 
 
 def test_tested_versions_are_of_every_direct_dependency_and_allowed() -> None:
@@ -188,6 +197,7 @@ def test_tested_versions_are_of_every_direct_dependency_and_allowed() -> None:
     assert all(one.specifier.contains(pins[canonicalize_name(one.name)]) for one in needed)
 
 
+@pytest.mark.extended
 def test_hooks_fix_what_is_committed(tmp_path: Path) -> None:
     """Commit a badly formatted file and a changed schema: the hooks refuse both, and put both right."""
     for name in (".pre-commit-config.yaml", "pyproject.toml"):

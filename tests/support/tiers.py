@@ -32,7 +32,7 @@ _EVERYTHING = pytest.StashKey[bool]()
 _EXAMPLES = 100
 """Examples of a property in `pytest --all`, by default."""
 _QUICK_EXAMPLES = 10
-_OF_LIBRARIES = {"fc-list", "gcc", "cc", "ld", "ldconfig", "objdump", "uname", "file"}
+_OF_LIBRARIES = {"fc-list", "gcc", "cc", "ld", "ldconfig", "objdump", "uname", "file", "lscpu"}
 """Programs that libraries start to find fonts and shared objects."""
 
 _started: list[str] = []
