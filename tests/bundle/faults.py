@@ -37,7 +37,7 @@ SMALL = ("houlsby", "pfeiffer", "lora")
 """The adapters of the bundle in which faults are planted: two that share slots, and one at other sites."""
 
 TRAINED = {"trec": "houlsby", "sentiment": "pfeiffer"}
-"""Those of MiniLM, which are the demo's where it has run, with their kinds."""
+"""Those of MiniLM, which are those of `make demo-full` where it has run, with their kinds."""
 
 ROWS = 500
 """The texts of a data set that a short training takes: 300 to learn from."""
@@ -86,7 +86,7 @@ class Bases:
         return ae.build(base, adapters, self.folder / f"{name}-bundle")
 
     def _trained(self, base: ae.Base, task: str) -> Adapter:
-        there = ROOT / "demo" / task
+        there = ROOT / "demo" / "full" / task
         if there.exists():
             return ae.load_adapter(there)
         rows = {"trec": demo_data.trec, "sentiment": demo_data.sentiment}[task]()
