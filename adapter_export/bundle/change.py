@@ -21,6 +21,7 @@ from adapter_export.format.manifest import AdapterRecord, Manifest
 from adapter_export.format.manifest_json import CARD_FILE, MANIFEST_VERSION, REPORT_FILE, SIGNATURE_FILE, read_manifest
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.slot_form import rounded
+from adapter_export.hub.readme import is_card
 from adapter_export.numerics.runner import Runner
 from adapter_export.onnx_backend.slots import SlotPlan, head_sums, slot_tensors
 from adapter_export.reporting import SILENT, Reporter
@@ -212,8 +213,8 @@ def _note_unsigned(folder: Path, reporter: Reporter) -> None:
     if (folder / SIGNATURE_FILE).exists():
         sign = command('sign("bundle", key=…)', f"sign {folder} --key KEY")
         reporter.note(f"the signature of the bundle before this change is gone; sign the new one with {sign}")
-    if (folder / CARD_FILE).exists():
-        reporter.note(f"`{CARD_FILE}`, the model card of the earlier bundle, is gone; `push` writes a new one")
+    if is_card(folder / CARD_FILE):
+        reporter.note(f"`{CARD_FILE}`, the model card of the earlier bundle, is gone; `push` makes a new one")
 
 
 def _paths(record: AdapterRecord) -> Collection[str]:

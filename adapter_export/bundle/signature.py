@@ -23,7 +23,8 @@ from adapter_export.bundle.signature_claim import MOST_SIGNATURE_BYTES
 from adapter_export.errors import FileError, FormatError, SignatureError, argument, command, quoted
 from adapter_export.format.check_report import read_report
 from adapter_export.format.files import canonical_json
-from adapter_export.format.manifest_json import MANIFEST_FILE, REPORT_FILE, SIGNATURE_FILE, is_hidden
+from adapter_export.format.manifest_json import CARD_FILE, MANIFEST_FILE, REPORT_FILE, SIGNATURE_FILE, is_hidden
+from adapter_export.hub.readme import is_card
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.output import Output, locked
 from adapter_export.safe_io.parsers import parsing
@@ -91,7 +92,8 @@ def sign_bundle(
         with Output(folder / SIGNATURE_FILE, force).file() as temporary:
             if report is not None:
                 _keep(report, folder / REPORT_FILE, bundle.digest, force=force)
-            own = [SIGNATURE_FILE, *_hidden(folder)]
+            readme = [] if is_card(folder / CARD_FILE) else [CARD_FILE]  # that of a build: `push` replaces it
+            own = [SIGNATURE_FILE, *readme, *_hidden(folder)]
             config.set_hashing_config(hashing.Config().set_ignored_paths(paths=own, ignore_git_paths=False))
             with parsing(lambda said: SignatureError("cannot be signed", where=folder, found=said)):
                 config.sign(folder, temporary)

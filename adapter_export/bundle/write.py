@@ -29,6 +29,7 @@ from adapter_export.format.tensors import write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.sums import MIX, weighted_members
 from adapter_export.graph.tasks import CAUSAL_LM
+from adapter_export.hub.readme import write_readme
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.slots import HeadSum, SlotPlan, adapter_output, slot_tensors, topology_key
 from adapter_export.runtime.adapter_file import write_adapter_file
@@ -112,9 +113,10 @@ class BundleWriter:
             temporary.write_bytes(golden_media_json(media))
 
     def manifest(self, manifest: Manifest, hashed: Mapping[str, str]) -> Manifest:
-        """Write the manifest, with all files; `hashed` has the sha256 of those that need not be hashed again."""
+        """Write the manifest, with all files, and the README; `hashed` has the sha256 of files hashed before."""
         manifest = replace(manifest, files=list_files(self.folder, hashed))
         write_manifest(manifest, self.folder)
+        write_readme(self.folder, manifest)
         return manifest
 
     def _new(self, path: str) -> Path:

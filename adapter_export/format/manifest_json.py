@@ -30,7 +30,7 @@ REPORT_FILE = "check.json"
 """A report of `check`, which names the manifest by its hash and cannot be listed there; the signature covers it."""
 
 CARD_FILE = "README.md"
-"""The model card, for people: it has the digest of the manifest and cannot be listed there. Nothing reads it."""
+"""The README that a build writes, or a model card. It has the digest of the manifest, which cannot list it."""
 
 UNLISTED = (MANIFEST_FILE, SIGNATURE_FILE, REPORT_FILE, CARD_FILE)
 """The files of a bundle that its manifest does not list."""

@@ -5,7 +5,6 @@ Names, labels and files are words of others; in the text of a card they can be n
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +24,10 @@ from adapter_export.graph.tasks import CAUSAL_LM, TASK_TYPES, Task
 from adapter_export.hub.artifact import Kind, digest_of
 from adapter_export.hub.reference import parse_reference
 from adapter_export.interval import Interval
+from adapter_export.markdown import escaped, labels_cell, table_lines
 from adapter_export.modalities import FILE_MODALITIES
 
 LIBRARY = "adapter-export"
-
-_MOST_LABELS = 60
-_MOST_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -165,15 +162,6 @@ def model_card(
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"))
 
 
-def escaped(text: object) -> str:
-    """Return words of others as they may stand in a line of Markdown: as they are read, never as markup."""
-    plain = visible(" ".join(str(text).split()))
-    if len(plain) > _MOST_CHARACTERS:
-        plain = f"{plain[:_MOST_CHARACTERS]}…"
-    plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]#!|~$:@]|(?<=www)\.)", r"\\\1", plain)
-
-
 def _of_bundle(folder: Path, manifest: Manifest) -> Iterator[_Entry]:
     hashes = {file.path: file.sha256 for file in manifest.files}
     for record in manifest.adapters:
@@ -230,7 +218,7 @@ def _about_bundle(name: str, manifest: Manifest, folder: Path) -> Iterator[str]:
         "for each request or each row of a batch. Made by adapter-export."
     )
     yield ""
-    yield from _table(
+    yield from table_lines(
         ("what", "value"),
         [
             ("base", escaped(manifest.base)),
@@ -253,7 +241,7 @@ def _about_adapter(name: str, entry: _Entry, folder: Path) -> Iterator[str]:
     yield ""
     sites = list(adapter.placements)
     size = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
-    yield from _table(
+    yield from table_lines(
         ("what", "value"),
         [
             ("base", escaped(adapter.base)),
@@ -272,10 +260,8 @@ def _adapters(entries: Sequence[_Entry]) -> Iterator[str]:
     rows = []
     for entry in entries:
         labels = () if entry.task is None else entry.task.labels
-        more = f" and {len(labels) - _MOST_LABELS} more" if len(labels) > _MOST_LABELS else ""
         task = "" if entry.task is None else escaped(f"{entry.task.type}, {entry.task.input}")
-        words = ", ".join(map(escaped, labels[:_MOST_LABELS])) + more
-        rows.append((escaped(entry.name), escaped(entry.kind), task, words, f"{entry.parameters:,}"))
+        rows.append((escaped(entry.name), escaped(entry.kind), task, labels_cell(labels), f"{entry.parameters:,}"))
     yield from _section("Adapters", ("adapter", "kind", "task", "labels", "parameters"), rows)
 
 
@@ -363,11 +349,4 @@ def _section(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         yield ""
         yield f"## {title}"
         yield ""
-        yield from _table([head[at] for at in kept], [[row[at] for at in kept] for row in rows])
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
+        yield from table_lines([head[at] for at in kept], [[row[at] for at in kept] for row in rows])

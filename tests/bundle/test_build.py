@@ -57,7 +57,7 @@ class TestContents:
     def test_the_files_are_those_of_the_specification(self, bundle: Path) -> None:
         names = ["narrow", "pfeiffer", "plain", "wide"]
         assert sorted(_everything(bundle)) == sorted(
-            ["base.bin", "bank.bin", "manifest.json", "derivation.json", "golden/base.safetensors"]
+            ["README.md", "base.bin", "bank.bin", "manifest.json", "derivation.json", "golden/base.safetensors"]
             + ["golden/batches.json"]
             + ["model.onnx", "model.inputs.onnx", "model.bank.onnx"]
             + [f"adapters/{name}.{ending}" for name in names for ending in ("onnx_adapter", "safetensors")]

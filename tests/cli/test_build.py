@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -23,6 +26,20 @@ def test_the_bundle_is_complete(bundle: Path) -> None:
     assert manifest["lengths"]["sequence"]["maximum"] == 80
     assert all((bundle / file["path"]).stat().st_size == file["bytes"] for file in manifest["files"])
     assert {"model.onnx", "base.bin", "adapters/topic.onnx_adapter"} <= {file["path"] for file in manifest["files"]}
+
+
+def test_a_bundle_explains_itself(cli, bundle: Path, monkeypatch, capsys) -> None:
+    text = (bundle / "README.md").read_text(encoding="utf-8")
+    assert "| topic | houlsby | single\\_label, text | a, b, c |" in text
+    assert hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest() in text
+    assert text.count("\n") < 40
+    shell, python = re.findall(r"```(?:sh|python)\n(.*?)```", text, re.S)
+    (answering,) = [line for line in shell.splitlines() if line.startswith("adapter-export run")]
+    assert "a text" in cli.done(*shlex.split(answering)[1:], folder=bundle).stdout
+    monkeypatch.chdir(bundle)
+    exec(compile(python, "README.md", "exec"), {})  # noqa: S102 - the lines of the README itself
+    assert "'probability'" in capsys.readouterr().out
+    cli.done("verify", bundle)
 
 
 def test_names_are_looked_up_beside_the_model_and_in_adapters(cli, graph: Path, adapters: Path, tmp_path: Path) -> None:

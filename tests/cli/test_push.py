@@ -68,7 +68,7 @@ def test_an_unsigned_bundle_is_refused_with_a_key(
     assert (Path(pulled["path"]) / "README.md").read_text() == "# Mine\n"
     after = shutil.copytree(pulled["path"], tmp_path / "after")
     assert "the model card of the earlier bundle, is gone" in cli.done("remove", after, "tone").stderr
-    assert not (after / "README.md").exists()
+    assert "# A bundle of adapter-export" in (after / "README.md").read_text()
 
 
 def test_an_adapter_goes_comes_and_is_built_in(

@@ -64,11 +64,12 @@ def push(
     from adapter_export.format.manifest_json import CARD_FILE, SIGNATURE_FILE
     from adapter_export.hub.card import measured_from_json, model_card
     from adapter_export.hub.push import push_folder, whole_artifact
+    from adapter_export.hub.readme import is_card
     from adapter_export.safe_io.documents import read_json
     from adapter_export.safe_io.regular_files import read_text
 
     folder = folder_of(path)
-    has_card = (folder / CARD_FILE).is_file()
+    has_card = is_card(folder / CARD_FILE)
     if (card is not None or has_card) and (base_model or evaluations):
         given = argument("card") if card is not None else f"the `{CARD_FILE}` in {folder}"
         fix = f"say in it what there is to say, or take {given} away"

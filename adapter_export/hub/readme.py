@@ -1,0 +1,81 @@
+"""The README of a bundle: what it is, its adapters, and how it is run; a model card replaces it when it is pushed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from adapter_export.format.manifest import AdapterRecord, Manifest
+from adapter_export.format.manifest_json import CARD_FILE, MANIFEST_FILE
+from adapter_export.markdown import escaped, labels_cell, table_lines
+from adapter_export.safe_io.output import Output
+from adapter_export.safe_io.regular_files import open_regular, sha256_of
+
+_FIRST_LINE = "<!-- Written by adapter-export with the bundle. -->"
+_EXAMPLE = "a text"
+_MOST_SHOWN = 50
+
+
+def write_readme(folder: Path, manifest: Manifest) -> None:
+    """Write the README of a bundle, whose manifest is written; an earlier README is replaced."""
+    with Output(folder / CARD_FILE, force=True).file() as temporary:
+        temporary.write_text("\n".join(_lines(manifest, sha256_of(folder / MANIFEST_FILE))) + "\n", encoding="utf-8")
+
+
+def is_card(path: Path) -> bool:
+    """Return True if there is a model card: a file that `write_readme` did not write."""
+    if not path.is_file():
+        return False
+    with open_regular(path) as file:
+        return file.read(len(_FIRST_LINE)) != _FIRST_LINE.encode()
+
+
+def _lines(manifest: Manifest, digest: str) -> Iterator[str]:
+    count = len(manifest.adapters)
+    yield from (_FIRST_LINE, "", "# A bundle of adapter-export", "")
+    yield (
+        f"One ONNX graph of a frozen base, and {count} adapter{'' if count == 1 else 's'} for it. Each request, or "
+        "each row of a batch, names the adapter that answers it. `manifest.json` describes every file."
+    )
+    yield ""
+    yield from table_lines(("adapter", "kind", "task", "labels"), map(_cells, manifest.adapters[:_MOST_SHOWN]))
+    if count > _MOST_SHOWN:
+        yield f"\n… and {count - _MOST_SHOWN} more, in `manifest.json`."
+    yield ""
+    yield from _usage(manifest)
+    yield ""
+    yield (
+        "Programs in C++, Java, Node and a browser read the same files; each replays `golden/`, the outputs that the "
+        "training code computed, before it answers."
+    )
+    yield ""
+    yield f"Digest, the SHA-256 of `manifest.json`, which has that of each other file: `{digest}`"
+
+
+def _cells(record: AdapterRecord) -> tuple[str, str, str, str]:
+    task = record.task
+    what = "" if task is None else f"{task.type}, {task.input}"
+    return escaped(record.name), escaped(record.kind), escaped(what), "" if task is None else labels_cell(task.labels)
+
+
+def _usage(manifest: Manifest) -> Iterator[str]:
+    """Yield commands for a shell in the folder, and the same in Python and by HTTP where an adapter answers texts."""
+    answering = next((one.name for one in manifest.adapters if one.task is not None and one.task.input == "text"), None)
+    yield "```sh"
+    yield "adapter-export verify .        # complete, and right on this machine?"
+    if answering is None or manifest.text is None:
+        yield "adapter-export inspect .       # inputs, outputs, adapters"
+        yield "```"
+        return
+    yield f"adapter-export run . --adapter {answering} --text '{_EXAMPLE}'"
+    yield "adapter-export serve .         # then, elsewhere:"
+    yield f"curl localhost:8080/answer -d '{json.dumps({'model': answering, 'text': _EXAMPLE})}'"
+    yield "```"
+    yield ""
+    yield "```python"
+    yield "from adapter_export.runtime import Bundle  # of the slim package: from adapter_export_runtime import Bundle"
+    yield ""
+    yield f'(answer,) = Bundle.open(".").texts().answer(["{_EXAMPLE}"], "{answering}")'
+    yield "print(answer.document())"
+    yield "```"

@@ -1,0 +1,34 @@
+"""Markdown with words of others in it: names, labels and files can be no markup."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from adapter_export.errors import visible
+
+_MOST_LABELS = 60
+_MOST_CHARACTERS = 200
+
+
+def escaped(text: object) -> str:
+    """Return words of others for a line of Markdown: shown as they are read, never as markup, cut after 200."""
+    plain = visible(" ".join(str(text).split()))
+    if len(plain) > _MOST_CHARACTERS:
+        plain = f"{plain[:_MOST_CHARACTERS]}…"
+    plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]#!|~$:@]|(?<=www)\.)", r"\\\1", plain)
+
+
+def labels_cell(labels: Sequence[str]) -> str:
+    """Return labels for one cell of a table, at most 60 of them."""
+    more = f" and {len(labels) - _MOST_LABELS} more" if len(labels) > _MOST_LABELS else ""
+    return ", ".join(map(escaped, labels[:_MOST_LABELS])) + more
+
+
+def table_lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a table; the cells must be escaped."""
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
