@@ -179,7 +179,7 @@ def _scan(path: Path, rows: int) -> tuple[tuple[int, int], str, list[tuple[int, 
 class Choice:
     """Adapter, strength and weights of all rows.
 
-    The adapter is `None` where a column names it, or for the base head.
+    The adapter is `None` where a column names it, or for the base.
     """
 
     adapter: str | None = None

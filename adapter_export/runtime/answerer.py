@@ -164,7 +164,7 @@ class Reader(ABC):
 
         Args:
             rows: as in `read`.
-            adapter: as in `read`.
+            adapter: the adapter of all rows, or `base`; needed where adapters beside the base head have tasks.
             adapters: as in `read`.
             weights: as in `Session.run`, for adapters that are weighted fusions: for all rows or for each.
             strength: as in `Session.run`, for all rows or for each.
@@ -172,8 +172,13 @@ class Reader(ABC):
             reporter: as in `Answerer.answer`.
 
         Raises:
+            UsageError: no adapter is named.
             RequestError, FileError, DataError: as `read` and `Session.run`; or an adapter has no head or no known task.
         """
+        if adapters is None:
+            adapter = self.session.named(adapter)
+        else:
+            adapters = [None if name is None else self.session.named(name) for name in adapters]
         names = self._names(rows, adapter, adapters)
         choices = zip(
             rows, names, strength_of_each(strength, len(rows)), weights_of_each(weights, len(rows)), strict=True

@@ -34,6 +34,7 @@ from adapter_export.runtime.head_results import (
     Head,
     check_context,
     check_type,
+    named_adapter,
     own_classes,
     own_results,
     real_tokens,
@@ -135,6 +136,18 @@ class Session:
     def base_head(self) -> str | None:
         """The adapter that is the base head, which answers where none is chosen."""
         return self._manifest.head
+
+    def named(self, adapter: str | None) -> str | None:
+        """Return the adapter that a call for all rows names: `None` for the base, which the base head answers.
+
+        Args:
+            adapter: a name, or `base`; `None` is refused where adapters beside the base head have tasks.
+
+        Raises:
+            UsageError: no adapter is named.
+        """
+        answering = {name: self._adapters.entry(name).task is not None for name in self.adapters}
+        return named_adapter(adapter, answering, self._manifest.head)
 
     def real_tokens(self, inputs: Inputs, results: Sequence[np.ndarray]) -> Sequence[npt.NDArray[np.bool_] | None]:
         """Return for each row which tokens of its result are no padding; `None` where it has no axis of tokens."""
@@ -283,7 +296,7 @@ class Session:
 
         Args:
             inputs: an array for each input of the base.
-            adapter: the adapter of all rows; default: the base head.
+            adapter: the adapter of all rows, or `base` for the base head; needed where other adapters have tasks.
             context: for each row which of its tokens may be the answer to a question, bool [tokens]; `span` needs it.
             choice: `adapters`, `weights`, `strength` and `allow_mixed_rows`, as in `run`.
 
@@ -599,15 +612,16 @@ class Session:
     ) -> tuple[list[np.ndarray], list[Entry]]:
         """Return what the heads give for each row, if they can answer, and each row's adapter."""
         self._check_process()
-        if adapter is None and adapters is None:
-            adapter = self._manifest.head
+        if adapters is None:
+            adapter = self.named(adapter) or self._manifest.head
         if adapter is None and adapters is None:
             raise RequestError("no adapter is chosen", expected="`adapter`, or `adapters` with one for each row")
         if adapter is not None and adapters is not None:
             raise RequestError("one call has one choice", expected="`adapter` or `adapters`")
         arrays = check_inputs(inputs, self._manifest.inputs, self._manifest.lengths)
         rows = len(next(iter(arrays.values())))
-        names = [adapter] * rows if adapters is None else list(adapters)
+        given = [adapter] * rows if adapters is None else list(adapters)
+        names = [None if name is None else self.named(name) for name in given]
         if len(names) != rows:
             raise RequestError("a mixed batch has one choice for each row", found=len(names), expected=rows)
         entries = {name: check_type(self._entry(name), problem)[0] for name in dict.fromkeys(names)}

@@ -58,8 +58,9 @@ class Question(Strict):
 class Call(Strict):
     """The body of `POST /answer` and `POST /run`: rows, and the adapters that answer them.
 
-    The rows are one of `text`, `texts` and `inputs`. At most one of `model`, `adapter` and `adapters` names what
-    answers; without a name it is the base head, or the base.
+    The rows are one of `text`, `texts` and `inputs`. One of `model`, `adapter` and `adapters` names what answers;
+    `base` is the base without adapters, which its head answers if it has one. `/run` needs no name, nor does `/answer`
+    where no adapter beside the base head has a task.
 
     Attributes:
         model: the name of a model or a route, for all rows.
@@ -68,8 +69,8 @@ class Call(Strict):
         choices: the choices of a question whose text is `text`.
         texts: a text, a pair, or a question with its choices for each row.
         inputs: for each input of the base a list of integers per row.
-        adapter: the adapter of all rows; null is the base head, or the base.
-        adapters: an adapter, or null, for each row.
+        adapter: the adapter of all rows; null is no name.
+        adapters: an adapter for each row; null is the base.
         strength: how much of an adapter's updates is added, for all rows or for each; 1 if left out.
         weights: a number for each member of a weighted fusion, for all rows or for each; null for other adapters.
         context: with `inputs`, for each row of a `span` a 1 for each token that may be the answer, 0 for the others;
@@ -89,6 +90,11 @@ class Call(Strict):
     weights: Weights | Annotated[list[Weights | None], Field(max_length=MOST_ROWS)] | None = None
     context: list[list[Literal[0, 1]] | None] | None = Field(None, max_length=MOST_ROWS)
     id: str | None = Field(None, max_length=200)
+
+    @property
+    def is_named(self) -> bool:
+        """True if the call names what answers it."""
+        return (self.model, self.adapter, self.adapters) != (None, None, None)
 
     def asked(self) -> list[Asked] | None:
         """Return the texts; `None` for `inputs`.

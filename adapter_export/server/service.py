@@ -14,6 +14,7 @@ from starlette.datastructures import State
 
 from adapter_export.errors import InputError, RequestError
 from adapter_export.runtime.answerer import AnsweredRow, Answerer, Reading, Row
+from adapter_export.runtime.head_results import BASE
 from adapter_export.server.calls import Call
 from adapter_export.server.limits import RefusedError
 from adapter_export.server.models import PIN, LoadedBundle, Models, Target, listed
@@ -116,8 +117,11 @@ class Service:
         """Return an answer to each row of a call, by the task of its adapter; the base head answers for a base.
 
         Raises:
+            UsageError: the call names nothing that answers, and adapters have tasks.
             RequestError, RefusedError: it cannot be answered.
         """
+        if not call.is_named:
+            self.models.only().session.named(None)
         return [one.document() for one in await self._answered(call, key, state)]
 
     async def run(self, call: Call, key: str, state: State) -> list[Answer]:
@@ -234,7 +238,8 @@ class Service:
         self, call: Call, name: str | None, key: str, state: State, keep: Collection[Target] | None
     ) -> Target:
         """Return what answers for a model, or, as in the service in C++, for an adapter, or for none."""
-        if name is None:
+        is_base = name == BASE and self.models.find(BASE) is None and BASE not in self.routes.table
+        if name is None or is_base:
             found = Target(self.models.only(), None)
             state.model = state.adapter = found.name
             return found

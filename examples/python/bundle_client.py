@@ -29,7 +29,7 @@ from arrays import read_inputs, rows_of
 from golden import BATCHES, PARTS, RECORDED, TEXTS, Finding, findings
 from golden_answers import Fault
 
-from adapter_export.errors import AdapterExportError, RequestError
+from adapter_export.errors import AdapterExportError, RequestError, UsageError
 from adapter_export.graph.tasks.answers import Asked
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answerer import Answerer, Row
@@ -113,12 +113,12 @@ def run(bundle: Bundle, given: argparse.Namespace) -> None:
     asked: Sequence[Any] = given.texts or arrays
     for name, path in given.load:
         session.load(name, path)
-    adapters = _each(given.adapter or [BASE], len(asked), "adapter")
+    adapters = _each(given.adapter or [session.named(None)], len(asked), "adapter")
     strengths = _each(given.strength or [1.0], len(asked), "strength")
     weights = _each(given.weights or [None], len(asked), "list of weights")
     contexts = _each(given.context or [None], len(asked), "context")
     rows = [
-        Row(one, None if adapter == BASE else adapter, strength, own, context, f"row {at}")
+        Row(one, None if adapter in (None, BASE) else session.named(adapter), strength, own, context, f"row {at}")
         for at, (one, adapter, strength, own, context) in enumerate(
             zip(asked, adapters, strengths, weights, contexts, strict=True)
         )
@@ -199,7 +199,7 @@ def main(arguments: list[str]) -> int:
     def each(option: str, help: str, metavar: str | None = None, kind: Any = str) -> None:
         running.add_argument(option, action="append", default=[], type=kind, metavar=metavar, help=help)
 
-    each("--adapter", "adapter name; `-` is the base")
+    each("--adapter", "adapter name; `base` or `-` is the base; required where adapters have tasks")
     each("--strength", "scale the adapter (1 = as trained, 0 = base)", "NUMBER", float)
     each("--weights", "member weights of a weighted fusion", "MEMBER=NUMBER,...", _weights)
     each("--context", "for arrays of a `span`: a 1 for each token that may be the answer", "0,0,1,...", _context)
@@ -215,7 +215,7 @@ def main(arguments: list[str]) -> int:
             run(bundle, given)
     except AdapterExportError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     return 0
 
 

@@ -153,7 +153,8 @@ def test_every_form_of_table_is_answered_as_by_one_process(bundle: Path, tmp_pat
         header = [] if form == "txt" else ["text,n" if form == "csv" else "text\tn"]
         ends = {"txt": "", "csv": ",1", "tsv": "\t1"}[form]
         table.write_text("".join(f"{line}\n" for line in [*header, *(f"{cell}{ends}" for cell in cells)]))
-    for choice in (["--adapter", "topic", "--strength", "0.5"], []):  # the base, whose outputs are written whole
+    # of the base, outputs are written whole
+    for choice in (["--adapter", "topic", "--strength", "0.5"], ["--adapter", "base"]):
         options = ["run", str(bundle), "--data", str(table), "--many", *choice]
         whole = CliRunner().invoke(main, options)
         out = tmp_path / f"out{len(choice)}"

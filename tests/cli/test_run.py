@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from adapter_export.errors import UsageError
 from adapter_export.runtime import Bundle
 
 TEXTS = ("how far is the moon", "who wrote this play")
@@ -66,12 +67,38 @@ def test_few_texts_show_every_class_and_many_one_line_each(cli, bundle: Path) ->
 
 
 def test_the_base_alone_shows_its_outputs(cli, bundle: Path) -> None:
-    (row,) = cli.json("run", bundle, "--text", TEXTS[0])["rows"]
+    (row,) = cli.json("run", bundle, "--adapter", "base", "--text", TEXTS[0])["rows"]
     assert (row["adapter"], row["task"]) == (None, None)
     assert np.shape(row["outputs"]["last_hidden_state"]) == (7, 16)
-    shown = cli.done("run", bundle, "--text", TEXTS[0]).stdout
+    assert cli.json("run", bundle, "--adapter", "-", "--text", TEXTS[0])["rows"] == [row]
+    shown = cli.done("run", bundle, "--adapter", "base", "--text", TEXTS[0]).stdout
     for words in ("the base alone", "last_hidden_state", "[7, 16]"):
         assert words in shown
+
+
+def test_a_call_without_a_name_is_refused_where_adapters_answer(cli, bundle: Path, tmp_path: Path) -> None:
+    """The base would answer, with success."""
+    said = "no adapter is named; found adapters that answer: `topic`, `tone`; expected one of them, or `base`"
+    np.savez(
+        tmp_path / "in.npz", **dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), np.ones((1, 3), int))
+    )
+    table = tmp_path / "rows.tsv"
+    table.write_text("text\tlabel\ngood\tgood\n", encoding="utf-8")
+    for words in (("--text", "x"), ("--arrays", tmp_path / "in.npz"), ("--data", table, "--many")):
+        done = cli.refused(2, said, "run", bundle, *words)
+        assert "`--adapter NAME`" in done.stderr
+        assert not done.stdout
+    cli.refused(2, said, "run", bundle, "--data", table, "--many", "--shards", tmp_path / "shards")
+    assert not (tmp_path / "shards").exists()
+    cli.refused(2, said, "evaluate", bundle, "--data", table)
+    opened = Bundle.open(bundle)
+    reader = opened.texts()
+    arrays = reader.arrays(reader.read(["x"])[0].rows)
+    for ask in (lambda: reader.answer(["x"]), lambda: reader.session.answer(arrays)):
+        with pytest.raises(UsageError, match="no adapter is named"):
+            ask()
+    assert reader.session.named("base") is None
+    assert reader.session.run(arrays).keys() == {"last_hidden_state", "pooler_output"}
 
 
 def test_arrays_in_and_arrays_out(cli, bundle: Path, tmp_path: Path) -> None:

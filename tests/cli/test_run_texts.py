@@ -67,7 +67,7 @@ def test_a_cut_text_is_said(cli: Any, folder: Path, many: bool) -> None:
 
 def test_a_cut_text_without_a_task_is_said_too(cli: Any, folder: Path) -> None:
     long = " ".join([LONG] * 5)
-    found = cli.done("run", folder, "--text", long, "--json")
+    found = cli.done("run", folder, "--adapter", "base", "--text", long, "--json")
     (read,) = Bundle.open(folder).texts().read([long])
     assert f"text 0: {read.cut}" in found.stderr
 

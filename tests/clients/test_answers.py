@@ -107,13 +107,18 @@ def test_nobody_knows_the_task(
 def test_the_base_head_answers_for_the_base(
     client: Client, task_bundle: Path, session: Session, rows: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    """Where no adapter is chosen, and in a batch for the rows of the base."""
+    """Where a call names the base, and in a batch for the rows of the base; a call without a name is refused."""
     bundle = shutil.copytree(task_bundle, tmp_path / "bundle")
     manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
     del manifest["checksum"]
     (bundle / "manifest.json").write_text(json.dumps({**manifest, "head": "single_label"}), encoding="utf-8")
     few = {name: array[:3] for name, array in rows.items()}
     path = _written(tmp_path, few)
-    alike(client.run(bundle, path), _expected(session, few, ["single_label"] * 3))
+    alike(client.run(bundle, path, "--adapter", "base"), _expected(session, few, ["single_label"] * 3))
+    unnamed = client.call("run", bundle, "--inputs", path)
+    assert unnamed.returncode
+    assert "no adapter is named; found adapters that answer: " in unnamed.stderr
+    assert "`multi_label`" in unnamed.stderr
+    assert "`single_label`" not in unnamed.stderr
     mixed = client.run(bundle, path, "--adapter", "-", "--adapter", "multi_label", "--adapter", "-")
     alike(mixed, _expected(session, few, ["single_label", "multi_label", "single_label"]))

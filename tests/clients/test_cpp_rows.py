@@ -90,7 +90,7 @@ def test_padding_before_the_tokens_is_removed(cpp_client: Client, task_bundle: P
     own = session.answer(alone, "span", context=[np.array(context[3:11], bool)])[0].document()
     own = {**own, "first_token": own["first_token"] + 3, "last_token": own["last_token"] + 3}
     alike(span, {"adapter": "span", "task": "span", **own})
-    (base,) = _run(cpp_client, task_bundle, "--inputs", path)
+    (base,) = _run(cpp_client, task_bundle, "--inputs", path, "--adapter", "base")
     hidden = np.zeros((12, 16))
     hidden[3:11] = session.run(alone)["hidden"][0]
     np.testing.assert_allclose(base["outputs"]["hidden"], hidden, rtol=0, atol=1e-5)
@@ -125,7 +125,7 @@ def test_rows_of_an_adapter_that_counts_padding(cpp_client: Client, gated: Path,
     short = _ids(IDS[:5])
     cpp_client.refuses("padding would change its results", "run", gated, *short, "--adapter", "gated")
     assert _run(cpp_client, gated, *short, "--adapter", "plain")
-    assert _run(cpp_client, gated, *short)
+    assert _run(cpp_client, gated, *short, "--adapter", "base")
     padded = _written(tmp_path, {"input_ids": [IDS + [0] * 8] * 2, "attention_mask": [[1] * 8 + [0] * 8] * 2})
     found = _run(cpp_client, gated, "--inputs", padded, "--adapter", "gated", "--adapter", "plain")
     alike(found, [_alone(session, IDS, name) for name in ("gated", "plain")])
@@ -187,12 +187,12 @@ def test_ids_of_pairs_need_their_types(cpp_client: Client, text_folder: Path) ->
         else:
             cpp_client.refuses("Give `--types 0,0,1,...`", "run", bundle, *words, *context)
     cpp_client.refuses("not one token type for each id", "run", bundle, *words, "--types", "0,0")
-    cpp_client.refuses("only for a task of one text", "run", bundle, *_ids(encoding.ids))
+    cpp_client.refuses("only for a task of one text", "run", bundle, *_ids(encoding.ids), "--adapter", "base")
     assert cpp_client.call("run", bundle, *words, *words[:2], "--types", types).returncode == 2
 
 
 def test_types_for_a_base_without_them(cpp_client: Client, small_bundle: Path) -> None:
-    words = [*_ids(IDS[:3]), "--types", "0,0,0"]
+    words = [*_ids(IDS[:3]), "--types", "0,0,0", "--adapter", "base"]
     cpp_client.refuses("no such input", "run", small_bundle, *words)
 
 

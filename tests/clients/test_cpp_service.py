@@ -110,7 +110,7 @@ def test_requests_at_once_each_with_its_own_adapter(
             chosen = [(None, *NAMES)[int(number)] for number in rng.integers(0, 4, 3)]
             mixed = service.post("/answer", json=_call(inputs, adapters=chosen))
             one = {name: array[:1] for name, array in inputs.items()}
-            alone = service.post("/answer", json=_call(one, adapter=chosen[0]))
+            alone = service.post("/answer", json=_call(one, adapter=chosen[0] or "base"))
             assert (mixed.status_code, alone.status_code) == (200, 200)
             _holds(alone.json()["rows"][0], one, chosen[0], session)
             for at, row in enumerate(mixed.json()["rows"]):
@@ -171,6 +171,8 @@ def test_an_adapter_is_loaded_and_forgotten(service: httpx.Client, small_bundle:
         pytest.param({"inputs": INPUTS, "adapter": ["tone"]}, "expected form", id="a list for all rows"),
         pytest.param({"inputs": INPUTS, "adapters": "tone"}, "expected form", id="no list for each row"),
         pytest.param({"inputs": INPUTS, "model": "tone"}, "`model`", id="a key of the other server"),
+        pytest.param({"inputs": INPUTS}, "no adapter is named; found adapters that answer: `", id="no name"),
+        pytest.param({"inputs": INPUTS, "adapter": None}, "or `base` for the base", id="null in place of a name"),
         pytest.param({"inputs": INPUTS, "adapter": "tone", "weights": {"tone": 1}}, "no weights", id="no fusion"),
         pytest.param({"inputs": INPUTS, "adapter": "fusion", "weights": {"tone": 1}}, "finite weight", id="half"),
         pytest.param({"inputs": INPUTS, "adapter": "fusion", "weights": {"tone": True}}, "expected form", id="true"),

@@ -67,7 +67,7 @@ def _run(client: Client, folder: Path, tokens: tuple[int, ...], *arguments: str)
 
 
 def _refused(client: Client, folder: Path, asked: tuple[str, str], *words: str) -> None:
-    done = client.call("run", folder, *asked)
+    done = client.call("run", folder, *asked, "--adapter", "base")
     assert done.returncode == 1, done.stdout
     assert last_line(done).startswith("error: ")
     assert all(word in last_line(done) for word in words), last_line(done)
@@ -90,7 +90,7 @@ def test_texts(client: Client, length_bundles: dict[Lengths, Path], lengths: Len
     session, reader, limit = bundle.session(), bundle.texts(), bundle.manifest.max_tokens or 0
     tokens = tuple(count for count in TOKENS[lengths] if client.tokenizes or count <= limit)
     topics = _run(client, folder, tokens, "--adapter", "topic")
-    bases = _run(client, folder, tokens)
+    bases = _run(client, folder, tokens, "--adapter", "base")
     for count, topic, base in zip(tokens, topics, bases, strict=True):
         row = _filled(folder, count, lengths)
         expected = reader.answer([_text(count)], "topic")[0].document()

@@ -114,7 +114,7 @@ def test_padding_before_the_tokens_is_removed(client: Client, task_bundle: Path,
     own = session.answer(alone, "span", context=[np.array(context[3:11], bool)])[0].document()
     own = {**own, "first_token": own["first_token"] + 3, "last_token": own["last_token"] + 3}
     alike(span, {"adapter": "span", "task": "span", **own})
-    (base,) = _run(client, task_bundle, *words)
+    (base,) = _run(client, task_bundle, *words, *_adapters("base"))
     hidden = np.zeros((12, 16))
     hidden[3:11] = session.run(alone)["hidden"][0]
     np.testing.assert_allclose(base["outputs"]["hidden"], hidden, rtol=0, atol=1e-5)
@@ -161,7 +161,7 @@ def test_rows_of_an_adapter_that_counts_padding(client: Client, gated: Path, tmp
     client.refuses(CHANGES, "run", gated, *short, *_adapters("gated"), "--strength", "0.5")
     client.refuses("row 1", "run", gated, *short, *short, *_adapters("plain", "gated"))
     assert _run(client, gated, *short, *_adapters("plain"))
-    assert _run(client, gated, *short)
+    assert _run(client, gated, *short, *_adapters("base"))
     assert _run(client, gated, *whole, *_adapters("gated"))
     padded = _arrays(tmp_path, [IDS + [0] * 8] * 2, [[1] * 8 + [0] * 8] * 2)
     found = _run(client, gated, *padded, *_adapters("gated", "plain"))

@@ -90,7 +90,7 @@ def test_answers_of_arrays_and_of_the_base(service: httpx.Client, session: Sessi
     given = {name: np.array(rows, np.int64) for name, rows in arrays.items()}
     (found,) = service.post("/answer", json={"adapter": "wide", "inputs": arrays}).json()["rows"]
     _holds(found, dict(session.classify(given, "wide")[0].probabilities))
-    (found,) = service.post("/answer", json={"texts": ["a text"]}).json()["rows"]
+    (found,) = service.post("/answer", json={"adapter": "base", "texts": ["a text"]}).json()["rows"]
     assert set(found) == {"adapter", "task", "outputs"}
     assert set(found["outputs"]) == {"last_hidden_state", "pooler_output"}
 

@@ -201,7 +201,20 @@ def test_a_call(client: Client, small_bundle: Path, tmp_path: Path, call: str) -
         words = "row 1, `attention_mask`: an input has a wrong shape"
     path = tmp_path / "inputs.json"
     path.write_text(json.dumps(inputs))
-    client.refuses(words, "run", small_bundle, "--inputs", path, *arguments)
+    client.refuses(words, "run", small_bundle, "--inputs", path, *(arguments or ["--adapter", "base"]))
+
+
+def test_a_call_without_a_name_is_refused(client: Client, small_bundle: Path, tmp_path: Path) -> None:
+    """The base would answer, with success; in a browser, the page refuses it, and not its command line."""
+    path = tmp_path / "in.json"
+    path.write_text(json.dumps({"input_ids": [[5, 6]], "attention_mask": [[1, 1]]}), encoding="utf-8")
+    done = client.call("run", small_bundle, "--inputs", path)
+    in_browser = any("client.mjs" in str(word) for word in client.command)
+    assert done.returncode == (1 if in_browser else 2)
+    assert "no adapter is named; found adapters that answer: " in done.stderr
+    named, dashed = (client.call("run", small_bundle, "--inputs", path, "--adapter", name) for name in ("base", "-"))
+    assert named.stdout == dashed.stdout
+    assert json.loads(named.stdout)[0]["adapter"] is None
 
 
 def test_exit_codes(client: Client, small_bundle: Path) -> None:

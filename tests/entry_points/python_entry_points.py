@@ -189,7 +189,7 @@ def _adapters(rows: Sequence[Row]) -> list[str]:
     names = [row.adapter or "-" for row in rows]
     if len({*names}) > 1:
         return ["--adapters", ",".join(names)]
-    return [] if names[0] == "-" else ["--adapter", names[0]]
+    return ["--adapter", names[0]]
 
 
 def run_texts(bundle: Bundle, rows: Sequence[Row], _: Any) -> Sequence[Document]:

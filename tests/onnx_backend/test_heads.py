@@ -14,7 +14,7 @@ from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove
 from adapter_export.bundle.report import failures
 from adapter_export.bundle.write import model_version
-from adapter_export.errors import AdapterError, RequestError
+from adapter_export.errors import AdapterError, RequestError, UsageError
 from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions, houlsby
@@ -159,8 +159,10 @@ class TestTheRuntime:
             np.testing.assert_allclose(rows, alone, rtol=0, atol=TOLERANCE)
         with pytest.raises(RequestError, match=r"results of different widths; found `small`: .*, `wide`: 20"):
             session.embed(INPUTS, adapters=["small", "wide", "small"])
-        with pytest.raises(RequestError, match="no adapter is chosen"):
+        with pytest.raises(UsageError, match="no adapter is named; found adapters that answer: `topic`"):
             session.embed(INPUTS)
+        with pytest.raises(RequestError, match="no adapter is chosen"):
+            session.embed(INPUTS, "base")
         with pytest.raises(TypeError, match="allow_mixed"):
             session.embed(INPUTS, "small", allow_mixed=True)  # type: ignore[call-arg]
 

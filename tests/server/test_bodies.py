@@ -41,7 +41,7 @@ def answers(service: TestClient) -> dict[str, dict[str, Any]]:
         found[f"{name} of arrays"] = _row(service, "/answer", adapter=name, **arrays)
     found["choices"] = _row(service, "/answer", adapter="choice", text=TEXT, choices=[PASSAGE, "No.", ""])
     found["cut"] = _row(service, "/answer", adapter="topic", text="moon " * 100)
-    found["base"] = _row(service, "/answer", text=TEXT)
+    found["base"] = _row(service, "/answer", adapter="base", text=TEXT)
     found["run"] = _row(service, "/run", adapter="words", text=TEXT)
     return found
 
@@ -95,6 +95,18 @@ def test_changed_answers_are_refused(answers: Mapping[str, dict[str, Any]]) -> N
     assert refusal(token, "answer")
 
 
+def test_an_answer_without_a_name_is_asked_for_one(service: TestClient) -> None:
+    """Also with null, which a program writes of a name that it lacks; `/run` gives the outputs of the base."""
+    for call in ({"text": TEXT}, {"text": TEXT, "adapter": None}, {"inputs": ARRAYS, "model": None}):
+        refused = service.post("/answer", json=call)
+        assert refused.status_code == 400
+        assert "no adapter is named" in refused.json()["error"]
+        assert all(f"`{name}`" in refused.json()["error"] for name in TASKS)
+        assert service.post("/run", json=call).status_code == 200
+    (base,) = service.post("/answer", json={"text": TEXT, "adapter": "base"}).json()["rows"]
+    assert (base["adapter"], base["task"]) == (None, None)
+
+
 def test_adapters_and_errors_fit_the_schema(service: TestClient, text_folder: Path) -> None:
     listed = checked(service.get("/adapters").json(), "adapters")
     assert {name: one["task"]["type"] for name, one in listed.items()} == {n: task.type for n, task in TASKS.items()}
@@ -112,9 +124,9 @@ def test_adapters_and_errors_fit_the_schema(service: TestClient, text_folder: Pa
 
 
 CALLS: tuple[tuple[dict[str, Any], bool], ...] = (
-    ({"text": TEXT}, True),
-    ({"text": ""}, True),
-    ({"text": TEXT, "adapter": None, "id": "7"}, True),
+    ({"text": TEXT, "adapter": "base"}, True),
+    ({"text": "", "model": "base"}, True),
+    ({"texts": [TEXT], "adapter": None, "adapters": [None], "id": "7"}, True),
     ({"texts": [TEXT, TEXT], "adapters": ["topic", None]}, True),
     ({"texts": [TEXT], "adapter": "topic", "strength": 0.5}, True),
     ({"texts": [TEXT], "adapter": "topic", "strength": [2]}, True),
@@ -138,7 +150,10 @@ CALLS: tuple[tuple[dict[str, Any], bool], ...] = (
     ({"text": TEXT, "strength": True}, False),
     ({"text": TEXT, "weights": 1}, False),
     ({"text": TEXT, "weights": {"a": None}}, False),
-    *(({"inputs": {**ARRAYS, "input_ids": [[one] * len(ROW)]}}, one == 7) for one in (7, 7.5, "7", True, None, 2**63)),
+    *(
+        ({"inputs": {**ARRAYS, "input_ids": [[one] * len(ROW)]}, "adapter": "base"}, one == 7)
+        for one in (7, 7.5, "7", True, None, 2**63)
+    ),
     ({"inputs": ARRAYS, "context": [[2] * 10]}, False),
     ({"inputs": ARRAYS, "context": CONTEXT[0]}, False),
     ({"text": TEXT, "id": "a" * 201}, False),

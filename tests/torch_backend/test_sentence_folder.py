@@ -54,7 +54,7 @@ def library() -> Any:
 
 
 def answered(bundle: ae.Bundle, name: str | None = None) -> np.ndarray:
-    """What a bundle answers to the texts, [texts, width]; its base head if no adapter is named."""
+    """What a bundle answers to the texts, [texts, width]; its base head where it has no other adapter."""
     answers = bundle.texts(bundle.session()).answer(TEXTS, adapter=name)
     return np.array([one.answer.vector for one in answers if isinstance(one.answer, Vector)], np.float64)
 
@@ -83,7 +83,7 @@ def test_the_cosines_of_minilm_before_and_after_an_adapter(
         after = np.asarray(model.encode(TEXTS), np.float64)
     assert np.abs(cosines(after) - cosines(before)).max() > 0.05
     bundle = ae.build(base, [adapter], tmp_path / "bundle", variants=("slots",))
-    for name, expected in ((None, before), ("mine", after)):  # without an adapter, the base head answers
+    for name, expected in (("base", before), ("base-head", before), ("mine", after)):
         found = answered(bundle, name)
         assert np.abs(np.linalg.norm(found, axis=1) - 1).max() < 1e-5
         assert np.abs(cosines(found) - cosines(expected)).max() < 1e-5

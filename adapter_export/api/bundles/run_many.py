@@ -54,7 +54,7 @@ def run_many(
         data: a Parquet, JSON lines, csv or tsv table, a `.txt` file with a text in each line, or a folder of such
             files; likewise.
         output: the folder for `shard-00000.jsonl` and so on, with one document for each row; likewise.
-        adapter: of all rows; the base head if neither this nor a column names one.
+        adapter: of all rows, or `base`; needed where no column names one and adapters have tasks.
         adapter_column: the column that names the adapter of each row.
         strength: as in `Session.run`, for all rows.
         weights: as in `Session.run`, for all rows, whose adapter is a weighted fusion.
@@ -83,8 +83,9 @@ def run_many(
     """
     from adapter_export.batch.job import Choice, Job, run_job
     from adapter_export.batch.table_rows import Columns
-    from adapter_export.format.manifest_json import MANIFEST_FILE
+    from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest
     from adapter_export.runtime.answerer import Reading
+    from adapter_export.runtime.head_results import named_adapter
     from adapter_export.safe_io.regular_files import sha256_of
 
     if adapter is not None and adapter_column is not None:
@@ -95,6 +96,10 @@ def run_many(
         require("ray", "ray", argument("ray"))
         require("pandas", "ray", argument("ray"))
     folder = folder_of(bundle).absolute()
+    if adapter_column is None:
+        manifest = read_manifest(folder)
+        tasks = {record.name: record.task is not None for record in manifest.adapters}
+        adapter = named_adapter(adapter, tasks, manifest.head)
     job = Job(
         bundle=str(folder),
         digest=sha256_of(folder / MANIFEST_FILE),

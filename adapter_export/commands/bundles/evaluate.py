@@ -42,7 +42,7 @@ def evaluate(
     data: Annotated[PathLike, LABELLED_DATA],
     *,
     adapter: Annotated[
-        str | None, Option("Adapter to evaluate. Default: the only adapter, or the base head.", "NAME")
+        str | None, Option("Adapter to evaluate; `base` for the base head. Default: the only adapter.", "NAME")
     ] = None,
     text: Annotated[str, TEXT] = "text",
     pair: Annotated[str | None, PAIR] = None,
@@ -134,13 +134,17 @@ def evaluate(
 
 def _chosen(bundle: OpenedBundle, given: str | None) -> str:
     """Return the adapter to evaluate."""
-    names = [record.name for record in bundle.manifest.adapters]
-    if given is not None and given not in names:
-        known = quoted(names)
-        raise UsageError("no such adapter", where=argument("adapter"), found=f"`{given}`", expected=f"one of {known}")
-    chosen = given or (names[0] if len(names) == 1 else bundle.manifest.head)
+    from adapter_export.runtime.head_results import named_adapter
+
+    tasks = {record.name: record.task is not None for record in bundle.manifest.adapters}
+    only = next(iter(tasks)) if len(tasks) == 1 else None
+    chosen = named_adapter(given or only, tasks, bundle.manifest.head) or bundle.manifest.head
     if chosen is None:
-        raise UsageError("there are several adapters", found=quoted(names), fix=f"name one: {argument('adapter')}")
+        fix = f"name one: {argument('adapter', words='NAME')}"
+        raise UsageError("the base has no head that answers", found=f"adapters {quoted(tasks)}", fix=fix)
+    if chosen not in tasks:
+        known = f"one of {quoted(tasks)}"
+        raise UsageError("no such adapter", where=argument("adapter"), found=f"`{chosen}`", expected=known)
     return chosen
 
 

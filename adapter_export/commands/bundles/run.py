@@ -74,11 +74,16 @@ def run(
     bundle: Bundle | PathLike,
     *,
     adapter: Annotated[
-        str | None, Option("Adapter for all rows. Default: the base head, or the base model.", "NAME")
+        str | None,
+        Option("Adapter for all rows; `base` for the base without adapters. Needed where adapters have tasks.", "NAME"),
     ] = None,
     adapters: Annotated[
         tuple[str, ...] | None,
-        Option("One adapter per row, `-` for the base; a single row runs through all of them.", "A,B,-", commas=True),
+        Option(
+            "One adapter per row, `base` or `-` for the base; a single row runs through all of them.",
+            "A,B,-",
+            commas=True,
+        ),
     ] = None,
     fan_out: Annotated[bool, Option("Run every row through all `--adapters`.")] = False,
     adapter_column: Annotated[
@@ -156,7 +161,7 @@ def run(
         The answers, computed as they are read, or with `shards` the folder that has them.
 
     Raises:
-        UsageError: arguments do not go together.
+        UsageError: arguments do not go together, or no adapter is named although adapters have tasks.
         RequestError: a row or an adapter does not fit.
         InputError: the bundle or the data cannot be used.
         OutputExistsError, WriteError: an output cannot be written.
@@ -218,9 +223,13 @@ def run(
         loaded = _load(session, Path(adapter_file), labels, task)
         adapter = adapter or loaded  # a file that is given and nothing chosen is meant to be used
     if adapters is not None:
-        rows = _with_adapters(rows, [None if name == _BASE else name for name in adapters], fan_out=fan_out)
+        names = [None if name == _BASE else session.named(name) for name in adapters]
+        rows = _with_adapters(rows, names, fan_out=fan_out)
+    elif adapter_column is not None:
+        rows = [row if row.adapter is None else replace(row, adapter=session.named(row.adapter)) for row in rows]
     else:
-        rows = [replace(row, adapter=adapter if row.adapter is None else row.adapter) for row in rows]
+        adapter = None if adapter == _BASE else session.named(adapter)
+        rows = [replace(row, adapter=adapter) for row in rows]
     rows = [replace(row, strength=1.0 if strength is None else strength, weights=weights) for row in rows]
     _check_adapters(rows, session)
     reader = None if arrays is not None else _reader(opened, session, medium)

@@ -31,7 +31,8 @@ constexpr const char* kUsage =
     "  --types 0,0,1              Token types of a row, one for each id. Required for a base that takes token types,\n"
     "                             unless the adapter's task takes one text.\n"
     "  --inputs ARRAYS.json       All inputs by name, as nested lists.\n"
-    "  --adapter NAME             Adapter for all rows, or repeated for each row. `-` is the base.\n"
+    "  --adapter NAME             Adapter for all rows, or repeated for each row. `base` or `-` is the base. Required where\n"
+    "                             adapters have tasks.\n"
     "  --strength NUMBER          Scale the adapter, for all rows or for each (1 = as trained, 0 = base).\n"
     "  --weights MEMBER=NUMBER,.. Member weights of a weighted fusion, for all rows or for each.\n"
     "  --context 0,0,1,1,0        Tokens that may be the answer to a question, for all rows or for each. Required for spans.\n"
@@ -128,12 +129,24 @@ std::vector<T> for_each_row(const std::vector<T>& given, std::size_t rows, const
   return given;
 }
 
+void check_named(const Engine& engine) {
+  try {
+    engine.adapters().named({});
+  } catch (const RequestFault& fault) {
+    throw Usage(fault.what());
+  }
+}
+
 int run(const Bundle& bundle, const Call& call) {
   Engine engine(bundle);
   for (const auto& [name, path] : call.files) engine.adapters().load(name, read_file(path));
   auto inputs = call.path.empty() ? std::vector<Arrays>{} : read_inputs(call.path, bundle.manifest());
   const auto count = call.path.empty() ? call.tokens.size() : inputs.size();
-  const auto adapters = for_each_row(call.adapters, count, "not one adapter for each row", Choice{});
+  auto adapters = for_each_row(call.adapters, count, "not one adapter for each row", Choice{});
+  if (call.adapters.empty()) check_named(engine);
+  for (auto& adapter : adapters) {
+    if (adapter) adapter = engine.adapters().named(adapter);
+  }
   const auto strengths = for_each_row(call.strengths, count, "strengths of another number than rows", 1.0);
   const auto weights = for_each_row(call.weights, count, "weights of another number than rows", Weights{});
   const auto contexts = parse_contexts(for_each_row(call.contexts, count, "not one context for each row", json()), count);

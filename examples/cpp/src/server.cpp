@@ -159,8 +159,6 @@ class Turns {
   unsigned free_ = std::max(1U, std::thread::hardware_concurrency());
 };
 
-Choice choice_of(const json& name) { return name.is_null() ? Choice{} : Choice{name.get<std::string>()}; }
-
 // The value of each row: one for all rows, or a list with one for each.
 std::vector<json> for_each_row(const json& given, const std::string& key, std::size_t rows) {
   if (!given.is_array()) return std::vector<json>(rows, given);
@@ -225,7 +223,11 @@ class Service {
     return document;
   }
 
-  Answer answer(const json& request) const { return {{"rows", engine_.answer(rows(request))}}; }
+  Answer answer(const json& request) const {
+    const auto asked = rows(request);
+    if (request.value("adapter", json()).is_null() && request.value("adapters", json()).is_null()) engine_.adapters().named({});
+    return {{"rows", engine_.answer(asked)}};
+  }
 
   Answer run(const json& request) const {
     Answer document = Answer::array();
@@ -259,7 +261,8 @@ class Service {
     const auto contexts = parse_contexts(request.value("context", json()), count);
     std::vector<Row> found;
     for (std::size_t row = 0; row < count; ++row) {
-      found.push_back({std::move(inputs[row]), choice_of(adapters[row]),
+      const auto adapter = adapters[row].is_null() ? Choice{} : engine_.adapters().named(adapters[row].get<std::string>());
+      found.push_back({std::move(inputs[row]), adapter,
                        strengths[row].is_null() ? 1.0 : strengths[row].get<double>(),
                        weights_of(weights[row]), contexts[row]});
     }

@@ -25,7 +25,7 @@ export function usage(program: string): string {
                   [--strength NUMBER]… [--weights MEMBER=NUMBER,…]… [--context 0,0,1,…]…
 TEXT is --text TEXT, a pair --text FIRST --pair SECOND, or a question with its choices --text QUESTION --pair A --pair B …
 Give --adapter, --strength, --weights and --context once for all rows, or once for each row.
-  --adapter   the adapter; \`-\` for the base
+  --adapter   the adapter; \`base\` or \`-\` for the base. Required where adapters have tasks
   --strength  the factor of the adapter's updates; heads are not scaled
   --weights   the weights of the members of a weighted fusion
   --context   for arrays of a \`span\`: a 1 for each token of the row that may be the answer

@@ -13,7 +13,7 @@ import { Bundle } from "./core/bundle.js";
 import { Fault } from "./core/fault.js";
 import { rowsOf } from "./core/options.js";
 import { failure, selfCheck } from "./core/selfCheck.js";
-import { Service } from "./core/service.js";
+import { Service, Unnamed } from "./core/service.js";
 import { Folder } from "./folder.js";
 
 async function verify(bundle: Bundle, asJson: boolean): Promise<void> {
@@ -75,5 +75,5 @@ try {
 } catch (error) {
   console.error(`error: ${error instanceof Error ? error.message : String(error)}`);
   if (error instanceof Usage) console.error(usage("main.js"));
-  process.exitCode = error instanceof Usage ? 2 : 1;
+  process.exitCode = error instanceof Usage || error instanceof Unnamed ? 2 : 1;
 }

@@ -25,6 +25,18 @@ Loaded LoadedAdapters::find(const Choice& name) const {
   return found->second;
 }
 
+Choice LoadedAdapters::named(const Choice& name) const {
+  std::shared_lock lock(mutex_);
+  if (name) return *name == "base" && adapters_.count(*name) == 0 ? Choice{} : name;
+  std::string answering;
+  for (const auto& [other, adapter] : adapters_) {
+    if (adapter->head.task && other != manifest_.head) answering += (answering.empty() ? "`" : ", `") + other + "`";
+  }
+  if (answering.empty()) return name;
+  throw RequestFault({"no adapter is named", "", "adapters that answer: " + answering,
+                      "one of them, or `base` for the base without them"});
+}
+
 std::vector<std::string> LoadedAdapters::names() const {
   std::shared_lock lock(mutex_);
   std::vector<std::string> names;

@@ -38,6 +38,10 @@ class LoadedAdapters {
   // The adapter of this name, which lives as long as the pointer; null for the base. Throws RequestFault if it is not loaded.
   Loaded find(const Choice& name) const;
 
+  // The adapter that a call names; none for `base`, where no adapter has this name. Throws RequestFault if it names none
+  // although adapters beside the base head have tasks.
+  Choice named(const Choice& name) const;
+
   std::vector<std::string> names() const;
   // How many adapters were loaded beside those of the bundle.
   std::size_t loaded_beside() const;

@@ -14,7 +14,7 @@ import { type Asked, type ReadText, type TextAnswer, TextReader } from "./text.j
 
 /** The adapter of a row and how it is applied. */
 export interface Chosen {
-  /** Default: the base head if the bundle has one, or the base. */
+  /** Null or `base` is the base, which its head answers if it has one. Required where other adapters have tasks. */
   adapter?: Choice;
   /** The factor of the updates that the adapter adds, from −1000 to 1000; 1 by default. Heads are not scaled. */
   strength?: number;
@@ -52,9 +52,21 @@ export interface Options {
   prefixBytes?: number;
 }
 
+/** Names the base in rows, where no adapter has this name. */
+const BASE = "base";
+
+/** A row that names no adapter, where the base would answer although adapters have tasks. */
+export class Unnamed extends Fault {
+  constructor(answering: string[]) {
+    const found = `adapters that answer: ${answering.map((name) => `\`${name}\``).join(", ")}`;
+    super({ what: "no adapter is named", found, expected: `one of them, or \`${BASE}\` for the base without them` });
+  }
+}
+
 export class Service {
   private readonly engine: Engine;
   private reader: Promise<TextReader> | null = null;
+  private readonly loaded: string[] = []; // those with tasks
 
   /** Throws a Fault if `prefixBytes` is negative. */
   constructor(
@@ -79,6 +91,7 @@ export class Service {
   /** Load an adapter from the bytes of an `.onnx_adapter` file that was built for this bundle; no session is opened again. */
   async load(name: string, bytes: Uint8Array, task: Task | null = null): Promise<void> {
     await this.engine.load(name, bytes, task);
+    if (task) this.loaded.push(name);
   }
 
   /** The task of the adapter that answers a row; null if it is unknown. */
@@ -149,8 +162,13 @@ export class Service {
     return mask ? Array.from(inputs[mask.name]!.data as ArrayLike<unknown>, (number) => Number(number) !== 0) : null;
   }
 
-  /** Where no adapter is chosen, the base head answers, if the bundle has one. */
-  private chosen(adapter: Choice = null): Choice {
-    return adapter ?? this.bundle.manifest.head;
+  /** Throws `Unnamed` if a row names no adapter although adapters beside the base head have tasks. */
+  private chosen(adapter?: Choice): Choice {
+    const { adapters, head } = this.bundle.manifest;
+    const built = adapters.filter(({ name, task }) => task && name !== head).map(({ name }) => name);
+    const answering = [...built, ...this.loaded];
+    if (adapter === undefined && answering.length) throw new Unnamed(answering);
+    const isBase = adapter === BASE && !adapters.some(({ name }) => name === BASE) && !this.loaded.includes(BASE);
+    return (isBase ? null : adapter) ?? head;
   }
 }
