@@ -93,7 +93,7 @@ class RayWorkers(ExitStack):
                 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it reports to its makers
                 ray.init(address=address, log_to_driver=False, include_dashboard=False if local else None, **local)
             self.callback(ray.shutdown)
-        resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        resources: Mapping[str, float] = ray.cluster_resources()
         self.count = max(1, int(resources.get("CPU", 1)) // processors) if count is None else count
         self._remote = ray.remote(num_cpus=processors, num_gpus=accelerators, max_retries=0)
         self._begun: list[Any] = []

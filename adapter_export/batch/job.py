@@ -340,7 +340,7 @@ def _by_ray(job: Job, shards: Sequence[Shard], output: Path, address: str, worke
 
         ray.data.DataContext.get_current().enable_progress_bars = False
         done = ray.data.from_items([{"item": shard} for shard in shards], override_num_blocks=len(shards)).map(
-            _Worker,  # type: ignore[arg-type]  # Ray makes it, and calls what it made
+            _Worker,  # Ray makes it, and calls what it made
             fn_constructor_args=(job, output.absolute()),
             concurrency=min(pool.count, len(shards)),
             num_cpus=job.threads,

@@ -48,7 +48,7 @@ _SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparatio
 _NAMED = 5
 
 
-class AdapterCallback(TrainerCallback):
+class AdapterCallback(TrainerCallback):  # type: ignore[misc]  # the library's types are not read
     """Saves an attached adapter in each checkpoint, and at the end of the training where `output` says.
 
     With `load_best_model_at_end` that is the adapter of the best checkpoint, compared with what was saved there. Of

@@ -375,7 +375,7 @@ def _class(name: str, architecture: object) -> type[transformers.PreTrainedModel
         found = found or getattr(sys.modules.get(str(getattr(bare, "__module__", None))), name, None)
     if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
         return None
-    own: Any = found.config_class
+    own: Any = getattr(found, "config_class", None)
     fits = getattr(own, "model_type", None) == architecture
     return (
         found if fits or (own is not None and architecture in known and issubclass(known[architecture], own)) else None
