@@ -7,41 +7,18 @@ real commands. The test lists the files that it touches, so it fails if another 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiers import extended
+from trial_process import TrialProcess
 
 import adapter_export
 
 PACKAGE = Path(adapter_export.__file__).parent
-
-RUNNER = """
-import contextlib, io, json, os, sys
-from click.testing import CliRunner
-
-replies = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # whatever else is printed goes to stderr
-for line in sys.stdin:
-    program, arguments = json.loads(line)
-    if program is None:
-        from adapter_export.cli.main import main
-        done = CliRunner().invoke(main, arguments)
-        code, out, err = done.exit_code, done.stdout, done.stderr
-    else:
-        sys.argv, own, code, err = ["", *arguments], io.StringIO(), 0, ""
-        with contextlib.redirect_stdout(own):
-            exec(program, {"__name__": "__main__"})
-        out = own.getvalue()
-    print(json.dumps([code, out, err]), file=replies, flush=True)
-"""
-"""Runs programs and commands of the changed package, one after the other, so that torch is imported once."""
 
 
 class TrialChange:
@@ -55,8 +32,9 @@ class TrialChange:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.touched: list[str] = []
-        self._process: subprocess.Popen[str] | None = None
-        shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+        self._process: TrialProcess | None = None
+        # compiled modules stay valid: the copy has the times of the sources
+        shutil.copytree(PACKAGE, folder / PACKAGE.name)
 
     def add(self, path: str, text: str) -> None:
         """Add a file to the package; `path` is relative to it."""
@@ -91,27 +69,16 @@ class TrialChange:
     def close(self) -> None:
         """End the process."""
         if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
+            self._process.close()
             self._process = None
 
     def _run(self, program: str | None, *arguments: object) -> str:
         words = [str(argument) for argument in arguments]
         if self._process is None:
-            pipe, env = subprocess.PIPE, {**os.environ, "PYTHONPATH": str(self.folder)}
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", RUNNER], cwd=self.folder, env=env, stdin=pipe, stdout=pipe, text=True
-            )
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps([program, words]) + "\n")
-        process.stdin.flush()
-        reply = process.stdout.readline()
-        assert reply, f"the process ended at {words}; its traceback is on stderr"
-        code, out, err = json.loads(reply)
+            self._process = TrialProcess(self.folder)
+        code, out, err = self._process.call(program, words)
         assert code == 0, f"{words} ended with {code}:\n{out}\n{err}"
-        return str(out)
+        return out
 
 
 @pytest.fixture
