@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from acting import with_hooks
-from exported_bases import ExportedBase
+from exported_bases import ExportedBase, by_architecture
 from slotted import in_slots
 from tiny_onnx import random_adapter
 from torch import Tensor
@@ -77,7 +77,7 @@ def listed(name: str) -> list[tuple[str, str]]:
     ]
 
 
-@pytest.fixture(scope="module", params=LISTED)
+@pytest.fixture(scope="module", params=by_architecture(LISTED))
 def base(request: pytest.FixtureRequest, exported: Callable[[str], ExportedBase]) -> ExportedBase:
     return exported(request.param)
 
@@ -114,7 +114,7 @@ def test_the_graph_computes_what_the_model_with_hooks_computes(base: ExportedBas
         close(in_torch, wanted, inputs)
 
 
-@pytest.mark.parametrize("name", LEGACY)
+@pytest.mark.parametrize("name", by_architecture(LEGACY))
 def test_a_graph_of_the_older_exporter_does_so_as_well(
     name: str, exported: Callable[[str], ExportedBase], tmp_path: Path
 ) -> None:

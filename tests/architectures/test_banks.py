@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from banks import assert_fans_out, assert_rows_are_those_of_slots
-from exported_bases import ExportedBase
+from exported_bases import ExportedBase, by_architecture
 from replacing import adapter_at, at_every_place, scaled
 from tiny_onnx import random_adapter
 
@@ -16,7 +16,7 @@ CHOSEN = ("gpt2", "gpt_neox", "llama", "deberta_v2", "albert", "t5_encoder", "vi
 """Rows of tokens in one axis; parallel sublayers; RMS norms; shared layers; images and sound; a bare stream."""
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", by_architecture(CHOSEN))
 def test_rows_of_a_batch_run_through_different_adapters_at_every_place(
     name: str, exported: Callable[[str], ExportedBase]
 ) -> None:
@@ -29,7 +29,7 @@ def test_rows_of_a_batch_run_through_different_adapters_at_every_place(
     assert_rows_are_those_of_slots(base, adapters, inputs, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", by_architecture(CHOSEN))
 def test_a_text_is_computed_once_below_its_adapters(name: str, exported: Callable[[str], ExportedBase]) -> None:
     base, inputs = exported(name).in_onnx, exported(name).architecture.arrays(2, 5)
     last = [base.sites.sublayers[-1].name]

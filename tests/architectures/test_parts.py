@@ -13,7 +13,7 @@ import pytest
 import torch
 from banks import assert_rows_are_those_of_slots
 from building import build_bundle
-from exported_bases import ExportedBase
+from exported_bases import ExportedBase, by_architecture
 from tiny_onnx import random_adapter
 from torch import Tensor, nn
 
@@ -38,7 +38,7 @@ FUSED: Mapping[str, tuple[str, Mapping[str, list[int]]]] = {
 """The fused layer, and by hand which of its features are queries and values."""
 
 
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("name", by_architecture(FUSED))
 def test_lora_acts_on_its_part_alone(name: str, exported: Callable[[str], ExportedBase]) -> None:
     made = exported(name)
     adapter = random_adapter("a", lora(LoraOptions(("query", "value"), rank=3, alpha=6)), made.in_onnx)
@@ -84,7 +84,7 @@ def test_a_part_cannot_replace_what_all_parts_read(exported: Callable[[str], Exp
         plan_slots([adapter], base.sites)
 
 
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("name", by_architecture(FUSED))
 def test_rows_of_a_batch_have_parts_and_wholes_of_their_own(name: str, exported: Callable[[str], ExportedBase]) -> None:
     base = exported(name).in_onnx
     adapters = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from exported_bases import ExportedBase
+from exported_bases import ExportedBase, by_architecture
 from replacing import at_every_place
 
 from adapter_export.graph.adapter import Adapter
@@ -35,7 +35,7 @@ class Base:
     adapters: list[Adapter]
 
 
-@pytest.fixture(scope="module", params=CHOSEN)
+@pytest.fixture(scope="module", params=by_architecture(CHOSEN))
 def base(request: pytest.FixtureRequest, exported: Callable[[str], ExportedBase]) -> Base:
     made = exported(request.param)
     inputs = made.architecture.arrays(3, 5)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 from exported_bases import ExportedBase
 from random_kinds import random_of_kind
+from tiers import extended
 
 import adapter_export as ae
 from adapter_export.api.models.forms import ArchiveBase
@@ -22,6 +23,7 @@ LENGTHS = np.array([7, 4, 1])
 
 
 @pytest.fixture(scope="module")
+@extended
 def base(exported: Callable[[str], ExportedBase]) -> ae.Base:
     return ArchiveBase(None, loaded=exported("modernbert").in_torch)
 

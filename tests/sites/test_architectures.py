@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 import torch
-from exported_bases import ExportedBase
+from exported_bases import ExportedBase, by_architecture
 
 from adapter_export.errors import NoSitesError
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
@@ -153,14 +153,14 @@ def found(base: ExportedBase) -> list[list[str]]:
     return [*rows, ["final", modules[sites.final] or "-"]]
 
 
-@pytest.mark.parametrize("name", IN_BOTH | IN_TORCH_ALONE)
+@pytest.mark.parametrize("name", by_architecture(IN_BOTH | IN_TORCH_ALONE))
 def test_the_sites_are_those_that_a_person_lists(exported, name):
     base = exported(name)
     assert found(base) == listed((IN_BOTH | IN_TORCH_ALONE)[name])
     assert base.torch_sites.coverage.is_complete
 
 
-@pytest.mark.parametrize("name", IN_BOTH)
+@pytest.mark.parametrize("name", by_architecture(IN_BOTH))
 def test_both_views_agree(exported, in_onnx, name):
     def facts(sites: SiteMap) -> list[tuple[object, ...]]:
         return [(site.name, site.role, site.layer, site.width, site.path, site.followed_by) for site in sites.sublayers]
@@ -172,7 +172,7 @@ def test_both_views_agree(exported, in_onnx, name):
     assert str(ours.coverage) == str(theirs.coverage) == f"{count} of {count} sublayers"
 
 
-@pytest.mark.parametrize("name", IN_BOTH)
+@pytest.mark.parametrize("name", by_architecture(IN_BOTH))
 def test_both_views_mean_the_same_values(exported, in_onnx, name):
     """At a shape that the export has not seen, `h`, `x`, `u` and the final state are equal, and not trivially so."""
     base, graph = exported(name), in_onnx(name)
@@ -184,7 +184,7 @@ def test_both_views_mean_the_same_values(exported, in_onnx, name):
         np.testing.assert_allclose(of_onnx[theirs], in_torch[ours], rtol=0, atol=1e-4, err_msg=f"{ours} and {theirs}")
 
 
-@pytest.mark.parametrize("name", sorted(set(IN_BOTH) - NO_PROJECTION_IS_H))
+@pytest.mark.parametrize("name", by_architecture(sorted(set(IN_BOTH) - NO_PROJECTION_IS_H)))
 def test_h_is_what_the_output_projection_of_the_live_module_returns(exported, name):
     base = exported(name)
     sites, inputs = base.torch_sites.sublayers, base.architecture.inputs(3, 5)
@@ -194,20 +194,20 @@ def test_h_is_what_the_output_projection_of_the_live_module_returns(exported, na
         np.testing.assert_allclose(in_torch[site.h], returned[site.path].pop(0), rtol=0, atol=1e-5, err_msg=site.name)
 
 
-@pytest.mark.parametrize("name", IN_BOTH)
+@pytest.mark.parametrize("name", by_architecture(IN_BOTH))
 def test_a_sublayer_with_a_norm_before_it_reads_the_norm_and_any_other_the_stream(exported, in_onnx, name):
     for sites in (exported(name).torch_sites, in_onnx(name).sites):
         assert {site.u != site.x for site in sites.sublayers} == {name in PRE_NORM}
 
 
-@pytest.mark.parametrize("name", ["gpt_neox", "cohere"])
+@pytest.mark.parametrize("name", by_architecture(["gpt_neox", "cohere"]))
 def test_parallel_sublayers_start_from_one_value(exported, name):
     attention, ffn, *_ = exported(name).torch_sites.sublayers
     assert attention.x == ffn.x
     assert attention.h != ffn.h
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "cohere", "opt"])
+@pytest.mark.parametrize("name", by_architecture(["bert", "gpt2", "llama", "cohere", "opt"]))
 def test_what_follows_each_sum_is_a_norm_even_in_small_pieces(exported, name):
     assert {site.followed_by for site in exported(name).torch_sites.sublayers} == {"norm"}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from exported_bases import ExportedBase
 from flows import flow
+from tiers import some_quick
 
 import adapter_export as ae
 from adapter_export.errors import NoSitesError
@@ -40,12 +41,12 @@ def test_what_is_not_placed_is_named_with_the_reason(sites):
     assert str(found) == f"{found.found} of at least {found.found + len(found.unplaced)} sublayers"
 
 
-@pytest.mark.parametrize("name", COMPLETE)
+@pytest.mark.parametrize("name", some_quick(COMPLETE, "of_several_forms"))
 def test_all_sublayers_are_found(sites, name):
     assert str(sites(name).coverage) == f"{COMPLETE[name]} of {COMPLETE[name]} sublayers"
 
 
-@pytest.mark.parametrize("name", CHANNELS_FIRST)
+@pytest.mark.parametrize("name", some_quick(CHANNELS_FIRST, "channels_first"))
 def test_a_width_that_is_the_number_of_tokens_is_refused(sites, name):
     with pytest.raises(NoSitesError, match=r"not on the last axis .* 16, 7\]"):
         sites(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 import pytest
+from exported_bases import by_architecture
 
 from adapter_export.onnx_backend.base.flow import flow_graph
 from adapter_export.sites.discover import discover
@@ -242,7 +243,7 @@ def inner(sites: SiteMap, layer: int | None) -> list[Site]:
     return [site for site in sites.of_roles(("embeddings", "linear")) if site.layer == layer and not site.is_outside]
 
 
-@pytest.mark.parametrize("name", LISTED)
+@pytest.mark.parametrize("name", by_architecture(LISTED))
 def test_the_linear_layers_are_those_that_a_person_lists(exported, name):
     sites = exported(name).torch_sites
     outside = [site.path.removeprefix("model.") for site in sites if site.is_outside]

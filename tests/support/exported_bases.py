@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from base_files import write_graph
 from kept import kept
 from partial_bases import BASES
 from small_bases import ARCHITECTURES, Architecture
+from tiers import some_quick
 from torch import Tensor, nn
 
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
@@ -22,8 +24,20 @@ from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
 from adapter_export.torch_backend.fx_view import flow_graph
 
+if TYPE_CHECKING:
+    from _pytest.mark.structures import ParameterSet
+
 STD = 0.15
 """The standard deviation of the weights."""
+
+
+QUICK = ("bert", "gpt2", "gpt_neox", "llama", "vit")
+"""The architectures of the quick tier: norms behind and before sublayers, RMS norms, parallel sublayers, images."""
+
+
+def by_architecture(names: Iterable[str]) -> list[ParameterSet | str]:
+    """Parameters of a test or of a fixture, of which all but those in `QUICK` are extended."""
+    return some_quick(names, *QUICK)
 
 
 def _architecture(name: str) -> Architecture:

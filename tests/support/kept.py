@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from once import once
+from once import making, once
 
 _ROOT = Path(__file__).parents[2]
 _FOLDERS = ("tests/support", "tests/entry_points", "schemas")
@@ -72,7 +72,8 @@ def kept(
             folder.parent.mkdir(exist_ok=True)
             _make_room(folder.parent)
             unfinished = Path(tempfile.mkdtemp(dir=folder.parent))
-            make(unfinished, *arguments)
+            with making():
+                make(unfinished, *arguments)
             unfinished.rename(folder)
         os.utime(folder)
     _used.setdefault(folder, _listing(folder))

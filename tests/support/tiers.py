@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import hypothesis
 import pytest
+from once import processor_seconds
 
 if TYPE_CHECKING:
     from _pytest.mark.structures import ParameterSet
@@ -123,12 +124,12 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    before = sum(os.times()[:4])  # of this process and of those that it waited for
+    before = processor_seconds()
     try:
         return (yield)
     finally:
         if item.config.getoption("store_durations"):
-            item.user_properties.append(("seconds", sum(os.times()[:4]) - before))
+            item.user_properties.append(("seconds", processor_seconds() - before))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
