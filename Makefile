@@ -138,9 +138,12 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint pytest
+# types are checked while the first tests run
+test: $(STAMP)
+	@$(MAKE) -j2 --no-print-directory lint pytest
 
-test-all: lint pytest-all
+test-all: $(STAMP) $(KSERVE) $(FOREIGN)
+	@$(MAKE) -j2 --no-print-directory lint pytest-all
 
 pytest: $(STAMP)
 	$(PYTEST)
