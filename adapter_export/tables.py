@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from adapter_export.errors import visible, worded
 
 _KILO = 1000
+_LONGEST_FACT = 60
 _NUMBERS_SHOWN = 5
 _BAR = 24
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
@@ -23,17 +26,19 @@ class Table:
         rows: the cells, written with `str`.
         title: stands above it.
         numbers: a letter per column: `r` sets it to the right, anything else to the left.
+        spare: headings of the columns that a narrow terminal leaves out first, in this order.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
     title: str | None = None
     numbers: str = ""
+    spare: Sequence[str] = ()
 
     def __str__(self) -> str:
         lines = [self.columns, *([worded(str(cell)) for cell in row] for row in self.rows)]
         widths = [max(len(line[at]) for line in lines) for at in range(len(self.columns))]
-        right = [self._is_right(at) for at in range(len(self.columns))]
+        right = [self.is_right(at) for at in range(len(self.columns))]
         texts = (
             "  ".join(
                 cell.rjust(width) if to_right else cell.ljust(width)
@@ -44,7 +49,7 @@ class Table:
         return "\n".join([*([] if self.title is None else [self.title]), *texts])
 
     def _repr_html_(self) -> str:
-        sides = ["right" if self._is_right(at) else "left" for at in range(len(self.columns))]
+        sides = ["right" if self.is_right(at) else "left" for at in range(len(self.columns))]
 
         def line(tag: str, cells: Sequence[object]) -> str:
             texts = (html.escape(worded(str(cell))) for cell in cells)
@@ -55,8 +60,40 @@ class Table:
         rows = "".join(line("td", row) for row in self.rows)
         return f"<table>{title}<thead>{line('th', self.columns)}</thead><tbody>{rows}</tbody></table>"
 
-    def _is_right(self, column: int) -> bool:
+    def is_right(self, column: int) -> bool:
+        """Return whether a column is set to the right."""
         return self.numbers[column : column + 1] == "r"
+
+
+class Described(ABC):
+    """A public object that `repr` shows in one line, and a notebook as a table, by its few facts.
+
+    Dataclasses of this class are declared with `repr=False`.
+    """
+
+    @abstractmethod
+    def described(self) -> Mapping[str, object]:
+        """Return the facts that tell the object from others, by name; none takes long to compute."""
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name}={_fact(value)}" for name, value in self.described().items())
+        return f"{type(self).__name__}({facts})"
+
+    def _repr_html_(self) -> str:
+        facts = [(name.replace("_", " "), _fact(value)) for name, value in self.described().items()]
+        return Table((type(self).__name__, ""), facts)._repr_html_()
+
+
+def _fact(value: object) -> str:
+    """Return a value in one line: texts in quotes, numbers with separators, the first few of many."""
+    if isinstance(value, str | PurePath):
+        return f"'{one_line(value, _LONGEST_FACT)}'"
+    if isinstance(value, list | tuple):
+        shown = [_fact(one) for one in value[:_NUMBERS_SHOWN]]
+        return f"[{', '.join([*shown, *(['…'] if len(value) > len(shown) else [])])}]"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return one_line(value, _LONGEST_FACT)
 
 
 def html_of(table: Table, *sentences: str) -> str:

@@ -5,8 +5,19 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.status import Status
+from rich.table import Column
 from rich.text import Text
 
 from adapter_export.cli.terminal import console, say, warn
@@ -15,6 +26,9 @@ from adapter_export.reporting import Reporter
 from adapter_export.tables import duration
 
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
+
+_BAR, _SHORT_BAR, _WIDE = 30, 12, 100
+"""Characters of a bar, of one on a narrow terminal, and of a terminal that is not narrow."""
 
 
 class TerminalReporter(Reporter):
@@ -84,6 +98,29 @@ class _Step:
             self._console.print(Text.assemble("• ", self._label, (f"  {took}", "dim")), soft_wrap=True)
 
 
+class _LabelColumn(ProgressColumn):
+    """The label of the step that runs, shortened to the room that the other columns leave."""
+
+    def render(self, task: Task) -> Text:
+        """Return the label in one line."""
+        return Text(str(task.fields["label"]), no_wrap=True, overflow="ellipsis")
+
+
+def progress_on(target: Console) -> Progress:
+    """Return the bars of a terminal: numbers stay whole, the bar is short where the terminal is narrow."""
+    whole = Column(no_wrap=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=_BAR if target.width >= _WIDE else _SHORT_BAR, table_column=whole),
+        MofNCompleteColumn(table_column=whole),
+        TimeElapsedColumn(table_column=whole),
+        TextColumn("left"),
+        TimeRemainingColumn(table_column=whole),
+        _LabelColumn(),
+        console=target,
+    )
+
+
 class _Bar:
     """A bar with the time left: redrawn on a terminal, elsewhere one plain line every ten seconds and at the end."""
 
@@ -94,9 +131,7 @@ class _Bar:
         target = console(stderr=True)
         self._progress: Progress | None = None
         if target.is_terminal:
-            counts = MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
-            columns = TextColumn("{task.description}"), BarColumn(bar_width=30), *counts
-            self._progress = Progress(*columns, TextColumn("{task.fields[label]}"), console=target)
+            self._progress = progress_on(target)
             self._task = self._progress.add_task(title, total=total, completed=done, label=label)
             self._progress.start()
 

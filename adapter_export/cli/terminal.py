@@ -6,17 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
-import rich.table
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from adapter_export.errors import visible, worded
+from adapter_export.cli.fitted_table import fitted
+from adapter_export.errors import visible
 from adapter_export.tables import Table
 
 _PLAIN_WIDTH = 160
-_VERDICTS = {"passed": "green", "pass": "green", "failed": "bold red", "FAIL": "bold red"}
 
 
 class _Console(Console):
@@ -60,29 +58,16 @@ def _say_marked(mark: str, colour: str, message: str) -> None:
     click.echo(f"{click.style(mark, fg=colour, bold=True)} {visible(message)}", err=True)
 
 
-def shown(found: Table) -> rich.table.Table:
-    """Return a table of the API as one for `console().print`: markup is left as it is, and verdicts are in colour."""
-    made = rich.table.Table(
-        title=None if found.title is None else Text(found.title, style="bold"),
-        title_justify="left",
-        header_style="bold",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-    )
-    for index, column in enumerate(found.columns):
-        made.add_column(column, justify="right" if found.numbers[index : index + 1] == "r" else "left", overflow="fold")
-    for row in found.rows:
-        made.add_row(*(Text(worded(str(cell), "shell"), _VERDICTS.get(str(cell), "")) for cell in row))
-    return made
-
-
 def show(*parts: Table | str) -> None:
     """Write tables of the API to stdout, and titles between them."""
     out, before = console(), None
     for part in parts:
         if isinstance(before, Table):
             out.print()
-        out.print(Text(part, style="bold") if isinstance(part, str) else shown(part), soft_wrap=isinstance(part, str))
+        if isinstance(part, str):
+            out.print(Text(part, style="bold"), soft_wrap=True)
+        else:
+            out.print(fitted(part, out.width))
         before = part
 
 

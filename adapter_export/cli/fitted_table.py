@@ -1,0 +1,111 @@
+"""Tables that fit a terminal: numbers stay whole, texts wrap, and columns without room are left out and named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import rich.table
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.text import Text
+
+from adapter_export.errors import visible, worded
+from adapter_export.tables import Table
+
+_BETWEEN = 3
+"""Characters between two columns: a space on each side, and the edge of the box."""
+
+_LONGEST_WORD = 24
+"""Longer words, such as paths and digests, are folded; shorter ones and their numbers stay whole."""
+
+_LEAST_TEXT = 12
+"""Characters that a column of text needs to be readable."""
+
+_VERDICTS = {"passed": "green", "pass": "green", "failed": "bold red", "FAIL": "bold red"}
+
+
+def fitted(found: Table, width: int) -> rich.table.Table:
+    """Return a table of the API for a console of that many characters.
+
+    Markup is left as it is, and verdicts are in colour. Columns are left out from the last one on, those that the table
+    can spare first, until numbers and words fit.
+    """
+    cells = [[visible(worded(str(cell), "shell")) for cell in row] for row in found.rows]
+    kept = _kept(found, cells, width)
+    left_out = [column for at, column in enumerate(found.columns) if at not in kept]
+    made = rich.table.Table(
+        title=None if found.title is None else Text(found.title, style="bold"),
+        title_justify="left",
+        caption=Text(f"not shown: {', '.join(left_out)}; `--json` has them", "dim") if left_out else None,
+        caption_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+    )
+    for at, wide in zip(kept, _widths(found, cells, kept, width), strict=True):
+        made.add_column(
+            Text(found.columns[at]), justify="right" if found.is_right(at) else "left", overflow="fold", width=wide
+        )
+    for row, given in zip(cells, found.rows, strict=True):
+        made.add_row(*(Text(row[at], _VERDICTS.get(str(given[at]), "")) for at in kept))
+    return made
+
+
+def _kept(found: Table, cells: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Return the places of the columns that have room."""
+    kept = list(range(len(found.columns)))
+    least = [_least(found, cells, at) for at in kept]
+    for at in _order(found):
+        if _room(len(kept), width) >= sum(least[one] for one in kept):
+            break
+        kept.remove(at)
+    return kept
+
+
+def _order(found: Table) -> list[int]:
+    """Return the places of the columns that may be left out: those that the table can spare, then from the last one."""
+    places = list(range(1, len(found.columns)))
+    spare = [at for name in found.spare for at in reversed(places) if found.columns[at] == name]
+    verdicts = [at for at in places if any(str(row[at]) in _VERDICTS for row in found.rows)]
+    rest = [at for at in reversed(places) if at not in (*spare, *verdicts)]
+    return [*spare, *rest, *reversed(verdicts)]
+
+
+def _room(columns: int, width: int) -> int:
+    """Return the characters that are left for cells."""
+    return width - _BETWEEN * columns + 1
+
+
+def _longest_word(text: str) -> int:
+    return max((cell_len(word) for word in text.split()), default=0)
+
+
+def _natural(found: Table, cells: Sequence[Sequence[str]], at: int) -> int:
+    """Return the width at which nothing wraps but the heading."""
+    lines = (line for row in cells for line in row[at].splitlines())
+    return max([_longest_word(found.columns[at]), *map(cell_len, lines)])
+
+
+def _least(found: Table, cells: Sequence[Sequence[str]], at: int) -> int:
+    """Return the width at which every number and every word stays whole; very long words are folded."""
+    natural = _natural(found, cells, at)
+    if found.is_right(at):
+        return natural
+    words = [_longest_word(row[at]) for row in cells]
+    longest = max((word for word in words if word <= _LONGEST_WORD), default=0)
+    folded = _LEAST_TEXT if any(word > _LONGEST_WORD for word in words) else 0
+    return min(natural, max(longest, folded, _longest_word(found.columns[at]), min(_LEAST_TEXT, natural)))
+
+
+def _widths(found: Table, cells: Sequence[Sequence[str]], kept: Sequence[int], width: int) -> list[int]:
+    """Return the width of each column: the least, and the room that is left for texts, the narrowest filled first."""
+    natural = [_natural(found, cells, at) for at in kept]
+    widths = [_least(found, cells, at) for at in kept]
+    left = _room(len(kept), width) - sum(widths)
+    if left < 0:  # a table of one column, or two, that is wider than the console
+        widths[0] = max(1, widths[0] + left)
+    waiting = sorted((at for at in range(len(kept)) if widths[at] < natural[at]), key=lambda at: natural[at])
+    for count, at in enumerate(waiting):
+        given = min(natural[at] - widths[at], max(left, 0) // (len(waiting) - count))
+        widths[at], left = widths[at] + given, left - given
+    return widths
