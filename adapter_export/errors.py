@@ -99,6 +99,21 @@ def quoted(names: Iterable[object]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Return what to do about an unknown name: the known name most like it, if one is, before another way out.
+
+    Args:
+        name: the unknown name.
+        known: the names that there are.
+        otherwise: an imperative clause.
+    """
+    from difflib import get_close_matches  # noqa: PLC0415 - for wrong names only
+
+    by_case = {one.casefold(): one for one in known}
+    near = get_close_matches(name.casefold(), by_case, 1)
+    return f"did you mean `{by_case[near[0]]}`? If not, {otherwise}" if near else otherwise
+
+
 def worded(text: str, face: Face = "python") -> str:
     """The text of a message in the words of one face."""
     return _BOTH.sub(r"\1" if face == "python" else r"\2", both(text))

@@ -102,6 +102,8 @@ GROUP = Option("Column of the group within which rows are ranked; defaults to th
 LABELLED_DATA = Option(
     "Labelled texts: csv, tsv or jsonl in UTF-8; or a folder of images or audio for each label.", "PATH", "--data"
 )
+DELIMITER = Option("Separator of the cells of a csv file, such as `;` or `tab`; detected by default.", "CHARACTER")
+ENCODING = Option("Encoding of text files, such as `cp1252`; UTF-8 by default, and detected.", "NAME")
 SKIP_INCOMPLETE = Option("Skip rows without text or label instead of failing.")
 
 Force = Annotated[bool, Option("Replace an existing output.")]

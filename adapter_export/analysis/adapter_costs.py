@@ -16,7 +16,7 @@ from adapter_export.graph.graph import cost, stored
 from adapter_export.graph.kinds import Kind
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.sites.site import SiteMap
-from adapter_export.tables import Table, html_of, size
+from adapter_export.tables import Described, Table, html_of, size
 
 USUAL = 64
 """The default recommendation for the bottleneck: with this fixed width, Houlsby et al. (2019, §3.2) lose 0.4 points on
@@ -102,8 +102,8 @@ class Choice:
         return self.kind if self.bottleneck is None else f"{self.kind} {self.bottleneck}"
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Described):
     """The costs of each choice in a base, and the recommended choice; `print` and notebooks show it.
 
     Attributes:
@@ -124,6 +124,10 @@ class Plan:
     recommended: Choice
     reasons: tuple[str, ...]
 
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        return {"choices": len(self.choices), "recommended": str(self.recommended), "width": self.width}
+
     def table(self) -> Table:
         """Return a row for each choice; `projections` are those at one site, `latency` is over that of the base."""
         columns = ["kind", "width", "sites", "projections", "parameters", "of base", "file", "MACs/token", "of base"]
@@ -139,7 +143,8 @@ class Plan:
             row += ["–" if one.training_memory is None else size(one.training_memory)] if trains else []
             row += [str(one.latency or "–")] if measured else []
             rows.append(row)
-        return Table(columns, rows, numbers="l" + "r" * (len(columns) - 1))
+        spare = ("projections", "sites", "of base", "MACs/token", "file")
+        return Table(columns, rows, numbers="l" + "r" * (len(columns) - 1), spare=spare)
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON data."""

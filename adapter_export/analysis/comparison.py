@@ -16,16 +16,17 @@ import onnxruntime as ort
 from scipy import stats
 
 from adapter_export.analysis.contest import Contestant, Measured
-from adapter_export.analysis.eval_rows import DifferingRow, EvalData, EvalRows, cut, shown_text
+from adapter_export.analysis.eval_rows import DifferingRow, EvalRows, cut, shown_text
 from adapter_export.analysis.latency import interleaved, quartiles
 from adapter_export.analysis.member_attention import Attention, attention, is_fusion
 from adapter_export.analysis.scores import Resampling, Score, percentiles, summarised
 from adapter_export.analysis.seen_rows import SeenRows
 from adapter_export.format.records import SEMVER
+from adapter_export.format.tabular.eval_data import EvalData
 from adapter_export.graph.tasks.metrics import Floats, Judged, Metric, correlation
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime.session import Session
-from adapter_export.tables import Table, size
+from adapter_export.tables import Described, Table, size
 
 COMPARISON_VERSION = "1.0.0"
 """The version of the format of the document."""
@@ -231,8 +232,8 @@ class ComparisonDocument(_Compared):
     metrics: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Comparison(_Compared):
+@dataclass(frozen=True, repr=False)
+class Comparison(Described, _Compared):
     """Contestants on the same rows; `print` and notebooks show it.
 
     Attributes:
@@ -240,6 +241,11 @@ class Comparison(_Compared):
     """
 
     metrics: tuple[Metric, ...]
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        names, metric = [one.name for one in self.contestants], self.metrics[0].name
+        return {"contestants": names, "rows": self.rows, metric: [str(one.scores[metric]) for one in self.contestants]}
 
     @property
     def best(self) -> ContestantRecord | None:
@@ -308,7 +314,7 @@ class Comparison(_Compared):
             for one in self.contestants
         ]
         columns = ("contestant", "kind", "precision", "parameters", "adapter", "graph with base")
-        return Table(columns, rows, "sizes", "lllrrr")
+        return Table(columns, rows, "sizes", "lllrrr", ("kind", "graph with base"))
 
     def latencies(self) -> Table:
         """Return a line for each contestant that was timed."""
@@ -330,6 +336,7 @@ class Comparison(_Compared):
         """Return a line for each pair and metric: the difference, and whether it is more than chance."""
         words = {metric.name: metric.words for metric in metrics}
         adjusted = len(self.contestants) > 2
+        spare = ("only one right", "test")
         columns = ("metric", "first", "second", "first − second", "95 % interval", "only one right", "test", "p")
         rows = []
         for one in self.differences:
@@ -339,7 +346,7 @@ class Comparison(_Compared):
                 cells.append("–" if one.low is None else f"{_signed(one.low)} to {_signed(one.high)}")
                 cells += [right, one.test, _probability(one.p)]
                 rows.append(cells + ([_probability(one.adjusted)] if adjusted else []))
-        return Table((*columns, *(("p, Holm",) if adjusted else ())), rows, "differences", "lllrrrlrr")
+        return Table((*columns, *(("p, Holm",) if adjusted else ())), rows, "differences", "lllrrrlrr", spare)
 
     def agreement(self) -> Table:
         """Return the agreements as a matrix; of many contestants as a list."""
@@ -406,7 +413,7 @@ def compare_measured(
         RequestError: ONNX Runtime cannot compute a call.
     """
     contestants, first = [own.contestant for own in measured], measured[0].rows
-    notes = [*notes, *_repeated_rows(first)]
+    notes = [*notes, *data.notes, *_repeated_rows(first)]
     fusions = list(_attentions(measured, reporter))
     records, tokens = [replace(ContestantRecord.of(own.contestant), seen=own.seen) for own in measured], None
     if rounds:

@@ -16,7 +16,7 @@ from adapter_export.analysis.adapter_costs import sample
 from adapter_export.errors import argument, worded
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime import Bundle, Session
-from adapter_export.tables import Table, html_of
+from adapter_export.tables import Described, Table, html_of
 
 ROUNDS = 5
 
@@ -55,8 +55,8 @@ class Way:
     slow: float
 
 
-@dataclass(frozen=True)
-class Benchmark:
+@dataclass(frozen=True, repr=False)
+class Benchmark(Described):
     """Throughput and latency of each way to use the processors; `print` and notebooks show it.
 
     Attributes:
@@ -72,6 +72,10 @@ class Benchmark:
     ways: tuple[Way, ...]
     most_rows: Way = field(init=False)
     fastest: Way = field(init=False)
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        return {"processors": self.processors, "ways": len(self.ways), "most_rows": self.most_rows}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "most_rows", max(self.ways, key=lambda way: way.rows_per_second))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from adapter_export.analysis.eval_rows import EvalData, EvalRows, Results, judge, read_rows
+from adapter_export.analysis.eval_rows import EvalRows, Results, judge, read_rows
 from adapter_export.analysis.seen_rows import SeenRows
 from adapter_export.bundle.ablation import effects, note_of
 from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.errors import DataError, UsageError, argument, within
 from adapter_export.format.manifest import AdapterRecord
+from adapter_export.format.tabular.eval_data import EvalData
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.tasks import Task
 from adapter_export.graph.tasks.cells import some
@@ -162,7 +162,7 @@ def measure(contestants: Sequence[Contestant], data: EvalData, reporter: Reporte
         UsageError, DataError, RequestError: the rows do not fit a contestant, or it cannot compute them.
     """
     read = [one.read(data) for one in contestants]
-    _check_labels(contestants, read, data.path)
+    _check_labels(contestants, data)
     total, finished, answers = sum(len(own.read) for own in read), 0, list[Results]()
     for one, rows in zip(contestants, read, strict=True):
         label = f"answering with `{one.name}`"
@@ -177,16 +177,15 @@ def measure(contestants: Sequence[Contestant], data: EvalData, reporter: Reporte
     return measured
 
 
-def _check_labels(contestants: Sequence[Contestant], read: Sequence[EvalRows], path: Path) -> None:
+def _check_labels(contestants: Sequence[Contestant], data: EvalData) -> None:
     """Refuse labels that a contestant does not have; the message names all of these."""
-    unknown = {one.name: found for one, rows in zip(contestants, read, strict=True) if (found := rows.unknown_labels())}
+    if len({(id(one.bundle), one.adapter) for one in contestants}) == 1:
+        data.check_labels(contestants[0].task)
+    unknown = {one.name: found for one in contestants if (found := data.unknown_labels(one.task))}
     if not unknown:
         return
     first = min(line for found in unknown.values() for line in found.values())
-    where, fix = f"{path}, line {first}", f"map the labels, or name their column: {argument('label')}"
-    if len({(id(one.bundle), one.adapter) for one in contestants}) == 1:
-        what, expected = "holds labels that the adapter does not have", some(read[0].task.labels)
-        raise DataError(what, where=where, found=some(unknown[contestants[0].name]), expected=expected, fix=fix)
+    where, fix = f"{data.path}, line {first}", f"map the labels, or name their column: {argument('label')}"
     knowing = [one for one in contestants if one.name not in unknown]
     alone = f"name those that have them, such as {argument('only', [knowing[0].adapter])}, " if knowing else ""
     more = len(unknown) - _NAMED

@@ -1,16 +1,17 @@
-"""Labelled rows of a file, read as inputs of an adapter, and the judgement of results."""
+"""Labelled rows, read as inputs of an adapter, and the judgement of results."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from adapter_export.errors import DataError, UsageError, argument, quoted, within
-from adapter_export.format.labelled import Columns, LabelledFile, LabelledRow, data_digest, labelled_rows
+from adapter_export.errors import DataError, UsageError, argument, within
+from adapter_export.format.tabular.eval_data import EvalData
+from adapter_export.format.tabular.labelled import LabelledFile, LabelledRow
+from adapter_export.format.tabular.table_faults import lines_of
 from adapter_export.graph.tasks import Task
 from adapter_export.graph.tasks.answers import ReadText
 from adapter_export.graph.tasks.metrics import Indices, Judged, judge_similarities
@@ -23,77 +24,6 @@ Results = Sequence[Sequence[np.ndarray]]
 """For each row that was read the results of the head: one, or one for each choice."""
 
 _LONGEST = 80
-
-
-@dataclass(frozen=True)
-class EvalData:
-    """Labelled rows of a file.
-
-    Attributes:
-        path: the file, or the folder with a file for each row.
-        sha256: `data_digest` of all rows.
-        rows: the rows to answer.
-        is_part: whether a limit leaves rows out.
-        columns: the columns that were read, by the names of their options.
-        groups: for a ranking, the group of each row, within which it is ranked.
-        slices: the column whose values get scores of their own.
-    """
-
-    path: Path
-    sha256: str
-    rows: tuple[LabelledRow, ...]
-    is_part: bool
-    columns: Mapping[str, str | None]
-    groups: tuple[str, ...] = ()
-    slices: str | None = None
-
-    def values(self, column: str) -> list[str]:
-        """Return the cell of each row in a column; an empty cell is `(empty)`."""
-        return ["(empty)" if row.cells[column] in (None, "") else str(row.cells[column]) for row in self.rows]
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """The options of a call that reads labelled rows.
-
-    Attributes:
-        columns: the columns with texts and labels.
-        group: the column that a ranking groups by; `None` for the query.
-        slices: the column whose values get scores of their own.
-        skip_incomplete: leave out rows without a text or a label instead of refusing them.
-        limit: the number of rows to answer; `None` for all.
-    """
-
-    columns: Columns
-    group: str | None
-    skip_incomplete: bool
-    limit: int | None
-    slices: str | None = None
-
-    def read(self, path: Path, task: Task) -> EvalData:
-        """Read labelled rows for a task; pairs whose vectors are compared have a number as label.
-
-        Raises:
-            UsageError: a column does not exist, or the task has no groups.
-            DataError, FileError: the file cannot be read, or a row is broken.
-        """
-        medium: Any = task.input if task.input in FILE_MODALITIES else None
-        is_file = self.columns.text == "text" and medium is not None
-        columns = replace(self.columns, text=task.input) if is_file else self.columns
-        problem = "regression" if task.kind.compares_pairs and columns.pair is not None else task.type
-        rows = labelled_rows(path, columns, problem, skip_incomplete=self.skip_incomplete, medium=medium)[0]
-        for option, column in (("group", self.group), ("slices", self.slices)):
-            if column is not None and column not in rows[0].cells:
-                expected = f"one of {quoted(rows[0].cells)}"
-                raise UsageError("no such column", where=argument(option), found=f"`{column}`", expected=expected)
-        if self.group is not None and not task.kind.ranks:
-            raise UsageError(f"only a ranking has a {argument('group')}", found=f"the task `{task.type}`")
-        kept = tuple(rows[: self.limit])
-        groups: tuple[str, ...] = ()
-        if task.kind.ranks:
-            groups = tuple(str(row.text if self.group is None else row.cells[self.group]) for row in kept)
-        digest, is_part = data_digest(path, rows), len(kept) < len(rows)
-        return EvalData(path, digest, kept, is_part, asdict(columns), groups, self.slices)
 
 
 @dataclass(frozen=True)
@@ -138,16 +68,6 @@ class EvalRows:
             seen.setdefault((row.text, row.pair, row.answer), at)
         return np.array(list(seen.values()), np.int64)
 
-    def unknown_labels(self) -> dict[str, int]:
-        """Return the labels that the adapter does not have, each with the line of its first row."""
-        found: dict[str, int] = {}
-        known, kind = set(self.task.labels), self.task.kind
-        for row in self.rows if kind.has_labels else ():
-            for label in kind.labels_of(row.answer):
-                if label not in known:
-                    found.setdefault(label, row.line)
-        return found
-
     def usual(self) -> int:
         """Return the place of a row of usual length: the median of their tokens; the first of files."""
         lengths = [self.tokens(at) or 0 for at in range(len(self.read))]
@@ -159,13 +79,18 @@ class EvalRows:
 
     def notes(self) -> Iterator[str]:
         """Yield facts about the rows that limit the meaning of scores."""
-        cut = sum(one.cut > 0 for one in self.read)
+        places = [*self.rows, *(self.rows if self.compared else ())]
+        lines = list(dict.fromkeys(row.line for row, one in zip(places, self.read, strict=True) if one.cut))
+        cut, said = (
+            sum(one.cut > 0 for one in self.read),
+            f"were cut there, as every client cuts them ({lines_of(lines)})",
+        )
         if cut and self.task.input in FILE_MODALITIES:
             word = FILE_MODALITIES[self.task.input].word
-            yield f"{cut:,} {word}s are longer than the model reads and were cut there, as every client cuts them"
+            yield f"{cut:,} {word}s are longer than the model reads and {said}"
         elif cut:
             limit = max(len(row.encoding.ids) for one in self.read if one.cut for row in one.rows)
-            yield f"{cut:,} texts are longer than {limit} tokens and were cut there, as every client cuts them"
+            yield f"{cut:,} texts are longer than {limit} tokens and {said}"
         if self.task.kind.one_label and len(self.rows) > 1 and len({row.answer for row in self.rows}) == 1:
             yield f"every row has the label `{self.rows[0].answer}`: the scores say nothing of the other classes"
 

@@ -12,15 +12,16 @@ from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
 from adapter_export.analysis.contest import Measured
-from adapter_export.analysis.eval_rows import DifferingRow, EvalData, cut, shown_text
+from adapter_export.analysis.eval_rows import DifferingRow, cut, shown_text
 from adapter_export.analysis.record_check import RecordCheck, compare_with_training_record
 from adapter_export.analysis.scores import NO_INTERVALS, Resampling, Score, score
 from adapter_export.analysis.seen_rows import SeenRows
 from adapter_export.errors import MissedGateError, TrainingRowsError, UsageError, argument, quoted
 from adapter_export.format.adapter_files import GRAPH_FILE
+from adapter_export.format.tabular.eval_data import EvalData
 from adapter_export.graph.tasks import Task
 from adapter_export.graph.tasks.metrics import Decisions, Judged, Majority, Metric, metrics_of
-from adapter_export.tables import Table
+from adapter_export.tables import Described, Table
 
 _BINS = 10
 _MOST_SLICES = 50
@@ -245,7 +246,7 @@ def evaluation(
     bundle, record, scores = contestant.bundle, contestant.record, score(judged, resampling)
     allowed = record.golden.absolute[str(record.output)]
     check, said = compare_with_training_record(contestant.original.training, data, own, allowed)
-    notes = [*own.notes(), *judged.notes, *([] if said is None else [said])]
+    notes = [*data.notes, *own.notes(), *judged.notes, *([] if said is None else [said])]
     source = f"{record.source}/{GRAPH_FILE}"
     return Evaluation(
         bundle=str(bundle.folder),
@@ -276,8 +277,8 @@ def evaluation(
     )
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Described):
     """Scores of an adapter of a bundle on the rows of a file.
 
     Attributes:
@@ -333,6 +334,11 @@ class Evaluation:
     seen: SeenRows | None
     allow_training_rows: bool
     notes: tuple[str, ...]
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        facts: dict[str, object] = {"bundle": self.bundle, "adapter": self.adapter, "data": self.data}
+        return {**facts, "rows": self.rows, **dict(list(self.scores.items())[:2])}
 
     def remarks(self) -> Iterator[str]:
         """Yield sentences about intervals, the reference and the training record."""

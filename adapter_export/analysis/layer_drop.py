@@ -14,7 +14,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.tasks.metrics import Metric
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.runtime.graphs import open_session
-from adapter_export.tables import Table, html_of
+from adapter_export.tables import Described, Table, html_of
 
 POINT = 0.01
 """Acceptable loss of a metric from 0 to 1."""
@@ -42,8 +42,8 @@ class Dropped:
     without: Latency
 
 
-@dataclass(frozen=True)
-class Drop:
+@dataclass(frozen=True, repr=False)
+class Drop(Described):
     """Costs and scores for each number of dropped layers; `print` and notebooks show them.
 
     Attributes:
@@ -65,6 +65,10 @@ class Drop:
     written: Dropped | None
     folder: Path | None
     notes: tuple[str, ...]
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        return {"adapter": self.adapter, "metric": self.metric, "rows": self.rows, "choices": len(self.curve)}
 
     def table(self) -> Table:
         """Return a row for each point of the curve; latencies are relative to the base."""

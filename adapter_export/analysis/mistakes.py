@@ -19,7 +19,7 @@ from adapter_export.graph.graph import AdapterGraph, Node, bind_base_norm, cost,
 from adapter_export.graph.ops import OPS
 from adapter_export.numerics.evaluate_adapter import borrowed, values_of
 from adapter_export.sites.site import Norm
-from adapter_export.tables import Table
+from adapter_export.tables import Described, Table
 
 Needs = Literal["weights", "trained", "rows", "base", "values", "start"]
 """Input of a rule: the adapter alone, a trained adapter, the number of rows that it learnt from, the base's
@@ -115,8 +115,8 @@ class Rule:
     find: Callable[[Subject], Iterator[tuple[str | None, str, str]]]
 
 
-@dataclass(frozen=True)
-class Lint:
+@dataclass(frozen=True, repr=False)
+class Lint(Described):
     """The result of a lint; `print` and notebooks show it.
 
     Attributes:
@@ -130,6 +130,11 @@ class Lint:
     findings: tuple[Finding, ...]
     looked_for: tuple[str, ...]
     skipped: Mapping[str, str]
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        found = [one.rule for one in self.findings]
+        return {"adapter": self.adapter, "passed": self.passed, "findings": found, "skipped": len(self.skipped)}
 
     @property
     def passed(self) -> bool:
@@ -151,7 +156,8 @@ class Lint:
     def table(self) -> Table:
         """Return a row for each mistake."""
         columns = ("mistake", "where", "found", "in order", "why", "what to do")
-        return Table(columns, [tuple(value or "" for value in asdict(one).values()) for one in self.findings])
+        rows = [tuple(value or "" for value in asdict(one).values()) for one in self.findings]
+        return Table(columns, rows, spare=("why", "in order"))
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON data."""

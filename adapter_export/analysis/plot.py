@@ -12,15 +12,8 @@ from matplotlib.figure import Figure
 from adapter_export.analysis.adapter_costs import Choice, Plan
 from adapter_export.analysis.layer_drop import Drop
 from adapter_export.analysis.sweep_results import Cost, Sweep, Trial
-from adapter_export.errors import UsageError
 from adapter_export.graph.tasks.metrics import Metric
 from adapter_export.safe_io.output import Output
-
-
-def check_plot(path: Path) -> None:
-    """Raise `UsageError` unless a file's name ends in `.svg` or `.png`."""
-    if path.suffix.lower() not in (".svg", ".png"):
-        raise UsageError("a chart of an unknown type", found=f"`{path.name}`", expected="`.svg` or `.png`")
 
 
 def draw_plan(plan: Plan, path: Path, *, force: bool = False) -> None:

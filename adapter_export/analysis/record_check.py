@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from adapter_export.analysis.contest import Measured
-from adapter_export.analysis.eval_rows import EvalData, Results, judge
+from adapter_export.analysis.eval_rows import Results, judge
 from adapter_export.errors import MissedGateError
+from adapter_export.format.tabular.eval_data import EvalData
 from adapter_export.graph.tasks.metrics import Judged
 
 _DRAWS = 16

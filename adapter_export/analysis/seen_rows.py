@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from adapter_export.analysis.eval_rows import EvalData
 from adapter_export.errors import TrainingRowsError, argument
-from adapter_export.format.labelled import LabelledRow, RememberedRows
+from adapter_export.format.tabular.eval_data import EvalData
+from adapter_export.format.tabular.labelled import LabelledRow, RememberedRows
 from adapter_export.graph.compose import data_of
 
 Part = Literal["training", "validation"]

@@ -16,7 +16,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.tasks.metrics import Judged
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.runtime.graphs import open_session
-from adapter_export.tables import Table, html_of, size
+from adapter_export.tables import Described, Table, html_of, size
 
 WORTH = 1.1
 """Latency of the graph with slots, relative to the base, below which removing the adapters saves next to nothing."""
@@ -43,8 +43,8 @@ class Side:
     speed: Latency | None = None
 
 
-@dataclass(frozen=True)
-class Distillation:
+@dataclass(frozen=True, repr=False)
+class Distillation(Described):
     """The result of a distillation, or of full fine-tuning; `print` and notebooks show it.
 
     Attributes:
@@ -70,6 +70,11 @@ class Distillation:
     folder: Path | None
     training: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        facts: dict[str, object] = {"folder": self.folder, "part": self.part, "rows": self.rows}
+        return {**facts, "has_teacher": self.teacher is not None}
 
     def table(self) -> Table:
         """Return a row for each side."""

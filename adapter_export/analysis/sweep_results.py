@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from adapter_export.analysis.adapter_costs import Latency
 from adapter_export.errors import Note
 from adapter_export.graph.tasks.metrics import Metric
-from adapter_export.tables import Table, html_of
+from adapter_export.tables import Described, Table, html_of
 
 Cost = Literal["parameters", "latency"]
 
@@ -149,8 +149,8 @@ class Trial:
         return None if self.latency is None else self.latency.ratio
 
 
-@dataclass(frozen=True)
-class Sweep:
+@dataclass(frozen=True, repr=False)
+class Sweep(Described):
     """The result of a sweep; `print` and notebooks show it.
 
     Attributes:
@@ -172,6 +172,11 @@ class Sweep:
     trials: tuple[Trial, ...]
     best: Trial
     adapter: str
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        facts: dict[str, object] = {"data": self.data, "trials": len(self.trials), "seeds": len(self.seeds)}
+        return {**facts, "best": self.adapter, self.metric: self.best.mean}
 
     @classmethod
     def of(cls, data: str, metric: Metric, seeds: Sequence[int], trials: Sequence[Trial]) -> Sweep:

@@ -22,20 +22,23 @@ from adapter_export.batch.table_rows import (
     SUFFIXES,
     Columns,
     count_of_parquet,
+    file_rows,
     json_line,
     parquet_rows,
-    table_rows,
 )
 from adapter_export.errors import (
     AdapterExportError,
     DataError,
     FileError,
+    Note,
     OutputExistsError,
     argument,
     quoted,
 )
 from adapter_export.format.files import canonical_json
-from adapter_export.format.table_files import json_object, text_lines
+from adapter_export.format.tabular.encodings import known_encoding
+from adapter_export.format.tabular.table_faults import TableFaults
+from adapter_export.format.tabular.table_files import json_object, text_lines
 from adapter_export.reporting import Reporter
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answerer import Answerer, Reading, Row
@@ -43,6 +46,7 @@ from adapter_export.runtime.graphs import Provider
 from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.output import Output, locked
 from adapter_export.safe_io.regular_files import open_regular, sha256_of, unreadable
+from adapter_export.tables import Described
 from adapter_export.version import __version__
 
 _JOB_FILE = "job.json"
@@ -93,28 +97,38 @@ def table_files(data: Path) -> list[Path]:
     return files
 
 
-def shards_of(files: Sequence[Path], columns: Columns, rows: int) -> tuple[list[Shard], list[str]]:
-    """Return the shards, each of `rows` rows or the rest of a file, and the sha256 of each file.
+def shards_of(files: Sequence[Path], columns: Columns, rows: int) -> tuple[list[Shard], list[str], list[str]]:
+    """Return the shards, each of `rows` rows or the rest of a file, the sha256 of each file, and notes on the files.
 
     Raises:
         FileError: a file cannot be read.
         DataError: it is no table, or has an empty line between its rows.
         MissingExtraError: pyarrow is not installed.
     """
-    shards, digests = list[Shard](), list[str]()
+    shards, digests, notes = list[Shard](), list[str](), list[str]()
     for path in files:
-        if path.suffix.lower() in JSON_LINES:
+        if _is_cut_by_bytes(path, columns):
             state, digest, marks = _scan(path, rows)
             digests.append(digest)
         else:
             state = _state(path)
             digests.append(sha256_of(path))
-            is_parquet = path.suffix.lower() in PARQUET
-            total = count_of_parquet(path) if is_parquet else sum(1 for _ in table_rows(path, columns))
+            if path.suffix.lower() in PARQUET:
+                total = count_of_parquet(path)
+            else:
+                read = file_rows(path, columns)
+                notes += read.notes
+                total = sum(1 for _ in read.rows)
             marks = [(first, first + 1) for first in [*range(0, total, rows), total]]
         for (start, first), (end, _) in pairwise(marks):
             shards.append(Shard(len(shards), str(path), state, start, end, first))
-    return shards, digests
+    return shards, digests, notes
+
+
+def _is_cut_by_bytes(path: Path, columns: Columns) -> bool:
+    """Return whether shards of a file are parts of its bytes: of JSON lines in UTF-8."""
+    encoding = columns.form.encoding
+    return path.suffix.lower() in JSON_LINES and (encoding is None or known_encoding(encoding) == "utf-8-sig")
 
 
 def read_shard(shard: Shard, columns: Columns) -> Iterator[Row]:
@@ -131,8 +145,8 @@ def read_shard(shard: Shard, columns: Columns) -> Iterator[Row]:
         for number, cells in enumerate(parquet_rows(path, shard.start, shard.end, columns.names), shard.first):
             yield columns.row(cells, f"{path}, row {number}")
         return
-    if path.suffix.lower() not in JSON_LINES:  # read from its beginning: a quoted cell of a csv may hold lines
-        yield from islice(table_rows(path, columns), shard.start, shard.end)
+    if not _is_cut_by_bytes(path, columns):  # read from its beginning: a quoted cell of a csv may hold lines
+        yield from islice(file_rows(path, columns).rows, shard.start, shard.end)
         return
     with open_regular(path) as file:
         try:
@@ -140,9 +154,15 @@ def read_shard(shard: Shard, columns: Columns) -> Iterator[Row]:
             data = file.read(shard.end - shard.start)
         except (OSError, MemoryError) as error:
             raise unreadable(path, error) from error
-    for number, line in enumerate(text_lines(data, path, shard.first), shard.first):
+    faults = TableFaults(path)
+    for number, line in enumerate(text_lines(data, path, "utf-8", shard.first)[0], shard.first):
+        row = None
         if line.strip():  # others are at the end of the file
-            yield columns.row(json_object(line, path, number), f"{path}, line {number}")
+            with faults.of_line(number):
+                row = columns.row(json_object(line, path, number), f"{path}, line {number}")
+        if row is not None:
+            yield row
+    faults.check()
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -221,8 +241,8 @@ class Job:
         return Answerer(session, opened.texts(session), self.reading)
 
 
-@dataclass(frozen=True)
-class Answered:
+@dataclass(frozen=True, repr=False)
+class Answered(Described):
     """A folder with answers.
 
     Attributes:
@@ -235,6 +255,10 @@ class Answered:
     folder: Path
     shards: int
     reused: int
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        return {"folder": self.folder, "shards": self.shards, "reused": self.reused}
 
 
 def run_job(
@@ -256,7 +280,10 @@ def run_job(
         RequestError: a text or an adapter does not fit.
         UsageError: there is no such cluster.
     """
-    shards, digests = shards_of(table_files(data), job.columns, shard_rows)
+    _ensure_free(output)
+    shards, digests, notes = shards_of(table_files(data), job.columns, shard_rows)
+    for note in notes:
+        reporter.note(Note(note))
     facts = {name: value for name, value in asdict(job).items() if name not in ("bundle", "choice", "reading")}
     facts |= {**asdict(job.choice), **asdict(job.reading)}
     identity = {**facts, "data": digests, "shard_rows": shard_rows, "version": __version__}
@@ -279,11 +306,16 @@ def answer_shard(job: Job, answerer: Answerer, shard: Shard, output: Path) -> No
         file.writelines(map(json_line, answerer.answer(rows)))
 
 
+def _ensure_free(output: Path) -> None:
+    """Raise `OutputExistsError` for a path that is neither the folder of a job nor an empty one."""
+    if output.exists() and not (output / _JOB_FILE).is_file() and (not output.is_dir() or any(output.iterdir())):
+        raise OutputExistsError(output)
+
+
 def _claim(output: Path, identity: dict[str, Any], *, force: bool) -> None:
     """Make the folder of a job, or go on with the same one."""
     file = output / _JOB_FILE
-    if output.exists() and not file.is_file() and any(output.iterdir()):
-        raise OutputExistsError(output)
+    _ensure_free(output)
     if file.is_file():
         before: Any = read_json(file)
         known = json.loads(json.dumps(identity))

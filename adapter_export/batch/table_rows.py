@@ -10,7 +10,14 @@ from typing import Any
 
 from adapter_export.errors import DataError, MissingExtraError, UsageError, argument
 from adapter_export.format.files import printable_json
-from adapter_export.format.table_files import check_columns, read_rows, text_lines
+from adapter_export.format.tabular.table_files import (
+    DETECTED,
+    TableFormat,
+    TextTable,
+    check_columns,
+    open_table,
+    text_lines,
+)
 from adapter_export.graph.tasks.cells import choices, short
 from adapter_export.runtime.answerer import AnsweredRow, Row
 from adapter_export.safe_io.parsers import parsing
@@ -20,17 +27,25 @@ from adapter_export.text import Pair
 PARQUET, JSON_LINES, LINES = (".parquet", ".pq"), (".jsonl", ".ndjson"), (".txt", ".text")
 SUFFIXES = (*PARQUET, *JSON_LINES, ".csv", ".tsv", ".tab", *LINES)
 
+_FLAGS = [argument(name) for name in ("text_column", "pair_column", "adapter_column")]
+_NAME_COLUMNS = f"name the columns with {', '.join(_FLAGS[:-1])} and {_FLAGS[-1]}"
+
 _BASE = ("", "-", None)
 """Cells of a table that name the base."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns with the texts, with the second texts of pairs, and with the adapters."""
+    """The names of the columns with the texts, with the second texts of pairs, and with the adapters.
+
+    Attributes:
+        form: how the file is written.
+    """
 
     text_column: str = "text"
     pair_column: str | None = None
     adapter_column: str | None = None
+    form: TableFormat = DETECTED
 
     @property
     def names(self) -> list[str]:
@@ -43,8 +58,7 @@ class Columns:
         Raises:
             DataError: a column is missing, or a cell holds no text or no name of an adapter.
         """
-        flags = [argument(name) for name in ("text_column", "pair_column", "adapter_column")]
-        check_columns(cells, self.names, where, f"name the columns with {', '.join(flags[:-1])} and {flags[-1]}")
+        check_columns(list(cells), self.names, where, _NAME_COLUMNS)
         text = cells[self.text_column]
         adapter = None if self.adapter_column is None else cells[self.adapter_column]
         if not isinstance(text, str):
@@ -67,8 +81,21 @@ def _no_text(what: str, cell: object, column: str, where: str) -> DataError:
     return DataError(what, where=where, found=found, fix="give it one, or leave the row out")
 
 
-def table_rows(path: Path, columns: Columns) -> Iterator[Row]:
-    """Yield the rows of a csv, tsv, JSON lines or Parquet file, or the lines of a `.txt` file.
+@dataclass(frozen=True)
+class FileRows:
+    """The rows of a file.
+
+    Attributes:
+        rows: the rows; behind the last one, a `DataError` names all that are broken.
+        notes: on how the file was read.
+    """
+
+    rows: Iterator[Row]
+    notes: tuple[str, ...] = ()
+
+
+def file_rows(path: Path, columns: Columns) -> FileRows:
+    """Return the rows of a csv, tsv, JSON lines or Parquet file, or the lines of a `.txt` file.
 
     Every line is a row, an empty one too, so that answers and lines correspond; in tables, an empty line before the
     last row is an error.
@@ -76,7 +103,7 @@ def table_rows(path: Path, columns: Columns) -> Iterator[Row]:
     Raises:
         UsageError: a file of lines has no columns.
         FileError: the file cannot be read.
-        DataError: a row is broken.
+        DataError: it is no table.
         MissingExtraError: pyarrow is not installed.
     """
     if path.suffix.lower() in LINES:
@@ -84,11 +111,23 @@ def table_rows(path: Path, columns: Columns) -> Iterator[Row]:
             raise UsageError(
                 "a file of lines has no columns", where=path, fix="give a csv, tsv, jsonl or Parquet table"
             )
-        return lines_as_rows(text_lines(read_stream(path), path), str(path))
+        lines, note = text_lines(read_stream(path), path, columns.form.encoding)
+        return FileRows(lines_as_rows(lines, str(path)), () if note is None else (note,))
     if path.suffix.lower() in PARQUET:
         cells = enumerate(parquet_rows(path, 0, None, columns.names), 1)
-        return (columns.row(row, f"{path}, row {number}") for number, row in cells)
-    return (columns.row(row, f"{path}, line {number}") for number, row in read_rows(path, skip_empty=False))
+        return FileRows(columns.row(row, f"{path}, row {number}") for number, row in cells)
+    table = open_table(path, columns.form, skip_empty=False)
+    return FileRows(_rows_of(table, columns), table.notes)
+
+
+def _rows_of(table: TextTable, columns: Columns) -> Iterator[Row]:
+    for line, cells in table.rows(columns.names, _NAME_COLUMNS):
+        row = None
+        with table.faults.of_line(line):
+            row = columns.row(cells, table.where(line))
+        if row is not None:
+            yield row
+    table.faults.check()
 
 
 def lines_as_rows(lines: Sequence[str], where: str) -> Iterator[Row]:

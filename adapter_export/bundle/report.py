@@ -23,7 +23,7 @@ from adapter_export.format.check_report import (
     Scope,
     verdict,
 )
-from adapter_export.tables import Table
+from adapter_export.tables import Described, Table
 
 BASE = "base"
 """The base without an adapter, in `--only` and in tables."""
@@ -31,8 +31,8 @@ BASE = "base"
 _SCOPE_WORDS: Mapping[Scope, str] = {"full": "", "quick": "quick", "part": "a part", "golden": "golden vectors only"}
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Described):
     """The result of a check, in the fields of `CheckReport`; the rest is computed from `findings`."""
 
     bundle: str
@@ -46,6 +46,11 @@ class Report:
     effects: tuple[EffectRecord, ...] = ()
     digest: str | None = None
     locations: tuple[LocationRecord, ...] = ()
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        facts: dict[str, object] = {"bundle": self.bundle, "passed": self.passed, "runtime": self.runtime}
+        return facts | {status: count for status, count in self.counts().items() if count}
 
     @property
     def passed(self) -> bool:
@@ -137,7 +142,7 @@ class Report:
             for key, own in groups.items()
         ]
         columns = ("graph", "adapter", "cases", "numbers", "error/budget", "verdict")
-        return Table(columns, rows, self.bundle, numbers="llrrr")
+        return Table(columns, rows, self.bundle, numbers="llrrr", spare=("numbers", "cases"))
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()

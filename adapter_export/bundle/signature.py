@@ -29,6 +29,7 @@ from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.output import Output, locked
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_bytes, sha256_of
+from adapter_export.tables import Described
 
 _DIFFERS = ("Signature mismatch", "Cannot use")
 """Prefixes of the library's messages for a valid signature over a file that has changed since."""
@@ -41,8 +42,8 @@ _FORGED = "InvalidSignature"
 _SHOWN = 5
 
 
-@dataclass(frozen=True)
-class Signature:
+@dataclass(frozen=True, repr=False)
+class Signature(Described):
     """A signature that holds.
 
     Attributes:
@@ -54,6 +55,10 @@ class Signature:
     signer: str
     digest: str
     files: tuple[str, ...]
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        return {"signer": self.signer, "digest": self.digest, "files": len(self.files)}
 
 
 def sign_bundle(

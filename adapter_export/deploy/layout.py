@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from adapter_export.onnx_backend.base.external import read_model
 from adapter_export.runtime.strength import STRENGTH_KEY
 from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import read_bytes
+from adapter_export.tables import Described
 from adapter_export.version import __version__
 
 Layout = Literal["triton", "kserve", "ray", "docker"]
@@ -54,8 +55,8 @@ _TYPES = {
 _ANY = -1
 
 
-@dataclass(frozen=True)
-class Shipped:
+@dataclass(frozen=True, repr=False)
+class Shipped(Described):
     """A layout that was written.
 
     Attributes:
@@ -69,6 +70,10 @@ class Shipped:
     layout: Layout
     name: str
     files: tuple[str, ...]
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        return {"folder": self.folder, "layout": self.layout, "name": self.name, "files": len(self.files)}
 
 
 def write_layout(bundle: Path, layout: Layout, output: Output, *, name: str) -> Shipped:

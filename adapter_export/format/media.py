@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,13 +27,20 @@ from adapter_export.format.records import (
 from adapter_export.modalities import FILE_MODALITIES, STEPS
 from adapter_export.modalities.modality import FileModality, MediaFile, Step
 from adapter_export.safe_io.documents import parse_json
-from adapter_export.safe_io.regular_files import read_bytes
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import open_regular, read_bytes
 
 MEDIA_VERSION = "1.0.0"
 """The version of golden media that is written, and the newest that is read."""
 
+ARCHIVED_MEDIA = "media.json"
+"""The preprocessing of a model's own processor, in `extra/` of a torch archive."""
+
 PROCESSOR_FILE = "preprocessor_config.json"
 GOLDEN_MEDIA_FILE = "golden/media.json"
+
+_MOST_ARCHIVED = 256 * 2**20
+"""The most bytes of the record of a processor in an archive."""
 
 ABSOLUTE = 1e-5
 """Allowed difference between values of clients and of the model's own library, which computes in float32 as well."""
@@ -237,6 +245,28 @@ def parse_captured_media(text: str, where: str) -> CapturedMedia:
         if found.golden is not None:
             _check_samples(found.golden)
     return found
+
+
+def archived_medium(path: Path) -> Medium | None:
+    """Return the modality by the processor in a torch archive, of which nothing else is read; `None` for texts.
+
+    Raises:
+        FileError: the file cannot be read.
+        FormatError: it is no archive, or the record of the processor breaks the format.
+    """
+
+    def refusal(reason: str) -> FormatError:
+        return FormatError("is no archive that can be read", where=path, found=reason)
+
+    with open_regular(path) as file, parsing(refusal), zipfile.ZipFile(file) as archive:
+        named = (entry for entry in archive.infolist() if entry.filename.endswith(f"/extra/{ARCHIVED_MEDIA}"))
+        inside = next(named, None)
+        if inside is None:
+            return None
+        if inside.file_size > _MOST_ARCHIVED:
+            raise refusal(f"{inside.file_size:,} bytes of `{ARCHIVED_MEDIA}`")
+        text = archive.read(inside).decode()
+    return parse_captured_media(text, f"`extra/{ARCHIVED_MEDIA}`").record.medium
 
 
 def processor_digest(steps: Sequence[Step] | None, sampling_rate: int | None, file: str) -> str:

@@ -15,6 +15,7 @@ from adapter_export.errors import AdapterError, TensorError, quoted, within
 from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES, AdapterGraph, Cost, cost, stored
 from adapter_export.graph.tasks import CLASSES, OUTPUT_SHAPES, HeadOutput, Task, head_result
 from adapter_export.sites.site import Site
+from adapter_export.tables import Described
 
 BASE_HEAD = "base-head"
 """The name of the base head among adapters."""
@@ -68,8 +69,8 @@ class Head:
         return () if self.task is None else self.task.labels
 
 
-@dataclass(frozen=True)
-class Adapter:
+@dataclass(frozen=True, repr=False)
+class Adapter(Described):
     """An adapter, checked when it is made.
 
     `base` is the fingerprint of the base that it was trained on, `kind` what made its graphs (`custom` if written by
@@ -87,6 +88,12 @@ class Adapter:
     weights: Weights
     head: Head | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        task = None if self.task is None else self.task.type
+        facts = {"name": self.name, "kind": self.kind, "sites": len(self.placements)}
+        return {**facts, "parameters": self.cost().parameters, "task": task, "base": self.base[:19]}
 
     def __post_init__(self) -> None:
         check_name(self.name)

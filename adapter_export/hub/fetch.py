@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +46,7 @@ from adapter_export.hub.registry import Registry
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.output import Output, locked
+from adapter_export.tables import Described
 
 Proof = Callable[[Path], object]
 """Is called with the folder of what was taken, before it is used; raises an error of this package to refuse it."""
@@ -54,8 +55,8 @@ _WAIT_SECONDS = 600.0
 """Seconds to wait for another process that fetches the same artifact."""
 
 
-@dataclass(frozen=True)
-class Fetched:
+@dataclass(frozen=True, repr=False)
+class Fetched(Described):
     """A fetched artifact.
 
     Attributes:
@@ -71,6 +72,10 @@ class Fetched:
     pin: str
     digest: str
     path: Path
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        return {"reference": self.reference, "kind": self.kind, "path": self.path, "digest": self.digest}
 
     @property
     def pinned(self) -> str:

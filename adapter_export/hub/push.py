@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,10 +14,11 @@ from adapter_export.hub.huggingface import Hub
 from adapter_export.hub.reference import HubReference, parse_reference
 from adapter_export.hub.registry import Registry
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.tables import Described
 
 
-@dataclass(frozen=True)
-class Pushed:
+@dataclass(frozen=True, repr=False)
+class Pushed(Described):
     """A pushed artifact.
 
     Attributes:
@@ -34,6 +36,11 @@ class Pushed:
     digest: str
     files: tuple[str, ...]
     bytes: int
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        facts: dict[str, object] = {"reference": self.reference, "kind": self.kind, "files": len(self.files)}
+        return {**facts, "bytes": self.bytes, "digest": self.digest}
 
     @property
     def pinned(self) -> str:

@@ -26,6 +26,7 @@ from adapter_export.runtime.batches import TOKEN_BUDGET, Request
 from adapter_export.runtime.check_inputs import Weighting, weights_of_each
 from adapter_export.runtime.head_results import Head, check_context, own_classes
 from adapter_export.runtime.strength import Strength, strength_of_each
+from adapter_export.tables import Described
 from adapter_export.text import Pair
 
 LongTexts = Literal["cut", "refuse", "windows"]
@@ -227,8 +228,8 @@ class ReadRow:
         return AnsweredRow(self.row, self.head, own, self.read, real)
 
 
-@dataclass(frozen=True)
-class AnsweredRow:
+@dataclass(frozen=True, repr=False)
+class AnsweredRow(Described):
     """A row with its outputs.
 
     Attributes:
@@ -244,6 +245,11 @@ class AnsweredRow:
     outputs: Sequence[Arrays]
     read: ReadText | None = None
     real: npt.NDArray[np.bool_] | None = None
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        facts: dict[str, object] = {"row": self.row.where, "adapter": self.head.adapter}
+        return facts | ({} if self.head.task is None else {"task": self.head.task.type})
 
     @property
     def results(self) -> list[np.ndarray]:

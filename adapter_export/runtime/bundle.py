@@ -27,6 +27,7 @@ from adapter_export.runtime.media_reader import MediaReader, media_record
 from adapter_export.runtime.session import Session
 from adapter_export.runtime.text_reader import TextReader
 from adapter_export.safe_io.regular_files import read_bytes
+from adapter_export.tables import Described
 from adapter_export.text import Tokenizer
 
 try:
@@ -137,8 +138,8 @@ def check_release(manifest: Manifest, folder: Path) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Bundle:
+@dataclass(frozen=True, repr=False)
+class Bundle(Described):
     """An exported base with its adapters.
 
     Attributes:
@@ -151,6 +152,11 @@ class Bundle:
     manifest: Manifest
     verified: bool
     _private: PrivateFolder | None = field(default=None, repr=False, compare=False)
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        names = [record.name for record in self.manifest.adapters]
+        return {"folder": self.folder, "adapters": names, "head": self.manifest.head, "verified": self.verified}
 
     @classmethod
     def open(cls, folder: Path | str, *, verify: bool = True, expect: str | None = None, copy: bool = True) -> Bundle:

@@ -44,6 +44,7 @@ from adapter_export.runtime.loaded_adapters import Adapters, Claim, Entry, Stati
 from adapter_export.runtime.padding import Origin, has_padding, misplaced, without_padding
 from adapter_export.runtime.prefixes import Prefixes, digest_of
 from adapter_export.runtime.strength import Strength, Strengths, check_strength, strength_of_each
+from adapter_export.tables import Described
 
 Chosen = Entry | list[Entry | None] | None
 """One adapter for all rows, or one per row; `None` is the base."""
@@ -61,7 +62,7 @@ class Choice(TypedDict, total=False):
     allow_mixed_rows: bool
 
 
-class Session:
+class Session(Described):
     """Runs a bundle's graphs; made by `Bundle.session`.
 
     The adapter is a choice of each call, or of each row, and never a state of the session, so any number of threads may
@@ -69,6 +70,10 @@ class Session:
     may be overwritten or removed, those that are loaded on demand if the bundle has private copies. A fork of the
     process cannot use it (`UsageError`): the threads that compute are not there, and locks may be held for ever.
     """
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        return {"adapters": self.adapters, "provider": self.provider}
 
     def __init__(self, graphs: Graphs, adapters: Adapters, resident: int, prefix_bytes: int = 0) -> None:
         self._graphs = graphs

@@ -25,6 +25,7 @@ from adapter_export.numerics.padding_trial import padding_trial
 from adapter_export.numerics.runner import head_output
 from adapter_export.sites.discover import discover
 from adapter_export.sites.site import SiteMap
+from adapter_export.tables import Described
 from adapter_export.torch_backend.base.torch_base import TorchBase
 from adapter_export.torch_backend.splice import splice
 from adapter_export.torch_backend.torch_lowering import GraphLayer
@@ -67,7 +68,7 @@ def attach(
     return AdaptedModel(base, adapter, sites, learned)
 
 
-class AttachedAdapter(nn.Module):
+class AttachedAdapter(Described, nn.Module):
     """The graphs of an adapter as layers of a model, with their tensors as parameters.
 
     It is a context manager: when the block ends, the adapter is detached. `adapter` is the one that was attached, or
@@ -76,6 +77,11 @@ class AttachedAdapter(nn.Module):
     Raises:
         AdapterError: there is no such tensor to train.
     """
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        name = None if self.adapter is None else self.adapter.name
+        return {"adapter": name, "trainable_parameters": sum(one.numel() for one in self.parameters())}
 
     def __init__(
         self, base: TorchBase, adapter: Adapter | None, sites: SiteMap, learned: Collection[str] | None = None

@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from adapter_export.errors import TrainingError, UsageError, argument
 from adapter_export.format.adapter_files import read_adapter
+from adapter_export.tables import Described
 from adapter_export.torch_backend.attach import AttachedAdapter
 from adapter_export.torch_backend.hooks import HookedAdapter
 from adapter_export.version import __version__
@@ -48,7 +49,7 @@ _SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparatio
 _NAMED = 5
 
 
-class AdapterCallback(TrainerCallback):  # type: ignore[misc]  # the library's types are not read
+class AdapterCallback(Described, TrainerCallback):  # type: ignore[misc]  # the library's types are not read
     """Saves an attached adapter in each checkpoint, and at the end of the training where `output` says.
 
     With `load_best_model_at_end` that is the adapter of the best checkpoint, compared with what was saved there. Of
@@ -68,6 +69,10 @@ class AdapterCallback(TrainerCallback):  # type: ignore[misc]  # the library's t
         self._adapter, self._output, self._name, self._force = adapter, output, name, force
         self._sources, self._build = sources, build
         self._datasets: dict[str, Any] = {}
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        return {"name": self._name, "output": self._output, "builds_a_bundle": self._build is not None}
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, **kwargs: Any) -> None:
         """Refuse a model without the adapter, and one in which more than the adapter is trained.

@@ -20,7 +20,7 @@ from small_task import reviews
 
 import adapter_export as ae
 from adapter_export.analysis.contest import Contestant, Measured
-from adapter_export.analysis.eval_rows import DataOptions, EvalData, judge
+from adapter_export.analysis.eval_rows import judge
 from adapter_export.analysis.evaluation import Evaluation, versus
 from adapter_export.analysis.record_check import compare_with_training_record
 from adapter_export.bundle.bundle_reader import OpenedBundle
@@ -33,7 +33,8 @@ from adapter_export.errors import (
     RequestError,
     UsageError,
 )
-from adapter_export.format.labelled import Columns
+from adapter_export.format.tabular.eval_data import DataOptions, EvalData
+from adapter_export.format.tabular.labelled import Columns
 from adapter_export.reporting import Reporter
 from adapter_export.text import Pair
 
@@ -156,7 +157,7 @@ def test_labels_of_words(world: World, tmp_path: Path) -> None:
     long = [{"text": ["good"] * 30, "label": ["O"] * 30}]
     cut = measured(world, "entity", write(tmp_path / "long.jsonl", long))
     assert cut.notes == (
-        "1 texts are longer than 24 tokens and were cut there, as every client cuts them",
+        "1 texts are longer than 24 tokens and were cut there, as every client cuts them (line 1)",
         "8 words lie in what was cut and were left out",
     )
 
@@ -360,7 +361,7 @@ def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
         epochs=2,
         reporter=heard,
     )
-    assert heard.notes[0] == "3 rows of the test data repeat another row and were left out"
+    assert heard.notes[0] == "3 rows of the test data repeat another row and were left out (lines 62, 63, 64)"
     ae.build(world.base, [folder / "trained"], folder / "bundle", variants=("slots",))
     return folder
 

@@ -11,7 +11,7 @@ from answering import write
 
 from adapter_export.analysis.eval_rows import DataOptions, EvalData
 from adapter_export.analysis.seen_rows import SeenRows
-from adapter_export.format.labelled import MOST_DIGESTS, Columns, RememberedRows, row_digest
+from adapter_export.format.tabular.labelled import MOST_DIGESTS, Columns, RememberedRows, row_digest
 from adapter_export.graph.tasks import Task
 
 

@@ -86,11 +86,12 @@ def test_ratings_are_those_of_the_authors(data: ModuleType) -> None:
 
 
 def test_training_reads_what_was_written(data: ModuleType, tmp_path: Path) -> None:
-    from adapter_export.format.labelled import Columns, labelled_rows
+    from adapter_export.format.tabular.labelled import Columns, labelled_rows
 
     counts = data.write("amazon", tmp_path)
     assert counts == {"train": 1000, "validation": 250, "test": 898}
-    read, incomplete = labelled_rows(tmp_path / "test.tsv", Columns("text"), "regression")
-    assert incomplete == []
+    table = labelled_rows(tmp_path / "test.tsv", Columns("text"), "regression")
+    read = table.rows
+    assert table.incomplete == []
     expected = data.parts("amazon")["test"]
     assert [row.text for row in read] == [row.text for row in expected]

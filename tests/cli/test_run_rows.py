@@ -170,7 +170,7 @@ def test_wrong_calls(cli: Any, mixed: Path, options: tuple[str, ...], words: str
         ("a.jsonl", b'{"text": "a", "who"', "a.jsonl, line 1: is not JSON"),
         ("a.csv", b"text,who\n", "holds no texts"),
         ("a.csv", b"text,who\na,tone,more\n", "a wrong number of cells"),
-        ("a.csv", b"text,who\n\xff,tone\n", "a.csv, line 2: is not UTF-8"),
+        ("a.csv", b"text,who\n\x81,tone\n", "a.csv, line 2: is not UTF-8"),
         ("none.csv", None, "is not there"),
     ],
 )
@@ -184,7 +184,7 @@ def test_bad_tables_are_named_with_their_line(
 
 def test_bad_files_of_lines_and_arrays(cli: Any, mixed: Path, tmp_path: Path, encode: Any) -> None:
     lines = tmp_path / "a.txt"
-    lines.write_bytes(b"how\n\xff\n")
+    lines.write_bytes(b"how\n\x81\n")
     cli.refused(3, "a.txt, line 2: is not UTF-8", "run", mixed, "--data", lines)
     lines.write_bytes(b" \n\n")
     cli.refused(3, "holds no texts", "run", mixed, "--data", lines)

@@ -56,8 +56,8 @@ def test_no_text_is_in_two_splits_and_the_splits_stay(demo_data: ModuleType, tmp
 
 def test_training_reads_the_same_rows(demo_data: ModuleType, tmp_path: Path) -> None:
     """Quotation marks and all: what `train` reads is what was split."""
-    from adapter_export.torch_backend.train.task_files import read_table
+    from adapter_export.format.tabular.labelled import Columns, labelled_rows
 
     demo_data.write_splits(demo_data.sentiment(), tmp_path)
-    found = read_table(tmp_path / "test.tsv")
-    assert list(zip(found.texts, found.labels, strict=True)) == demo_data.read(tmp_path / "test.tsv")
+    found = labelled_rows(tmp_path / "test.tsv", Columns(), "single_label")
+    assert [(row.text, row.answer) for row in found.rows] == demo_data.read(tmp_path / "test.tsv")

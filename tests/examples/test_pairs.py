@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from toolchain import skip_or_fail
 
-from adapter_export.format.labelled import Columns, labelled_rows
+from adapter_export.format.tabular.labelled import Columns, labelled_rows
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -44,7 +44,8 @@ def test_each_line_has_four_candidates_and_one_reply(
         assert sum(row["fits"] for row in rows) == len(rows) / 4
     monkeypatch.setattr(pairs, "FOLDER", tmp_path)
     path, _ = pairs.write("replies", found)
-    read, incomplete = labelled_rows(path, Columns("line", "reply", "fits"), "ranking")
+    table = labelled_rows(path, Columns("line", "reply", "fits"), "ranking")
+    read, incomplete = table.rows, table.incomplete
     assert (len(read), incomplete) == (12000, [])
 
 

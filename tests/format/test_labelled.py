@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adapter_export.errors import DataError, UsageError
-from adapter_export.format.labelled import Columns, labelled_rows, read_texts
+from adapter_export.format.tabular.labelled import Columns, labelled_rows, read_texts
 from adapter_export.graph.tasks import ProblemType
 from adapter_export.graph.tasks.types.span import GivenSpan
 
@@ -19,15 +19,15 @@ PAIR = Columns("q", "c", "a")
 def read(folder: Path, problem: ProblemType, columns: Columns, *rows: dict[str, Any], **settings: bool) -> list[Any]:
     path = folder / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    found, _ = labelled_rows(path, columns, problem, **settings)
-    return [(row.text, row.pair, row.answer) for row in found]
+    found = labelled_rows(path, columns, problem, **settings)
+    return [(row.text, row.pair, row.answer) for row in found.rows]
 
 
 def of_table(folder: Path, problem: ProblemType, columns: Columns, table: str) -> list[Any]:
     path = folder / "rows.csv"
     path.write_text(table, encoding="utf-8")
-    found, _ = labelled_rows(path, columns, problem)
-    return [(row.text, row.pair, row.answer) for row in found]
+    found = labelled_rows(path, columns, problem)
+    return [(row.text, row.pair, row.answer) for row in found.rows]
 
 
 @pytest.mark.parametrize(
@@ -134,5 +134,5 @@ def test_incomplete_rows_may_be_left_out(tmp_path: Path) -> None:
 def test_texts_without_labels(tmp_path: Path) -> None:
     path = tmp_path / "rows.tsv"
     path.write_bytes(b"\xef\xbb\xbfq\tc\nx\ty\n\tz\n")
-    assert read_texts(path, Columns("q", "c")) == [("x", "y")]
-    assert read_texts(path, Columns("c")) == [("y", None), ("z", None)]
+    assert read_texts(path, Columns("q", "c")) == ([("x", "y")], ())
+    assert read_texts(path, Columns("c")) == ([("y", None), ("z", None)], ())

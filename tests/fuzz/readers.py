@@ -33,10 +33,10 @@ from adapter_export.format.derivation import read_derivation
 from adapter_export.format.files import canonical_json
 from adapter_export.format.golden_batches import read_golden_batches
 from adapter_export.format.golden_texts import read_golden_texts
-from adapter_export.format.labelled import Columns, labelled_rows
 from adapter_export.format.manifest import InputRecord, PartRecord, PartsRecord
 from adapter_export.format.manifest_json import read_manifest
 from adapter_export.format.site_map_json import read_site_map
+from adapter_export.format.tabular.labelled import Columns, labelled_rows
 from adapter_export.format.tensors import read_tensors, tensor_bytes
 from adapter_export.importers.adapterhub import import_adapterhub
 from adapter_export.importers.base_view import BaseView, ImportRequest

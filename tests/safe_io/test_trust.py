@@ -25,7 +25,7 @@ from adapter_export.errors import (
     TrainingError,
 )
 from adapter_export.format.manifest import GoldenRecord, InputRecord
-from adapter_export.format.table_files import read_rows
+from adapter_export.format.tabular.table_files import open_table
 from adapter_export.graph.adapter import check_name
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
@@ -114,8 +114,10 @@ def test_a_golden_input_of_a_wrong_rank(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["1" * 5000, "[" * 100_000, '"\\ud800', "nul"])
 def test_a_line_of_a_table_that_python_does_not_read(value: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(f'{{"text": "a"}}\n{{"n": {value}}}\n')
+    table = open_table(tmp_path / "a.jsonl")
+    assert [cells for _, cells in table.rows([])] == [{"text": "a"}]
     with pytest.raises(DataError, match="line 2: is not JSON"):
-        list(read_rows(tmp_path / "a.jsonl"))
+        table.faults.check()
 
 
 @pytest.mark.parametrize("state", ["[]", "3", "null", '{"history": 1}', "{", '{"history": [{"validation": []}]}'])

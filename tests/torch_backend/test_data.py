@@ -94,7 +94,7 @@ def test_texts_are_padded_to_the_longest_of_their_batch(tokenizer: Tokenizer) ->
     texts = ["good", "the film was good", " ".join(["the"] * 100)]
     found = TextExamples.of(texts, np.array([0, 1, 0]), tokenizer, NAMES)
     assert found.lengths.tolist() == [3, 6, MAX_TOKENS]
-    assert found.cut == 1
+    assert found.cut == (2,)
     (call,) = found.calls(np.array([1, 0]), pads=True)
     inputs = call.inputs
     assert inputs["input_ids"].shape == (2, 6)

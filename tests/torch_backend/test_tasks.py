@@ -18,7 +18,8 @@ from small_task import make_adapter, sites_of, with_random_weights
 from torch.nn import functional as F
 
 from adapter_export.errors import DataError
-from adapter_export.format.labelled import Columns
+from adapter_export.format.tabular.labelled import Columns
+from adapter_export.format.tabular.training_tables import TaskFiles, read_tables
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.kinds import houlsby
@@ -40,7 +41,7 @@ from adapter_export.torch_backend.train.measure import cosine_apart, judged, mea
 from adapter_export.torch_backend.train.objectives import OBJECTIVES
 from adapter_export.torch_backend.train.objectives.objective import IGNORED, class_loss
 from adapter_export.torch_backend.train.settings import LoopSpec
-from adapter_export.torch_backend.train.task_files import TaskFiles, TextTask, read_task
+from adapter_export.torch_backend.train.task_files import TextTask, read_task
 from adapter_export.torch_backend.train.train_loop import evaluate, train
 
 TAGS = {**dict.fromkeys(GOOD, "praise"), **dict.fromkeys(BAD, "blame")}
@@ -95,7 +96,7 @@ def read(base: TorchBase, problem: ProblemType, folder: Path, found: list[dict[s
     tokenizer = Tokenizer.from_json(base.tokenizer, base.max_tokens or 24)
     columns = Columns(pair="pair" if problem in PAIRS else None)
     files = TaskFiles(path, 0.3, columns=columns, problem=problem)
-    return read_task(files, TextSource(tokenizer, tuple(record.name for record in base.inputs)))
+    return read_task(read_tables(files), TextSource(tokenizer, tuple(record.name for record in base.inputs)))
 
 
 def model_for(base: TorchBase, head: Head) -> AdaptedModel:
@@ -182,19 +183,19 @@ class TestSpans:
         assert places.tolist() == [[7, 8], [3, 4]]
         assert torch.isneginf(results[0, :, 0]).tolist() == [True] * 4 + [False] * 7 + [True]
         assert torch.isneginf(results[1, :, 1]).tolist() == [True] * 3 + [False] * 2 + [True] * 7
-        assert found.lost == 0
+        assert found.lost == []
 
     def test_an_answer_that_is_cut_away_is_not_learnt(self, base: TorchBase) -> None:
         assert base.tokenizer is not None
         tokenizer, names = Tokenizer.from_json(base.tokenizer, 10), tuple(record.name for record in base.inputs)
         text = [Pair("film", "the film was this play and very dull")]
         found = TextExamples.of(text, [(GivenSpan("dull", 32),)], tokenizer, names, "span")
-        assert (found.cut, found.lost) == (1, 1)
+        assert (found.cut, found.lost) == ((0,), [0])
         results, places = found.matched(torch.randn(1, 10, 2), np.array([0]))
         assert places.tolist() == [[IGNORED, IGNORED]]
         assert [float(one) for one in OBJECTIVES["span"].loss(results, places, None)] == [0, 0]
         left = TextExamples.of(text, [(GivenSpan("dull", 32),)], tokenizer, names, "span", "left")
-        assert (left.cut, left.lost) == (1, 0)
+        assert (left.cut, left.lost) == ((0,), [])
 
     def test_the_loss_by_hand(self) -> None:
         logits, places = torch.randn(2, 4, 2), torch.tensor([[0, 2], [IGNORED, IGNORED]])
@@ -343,14 +344,14 @@ def test_words_and_numbers_in_a_table_with_spaces_between_them(base: TorchBase, 
     path.write_text("text\tlabel\ngood film\t1 -2.5\nbad play\t0 3\n", encoding="utf-8")
     assert base.tokenizer is not None
     tokenizer, names = Tokenizer.from_json(base.tokenizer, 24), tuple(record.name for record in base.inputs)
-    numbers = read_task(TaskFiles(path, 0.5, problem="regression"), TextSource(tokenizer, names))
+    numbers = read_task(read_tables(TaskFiles(path, 0.5, problem="regression")), TextSource(tokenizer, names))
     assert numbers.numbers == 2
     assert sorted(np.concatenate([numbers.training.answers, numbers.validation.answers]).tolist()) == [
         [0, 3],
         [1, -2.5],
     ]
     path.write_text("text\tlabel\ngood film\tA O\nbad play\tB O\n", encoding="utf-8")
-    words = read_task(TaskFiles(path, 0.5, problem="token"), TextSource(tokenizer, names))
+    words = read_task(read_tables(TaskFiles(path, 0.5, problem="token")), TextSource(tokenizer, names))
     assert words.labels == ("A", "B", "O")
 
 
@@ -360,12 +361,12 @@ def test_one_row_of_a_class_is_enough_beside_a_file_to_validate_by(base: TorchBa
     validate.write_text("text\tlabel\ngood play\tgood\n", encoding="utf-8")
     assert base.tokenizer is not None
     tokenizer, names = Tokenizer.from_json(base.tokenizer, 24), tuple(record.name for record in base.inputs)
-    found = read_task(TaskFiles(learn, validate), TextSource(tokenizer, names))
+    found = read_task(read_tables(TaskFiles(learn, validate)), TextSource(tokenizer, names))
     assert (found.labels, found.validation.answers.tolist()) == (("bad", "good"), [1])
     with pytest.raises(DataError, match="one row only"):
-        read_task(TaskFiles(learn, 0.5), TextSource(tokenizer, names))
+        read_tables(TaskFiles(learn, 0.5))
     with pytest.raises(DataError, match="one row only"):  # whose rows are compared with each other
-        read_task(TaskFiles(learn, validate, problem="embedding"), TextSource(tokenizer, names))
+        read_tables(TaskFiles(learn, validate, problem="embedding"))
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,8 @@ def run_many(
     weights: Mapping[str, float] | None = None,
     text_column: str = "text",
     pair_column: str | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
     long_texts: Literal["cut", "refuse", "windows"] = "cut",
     stride: int | None = None,
     token_budget: int | None = None,
@@ -60,6 +62,8 @@ def run_many(
         weights: as in `Session.run`, for all rows, whose adapter is a weighted fusion.
         text_column: the column with the texts.
         pair_column: the column with the second texts of pairs, or with lists of choices.
+        delimiter: the character between the cells of a csv file; detected by default.
+        encoding: the encoding of text files; UTF-8 by default, and detected in csv, tsv and `.txt` files.
         long_texts: as in `TextReader.answer`.
         stride: likewise.
         token_budget: as in `Session.run_many`.
@@ -84,6 +88,7 @@ def run_many(
     from adapter_export.batch.job import Choice, Job, run_job
     from adapter_export.batch.table_rows import Columns
     from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest
+    from adapter_export.format.tabular.table_files import TableFormat
     from adapter_export.runtime.answerer import Reading
     from adapter_export.runtime.head_results import named_adapter
     from adapter_export.safe_io.regular_files import sha256_of
@@ -103,7 +108,7 @@ def run_many(
     job = Job(
         bundle=str(folder),
         digest=sha256_of(folder / MANIFEST_FILE),
-        columns=Columns(text_column, pair_column, adapter_column),
+        columns=Columns(text_column, pair_column, adapter_column, TableFormat(delimiter, encoding)),
         choice=Choice(adapter, 1.0 if strength is None else strength, weights),
         reading=Reading(
             long_texts,

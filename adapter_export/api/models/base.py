@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +16,7 @@ from adapter_export.api.models.sites import Sites
 from adapter_export.errors import BaseModelError, MissingExtraError, UsageError
 from adapter_export.format.lengths import Fit
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.tables import Described
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,8 +93,8 @@ class MergedWeights:
     head: Adapter | None = None
 
 
-@dataclass(frozen=True)
-class Base(ABC):
+@dataclass(frozen=True, repr=False)
+class Base(Described):
     """A frozen pretrained model; `open_base` and `capture` return one.
 
     The model is opened when a property needs more than the record of an earlier opening has.
@@ -112,6 +113,14 @@ class Base(ABC):
 
     form: ClassVar[Form]
     trainable: ClassVar[bool]
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        path: object = "in memory" if self.path is None else self.path
+        facts: dict[str, object] = {"path": path, "form": self.form_name}
+        if self.is_open or self.kept is not None:
+            facts |= {"inputs": [record.name for record in self.inputs], "fingerprint": self.fingerprint[:19]}
+        return facts | ({"parameters": self.parameters, "max_tokens": self.max_tokens} if self.is_open else {})
 
     @property
     def form_name(self) -> str:
@@ -233,6 +242,16 @@ class Base(ABC):
     def media(self) -> CapturedMedia | None:
         """Preprocessing of images or audio by the model's own processor, if it is known."""
         return self.model.media
+
+    @property
+    def is_open(self) -> bool:
+        """True once the model was opened."""
+        return "model" in vars(self)
+
+    @property
+    def reads(self) -> str | None:
+        """`text`, or the modality of the files that it reads, without opening it; `None` if only opening it tells."""
+        return None
 
     @property
     def base_head(self) -> Adapter | None:
@@ -395,7 +414,7 @@ class Base(ABC):
         """Return the base captured with the inputs and lengths of a bundle's manifest, where its form allows it."""
         return self
 
-    def check_takes_head(self, adapter: Adapter) -> None:  # noqa: B027
+    def check_takes_head(self, adapter: Adapter) -> None:
         """Raise an `AdapterError` for an adapter whose head a merged base could not keep."""
 
     @abstractmethod

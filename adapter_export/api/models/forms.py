@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from adapter_export.torch_backend.base.torch_base import TorchBase
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ArchiveBase(Base):
     """A torch archive; or a module that was captured in memory, which is `loaded`."""
 
@@ -54,6 +54,23 @@ class ArchiveBase(Base):
     def torch(self) -> TorchBase:
         """The model as torch trains it."""
         return self.model
+
+    @property
+    def is_open(self) -> bool:
+        """True once the model was opened, or if it was captured in memory."""
+        return self.loaded is not None or super().is_open
+
+    @property
+    def reads(self) -> str | None:
+        """The modality by the processor in the archive, `text` without one; `None` for a file that is no archive."""
+        if self.path is None:
+            return None
+        from adapter_export.format.media import archived_medium
+
+        try:
+            return archived_medium(self.path) or "text"
+        except InputError:  # opening it says what is wrong
+            return None
 
     def _site_map(self) -> SiteMap:
         from adapter_export.sites.site_map import sites_of
@@ -120,11 +137,18 @@ class ArchiveBase(Base):
         return ArchiveBase(path, self.options, loaded=made)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FolderBase(ArchiveBase):
     """A Hugging Face folder, or one of sentence-transformers; it is captured when it is opened."""
 
     form: ClassVar[Form] = "folder"
+
+    @property
+    def reads(self) -> str | None:
+        """`text` for a folder without a processor; transformers decides what a processor reads."""
+        from adapter_export.format.media import PROCESSOR_FILE
+
+        return None if self.path is None or (self.path / PROCESSOR_FILE).is_file() else "text"
 
     def _load(self, path: Path) -> TorchBase:
         require("torch", "torch", "opening this model")
@@ -160,7 +184,7 @@ class FolderBase(ArchiveBase):
         return again if again.fingerprint == self.fingerprint else self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OnnxFileBase(Base):
     """An ONNX graph, which has no gradients."""
 
@@ -255,7 +279,7 @@ class OnnxFileBase(Base):
         return OnnxFileBase(path, self.options, loaded=open_onnx(path, given=self.given))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GenaiBase(OnnxFileBase):
     """A folder of onnxruntime-genai: the graph of a decoder, and the files that it generates with."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -13,15 +13,15 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from adapter_export.sites.site import SiteName
-from adapter_export.tables import Table
+from adapter_export.tables import Described, Table
 
 if TYPE_CHECKING:
     from adapter_export.api.models.base import Base
     from adapter_export.sites.site import Site, SiteMap
 
 
-@dataclass(frozen=True)
-class Sites:
+@dataclass(frozen=True, repr=False)
+class Sites(Described):
     """Places where adapters can act in a base; `print` and notebooks show them.
 
     Attributes:
@@ -32,6 +32,10 @@ class Sites:
     map: SiteMap
     base: Base = field(repr=False)
     _not_placed: tuple[str, ...] | None = field(default=None, repr=False)
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        return {"base": self.base.path, "sites": sum(1 for _ in self.map), "width": self.map.width}
 
     @property
     def complete(self) -> SiteMap:
@@ -79,7 +83,7 @@ class Sites:
         columns = ("site", "role", "width", "torch path", "value", "followed by")
         found = self.map.sublayers
         rows = [(site.name, site.role, site.width, site.path or "", site.h, site.followed_by) for site in found]
-        return Table(columns, rows, numbers="llr")
+        return Table(columns, rows, numbers="llr", spare=("followed by", "value"))
 
     def inner_table(self) -> Table:
         """Return the linear layers and embeddings; those that differ in the number of their layer alone share a row."""

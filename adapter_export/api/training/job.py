@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from adapter_export.dtypes import Weights
+    from adapter_export.format.tabular.language_tables import LanguageTables
+    from adapter_export.format.tabular.training_tables import TrainingTables
     from adapter_export.graph.adapter import Adapter, Head
     from adapter_export.graph.tasks import Task
     from adapter_export.graph.tasks.metrics import Judged
@@ -133,6 +135,7 @@ class TrainingJob:
         loop: the settings of the loop.
         machine: the device, its precision and the trackers.
         checkpoints: the folder of an interrupted run, beside the logs of trackers; `None` keeps no checkpoints.
+        tables: the rows, if they were read before the base is opened.
     """
 
     base: Base
@@ -142,6 +145,7 @@ class TrainingJob:
     loop: LoopSpec
     machine: Machine
     checkpoints: Path | None = None
+    tables: TrainingTables | LanguageTables | None = None
 
     def run(self, reporter: Reporter = SILENT) -> Trained:
         """Read the rows, train, and measure the best epoch.
@@ -163,7 +167,7 @@ class TrainingJob:
         reporter = reporter if engine.first else _Mute()
         with engine.open() as accelerator:
             check_complete(self.base.sites.map, self.base.given)  # before rows are read, which takes long
-            reader = RowReader.of(self.base, self.data, self.head, self.learner.task)
+            reader = RowReader.of(self.base, self.data, self.head, self.learner.task, self.tables)
             rows = reader.read(self.loop.seed)
             _note(reporter, rows.notes)
             start = self._started(reader, rows, reporter)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,15 @@ from adapter_export.graph.task_names import CAUSAL_LM
 from adapter_export.option import changed
 
 if TYPE_CHECKING:
-    from adapter_export.format.labelled import Columns
+    from adapter_export.format.tabular.labelled import Columns
+    from adapter_export.format.tabular.language_tables import LanguageTables
+    from adapter_export.format.tabular.training_tables import TrainingTables
     from adapter_export.graph.adapter import Adapter
     from adapter_export.graph.tasks import Task
     from adapter_export.text import Side, Tokenizer
     from adapter_export.torch_backend.train.data import LabelledExamples, RowSource, TextSource
     from adapter_export.torch_backend.train.media_examples import MediaSource
-    from adapter_export.torch_backend.train.task_files import TaskFiles, TextTask
+    from adapter_export.torch_backend.train.task_files import TextTask
 
 MAX_TOKENS = 128
 """Length to which texts are truncated by default, if the model takes as many tokens."""
@@ -36,15 +38,12 @@ def open_trainable(model: Base | PathLike, site_map: PathLike | None = None, *, 
 
 
 def adapter_with_task(base: Base, place: Adapter | PathLike) -> Adapter:
-    """Return an adapter of this base, or that of a folder, whose head has a task.
+    """Return an adapter, or that of a folder, whose head has a task; the base is not opened for it.
 
     Raises:
-        BaseMismatchError: it is of another base.
         AdapterError: it has no head, or one without a task.
     """
     adapter = load_adapter(place, near=base.path) if isinstance(place, str | Path) else place
-    if adapter.base != base.fingerprint:
-        raise BaseMismatchError(adapter.name, found=adapter.base, expected=base.fingerprint, can_be_allowed=False)
     if adapter.task is None:
         raise AdapterError(
             "the adapter's head has no task",
@@ -53,6 +52,64 @@ def adapter_with_task(base: Base, place: Adapter | PathLike) -> Adapter:
             fix="give an adapter whose head has a task",
         )
     return adapter
+
+
+def tables_before_opening(
+    base: Base, data: DataSpec, head: HeadSpec, task: Task | None = None, *, splits: bool = True
+) -> TrainingTables | LanguageTables | None:
+    """Read the tables of a base that is not opened yet, so that their faults are known before it is.
+
+    Args:
+        base: the base.
+        data: the files.
+        head: the task to learn.
+        task: the task of the adapter that answers the rows; `None` for a new one.
+        splits: whether rows are held out, or files given, for validation and test.
+
+    Returns:
+        The tables; `None` for a base that is open, or if only opening it tells whether it reads texts.
+
+    Raises:
+        UsageError: columns that the task does not have.
+        FileError, DataError: a file cannot be used.
+    """
+    generates = _generates(head, task)
+    reads = None if base.is_open else "text" if generates else base.reads
+    if reads is None:
+        return None
+    return _tables(data, head, task, None if reads == "text" else reads, splits=splits)
+
+
+def _tables(
+    data: DataSpec, head: HeadSpec, task: Task | None, medium: str | None, *, splits: bool
+) -> TrainingTables | LanguageTables:
+    """Read the tables for a base whose modality is known."""
+    from adapter_export.format.tabular.language_tables import LanguageFiles, read_language_tables
+    from adapter_export.format.tabular.training_tables import TaskFiles, read_tables
+
+    if _generates(head, task):
+        return read_language_tables(LanguageFiles(*data.files, data.columns, data.skip_incomplete))
+    if medium is not None:
+        _check_files_only(data, medium)
+    paths: tuple[Path, Path | float | None, Path | None] = data.files if splits else (data.training, None, None)
+    columns = data.columns if medium is None or data.text != "text" else replace(data.columns, text=medium)
+    problem, prefix, labels = (head.task, data.prefix, ()) if task is None else (task.type, task.prefix, task.labels)
+    assert problem != CAUSAL_LM  # as it generates
+    remembers = not data.without_row_digests
+    return read_tables(TaskFiles(*paths, columns, problem, data.skip_incomplete, prefix, labels, remembers), medium)
+
+
+def _generates(head: HeadSpec, task: Task | None) -> bool:
+    """Return whether the base learns to write, without a head."""
+    from adapter_export.graph.tasks import TASK_TYPES
+
+    return task is None and not TASK_TYPES[head.task].has_head
+
+
+def check_adapter_of(base: Base, adapter: Adapter) -> None:
+    """Raise `BaseMismatchError` for an adapter of another base."""
+    if adapter.base != base.fingerprint:
+        raise BaseMismatchError(adapter.name, found=adapter.base, expected=base.fingerprint, can_be_allowed=False)
 
 
 @dataclass(frozen=True)
@@ -66,6 +123,7 @@ class RowReader:
         task: the task of the adapter that answers the rows; `None` for a new one.
         source: turns texts into tokens, or files into the values of an image or of audio.
         columns: of the table.
+        tables: the rows of the files, if they were read before the base was opened.
     """
 
     base: Base
@@ -74,9 +132,17 @@ class RowReader:
     task: Task | None
     source: RowSource
     columns: Columns
+    tables: TrainingTables | LanguageTables | None = None
 
     @classmethod
-    def of(cls, base: Base, data: DataSpec, head: HeadSpec, task: Task | None = None) -> RowReader:
+    def of(
+        cls,
+        base: Base,
+        data: DataSpec,
+        head: HeadSpec,
+        task: Task | None = None,
+        tables: TrainingTables | LanguageTables | None = None,
+    ) -> RowReader:
         """Return the reader for the rows of a base, or of an adapter with that task.
 
         Raises:
@@ -85,17 +151,15 @@ class RowReader:
                 task does not have.
             AdapterError: the adapter was trained with another tokenizer or another processor.
         """
-        from adapter_export.graph.tasks import TASK_TYPES
-
-        generates = task is None and not TASK_TYPES[head.task].has_head
+        generates = _generates(head, task)
         if not generates:
             _check_no_cache(base)
         data.columns.check(head.task if task is None else task.type)
         limit = data.max_tokens if data.max_tokens is not None or task is None else task.max_tokens
         if base.media is None or generates:
-            made = cls(base, data, head, task, _text_source(base, data.tokenizer, limit), data.columns)
+            made = cls(base, data, head, task, _text_source(base, data.tokenizer, limit), data.columns, tables)
         else:
-            made = cls(base, data, head, task, *_media_source(base, replace(data, max_tokens=limit)))
+            made = cls(base, data, head, task, *_media_source(base, replace(data, max_tokens=limit)), tables)
         if task is not None:
             made._check_task(task)
         return made
@@ -103,9 +167,7 @@ class RowReader:
     @property
     def generates(self) -> bool:
         """True if the base learns to write, without a head."""
-        from adapter_export.graph.tasks import TASK_TYPES
-
-        return self.task is None and not TASK_TYPES[self.head.task].has_head
+        return _generates(self.head, self.task)
 
     def read(self, seed: int) -> TextTask:
         """Read the files, and split them by the seed.
@@ -114,29 +176,34 @@ class RowReader:
             DataError: a file cannot be used.
             UsageError: the tokenizer makes tokens that the model does not have, or texts without labels do not fit.
         """
-        from adapter_export.torch_backend.train.language import LanguageFiles, read_language
+        from adapter_export.format.tabular.language_tables import LanguageTables
+        from adapter_export.torch_backend.train.language import Endings, read_language
         from adapter_export.torch_backend.train.task_files import read_task
 
-        if self.generates:
-            end, packing, skip = self._end_token(), self.data.packing, self.data.skip_incomplete
-            files = LanguageFiles(*self.data.files, self.columns, end, packing, skip)
-            rows = read_language(files, self._tokenizer, self.base.inputs, seed)
+        tables = self._read_tables(splits=True)
+        if isinstance(tables, LanguageTables):
+            endings = Endings(self._end_token(), self.data.packing)
+            rows = read_language(tables, self._tokenizer, self.base.inputs, endings, seed)
         else:
-            rows = read_task(self._files(), self.source, seed)
+            rows = read_task(tables, self.source, side=self._side, seed=seed)
             if self.data.unlabelled is not None:
                 rows = self._with_unlabelled(rows, self.data.unlabelled)
         self._check_ids(rows)
         return rows
 
-    def read_all(self) -> LabelledExamples:
-        """Read the training file, unsplit.
+    def read_all(self) -> tuple[LabelledExamples, tuple[str, ...]]:
+        """Read the training file, unsplit; returns its rows, and notes on it.
 
         Raises:
             DataError: the file cannot be used, or has labels that the adapter does not know.
         """
+        from adapter_export.format.tabular.training_tables import TrainingTables
         from adapter_export.torch_backend.train.task_files import read_examples
 
-        return read_examples(self._files(), self.source)
+        tables = self._read_tables(splits=False)
+        assert isinstance(tables, TrainingTables)  # as an adapter answers them
+        rows = read_examples(tables, self.source, side=self._side)
+        return rows, tuple(tables.tables["training"].remarks("labelled", rows.word))
 
     def check_padding(self, rows: TextTask, *, pads: bool) -> Iterator[str]:
         """Refuse texts of a length that the base does not take, as bundles do; yield a note if no row is padded."""
@@ -153,7 +220,7 @@ class RowReader:
         """Return how the rows are read and answered, for the record of a training."""
         of_texts = ("truncation", "prefix", "packing", "end_token")
         read = {name: value for name, value in changed(self.data).items() if name in of_texts}
-        columns = {name: value for name, value in asdict(self.columns).items() if value is not None}
+        columns = {name: value for name, value in self.columns.names.items() if value is not None}
         return {**changed(self.head), **read, **columns, **self.source.record()}
 
     @property
@@ -163,21 +230,23 @@ class RowReader:
         assert isinstance(self.source, TextSource)  # as a base without a processor reads texts
         return self.source.tokenizer
 
-    def _files(self) -> TaskFiles:
-        from adapter_export.torch_backend.train.task_files import TaskFiles
+    def _read_tables(self, *, splits: bool) -> TrainingTables | LanguageTables:
+        if self.tables is not None:
+            return self.tables
+        return _tables(self.data, self.head, self.task, self.source.medium, splits=splits)
 
-        skip, task, remembers = self.data.skip_incomplete, self.task, not self.data.without_row_digests
-        paths = *self.data.files, self.columns
-        if task is not None:
-            return TaskFiles(*paths, task.type, skip, task.prefix, task.truncation, task.labels, remembers)
-        side: Side = self.data.truncation or ("right" if self.source.medium is not None else self._tokenizer.side)
-        return TaskFiles(*paths, self.head.task, skip, self.data.prefix, side, remembers_rows=remembers)
+    @property
+    def _side(self) -> Side:
+        """The end at which texts are cut: that of the task, of the options, or of the tokenizer."""
+        if self.task is not None:
+            return self.task.truncation
+        return self.data.truncation or ("right" if self.source.medium is not None else self._tokenizer.side)
 
     def _with_unlabelled(self, rows: TextTask, path: Path) -> TextTask:
         """Return the rows with texts without labels behind those that are learnt, each once."""
         import numpy as np
 
-        from adapter_export.format.labelled import read_texts
+        from adapter_export.format.tabular.labelled import read_texts
         from adapter_export.graph.tasks import TASK_TYPES
         from adapter_export.text import Pair
         from adapter_export.torch_backend.train.data import TextExamples
@@ -188,13 +257,14 @@ class RowReader:
             what = "only texts with one label may lack it"
             raise UsageError(what, where=argument("unlabelled"), found=f"the task `{rows.problem}`", fix="leave it out")
         held_out = {text for part in (rows.validation, rows.test) if part is not None for text in part.texts}
-        read = [text if other is None else Pair(text, other) for text, other in read_texts(path, self.columns)]
+        unlabelled, notes = read_texts(path, self.columns)
+        read = [text if other is None else Pair(text, other) for text, other in unlabelled]
         more = [text for text in dict.fromkeys(read) if text not in held_out and text not in set(learnt.texts)]
         answers = np.concatenate([learnt.answers, np.full(len(more), IGNORED, np.int64)])
         texts, source = [*learnt.texts, *more], learnt.tokenizer
         every = TextExamples.of(texts, answers, source, learnt.names, rows.problem, learnt.side)
         sources = {**rows.sources, "unlabelled": {"file": path.name, "rows": len(more)}}
-        return replace(rows, training=every, sources=sources)
+        return replace(rows, training=every, sources=sources, notes=(*rows.notes, *notes))
 
     def _check_ids(self, rows: TextTask) -> None:
         """Refuse a tokenizer whose tokens the model does not have."""
@@ -278,16 +348,22 @@ def _tokenizer_of(base: Base, folder: PathLike | None, max_tokens: int | None) -
     return Tokenizer.from_json(base.tokenizer, limit, base.fit)
 
 
+def _check_files_only(data: DataSpec, medium: str) -> None:
+    """Refuse options for texts beside a model that reads images or audio."""
+    given = changed(data)
+    of_texts = [name for name in ("pair", "tokenizer", "max_tokens", "truncation", "prefix") if name in given]
+    if of_texts:
+        found = ", ".join(map(argument, of_texts))
+        raise UsageError(f"is for texts, and the model reads `{medium}`", found=found, fix="leave it out")
+
+
 def _media_source(base: Base, data: DataSpec) -> tuple[MediaSource, Columns]:
     """Return the source of images or audio, and the columns with the paths of their files."""
     from adapter_export.torch_backend.train.media_examples import MediaSource
 
     assert base.media is not None
-    medium, given = base.media.record.medium, changed(data)
-    of_texts = [name for name in ("pair", "tokenizer", "max_tokens", "truncation", "prefix") if name in given]
-    if of_texts:
-        found = ", ".join(map(argument, of_texts))
-        raise UsageError(f"is for texts, and the model reads `{medium}`", found=found, fix="leave it out")
+    medium = base.media.record.medium
+    _check_files_only(data, medium)
     require("transformers", "hf", "training on images or audio")
     columns = replace(data.columns, text=medium if data.text == "text" else data.text)
     return MediaSource.of(base.media, base.inputs), columns

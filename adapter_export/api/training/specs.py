@@ -12,6 +12,8 @@ from adapter_export.errors import UsageError, argument, quoted
 from adapter_export.graph.ops import ACTIVATIONS
 from adapter_export.graph.task_names import CAUSAL_LM, DEFAULT_TYPE, LEARNT, Learnt
 from adapter_export.option import (
+    DELIMITER,
+    ENCODING,
     LABEL,
     PAIR,
     SKIP_INCOMPLETE,
@@ -25,7 +27,7 @@ from adapter_export.option import (
 )
 
 if TYPE_CHECKING:
-    from adapter_export.format.labelled import Columns
+    from adapter_export.format.tabular.labelled import Columns
     from adapter_export.graph.adapter import Head
     from adapter_export.torch_backend.train.task_files import TextTask
 
@@ -51,6 +53,8 @@ class DataSpec:
     pair: Annotated[str | None, PAIR] = None
     label: Annotated[str, LABEL] = "label"
     start: Annotated[str | None, START] = None
+    delimiter: Annotated[str | None, DELIMITER] = None
+    encoding: Annotated[str | None, ENCODING] = None
     skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False
     validation: Annotated[float | None, VALIDATION] = None
     validation_data: Annotated[Path | str | None, VALIDATION_DATA] = None
@@ -82,9 +86,10 @@ class DataSpec:
     @property
     def columns(self) -> Columns:
         """The columns of the table."""
-        from adapter_export.format.labelled import Columns
+        from adapter_export.format.tabular.labelled import Columns
+        from adapter_export.format.tabular.table_files import TableFormat
 
-        return Columns(self.text, self.pair, self.label, self.start)
+        return Columns(self.text, self.pair, self.label, self.start, TableFormat(self.delimiter, self.encoding))
 
     @property
     def files(self) -> tuple[Path, Path | float, Path | None]:

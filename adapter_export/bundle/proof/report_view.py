@@ -160,7 +160,7 @@ def _of_adapters(results: Sequence[Measurement]) -> Table:
     wrong = {place: found for place, found in places.items() if not all(one.passed for one in found)}
     columns = ("adapter", "case", "max error", "error/budget", "ulp", "cosine", "top class", "verdict")
     rows = [(*place, *_measures(found)) for place, found in {**merged, **wrong}.items()]
-    return Table(columns, rows, numbers="llrrrrr")
+    return Table(columns, rows, numbers="llrrrrr", spare=("ulp", "cosine", "max error"))
 
 
 def _padding(one: Measurement) -> str:
@@ -183,7 +183,7 @@ def _of_variants(results: Sequence[Measurement]) -> Table:
         same = f"{sum(top.agree for top in tops)}/{sum(top.rows for top in tops)}" if tops else _NONE
         rows.append((variant, "in mixed batches" if mixed else "alone", adapters, len(own), error, ratio, same, mark))
     columns = ("variant", "adapters", "count", "outputs", "max error", "error/budget", "top class", "verdict")
-    return Table(columns, rows, numbers="llrrrrr")
+    return Table(columns, rows, numbers="llrrrrr", spare=("outputs", "count", "max error"))
 
 
 def _measures(found: Sequence[Measurement]) -> tuple[str, ...]:
@@ -330,7 +330,7 @@ def _nodes(results: Sequence[Measurement]) -> Table:
         place = (one.adapter or BASE, one.name, one.node.operators, one.path or _NONE)
         rows.append((*place, *errors, "pass" if one.passed else "FAIL"))
     columns = ("adapter", "node", "operators", "torch", "error", "error/budget", "cumulative", "grown", "verdict")
-    return Table(columns, rows, numbers="llllrrrr")
+    return Table(columns, rows, numbers="llllrrrr", spare=("torch", "grown", "cumulative", "operators", "error"))
 
 
 def _agreements(found: AgreementsRecord) -> Table:

@@ -16,6 +16,7 @@ from adapter_export.errors import AdapterError, BaseMismatchError, ParityError, 
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
+from adapter_export.tables import Described
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
@@ -26,8 +27,8 @@ _ALLOWED = 1e-4
 _MOST_TOKENS = 12
 
 
-@dataclass(frozen=True)
-class Merged:
+@dataclass(frozen=True, repr=False)
+class Merged(Described):
     """A base with an adapter inside.
 
     `tensors` are the names of the weights and biases that were written anew, `error` the largest difference of an
@@ -40,6 +41,11 @@ class Merged:
     error: float
     scale: float
     compared: int
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        facts: dict[str, object] = {"path": self.path, "tensors": len(self.tensors), "error": self.error}
+        return {**facts, "scale": self.scale, "fingerprint": self.fingerprint[:19]}
 
 
 def merge(

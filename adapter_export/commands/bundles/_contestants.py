@@ -19,8 +19,10 @@ from adapter_export.reporting import Reporter
 if TYPE_CHECKING:
     from adapter_export.analysis.contest import Contestant
     from adapter_export.bundle.bundle_reader import OpenedBundle
+    from adapter_export.format.manifest import Manifest
     from adapter_export.format.precision import PrecisionName
     from adapter_export.graph.adapter import Adapter
+    from adapter_export.graph.tasks import Task
     from adapter_export.runtime import Bundle
     from adapter_export.runtime.answerer import Reader
 
@@ -35,12 +37,38 @@ def contestants_of(bundle: OpenedBundle, names: Sequence[str], source: str) -> I
 
     reader: Reader | None = None
     for name in names:
-        record = bundle.record(name)
-        if record.task is None:
-            raise _no_task(f"{bundle.folder}, adapter `{name}`", has_head=record.output is not None)
+        task = task_of(bundle.manifest, name, bundle.folder)
         if reader is None:
-            reader = bundle.bundle.reader(record.task.input, bundle.runtime_session())
+            reader = bundle.bundle.reader(task.input, bundle.runtime_session())
         yield Contestant(name, source, bundle, name, reader)
+
+
+def task_of(manifest: Manifest, name: str, folder: Path) -> Task:
+    """Return the task of an adapter by the manifest of its bundle; `RequestError` if it has none."""
+    (record,) = (one for one in manifest.adapters if one.name == name)
+    if record.task is None:
+        raise _no_task(f"{folder}, adapter `{name}`", has_head=record.output is not None)
+    return record.task
+
+
+def task_before_opening(given: Sequence[Bundle | Base | Adapter | PathLike], only: Sequence[str]) -> Task | None:
+    """Return the task of the first contestant whose files name it: of a bundle or an adapter, of which none is opened.
+
+    `None` where only a model tells it. Contestants of other tasks are refused once they are opened.
+    """
+    from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest
+
+    for path in (Path(one) for one in given if isinstance(one, str | Path)):
+        found: list[tuple[str, Task | None]] = []
+        if (path / MANIFEST_FILE).is_file():
+            found = [(each.name, each.task) for each in read_manifest(path).adapters]
+        elif (path / "adapter_graph.json").is_file():
+            adapter = load_adapter(path)
+            found = [(adapter.name, adapter.task)]
+        task = next((task for name, task in found if task is not None and (not only or name in only)), None)
+        if task is not None:
+            return task
+    return None
 
 
 class _WithoutNotes(Reporter):

@@ -17,20 +17,23 @@ if TYPE_CHECKING:
     from adapter_export.analysis.evaluation import Evaluation
 
 
-def check_call(verb: str, data: Path, report: Output | None) -> None:
-    """Refuse a call that misses a library or its data, or whose page cannot be written.
+def check_call(data: Path, report: Output | None) -> None:
+    """Refuse a call whose data do not exist, or whose page cannot be written.
 
     Raises:
-        MissingExtraError: a library of metrics is not installed.
         OutputExistsError, WriteError: the page cannot be written.
         DataError: the data do not exist.
     """
-    for library in ("sklearn", "scipy", "seqeval"):
-        require(library, "evaluate", f"`{verb}`")
     if report is not None:
         report.ensure_writable()
     if not data.exists():
         raise DataError("is not there", where=data, expected="labelled texts", fix="check the path")
+
+
+def require_metrics(verb: str) -> None:
+    """Import the libraries of metrics; `MissingExtraError` if one is not installed."""
+    for library in ("sklearn", "scipy", "seqeval"):
+        require(library, "evaluate", f"`{verb}`")
 
 
 def write_page(report: Output | None, page: Callable[[], str]) -> None:

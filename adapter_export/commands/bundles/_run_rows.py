@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from adapter_export.batch.table_rows import Columns, lines_as_rows, table_rows
+from adapter_export.batch.table_rows import Columns, FileRows, file_rows, lines_as_rows
 from adapter_export.errors import DataError, FormatError, UsageError, argument
+from adapter_export.format.tabular.table_files import text_lines
 from adapter_export.format.tensors import read_tensors, write_tensors
+from adapter_export.graph.tasks.cells import is_blank
 from adapter_export.runtime import Bundle
 from adapter_export.runtime.answerer import Row
 from adapter_export.runtime.check_inputs import check_inputs
@@ -31,11 +33,23 @@ _MOST_UNPACKED = 4 * 2**30
 _NPZ, _SAFETENSORS = ".npz", ".safetensors"
 
 
-def text_rows(given: Sequence[str], pairs: Sequence[str] = ()) -> list[Row]:
+def text_rows(given: Sequence[str], pairs: Sequence[str] = (), encoding: str | None = None) -> FileRows:
     """Return the texts of the command line, or else each line of stdin, an empty one too.
 
     If there is one text and several `pairs`, these are its choices.
     """
+    if given or pairs:
+        return FileRows(iter(_typed_rows(given, pairs)))
+    if sys.stdin.isatty():
+        raise UsageError("there is nothing to run on", fix=f"give {_CHOICES}, or lines on stdin")
+    lines, note = text_lines(sys.stdin.buffer.read(), Path("stdin"), encoding)
+    found = list(lines_as_rows(lines, "stdin"))
+    if all(is_blank(row.asked) for row in found):
+        raise UsageError("there is nothing to run on", found="no lines on stdin", fix=f"give {_CHOICES}")
+    return FileRows(iter(found), () if note is None else (note,))
+
+
+def _typed_rows(given: Sequence[str], pairs: Sequence[str]) -> list[Row]:
     if len(given) == 1 and len(pairs) > 1:
         return [Row([Pair(given[0], second) for second in pairs], where="text 0")]
     if pairs and len(pairs) != len(given):
@@ -45,26 +59,20 @@ def text_rows(given: Sequence[str], pairs: Sequence[str] = ()) -> list[Row]:
             found=f"{len(pairs)} for {len(given)} texts",
             fix="give one for each, in the order of the texts; of one text, several are choices",
         )
-    if given:
-        asked = list(map(Pair, given, pairs)) if pairs else given
-        return [Row(one, where=f"text {at}") for at, one in enumerate(asked)]
-    if sys.stdin.isatty():
-        raise UsageError("there is nothing to run on", fix=f"give {_CHOICES}, or lines on stdin")
-    found = list(lines_as_rows(sys.stdin.read().removeprefix("\ufeff").removesuffix("\n").split("\n"), "stdin"))
-    if not any(row.asked.strip() for row in found):
-        raise UsageError("there is nothing to run on", found="no lines on stdin", fix=f"give {_CHOICES}")
-    return found
+    asked = list(map(Pair, given, pairs)) if pairs else given
+    return [Row(one, where=f"text {at}") for at, one in enumerate(asked)]
 
 
-def read_file(path: Path, columns: Columns) -> list[Row]:
-    """Return the rows of a table or of a file of lines; errors as of `table_rows`."""
-    found = list(table_rows(path, columns))
-    if not any(row.asked.strip() if isinstance(row.asked, str) else row.asked for row in found):
+def read_file(path: Path, columns: Columns) -> FileRows:
+    """Return the rows of a table or of a file of lines, all of which are read; errors as of `file_rows`."""
+    opened = file_rows(path, columns)
+    found = list(opened.rows)
+    if all(isinstance(row.asked, str) and is_blank(row.asked) for row in found):
         raise DataError("holds no texts", where=path, expected="one text a line, or a table with a text in each row")
-    return found
+    return FileRows(iter(found), opened.notes)
 
 
-def file_rows(paths: Sequence[str]) -> list[Row]:
+def media_rows(paths: Sequence[str]) -> list[Row]:
     """Return the paths of images or audio as rows."""
     return [Row(path, where=f"file {at}") for at, path in enumerate(paths)]
 

@@ -11,7 +11,7 @@ from adapter_export.api.adapters.adapters import adapters_of
 from adapter_export.api.bundles.bundles import AdapterPrecisionOption, AllowBaseMismatch
 from adapter_export.api.bundles.prepared_base import golden_cases, origin_of, prepared
 from adapter_export.api.models.base import Base, OpenOptions, PathLike, require
-from adapter_export.api.models.opening import base_for
+from adapter_export.api.models.opening import base_for, unopened
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import AdapterError, UsageError, argument
 from adapter_export.format.precision import PRECISION_NAMES, Precision, PrecisionName
@@ -23,6 +23,8 @@ from adapter_export.tables import Table, size
 if TYPE_CHECKING:
     from adapter_export.format.manifest import VariantName
     from adapter_export.graph.adapter import Adapter
+    from adapter_export.graph.graph import AdapterGraph
+    from adapter_export.graph.kinds import Kind
     from adapter_export.onnx_backend.slots import Reserved
     from adapter_export.runtime import Bundle
     from adapter_export.sites.site import SiteMap
@@ -126,19 +128,22 @@ def build(
         ParityError: the exported graph does not compute what the reference computes.
         OutputExistsError, WriteError: the bundle cannot be written.
     """
-    from adapter_export.bundle.build_plan import BuildPlan, GraphOptions, ModelFacts
-    from adapter_export.bundle.variants import VARIANTS
-    from adapter_export.bundle.write import check_bases
-    from adapter_export.runtime import Bundle
-
     out = Output(Path(output), force)
     precision = Precision.of(base_precision, int8_embeddings=int8_embeddings, float32_activations=float32_activations)
     if optimize:
         require("onnxscript", "torch", argument("optimize", True))
     out.ensure_writable(folder=True, sources=[base, adapters, tokenizer])
+    options = OpenOptions(site_map, trust_pickle)
+    chosen = adapters_of(adapters, unopened(base, options))
+    _kinds_and_heads(reserve)
+    _check_variants(variants)
+    from adapter_export.bundle.build_plan import BuildPlan, GraphOptions, ModelFacts
+    from adapter_export.bundle.variants import VARIANTS
+    from adapter_export.bundle.write import check_bases
+    from adapter_export.runtime import Bundle
+
     reporter.step(f"opening {base}" if isinstance(base, str | Path) else "opening the base")
-    opened = base_for(base, OpenOptions(site_map, trust_pickle), reporter)
-    chosen = adapters_of(adapters, opened)
+    opened = base_for(base, options, reporter)
     own = None if without_base_head else opened.base_head
     if own is not None:
         _check_apart(own, chosen)
@@ -179,18 +184,26 @@ def build(
 def reserved_by(names: Sequence[str], sites: SiteMap) -> list[Reserved]:
     """Return the graphs that names such as `houlsby:relu` and `head:first` reserve."""
     from adapter_export.graph.adapter import HEAD
+    from adapter_export.onnx_backend.slots import Reserved, reserved_kinds
+
+    kinds, heads = _kinds_and_heads(names)
+    return [*reserved_kinds(kinds, sites), *(Reserved(HEAD, HEAD, head) for head in heads)]
+
+
+def _kinds_and_heads(names: Sequence[str]) -> tuple[list[Kind], list[AdapterGraph]]:
+    """Return the kinds and the heads that names stand for; `UsageError` for an unknown name."""
+    from adapter_export.graph.adapter import HEAD
     from adapter_export.graph.heads import classification_head
     from adapter_export.graph.kinds import KINDS, kind_named
-    from adapter_export.onnx_backend.slots import Reserved, reserved_kinds
 
     kinds, heads = [], []
     for name in dict.fromkeys(one for given in names for one in (KINDS if given == "all" else (given,))):
         kind, _, choice = name.partition(":")
         if kind == HEAD:
-            heads.append(Reserved(HEAD, HEAD, classification_head(choice or "mean")))
+            heads.append(classification_head(choice or "mean"))
         else:
             kinds.append(kind_named(kind).changed(**({"activation": choice} if choice else {})))
-    return [*reserved_kinds(kinds, sites), *heads]
+    return kinds, heads
 
 
 def _check_apart(own: Adapter, others: Sequence[Adapter]) -> None:
@@ -222,18 +235,25 @@ def _tokenizer(base: Base, given: PathLike | None, max_tokens: int | None) -> st
     return text
 
 
-def _variants(given: Sequence[str] | None, base: Base) -> Sequence[VariantName] | None:
-    """Return the chosen variants, or those that the form of the base has by default."""
-    from adapter_export.bundle.variants import VARIANTS
+def _check_variants(given: Sequence[str] | None) -> set[str]:
+    """Return the names of variants; `UsageError` for one that does not exist."""
     from adapter_export.format.manifest import GRAPH_VARIANTS
 
-    if given is None:
-        return base.default_variants
-    names = set(GRAPH_VARIANTS) if tuple(given) == ("all",) else set(given)
+    names = set[str](GRAPH_VARIANTS if given is not None and tuple(given) == ("all",) else given or ())
     unknown = ", ".join(sorted(names - set(GRAPH_VARIANTS)))
     if unknown:
         expected = f"`all`, or some of {', '.join(GRAPH_VARIANTS)}"
         raise UsageError("unknown variants", where=argument("variants"), found=unknown, expected=expected)
+    return names
+
+
+def _variants(given: Sequence[str] | None, base: Base) -> Sequence[VariantName] | None:
+    """Return the chosen variants, or those that the form of the base has by default."""
+    from adapter_export.bundle.variants import VARIANTS
+
+    if given is None:
+        return base.default_variants
+    names = _check_variants(given)
     chosen = [variant for variant in VARIANTS.values() if variant.name in names]
     for variant in chosen:
         if variant.needs not in (None, *names):

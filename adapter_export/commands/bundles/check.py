@@ -17,8 +17,8 @@ from adapter_export.api.models.base import Base, OpenOptions, PathLike, open_tok
 from adapter_export.api.models.opening import base_for
 from adapter_export.commands.bundles._report import show_report
 from adapter_export.commands.command import Command, Instead, Screen
-from adapter_export.errors import InputError, UsageError, argument, quoted
-from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
+from adapter_export.errors import InputError, Note, UsageError, argument, quoted
+from adapter_export.option import DELIMITER, ENCODING, SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 
@@ -74,6 +74,8 @@ def check(
         Option("A table (csv, tsv, jsonl) of texts on which the bundle's classes are compared with MODEL's.", "FILE"),
     ] = None,
     text: Annotated[str | None, Option("Column of FILE with the texts.", "COLUMN")] = None,
+    delimiter: Annotated[str | None, DELIMITER] = None,
+    encoding: Annotated[str | None, ENCODING] = None,
     nodes: Annotated[bool, Option("Compare every node with MODEL's.")] = False,
     quick: Annotated[bool, Option("Skip most shapes, the vocabulary sweep and per-node comparison.")] = False,
     repro: Annotated[PathLike | None, Option("Write the failing node as an ONNX test case.", "FOLDER")] = None,
@@ -127,11 +129,9 @@ def check(
         NothingComparedError: nothing was compared.
         OutputExistsError, WriteError: the page cannot be written.
     """
-    from adapter_export.bundle.proof.baseline import regressions
-    from adapter_export.bundle.proof.proof_plan import plan_check
-    from adapter_export.bundle.proof.prove import prove
     from adapter_export.format.check_report import read_report
-    from adapter_export.format.labelled import Columns, read_texts
+    from adapter_export.format.tabular.labelled import Columns, read_texts
+    from adapter_export.format.tabular.table_files import TableFormat
 
     if report is not None:
         Output(Path(report), force).ensure_writable()
@@ -147,6 +147,16 @@ def check(
     place = None if repro is None else Path(repro)
     if place is not None:
         Output(place, force).ensure_writable(folder=True)
+    texts = None
+    if data is not None and text is not None:
+        read, notes = read_texts(Path(data), Columns(text, form=TableFormat(delimiter, encoding)))
+        texts = [one for one, _ in read]
+        for note in notes:
+            reporter.note(Note(note))
+    from adapter_export.bundle.proof.baseline import regressions
+    from adapter_export.bundle.proof.proof_plan import plan_check
+    from adapter_export.bundle.proof.prove import prove
+
     model = None if against is None else base_for(against, OpenOptions(site_map, trust_pickle), reporter)
     plan = plan_check(
         folder_of(bundle),
@@ -160,9 +170,6 @@ def check(
     )
     before = None if baseline is None else read_report(Path(baseline), plan.bundle.digest)
     own = {adapter.name: adapter for adapter in _given(plan, adapters, model)}
-    texts = None
-    if data is not None and text is not None:
-        texts = [one for one, _ in read_texts(Path(data), Columns(text))]
     with _sides(plan, model, texts) as (reference, original):
         found = prove(plan, reference, original=original, given=own, reporter=reporter)
     found.require_compared()

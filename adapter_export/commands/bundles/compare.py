@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 from adapter_export.api.bundles.bundles import AllowBaseMismatch
 from adapter_export.api.models.base import Base, OpenOptions, PathLike
 from adapter_export.api.models.opening import base_for
-from adapter_export.commands.bundles._contestants import Contestants
-from adapter_export.commands.bundles._labelled import check_call, show_scores, write_page
+from adapter_export.commands.bundles._contestants import Contestants, task_before_opening
+from adapter_export.commands.bundles._labelled import check_call, require_metrics, show_scores, write_page
 from adapter_export.commands.command import Command
 from adapter_export.format.precision import PRECISION_NAMES
 from adapter_export.option import (
+    DELIMITER,
+    ENCODING,
     GROUP,
     LABEL,
     LABELLED_DATA,
@@ -53,6 +55,8 @@ def compare(
     label: Annotated[str, LABEL] = "label",
     start: Annotated[str | None, START] = None,
     group: Annotated[str | None, GROUP] = None,
+    delimiter: Annotated[str | None, DELIMITER] = None,
+    encoding: Annotated[str | None, ENCODING] = None,
     skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
     limit: Annotated[int | None, Option("Number of rows to answer, from the first.", "N", least=1)] = None,
     rounds: Annotated[int, Option("Rounds of timed calls; 0 measures no latency.", "N", least=0)] = 15,
@@ -89,20 +93,28 @@ def compare(
         OutputExistsError, WriteError: the page cannot be written.
     """
     output = None if report is None else Output(Path(report), force)
-    check_call("compare", Path(data), output)
+    check_call(Path(data), output)
+    from adapter_export.format.tabular.eval_data import DataOptions
+    from adapter_export.format.tabular.labelled import Columns
+    from adapter_export.format.tabular.table_files import TableFormat
+
+    options = DataOptions(
+        Columns(text, pair, label, start, TableFormat(delimiter, encoding)), group, skip_incomplete, limit
+    )
+    early = task_before_opening(contestants, only)
+    rows = None if early is None else options.read(Path(data), early)
+    require_metrics("compare")
     from adapter_export.analysis.comparison import compare_measured
     from adapter_export.analysis.contest import common_task, measure
-    from adapter_export.analysis.eval_rows import DataOptions
     from adapter_export.analysis.evaluation_page import comparison_page
     from adapter_export.analysis.scores import Resampling
-    from adapter_export.format.labelled import Columns
 
-    options = DataOptions(Columns(text, pair, label, start), group, skip_incomplete, limit)
     with TemporaryDirectory(prefix="adapter-export-") as folder:
         opened = None if base is None else base_for(base, OpenOptions(site_map, trust_pickle), reporter)
         maker = Contestants(Path(folder), opened, precisions, allow_base_mismatch, only, reporter)
         own = maker.open(contestants)
-        rows = options.read(Path(data), common_task(own))
+        task = common_task(own)
+        rows = rows or options.read(Path(data), task)
         measured = measure(own, rows, reporter)
         found = compare_measured(
             measured, rows, Resampling(resamples, seed), rounds=rounds, notes=maker.notes, reporter=reporter

@@ -11,11 +11,13 @@ from adapter_export.api.bundles.bundles import folder_of
 from adapter_export.api.bundles.prepared_base import model_of
 from adapter_export.api.models.base import Base, OpenOptions, PathLike
 from adapter_export.api.models.opening import base_for
-from adapter_export.commands.bundles._contestants import contestants_of
-from adapter_export.commands.bundles._labelled import check_call, show_scores, write_page
+from adapter_export.commands.bundles._contestants import contestants_of, task_of
+from adapter_export.commands.bundles._labelled import check_call, require_metrics, show_scores, write_page
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import UsageError, argument, quoted
 from adapter_export.option import (
+    DELIMITER,
+    ENCODING,
     GROUP,
     LABEL,
     LABELLED_DATA,
@@ -33,7 +35,7 @@ from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
     from adapter_export.analysis.evaluation import Evaluation
-    from adapter_export.bundle.bundle_reader import OpenedBundle
+    from adapter_export.format.manifest import Manifest
     from adapter_export.runtime import Bundle
 
 
@@ -49,6 +51,8 @@ def evaluate(
     label: Annotated[str, LABEL] = "label",
     start: Annotated[str | None, START] = None,
     group: Annotated[str | None, GROUP] = None,
+    delimiter: Annotated[str | None, DELIMITER] = None,
+    encoding: Annotated[str | None, ENCODING] = None,
     skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
     slices: Annotated[str | None, Option("Also report scores for each value of this column.", "COLUMN")] = None,
     limit: Annotated[int | None, Option("Number of rows to answer, from the first.", "N", least=1)] = None,
@@ -102,24 +106,35 @@ def evaluate(
         OutputExistsError, WriteError: the page cannot be written.
     """
     output = None if report is None else Output(Path(report), force)
-    check_call("evaluate", Path(data), output)
+    check_call(Path(data), output)
+    from adapter_export.format.manifest_json import read_manifest
+    from adapter_export.format.tabular.eval_data import DataOptions
+    from adapter_export.format.tabular.labelled import Columns
+    from adapter_export.format.tabular.table_files import TableFormat
+
+    options = DataOptions(
+        Columns(text, pair, label, start, TableFormat(delimiter, encoding)), group, skip_incomplete, limit, slices
+    )
+    folder = folder_of(bundle)
+    manifest = read_manifest(folder)
+    chosen, gates = _chosen(manifest, adapter), _bounds(gate)
+    task = task_of(manifest, chosen, folder)
+    rows = options.read(Path(data), task)
+    rows.check_labels(task)
+    require_metrics("evaluate")
     from adapter_export.analysis.contest import ReferenceContestant, measure
-    from adapter_export.analysis.eval_rows import DataOptions
     from adapter_export.analysis.evaluation import check_options, evaluation
     from adapter_export.analysis.evaluation_page import page
     from adapter_export.analysis.scores import Resampling
     from adapter_export.bundle.bundle_reader import OpenedBundle
-    from adapter_export.format.labelled import Columns
 
-    options = DataOptions(Columns(text, pair, label, start), group, skip_incomplete, limit, slices)
-    opened = OpenedBundle.open(folder_of(bundle))
-    (own,) = contestants_of(opened, [_chosen(opened, adapter)], str(opened.folder))
-    contestants, gates = [own], _bounds(gate)
+    opened = OpenedBundle.open(folder)
+    (own,) = contestants_of(opened, [chosen], str(opened.folder))
+    contestants = [own]
     if against is not None:
         model = base_for(against, OpenOptions(site_map, trust_pickle), reporter)
         runner = model_of(opened.manifest, model).runner(allow_mismatch=True)
         contestants.append(ReferenceContestant(runner.description, own.source, opened, own.adapter, own.reader, runner))
-    rows = options.read(Path(data), own.task)
     check_options(rows, own.task, gates)
     found = evaluation(
         measure(contestants, rows, reporter),
@@ -132,13 +147,13 @@ def evaluate(
     return found
 
 
-def _chosen(bundle: OpenedBundle, given: str | None) -> str:
+def _chosen(manifest: Manifest, given: str | None) -> str:
     """Return the adapter to evaluate."""
     from adapter_export.runtime.head_results import named_adapter
 
-    tasks = {record.name: record.task is not None for record in bundle.manifest.adapters}
+    tasks = {record.name: record.task is not None for record in manifest.adapters}
     only = next(iter(tasks)) if len(tasks) == 1 else None
-    chosen = named_adapter(given or only, tasks, bundle.manifest.head) or bundle.manifest.head
+    chosen = named_adapter(given or only, tasks, manifest.head) or manifest.head
     if chosen is None:
         fix = f"name one: {argument('adapter', words='NAME')}"
         raise UsageError("the base has no head that answers", found=f"adapters {quoted(tasks)}", fix=fix)

@@ -17,7 +17,7 @@ from adapter_export.graph.graph import Cost, cost
 from adapter_export.option import TRUST_PICKLE, Force, Option
 from adapter_export.safe_io.output import Output
 from adapter_export.sites.site import SUBLAYERS, SiteName
-from adapter_export.tables import Table, size
+from adapter_export.tables import Described, Table, size
 
 if TYPE_CHECKING:
     from adapter_export.api.models.drawing import PlacementMap
@@ -32,8 +32,8 @@ _MANY_FILES = 60
 _FACTS = ("what", "value")
 
 
-@dataclass(frozen=True)
-class Inspection:
+@dataclass(frozen=True, repr=False)
+class Inspection(Described):
     """The contents of a bundle, an adapter or a model; `print` and notebooks show them.
 
     Attributes:
@@ -46,6 +46,10 @@ class Inspection:
     tables: tuple[Table, ...]
     document: Mapping[str, Any] = field(repr=False)
     _map: Callable[[], PlacementMap] = field(repr=False)
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        return {"title": self.title, "tables": len(self.tables)}
 
     def drawing(self) -> str:
         """The sites down, a column for each adapter, a box with its widths where it acts: the text of an SVG file."""
@@ -185,7 +189,7 @@ def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator
         for adapter in manifest.adapters
     ]
     columns = ("name", "kind", "parameters", "file", "task", "labels", "trained on this base")
-    yield Table(columns, adapters, "adapters", "llrr")
+    yield Table(columns, adapters, "adapters", "llrr", ("file", "labels"))
 
     graphs = [(name, file, size(sizes[file]), TENSORS_OF_ADAPTERS[name]) for name, file in manifest.graphs.items()]
     graphs += [

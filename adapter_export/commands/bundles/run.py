@@ -12,9 +12,10 @@ from adapter_export.api.models.base import PathLike
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import Note, UsageError, argument, within
 from adapter_export.graph.task_names import ProblemType
-from adapter_export.option import Force, Option, OptionsOf
+from adapter_export.option import DELIMITER, ENCODING, Force, Option, OptionsOf
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
+from adapter_export.tables import Described
 
 if TYPE_CHECKING:
     from adapter_export.batch.job import Answered
@@ -47,6 +48,7 @@ _NEEDS = {
     "task": ("adapter_file", "is that of"),
     "adapter_column": ("data", "is one of"),
     "pair_column": ("data", "is one of"),
+    "delimiter": ("data", "is that of"),
     "pairs": ("texts", "belongs to"),
     "stride": ("long_texts", "is that of"),
     "weights": ("adapter", "are those of an"),
@@ -57,8 +59,8 @@ _NEEDS = {
 """Arguments that need another, and how they belong to it."""
 
 
-@dataclass(frozen=True)
-class Answers:
+@dataclass(frozen=True, repr=False)
+class Answers(Described):
     """Rows with their answers.
 
     Attributes:
@@ -68,6 +70,10 @@ class Answers:
 
     rows: Iterator[AnsweredRow]
     many: bool
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        return {"rows": "computed as they are read", "many": self.many}
 
 
 def run(
@@ -116,6 +122,8 @@ def run(
     pair_column: Annotated[
         str | None, Option("Column of the second texts of pairs, or of lists of choices.", "NAME")
     ] = None,
+    delimiter: Annotated[str | None, DELIMITER] = None,
+    encoding: Annotated[str | None, ENCODING] = None,
     long_texts: Annotated[
         Literal["cut", "refuse", "windows"] | None,
         "Truncate (`cut`) or reject (`refuse`) long texts, or split them into `windows`. Default: `cut`.",
@@ -170,6 +178,7 @@ def run(
     from adapter_export.api.bundles.bundles import open_bundle
     from adapter_export.batch.table_rows import Columns
     from adapter_export.commands.bundles import _run_rows as run_rows
+    from adapter_export.format.tabular.table_files import TableFormat
     from adapter_export.modalities import FILE_MODALITIES
     from adapter_export.runtime.answerer import Answerer, Reading
 
@@ -196,6 +205,8 @@ def run(
             weights=weights,
             text_column=text_column,
             pair_column=pair_column,
+            delimiter=delimiter,
+            encoding=encoding,
             long_texts=long_texts or "cut",
             stride=stride,
             token_budget=token_budget,
@@ -208,16 +219,20 @@ def run(
             reporter=reporter,
             **({} if shard_rows is None else {"shard_rows": shard_rows}),
         )
-    opened = open_bundle(bundle)
     medium = next((name for name in FILE_MODALITIES if files.get(name)), None)
+    rows: list[Row] = []
+    if medium is not None:
+        rows = run_rows.media_rows(files[medium])
+    elif arrays is None:
+        form = TableFormat(delimiter, encoding)
+        columns = Columns(text_column, pair_column, adapter_column, form)
+        read = run_rows.text_rows(texts, pairs, encoding) if data is None else run_rows.read_file(Path(data), columns)
+        rows = list(read.rows)
+        for note in read.notes:
+            reporter.note(Note(note))
+    opened = open_bundle(bundle)
     if arrays is not None:
         rows = run_rows.array_rows(opened, run_rows.read_arrays(Path(arrays)))
-    elif medium is not None:
-        rows = run_rows.file_rows(files[medium])
-    elif data is None:
-        rows = run_rows.text_rows(texts, pairs)
-    else:
-        rows = run_rows.read_file(Path(data), Columns(text_column, pair_column, adapter_column))
     session = opened.session(provider=provider, threads=threads, on_demand=True)
     if adapter_file is not None:
         loaded = _load(session, Path(adapter_file), labels, task)
@@ -394,6 +409,8 @@ COMMAND: Command[Answers | Answered] = Command(
             "data",
             "text_column",
             "pair_column",
+            "delimiter",
+            "encoding",
             "long_texts",
             "stride",
             "arrays",

@@ -48,10 +48,10 @@ def ship(
         InputError: the bundle is damaged.
         OutputExistsError, WriteError: the folder cannot be written.
     """
-    from adapter_export.deploy.layout import write_layout
-
     folder, target = folder_of(bundle), Output(Path(output), force)
     target.ensure_writable(folder=True, sources=folder)
+    from adapter_export.deploy.layout import write_layout
+
     return write_layout(folder, layout, target, name=folder.resolve().name if name is None else name)
 
 

@@ -327,6 +327,16 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def ensure_sweepable(folder: Path) -> None:
+    """Raise `FileError` for a folder that holds something else than a sweep."""
+    try:
+        strange = folder.exists() and not (folder / _SWEEP_FILE).is_file()
+        if strange and (not folder.is_dir() or any(one.name != _LOCK_FILE for one in folder.iterdir())):
+            raise FileError("holds something else than a sweep", where=folder, fix="give another folder")
+    except OSError as error:
+        raise WriteError(folder, error.strerror or error) from error
+
+
 @contextmanager
 def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
     """Make the folder of a sweep, or resume the one that exists, and lock it for this process."""
@@ -336,9 +346,8 @@ def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
     from adapter_export.safe_io.documents import read_json
 
     file, lock = folder / _SWEEP_FILE, FileLock(folder / _LOCK_FILE)
+    ensure_sweepable(folder)
     try:
-        if folder.exists() and not file.is_file() and any(one.name != _LOCK_FILE for one in folder.iterdir()):
-            raise FileError("holds something else than a sweep", where=folder, fix="give another folder")
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:

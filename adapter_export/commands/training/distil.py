@@ -14,7 +14,7 @@ from adapter_export.api.models.base import Base, PathLike, require
 from adapter_export.api.models.forms import ArchiveBase
 from adapter_export.api.training.job import Trained, TrainingJob
 from adapter_export.api.training.learners import NewStudent
-from adapter_export.api.training.rows import adapter_with_task, open_trainable
+from adapter_export.api.training.rows import adapter_with_task, check_adapter_of, open_trainable, tables_before_opening
 from adapter_export.api.training.specs import DataSpec, HeadSpec
 from adapter_export.commands.command import Command, Screen
 from adapter_export.commands.training.train import SECTIONS
@@ -97,14 +97,17 @@ def distil(
     path = None if output is None else Path(output)
     if path is not None:
         Output(path, force).ensure_writable(folder=True, sources=[model, data, adapter])
-    require("torch", "torch", "distillation")
-    require("accelerate", "torch", "distillation")
     loss, loop = DistillationLoss(**of_loss), LoopSpec(learning_rate=learning_rate, cache_mb=0, **of_loop)
     partial = machine.checkpoints(path)
     base = open_trainable(model, site_map, trust_pickle=trust_pickle)
     teacher = None if adapter is None else adapter_with_task(base, adapter)
+    tables = tables_before_opening(base, rows, head, None if teacher is None else teacher.task)
+    require("torch", "torch", "distillation")
+    require("accelerate", "torch", "distillation")
+    if teacher is not None:
+        check_adapter_of(base, teacher)
     learner = NewStudent(tuple(_kept_layers(base, layers, keep)), teacher, loss)
-    job = TrainingJob(base, learner, rows, head, loop, machine, partial)
+    job = TrainingJob(base, learner, rows, head, loop, machine, partial, tables)
     done = job.run(reporter)
     student = ArchiveBase(None, base.options, loaded=learner.student(done))
     report = _compared(base, student, teacher, done)

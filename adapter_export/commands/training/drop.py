@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.kinds import at_least_1
 from adapter_export.api.models.base import Base, PathLike, require
-from adapter_export.api.training.rows import RowReader, adapter_with_task, open_trainable
+from adapter_export.api.training.rows import (
+    RowReader,
+    adapter_with_task,
+    check_adapter_of,
+    open_trainable,
+    tables_before_opening,
+)
 from adapter_export.api.training.specs import DataSpec, HeadSpec
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import AdapterError, UsageError, argument
+from adapter_export.commands.training._plots import writable_plot
+from adapter_export.errors import AdapterError, Note, UsageError, argument
 from adapter_export.option import (
+    DELIMITER,
+    ENCODING,
     LABEL,
     PAIR,
     SITE_MAP,
@@ -55,6 +64,8 @@ def drop(
     pair: Annotated[str | None, PAIR] = None,
     label: Annotated[str, LABEL] = "label",
     start: Annotated[str | None, START] = None,
+    delimiter: Annotated[str | None, DELIMITER] = None,
+    encoding: Annotated[str | None, ENCODING] = None,
     skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
     tokenizer: Annotated[PathLike | None, TOKENIZER] = None,
     batch_size: Annotated[int, Option("Rows per batch.", "N", least=1)] = 32,
@@ -87,33 +98,36 @@ def drop(
         DataError: the data cannot be used, or hold labels that the adapter does not know.
         OutputExistsError, WriteError: the adapter or the plot cannot be written.
     """
-    path, image = None if output is None else Path(output), None if plot is None else Path(plot)
+    path, sources = None if output is None else Path(output), [adapter, base, data]
     _check_layers(layers, leave_out, writes=path is not None)
-    for place in (path, image):
-        if place is not None:
-            Output(place, force).ensure_writable(folder=place is path, sources=[adapter, base, data])
-    torch = require("torch", "torch", "measuring an adapter without layers")
-    from adapter_export.analysis.layer_drop import Drop, findings
-    from adapter_export.analysis.plot import check_plot, draw_drop
-    from adapter_export.format.adapter_files import write_adapter
-
-    if image is not None:
-        check_plot(image)
-    if threads is not None:
-        torch.set_num_threads(at_least_1("threads", threads))
-    opened = open_trainable(base, site_map, trust_pickle=trust_pickle)
-    whole = adapter_with_task(opened, adapter)
-    choices, at = _choices(whole.layers(opened.sites.complete), layers, leave_out)
+    if path is not None:
+        Output(path, force).ensure_writable(folder=True, sources=sources)
+    image = writable_plot(plot, force=force, sources=sources)
     columns = DataSpec(
         Path(data),
         text=text,
         pair=pair,
         label=label,
         start=start,
+        delimiter=delimiter,
+        encoding=encoding,
         skip_incomplete=skip_incomplete,
         tokenizer=tokenizer,
     )
-    rows = RowReader.of(opened, columns, HeadSpec(), whole.task).read_all()
+    opened = open_trainable(base, site_map, trust_pickle=trust_pickle)
+    whole = adapter_with_task(opened, adapter)
+    tables = tables_before_opening(opened, columns, HeadSpec(), whole.task, splits=False)
+    torch = require("torch", "torch", "measuring an adapter without layers")
+    from adapter_export.analysis.layer_drop import Drop, findings
+    from adapter_export.format.adapter_files import write_adapter
+
+    if threads is not None:
+        torch.set_num_threads(at_least_1("threads", threads))
+    check_adapter_of(opened, whole)
+    choices, at = _choices(whole.layers(opened.sites.complete), layers, leave_out)
+    rows, notes = RowReader.of(opened, columns, HeadSpec(), whole.task, tables).read_all()
+    for note in notes:
+        reporter.note(Note(note))
     judged = _judged(opened, whole, choices, rows, batch_size, reporter)
     lesser = [_without(whole, dropped) for dropped in choices]
     curve, tokens = _curve(opened, whole, lesser, choices, judged, rows, reporter)
@@ -131,6 +145,8 @@ def drop(
         findings(curve, metric),
     )
     if image is not None:
+        from adapter_export.analysis.plot import draw_drop
+
         draw_drop(result, image, force=force)
     return result
 

@@ -10,8 +10,8 @@ from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.models.base import Base, OpenOptions, PathLike
 from adapter_export.api.models.opening import base_for
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import UsageError, argument
-from adapter_export.option import PAIR, SITE_MAP, TRUST_PICKLE, Option
+from adapter_export.errors import Note, UsageError, argument
+from adapter_export.option import DELIMITER, ENCODING, PAIR, SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.reporting import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def lint(
     ] = None,
     text: Annotated[str, Option("The column of the texts.", "COLUMN")] = "text",
     pair: Annotated[str | None, PAIR] = None,
+    delimiter: Annotated[str | None, DELIMITER] = None,
+    encoding: Annotated[str | None, ENCODING] = None,
     fresh: Annotated[bool, "Untrained adapter: measure the initial change of the hidden state."] = False,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
@@ -63,16 +65,19 @@ def lint(
         BaseModelError, AdapterError: it is no base, or the adapter has no place in it.
         DataError: the data cannot be read.
     """
-    from adapter_export.analysis.mistakes import Subject, lint_adapter
-
     if fresh and base is None:
         raise UsageError(f"{argument('fresh')} measures the adapter in its base", found="no base", fix="give it one")
     found = load_adapter(adapter) if isinstance(adapter, str | Path) else adapter
     texts = None
     if data is not None:
-        from adapter_export.format.labelled import Columns, read_texts
+        from adapter_export.format.tabular.labelled import Columns, read_texts
+        from adapter_export.format.tabular.table_files import TableFormat
 
-        texts = read_texts(Path(data), Columns(text=text, pair=pair))
+        texts, notes = read_texts(Path(data), Columns(text=text, pair=pair, form=TableFormat(delimiter, encoding)))
+        for note in notes:
+            reporter.note(Note(note))
+    from adapter_export.analysis.mistakes import Subject, lint_adapter
+
     recorded = found.training.get("data")
     rows = recorded.get("training_rows") if isinstance(recorded, Mapping) else None
     if rows is None and texts is not None:

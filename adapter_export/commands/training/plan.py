@@ -8,12 +8,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.kinds import at_least_1, check_different
-from adapter_export.api.models.base import Base, OpenOptions, PathLike, require
+from adapter_export.api.models.base import Base, OpenOptions, PathLike
 from adapter_export.api.models.opening import base_for
 from adapter_export.commands.command import Command, Screen
+from adapter_export.commands.training._plots import writable_plot
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
-from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
     from adapter_export.analysis.adapter_costs import Latency, Plan
@@ -58,24 +58,21 @@ def plan(
         AdapterError: the base has none of the sites of a kind.
         OutputExistsError, WriteError: the plot cannot be written.
     """
-    from adapter_export.analysis.adapter_costs import Plan, Setup, base_work, choices, recommend, sample
     from adapter_export.graph.kinds import kind_named
 
-    chart = None if plot is None else Path(plot)
-    if chart is not None:
-        require("matplotlib", "torch", "drawing")
-        from adapter_export.analysis.plot import check_plot
-
-        check_plot(chart)
-        Output(chart, force).ensure_writable()
     for name, given in (("kinds", kinds), ("bottlenecks", bottlenecks)):
         check_different(name, given)
     for width in bottlenecks:
         at_least_1("bottlenecks", width)
+    made_kinds = [kind_named(kind)() for kind in kinds]
+    rows, length = at_least_1("batch_size", batch_size), at_least_1("tokens", tokens)
+    chart = writable_plot(plot, force=force)
+    from adapter_export.analysis.adapter_costs import Plan, Setup, base_work, choices, recommend, sample
+
+    setup = Setup(rows, length)
     base = base_for(model, OpenOptions(site_map, trust_pickle), reporter)
     sites = base.sites.complete
-    setup = Setup(at_least_1("batch_size", batch_size), at_least_1("tokens", tokens))
-    shaped = list(choices([kind_named(kind)() for kind in kinds], bottlenecks, sites, base.parameters))
+    shaped = list(choices(made_kinds, bottlenecks, sites, base.parameters))
     adapters = [adapter for _, adapter in shaped]
     memory: list[int | None] = [None] * len(shaped)
     if base.trainable:

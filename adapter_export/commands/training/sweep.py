@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 from adapter_export.api.adapters.kinds import at_least_1, check_different
 from adapter_export.api.models.base import Base, PathLike, require
 from adapter_export.api.models.opening import open_base
+from adapter_export.api.training.rows import open_trainable, tables_before_opening
+from adapter_export.api.training.specs import DataSpec, HeadSpec
 from adapter_export.commands.bundles.build import build
 from adapter_export.commands.command import Command, Screen
+from adapter_export.commands.training._plots import writable_plot
 from adapter_export.commands.training._trainings import (
     RUNS,
     SWEEP_OPTIONS,
     SweepPlan,
     Where,
     claimed,
+    ensure_sweepable,
     own_arguments,
     trained,
     workers_for,
@@ -100,22 +104,28 @@ def sweep(
         TrainingError: the folder holds another sweep, or every setting failed.
         OutputExistsError, WriteError: something cannot be written. Finished trainings stay.
     """
-    from adapter_export.analysis.sweep_results import Space, Sweep
     from adapter_export.graph.kinds import kind_named
 
-    _check_outputs(plot, bundle, force=force)
+    if bundle is not None:
+        Output(Path(bundle), force).ensure_writable(folder=True)
+    ensure_sweepable(Path(output).absolute())
+    chart = writable_plot(plot, force=force)
     for option, given in (("kinds", kinds), ("seeds", seeds), ("placements", placements or ("",))):
         check_different(option, given)
-    _check_training(training)
+    of_data, of_head = _check_training(training)
+    named = [kind_named(kind) for kind in kinds]
+    unopened = open_trainable(model, site_map, trust_pickle=trust_pickle)
+    tables_before_opening(unopened, DataSpec(Path(data), **of_data), HeadSpec(**of_head))
+    from adapter_export.analysis.sweep_results import Space, Sweep
+
     training |= {} if init is None else {"init": init}
     space = Space(
-        {kind: kind_named(kind).swept("width") is not None for kind in kinds},
+        {kind: maker.swept("width") is not None for kind, maker in zip(kinds, named, strict=True)},
         _values("bottlenecks", bottlenecks, int, trials),
         placements,
         _values("learning_rates", learning_rates, float, trials),
     )
     base = open_base(model, site_map=site_map, trust_pickle=trust_pickle)
-    base.check_trainable()
     where: Where = base
     if workers is not None or ray is not None:
         where = _reopened(base, site_map, trust_pickle)
@@ -131,10 +141,10 @@ def sweep(
         if measure:
             found = _timed(plan, found, at_least_1("tokens", tokens), reporter)
         made = Sweep.of(plan.data.name, metric, seeds, found)
-        if plot is not None:
+        if chart is not None:
             from adapter_export.analysis.plot import draw_sweep
 
-            draw_sweep(made, Path(plot), force=force)
+            draw_sweep(made, chart, force=force)
         if bundle is not None:
             best = [plan.folder / RUNS / made.adapter]
             build(base, best, bundle, force=force, reporter=reporter)
@@ -153,17 +163,6 @@ def _timed(plan: SweepPlan, trials: list[Trial], tokens: int, reporter: Reporter
         setup = Setup(1, tokens if base.max_tokens is None else min(tokens, base.max_tokens))
         times = latencies(onnx, [plan.shaped(one.setting) for one in trials], setup)
     return [replace(one, latency=latency) for one, latency in zip(trials, times, strict=True)]
-
-
-def _check_outputs(plot: PathLike | None, bundle: PathLike | None, *, force: bool) -> None:
-    for path in (plot, bundle):
-        if path is not None:
-            Output(Path(path), force).ensure_writable(folder=path is bundle)
-    if plot is not None:
-        require("matplotlib", "torch", "drawing")
-        from adapter_export.analysis.plot import check_plot
-
-        check_plot(Path(plot))
 
 
 def _reopened(base: Base, site_map: PathLike | None, trust_pickle: bool) -> Where:
@@ -199,14 +198,15 @@ def _values(name: str, given: tuple[Any, ...] | str, number: type, trials: int |
     return Range(*ends)
 
 
-def _check_training(training: Mapping[str, Any]) -> None:
-    """Refuse options that a sweep sets itself, and those that no training has."""
+def _check_training(training: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Refuse options that a sweep sets itself, and those that no training has; returns those of rows and of heads."""
     given = sorted(own_arguments().intersection(training))
     if given:
         raise UsageError(
             "a sweep gives this to `train` itself, or has no use for it", found=", ".join(map(argument, given))
         )
-    SWEEP_OPTIONS.split("train", training)
+    _, of_data, of_head, *_ = SWEEP_OPTIONS.split("train", training)
+    return of_data, of_head
 
 
 def _show(found: Sweep, screen: Screen) -> None:

@@ -12,7 +12,7 @@ from adapter_export.api.models.base import Base, PathLike, require
 from adapter_export.api.training.fusion import FusionSpec
 from adapter_export.api.training.job import TrainingJob
 from adapter_export.api.training.learners import NewAdapter, NewFusion
-from adapter_export.api.training.rows import open_trainable
+from adapter_export.api.training.rows import open_trainable, tables_before_opening
 from adapter_export.api.training.specs import DataSpec, HeadSpec
 from adapter_export.commands.adapters._made_adapter import ADAPTER_FOLDER, AdapterOutput, adapter_document, show_adapter
 from adapter_export.commands.command import Command, Screen
@@ -106,14 +106,15 @@ def train(
     head, loop = HeadSpec(**of_head), fusion.loop(LoopSpec(**of_loop)) if fuse else LoopSpec(**of_loop)
     head.check(rows, class_weights=loop.class_weights, fuse=fuse)
     chosen = _kind(kind, of_kind)
-    require("torch", "torch", "training")
-    require("accelerate", "torch", "training")
     partial = machine.checkpoints(path)
     title = target.name(name) or ("fusion" if fuse else chosen.name)
     members = load_members(fuse, base.path if isinstance(base, Base) else Path(base))
     learner = NewFusion(members, fusion, title) if members else NewAdapter(chosen, title, init, of_kind)
-    opened = open_trainable(base, site_map, trust_pickle=trust_pickle)
-    job = TrainingJob(opened, learner, rows, head, loop, machine, partial)
+    unopened = open_trainable(base, site_map, trust_pickle=trust_pickle)
+    tables = tables_before_opening(unopened, rows, head)
+    require("torch", "torch", "training")
+    require("accelerate", "torch", "training")
+    job = TrainingJob(unopened, learner, rows, head, loop, machine, partial, tables)
     done = job.run(reporter)
     record = done.record
     if members:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adapter_export.tables import Described
 from adapter_export.text import Pair, Text
 
 if TYPE_CHECKING:
@@ -18,8 +19,12 @@ Asked = Text | Sequence[Pair]
 """A text, a pair, the words of a text, or a question with each of its choices: a list of pairs."""
 
 
-class Answer(ABC):
-    """The answer to one row; each kind is a frozen dataclass."""
+class Answer(Described):
+    """The answer to one row; each kind is a frozen dataclass, with `repr=False`."""
+
+    def described(self) -> Mapping[str, object]:
+        """Return the answer as JSON has it."""
+        return self.document()
 
     @abstractmethod
     def document(self) -> dict[str, Any]:
@@ -34,7 +39,7 @@ class Answer(ABC):
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction(Answer):
     """The class of a text, or of a token.
 
@@ -53,7 +58,7 @@ class Prediction(Answer):
         return {"label": self.label, "probability": self.probability, "probabilities": dict(self.probabilities)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LabelSet(Answer):
     """The labels that apply to a text, any number of them.
 
@@ -70,7 +75,7 @@ class LabelSet(Answer):
         return {"labels": list(self.labels), "probabilities": dict(self.probabilities)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TokenLabels(Answer):
     """The class of each token; `None` where the mask says that it is padding."""
 
@@ -92,7 +97,7 @@ class TokenLabels(Answer):
         return TokenLabels(self.tokens[:tokens])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Span(Answer):
     """The part of a row that answers a question: the places of its first and its last token, and its probability.
 
@@ -116,7 +121,7 @@ class Span(Answer):
         return {"answer": words, "start": start, "end": end, "probability": self.probability}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Numbers(Answer):
     """The numbers of a regression, float64 [numbers]."""
 
@@ -127,7 +132,7 @@ class Numbers(Answer):
         return {"numbers": self.numbers.tolist()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Vector(Answer):
     """An embedding, float32 [width]."""
 
@@ -138,7 +143,7 @@ class Vector(Answer):
         return {"vector": self.vector.tolist()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Score(Answer):
     """Relevance of a pair of texts, or of a choice before the softmax over all choices of its question."""
 
@@ -149,7 +154,7 @@ class Score(Answer):
         return {"score": self.score}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Choice(Answer):
     """The answer to a question with several choices.
 
@@ -187,8 +192,8 @@ class Token:
         return {"token": self.text, **({} if self.start is None else {"start": self.start, "end": self.end})}
 
 
-@dataclass(frozen=True)
-class TextAnswer:
+@dataclass(frozen=True, repr=False)
+class TextAnswer(Described):
     """The answer of an adapter to a text, an image, audio or a row of arrays.
 
     Attributes:
@@ -204,6 +209,10 @@ class TextAnswer:
     windows: int = 1
     tokens: tuple[Token, ...] = ()
     span: tuple[str, int, int] | None = None
+
+    def described(self) -> Mapping[str, object]:
+        """Return the answer as JSON has it."""
+        return self.document()
 
     def document(self) -> dict[str, Any]:
         """Return it as JSON, as every client writes it; `cut` and `windows` where there is something to say."""

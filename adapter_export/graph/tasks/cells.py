@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +17,15 @@ SEPARATOR = "|"
 
 _SHOWN = 60
 _NAMED = 5
+
+_EDGES = re.compile("^[\\s{0}]+|[\\s{0}]+$".format("\u00ad\u061c\u180e\u200b-\u200f\u2060\ufeff"))
+"""White space, soft hyphens, zero-width signs and byte order marks at the ends of a text.
+
+Not every sign without a width: flags end with some that tell them apart.
+"""
+
+_FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+"""Signs that Unicode counts as letters, marks or symbols, and that fonts draw as nothing."""
 
 Found = tuple[Any, Any, Any] | None
 """A text, a second one if the row has two, and its answer; `None` if the row is incomplete."""
@@ -62,9 +73,22 @@ def short(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
+def is_blank(text: str) -> bool:
+    """Return whether a text is empty to a reader: white space, zero-width signs and byte order marks only."""
+    return all(
+        one.isspace() or one in _FILLERS or unicodedata.category(one) in ("Cc", "Cf") or "\ufe00" <= one <= "\ufe0f"
+        for one in text
+    )
+
+
+def trimmed(text: str) -> str:
+    """Return a text without white space and zero-width signs at its ends."""
+    return _EDGES.sub("", text)
+
+
 def text_cell(cell: object) -> str | None:
     """Return a text, or `None` for an empty cell."""
-    return cell if isinstance(cell, str) and cell.strip() else None
+    return cell if isinstance(cell, str) and not is_blank(cell) else None
 
 
 def words(cell: object, where: str) -> tuple[str, ...] | None:
@@ -74,7 +98,7 @@ def words(cell: object, where: str) -> tuple[str, ...] | None:
         return None
     if not isinstance(found, list) or not all(isinstance(word, str) and word for word in found):
         raise DataError("holds no words", where=where, found=f"`{short(cell)}`", expected="a list of words")
-    return tuple(found)
+    return None if all(map(is_blank, found)) else tuple(found)
 
 
 def label(cell: object, where: str) -> str | None:
@@ -83,8 +107,8 @@ def label(cell: object, where: str) -> str | None:
         return None
     if not isinstance(cell, str | int | float):
         raise DataError("a label is not a word or a number", where=where, found=type(cell).__name__)
-    found = str(cell).strip()
-    return None if found.lower() in {"", "nan"} else found
+    found = trimmed(str(cell))
+    return None if is_blank(found) or found.lower() == "nan" else found
 
 
 def labels(cell: object, where: str) -> tuple[str, ...] | None:
@@ -105,9 +129,9 @@ def label_set(cell: object, where: str) -> frozenset[str] | None:
 
     An empty list, and a string of `|` alone, is a text that no label applies to; an empty cell has no answer.
     """
-    if cell is None or cell != cell or (isinstance(cell, str) and not cell.strip()):
+    if cell is None or cell != cell or (isinstance(cell, str) and is_blank(cell)):
         return None
-    found = [part for part in cell.split(SEPARATOR) if part.strip()] if isinstance(cell, str) else cell
+    found = [part for part in cell.split(SEPARATOR) if not is_blank(part)] if isinstance(cell, str) else cell
     if not isinstance(found, list):
         expected = f"a list of labels, or one string with `{SEPARATOR}` between them"
         raise DataError("holds no set of labels", where=where, found=f"`{short(cell)}`", expected=expected)
@@ -136,10 +160,10 @@ def numbers(cell: Any, where: str) -> tuple[float, ...] | None:
 
 def choices(cell: object, where: str) -> tuple[str, ...] | None:
     """Return the choices of a question: a list, or one string with `|` between them."""
-    if cell is None or (isinstance(cell, str) and not cell.strip()):
+    if cell is None or (isinstance(cell, str) and is_blank(cell)):
         return None
-    found = [part.strip() for part in cell.split(SEPARATOR)] if isinstance(cell, str) else cell
-    texts = isinstance(found, list) and all(isinstance(one, str) and one.strip() for one in found)
+    found = [trimmed(part) for part in cell.split(SEPARATOR)] if isinstance(cell, str) else cell
+    texts = isinstance(found, list) and all(map(text_cell, found))
     if not isinstance(found, list) or not texts or len(found) < 2 or len(set(found)) < len(found):
         expected = f"two or more different texts: a list, or one string with `{SEPARATOR}` between them"
         raise DataError("holds no choices", where=where, found=f"`{short(cell)}`", expected=expected)

@@ -40,7 +40,7 @@ from adapter_export.format.files import canonical_json
 from adapter_export.format.golden_texts import GoldenTexts, golden_texts_json, parse_golden_texts
 from adapter_export.format.lengths import Bounds, Lengths
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord, token_axis, token_lengths
-from adapter_export.format.media import CapturedMedia, captured_media_json, parse_captured_media
+from adapter_export.format.media import ARCHIVED_MEDIA, CapturedMedia, captured_media_json, parse_captured_media
 from adapter_export.format.model_config import Generation
 from adapter_export.format.records import record_from_json, version_checked
 from adapter_export.graph.adapter import BASE_HEAD, Adapter
@@ -80,8 +80,6 @@ HEAD_GRAPH, HEAD_WEIGHTS = "base_head.adapter_graph.json", "base_head.weights.sa
 TEXTS = "golden_texts.json"
 """The ids that the model's own library makes of golden texts, in `extra/`."""
 
-MEDIA = "media.json"
-"""The preprocessing of the model's own processor for images or audio, in `extra/`."""
 GENERATION = "generation.json"
 """The generation settings in a decoder's folder, in `extra/`."""
 
@@ -380,7 +378,7 @@ def _extra(base: TorchBase) -> dict[str, str]:
     if base.texts is not None:
         extra[TEXTS] = golden_texts_json(base.texts).decode()
     if base.media is not None:
-        extra[MEDIA] = captured_media_json(base.media)
+        extra[ARCHIVED_MEDIA] = captured_media_json(base.media)
     if base.generation != Generation():
         extra[GENERATION] = canonical_json(asdict(base.generation)).decode()
     return extra
@@ -541,7 +539,7 @@ def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
     with within(path):
         note = _read_note(extra[NOTE]) if extra.get(NOTE) else CaptureNote({})
         base = _describe(program, note, extra.get(TOKENIZER) or None, guards)
-        media = _read(extra, MEDIA, "a processor", parse_captured_media)
+        media = _read(extra, ARCHIVED_MEDIA, "a processor", parse_captured_media)
         if media is not None and media.record.input not in [record.name for record in base.inputs]:
             raise BaseModelError("holds a processor of another model", found=f"the input `{media.record.input}`")
         return replace(

@@ -75,8 +75,8 @@ class LabelledExamples(Examples, Protocol):
     Attributes:
         texts: the texts or files.
         answers: as the task type encodes them.
-        cut: how many rows are longer than is read.
-        lost: how many answers lie in what was cut, so that they cannot be learnt.
+        cut: indices of rows that are longer than is read.
+        lost: indices of rows whose answers lie in what was cut, so that they cannot be learnt.
         highest: the highest id of a token, by input; empty for files.
         sizes: the different lengths of rows.
     """
@@ -88,10 +88,10 @@ class LabelledExamples(Examples, Protocol):
     def answers(self) -> Any: ...  # noqa: D102
 
     @property
-    def cut(self) -> int: ...  # noqa: D102
+    def cut(self) -> Sequence[int]: ...  # noqa: D102
 
     @property
-    def lost(self) -> int: ...  # noqa: D102
+    def lost(self) -> Sequence[int]: ...  # noqa: D102
 
     @property
     def highest(self) -> Mapping[str, int]: ...  # noqa: D102
@@ -175,8 +175,8 @@ class TextExamples:
         lengths: the number of tokens of each row; of a question, those of its longest choice.
         tokenizer: makes the tokens.
         names: the base's inputs.
-        cut: how many texts were longer than the tokenizer's limit.
-        lost: how many answers lie in what was cut, so that they cannot be learnt.
+        cut: indices of rows that are longer than the tokenizer's limit.
+        lost: indices of rows whose answers lie in what was cut, so that they cannot be learnt.
         highest: the highest id of a token, and of a token's type, by input.
         sizes: the different numbers of tokens of all texts.
         problem: what the rows ask.
@@ -188,8 +188,8 @@ class TextExamples:
     lengths: Rows
     tokenizer: Tokenizer
     names: tuple[str, ...]
-    cut: int = 0
-    lost: int = 0
+    cut: Sequence[int] = ()
+    lost: Sequence[int] = ()
     highest: Mapping[str, int] = field(default_factory=dict)
     sizes: frozenset[int] = frozenset()
     problem: ProblemType = DEFAULT_TYPE
@@ -210,7 +210,7 @@ class TextExamples:
         Raises:
             RequestError: the base has an input that text cannot fill, or a text has no tokens.
         """
-        lengths, cut, lost, sizes = np.zeros(len(texts), np.int64), 0, 0, set[int]()
+        lengths, cut, lost, sizes = np.zeros(len(texts), np.int64), dict[int, None](), list[int](), set[int]()
         highest = {"input_ids": 0, "token_type_ids": 0}
         made = cls(texts, answers, lengths, tokenizer, names, problem=problem, side=side)
         check_inputs(names)
@@ -220,14 +220,15 @@ class TextExamples:
             counts = np.array([len(row.encoding.ids) for row in encoded])
             lengths[rows] = np.maximum.reduceat(counts, np.cumsum([0, *made._counts(rows)[:-1]]))
             sizes.update(counts.tolist())
-            cut += sum(row.cut > 0 for row in encoded)
+            places = np.repeat(rows, made._counts(rows)).tolist()
+            cut |= dict.fromkeys(at for row, at in zip(encoded, places, strict=True) if row.cut)
             for row in encoded:
                 highest["input_ids"] = max([highest["input_ids"], *row.encoding.ids])
                 highest["token_type_ids"] = max([highest["token_type_ids"], *row.encoding.type_ids])
             if len(encoded) == len(rows):
-                pairs = zip(encoded, rows, strict=True)
-                lost += sum(OBJECTIVES[problem].lost(row.encoding, answers[at]) for row, at in pairs)
-        return replace(made, cut=cut, lost=lost, highest=highest, sizes=frozenset(sizes))
+                pairs = zip(encoded, places, strict=True)
+                lost += [at for row, at in pairs if OBJECTIVES[problem].lost(row.encoding, answers[at])]
+        return replace(made, cut=tuple(cut), lost=lost, highest=highest, sizes=frozenset(sizes))
 
     @property
     def word(self) -> str:

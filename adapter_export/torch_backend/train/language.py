@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -14,19 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adapter_export.errors import BaseModelError, DataError, RequestError, UsageError, argument, quoted
-from adapter_export.format.labelled import Columns
 from adapter_export.format.manifest import InputRecord
-from adapter_export.format.table_files import check_columns, read_rows, text_lines
+from adapter_export.format.tabular.language_tables import LanguageTables, WrittenText
 from adapter_export.graph.tasks import CAUSAL_LM, Learnt
-from adapter_export.graph.tasks.cells import some, text_cell
-from adapter_export.safe_io.regular_files import read_stream, sha256_of
 from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.attach import AdaptedModel
 from adapter_export.torch_backend.train.data import Call, Rows, digest_of, split_groups
-from adapter_export.torch_backend.train.task_files import TextTask, check_fraction
-
-PROMPT, ANSWER = "prompt", "answer"
-"""The columns of a table of prompts and answers, where no other names are given."""
+from adapter_export.torch_backend.train.task_files import TextTask
 
 _TYPES = "token_type_ids"
 """An input that is 0 for a text alone."""
@@ -121,75 +114,61 @@ class LanguageExamples:
 
 
 @dataclass(frozen=True)
-class LanguageFiles:
-    """The files of a language modelling task.
+class Endings:
+    """How texts become rows of tokens.
 
-    A `.txt` file has a text in each line, any other is a table. With `columns.pair`, or columns `prompt` and `answer`,
-    rows are prompts and answers, and the tokens of answers are learnt; else all tokens of texts. `end` ends each of
-    them. Texts are cut at the tokenizer's limit, or packed: one after another, cut into rows of that length.
+    Attributes:
+        end: the token that ends each text; `None` if it is unknown.
+        packed: put texts one after another and cut them into rows, instead of truncating each.
     """
 
-    training: Path
-    validation: Path | float
-    test: Path | None
-    columns: Columns
     end: int | None
     packed: bool
-    skip_incomplete: bool
 
 
 def read_language(
-    files: LanguageFiles, tokenizer: Tokenizer, records: tuple[InputRecord, ...], seed: int = 0
+    tables: LanguageTables, tokenizer: Tokenizer, records: tuple[InputRecord, ...], endings: Endings, seed: int = 0
 ) -> TextTask:
-    """Read the files, split texts by the seed, and make tokens of them; a prompt is on one side of the split only.
+    """Split texts by the seed, and make tokens of them; a prompt is on one side of the split only.
+
+    Of prompts and answers, the tokens of answers are learnt; else all tokens of texts.
 
     Raises:
-        DataError: a file cannot be used; the message says which line.
+        DataError: no token can be learnt.
         UsageError: prompts and answers cannot be packed.
         RequestError: the base has an input that text cannot fill.
     """
-    check_fraction(files.validation)
     by_role = [record.role for record in records if record.name != _TYPES]
     strange = [record.name for record in records if record.name != _TYPES and not _filled(record.role, by_role)]
     if strange:
         raise RequestError(
             "the base has inputs that text cannot fill", found=quoted(strange), expected="tokens, a mask, and caches"
         )
-    paths = {"training": files.training}
-    if isinstance(files.validation, Path):
-        paths["validation"] = files.validation
-    if files.test is not None:
-        paths["test"] = files.test
-    read = {name: _read(path, files) for name, path in paths.items()}
+    files = tables.files
     sources: dict[str, Any] = {
         name: {
-            "file": paths[name].name,
-            "sha256": sha256_of(paths[name]),
-            "rows": len(texts),
-            "repeated_rows_left_out": repeated,
-            "incomplete_rows_left_out": incomplete,
+            "file": files.paths[name].name,
+            "sha256": found.sha256,
+            "rows": len(found.texts),
+            "repeated_rows_left_out": len(found.repeated),
+            "incomplete_rows_left_out": len(found.incomplete),
         }
-        for name, (texts, repeated, incomplete) in read.items()
+        for name, found in tables.texts.items()
     }
-    notes: list[str] = []
-    for name, (_, repeated, incomplete) in read.items():
-        if repeated:
-            notes.append(f"{repeated:,} rows of the {name} data repeat another row and were left out")
-        if incomplete:
-            notes.append(f"{incomplete:,} rows of the {name} data have no text or no answer and were left out")
-    texts = {name: found for name, (found, _, _) in read.items()}
+    notes = [note for name, found in tables.texts.items() for note in found.remarks(name)]
+    texts = {name: found.texts for name, found in tables.texts.items()}
     if isinstance(files.validation, float):
         whole = texts["training"]
         kept, held_out = split_groups([first for first, _ in whole], files.validation, seed)
         texts |= {"training": [whole[row] for row in kept], "validation": [whole[row] for row in held_out]}
         sources["validation"] = {"fraction": files.validation, "rows": len(held_out), "of": "training"}
-    if files.end is None:
+    if endings.end is None:
         notes.append(
             f"the end-of-text token is unknown, so the model does not learn to stop; set {argument('end_token')}"
         )
     made = {}
-    for name, found in texts.items():
-        passages, said = _passages(found, files, tokenizer, name)
+    for name, written in texts.items():
+        passages, said = _passages(written, endings, tokenizer, name)
         notes += said
         made[name] = LanguageExamples(passages, records, tokenizer)
         sources[name]["tokens_to_learn"] = sum(len(row.ids) - row.start for row in passages)
@@ -210,51 +189,15 @@ def _filled(role: str, roles: Sequence[str]) -> bool:
     return role == "cache" or (role in ("ids", "mask") and roles.count(role) == 1)
 
 
-_Text = tuple[str, str | None]
-"""A text, or a prompt and its answer."""
-
-
-def _read(path: Path, files: LanguageFiles) -> tuple[list[_Text], int, int]:
-    """The texts of a file, each once, and how many rows were left out that repeat another one, or are incomplete."""
-    found: list[_Text] = []
-    incomplete: list[int] = []
-    if path.suffix.lower() == ".txt":
-        lines = text_lines(read_stream(path), path)
-        found = [(line.strip("\r\n"), None) for line in lines if line.strip()]
-    else:
-        first, second = files.columns.text, files.columns.pair
-        for line, cells in read_rows(path):
-            if files.columns == Columns() and first not in cells and {PROMPT, ANSWER} <= set(cells):
-                first, second = PROMPT, ANSWER
-            fix = f"name the column with {argument('text')}, and of answers with {argument('pair')}"
-            check_columns(cells, [first] if second is None else [first, second], f"{path}, line {line}", fix)
-            text, answer = text_cell(cells[first]), None if second is None else text_cell(cells[second])
-            if text is None or (second is not None and answer is None):
-                incomplete.append(line)
-            else:
-                found.append((text, answer))
-    if incomplete and not files.skip_incomplete:
-        raise DataError(
-            f"{len(incomplete):,} rows have no text or no answer",
-            where=path,
-            found=f"lines {some(incomplete, quote='')}",
-            fix=f"complete these rows, or give {argument('skip_incomplete', True)} to leave them out",
-        )
-    if not found:
-        raise DataError("holds no texts", where=path, expected="a text in each line of a .txt file, or a table")
-    unique = list(dict.fromkeys(found))
-    return unique, len(found) - len(unique), len(incomplete)
-
-
 def _passages(
-    texts: Sequence[_Text], files: LanguageFiles, tokenizer: Tokenizer, name: str
+    texts: Sequence[WrittenText], endings: Endings, tokenizer: Tokenizer, name: str
 ) -> tuple[list[Passage], list[str]]:
     """Rows of tokens, and notes on what was cut, packed or lost."""
-    limit, end = tokenizer.max_tokens, () if files.end is None else (files.end,)
+    limit, end = tokenizer.max_tokens, () if endings.end is None else (endings.end,)
     first = [tuple(ids) for ids, _ in _marked([text for text, _ in texts], tokenizer)]
     if texts[0][1] is None:
         whole = [ids if ids[-1:] == end else (*ids, *end) for ids in first]
-        if not files.packed:
+        if not endings.packed:
             cut = sum(len(ids) > limit for ids in whole)
             rows = [Passage(ids[:limit]) for ids in whole if len(ids) > 1]
             lost = len(whole) - len(rows)
@@ -264,7 +207,7 @@ def _passages(
             cut = lost = 0
         ended = False
     else:
-        if files.packed:
+        if endings.packed:
             raise UsageError(
                 "prompts and answers are not packed: an answer would be learnt from another prompt",
                 where=argument("packing", True),
@@ -287,13 +230,13 @@ def _passages(
             fix=f"raise {argument('max_tokens')}",
         )
     said = f"prompts of the {name} data end with the token that ends a text: it is left out, as it must be to generate"
-    return rows, [*[said] * ended, *_said(name, texts, rows, files, limit, cut, lost)]
+    return rows, [*[said] * ended, *_said(name, texts, rows, endings, limit, cut, lost)]
 
 
 def _said(
-    name: str, texts: Sequence[_Text], rows: Sequence[Passage], files: LanguageFiles, limit: int, cut: int, lost: int
+    name: str, texts: Sequence[WrittenText], rows: Sequence[Passage], endings: Endings, limit: int, cut: int, lost: int
 ) -> Iterator[str]:
-    if files.packed:
+    if endings.packed:
         yield f"{len(texts):,} texts of the {name} data are packed into {len(rows):,} rows of {limit} tokens"
     if cut:
         more = "" if texts[0][1] is not None else f"; {argument('packing', True)} loses nothing"

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapter_export.format.labelled import LabelledFile
 from adapter_export.format.manifest import InputRecord
 from adapter_export.format.media import CapturedMedia
+from adapter_export.format.tabular.labelled import LabelledFile
 from adapter_export.graph.tasks import ProblemType
 from adapter_export.text import Side
 from adapter_export.torch_backend.base.own_processors import OwnProcessor
@@ -76,8 +76,8 @@ class MediaExamples:
         lengths: the samples of each audio file, where the processor does not make them all of one length; else 1.
         source: what makes values of them.
         problem: what the rows ask.
-        cut: how many files are longer than the model reads.
-        lost: 0: no answer lies in what is cut.
+        cut: indices of files that are longer than the model reads.
+        lost: empty: no answer lies in what is cut.
         highest: empty: files have no tokens.
     """
 
@@ -86,8 +86,8 @@ class MediaExamples:
     lengths: Rows
     source: MediaSource
     problem: ProblemType
-    cut: int = 0
-    lost: int = 0
+    cut: Sequence[int] = ()
+    lost: Sequence[int] = ()
     highest: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -102,7 +102,8 @@ class MediaExamples:
         limit = source.media.record.modality.limit(source.media.record.steps or ())
         sizes = np.array([source.contents(file).size for file in texts], np.int64)
         lengths = np.ones(len(texts), np.int64) if source.one_length else sizes
-        return cls(texts, answers, lengths, source, problem, 0 if limit is None else int((sizes > limit).sum()))
+        cut = () if limit is None else np.flatnonzero(sizes > limit).tolist()
+        return cls(texts, answers, lengths, source, problem, cut)
 
     @property
     def limit(self) -> str:

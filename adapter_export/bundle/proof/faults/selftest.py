@@ -35,7 +35,7 @@ from adapter_export.format.manifest import VARIANT_NAMES, VariantName
 from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.sample_inputs import word_cases
 from adapter_export.runtime.bundle import Bundle
-from adapter_export.tables import Table
+from adapter_export.tables import Described, Table
 
 MOST_NUMBERS = 65
 """The tokens, of all rows together, of the largest case that is run for every fault."""
@@ -50,14 +50,19 @@ _SHOWN = 300
 """Characters of the line of a check that are kept."""
 
 
-@dataclass(frozen=True)
-class SelfTest:
+@dataclass(frozen=True, repr=False)
+class SelfTest(Described):
     """The outcome of each kind of fault that was planted."""
 
     bundle: str
     against: str | None
     seed: int
     faults: tuple[FaultRecord, ...]
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        missed = self.count("missed")
+        return {"bundle": self.bundle, "passed": self.passed, "faults": len(self.faults), "missed": missed}
 
     @property
     def passed(self) -> bool:

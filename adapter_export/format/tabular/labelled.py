@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from adapter_export.errors import DataError, FileError, UsageError, argument
-from adapter_export.format.table_files import check_columns, read_rows
+from adapter_export.format.tabular.table_faults import TableFaults
+from adapter_export.format.tabular.table_files import DETECTED, TableFormat, open_table
 from adapter_export.graph.tasks import TASK_TYPES, ProblemType
 from adapter_export.graph.tasks.cells import Cells, some, text_cell
 from adapter_export.safe_io.regular_files import sha256_of
@@ -26,19 +27,26 @@ MOST_DIGESTS = 2048
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns.
+    """The names of the columns, and how the file is written.
 
     Attributes:
         text: the texts: the questions of span and multiple_choice, the queries of ranking, the words of token.
         pair: the second texts: the contexts of span, the choices of multiple_choice, the documents of ranking.
         label: what is to be learnt of each row.
         start: of span: where the answer begins in its context, counted in characters from 0.
+        form: the delimiter and the encoding.
     """
 
     text: str = "text"
     pair: str | None = None
     label: str = "label"
     start: str | None = None
+    form: TableFormat = DETECTED
+
+    @property
+    def names(self) -> dict[str, str | None]:
+        """The names of the columns by what they are for."""
+        return {"text": self.text, "pair": self.pair, "label": self.label, "start": self.start}
 
     def check(self, problem: ProblemType) -> None:
         """Raise UsageError where a problem type reads other columns."""
@@ -58,7 +66,7 @@ class Columns:
     @property
     def needed(self) -> tuple[str, ...]:
         """The columns that every row must have."""
-        return tuple(name for name in (self.text, self.pair, self.label, self.start) if name is not None)
+        return tuple(name for name in self.names.values() if name is not None)
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,25 @@ class LabelledRow:
     cells: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class LabelledTable:
+    """The labelled rows of a table, or of a folder of files.
+
+    Attributes:
+        path: the file or the folder.
+        rows: the rows that are complete.
+        incomplete: the lines of rows without a text or a label, which are left out.
+        notes: on how the file was read.
+        faults: rows that cannot be used.
+    """
+
+    path: Path
+    rows: Sequence[LabelledRow]
+    incomplete: Sequence[int]
+    notes: tuple[str, ...]
+    faults: TableFaults
+
+
 def labelled_rows(
     path: Path,
     columns: Columns,
@@ -100,15 +127,35 @@ def labelled_rows(
     *,
     skip_incomplete: bool = False,
     medium: str | None = None,
-) -> tuple[list[LabelledRow], list[int]]:
-    """Read the labelled rows of a table; returns them, and the lines of rows that are incomplete and left out.
+) -> LabelledTable:
+    """Read the labelled rows of a table.
+
+    Arguments and errors are those of `find_labelled_rows`.
+
+    Raises:
+        DataError: rows are broken or incomplete; the error names each of them.
+    """
+    found = find_labelled_rows(path, columns, problem, skip_incomplete=skip_incomplete, medium=medium)
+    found.faults.check()
+    return found
+
+
+def find_labelled_rows(
+    path: Path,
+    columns: Columns,
+    problem: ProblemType,
+    *,
+    skip_incomplete: bool = False,
+    medium: str | None = None,
+) -> LabelledTable:
+    """Read the labelled rows of a table, and collect the faults of all others.
 
     With a `medium`, the texts of the table are paths of images or audio, from its own folder on; or `path` is a
     folder with a folder of them for each label, whose rows are counted from 1 in the order of their paths.
 
     Args:
-        path: a csv, tsv or jsonl file in UTF-8, recognised by its suffix or else by its first line.
-        columns: the names of its columns.
+        path: a csv, tsv or jsonl file, recognised by its suffix or else by its first line.
+        columns: the names of its columns, and how the file is written.
         problem: what the columns mean.
         skip_incomplete: leave rows out that lack a text or a label, instead of refusing the file.
         medium: what the rows are, where they are no texts.
@@ -116,40 +163,44 @@ def labelled_rows(
     Raises:
         UsageError: the problem type reads other columns.
         FileError: the file cannot be read.
-        DataError: a line is broken, a column is missing, or rows are incomplete.
+        DataError: it is no table.
     """
     columns.check(problem)
     kind = TASK_TYPES[problem]
     if medium is not None and not kind.reads_files:
         raise UsageError(f"`{problem}` reads texts, and the model {medium}", fix=f"give another {argument('task')}")
     if path.is_dir():
-        return _of_folder(path, columns, problem, medium), []
+        return LabelledTable(path, _of_folder(path, columns, problem, medium), (), (), TableFaults(path))
+    table = open_table(path, columns.form)
     rows: list[LabelledRow] = []
     incomplete: list[int] = []
-    empty = True
-    for line, cells in read_rows(path):
-        empty, where = False, f"{path}, line {line}"
-        check_columns(cells, columns.needed, where)
-        found = kind.read(columns.cells(cells, where))
-        if found is None:
-            incomplete.append(line)
-        elif medium is None:
-            rows.append(LabelledRow(line, *found, cells))
-        else:
-            rows.append(LabelledRow(line, labelled_file(path.parent / found[0], where), *found[1:], cells))
-    if empty:
-        raise DataError("holds no rows", where=path, expected="a line with the column names, then one row a line")
+    for line, cells in table.rows(columns.needed):
+        with table.faults.of_line(line):
+            found = kind.read(columns.cells(cells, table.where(line)))
+            if found is None:
+                incomplete.append(line)
+            elif medium is None:
+                rows.append(LabelledRow(line, *found, cells))
+            else:
+                file = labelled_file(path.parent / found[0], table.where(line))
+                rows.append(LabelledRow(line, file, *found[1:], cells))
     if incomplete and not skip_incomplete:
-        raise DataError(
-            f"{len(incomplete):,} rows have no text or no label",
-            where=path,
-            found=f"lines {some(incomplete, quote='')}",
-            expected=f"all of {some(columns.needed)} in every row",
-            fix=f"complete these rows, or give {argument('skip_incomplete', True)} to leave them out",
-        )
-    if not rows:
-        raise DataError("no row has both a text and a label", where=path)
-    return rows, incomplete
+        table.faults.add(_incomplete(path, columns, incomplete))
+    elif not rows and not table.faults.found:
+        expected = "a line with the column names, then one row a line"
+        empty = DataError("holds no rows", where=path, expected=expected)
+        table.faults.add(DataError("no row has both a text and a label", where=path) if incomplete else empty)
+    return LabelledTable(path, rows, incomplete, table.notes, table.faults)
+
+
+def _incomplete(path: Path, columns: Columns, lines: Sequence[int]) -> DataError:
+    return DataError(
+        f"{len(lines):,} rows have no text or no label",
+        where=path,
+        found=f"lines {some(lines, quote='')}",
+        expected=f"all of {some(columns.needed)} in every row",
+        fix=f"complete these rows, or give {argument('skip_incomplete', True)} to leave them out",
+    )
 
 
 def labelled_file(path: Path, where: object) -> LabelledFile:
@@ -265,21 +316,24 @@ class RememberedRows:
         return sum(one in self.digests for one in known), len(known)
 
 
-def read_texts(path: Path, columns: Columns) -> list[tuple[str, str | None]]:
+def read_texts(path: Path, columns: Columns) -> tuple[list[tuple[str, str | None]], tuple[str, ...]]:
     """Read the texts of a table, labelled or not, and the second ones; rows without a text are left out.
+
+    Returns:
+        The texts, and notes on how the file was read.
 
     Raises:
         FileError: the file cannot be read.
-        DataError: a line is broken, a column is missing, or no row has a text.
+        DataError: lines are broken, a column is missing, or no row has a text.
     """
     wanted, found = [name for name in (columns.text, columns.pair) if name is not None], []
-    for line, cells in read_rows(path):
-        where = f"{path}, line {line}"
-        check_columns(cells, wanted, where)
+    table = open_table(path, columns.form)
+    for _, cells in table.rows(wanted):
         text = text_cell(cells[columns.text])
         pair = None if columns.pair is None else text_cell(cells[columns.pair])
         if text is not None and (columns.pair is None or pair is not None):
             found.append((text, pair))
-    if not found:
-        raise DataError("no row has a text", where=path, expected=f"texts in {some(wanted)}")
-    return found
+    if not found and not table.faults.found:
+        table.faults.add(DataError("no row has a text", where=path, expected=f"texts in {some(wanted)}"))
+    table.faults.check()
+    return found, table.notes

@@ -1,0 +1,27 @@
+"""Charts of `plan`, `sweep` and `drop`, checked before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adapter_export.api.models.base import PathLike, require
+from adapter_export.errors import UsageError
+from adapter_export.safe_io.output import Output
+
+
+def writable_plot(given: PathLike | None, *, force: bool, sources: object = ()) -> Path | None:
+    """Return the file of a chart, if one is wanted.
+
+    Raises:
+        UsageError: its name does not end in `.svg` or `.png`.
+        OutputExistsError, FileError: it cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if given is None:
+        return None
+    path = Path(given)
+    if path.suffix.lower() not in (".svg", ".png"):
+        raise UsageError("a chart of an unknown type", found=f"`{path.name}`", expected="`.svg` or `.png`")
+    Output(path, force).ensure_writable(sources=sources)
+    require("matplotlib", "torch", "drawing")
+    return path

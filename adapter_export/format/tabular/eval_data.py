@@ -1,0 +1,112 @@
+"""Labelled rows of a file for an evaluation, read without the bundle that answers them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adapter_export.errors import DataError, UsageError, argument, quoted
+from adapter_export.format.tabular.labelled import Columns, LabelledRow, data_digest, labelled_rows
+from adapter_export.format.tabular.table_faults import lines_of
+from adapter_export.graph.tasks import Task
+from adapter_export.graph.tasks.cells import some
+from adapter_export.modalities import FILE_MODALITIES
+
+
+@dataclass(frozen=True)
+class EvalData:
+    """Labelled rows of a file.
+
+    Attributes:
+        path: the file, or the folder with a file for each row.
+        sha256: `data_digest` of all rows.
+        rows: the rows to answer.
+        is_part: whether a limit leaves rows out.
+        columns: the columns that were read, by the names of their options.
+        groups: for a ranking, the group of each row, within which it is ranked.
+        slices: the column whose values get scores of their own.
+        notes: on how the file was read, and on rows that were left out.
+    """
+
+    path: Path
+    sha256: str
+    rows: tuple[LabelledRow, ...]
+    is_part: bool
+    columns: Mapping[str, str | None]
+    groups: tuple[str, ...] = ()
+    slices: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def unknown_labels(self, task: Task) -> dict[str, int]:
+        """Return the labels that a task does not have, each with the line of its first row."""
+        found: dict[str, int] = {}
+        for row in self.rows if task.kind.has_labels else ():
+            for label in task.kind.labels_of(row.answer):
+                if label not in task.labels:
+                    found.setdefault(label, row.line)
+        return found
+
+    def check_labels(self, task: Task) -> None:
+        """Raise `DataError` for labels that the task of an adapter does not have."""
+        unknown = self.unknown_labels(task)
+        if unknown:
+            raise DataError(
+                "holds labels that the adapter does not have",
+                where=f"{self.path}, {lines_of(sorted(unknown.values()))}",
+                found=some(unknown),
+                expected=some(task.labels),
+                fix=f"map the labels, or name their column: {argument('label')}",
+            )
+
+    def values(self, column: str) -> list[str]:
+        """Return the cell of each row in a column; an empty cell is `(empty)`."""
+        return ["(empty)" if row.cells[column] in (None, "") else str(row.cells[column]) for row in self.rows]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The options of a call that reads labelled rows.
+
+    Attributes:
+        columns: the columns with texts and labels.
+        group: the column that a ranking groups by; `None` for the query.
+        slices: the column whose values get scores of their own.
+        skip_incomplete: leave out rows without a text or a label instead of refusing them.
+        limit: the number of rows to answer; `None` for all.
+    """
+
+    columns: Columns
+    group: str | None
+    skip_incomplete: bool
+    limit: int | None
+    slices: str | None = None
+
+    def read(self, path: Path, task: Task) -> EvalData:
+        """Read labelled rows for a task; pairs whose vectors are compared have a number as label.
+
+        Raises:
+            UsageError: a column does not exist, or the task has no groups.
+            DataError, FileError: the file cannot be read, or a row is broken.
+        """
+        medium: Any = task.input if task.input in FILE_MODALITIES else None
+        is_file = self.columns.text == "text" and medium is not None
+        columns = replace(self.columns, text=task.input) if is_file else self.columns
+        problem = "regression" if task.kind.compares_pairs and columns.pair is not None else task.type
+        table = labelled_rows(path, columns, problem, skip_incomplete=self.skip_incomplete, medium=medium)
+        rows = table.rows
+        for option, column in (("group", self.group), ("slices", self.slices)):
+            if column is not None and column not in rows[0].cells:
+                expected = f"one of {quoted(rows[0].cells)}"
+                raise UsageError("no such column", where=argument(option), found=f"`{column}`", expected=expected)
+        if self.group is not None and not task.kind.ranks:
+            raise UsageError(f"only a ranking has a {argument('group')}", found=f"the task `{task.type}`")
+        kept = tuple(rows[: self.limit])
+        groups: tuple[str, ...] = ()
+        if task.kind.ranks:
+            groups = tuple(str(row.text if self.group is None else row.cells[self.group]) for row in kept)
+        digest, is_part = data_digest(path, rows), len(kept) < len(rows)
+        left_out = f"{len(table.incomplete):,} rows without a text or a label were left out"
+        notes = (*table.notes, *([f"{left_out} ({lines_of(table.incomplete)})"] if table.incomplete else []))
+        return EvalData(path, digest, kept, is_part, columns.names, groups, self.slices, notes)

@@ -1,0 +1,153 @@
+"""The tables of language modelling, read and checked without the model: texts, or prompts and answers, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from adapter_export.errors import DataError, argument
+from adapter_export.format.tabular.labelled import Columns
+from adapter_export.format.tabular.table_faults import TableFaults, lines_of, raise_faults
+from adapter_export.format.tabular.table_files import DETECTED, open_table, text_lines
+from adapter_export.format.tabular.training_tables import check_fraction
+from adapter_export.graph.tasks.cells import is_blank, some, text_cell
+from adapter_export.safe_io.regular_files import read_stream, sha256_of
+
+PROMPT, ANSWER = "prompt", "answer"
+"""The columns of a table of prompts and answers, where no other names are given."""
+
+WrittenText = tuple[str, str | None]
+"""A text, or a prompt and its answer."""
+
+
+@dataclass(frozen=True)
+class LanguageFiles:
+    """The files of a language modelling task.
+
+    A `.txt` file has a text in each line, any other is a table. With `columns.pair`, or columns `prompt` and `answer`,
+    rows are prompts and answers.
+
+    Attributes:
+        training: the texts to learn from.
+        validation: a file, or the fraction of `training` that is held out.
+        test: texts that are scored once, at the end.
+        columns: of all files.
+        skip_incomplete: leave rows out that lack a text or an answer.
+    """
+
+    training: Path
+    validation: Path | float
+    test: Path | None
+    columns: Columns
+    skip_incomplete: bool
+
+    def __post_init__(self) -> None:
+        check_fraction(self.validation)
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """The files by what they are for: `training`, `validation` and `test`."""
+        found = {"training": self.training, "validation": self.validation, "test": self.test}
+        return {part: path for part, path in found.items() if isinstance(path, Path)}
+
+
+@dataclass(frozen=True)
+class LanguageTexts:
+    """The texts of a file, each once.
+
+    Attributes:
+        texts: the texts, or prompts and answers.
+        repeated: the lines of rows that repeat an earlier one; they are left out.
+        incomplete: the lines of rows without a text or an answer; they are left out.
+        sha256: of the file.
+        notes: on how the file was read.
+    """
+
+    texts: Sequence[WrittenText]
+    repeated: Sequence[int]
+    incomplete: Sequence[int]
+    sha256: str
+    notes: tuple[str, ...]
+
+    def remarks(self, part: str) -> Iterator[str]:
+        """Yield clauses on rows that were left out."""
+        yield from self.notes
+        if self.repeated:
+            where = lines_of(self.repeated)
+            yield f"{len(self.repeated):,} rows of the {part} data repeat another row and were left out ({where})"
+        if self.incomplete:
+            count, where = len(self.incomplete), lines_of(self.incomplete)
+            yield f"{count:,} rows of the {part} data have no text or no answer and were left out ({where})"
+
+
+@dataclass(frozen=True)
+class LanguageTables:
+    """The texts of each part of a language modelling task."""
+
+    files: LanguageFiles
+    texts: Mapping[str, LanguageTexts]
+
+
+def read_language_tables(files: LanguageFiles) -> LanguageTables:
+    """Read all files of a language modelling task.
+
+    Raises:
+        FileError: a file cannot be read.
+        DataError: files cannot be used; the error names every row that is at fault, and what to do.
+    """
+    found = {part: _read(path, files) for part, path in files.paths.items()}
+    raise_faults([faults for _, faults in found.values()])
+    return LanguageTables(files, {part: texts for part, (texts, _) in found.items()})
+
+
+def _read(path: Path, files: LanguageFiles) -> tuple[LanguageTexts, TableFaults]:
+    found: dict[WrittenText, None] = {}
+    repeated, incomplete = list[int](), list[int]()
+    if path.suffix.lower() == ".txt":
+        lines, note = text_lines(read_stream(path), path, files.columns.form.encoding)
+        faults, notes = TableFaults(path), tuple(filter(None, (note,)))
+        rows: Iterator[tuple[int, WrittenText | None]] = (
+            (number, (line.strip("\r\n"), None)) for number, line in enumerate(lines, 1) if not is_blank(line)
+        )
+    else:
+        table = open_table(path, files.columns.form)
+        faults, notes = table.faults, table.notes
+        first, second = files.columns.text, files.columns.pair
+        unnamed = replace(files.columns, form=DETECTED) == Columns()
+        if unnamed and first not in table.columns and {PROMPT, ANSWER} <= set(table.columns):
+            first, second = PROMPT, ANSWER
+        fix = f"name the column with {argument('text')}, and of answers with {argument('pair')}"
+        cells = table.rows([first] if second is None else [first, second], fix)
+        rows = ((line, _complete(row[first], None if second is None else row[second], second)) for line, row in cells)
+    for line, text in rows:
+        if text is None:
+            incomplete.append(line)
+        elif text in found:
+            repeated.append(line)
+        else:
+            found[text] = None
+    if incomplete and not files.skip_incomplete:
+        faults.add(
+            DataError(
+                f"{len(incomplete):,} rows have no text or no answer",
+                where=path,
+                found=f"lines {some(incomplete, quote='')}",
+                fix=f"complete these rows, or give {argument('skip_incomplete', True)} to leave them out",
+            )
+        )
+    elif not found and not faults.found:
+        expected = "a text in each line of a .txt file, or a table"
+        faults.add(DataError("holds no texts", where=path, expected=expected))
+    elif isinstance(files.validation, float) and path == files.training and len({text for text, _ in found}) < 2:
+        faults.add(
+            DataError("a single text cannot be both trained on and validated", where=path, expected="at least two")
+        )
+    digest = sha256_of(path) if found else ""
+    return LanguageTexts(list(found), repeated, incomplete, digest, notes), faults
+
+
+def _complete(text: object, answer: object, second: str | None) -> WrittenText | None:
+    """Return a text, or a prompt with its answer; `None` if one of them is missing."""
+    first, other = text_cell(text), text_cell(answer)
+    return None if first is None or (second is not None and other is None) else (first, other)

@@ -1,0 +1,102 @@
+"""Faults of a table, collected so that one run reports all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adapter_export.errors import AdapterExportError, DataError, both
+
+_MOST_KINDS, _MOST_LINES, _MOST_VALUES = 8, 5, 3
+"""Kinds of faults, and lines and values of each, that a message has at most."""
+
+
+def lines_of(lines: Sequence[int]) -> str:
+    """Name lines in a message, the first few of many: `line 3`, `lines 3, 7, 9`."""
+    shown = ", ".join(map(str, lines[:_MOST_LINES]))
+    more = f", … ({len(lines):,} in all)" if len(lines) > _MOST_LINES else ""
+    return f"line{'' if len(lines) == 1 else 's'} {shown}{more}"
+
+
+@dataclass
+class TableFaults:
+    """Faults of one table.
+
+    Attributes:
+        path: the table.
+        found: each error with its line, counted from 1; `None` for one of the whole table.
+    """
+
+    path: Path
+    found: list[tuple[int | None, AdapterExportError]] = field(default_factory=list)
+
+    def add(self, error: AdapterExportError, line: int | None = None) -> None:
+        """Add a fault of a line, counted from 1, or of the whole table."""
+        self.found.append((line, error))
+
+    @contextmanager
+    def of_line(self, line: int) -> Iterator[None]:
+        """Add the `DataError` that the block raises, and go on."""
+        try:
+            yield
+        except DataError as error:
+            self.add(error, line)
+
+    @contextmanager
+    def of_table(self) -> Iterator[None]:
+        """Add the `DataError` that the block raises as one of the whole table, and go on."""
+        try:
+            yield
+        except DataError as error:
+            self.add(error)
+
+    def check(self) -> None:
+        """Raise what was found; errors as of `raise_faults`."""
+        raise_faults([self])
+
+    def worded(self, *, named: bool) -> list[str]:
+        """Return a sentence for each kind of fault: its lines, what was found, and what to do.
+
+        Args:
+            named: begin with the name of the file.
+        """
+        kinds: dict[tuple[str, str | None, str], list[tuple[int | None, AdapterExportError]]] = {}
+        for line, error in self.found:
+            place = "" if line is not None else str(error.where or "").removeprefix(str(self.path)).lstrip(", ")
+            kinds.setdefault((error.what, error.fix, place), []).append((line, error))
+        file = self.path.name if named else ""
+        return [_sentence(", ".join(filter(None, (file, key[-1]))), found) for key, found in kinds.items()]
+
+
+def raise_faults(tables: Sequence[TableFaults]) -> None:
+    """Raise the faults of some tables in one error; a single fault is raised as it is.
+
+    Raises:
+        DataError: there are faults.
+    """
+    faulty = [table for table in tables if table.found]
+    found = [error for table in faulty for _, error in table.found]
+    if not found:
+        return
+    if len(found) == 1:
+        raise found[0]
+    kinds = [sentence for table in faulty for sentence in table.worded(named=len(faulty) > 1)]
+    more = len(kinds) - _MOST_KINDS
+    listed = [*kinds[:_MOST_KINDS], *([f"{more} more kinds of faults."] if more > 0 else [])]
+    where = ", ".join(str(table.path) for table in faulty)
+    raise DataError("\n  ".join([f"{len(found):,} faults:", *listed]).removesuffix("."), where=where)
+
+
+def _sentence(file: str, found: Sequence[tuple[int | None, AdapterExportError]]) -> str:
+    """Return the faults of one kind in a sentence, which begins with the file, if it is named, and the lines."""
+    lines, first = [line for line, _ in found if line is not None], found[0][1]
+    values = list(dict.fromkeys(both(error.found) for _, error in found if error.found is not None))
+    facts = [both(first.what)]
+    shown = [*values[:_MOST_VALUES], *(["…"] if len(values) > _MOST_VALUES else [])]
+    facts += [f"found {', '.join(shown)}"] if shown else []
+    facts += [] if first.expected is None else [f"expected {both(first.expected)}"]
+    place = ", ".join(filter(None, (file, lines_of(lines) if lines else "")))
+    sentence = f"{f'{place}: ' if place else ''}{'; '.join(facts)}."
+    return sentence if first.fix is None else f"{sentence} {both(first.fix)[0].upper()}{both(first.fix)[1:]}."

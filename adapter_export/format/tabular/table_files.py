@@ -1,0 +1,245 @@
+"""Rows of csv, tsv and jsonl files, read strictly: a row is understood, or named with its line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+from adapter_export.errors import DataError, UsageError, argument, did_you_mean, quoted
+from adapter_export.format.tabular.encodings import decoded, known_encoding
+from adapter_export.format.tabular.table_faults import TableFaults
+from adapter_export.graph.tasks.cells import trimmed
+from adapter_export.option import DELIMITER, ENCODING
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import read_stream
+
+_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_DELIMITERS = {"csv": (",", ";", "\t", "|"), "tsv": ("\t", ";", ","), None: ("\t", ",", ";", "|")}
+"""Delimiters that are looked for, by the form that the suffix says, the usual one first."""
+
+_NAMED = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*')
+"""The first line that Excel writes, or reads, to name the delimiter."""
+
+_LONGEST_CELL = 10_000_000
+_ROWS_COMPARED = 20
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")  # not `splitlines`, which also splits at form feeds and U+2028
+
+NAME_COLUMNS = f"name the columns with {argument('text')} and {argument('label')}"
+
+Row = tuple[int, Mapping[str, Any]]
+"""A line number, counted from 1, and the cells of that line by column."""
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """How the text of a table is written; what is `None` is detected."""
+
+    delimiter: Annotated[str | None, DELIMITER] = None
+    encoding: Annotated[str | None, ENCODING] = None
+
+    def __post_init__(self) -> None:
+        if self.separator is not None and (len(self.separator) != 1 or self.separator in '"\r\n'):
+            expected = "one character, such as `;`, or `tab`"
+            raise UsageError(
+                "is no delimiter", where=argument("delimiter"), found=f"`{self.delimiter}`", expected=expected
+            )
+        if self.encoding is not None:
+            known_encoding(self.encoding)
+
+    @property
+    def separator(self) -> str | None:
+        """The character between cells."""
+        return None if self.delimiter is None else _NAMED.get(self.delimiter, self.delimiter)
+
+
+DETECTED = TableFormat()
+"""Delimiter and encoding are detected."""
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table whose file was read, and whose rows are still to be.
+
+    Attributes:
+        path: the file.
+        columns: the names of its columns: those of the header, or of the first row of JSON lines.
+        header: the line of the header; `None` for JSON lines, where each row has names of its own.
+        notes: the delimiter and the encoding, where they were detected and are not the usual ones.
+        faults: receives rows that are broken, as they are read.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    header: int | None
+    notes: tuple[str, ...]
+    faults: TableFaults
+    _rows: Iterator[tuple[int, Callable[[], Mapping[str, Any]]]]
+
+    def where(self, line: int) -> str:
+        """Return the name of a line in messages."""
+        return f"{self.path}, line {line}"
+
+    def rows(self, needed: Sequence[str], fix: str = NAME_COLUMNS) -> Iterator[Row]:
+        """Yield rows that have the needed columns; all others are added to the faults."""
+        lacking = self.header is not None and bool(self.columns) and not set(needed) <= set(self.columns)
+        if self.header is not None and lacking:
+            with self.faults.of_line(self.header):
+                check_columns(self.columns, needed, self.where(self.header), fix)
+        for line, read in self._rows:
+            found = None
+            with self.faults.of_line(line):
+                cells = read()
+                if self.header is None:
+                    check_columns(list(cells), needed, self.where(line), fix)
+                found = cells
+            if found is not None and not lacking:
+                yield line, found
+
+
+def open_table(path: Path, form: TableFormat = DETECTED, *, skip_empty: bool = True) -> TextTable:
+    """Open a table, told apart by its suffix, or else by its first line.
+
+    Args:
+        path: the file.
+        form: its delimiter and its encoding.
+        skip_empty: pass over empty lines. Without it, one before the last row is a fault, so that what is said of the
+            rows corresponds to the lines.
+
+    Raises:
+        FileError: the file cannot be read.
+        DataError: it is no text, or its header names a column twice.
+    """
+    lines, note = text_lines(read_stream(path), path, form.encoding)
+    notes = [] if note is None else [note]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    faults, suffix = TableFaults(path), _SUFFIXES.get(path.suffix.lower())
+    first = next((line for line in lines if line.strip()), "")
+    if suffix == "jsonl" or (suffix is None and form.delimiter is None and first.lstrip().startswith("{")):
+        kept = ((number, line) for number, line in enumerate(lines, 1) if line.strip() or not skip_empty)
+        objects = ((number, _later(json_object, line, path, number)) for number, line in kept)
+        columns: tuple[str, ...] = ()
+        with suppress(DataError):  # a fault of the row, found again when it is read
+            columns = tuple(json_object(first, path, 1)) if first else ()
+        return TextTable(path, columns, None, tuple(notes), faults, objects)
+    marked = _SEPARATOR_LINE.fullmatch(first)
+    if marked is not None:
+        lines[lines.index(first)] = "\n"
+    delimiter = form.separator or (_delimiter(lines, suffix) if marked is None else marked[1])
+    if form.delimiter is None and delimiter != _DELIMITERS[suffix][0] and suffix is not None:
+        notes.append(f"{path.name} was read with {_word(delimiter)} between its cells, as its header has them")
+    cells = _tsv_cells(lines) if delimiter == "\t" else _csv_cells(lines, path, delimiter, faults)
+    kept_rows = ((number, row) for number, row in cells if row or not skip_empty)
+    start, header = next(((number, row) for number, row in kept_rows if row), (1, []))
+    names = tuple(map(trimmed, header))
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise DataError("a column name occurs twice", where=f"{path}, line {start}", found=", ".join(twice))
+    rows = ((number, _later(_by_column, row, names, f"{path}, line {number}")) for number, row in kept_rows)
+    return TextTable(path, names, start, tuple(notes), faults, rows)
+
+
+def check_columns(cells: Collection[str], wanted: Sequence[str], where: object, fix: str = NAME_COLUMNS) -> None:
+    """Raise a `DataError` for a header or a row that lacks a column."""
+    for name in wanted:
+        if name not in cells:
+            found, fix = quoted(cells) or "no columns", did_you_mean(name, cells, fix)
+            raise DataError(f"there is no column `{name}`", where=where, found=found, fix=fix)
+
+
+def text_lines(data: bytes, path: Path, encoding: str | None = None, first: int = 1) -> tuple[list[str], str | None]:
+    """Return the lines of a file, with their ends, and a note on an encoding that was detected.
+
+    Arguments and errors are those of `decoded`.
+    """
+    text, note = decoded(data, path, encoding, first)
+    return _LINE.findall(text), note
+
+
+def json_object(line: str, path: Path, number: int) -> Mapping[str, Any]:
+    """Return the object in a line of JSON lines.
+
+    Raises:
+        DataError: it is none.
+    """
+    where = f"{path}, line {number}"
+    with parsing(lambda reason: DataError(f"is not JSON ({reason})", where=where, expected="one object a line")):
+        row = json.loads(line.rstrip())  # so that a reason counts columns of this line
+    if not isinstance(row, dict):
+        raise DataError("is not a JSON object", where=where, found=type(row).__name__, expected="one object a line")
+    return row
+
+
+def _word(delimiter: str) -> str:
+    return "tabs" if delimiter == "\t" else f"`{delimiter}`"
+
+
+def _delimiter(lines: Sequence[str], suffix: str | None) -> str:
+    """Return the delimiter by which the header and the first rows have the same number of cells, more than one."""
+    candidates = _DELIMITERS[suffix]
+    for one in candidates:
+        try:
+            rows = [row for row in islice(csv.reader(lines, delimiter=one), _ROWS_COMPARED) if row]
+        except csv.Error:
+            continue
+        if rows and len(rows[0]) > 1 and {len(row) for row in rows} == {len(rows[0])}:
+            return one
+    header = next((line for line in lines if line.strip()), "")
+    # rows differ in their cells, which is a fault of theirs: the header alone decides
+    return next((one for one in candidates if one in header), candidates[0] if suffix else ",")
+
+
+def _csv_cells(lines: list[str], path: Path, delimiter: str, faults: TableFaults) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each row by RFC 4180, with its first line: a quoted cell may hold delimiters, quotes and line ends.
+
+    A broken quote is added to the faults; what comes after it cannot be read.
+    """
+    csv.field_size_limit(_LONGEST_CELL)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    start = 1
+    try:
+        for cells in reader:
+            yield start, cells
+            start = reader.line_num + 1
+    except csv.Error as error:
+        fix = 'write `"` inside a quoted cell as `""`; the lines after it are not checked'
+        faults.add(DataError(f"is not csv ({error})", where=f"{path}, line {start}", fix=fix), start)
+
+
+def _tsv_cells(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each row, with its line: the tab format has no quotes of its own, but spreadsheets write them.
+
+    A cell that begins with a quote is quoted only if it ends with one, too.
+    """
+    for number, line in enumerate(lines, 1):
+        text = line.rstrip("\r\n")
+        try:
+            yield number, next(csv.reader([text], delimiter="\t", strict=True)) if line.strip() else []
+        except csv.Error:
+            yield number, text.split("\t")
+
+
+def _by_column(cells: Sequence[str], header: Sequence[str], where: str) -> Mapping[str, str]:
+    """Return the cells of a row by the names of the header."""
+    if len(cells) != len(header):
+        raise DataError(
+            "a row has a wrong number of cells",
+            where=where,
+            found=len(cells),
+            expected=f"{len(header)} ({', '.join(header)})",
+            fix="put quotes around cells that hold the separator",
+        )
+    return dict(zip(header, cells, strict=True))
+
+
+def _later(read: Callable[..., Mapping[str, Any]], *arguments: object) -> Callable[[], Mapping[str, Any]]:
+    return lambda: read(*arguments)
