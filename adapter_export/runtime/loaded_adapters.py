@@ -24,6 +24,7 @@ from adapter_export.errors import (
     RequestError,
     TensorError,
     WriteError,
+    did_you_mean,
     quoted,
     within,
 )
@@ -300,7 +301,7 @@ class Adapters:
                 "is not loaded",
                 where=f"adapter `{name}`",
                 expected=f"one of {shown}{more}",
-                fix="load it, or choose one that is loaded",
+                fix=did_you_mean(name, entries, "load it, or choose one that is loaded"),
             )
         return entries[name]
 

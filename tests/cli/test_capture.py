@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
+
+import pytest
 
 
 def test_the_archive_is_the_model(hf_folder: Path, model: Path) -> None:
@@ -62,3 +65,12 @@ def test_a_full_disk_leaves_what_was_there(cli, hf_folder: Path, tmp_path: Path)
     cli.refused(3, "model.pt", "capture", hf_folder, "-o", tmp_path / "model.pt", "--force", file_size=20_000)
     assert (tmp_path / "model.pt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_a_folder_without_torch_names_the_extra_that_is_enough(
+    cli, hf_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
+    cli.refused(2, "adapter-export[hf]", "capture", hf_folder, "-o", tmp_path / "model.pt")
+    cli.refused(2, "adapter-export[hf]", "sites", hf_folder)
+    assert not list(tmp_path.iterdir())

@@ -157,9 +157,29 @@ def test_wrong_calls(cli: Any, mixed: Path, options: tuple[str, ...], words: str
 
 
 @pytest.mark.parametrize(
+    ("options", "fix"),
+    [
+        ((), "Give one of `--text 'A TEXT'`, `--data FILE`, `--arrays FILE`"),
+        (("--adapter", "topic", "--adapters", "topic", *_texts("a")), "leave `--adapter` or `--adapters` out."),
+        (("--adapter-column", "who", *_texts("a")), "Give `--data` too, or leave `--adapter-column` out."),
+        (("--many", "--shards", "new"), "Give `--data FILE`, a table or a folder of tables."),
+        (("--out", "a.json", *_texts("a")), "Name it so: `--out a.npz`."),
+        (("--stride", "3", "--long-texts", "cut", *_texts("a")), "Give `--long-texts windows`."),
+        (("--adapters", "topic,tone", *_texts("a", "b", "c")), "`--fan-out` runs every row through all of them"),
+        (("--pair", "b", "--pair", "c", *_texts("a", "d", "e")), "Give one for each, in the order of the texts"),
+        (("--weights", "a=1", *_texts("a")), "Give `--adapter` too, or leave `--weights` out."),
+        (("--delimiter", ";", *_texts("a")), "Give `--data` too, or leave `--delimiter` out."),
+    ],
+)
+def test_wrong_calls_say_what_to_type(cli: Any, mixed: Path, options: tuple[str, ...], fix: str) -> None:
+    cli.refused(2, fix, "run", mixed, *options)
+
+
+@pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("a.tsv", b"text\twho\nhow\tnobody\n", "a.tsv, line 2, adapter `nobody`: is not loaded"),
+        ("a.tsv", b"text\twho\nhow\ttnoe\n", "Did you mean `tone`? If not, load it, or choose one that is loaded."),
         ("a.tsv", b"text\thow\nhow\ttone\n", "no column `who`"),
         ("a.tsv", b"text\twho\nhow\ttone\n\nfar\ttone\n", "a.tsv, line 3: a row has a wrong number of cells"),
         ("a.csv", b"text,who\nhow,tone\n\nfar,tone\n", "a.csv, line 3: a row has a wrong number of cells"),

@@ -151,8 +151,8 @@ class FolderBase(ArchiveBase):
         return None if self.path is None or (self.path / PROCESSOR_FILE).is_file() else "text"
 
     def _load(self, path: Path) -> TorchBase:
-        require("torch", "torch", "opening this model")
-        require("transformers", "hf", "opening a Hugging Face folder")
+        for library in ("torch", "transformers"):
+            require(library, "hf", "opening a Hugging Face folder")
         from adapter_export.torch_backend.base.huggingface_folder import open_folder
 
         return open_folder(path)

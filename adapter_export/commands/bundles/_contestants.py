@@ -12,7 +12,7 @@ from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.models.base import Base, PathLike
 from adapter_export.api.models.opening import open_base
 from adapter_export.commands.bundles.build import build
-from adapter_export.errors import RequestError, UsageError, argument, command, quoted
+from adapter_export.errors import RequestError, UsageError, argument, command, did_you_mean, quoted
 from adapter_export.format.precision import PRECISION_NAMES
 from adapter_export.reporting import Reporter
 
@@ -214,7 +214,8 @@ class Contestants:
         missing = [name for name in self.only if name not in known]
         if missing:
             names = quoted(dict.fromkeys(known)) or "other names"
-            raise UsageError("no such adapter", where=argument("only"), found=f"`{missing[0]}`", expected=names)
+            where, fix = argument("only"), did_you_mean(missing[0], known, "choose one of these")
+            raise UsageError("no such adapter", where=where, found=f"`{missing[0]}`", expected=names, fix=fix)
         taking = list(filter(self._takes, known))
         if len(taking) < 2:
             alone = command("evaluate(BUNDLE, FILE)", "evaluate BUNDLE --data FILE")

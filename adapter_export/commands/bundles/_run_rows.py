@@ -25,7 +25,14 @@ from adapter_export.text import Pair
 
 Arrays = dict[str, np.ndarray]
 
-_CHOICES = f"{argument('texts', option='text')}, {argument('data')} or {argument('arrays')}"
+_CHOICES = ", ".join(
+    (
+        argument("texts", option="text", words="'A TEXT'"),
+        argument("data", words="FILE"),
+        argument("arrays", words="FILE"),
+    )
+)
+"""Ways to give rows, as they are typed."""
 
 _MOST_UNPACKED = 4 * 2**30
 """The most bytes of the arrays of an `.npz`, which may be compressed to a thousandth."""
@@ -41,11 +48,11 @@ def text_rows(given: Sequence[str], pairs: Sequence[str] = (), encoding: str | N
     if given or pairs:
         return FileRows(iter(_typed_rows(given, pairs)))
     if sys.stdin.isatty():
-        raise UsageError("there is nothing to run on", fix=f"give {_CHOICES}, or lines on stdin")
+        raise UsageError("there is nothing to run on", fix=f"give one of {_CHOICES}, or lines on stdin")
     lines, note = text_lines(sys.stdin.buffer.read(), Path("stdin"), encoding)
     found = list(lines_as_rows(lines, "stdin"))
     if all(is_blank(row.asked) for row in found):
-        raise UsageError("there is nothing to run on", found="no lines on stdin", fix=f"give {_CHOICES}")
+        raise UsageError("there is nothing to run on", found="no lines on stdin", fix=f"give one of {_CHOICES}")
     return FileRows(iter(found), () if note is None else (note,))
 
 
@@ -118,7 +125,10 @@ def check_suffix(path: Path) -> None:
     """Refuse a name that does not say how arrays are to be written."""
     if path.suffix not in (_NPZ, _SAFETENSORS):
         expected = f"`{_NPZ}` or `{_SAFETENSORS}`"
-        raise UsageError("the form of a file of arrays is not known", found=f"`{path.name}`", expected=expected)
+        fix = f"name it so: {argument('out', words=f'{path.stem}{_NPZ}')}"
+        raise UsageError(
+            "the form of a file of arrays is not known", found=f"`{path.name}`", expected=expected, fix=fix
+        )
 
 
 def write_arrays(output: Output, arrays: Mapping[str, np.ndarray]) -> None:

@@ -14,7 +14,7 @@ from adapter_export.api.models.opening import base_for
 from adapter_export.commands.bundles._contestants import contestants_of, task_of
 from adapter_export.commands.bundles._labelled import check_call, require_metrics, show_scores, write_page
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import UsageError, argument, quoted
+from adapter_export.errors import UsageError, argument, did_you_mean, quoted
 from adapter_export.option import (
     DELIMITER,
     ENCODING,
@@ -158,8 +158,9 @@ def _chosen(manifest: Manifest, given: str | None) -> str:
         fix = f"name one: {argument('adapter', words='NAME')}"
         raise UsageError("the base has no head that answers", found=f"adapters {quoted(tasks)}", fix=fix)
     if chosen not in tasks:
-        known = f"one of {quoted(tasks)}"
-        raise UsageError("no such adapter", where=argument("adapter"), found=f"`{chosen}`", expected=known)
+        where, known = argument("adapter"), f"one of {quoted(tasks)}"
+        fix = did_you_mean(chosen, tasks, "choose one of these")
+        raise UsageError("no such adapter", where=where, found=f"`{chosen}`", expected=known, fix=fix)
     return chosen
 
 

@@ -194,7 +194,8 @@ def run(
         raise UsageError(what, fix="leave one of them out")
     if shards is not None:
         if data is None:
-            raise UsageError(f"{argument('shards')} are those of {argument('data')}, which is not given")
+            what = f"{argument('shards')} are those of {argument('data')}, which is not given"
+            raise UsageError(what, fix=f"give {argument('data', words='FILE')}, a table or a folder of tables")
         return run_many(
             bundle,
             data,
@@ -270,11 +271,13 @@ def _check_together(given: Mapping[str, object], media: Sequence[str]) -> None:
     for names in apart:
         both = [argument(name, option=_OPTIONS.get(name)) for name in names if name in named]
         if len(both) > 1:
-            raise UsageError(f"{' and '.join(both)} exclude each other", fix="give one of them")
+            fix = f"give one of them: leave {both[0]} or {both[1]} out"
+            raise UsageError(f"{' and '.join(both)} exclude each other", fix=fix)
     for name, (other, belongs) in _NEEDS.items():
         if name in named and other not in named:
             first, second = (argument(one, option=_OPTIONS.get(one)) for one in (name, other))
-            raise UsageError(f"{first} {belongs} {second}, which is not given")
+            what = f"{first} {belongs} {second}, which is not given"
+            raise UsageError(what, fix=f"give {second} too, or leave {first} out")
 
 
 def _load(session: Session, file: Path, labels: tuple[str, ...] | None, task: ProblemType | None) -> str:
@@ -321,10 +324,11 @@ def _reader(bundle: Bundle, session: Session, medium: str | None) -> Reader:
         return bundle.files(medium, session)
     if bundle.manifest.media is not None:
         modality = bundle.manifest.media.modality
-        fix = f"give {argument(modality.name, words='FILE')} or {argument('arrays')}"
+        fix = f"give {argument(modality.name, words='FILE')} or {argument('arrays', words='FILE')}"
         raise UsageError(f"the bundle reads {modality.word}s, not texts", fix=fix)
     if bundle.manifest.text is None:
-        fix = f"give {argument('arrays')}, or build it again with {argument('tokenizer')}"
+        arrays, tokenizer = argument("arrays", words="FILE"), argument("tokenizer", words="tokenizer.json")
+        fix = f"give its inputs as arrays, {arrays}, or build it again with {tokenizer}"
         raise UsageError("the bundle has no tokenizer, so it cannot read texts", fix=fix)
     return bundle.texts(session)
 

@@ -111,7 +111,8 @@ def capture(
         raise UsageError(f"{argument('with_cache')} makes the inputs of the model itself", fix=fix)
     described = _parse_inputs(inputs)
     bounds = _parse_lengths(lengths)
-    require("torch", "torch", "capturing a model")
+    is_folder = isinstance(model, Path) and not trust_pickle
+    require("torch", "hf" if is_folder else "torch", "capturing a model")
     from adapter_export.format.base_record import record_key
     from adapter_export.text import read_tokenizer
     from adapter_export.torch_backend.base.example_inputs import described_inputs

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapter_export.errors import DataError, UsageError, argument, quoted
+from adapter_export.errors import DataError, UsageError, argument, did_you_mean, quoted
 from adapter_export.format.tabular.labelled import Columns, LabelledRow, data_digest, labelled_rows
 from adapter_export.format.tabular.table_faults import lines_of
 from adapter_export.graph.tasks import Task
@@ -98,8 +98,12 @@ class DataOptions:
         rows = table.rows
         for option, column in (("group", self.group), ("slices", self.slices)):
             if column is not None and column not in rows[0].cells:
-                expected = f"one of {quoted(rows[0].cells)}"
-                raise UsageError("no such column", where=argument(option), found=f"`{column}`", expected=expected)
+                expected, fix = (
+                    f"one of {quoted(rows[0].cells)}",
+                    did_you_mean(column, rows[0].cells, "name one of these"),
+                )
+                where = argument(option)
+                raise UsageError("no such column", where=where, found=f"`{column}`", expected=expected, fix=fix)
         if self.group is not None and not task.kind.ranks:
             raise UsageError(f"only a ranking has a {argument('group')}", found=f"the task `{task.type}`")
         kept = tuple(rows[: self.limit])

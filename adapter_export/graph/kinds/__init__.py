@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
-from adapter_export.errors import UsageError, quoted
+from adapter_export.errors import UsageError, did_you_mean, quoted
 from adapter_export.graph.heads import classification_head
 from adapter_export.graph.kinds.bottleneck import BottleneckOptions, bottleneck, houlsby, parallel, pfeiffer
 from adapter_export.graph.kinds.bottleneck_config import BottleneckConfig, bottleneck_config
@@ -71,4 +71,5 @@ def kind_named(name: str) -> Maker[Any]:
         "unknown kind" if why is None else f"`{name}` cannot be expressed yet: it {why}",
         found=None if why else f"`{name}`",
         expected=quoted(KINDS),
+        fix=None if why else did_you_mean(name, KINDS, "choose one of these"),
     )

@@ -87,9 +87,6 @@ def read_task(tables: TrainingTables, source: RowSource, *, side: Side = "right"
     salts = {name: tables.tables.get(name, tables.tables["training"]).sha256 for name in ("training", "validation")}
     for name, salt in salts.items() if files.remembers_rows else ():
         sources[name]["row_digests"] = RememberedRows.of(digests[name].tolist(), salt).to_json()
-    salts = {name: tables.tables.get(name, tables.tables["training"]).sha256 for name in ("training", "validation")}
-    for name, salt in salts.items() if files.remembers_rows else ():
-        sources[name]["row_digests"] = RememberedRows.of(digests[name].tolist(), salt).to_json()
     for name, found in examples.items():
         kind.check_rows(found.texts, found.answers, name)
     return TextTask(
