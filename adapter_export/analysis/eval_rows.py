@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from adapter_export.errors import DataError, UsageError, argument, within
+from adapter_export.errors import DataError, within
 from adapter_export.format.tabular.eval_data import EvalData
 from adapter_export.format.tabular.labelled import LabelledFile, LabelledRow
 from adapter_export.format.tabular.table_faults import lines_of
@@ -119,15 +119,7 @@ def read_rows(data: EvalData, reader: Reader, adapter: str, task: Task) -> EvalR
         UsageError: the task takes pairs and the rows have one text, or the reverse.
         RequestError: a text cannot be read.
     """
-    first = data.rows[0]
-    compared = task.kind.compares_pairs and first.pair is not None
-    if not compared and (first.pair is not None) != (task.input == "pair"):
-        wanted = "one text" if task.input == "text" else "a pair of texts"
-        fix = f"name the column of the second texts: {argument('pair')}"
-        raise UsageError(
-            f"adapter `{adapter}` answers {wanted} (`{task.type}`)",
-            fix=fix if task.input == "pair" else f"leave {argument('pair')} out",
-        )
+    compared = data.check_pairs(task, adapter)
     rows = EvalRows(data.rows, task, (), compared, data.groups)
     texts, places = rows.texts, [f"line {row.line}" for row in data.rows] * (2 if compared else 1)
     read = reader.read(texts, adapters=[adapter] * len(texts), long="cut", stride=None, places=places)

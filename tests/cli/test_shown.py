@@ -70,6 +70,7 @@ def shown(one: object) -> tuple[str, str]:
     return line, page
 
 
+@pytest.mark.extended
 def test_bases_adapters_and_bundles(model: Path, adapters: Path, bundle: Path) -> None:
     base = ArchiveBase(model)
     assert "parameters=" not in shown(base)[0]  # nothing is opened to be shown

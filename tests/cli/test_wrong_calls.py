@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HEAVY = ("torch", "transformers", "accelerate", "onnx", "onnx_ir", "onnxscript", "sklearn")
 
 RUNNER = f"""
@@ -49,6 +51,7 @@ def run_all(calls: list[Call], folder: Path) -> list[tuple[int, str]]:
     return [(code, said) for code, said in map(json.loads, ended.stdout.splitlines())]
 
 
+@pytest.mark.extended
 def test_no_wrong_call_opens_a_model(model: Path, adapters: Path, bundle: Path, tmp_path: Path) -> None:
     topic = adapters / "topic"
     for name, (content, _) in TABLES.items():
@@ -137,6 +140,7 @@ def test_no_wrong_call_opens_a_model(model: Path, adapters: Path, bundle: Path, 
     assert all((tmp_path / name).read_text() == "kept" for name in ("there.svg", "there.npz", "folder/file"))
 
 
+@pytest.mark.extended
 def test_the_guard_sees_what_a_right_call_imports(model: Path, tmp_path: Path) -> None:
     """A process that refused nothing would show nothing."""
     (tmp_path / "good.csv").write_bytes(ONE_ROW + b"d,b\n")

@@ -120,6 +120,7 @@ def evaluate(
     chosen, gates = _chosen(manifest, adapter), _bounds(gate)
     task = task_of(manifest, chosen, folder)
     rows = options.read(Path(data), task)
+    rows.check_pairs(task, chosen)
     rows.check_labels(task)
     require_metrics("evaluate")
     from adapter_export.analysis.contest import ReferenceContestant, measure

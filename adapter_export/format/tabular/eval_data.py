@@ -39,6 +39,19 @@ class EvalData:
     slices: str | None = None
     notes: tuple[str, ...] = ()
 
+    def check_pairs(self, task: Task, adapter: str) -> bool:
+        """Return whether vectors of pairs are compared; UsageError for texts where a task takes pairs, or vice versa."""
+        has_pair = self.rows[0].pair is not None
+        compared = task.kind.compares_pairs and has_pair
+        if not compared and has_pair != (task.input == "pair"):
+            wanted = "one text" if task.input == "text" else "a pair of texts"
+            fix = f"name the column of the second texts: {argument('pair')}"
+            raise UsageError(
+                f"adapter `{adapter}` answers {wanted} (`{task.type}`)",
+                fix=fix if task.input == "pair" else f"leave {argument('pair')} out",
+            )
+        return compared
+
     def unknown_labels(self, task: Task) -> dict[str, int]:
         """Return the labels that a task does not have, each with the line of its first row."""
         found: dict[str, int] = {}
