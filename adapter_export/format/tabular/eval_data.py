@@ -40,7 +40,7 @@ class EvalData:
     notes: tuple[str, ...] = ()
 
     def check_pairs(self, task: Task, adapter: str) -> bool:
-        """Return whether vectors of pairs are compared; UsageError for texts where a task takes pairs, or vice versa."""
+        """Return whether vectors of pairs are compared; UsageError for texts where a task takes pairs."""
         has_pair = self.rows[0].pair is not None
         compared = task.kind.compares_pairs and has_pair
         if not compared and has_pair != (task.input == "pair"):
