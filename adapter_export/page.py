@@ -16,6 +16,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 64rem;
   margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem; margin-bottom: 0; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+.verdict { font-size: 1.6rem; margin: .4rem 0 0 }
 .facts { color: var(--soft); margin-top: .3rem }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
@@ -27,6 +28,7 @@ td { max-width: 40rem; overflow-wrap: anywhere } .right { text-align: right; whi
 code { font-size: .95em }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft) } svg .blue { fill: var(--blue) }
 svg .grey { fill: var(--grey) } svg .frame { fill: none; stroke: var(--grey) } svg .ink { stroke: var(--ink) }
+svg .mark { fill: var(--ink) }
 @page { size: A4; margin: 12mm }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --grey: #bbb;
     --blue: #2f5fd0; --good: #0b6e4f; --bad: #b3261e; --note: #7a4f01 }
@@ -131,6 +133,8 @@ def interval(value: float, low: float, high: float, least: float, most: float, w
     return Markup(
         f'<svg width="{_WIDE}" height="14" role="img" aria-label="{escaped(words)}">'
         f'<rect y="6" width="{_WIDE}" height="2" class="grey"/>'
-        f'<rect x="{start:.1f}" y="4" width="{length:.1f}" height="6" class="blue" opacity=".35"/>'
-        f'<circle cx="{at(value):.1f}" cy="7" r="4" class="blue"/></svg>'
+        f'<rect x="{start:.1f}" y="4" width="{length:.1f}" height="6" class="blue" opacity=".45"/>'
+        f'<rect x="{start - 1:.1f}" y="2" width="2" height="10" class="blue"/>'
+        f'<rect x="{start + length - 1:.1f}" y="2" width="2" height="10" class="blue"/>'
+        f'<rect x="{at(value) - 1:.1f}" y="4" width="2" height="6" class="mark"/></svg>'
     )

@@ -15,7 +15,7 @@ from adapter_export.page import Markup, document, element, escaped, head, heat, 
 from adapter_export.tables import Table
 from adapter_export.version import __version__
 
-_SIDE, _LEFT, _BASE = 260, 44, 28
+_SIDE, _LEFT, _BASE = 260, 58, 44
 """Pixels of the calibration diagram: its square, and the margins for the scales."""
 
 _MANY_CLASSES = 40
@@ -94,12 +94,14 @@ def _reliability(found: Calibration) -> Markup:
         f'<text x="{_LEFT - 6}" y="{_SIDE - part * _SIDE + 4:.0f}" text-anchor="end">{part:g}</text>'
         for part in (0, 0.5, 1)
     )
+    middle = _SIDE / 2
     return Markup(
         f'<svg width="{_SIDE + _LEFT + 10}" height="{_SIDE + _BASE}" viewBox="0 -6 {_SIDE + _LEFT + 10}'
         f' {_SIDE + _BASE + 6}" role="img" aria-label="reliability diagram">'
         f'<rect x="{_LEFT}" width="{_SIDE}" height="{_SIDE}" class="frame"/>{"".join(bars)}'
         f'<line x1="{_LEFT}" y1="{_SIDE}" x2="{_LEFT + _SIDE}" y2="0" class="ink" stroke-dasharray="4 4"/>'
-        f"{scale}</svg>"
+        f'{scale}<text x="{_LEFT + middle:.0f}" y="{_SIDE + 36}" text-anchor="middle">probability of the answer</text>'
+        f'<text transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle">share right</text></svg>'
     )
 
 

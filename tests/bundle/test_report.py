@@ -78,7 +78,7 @@ def test_the_verdict_says_what_was_skipped(scope: Scope, unverified: int, summar
     document = found.to_json()
     validate(document, "check-report")
     assert (found.summary, document["summary"], document["scope"]) == (summary, summary, scope)
-    assert f'<p class="{style}">{summary}</p>' in page(found, date="today", command="check")
+    assert f'<p class="verdict {style}">{summary}</p>' in page(found, date="today", command="check")
     wrong = replace(found, findings=(*found.findings, Finding.tested("swap", "a", False, "changed")))
     assert (wrong.summary, wrong.to_json()["summary"]) == ("failed", "failed")
 

@@ -21,6 +21,9 @@ _STATUSES: tuple[Status, ...] = ("exact", "tested", "unverified", "failed")
 _FEW, _MANY = 4, 12
 """Items of one kind that are listed before the others are counted."""
 
+_MAP = ("Sites", "Effects")
+"""Sections that the page has first, as they show the whole bundle at a glance."""
+
 _LONG = 100
 """Characters of an example in a table."""
 
@@ -93,19 +96,23 @@ def page(report: Report, *, date: str, command: str) -> str:
 
 
 def _page(report: Report, date: str, command: str) -> Iterator[str]:
-    yield element("p", report.summary, style_of(report))
+    """Yield the verdict, what is wrong or unverified, the map of the sites, the details, and last what was compared."""
+    yield element("p", report.summary, f"verdict {style_of(report)}")
+    yield _html(_summary(report))
+    yield from map(_html, (*failed_lines(report), *_reasons(report.findings)))
     reference = report.reference or "the golden vectors of the bundle"
     yield element("p", f"{report.runtime} against {reference}; adapter-export {__version__}; {date}.", "facts")
+    above = (_summary(report), *_reasons(report.findings))
+    for section in sorted(sections(report), key=lambda section: section.title not in _MAP):
+        parts = [part for part in section.parts if part not in above]
+        if parts:
+            yield head(section.title)
+        yield from map(_html, parts)
     known = [("bundle (SHA-256 of its manifest)", report.digest), ("base", report.base), ("model", report.against)]
+    yield head("What was compared")
     yield table(
         Table(("", ""), [(name, element("code", value)) for name, value in (*known, ("command", command)) if value])
     )
-    yield _html(_summary(report))
-    yield "".join(element("p", prose(line.text), line.style) for line in failed_lines(report))
-    for section in sections(report):
-        if section.parts:
-            yield head(section.title)
-        yield from map(_html, section.parts)
 
 
 def _html(part: Line | Table | Heat) -> Markup:
