@@ -59,8 +59,8 @@ def _remember_types() -> None:
     def hints(record: type) -> dict[str, Any]:
         return typing.get_type_hints(record, globalns=vars(schema))
 
-    def get_type_hints(record: type, globalns: object) -> dict[str, Any]:
-        assert globalns is vars(schema)
+    def get_type_hints(record: type, globalns: object = None) -> dict[str, Any]:
+        assert globalns is None or globalns is vars(schema)  # older releases of torch leave it out
         return hints(record)
 
     serialize.typing = types.SimpleNamespace(**{**vars(typing), "get_type_hints": get_type_hints})  # type: ignore[assignment]
