@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kept
 import pytest
 from kept import sources
 
@@ -113,3 +114,54 @@ class TestSources:
     def test_are_the_whole_package_for_a_module_that_imports_it(self, root: Path) -> None:
         found = sources(root, "builds")
         assert set(found) == {root / "tests/support/builds.py", *(root / "adapter_export").rglob("*.*")}
+
+
+class TestKept:
+    @pytest.fixture
+    def made(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The arguments with which `_write` was called, while results are kept in a folder of this test."""
+        monkeypatch.setattr(kept, "_folder", tmp_path)
+        monkeypatch.setattr(kept, "_used", {})
+        monkeypatch.setattr(_write, "__module__", "chromium")  # any module in `tests/support`
+        monkeypatch.setattr(sys.modules[__name__], "WRITTEN", list[str]())
+        return WRITTEN
+
+    def test_a_result_is_made_for_each_key_and_two_of_them_stay(
+        self, made: list[str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        one, again, other, third = (
+            kept.kept(tmp_path_factory, "name", _write, text) for text in ("one", "one", "other", "third")
+        )
+        assert made == ["one", "other", "third"]
+        assert one == again
+        assert not one.exists()
+        assert (other / "file").read_text() == "other"
+        assert set((tmp_path / "name").iterdir()) == {other, third}
+
+    def test_a_file_counts_by_its_contents_and_not_by_its_name(
+        self, made: list[str], tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        source = tmp_path_factory.mktemp("source") / "file"
+        for text in ("a", "long"):
+            source.write_text(text)
+            kept.kept(tmp_path_factory, "name", _write, source)
+        assert len(made) == 2
+
+    @pytest.mark.usefixtures("made")
+    def test_a_test_that_writes_into_a_result_fails_and_the_result_is_forgotten(
+        self, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        folder = kept.kept(tmp_path_factory, "name", _write, "text")
+        kept.check_unchanged()
+        (folder / "file").write_text("another text")
+        with pytest.raises(pytest.fail.Exception, match="a test wrote into"):
+            kept.check_unchanged()
+        assert not folder.exists()
+
+
+WRITTEN: list[str] = []
+
+
+def _write(folder: Path, text: str | Path) -> None:
+    WRITTEN.append(str(text))
+    (folder / "file").write_text(str(text))

@@ -2,7 +2,7 @@
 
 A test is extended if it has the mark `extended`, uses a fixture with `@extended`, or takes long according to
 `tests/durations.txt`. Any other test that starts a program fails, unless its mark `starts_program` says that the
-program ends at once. Tests that the command line selects by path, `-k` or `-m` run in both tiers.
+program ends at once. Tests that the command line selects by path, `-k`, `-m` or `--lf` run in both tiers.
 
 `pytest --all --store-durations` measures the tests and writes the list.
 """
@@ -65,8 +65,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     options = config.option
-    named = config.args_source is pytest.Config.ArgsSource.ARGS or options.keyword or options.markexpr
-    config.stash[_EVERYTHING] = everything = bool(options.all or named)
+    is_path = config.args_source is pytest.Config.ArgsSource.ARGS
+    chosen = is_path or options.keyword or options.markexpr or getattr(options, "lf", False)
+    config.stash[_EVERYTHING] = everything = bool(options.all or chosen)
     # the machine may do something else: no deadline
     hypothesis.settings.register_profile("all", deadline=None, max_examples=_EXAMPLES)
     hypothesis.settings.register_profile("quick", deadline=None, max_examples=_QUICK_EXAMPLES)
