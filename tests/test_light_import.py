@@ -57,6 +57,11 @@ def test_the_package_and_its_help_answer_at_once(code: str) -> None:
     assert _least_time(code) < LIMIT_S
 
 
+def test_a_bundle_is_built_and_changed_without_the_libraries_of_extras() -> None:
+    code = "import adapter_export.bundle.build_plan, adapter_export.bundle.change, adapter_export.bundle.proof.prove"
+    assert _loaded(code, ("httpx", "huggingface_hub", "model_signing", "fastapi", "torch")) == ""
+
+
 def test_the_runtime_needs_numpy_and_onnxruntime_alone() -> None:
     unwanted = ("torch", "onnx", "onnx_ir", "safetensors", "rich", "click", "tokenizers")
     assert _loaded("import adapter_export.runtime", unwanted) == ""

@@ -19,9 +19,9 @@ from adapter_export.dtypes import AdapterPrecision
 from adapter_export.errors import AdapterError, BaseModelError, FileError, argument, command, quoted
 from adapter_export.format.manifest import AdapterRecord, Manifest
 from adapter_export.format.manifest_json import CARD_FILE, MANIFEST_VERSION, REPORT_FILE, SIGNATURE_FILE, read_manifest
+from adapter_export.format.readme import is_card
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.slot_form import rounded
-from adapter_export.hub.readme import is_card
 from adapter_export.numerics.runner import Runner
 from adapter_export.onnx_backend.slots import SlotPlan, head_sums, slot_tensors
 from adapter_export.reporting import SILENT, Reporter

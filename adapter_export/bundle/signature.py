@@ -24,7 +24,7 @@ from adapter_export.errors import FileError, FormatError, SignatureError, argume
 from adapter_export.format.check_report import read_report
 from adapter_export.format.files import canonical_json
 from adapter_export.format.manifest_json import CARD_FILE, MANIFEST_FILE, REPORT_FILE, SIGNATURE_FILE, is_hidden
-from adapter_export.hub.readme import is_card
+from adapter_export.format.readme import is_card
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.output import Output, locked
 from adapter_export.safe_io.parsers import parsing

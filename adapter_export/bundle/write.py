@@ -25,11 +25,11 @@ from adapter_export.format.manifest import (
 )
 from adapter_export.format.manifest_json import list_files, write_manifest
 from adapter_export.format.media import GOLDEN_MEDIA_FILE, GoldenMedia, golden_media_json
+from adapter_export.format.readme import write_readme
 from adapter_export.format.tensors import write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.compose.sums import MIX, weighted_members
 from adapter_export.graph.tasks import CAUSAL_LM
-from adapter_export.hub.readme import write_readme
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.slots import HeadSum, SlotPlan, adapter_output, slot_tensors, topology_key
 from adapter_export.runtime.adapter_file import write_adapter_file

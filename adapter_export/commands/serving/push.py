@@ -62,9 +62,9 @@ def push(
     """
     require_hub()
     from adapter_export.format.manifest_json import CARD_FILE, SIGNATURE_FILE
+    from adapter_export.format.readme import is_card
     from adapter_export.hub.card import measured_from_json, model_card
     from adapter_export.hub.push import push_folder, whole_artifact
-    from adapter_export.hub.readme import is_card
     from adapter_export.safe_io.documents import read_json
     from adapter_export.safe_io.regular_files import read_text
 
