@@ -99,6 +99,15 @@ def quoted(names: Iterable[object]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
+def nearest(name: str, known: Iterable[str], alike: float = 0.6) -> str | None:
+    """Return the known name most like an unknown one, in whatever case; `None` if none is that much alike, 0 to 1."""
+    from difflib import get_close_matches  # noqa: PLC0415 - for wrong names only
+
+    by_case = {one.casefold(): one for one in known}
+    near = get_close_matches(name.casefold(), by_case, 1, alike)
+    return by_case[near[0]] if near else None
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
     """Return what to do about an unknown name: the known name most like it, if one is, before another way out.
 
@@ -107,11 +116,8 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
         known: the names that there are.
         otherwise: an imperative clause.
     """
-    from difflib import get_close_matches  # noqa: PLC0415 - for wrong names only
-
-    by_case = {one.casefold(): one for one in known}
-    near = get_close_matches(name.casefold(), by_case, 1)
-    return f"did you mean `{by_case[near[0]]}`? If not, {otherwise}" if near else otherwise
+    near = nearest(name, known)
+    return otherwise if near is None else f"did you mean `{near}`? If not, {otherwise}"
 
 
 def worded(text: str, face: Face = "python") -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import click
 
 from adapter_export.cli.group import LazyGroup
-from adapter_export.errors import FormatError, UsageError
+from adapter_export.errors import FormatError, UsageError, nearest
 from adapter_export.safe_io.regular_files import read_text
 
 _HELP = "Read options from `[COMMAND]` in a TOML file."
@@ -77,8 +76,8 @@ def _table(path: Path, names: list[str], group: click.Command, options: Mapping[
 def _check_keys(found: Mapping[str, Any], known: Mapping[str, Any], where: str, what: str) -> None:
     for key in found:
         if key not in known:
-            near = get_close_matches(key, known, n=1)
-            fix = f"did you mean `{near[0]}`?" if near else None
+            near = nearest(key, known)
+            fix = None if near is None else f"did you mean `{near}`?"
             raise UsageError(f"has no {what} of this name", where=where, found=f"`{key}`", fix=fix)
 
 

@@ -10,13 +10,12 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from adapter_export.errors import AbandonedFileWarning, AdapterExportError, FileError, InputError
+from adapter_export.errors import AbandonedFileWarning, AdapterExportError, FileError, InputError, nearest
 from adapter_export.version import __version__
 
 _BUG, _INTERRUPTED = 5, 130
@@ -62,8 +61,8 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command that the first argument names; the error for an unknown one names a near one."""
         if args and args[0] not in self.table and not args[0].startswith("-"):
-            near = get_close_matches(args[0], self.table, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(self.table)}."
+            near = nearest(args[0], self.table)
+            hint = f"there are {', '.join(self.table)}." if near is None else f"did you mean `{near}`?"
             ctx.fail(f"no command `{args[0]}`; {hint}")
         return super().resolve_command(ctx, args)
 

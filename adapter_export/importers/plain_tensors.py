@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
 from adapter_export.dtypes import FLOAT_TYPES
-from adapter_export.errors import TensorError, UsageError, argument, command
+from adapter_export.errors import TensorError, UsageError, argument, command, nearest
 from adapter_export.graph.adapter import HEAD, Adapter, Head, Placement
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.heads import HeadOptions, embedding_facts, head_graph
@@ -143,8 +142,8 @@ def _check(tensors: Tensors, owners: list[_Owner]) -> None:
     faults = list(dict.fromkeys(_missing(tensors, owners)))
     for name in tensors:
         if name not in expected:
-            near = get_close_matches(name, expected, n=1, cutoff=0.8)
-            faults.append(f"`{name}` has no place{f', perhaps it is `{near[0]}`' if near else ''}")
+            near = nearest(name, expected, 0.8)
+            faults.append(f"`{name}` has no place{'' if near is None else f', perhaps it is `{near}`'}")
     for name, (owner, parameter) in expected.items():
         if name in tensors:
             faults += [f"`{name}` {fault}" for fault in _faults(tensors[name], owner, parameter)]
