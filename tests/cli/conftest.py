@@ -11,12 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rich.table
 from click.testing import CliRunner
 from once import once
 from safetensors.numpy import save_file
 from small_disk import small_disk
+from widths import WIDTHS, check_whole
 
+from adapter_export.cli import terminal
+from adapter_export.cli.fitted_table import fitted
 from adapter_export.cli.main import main
+from adapter_export.tables import Table
 
 WORDS = (
     "how",
@@ -48,6 +53,13 @@ class Finished:
     stderr: str
 
 
+def _checked(table: Table, width: int) -> rich.table.Table:
+    """Return a table as the command shows it, after a look at it on narrow terminals: of every command that is run."""
+    for narrow in WIDTHS:
+        check_whole(table, narrow)
+    return fitted(table, width)
+
+
 class Cli:
     """`adapter-export`: the real command, in this process, as another one would load torch first."""
 
@@ -63,7 +75,12 @@ class Cli:
             stdin: what it reads.
         """
         words = [str(argument) for argument in arguments]
-        with chdir(folder or Path.cwd()), nullcontext() if file_size is None else small_disk(file_size):
+        with (
+            chdir(folder or Path.cwd()),
+            nullcontext() if file_size is None else small_disk(file_size),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr(terminal, "fitted", _checked)
             found = CliRunner().invoke(main, words, input=stdin)
         return Finished(found.exit_code, found.stdout, found.stderr)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -13,31 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
+from widths import WIDTHS, check_whole, drawn, shown_columns
 
 import adapter_export
-from adapter_export.cli.fitted_table import fitted
 from adapter_export.cli.reporter import progress_on
 from adapter_export.tables import Table
 
 PACKAGE = Path(adapter_export.__file__).parent
-WIDTHS = (80, 120)
 NUMBER = "12,345,678"
 TEXT = "a text of 1,234 words with the number 0.98765 in it"
 PATH = "a/long/path/of/folders/with-a-name/and-another-name-that-no-terminal-takes-in-one-line.safetensors"
-
-
-def drawn(table: Table, width: int) -> list[str]:
-    out = Console(width=width, file=StringIO(), highlight=False, legacy_windows=False)
-    out.print(fitted(table, width))
-    assert isinstance(out.file, StringIO)
-    return out.file.getvalue().splitlines()
-
-
-def shown_columns(table: Table, lines: list[str]) -> set[str]:
-    """The columns that are in the table, by the note on those that are not."""
-    note = " ".join(lines).partition("not shown: ")[2].partition(";")[0]
-    left_out = {name.strip() for name in " ".join(note.split()).split(", ")} if note else set()
-    return {column for column in table.columns if column not in left_out}
 
 
 def constructed() -> Iterator[tuple[str, tuple[str, ...], str]]:
@@ -109,14 +93,9 @@ def test_no_table_of_the_package_breaks_a_number(
     """With a long number in every column of numbers, and texts, paths and digests in all others."""
     texts = (TEXT, PATH, "0f" * 32)
     cells = [f"{10 + at},345,678" if numbers[at : at + 1] == "r" else texts[at % 3] for at in range(len(columns))]
-    lines = drawn(Table(columns, [cells, cells], "title", numbers), width)
-    assert all(cell_len(line) <= width for line in lines), where
-    kept, words = shown_columns(Table(columns, []), lines), " ".join(lines).split()
-    for column, cell in zip(columns, cells, strict=True):
-        if column in kept and cell not in (PATH, texts[2]):
-            numbers_of = re.findall(r"[\d,.]*\d", cell)
-            assert all(words.count(number) >= 2 for number in numbers_of), (where, column)
-    assert columns[0] in kept
+    table = Table(columns, [cells, cells], where, numbers)
+    check_whole(table, width)
+    assert columns[0] in shown_columns(table, drawn(table, width))
 
 
 @given(
@@ -135,14 +114,7 @@ def test_no_table_of_the_package_breaks_a_number(
 def test_numbers_of_shown_columns_are_whole(rows: list[list[str]], width: int, right: bool) -> None:
     """Those that are set to the left, too."""
     columns = [f"column{at}" for at in range(len(rows[0]))]
-    table = Table(columns, rows, numbers="r" * len(columns) if right else "")
-    lines = drawn(table, width)
-    assert all(cell_len(line) <= width for line in lines)
-    kept = shown_columns(table, lines)
-    words = " ".join(lines).split()
-    for row in rows:
-        for column, cell in zip(columns, row, strict=True):
-            assert (cell in words) or column not in kept
+    check_whole(Table(columns, rows, numbers="r" * len(columns) if right else ""), width)
 
 
 def test_spare_columns_are_left_out_first_and_named() -> None:
