@@ -176,7 +176,7 @@ def test_documents_install_nothing_by_a_name_that_is_not_on_pypi() -> None:
     assert not [line for line in found if "adapter-export" in line.partition("pip install")[2]]
 
 
-def test_the_wheel_runs_a_bundle_where_torch_is_missing(
+def test_the_wheel_builds_and_runs_bundles_where_torch_is_missing(
     built: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     bundle = text_bundle(tmp_path_factory)
@@ -193,6 +193,9 @@ def test_the_wheel_runs_a_bundle_where_torch_is_missing(
     (answer,) = ae.open_bundle(bundle).texts().answer([TEXT], "topic")
     found = said("run", bundle, "--adapter", "topic", "--text", TEXT)
     assert answer.document().items() <= found["rows"][0].items()
+    adapter = bundle / "adapters" / "topic"
+    said("build", bundle.parent / "base.onnx", "--adapters", f"topic={adapter}", "-o", tmp_path / "made")
+    assert said("verify", tmp_path / "made")["verdict"] == "passed"
 
 
 def test_the_wheel_of_the_runtime_runs_a_bundle(
