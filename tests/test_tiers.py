@@ -61,7 +61,7 @@ def test_a_bare_run_leaves_out_what_starts_programs(
     assert "1 error" in done.stdout, "the test that starts a program by mistake passes, and its teardown fails"
     assert "ERROR test_all.py::test_starts_by_mistake" in done.stdout
     assert (f"{deselected} deselected" in done.stdout) == (deselected > 0)
-    assert f"extended {passed - 3:>18}" in done.stdout
+    assert f"extended {passed - 3:>18} tests" in done.stdout
 
 
 @pytest.mark.extended

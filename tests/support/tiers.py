@@ -150,7 +150,8 @@ def _show(reporter: pytest.TerminalReporter, reports: Iterable[pytest.TestReport
     """Print tests, and the seconds of workers that they took, by tier and folder."""
     tests, seconds = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for report in reports:
-        folder = report.nodeid.split("/")[1] if report.nodeid.count("/") > 1 else "."
+        file = report.nodeid.partition("::")[0]
+        folder = file.split("/")[1] if file.count("/") > 1 else "."
         key = dict(report.user_properties).get("tier", "quick"), folder
         seconds[key] += report.duration
         tests[key] += report.when == "call"
@@ -160,7 +161,7 @@ def _show(reporter: pytest.TerminalReporter, reports: Iterable[pytest.TestReport
         rows = [(tier, sum(tests[key] for key in keys), sum(seconds[key] for key in keys))]
         rows += [(f"  {key[1]}", tests[key], seconds[key]) for key in keys]
         for name, number, time in rows:
-            reporter.write_line(f"{name:<20}{number:>7}{time:>9.1f}")
+            reporter.write_line(f"{name:<20}{number:>7} tests{time:>9.1f} s")
 
 
 def _durations(root: Path) -> Path:
