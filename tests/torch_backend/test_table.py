@@ -171,6 +171,7 @@ def test_what_excel_saves_is_read_and_named(tmp_path: Path, mark: str, encoding:
         ("a.tsv", "text\tlabel\na;b,c\tx\n", 0),
         ("a.tsv", "text;label\na;x\n", 1),
         ("a.txt", "text|label\na|x\n", 0),
+        ("a.csv", f"text;label\n{'long, ' * 50_000};x\n", 1),
     ],
 )
 def test_the_delimiter_is_that_of_all_rows(tmp_path: Path, name: str, content: str, notes: int) -> None:

@@ -15,6 +15,7 @@ from heard import Heard
 from small_media import noise, png, wav
 
 import adapter_export as ae
+from adapter_export.api.models.opening import unopened
 from adapter_export.errors import DataError, RequestError, UsageError
 from adapter_export.graph.adapter import Adapter
 
@@ -133,6 +134,17 @@ def test_a_table_that_names_what_is_not_there(vit_folder: Path, tmp_path: Path) 
     (tmp_path / "y.csv").write_text("text,label\nhow far,a\n")
     with pytest.raises(DataError, match="no column `image`"):
         ae.train(vit_folder / "model.pt", tmp_path / "y.csv")
+
+
+def test_what_an_archive_reads_is_known_before_it_is_opened(
+    vit_folder: Path, tiny_bert_archive: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes((vit_folder / "model.pt").read_bytes()[:4000])
+    places = (vit_folder / "model.pt", tiny_bert_archive, vit_folder / "hf", damaged)
+    bases = [unopened(place) for place in places]
+    assert [base.reads for base in bases] == ["image", "text", None, None]
+    assert not any(base.is_open for base in bases)
 
 
 def test_what_is_for_texts_is_refused(vit_folder: Path, data: Path) -> None:

@@ -186,6 +186,7 @@ def _word(delimiter: str) -> str:
 def _delimiter(lines: Sequence[str], suffix: str | None) -> str:
     """Return the delimiter by which the header and the first rows have the same number of cells, more than one."""
     candidates = _DELIMITERS[suffix]
+    csv.field_size_limit(_LONGEST_CELL)
     for one in candidates:
         try:
             rows = [row for row in islice(csv.reader(lines, delimiter=one), _ROWS_COMPARED) if row]
@@ -203,7 +204,7 @@ def _csv_cells(lines: list[str], path: Path, delimiter: str, faults: TableFaults
 
     A broken quote is added to the faults; what comes after it cannot be read.
     """
-    csv.field_size_limit(_LONGEST_CELL)
+    csv.field_size_limit(_LONGEST_CELL)  # of the process, and a delimiter that is given was not looked for
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     start = 1
     try:
