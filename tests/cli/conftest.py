@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import chdir, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,18 @@ class Cli:
         assert "This is a bug" not in found.stderr
         assert words in found.stderr, found.stderr
         return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _traced_once() -> Iterator[None]:
+    """Trace a small model once for all commands that capture it; tests that need no torch do not load it for that."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    from small_models import traced_once
+
+    with traced_once():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -72,8 +72,8 @@ def traced_once() -> Iterator[None]:
         yield
 
 
-_SAYS_NOTHING = ("_name_or_path", "architectures", "transformers_version")
-"""Fields of a configuration that say where a model comes from."""
+_SAYS_NOTHING = ("_name_or_path", "architectures", "transformers_version", "id2label", "label2id")
+"""Fields of a configuration that say where a model comes from, and what its classes are called."""
 
 
 def _content(module: PreTrainedModel, given: Any) -> str:
