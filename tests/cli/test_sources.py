@@ -107,7 +107,8 @@ BAD_GRAPHS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("table") / "data.csv"
-    path.write_text("text,label\n" + "good film,good\nbad film,bad\n" * 8)
+    rows = (f"{label} film {at},{label}\n" for at in range(8) for label in ("good", "bad"))
+    path.write_text("".join(["text,label\n", *rows]))
     return path
 
 
