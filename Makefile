@@ -6,8 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(VENV)/.pip
 DEMO := $(VENV)/.demo
 STAMP := $(VENV)/.installed
-# one more than cores: many tests wait for processes of their own
-WORKERS ?= 3
+WORKERS ?= 2
 SECONDS ?= 3600
 SEED ?= 0
 FAULTS ?=
@@ -17,7 +16,7 @@ FOREIGN := $(VENV)/graphs/.installed
 LOWEST := $(VENV)/lowest/.installed
 QUIET := --quiet --disable-pip-version-check --no-compile
 # one thread per process, as the workers share the cores; compiled modules are kept, as hundreds of processes load them
-PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PATH="$(CURDIR)/$(BIN):$$PATH" \
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PATH="$(CURDIR)/$(BIN):$$PATH" \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # modules are compiled as they are imported: three of four never are
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --no-warn-conflicts
@@ -148,6 +147,8 @@ test-all: $(STAMP) $(KSERVE) $(FOREIGN)
 pytest: $(STAMP)
 	$(PYTEST)
 
+# one more than cores: many of these tests wait for processes of their own
+pytest-all: WORKERS = 3
 pytest-all: $(STAMP) $(KSERVE) $(FOREIGN)
 	$(PYTEST) --all
 
