@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from building import build_bundle
 from onnx import helper
-from small_encoder import load_encoder
+from small_encoder import ExportedEncoder
 from tiny_onnx import random_adapter, save_tiny, tiny_model
 
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
@@ -22,18 +23,17 @@ from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 from adapter_export.onnx_backend.quantise.optimize import check_deviation, optimized
 from adapter_export.onnx_backend.quantise.rewritten import Deviation, deviations
-from adapter_export.torch_backend.base.to_onnx import export_onnx
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
 SHAPES = [{"batch": 1, "tokens": 1}, {"batch": 3, "tokens": 7}]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["post-norm", "pre-norm"])
-def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[OnnxBase, TorchRunner]:
-    folder = tmp_path_factory.mktemp("plain")
-    torch_base = load_encoder(folder / "model.pt", pre_norm=request.param)
-    export_onnx(torch_base, folder / "base.onnx")
-    return open_onnx(folder / "base.onnx"), TorchRunner(torch_base)
+def plain(
+    request: pytest.FixtureRequest, exported_encoder: Callable[[bool], ExportedEncoder]
+) -> tuple[OnnxBase, TorchRunner]:
+    base = exported_encoder(request.param)
+    return base.in_onnx, TorchRunner(base.in_torch)
 
 
 @pytest.fixture(scope="module")

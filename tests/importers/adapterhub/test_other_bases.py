@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from adapterhub_bases import FIXTURES, Made, import_adapterhub
+from tiers import some_quick
 
 from adapter_export.errors import AdapterError, TensorError
 from adapter_export.importers.adapterhub.adapterhub_folder import sublayer_target
@@ -18,7 +19,7 @@ KINDS = ("seq_bn", "double_seq_bn", "lora")
 
 @pytest.mark.parametrize("form", ["torch", "onnx"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["distilbert", "vit", "llama"])
+@pytest.mark.parametrize("name", some_quick(["distilbert", "vit", "llama"], "distilbert"))
 def test_an_adapter_of_bert_is_none_of_another_model(
     name: str, kind: str, form: str, made: Callable[[str], Made]
 ) -> None:
@@ -28,7 +29,7 @@ def test_an_adapter_of_bert_is_none_of_another_model(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["distilbert", "vit"])
+@pytest.mark.parametrize("name", some_quick(["distilbert", "vit"], "distilbert"))
 def test_by_number_is_the_word_for_it(name: str, kind: str, made: Callable[[str], Made], bert: Made) -> None:
     folder = FIXTURES / "bert" / kind
     found = import_adapterhub(folder, made(name).sites, name="a", base="x", by_number=True)

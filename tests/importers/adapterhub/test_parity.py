@@ -13,6 +13,7 @@ import pytest
 from adapterhub_bases import FIXTURES, Made, import_adapterhub
 from safetensors.numpy import load_file
 from slotted import Slotted, in_slots
+from tiers import some_quick
 
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.slot_form import KEEP, slot_form
@@ -22,6 +23,7 @@ from adapter_export.onnx_backend.onnx_runner import CutRunner
 
 NOT_IN_NUMPY = ("llama", "vit", "bart")
 BASES = ("bert", "roberta", "distilbert", "gpt2", *NOT_IN_NUMPY)
+QUICK = ("bert", "gpt2")
 REFUSED = {"bert/compacter_bare_without_rule", "bert/head_pooler", "bert/plugin_seq_bn"}
 CASES = sorted(
     str(path.parent.relative_to(FIXTURES))
@@ -74,7 +76,7 @@ def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float, what
     np.testing.assert_allclose(found, expected, rtol=0, atol=allowed, err_msg=what)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", some_quick(CASES, *(case for case in CASES if case.startswith(QUICK))))
 def test_torch_and_numpy_compute_it(case: str, made: Callable[[str], Made]) -> None:
     """Those that are never neutral have a switch."""
     base, expected = made(case.partition("/")[0]), load_file(FIXTURES / case / "expected.safetensors")
@@ -94,7 +96,7 @@ def test_torch_and_numpy_compute_it(case: str, made: Callable[[str], Made]) -> N
         assert_close(logits, expected["logits_f64"], tolerance)
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", some_quick(BASES, *QUICK))
 def test_onnxruntime_computes_them_in_one_graph(name: str, made: Callable[[str], Made]) -> None:
     """A dozen in one: a slot for every tensor of a hundred takes longer."""
     base, cases = made(name), [case for case in CASES if case.startswith(f"{name}/")]

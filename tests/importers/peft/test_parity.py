@@ -7,6 +7,7 @@ import pytest
 from peft_bases import peft_base, peft_base_in_torch
 from peft_folders import CASES, Arrays, adapter_folder, base_folder, expected, import_peft
 from slotted import Slotted
+from tiers import some_quick
 
 from adapter_export.graph.adapter import Adapter
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
@@ -27,7 +28,7 @@ def test_the_cases_are_all_that_peft_wrote() -> None:
     assert len(CASES) > 35
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", some_quick(BASES, "bert", "gpt2"))
 def test_both_compute_what_peft_computed(base: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """In one graph with slots for all of them."""
     folder = peft_base(tmp_path_factory, base)
