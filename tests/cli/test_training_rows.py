@@ -11,6 +11,8 @@ import pytest
 STARTS, TEXTS = ("who", "how", "many", "far", "wrote"), ("good film", "fine play", "the moon", "dull", "bad", "is this")
 OPTIONS = ("--adapter", "tickets", "--resamples", 0)
 
+pytestmark = pytest.mark.extended  # it trains and builds; `tests/analysis/test_seen_rows.py` is quick
+
 
 def rows() -> list[tuple[str, str]]:
     """30 texts, of which 20 are `good`."""
