@@ -55,7 +55,7 @@ class Task:
     """An adapter of the demo: its rows, and how it is trained.
 
     Attributes:
-        part: number of training rows to use, a fifth of them for validation; default: all, and the validation rows.
+        part: number of training rows to use, a tenth of them for validation; default: all, and the validation rows.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Steps:
         now = time.time()
         self._times.append((self._title, now - self._at))
         self._title, self._at = title, now
-        heading(title)
+        heading(title, "##")
 
     def show(self) -> None:
         """Show the seconds of each step, and of all."""
@@ -125,13 +125,13 @@ class Demo:
         trec = Task("trec", self.folder, demo_data.trec(), QUICK)
         sentiment = Task("sentiment", self.folder, demo_data.sentiment(), QUICK, part=1500)
         self.capture()
-        self.train(trec, "an accuracy of about 0.92 within a minute")
+        self.train(trec, "an accuracy of about 0.92 on the validation rows, within a minute")
         self.steps.begin("One graph, with slots for adapters")
         unless(self.bundle, "build", MODEL, "--adapters", trec.adapter, "-o", self.bundle)
         self.steps.begin("The first answers")
         run("run", self.bundle, "--adapter", "trec", "--text", QUESTIONS[0], "--text", QUESTIONS[1])
         print(f"\nAnswered {self.steps.elapsed:.0f} s after the start.")
-        self.train(sentiment, "an accuracy of about 0.82 within a minute")
+        self.train(sentiment, "an accuracy of about 0.82 on the validation rows, within a minute")
         self.steps.begin("A second adapter in the same graph, without a new export")
         added = self.bundle / "adapters" / "sentiment.onnx_adapter"
         unless(added, "add", self.bundle, sentiment.adapter, "--against", MODEL)
@@ -152,7 +152,7 @@ class Demo:
         sentiment = Task("sentiment", self.folder, demo_data.sentiment(), ("--kind", "pfeiffer", "--epochs", "2"))
         self.capture()
         for task, expected in ((trec, "0.938"), (sentiment, "0.872")):
-            self.train(task, f"an accuracy of {expected} on the test texts after two to four minutes")
+            self.train(task, f"an accuracy of {expected} on the test rows, after one to five minutes")
             run("lint", task.adapter, "--base", MODEL, "--data", task.split("validation"))
         self.steps.begin("One graph for both")
         names = f"{trec.adapter},{sentiment.adapter}"
@@ -177,7 +177,8 @@ class Demo:
         unless(MODEL, "capture", nearby(demo_data.base_folder()), "-o", MODEL)
 
     def train(self, task: Task, expected: str) -> None:
-        self.steps.begin(f"The adapter `{task.name}`: {expected}")
+        self.steps.begin(f"The adapter `{task.name}`")
+        print(f"Expect {expected}.\n")
         task.prepare()
         unless(task.adapter, *task.train_command())
 
@@ -274,8 +275,8 @@ def nearby(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def heading(title: str) -> None:
-    print(f"\n## {title}\n")
+def heading(title: str, marks: str = "###") -> None:
+    print(f"\n{marks} {title}\n")
 
 
 def unless(output: Path, *command: object) -> None:
@@ -292,8 +293,6 @@ def run(*command: object) -> None:
     try:
         adapter_export([str(part) for part in command])
     except SystemExit as done:
-        if done.code == INTERRUPTED:
-            print("`make demo` continues from here.", file=sys.stderr)
         if done.code:
             sys.exit(done.code)
 
@@ -313,4 +312,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
