@@ -19,7 +19,7 @@ from building import build_bundle
 from exported_bases import by_older_exporter
 from heads import heads, with_head
 from slotted import in_slots
-from tiers import some_quick
+from tiers import extended
 from tiny_onnx import random_adapter
 from torch import Tensor, nn
 
@@ -136,7 +136,8 @@ class AdaptedBase:
     adapter: Adapter
 
 
-@pytest.fixture(scope="module", params=some_quick(["t5", "marian", "whisper"], "t5"))
+@pytest.fixture(scope="module", params=["t5", "marian", "whisper"])
+@extended
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AdaptedBase:
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
     module = built(name)
@@ -186,7 +187,7 @@ def test_rows_of_a_batch_run_through_different_adapters(base: AdaptedBase) -> No
     assert_rows_are_those_of_slots(base.in_onnx, adapters, inputs, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("base", some_quick(["marian"]), indirect=True)
+@pytest.mark.parametrize("base", ["marian"], indirect=True)
 def test_a_head_reads_the_tokens_that_the_mask_of_the_decoder_keeps(base: AdaptedBase) -> None:
     adapter = random_adapter("headed", EVERYWHERE, base.in_onnx, bottleneck=4, labels="abc")
     inputs = {name: value.numpy() for name, value in inputs_of(base.name, 2, 6, 6).items()}
@@ -199,7 +200,7 @@ def test_a_head_reads_the_tokens_that_the_mask_of_the_decoder_keeps(base: Adapte
         np.testing.assert_allclose(runner.run(inputs, adapter)["logits"], wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("base", some_quick(["marian"]), indirect=True)
+@pytest.mark.parametrize("base", ["marian"], indirect=True)
 def test_the_runtime_labels_the_tokens_that_the_mask_of_the_decoder_keeps(base: AdaptedBase, tmp_path: Path) -> None:
     """As many tokens as the encoder has: the shapes of both masks fit."""
     adapter = with_head(base.adapter, "tag", heads(base.in_onnx.sites.width)["tag"])

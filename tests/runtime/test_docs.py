@@ -12,6 +12,7 @@ import pytest
 import tokenizers
 from building import build_bundle
 from small_media import noise, png
+from tiers import extended
 from tiny_onnx import random_adapter, save_tiny
 
 from adapter_export.graph.compose import weighted_fusion
@@ -25,6 +26,7 @@ SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.S |
 
 
 @pytest.fixture
+@extended
 def folder(tmp_path: Path, vit_folder: Path) -> Path:
     """`bundle` with `a` and `b`, and `c.onnx_adapter`, which was built for the same graph; `images` of a ViT."""
     shutil.copytree(vit_folder / "bundle", tmp_path / "images")

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
 _Fixture = TypeVar("_Fixture", bound=Callable[..., Any])
 
-_LONG_S = 1.0
-"""Processor seconds from which on a test is long."""
-_STORED_S = 0.5
+_LONG_S = 0.5
+"""Processor seconds from which on a test is long, and listed."""
 
 _EVERYTHING = pytest.StashKey[bool]()
 _EXAMPLES = 100
@@ -180,7 +179,7 @@ def _store(root: Path, measured: Mapping[str, float]) -> None:
     """Write the tests that take long, those of files that did not run as they were."""
     files = {name.partition("::")[0] for name in measured}
     stored = {name: time for name, time in _read_durations(root).items() if name.partition("::")[0] not in files}
-    stored |= {name: time for name, time in measured.items() if time >= _STORED_S}
+    stored |= {name: time for name, time in measured.items() if time >= _LONG_S}
     lines = [
         f"{time:.1f} {name}\n" for name, time in sorted(stored.items()) if (root / name.partition("::")[0]).exists()
     ]
