@@ -12,6 +12,7 @@ from building import build_bundle
 from replacing import LINEARS, OTHERS, SUBLAYERS, adapted, adapter_at, behind_the_norm, scaled, scaled_plus
 from slotted import in_slots
 from small_encoder import ExportedEncoder, inputs
+from tiers import some_quick
 from torch import Tensor
 
 from adapter_export.bundle.bundle_reader import OpenedBundle
@@ -40,9 +41,9 @@ class Bases(ExportedEncoder):
         return adapter_at(name, graph, sites, self.in_onnx.sites, self.in_onnx.fingerprint)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["post_norm", "pre_norm"])
+@pytest.fixture(scope="module", params=some_quick(["post_norm", "pre_norm"], "pre_norm"))
 def bases(request: pytest.FixtureRequest, exported_encoder: Callable[[bool], ExportedEncoder]) -> Bases:
-    return Bases(**vars(exported_encoder(request.param)))
+    return Bases(**vars(exported_encoder(request.param == "pre_norm")))
 
 
 def graphs_and_sites() -> Iterator[tuple[str, AdapterGraph, list[str]]]:

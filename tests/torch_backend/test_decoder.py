@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
+from tiers import some_quick
 from torch import Tensor
 
 import adapter_export as ae
@@ -37,7 +38,7 @@ MODELS: Mapping[str, hf.PretrainedConfig] = {
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=some_quick(MODELS, "gpt2"))
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = hf.AutoModelForCausalLM.from_config(MODELS[request.param])
