@@ -60,9 +60,7 @@ def evaluate(
         Mapping[str, float] | Sequence[str],
         Option("Minimum of a metric; maximum where less is better. Repeatable.", "METRIC=N"),
     ] = (),
-    allow_training_rows: Annotated[
-        bool, "Let a gate pass on rows that the adapter was trained on, which says nothing about new ones."
-    ] = False,
+    allow_training_rows: Annotated[bool, "Let gates pass on rows that the adapter was trained on."] = False,
     against: Annotated[
         Base | PathLike | None,
         Option("The model that the bundle was built from; it answers the same rows.", "MODEL"),
@@ -80,10 +78,8 @@ def evaluate(
     The metrics are those of the adapter's task, with 95 % intervals: accuracy and macro-F1 of classes, F1 and average
     precision of sets of labels, F1 of entities, exact match and F1 of answers in a text, correlations of numbers, MRR
     and NDCG of rankings, Spearman's correlation of the cosines of pairs. Rows are read as `train` reads them, and
-    become tokens by the bundle's own record. If training recorded scores for this very file, they are compared.
-
-    Rows that the adapter was trained on, or validated by, are counted and named in a warning. A gate on training rows
-    fails.
+    become tokens by the bundle's own record. If training recorded scores for this very file, they are compared. Rows
+    that the adapter was trained on, or validated by, are named in a warning.
 
     Args:
         bundle: the bundle, or its folder.
