@@ -22,7 +22,7 @@ from adapter_export.version import __version__
 _BUG, _INTERRUPTED = 5, 130
 
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
-"""Imports and exports make millions of objects, few of them in cycles: Python's 700 cost a tenth of a capture."""
+"""Imports and exports make millions of objects, few of them in cycles; Python's default is 700."""
 
 
 @dataclass(frozen=True)
