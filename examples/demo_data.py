@@ -110,6 +110,12 @@ def sentiment() -> list[Row]:
     return _distinct(clear)
 
 
+def spam() -> list[Row]:
+    """Short messages that are spam or not (Almeida et al. 2011), 2 classes."""
+    with file_of("spam").open(encoding="utf-8", newline="") as file:
+        return _distinct((row["text"], "spam" if row["spam"] == "1" else "ham") for row in csv.DictReader(file))
+
+
 def write_splits(rows: list[Row], folder: Path, seed: int = 0) -> dict[str, int]:
     """Write `train.tsv`, `validation.tsv` and `test.tsv` (60/20/20) and return their numbers of rows."""
     shuffled = sorted(rows)

@@ -21,7 +21,8 @@ def _commands(text: str) -> list[list[str]]:
     """Every command line of `adapter-export` in code, in blocks and between backticks."""
     blocks = [
         line
-        for block in re.findall(r"```(?:sh|console)?\n(.*?)```", text.replace("\\\n", ""), re.S)
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text.replace("\\\n", ""), re.S | re.M)
+        if language in ("", "sh", "console")
         for line in block.splitlines()
     ]
     inline = re.findall(r"`(adapter-export [a-z]+ [^`]+)`", text)
@@ -42,11 +43,17 @@ def test_every_command_in_the_documents_parses(
     if "--config" in command:
         (shown,) = re.findall(r"```toml\n(.*?)```", (ROOT / name).read_text("utf-8"), re.S)
         Path(command[command.index("--config") + 1]).write_text(shown, encoding="utf-8")
+    if command == ["--help"]:
+        return
     assert command[0] in COMMANDS, name
     found = main.get_command(click.Context(main), command[0])
     assert found is not None
     if len(command) > 2:
         found.make_context(command[0], command[1:], parent=click.Context(main, info_name="adapter-export"))
+
+
+def test_the_readme_can_be_read_at_once() -> None:
+    assert README.read_text("utf-8").count("\n") <= 180
 
 
 def test_the_readme_shows_the_way_from_a_model_to_a_service() -> None:
