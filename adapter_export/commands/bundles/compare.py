@@ -58,7 +58,7 @@ def compare(
     delimiter: Annotated[str | None, DELIMITER] = None,
     encoding: Annotated[str | None, ENCODING] = None,
     skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
-    limit: Annotated[int | None, Option("Number of rows to answer, from the first.", "N", least=1)] = None,
+    limit: Annotated[int | None, Option("Number of rows to answer, a random sample.", "N", least=1)] = None,
     rounds: Annotated[int, Option("Rounds of timed calls; 0 measures no latency.", "N", least=0)] = 15,
     resamples: Annotated[int, Option("Bootstrap draws for the intervals; 0 for none.", "N", least=0)] = 1000,
     seed: Annotated[int, Option("Random seed of the draws.", "N", least=0)] = 0,
@@ -66,15 +66,14 @@ def compare(
     force: Force = False,
     reporter: Reporter = SILENT,
 ) -> Comparison:
-    """Compare adapters, bundles and models on the same labelled rows, in ONNX Runtime.
+    """Compare adapters, bundles and models on the same rows, in ONNX Runtime.
 
     CONTESTANTS are bundles, whose adapters all take part, adapter folders, which need a base, and models with a head.
     Adapters and models are built as temporary bundles, adapters of one topology together.
 
     Scores have 95 % intervals. Whether two differ beyond chance is tested on the same rows: exact McNemar where each
-    row is right or wrong, else paired permutation or bootstrap, with Holm's correction for more than two. Beside that:
-    how often they agree, rows on which they differ, sizes, latency of calls in turns, and for fusions the mean
-    attention weight of each member in each layer.
+    row is right or wrong, else paired permutation or bootstrap, with Holm's correction for more than two. The
+    report adds agreement, rows on which they differ, sizes, latency and the attention weights of fusions.
 
     Args:
         contestants: bundles, adapters, models, or their folders and files. Two of one name are told apart by their

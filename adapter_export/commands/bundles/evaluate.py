@@ -55,7 +55,7 @@ def evaluate(
     encoding: Annotated[str | None, ENCODING] = None,
     skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
     slices: Annotated[str | None, Option("Also report scores for each value of this column.", "COLUMN")] = None,
-    limit: Annotated[int | None, Option("Number of rows to answer, from the first.", "N", least=1)] = None,
+    limit: Annotated[int | None, Option("Number of rows to answer, a random sample.", "N", least=1)] = None,
     gate: Annotated[
         Mapping[str, float] | Sequence[str],
         Option("Minimum of a metric; maximum where less is better. Repeatable.", "METRIC=N"),
@@ -83,7 +83,7 @@ def evaluate(
 
     Args:
         bundle: the bundle, or its folder.
-        data: labelled rows: csv, tsv or jsonl in UTF-8; images and audio as `train` reads them.
+        data: labelled rows: csv, tsv or jsonl; images and audio as `train` reads them.
         gate: bounds by metric, also as texts such as `accuracy=0.92`.
         allow_training_rows: let gates pass on training rows.
         against: the model that the bundle was built from, to answer the same rows.

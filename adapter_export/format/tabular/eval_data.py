@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,9 @@ from adapter_export.format.tabular.table_faults import lines_of
 from adapter_export.graph.tasks import Task
 from adapter_export.graph.tasks.cells import some
 from adapter_export.modalities import FILE_MODALITIES
+
+_SEED = 0
+"""Of the sample of a limit, so that every contestant and every run answers the same rows."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class DataOptions:
         group: the column that a ranking groups by; `None` for the query.
         slices: the column whose values get scores of their own.
         skip_incomplete: leave out rows without a text or a label instead of refusing them.
-        limit: the number of rows to answer; `None` for all.
+        limit: the number of rows to answer, a random sample; `None` for all.
     """
 
     columns: Columns
@@ -119,11 +125,27 @@ class DataOptions:
                 raise UsageError("no such column", where=where, found=f"`{column}`", expected=expected, fix=fix)
         if self.group is not None and not task.kind.ranks:
             raise UsageError(f"only a ranking has a {argument('group')}", found=f"the task `{task.type}`")
-        kept = tuple(rows[: self.limit])
-        groups: tuple[str, ...] = ()
-        if task.kind.ranks:
-            groups = tuple(str(row.text if self.group is None else row.cells[self.group]) for row in kept)
+        of_rows = [str(row.text if self.group is None else row.cells[self.group]) for row in rows]
+        chosen = self._sampled(of_rows if task.kind.ranks else [str(at) for at in range(len(rows))])
+        kept = tuple(rows[at] for at in chosen)
+        groups = tuple(of_rows[at] for at in chosen) if task.kind.ranks else ()
         digest, is_part = data_digest(path, rows), len(kept) < len(rows)
         left_out = f"{len(table.incomplete):,} rows without a text or a label were left out"
         notes = (*table.notes, *([f"{left_out} ({lines_of(table.incomplete)})"] if table.incomplete else []))
+        notes += (f"{len(kept):,} of {len(rows):,} rows were drawn at random",) if is_part else ()
         return EvalData(path, digest, kept, is_part, columns.names, groups, self.slices, notes)
+
+    def _sampled(self, units: Sequence[str]) -> list[int]:
+        """Return the places of a random sample, in the order of the file, always the same for the same rows.
+
+        Files are often sorted by label, so the first rows would be a sample of one class. Rows of one unit stay
+        together: a group without its other rows is another ranking.
+        """
+        if self.limit is None or self.limit >= len(units):
+            return list(range(len(units)))
+        counts = Counter(units)
+        names = list(counts)
+        random.Random(_SEED).shuffle(names)
+        ends = accumulate(counts[name] for name in names)
+        taken = {name for name, end in zip(names, ends, strict=True) if end <= self.limit} or {names[0]}
+        return [at for at, unit in enumerate(units) if unit in taken]
