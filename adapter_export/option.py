@@ -113,5 +113,5 @@ SITE_MAP = Option(
 TRUST_PICKLE = Option("Load a model archive that could run code. Only for files you trust.")
 VALIDATION = Option("Fraction of each class held out for validation; 0.1 without a validation file.", "FRACTION")
 VALIDATION_DATA = Option("Validation file; excludes `--validation`.", "FILE")
-TOKENIZER = Option("Folder of `tokenizer.json`; defaults to the model's tokenizer.", "FOLDER")
+TOKENIZER = Option("A `tokenizer.json`, or a folder with one; defaults to the model's tokenizer.", "PATH")
 THREADS = Option("Processor threads; defaults to those of torch.", least=1)

@@ -28,7 +28,7 @@ REPORT_VERSION = "1.0.0"
 Verdict = Literal["passed", "failed"]
 Against = Literal["reference", "golden", "float64"]
 Scope = Literal["full", "quick", "part", "golden"]
-"""How much of a bundle was checked: all of it; most shapes, words and nodes skipped; named adapters, graphs or shapes
+"""The scope of a check: all of the bundle; most shapes, words and nodes skipped; named adapters, graphs or shapes
 only; or, by `verify`, golden vectors only."""
 
 Split = Literal["all", "tokens", "padding"]

@@ -191,11 +191,13 @@ class Reader(ABC):
         self, rows: Sequence[Any], adapter: str | None, adapters: Sequence[str | None] | None
     ) -> list[str | None]:
         """Return the adapter of each row; RequestError unless `rows` is a list with an adapter for each or for all."""
-        single = isinstance(rows, str | bytes | Path | Pair)
-        names = [adapter] * (0 if single else len(rows)) if adapters is None else list(adapters)
-        if single or not len(rows) or len(names) != len(rows):
-            what = f"there is not one adapter for each {self.word}" if len(rows) and not single else f"no {self.word}s"
-            found = type(rows).__name__ if single else f"{len(names)} adapters for {len(rows)} {self.word}s"
+        if isinstance(rows, str | bytes | Path | Pair):
+            what, found = f"a single {self.word} was given", type(rows).__name__
+            raise RequestError(what, found=found, expected=f"a list of {self.word}s", fix="put it into a list: `[…]`")
+        names = [adapter] * len(rows) if adapters is None else list(adapters)
+        if not len(rows) or len(names) != len(rows):
+            what = f"there is not one adapter for each {self.word}" if len(rows) else f"no {self.word}s"
+            found = f"{len(names)} adapters for {len(rows)} {self.word}s"
             raise RequestError(
                 what, found=found, expected=f"a list of {self.word}s, and an adapter for each or for all"
             )

@@ -43,7 +43,7 @@ def test_validation_rows_are_told_from_training_rows(tmp_path: Path) -> None:
 
 
 def test_rows_of_a_long_file_are_estimated_by_a_sample(tmp_path: Path) -> None:
-    """Of 4,000 rows 1,000 are known; about half of them can be looked up, so σ is about 2000·√(.25·.75/2000) = 19."""
+    """Look up 1,000 known rows of 4,000, about half of which are found, so σ is about 2000·√(.25·.75/2000) = 19."""
     learnt = read(tmp_path / "a.jsonl", [f"text {at}" for at in range(2 * MOST_DIGESTS)])
     record = {"data": {"training": source(learnt)}}
     assert len(json.dumps(record)) < 12_000

@@ -37,7 +37,7 @@ SMALL = ("houlsby", "pfeiffer", "lora")
 """The adapters of the bundle in which faults are planted: two that share slots, and one at other sites."""
 
 TRAINED = {"trec": "houlsby", "sentiment": "pfeiffer"}
-"""Those of MiniLM, which are those of `make demo-full` where it has run, with their kinds."""
+"""Adapters of MiniLM with their kinds, those of `make demo-full` where it has run."""
 
 ROWS = 500
 """The texts of a data set that a short training takes: 300 to learn from."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -182,6 +183,14 @@ def test_no_page_of_help_is_long_and_every_option_is_explained(name: str) -> Non
             assert any(line == flags or line.startswith(f"{flags} ") for line in lines), flags
             typed = "[default:" in (param.help or "")
             assert not (typed and param.show_default), f"{flags} shows two defaults"
+
+
+def test_help_answers_the_first_question() -> None:
+    first = CliRunner().invoke(main, ["run", "--help"]).output
+    assert "--adapter NAME" in first.partition("Examples:")[0]
+    chain = CliRunner().invoke(main, ["--help"]).output.partition("From a model to a service:")[2]
+    (trained,) = re.findall(r"train .* -o (\S+)", chain)
+    assert f"--adapters {trained} " in chain, "only adapters of the chain"
 
 
 def test_a_section_of_options_is_explained_alone() -> None:

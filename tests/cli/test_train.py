@@ -109,7 +109,7 @@ def test_other_forms_columns_and_bases(cli, hf_folder: Path, tmp_path: Path) -> 
     table = tmp_path / "rows.jsonl"
     lines = [json.dumps({"sentence": text, "stars": 5 if label == "good" else 1}) for text, label in rows()]
     table.write_text("\n".join(lines), encoding="utf-8")
-    columns = ("--text", "sentence", "--label", "stars", "--tokenizer", hf_folder)
+    columns = ("--text", "sentence", "--label", "stars", "--tokenizer", hf_folder / "tokenizer.json")
     made = cli.json("train", hf_folder, "--data", table, *columns, *QUICK, "-o", tmp_path / "a")
     assert made["task"]["labels"] == ["1", "5"]
 

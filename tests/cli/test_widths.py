@@ -76,7 +76,7 @@ CONSTRUCTED = list(constructed())
 
 
 def test_all_tables_are_found() -> None:
-    """Those of the commands in the issue among them."""
+    """Draw the tables that broke numbers before, among others."""
     files = {where.partition(":")[0] for where, _, _ in CONSTRUCTED}
     assert len(CONSTRUCTED) > 45
     assert {
@@ -112,7 +112,7 @@ def test_no_table_of_the_package_breaks_a_number(
     st.booleans(),
 )
 def test_numbers_of_shown_columns_are_whole(rows: list[list[str]], width: int, right: bool) -> None:
-    """Those that are set to the left, too."""
+    """Keep numbers whole that are set to the left, too."""
     columns = [f"column{at}" for at in range(len(rows[0]))]
     check_whole(Table(columns, rows, numbers="r" * len(columns) if right else ""), width)
 

@@ -61,7 +61,7 @@ def decisions(right: list[int], answered: list[int]) -> Decisions:
 
 
 def test_the_majority_is_the_score_of_always_answering_the_most_frequent_label() -> None:
-    """Of 25 rows 16 are b: accuracy 16/25; F1 of b 2·16/(25+16), of a and c 0."""
+    """Compute by hand: 16 of 25 rows are b, so accuracy is 16/25; F1 of b 2·16/(25+16), of a and c 0."""
     majority = decisions([1] * 16 + [0] * 5 + [2] * 4, [0] * 25).majority
     assert majority is not None
     assert majority.label == "b"

@@ -292,7 +292,7 @@ def _counts(rows: TextTask) -> str:
 
 
 def _too_many(start: Start, rows: int) -> Iterator[str]:
-    """Yield a note if the adapter has so many parameters that it may memorise its rows; heads do not count."""
+    """Yield a note if the adapter has enough parameters to memorise its rows; heads do not count."""
     from adapter_export.analysis.adapter_costs import MOST_PER_ROW
     from adapter_export.graph.adapter import HEAD
 

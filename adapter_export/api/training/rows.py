@@ -323,24 +323,24 @@ def _check_no_cache(base: Base) -> None:
         )
 
 
-def _text_source(base: Base, folder: PathLike | None, max_tokens: int | None) -> TextSource:
+def _text_source(base: Base, given: PathLike | None, max_tokens: int | None) -> TextSource:
     from adapter_export.torch_backend.train.data import TextSource
 
-    return TextSource(_tokenizer_of(base, folder, max_tokens), tuple(record.name for record in base.inputs))
+    return TextSource(_tokenizer_of(base, given, max_tokens), tuple(record.name for record in base.inputs))
 
 
-def _tokenizer_of(base: Base, folder: PathLike | None, max_tokens: int | None) -> Tokenizer:
-    from adapter_export.text import Tokenizer
+def _tokenizer_of(base: Base, given: PathLike | None, max_tokens: int | None) -> Tokenizer:
+    from adapter_export.text import Tokenizer, read_tokenizer
 
     known = base.max_tokens
     limit = max_tokens or (MAX_TOKENS if known is None else min(MAX_TOKENS, known))
     if known is not None and limit > known:
         what = f"{argument('max_tokens')} is more than the model takes"
         raise UsageError(what, found=limit, expected=f"at most {known}")
-    if folder is not None:
-        return Tokenizer.from_folder(folder, limit, base.fit)
+    if given is not None:
+        return Tokenizer.from_json(read_tokenizer(Path(given)), limit, base.fit)
     if base.tokenizer is None:
-        fix = f"name the folder of its `tokenizer.json`: {argument('tokenizer')}"
+        fix = f"name its `tokenizer.json`, or the folder of it: {argument('tokenizer')}"
         if base.inputs[0].dtype == "float32":
             fix = "capture it again from a folder with a `preprocessor_config.json` that says how they become its input"
             raise UsageError("the model does not say how it reads images or audio", where=base.path, fix=fix)

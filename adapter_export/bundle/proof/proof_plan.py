@@ -90,7 +90,7 @@ class Plan:
 
     @property
     def scope(self) -> Scope:
-        """How much of the bundle is checked; a choice of names is less than a quick check of everything."""
+        """The scope of the check; a choice of names is less than a quick check of everything."""
         if self.quick:
             return "golden"
         left_out = {*self.bundle.names} - {*self.names} or {*_variants_in(self.bundle)} - {*self.variants}

@@ -15,7 +15,7 @@ from adapter_export.api.models.opening import base_for, unopened
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import AdapterError, UsageError, argument
 from adapter_export.format.precision import PRECISION_NAMES, Precision, PrecisionName
-from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
+from adapter_export.option import SITE_MAP, TOKENIZER, TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.tables import Table, size
@@ -49,9 +49,7 @@ def build(
     output: Annotated[PathLike, Option("The bundle to write.", "PATH", "-o")],
     *,
     without_base_head: Annotated[bool, "Omit the base head, which is otherwise built as an adapter."] = False,
-    tokenizer: Annotated[
-        PathLike | None, Option("A `tokenizer.json`, or a folder with one. Default: that of the model.", "PATH")
-    ] = None,
+    tokenizer: Annotated[PathLike | None, TOKENIZER] = None,
     max_tokens: Annotated[int | None, Option("Maximum tokens per text. Default: the model's maximum.", least=1)] = None,
     allow_base_mismatch: AllowBaseMismatch = False,
     base_precision: Annotated[

@@ -422,4 +422,5 @@ COMMAND: Command[Answers | Answered] = Command(
         "calls": ("many", "token_budget", "allow_mixed_rows", "provider", "threads"),
         "shards": ("shards", "shard_rows", "ray", "workers"),
     },
+    common=("text", "pair", "adapter", "data"),
 )

@@ -18,7 +18,7 @@ from adapter_export.graph.tasks.cells import some
 from adapter_export.modalities import FILE_MODALITIES
 
 _SEED = 0
-"""Of the sample of a limit, so that every contestant and every run answers the same rows."""
+"""Seed of the sample of a limit: every contestant and every run answers the same rows."""
 
 
 @dataclass(frozen=True)

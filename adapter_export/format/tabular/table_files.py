@@ -41,7 +41,7 @@ Row = tuple[int, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class TableFormat:
-    """How the text of a table is written; what is `None` is detected."""
+    """The delimiter and the encoding of a table; `None` is detected."""
 
     delimiter: Annotated[str | None, DELIMITER] = None
     encoding: Annotated[str | None, ENCODING] = None

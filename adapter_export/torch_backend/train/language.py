@@ -115,7 +115,7 @@ class LanguageExamples:
 
 @dataclass(frozen=True)
 class Endings:
-    """How texts become rows of tokens.
+    """Settings by which texts become rows of tokens.
 
     Attributes:
         end: the token that ends each text; `None` if it is unknown.
