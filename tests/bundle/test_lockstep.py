@@ -372,6 +372,7 @@ class TestAnotherRuntime:
         assert failed.status == "failed"
         assert "over the budget" in failed.detail
 
+    @pytest.mark.starts_program
     @pytest.mark.parametrize("python", ["/nowhere/python", "/bin/false"])
     def test_a_python_that_cannot_run_it_is_refused(self, built: Built, python: str) -> None:
         bundle = OpenedBundle.open(built.folder)

@@ -118,7 +118,8 @@ def test_a_bundle_that_is_wrong_has_no_self_test(built: Built, tmp_path: Path) -
 
 def test_a_copy_is_whole_again_after_every_kind(built: Built, tmp_path: Path) -> None:
     """Planted one after the other, no fault leaves anything behind."""
-    copy, before = Copy(OpenedBundle.open(built.folder), tmp_path), contents(built.folder)
+    copy = Copy(OpenedBundle.open(built.folder), tmp_path)
+    before = contents(copy.folder)
     for at, fault in enumerate(FAULTS):
         copy.renew(at)
         changed = fault.plant(copy) is not None

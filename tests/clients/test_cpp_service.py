@@ -459,7 +459,8 @@ def test_clients_that_send_slowly_stop_nobody(service: httpx.Client) -> None:
 def test_it_stops_when_it_is_told_to(cpp_build: Path, small_bundle: Path, how: signal.Signals) -> None:
     """What is asked before is answered."""
     rows = 512
-    body = json.dumps({"inputs": {"input_ids": [[5] * 60] * rows, "attention_mask": [[1] * 60] * rows}})
+    inputs = {"input_ids": [[5] * 60] * rows, "attention_mask": [[1] * 60] * rows}
+    body = json.dumps({"inputs": inputs, "adapter": "base"})
     with _started(cpp_build, small_bundle) as (process, client):
         address = http.client.HTTPConnection(client.base_url.host, client.base_url.port or 0, timeout=60)
         with closing(address) as connection:
