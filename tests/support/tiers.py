@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _Fixture = TypeVar("_Fixture", bound=Callable[..., Any])
 
-_LONG_S = 0.5
+_LONG_S = 0.2
 """Processor seconds from which on a test is long, and listed."""
 
 _EVERYTHING = pytest.StashKey[bool]()
