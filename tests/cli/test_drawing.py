@@ -90,6 +90,20 @@ def test_rows_are_the_places_of_the_base_and_a_box_lies_in_its_row_and_column() 
     assert y0 < y1 == y2
 
 
+def test_layers_that_look_alike_are_drawn_once() -> None:
+    sites = [f"layers.{layer}.{role}" for layer in range(12) for role in ("attention", "ffn")]
+    wide, upper = _adapter(*sites), _adapter(*sites[12::2])
+    svg = draw(placement_map("folded", sites, [("wide", wide), ("upper", upper)], sites))
+    assert {"layers 0–5", "layers 6–11"} <= {*_texts(svg)}
+    assert len(_boxes(svg)) == 2 + 3
+    details = [str(title.text) for title in ET.fromstring(svg).iter(f"{_SVG}title")]
+    assert sum(one.endswith("; alike in 6 layers") for one in details) == 5
+    assert "acts at 24 places" in str(ET.fromstring(svg).findtext(f"{_SVG}desc")), "the words count each layer"
+    odd = _adapter("layers.3.ffn", width=5)
+    single = draw(placement_map("odd", sites, [("odd", odd)], sites))
+    assert {"layers 0–2", "layer 3", "layers 4–11"} <= {*_texts(single)}
+
+
 @pytest.mark.parametrize(("count", "turned"), [(0, 0), (6, 0), (7, 7), (20, 20)])
 def test_many_names_are_turned_and_all_lies_inside(count: int, turned: int) -> None:
     sites = [f"layers.{layer}.{role}" for layer in range(24) for role in ("attention", "ffn")]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from xml.etree import ElementTree as ET
 
 from adapter_export.graph.adapter import HEAD, Adapter
@@ -46,12 +47,38 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Block:
+    """The rows of a layer, or of several that look alike; `more` says so behind the details of a cell."""
+
+    label: str
+    rows: tuple[SiteRow, ...]
+    more: str = ""
+
+
+@dataclass(frozen=True)
 class PlacementMap:
     """The places, in the order of the base, and the adapters."""
 
     title: str
     rows: tuple[SiteRow, ...]
     columns: tuple[Column, ...]
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield the layers from the bottom up; three or more in a row at which all adapters act alike are one block."""
+        layers = [tuple(rows) for _, rows in groupby(self.rows, key=lambda row: row.layer)]
+        for _, alike in groupby(layers, key=self._signature):
+            run = tuple(alike)
+            if len(run) >= _FOLDED and run[0][0].layer:
+                yield Block(
+                    f"{_layer_name(run[0][0], 's')}–{_number(run[-1][0])}", run[0], f"; alike in {len(run)} layers"
+                )
+            else:
+                yield from (Block(_layer_name(rows[0]), rows) for rows in run)
+
+    def _signature(self, rows: Sequence[SiteRow]) -> object:
+        """Return what two layers have in common that are drawn alike."""
+        cells = [[cell and cell.text for cell in (one.cells.get(row.name) for one in self.columns)] for row in rows]
+        return rows[0].layer.removesuffix(_number(rows[0])), [(row.place, row.is_sublayer) for row in rows], cells
 
 
 def placement_map(
@@ -102,6 +129,8 @@ _CHARACTER = 6.6
 _WIDE, _NARROW, _FEW = 112, 46, 6
 """The width of a column where there are few of them, and where there are more."""
 _INDENT = 16
+_FOLDED = 3
+"""From this number of layers on, those that look alike are drawn once."""
 
 
 def draw(what: PlacementMap) -> str:
@@ -120,7 +149,7 @@ class _Drawing:
         self._is_wide = len(what.columns) <= _FEW and longest <= _WIDE
         cells = max((_width(cell.text) for column in what.columns for cell in column.cells.values()), default=0)
         self._column = max(_WIDE if self._is_wide else _NARROW, cells + 16)
-        layers = max((_width(_layer_name(row)) for row in what.rows), default=0)
+        layers = max((_width(block.label) for block in what.blocks()), default=0)
         self._stream = _MARGIN + layers + 14
         self._box = self._stream + 16
         self._box_width = max((_width(row.place) + _indent(row) for row in what.rows), default=0) + 20
@@ -159,19 +188,18 @@ class _Drawing:
 
     def _rows(self, root: ET.Element, y: float) -> float:
         stream = _path(root, "line", "")
-        start, layer = y, None
-        for row in self._what.rows:
-            if layer is not None and row.layer != layer:
-                y += _GAP
-            if row.layer != layer and row.layer:
-                _text(root, self._stream - 14, y + 15, _layer_name(row), "soft", anchor="end")
-            layer = row.layer
-            self._row(root, row, y + _ROW / 2)
-            y += _ROW
+        start = y
+        for index, block in enumerate(self._what.blocks()):
+            y += _GAP if index else 0
+            if block.label:
+                _text(root, self._stream - 14, y + 15, block.label, "soft", anchor="end")
+            for row in block.rows:
+                self._row(root, row, y + _ROW / 2, block.more)
+                y += _ROW
         stream.set("d", f"M{self._stream:.1f} {start - 6:.1f} V{y + 4:.1f}")
         return y
 
-    def _row(self, root: ET.Element, row: SiteRow, middle: float) -> None:
+    def _row(self, root: ET.Element, row: SiteRow, middle: float, more: str) -> None:
         left = self._box + _indent(row)
         acting = [index for index, column in enumerate(self._what.columns) if row.name in column.cells]
         if acting:
@@ -186,7 +214,7 @@ class _Drawing:
             cell = column.cells[row.name]
             width = min(self._column - 10, max(30, _width(cell.text) + 12))
             group = ET.SubElement(root, "g")
-            ET.SubElement(group, "title").text = cell.detail
+            ET.SubElement(group, "title").text = cell.detail + more
             _rect(group, self._middle(index) - width / 2, middle, width, self._colours[column.kind])
             _text(group, self._middle(index), middle + 4, cell.text, "ink", anchor="middle", size=11)
 
@@ -211,10 +239,15 @@ class _Drawing:
         return y + 30 + _MARGIN
 
 
-def _layer_name(row: SiteRow) -> str:
+def _layer_name(row: SiteRow, plural: str = "") -> str:
     """Return `layer 3` for `layers.3`, `decoder layer 3` for `decoder.layers.3`."""
     before, _, number = row.layer.rpartition("layers.")
-    return f"{before.replace('.', ' ')}layer {number}" if number else row.layer
+    return f"{before.replace('.', ' ')}layer{plural} {number}" if number else row.layer
+
+
+def _number(row: SiteRow) -> str:
+    """Return `3` for `decoder.layers.3`, and nothing for what is in no layer."""
+    return row.layer.rpartition("layers.")[2] if "layers." in row.layer else ""
 
 
 def _indent(row: SiteRow) -> int:
