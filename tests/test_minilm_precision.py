@@ -103,7 +103,7 @@ def test_every_slot_of_int8_moves_the_logits(minilm: OnnxBase, tmp_path: Path) -
 
 
 def test_int8_is_close_without_padding(minilm: OnnxBase, tmp_path: Path) -> None:
-    """At padded positions int8 is off by more than the size of most values, which nobody reads."""
+    """Ignore padded positions, where int8 is off by more than the size of most values."""
     made = in_precision(minilm, "int8", tmp_path)
     found, _ = deviations(minilm, made, input_cases(minilm.inputs, seed=1, lengths=minilm.lengths, max_tokens=7))
     assert found.output == "last_hidden_state"

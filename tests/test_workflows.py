@@ -57,7 +57,7 @@ def _jobs() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _commands() -> Iterator[tuple[str, list[str]]]:
-    """Every command line of a job, with the values of the matrix in the place of `$TARGET`."""
+    """List the command lines of a job, with `$TARGET` replaced by the values of the matrix."""
     for name, job in _jobs():
         targets = job.get("strategy", {}).get("matrix", {}).get("target", [""])
         for step in job["steps"]:

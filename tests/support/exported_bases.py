@@ -52,7 +52,7 @@ def _write_archive(folder: Path, name: str) -> None:
 
 @dataclass(frozen=True)
 class ExportedBase:
-    """A base in every form, each made when it is first asked for; nobody changes it."""
+    """A base in every form, each made when it is first asked for; do not change it."""
 
     name: str
     factory: pytest.TempPathFactory = field(repr=False, compare=False)

@@ -103,7 +103,7 @@ def load_encoder(path: Path, *, pre_norm: bool = False) -> TorchBase:
 
 @dataclass(frozen=True)
 class ExportedEncoder:
-    """The encoder as a live module, as an archive, and as ONNX; nobody changes it."""
+    """The encoder as a live module, as an archive, and as ONNX; do not change it."""
 
     encoder: Encoder
     in_torch: TorchBase

@@ -17,7 +17,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 _LIBRARIES = ("torch", "torch.export", "torch.onnx", "transformers", "onnxscript", "onnxruntime", "click.testing")
-"""What most commands import."""
+"""Libraries that most commands import."""
 
 
 @cache

@@ -19,7 +19,7 @@ from adapter_export.torch_backend.train.data import TrainingData
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> TorchBase:
-    """The small encoder; nobody changes it."""
+    """The small encoder; do not change it."""
     return load_encoder(tmp_path_factory.mktemp("base") / "model.pt")
 
 

@@ -54,7 +54,7 @@ def library() -> Any:
 
 
 def answered(bundle: ae.Bundle, name: str | None = None) -> np.ndarray:
-    """What a bundle answers to the texts, [texts, width]; its base head where it has no other adapter."""
+    """Answer the texts with a bundle, [texts, width]; its base head where it has no other adapter."""
     answers = bundle.texts(bundle.session()).answer(TEXTS, adapter=name)
     return np.array([one.answer.vector for one in answers if isinstance(one.answer, Vector)], np.float64)
 

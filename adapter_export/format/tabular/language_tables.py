@@ -10,7 +10,7 @@ from adapter_export.errors import DataError, argument
 from adapter_export.format.tabular.labelled import Columns
 from adapter_export.format.tabular.table_faults import TableFaults, lines_of, raise_faults
 from adapter_export.format.tabular.table_files import DETECTED, open_table, text_lines
-from adapter_export.format.tabular.training_tables import check_fraction
+from adapter_export.format.tabular.training_tables import SplitFiles
 from adapter_export.graph.tasks.cells import is_blank, some, text_cell
 from adapter_export.safe_io.regular_files import read_stream, sha256_of
 
@@ -22,34 +22,19 @@ WrittenText = tuple[str, str | None]
 
 
 @dataclass(frozen=True)
-class LanguageFiles:
+class LanguageFiles(SplitFiles):
     """The files of a language modelling task.
 
     A `.txt` file has a text in each line, any other is a table. With `columns.pair`, or columns `prompt` and `answer`,
     rows are prompts and answers.
 
     Attributes:
-        training: the texts to learn from.
         validation: a file, or the fraction of `training` that is held out.
-        test: texts that are scored once, at the end.
-        columns: of all files.
         skip_incomplete: leave rows out that lack a text or an answer.
     """
 
-    training: Path
-    validation: Path | float
-    test: Path | None
-    columns: Columns
-    skip_incomplete: bool
-
-    def __post_init__(self) -> None:
-        check_fraction(self.validation)
-
-    @property
-    def paths(self) -> dict[str, Path]:
-        """The files by what they are for: `training`, `validation` and `test`."""
-        found = {"training": self.training, "validation": self.validation, "test": self.test}
-        return {part: path for part, path in found.items() if isinstance(path, Path)}
+    validation: Path | float = 0.1
+    skip_incomplete: bool = False
 
 
 @dataclass(frozen=True)

@@ -90,30 +90,23 @@ class LabelledTexts:
 
 
 @dataclass(frozen=True)
-class TaskFiles:
-    """The files of a task.
+class SplitFiles:
+    """The files of a training.
 
     Attributes:
         training: the rows to learn from.
-        validation: a file, or the fraction of `training` that is held out; `None` if nothing is learnt from the rows.
+        validation: a file, or the fraction of `training` that is held out; `None` where nothing learns from the rows.
         test: rows that are scored once, at the end.
         columns: of all files.
-        problem: what the rows ask.
-        skip_incomplete: leave rows out that lack a text or a label.
-        prefix: text before each row of an embedding.
-        labels: those of a head that exists; empty for a new one, whose labels are those of the rows.
-        remembers_rows: the training record recognises the rows.
+
+    Raises:
+        UsageError: the fraction is not between 0 and 1.
     """
 
     training: Path
     validation: Path | float | None = 0.1
     test: Path | None = None
     columns: Columns = field(default_factory=Columns)
-    problem: ProblemType = DEFAULT_TYPE
-    skip_incomplete: bool = False
-    prefix: str = ""
-    labels: tuple[str, ...] = ()
-    remembers_rows: bool = True
 
     def __post_init__(self) -> None:
         check_fraction(self.validation)
@@ -123,6 +116,25 @@ class TaskFiles:
         """The files by what they are for: `training`, `validation` and `test`."""
         found = {"training": self.training, "validation": self.validation, "test": self.test}
         return {part: path for part, path in found.items() if isinstance(path, Path)}
+
+
+@dataclass(frozen=True)
+class TaskFiles(SplitFiles):
+    """The files of a task.
+
+    Attributes:
+        problem: what the rows ask.
+        skip_incomplete: leave rows out that lack a text or a label.
+        prefix: text before each row of an embedding.
+        labels: those of a head that exists; empty for a new one, whose labels are those of the rows.
+        remembers_rows: the training record recognises the rows.
+    """
+
+    problem: ProblemType = DEFAULT_TYPE
+    skip_incomplete: bool = False
+    prefix: str = ""
+    labels: tuple[str, ...] = ()
+    remembers_rows: bool = True
 
 
 def check_fraction(validation: Path | float | None) -> None:
