@@ -100,7 +100,7 @@ LABEL = Option("Column of the labels.", "COLUMN")
 START = Option("Column of the first character of each answer, counted from 0 (`span` only).", "COLUMN")
 GROUP = Option("Column of the group within which rows are ranked; defaults to the texts (`ranking` only).", "COLUMN")
 LABELLED_DATA = Option(
-    "Labelled texts: csv, tsv or jsonl; or a folder of images or audio for each label.", "PATH", "--data"
+    "Labelled texts: csv, tsv, jsonl or Parquet; or a folder of images or audio for each label.", "PATH", "--data"
 )
 DELIMITER = Option("Separator of the cells of a csv file, such as `;` or `tab`; detected by default.", "CHARACTER")
 ENCODING = Option("Encoding of text files, such as `cp1252`; UTF-8 by default, and detected.", "NAME")

@@ -18,13 +18,10 @@ from adapter_export import errors
 from adapter_export.analysis.run_workers import RayWorkers
 from adapter_export.batch.table_rows import (
     JSON_LINES,
-    PARQUET,
     SUFFIXES,
     Columns,
-    count_of_parquet,
     file_rows,
     json_line,
-    parquet_rows,
 )
 from adapter_export.errors import (
     AdapterExportError,
@@ -37,6 +34,7 @@ from adapter_export.errors import (
 )
 from adapter_export.format.files import canonical_json
 from adapter_export.format.tabular.encodings import known_encoding
+from adapter_export.format.tabular.parquet_files import PARQUET, count_of_parquet, parquet_rows
 from adapter_export.format.tabular.table_faults import TableFaults
 from adapter_export.format.tabular.table_files import json_object, text_lines
 from adapter_export.reporting import Reporter
@@ -143,7 +141,7 @@ def read_shard(shard: Shard, columns: Columns) -> Iterator[Row]:
         raise FileError("was changed since the work on it began", where=path, fix="give another folder for the answers")
     if path.suffix.lower() in PARQUET:
         for number, cells in enumerate(parquet_rows(path, shard.start, shard.end, columns.names), shard.first):
-            yield columns.row(cells, f"{path}, row {number}")
+            yield columns.row(cells, f"{path}, line {number}")
         return
     if not _is_cut_by_bytes(path, columns):  # read from its beginning: a quoted cell of a csv may hold lines
         yield from islice(file_rows(path, columns).rows, shard.start, shard.end)

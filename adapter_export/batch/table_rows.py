@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from adapter_export.errors import DataError, MissingExtraError, UsageError, argument
+from adapter_export.errors import DataError, UsageError, argument
 from adapter_export.format.files import printable_json
+from adapter_export.format.tabular.parquet_files import PARQUET
 from adapter_export.format.tabular.table_files import (
     DETECTED,
     TableFormat,
@@ -20,11 +20,10 @@ from adapter_export.format.tabular.table_files import (
 )
 from adapter_export.graph.tasks.cells import choices, short
 from adapter_export.runtime.answerer import AnsweredRow, Row
-from adapter_export.safe_io.parsers import parsing
-from adapter_export.safe_io.regular_files import open_regular, read_stream
+from adapter_export.safe_io.regular_files import read_stream
 from adapter_export.text import Pair
 
-PARQUET, JSON_LINES, LINES = (".parquet", ".pq"), (".jsonl", ".ndjson"), (".txt", ".text")
+JSON_LINES, LINES = (".jsonl", ".ndjson"), (".txt", ".text")
 SUFFIXES = (*PARQUET, *JSON_LINES, ".csv", ".tsv", ".tab", *LINES)
 
 _FLAGS = [argument(name) for name in ("text_column", "pair_column", "adapter_column")]
@@ -113,9 +112,6 @@ def file_rows(path: Path, columns: Columns) -> FileRows:
             )
         lines, note = text_lines(read_stream(path), path, columns.form.encoding)
         return FileRows(lines_as_rows(lines, str(path)), () if note is None else (note,))
-    if path.suffix.lower() in PARQUET:
-        cells = enumerate(parquet_rows(path, 0, None, columns.names), 1)
-        return FileRows(columns.row(row, f"{path}, row {number}") for number, row in cells)
     table = open_table(path, columns.form, skip_empty=False)
     return FileRows(_rows_of(table, columns), table.notes)
 
@@ -133,41 +129,6 @@ def _rows_of(table: TextTable, columns: Columns) -> Iterator[Row]:
 def lines_as_rows(lines: Sequence[str], where: str) -> Iterator[Row]:
     """Yield a row for each line; an empty line is an empty text."""
     return (Row(line.rstrip("\r\n"), where=f"{where}, line {number}") for number, line in enumerate(lines, 1))
-
-
-def parquet_rows(path: Path, start: int, end: int | None, columns: Sequence[str]) -> list[dict[str, object]]:
-    """Return rows of a Parquet file, those of the named columns that it has.
-
-    Raises:
-        FileError: the file cannot be read.
-        DataError: it is not Parquet.
-        MissingExtraError: pyarrow is not installed.
-    """
-    parquet = _pyarrow()
-    with open_regular(path) as file, parsing(lambda reason: _no_parquet(path, reason)):
-        opened = parquet.ParquetFile(file)
-        end = opened.metadata.num_rows if end is None else end
-        there = [name for name in columns if name in opened.schema_arrow.names]
-        groups, before, skipped = list[int](), 0, 0
-        for group in range(opened.metadata.num_row_groups):
-            after = before + opened.metadata.row_group(group).num_rows
-            if before < end and after > start:
-                groups.append(group)
-            elif after <= start:
-                skipped = after
-            before = after
-        table = opened.read_row_groups(groups, columns=there).slice(start - skipped, end - start)
-        if there:
-            rows: list[dict[str, object]] = table.to_pylist()
-            return rows
-    return [{} for _ in range(end - start)]
-
-
-def count_of_parquet(path: Path) -> int:
-    """Return the number of rows of a Parquet file; errors as of `parquet_rows`."""
-    parquet = _pyarrow()
-    with open_regular(path) as file, parsing(lambda reason: _no_parquet(path, reason)):
-        return int(parquet.ParquetFile(file).metadata.num_rows)
 
 
 def shown_texts(row: Row) -> dict[str, Any]:
@@ -189,16 +150,3 @@ def document_of(found: AnsweredRow) -> dict[str, Any]:
 def json_line(found: AnsweredRow) -> str:
     """Return a row with its answer as a line of JSON; errors as of `AnsweredRow.document`."""
     return f"{printable_json(document_of(found))}\n"
-
-
-def _no_parquet(path: Path, reason: str) -> DataError:
-    return DataError("cannot be read as Parquet", where=path, found=reason)
-
-
-def _pyarrow() -> ModuleType:
-    try:
-        import pyarrow.parquet  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", extra="ray", needed_for="Parquet") from error
-    module: ModuleType = pyarrow.parquet
-    return module

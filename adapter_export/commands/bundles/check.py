@@ -71,7 +71,10 @@ def check(
     ] = None,
     data: Annotated[
         PathLike | None,
-        Option("A table (csv, tsv, jsonl) of texts on which the bundle's classes are compared with MODEL's.", "FILE"),
+        Option(
+            "A table (csv, tsv, jsonl, Parquet) of texts on which the bundle's classes are compared with MODEL's.",
+            "FILE",
+        ),
     ] = None,
     text: Annotated[str | None, Option("Column of FILE with the texts.", "COLUMN")] = None,
     delimiter: Annotated[str | None, DELIMITER] = None,

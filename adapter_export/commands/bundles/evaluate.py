@@ -83,7 +83,7 @@ def evaluate(
 
     Args:
         bundle: the bundle, or its folder.
-        data: labelled rows: csv, tsv or jsonl; images and audio as `train` reads them.
+        data: labelled rows: csv, tsv, jsonl or Parquet; images and audio as `train` reads them.
         gate: bounds by metric, also as texts such as `accuracy=0.92`.
         allow_training_rows: let gates pass on training rows.
         against: the model that the bundle was built from, to answer the same rows.

@@ -116,7 +116,7 @@ def run(
         Option("The second text of a pair, one for each `--text`; of one text, several are choices.", flags="--pair"),
     ] = (),
     data: Annotated[
-        PathLike | None, Option("Texts: lines of a `.txt`, or rows of a csv, tsv or jsonl.", "FILE")
+        PathLike | None, Option("Texts: lines of a `.txt`, or rows of a csv, tsv, jsonl or Parquet.", "FILE")
     ] = None,
     text_column: Annotated[str, Option("Column of the texts.", "NAME")] = "text",
     pair_column: Annotated[

@@ -30,7 +30,7 @@ def lint(
     base: Annotated[Base | PathLike | None, Option("The model that it is meant for.", "MODEL")] = None,
     data: Annotated[
         PathLike | None,
-        Option("Training table: csv, tsv or jsonl.", "FILE"),
+        Option("Training table: csv, tsv, jsonl or Parquet.", "FILE"),
     ] = None,
     text: Annotated[str, Option("The column of the texts.", "COLUMN")] = "text",
     pair: Annotated[str | None, PAIR] = None,

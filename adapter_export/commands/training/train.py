@@ -74,7 +74,7 @@ def train(
 
     Args:
         base: the model, one that torch can train.
-        data: labelled texts: csv, tsv or jsonl; of `causal_lm` texts, or prompts and answers, or a `.txt` file
+        data: labelled texts: csv, tsv, jsonl or Parquet; of `causal_lm` texts, or prompts and answers, or a `.txt` file
             with a text in each line. For a base with a processor: a folder with a folder of images or audio for each
             label, or such a table with their paths.
         output: the adapter folder to write, with its learning curve. The same call resumes an interrupted run.

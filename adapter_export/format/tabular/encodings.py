@@ -9,7 +9,7 @@ from pathlib import Path
 from adapter_export.errors import DataError, UsageError, argument
 
 _BINARY = {
-    b"PAR1": "a Parquet file",
+    b"PAR1": "a Parquet file with another suffix than `.parquet`",
     b"PK\x03\x04": "a zip file, as spreadsheets are (`.xlsx`)",
     b"\x1f\x8b": "a gzip file",
 }

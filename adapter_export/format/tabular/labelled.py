@@ -1,4 +1,4 @@
-"""Labelled texts out of csv, tsv and jsonl files, read strictly: what each problem type reads in a row.
+"""Labelled texts out of csv, tsv, jsonl and Parquet files, read strictly: what each problem type reads in a row.
 
 Images and audio are the files of a folder for each class, or files that a table names.
 """
@@ -154,7 +154,7 @@ def find_labelled_rows(
     folder with a folder of them for each label, whose rows are counted from 1 in the order of their paths.
 
     Args:
-        path: a csv, tsv or jsonl file, recognised by its suffix or else by its first line.
+        path: a csv, tsv, jsonl or Parquet file, recognised by its suffix or else by its first line.
         columns: the names of its columns, and how the file is written.
         problem: what the columns mean.
         skip_incomplete: leave rows out that lack a text or a label, instead of refusing the file.
@@ -220,7 +220,7 @@ def _of_folder(path: Path, columns: Columns, problem: ProblemType, medium: str |
     """Read a folder with a folder for each label; names that begin with a dot are passed over."""
     if medium is None or not TASK_TYPES[problem].stratified:
         found = "a folder" if medium is None else f"a folder, and the task `{problem}`"
-        raise DataError("is no table", where=path, found=found, expected="a csv, tsv or jsonl file")
+        raise DataError("is no table", where=path, found=found, expected="a csv, tsv, jsonl or Parquet file")
     inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
     strays = [one for one in inside if not one.is_dir()]
     expected = "a folder of files for each label, and nothing else"

@@ -1,4 +1,4 @@
-"""Rows of csv, tsv and jsonl files, read strictly: a row is understood, or named with its line."""
+"""Rows of csv, tsv, jsonl and Parquet files, read strictly: a row is understood, or named with its line."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from adapter_export.errors import DataError, UsageError, argument, did_you_mean, quoted
 from adapter_export.format.tabular.encodings import decoded, known_encoding
+from adapter_export.format.tabular.parquet_files import PARQUET, columns_of_parquet, parquet_rows
 from adapter_export.format.tabular.table_faults import TableFaults
 from adapter_export.graph.tasks.cells import trimmed
 from adapter_export.option import DELIMITER, ENCODING
@@ -36,7 +37,7 @@ _LINE = re.compile(r"[^\n]*\n|[^\n]+")  # not `splitlines`, which also splits at
 NAME_COLUMNS = f"name the columns with {argument('text')} and {argument('label')}"
 
 Row = tuple[int, Mapping[str, Any]]
-"""A line number, counted from 1, and the cells of that line by column."""
+"""A line number, or of Parquet a row number, counted from 1, and the cells of that line by column."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class TextTable:
     Attributes:
         path: the file.
         columns: the names of its columns: those of the header, or of the first row of JSON lines.
-        header: the line of the header; `None` for JSON lines, where each row has names of its own.
+        header: the line of the header, 0 of Parquet; `None` for JSON lines, where each row has names of its own.
         notes: the delimiter and the encoding, where they were detected and are not the usual ones.
         faults: receives rows that are broken, as they are read.
     """
@@ -85,14 +86,14 @@ class TextTable:
     _rows: Iterator[tuple[int, Callable[[], Mapping[str, Any]]]]
 
     def where(self, line: int) -> str:
-        """Return the name of a line in messages."""
-        return f"{self.path}, line {line}"
+        """Return the name of a line in messages; 0 is the table itself."""
+        return f"{self.path}, line {line}" if line else str(self.path)
 
     def rows(self, needed: Sequence[str], fix: str = NAME_COLUMNS) -> Iterator[Row]:
         """Yield rows that have the needed columns; all others are added to the faults."""
         lacking = self.header is not None and bool(self.columns) and not set(needed) <= set(self.columns)
         if self.header is not None and lacking:
-            with self.faults.of_line(self.header):
+            with self.faults.of_line(self.header) if self.header else self.faults.of_table():
                 check_columns(self.columns, needed, self.where(self.header), fix)
         for line, read in self._rows:
             found = None
@@ -117,7 +118,10 @@ def open_table(path: Path, form: TableFormat = DETECTED, *, skip_empty: bool = T
     Raises:
         FileError: the file cannot be read.
         DataError: it is no text, or its header names a column twice.
+        MissingExtraError: it is Parquet, and pyarrow is not installed.
     """
+    if path.suffix.lower() in PARQUET:
+        return _parquet_table(path)
     lines, note = text_lines(read_stream(path), path, form.encoding)
     notes = [] if note is None else [note]
     while lines and not lines[-1].strip():
@@ -141,11 +145,22 @@ def open_table(path: Path, form: TableFormat = DETECTED, *, skip_empty: bool = T
     kept_rows = ((number, row) for number, row in cells if row or not skip_empty)
     start, header = next(((number, row) for number, row in kept_rows if row), (1, []))
     names = tuple(map(trimmed, header))
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if twice:
-        raise DataError("a column name occurs twice", where=f"{path}, line {start}", found=", ".join(twice))
+    _check_names(names, f"{path}, line {start}")
     rows = ((number, _later(_by_column, row, names, f"{path}, line {number}")) for number, row in kept_rows)
     return TextTable(path, names, start, tuple(notes), faults, rows)
+
+
+def _check_names(columns: Sequence[str], where: object) -> None:
+    twice = sorted(name for name, count in Counter(columns).items() if count > 1)
+    if twice:
+        raise DataError("a column name occurs twice", where=where, found=", ".join(twice))
+
+
+def _parquet_table(path: Path) -> TextTable:
+    columns = columns_of_parquet(path)
+    _check_names(columns, path)
+    rows = ((number, lambda row=row: row) for number, row in enumerate(parquet_rows(path, 0, None, columns), 1))
+    return TextTable(path, columns, 0, (), TableFaults(path), rows)
 
 
 def check_columns(cells: Collection[str], wanted: Sequence[str], where: object, fix: str = NAME_COLUMNS) -> None:

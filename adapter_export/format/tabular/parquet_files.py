@@ -1,0 +1,106 @@
+"""Parquet files, by pyarrow: their columns, their number of rows, and rows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from adapter_export.errors import DataError, FormatError, MissingExtraError
+from adapter_export.safe_io.documents import parse_json
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import open_regular
+
+PARQUET = (".parquet", ".pq")
+"""Suffixes of Parquet files."""
+
+_FEATURES = b"huggingface"
+"""Metadata in which `datasets` writes the types of columns, with the names of classes, whose cells are numbers."""
+
+
+def columns_of_parquet(path: Path) -> tuple[str, ...]:
+    """Return the names of the columns.
+
+    Raises:
+        FileError: the file cannot be read.
+        DataError: it is not Parquet.
+        MissingExtraError: pyarrow is not installed.
+    """
+    with _opened(path) as file:
+        return tuple(file.schema_arrow.names)
+
+
+def count_of_parquet(path: Path) -> int:
+    """Return the number of rows; errors as of `columns_of_parquet`."""
+    with _opened(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def parquet_rows(path: Path, start: int, end: int | None, columns: Sequence[str]) -> Iterator[dict[str, object]]:
+    """Yield the rows from `start` to `end`, with those of the named columns that the file has.
+
+    Only row groups with such rows are read, a batch at a time. A class that `datasets` stores as a number is its name;
+    -1, which says that a row has none, is `None`. Errors are those of `columns_of_parquet`.
+    """
+    with _opened(path) as file:
+        end = file.metadata.num_rows if end is None else end
+        there = [name for name in columns if name in file.schema_arrow.names]
+        groups, before, skipped = list[int](), 0, 0
+        for group in range(file.metadata.num_row_groups):
+            after = before + file.metadata.row_group(group).num_rows
+            if before < end and after > start:
+                groups.append(group)
+            elif after <= start:
+                skipped = after
+            before = after
+        left, classes = end - start, _class_names(file.schema_arrow.metadata, path)
+        skip = start - skipped
+        for batch in file.iter_batches(row_groups=groups, columns=there) if there else ():
+            rows = batch.slice(skip, left).to_pylist()
+            skip = max(0, skip - batch.num_rows)
+            left -= len(rows)
+            for row in rows:
+                yield {name: _class(value, classes.get(name)) for name, value in row.items()}
+            if not left:
+                return
+        yield from ({} for _ in range(0 if there else left))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        import pyarrow.parquet  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", extra="data", needed_for="Parquet") from error
+
+    def broken(reason: str) -> DataError:
+        return DataError("cannot be read as Parquet", where=path, found=reason)
+
+    with open_regular(path) as file, parsing(broken):
+        yield pyarrow.parquet.ParquetFile(file)
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None, path: Path) -> dict[str, Sequence[str]]:
+    """Return the names of the classes of each column that holds their numbers, or lists of these, as of tokens."""
+    try:
+        document: Any = parse_json((metadata or {}).get(_FEATURES, b"{}"), path)
+        features = {name: _inner(feature) for name, feature in document["info"]["features"].items()}
+        return {name: tuple(map(str, one["names"])) for name, one in features.items() if one["_type"] == "ClassLabel"}
+    except (FormatError, LookupError, TypeError, AttributeError):
+        return {}  # another program's metadata
+
+
+def _inner(feature: Any) -> Any:
+    """Return the type of the elements of a list, which releases of `datasets` write in three ways."""
+    if isinstance(feature, list):
+        return _inner(feature[0])
+    return _inner(feature["feature"]) if "feature" in feature else {"_type": None, **feature}
+
+
+def _class(value: object, names: Sequence[str] | None) -> object:
+    if names is not None and isinstance(value, list):
+        return [_class(one, names) for one in value]
+    if names is None or not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else None if value == -1 else value
