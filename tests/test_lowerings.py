@@ -34,7 +34,7 @@ from adapter_export.graph import numpy_lowering as numpy_ops
 from adapter_export.graph.graph import AdapterGraph, Node, interpret
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, bottleneck, classification_head
 from adapter_export.graph.numpy_lowering import BACKWARD
-from adapter_export.graph.ops import ACTIVATIONS, LOWERED, OPS
+from adapter_export.graph.ops import ACTIVATIONS, LOWERED, OPS, POOLINGS
 from adapter_export.graph.slot_form import fold_weights, inference_form, neutral_parameters, neutral_widths
 from adapter_export.numerics.budget import graph_budget
 from adapter_export.numerics.evaluate_adapter import evaluate, rounding_scale
@@ -91,7 +91,7 @@ def test_a_bottleneck_is_the_same_everywhere(activation: str) -> None:
     assert_agrees(bottleneck("h", BottleneckOptions(activation=activation)), KIND_WIDTHS)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "first"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_a_head_is_the_same_everywhere(pooling: str) -> None:
     assert_agrees(classification_head(pooling), {"d": 24, "classes": 5})
 

@@ -10,13 +10,8 @@ from adapter_export.errors import UsageError, quoted
 from adapter_export.graph.adapter import Head
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import HEAD_VALUES, AdapterGraph
-from adapter_export.graph.ops import ACTIVATIONS, PROBABILITY
+from adapter_export.graph.ops import ACTIVATIONS, POOLINGS, PROBABILITY
 from adapter_export.graph.tasks import CLASSES, DEFAULT_TYPE, PROBLEM_TYPES, TASK_TYPES, ProblemType, Task
-
-_POOLING_OPS = {"mean": "mean_pool", "first": "first_token"}
-
-POOLINGS = tuple(_POOLING_OPS)
-"""The vector of a text: the mean over the tokens that the mask keeps, or the first token."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +43,7 @@ def head_graph(task: ProblemType, options: HeadOptions | None = None) -> Adapter
         expected = quoted(PROBLEM_TYPES)
         raise UsageError("unknown problem type", found=f"`{task}`", expected=expected)
     if options.pooling not in POOLINGS:
-        expected = " or ".join(f"`{name}`" for name in POOLINGS)
-        raise UsageError("unknown pooling", found=f"`{options.pooling}`", expected=expected)
+        raise UsageError("unknown pooling", found=f"`{options.pooling}`", expected=f"one of {quoted(POOLINGS)}")
     if options.activation not in ACTIVATIONS:
         raise UsageError("unknown activation", found=f"`{options.activation}`", expected=", ".join(ACTIVATIONS))
     if options.dropout not in PROBABILITY:
@@ -61,7 +55,8 @@ def head_graph(task: ProblemType, options: HeadOptions | None = None) -> Adapter
         raise UsageError("only an embedding is projected or normalised", found=f"the task `{task}`")
     chain, width = Chain("hidden"), "d"
     if kind.pools:
-        chain.op(_POOLING_OPS[options.pooling], "pooled", *(["mask"] if options.pooling == "mean" else []))
+        row = POOLINGS[options.pooling]
+        chain.op(row.name, "pooled", *["mask"][: row.arity.least - 1])
 
     def linear(name: str, output: str, width_out: str) -> str:
         chain.dropout(options.dropout, f"{output}_input")
@@ -113,5 +108,5 @@ def make_head(
 def embedding_facts(graph: AdapterGraph) -> dict[str, Any]:
     """Facts of an embedding in its graph: the `pooling`, if it is a usual one, and if vectors have length 1."""
     ops = [node.op for node in graph.nodes]
-    pooling = next((name for name, op in _POOLING_OPS.items() if op in ops), None)
+    pooling = next((name for name, row in POOLINGS.items() if row.name in ops), None)
     return {"pooling": pooling, "normalised": ops[-1:] == ["l2_normalise"]}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from adapter_export.dtypes import Array
 from adapter_export.graph.graph import Lowering, Node
@@ -398,6 +399,59 @@ def _mean_pool_gradients(_: Node, values: Values, __: Owned, gradient: Array) ->
     return (of_x, of_mask), {}
 
 
+def _last_token(_: Node, values: Values, __: Owned) -> Array:
+    x, mask = values
+    rows, last = np.arange(len(x)), _last_kept(mask)
+    return np.where(mask[rows, last, None] != 0, x[rows, last], 0)
+
+
+def _last_token_gradients(_: Node, values: Values, __: Owned, gradient: Array) -> Gradients:
+    x, mask = values
+    rows, last = np.arange(len(x)), _last_kept(mask)
+    of_x = np.zeros_like(x)
+    of_x[rows, last] = gradient * (mask[rows, last, None] != 0)
+    return (of_x, np.zeros_like(mask)), {}
+
+
+def _last_kept(mask: Array) -> npt.NDArray[np.int64]:
+    """The place of the rightmost kept token of each row, [batch]; that of the last token where none is kept."""
+    last: npt.NDArray[np.int64] = mask.shape[1] - 1 - (mask[:, ::-1] != 0).argmax(1)
+    return last
+
+
+def _max_pool(_: Node, values: Values, __: Owned) -> Array:
+    kept = values[1] != 0
+    return np.where(kept.any(1)[:, None], _hidden_by(kept, values[0]).max(1), 0).astype(values[0].dtype)
+
+
+def _max_pool_gradients(_: Node, values: Values, __: Owned, gradient: Array) -> Gradients:
+    """The gradient goes to the first of equal maxima."""
+    x, mask = values
+    of_x, kept = np.zeros_like(x), mask != 0
+    first = _hidden_by(kept, x).argmax(1)[:, None]
+    np.put_along_axis(of_x, first, (gradient * kept.any(1)[:, None])[:, None], 1)
+    return (of_x, np.zeros_like(mask)), {}
+
+
+def _hidden_by(kept: npt.NDArray[np.bool_], x: Array) -> Array:
+    return np.where(kept[:, :, None], x, -np.inf)
+
+
+def _weighted_mean_pool(_: Node, values: Values, __: Owned) -> Array:
+    x, mask = values
+    mean: Array = (token_shares(mask * mask.cumsum(1))[:, :, None] * x).sum(1)
+    return mean
+
+
+def _weighted_mean_pool_gradients(node: Node, values: Values, owned: Owned, gradient: Array) -> Gradients:
+    x, mask = values
+    place = mask.cumsum(1)
+    (of_x, of_weights), _ = _mean_pool_gradients(node, (x, mask * place), owned, gradient)
+    # each token is a factor of its own weight, and adds itself to the places of all tokens from it on
+    of_mask: Array = of_weights * place + (of_weights * mask)[:, ::-1].cumsum(1)[:, ::-1]
+    return (of_x, of_mask), {}
+
+
 _NOTHING = Rule(lambda _node, values, _owned: values[0], _unchanged)
 
 RULES: Mapping[str, Rule] = {
@@ -434,6 +488,9 @@ RULES: Mapping[str, Rule] = {
     "l2_normalise": Rule(_l2_normalise, _l2_normalise_gradients),
     "first_token": Rule(lambda _node, values, _owned: values[0][:, 0], _first_token_gradients),
     "mean_pool": Rule(_mean_pool, _mean_pool_gradients),
+    "last_token": Rule(_last_token, _last_token_gradients),
+    "max_pool": Rule(_max_pool, _max_pool_gradients),
+    "weighted_mean_pool": Rule(_weighted_mean_pool, _weighted_mean_pool_gradients),
 }
 
 LOWERINGS: Mapping[str, Lowering[Array]] = {op: rule.forward for op, rule in RULES.items()}

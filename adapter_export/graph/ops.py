@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from adapter_export.errors import GraphError, UsageError
 from adapter_export.interval import Interval
@@ -189,7 +189,10 @@ class OpSpec:
         mixes_tokens: the result at a token depends on other tokens of its text.
         three_axes: it tells rows from tokens: where a base flattens both to one axis, it computes something else.
         bound: no lowering has it: `graph.bind_base_norm` replaces it by the op of the base at hand.
-        also_called: the names of the same activation in transformers and AdapterHub.
+        also_called: the names of the same activation in transformers and AdapterHub, or of the same pooling in
+            sentence-transformers.
+        pooling: the name of this pooling in options and records.
+        pooled: the vector of a text that this pooling gives, for help pages.
     """
 
     name: str
@@ -216,6 +219,8 @@ class OpSpec:
     three_axes: bool = False
     bound: bool = False
     also_called: tuple[str, ...] = ()
+    pooling: str = ""
+    pooled: str = ""
 
     @property
     def projects(self) -> bool:
@@ -447,14 +452,6 @@ _NORMS = (
 
 _POOLING = (
     OpSpec(
-        "first_token",
-        "x[:, 0], from [batch, tokens, width] to [batch, width]",
-        shape=without_tokens,
-        linear_in="first",
-        mixes_tokens=True,
-        three_axes=True,
-    ),
-    OpSpec(
         "mean_pool",
         "Σₜ mask·x / max(Σₜ mask, 1), from [batch, tokens, width] and [batch, tokens] to [batch, width]",
         arity=_TWO,
@@ -463,6 +460,57 @@ _POOLING = (
         linear_in="first",
         mixes_tokens=True,
         three_axes=True,
+        also_called=("mean",),
+        pooling="mean",
+        pooled="the mean of the tokens",
+    ),
+    OpSpec(
+        "first_token",
+        "x[:, 0], from [batch, tokens, width] to [batch, width]",
+        shape=without_tokens,
+        linear_in="first",
+        mixes_tokens=True,
+        three_axes=True,
+        also_called=("cls",),
+        pooling="first",
+        pooled="the first token",
+    ),
+    OpSpec(
+        "last_token",
+        "x[:, t], t the rightmost token with a mask other than 0; 0 where the mask keeps no token",
+        arity=_TWO,
+        shape=masked,
+        linear_in="first",
+        mixes_tokens=True,
+        three_axes=True,
+        also_called=("lasttoken",),
+        pooling="last",
+        pooled="the last token",
+    ),
+    OpSpec(
+        "max_pool",
+        "maxₜ x[:, t] over the tokens with a mask other than 0, by feature; 0 where the mask keeps no token",
+        arity=_TWO,
+        shape=masked,
+        keeps_zero=True,
+        mixes_tokens=True,
+        three_axes=True,
+        also_called=("max",),
+        pooling="max",
+        pooled="the maximum of each feature",
+    ),
+    OpSpec(
+        "weighted_mean_pool",
+        "Σₜ w·x / max(Σₜ w, 1), wₜ = maskₜ·Σₛ₌₁…ₜ maskₛ, so that the n-th token weighs n (Muennighoff 2022, §3.1)",
+        arity=_TWO,
+        shape=masked,
+        sums=(TOKENS,),
+        linear_in="first",
+        mixes_tokens=True,
+        three_axes=True,
+        also_called=("weightedmean",),
+        pooling="weighted_mean",
+        pooled="the mean weighted by position",
     ),
 )
 
@@ -475,6 +523,16 @@ LOWERED = tuple(name for name, row in OPS.items() if not row.bound)
 
 ACTIVATIONS = tuple(row.name for row in _ELEMENTWISE)
 """The element-wise ops that may stand between the two projections of a bottleneck."""
+
+POOLINGS: Mapping[str, OpSpec] = {row.pooling: row for row in _POOLING}
+"""The ops that make one vector of a text, by the names that options and records use."""
+
+POOLING_HELP = f"Input of the head: {', '.join(row.pooled for row in _POOLING[:-1])} or {_POOLING[-1].pooled}."
+
+if TYPE_CHECKING:
+    Pooling = str
+else:  # records and schemas take their choices from this hint
+    Pooling = Literal[tuple(POOLINGS)]
 
 
 def activation_named(name: str) -> str:

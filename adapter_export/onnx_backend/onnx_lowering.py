@@ -22,7 +22,9 @@ _GELU_OPSET = 20
 """The first opset with `Gelu`."""
 
 _REDUCE_AXES_OPSET = 18
-"""The first opset in which the axes of `ReduceMean` are an input; those of `ReduceSum` are one in opset 17, too."""
+"""The first opset in which the axes of means and maxima are an input; those of `ReduceSum` are one in opset 17, too."""
+
+_BOOL, _INT32, _INT64 = (ir.TensorType(dtype) for dtype in (ir.DataType.BOOL, ir.DataType.INT32, ir.DataType.INT64))
 
 Values = tuple[ir.Value, ...]
 Owned = Mapping[str, ir.Value]
@@ -77,13 +79,24 @@ class Writer:
 
     def mean(self, name: str, x: ir.Value, axis: int) -> ir.Value:
         """Write the mean over one axis, which stays with length 1."""
-        if self.opset < _REDUCE_AXES_OPSET:
-            return self.op(name, "ReduceMean", (x,), {"axes": [axis], "keepdims": 1})
-        return self.op(name, "ReduceMean", (x, self.integers(f"{name}/axis", [axis])), {"keepdims": 1})
+        return self._reduced(name, "ReduceMean", x, axis, keep=True)
+
+    def largest(self, name: str, x: ir.Value, axis: int, *, keep: bool) -> ir.Value:
+        """Write the maximum over one axis, which stays with length 1 or is dropped."""
+        return self._reduced(name, "ReduceMax", x, axis, keep=keep)
+
+    def kept(self, name: str, mask: ir.Value) -> ir.Value:
+        """Write where a mask is not 0, as booleans."""
+        return self.op(name, "Cast", (mask,), {"to": _BOOL.dtype}, type=_BOOL)
 
     def sum(self, name: str, x: ir.Value, axis: int) -> ir.Value:
         """Write the sum over one axis, which stays with length 1."""
         return self.op(name, "ReduceSum", (x, self.integers(f"{name}/axis", [axis])), {"keepdims": 1})
+
+    def _reduced(self, name: str, op_type: str, x: ir.Value, axis: int, *, keep: bool) -> ir.Value:
+        if self.opset < _REDUCE_AXES_OPSET:
+            return self.op(name, op_type, (x,), {"axes": [axis], "keepdims": int(keep)})
+        return self.op(name, op_type, (x, self.integers(f"{name}/axis", [axis])), {"keepdims": int(keep)})
 
     def check_three_axes(self, node: Node, x: ir.Value) -> None:
         """Refuse a value that is known to have its rows and tokens on one axis; raises `GraphError`."""
@@ -91,7 +104,7 @@ class Writer:
 
     def width(self, name: str, x: ir.Value) -> ir.Value:
         """Write the length of the last axis, as a list of one integer."""
-        return self.op(name, "Shape", (x,), {"start": -1}, type=ir.TensorType(ir.DataType.INT64))
+        return self.op(name, "Shape", (x,), {"start": -1}, type=_INT64)
 
     def constant(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         """Write a constant."""
@@ -183,8 +196,17 @@ def _first_token(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Val
 
 
 def _mean_pool(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
-    """One product per row, [1, tokens] @ [tokens, width], makes no masked copy of the hidden state."""
+    return _masked_mean(writer, node.output, *values)
+
+
+def _weighted_mean_pool(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
     (x, mask), name = values, node.output
+    places = writer.op(f"{name}/places", "CumSum", (mask, writer.integers(f"{name}/tokens", -1)))
+    return _masked_mean(writer, name, x, writer.op(f"{name}/weights", "Mul", (mask, places)))
+
+
+def _masked_mean(writer: Writer, name: str, x: ir.Value, mask: ir.Value) -> ir.Value:
+    """One product per row, [1, tokens] @ [tokens, width], makes no masked copy of the hidden state."""
     if writer.stacked:  # the mask is such a row, [batch, 1, tokens], and the result [batch, 1, width]
         total, count = writer.op(f"{name}/product", "MatMul", (mask, x)), writer.sum(f"{name}/count", mask, -1)
     else:
@@ -194,6 +216,36 @@ def _mean_pool(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value
         count = writer.op(f"{name}/count", "ReduceSum", (mask, axis))
     at_least_one = writer.op(f"{name}/at_least_one", "Max", (count, writer.number(f"{name}/one", 1.0, mask)))
     return writer.op(name, "Div", (total, at_least_one))
+
+
+def _last_token(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
+    """Gather one token per row by its place, [batch, 1], which is counted from the left whatever the padding is."""
+    (x, mask), name = values, node.output
+    # onnxruntime's ArgMax takes no booleans, and no float16 on processors
+    kept = writer.op(f"{name}/kept", "Cast", (writer.kept(f"{name}/shown", mask),), {"to": _INT32.dtype}, type=_INT32)
+    last = {"axis": -1, "keepdims": int(not writer.stacked), "select_last_index": 1}
+    place = writer.op(f"{name}/place", "ArgMax", (kept,), last, type=_INT64)
+    token = writer.op(f"{name}/token", "GatherND", (x, place), {"batch_dims": 1})
+    if writer.stacked:
+        token = writer.op(f"{name}/row", "Unsqueeze", (token, writer.integers(f"{name}/axis", [1])))
+    return _unless_empty(writer, name, token, mask)
+
+
+def _max_pool(writer: Writer, node: Node, values: Values, _: Owned) -> ir.Value:
+    (x, mask), name = values, node.output
+    if writer.stacked:  # [batch, 1, tokens]
+        column = writer.op(f"{name}/column", "Transpose", (mask,), {"perm": [0, 2, 1]})
+    else:
+        column = writer.op(f"{name}/column", "Unsqueeze", (mask, writer.integers(f"{name}/axis", [2])))
+    shown = (writer.kept(f"{name}/shown", column), x, writer.number(f"{name}/lowest", -math.inf, x))
+    largest = writer.op(f"{name}/kept", "Where", shown, type=x.type)
+    return _unless_empty(writer, name, writer.largest(f"{name}/largest", largest, 1, keep=writer.stacked), mask)
+
+
+def _unless_empty(writer: Writer, name: str, pooled: ir.Value, mask: ir.Value) -> ir.Value:
+    """Write zeros for the rows in which the mask keeps no token."""
+    some = writer.kept(f"{name}/some", writer.sum(f"{name}/count", mask, -1))
+    return writer.op(name, "Where", (some, pooled, writer.number(f"{name}/zero", 0.0, pooled)), type=pooled.type)
 
 
 # Norms over the last axis.
@@ -252,7 +304,7 @@ def _keep_half(*, first: bool) -> Write:
         half = writer.op(f"{name}/half", "Div", (width, writer.integers(f"{name}/two", 2)))
         start, step = writer.integers(f"{name}/start", 0), writer.integers(f"{name}/step", 1)
         index = writer.op(f"{name}/index", "Range", (start, width, step))
-        kept = writer.op(f"{name}/kept", "Less", (index, half), type=ir.TensorType(ir.DataType.BOOL))
+        kept = writer.op(f"{name}/kept", "Less", (index, half), type=_BOOL)
         zero = writer.number(f"{name}/zero", 0, x)
         return writer.op(name, "Where", (kept, x, zero) if first else (kept, zero, x), type=x.type)
 
@@ -362,6 +414,9 @@ _WRITE: Mapping[str, Write] = {
     "l2_normalise": _l2_normalise,
     "first_token": _first_token,
     "mean_pool": _mean_pool,
+    "last_token": _last_token,
+    "max_pool": _max_pool,
+    "weighted_mean_pool": _weighted_mean_pool,
 }
 
 

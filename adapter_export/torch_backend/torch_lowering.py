@@ -91,6 +91,24 @@ def _mean_pool(_: Node, values: Values, __: Owned) -> Tensor:
     return total / mask.sum(1, keepdim=True).clamp(min=1)
 
 
+def _last_token(_: Node, values: Values, __: Owned) -> Tensor:
+    x, mask = values
+    last = mask.shape[1] - 1 - (mask != 0).flip(1).to(torch.int32).argmax(1, keepdim=True)
+    found = torch.take_along_dim(x, last.unsqueeze(-1), 1).squeeze(1)
+    return torch.where(mask.gather(1, last) != 0, found, 0)
+
+
+def _max_pool(_: Node, values: Values, __: Owned) -> Tensor:
+    x, mask = values
+    kept = (mask != 0).unsqueeze(-1)
+    return torch.where(kept.any(1), x.masked_fill(~kept, -torch.inf).max(1).values, 0)
+
+
+def _weighted_mean_pool(node: Node, values: Values, owned: Owned) -> Tensor:
+    x, mask = values
+    return _mean_pool(node, (x, mask * mask.cumsum(1)), owned)
+
+
 LOWERINGS: Mapping[str, Lowering[Tensor]] = {
     "linear": _linear,
     "phm_linear": _phm_linear,
@@ -125,6 +143,9 @@ LOWERINGS: Mapping[str, Lowering[Tensor]] = {
     "l2_normalise": _elementwise(lambda x: F.normalize(x, dim=-1, eps=1e-12)),
     "first_token": _elementwise(lambda x: x[:, 0]),
     "mean_pool": _mean_pool,
+    "last_token": _last_token,
+    "max_pool": _max_pool,
+    "weighted_mean_pool": _weighted_mean_pool,
 }
 """Every op at inference, where dropout and drop path do nothing."""
 

@@ -83,7 +83,7 @@ def test_classification_and_regression_have_one_graph() -> None:
     ("task", "options", "message"),
     [
         ("guess", {}, "unknown problem type; found `guess`"),
-        ("regression", {"pooling": "max"}, "unknown pooling"),
+        ("regression", {"pooling": "median"}, "unknown pooling"),
         ("regression", {"activation": "swish"}, "unknown activation"),
         ("regression", {"dense": -1}, "a number of dense layers"),
         ("regression", {"dropout": 1.0}, "a dropout rate"),

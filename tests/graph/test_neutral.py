@@ -11,7 +11,7 @@ from backends import draw_inputs
 from adapter_export.errors import NotNeutralError
 from adapter_export.graph.graph import SITE_VALUES, AdapterGraph, Node
 from adapter_export.graph.kinds import KINDS, BottleneckOptions, bottleneck, classification_head
-from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.graph.ops import ACTIVATIONS, POOLINGS
 from adapter_export.graph.slot_form import NEUTRAL_WIDTH, neutral_parameters, neutral_widths
 from adapter_export.numerics.evaluate_adapter import evaluate
 
@@ -35,7 +35,7 @@ def test_a_published_kind_returns_h(kind: str, activation: str, norms: bool) -> 
     assert all(tensor.dtype == np.float32 and not tensor.any() for tensor in parameters.values())
 
 
-@pytest.mark.parametrize("pooling", ["mean", "first"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_a_head_returns_zeros(pooling: str) -> None:
     graph = classification_head(pooling)
     parameters = neutral_parameters(graph, neutral_widths(graph, {"d": 8}))

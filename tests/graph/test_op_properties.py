@@ -26,7 +26,7 @@ class Op:
         count = self.spec.arity.least + self.spec.arity.step
         narrow = ONE_NUMBER.get(name, ())
         self.values = [rng.normal(size=(2, TOKENS, 1 if at in narrow else WIDTH)) for at in range(count)]
-        if name == "mean_pool":
+        if self.spec.pooling and count > 1:
             self.values[1] = np.ones((2, TOKENS))
         numbers = {**NUMBERS, "values": count // max(self.spec.arity.step, 1)}
         self.owned = {

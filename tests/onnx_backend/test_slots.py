@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from banks import assert_rows_are_those_of_slots
 from tiny_onnx import WIDTH, random_adapter, token_inputs
 
 from adapter_export.errors import AdapterError, GraphError, NotNeutralError
@@ -13,6 +14,7 @@ from adapter_export.graph.compose import adapter_fusion
 from adapter_export.graph.graph import AdapterGraph, Node
 from adapter_export.graph.kinds import BottleneckOptions, Kind, classification_head, houlsby, parallel, pfeiffer
 from adapter_export.graph.kinds.linear import changed_layer_graph
+from adapter_export.graph.ops import POOLINGS
 from adapter_export.graph.slot_form import repeated_zeros
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.model_session import open_session
@@ -237,3 +239,14 @@ class TestIdleMatrices:
         assert again.digest != plan.digest
         assert all(slot.graph_axes == slot.axes for slot in again.slots)
         assert read_plan(insert_slots(base, plan), "model") == plan
+
+
+def test_every_pooling_in_rows_of_a_bank(base: OnnxBase) -> None:
+    """Padding on either side, and within a row: each row pools the tokens that its mask keeps."""
+    adapters = [
+        random_adapter(name, pfeiffer(RELU), base, labels="a", head=classification_head(name)) for name in POOLINGS
+    ]
+    inputs = token_inputs(6, 6, 6, 6)
+    inputs["attention_mask"] = np.array([[1] * 6, [1] * 3 + [0] * 3, [0] * 4 + [1] * 2, [0, 1, 0, 1, 0, 0]])
+    # a head's sum over 6 tokens of width 16 in float32, 6 · 16 · 2**-24, after two layers
+    assert_rows_are_those_of_slots(base, adapters, inputs, tolerance=1e-5)

@@ -14,7 +14,7 @@ import torch
 
 from adapter_export.graph import numpy_lowering as numpy_ops
 from adapter_export.graph.graph import HEAD_VALUES, SITE_VALUES, AdapterGraph, Node, interpret
-from adapter_export.graph.ops import OPS
+from adapter_export.graph.ops import OPS, POOLINGS
 from adapter_export.onnx_backend.onnx_lowering import Writer, emit
 from adapter_export.torch_backend import torch_lowering as torch_ops
 
@@ -140,7 +140,11 @@ def _to_one_number(source: str, name: str) -> Node:
 
 _WIDTHS = {"in": "d", "out": "b"}
 _SINGLE = {
-    "mean_pool": AdapterGraph(("hidden", "mask"), {}, (_node("mean_pool", ("hidden", "mask")),), "result"),
+    **{
+        row.name: AdapterGraph(("hidden", "mask"), {}, (_node(row.name, ("hidden", "mask")),), "result")
+        for row in POOLINGS.values()
+        if row.arity.least > 1
+    },
     "gate": AdapterGraph(
         ("h", "x"), {"g.weight": ("d", 1)}, (_to_one_number("x", "g"), _node("gate", ("h", "g"))), "result"
     ),

@@ -51,7 +51,7 @@ class _Grower:
             self.add(op, *inputs)
 
     def inputs_of(self, op: str, first: str) -> tuple[str, ...]:
-        if op == "mean_pool":
+        if OPS[op].pooling and str(OPS[op].arity) == "2":
             return (first, "mask")
         if op == "gate":
             return (first, self.number_beside(first))

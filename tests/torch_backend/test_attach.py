@@ -16,6 +16,7 @@ from adapter_export.errors import AdapterError, BaseMismatchError, RequestError
 from adapter_export.format.adapter_files import read_adapter, write_adapter
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.kinds import BottleneckOptions
+from adapter_export.graph.ops import POOLINGS
 from adapter_export.numerics.evaluate_adapter import evaluate
 from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.torch_base import TorchBase, load_base, save_base
@@ -165,7 +166,7 @@ def test_dropout_acts_in_training_alone(base, inputs) -> None:
         assert not torch.equal(model(**inputs)["hidden"], model(**inputs)["hidden"])
 
 
-@pytest.mark.parametrize("pooling", ["mean", "first"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_padding_does_not_reach_the_logits(base, pooling: str) -> None:
     model = attach(base, with_random_weights(make_adapter(base, pooling=pooling)))
     short = {name: value[:1] for name, value in small_encoder.inputs(batch=2).items()}

@@ -92,6 +92,6 @@ def test_what_cannot_be_made_is_refused(base) -> None:
     with pytest.raises(UsageError, match="unknown initialisation"):
         make_adapter(base, scheme="lucky")
     with pytest.raises(UsageError, match="unknown pooling"):
-        make_adapter(base, pooling="last")
+        make_adapter(base, pooling="median")
     with pytest.raises(AdapterError, match="no site for kind `houlsby`; expected attention or ffn"):
         init_adapter(KINDS["houlsby"](), SiteMap((), "h", 16), name="a", base=base.fingerprint)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.adapters.kinds import kind_options, make_kind
 from adapter_export.api.models.base import Base, PathLike, require
 from adapter_export.api.models.opening import open_base
-from adapter_export.option import OptionsOf
+from adapter_export.graph.ops import POOLING_HELP, POOLINGS
+from adapter_export.option import Option, OptionsOf
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -28,9 +29,7 @@ class Initialization:
     """First weights of a new adapter, and the head for its labels."""
 
     labels: Annotated[Sequence[str] | None, "Classes of the head. Default: no head."] = None
-    pooling: Annotated[Literal["mean", "first"], "Input of the head: the mean of the tokens, or the first token."] = (
-        "mean"
-    )
+    pooling: Annotated[str, Option(POOLING_HELP, choices=tuple(POOLINGS))] = "mean"
     init: Annotated[str | None, "Weight initialization. Default: depends on the kind."] = None
     seed: Annotated[int, "Random seed."] = 0
 
@@ -85,8 +84,8 @@ def attach(
         axes: dynamic axes of these inputs, as `capture` takes them.
         site_map: a file with sites that override or complete those that are found; a `Base` has its own.
         options: of a new adapter: those of its kind, such as `bottleneck`, `rank` or `dropout`; `labels`, the classes
-            of its head, and `pooling`, the head's input, `mean` or `first`; `init`, the initialization of its weights,
-            and `seed`.
+            of its head, and `pooling`, the head's input, such as `mean` or `last`; `init`, the initialization of its
+            weights, and `seed`.
 
     Raises:
         UsageError: an option that the kind does not have, or inputs that are not those of the module.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from adapter_export.api.adapters.kinds import at_least_1
 from adapter_export.api.adapters.task_facts import check_thresholds, thresholds_for
 from adapter_export.errors import UsageError, argument, quoted
-from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.graph.ops import ACTIVATIONS, POOLING_HELP, POOLINGS
 from adapter_export.graph.task_names import CAUSAL_LM, DEFAULT_TYPE, LEARNT, Learnt
 from adapter_export.option import (
     DELIMITER,
@@ -117,9 +117,7 @@ class HeadSpec:
         Literal["new", "base"],
         "Initial head: a new one with random weights, or the base model's head, whose labels must match the data.",
     ] = "new"
-    pooling: Annotated[Literal["mean", "first"], "Input of the head: the mean of the tokens, or the first token."] = (
-        "mean"
-    )
+    pooling: Annotated[str, Option(POOLING_HELP, choices=tuple(POOLINGS))] = "mean"
     head_layers: Annotated[int, Option("Dense layers before the output layer.", least=0)] = 0
     head_width: Annotated[int | None, Option("Width of these layers; defaults to the model's.", least=1)] = None
     head_activation: Annotated[str, Option("Activation after each of these layers.", choices=ACTIVATIONS)] = "tanh"

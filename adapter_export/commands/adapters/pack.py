@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.adapters import finished
 from adapter_export.api.adapters.kinds import kind_names, packed_options
@@ -21,7 +21,7 @@ from adapter_export.commands.adapters._made_adapter import (
     show_adapter,
 )
 from adapter_export.commands.command import Command
-from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.graph.ops import ACTIVATIONS, POOLING_HELP, POOLINGS
 from adapter_export.graph.task_names import DEFAULT_TYPE, ProblemType
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf
 from adapter_export.reporting import SILENT, Reporter
@@ -39,9 +39,7 @@ def pack(
     *,
     kind: Annotated[str, Option("Adapter kind: formula and placement.", kind_names)],
     labels: Labels = None,
-    pooling: Annotated[
-        Literal["mean", "first"], "Input of the head: the mean of the tokens, or the first token."
-    ] = "mean",
+    pooling: Annotated[str, Option(POOLING_HELP, choices=tuple(POOLINGS))] = "mean",
     task: Annotated[ProblemType | None, f"Task type of the head.  [default: {DEFAULT_TYPE}]"] = None,
     head_activation: Annotated[
         str, Option("Activation after each of the head's dense layers.", choices=ACTIVATIONS)

@@ -11,7 +11,7 @@ import numpy as np
 
 from adapter_export.errors import AdapterError, RequestError, quoted
 from adapter_export.graph.graph import DATA_AXES
-from adapter_export.graph.ops import Shape
+from adapter_export.graph.ops import Pooling, Shape
 from adapter_export.graph.task_names import PROBLEM_TYPES, ProblemType
 from adapter_export.graph.tasks.answers import Answer, sigmoid, softmax
 from adapter_export.graph.tasks.task_type import Activation, HeadOutput, Mask, TaskType
@@ -89,8 +89,8 @@ class Task:
             of the base.
         truncation: the side on which texts are truncated.
         tokenizer: the digest of the tokenizer that the adapter was trained with. Default: unknown.
-        pooling: the input of the vector, the mean of the tokens or the first one (embedding only). Informative: the
-            head's graph computes it.
+        pooling: the input of the vector, such as the mean of the tokens or the last one (embedding only). Informative:
+            the head's graph computes it.
         normalised: whether vectors have length 1, so that dot products are cosines (embedding only).
         prefix: the text put before each row (embedding only).
         processor: the digest of the processor that the adapter was trained with (images and audio only). Default:
@@ -105,7 +105,7 @@ class Task:
     max_tokens: Annotated[int, Interval(1)] | None = None
     truncation: Literal["right", "left"] = "right"
     tokenizer: str | None = None
-    pooling: Literal["mean", "first"] | None = None
+    pooling: Pooling | None = None
     normalised: bool = False
     prefix: str = ""
     processor: str | None = None

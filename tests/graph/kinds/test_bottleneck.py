@@ -57,6 +57,21 @@ def test_mean_pooling_ignores_padding_and_survives_a_row_of_it() -> None:
     np.testing.assert_allclose(logits[1], p["classifier.bias"])
 
 
+@pytest.mark.parametrize("pooling", ["last", "max", "weighted_mean"])
+def test_pooling_reads_the_kept_tokens_wherever_the_padding_is(pooling: str) -> None:
+    graph = classification_head(pooling)
+    p = draw_parameters(graph, {"d": 12, "classes": 3}, RNG)
+    hidden = RNG.standard_normal((4, 5, 12)) - 3.0  # below the zeros of masked tokens
+    mask = np.array([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0]])
+    logits = evaluate(graph, {"hidden": hidden, "mask": mask}, p)
+    for row, kept in enumerate(([0, 1, 2], [2, 3, 4], [1, 3])):
+        tokens = hidden[row, kept]
+        weights = np.arange(1.0, len(kept) + 1)
+        pooled = {"last": tokens[-1], "max": tokens.max(0), "weighted_mean": weights @ tokens / weights.sum()}[pooling]
+        np.testing.assert_allclose(logits[row], pooled @ p["classifier.weight"] + p["classifier.bias"])
+    np.testing.assert_allclose(logits[3], p["classifier.bias"])
+
+
 def test_first_pooling_reads_the_first_token() -> None:
     graph = classification_head("first")
     p = draw_parameters(graph, {"d": 12, "classes": 3}, RNG)
@@ -98,5 +113,5 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
 
 
 def test_an_unknown_pooling_is_refused() -> None:
-    with pytest.raises(UsageError, match="unknown pooling; found `max`; expected `mean` or `first`"):
-        classification_head("max")
+    with pytest.raises(UsageError, match="unknown pooling; found `median`; expected one of `mean`, `first`, `last`, "):
+        classification_head("median")

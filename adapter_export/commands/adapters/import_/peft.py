@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.adapters import finished, import_request
 from adapter_export.api.adapters.task_facts import TaskFacts
@@ -22,7 +22,7 @@ from adapter_export.commands.adapters._made_adapter import (
     show_adapter,
 )
 from adapter_export.commands.command import Command
-from adapter_export.graph.ops import ACTIVATIONS
+from adapter_export.graph.ops import ACTIVATIONS, POOLINGS
 from adapter_export.graph.task_names import ProblemType
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf
 from adapter_export.reporting import SILENT, Reporter
@@ -41,8 +41,11 @@ def import_peft(
     task: Annotated[ProblemType | None, "Task type of the head, if neither the folder nor the model has it."] = None,
     labels: Labels = None,
     pooling: Annotated[
-        Literal["first", "mean", "tokens"] | None,
-        "Input of the head, if the folder does not have it: the first token, the mean, or each token.",
+        str | None,
+        Option(
+            "Input of the head, if the folder does not have it: a pooling, or each token (`tokens`).",
+            choices=(*POOLINGS, "tokens"),
+        ),
     ] = None,
     activation: Annotated[
         str | None, Option("Activation after the head's dense layer, if unknown.", choices=ACTIVATIONS)
