@@ -10,7 +10,8 @@ import numpy as np
 
 from adapter_export.dtypes import Weights
 from adapter_export.format.axes import axis_names
-from adapter_export.format.manifest import InputRecord
+from adapter_export.format.lengths import Bounds, axis_lengths
+from adapter_export.format.manifest import InputRecord, token_lengths
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import cost, stored
 from adapter_export.graph.kinds import Kind
@@ -276,10 +277,8 @@ def _percent(share: float | None) -> str:
     return "an unknown share" if share is None else f"{share:.1%}"
 
 
-def sample(records: Sequence[InputRecord], rows: int, tokens: int, most: int | None) -> Mapping[str, np.ndarray]:
-    """Return random inputs of rows; the first axis of an input is the batch, every other named axis a length."""
-    batch = {record.axes[0] for record in records if record.axes}
-    named = axis_names(records)
-    length = tokens if most is None else min(tokens, most)
-    lengths = {name: rows if name in batch else length for name in named}
-    return input_cases(records, seed=0, shapes=[lengths])[0].arrays
+def sample(records: Sequence[InputRecord], rows: int, tokens: int, lengths: Bounds) -> Mapping[str, np.ndarray]:
+    """Return random inputs of rows; axes other than the batch are as close to `tokens` as `lengths` allow."""
+    batch, length = {record.axes[0] for record in records if record.axes}, token_lengths(records, lengths).near(tokens)
+    shape = {name: rows if name in batch else axis_lengths(name, lengths).near(length) for name in axis_names(records)}
+    return input_cases(records, seed=0, shapes=[shape])[0].arrays

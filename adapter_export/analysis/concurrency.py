@@ -127,7 +127,7 @@ def measure_ways(bundle: Bundle, load: Load, seconds: float, reporter: Reporter 
     """
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     tried = list(ways(processors))
-    inputs = sample(bundle.manifest.inputs, load.rows, load.tokens, None)
+    inputs = sample(bundle.manifest.inputs, load.rows, load.tokens, bundle.manifest.lengths)
     sessions = {threads: bundle.session(threads=threads) for _, threads in tried}
     for session in sessions.values():
         session.run(inputs, load.adapter)  # the first call allocates

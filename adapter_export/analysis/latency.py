@@ -34,7 +34,7 @@ def latencies(base: OnnxBase, adapters: Sequence[Adapter], setup: Setup) -> list
     Raises:
         RequestError: ONNX Runtime cannot compute such a row.
     """
-    inputs = sample(base.inputs, 1, setup.tokens, None)
+    inputs = sample(base.inputs, 1, setup.tokens, base.lengths)
     alone = open_session(base.path, threads=1)
     found = []
     for adapter in adapters:

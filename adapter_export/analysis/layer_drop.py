@@ -107,7 +107,7 @@ def time_dropped(
 
     One row, one thread, calls in turns. Raises `RequestError` if ONNX Runtime cannot compute such a row.
     """
-    inputs, found = sample(base.inputs, 1, tokens, None), []
+    inputs, found = sample(base.inputs, 1, tokens, base.lengths), []
     alone = open_session(base.path, threads=1), inputs
     for adapter in dropped:
         with slots_call(base, whole, adapter, inputs) as idle, slots_call(base, adapter, adapter, inputs) as own:

@@ -138,7 +138,7 @@ def timed(report: Distillation, base: OnnxBase, adapter: Adapter, graph: Path, t
     Raises:
         RequestError: ONNX Runtime cannot compute such a row.
     """
-    inputs = sample(base.inputs, 1, tokens, None)
+    inputs = sample(base.inputs, 1, tokens, base.lengths)
     with slots_call(base, adapter, adapter, inputs) as slots:
         found = times((open_session(graph, threads=1), inputs), (open_session(base.path, threads=1), inputs), slots)
     speed, overhead = ratio(found, 2, 0), ratio(found, 2, 1)

@@ -46,7 +46,8 @@ def check_same_sites(in_torch: SiteMap, exported: OnnxBase, compute: Compute, ma
         for name in ("h", "x", "u", "y")
         if (value := getattr(site, name)) is not None
     ]
-    cases = input_cases(exported.inputs, seed=2, max_tokens=min(max_tokens or _FEW_TOKENS, _FEW_TOKENS))
+    few = min(max_tokens or _FEW_TOKENS, _FEW_TOKENS)
+    cases = input_cases(exported.inputs, seed=2, lengths=exported.lengths, max_tokens=few)
     whole = [case.arrays for case in cases if not case.name.endswith("_padded")]
     arrays = max(whole, key=lambda each: sum(array.size for array in each.values()))
     graft = Graft(exported.model)

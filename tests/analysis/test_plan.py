@@ -16,6 +16,8 @@ import adapter_export as ae
 from adapter_export.analysis.adapter_costs import Choice, base_work, choices, recommend, sample
 from adapter_export.cli.main import main
 from adapter_export.errors import UsageError
+from adapter_export.format.lengths import Lengths
+from adapter_export.format.manifest import InputRecord
 from adapter_export.graph.kinds import KINDS, kind_named
 from adapter_export.sites.site import SiteMap
 from adapter_export.torch_backend.train.init_adapter import init_adapter
@@ -25,6 +27,13 @@ from adapter_export.torch_backend.train.memory import training_memory
 @pytest.fixture(scope="module")
 def base(tiny_bert_archive: Path) -> ae.Base:
     return ae.open_base(tiny_bert_archive)
+
+
+def test_sample_rows_have_a_length_that_the_base_takes() -> None:
+    audio = InputRecord("input_values", "float32", ("batch", "samples"), "values")
+    assert sample([audio], 2, 128, {"samples": Lengths(400)})["input_values"].shape == (2, 400)
+    words = InputRecord("input_ids", "int64", ("batch", "sequence"), "ids", 99)
+    assert sample([words], 2, 128, {"sequence": Lengths(1, 24)})["input_ids"].shape == (2, 24)
 
 
 def wide(width: int = 4096) -> SiteMap:
@@ -110,7 +119,7 @@ def test_training_warns_where_the_plan_recommends_less(text_folder: Path, tmp_pa
 
 def test_memory_grows_with_the_rows(base: ae.Base) -> None:
     adapter = init_adapter(kind_named("houlsby")(), base.sites.map, name="a", base=base.fingerprint)
-    one, two, five = (sample(base.inputs, rows, 16, base.max_tokens) for rows in (1, 2, 5))
+    one, two, five = (sample(base.inputs, rows, 16, base.lengths) for rows in (1, 2, 5))
     assert five["input_ids"].shape == (5, 16)
     said = training_memory(base.torch, adapter, base.sites.map, one, two, 5)
     seen = training_memory(base.torch, adapter, base.sites.map, five, five, 1)

@@ -8,9 +8,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
+from exported_bases import by_older_exporter
 from heard import Heard
 from onnx import numpy_helper, parser
-from tiny_onnx import MASK, random_adapter, save_tiny, tiny_model, token_inputs
+from small_models import small
+from tiny_onnx import MASK, VOCABULARY, random_adapter, save_tiny, tiny_model, token_inputs
 
 import adapter_export as ae
 from adapter_export.errors import RequestError
@@ -37,9 +40,29 @@ POSITIONS = """
 """
 
 
-def with_positions(count: int) -> onnx.ModelProto:
+COUNTED = """
+    real = Cast <to = 1> (attention_mask)
+    missing = Sub(one, real)
+    masked = Mul(missing, lowest)
+    second = Constant <value = int64 {{1}}> ()
+    padding = Constant <value = int64 {{{padding}}}> ()
+    same = Equal(input_ids, padding)
+    other = Not(same)
+    counts = Cast <to = 7> (other)
+    counted = CumSum(counts, second)
+    shown = Mul(counted, counts)
+    places = Add(shown, padding)
+    at = Gather(positions, places)
+    penalty = Add(masked, at)
+    axis = Constant <value = int64[1] {{1}}> ()
+    bias = Unsqueeze(penalty, axis)
+"""
+"""Positions counted over the tokens that are not padding, as in RoBERTa: `padding + cumsum(input_ids != padding)`."""
+
+
+def with_positions(count: int, nodes: str = POSITIONS) -> onnx.ModelProto:
     """A transformer with a table of positions that are added to the attention scores."""
-    model = tiny_model(mask=POSITIONS)
+    model = tiny_model(mask=nodes)
     table = np.random.default_rng(0).standard_normal(count).astype(np.float32)
     model.graph.initializer.append(numpy_helper.from_array(table, "positions"))
     return model
@@ -84,6 +107,43 @@ def test_lengths_that_may_differ_stay_apart(tmp_path: Path) -> None:
 def test_the_longest_input_is_that_of_the_table_of_positions(tmp_path: Path, count: int) -> None:
     base = open_onnx(save_tiny(tmp_path, with_positions(count)))
     assert length_limits(base.model, base.folder, base.inputs) == {"tokens": (1, count)}
+
+
+@pytest.mark.parametrize("padding", [0, 1, VOCABULARY - 2, VOCABULARY - 1])
+def test_positions_of_padding_do_not_count(tmp_path: Path, padding: int) -> None:
+    model = with_positions(padding + 1 + 24, COUNTED.format(padding=padding))
+    base = open_onnx(save_tiny(tmp_path, model))
+    assert length_limits(base.model, base.folder, base.inputs) == {"tokens": (1, 24)}
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("name", ["MPNet", "Roberta"])
+def test_models_that_count_positions_are_built_from_the_older_exporter(tmp_path: Path, name: str) -> None:
+    class Hidden(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = small(name, add_pooling_layer=False)
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            hidden: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            return hidden
+
+    ids = torch.randint(5, 90, (2, 7))
+    axes = {key: {0: "batch", 1: "tokens"} for key in ("input_ids", "attention_mask", "out")}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    base = by_older_exporter(Hidden().eval(), inputs, axes, tmp_path)
+    bundle = ae.build(tmp_path / "model.onnx", [random_adapter("a", pfeiffer(), base)], tmp_path / "bundle")
+    # 40 positions, of which the rows 0 and 1 are those of padding and before it
+    assert bundle.manifest.lengths == {"tokens": Lengths(1, 38)}
+    assert ae.check(bundle, against=tmp_path / "model.onnx", quick=True).passed
+
+
+def test_more_tokens_than_positions_are_refused_with_their_number(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path, with_positions(26, COUNTED.format(padding=1)))
+    adapter = random_adapter("a", pfeiffer(), open_onnx(path))
+    with pytest.raises(RequestError, match=r"expected at most 24 tokens.*`max_tokens=24`"):
+        ae.build(path, [adapter], tmp_path / "bundle", max_tokens=64)
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_graph_without_limit_has_none(tmp_path: Path) -> None:

@@ -11,12 +11,16 @@ import pytest
 import tokenizers
 import torch
 import transformers as hf
+from heard import Heard
+from tiny_onnx import random_adapter
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 
 import adapter_export as ae
 from adapter_export.errors import BaseModelError, UsageError
+from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import InputRecord
+from adapter_export.graph.kinds import pfeiffer
 from adapter_export.torch_backend.base.capture_module import capture, dense_experts
 from adapter_export.torch_backend.base.example_inputs import Prepared, described_inputs, obvious_inputs
 from adapter_export.torch_backend.base.huggingface_folder import _open_base, capture_folder, open_folder
@@ -241,6 +245,46 @@ def test_an_example_is_as_long_as_the_module_needs_it() -> None:
     assert shape == {"wave": ("batch", "samples")}
     (found,) = program.module()(wave=torch.randn(5, 400)).values()
     assert found.shape == (5, 4, 46)
+
+
+WAVE = {"conv_dim": (8, 8), "conv_stride": (5, 2), "conv_kernel": (10, 3)} | {
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+}
+"""Convolutions over 20 samples; the stride of both is 10."""
+
+
+@pytest.mark.extended
+def test_audio_models_are_built_at_lengths_that_they_take(tmp_path: Path) -> None:
+    """From an archive of torch without lengths, and from the folder, at the lengths that the note advises."""
+
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = made("Wav2Vec2Model", "Wav2Vec2", **SIZE, **WAVE)
+
+        def forward(self, input_values: torch.Tensor) -> torch.Tensor:
+            hidden: torch.Tensor = self.model(input_values=input_values).last_hidden_state
+            return hidden
+
+    module, free = Hidden().eval(), torch.export.Dim.DYNAMIC
+    shapes = {"input_values": {0: free, 1: free}}
+    program = torch.export.export(module, (), {"input_values": torch.randn(2, 400)}, dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "plain.pt2")
+    module.model.save_pretrained(tmp_path / "folder")
+    hf.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "folder")
+    heard = Heard()
+    ae.capture(tmp_path / "folder", tmp_path / "whole.pt", reporter=heard)
+    (note,) = heard.notes
+    assert note.startswith("takes inputs of 30 or more along `samples`"), "a condition of torch"
+    assert "samples=20..29" in note
+    # the model itself takes no fewer than 20, so there is nothing to advise: a note would be a warning, which fails
+    ae.capture(tmp_path / "folder", tmp_path / "short.pt", lengths=["samples=20..29"])
+    for name, lengths in (("plain.pt2", Lengths(30)), ("whole.pt", Lengths(30)), ("short.pt", Lengths(20, 29))):
+        (tmp_path / f"graph_{name}").mkdir()
+        graph = ae.open_base(tmp_path / name).exported(tmp_path / f"graph_{name}")
+        bundle = ae.build(tmp_path / name, [random_adapter("a", pfeiffer(), graph)], tmp_path / f"bundle_{name}")
+        assert list(bundle.manifest.lengths.values()) == [lengths]
 
 
 @pytest.mark.parametrize(

@@ -119,8 +119,10 @@ def model_of(manifest: Manifest, model: Base | PathLike) -> Base:
 
 def golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> list[InputCase]:
     """Return the inputs of the golden vectors: two short ones for a large base, which takes seconds for each."""
+    from adapter_export.format.manifest import token_lengths
     from adapter_export.numerics.sample_inputs import input_cases, less_padded
     from adapter_export.onnx_backend.base.external import is_large
+    from adapter_export.onnx_backend.base.onnx_base import with_probed_lengths
 
     if is_large(base.model):
         first, *_, last = input_cases(
@@ -128,20 +130,21 @@ def golden_cases(base: OnnxBase, longest: int | None, references: Runner) -> lis
         )
         return [first, last]
     cases = input_cases(base.inputs, seed=0, lengths=base.lengths, max_tokens=longest)
+    case = max(cases, key=lambda case: max(size for array in case.arrays.values() for size in array.shape))
+    try:
+        references.run(case.arrays, None)
+    except RequestError as error:
+        most = token_lengths(base.inputs, with_probed_lengths(base).lengths).maximum
+        raise RequestError(
+            "the base cannot compute an input of this length",
+            where=f"`{case.name}`",
+            found=error.found,
+            expected="inputs that the base computes" if most is None else f"at most {most} tokens",
+            fix=f"if it takes fewer tokens, give their number as {argument('max_tokens', most)}",
+        ) from error
     # readers of golden vectors compare every output in them
     while references.undefined(cases[-1].arrays, None) and (shorter := less_padded(cases[-1], base.inputs)):
         cases[-1] = shorter
-    if longest is None:  # the base does not say how many tokens it takes: see whether it can compute the longest case
-        case = max(cases, key=lambda case: max(size for array in case.arrays.values() for size in array.shape))
-        try:
-            references.run(case.arrays, None)
-        except RequestError as error:
-            raise RequestError(
-                "the base cannot compute an input of this length",
-                where=f"`{case.name}`",
-                found=error.found,
-                fix=f"if it takes fewer tokens, give their number as {argument('max_tokens')}",
-            ) from error
     return cases
 
 

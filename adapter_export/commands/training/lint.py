@@ -111,7 +111,7 @@ def _watched(
     from adapter_export.torch_backend.attach import attach
     from adapter_export.torch_backend.train.init_adapter import relative_change
 
-    drawn = sample(base.inputs, _ROWS // 4, _TOKENS, base.max_tokens)
+    drawn = sample(base.inputs, _ROWS // 4, _TOKENS, base.lengths)
     arrays = drawn if texts is None else _read(base, texts[:_ROWS])
     inputs = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
     model = attach(base.torch, adapter, sites=base.sites.map, allow_mismatch=True)

@@ -79,7 +79,7 @@ def plan(
         from adapter_export.torch_backend.train.memory import training_memory
 
         reporter.step("measuring the memory of training")
-        one, two = (sample(base.inputs, rows, setup.tokens, base.max_tokens) for rows in (1, 2))
+        one, two = (sample(base.inputs, rows, setup.tokens, base.lengths) for rows in (1, 2))
         memory = [training_memory(base.torch, adapter, sites, one, two, setup.batch) for adapter in adapters]
     times: list[Latency | None] = [None] * len(shaped)
     if measure:

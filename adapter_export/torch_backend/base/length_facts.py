@@ -374,6 +374,18 @@ def probed_lengths(
     return found
 
 
+def shortest_computed(live: Run, inputs: Sequence[InputRecord], lengths: Bounds, axis: str) -> int:
+    """Return the smallest length of an axis that a module computes, such as the window of its convolutions.
+
+    `lengths` are those of its program, which a condition of torch may keep from the shortest inputs.
+    """
+    usual = {name: own.near(3 + 2 * place) for place, (name, own) in enumerate(lengths.items())}
+    below = range(1, lengths[axis].minimum)
+    return 1 + bisect_left(
+        below, True, key=lambda length: _computed(live, _tensors(inputs, {**usual, axis: length})) is not None
+    )
+
+
 def _most_probed(inputs: Sequence[InputRecord], usual: Mapping[str, int], axis: str) -> int:
     """Return the longest length that is tried, where other axes have their usual ones."""
     sizes = [

@@ -61,7 +61,13 @@ from adapter_export.torch_backend.base.capture_module import (
 )
 from adapter_export.torch_backend.base.example_inputs import Examples, described_inputs, obvious_inputs
 from adapter_export.torch_backend.base.expand_sums import open_sums
-from adapter_export.torch_backend.base.length_facts import Run, may_pad, only_some, probed_lengths
+from adapter_export.torch_backend.base.length_facts import (
+    Run,
+    may_pad,
+    only_some,
+    probed_lengths,
+    shortest_computed,
+)
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.pickles import check_exported, check_pickled
 from adapter_export.torch_backend.base.program_signature import Signature
@@ -451,10 +457,14 @@ def _with_probed_lengths(
         if axis == token_axis(base.inputs):
             asked = asked.within(Lengths(1, usual if max_tokens is None else max_tokens)) or asked
         if own.within(asked) != asked:
-            other = argument("lengths", [f"{axis}=128"], option="axis", words=f"{axis}=128")
+            shortest = shortest_computed(run, base.inputs, found, axis)
+            if own == asked.within(Lengths(shortest)):  # the model computes no shorter input either
+                continue
+            example = "128" if shortest == own.minimum else f"{shortest}..{own.minimum - 1}"
+            other = argument("lengths", [f"{axis}={example}"], option="axis", words=f"{axis}={example}")
             notes.append(
-                f"takes inputs of {own} along `{axis}`, as the model computes others in another way; {other}, or "
-                f"`{axis}=64..512`, captures it for other lengths"
+                f"takes inputs of {own} along `{axis}`, as the model computes others in another way; {other} captures "
+                "it for other lengths"
             )
     tokens = token_lengths(base.inputs, base.lengths)
     if not base.pads and not tokens.unbroken:
