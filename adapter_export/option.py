@@ -96,7 +96,12 @@ def _declared(spec: type) -> dict[str, tuple[object, object]]:
 
 TEXT = Option("Column of the texts; for images or audio, of the paths: `image` or `audio` by default.", "COLUMN")
 PAIR = Option("Column of the second texts: contexts, choices, or the answers to prompts.", "COLUMN")
-LABEL = Option("Column of the labels.", "COLUMN")
+NEGATIVE = Option(
+    "Column of texts that do not belong to `--text`, beside the positives in `--pair` (`embedding` and `ranking`). "
+    "Repeatable.",
+    "COLUMN",
+)
+LABEL = Option("Column of the labels; `label` by default. Pairs of an embedding have none.", "COLUMN")
 START = Option("Column of the first character of each answer, counted from 0 (`span` only).", "COLUMN")
 GROUP = Option("Column of the group within which rows are ranked; defaults to the texts (`ranking` only).", "COLUMN")
 LABELLED_DATA = Option(

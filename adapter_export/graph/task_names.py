@@ -12,10 +12,13 @@ CAUSAL_LM = "causal_lm"
 DEFAULT_TYPE = "single_label"
 """The type that is trained by default."""
 
+RETRIEVAL = "retrieval"
+"""Pairs without labels, which `embedding` learns and is judged by; tasks record it as `embedding`."""
+
 _FILES = [one.name for one in pkgutil.iter_modules([str(Path(__file__).parent / "tasks" / "types")])]
 
-LEARNT: tuple[str, ...] = (DEFAULT_TYPE, *(name for name in _FILES if name != DEFAULT_TYPE))
-"""The names of all types."""
+LEARNT: tuple[str, ...] = (DEFAULT_TYPE, *(name for name in _FILES if name not in (DEFAULT_TYPE, RETRIEVAL)))
+"""The names of all types that a training can be asked for."""
 
 PROBLEM_TYPES: tuple[str, ...] = tuple(name for name in LEARNT if name != CAUSAL_LM)
 """The names of the types that heads answer."""

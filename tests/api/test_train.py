@@ -41,7 +41,7 @@ def test_the_defaults_of_the_loop_are_those_on_its_help_page() -> None:
         ({"validation": 0.2, "validation_data": "dev.tsv"}, "`validation` and `validation_data` exclude each other"),
         ({"resume": True}, "only a run with an output can be interrupted and go on. Give `output`"),
         ({"fuse": ["a"]}, "`fuse` is no list of two or more adapters"),
-        ({"temperature": 3.0}, "only a fusion has such an option; found `temperature`"),
+        ({"fusion_temperature": 3.0}, "only a fusion has such an option; found `fusion_temperature`"),
         ({"fuse": ["a", "b"], "rank": 4}, "has no kind of its own; found `rank`"),
         ({"bottleneck": 0}, "`bottleneck` is too small"),
         (

@@ -46,7 +46,17 @@ def fuse(cli, model: Path, adapters: Path, data: Path, output: Path, *options: o
 @pytest.fixture(scope="module")
 def fused(cli, model: Path, adapters: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fused")
-    fuse(cli, model, adapters, data, folder / "dynamic", "--temperature", "50", "--temperature-decay", "0.01")
+    fuse(
+        cli,
+        model,
+        adapters,
+        data,
+        folder / "dynamic",
+        "--fusion-temperature",
+        "50",
+        "--fusion-temperature-decay",
+        "0.01",
+    )
     fuse(cli, model, adapters, data, folder / "weighted", "--fusion", "weighted", "--weights", "topic=0.2,tone=0.8")
     return folder
 
@@ -75,7 +85,11 @@ def test_the_record_says_what_was_fused_and_how(adapters: Path, fused: Path) -> 
     assert (adapter.kind, record[COMPOSITION]["type"]) == ("fusion", "adapter_fusion")
     assert [member["name"] for member in record[COMPOSITION]["members"]] == ["topic", "tone"]
     assert all(len(member["weights_sha256"]) == 64 for member in record[COMPOSITION]["members"])
-    assert (settings["fusion"], settings["value_penalty"], settings["temperature_decay"]) == ("dynamic", 0.01, 0.01)
+    assert (settings["fusion"], settings["value_penalty"], settings["fusion_temperature_decay"]) == (
+        "dynamic",
+        0.01,
+        0.01,
+    )
     assert (record[COMPOSITION]["temperature"], settings["initial_change"] > 0.01) == (50.0, True)
     steps = record["steps"] * record["best_epoch"] // len(record["history"])
     assert sorted(map(temperature_of, adapter.graphs.values())) == [1.0, pytest.approx(50 - 0.5 * steps)]
@@ -97,8 +111,8 @@ def test_an_interrupted_run_goes_on(
     cli, model: Path, adapters: Path, data: Path, fused: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped as by Ctrl-C in the first step of its second epoch."""
-    options = ("train", model, "--data", data, "--fuse", "topic,tone", *QUICK, "--temperature", "50")
-    options += ("--temperature-decay", "0.01", "-o", tmp_path / "dynamic")
+    options = ("train", model, "--data", data, "--fuse", "topic,tone", *QUICK, "--fusion-temperature", "50")
+    options += ("--fusion-temperature-decay", "0.01", "-o", tmp_path / "dynamic")
     step = TerminalReporter.step
 
     def stopped(reporter: TerminalReporter, label: str, done: int = 0, total: int | None = None) -> None:
@@ -117,7 +131,7 @@ def test_an_interrupted_run_goes_on(
 
 
 REFUSED = {
-    "only a fusion has such an option; found `--temperature`": (2, ("--temperature", "3")),
+    "only a fusion has such an option; found `--fusion-temperature`": (2, ("--fusion-temperature", "3")),
     "is no list of two or more adapters": (2, ("--fuse", "topic")),
     "each with a name of its own; found topic, topic": (2, ("--fuse", "topic,topic")),
     "is not an adapter": (3, ("--fuse", "topic,missing")),
@@ -138,12 +152,15 @@ REFUSED = {
         2,
         ("--fuse", "topic,tone", "--weights", "1,2"),
     ),
-    "`--temperature-decay` says how a temperature falls": (2, ("--fuse", "topic,tone", "--temperature-decay", "0.1")),
-    "`--temperature-decay` is out of range": (
+    "`--fusion-temperature-decay` says how a temperature falls": (
         2,
-        ("--fuse", "topic,tone", "--temperature", "3", "--temperature-decay", "-1"),
+        ("--fuse", "topic,tone", "--fusion-temperature-decay", "0.1"),
     ),
-    "no temperature of a softmax": (2, ("--fuse", "topic,tone", "--temperature", "0")),
+    "`--fusion-temperature-decay` is out of range": (
+        2,
+        ("--fuse", "topic,tone", "--fusion-temperature", "3", "--fusion-temperature-decay", "-1"),
+    ),
+    "no temperature of a softmax": (2, ("--fuse", "topic,tone", "--fusion-temperature", "0")),
     "a dropout rate is a probability": (2, ("--fuse", "topic,tone", "--fusion-dropout", "1")),
     "not those of the members": (2, ("--fuse", "topic,tone", "--fusion", "weighted", "--weights", "1,nan")),
 }

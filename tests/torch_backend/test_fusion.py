@@ -69,11 +69,11 @@ def test_members_stay_bit_for_bit_and_the_rest_learns(base, data, members: list[
 def test_the_temperature_falls_to_one_and_is_that_of_the_best_epoch(base, data, members: list[Adapter]) -> None:
     model = prepared(base, adapter_fusion(*members, name="fused", options=FusionOptions(temperature=50.0)))
     steps = 4  # of 64 rows in batches of 16, less those for validation
-    result = train(model, data, replace(QUICK, temperature_decay=0.01))
+    result = train(model, data, replace(QUICK, fusion_temperature_decay=0.01))
     done = result.best_epoch * result.steps // len(result.history)
     assert done >= steps - 1
     assert temperature(model) == pytest.approx(50 - 0.5 * done)
-    train(model, data, replace(QUICK, temperature_decay=0.5))
+    train(model, data, replace(QUICK, fusion_temperature_decay=0.5))
     assert temperature(model) == 1.0
     model.cool(0.0)
     assert temperature(model) == 50.0

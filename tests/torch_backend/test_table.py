@@ -14,13 +14,14 @@ from adapter_export.errors import DataError, FileError, UsageError
 from adapter_export.format.tabular.labelled import Columns, labelled_rows
 from adapter_export.format.tabular.table_files import TableFormat
 from adapter_export.format.tabular.training_tables import LabelledTexts, TaskFiles, read_tables
+from adapter_export.graph.tasks import TASK_TYPES
 
 ROWS = [("Good, they say", "pos"), ('He said "no"', "neg"), ("a\tb", "pos"), ("naïve — 日本", "neg")]
 
 
 def read(path: Path, form: TableFormat | None = None, **settings: bool) -> LabelledTexts:
     columns = Columns() if form is None else Columns(form=form)
-    return LabelledTexts.of(labelled_rows(path, columns, "single_label", **settings))
+    return LabelledTexts.of(labelled_rows(path, columns, "single_label", **settings), TASK_TYPES["single_label"])
 
 
 def written(folder: Path, name: str, content: str | bytes) -> Path:

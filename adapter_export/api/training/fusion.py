@@ -34,8 +34,8 @@ class FusionSpec:
         bool, "Query the output before the layer norm, even if the adapters read the norm's output."
     ] = False
     residual_before: Annotated[bool, "Add the residual to each adapter's output, not to their mean."] = False
-    temperature: Annotated[float, "Initial softmax temperature; 50 is common."] = 1.0
-    temperature_decay: Annotated[
+    fusion_temperature: Annotated[float, "Initial softmax temperature; 50 is common."] = 1.0
+    fusion_temperature_decay: Annotated[
         float | None,
         Option(f"Fraction of the initial temperature lost per step, down to 1; {_DECAY} if a temperature is given."),
     ] = None
@@ -75,20 +75,20 @@ class FusionSpec:
         if unknown:
             found = ", ".join(map(argument, unknown))
             raise UsageError(f"a fusion that is `{self.fusion}` has no such option", found=found)
-        if self.temperature_decay is not None and self.temperature == 1:
+        if self.fusion_temperature_decay is not None and self.fusion_temperature == 1:
             raise UsageError(
-                f"{argument('temperature_decay')} says how a temperature falls",
-                fix=f"give {argument('temperature')} as well",
+                f"{argument('fusion_temperature_decay')} says how a temperature falls",
+                fix=f"give {argument('fusion_temperature')} as well",
             )
 
     def loop(self, loop: LoopSpec) -> LoopSpec:
         """Return the settings of a loop with the decay and the penalty of this fusion."""
-        decay, penalty = self.temperature_decay, self.value_penalty
+        decay, penalty = self.fusion_temperature_decay, self.value_penalty
         if decay is None:
-            decay = 0.0 if self.temperature == 1 else _DECAY
+            decay = 0.0 if self.fusion_temperature == 1 else _DECAY
         if penalty is None:
             penalty = _PENALTY if self.fusion == "dynamic" else 0.0
-        return replace(loop, temperature_decay=decay, value_penalty=penalty)
+        return replace(loop, fusion_temperature_decay=decay, value_penalty=penalty)
 
     def fuse(
         self, base: Base, members: Sequence[Adapter], name: str, head: Head, seed: int
@@ -114,7 +114,7 @@ class FusionSpec:
                 query_before_norm=self.query_before_norm,
                 residual_before=self.residual_before,
                 value_before_softmax=not self.value_after,
-                temperature=self.temperature,
+                temperature=self.fusion_temperature,
                 dropout=self.fusion_dropout,
                 first_value=self.first_value,
             )
@@ -125,7 +125,7 @@ class FusionSpec:
 
 _STATIC = (
     *("no_query", "no_key", "query_before_norm", "residual_before"),
-    *("temperature", "temperature_decay", "fusion_dropout"),
+    *("fusion_temperature", "fusion_temperature_decay", "fusion_dropout"),
 )
 _HAS: Mapping[FusionType, tuple[str, ...]] = {
     "dynamic": (*_STATIC, "first_value", "value_after", "value_penalty"),

@@ -262,11 +262,13 @@ class TrainingJob:
         """Judge the answers of each model that is compared; note vectors that are all alike."""
         from adapter_export.graph.tasks import TASK_TYPES
         from adapter_export.torch_backend.train.measure import cosine_apart, judged
+        from adapter_export.torch_backend.train.objectives import OBJECTIVES
         from adapter_export.torch_backend.train.train_loop import answered
 
         if TASK_TYPES[done.rows.problem].is_vector:
-            _, vectors, classes = answered(done.model, done.rows.validation, loop, accelerator)
-            _note(reporter, _collapsed(cosine_apart(vectors, classes)))
+            _, results, targets = answered(done.model, done.rows.validation, loop, accelerator)
+            vectors = OBJECTIVES[done.rows.problem].vectors(results, targets)
+            _note(reporter, () if vectors is None else _collapsed(cosine_apart(*vectors)))
         (_, measured), found = done.measured, []
         for model in start.compared:
             order, results, targets = answered(model, measured, loop, accelerator)
@@ -287,8 +289,11 @@ def _note(reporter: Reporter, notes: Iterator[str] | tuple[str, ...]) -> None:
 
 
 def _counts(rows: TextTask) -> str:
+    from adapter_export.graph.tasks import TASK_TYPES
+
     counts = f"{len(rows.training.texts):,} rows to learn from, {len(rows.validation.texts):,} to validate by"
-    return f"{counts}, {len(rows.labels)} classes" if rows.labels else f"{counts}, the task `{rows.problem}`"
+    task = TASK_TYPES[rows.problem].recorded or rows.problem
+    return f"{counts}, {len(rows.labels)} classes" if rows.labels else f"{counts}, the task `{task}`"
 
 
 def _too_many(start: Start, rows: int) -> Iterator[str]:

@@ -83,7 +83,8 @@ class NewFusion:
         made, learned = self.spec.fuse(job.base, self.members, self.name, first.head, seed)
         model = attach(job.base.torch, first.onto(made), sites=job.base.sites.complete, learned=learned)
         # the loop has these two with their defaults
-        options = {k: v for k, v in changed(self.spec).items() if k not in ("temperature_decay", "value_penalty")}
+        of_loop = ("fusion_temperature_decay", "value_penalty")
+        options = {name: value for name, value in changed(self.spec).items() if name not in of_loop}
         facts = {"fusion": self.spec.fusion, **options}
         return Start(model, facts, f"new fusion of {quoted(adapter.name for adapter in self.members)}")
 

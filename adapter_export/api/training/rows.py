@@ -96,7 +96,9 @@ def _tables(
     problem, prefix, labels = (head.task, data.prefix, ()) if task is None else (task.type, task.prefix, task.labels)
     assert problem != CAUSAL_LM  # as it generates
     remembers = not data.without_row_digests
-    return read_tables(TaskFiles(*paths, columns, problem, data.skip_incomplete, prefix, labels, remembers), medium)
+    problem, columns = columns.read_as(problem)
+    prefixes = (prefix, prefix)
+    return read_tables(TaskFiles(*paths, columns, problem, data.skip_incomplete, prefixes, labels, remembers), medium)
 
 
 def _generates(head: HeadSpec, task: Task | None) -> bool:
@@ -154,12 +156,14 @@ class RowReader:
         generates = _generates(head, task)
         if not generates:
             _check_no_cache(base)
-        data.columns.check(head.task if task is None else task.type)
+        problem = head.task if task is None else task.type
+        data.columns.check(problem)
+        _, columns = data.columns.read_as(problem)
         limit = data.max_tokens if data.max_tokens is not None or task is None else task.max_tokens
         if base.media is None or generates:
-            made = cls(base, data, head, task, _text_source(base, data.tokenizer, limit), data.columns, tables)
+            made = cls(base, data, head, task, _text_source(base, data.tokenizer, limit), columns, tables)
         else:
-            made = cls(base, data, head, task, *_media_source(base, replace(data, max_tokens=limit)), tables)
+            made = cls(base, data, head, task, *_media_source(base, replace(data, max_tokens=limit), columns), tables)
         if task is not None:
             made._check_task(task)
         return made
@@ -220,7 +224,8 @@ class RowReader:
         """Return how the rows are read and answered, for the record of a training."""
         of_texts = ("truncation", "prefix", "packing", "end_token")
         read = {name: value for name, value in changed(self.data).items() if name in of_texts}
-        columns = {name: value for name, value in self.columns.names.items() if value is not None}
+        columns: dict[str, Any] = {name: value for name, value in self.columns.names.items() if value is not None}
+        columns |= {"negative": list(self.columns.negatives)} if self.columns.negatives else {}
         return {**changed(self.head), **read, **columns, **self.source.record()}
 
     @property
@@ -351,13 +356,15 @@ def _tokenizer_of(base: Base, given: PathLike | None, max_tokens: int | None) ->
 def _check_files_only(data: DataSpec, medium: str) -> None:
     """Refuse options for texts beside a model that reads images or audio."""
     given = changed(data)
-    of_texts = [name for name in ("pair", "tokenizer", "max_tokens", "truncation", "prefix") if name in given]
+    of_texts = [
+        name for name in ("pair", "negative", "tokenizer", "max_tokens", "truncation", "prefix") if name in given
+    ]
     if of_texts:
         found = ", ".join(map(argument, of_texts))
         raise UsageError(f"is for texts, and the model reads `{medium}`", found=found, fix="leave it out")
 
 
-def _media_source(base: Base, data: DataSpec) -> tuple[MediaSource, Columns]:
+def _media_source(base: Base, data: DataSpec, columns: Columns) -> tuple[MediaSource, Columns]:
     """Return the source of images or audio, and the columns with the paths of their files."""
     from adapter_export.torch_backend.train.media_examples import MediaSource
 
@@ -365,5 +372,5 @@ def _media_source(base: Base, data: DataSpec) -> tuple[MediaSource, Columns]:
     medium = base.media.record.medium
     _check_files_only(data, medium)
     require("transformers", "hf", "training on images or audio")
-    columns = replace(data.columns, text=medium if data.text == "text" else data.text)
+    columns = replace(columns, text=medium if data.text == "text" else data.text)
     return MediaSource.of(base.media, base.inputs), columns

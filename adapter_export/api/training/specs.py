@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,6 +16,7 @@ from adapter_export.option import (
     DELIMITER,
     ENCODING,
     LABEL,
+    NEGATIVE,
     PAIR,
     SKIP_INCOMPLETE,
     START,
@@ -51,7 +53,8 @@ class DataSpec:
     unlabelled: Path | None = None
     text: Annotated[str, TEXT] = "text"
     pair: Annotated[str | None, PAIR] = None
-    label: Annotated[str, LABEL] = "label"
+    negative: Annotated[Sequence[str], NEGATIVE] = ()
+    label: Annotated[str | None, LABEL] = None
     start: Annotated[str | None, START] = None
     delimiter: Annotated[str | None, DELIMITER] = None
     encoding: Annotated[str | None, ENCODING] = None
@@ -89,7 +92,8 @@ class DataSpec:
         from adapter_export.format.tabular.labelled import Columns
         from adapter_export.format.tabular.table_files import TableFormat
 
-        return Columns(self.text, self.pair, self.label, self.start, TableFormat(self.delimiter, self.encoding))
+        form = TableFormat(self.delimiter, self.encoding)
+        return Columns(self.text, self.pair, self.label, self.start, form, tuple(self.negative))
 
     @property
     def files(self) -> tuple[Path, Path | float, Path | None]:
@@ -126,6 +130,11 @@ class HeadSpec:
         int | None, Option("Width of the vectors; defaults to the model's (`embedding` only).", least=1)
     ] = None
     l2_normalise: Annotated[bool, "Normalize vectors to length 1 (`embedding` only)."] = False
+    widths: Annotated[
+        tuple[int, ...],
+        "Widths to which vectors can be truncated, each with a loss of its own beside the full width's (Matryoshka, "
+        "`embedding` only).",
+    ] = ()
 
     def __post_init__(self) -> None:
         from adapter_export.graph.tasks import TASK_TYPES
@@ -135,7 +144,8 @@ class HeadSpec:
         if self.head not in ("new", "base"):
             raise UsageError("unknown initial head", found=f"`{self.head}`", expected="`new` or `base`")
         check_thresholds(self.thresholds)
-        for option, width in (("head_width", self.head_width), ("vector_width", self.vector_width)):
+        widths = [("widths", width) for width in self.widths]
+        for option, width in (("head_width", self.head_width), ("vector_width", self.vector_width), *widths):
             if width is not None:
                 at_least_1(option, width)
         given = changed(self)
@@ -148,7 +158,7 @@ class HeadSpec:
             )
         kind = TASK_TYPES[self.task]
         unfit = [] if self.head_layers else ["head_width", "head_activation"]
-        unfit += [] if kind.is_vector else ["vector_width", "l2_normalise"]
+        unfit += [] if kind.is_vector else ["vector_width", "l2_normalise", "widths"]
         unfit += [] if kind.pools else ["pooling"]
         unfit += [] if kind.has_thresholds else ["thresholds"]
         for option in unfit if kind.has_head else ():
@@ -181,8 +191,9 @@ class HeadSpec:
         strange = [name for name in names if name in given]
         if strange:
             raise UsageError(what, found=", ".join(map(argument, strange)), fix="leave it out")
-        if data.prefix and not kind.is_vector:
-            self._refuse("prefix")
+        for option, given_one in (("prefix", data.prefix), ("temperature", more.get("temperature"))):
+            if given_one and not kind.is_vector:
+                self._refuse(option)
         data.columns.check(self.task)
 
     def make(self, rows: TextTask, width: int, data: DataSpec) -> Head:
@@ -198,11 +209,24 @@ class HeadSpec:
             projection=self.vector_width is not None,
             l2_normalise=self.l2_normalise,
         )
-        kind = TASK_TYPES[rows.problem]
+        kind = TASK_TYPES[TASK_TYPES[rows.problem].recorded or rows.problem]
         labels = rows.labels if kind.has_labels else ()
         thresholds = thresholds_for(labels, self.thresholds)
-        paired = "text" if data.pair is None else "pair"
-        facts = {"input": paired, "prefix": data.prefix, **rows.training.task_facts}
-        task = Task(rows.problem, labels, kind.trained_activation, thresholds, **facts)
+        paired = "text" if data.pair is None or kind.pairs == "never" else "pair"
+        widths = _below(self.vector_width or width, self.widths)
+        facts = {"input": paired, "prefix": data.prefix, "widths": widths, **rows.training.task_facts}
+        task = Task(kind.name, labels, kind.trained_activation, thresholds, **facts)
         numbers = rows.numbers or self.vector_width or 1
         return make_head(task, width=width, numbers=numbers, hidden=self.head_width, options=options)
+
+
+def _below(full: int, widths: Sequence[int]) -> tuple[int, ...]:
+    """Return the widths below the full one, each once, the largest first.
+
+    Raises:
+        UsageError: one is larger than the full width.
+    """
+    if max(widths, default=0) > full:
+        where, expected = argument("widths"), f"at most {full}, the width of the vectors"
+        raise UsageError("vectors are not so wide", where=where, found=max(widths), expected=expected)
+    return tuple(sorted({width for width in widths if width < full}, reverse=True))

@@ -20,7 +20,7 @@ from adapter_export.errors import UsageError, argument
 from adapter_export.option import LABELLED_DATA, SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.tables import Table, duration
-from adapter_export.torch_backend.train.settings import LoopSpec, Machine
+from adapter_export.torch_backend.train.settings import ContrastiveLoss, LoopSpec, Machine
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_KIND = "houlsby"
 
-TRAIN_OPTIONS = OptionsOf(kind_options, FusionSpec, DataSpec, HeadSpec, LoopSpec, Machine)
+TRAIN_OPTIONS = OptionsOf(kind_options, FusionSpec, DataSpec, HeadSpec, LoopSpec, ContrastiveLoss, Machine)
 """Options of a training beside its files, its kind and its output."""
 
 
@@ -96,15 +96,16 @@ def train(
         AdapterError: the kind or the members of the fusion do not fit the base.
         TrainingError: the loss is not finite, or the interrupted run is another one.
     """
-    of_kind, of_fusion, of_data, of_head, of_loop, of_machine = TRAIN_OPTIONS.split("train", options)
+    of_kind, of_fusion, of_data, of_head, of_loop, of_loss, of_machine = TRAIN_OPTIONS.split("train", options)
     rows, machine, fusion = DataSpec(Path(data), **of_data), Machine(**of_machine), FusionSpec(**of_fusion)
     path, sources = None if output is None else Path(output), [rows.validation_data, rows.test_data, rows.tokenizer]
     target = AdapterOutput(output, force, [base, data, *sources, fuse])
     fusion.check(fuse)
     if fuse:
         _check_no_kind({**of_kind, "kind": kind, "init": init})
-    head, loop = HeadSpec(**of_head), fusion.loop(LoopSpec(**of_loop)) if fuse else LoopSpec(**of_loop)
-    head.check(rows, class_weights=loop.class_weights, fuse=fuse)
+    head, loop = HeadSpec(**of_head), ContrastiveLoss(**of_loss).loop(LoopSpec(**of_loop))
+    loop = fusion.loop(loop) if fuse else loop
+    head.check(rows, class_weights=loop.class_weights, temperature=loop.temperature, fuse=fuse)
     chosen = _kind(kind, of_kind)
     partial = machine.checkpoints(path)
     title = target.name(name) or ("fusion" if fuse else chosen.name)
@@ -201,7 +202,7 @@ SECTIONS: Mapping[str, Sequence[str | OptionsOf]] = {
     "task": (OptionsOf(HeadSpec),),
     "kind": ("kind", "init", OptionsOf(kind_options)),
     "fusion": ("fuse", OptionsOf(FusionSpec)),
-    "training": (OptionsOf(LoopSpec),),
+    "training": (OptionsOf(LoopSpec), OptionsOf(ContrastiveLoss)),
     "machine": (OptionsOf(Machine), "site_map", "trust_pickle"),
 }
 """Sections of the options of a training, also on the help pages of `sweep` and `distil`."""
@@ -215,7 +216,8 @@ COMMAND = Command(
         "    --kind pfeiffer --bottleneck 32 --epochs 2 -o sentiment",
         "adapter-export train model.pt --data train.tsv --kind lora --modules query,value --rank 8 --alpha 16 -o c",
         "adapter-export train model.pt --data ner.jsonl --task token --text tokens --label tags -o ner",
-        "adapter-export train model.pt --data train.tsv --fuse a,b,c --temperature 50 -o fused",
+        "adapter-export train model.pt --data train.tsv --fuse a,b,c --fusion-temperature 50 -o fused",
+        "adapter-export train model.pt --data pairs.jsonl --task embedding --text query --pair passage -o search",
         "adapter-export train decoder.pt --task causal_lm --data replies.jsonl -o replies",
     ),
     sections=SECTIONS,

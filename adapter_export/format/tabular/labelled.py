@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from adapter_export.graph.tasks.cells import Cells, some, text_cell
 from adapter_export.safe_io.regular_files import sha256_of
 
 _DIGEST_BYTES, _SALT_BYTES = 4, 16
+_LABEL = "label"
 MOST_DIGESTS = 2048
 """Digests of rows that a training record keeps of each file: 8 kB."""
 
@@ -32,41 +33,63 @@ class Columns:
     Attributes:
         text: the texts: the questions of span and multiple_choice, the queries of ranking, the words of token.
         pair: the second texts: the contexts of span, the choices of multiple_choice, the documents of ranking.
-        label: what is to be learnt of each row.
+        label: what is to be learnt of each row. Default: `label`, or none for pairs of an embedding and with negatives.
         start: of span: where the answer begins in its context, counted in characters from 0.
         form: the delimiter and the encoding.
+        negatives: texts that do not belong to those of `text`.
     """
 
     text: str = "text"
     pair: str | None = None
-    label: str = "label"
+    label: str | None = None
     start: str | None = None
     form: TableFormat = DETECTED
+    negatives: tuple[str, ...] = ()
 
     @property
     def names(self) -> dict[str, str | None]:
         """The names of the columns by what they are for."""
         return {"text": self.text, "pair": self.pair, "label": self.label, "start": self.start}
 
+    def read_as(self, problem: ProblemType) -> tuple[ProblemType, Columns]:
+        """Return the type that reads rows of these columns for a task, and the columns with the default of `label`."""
+        kind = TASK_TYPES[problem]
+        if kind.of_pairs is not None and self.pair is not None and self.label is None:
+            kind = TASK_TYPES[kind.of_pairs]
+        answers = kind.has_answers and not self.negatives
+        return kind.name, replace(self, label=self.label or _LABEL) if answers else self
+
     def check(self, problem: ProblemType) -> None:
         """Raise UsageError where a problem type reads other columns."""
-        name, kind = argument("pair"), TASK_TYPES[problem]
+        name, kind = argument("pair"), TASK_TYPES[self.read_as(problem)[0]]
+        if self.negatives and not kind.has_negatives:
+            what = f"`{kind.name}` reads no negatives" if kind.of_pairs is None else "negatives belong to pairs"
+            fix = f"name the column of the positives: {name}, or leave {argument('negative')} out"
+            raise UsageError(what, where=argument("negative"), found=f"`{self.negatives[0]}`", fix=fix)
+        if self.label is not None and (self.negatives or not kind.has_answers):
+            what = "positives and negatives have no labels"
+            found, fix = f"`{self.label}`", f"leave {argument('label')} out"
+            raise UsageError(what, where=argument("label"), found=found, fix=fix)
+        if len(set(self.needed)) < len(self.needed):
+            raise UsageError("one column is named twice", found=some(self.needed), expected="different columns")
         if kind.pairs == "required" and self.pair is None:
             raise UsageError(f"`{problem}` reads pairs of texts", fix=f"name the column of the second texts: {name}")
         if kind.pairs == "never" and self.pair is not None:
-            raise UsageError(f"`{problem}` reads one text, no pair", found=f"`{self.pair}`", fix=f"leave {name} out")
+            fix = f"leave {name} out" if kind.of_pairs is None else f"leave {argument('label')} out: pairs have none"
+            raise UsageError(f"`{problem}` reads one text, no pair", found=f"`{self.pair}`", fix=fix)
         if self.start is not None and not kind.has_start:
             raise UsageError(f"only answers to questions have a {argument('start')}", found=f"the task `{problem}`")
 
     def cells(self, row: Mapping[str, Any], where: str) -> Cells:
         """Return the cells of a row by what they are for."""
-        pair, start = (None if name is None else row[name] for name in (self.pair, self.start))
-        return Cells(row[self.text], pair, row[self.label], start, self.pair is not None, where)
+        pair, label, start = (None if name is None else row[name] for name in (self.pair, self.label, self.start))
+        negatives = tuple(row[name] for name in self.negatives)
+        return Cells(row[self.text], pair, label, start, self.pair is not None, where, negatives)
 
     @property
     def needed(self) -> tuple[str, ...]:
         """The columns that every row must have."""
-        return tuple(name for name in self.names.values() if name is not None)
+        return (*(name for name in self.names.values() if name is not None), *self.negatives)
 
 
 @dataclass(frozen=True)
@@ -90,7 +113,8 @@ class LabelledRow:
         pair: the second text, or for multiple_choice the choices; `None` for single texts.
         answer: the label (single_label, embedding), a set of labels (multi_label), the labels of the words (token),
             numbers (regression), a relevance from 0 to 1 (ranking), the number of the right choice, counted from 0
-            (multiple_choice), or the spans that answer the question (span).
+            (multiple_choice), the spans that answer the question (span), or the anchor with its positive and its
+            negatives (retrieval).
         cells: the whole row, by column.
     """
 
@@ -166,6 +190,7 @@ def find_labelled_rows(
         DataError: it is no table.
     """
     columns.check(problem)
+    problem, columns = columns.read_as(problem)
     kind = TASK_TYPES[problem]
     if medium is not None and not kind.reads_files:
         raise UsageError(f"`{problem}` reads texts, and the model {medium}", fix=f"give another {argument('task')}")
@@ -176,14 +201,14 @@ def find_labelled_rows(
     incomplete: list[int] = []
     for line, cells in table.rows(columns.needed):
         with table.faults.of_line(line):
-            found = kind.read(columns.cells(cells, table.where(line)))
-            if found is None:
-                incomplete.append(line)
-            elif medium is None:
-                rows.append(LabelledRow(line, *found, cells))
-            else:
-                file = labelled_file(path.parent / found[0], table.where(line))
-                rows.append(LabelledRow(line, file, *found[1:], cells))
+            for found in kind.rows(columns.cells(cells, table.where(line))):
+                if found is None:
+                    incomplete.append(line)
+                elif medium is None:
+                    rows.append(LabelledRow(line, *found, cells))
+                else:
+                    file = labelled_file(path.parent / found[0], table.where(line))
+                    rows.append(LabelledRow(line, file, *found[1:], cells))
     if incomplete and not skip_incomplete:
         table.faults.add(_incomplete(path, columns, incomplete))
     elif not rows and not table.faults.found:
@@ -234,7 +259,7 @@ def _of_folder(path: Path, columns: Columns, problem: ProblemType, medium: str |
         if not files:
             raise DataError("a label without files", where=folder, expected=expected, fix="remove the folder")
         for file in files:
-            cells = {columns.text: file.relative_to(path).as_posix(), columns.label: folder.name}
+            cells = {columns.text: file.relative_to(path).as_posix(), str(columns.label): folder.name}
             rows.append(LabelledRow(len(rows) + 1, labelled_file(file, file), None, folder.name, cells))
     return rows
 

@@ -20,7 +20,6 @@ from adapter_export.format.tabular.labelled import (
 from adapter_export.format.tabular.table_faults import TableFaults, lines_of, raise_faults
 from adapter_export.graph.tasks import DEFAULT_TYPE, TASK_TYPES, ProblemType, TaskType
 from adapter_export.graph.tasks.cells import some
-from adapter_export.text import Pair
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,12 @@ class LabelledTexts:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, table: LabelledTable, prefix: str = "") -> LabelledTexts:
-        """Return the rows of a table; a prefix stands before each text."""
+    def of(cls, table: LabelledTable, kind: TaskType, prefixes: tuple[str, str] = ("", "")) -> LabelledTexts:
+        """Return the rows of a table as a type reads them; `prefixes` as in `TaskFiles`."""
         first: dict[tuple[Any, Any], LabelledRow] = {}
         repeated, contradicting, labels = list[int](), dict[Any, int](), dict[Any, Any]()
         for row in table.rows:
-            text = _text(row, prefix)
+            text = kind.tokenized(row.text, row.pair, row.answer, prefixes)
             if (text, row.answer) in first:
                 repeated.append(row.line)
                 continue
@@ -125,14 +124,14 @@ class TaskFiles(SplitFiles):
     Attributes:
         problem: what the rows ask.
         skip_incomplete: leave rows out that lack a text or a label.
-        prefix: text before each row of an embedding.
+        prefixes: text before each row of an embedding; of pairs, before anchors and before documents.
         labels: those of a head that exists; empty for a new one, whose labels are those of the rows.
         remembers_rows: the training record recognises the rows.
     """
 
     problem: ProblemType = DEFAULT_TYPE
     skip_incomplete: bool = False
-    prefix: str = ""
+    prefixes: tuple[str, str] = ("", "")
     labels: tuple[str, ...] = ()
     remembers_rows: bool = True
 
@@ -176,7 +175,8 @@ def read_tables(files: TaskFiles, medium: str | None = None) -> TrainingTables:
     found = {
         part: find_labelled_rows(path, files.columns, files.problem, **options) for part, path in files.paths.items()
     }
-    kind, tables = TASK_TYPES[files.problem], {part: LabelledTexts.of(one, files.prefix) for part, one in found.items()}
+    kind = TASK_TYPES[files.problem]
+    tables = {part: LabelledTexts.of(one, kind, files.prefixes) for part, one in found.items()}
     labels, answers = _labels(kind, files, tables["training"], found["training"].faults), dict[str, Any]()
     for part, table in tables.items() if labels is not None else ():
         faults = found[part].faults
@@ -241,12 +241,3 @@ def _unknown_labels(kind: TaskType, table: LabelledTexts, labels: Sequence[str],
             faults.add(DataError("holds unknown labels", where=where, found=found, expected=expected, fix=fix), line)
             any_found = True
     return any_found
-
-
-def _text(row: LabelledRow, prefix: str) -> Any:
-    """Return the tokenizer's input for a row: for a question with choices, a pair of it with each choice."""
-    if row.pair is None or not isinstance(row.text, str):
-        return prefix + row.text if isinstance(row.text, str) else row.text
-    if isinstance(row.pair, str):
-        return Pair(row.text, row.pair)
-    return tuple(Pair(row.text, choice) for choice in row.pair)

@@ -38,10 +38,11 @@ class Cells:
     Attributes:
         text: the text; of an image or audio its path.
         pair: the second text.
-        label: the answer.
+        label: the answer; `None` without a column of answers.
         start: of a span, its first character.
         paired: whether the table has a column of second texts.
         where: names the row in messages.
+        negatives: texts that do not belong to the text of the row.
     """
 
     text: Any
@@ -50,10 +51,25 @@ class Cells:
     start: Any
     paired: bool
     where: str
+    negatives: tuple[Any, ...] = ()
 
     def with_answer(self, answer: Any) -> Found:
         """Return the texts with an answer; `None` if a text or the answer is missing."""
         return self.complete(text_cell(self.text), text_cell(self.pair) if self.paired else None, answer)
+
+    def documents(self) -> tuple[str, ...] | None:
+        """Return the second text and the negatives; `None` if one is missing.
+
+        Raises:
+            DataError: the second text is also a negative.
+        """
+        found = tuple(map(text_cell, (self.pair, *self.negatives)))
+        if None in found:
+            return None
+        positive, *negatives = map(str, found)
+        if positive in negatives:
+            raise DataError("a positive is its own negative", where=self.where, found=f"`{short(positive)}`")
+        return positive, *negatives
 
     def complete(self, text: Any, pair: Any, answer: Any) -> Found:
         """Return the three; `None` if one that the table has is missing."""

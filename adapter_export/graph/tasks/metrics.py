@@ -6,7 +6,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,13 @@ Floats = npt.NDArray[np.float64]
 Truths = npt.NDArray[np.bool_]
 
 _NDCG_AT = 10
+_RECALL_AT = (1, 5, 10)
+
+_SCORES = 2**22
+"""Cosines in memory at a time: 32 MiB."""
+
+_SAME = 1e-9
+"""Difference up to which cosines are equal: vectors have 24 bits, and sums of equal numbers differ in their last."""
 
 _NEARLY_ALL = 0.98
 """The share of rows from which one answer counts as the answer to nearly all."""
@@ -55,6 +62,7 @@ _WORDS = {
     "r2": "R²",
     "mrr": "MRR",
     "ndcg_at_10": "NDCG@10",
+    **{f"recall_at_{count}": f"recall@{count}" for count in _RECALL_AT},
     "pearson": "Pearson",
     "spearman": "Spearman",
 }
@@ -72,6 +80,7 @@ NUMBERS = (_PEARSON, _SPEARMAN, Metric("r2", least=-math.inf), _ERROR)
 SIMILARITIES = (_SPEARMAN, _PEARSON)
 NEIGHBOURS = (Metric("neighbour_accuracy"),)
 RANKINGS = (Metric("mrr"), Metric("ndcg_at_10"))
+RETRIEVALS = (*reversed(RANKINGS), *(Metric(f"recall_at_{count}") for count in _RECALL_AT))
 TOKENS = (Metric("perplexity", least=1.0, most=math.inf, more_is_better=False), Metric("token_accuracy"))
 
 
@@ -423,6 +432,64 @@ def judge_ranking(scores: Floats, relevances: Floats, groups: Sequence[str]) -> 
         numeric=True,
         each={"mrr": values[:, 0], "ndcg_at_10": values[:, 1]},
     )
+
+
+def judge_retrieval(vectors: Floats, texts: Sequence[Sequence[Hashable]]) -> Judged:
+    """Judge vectors [rows, texts, width]: each anchor ranks all documents of the rows by the cosine.
+
+    A row is an anchor, its positive and any negatives; equal texts are one. All positives of an anchor are relevant,
+    and a document that equals the anchor is left out. Of equal cosines the worst order counts. The answer to a row is
+    the nearest document. Recall@k is the part of an anchor's positives among its first k documents.
+
+    Raises:
+        DataError: there is a single document.
+    """
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
+    documents: dict[Hashable, int] = {}
+    anchors: dict[Hashable, int] = {}
+    relevant: list[dict[int, None]] = []
+    pool, asked = list[Floats](), list[Floats]()
+    for own, (anchor, *others) in zip(unit, texts, strict=True):
+        for document, vector in zip(others, own[1:], strict=True):
+            if documents.setdefault(document, len(documents)) == len(pool):
+                pool.append(vector)
+        if anchors.setdefault(anchor, len(anchors)) == len(asked):
+            asked.append(own[0])
+            relevant.append({})
+        relevant[anchors[anchor]][documents[others[0]]] = None
+    if len(pool) < 2:
+        raise DataError("nothing can be ranked", found=f"{len(pool)} document", expected="at least two")
+    candidates, each, nearest = np.stack(pool), list[list[float]](), list[int]()
+    size = max(1, _SCORES // len(pool))
+    for start in range(0, len(asked), size):
+        scores = np.stack(asked[start : start + size]) @ candidates.T
+        for place, (anchor, own) in enumerate(zip(list(anchors)[start : start + size], scores, strict=True), start):
+            right = list(relevant[place])
+            same = documents.get(anchor)
+            if same is not None and same not in right:
+                own[same] = -np.inf
+            nearest.append(int(own.argmax()))
+            hits = np.sort(own[right])[::-1]
+            own[right] = -np.inf
+            ranks = np.array([np.count_nonzero(own >= hit - _SAME) for hit in hits]) + np.arange(1, len(hits) + 1)
+            each.append(_of_ranks(ranks))
+    values, names = np.array(each), list(documents)
+    rows = np.array([anchors[anchor] for anchor, *_ in texts], np.int64)
+    return Judged(
+        RETRIEVALS,
+        lambda units: tuple(values[units].mean(0).tolist()),
+        rows,
+        tuple(names[nearest[row]] for row in rows),
+        tuple(positive for _, positive, *_ in texts),
+        each={metric.name: values[:, at] for at, metric in enumerate(RETRIEVALS)},
+    )
+
+
+def _of_ranks(ranks: Indices) -> list[float]:
+    """Return NDCG, the reciprocal rank and the recalls of the ranks, from 1 and rising, of all relevant documents."""
+    first = np.arange(1, min(len(ranks), _NDCG_AT) + 1)
+    gain, best = (float((1 / np.log2(own + 1)).sum()) for own in (ranks[ranks <= _NDCG_AT], first))
+    return [gain / best, float(1 / ranks[0]), *(float((ranks <= count).mean()) for count in _RECALL_AT)]
 
 
 def worded_scores(scores: Mapping[str, float]) -> list[tuple[str, float]]:

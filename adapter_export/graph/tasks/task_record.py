@@ -49,7 +49,7 @@ def _schema_rules() -> dict[str, Any]:
         return [name for name in PROBLEM_TYPES if getattr(TASK_TYPES[name], fact)]
 
     empty, labels = {"maxItems": 0}, {"labels": {"minItems": 1}}
-    of_vectors = {"pooling": {"const": None}, "normalised": {"const": False}, "prefix": {"const": ""}}
+    of_vectors = {"pooling": {"const": None}, "normalised": {"const": False}, "prefix": {"const": ""}, "widths": empty}
     return {
         "allOf": [
             {"properties": {"labels": {"uniqueItems": True, "items": {"minLength": 1}}}},
@@ -93,6 +93,8 @@ class Task:
             the head's graph computes it.
         normalised: whether vectors have length 1, so that dot products are cosines (embedding only).
         prefix: the text put before each row (embedding only).
+        widths: the widths to which vectors may be truncated, beside the full one, the largest first; a truncated vector
+            is normalised again where the task normalises (embedding only).
         processor: the digest of the processor that the adapter was trained with (images and audio only). Default:
             unknown.
     """
@@ -109,6 +111,7 @@ class Task:
     normalised: bool = False
     prefix: str = ""
     processor: str | None = None
+    widths: tuple[Annotated[int, Interval(1)], ...] = ()
 
     SCHEMA_RULES: ClassVar[Mapping[str, Any]] = _schema_rules()
 
@@ -166,7 +169,9 @@ class Task:
         )
         owns = "tokenizer" if is_medium else "processor"
         check(getattr(self, owns) is None, f"`{self.input}` has a {owns}", "its digest", "none")
-        for name in ("pooling", "normalised", "prefix"):
+        falling = [*self.widths] == sorted({*self.widths}, reverse=True) and min(self.widths, default=1) > 0
+        check(falling, "widths do not fall", self.widths, "different numbers above 0, the largest first")
+        for name in ("pooling", "normalised", "prefix", "widths"):
             value = getattr(self, name)
             check(kind.is_vector or not value, f"only an embedding has `{name}`", f"`{value}`", "none")
         return faults

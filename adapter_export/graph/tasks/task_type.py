@@ -12,6 +12,7 @@ import numpy.typing as npt
 from adapter_export.graph.tasks.answers import Answer, ReadText, ShownRow, TextAnswer
 from adapter_export.graph.tasks.cells import Cells, Found
 from adapter_export.tables import Table
+from adapter_export.text import Pair
 
 if TYPE_CHECKING:
     from adapter_export.graph.tasks.metrics import Judged, Metric
@@ -63,6 +64,11 @@ class TaskType:
         pairs: whether rows have second texts: `never`, `optional` or `required`.
         has_start: whether a column may say where an answer begins.
         has_choices: whether a row has a text for each of several choices.
+        has_several: whether a row is several texts, each a row of the base: choices, or an anchor and its documents.
+        has_answers: whether rows have a column of answers.
+        has_negatives: whether rows may have columns of texts that do not belong to the first one.
+        of_pairs: the type that reads and judges its pairs without labels; `None` if it has none.
+        recorded: the type that a `Task` records, where it is another one.
         needs_context: whether arrays must say which tokens may be the answer.
         ranks: whether rows are judged within groups.
         compares_pairs: whether pairs of texts may be judged by the cosine of their vectors.
@@ -93,6 +99,11 @@ class TaskType:
     pairs: Literal["never", "optional", "required"] = "optional"
     has_start: bool = False
     has_choices: bool = False
+    has_several: bool = False
+    has_answers: bool = True
+    has_negatives: bool = False
+    of_pairs: str | None = None
+    recorded: str | None = None
     needs_context: bool = False
     ranks: bool = False
     compares_pairs: bool = False
@@ -125,6 +136,23 @@ class TaskType:
             DataError: a cell does not have the form that the type reads.
         """
         raise NotImplementedError
+
+    def rows(self, cells: Cells) -> Sequence[Found]:
+        """Return what the cells of a line say: one row, or one for each document of a query; errors as of `read`."""
+        return [self.read(cells)]
+
+    def tokenized(self, text: Any, pair: Any, answer: Any, prefixes: tuple[str, str]) -> Any:  # noqa: ARG002
+        """Return the tokenizer's input for a row: for a question with choices, a pair of it with each choice.
+
+        Args:
+            text: the text, the words of a text, or a file.
+            pair: the second text, or the choices.
+            answer: what is to be learnt of the row.
+            prefixes: text before the first text of a row, and before its documents.
+        """
+        if pair is None or not isinstance(text, str):
+            return prefixes[0] + text if isinstance(text, str) else text
+        return Pair(text, pair) if isinstance(pair, str) else tuple(Pair(text, choice) for choice in pair)
 
     def labels_of(self, answer: Any) -> Iterable[str]:  # noqa: ARG002 — for types with labels
         """Return the labels in the answer of a row."""

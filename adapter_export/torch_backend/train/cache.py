@@ -41,7 +41,7 @@ class HiddenCache:
 
         They are computed in batches that are always the same, so that a run that goes on finds the same bits again.
         """
-        if TASK_TYPES[examples.problem].has_choices:  # a row is several texts
+        if TASK_TYPES[examples.problem].has_several:  # a row is several texts
             return None
         kept = _kept(model.body)
         below, above = _below(model.body, kept), _above(model.body, kept)

@@ -169,9 +169,11 @@ class TextExamples:
     """Texts, made tokens batch by batch as the runtime makes them; a call is padded to its own longest row.
 
     Attributes:
-        texts: the texts, pairs of them, the words of each, or for each question its pairs with every choice.
+        texts: the texts, pairs of them, the words of each, for each question its pairs with every choice, or an anchor
+            and its documents.
         answers: classes or choices [rows], labels that apply [rows, labels], numbers [rows, numbers], relevances
-            [rows], the classes of the words of each row, or the spans that answer each row.
+            [rows], the classes of the words of each row, the spans that answer each row, or the numbers of an anchor
+            and its documents [rows, texts].
         lengths: the number of tokens of each row; of a question, those of its longest choice.
         tokenizer: makes the tokens.
         names: the base's inputs.
@@ -287,13 +289,13 @@ class TextExamples:
         return self.tokenizer.padded([row.encoding for row in self._encoded(rows)])
 
     def _flat(self, rows: Rows) -> list[Text]:
-        if TASK_TYPES[self.problem].has_choices:
+        if TASK_TYPES[self.problem].has_several:
             return [pair for row in rows for pair in self.texts[row]]
         return [self.texts[row] for row in rows]
 
     def _counts(self, rows: Rows) -> list[int]:
-        """Return the number of texts of each row: one, or one per choice."""
-        return [len(self.texts[row]) if TASK_TYPES[self.problem].has_choices else 1 for row in rows]
+        """Return the number of texts of each row: one, one per choice, or those of an anchor and its documents."""
+        return [len(self.texts[row]) if TASK_TYPES[self.problem].has_several else 1 for row in rows]
 
     def _encoded(self, rows: Rows) -> list[EncodedText]:
         texts = self._flat(rows)

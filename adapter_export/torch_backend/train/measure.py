@@ -59,7 +59,8 @@ def judged(task: Task | None, results: Tensor, targets: Tensor, examples: Exampl
     found, wanted = results.double().numpy(), targets.numpy()
     if task is None:
         return judge_tokens(found[:, 0], found[:, 1])
-    return task.kind.judge(task, OBJECTIVES[task.type].measured(task, found, wanted, examples))
+    rows = OBJECTIVES[examples.problem].measured(task, found, wanted, examples)
+    return TASK_TYPES[examples.problem].judge(task, rows)
 
 
 def cosine_apart(vectors: Tensor, classes: Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,8 +23,9 @@ class LoopSpec:
     Attributes:
         clip: the largest norm of the gradient of all tensors together; longer gradients are scaled down to it.
         checkpoint_steps: steps between two checkpoints; one is also written after each epoch.
-        temperature_decay: fraction of its first temperature that a fusion loses in each step, down to 1.
+        fusion_temperature_decay: fraction of its first temperature that a fusion loses in each step, down to 1.
         value_penalty: coefficient of ‖I − V‖² in the loss, over the value projections of a fusion.
+        temperature: divides the cosines in the loss of vectors; `None` is that of the loss.
         precision: of matrix products; `no` is float32.
 
     Raises:
@@ -55,8 +56,9 @@ class LoopSpec:
     ] = None
     clip: float = 1.0
     checkpoint_steps: int = 100
-    temperature_decay: float = 0.0
+    fusion_temperature_decay: float = 0.0
     value_penalty: float = 0.0
+    temperature: float | None = None
     precision: str = "no"
 
     def __post_init__(self) -> None:
@@ -69,7 +71,7 @@ class LoopSpec:
             (("learning_rate", "clip"), lambda x: 0 < x < _INFINITE, "a number above 0"),
             (("warmup",), lambda x: 0 <= x < 1, "a fraction, at least 0 and below 1"),
             (
-                ("temperature_decay", "value_penalty", "weight_decay", "cache_mb", "drop_layers"),
+                ("fusion_temperature_decay", "value_penalty", "weight_decay", "cache_mb", "drop_layers"),
                 lambda x: 0 <= x < _INFINITE,
                 "at least 0",
             ),
@@ -83,6 +85,25 @@ class LoopSpec:
         weights = self.class_weights if isinstance(self.class_weights, Mapping) else {}
         if not all(0 < weight < _INFINITE for weight in weights.values()):
             raise UsageError(f"{argument('class_weights')} is out of range", found=weights, expected="above 0")
+
+
+@dataclass(frozen=True)
+class ContrastiveLoss:
+    """Settings of the loss of vectors."""
+
+    temperature: Annotated[
+        float | None,
+        "Divisor of the cosines in the loss; 0.05 by default for pairs, 0.1 for labels (`embedding` only).",
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not 0 < self.temperature < _INFINITE:
+            name, expected = argument("temperature"), "a number above 0"
+            raise UsageError(f"{name} is out of range", found=self.temperature, expected=expected)
+
+    def loop(self, loop: LoopSpec) -> LoopSpec:
+        """Return the settings of a loop with the temperature."""
+        return replace(loop, temperature=self.temperature)
 
 
 @dataclass(frozen=True)

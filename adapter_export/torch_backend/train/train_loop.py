@@ -74,8 +74,9 @@ def evaluate(
         TrainingError: memory is out.
     """
     rows, results, targets = answered(model, examples, settings, accelerator, cache)
-    total, weight = OBJECTIVES[examples.problem].loss(results, targets, _class_weights(model, examples, settings))
     task = None if examples.problem == CAUSAL_LM else model.task
+    objective = OBJECTIVES[examples.problem].of(settings, task)
+    total, weight = objective.loss(results, targets, _class_weights(model, examples, settings))
     found = judged(task, results, targets, examples.only(rows))
     scores = Scores(float(total / weight) if weight else 0.0, measure(found))
     if found.decisions is not None:
@@ -204,7 +205,8 @@ class _Run:
     ) -> None:
         self._model, self._data, self._settings, self._path = model, data, settings, path
         self._accelerator, self._teacher, self._reporter, self._pace = accelerator, teacher, reporter, _Pace()
-        self._objective = OBJECTIVES[data.training.problem]
+        task = None if data.training.problem == CAUSAL_LM else model.task
+        self._objective = OBJECTIVES[data.training.problem].of(settings, task)
         weights = _class_weights(model, data.training, settings)
         self._class_weights = None if weights is None else weights.to(accelerator.device)
         deciding(data.training.problem, _labels(model), settings.metric)  # before an epoch is lost to a wrong one
@@ -322,8 +324,8 @@ class _Run:
 
     def _cool(self, steps: int) -> None:
         """Set the temperature of a fusion to its value after `steps` steps."""
-        if self._settings.temperature_decay:
-            self._model.cool(steps * self._settings.temperature_decay)
+        if self._settings.fusion_temperature_decay:
+            self._model.cool(steps * self._settings.fusion_temperature_decay)
 
     def _take_step(self, rows: Rows) -> tuple[float, float]:
         """Update the weights once; return the loss of the rows before it, and the norm of the gradient."""
@@ -384,8 +386,9 @@ class _Run:
             else:
                 results, apart = self._teacher.distance(self._model, examples, read)
         if self._objective.compares and len(shares) > 1:
+            results, _ = examples.matched(results, read)
             most = len(shares[0])
-            filled = pad(results.detach(), (0, 0, 0, most - len(results)))
+            filled = pad(results.detach(), (0, 0) * (results.ndim - 1) + (0, most - len(results)))
             every = accelerator.gather(filled).unflatten(0, (len(shares), most))
             parts = [of_all[: len(share)] for of_all, share in zip(every, shares, strict=True)]
             parts[accelerator.process_index] = results[: len(own)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adapter_export.graph.task_names import RETRIEVAL
 from adapter_export.graph.tasks.answers import ShownRow, Vector
 from adapter_export.graph.tasks.cells import Cells, Found, label
 from adapter_export.graph.tasks.labels import class_indices, label_names
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
 
 
 class Embedding(TaskType):
-    """A vector; texts of one label are trained to be near each other."""
+    """A vector; texts of one label, or anchors and their documents, are trained to be near each other."""
 
     name = "embedding"
     output = "embedding"
     activations = ("identity",)
     is_vector = reads_files = stratified = compares_pairs = True
     pairs = "never"
+    of_pairs = RETRIEVAL
     method = "embed"
     pipeline = "sentence-similarity"
 

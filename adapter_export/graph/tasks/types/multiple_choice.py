@@ -32,7 +32,7 @@ class MultipleChoice(TaskType):
     name = "multiple_choice"
     width = 1
     pairs = "required"
-    has_choices = True
+    has_choices = has_several = True
     column = "choice"
     pipeline = "multiple-choice"
     model_classes = ("ForMultipleChoice",)

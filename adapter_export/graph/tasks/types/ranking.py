@@ -9,7 +9,7 @@ import numpy as np
 
 from adapter_export.errors import DataError
 from adapter_export.graph.tasks.answers import Score, ShownRow
-from adapter_export.graph.tasks.cells import Cells, Found, numbers, short
+from adapter_export.graph.tasks.cells import Cells, Found, numbers, short, text_cell
 from adapter_export.graph.tasks.task_type import Mask, Measured, TaskType
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Ranking(TaskType):
     activations = ("identity", "sigmoid")
     trained_activation = "sigmoid"
     pairs = "required"
-    ranks = starts_at_prior = True
+    ranks = starts_at_prior = has_negatives = True
     column = "score"
     pipeline = "text-ranking"
 
@@ -36,6 +36,15 @@ class Ranking(TaskType):
             shown = f"`{short(cells.label)}`"
             raise DataError("is no relevance", where=cells.where, found=shown, expected="a number from 0 to 1")
         return cells.with_answer(None if found is None else found[0])
+
+    def rows(self, cells: Cells) -> Sequence[Found]:
+        """Return one row, or with columns of negatives the positive with relevance 1 and each negative with 0."""
+        if not cells.negatives:
+            return super().rows(cells)
+        query, documents = text_cell(cells.text), cells.documents()
+        if query is None or documents is None:
+            return [None]
+        return [(query, document, float(not place)) for place, document in enumerate(documents)]
 
     def encode(self, answers: Sequence[Any], labels: tuple[str, ...], where: str) -> Any:  # noqa: ARG002
         """Return relevances [rows]."""

@@ -18,6 +18,7 @@ from adapter_export.graph.tasks.task_type import Measured
 if TYPE_CHECKING:
     from adapter_export.graph.tasks import Task
     from adapter_export.torch_backend.train.data import TextExamples
+    from adapter_export.torch_backend.train.settings import LoopSpec
 
 IGNORED = -100
 """The target of a token that is not to be learnt: padding, special tokens, and the later tokens of a word."""
@@ -80,6 +81,10 @@ class Objective(ABC):
     decides: str | None = None
     compares: bool = False
 
+    def of(self, settings: LoopSpec, task: Task | None) -> Objective:  # noqa: ARG002 — for losses with settings
+        """Return the objective with the settings of a loop and of a task."""
+        return self
+
     @abstractmethod
     def loss(self, results: Tensor, targets: Tensor, weights: Tensor | None) -> Loss:
         """Return the loss of results [rows, …] and targets of the rows, as `matched` returns them.
@@ -107,6 +112,10 @@ class Objective(ABC):
     def measured(self, task: Task, results: np.ndarray, targets: np.ndarray, examples: Any) -> Measured:  # noqa: ARG002
         """Return matched results of all rows as the task type judges them."""
         return Measured(results, targets)
+
+    def vectors(self, results: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:  # noqa: ARG002
+        """Return vectors [rows, width] that shall differ, and the class of each; `None` if results are no vectors."""
+        return None
 
     def lost(self, encoding: Any, answer: Any) -> bool:  # noqa: ARG002 — for answers that point into a text
         """Return whether the answer of a row lies in what was cut from its text."""

@@ -1,6 +1,7 @@
 #include "task.hpp"
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <regex>
 #include <set>
@@ -74,6 +75,11 @@ bool is_good(const std::string& key, const json& value, bool is_embedding) {
   }
   if (key == "pooling") return value.is_null() || (is_embedding && is_one_of(value, {"mean", "first"}));
   if (key == "normalised") return value.is_boolean() && (is_embedding || !value.get<bool>());
+  if (key == "widths") {
+    const auto widths = value.get<std::vector<std::int64_t>>();
+    const bool fall = std::adjacent_find(widths.begin(), widths.end(), std::less_equal<>()) == widths.end();
+    return fall && (widths.empty() || (is_embedding && widths.back() >= 1));
+  }
   if (key == "prefix") return value.is_string() && (is_embedding || value.get<std::string>().empty());
   return true;
 }
@@ -81,7 +87,7 @@ bool is_good(const std::string& key, const json& value, bool is_embedding) {
 // A record without the keys that have their default, as services give it.
 nlohmann::ordered_json without_defaults(const json& record, const std::string& activation) {
   const json defaults = {{"labels", json::array()}, {"thresholds", json::array()}, {"activation", activation}, {"input", "text"},
-                         {"truncation", "right"}, {"normalised", false}, {"prefix", ""}};
+                         {"truncation", "right"}, {"normalised", false}, {"prefix", ""}, {"widths", json::array()}};
   nlohmann::ordered_json found;
   for (const auto& [key, value] : record.items()) {
     if (!value.is_null() && (!defaults.contains(key) || defaults.at(key) != value)) found[key] = value;
@@ -101,7 +107,7 @@ Task make_task(const std::string& type, const std::vector<std::string>& labels, 
 
 Task parse_task(const json& record, const std::string& where) {
   known(record, {"type", "labels", "activation", "thresholds", "input", "max_tokens", "truncation", "tokenizer", "pooling",
-                 "normalised", "prefix", "processor"});
+                 "normalised", "prefix", "processor", "widths"});
   auto task = make_task(record.at("type"), value_or(record, "labels", std::vector<std::string>{}), where);
   task.record = without_defaults(record, task.activation);
   task.input = value_or(record, "input", task.input);

@@ -37,6 +37,8 @@ export interface Task {
   prefix: string;
   /** The digest of the processor that it was trained with; null if unknown, or if it reads texts. */
   processor: string | null;
+  /** The widths to which vectors may be truncated, beside the full one, the largest first. */
+  widths: number[];
 }
 
 const THRESHOLD = 0.5;
@@ -68,6 +70,7 @@ export function parseTask(document: unknown, where: string): Task {
     normalised: false,
     prefix: "",
     processor: null,
+    widths: [],
     ...given,
     type,
   };
@@ -111,6 +114,10 @@ const FAULTS: Record<Exclude<keyof Task, "type" | "labels">, (task: Task) => boo
   normalised: ({ type, normalised }) => normalised !== false && (type !== "embedding" || normalised !== true),
   processor: ({ processor }) => processor !== null && !SHA256.test(processor),
   prefix: ({ type, prefix }) => prefix !== "" && (type !== "embedding" || typeof prefix !== "string"),
+  widths: ({ type, widths }) =>
+    !Array.isArray(widths) ||
+    (widths.length > 0 && type !== "embedding") ||
+    !widths.every((width, at) => Number.isSafeInteger(width) && width >= 1 && width < (widths[at - 1] ?? Infinity)),
 };
 
 function checkValues(task: Task, where: string): void {
