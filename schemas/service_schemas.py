@@ -11,7 +11,9 @@ from typing import Any
 
 from descriptions import described
 
-from adapter_export.server.calls import Call, Question, TextPair
+from adapter_export.server.calls import Call, Question, Strict, TextPair
+from adapter_export.server.openai_api import Embeddings
+from adapter_export.server.rerank_api import Classify, CohereDocument, Rerank
 
 Schema = dict[str, Any]
 
@@ -22,6 +24,7 @@ _PREDICTION: Mapping[str, Schema] = {
     "probability": {"description": "Its probability.", **_PROBABILITY},
     "probabilities": {"description": "The probability of each label.", "$ref": "#/$defs/probabilities"},
 }
+_WRONG: Schema = {"description": "What is wrong, in one or more sentences.", "type": "string", "minLength": 1}
 _FROM_TEXT: Mapping[str, Schema] = {
     "cut": {"description": "Tokens of the text that were left out, if any.", "type": "integer", "minimum": 1},
     "windows": {"description": "Windows that the text was read in, if several.", "type": "integer", "minimum": 2},
@@ -188,15 +191,38 @@ def http_schema() -> Schema:
         },
         "error": _object(
             "Error",
-            "The response with any status from 400 on.",
-            {"error": {"description": "What is wrong, in one or more sentences.", "type": "string", "minLength": 1}},
+            "The response with any status from 400 on, but for the paths of OpenAI's API.",
+            {"error": _WRONG},
+        ),
+        "embeddings": _of_model(Embeddings),
+        "rerank": _of_model(Rerank),
+        "classify": _of_model(Classify),
+        "openaiError": _object(
+            "OpenaiError",
+            "The response with any status from 400 on under `/v1/` and `/openai/v1/`.",
+            {"error": {"description": "What is wrong.", "$ref": "#/$defs/openaiReason"}},
+        ),
+    }
+    others: Mapping[str, type[Strict]] = {"textPair": TextPair, "question": Question, "cohereDocument": CohereDocument}
+    parts = {
+        "adapter": adapter,
+        **{name: _of_model(kind) for name, kind in others.items()},
+        "openaiReason": _object(
+            "OpenaiReason",
+            "A reason as OpenAI's clients read it.",
+            {
+                "message": _WRONG,
+                "type": {"description": "The kind of error.", "enum": ["invalid_request_error", "server_error"]},
+                "param": {"description": "Null.", "type": "null"},
+                "code": {"description": "The status of HTTP.", "type": "integer"},
+            },
         ),
     }
     return {
         "title": "Http",
         "description": "A body of the HTTP services. Refer to one of them as `http.schema.json#/$defs/call`.",
         "anyOf": [{"$ref": f"#/$defs/{name}"} for name in bodies],
-        "$defs": {**bodies, "adapter": adapter, "textPair": _of_model(TextPair), "question": _of_model(Question)},
+        "$defs": {**bodies, **parts},
     }
 
 
@@ -206,7 +232,7 @@ def _request() -> Schema:
     return {**_of_model(Call), "oneOf": rows}
 
 
-def _of_model(kind: type[Call] | type[TextPair] | type[Question]) -> Schema:
+def _of_model(kind: type[Strict]) -> Schema:
     """Return the schema of a model of pydantic, with the descriptions of its docstring."""
     found = kind.model_json_schema(ref_template="{model}")
     description, of_keys = described(kind)

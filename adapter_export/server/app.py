@@ -27,7 +27,9 @@ from adapter_export.errors import AdapterExportError, InputError, UsageError, qu
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.server.calls import Call, parse
 from adapter_export.server.limits import RefusedError, status_of
+from adapter_export.server.openai_api import OpenAiApi, is_openai, openai_error
 from adapter_export.server.protocol import InferenceProtocol
+from adapter_export.server.rerank_api import RerankApi
 from adapter_export.server.route_context import Context
 from adapter_export.server.telemetry import log
 
@@ -268,32 +270,34 @@ def make_app(context: Context) -> ASGIApp:
     app.add_exception_handler(HTTPException, _refuse_unknown)
     app.add_exception_handler(RefusedError, _refuse)
     app.add_exception_handler(Exception, _fail)
-    for routes in (PlainApi(context), Administration(context), FrontPage(), InferenceProtocol(context)):
+    apis = (PlainApi(context), InferenceProtocol(context), OpenAiApi(context), RerankApi(context))
+    for routes in (*apis, Administration(context), FrontPage()):
         routes.add_to(app)
     return RequestLog(KnownQuery(app), context)
 
 
-async def _refuse(_: HttpRequest, error: Exception) -> JSONResponse:
+async def _refuse(request: HttpRequest, error: Exception) -> JSONResponse:
     if isinstance(error, RefusedError):
-        return _refusal(str(error), error.status, error.again)
+        return _refusal(request, str(error), error.status, error.again)
     assert isinstance(error, AdapterExportError)
-    return _refusal(str(error), status_of(error))
+    return _refusal(request, str(error), status_of(error))
 
 
 async def _refuse_unknown(request: HttpRequest, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return _refusal(f"{error.detail}: {request.method} {request.url.path}", error.status_code)
+    return _refusal(request, f"{error.detail}: {request.method} {request.url.path}", error.status_code)
 
 
 async def _fail(request: HttpRequest, error: Exception) -> JSONResponse:
     log("bug", level=logging.ERROR, trace=True, id=request.state.key)
-    return _refusal(f"{type(error).__name__}; this is a bug, and the log of the server has more", 500)
+    return _refusal(request, f"{type(error).__name__}; this is a bug, and the log of the server has more", 500)
 
 
-def _refusal(words: str, status: int, again: int | None = None) -> JSONResponse:
+def _refusal(request: HttpRequest, words: str, status: int, again: int | None = None) -> JSONResponse:
     headers = {"connection": "close"} if status in (408, 413, 503) else {}
     if again is not None:
         headers["retry-after"] = str(again)
     if status == 401:
         headers["www-authenticate"] = "Bearer"
-    return JSONResponse({"error": words}, status_code=status, headers=headers)
+    body = openai_error(words, status) if is_openai(request.url.path) else {"error": words}
+    return JSONResponse(body, status_code=status, headers=headers)

@@ -81,15 +81,15 @@ class Call(Strict):
     model: str | None = None
     text: Words | None = None
     pair: Words | None = None
-    choices: list[Words] | None = Field(None, min_length=1, max_length=MOST_ROWS)
-    texts: list[Words | TextPair | Question] | None = Field(None, max_length=MOST_ROWS)
+    choices: list[Words] | None = Field(default=None, min_length=1, max_length=MOST_ROWS)
+    texts: list[Words | TextPair | Question] | None = Field(default=None, max_length=MOST_ROWS)
     inputs: dict[str, Annotated[list[list[Int64]], Field(max_length=MOST_ROWS)]] | None = None
     adapter: str | None = None
-    adapters: list[str | None] | None = Field(None, max_length=MOST_ROWS)
+    adapters: list[str | None] | None = Field(default=None, max_length=MOST_ROWS)
     strength: Number | list[Number] | None = None
     weights: Weights | Annotated[list[Weights | None], Field(max_length=MOST_ROWS)] | None = None
-    context: list[list[Literal[0, 1]] | None] | None = Field(None, max_length=MOST_ROWS)
-    id: str | None = Field(None, max_length=200)
+    context: list[list[Literal[0, 1]] | None] | None = Field(default=None, max_length=MOST_ROWS)
+    id: str | None = Field(default=None, max_length=200)
 
     @property
     def is_named(self) -> bool:

@@ -19,7 +19,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from adapter_export.errors import RequestError, quoted
-from adapter_export.runtime.answerer import AnsweredRow, Row
+from adapter_export.runtime.answerer import AnsweredRow, Reading, Row
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.server.calls import Number, Strict, Weights, parse, split_rows
 from adapter_export.server.limits import MOST_ROWS, RefusedError
@@ -78,7 +78,7 @@ class _Parameters(Strict):
 class _Infer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    id: str | None = Field(None, max_length=200)
+    id: str | None = Field(default=None, max_length=200)
     model_name: str | None = None  # KServe's client repeats what the address says
     model_version: str | None = None
     parameters: _Parameters = _Parameters()
@@ -136,7 +136,7 @@ class InferenceProtocol:
         key = asked.id or request.state.key
         target = await self._found(name, version, key, request.state)
         rows = _rows(target, tensors, asked.parameters)
-        computed = await self._context.in_time(self._service.compute(rows, request.state, outputs=True))
+        computed = await self._context.in_time(self._service.compute(rows, request.state, Reading(outputs=True)))
         outputs = dict(_outputs(computed, None if asked.outputs is None else [o.name for o in asked.outputs]))
         return _written(name, target, asked, outputs)
 

@@ -25,6 +25,8 @@ from adapter_export.server.telemetry import Metrics, log
 _MOST_SHADOWS = 64
 """Maximum queued calls of shadows; more are dropped."""
 
+_USUAL = Reading()
+
 Answer = dict[str, Any]
 """An answer to a row as JSON, as docs/format.md has it."""
 
@@ -120,33 +122,37 @@ class Service:
             UsageError: the call names nothing that answers, and adapters have tasks.
             RequestError, RefusedError: it cannot be answered.
         """
-        if not call.is_named:
-            self.models.only().session.named(None)
-        return [one.document() for one in await self._answered(call, key, state)]
+        return [one.document() for one in await self.answered(call, key, state)]
 
     async def run(self, call: Call, key: str, state: State) -> list[Answer]:
         """Return the outputs of each row of a call, as of an adapter without a task; errors as of `answer`."""
-        computed = await self._answered(call, key, state, outputs=True)
+        computed = await self._rows_of(call, key, state, Reading(outputs=True))
         return [{"adapter": one.head.adapter, "task": None, "outputs": one.listed_outputs()} for one in computed]
 
-    async def _answered(self, call: Call, key: str, state: State, *, outputs: bool = False) -> list[AnsweredRow]:
-        with ExitStack() as held:  # from when each is found: finding the next one may unload others
-            return await self.compute(await self._rows(call, key, state, held), state, outputs=outputs)
+    async def answered(self, call: Call, key: str, state: State, reading: Reading = _USUAL) -> list[AnsweredRow]:
+        """Return the rows of a call with their answers; errors as of `answer`."""
+        if not call.is_named:
+            self.models.only().session.named(None)
+        return await self._rows_of(call, key, state, reading)
 
-    async def compute(self, rows: Sequence[TargetRow], state: State, *, outputs: bool = False) -> list[AnsweredRow]:
+    async def _rows_of(self, call: Call, key: str, state: State, reading: Reading) -> list[AnsweredRow]:
+        with ExitStack() as held:  # from when each is found: finding the next one may unload others
+            return await self.compute(await self._rows(call, key, state, held), state, reading)
+
+    async def compute(self, rows: Sequence[TargetRow], state: State, reading: Reading = _USUAL) -> list[AnsweredRow]:
         """Compute rows, those of one bundle together; then those of shadows, after the answers were sent.
 
         Args:
             rows: the rows.
             state: of the request.
-            outputs: keep all outputs, also of rows that have an answer.
+            reading: how texts are read, and which outputs are kept.
 
         Raises:
             RequestError: one of them does not fit.
             RefusedError: too much waits.
         """
         state.rows = len(rows)
-        computed = await self._computed(rows, outputs=outputs)
+        computed = await self._computed(rows, reading)
         for target, (route, shadow) in getattr(state, "shadows", {}).items():
             own = [at for at, row in enumerate(rows) if row.target == target]
             if len(self._shadows) >= _MOST_SHADOWS or not own:
@@ -167,7 +173,7 @@ class Service:
             target = self.models.find(model) or await self.resolved(model)
             if target is None:
                 raise RequestError("the shadow is gone", found=f"`{model}`")
-            found = await self._computed([row.by(target) for row in rows])
+            found = await self._computed([row.by(target) for row in rows], _USUAL)
             pairs = [(one.document(), other.document()) for one, other in zip(computed, found, strict=True)]
         except (InputError, RefusedError) as error:
             self._metrics.shadow(route, "failed", len(rows))
@@ -179,14 +185,14 @@ class Service:
             if outcome == "different":
                 log("shadow", route=route, model=model, outcome=outcome, answer=_short(answer), other=_short(other))
 
-    async def _computed(self, rows: Sequence[TargetRow], *, outputs: bool = False) -> list[AnsweredRow]:
+    async def _computed(self, rows: Sequence[TargetRow], reading: Reading) -> list[AnsweredRow]:
         groups: dict[LoadedBundle, list[int]] = {}
         for index, row in enumerate(rows):
             groups.setdefault(row.target.served, []).append(index)
         with ExitStack() as stack:
             for target in dict.fromkeys(row.target for row in rows):
                 stack.enter_context(target.held())
-            parts = [self._compute(served, [rows[at] for at in places], outputs) for served, places in groups.items()]
+            parts = [self._compute(served, [rows[at] for at in places], reading) for served, places in groups.items()]
             found = await asyncio.gather(*parts)
         results: list[AnsweredRow | None] = [None] * len(rows)
         for places, part in zip(groups.values(), found, strict=True):
@@ -194,9 +200,9 @@ class Service:
                 results[at] = one
         return [one for one in results if one is not None]
 
-    async def _compute(self, served: LoadedBundle, rows: Sequence[TargetRow], outputs: bool) -> list[AnsweredRow]:
+    async def _compute(self, served: LoadedBundle, rows: Sequence[TargetRow], reading: Reading) -> list[AnsweredRow]:
         assert served.collector is not None
-        answerer = Answerer(served.session, served.reader, Reading(outputs=outputs))
+        answerer = Answerer(served.session, served.reader, reading)
         asked = [one.row for one in rows]
         texts = any(not row.is_arrays for row in asked)  # tokens take time
         read = await asyncio.to_thread(answerer.read, asked) if texts else answerer.read(asked)

@@ -37,6 +37,7 @@ class EntryPoint:
         form: whether a row is sent as text or as ids.
         takes: whether it can express a row.
         needs: the fixture that gives it what it needs.
+        tasks: the types of tasks that it is for, which some bundles lack. Default: all.
     """
 
     name: str
@@ -44,6 +45,7 @@ class EntryPoint:
     form: Literal["text", "arrays"] = "text"
     takes: Callable[[Bundle, Row], bool] = anything
     needs: str | None = None
+    tasks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

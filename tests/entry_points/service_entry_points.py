@@ -173,10 +173,79 @@ def cpp_service(bundle: Bundle, rows: Sequence[Row], services: Services) -> Sequ
     return together(rows, lambda row: (_weighed(row), _is_question(bundle, row)), ask)
 
 
+def _plain(bundle: Bundle, row: Row, form: str, task: str) -> bool:
+    """Whether the APIs of others can express a row: they have no strengths, no weights, and say nothing of a cut."""
+    recipe = bundle.oracle.recipe(row)
+    if recipe is None or recipe.task["type"] != task or (shape(row), row.strength, row.weights) != (form, 1, None):
+        return False
+    return bundle.oracle.refuses(row) or "cut" not in bundle.oracle.of_text(row).document
+
+
+def _by_openai(bundle: Bundle, row: Row) -> bool:
+    return _plain(bundle, row, "text", "embedding")
+
+
+def _by_cohere(bundle: Bundle, row: Row) -> bool:
+    return _plain(bundle, row, "pair", "ranking")
+
+
+def _by_vllm(bundle: Bundle, row: Row) -> bool:
+    return _plain(bundle, row, "text", "single_label")
+
+
+def openai_embeddings(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> Sequence[Document]:
+    """`POST /v1/embeddings`."""
+
+    def ask(some: Sequence[Row]) -> Sequence[Document]:
+        call = {"model": _models(bundle, some)[0], "input": [row.asked for row in some]}
+        found = _post(client, "/v1/embeddings", call)["data"]
+        return [{**_named(bundle, row), "vector": one["embedding"]} for row, one in zip(some, found, strict=True)]
+
+    return together(rows, _one_model, ask)
+
+
+def cohere_rerank(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> Sequence[Document]:
+    """`POST /v1/rerank`; all rows of a call have one query."""
+
+    def ask(some: Sequence[Row]) -> Sequence[Document]:
+        documents = [row.asked[1] for row in some]
+        call = {"model": _models(bundle, some)[0], "query": some[0].asked[0], "documents": documents}
+        found = {one["index"]: one["relevance_score"] for one in _post(client, "/v1/rerank", call)["results"]}
+        return [{**_named(bundle, row), "score": found[at]} for at, row in enumerate(some)]
+
+    return together(rows, lambda row: (row.asked[0], *_one_model(row)), ask)
+
+
+def vllm_classify(bundle: Bundle, rows: Sequence[Row], client: httpx.Client) -> Sequence[Document]:
+    """`POST /classify`."""
+
+    def answer_of(row: Row, found: Mapping[str, Any]) -> Document:
+        recipe = bundle.oracle.recipe(row)
+        assert recipe is not None
+        shares = dict(zip(recipe.task["labels"], found["probs"], strict=True))
+        best = {"label": found["label"], "probability": shares[found["label"]]}
+        return {**_named(bundle, row), **best, "probabilities": shares}
+
+    def ask(some: Sequence[Row]) -> Sequence[Document]:
+        call = {"model": _models(bundle, some)[0], "input": [row.asked for row in some]}
+        return [answer_of(*one) for one in zip(some, _post(client, "/classify", call)["data"], strict=True)]
+
+    return together(rows, _one_model, ask)
+
+
+def _named(bundle: Bundle, row: Row) -> Document:
+    recipe = bundle.oracle.recipe(row)
+    assert recipe is not None
+    return {"adapter": recipe.name, "task": recipe.task["type"]}
+
+
 SERVICES = (
     EntryPoint("serve /answer", serve_texts, needs="serve"),
     EntryPoint("serve /answer, inputs", serve_inputs, "arrays", needs="serve"),
     EntryPoint("serve /v2 infer", infer_texts, "text", answered_text, "serve"),
     EntryPoint("serve /v2 infer, padded tensors", infer_tensors, "arrays", answered, "serve"),
+    EntryPoint("serve /v1/embeddings", openai_embeddings, "text", _by_openai, "serve", ("embedding",)),
+    EntryPoint("serve /v1/rerank", cohere_rerank, "text", _by_cohere, "serve", ("ranking",)),
+    EntryPoint("serve /classify", vllm_classify, "text", _by_vllm, "serve", ("single_label",)),
     EntryPoint("C++ service", cpp_service, "arrays", needs="cpp_services"),
 )

@@ -52,7 +52,8 @@ def check(entry: EntryPoint, bundles: Sequence[Bundle], request: pytest.FixtureR
         for name, one in found.items()
         for fault in one.faults
     ]
-    assert all(one.rows for one in found.values())
+    assert all(one.rows for one in found.values()) or entry.tasks
+    assert any(one.rows for one in found.values())
     assert not faults, "\n".join([f"{len(faults)} faults", *faults[:SHOWN]])
 
 

@@ -1,0 +1,155 @@
+"""Routes of OpenAI's API: models and embeddings, as its clients and those of vLLM, LangChain and LlamaIndex send them.
+
+https://platform.openai.com/docs/api-reference/embeddings, https://docs.vllm.ai/en/latest/serving/openai_compatible_server
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import FastAPI
+from pydantic import BeforeValidator, Field
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from adapter_export.errors import RequestError
+from adapter_export.graph.tasks.answers import Vector
+from adapter_export.runtime.answerer import AnsweredRow, Reading
+from adapter_export.server.calls import Call, Strict, Words, parse
+from adapter_export.server.limits import MOST_ROWS, RefusedError
+from adapter_export.server.route_context import Context
+
+PREFIXES = ("/v1", "/openai/v1")
+"""Where the routes are; the second one is KServe's."""
+
+
+def _texts(given: object) -> object:
+    """Return `input`; RequestError for token ids, no texts, or too many."""
+    if isinstance(given, list) and any(isinstance(one, int | list) for one in given):
+        raise RequestError(
+            "`input` has token ids, which would be those of another tokenizer",
+            expected="texts",
+            fix="send texts; in LangChain: `OpenAIEmbeddings(check_embedding_ctx_length=False)`",
+        )
+    if isinstance(given, list) and not 1 <= len(given) <= MOST_ROWS:
+        raise RequestError("`input` has too few or too many texts", found=len(given), expected=f"1 to {MOST_ROWS}")
+    return given
+
+
+Texts = Annotated[Words | list[Words], BeforeValidator(_texts)]
+"""The `input` of a request: a text, or one text for each row."""
+
+
+class Embeddings(Strict):
+    """The body of `POST /v1/embeddings`.
+
+    Attributes:
+        model: the name of an adapter that gives vectors, or of a route.
+        input: a text, or one text for each row; no token ids, which would be those of another tokenizer.
+        encoding_format: numbers, or the bytes of float32 numbers, little-endian, in base64.
+        dimensions: the width of the vectors.
+        user: ignored.
+    """
+
+    model: str
+    input: Texts
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(default=None, ge=1)
+    user: str | None = None
+
+    def call(self) -> Call:
+        """Return the rows as a call."""
+        return Call(model=self.model, texts=[self.input] if isinstance(self.input, str) else [*self.input])
+
+
+class OpenAiApi:
+    """The routes of models and embeddings."""
+
+    def __init__(self, context: Context) -> None:
+        self._context, self._service = context, context.service
+        self._began = int(time.time())
+
+    def add_to(self, app: FastAPI) -> None:
+        """Add the routes to an app."""
+        for prefix in PREFIXES:
+            app.get(f"{prefix}/models")(self.models)
+            app.get(f"{prefix}/models/{{name:path}}")(self.model)
+            app.add_route(f"{prefix}/embeddings", self.embeddings, methods=["POST"])
+
+    async def models(self) -> Response:
+        """List models and routes; the parent of an adapter is its bundle."""
+        return JSONResponse({"object": "list", "data": list(self._models().values())})
+
+    async def model(self, name: str) -> Response:
+        """Return one of `models`; 404 if there is no model of this name."""
+        found = self._models().get(name)
+        if found is None:
+            raise RefusedError(404, f"there is no model `{name}`; `GET /v1/models` lists them")
+        return JSONResponse(found)
+
+    async def embeddings(self, request: HttpRequest) -> Response:
+        """Return the vectors of texts."""
+        asked = parse(Embeddings, await self._context.body(request))
+        call = self._service.answered(asked.call(), request.state.key, request.state, Reading(long="refuse"))
+        rows = await self._context.in_time(call)
+        data = [
+            {"object": "embedding", "index": at, "embedding": _encoded(_vector(row, asked.dimensions), asked)}
+            for at, row in enumerate(rows)
+        ]
+        usage = {"prompt_tokens": tokens_of(rows), "total_tokens": tokens_of(rows)}
+        return JSONResponse({"object": "list", "data": data, "model": asked.model, "usage": usage})
+
+    def _models(self) -> dict[str, dict[str, Any]]:
+        shown = {"object": "model", "created": self._began, "owned_by": "adapter-export"}
+        found: dict[str, dict[str, Any]] = {}
+        for name, target in self._service.models.names().items():
+            parent = None if target.adapter is None else target.served.name
+            found[name] = {"id": name, **shown, "root": target.name, "parent": parent}
+        for name, route in self._service.routes.table.items():
+            leads = next(iter(route.shares))
+            found.setdefault(name, {"id": name, **shown, "root": leads, "parent": None})
+        return found
+
+
+def is_openai(path: str) -> bool:
+    """Return whether a path is one of OpenAI's API."""
+    return path.startswith(tuple(f"{prefix}/" for prefix in PREFIXES))
+
+
+def openai_error(words: str, status: int) -> dict[str, Any]:
+    """Return the body of a refusal, from which OpenAI's clients take the message."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": words, "type": kind, "param": None, "code": status}}
+
+
+def tokens_of(rows: Sequence[AnsweredRow]) -> int:
+    """Return the number of tokens that were computed for rows of texts, special tokens included."""
+    return sum(len(one.encoding.ids) for row in rows if row.read is not None for one in row.read.rows)
+
+
+def _vector(row: AnsweredRow, width: int | None) -> np.ndarray:
+    answer = row.answer.answer
+    if not isinstance(answer, Vector):
+        raise RequestError(
+            "gives no vectors",
+            where=f"model `{row.head.adapter}`",
+            found=f"the task `{None if row.head.task is None else row.head.task.type}`",
+            expected="an adapter for `embedding`",
+        )
+    vector = answer.vector
+    if width not in (None, len(vector)):
+        raise RequestError("has vectors of another width", where="dimensions", found=width, expected=len(vector))
+    return vector
+
+
+def _encoded(vector: np.ndarray, asked: Embeddings) -> list[float] | str:
+    if not np.isfinite(vector).all():
+        raise RequestError("a vector is NaN or infinite", fix="run `verify` on the bundle")
+    if asked.encoding_format == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    numbers: list[float] = vector.tolist()
+    return numbers
