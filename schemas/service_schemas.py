@@ -227,7 +227,7 @@ def http_schema() -> Schema:
 
 
 def _request() -> Schema:
-    one_of = {"text": "string", "texts": "array", "inputs": "object"}
+    one_of = {"text": "string", "texts": "array", "file": "string", "files": "array", "inputs": "object"}
     rows = [{"required": [key], "properties": {key: {"type": kind}}} for key, kind in one_of.items()]
     return {**_of_model(Call), "oneOf": rows}
 

@@ -409,7 +409,7 @@ class Answerer:
             adapters=[row.adapter for row in rows],
             long=self._reading.long,
             stride=self._reading.stride,
-            places=[row.where or f"text {at}" for at, row in enumerate(rows)],
+            places=[row.where or f"{self._reader.word} {at}" for at, row in enumerate(rows)],
         )
 
     def _of_text(self, row: Row, read: ReadText) -> ReadRow:

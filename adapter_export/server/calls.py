@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from adapter_export.errors import RequestError, quoted
 from adapter_export.graph.tasks.answers import Asked
@@ -18,6 +19,21 @@ from adapter_export.text import MOST_CHARACTERS, Pair
 
 Int64 = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 Words = Annotated[str, Field(max_length=MOST_CHARACTERS)]
+
+
+def _decoded(given: object) -> bytes:
+    """Return the bytes of base64; RequestError for other characters, which `Base64Bytes` of pydantic leaves out."""
+    if not isinstance(given, str):
+        raise RequestError("a file is no text of base64", found=type(given).__name__)
+    try:
+        return base64.b64decode(given, validate=True)
+    except ValueError as error:
+        raise RequestError("a file is not in base64", found=error, fix="in a shell: `base64 -w0 FILE`") from error
+
+
+FileBytes = Annotated[bytes, BeforeValidator(_decoded), WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
+"""The bytes of a file, sent in base64."""
+
 Number = Annotated[float, Field(strict=True)]
 """A number, and not a text or a truth value; the session checks its range."""
 
@@ -58,9 +74,9 @@ class Question(Strict):
 class Call(Strict):
     """The body of `POST /answer` and `POST /run`: rows, and the adapters that answer them.
 
-    The rows are one of `text`, `texts` and `inputs`. One of `model`, `adapter` and `adapters` names what answers;
-    `base` is the base without adapters, which its head answers if it has one. `/run` needs no name, nor does `/answer`
-    where no adapter beside the base head has a task.
+    The rows are one of `text`, `texts`, `file`, `files` and `inputs`. One of `model`, `adapter` and `adapters` names
+    what answers; `base` is the base without adapters, which its head answers if it has one. `/run` needs no name, nor
+    does `/answer` where no adapter beside the base head has a task.
 
     Attributes:
         model: the name of a model or a route, for all rows.
@@ -68,6 +84,8 @@ class Call(Strict):
         pair: the second text of a pair whose first text is `text`.
         choices: the choices of a question whose text is `text`.
         texts: a text, a pair, or a question with its choices for each row.
+        file: an image or an audio file in base64, which is one row.
+        files: such a file for each row.
         inputs: for each input of the base a list of integers per row.
         adapter: the adapter of all rows; null is no name.
         adapters: an adapter for each row; null is the base.
@@ -83,6 +101,8 @@ class Call(Strict):
     pair: Words | None = None
     choices: list[Words] | None = Field(default=None, min_length=1, max_length=MOST_ROWS)
     texts: list[Words | TextPair | Question] | None = Field(default=None, max_length=MOST_ROWS)
+    file: FileBytes | None = None
+    files: list[FileBytes] | None = Field(default=None, max_length=MOST_ROWS)
     inputs: dict[str, Annotated[list[list[Int64]], Field(max_length=MOST_ROWS)]] | None = None
     adapter: str | None = None
     adapters: list[str | None] | None = Field(default=None, max_length=MOST_ROWS)
@@ -96,19 +116,17 @@ class Call(Strict):
         """True if the call names what answers it."""
         return (self.model, self.adapter, self.adapters) != (None, None, None)
 
-    def asked(self) -> list[Asked] | None:
-        """Return the texts; `None` for `inputs`.
+    def asked(self) -> list[Asked | bytes] | None:
+        """Return the texts or files; `None` for `inputs`.
 
         Raises:
             RequestError: there is nothing to run on, or more than one thing.
         """
-        given = [name for name in ("text", "texts", "inputs") if getattr(self, name) is not None]
+        given, one_of = [name for name in _ROWS if getattr(self, name) is not None], f"one of {quoted(_ROWS)}"
         if len(given) > 1:
-            raise RequestError(
-                "there are two things to run on", found=quoted(given), expected="`text`, `texts` or `inputs`"
-            )
+            raise RequestError("there are two things to run on", found=quoted(given), expected=one_of)
         if not given:
-            raise RequestError("there is nothing to run on", expected="`text`, `texts` or `inputs`")
+            raise RequestError("there is nothing to run on", expected=one_of)
         if (self.pair is not None or self.choices is not None) and (
             self.text is None or (self.pair is not None and self.choices is not None)
         ):
@@ -117,9 +135,13 @@ class Call(Strict):
             if self.choices is not None:
                 return [[Pair(self.text, choice) for choice in self.choices]]
             return [self.text if self.pair is None else Pair(self.text, self.pair)]
-        if self.texts is not None and not self.texts:
-            raise RequestError("there is no text", expected="at least one")
-        return None if self.texts is None else list(map(_asked, self.texts))
+        if self.inputs is not None:
+            return None
+        files = self.files if self.file is None else [self.file]
+        rows: list[Asked | bytes] = list(map(_asked, self.texts or ())) if files is None else [*files]
+        if not rows:
+            raise RequestError(f"there is no {given[0].rstrip('s')}", expected="at least one")
+        return rows
 
     def names(self, rows: int) -> list[str | None]:
         """Return the adapter or the model of each row."""
@@ -155,6 +177,10 @@ class Call(Strict):
             for name, rows in (self.inputs or {}).items()
         }
         return split_rows(inputs)
+
+
+_ROWS = ("text", "texts", "file", "files", "inputs")
+"""Keys that give the rows of a call."""
 
 
 def split_rows(inputs: Mapping[str, Sequence[np.ndarray] | np.ndarray]) -> list[dict[str, np.ndarray]]:

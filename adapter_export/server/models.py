@@ -8,7 +8,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from adapter_export.graph.adapter import check_name
 from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.runtime import Bundle, Session, check_session
 from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
+from adapter_export.runtime.answerer import Reader
 from adapter_export.runtime.bundle import RESIDENT
 from adapter_export.server.collector import Collector
 from adapter_export.server.limits import RefusedError
@@ -76,6 +77,16 @@ class LoadedAdapter:
         return hashlib.sha256(self.data).hexdigest()
 
 
+def _reader(bundle: Bundle, session: Session) -> Reader | None:
+    """Return what reads texts or files for a bundle; `None` if clients must send arrays."""
+    if bundle.manifest.text is not None:
+        return bundle.texts(session)
+    if bundle.manifest.media is not None:
+        with suppress(RequestError):  # its processor is not known, or the base has more inputs than files fill
+            return bundle.files(bundle.manifest.media.medium, session)
+    return None
+
+
 class LoadedBundle:
     """A bundle in one session, and what waits for it.
 
@@ -93,7 +104,7 @@ class LoadedBundle:
         self.session = open_session(bundle, settings)
         if bundle.verified:  # not a copy that another process has opened and checked
             check_resident(bundle, self.session, settings)
-        self.reader = None if bundle.manifest.text is None else bundle.texts(self.session)
+        self.reader = _reader(bundle, self.session)
         hashes = {file.path: file.sha256 for file in bundle.manifest.files}
         self.digests = {record.name: hashes[record.onnx_adapter] for record in bundle.manifest.adapters}
         self.extras: dict[str, LoadedAdapter] = {}
@@ -123,6 +134,13 @@ class LoadedBundle:
         self.session.unload(adapter)
         del self.digests[adapter]
         self.extras.pop(adapter, None)
+
+    def check_read(self, asked: object) -> None:
+        """Raise RequestError for a text where files are read, which would be a path on this machine, and vice versa."""
+        reads = "nothing but `inputs`" if self.reader is None else f"{self.reader.word}s"
+        if self.reader is None or isinstance(asked, bytes) != (self.reader.word != "text"):
+            found = "a file" if isinstance(asked, bytes) else "a text"
+            raise RequestError(f"bundle `{self.name}` reads {reads}", found=found)
 
     def has(self, adapter: str) -> bool:
         """Return whether a call may name an adapter."""

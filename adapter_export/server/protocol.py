@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapter_export.errors import RequestError, quoted
 from adapter_export.runtime.answerer import AnsweredRow, Reading, Row
+from adapter_export.runtime.text_reader import TextReader
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.server.calls import Number, Strict, Weights, parse, split_rows
 from adapter_export.server.limits import MOST_ROWS, RefusedError
@@ -190,7 +191,7 @@ def _metadata(target: Target) -> dict[str, Any]:
     manifest, session = target.served.bundle.manifest, target.served.session
     task = None if target.adapter is None else session.task(target.adapter)
     texts = []
-    if target.served.reader is not None:
+    if isinstance(target.served.reader, TextReader):
         texts = [TEXT, PAIR] if task is not None and task.input == "pair" else [TEXT]
     batch = manifest.inputs[0].axes[:1]
     inputs = [{"name": name, "datatype": "BYTES", "shape": [-1], "parameters": {"optional": True}} for name in texts]

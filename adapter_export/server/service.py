@@ -204,8 +204,11 @@ class Service:
         assert served.collector is not None
         answerer = Answerer(served.session, served.reader, reading)
         asked = [one.row for one in rows]
-        texts = any(not row.is_arrays for row in asked)  # tokens take time
-        read = await asyncio.to_thread(answerer.read, asked) if texts else answerer.read(asked)
+        read_here = [row.asked for row in asked if not row.is_arrays]
+        for one in read_here:
+            served.check_read(one)
+        # tokens and pixels take time
+        read = await asyncio.to_thread(answerer.read, asked) if read_here else answerer.read(asked)
         found = iter(await served.collector.answer([request for row in read for request in row.requests]))
         return [row.answered([next(found) for _ in row.requests]) for row in read]
 

@@ -1,0 +1,65 @@
+"""Images and audio over HTTP: answers of the runtime, and what may not be read."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bodies import checked
+from served import made_app
+from small_media import noise, png
+from starlette.testclient import TestClient
+
+from adapter_export.runtime import Bundle
+
+IMAGES = [png(noise(20, 30, 3, seed=number)) for number in range(3)]
+
+
+@pytest.fixture(scope="module")
+def service(vit_folder: Path, film: Path) -> Iterator[TestClient]:
+    with made_app(f"vit={vit_folder / 'bundle'}", f"film={film}", quiet=True) as client:
+        yield client
+
+
+def _sent(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _refused(service: TestClient, **call: Any) -> str:
+    answer = service.post("/answer", json=call)
+    assert answer.status_code == 400, answer.text
+    return str(answer.json()["error"])
+
+
+def test_files_are_answered_as_by_the_runtime(service: TestClient, vit_folder: Path) -> None:
+    expected = [one.document() for one in Bundle.open(vit_folder / "bundle").files("image").answer(IMAGES)]
+    calls: list[dict[str, Any]] = [{"files": [*map(_sent, IMAGES)]}, *({"file": _sent(one)} for one in IMAGES)]
+    found = []
+    for call in calls:
+        answer = service.post("/answer", json=checked({"model": "vit", **call}, "call"))
+        assert answer.status_code == 200, answer.text
+        found += checked(answer.json(), "rows")["rows"]
+    for one, right in zip(found, [*expected, *expected], strict=True):
+        assert one["label"] == right["label"]
+        assert one["probabilities"] == pytest.approx(right["probabilities"], abs=1e-6)
+
+
+def test_a_path_on_the_server_is_never_read(service: TestClient, tmp_path: Path) -> None:
+    there = tmp_path / "there.png"
+    there.write_bytes(IMAGES[0])
+    assert "bundle `vit` reads images; found a text" in _refused(service, model="vit", text=str(there))
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": [str(there)]}
+    answer = service.post("/v2/models/vit/infer", json={"inputs": [tensor]})
+    assert (answer.status_code, "reads images" in answer.text) == (400, True)
+    assert "text" not in {one["name"] for one in service.get("/v2/models/vit").json()["inputs"]}
+
+
+def test_what_is_no_file_of_the_model_is_refused(service: TestClient) -> None:
+    assert "bundle `film` reads texts; found a file" in _refused(service, model="topic", file=_sent(IMAGES[0]))
+    assert "image 0: is no image that can be read" in _refused(service, model="vit", file=_sent(IMAGES[0][:100]))
+    assert "not in base64" in _refused(service, model="vit", file="no base64!")
+    assert "two things" in _refused(service, model="vit", file=_sent(IMAGES[0]), text="a")
+    assert "there is no file" in _refused(service, model="vit", files=[])
