@@ -51,7 +51,7 @@ class Embeddings(Strict):
         model: the name of an adapter that gives vectors, or of a route.
         input: a text, or one text for each row; no token ids, which would be those of another tokenizer.
         encoding_format: numbers, or the bytes of float32 numbers, little-endian, in base64.
-        dimensions: the width of the vectors.
+        dimensions: the width of the vectors: the full one, or one of the `widths` of the adapter's task.
         user: ignored.
     """
 
@@ -132,18 +132,15 @@ def tokens_of(rows: Sequence[AnsweredRow]) -> int:
 
 
 def _vector(row: AnsweredRow, width: int | None) -> np.ndarray:
-    answer = row.answer.answer
-    if not isinstance(answer, Vector):
+    answer, task = row.answer.answer, row.head.task
+    if not isinstance(answer, Vector) or task is None:
         raise RequestError(
             "gives no vectors",
             where=f"model `{row.head.adapter}`",
-            found=f"the task `{None if row.head.task is None else row.head.task.type}`",
+            found=f"the task `{None if task is None else task.type}`",
             expected="an adapter for `embedding`",
         )
-    vector = answer.vector
-    if width not in (None, len(vector)):
-        raise RequestError("has vectors of another width", where="dimensions", found=width, expected=len(vector))
-    return vector
+    return answer.vector if width is None else task.truncated(answer.vector, width)
 
 
 def _encoded(vector: np.ndarray, asked: Embeddings) -> list[float] | str:

@@ -68,6 +68,10 @@ def test_vectors_are_those_of_answers(service: TestClient, prefix: str) -> None:
     packed = _posted(service, f"{prefix}/v1/embeddings", model="vector", input=TEXTS, encoding_format="base64")
     for one, vector in zip(packed["data"], expected, strict=True):
         assert np.frombuffer(base64.b64decode(one["embedding"]), "<f4").tolist() == vector
+    short = _posted(service, f"{prefix}/v1/embeddings", model="vector", input=TEXTS, dimensions=8)
+    for one, vector in zip(short["data"], expected, strict=True):
+        first = np.array(vector[:8])
+        np.testing.assert_allclose(one["embedding"], first / np.linalg.norm(first), atol=1e-6)
     alone = _posted(service, f"{prefix}/v1/embeddings", model="vector", input=TEXTS[1], dimensions=WIDTH)
     np.testing.assert_allclose(alone["data"][0]["embedding"], expected[1], atol=1e-6)
     assert alone["usage"] == {"prompt_tokens": 6, "total_tokens": 6}  # [CLS] query : no . [SEP]
@@ -79,7 +83,7 @@ def test_a_request_that_would_be_answered_wrongly_is_refused(service: TestClient
 
     assert "check_embedding_ctx_length=False" in embed(input=[[1996, 4231]])
     assert "check_embedding_ctx_length=False" in embed(input=[1996, 4231])
-    assert "another width" in embed(dimensions=WIDTH - 1)
+    assert "not trained at this width" in embed(dimensions=WIDTH - 1)
     assert "gives no vectors" in embed(model="topic")
     assert "more tokens than are taken" in embed(input="moon " * LONGEST)
     assert "too few or too many" in embed(input=[])

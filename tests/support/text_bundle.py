@@ -24,7 +24,7 @@ TASKS: Mapping[str, Task] = {
     "words": Task("token", ("O", "NAME")),
     "place": Task("span", input="pair", max_tokens=40),
     "likeness": Task("regression", input="pair"),
-    "vector": Task("embedding", prefix="query: ", normalised=True),
+    "vector": Task("embedding", prefix="query: ", normalised=True, widths=(8, 4)),
     "order": Task("ranking", input="pair"),
     "choice": Task("multiple_choice", input="pair", max_tokens=LIMIT),
 }

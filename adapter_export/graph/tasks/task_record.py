@@ -221,6 +221,25 @@ class Task:
             )
         return self.kind.answer(self, result, rows, context)
 
+    def truncated(self, vector: np.ndarray, width: int) -> np.ndarray:
+        """Return the first numbers of a vector, of length 1 again where vectors have it (Kusupati et al. 2022, §3).
+
+        Args:
+            vector: an answer, [full width].
+            width: one of `widths`, or the full width.
+
+        Raises:
+            RequestError: the vector was not trained at this width.
+        """
+        if width == len(vector):
+            return vector
+        if width not in self.widths:
+            expected = ", ".join(map(str, (len(vector), *self.widths)))
+            raise RequestError("vectors were not trained at this width", found=width, expected=f"one of {expected}")
+        own = vector[:width]
+        length = float(np.linalg.norm(own))
+        return own / np.float32(length) if self.normalised and length > 0 else own
+
     def is_decided(self, result: np.ndarray, absolute: float, context: Mask | None = None) -> bool:
         """Return whether the choice in an answer stays the same however much results may be off.
 
