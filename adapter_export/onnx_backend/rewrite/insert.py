@@ -226,7 +226,7 @@ class _Insertion:
             raise BaseModelError(
                 "has a cache, and its mask covers the tokens before as well as those that a head reads",
                 where=self._base.path,
-                expected="a mask of the tokens alone, for a head that averages over them",
+                expected="a mask of the tokens alone, for a head that pools them",
                 fix="capture the base without its cache",
             )
         if self._base.mask is not None:

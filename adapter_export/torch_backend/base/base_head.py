@@ -22,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, InputError, quoted
 from adapter_export.format.axes import masks_of
+from adapter_export.format.golden_texts import sample_texts
 from adapter_export.format.lengths import axis_lengths
 from adapter_export.graph.adapter import BASE_HEAD, HEAD, Adapter, Head
 from adapter_export.graph.graph import HEAD_VALUES, AdapterGraph, Node
@@ -31,6 +32,7 @@ from adapter_export.numerics.budget import budget, extent, product_error
 from adapter_export.numerics.runner import moved_by_rounding
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.sites.discover import discover
+from adapter_export.text import Tokenizer
 from adapter_export.torch_backend.base.capture_module import settled
 from adapter_export.torch_backend.base.example_inputs import Examples
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line
@@ -74,7 +76,7 @@ class BaseHead:
             tensors = {f"{HEAD}.{name}": tensor for name, tensor in self.weights.weights.items()}
             training = {"origin": {"library": "transformers", "model": self.maker}}
             adapter = Adapter(BASE_HEAD, "base_head", base.fingerprint, {}, {}, tensors, self.head, training)
-            reason = self._deviates(base, adapter)
+            reason = self._deviates(base, adapter) or _ends_with_padding(base, self.weights.pad)
             if not reason:
                 return adapter, tuple(f"the head of `{self.maker}`: {note}" for note in self.notes)
         bare = self.maker in ("", model) or (self.maker.endswith("Model") and "Head" not in self.maker)
@@ -116,6 +118,20 @@ class BaseHead:
         return "" if compared else "the model was not run at a length that the base takes"
 
 
+def _ends_with_padding(base: TorchBase, pad: int | None) -> str:
+    """Say which text the tokenizer ends with the id at which the model stops reading; empty if it ends none so.
+
+    The model takes the last token with another id, and the head the last one that the mask keeps.
+    """
+    if pad is None or base.tokenizer is None:
+        return ""
+    limit = min(base.max_tokens or _MOST_TOKENS, _MOST_TOKENS)
+    names, texts = zip(*sample_texts(limit), strict=True)
+    rows = Tokenizer.from_json(base.tokenizer, limit).rows(texts)
+    wrong = [name for name, row in zip(names, rows, strict=True) if row.encoding.ids[-1:] == [pad]]
+    return f"it reads the last token that is no padding, id {pad}, with which the tokenizer ends texts" if wrong else ""
+
+
 def _takes(base: TorchBase, inputs: Mapping[str, Tensor]) -> bool:
     """Return whether the base takes inputs of these lengths."""
     return all(
@@ -145,7 +161,9 @@ def base_head(
         head = Head(traced.graph, traced.widths, task)
         longest = min(program.max_tokens or _MOST_TOKENS, _MOST_TOKENS)
         drawn = input_cases(program.inputs, seed=0, lengths=program.lengths, max_tokens=longest)
-        cases = [{name: torch.from_numpy(array) for name, array in case.arrays.items()} for case in drawn]
+        cases = [
+            {name: torch.from_numpy(array) for name, array in traced.padded(case.arrays).items()} for case in drawn
+        ]
         with torch.inference_mode(), settled(whole):
             computed = [whole(**inputs) for inputs in cases]
         columns = [[values[name] for name in outputs] for values in computed]
@@ -197,11 +215,24 @@ EMBEDDING = "sentence_embedding"
 
 @dataclass(frozen=True)
 class TracedHead:
-    """A model's head as a function of the final hidden state: its graph, the widths of its symbols, its tensors."""
+    """A model's head as a function of the final hidden state: its graph, the widths of its symbols, its tensors.
+
+    A model that finds the last token by ids, and not by the mask, reads `ids`, in which `pad` is the id of padding.
+    """
 
     graph: AdapterGraph
     widths: Mapping[str, int]
     weights: Weights
+    ids: str = ""
+    mask: str = ""
+    pad: int | None = None
+
+    def padded(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Return inputs with the id of padding where the mask hides tokens, and only there."""
+        if self.pad is None:
+            return arrays
+        ids, other = arrays[self.ids], 1 if self.pad == 0 else 0
+        return {**arrays, self.ids: np.where(arrays[self.mask] == 0, self.pad, np.where(ids == self.pad, other, ids))}
 
 
 def trace_head(whole: TorchBase, outputs: Sequence[str], *, vectors: bool = False) -> TracedHead:
@@ -256,6 +287,7 @@ class _Translator:
         self._parameters: dict[str, Shape] = {}
         self._weights: Weights = {}
         self._widths: dict[str, int] = {"d": int(node.meta["val"].shape[-1])}
+        self._ids, self._pad = "", cast("int | None", None)
 
     def head(self, outputs: Sequence[fx.Node], *, vectors: bool) -> TracedHead:
         result = self._value(outputs[0] if len(outputs) == 1 else self._joined(outputs))
@@ -290,6 +322,9 @@ class _Translator:
             graph,
             {symbol: widths[symbol] for symbol in graph.symbols()},
             {parameter(name): tensor for name, tensor in self._weights.items()},
+            self._ids,
+            self._mask or "",
+            self._pad,
         )
 
     def _joined(self, outputs: Sequence[fx.Node]) -> fx.Node:
@@ -480,6 +515,28 @@ class _Translator:
             raise _unknown(node)
         return self._add("first_token", self._value(source))
 
+    def _indexed(self, node: fx.Node) -> str:
+        """The last token of each row, pooled before the ops that each act on a token by itself.
+
+        transformers takes `x[arange(batch), (arange(tokens) * (ids != pad)).argmax(-1)]` in `modeling_layers.py`.
+        """
+        source, places = node.args
+        rows, last = places if isinstance(places, list | tuple) and len(places) == 2 else (None, None)
+        if self._mask is None or self._nodes or not (_counts(rows) and isinstance(last, fx.Node)):
+            raise _unknown(node)
+        last = _through(last)
+        product = _through(_first(last)) if _op(last) == "argmax" and _last_axis(last, 1) else last
+        factors = [_uncast(one) for one in product.args] if _op(product) == "mul" else []
+        kept = [one for one in factors if _op(one) == "ne"]
+        if len(kept) != 1 or not any(_counts(one) for one in factors):
+            raise _unknown(node)
+        ids, pad = kept[0].args
+        if not (isinstance(ids, fx.Node) and ids.op == "placeholder" and isinstance(pad, int)):
+            raise _unknown(node)
+        self._ids, self._pad = ids.name, pad
+        self._names = dict.fromkeys(self._names, self._add("last_token", "hidden", "mask"))
+        return self._value(cast(fx.Node, source))
+
     def _squeezed(self, node: fx.Node) -> str:
         """The first token, cut out as a text of one token."""
         cut = _through(_first(node))
@@ -527,6 +584,7 @@ _RULES: Mapping[str, Callable[[_Translator, fx.Node], str]] = {
     "mul": _Translator._times,
     "div": _Translator._divided,
     "select": _Translator._selected,
+    "index": _Translator._indexed,
     "squeeze": _Translator._squeezed,
     "mean": _Translator._mean,
     "layer_norm": _Translator._normed,
@@ -568,6 +626,17 @@ def _unchanged(node: fx.Node) -> bool:
 
 def _sums_tokens(node: fx.Node) -> bool:
     return _op(node) == "sum" and len(node.args) > 1 and node.args[1] in ([1], 1, (1,))
+
+
+def _uncast(node: Any) -> fx.Node:
+    while _op(node) in {"to", "_to_copy", "type_as"}:
+        node = _first(node)
+    return cast(fx.Node, node)
+
+
+def _counts(node: Any) -> bool:
+    """Return whether it is the range 0 … n − 1."""
+    return isinstance(node, fx.Node) and _op(node) == "arange" and len(node.args) == 1
 
 
 def _size(node: fx.Node, axis: int) -> int:
