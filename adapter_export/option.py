@@ -103,6 +103,7 @@ NEGATIVE = Option(
 )
 LABEL = Option("Column of the labels; `label` by default. Pairs of an embedding have none.", "COLUMN")
 START = Option("Column of the first character of each answer, counted from 0 (`span` only).", "COLUMN")
+DIMENSIONS = Option("Truncate vectors to this width, one of `--widths` of `train` (`embedding` only).", "N", least=1)
 GROUP = Option("Column of the group within which rows are ranked; defaults to the texts (`ranking` only).", "COLUMN")
 LABELLED_DATA = Option(
     "Labelled texts: csv, tsv, jsonl or Parquet; or a folder of images or audio for each label.", "PATH", "--data"

@@ -287,7 +287,8 @@ class Comparison(Described, _Compared):
             yield "p is adjusted for the number of pairs (Holm 1979)."
         if self.setting.resamples:
             resampling = Resampling(self.setting.resamples, self.setting.seed)
-            yield f"95 % intervals: {resampling.description(self.setting.task)}, the same draws for all."
+            described = resampling.description(self.setting.task, [one.name for one in self.metrics])
+            yield f"95 % intervals: {described}, the same draws for all."
         if self.setting.rounds:
             tokens = "" if self.setting.tokens is None else f" of {self.setting.tokens} tokens"
             rounds = f"median and quartiles of {self.setting.rounds} rounds in turns"

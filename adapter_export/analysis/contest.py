@@ -78,7 +78,12 @@ class Contestant:
             RequestError: the runtime cannot compute them.
         """
         asked = [Row(text, self.adapter) for text in rows.texts]
-        return [one.results for one in Answerer(self.reader.session, self.reader).answer(asked, reporter)]
+        answerer = Answerer(self.reader.session, self.reader)
+        if not rows.columns:
+            return [one.results for one in answerer.answer(asked, reporter)]
+        found = dict.fromkeys(asked)  # documents belong to many anchors
+        results = dict(zip(found, (one.results for one in answerer.answer(list(found), reporter)), strict=True))
+        return [results[row] for row in asked]
 
 
 @dataclass(frozen=True)
@@ -167,14 +172,22 @@ def measure(contestants: Sequence[Contestant], data: EvalData, reporter: Reporte
     for one, rows in zip(contestants, read, strict=True):
         label = f"answering with `{one.name}`"
         reporter.step(label, finished, total)
-        answers.append(one.answer(rows, Part(reporter, label, finished, len(rows.read), total)))
+        results = one.answer(rows, Part(reporter, label, finished, len(rows.read), total))
+        answers.append(_truncated(one.task, results, data.dimensions))
         finished += len(rows.read)
     measured = []
     for one, rows, results in zip(contestants, read, answers, strict=True):
         with within(f"`{one.name}`"):
-            seen = SeenRows.of(one.original.training, data, compared=rows.compared)
+            seen = SeenRows.of(one.original.training, data, compared=data.compared)
             measured.append(Measured(one, rows, results, judge(rows, results), seen))
     return measured
+
+
+def _truncated(task: Task, results: Results, dimensions: int | None) -> Results:
+    """Return vectors with their first numbers only; RequestError if they were not trained for it."""
+    if dimensions is None:
+        return results
+    return [[task.truncated(vector, dimensions) for vector in own] for own in results]
 
 
 def _check_labels(contestants: Sequence[Contestant], data: EvalData) -> None:

@@ -12,9 +12,10 @@ from adapter_export.errors import DataError, within
 from adapter_export.format.tabular.eval_data import EvalData
 from adapter_export.format.tabular.labelled import LabelledFile, LabelledRow
 from adapter_export.format.tabular.table_faults import lines_of
-from adapter_export.graph.tasks import Task
+from adapter_export.graph.tasks import TASK_TYPES, ProblemType, Task
 from adapter_export.graph.tasks.answers import ReadText
 from adapter_export.graph.tasks.metrics import Indices, Judged, judge_similarities
+from adapter_export.graph.tasks.task_type import Measured
 from adapter_export.modalities import FILE_MODALITIES
 from adapter_export.runtime.answerer import Reader
 from adapter_export.tables import one_line
@@ -33,31 +34,41 @@ class EvalRows:
     Attributes:
         rows: the rows.
         task: the task of the adapter.
-        read: the inputs: one item for each row, or where vectors of pairs are compared, all first texts, then all
-            second texts.
-        compared: whether vectors of pairs are compared.
+        read: the inputs: one item for each row, or where vectors of several texts of a row are compared, all first
+            texts, then all second texts, and so on.
+        problem: the type that judges them.
+        columns: where vectors are compared, the texts of each row; empty otherwise.
         groups: for a ranking, the group of each row.
     """
 
     rows: tuple[LabelledRow, ...]
     task: Task
     read: tuple[ReadText, ...]
-    compared: bool = False
+    problem: ProblemType
+    columns: tuple[tuple[Any, ...], ...] = ()
     groups: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """The number of texts of each row that are read by themselves."""
+        return len(self.columns[0]) if self.columns else 1
 
     @property
     def texts(self) -> list[Any]:
         """The input of each item of `read`, before it was read."""
-        if self.compared:
-            return [row.text for row in self.rows] + [row.pair for row in self.rows]
+        if self.columns:
+            return [row[at] for at in range(self.width) for row in self.columns]
         return list(map(_text, self.rows))
 
     def only(self, rows: Indices, results: Results) -> tuple[EvalRows, Results]:
         """Return some of the rows, with their results."""
-        at = [*rows, *(rows + len(self.rows) if self.compared else ())]
-        groups = tuple(self.groups[row] for row in rows) if self.groups else ()
+        at = [row + column * len(self.rows) for column in range(self.width) for row in rows]
         kept = replace(
-            self, rows=tuple(self.rows[row] for row in rows), read=tuple(self.read[one] for one in at), groups=groups
+            self,
+            rows=tuple(self.rows[row] for row in rows),
+            read=tuple(self.read[one] for one in at),
+            columns=tuple(self.columns[row] for row in rows) if self.columns else (),
+            groups=tuple(self.groups[row] for row in rows) if self.groups else (),
         )
         return kept, [results[one] for one in at]
 
@@ -79,7 +90,7 @@ class EvalRows:
 
     def notes(self) -> Iterator[str]:
         """Yield facts about the rows that limit the meaning of scores."""
-        places = [*self.rows, *(self.rows if self.compared else ())]
+        places = self.rows * self.width
         lines = list(dict.fromkeys(row.line for row, one in zip(places, self.read, strict=True) if one.cut))
         cut, said = (
             sum(one.cut > 0 for one in self.read),
@@ -119,9 +130,10 @@ def read_rows(data: EvalData, reader: Reader, adapter: str, task: Task) -> EvalR
         UsageError: the task takes pairs and the rows have one text, or the reverse.
         RequestError: a text cannot be read.
     """
-    compared = data.check_pairs(task, adapter)
-    rows = EvalRows(data.rows, task, (), compared, data.groups)
-    texts, places = rows.texts, [f"line {row.line}" for row in data.rows] * (2 if compared else 1)
+    data.check_pairs(task, adapter)
+    columns = tuple(map(data.texts, data.rows)) if data.compared else ()
+    rows = EvalRows(data.rows, task, (), data.problem, columns, data.groups)
+    texts, places = rows.texts, [f"line {row.line}" for row in data.rows] * rows.width
     read = reader.read(texts, adapters=[adapter] * len(texts), long="cut", stride=None, places=places)
     return replace(rows, read=tuple(read))
 
@@ -141,21 +153,24 @@ def judge(asked: EvalRows, results: Results) -> Judged:
         DataError: a result is NaN or infinite, or a row has another number of numbers than the head.
     """
     task, right = asked.task, [row.answer for row in asked.rows]
-    for row, own in zip(asked.rows, results, strict=False):
+    for row, own in zip(asked.rows * asked.width, results, strict=True):
         if not all(np.isfinite(result).all() for result in own):
             raise DataError("the answer is NaN or infinite", where=f"line {row.line}", fix="run `verify` on the bundle")
-    if asked.compared:
+    kind = TASK_TYPES[asked.problem]
+    if asked.columns:
         vectors = np.stack([own[0] for own in results]).astype(np.float64)
+        if not kind.has_answers:
+            rows = vectors.reshape(asked.width, len(asked.rows), -1).swapaxes(0, 1)
+            return kind.judge(task, Measured(rows, asked.columns))
         unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
         first, second = np.split(unit, 2)
         return judge_similarities((first * second).sum(-1), _similarities(asked))
-    kind = task.kind
     for row, own in zip(asked.rows, results, strict=True):
         with within(f"line {row.line}"):
             kind.check_right(row.answer, own[0])
-    rows = kind.measured(asked.read, results, kind.truths(right, task.labels, "the rows"))
-    judged = kind.judge(task, replace(rows, groups=asked.groups))
-    return replace(judged, notes=(*judged.notes, *rows.notes))
+    found = kind.measured(asked.read, results, kind.truths(right, task.labels, "the rows"))
+    judged = kind.judge(task, replace(found, groups=asked.groups))
+    return replace(judged, notes=(*judged.notes, *found.notes))
 
 
 def _similarities(asked: EvalRows) -> Any:

@@ -220,8 +220,7 @@ def check_options(data: EvalData, task: Task, gates: Mapping[str, float]) -> Non
     Raises:
         UsageError: a gate names another metric, or a column has too many values to slice by.
     """
-    compared = task.kind.compares_pairs and data.rows[0].pair is not None
-    check_gates(gates, metrics_of(task.type, task.labels, compared=compared))
+    check_gates(gates, metrics_of(data.problem, task.labels, compared=data.compared))
     values = set() if data.slices is None else set(data.values(data.slices))
     if len(values) > _MOST_SLICES:
         raise UsageError(
@@ -345,7 +344,9 @@ class Evaluation(Described):
         resampling = Resampling(self.resamples, self.seed)
         if self.majority is not None:
             yield f"majority: scores of always answering `{self.majority.label}`."
-        yield f"95 % intervals: {resampling.description(self.task)}." if self.resamples else "no intervals."
+        yield (
+            f"95 % intervals: {resampling.description(self.task, self.scores)}." if self.resamples else "no intervals."
+        )
         if self.versus is not None:
             count = len(self.versus.differing)
             alike = f"differ in {count:,} of {self.rows:,} rows" if count else f"answer all {self.rows:,} rows alike"

@@ -82,7 +82,7 @@ def compare_with_training_record(
         measured: the results of the bundle on them.
         allowed: how far a result may be from that of the reference.
     """
-    if data.is_part:
+    if data.is_part or data.dimensions is not None:
         return None, None
     part, reason = _matching_part(training, data)
     if part is None:

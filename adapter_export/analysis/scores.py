@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from adapter_export.graph.tasks import TASK_TYPES
-from adapter_export.graph.tasks.metrics import Floats, Indices, Judged
+from adapter_export.graph.tasks.metrics import RETRIEVALS, Floats, Indices, Judged
 
 _PERCENTILES = (2.5, 97.5)
 
@@ -58,9 +59,10 @@ class Resampling:
         drawn = [judged.measure(generator.choice(units, len(units))) for _ in range(count)]
         return np.array(drawn, np.float64).reshape(count, len(judged.metrics))
 
-    def description(self, task: str) -> str:
-        """Return how intervals are computed, in words."""
+    def description(self, task: str, metrics: Iterable[str]) -> str:
+        """Return how intervals of the metrics of a task are computed, in words."""
         units = "groups" if TASK_TYPES[task].ranks else "rows"
+        units = "anchors" if {metric.name for metric in RETRIEVALS} <= {*metrics} else units
         return f"percentile bootstrap over {units}, {self.count:,} draws, seed {self.seed}"
 
 

@@ -43,13 +43,16 @@ class SeenRows:
         Args:
             training: the record of an adapter; a composition's has those of its members.
             data: the rows.
-            compared: whether the texts of pairs are compared, each of which may have been learnt by itself.
+            compared: whether the texts of pairs are compared, each of which may also have been learnt by itself.
         """
         sources = data_of(training)
         if not sources:
             return None
-        rows = list(_texts(data.rows)) if compared else data.rows
-        learnt, held_out = (_count(sources, part, rows, len(data.rows)) for part in _PARTS)
+        ways = [data.rows, *([list(_texts(data.rows))] if compared else [])]
+        learnt, held_out = (
+            max(filter(None, (_count(sources, part, rows, len(data.rows)) for rows in ways)), default=None)
+            for part in _PARTS
+        )
         return cls(
             file=next((part for part in _PARTS if _has_file(sources, part, data)), None),
             rows=len(data.rows),

@@ -213,7 +213,7 @@ def test_similarities_of_pairs(world: World, tmp_path: Path) -> None:
     for one, two in pairwise(sentences(15)):
         first, second = (world.torch("vector", text).astype(np.float64) for text in (one, two))
         rows.append({"text": one, "pair": two, "label": float(first @ second) ** 3})  # Spearman sees the order alone
-    found = measured(world, "vector", write(tmp_path / "pairs.jsonl", rows), pair="pair")
+    found = measured(world, "vector", write(tmp_path / "pairs.jsonl", rows), pair="pair", label="label")
     assert values(found)["spearman"] == pytest.approx(1.0)
     assert (values(found)["pearson"] or 1.0) < 1.0
 

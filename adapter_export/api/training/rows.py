@@ -224,8 +224,7 @@ class RowReader:
         """Return how the rows are read and answered, for the record of a training."""
         of_texts = ("truncation", "prefix", "packing", "end_token")
         read = {name: value for name, value in changed(self.data).items() if name in of_texts}
-        columns: dict[str, Any] = {name: value for name, value in self.columns.names.items() if value is not None}
-        columns |= {"negative": list(self.columns.negatives)} if self.columns.negatives else {}
+        columns = {name: value for name, value in self.columns.names.items() if value is not None}
         return {**changed(self.head), **read, **columns, **self.source.record()}
 
     @property

@@ -16,10 +16,12 @@ from adapter_export.commands.command import Command
 from adapter_export.format.precision import PRECISION_NAMES
 from adapter_export.option import (
     DELIMITER,
+    DIMENSIONS,
     ENCODING,
     GROUP,
     LABEL,
     LABELLED_DATA,
+    NEGATIVE,
     PAIR,
     SITE_MAP,
     SKIP_INCOMPLETE,
@@ -52,12 +54,14 @@ def compare(
     allow_base_mismatch: AllowBaseMismatch = False,
     text: Annotated[str, TEXT] = "text",
     pair: Annotated[str | None, PAIR] = None,
-    label: Annotated[str, LABEL] = "label",
+    negative: Annotated[Sequence[str], NEGATIVE] = (),
+    label: Annotated[str | None, LABEL] = None,
     start: Annotated[str | None, START] = None,
     group: Annotated[str | None, GROUP] = None,
     delimiter: Annotated[str | None, DELIMITER] = None,
     encoding: Annotated[str | None, ENCODING] = None,
     skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
+    dimensions: Annotated[int | None, DIMENSIONS] = None,
     limit: Annotated[int | None, Option("Number of rows to answer, a random sample.", "N", least=1)] = None,
     rounds: Annotated[int, Option("Rounds of timed calls; 0 measures no latency.", "N", least=0)] = 15,
     resamples: Annotated[int, Option("Bootstrap draws for the intervals; 0 for none.", "N", least=0)] = 1000,
@@ -97,9 +101,8 @@ def compare(
     from adapter_export.format.tabular.labelled import Columns
     from adapter_export.format.tabular.table_files import TableFormat
 
-    options = DataOptions(
-        Columns(text, pair, label, start, TableFormat(delimiter, encoding)), group, skip_incomplete, limit
-    )
+    columns = Columns(text, pair, label, start, TableFormat(delimiter, encoding), tuple(negative))
+    options = DataOptions(columns, group, skip_incomplete, limit, dimensions=dimensions)
     early = task_before_opening(contestants, only)
     rows = None if early is None else options.read(Path(data), early)
     require_metrics("compare")

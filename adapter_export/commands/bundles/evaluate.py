@@ -17,10 +17,12 @@ from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import UsageError, argument, did_you_mean, quoted
 from adapter_export.option import (
     DELIMITER,
+    DIMENSIONS,
     ENCODING,
     GROUP,
     LABEL,
     LABELLED_DATA,
+    NEGATIVE,
     PAIR,
     SITE_MAP,
     SKIP_INCOMPLETE,
@@ -48,13 +50,15 @@ def evaluate(
     ] = None,
     text: Annotated[str, TEXT] = "text",
     pair: Annotated[str | None, PAIR] = None,
-    label: Annotated[str, LABEL] = "label",
+    negative: Annotated[Sequence[str], NEGATIVE] = (),
+    label: Annotated[str | None, LABEL] = None,
     start: Annotated[str | None, START] = None,
     group: Annotated[str | None, GROUP] = None,
     delimiter: Annotated[str | None, DELIMITER] = None,
     encoding: Annotated[str | None, ENCODING] = None,
     skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
     slices: Annotated[str | None, Option("Also report scores for each value of this column.", "COLUMN")] = None,
+    dimensions: Annotated[int | None, DIMENSIONS] = None,
     limit: Annotated[int | None, Option("Number of rows to answer, a random sample.", "N", least=1)] = None,
     gate: Annotated[
         Mapping[str, float] | Sequence[str],
@@ -77,7 +81,8 @@ def evaluate(
 
     The metrics are those of the adapter's task, with 95 % intervals: accuracy and macro-F1 of classes, F1 and average
     precision of sets of labels, F1 of entities, exact match and F1 of answers in a text, correlations of numbers, MRR
-    and NDCG of rankings, Spearman's correlation of the cosines of pairs. Rows are read as `train` reads them, and
+    and NDCG of rankings, Spearman's correlation of the cosines of pairs with a label, and for pairs without one NDCG,
+    MRR and recall, as each text ranks all others of `--pair` and `--negative`. Rows are read as `train` reads them, and
     become tokens by the bundle's own record. If training recorded scores for this very file, they are compared. Rows
     that the adapter was trained on, or validated by, are named in a warning.
 
@@ -108,9 +113,8 @@ def evaluate(
     from adapter_export.format.tabular.labelled import Columns
     from adapter_export.format.tabular.table_files import TableFormat
 
-    options = DataOptions(
-        Columns(text, pair, label, start, TableFormat(delimiter, encoding)), group, skip_incomplete, limit, slices
-    )
+    columns = Columns(text, pair, label, start, TableFormat(delimiter, encoding), tuple(negative))
+    options = DataOptions(columns, group, skip_incomplete, limit, slices, dimensions)
     folder = folder_of(bundle)
     manifest = read_manifest(folder)
     chosen, gates = _chosen(manifest, adapter), _bounds(gate)
@@ -212,6 +216,7 @@ COMMAND = Command(
         "adapter-export evaluate bundle --data test.tsv --text text --label label",
         "adapter-export evaluate bundle --adapter trec --data test.tsv --gate accuracy=0.92 --slices language",
         "adapter-export evaluate bundle --data sts.jsonl --text first --pair second --label score",
+        "adapter-export evaluate bundle --data pairs.jsonl --text query --pair passage --dimensions 128",
         "adapter-export evaluate bundle --data test.tsv --against model.pt --report evaluation.html",
     ),
 )

@@ -13,7 +13,7 @@ from typing import Any
 from adapter_export.errors import DataError, UsageError, argument, did_you_mean, quoted
 from adapter_export.format.tabular.labelled import Columns, LabelledRow, data_digest, labelled_rows
 from adapter_export.format.tabular.table_faults import lines_of
-from adapter_export.graph.tasks import Task
+from adapter_export.graph.tasks import DEFAULT_TYPE, TASK_TYPES, ProblemType, Task
 from adapter_export.graph.tasks.cells import some
 from adapter_export.modalities import FILE_MODALITIES
 
@@ -34,6 +34,9 @@ class EvalData:
         groups: for a ranking, the group of each row, within which it is ranked.
         slices: the column whose values get scores of their own.
         notes: on how the file was read, and on rows that were left out.
+        problem: the type that read the rows, and judges them.
+        compared: whether the vectors of the texts of each row are compared.
+        dimensions: the numbers of a vector that are read, from the first on; `None` for all.
     """
 
     path: Path
@@ -44,19 +47,24 @@ class EvalData:
     groups: tuple[str, ...] = ()
     slices: str | None = None
     notes: tuple[str, ...] = ()
+    problem: ProblemType = DEFAULT_TYPE
+    compared: bool = False
+    dimensions: int | None = None
 
-    def check_pairs(self, task: Task, adapter: str) -> bool:
-        """Return whether vectors of pairs are compared; UsageError for texts where a task takes pairs."""
+    def texts(self, row: LabelledRow) -> tuple[Any, ...]:
+        """Return the texts of a row whose vectors are compared: a pair, or an anchor and its documents."""
+        return (row.text, row.pair) if TASK_TYPES[self.problem].has_answers else row.answer
+
+    def check_pairs(self, task: Task, adapter: str) -> None:
+        """Raise UsageError for texts where a task takes pairs, or the other way round."""
         has_pair = self.rows[0].pair is not None
-        compared = task.kind.compares_pairs and has_pair
-        if not compared and has_pair != (task.input == "pair"):
+        if not self.compared and has_pair != (task.input == "pair"):
             wanted = "one text" if task.input == "text" else "a pair of texts"
             fix = f"name the column of the second texts: {argument('pair')}"
             raise UsageError(
                 f"adapter `{adapter}` answers {wanted} (`{task.type}`)",
                 fix=fix if task.input == "pair" else f"leave {argument('pair')} out",
             )
-        return compared
 
     def unknown_labels(self, task: Task) -> dict[str, int]:
         """Return the labels that a task does not have, each with the line of its first row."""
@@ -94,6 +102,7 @@ class DataOptions:
         slices: the column whose values get scores of their own.
         skip_incomplete: leave out rows without a text or a label instead of refusing them.
         limit: the number of rows to answer, a random sample; `None` for all.
+        dimensions: as in `EvalData`.
     """
 
     columns: Columns
@@ -101,20 +110,28 @@ class DataOptions:
     skip_incomplete: bool
     limit: int | None
     slices: str | None = None
+    dimensions: int | None = None
 
     def read(self, path: Path, task: Task) -> EvalData:
-        """Read labelled rows for a task; pairs whose vectors are compared have a number as label.
+        """Read labelled rows for a task.
+
+        Pairs whose vectors are compared have a number as label, or none: then anchors are ranked with documents.
 
         Raises:
-            UsageError: a column does not exist, or the task has no groups.
+            UsageError: a column does not exist, the task has no groups, or gives no vectors of these dimensions.
             DataError, FileError: the file cannot be read, or a row is broken.
         """
         medium: Any = task.input if task.input in FILE_MODALITIES else None
         is_file = self.columns.text == "text" and medium is not None
         columns = replace(self.columns, text=task.input) if is_file else self.columns
-        problem = "regression" if task.kind.compares_pairs and columns.pair is not None else task.type
+        problem, columns = columns.read_as(task.type)
+        if task.kind.compares_pairs and columns.pair is not None and problem == task.type:
+            problem = "regression"
         table = labelled_rows(path, columns, problem, skip_incomplete=self.skip_incomplete, medium=medium)
         rows = table.rows
+        if self.dimensions is not None and not task.kind.is_vector:
+            where, found = argument("dimensions"), f"the task `{task.type}`"
+            raise UsageError("only vectors are truncated", where=where, found=found, fix="leave it out")
         for option, column in (("group", self.group), ("slices", self.slices)):
             if column is not None and column not in rows[0].cells:
                 expected, fix = (
@@ -133,7 +150,19 @@ class DataOptions:
         left_out = f"{len(table.incomplete):,} rows without a text or a label were left out"
         notes = (*table.notes, *([f"{left_out} ({lines_of(table.incomplete)})"] if table.incomplete else []))
         notes += (f"{len(kept):,} of {len(rows):,} rows were drawn at random",) if is_part else ()
-        return EvalData(path, digest, kept, is_part, columns.names, groups, self.slices, notes)
+        return EvalData(
+            path,
+            digest,
+            kept,
+            is_part,
+            columns.names,
+            groups,
+            self.slices,
+            notes,
+            problem,
+            compared=problem != task.type,
+            dimensions=self.dimensions,
+        )
 
     def _sampled(self, units: Sequence[str]) -> list[int]:
         """Return the places of a random sample, in the order of the file, always the same for the same rows.

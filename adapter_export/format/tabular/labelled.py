@@ -49,7 +49,8 @@ class Columns:
     @property
     def names(self) -> dict[str, str | None]:
         """The names of the columns by what they are for."""
-        return {"text": self.text, "pair": self.pair, "label": self.label, "start": self.start}
+        found = {"text": self.text, "pair": self.pair, "label": self.label, "start": self.start}
+        return found | {"negative": ",".join(self.negatives) or None}
 
     def read_as(self, problem: ProblemType) -> tuple[ProblemType, Columns]:
         """Return the type that reads rows of these columns for a task, and the columns with the default of `label`."""
@@ -89,7 +90,8 @@ class Columns:
     @property
     def needed(self) -> tuple[str, ...]:
         """The columns that every row must have."""
-        return (*(name for name in self.names.values() if name is not None), *self.negatives)
+        found = (self.text, self.pair, self.label, self.start)
+        return (*(name for name in found if name is not None), *self.negatives)
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,8 @@ def find_labelled_rows(
     if path.is_dir():
         return LabelledTable(path, _of_folder(path, columns, problem, medium), (), (), TableFaults(path))
     table = open_table(path, columns.form)
+    ignored = columns.label is None and _LABEL in table.columns
+    notes = (f"the column `{_LABEL}` is not read, as {argument('label')} does not name it",) if ignored else ()
     rows: list[LabelledRow] = []
     incomplete: list[int] = []
     for line, cells in table.rows(columns.needed):
@@ -215,7 +219,7 @@ def find_labelled_rows(
         expected = "a line with the column names, then one row a line"
         empty = DataError("holds no rows", where=path, expected=expected)
         table.faults.add(DataError("no row has both a text and a label", where=path) if incomplete else empty)
-    return LabelledTable(path, rows, incomplete, table.notes, table.faults)
+    return LabelledTable(path, rows, incomplete, (*table.notes, *notes), table.faults)
 
 
 def _incomplete(path: Path, columns: Columns, lines: Sequence[int]) -> DataError:

@@ -261,8 +261,15 @@ def judge_choices(scores: Sequence[Floats], right: Indices) -> Judged:
 
 
 def metrics_of(problem: Learnt, labels: Sequence[str] = (), *, compared: bool = False) -> tuple[Metric, ...]:
-    """Return the metrics of a problem type, the one that counts most first; `compared` are pairs, by their vectors."""
-    return SIMILARITIES if compared else TASK_TYPES[problem].metrics(labels)
+    """Return the metrics of the type that judges rows, the one that counts most first.
+
+    Args:
+        problem: the type.
+        labels: the names of its classes.
+        compared: whether the vectors of texts are compared, with numbers if the type has answers.
+    """
+    kind = TASK_TYPES[problem]
+    return SIMILARITIES if compared and kind.has_answers else kind.metrics(labels)
 
 
 def has_entities(labels: Sequence[str]) -> bool:
