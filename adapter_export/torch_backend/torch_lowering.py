@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from adapter_export.graph.graph import (
     bind_base_norm,
     interpret,
 )
-from adapter_export.graph.ops import check_three_axes
+from adapter_export.graph.ops import POOLINGS, check_three_axes
 from adapter_export.numerics.evaluate_adapter import BORROWED
 from adapter_export.sites.site import Norm
 
@@ -155,6 +156,29 @@ TRAINING_LOWERINGS: Mapping[str, Lowering[Tensor]] = {
     "drop_path": _drop_path,
 }
 """Every op in training, where dropout and drop path draw from torch's generator."""
+
+
+POOLING_NAMESPACE = "adapter_export"
+"""The namespace of the operators of poolings, which a program names `adapter_export.last_token.default`."""
+
+
+@cache
+def pooling_operator(pooling: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a pooling of [batch, tokens, width] and the mask [batch, tokens] as one operator of torch.
+
+    `torch.export` keeps an operator as it is, so that whoever reads the program finds the pooling by its name.
+    """
+    row = POOLINGS[pooling]
+    node, lowering = Node(row.name, ("hidden", "mask")[: row.arity.least], "pooled"), LOWERINGS[row.name]
+
+    def pool(hidden: Tensor, mask: Tensor) -> Tensor:
+        values = (hidden, mask.to(hidden.dtype))[: row.arity.least]
+        return lowering(node, values, {}).clone()  # an operator must not return a view of its input
+
+    schema = "(Tensor hidden, Tensor mask) -> Tensor"
+    operator = torch.library.custom_op(f"{POOLING_NAMESPACE}::{row.name}", pool, mutates_args=(), schema=schema)
+    operator.register_fake(lambda hidden, _mask: hidden.new_empty(hidden.shape[0], hidden.shape[2]))
+    return operator
 
 
 class GraphLayer(nn.Module):

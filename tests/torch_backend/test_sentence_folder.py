@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from heard import Heard
-from small_models import traced_once
+from small_models import small, traced_once
 from small_task import with_random_weights
 from tiers import extended
 from toolchain import skip_or_fail
@@ -21,6 +21,7 @@ from transformers import BertConfig, BertModel
 
 import adapter_export as ae
 from adapter_export.errors import BaseModelError, InputError
+from adapter_export.format.manifest import GRAPH_VARIANTS
 from adapter_export.format.tensors import write_tensors
 from adapter_export.graph.adapter import BASE_HEAD, Adapter
 from adapter_export.graph.kinds.bottleneck import houlsby
@@ -93,6 +94,9 @@ Modules = list[tuple[str, dict[str, Any]]]
 
 TAKEN: dict[str, tuple[dict[str, Any], Modules]] = {
     "first_token": ({"pooling_mode_cls_token": True}, []),
+    "last_token": ({"pooling_mode": "lasttoken"}, [("Normalize", {})]),
+    "maximum": ({"pooling_mode_max_tokens": True}, []),
+    "weighted": ({"pooling_mode_weightedmean_tokens": True, "pooling_mode_mean_tokens": False}, []),
     "dense": ({"pooling_mode": "mean"}, [("Dense", {"out_features": 24, "activation_function": "Tanh"})]),
     "two_dense": (
         {"pooling_mode": "cls"},
@@ -189,6 +193,65 @@ def test_its_prompts_and_its_base_head(library: Any, minilm_folder: Path, tmp_pa
     ae.check(bundle, against=base).raise_for_failure()
 
 
+def like_qwen3_embedding(folder: Path, minilm_folder: Path) -> Path:
+    """A decoder that pads on the left with the token that ends each text, pools it, and has a prompt for queries."""
+    options = {"vocab_size": 30522, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
+    small("Qwen3", **options).save_pretrained(folder)
+    tokenizer = json.loads((minilm_folder / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "[SEP]", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"[SEP]": {"id": "[SEP]", "ids": [102], "tokens": ["[SEP]"]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[SEP]", "eos_token": "[SEP]"}
+    config |= {"padding_side": "left", "model_input_names": ["input_ids", "attention_mask"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 50}))
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    for _, path in modules[1:]:
+        (folder / path).mkdir()
+    pooling = {"word_embedding_dimension": 32, "pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    entries = [
+        {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for at, (kind, path) in enumerate(modules)
+    ]
+    (folder / "modules.json").write_text(json.dumps(entries))
+    prompts = {"query": "Instruct: find the answer\nQuery:", "document": ""}
+    (folder / "config_sentence_transformers.json").write_text(
+        json.dumps({"prompts": prompts, "default_prompt_name": "query", "similarity_fn_name": "cosine"})
+    )
+    return folder
+
+
+@pytest.mark.extended
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_embedder_that_reads_the_last_token(library: Any, minilm_folder: Path, tmp_path: Path) -> None:
+    folder = like_qwen3_embedding(tmp_path / "folder", minilm_folder)
+    base = ae.capture(folder, tmp_path / "model.pt")
+    assert base.base_head is not None
+    assert base.base_head.head is not None
+    task = base.base_head.head.task
+    assert task is not None
+    assert (task.pooling, task.prefix) == ("last", "Instruct: find the answer\nQuery:")
+    fresh = init_adapter(
+        houlsby().with_widths(b=8), base.sites.map, name="mine", base=base.fingerprint, head=base.base_head.head
+    )
+    adapter = with_random_weights(fresh)
+    model = library.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    expected = model.encode(TEXTS)
+    assert np.abs(model.encode(TEXTS, prompt="") - expected).max() > 0.01
+    with ae.attach(model[0].model, replace(adapter, head=None)):
+        adapted = model.encode(TEXTS)
+    bundle = ae.build(base, [adapter], tmp_path / "bundle", variants=GRAPH_VARIANTS)
+    # vectors of length 1 after one layer in float32
+    assert np.abs(answered(bundle, "base-head") - expected).max() < 1e-5
+    assert np.abs(answered(bundle, "mine") - adapted).max() < 1e-5
+    assert np.abs(adapted - expected).max() > 0.05
+
+
 def in_config(path: str, **changes: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         config = json.loads((folder / path).read_text()) if (folder / path).is_file() else {}
@@ -215,11 +278,11 @@ def prompted(folder: Path) -> None:
     in_config("config_sentence_transformers.json", prompts={"query": "query: "})(folder)
 
 
+ROOT = {"pooling_mode_mean_sqrt_len_tokens": True}
 LEFT_OUT: dict[str, tuple[Callable[[Path], None], str]] = {
-    "max": (in_config("1_Pooling/config.json", pooling_mode="max"), "found `max`"),
-    "last token": (in_config("1_Pooling/config.json", pooling_mode="lasttoken"), "found `lasttoken`"),
+    "root": (in_config("1_Pooling/config.json", pooling_mode="mean_sqrt_len_tokens"), "found `mean_sqrt_len_tokens`"),
     "two poolings": (in_config("1_Pooling/config.json", pooling_mode=["mean", "cls"]), "found `mean` and `cls`"),
-    "old flags": (in_config("1_Pooling/config.json", pooling_mode=None, pooling_mode_max_tokens=True), "found `max`"),
+    "old flags": (in_config("1_Pooling/config.json", pooling_mode=None, **ROOT), "found `mean_sqrt_len_tokens`"),
     "another module": (last_module("sentence_transformers.models.LSTM"), "found `LSTM`"),
     "code of its own": (last_module("mine.Dense"), "a module that heads do not have"),
     "a pickle": (pickled, "no weights that are safe to read"),
@@ -240,11 +303,11 @@ def test_what_is_left_out_is_named_and_never_approximated(name: str, minilm_fold
     assert found is not None
     assert found.sentence is None
     assert named in found.reason
-    if name == "max":
+    if name == "root":
         base = open_folder(folder)
         assert base.base_head is None
         assert base.notes[0].startswith("the head of `modules.json` is left out: pools in a way")
-        assert "found `max`" in base.notes[0]
+        assert "found `mean_sqrt_len_tokens`" in base.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from adapter_export.format.golden_texts import sample_texts
 from adapter_export.format.lengths import axis_lengths
 from adapter_export.graph.adapter import BASE_HEAD, HEAD, Adapter, Head
 from adapter_export.graph.graph import HEAD_VALUES, AdapterGraph, Node
-from adapter_export.graph.ops import Dim, Shape
+from adapter_export.graph.ops import OPS, Dim, Shape
 from adapter_export.graph.tasks import CLASSES, Task
 from adapter_export.numerics.budget import budget, extent, product_error
 from adapter_export.numerics.runner import moved_by_rounding
@@ -38,6 +38,7 @@ from adapter_export.torch_backend.base.example_inputs import Examples
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line
 from adapter_export.torch_backend.base.torch_base import TorchBase, base_of
 from adapter_export.torch_backend.fx_view import flow_graph
+from adapter_export.torch_backend.torch_lowering import POOLING_NAMESPACE
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
 _MOST_TOKENS = 16
@@ -537,6 +538,13 @@ class _Translator:
         self._names = dict.fromkeys(self._names, self._add("last_token", "hidden", "mask"))
         return self._value(cast(fx.Node, source))
 
+    def _pooled(self, node: fx.Node) -> str:
+        """Translate an operator of `pooling_operator`, whose name is that of the op."""
+        op, (source, mask) = str(node.target).split(".")[1], node.args
+        if not (isinstance(source, fx.Node) and self._is_mask(mask)):
+            raise _unknown(node)
+        return self._add(op, self._value(source), *["mask"][: OPS[op].arity.least - 1])
+
     def _squeezed(self, node: fx.Node) -> str:
         """The first token, cut out as a text of one token."""
         cut = _through(_first(node))
@@ -585,6 +593,7 @@ _RULES: Mapping[str, Callable[[_Translator, fx.Node], str]] = {
     "div": _Translator._divided,
     "select": _Translator._selected,
     "index": _Translator._indexed,
+    POOLING_NAMESPACE: _Translator._pooled,
     "squeeze": _Translator._squeezed,
     "mean": _Translator._mean,
     "layer_norm": _Translator._normed,
@@ -594,7 +603,7 @@ _RULES: Mapping[str, Callable[[_Translator, fx.Node], str]] = {
 
 
 def _op(node: fx.Node) -> str:
-    """The name of an operator without namespace and overload; empty for what is no operator."""
+    """The name of an operator of torch without overload, or the namespace of another; empty for what is no operator."""
     return str(node.target).removeprefix("aten.").partition(".")[0] if node.op == "call_function" else ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,14 @@ from torch.nn import functional as F
 
 from adapter_export.errors import BaseModelError, InputError, quoted, within
 from adapter_export.format.tensors import read_tensors
+from adapter_export.graph.ops import POOLINGS
 from adapter_export.graph.tasks import Task
 from adapter_export.safe_io.documents import read_json
+from adapter_export.torch_backend.torch_lowering import pooling_operator
 
 MODULES_FILE = "modules.json"
 
-_POOLINGS: Mapping[str, Literal["mean", "first"]] = {"mean": "mean", "cls": "first"}
+_POOLINGS = {name: pooling for pooling, row in POOLINGS.items() for name in row.also_called}
 """The poolings that the language of heads has, by their names in sentence-transformers."""
 
 _FLAG = "pooling_mode_"
@@ -39,17 +41,14 @@ _INPUT = "sentence_embedding"
 class Sentence(nn.Module):
     """The modules behind the model: [batch, width] from the hidden state and the mask."""
 
-    def __init__(self, pooling: Literal["mean", "first"], layers: list[nn.Module]) -> None:
+    def __init__(self, pooling: str, layers: list[nn.Module]) -> None:
         super().__init__()
         self.pooling = pooling
         self.layers = nn.Sequential(*layers)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Pool as sentence-transformers documents it, then apply the layers."""
-        if self.pooling == "first":
-            return self.layers(hidden[:, 0])  # type: ignore[no-any-return]
-        kept = mask.unsqueeze(-1).to(hidden.dtype)
-        return self.layers((hidden * kept).sum(1) / kept.sum(1).clamp(min=1e-9))  # type: ignore[no-any-return]
+        """Pool by the operator of that name, then apply the layers."""
+        return self.layers(pooling_operator(self.pooling)(hidden, mask))  # type: ignore[no-any-return]
 
 
 class Normalize(nn.Module):
@@ -155,7 +154,7 @@ def _sentence(modules: list[tuple[str, Path]]) -> tuple[Sentence, bool]:
     modes = [found] if isinstance(found, str) else list(found) or ["mean"]
     if len(modes) != 1 or modes[0] not in _POOLINGS:
         named = " and ".join(f"`{mode}`" for mode in modes)
-        raise BaseModelError("pools in a way that heads do not have", found=named, expected="`mean` or `cls`")
+        raise BaseModelError("pools in a way that heads do not have", found=named, expected=quoted(_POOLINGS))
     layers = [layer for name, place in modules[1:] for layer in _layers(name, place)]
     return Sentence(_POOLINGS[modes[0]], layers), config.get("include_prompt") is not False
 
