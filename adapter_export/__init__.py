@@ -27,6 +27,7 @@ from adapter_export.api.models.opening import open_base
 from adapter_export.api.models.sites import Sites
 from adapter_export.api.training.attach import attach
 from adapter_export.commands.adapters.compose import compose
+from adapter_export.commands.adapters.export import export
 from adapter_export.commands.adapters.import_.adapterhub import import_adapterhub
 from adapter_export.commands.adapters.import_.peft import import_peft
 from adapter_export.commands.adapters.merge import merge
@@ -94,6 +95,7 @@ __all__ = [
     "drop",
     "errors",
     "evaluate",
+    "export",
     "import_adapterhub",
     "import_peft",
     "inspect",

@@ -211,6 +211,11 @@ class Adapter(Described):
             weights={name: tensor for name, tensor in self.weights.items() if name in tensors},
         )
 
+    def without_head(self) -> Adapter:
+        """The adapter without its head; AdapterError if nothing is left of it."""
+        weights = {name: tensor for name, tensor in self.weights.items() if not name.startswith(f"{HEAD}.")}
+        return replace(self, head=None, weights=weights)
+
     def cost(self) -> Cost:
         """Parameters, bytes and multiply-accumulates of all components; a shared tensor is stored once."""
         accumulates = sum(cost(graph, widths).multiply_accumulates for _, graph, widths in self.components())

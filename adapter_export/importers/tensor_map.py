@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,11 +56,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe for one parameter: `make` gets the tensors of the sources, or the number of the symbol `width`."""
+    """A recipe for one parameter: `make` gets the tensors of the sources, or the number of the symbol `width`.
+
+    `undo` returns the tensors of the sources for the parameter, for exporters; `None` if they cannot be recovered.
+    """
 
     sources: tuple[Source, ...]
     make: Callable[..., np.ndarray]
     width: str | None = None
+    undo: Callable[[np.ndarray], Sequence[np.ndarray]] | None = None
 
 
 Recipes = Mapping[str, Recipe]
@@ -68,17 +73,48 @@ Recipes = Mapping[str, Recipe]
 
 def as_it_is(tensor: str, shape: Shape, *, shared: bool = False) -> Recipe:
     """The tensor itself."""
-    return Recipe((Source(tensor, shape, shared),), np.asarray)
+    return Recipe((Source(tensor, shape, shared),), np.asarray, undo=lambda parameter: (parameter,))
 
 
 def transposed(tensor: str, shape: Shape) -> Recipe:
     """A matrix [in, out], which the library stores as [out, in], as torch does; `shape` is the parameter's."""
-    return Recipe((Source(tensor, shape[::-1]),), np.transpose)
+    return Recipe((Source(tensor, shape[::-1]),), np.transpose, undo=lambda parameter: (parameter.T,))
+
+
+def flattened(tensor: str, shape: Shape) -> Recipe:
+    """A vector that the library stores as a matrix of this shape with one row or one column."""
+    return Recipe((Source(tensor, shape),), np.ravel, undo=lambda parameter: (parameter,))
 
 
 def zeros(width: str) -> Recipe:
     """A bias that the library does not have."""
-    return Recipe((), np.zeros, width)
+    return Recipe((), np.zeros, width, undo=lambda _: ())
+
+
+def library_tensors(
+    recipes: Recipes, parameters: Tensors, widths: Mapping[str, int]
+) -> dict[Source, np.ndarray] | None:
+    """Recover the tensors from which the recipes make these parameters, in float32 and bit for bit.
+
+    `None` if a recipe cannot be undone, or no tensors of the library make these parameters.
+    """
+    found: dict[str, tuple[Source, np.ndarray]] = {}
+    for name, parameter in parameters.items():
+        recipe = recipes[name]
+        if recipe.undo is None:
+            return None
+        shapes = [tuple(resolve(dim, widths) for dim in source.shape) for source in recipe.sources]
+        undone = recipe.undo(parameter)
+        if any(tensor.size != math.prod(shape) for tensor, shape in zip(undone, shapes, strict=True)):
+            return None
+        tensors = [tensor.reshape(shape) for tensor, shape in zip(undone, shapes, strict=True)]
+        made = recipe.make(*tensors) if recipe.width is None else recipe.make(widths[recipe.width])
+        if not np.array_equal(made, parameter):
+            return None
+        for source, tensor in zip(recipe.sources, tensors, strict=True):
+            if not np.array_equal(found.setdefault(source.tensor, (source, tensor))[1], tensor):
+                return None
+    return dict(found.values())
 
 
 def unfit(tensor: np.ndarray) -> str | None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from peft_bases import peft_base
-from peft_folders import FIXTURES, adapter_folder, changed, expected, refused_folder
+from peft_folders import FIXTURES, TENSORS, adapter_folder, changed, expected, refused_folder
 
 from adapter_export.errors import RequestError
 from adapter_export.format.adapter_files import read_adapter
+from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.tasks import Task
 from adapter_export.runtime import Bundle
 
@@ -52,6 +53,12 @@ def test_from_the_folder_to_a_bundle(cli, onnx: Path, tmp_path: Path) -> None:
             np.testing.assert_allclose(found, record["float64.logits"], atol=1e-5)
             with pytest.raises(RequestError, match="an adapter without a known task cannot answer"):
                 session.answer(inputs, name)
+    made = cli.json("export", tmp_path / "bundle", "--adapter", names[3], "--to", "peft", "-o", tmp_path / "back")
+    assert made["form"] == "LORA"
+    assert made["error"] == 0
+    original, back = (read_tensors(path / TENSORS) for path in (adapter_folder(names[3]), tmp_path / "back"))
+    assert original.keys() == back.keys()
+    assert all(np.array_equal(original[name], back[name]) for name in original)
 
 
 def test_the_message_names_what_was_decided(cli, tmp_path: Path) -> None:

@@ -1,3 +1,3 @@
 """Commands that make adapters without training."""
 
-ORDER = ("pack", "import", "compose", "merge")
+ORDER = ("pack", "import", "compose", "merge", "export")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.adapters import check_site_map, load_adapter
+from adapter_export.api.adapters.comparing import compare_outputs
 from adapter_export.api.models.base import Base, MergedWeights, OpenOptions, PathLike
 from adapter_export.api.models.opening import base_for
 from adapter_export.commands.command import Command, Screen
-from adapter_export.errors import AdapterError, BaseMismatchError, ParityError, moved
+from adapter_export.errors import AdapterError, BaseMismatchError, moved
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
@@ -20,11 +22,6 @@ from adapter_export.tables import Described
 
 if TYPE_CHECKING:
     from adapter_export.graph.adapter import Adapter
-
-_ALLOWED = 1e-4
-"""Maximum deviation of an output, relative to the largest value: float32 rounds once more."""
-
-_MOST_TOKENS = 12
 
 
 @dataclass(frozen=True, repr=False)
@@ -102,7 +99,8 @@ def merge(
     with Output(path, force).file() as temporary, moved(temporary, path):
         made = opened.write_merged(MergedWeights(tensors, record, head), temporary)
         reporter.step("comparing it with base and adapter")
-        compared = _compared(opened, _without_head(chosen), made)
+        after = made.runner()
+        compared = compare_outputs(opened, chosen.without_head(), partial(after.run, adapter=None), "the merged base")
     if head is not None:
         instead = "" if opened.base_head is None else "; it replaces the former one"
         reporter.note(f"the adapter's head is that of the merged base{instead}")
@@ -113,37 +111,6 @@ def _sha256(adapter: Adapter) -> str:
     from adapter_export.format.tensors import tensor_bytes
 
     return hashlib.sha256(tensor_bytes(adapter.weights)).hexdigest()
-
-
-def _without_head(adapter: Adapter) -> Adapter:
-    from adapter_export.graph.adapter import HEAD
-
-    weights = {name: tensor for name, tensor in adapter.weights.items() if not name.startswith(f"{HEAD}.")}
-    return replace(adapter, head=None, weights=weights)
-
-
-def _compared(base: Base, adapter: Adapter, merged: Base) -> tuple[float, float, int]:
-    """Return the largest difference, the largest value and their number; a `ParityError` if it is no rounding."""
-    import numpy as np
-
-    from adapter_export.numerics.sample_inputs import input_cases
-
-    before, after = base.runner(), merged.runner()
-    error, scale, count = 0.0, 0.0, 0
-    for case in input_cases(base.inputs, seed=0, lengths=base.lengths, max_tokens=_MOST_TOKENS):
-        wanted, found = before.run(case.arrays, adapter), after.run(case.arrays, None)
-        for name in wanted.keys() & found.keys():
-            finite = np.isfinite(wanted[name])
-            if not np.array_equal(finite, np.isfinite(found[name])):
-                raise ParityError(
-                    f"`{name}`, `{case.name}`", found="NaN or infinity", expected="what base and adapter give"
-                )
-            error = max(error, float(np.abs(wanted[name] - found[name])[finite].max(initial=0)))
-            scale = max(scale, float(np.abs(wanted[name][finite]).max(initial=0)))
-            count += wanted[name].size
-    if not count or error > _ALLOWED * scale:
-        raise ParityError("the merged base", found=f"a difference of {error:.1e}", expected=f"{_ALLOWED * scale:.1e}")
-    return error, scale, count
 
 
 def _show(merged: Merged, screen: Screen) -> None:

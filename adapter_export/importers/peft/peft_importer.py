@@ -18,12 +18,12 @@ from adapter_export.graph.kinds.linear import changed_layer_graph, ia3_graph, lo
 from adapter_export.importers.base_view import BaseView, ImportRequest
 from adapter_export.importers.match import Match, Renaming, Target, alike, check_architecture, find_renaming, match
 from adapter_export.importers.peft.head import HeadChoice, MadeHead, take_head
-from adapter_export.importers.peft.methods import Change, IncompleteError, Layer, Shared
+from adapter_export.importers.peft.methods import IA3, LORA, Change, IncompleteError, Layer, Shared
 from adapter_export.importers.peft.methods.low_rank import lora as lora_of_weights
 from adapter_export.importers.peft.methods.method import Matrix
 from adapter_export.importers.peft.peft_folder import Sorted, read_folder, sort_tensors
 from adapter_export.importers.peft.peft_options import CHECKED_WITH, Options, targeted
-from adapter_export.importers.tensor_map import Imported, Recipe, Source, TensorMap, as_it_is, transposed
+from adapter_export.importers.tensor_map import Imported, Recipe, Source, TensorMap
 from adapter_export.sites.site import LAYERS, Site, SiteMap
 
 
@@ -65,7 +65,9 @@ def import_peft(
     cost = _place(updates, mapped, options, changes, in_base)
     mapped.check()
     _check_cost(cost, dense, where)
-    record = {"imported": {"from": "peft", "config": dict(read.config)}}
+    renaming = in_base.matched.renaming
+    modules = {"drop": renaming.drop, "add": renaming.add, "saved": list(found.saved)}
+    record = {"imported": {"from": "peft", "config": dict(read.config), "modules": modules}}
     graphs, placements = mapped.graphs, mapped.placements
     adapter = Adapter(
         request.name, options.kind, base.fingerprint, graphs, placements, mapped.weights, made.head, record
@@ -346,11 +348,7 @@ def _place_lora(mapped: TensorMap, update: _Update, options: Options, names: dic
     in float64 and rounded once.
     """
     factor, shift, own_bias = options.factor_at(update.path), update.shift, "lora_B.bias" in update.keys
-    recipes = {
-        "lora_A.weight": transposed("lora_A.weight", ("d_in", "r")),
-        "lora_B.weight": transposed("lora_B.weight", ("r", "d")),
-        "lora_B.bias": as_it_is("lora_B.bias", ("d",)),
-    }
+    recipes = dict(LORA)
     kept, bias = factor, own_bias
     if shift is not None:
         summand, kept, bias = shift, 1.0, True
@@ -484,10 +482,9 @@ def _place_ia3(mapped: TensorMap, update: _Update, options: Options) -> None:
         scales_input = mapped.tensors[update.keys["ia3_l"]].shape[0] == 1
     else:
         scales_input = bool(re.fullmatch(names, path) if isinstance(names, str) else names and path.endswith(names))
-    name, value, shape = ("ia3_input", "u", (1, "d_in")) if scales_input else ("ia3", "h", ("d", 1))
-    recipes = {"scaling.weight": Recipe((Source("ia3_l", shape),), np.ravel)}
+    name, value = ("ia3_input", "u") if scales_input else ("ia3", "h")
     widths = {"d": update.site.width, "d_in": update.site.width_in}
-    mapped.place(update.site, name, ia3_graph(value), recipes, widths, update.keys)
+    mapped.place(update.site, name, ia3_graph(value), IA3[value], widths, update.keys)
 
 
 def _notes(matched: Match, found: Sorted, options: Options) -> Iterator[str]:

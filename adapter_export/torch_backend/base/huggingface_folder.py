@@ -242,6 +242,53 @@ def live_folder(folder: Path, base: TorchBase) -> Callable[[Mapping[str, np.ndar
     """
     sentences = read_sentence_folder(folder)
     model, _ = _open_base(folder if sentences is None else sentences.model)
+    return _live_outputs(model, base)
+
+
+def changed_folder(
+    folder: Path, base: TorchBase, change: Callable[[nn.Module], object], head: tuple[Sequence[str], int] | None
+) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Return what runs the folder's model in transformers after a change, such as an adapter of another library.
+
+    Without a `head` its outputs are those of `live_folder`. With one, `logits` are its only output; `head` is the ends
+    of the names of classes with such a head, such as `ForSequenceClassification`, and the number of results.
+
+    Raises:
+        BaseModelError: as `live_folder`; or the change fails.
+    """
+
+    def changed(model: nn.Module) -> nn.Module:
+        try:
+            with quiet(), _quiet_transformers():
+                change(model)
+        except LIBRARY_ERRORS as error:
+            raise BaseModelError("cannot be changed so", where=folder, found=first_line(error)) from error
+        return model.eval()
+
+    if head is None:
+        return _live_outputs(changed(_open_base(folder)[0]), base)
+    endings, count = head
+    config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, num_labels=count)
+    autos: list[Any] = [getattr(transformers, f"AutoModel{ending}", None) for ending in endings]
+    auto = next((one for one in autos if one is not None and type(config) in one._model_mapping), None)
+    if auto is None:
+        raise BaseModelError("transformers has no class with such a head", where=folder, found=quoted(endings))
+    with quiet(), _quiet_transformers():
+        model = auto.from_pretrained(str(folder), config=config, local_files_only=True, dtype=torch.float32)
+    whole: Any = changed(model)
+
+    def logits(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with torch.no_grad(), quiet(), _quiet_transformers():
+            found = whole(**{name: torch.from_numpy(np.array(value)) for name, value in inputs.items()})
+        spans = (found.get("start_logits"), found.get("end_logits"))
+        values: Tensor = found.logits if "logits" in found else torch.stack(spans, -1)
+        return {"logits": values.numpy()}
+
+    return logits
+
+
+def _live_outputs(model: nn.Module, base: TorchBase) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Return what runs a module with the inputs of a base, and names its outputs as the base does."""
     try:
         run = live(model, {record.name: torch.empty(0) for record in base.inputs})
     except UsageError as error:

@@ -1,4 +1,4 @@
-"""The types of PEFT whose change of the weights is fixed, each with its formula."""
+"""The types of PEFT whose change of the weights is fixed: formulas of most, tensors of LoRA and IA3."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from adapter_export.importers.peft.methods import full_rank, low_rank
 from adapter_export.importers.peft.methods.method import Change, IncompleteError, Layer, Method, Shared
+from adapter_export.importers.tensor_map import Recipes, as_it_is, flattened, transposed
 
-__all__ = ["METHODS", "Change", "IncompleteError", "Layer", "Method", "Shared"]
+__all__ = ["IA3", "LORA", "METHODS", "Change", "IncompleteError", "Layer", "Method", "Shared"]
 
 
 def _reads(*keys: str) -> frozenset[str]:
@@ -47,3 +48,16 @@ METHODS: Mapping[str, Method] = {
     "WAVEFT": Method(full_rank.waveft, "waveft_", _reads("scaling", "random_loc_seed", "wavelet_family", "use_idwt")),
 }
 """Methods by `peft_type`. LoRA, IA3 and trained norms have forms of their own (`importer`)."""
+
+LORA: Recipes = {
+    "lora_A.weight": transposed("lora_A.weight", ("d_in", "r")),
+    "lora_B.weight": transposed("lora_B.weight", ("r", "d")),
+    "lora_B.bias": as_it_is("lora_B.bias", ("d",)),
+}
+"""The parameters of `lora_graph` from LoRA's tensors."""
+
+IA3: Mapping[str, Recipes] = {
+    "h": {"scaling.weight": flattened("ia3_l", ("d", 1))},
+    "u": {"scaling.weight": flattened("ia3_l", (1, "d_in"))},
+}
+"""The parameter of `ia3_graph` from IA3's vector, where it scales a layer's output `h` and its input `u`."""

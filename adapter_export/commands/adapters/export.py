@@ -1,0 +1,201 @@
+"""Write an adapter in the format of another library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from adapter_export.api.adapters.comparing import compare_outputs
+from adapter_export.api.adapters.exporting import adapter_in_bundle, adapter_with_base, is_bundle
+from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.commands.command import Command, Screen
+from adapter_export.errors import Note, UsageError, argument, moved
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
+from adapter_export.reporting import SILENT, Reporter
+from adapter_export.safe_io.output import Output
+from adapter_export.tables import Described
+
+if TYPE_CHECKING:
+    from adapter_export.exporters.export_format import ExportRequest, LoadsAs
+    from adapter_export.graph.adapter import Adapter
+
+
+def _format_names() -> tuple[str, ...]:
+    from adapter_export.exporters import FORMATS
+
+    return tuple(FORMATS)
+
+
+@dataclass(frozen=True, repr=False)
+class Exported(Described):
+    """An adapter in the format of another library.
+
+    `form` is what the library calls it, such as `LORA`; `modules` are the paths at which it acts there. `error` is the
+    largest relative difference of the adapter that was read back, in float64; `loaded` is that of the outputs of the
+    library itself, in float32, `None` where it was not compared.
+    """
+
+    path: Path
+    to: str
+    form: str
+    modules: tuple[str, ...]
+    tensors: int
+    error: float
+    loaded: float | None = None
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        facts: dict[str, object] = {"path": self.path, "to": self.to, "form": self.form}
+        return {
+            **facts,
+            "modules": len(self.modules),
+            "tensors": self.tensors,
+            "error": self.error,
+            "loaded": self.loaded,
+        }
+
+
+def export(
+    source: Annotated[Adapter | PathLike, Option(metavar="ADAPTER")],
+    output: Annotated[PathLike, Option("Folder or file to write.", "PATH", "-o")],
+    *,
+    to: Annotated[str, Option("Format to write.", choices=_format_names)],
+    adapter: Annotated[str | None, Option("Adapter of a bundle. Default: its only one.", "NAME")] = None,
+    base: Annotated[
+        Base | PathLike | None, Option("The model that the adapter was trained on. Default: the bundle's.", "MODEL")
+    ] = None,
+    base_name: Annotated[
+        str | None, Option("Hub id of the base, for the config. Default: the one that was imported.", "ID")
+    ] = None,
+    prefix: Annotated[
+        str | None,
+        Option("Module path of the base in the target model, such as `bert`. Default: by its head.", "PATH"),
+    ] = None,
+    without_head: Annotated[bool, "Omit the prediction head."] = False,
+    site_map: Annotated[PathLike | None, SITE_MAP] = None,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
+    force: Force = False,
+    reporter: Reporter = SILENT,
+) -> Exported:
+    """Write an adapter in the format of another library.
+
+    ADAPTER is an adapter folder or a bundle. The formula of its graphs decides what it becomes there, whatever its kind
+    is called; what the library cannot compute is refused. The result is read back and compared with the adapter before
+    it gets its name.
+
+    Args:
+        source: an adapter, its folder, or a bundle.
+        output: the folder or file to write.
+        base: the model that it was trained on, whose module paths the other library needs; a bundle records them.
+        site_map: the sites of the base.
+        trust_pickle: load the base even if it could run code.
+        force: replace an existing output.
+        reporter: receives each step, and notes on differences.
+
+    Raises:
+        AdapterError: the format cannot express it, or the base lacks module paths; the message says what and why.
+        UsageError: no base is given for an adapter that is in no bundle, or the bundle's adapter is not named.
+        ParityError: what was written is not the adapter; nothing is kept.
+        OutputExistsError, WriteError: it cannot be written.
+    """
+    from adapter_export.exporters import FORMATS
+    from adapter_export.exporters.proof import compare_with_export
+
+    if to not in FORMATS:
+        raise UsageError("unknown format", found=f"`{to}`", expected=", ".join(FORMATS))
+    chosen, target = FORMATS[to], Output(Path(output), force)
+    target.ensure_writable(folder=chosen.is_folder, sources=[source, base])
+    request, opened = _request(source, adapter, base, OpenOptions(site_map, trust_pickle), reporter)
+    if without_head:
+        request = replace(request, adapter=request.adapter.without_head())
+    request = replace(request, base_name=base_name, prefix=prefix)
+    reporter.step(f"writing it for {chosen.library}")
+    with target.folder() if chosen.is_folder else target.file() as temporary, moved(temporary, target.path):
+        written = chosen.write(request, temporary)
+        reporter.step("comparing what was written with the adapter")
+        error = compare_with_export(request, chosen.read_back(request, temporary))
+        loaded = None
+        if opened is not None and to in _LIBRARIES and written.loads_as is not None:
+            loaded = _LIBRARIES[to](opened, request.adapter, written.loads_as, temporary, reporter)
+    for note in written.notes:
+        reporter.note(Note(note))
+    return Exported(target.path, to, written.form, tuple(written.modules), written.tensors, error, loaded)
+
+
+def _in_peft(base: Base, adapter: Adapter, head: LoadsAs, folder: Path, reporter: Reporter) -> float | None:
+    """Compare the outputs of PEFT with those of base and adapter; `None` if PEFT or the model's folder is not there."""
+    if base.form != "folder" or base.path is None or find_spec("peft") is None:
+        return None
+    from adapter_export.torch_backend.base.peft_model import peft_folder
+
+    reporter.step("comparing it with PEFT")
+    run = peft_folder(base.path, base.torch, folder, (head.classes, head.results) if head.classes else None)
+    called: Mapping[str, str] = {} if adapter.head is None else {adapter.head.output: "logits"}
+    error, scale, _ = compare_outputs(base, adapter, run, "the adapter in PEFT", called)
+    return error / scale
+
+
+_LIBRARIES: Mapping[str, Callable[[Base, Adapter, LoadsAs, Path, Reporter], float | None]] = {"peft": _in_peft}
+"""Comparisons with libraries that can be loaded here, by format."""
+
+
+def _request(
+    source: Adapter | PathLike,
+    adapter: str | None,
+    base: Base | PathLike | None,
+    options: OpenOptions,
+    reporter: Reporter,
+) -> tuple[ExportRequest, Base | None]:
+    """Return the request, and the opened base unless the bundle's record of it serves."""
+    from adapter_export.exporters.export_format import ExportRequest
+
+    view = None
+    if isinstance(source, str | Path) and is_bundle(source):
+        source, view = adapter_in_bundle(Path(source), adapter)
+    elif adapter is not None:
+        raise UsageError(f"{argument('adapter')} is for a bundle", where=str(source), found=f"`{adapter}`")
+    if base is not None:
+        found, opened = adapter_with_base(source, base, options, reporter)
+        return ExportRequest(found, opened.view), opened
+    if view is None or isinstance(source, str | Path):
+        raise UsageError(
+            "other libraries find an adapter's layers by their module paths, which only its base records",
+            where=str(source),
+            fix=f"give the model that it was trained on with {argument('base', words='MODEL')}, or a bundle with it",
+        )
+    return ExportRequest(source, view, all_layers=False), None
+
+
+def _show(exported: Exported, screen: Screen) -> None:
+    modules = f"{len(exported.modules)} modules, {exported.tensors} tensors"
+    screen.say(f"wrote {exported.path}: {exported.form} at {modules}.")
+    screen.say(f"Read back, it is within {exported.error:.1e} of the adapter, in float64.")
+    if exported.loaded is not None:
+        screen.say(f"Loaded by the library, its outputs are within {exported.loaded:.1e}, in float32.")
+
+
+def _document(exported: Exported, screen: Screen) -> Mapping[str, object]:
+    return {
+        "path": str(exported.path),
+        "to": exported.to,
+        "form": exported.form,
+        "modules": list(exported.modules),
+        "tensors": exported.tensors,
+        "error": exported.error,
+        "loaded": exported.loaded,
+        "notes": list(screen.notes),
+    }
+
+
+COMMAND = Command(
+    export,
+    _show,
+    document=_document,
+    examples=(
+        "adapter-export export lora --to peft --base model.pt -o lora_peft",
+        "adapter-export export bundle --adapter sentiment --to adapterhub -o sentiment_adapterhub",
+    ),
+)

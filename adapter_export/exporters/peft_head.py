@@ -1,0 +1,181 @@
+"""Prediction heads in PEFT: modules of transformers' models that are saved as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from adapter_export.errors import argument
+from adapter_export.exporters.export_format import WITHOUT_HEAD, ExportFormat, ExportRequest, LoadsAs
+from adapter_export.exporters.recognise import ops_of, parameters_alike
+from adapter_export.graph.adapter import HEAD, Head
+from adapter_export.graph.heads import HeadOptions, make_head
+from adapter_export.graph.tasks import TASK_TYPES, Task
+from adapter_export.importers.match import Renaming
+from adapter_export.importers.peft.head import RECIPES, TOKENS, HeadChoice, KnownHead
+
+_SPANS = "QUESTION_ANS"
+_CAUSAL = "CAUSAL_LM"
+_SPAN_LAYER = "qa_outputs"
+"""The layer of every `…ForQuestionAnswering` of transformers."""
+
+
+@dataclass(frozen=True)
+class SavedHead:
+    """A head as PEFT saves it, and the names of the base's modules beside it.
+
+    Attributes:
+        renaming: from the paths in PEFT's model to those of the base: a model with a head has the base inside.
+        task_type: PEFT's name of the task.
+        saved: the names in `modules_to_save`.
+        tensors: the tensors by their names in PEFT's model.
+        choice: facts that the folder does not have, for reading it back.
+        loads_as: the model that loads it; `None` if that is not known.
+    """
+
+    renaming: Renaming = field(default_factory=Renaming)
+    task_type: str | None = None
+    saved: Sequence[str] = ()
+    tensors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    choice: HeadChoice = field(default_factory=HeadChoice)
+    loads_as: LoadsAs | None = None
+
+    def path(self, path: str) -> str:
+        """Return the path of a module of the base in PEFT's model."""
+        return self.renaming.back(path) or path
+
+
+def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead:
+    """Return the head of an adapter; of an adapter without one, only the names of modules.
+
+    Raises:
+        AdapterError: no head of transformers computes the same, or nothing shows how its model names the base.
+    """
+    head, renaming = request.adapter.head, _renaming(request)
+    if head is None:
+        kept = request.imported.get("config", {}).get("task_type")
+        causal = kept if kept == _CAUSAL else None
+        bare = renaming is None or renaming == Renaming()
+        return SavedHead(renaming or Renaming(), causal, loads_as=LoadsAs() if bare else None)
+    name, family = _task_type(head), _family(request, renaming)
+    if name is None:
+        found = "no task" if head.task is None else f"the task `{head.task.type}`"
+        raise target.refusal("it has no such head", where=HEAD, found=found, fix=WITHOUT_HEAD)
+    if family is None:
+        raise target.refusal(
+            "nothing shows how a model with a head names the base inside it",
+            where=HEAD,
+            found=f"the architecture `{request.base.model_type}`",
+            fix=f"give the name with {argument('prefix')}, such as `model`; or {WITHOUT_HEAD}",
+        )
+    if head.output == "logits" and family not in RECIPES:
+        raise target.refusal(
+            "the head of this architecture in transformers is not known",
+            where=HEAD,
+            found=f"`{family}`",
+            fix=WITHOUT_HEAD,
+        )
+    known = (
+        RECIPES[family] if head.output == "logits" else KnownHead(TOKENS, classes=_token_layer(request, name, family))
+    )
+    layers = _layers(head, known, request.adapter.parameters(HEAD))
+    if layers is None:
+        formula = (
+            f"`classes({known.activation}(dense({known.pooling})))`" if known.dense else f"`classes({known.pooling})`"
+        )
+        raise target.refusal(
+            f"the head of `{family}` in transformers is {formula}, and the adapter's is another one",
+            where=HEAD,
+            found=ops_of(head.graph),
+            fix=f"train it with that head, or {WITHOUT_HEAD}",
+        )
+    if renaming is None:
+        inside = any((site.path or "").startswith(f"{family}.") for site in request.base.sites)
+        renaming = Renaming() if inside else Renaming(drop=family)
+    kept = {path: tensors for path, tensors in layers.items() if not _is_of_base(request, renaming(path), tensors)}
+    return SavedHead(
+        renaming,
+        name,
+        tuple(dict.fromkeys(_saved_name(path, family) for path in kept)),
+        {f"{path}.{role}": tensor for path, tensors in kept.items() for role, tensor in tensors.items()},
+        HeadChoice(labels=head.labels or None, task=None if head.task is None else head.task.type),
+        LoadsAs(_classes(name), len(next(reversed(layers.values()))["bias"])),
+    )
+
+
+def _classes(name: str) -> tuple[str, ...]:
+    """Return the ends of the names of transformers' classes for a task that PEFT calls so."""
+    return next(kind.model_classes for kind in TASK_TYPES.values() if kind.peft_type == name)
+
+
+def _renaming(request: ExportRequest) -> Renaming | None:
+    """Return the given prefix, or the names that the adapter had when it was imported; `None` for neither."""
+    recorded = request.imported.get("modules")
+    if request.prefix is not None:
+        inside = any((site.path or "").startswith(f"{request.prefix}.") for site in request.base.sites)
+        return Renaming() if inside else Renaming(drop=request.prefix)
+    if not isinstance(recorded, Mapping):
+        return None
+    return Renaming(str(recorded.get("drop", "")), str(recorded.get("add", "")))
+
+
+def _task_type(head: Head) -> str | None:
+    """Return PEFT's name of the task: heads of one result for a text are all saved alike."""
+    if head.task is None:
+        return {"logits": "SEQ_CLS", "token_logits": "TOKEN_CLS"}.get(head.output)
+    kind = head.task.kind
+    return kind.peft_type or ("SEQ_CLS" if kind.output == "logits" and not kind.has_choices else None)
+
+
+def _family(request: ExportRequest, renaming: Renaming | None) -> str | None:
+    """Return the name of the base in a model with a head: it begins the module paths, or the architecture is called so.
+
+    `xlm-roberta` is `roberta` there.
+    """
+    paths = [site.path for site in request.base.sites if site.path is not None]
+    begins = [(renaming.back(path) or path).split(".")[0] for path in paths[:1]] if renaming is not None else []
+    if request.prefix or (renaming is not None and renaming != Renaming()):
+        return request.prefix or begins[0]
+    begins = [path.split(".")[0] for path in paths[:1]]
+    architecture = (request.base.model_type or "").replace("_", "-")
+    return next((name for name in RECIPES if name in begins or architecture.split("-")[-1:] == [name]), None)
+
+
+def _token_layer(request: ExportRequest, task_type: str, family: str | None) -> str:
+    """Return the layer that classifies tokens: the one that was imported, else what transformers' models call it."""
+    if task_type == _SPANS:
+        return _SPAN_LAYER
+    saved = request.imported.get("modules", {}).get("saved")
+    if isinstance(saved, list) and len(saved) == 1 and isinstance(saved[0], str):
+        return saved[0]
+    return "classifier" if family in RECIPES else "score"
+
+
+def _layers(head: Head, known: KnownHead, owned: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]] | None:
+    """Return weight [out, in] and bias [out] of each layer by its path; `None` if the head computes something else."""
+    pooling = "first" if known.pooling == TOKENS else known.pooling
+    options = HeadOptions(pooling, int(known.dense is not None), known.activation)
+    task = head.task or Task("token", ("a",)) if known.pooling == TOKENS else head.task or Task("regression")
+    names = parameters_alike(head.graph, make_head(task, width=1, options=options).graph)
+    if names is None:
+        return None
+    paths = {"dense_1": known.dense, "classifier": known.classes}
+    return {
+        path: {"weight": owned[names[f"{layer}.weight"]].T, "bias": owned[names[f"{layer}.bias"]]}
+        for layer, path in paths.items()
+        if path is not None
+    }
+
+
+def _is_of_base(request: ExportRequest, path: str | None, tensors: Mapping[str, np.ndarray]) -> bool:
+    """Return whether a layer of the head is the base's own, unchanged."""
+    own = {role: None if path is None else request.base.tensor(f"{path}.{role}") for role in tensors}
+    return all(one is not None and np.array_equal(one, tensors[role]) for role, one in own.items())
+
+
+def _saved_name(path: str, family: str) -> str:
+    """Return the module to save: the whole head, or the one layer of the base that the head reads."""
+    inside = path.removeprefix(f"{family}.")
+    return inside if inside != path else path.split(".")[0]

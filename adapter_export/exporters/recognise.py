@@ -1,0 +1,70 @@
+"""Compare the formula of an adapter's graph with one that another library computes, whatever its values are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from adapter_export.graph.graph import AdapterGraph, Node, bypass
+from adapter_export.graph.ops import ACTIVATIONS, OPS
+
+_COMMUTATIVE = "add"
+
+
+def parameters_alike(
+    graph: AdapterGraph, wanted: AdapterGraph, same_inputs: Mapping[str, str] | None = None
+) -> dict[str, str] | None:
+    """Return the parameter of `graph` for each one of `wanted`; `None` if the two compute different functions.
+
+    Training-only ops, such as dropout, are ignored. `same_inputs` maps inputs of `graph` to those of `wanted` with the
+    same value. Shapes are not compared.
+    """
+    given, wanted = at_inference(graph), at_inference(wanted)
+    if len(given.nodes) != len(wanted.nodes) or given.replaces != wanted.replaces:
+        return None
+    values = {name: (same_inputs or {}).get(name, name) for name in given.inputs}
+    parameters: dict[str, str] = {}
+    for one, other in zip(given.nodes, wanted.nodes, strict=True):
+        if not _same_node(one, other, values):
+            return None
+        values[one.output] = other.output
+        for role, name in other.parameters.items():
+            if parameters.setdefault(name, one.parameters[role]) != one.parameters[role]:
+                return None
+    same_shared = {parameters[name] for name in wanted.shared} == set(given.shared)
+    different = len(set(parameters.values())) == len(parameters)
+    return parameters if values[given.result] == wanted.result and same_shared and different else None
+
+
+def _same_node(one: Node, other: Node, values: Mapping[str, str]) -> bool:
+    read = tuple(values[name] for name in one.inputs)
+    same = read == other.inputs or (one.op == _COMMUTATIVE and sorted(read) == sorted(other.inputs))
+    kept = one.parameters.keys() == other.parameters.keys() and dict(one.attributes) == dict(other.attributes)
+    return one.op == other.op and same and kept
+
+
+def at_inference(graph: AdapterGraph) -> AdapterGraph:
+    """Return the graph without its training-only ops."""
+    while (node := next((node for node in graph.nodes if OPS[node.op].training_only), None)) is not None:
+        graph = bypass(graph, node)
+    return replace(graph)
+
+
+def factor_of(graph: AdapterGraph) -> float:
+    """Return the constant factor of a graph with one `scale`; 1 without any."""
+    return next((node.attributes["factor"] for node in graph.nodes if node.op == "scale"), 1.0)
+
+
+def dropout_of(graph: AdapterGraph) -> float:
+    """Return the dropout rate of a graph; 0 without dropout."""
+    return next((node.attributes["rate"] for node in graph.nodes if node.op == "dropout"), 0.0)
+
+
+def activation_of(graph: AdapterGraph) -> str:
+    """Return the first activation of a graph; `identity` without any."""
+    return next((node.op for node in graph.nodes if node.op in ACTIVATIONS), "identity")
+
+
+def ops_of(graph: AdapterGraph) -> str:
+    """Return the ops of a graph in words, for messages."""
+    return ", ".join(node.op for node in at_inference(graph).nodes)
