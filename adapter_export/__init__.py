@@ -42,6 +42,7 @@ from adapter_export.commands.bundles.remove import remove
 from adapter_export.commands.bundles.sign import sign
 from adapter_export.commands.bundles.verify import verify
 from adapter_export.commands.models.capture import capture
+from adapter_export.commands.models.identify import identify
 from adapter_export.commands.serving.bench import bench
 from adapter_export.commands.serving.pull import pull
 from adapter_export.commands.serving.push import push
@@ -96,6 +97,7 @@ __all__ = [
     "errors",
     "evaluate",
     "export",
+    "identify",
     "import_adapterhub",
     "import_peft",
     "inspect",

@@ -39,9 +39,11 @@ from adapter_export.format.records import (
 )
 from adapter_export.format.site_map_json import SiteMapDocument
 from adapter_export.interval import Interval
+from adapter_export.onnx_backend.base.base_identity import BaseIdentity
 
 RECORDS: Mapping[str, type] = {
     "adapter-graph": AdapterDocument,
+    "base-identity": BaseIdentity,
     "bundle-manifest": Manifest,
     "check-report": CheckReport,
     "comparison": ComparisonDocument,

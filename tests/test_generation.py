@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import runpy
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +17,7 @@ from building import build_bundle
 from heard import Heard
 from replacing import adapter_at
 from tiers import extended
-from tiny_llama import EXAMPLE, example, save_rounded
+from tiny_llama import EXAMPLE, PROMPT, Text, example, in_genai, run_builder, save_rounded
 
 import adapter_export as ae
 from adapter_export.api.models.forms import GenaiBase
@@ -40,7 +38,7 @@ from adapter_export.torch_backend.base.torch_base import TorchBase, load_base
 from adapter_export.torch_backend.fx_view import flow_graph
 from adapter_export.torch_backend.torch_runner import TorchRunner
 
-PROMPT, TOKENS = [5, 9, 33, 71], 16
+TOKENS = 16
 PLANS = {
     "none": [None] * TOKENS,
     "a": ["a"] * TOKENS,
@@ -56,14 +54,6 @@ Arrays = dict[str, np.ndarray]
 Plan = Sequence[str | None]
 Step = Callable[[Arrays, str | None], Arrays]
 StepOfRows = Callable[[Arrays, Plan], Arrays]
-
-
-@dataclass(frozen=True)
-class Text:
-    """What was generated: the new tokens, and the logits [tokens, words] by which each of them was chosen."""
-
-    tokens: list[int]
-    logits: np.ndarray
 
 
 def generate(step: Step, inputs: Sequence[InputRecord], plan: Sequence[str | None]) -> Text:
@@ -155,7 +145,7 @@ def llama(
     if request.param == "fp32":
         tiny.run_builder(llama_folder, work / "model", request.param)
     else:
-        run_builder_here(tiny, llama_folder, work / "model", request.param)
+        run_builder(llama_folder, work / "model", request.param, "accuracy_level=1")
     genai = ae.open_base(work / "model")
     assert isinstance(genai, GenaiBase)
     if request.param == "int4":
@@ -168,14 +158,6 @@ def llama(
     return Llama(
         genai, work / "bundle", TorchRunner(base), {adapter.name: adapter for adapter in adapters}, base.inputs
     )
-
-
-def run_builder_here(tiny: ModuleType, llama: Path, folder: Path, precision: str) -> None:
-    """As the example runs it, but in this process, which has imported torch."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it says is not ours
-        patch.setattr(sys, "argv", [tiny.BUILDER, *tiny.builder_options(llama, folder, precision)])
-        runpy.run_module(tiny.BUILDER, run_name="__main__")
 
 
 def adapters_of(tiny: ModuleType, base: TorchBase) -> list[Adapter]:
@@ -236,28 +218,6 @@ def check_rows(made: Llama) -> None:
 @pytest.mark.parametrize("name", ["none", "a", "b", "c", "a, then b"])
 def test_onnxruntime_genai_writes_what_torch_writes(llama, name):
     check_equal(in_genai(llama.bundle, PLANS[name]), llama.in_torch(PLANS[name]))
-
-
-def in_genai(folder: Path, plan: Sequence[str | None]) -> Text:
-    """Generate with onnxruntime-genai, which takes no adapter off again."""
-    import onnxruntime_genai as genai
-
-    model = genai.Model(str(folder))
-    adapters = genai.Adapters(model)
-    for name in {name for name in plan if name is not None}:
-        adapters.load(str(folder / "adapters" / f"{name}.onnx_adapter"), name)
-    options = genai.GeneratorParams(model)
-    options.set_search_options(do_sample=False, max_length=len(PROMPT) + len(plan))
-    generator = genai.Generator(model, options)
-    chosen = []
-    for index, name in enumerate(plan):
-        if name is not None and name != (plan[index - 1] if index else None):
-            generator.set_active_adapter(adapters, name)
-        if index == 0:
-            generator.append_tokens(np.array([PROMPT], np.int32))
-        chosen.append(np.array(generator.get_logits()).reshape(-1))
-        generator.generate_next_token()
-    return Text([int(token) for token in generator.get_sequence(0)][len(PROMPT) :], np.array(chosen))
 
 
 def test_with_nothing_active_no_bit_differs_from_the_base(llama):

@@ -107,8 +107,10 @@ def match(targets: Collection[Target], sites: SiteMap, where: object, *, by_numb
         AdapterError: no path agrees, and no number either or numbers are not allowed; or paths agree in two ways.
     """
     roles = {target.role for target in targets}
-    index = _index(sites.of_roles(tuple(roles)))
-    known = [site for site in sites if site.role in roles]
+    known = [
+        site for site in sites if site.role in roles or ("linear" in roles and site.part_paths and site.role == "part")
+    ]
+    index = _index(known)
     renaming = find_renaming({target.stem for target in targets if _fits(target)}, {stem for _, stem in index}, where)
     if renaming is not None or not targets:
         renaming = renaming or Renaming()
@@ -150,8 +152,9 @@ def _index(sites: Iterable[Site]) -> dict[tuple[Role, str], list[Site]]:
     for site in sites:
         names = [] if site.path is None else site.path.split(".")
         ends = range(1, len(names)) if site.role in SUBLAYERS else [len(names)] if names else []
+        role: Role = "linear" if site.role == "part" else site.role
         for end in ends:
-            found.setdefault((site.role, ".".join(names[:end])), []).append(site)
+            found.setdefault((role, ".".join(names[:end])), []).append(site)
     return found
 
 

@@ -87,6 +87,8 @@ class Site:
         blocks: how many equal blocks `h` is cut into first, so that a split is a slice of each; more than 1 where
             a fused layer is laid out head by head.
         sequence_first: whether tokens come before batch, as in `torch.nn.MultiheadAttention`.
+        part_paths: the modules of a fused layer's splits, by split, where the trained model has them apart; at a split,
+            its own.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Site:
     other_calls: int = 0
     blocks: int = 1
     sequence_first: bool = False
+    part_paths: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
@@ -120,12 +123,15 @@ class Site:
     def part(self, name: str) -> Site:
         """A split of this fused linear layer as a site of its own, beside it."""
         start, end = self.parts[name]
+        own_path = {name: self.part_paths[name]} if name in self.part_paths else {}
         return replace(
             self,
             name=f"{self.name.rpartition('.')[0]}.{name}",
             role="part",
             width=(end - start) * self.blocks,
+            path=own_path.get(name, self.path),
             parts={name: (start, end)},
+            part_paths=own_path,
         )
 
 

@@ -1,19 +1,28 @@
-"""The tiny Llama of `examples/genai`, in float32 and as it is after rounding its weights to 4 bits."""
+"""The tiny Llama of `examples/genai`, in float32 and after rounding to 4 bits, and what onnxruntime-genai writes."""
 
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import shutil
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 import torch
 from transformers import LlamaForCausalLM
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "genai"
 
+PROMPT = [5, 9, 33, 71]
+
+_BUILDER = "onnxruntime_genai.models.builder"
 _FIRST_BITS = 0x0F
 _ZERO_POINT = 8
 
@@ -57,3 +66,43 @@ def save_rounded(llama: Path, rounded: ir.Model, folder: Path) -> None:
             for part, values in zip(parts, rows, strict=True):
                 part.weight.copy_(torch.from_numpy(values))
     model.save_pretrained(folder)
+
+
+def run_builder(source: Path, folder: Path, precision: str, *options: str) -> None:
+    """Run onnxruntime-genai's builder in this process, which has imported torch, with extra options `KEY=VALUE`."""
+    extra = ["--extra_options", *options] if options else []
+    given = ["-m", str(source), "-i", str(source), "-o", str(folder), "-p", precision, "-e", "cpu", *extra]
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the builder's own
+        patch.setattr(sys, "argv", [_BUILDER, *given])
+        runpy.run_module(_BUILDER, run_name="__main__")
+
+
+@dataclass(frozen=True)
+class Text:
+    """What was generated: the new tokens, and the logits [tokens, words] by which each of them was chosen."""
+
+    tokens: list[int]
+    logits: np.ndarray
+
+
+def in_genai(folder: Path, plan: Sequence[str | None]) -> Text:
+    """Generate with onnxruntime-genai, which takes no adapter off again."""
+    import onnxruntime_genai as genai
+
+    model = genai.Model(str(folder))
+    adapters = genai.Adapters(model)
+    for name in {name for name in plan if name is not None}:
+        adapters.load(str(folder / "adapters" / f"{name}.onnx_adapter"), name)
+    options = genai.GeneratorParams(model)
+    options.set_search_options(do_sample=False, max_length=len(PROMPT) + len(plan))
+    generator = genai.Generator(model, options)
+    chosen = []
+    for index, name in enumerate(plan):
+        if name is not None and name != (plan[index - 1] if index else None):
+            generator.set_active_adapter(adapters, name)
+        if index == 0:
+            generator.append_tokens(np.array([PROMPT], np.int32))
+        chosen.append(np.array(generator.get_logits()).reshape(-1))
+        generator.generate_next_token()
+    return Text([int(token) for token in generator.get_sequence(0)][len(PROMPT) :], np.array(chosen))

@@ -105,6 +105,8 @@ def origin_of(base: Base, precision: PrecisionName, *, optimized: bool) -> Origi
 
 def model_of(manifest: Manifest, model: Base | PathLike) -> Base:
     """Open the model that a bundle was built from; another one is a `BaseModelError`."""
+    from adapter_export.onnx_backend.base.base_identity import IDENTITY_FILE
+
     base = open_base(model)
     if base.fingerprint != manifest.base:
         raise BaseModelError(
@@ -113,6 +115,14 @@ def model_of(manifest: Manifest, model: Base | PathLike) -> Base:
             found=f"base fingerprint {base.fingerprint}",
             expected=manifest.base,
             fix="give the model that the bundle was built from",
+        )
+    if base.form != "genai" and any(file.path == IDENTITY_FILE for file in manifest.files):
+        raise BaseModelError(
+            "has the weights that the bundle's were rounded or joined from, and is not what it was built from",
+            where=base.path,
+            found=f"a {base.form_name}",
+            expected="the onnxruntime-genai folder",
+            fix="give that folder",
         )
     return base
 

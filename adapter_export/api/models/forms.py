@@ -294,7 +294,18 @@ class GenaiBase(OnnxFileBase):
         return read_genai(self.path)
 
     def _load(self, path: Path) -> OnnxBase:  # noqa: ARG002
+        identity = self.folder.identity
+        return self.unidentified if identity is None else identity.applied(self.unidentified)
+
+    @cached_property
+    def unidentified(self) -> OnnxBase:
+        """The graph without the facts of the trained model that `identify` has found."""
         return super()._load(self.folder.graph)
+
+    @property
+    def model_type(self) -> str | None:
+        """The name of the architecture in transformers, if the folder was compared with the trained model."""
+        return None if self.folder.identity is None else self.folder.identity.model_type
 
     @property
     def _tokenizer(self) -> str | None:

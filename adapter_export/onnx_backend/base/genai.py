@@ -6,12 +6,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from adapter_export.errors import BaseModelError
 from adapter_export.format.manifest import InputRecord, OutputRecord
 from adapter_export.format.model_config import Generation
+from adapter_export.onnx_backend.base.base_identity import IDENTITY_FILE, BaseIdentity, read_identity
 from adapter_export.onnx_backend.base.external import external_files
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.safe_io.documents import read_json
@@ -35,6 +37,12 @@ class GenaiFolder:
         if not path.is_file():
             return None
         return read_text(path)
+
+    @cached_property
+    def identity(self) -> BaseIdentity | None:
+        """The record of the trained model whose weights it holds; `FormatError` for one that cannot be read."""
+        path = self.folder / IDENTITY_FILE
+        return read_identity(path) if path.is_file() else None
 
     @property
     def max_tokens(self) -> int | None:

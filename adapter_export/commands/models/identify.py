@@ -1,0 +1,190 @@
+"""Prove that an onnxruntime-genai folder holds the weights of a torch model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+from adapter_export.api.models.base import Base, OpenOptions, PathLike, require
+from adapter_export.api.models.forms import GenaiBase
+from adapter_export.api.models.opening import base_for, unopened
+from adapter_export.commands.command import Command, Screen
+from adapter_export.errors import BaseModelError
+from adapter_export.option import TRUST_PICKLE, Force, Option
+from adapter_export.reporting import SILENT, Reporter
+from adapter_export.safe_io.output import Output
+from adapter_export.tables import Described, Table
+
+if TYPE_CHECKING:
+    from adapter_export.numerics.weight_match import Counterpart
+    from adapter_export.onnx_backend.base.base_identity import BaseIdentity
+    from adapter_export.torch_backend.base.torch_base import TorchBase
+
+
+@dataclass(frozen=True, repr=False)
+class Identified(Described):
+    """The proof that a folder holds the weights of a trained model.
+
+    Attributes:
+        path: the record that was written.
+        identity: what it says.
+    """
+
+    path: Path
+    identity: BaseIdentity
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the trained model, which the folder has from now on."""
+        return self.identity.base
+
+    @property
+    def weights(self) -> tuple[Counterpart, ...]:
+        """The rows of each weight with those that they were made from, and how far they differ."""
+        return self.identity.weights
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        return {
+            "path": self.path,
+            "fingerprint": self.fingerprint[:19],
+            "weights": len(self.weights),
+            "steps": max(each.steps for each in self.weights),
+        }
+
+    def table(self) -> Table:
+        """Return the weights with what they were made from."""
+        rows = [
+            (
+                each.weight,
+                each.trained,
+                each.stored,
+                f"{each.rows:,}",
+                f"{each.steps:.3f}",
+                f"{each.deviation:.2g}",
+                f"{each.saturated:,}",
+            )
+            for each in self.weights
+        ]
+        columns = ("weight of the graph", "trained weight", "stored as", "rows", "steps", "deviation", "saturated")
+        return Table(columns, rows, numbers="lllrrrr", spare=("saturated", "deviation", "rows"))
+
+
+def identify(
+    folder: Annotated[PathLike, Option(metavar="FOLDER")],
+    weights: Annotated[
+        Base | PathLike,
+        Option(
+            "The torch archive (`capture --with-cache`) or the Hugging Face folder of the same model.",
+            "MODEL",
+            "--weights",
+        ),
+    ],
+    *,
+    trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
+    force: Force = False,
+    reporter: Reporter = SILENT,
+) -> Identified:
+    """Prove that an onnxruntime-genai FOLDER holds the weights of a torch model, and record it in the folder.
+
+    Every weight of the graph is dequantized and compared with the trained one that it was made from: each number must
+    lie within half a rounding step. Weights that were joined, split or transposed are recognized, and none may be left
+    over in either model. From then on, FOLDER has the fingerprint and the module paths of the torch model, and adapters
+    that were trained on it are imported and built without further options. The record is `base_identity.json`.
+
+    Args:
+        folder: what the model builder of onnxruntime-genai wrote.
+        weights: the torch model that it was made from, with its language head.
+        trust_pickle: load an archive even if it could run code.
+        force: replace an existing record.
+        reporter: receives each step.
+
+    Raises:
+        BaseModelError: the folder holds other weights, or the same at other sites; the message says which, and how far
+            they are.
+        OutputExistsError, WriteError: the record cannot be written.
+    """
+    from adapter_export.numerics.paired_sites import SiteWeights, pair_sites
+    from adapter_export.numerics.weight_match import match_weights
+    from adapter_export.onnx_backend.base.base_identity import IDENTITY_FILE, IDENTITY_VERSION, BaseIdentity
+
+    base = unopened(folder)
+    if not isinstance(base, GenaiBase) or base.path is None:
+        raise BaseModelError(
+            "is no folder of onnxruntime-genai",
+            where=base.path,
+            found=f"a {base.form_name}",
+            expected="a folder with `genai_config.json`",
+            fix="give the folder that `python -m onnxruntime_genai.models.builder` wrote",
+        )
+    output = Output(base.path / IDENTITY_FILE, force)
+    output.ensure_writable()
+    require("torch", "torch", "comparing with a torch model")
+    from adapter_export.onnx_backend.base.weight_uses import weight_uses
+    from adapter_export.sites.site_map import sites_of
+    from adapter_export.torch_backend.trained_weights import trained_weights
+
+    reporter.step(f"opening {folder}")
+    graph = base.unidentified
+    reporter.step("opening the trained model")
+    with _decoder(weights, trust_pickle, reporter) as trained:
+        reporter.step("comparing the weights")
+        found = match_weights(weight_uses(graph.model), trained_weights(trained), base.path)
+        stored_sites = SiteWeights(graph.index, graph.sites)
+        pairs = pair_sites(stored_sites, SiteWeights(trained.index, sites_of(trained.flow, "torch")), found, base.path)
+        identity = BaseIdentity(
+            IDENTITY_VERSION,
+            graph.fingerprint,
+            trained.fingerprint,
+            trained.model_type,
+            found,
+            pairs.renamed,
+            pairs.paths,
+        )
+    with output.file() as temporary:
+        temporary.write_bytes(identity.to_json())
+    return Identified(output.path, identity)
+
+
+@contextmanager
+def _decoder(weights: Base | PathLike, trust_pickle: bool, reporter: Reporter) -> Iterator[TorchBase]:
+    """Open the trained model; a Hugging Face folder with its language head."""
+    base = unopened(weights, OpenOptions(trust_pickle=trust_pickle))
+    base.check_trainable()
+    if base.form != "folder" or base.path is None:
+        yield base_for(base, OpenOptions(), reporter).torch
+        return
+    require("transformers", "hf", "opening a Hugging Face folder")
+    from adapter_export.torch_backend.base.huggingface_folder import capture_folder
+    from adapter_export.torch_backend.base.torch_base import load_base
+
+    with TemporaryDirectory(prefix="adapter-export-") as temporary:
+        path = Path(temporary) / "model.pt"
+        capture_folder(base.path, path, with_cache=True)
+        yield load_base(path)
+
+
+def _show(found: Identified, screen: Screen) -> None:
+    screen.show(found.table(), "")
+    numbers = f"{len(found.weights)} weights are within their rounding; none is left over"
+    screen.say(f"wrote {found.path}: fingerprint {found.fingerprint[:19]}…, {numbers}.")
+    screen.say(f"Next: adapter-export build {screen.given['folder']} --adapters A -o bundle")
+
+
+def _document(found: Identified, screen: Screen) -> Mapping[str, object]:
+    return {"path": str(found.path), **asdict(found.identity), "notes": list(screen.notes)}
+
+
+COMMAND = Command(
+    identify,
+    _show,
+    document=_document,
+    examples=(
+        "adapter-export identify model --weights llama.pt",
+        "adapter-export identify model --weights path/to/llama --json",
+    ),
+)

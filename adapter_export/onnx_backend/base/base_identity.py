@@ -1,0 +1,81 @@
+"""The record in an onnxruntime-genai folder of the trained model whose weights it holds: `base_identity.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from adapter_export.errors import BaseModelError, command, within
+from adapter_export.format.files import canonical_json
+from adapter_export.format.records import SEMVER, record_from_json, version_checked
+from adapter_export.numerics.paired_sites import SitePairs
+from adapter_export.numerics.weight_match import Counterpart
+from adapter_export.onnx_backend.base.onnx_base import OnnxBase
+from adapter_export.safe_io.documents import read_json
+from adapter_export.version import __version__
+
+IDENTITY_FILE = "base_identity.json"
+
+IDENTITY_VERSION = "1.0.0"
+"""The version of the format that is written, and the newest that is read."""
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """The proof that a graph holds the weights of a trained model, each within its rounding.
+
+    Attributes:
+        version: the version of this format.
+        graph: the fingerprint of the graph's own weights.
+        base: the fingerprint of the trained model, which adapters name.
+        model_type: the name of its architecture in transformers.
+        weights: the rows of each weight with those that they were made from, and how far they differ.
+        renamed: names of sites in the trained model, by the names that the graph gives them.
+        paths: module paths of sites in the trained model.
+        producer: the program that compared them.
+    """
+
+    version: Annotated[str, SEMVER]
+    graph: str
+    base: str
+    model_type: str | None
+    weights: tuple[Counterpart, ...]
+    renamed: Mapping[str, str]
+    paths: Mapping[str, str]
+    producer: str = f"adapter-export {__version__}"
+
+    def to_json(self) -> bytes:
+        """Return the text of the file."""
+        return canonical_json(asdict(self))
+
+    def applied(self, graph: OnnxBase) -> OnnxBase:
+        """Return the graph with the fingerprint, names and paths of the trained model.
+
+        Raises:
+            BaseModelError: it is another graph than the one that was compared.
+        """
+        if graph.fingerprint != self.graph:
+            raise BaseModelError(
+                "was compared with a trained model when it had other weights",
+                where=graph.path.with_name(IDENTITY_FILE),
+                found=graph.fingerprint,
+                expected=self.graph,
+                fix="delete the file, or compare again with "
+                + command("identify(FOLDER, MODEL, force=True)", "identify FOLDER --weights MODEL --force"),
+            )
+        pairs = SitePairs(self.renamed, self.paths)
+        return replace(graph, fingerprint=self.base, sites=pairs.applied(graph.sites))
+
+
+def read_identity(path: Path) -> BaseIdentity:
+    """Read a record.
+
+    Raises:
+        FileError: it cannot be read.
+        FormatError: it breaks the format; the message gives the JSON path. `VersionError` is a kind of it.
+    """
+    document = read_json(path)
+    with version_checked(document, IDENTITY_VERSION, path), within(path):
+        return record_from_json(BaseIdentity, document)
