@@ -106,7 +106,7 @@ def check_cases(manifest: Manifest, known: Sequence[Case], seed: int = SEED) -> 
 
 def named(manifest: Manifest, name: str) -> Case | None:
     """Return the case that a name such as `batch2_tokens4` describes; `None` if the bundle has no such shape."""
-    made = named_case(manifest.inputs, name, seed=SEED)
+    made = named_case(manifest.inputs, name, manifest.lengths, seed=SEED)
     return None if made is None else case_of(made.name, made.arrays, manifest.inputs)
 
 

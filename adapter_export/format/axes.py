@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 from adapter_export.format.lengths import Bounds, Lengths, axis_lengths
 from adapter_export.format.manifest import Axis, InputRecord, OutputRecord, token_axis
@@ -33,7 +34,7 @@ def narrowed(inputs: Sequence[InputRecord], lengths: Bounds, tokens: int | None)
         short = tokens is not None and isinstance(axis, int) and tokens < axis
         return None if short else dict(lengths)
     sums = {one for record in inputs for one in record.axes if isinstance(one, str) and axis in names(one)}
-    found = {one: axis_lengths(one, lengths).within(Lengths(1, tokens)) for one in sorted(sums)}
+    found = {one: axis_lengths(one, lengths).within(Lengths(0, tokens)) for one in sorted(sums)}
     known = {one: each for one, each in found.items() if each is not None}
     return {**lengths, **known} if len(known) == len(found) else None
 
@@ -59,10 +60,11 @@ def with_caches(
         if record.role == "values":
             groups.setdefault((record.dtype, record.axes), []).append(record)
     for group in groups.values():
-        for past in {axis for axis in group[0].axes[1:] if isinstance(axis, str)} if len(tokens) == 1 else ():
-            (new,) = tokens
+        pasts = {axis for axis in group[0].axes[1:] if isinstance(axis, str)}
+        for past, new in product(pasts, tokens):
             grown = [(output, _grown(group[0], output, past)) for output in outputs]
-            fitting = [(output.name, axis) for output, axis in grown if _is_total(axis, past, new, masks)]
+            totals = masks if len(tokens) == 1 else set[str]()  # of two texts, only a sum says whose total it is
+            fitting = [(output.name, axis) for output, axis in grown if _is_total(axis, past, new, totals)]
             if len(fitting) == len(group):
                 following.update({record.name: name for record, (name, _) in zip(group, fitting, strict=True)})
                 sums.update({axis: axis if _PLUS in axis else f"{past}{_PLUS}{new}" for _, axis in fitting})

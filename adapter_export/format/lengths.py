@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Self
 
 from adapter_export.errors import RequestError, argument
-from adapter_export.format.records import Different, Positive
+from adapter_export.format.records import Count, Different, Positive
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,14 @@ class Lengths:
     """The lengths that an axis may have: multiples of a number, between two of them, without some.
 
     Attributes:
-        minimum: the smallest, which is one of them.
+        minimum: the smallest, which is one of them. 0 only where a cache makes up for the tokens: an encoder gets all
+            tokens of a text in the first call, and none in the calls after it.
         maximum: the largest, which is one of them; null if no limit is known.
         multiple_of: each is a multiple of it.
         exceptions: lengths between the two that it may not have.
     """
 
-    minimum: Positive = 1
+    minimum: Count = 1
     maximum: Positive | None = None
     multiple_of: Positive = 1
     exceptions: Annotated[tuple[Positive, ...], Different()] = ()
@@ -33,7 +34,7 @@ class Lengths:
         cls, minimum: int = 1, maximum: int | None = None, multiple_of: int = 1, exceptions: Sequence[int] = ()
     ) -> Self | None:
         """Return the lengths between two bounds, which need not be lengths themselves, or `None` if there are none."""
-        first = -(-max(minimum, 1) // multiple_of) * multiple_of
+        first = -(-max(minimum, 0) // multiple_of) * multiple_of
         while first in exceptions:
             first += multiple_of
         last = None if maximum is None else maximum // multiple_of * multiple_of
@@ -62,7 +63,7 @@ class Lengths:
     @property
     def unbroken(self) -> bool:
         """True if every length up to the largest is allowed, so that no text needs padding."""
-        return self.minimum == self.multiple_of == 1 and not self.exceptions
+        return self.minimum <= self.multiple_of == 1 and not self.exceptions
 
     def at_least(self, length: int) -> int | None:
         """Return the smallest allowed length of at least `length`, or `None` if all are smaller."""
@@ -72,7 +73,7 @@ class Lengths:
     def at_most(self, length: int) -> int | None:
         """Return the largest allowed length of at most `length`, or `None` if all are larger."""
         upper = length if self.maximum is None else min(length, self.maximum)
-        found = Lengths.of(self.minimum, upper, self.multiple_of, self.exceptions) if upper > 0 else None
+        found = Lengths.of(self.minimum, upper, self.multiple_of, self.exceptions) if upper >= self.minimum else None
         return None if found is None else found.maximum
 
     def near(self, length: int) -> int:

@@ -157,11 +157,8 @@ def _check_references(manifest: Manifest) -> None:
     outputs = {output.name for output in manifest.outputs}
     graphs, filled = {head.graph for head in manifest.heads}, {head.output for head in manifest.heads}
     _check_known("inputs", {record.next for record in manifest.inputs} - {None}, outputs)
-    _check_known(
-        "lengths",
-        manifest.lengths,
-        {axis for record in manifest.inputs for axis in record.axes if isinstance(axis, str)},
-    )
+    shapes = [record.axes for record in manifest.inputs] + [record.axes for record in manifest.outputs]
+    _check_known("lengths", manifest.lengths, {axis for axes in shapes for axis in axes if isinstance(axis, str)})
     sites = {site.name for site in manifest.sites} | {HEAD, SHARED}
     _check_known("slots", {slot.site for slot in manifest.slots}, sites)
     _check_known("heads", filled, outputs)

@@ -57,7 +57,8 @@ def input_cases(
     """Make inputs for every shape, then one case more with rows of different lengths, padded at their ends.
 
     The first axis of an input counts as the batch, every other named axis as a length; axes of one name have one
-    length. A decoder with a cache gets texts with nothing in the cache, then single tokens behind a past. The padded
+    length. A decoder with a cache gets texts with nothing in the cache, then single tokens behind a past, and its
+    encoder, if it has one, no more tokens then. The padded
     case is there if the base reads a mask over more than one token, and has no cache, as each decoder pads in its own
     way. `lengths` are those that the base takes, `max_tokens` is the longest that is wanted, `shapes` the length of
     every named axis case by case, else `BATCHES` × `LENGTHS`, each as near as the base takes one. Equal arguments give
@@ -67,7 +68,7 @@ def input_cases(
     """
     chosen = list(shapes) if shapes is not None else _shape_matrix(inputs, lengths or {}, max_tokens)
     for shape in chosen:
-        _check(inputs, shape)
+        _check(inputs, shape, lengths or {})
     cases = [
         InputCase(_name(shape), _arrays(inputs, shape, np.random.default_rng([seed, index])))
         for index, shape in enumerate(chosen)
@@ -96,7 +97,7 @@ def covering_cases(
     chosen = _covering(able, first, 2)
     core = {_chosen_name(one) for one in _covering(chosen, first, 1)}
     more = [one for one in chosen if _chosen_name(one) not in there]
-    made = [shaped_case(inputs, one, np.random.default_rng([seed, 1, index])) for index, one in enumerate(more)]
+    made = [shaped_case(inputs, one, np.random.default_rng([seed, 1, index]), bounds) for index, one in enumerate(more)]
     return [*known, *(replace(case, core=case.name in core) for case in made)]
 
 
@@ -139,10 +140,10 @@ def _chosen_name(chosen: Chosen) -> str:
     return f"{_name(chosen[0])}{_SUFFIXES[chosen[1]]}"
 
 
-def shaped_case(inputs: Sequence[InputRecord], chosen: Chosen, rng: np.random.Generator) -> InputCase:
+def shaped_case(inputs: Sequence[InputRecord], chosen: Chosen, rng: np.random.Generator, lengths: Bounds) -> InputCase:
     """Make inputs of one shape with one kind of padding, which `UsageError` refuses for a named axis without length."""
     shape, padding = chosen
-    _check(inputs, shape)
+    _check(inputs, shape, lengths)
     arrays, mask = _arrays(inputs, shape, rng), _padded_mask(inputs)
     if mask is not None and padding != "none":
         batch, tokens = arrays[mask.name].shape
@@ -231,7 +232,7 @@ def sized_cases(
     ]
 
 
-def named_case(inputs: Sequence[InputRecord], name: str, *, seed: int) -> InputCase | None:
+def named_case(inputs: Sequence[InputRecord], name: str, lengths: Bounds, *, seed: int) -> InputCase | None:
     """Make the inputs that a name such as `batch2_tokens4_padded_left` describes, or `None` for any other name."""
     padding = padding_of(name)
     parts = "_".join(rf"{re.escape(axis)}(\d{{1,5}})" for axis in axis_names(inputs))
@@ -239,10 +240,9 @@ def named_case(inputs: Sequence[InputRecord], name: str, *, seed: int) -> InputC
     if match is None or not parts:
         return None
     shape = {axis: int(size) for axis, size in zip(axis_names(inputs), match.groups(), strict=True)}
-    low = any(size < (0 if axis in _past_axes(inputs) else 1) for axis, size in shape.items())
-    if low or not _can_have(inputs, (shape, padding)):
+    if _too_short(inputs, shape, lengths) or not _can_have(inputs, (shape, padding)):
         return None
-    return shaped_case(inputs, (shape, padding), np.random.default_rng(seed))
+    return shaped_case(inputs, (shape, padding), np.random.default_rng(seed), lengths)
 
 
 MOST_AT_EDGES = 512
@@ -258,10 +258,10 @@ def edge_cases(inputs: Sequence[InputRecord], lengths: Bounds, *, seed: int) -> 
     behind a past. There are none without lengths.
     """
     batch_axes, past = _batch_axes(inputs), _past_axes(inputs)
-    ends = {size for axis, own in lengths.items() if axis not in batch_axes for size in own.edges(MOST_AT_EDGES)}
+    ends = {size for axis, own in lengths.items() if axis not in batch_axes for size in own.edges(MOST_AT_EDGES)} - {0}
     steps = [(0, size) for size in sorted(ends)] + [(size - 1, 1) for size in sorted(ends) if past and size > 1]
     shapes = _fitting([_sized(inputs, lengths, 1, size, behind) for behind, size in steps], lengths)
-    return input_cases(inputs, seed=seed, shapes=shapes)[: len(shapes)]
+    return input_cases(inputs, seed=seed, lengths=lengths, shapes=shapes)[: len(shapes)]
 
 
 def outside_case(
@@ -296,9 +296,11 @@ def _shape_matrix(
 def _sized(inputs: Sequence[InputRecord], lengths: Bounds, batch: int, size: int, behind: int) -> dict[str, int]:
     """A length for each axis, as near to a size as the base takes one; `behind` is that of the past."""
     batch_axes, past = _batch_axes(inputs), _past_axes(inputs)
+    sizes = dict.fromkeys(axis_names(inputs), size) | dict.fromkeys(batch_axes, batch)
+    if behind:
+        sizes |= dict.fromkeys((axis for axis, own in lengths.items() if 0 in own), 0)
     return {
-        axis: behind if axis in past else axis_lengths(axis, lengths).near(batch if axis in batch_axes else size)
-        for axis in axis_names(inputs)
+        axis: behind if axis in past else axis_lengths(axis, lengths).near(sizes[axis]) for axis in axis_names(inputs)
     }
 
 
@@ -320,12 +322,20 @@ def _past_axes(inputs: Sequence[InputRecord]) -> set[str]:
     return {axis for axis in caches - others if isinstance(axis, str)}
 
 
-def _check(inputs: Sequence[InputRecord], shape: Shape) -> None:
-    past = _past_axes(inputs)
+def _too_short(inputs: Sequence[InputRecord], shape: Shape, lengths: Bounds) -> str | None:
+    """Return an axis that is shorter than any input of the base; a past may be empty, the sum with new tokens not."""
+    past, sums = _past_axes(inputs), [axis for one in inputs for axis in one.axes if len(names(axis)) > 1]
     for axis in axis_names(inputs):
-        if shape.get(axis, -1) < (0 if axis in past else 1):
-            found = shape.get(axis, "no length")
-            raise UsageError("a named axis needs a length", where=f"axis `{axis}`", found=found, expected="at least 1")
+        if shape.get(axis, -1) < (0 if axis in past or 0 in axis_lengths(axis, lengths) else 1):
+            return axis
+    return next((str(axis) for axis in sums if length(axis, shape) < 1), None)
+
+
+def _check(inputs: Sequence[InputRecord], shape: Shape, lengths: Bounds) -> None:
+    axis = _too_short(inputs, shape, lengths)
+    if axis is not None:
+        found = shape.get(axis, "no length" if len(names(axis)) == 1 else 0)
+        raise UsageError("a named axis needs a length", where=f"axis `{axis}`", found=found, expected="at least 1")
 
 
 def _arrays(inputs: Sequence[InputRecord], shape: Shape, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from adapter_export.errors import RequestError, argument, command, quoted
 from adapter_export.format.axes import length, names
-from adapter_export.format.lengths import Bounds
+from adapter_export.format.lengths import Bounds, axis_lengths
 from adapter_export.format.manifest import Axis, InputRecord, Manifest
 from adapter_export.runtime.loaded_adapters import Entry
 
@@ -38,12 +38,16 @@ def check_inputs(
     sizes: dict[str, int] = {}
     for record in records:
         _check_type(arrays[record.name], record)
-        _check_shape(np.shape(inputs[record.name]), record, sizes)
+        _check_shape(np.shape(inputs[record.name]), record, sizes, lengths)
         _check_ids(arrays[record.name], record)
         _check_mask(arrays[record.name], record)
     for record in records:  # once more: now the names in every sum have their lengths
-        _check_shape(np.shape(inputs[record.name]), record, sizes)
-        _check_lengths(record, sizes, lengths)
+        _check_shape(np.shape(inputs[record.name]), record, sizes, lengths)
+        for axis in record.axes:
+            _check_length(axis, f"`{record.name}`, axis `{axis}`", sizes, lengths)
+    for axis in lengths:  # the tokens that a decoder has written are those of no input, but a sum
+        if len(names(axis)) > 1 and _is_known(axis, sizes):
+            _check_length(axis, f"axis `{axis}`", sizes, lengths)
     return arrays
 
 
@@ -75,14 +79,16 @@ def _check_type(array: np.ndarray, record: InputRecord) -> None:
         )
 
 
-def _check_shape(shape: tuple[int, ...], record: InputRecord, sizes: dict[str, int]) -> None:
+def _check_shape(shape: tuple[int, ...], record: InputRecord, sizes: dict[str, int], lengths: Bounds) -> None:
     """ONNX Runtime does not see it when an axis of one name has two lengths; a cache may hold nothing yet."""
-    fits = len(shape) == len(record.axes) and (0 not in shape or record.role == "cache")
+    empty = {axis for axis, size in zip(record.axes, shape, strict=False) if size == 0 and record.role != "cache"}
+    fits = len(shape) == len(record.axes) and all(0 in axis_lengths(axis, lengths) for axis in empty)
     for axis, size in zip(record.axes, shape, strict=False):
         fits = fits and size == _expected(axis, size, sizes)
     if not fits:
         named = [f"{axis} = {length(axis, sizes)}" if _is_known(axis, sizes) else str(axis) for axis in record.axes]
-        least = "" if record.role == "cache" else ", at least 1 along each axis"
+        some = any(0 in axis_lengths(axis, lengths) for axis in record.axes)
+        least = "" if record.role == "cache" or some else ", at least 1 along each axis"
         raise RequestError(
             "an input has a wrong shape",
             where=f"`{record.name}`",
@@ -91,17 +97,16 @@ def _check_shape(shape: tuple[int, ...], record: InputRecord, sizes: dict[str, i
         )
 
 
-def _check_lengths(record: InputRecord, sizes: Mapping[str, int], lengths: Bounds) -> None:
+def _check_length(axis: Axis, where: str, sizes: Mapping[str, int], lengths: Bounds) -> None:
     """The base would compute something else, without a word, at lengths that it was not made for."""
-    for axis in record.axes:
-        if isinstance(axis, str) and axis in lengths and length(axis, sizes) not in lengths[axis]:
-            raise RequestError(
-                "an input has a length that the base does not take",
-                where=f"`{record.name}`, axis `{axis}`",
-                found=length(axis, sizes),
-                expected=lengths[axis],
-                fix=f"shorten it or fill it up; {argument('lengths', option='axis')} captures a base for others",
-            )
+    if isinstance(axis, str) and axis in lengths and length(axis, sizes) not in lengths[axis]:
+        raise RequestError(
+            "an input has a length that the base does not take",
+            where=where,
+            found=length(axis, sizes),
+            expected=lengths[axis],
+            fix=f"shorten it or fill it up; {argument('lengths', option='axis')} captures a base for others",
+        )
 
 
 def _expected(axis: Axis, found: int, sizes: dict[str, int]) -> int:
@@ -131,7 +136,7 @@ def _check_mask(array: np.ndarray, record: InputRecord) -> None:
 
 def _check_ids(array: np.ndarray, record: InputRecord) -> None:
     """Negative ids count from the end of the table without a word."""
-    if record.limit is None:
+    if record.limit is None or not array.size:
         return
     lowest, highest = int(array.min()), int(array.max())
     if lowest < 0 or highest >= record.limit:

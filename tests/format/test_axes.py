@@ -48,6 +48,22 @@ def test_caches_are_told_by_a_length_that_is_a_sum(total):
     assert outputs[1].axes == ("batch", 2, total, 4)
 
 
+def test_caches_of_two_texts_are_told_by_their_sums():
+    """Those of an encoder–decoder, whose halves have tokens of their own."""
+    source, written = replace(IDS, name="source", axes=("batch", "old")), IDS
+    mask = replace(MASK, axes=("batch", "past_old + old"))
+    keys = [past("encoder", axis="past_old"), past("decoder")]
+    inputs, _ = with_caches(
+        [source, mask, written, *keys],
+        [LOGITS, present("next_encoder", axis="past_old + old"), present("next_decoder", axis=SUM)],
+    )
+    assert inputs[:3] == (source, mask, written)
+    assert [(record.role, record.next) for record in inputs[3:]] == [
+        ("cache", "next_encoder"),
+        ("cache", "next_decoder"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("inputs", "outputs"),
     [
@@ -58,8 +74,12 @@ def test_caches_are_told_by_a_length_that_is_a_sum(total):
         ([IDS, MASK, past("key"), past("value")], [present("next_key")]),
         ([MASK, past("key")], [present("next_key")]),
         ([IDS, replace(MASK, axes=("batch", "new")), past("key")], [present("next_key", axis="new")]),
+        ([IDS, replace(IDS, name="other", axes=("batch", "old")), MASK, past("key")], [present("next_key")]),
     ],
-    ids=["type", "no mask of that length", "fixed", "new tokens", "one output for two", "no tokens", "no longer mask"],
+    ids=[
+        *("type", "no mask of that length", "fixed", "new tokens", "one output for two", "no tokens", "no longer mask"),
+        "two texts and one mask",
+    ],
 )
 def test_what_is_not_certain_stays_as_it_is(inputs, outputs):
     assert with_caches(inputs, outputs) == (tuple(inputs), tuple(outputs))

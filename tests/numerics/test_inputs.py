@@ -8,7 +8,14 @@ import pytest
 from adapter_export.errors import UsageError
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import InputRecord
-from adapter_export.numerics.sample_inputs import MOST_AT_EDGES, InputCase, edge_cases, input_cases, outside_case
+from adapter_export.numerics.sample_inputs import (
+    MOST_AT_EDGES,
+    InputCase,
+    edge_cases,
+    input_cases,
+    named_case,
+    outside_case,
+)
 
 AXES = ("batch", "tokens")
 IDS = InputRecord("input_ids", "int64", AXES, "ids", 1000)
@@ -129,6 +136,27 @@ def test_a_full_cache_is_an_edge() -> None:
     beyond = outside_case(inputs, "past + tokens", 21, bounds, seed=0)
     assert beyond is not None
     assert beyond.arrays["past"].shape == (1, 20, 2)
+
+
+def test_an_encoder_gets_its_tokens_in_the_first_call_alone():
+    """Its keys are in a cache then; behind a past, its axis has the length 0 where the base takes that."""
+    source = InputRecord("source", "int64", ("batch", "old"), "ids", 5)
+    mask = InputRecord("mask", "int64", ("batch", "past_old + old"), "mask")
+    caches = [
+        InputRecord(name, "float32", ("batch", f"past_{name}"), "cache", next=f"next_{name}")
+        for name in ("old", "tokens")
+    ]
+    inputs, lengths = (source, mask, IDS, *caches), {"old": Lengths(0)}
+    cases = input_cases(inputs, seed=0, lengths=lengths)
+    sizes = {
+        tuple(case.arrays[name].shape[1] for name in ("source", "mask", IDS.name, "old", "tokens")) for case in cases
+    }
+    assert {(7, 7, 7, 0, 0), (0, 7, 1, 7, 7)} <= sizes
+    assert all((source == 0) == (old > 0) for source, _, _, old, _ in sizes)
+    assert named_case(inputs, "batch1_old0_past_old3_tokens1_past_tokens3", lengths, seed=0) is not None
+    for nothing in ("batch1_old0_past_old0_tokens1_past_tokens0", "batch1_old0_past_old3_tokens0_past_tokens3"):
+        assert named_case(inputs, nothing, lengths, seed=0) is None
+    assert all(case.arrays["mask"].size for case in edge_cases(inputs, lengths, seed=0))
 
 
 def test_given_shapes_take_the_place_of_the_matrix() -> None:

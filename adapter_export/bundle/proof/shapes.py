@@ -158,7 +158,7 @@ def smallest_case(graph: Graph, reference: Reference, case: Case, adapter: str |
     def wrong(shape: Shape, padding: Padding) -> Case | None:
         key = tuple(shape.items()), padding
         if key not in tried:
-            made = shaped_case(inputs, (shape, padding), np.random.default_rng(SEED))
+            made = shaped_case(inputs, (shape, padding), np.random.default_rng(SEED), bounds)
             one, bad = case_of(made.name, made.arrays, inputs), False
             if reference.takes(one):
                 try:

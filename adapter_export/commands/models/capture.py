@@ -36,8 +36,8 @@ def capture(
     axes: AxisNames | None = None,
     with_cache: Annotated[
         bool,
-        "Capture a causal language model as it generates: with its language head, and with keys and values of the "
-        "tokens before as inputs `past_key_values.N.key` and outputs `present.N.key`.",
+        "Capture a language model, a decoder or an encoder–decoder, as it generates: with its language head, and with "
+        "keys and values of the tokens before as inputs `past_key_values.N.key` and outputs `present.N.key`.",
     ] = False,
     trust_pickle: Annotated[
         bool,

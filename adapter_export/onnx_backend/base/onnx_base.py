@@ -245,7 +245,7 @@ def open_onnx(path: Path, *, given: GivenSites | None = None) -> OnnxBase:
         known = sites if given is None else replace(sites, sites=(*sites, *discover(flow)))
     check_biases({name: node for node, name in node_names(model.graph).items()}, known)
     notes += tuple(f"the axis `{axis}` is as long as `{other}`, as runs have shown" for axis, other in same.items())
-    opset, known_lengths = model.opset_imports[""], _lengths(model, path, inputs)
+    opset, known_lengths = model.opset_imports[""], _lengths(model, path, (*inputs, *outputs))
     return OnnxBase(
         path,
         folder,
@@ -270,14 +270,14 @@ def with_probed_lengths(base: OnnxBase) -> OnnxBase:
     return replace(base, lengths=found)
 
 
-def _lengths(model: ir.Model, path: Path, inputs: Sequence[InputRecord]) -> LengthsNote:
+def _lengths(model: ir.Model, path: Path, records: Sequence[InputRecord | OutputRecord]) -> LengthsNote:
     """Return the lengths that an archive's graph states; other graphs state none."""
     text = model.metadata_props.get(LENGTHS_KEY)
     if text is None:
         return LengthsNote({}, True)
     where = f"{path}, metadata `{LENGTHS_KEY}`"
     note = record_from_json(LengthsNote, parse_json(text.encode(), where), where)
-    axes = {axis for record in inputs for axis in record.axes if isinstance(axis, str)}
+    axes = {axis for record in records for axis in record.axes if isinstance(axis, str)}
     return LengthsNote({axis: lengths for axis, lengths in note.lengths.items() if axis in axes}, note.pads)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import logging as transformers_log
 
 from adapter_export.errors import (
@@ -41,92 +41,13 @@ from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_text
 from adapter_export.text import Side, tokenizer_digest
 from adapter_export.torch_backend.base.base_head import EMBEDDING, BaseHead, base_head
-from adapter_export.torch_backend.base.capture_module import AxisNames, live, most_tokens
+from adapter_export.torch_backend.base.cached_models import CachedDecoder, CachedSeq2Seq, fix_sizes
+from adapter_export.torch_backend.base.capture_module import live, most_tokens
 from adapter_export.torch_backend.base.example_inputs import Examples, Prepared, described_inputs, obvious_inputs
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.own_processors import CONFIG, own_media, own_texts, prepared_by
 from adapter_export.torch_backend.base.sentence_folder import MODULES_FILE, SentenceFolder, read_sentence_folder
 from adapter_export.torch_backend.base.torch_base import TorchBase, captured_base, load_base, write_base
-
-Layers = Sequence[Mapping[str, Tensor]]
-"""A cache: for each layer its `key` and `value`, [batch, heads, tokens, width]."""
-
-
-class CachedDecoder(nn.Module):
-    """A causal language model that keeps keys and values, as plain tensors: the past goes in, logits come out.
-
-    The position of a token is the number of real tokens before it, as `generate` of transformers counts, so rows of a
-    batch may be padded on the left. Its weights have the names that they have in the model, and so its fingerprint.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        for name, child in model.named_children():
-            self.add_module(name, child)
-        self._decoder = (model,)  # not a submodule, which would put its name before all others
-        self._counts_itself = "position_ids" not in inspect.signature(model.forward).parameters
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, past_key_values: Layers) -> dict[str, Tensor]:
-        """Compute `logits` [batch, sequence, words], and `present.N.key` and `present.N.value` of every layer N.
-
-        Args:
-            input_ids: the new tokens, [batch, sequence].
-            attention_mask: 1 for the real tokens of past and new ones, [batch, past_sequence + sequence].
-            past_key_values: what was `present` the last time; of length 0 at first.
-        """
-        check: Any = torch._check  # so that the captured program has a sum for the length of the mask
-        check(attention_mask.shape[1] == past_key_values[0]["key"].shape[2] + input_ids.shape[1])
-        cache = DynamicCache()
-        for number, layer in enumerate(past_key_values):
-            cache.update(layer["key"], layer["value"], number)
-        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-        options = {} if self._counts_itself else {"position_ids": positions}
-        (model,) = self._decoder
-        result = model(
-            input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **options
-        )
-        present = {
-            f"present.{number}.{name}": kept
-            for number, layer in enumerate(_layers(result.past_key_values))
-            for name, kept in zip(("key", "value"), layer, strict=True)
-        }
-        return {"logits": result.logits, **present}
-
-    def example_inputs(self) -> tuple[dict[str, Any], AxisNames]:
-        """Inputs to capture it with and their axes; raises BaseModelError if it keeps more than keys and values."""
-        batch, tokens, past = 2, 3, 5
-        with torch.no_grad():
-            kept = self._decoder[0](
-                input_ids=torch.ones(batch, past, dtype=torch.int64), use_cache=True
-            ).past_key_values
-        layers = [{"key": key, "value": value} for key, value in _layers(kept)]
-        names = [f"past_key_values.{number}.{name}" for number, layer in enumerate(layers) for name in layer]
-        inputs = {
-            "input_ids": torch.ones(batch, tokens, dtype=torch.int64),
-            "attention_mask": torch.ones(batch, past + tokens, dtype=torch.int64),
-            "past_key_values": layers,
-        }
-        axes = {
-            "input_ids": {0: "batch", 1: "sequence"},
-            "attention_mask": {0: "batch", 1: "past_sequence + sequence"},
-            **{name: {0: "batch", 2: "past_sequence"} for name in names},
-        }
-        return inputs, axes
-
-
-def _layers(cache: object) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of every layer."""
-    layers = getattr(cache, "layers", ())
-    pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
-    kept = [(key, value) for key, value in pairs if isinstance(key, Tensor) and isinstance(value, Tensor)]
-    if not kept or len(kept) != len(pairs) or any(tensor.dim() != 4 for pair in kept for tensor in pair):
-        raise BaseModelError(
-            "keeps something else of a text than keys and values of each layer",
-            found=f"`{type(cache).__name__}`",
-            expected="a cache of [batch, heads, tokens, width] tensors in every layer",
-            fix=f"capture it without {argument('with_cache', True)}",
-        )
-    return kept
 
 
 def capture_folder(
@@ -145,8 +66,9 @@ def capture_folder(
     float32; of a class with a head it is the bare model, with the inputs of `obvious_inputs` as tokenizer and processor
     make them if no `inputs` are described. A pooler without weights in the folder is left out. Its base head is
     what the class in `config.json` or the modules compute of the final hidden state; a head that cannot be expressed
-    is left out, and a note says so. With a cache, the base is the `CachedDecoder` of the model with its
-    language head, which generates text, and `TorchBase.generation` says how. `lengths` are those of `captured_base`.
+    is left out, and a note says so. With a cache, the base is the `CachedDecoder` or the `CachedSeq2Seq` of the model
+    with its language head, which generates text, and `TorchBase.generation` says how. `lengths` are those of
+    `captured_base`.
 
     Raises:
         FileError: the folder or a file in it is missing.
@@ -191,14 +113,40 @@ def _captured_model(folder: Path, described: Sequence[InputRecord], lengths: Bou
 
 
 def _captured_decoder(folder: Path, lengths: Bounds | None) -> TorchBase:
-    """Capture a causal language model as it generates, with its language head and a cache."""
+    """Capture a language model as it generates, with its language head and a cache."""
     _check_files(folder)
+    with quiet(), _quiet_transformers(), parsing(partial(_not_opened, folder)):
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    if config.is_encoder_decoder:
+        return _captured_seq2seq(folder, config, lengths)
     model, _ = _open(folder, AutoModelForCausalLM)
     decoder = CachedDecoder(model)
     with within(folder), quiet(), _quiet_transformers():
         examples = decoder.example_inputs()
     base = _captured(decoder, examples, folder, lengths, most_tokens(model))
     return replace(base, generation=_generation(model, folder))
+
+
+def _captured_seq2seq(folder: Path, config: Any, lengths: Bounds | None) -> TorchBase:
+    """Capture an encoder–decoder as it generates: both halves in one program."""
+    if type(config) not in transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        raise BaseModelError(
+            "has an encoder that reads no tokens, and cannot be captured as it generates",
+            where=folder,
+            found=f"`{config.model_type}`",
+            expected="a decoder, or an encoder–decoder of texts",
+            fix=f"capture it without {argument('with_cache', True)}",
+        )
+    model, _ = _open(folder, AutoModelForSeq2SeqLM)
+    both = CachedSeq2Seq(model)
+    with within(folder), quiet(), _quiet_transformers():
+        examples = both.example_inputs()
+    base = _captured(both, examples, folder, lengths, most_tokens(model))
+    fix_sizes(base.program)
+    with within(folder), quiet(), _quiet_transformers():
+        both.check_steps(base.program)
+    limits = both.lengths(base.lengths, most_tokens(model))
+    return replace(base, lengths=limits, generation=_generation(model, folder))
 
 
 def _captured(
@@ -484,7 +432,7 @@ def _open(folder: Path, auto: Any) -> tuple[nn.Module, list[str]]:
     Beside it, the names of the folder's weights that are not in the model.
     """
     model, missing, unused = _load(folder, auto)
-    if missing and auto is not AutoModelForCausalLM:
+    if missing and auto is AutoModel:
         # most often the pooler's weights are what is missing; not every architecture has one
         with suppress(BaseModelError):
             model, missing, unused = _load(folder, auto, add_pooling_layer=False)

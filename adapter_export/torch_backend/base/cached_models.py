@@ -1,0 +1,274 @@
+"""Models of transformers that generate text, with their caches as plain tensors: the past goes in, logits come out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from transformers import DynamicCache, EncoderDecoderCache
+
+from adapter_export.errors import BaseModelError, argument
+from adapter_export.format.lengths import Bounds, Lengths, axis_lengths
+from adapter_export.torch_backend.base.capture_module import AxisNames
+from adapter_export.torch_backend.base.log_capture import first_line
+
+Layers = Sequence[Mapping[str, Tensor]]
+"""A cache: for each layer its `key` and `value`, [batch, heads, tokens, width]."""
+
+_SOURCE, _WRITTEN = "sequence", "decoder_sequence"
+"""The axes of the new tokens of an encoder, all in the first call of a text and none after it, and of a decoder."""
+
+_TOLERANCE = 1e-4
+"""Relative to the largest number; float32 rounds products of one token and of three in another order."""
+
+
+class _CachedModel(nn.Module):
+    """A model that generates; its weights have the names that they have in the model, and so its fingerprint."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        for name, child in model.named_children():
+            self.add_module(name, child)
+        for name, parameter in model.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in model.named_buffers(recurse=False):
+            self.register_buffer(name, buffer, persistent=name not in model._non_persistent_buffers_set)
+        self._whole = (model,)  # not a submodule, which would put its name before all others
+
+    @property
+    def _model(self) -> Any:
+        """The model as transformers has it; under a name that no child of it has."""
+        return self._whole[0]
+
+
+class CachedDecoder(_CachedModel):
+    """A causal language model that keeps keys and values, as plain tensors: the past goes in, logits come out.
+
+    The position of a token is the number of real tokens before it, as `generate` of transformers counts, so rows of a
+    batch may be padded on the left.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._counts_itself = "position_ids" not in inspect.signature(model.forward).parameters
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, past_key_values: Layers) -> dict[str, Tensor]:
+        """Compute `logits` [batch, sequence, words], and `present.N.key` and `present.N.value` of every layer N.
+
+        Args:
+            input_ids: the new tokens, [batch, sequence].
+            attention_mask: 1 for the real tokens of past and new ones, [batch, past_sequence + sequence].
+            past_key_values: what was `present` the last time; of length 0 at first.
+        """
+        check: Any = torch._check  # so that the captured program has a sum for the length of the mask
+        check(attention_mask.shape[1] == past_key_values[0]["key"].shape[2] + input_ids.shape[1])
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        options = {} if self._counts_itself else {"position_ids": positions}
+        result = self._model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=_filled(past_key_values),
+            use_cache=True,
+            **options,
+        )
+        present = {
+            f"present.{number}.{name}": kept
+            for number, layer in enumerate(_layers(result.past_key_values))
+            for name, kept in layer.items()
+        }
+        return {"logits": result.logits, **present}
+
+    def example_inputs(self) -> tuple[dict[str, Any], AxisNames]:
+        """Inputs to capture it with and their axes; raises BaseModelError if it keeps more than keys and values."""
+        batch, tokens, past = 2, 3, 5
+        with torch.no_grad():
+            kept = self._model(input_ids=torch.ones(batch, past, dtype=torch.int64), use_cache=True).past_key_values
+        layers = _layers(kept)
+        inputs = {
+            "input_ids": torch.ones(batch, tokens, dtype=torch.int64),
+            "attention_mask": torch.ones(batch, past + tokens, dtype=torch.int64),
+            "past_key_values": layers,
+        }
+        names = [f"past_key_values.{number}.{name}" for number, layer in enumerate(layers) for name in layer]
+        axes = {
+            "input_ids": {0: "batch", 1: "sequence"},
+            "attention_mask": {0: "batch", 1: "past_sequence + sequence"},
+            **{name: {0: "batch", 2: "past_sequence"} for name in names},
+        }
+        return inputs, axes
+
+
+class CachedSeq2Seq(_CachedModel):
+    """An encoder–decoder that keeps the keys and values of both: of its own tokens, and of the encoder's for it.
+
+    The encoder computes the tokens of a text in the first call. Later calls give it none: it then computes with tensors
+    of no elements, and attention reads the keys and values of the first call. So one graph has both halves, and an
+    adapter is in both or in none.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        # a fused attention is written out with reshapes that fail at no tokens, and ONNX has none to gain by
+        self._model.set_attn_implementation("eager")
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        decoder_input_ids: Tensor,
+        past_key_values: Sequence[Mapping[str, Mapping[str, Tensor]]],
+    ) -> dict[str, Tensor]:
+        """Compute `logits` [batch, decoder_sequence, words], and `present.N.decoder.key` and so on of every layer N.
+
+        Args:
+            input_ids: the encoder's new tokens, [batch, sequence]: all of them, or none if they are in the cache.
+            attention_mask: 1 for the real tokens of the encoder, [batch, past_sequence + sequence].
+            decoder_input_ids: the decoder's new tokens, [batch, decoder_sequence].
+            past_key_values: `present` of the last call, `encoder` and `decoder` of each layer; of length 0 at first.
+        """
+        past = past_key_values[0]["encoder"]["key"].shape[2]
+        check: Any = torch._check  # so that the captured program has a sum for the length of the mask
+        check(attention_mask.shape[1] == past + input_ids.shape[1])
+        encoded = self._model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask[:, past:])
+        # filled after it was made: a cache that has keys of the encoder would ignore the new ones
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        cache.self_attention_cache = _filled([layer["decoder"] for layer in past_key_values])
+        cache.cross_attention_cache = _filled([layer["encoder"] for layer in past_key_values])
+        # a mask of four axes is taken as it is; one of two would be cut to the encoder's new tokens
+        hidden = (1 - attention_mask[:, None, None, :].to(torch.float32)) * torch.finfo(torch.float32).min
+        result = self._model(
+            encoder_outputs=encoded,
+            attention_mask=hidden,
+            decoder_input_ids=decoder_input_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        kept = {"decoder": _layers(cache.self_attention_cache), "encoder": _layers(cache.cross_attention_cache)}
+        present = {
+            f"present.{number}.{half}.{name}": value
+            for number in range(len(past_key_values))
+            for half, layers in kept.items()
+            for name, value in layers[number].items()
+        }
+        return {"logits": result.logits, **present}
+
+    def example_inputs(self) -> tuple[dict[str, Any], AxisNames]:
+        """Inputs to capture it with and their axes; raises BaseModelError if it keeps more than keys and values."""
+        batch, tokens, past, new, before = 2, 7, 4, 3, 5
+        ids = torch.ones(batch, past, dtype=torch.int64)
+        with torch.no_grad():
+            kept = self._model(
+                input_ids=ids, decoder_input_ids=torch.ones(batch, before, dtype=torch.int64), use_cache=True
+            ).past_key_values
+        if not isinstance(kept, EncoderDecoderCache):
+            raise _other_cache(kept)
+        halves = {"decoder": _layers(kept.self_attention_cache), "encoder": _layers(kept.cross_attention_cache)}
+        layers = [dict(zip(halves, pair, strict=True)) for pair in zip(*halves.values(), strict=True)]
+        inputs = {
+            "input_ids": torch.ones(batch, tokens, dtype=torch.int64),
+            "attention_mask": torch.ones(batch, past + tokens, dtype=torch.int64),
+            "decoder_input_ids": torch.ones(batch, new, dtype=torch.int64),
+            "past_key_values": layers,
+        }
+        pasts = {"decoder": f"past_{_WRITTEN}", "encoder": f"past_{_SOURCE}"}
+        caches = {
+            f"past_key_values.{number}.{half}.{name}": {0: "batch", 2: pasts[half]}
+            for number, layer in enumerate(layers)
+            for half, pair in layer.items()
+            for name in pair
+        }
+        axes = {
+            "input_ids": {0: "batch", 1: _SOURCE},
+            "attention_mask": {0: "batch", 1: f"past_{_SOURCE} + {_SOURCE}"},
+            "decoder_input_ids": {0: "batch", 1: _WRITTEN},
+            **caches,
+        }
+        return inputs, axes
+
+    def lengths(self, found: Bounds, most: int | None) -> Bounds:
+        """Return the lengths that were found, with those of a text's halves; a decoder may have `most` positions."""
+        source = replace(axis_lengths(_SOURCE, found), minimum=0)
+        written = {axis: Lengths(1, most) for axis in (_WRITTEN, f"past_{_WRITTEN} + {_WRITTEN}") if most is not None}
+        return {**found, **written, _SOURCE: source}
+
+    def check_steps(self, program: ExportedProgram) -> None:
+        """Compare two steps of the program, the second without new encoder tokens, with one step of the model.
+
+        Raises:
+            BaseModelError: it cannot be run so, or gives other numbers.
+        """
+        inputs, _ = self.example_inputs()
+        ids = torch.arange(4).repeat(2, 1)
+        empty = [
+            {half: {name: value[:, :, :0] for name, value in pair.items()} for half, pair in layer.items()}
+            for layer in inputs["past_key_values"]
+        ]
+        whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids[:, :3]}
+        flat = program.module(check_guards=False)
+        try:
+            with torch.no_grad():
+                expected = self(**whole, past_key_values=empty)
+                first = flat(**{**whole, "decoder_input_ids": ids[:, :2]}, past_key_values=empty)
+                past = [
+                    {half: {name: first[f"present.{number}.{half}.{name}"] for name in pair} for half, pair in layer}
+                    for number, layer in enumerate(layer.items() for layer in empty)
+                ]
+                later = {"input_ids": ids[:, :0], "decoder_input_ids": ids[:, 2:3]}
+                found = flat(**{**whole, **later}, past_key_values=past)
+        except (RuntimeError, IndexError) as error:
+            raise _no_steps(first_line(error)) from error
+        expected["logits"] = expected["logits"][:, -1:]
+        for name, value in expected.items():
+            if not torch.allclose(found[name], value, rtol=0, atol=_TOLERANCE * float(value.abs().max())):
+                raise _no_steps(f"another `{name}` than in a single step")
+
+
+def fix_sizes(program: ExportedProgram) -> None:
+    """Write out each size that a view leaves open, where the program knows it: of no elements it could be any."""
+    for node in program.graph.nodes:
+        if node.target in (torch.ops.aten.view.default, torch.ops.aten.reshape.default) and -1 in node.args[1]:
+            sizes = zip(node.args[1], node.meta["val"].shape, strict=True)
+            known = [size if own == -1 and isinstance(size, int) else own for own, size in sizes]
+            node.args = (node.args[0], known)
+    program.graph_module.recompile()
+
+
+def _filled(layers: Layers) -> DynamicCache:
+    """A cache of transformers with these keys and values."""
+    cache = DynamicCache()
+    for number, layer in enumerate(layers):
+        cache.update(layer["key"], layer["value"], number)
+    return cache
+
+
+def _layers(cache: object) -> list[dict[str, Tensor]]:
+    """Keys and values of every layer."""
+    layers = getattr(cache, "layers", ())
+    pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
+    kept = [(key, value) for key, value in pairs if isinstance(key, Tensor) and isinstance(value, Tensor)]
+    if not kept or len(kept) != len(pairs) or any(tensor.dim() != 4 for pair in kept for tensor in pair):
+        raise _other_cache(cache)
+    return [{"key": key, "value": value} for key, value in kept]
+
+
+def _other_cache(cache: object) -> BaseModelError:
+    return BaseModelError(
+        "keeps something else of a text than keys and values of each layer",
+        found=f"`{type(cache).__name__}`",
+        expected="a cache of [batch, heads, tokens, width] tensors in every layer",
+        fix=f"capture it without {argument('with_cache', True)}",
+    )
+
+
+def _no_steps(found: str) -> BaseModelError:
+    return BaseModelError(
+        "cannot write on from what it keeps of a text",
+        found=found,
+        expected="a model that computes a step of the decoder with no new tokens for the encoder",
+        fix=f"capture it without {argument('with_cache', True)}",
+    )

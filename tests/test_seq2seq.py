@@ -1,0 +1,201 @@
+"""Encoder–decoders that generate: a bundle writes what transformers and PEFT write, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiers import extended
+from tiny_seq2seq import ADAPTERS, ENDS, MODELS, PADDING, WORDS, peft_model, seq2seq
+
+import adapter_export as ae
+from adapter_export.errors import BaseModelError, RequestError
+from adapter_export.format.manifest import InputRecord
+from adapter_export.numerics.sample_inputs import input_cases
+from adapter_export.runtime import Bundle, Session
+from adapter_export.torch_backend.base.torch_base import base_of
+
+TOKENS = 12
+TOLERANCE = 1e-5
+"""Of logits around 5, which float32 rounds at each of some twenty sums."""
+
+CHOICES = (None, *ADAPTERS)
+Arrays = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="session", params=MODELS)
+@extended
+def kind(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="session")
+def folder(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return seq2seq(tmp_path_factory, kind)
+
+
+@pytest.fixture(scope="session")
+def end(kind: str) -> int:
+    return ENDS[kind][1]
+
+
+@pytest.fixture(scope="session")
+def session(folder: Path) -> Session:
+    return Bundle.open(folder / "bundle").session()
+
+
+def texts() -> tuple[np.ndarray, np.ndarray]:
+    """Sources of 7, 4 and 1 tokens with padding behind, and their mask."""
+    ids = np.random.default_rng(3).integers(3, WORDS, (3, 7))
+    mask = (np.arange(7) < np.array([7, 4, 1])[:, None]).astype(np.int64)
+    return np.where(mask, ids, PADDING), mask
+
+
+def written_in_transformers(folder: Path, name: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens [rows, tokens] that `generate` writes behind the first, and the logits by which it chose them."""
+    ids, mask = map(torch.from_numpy, texts())
+    model = peft_model(folder, name)
+    found = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=TOKENS,
+        do_sample=False,
+        num_beams=1,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    return found.sequences[:, 1:].numpy(), torch.stack(found.logits, 1).numpy()
+
+
+def step_by_step(
+    run: Callable[[Arrays], Mapping[str, np.ndarray]], records: Sequence[InputRecord], end: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same by the rule of the manifest: the source in the first call only, each cache as the output `next`."""
+    ids, mask = texts()
+    new, source, logits, ended = np.full((3, 1), PADDING), ids, list[np.ndarray](), np.zeros(3, bool)
+    caches = {
+        one.name: np.zeros([3, *(axis if isinstance(axis, int) else 0 for axis in one.axes[1:])], np.float32)
+        for one in records
+        if one.role == "cache"
+    }
+    tokens = []
+    while len(tokens) < TOKENS and not ended.all():
+        outputs = run({"input_ids": source, "attention_mask": mask, "decoder_input_ids": new, **caches})
+        caches = {one.name: outputs[one.next] for one in records if one.next is not None}
+        logits.append(outputs["logits"][:, -1])
+        chosen = np.where(ended, PADDING, logits[-1].argmax(-1))
+        ended |= chosen == end
+        tokens.append(chosen)
+        new, source = chosen[:, None], ids[:, :0]
+    return np.stack(tokens, 1), np.stack(logits, 1)
+
+
+def test_the_texts_tell_adapters_and_rows_apart(folder: Path, end: int) -> None:
+    """Or equal texts, or texts of one length, would show nothing."""
+    tokens = {name: written_in_transformers(folder, name)[0] for name in CHOICES}
+    assert len({tuple(row) for rows in tokens.values() for row in rows}) > 2 * len(CHOICES)
+    assert len(set((tokens[None] == end).argmax(1))) == 3
+    assert (tokens[None] == end).any(1).all()
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_session_writes_what_transformers_and_peft_write(
+    folder: Path, session: Session, end: int, name: str | None
+) -> None:
+    records = Bundle.open(folder / "bundle").manifest.inputs
+    tokens, logits = step_by_step(lambda arrays: session.run(arrays, adapter=name), records, end)
+    expected, by_them = written_in_transformers(folder, name)
+    np.testing.assert_array_equal(tokens, expected)
+    real = np.cumsum(expected == end, 1) - (expected == end) == 0
+    np.testing.assert_allclose(logits[real], by_them[real], rtol=0, atol=TOLERANCE)
+
+
+def test_rows_of_one_batch_have_adapters_of_their_own(folder: Path, session: Session, end: int) -> None:
+    records = Bundle.open(folder / "bundle").manifest.inputs
+    tokens, _ = step_by_step(lambda arrays: session.run(arrays, adapters=CHOICES), records, end)
+    for row, name in enumerate(CHOICES):
+        expected = written_in_transformers(folder, name)[0][row]
+        length = min(len(expected), tokens.shape[1])
+        np.testing.assert_array_equal(tokens[row, :length], expected[:length])
+
+
+def test_an_adapter_is_in_both_halves(folder: Path) -> None:
+    """One file fills slots of the encoder and of the decoder, and a graph has them all."""
+    manifest = Bundle.open(folder / "bundle").manifest
+    halves = {slot.site.partition(".")[0] for slot in manifest.slots}
+    assert halves == {"encoder", "decoder"}
+    assert set(manifest.graphs) >= {"slots", "bank"}
+
+
+def test_the_whole_bundle_passes_a_check_against_its_base(folder: Path) -> None:
+    report = ae.check(folder / "bundle", against=folder / "base.pt", quick=True)
+    assert report.passed
+
+
+def test_a_base_has_the_fingerprint_of_the_whole_model(folder: Path) -> None:
+    """So that adapters that `attach` trained in a loop of one's own fit."""
+    ids = torch.ones(2, 5, dtype=torch.int64)
+    model = base_of(
+        peft_model(folder, None), {"input_ids": ids, "attention_mask": ids, "decoder_input_ids": ids[:, :3]}
+    )
+    assert ae.open_base(folder / "base.pt").fingerprint == model.fingerprint
+
+
+class TestRefused:
+    """Calls that would give an answer of something else."""
+
+    @pytest.fixture
+    def first(self, folder: Path) -> Arrays:
+        ids, mask = texts()
+        records = Bundle.open(folder / "bundle").manifest.inputs
+        caches = {
+            one.name: np.zeros([3, *(axis if isinstance(axis, int) else 0 for axis in one.axes[1:])], np.float32)
+            for one in records
+            if one.role == "cache"
+        }
+        return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, :1], **caches}
+
+    def test_a_text_without_a_source(self, session: Session, first: Arrays) -> None:
+        first |= {"input_ids": first["input_ids"][:, :0], "attention_mask": first["attention_mask"][:, :0]}
+        with pytest.raises(RequestError, match=r"`attention_mask`: .*; found \[3, 0\]"):
+            session.run(first)
+
+    def test_a_step_without_a_new_token(self, session: Session, first: Arrays) -> None:
+        with pytest.raises(RequestError, match=r"`decoder_input_ids`: .*; found \[3, 0\]"):
+            session.run(first | {"decoder_input_ids": first["input_ids"][:, :0]})
+
+    def test_a_mask_of_the_new_tokens_alone(self, session: Session, first: Arrays) -> None:
+        """The mask covers the source in every call, also where its tokens are in the cache."""
+        kept = session.run(first)
+        caches = {name: kept[name.replace("past_key_values", "present")] for name in first if "past" in name}
+        step = first | caches | {"input_ids": first["input_ids"][:, :0]}
+        assert session.run(step)["logits"].shape == (3, 1, WORDS)
+        with pytest.raises(RequestError, match="`attention_mask`"):
+            session.run(step | {"attention_mask": first["attention_mask"][:, :1]})
+
+
+@pytest.mark.extended
+def test_a_decoder_stops_at_its_last_position(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = seq2seq(tmp_path_factory, "bart")
+    session, manifest = Bundle.open(folder / "bundle").session(), Bundle.open(folder / "bundle").manifest
+    assert manifest.lengths["past_decoder_sequence + decoder_sequence"].maximum == 40
+    shapes = {"batch": 1, "sequence": 3, "past_sequence": 0, "decoder_sequence": 1, "past_decoder_sequence": 40}
+    (case,) = input_cases(manifest.inputs, seed=0, shapes=[shapes])
+    with pytest.raises(RequestError, match=r"past_decoder_sequence \+ decoder_sequence`: .*; found 41"):
+        session.run(case.arrays)
+
+
+def test_an_encoder_of_sound_is_refused(tmp_path: Path) -> None:
+    """Its input has one length, so that a later step cannot leave it out."""
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "num_mel_bins": 8, "vocab_size": 50}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_source_positions": 10}
+    ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)
+    model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**sizes, **heads, **ids))
+    model.save_pretrained(tmp_path / "whisper")
+    with pytest.raises(BaseModelError, match="has an encoder that reads no tokens"):
+        ae.capture(tmp_path / "whisper", tmp_path / "base.pt", with_cache=True)
