@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -157,6 +158,12 @@ def tokenizer_digest(text: str) -> str:
         kept = {key: value for key, value in document.items() if key not in _OVERRIDDEN}
         data = json.dumps(kept, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
     return hashlib.sha256(data).hexdigest()
+
+
+def ending_token(text: str) -> int | None:
+    """Return the id of the token that a `tokenizer.json` adds behind every text; `None` if it adds none there."""
+    (encoding,) = Tokenizer.from_json(text, sys.maxsize).whole(["0"])
+    return encoding.ids[-1] if encoding.special_tokens_mask[-1:] == [1] else None
 
 
 @dataclass(frozen=True)

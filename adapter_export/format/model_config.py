@@ -57,6 +57,13 @@ def known_problem(config: Path) -> ProblemType | None:
     return _PROBLEM_TYPES.get(named) if isinstance(named, str) else None
 
 
+def padding_id(config: Path) -> int | None:
+    """Return the `pad_token_id` in the `config.json` of a Hugging Face folder, or `None` if it is absent."""
+    document = read_json(config) if config.is_file() else {}
+    found = document.get("pad_token_id") if isinstance(document, dict) else None
+    return found if isinstance(found, int) else None
+
+
 def labels_of(config: object) -> tuple[str, ...]:
     """Return the values of `id2label` in the order of the classes; empty unless every class has a distinct name."""
     names = _names_of(config)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from adapter_export.api.adapters.task_facts import with_facts
 from adapter_export.api.models.base import Base, PathLike
 from adapter_export.errors import AdapterError, FileError, Note, UsageError, argument, command, quoted
+from adapter_export.graph.ops import POOLINGS
 from adapter_export.reporting import Reporter
 
 if TYPE_CHECKING:
@@ -192,6 +193,38 @@ def import_request(folder: Path, name: str | None, member: str | None, by_number
         return read_torch_file(path)
 
     return replace(request, read_pickle=read_pickle)
+
+
+def last_token_notes(adapter: Adapter, base: Base) -> tuple[str, ...]:
+    """Return what is not known of a head of transformers that reads the last token, on the tokenizer of its base.
+
+    transformers takes the last token whose id is not `pad_token_id`, and the head the last one that the mask keeps.
+
+    Raises:
+        AdapterError: the tokenizer ends texts with that id, so the two never read the same token.
+    """
+    reads = adapter.head is not None and any(node.op == POOLINGS["last"].name for node in adapter.head.graph.nodes)
+    if not reads or base.tokenizer is None:
+        return ()
+    from adapter_export.format.model_config import padding_id
+    from adapter_export.text import ending_token
+
+    ending = ending_token(base.tokenizer)
+    padding = None if base.config is None else padding_id(base.config)
+    if ending is None or (padding is not None and padding != ending):
+        return ()
+    if padding is None:
+        return (
+            f"the tokenizer ends texts with the token {ending}, which the head reads: if that is the `pad_token_id` of "
+            "the model, transformers reads the token before it",
+        )
+    raise AdapterError(
+        "has a head that skips padding, and the tokenizer of its base ends texts with the token of padding",
+        where=adapter.name,
+        found=f"`pad_token_id` {padding}",
+        expected="another one than the token that ends texts",
+        fix=f"train it with another token of padding, or leave the head out with {argument('without_head', True)}",
+    )
 
 
 def finished(imported: Imported, base: Base, facts: Mapping[str, Any], reporter: Reporter) -> Adapter:

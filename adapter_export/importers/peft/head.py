@@ -28,7 +28,7 @@ from adapter_export.importers.tensor_map import Recipe, TensorMap
 class KnownHead:
     """A head: `classes(f(dense(pool(hidden))))`, or `classes(pool(hidden))`, by the paths of its layers.
 
-    `pooling` is `first` or `mean`; `dense` lies in the head or in the base; without `classes`, the one layer is meant.
+    `pooling` is one of `POOLINGS`; `dense` lies in the head or in the base; without `classes`, the one layer is meant.
     """
 
     pooling: str
@@ -49,6 +49,9 @@ RECIPES: Mapping[str, KnownHead] = {
 }
 """Heads for one class per text or image, as transformers 5 has them, in `modeling_<name>.py`."""
 
+
+LAST_TOKEN = "score"
+"""The one module of decoders that classify texts by their last token, in `modeling_layers.py` of transformers 5."""
 
 TOKENS = "tokens"
 """The pooling of a head that pools nothing: one result for each token."""
@@ -88,8 +91,8 @@ BaseTensor = Callable[[str], np.ndarray | None]
 class HeadChoice:
     """The user's facts about the head; for `None`, the recipe decides.
 
-    `pooling` is `first`, `mean` or `tokens`, `activation` that of the head's dense layer; `labels` are in the order of
-    the logits, `task` is what the head answers. `known_labels` are those of the base's config, used where their number
+    `pooling` is one of `POOLINGS` or `tokens`, `activation` that of the head's dense layer; `labels` are in the order
+    of the logits, `task` is what the head answers. `known_labels` are those of the base's config, used where their number
     fits, and `known_problem` is what it says of them.
     """
 
@@ -172,7 +175,7 @@ def _saved_type(options: Options, choice: HeadChoice, in_base: Sequence[str], wh
             where=where,
             found=f"{quoted(options.saved)} and the task `{options.task_type}`",
             expected="the task `SEQ_CLS`, `TOKEN_CLS` or `QUESTION_ANS`",
-            fix=f"say what the head reads with {argument('pooling', 'first')}, `mean` or `tokens`, if it is one",
+            fix=f"say what it reads with {argument('pooling', 'first')}, `mean`, `last` or `tokens`, if it is a head",
         )
     of_a_text = {saved, choice.task} <= {*_OF_A_TEXT}
     if choice.task is not None and saved not in (None, choice.task) and not of_a_text:
@@ -190,14 +193,16 @@ def _recipe(found: Sorted, mapped: TensorMap, choice: HeadChoice, where: object)
     known = RECIPES.get(family)
     if known is not None and choice.pooling is None:
         return replace(known, activation=choice.activation or known.activation)
+    if choice.pooling is None and [*found.saved] == [LAST_TOKEN]:
+        return KnownHead("last")
     if choice.pooling is None:
         raise AdapterError(
             "has a head, and nothing says what it reads",
             where=where,
             found=f"a model whose base is called `{family}`",
-            expected=f"one of {quoted(RECIPES)}",
-            fix=f"say it with {argument('pooling', 'first')} or `mean`; a head that reads the last token, as decoders "
-            f"have it, cannot be expressed, and {argument('without_head', True)} leaves it out",
+            expected=f"one of {quoted(RECIPES)}, or a head called `{LAST_TOKEN}`",
+            fix=f"say it with {argument('pooling', 'first')}, `mean` or `last`, or leave the head out with "
+            f"{argument('without_head', True)}",
         )
     if len(found.saved) == 1:
         return KnownHead(choice.pooling)

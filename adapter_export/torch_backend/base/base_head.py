@@ -22,7 +22,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from adapter_export.dtypes import Weights
 from adapter_export.errors import AdapterError, InputError, quoted
 from adapter_export.format.axes import masks_of
-from adapter_export.format.golden_texts import sample_texts
 from adapter_export.format.lengths import axis_lengths
 from adapter_export.graph.adapter import BASE_HEAD, HEAD, Adapter, Head
 from adapter_export.graph.graph import HEAD_VALUES, AdapterGraph, Node
@@ -32,7 +31,7 @@ from adapter_export.numerics.budget import budget, extent, product_error
 from adapter_export.numerics.runner import moved_by_rounding
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.sites.discover import discover
-from adapter_export.text import Tokenizer
+from adapter_export.text import ending_token
 from adapter_export.torch_backend.base.capture_module import settled
 from adapter_export.torch_backend.base.example_inputs import Examples
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line
@@ -120,17 +119,14 @@ class BaseHead:
 
 
 def _ends_with_padding(base: TorchBase, pad: int | None) -> str:
-    """Say which text the tokenizer ends with the id at which the model stops reading; empty if it ends none so.
+    """Say that the tokenizer ends texts with the id that the model skips as padding; empty if it does not.
 
     The model takes the last token with another id, and the head the last one that the mask keeps.
     """
     if pad is None or base.tokenizer is None:
         return ""
-    limit = min(base.max_tokens or _MOST_TOKENS, _MOST_TOKENS)
-    names, texts = zip(*sample_texts(limit), strict=True)
-    rows = Tokenizer.from_json(base.tokenizer, limit).rows(texts)
-    wrong = [name for name, row in zip(names, rows, strict=True) if row.encoding.ids[-1:] == [pad]]
-    return f"it reads the last token that is no padding, id {pad}, with which the tokenizer ends texts" if wrong else ""
+    reads = f"it reads the last token that is no padding, id {pad}, with which the tokenizer ends texts"
+    return reads if ending_token(base.tokenizer) == pad else ""
 
 
 def _takes(base: TorchBase, inputs: Mapping[str, Tensor]) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from adapter_export.api.adapters.adapters import finished, import_request
+from adapter_export.api.adapters.adapters import finished, import_request, last_token_notes
 from adapter_export.api.adapters.task_facts import TaskFacts
 from adapter_export.api.models.base import Base, OpenOptions, PathLike
 from adapter_export.api.models.opening import base_for
@@ -22,6 +22,7 @@ from adapter_export.commands.adapters._made_adapter import (
     show_adapter,
 )
 from adapter_export.commands.command import Command
+from adapter_export.errors import Note
 from adapter_export.graph.ops import ACTIVATIONS, POOLINGS
 from adapter_export.graph.task_names import ProblemType
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf
@@ -94,6 +95,8 @@ def import_peft(
         head = replace(head, known_labels=known_labels(opened.config), known_problem=known_problem(opened.config))
     request = import_request(source, target.name(name), member or name, by_number)
     imported = peft.import_peft(source, opened.view, request, head=head, dense=dense)
+    for note in last_token_notes(imported.adapter, opened):
+        reporter.note(Note(note))
     return target.saved(finished(imported, opened, facts, reporter))
 
 
