@@ -122,16 +122,22 @@ def test_without_head(cli, onnx: Path, tmp_path: Path) -> None:
     cli.refused(2, "something is said of a head", "import", "peft", folder, *base, *options, "-o", tmp_path / "b")
 
 
-def test_nothing_is_written_of_what_is_refused(cli, onnx: Path, llama: Path, tmp_path: Path) -> None:
+def test_nothing_is_written_of_what_is_refused(cli, onnx: Path, tmp_path: Path) -> None:
     cli.refused(3, "pissa_niter_4", "import", "peft", refused_folder("pissa"), "--base", onnx, "-o", tmp_path / "a")
     full = "import", "peft", adapter_folder("change_fourierft"), "--base", onnx, "-o", tmp_path / "a"
     cli.refused(3, "`--dense`", *full)
-    folder = refused_folder("last_token")
-    cli.refused(3, "`--without-head`", "import", "peft", folder, "--base", llama, "-o", tmp_path / "a")
     assert not (tmp_path / "a").exists()
     assert len(cli.json(*full, "--dense", "--force")["sites"]) == 2
-    made = cli.json("import", "peft", folder, "--base", llama, "--without-head", "--force", "-o", tmp_path / "a")
-    assert len(made["sites"]) == 2
+
+
+def test_a_head_that_reads_the_last_token(cli, llama: Path, tmp_path: Path) -> None:
+    call = "import", "peft", refused_folder("last_token"), "--base", llama, "-o", tmp_path / "a"
+    cli.json(*call, "--task", "multi_label")
+    head = read_adapter(tmp_path / "a").head
+    assert head is not None
+    assert [node.op for node in head.graph.nodes] == ["last_token", "linear"]
+    assert len(cli.json(*call, "--without-head", "--force")["sites"]) == 2
+    assert read_adapter(tmp_path / "a").head is None
 
 
 def test_another_base(cli, llama: Path, tmp_path: Path) -> None:

@@ -92,8 +92,8 @@ class HeadChoice:
     """The user's facts about the head; for `None`, the recipe decides.
 
     `pooling` is one of `POOLINGS` or `tokens`, `activation` that of the head's dense layer; `labels` are in the order
-    of the logits, `task` is what the head answers. `known_labels` are those of the base's config, used where their number
-    fits, and `known_problem` is what it says of them.
+    of the logits, `task` is what the head answers. `known_labels` are those of the base's config, used where their
+    number fits, and `known_problem` is what it says of them.
     """
 
     pooling: str | None = None

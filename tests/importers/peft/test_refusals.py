@@ -80,11 +80,6 @@ def test_the_weight_that_is_saved_with_a_language_head_must_be_the_bases() -> No
             imported(folder, sites, base_tensor=tensors.get)
 
 
-def test_a_head_that_reads_the_last_token() -> None:
-    with pytest.raises(AdapterError, match=r"base is called `model`.*the last token"):
-        imported(refused_folder("last_token"), llama())
-
-
 @pytest.mark.parametrize(
     ("config", "words"),
     [
