@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from banks import assert_fans_out, assert_rows_are_those_of_slots
+from bank_rows import assert_fans_out, assert_rows_are_those_of_slots
 from exported_bases import ExportedBase, by_architecture
 from replacing import adapter_at, at_every_place, scaled
 from tiny_onnx import random_adapter

@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers as hf
 from acting import with_hooks
-from banks import assert_rows_are_those_of_slots
+from bank_rows import assert_rows_are_those_of_slots
 from building import build_bundle
 from exported_bases import by_older_exporter
 from heads import heads, with_head

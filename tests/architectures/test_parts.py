@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from banks import assert_rows_are_those_of_slots
+from bank_rows import assert_rows_are_those_of_slots
 from building import build_bundle
 from exported_bases import ExportedBase, by_architecture
 from tiny_onnx import random_adapter

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from banks import assert_rows_are_those_of_slots
+from bank_rows import assert_rows_are_those_of_slots
 from slotted import in_slots
 from tiny_onnx import random_adapter
 from torch import Tensor, nn

@@ -412,7 +412,7 @@ PLANS: Mapping[str, Plan] = {
     "fp16": Plan("bert", (*FEW, *GATED), build={"base_precision": "fp16"}),
     "int8 adapters, reserved": Plan(
         "bert",
-        ("topic", "place"),
+        ("topic", "place", "vector"),
         build={"reserve": ("houlsby:gelu", "lora"), "adapter_precision": "int8"},
         added=("words.later", "tone"),
     ),

@@ -283,6 +283,84 @@ def shards(bundle: Bundle, rows: Sequence[Row], _: Any) -> Sequence[Document]:
     return together(rows, _choices, ask)
 
 
+def retrieves(bundle: Bundle, row: Row) -> bool:
+    """Rows of vectors and of rankings, which are all that libraries for retrieval ask."""
+    recipe = bundle.oracle.recipe(row)
+    plain = row.strength == 1 and row.weights is None
+    return plain and recipe is not None and recipe.task["type"] in ("embedding", "ranking")
+
+
+def embeds(bundle: Bundle, row: Row) -> bool:
+    """Rows of vectors."""
+    return retrieves(bundle, row) and isinstance(row.asked, str)
+
+
+def _retrieved(bundle: Bundle, row: Row, found: Document) -> Document:
+    """An answer as a document; these libraries do not return the number of tokens that were cut."""
+    cut = bundle.oracle.tokens(row)[0].cut
+    return named(bundle, row, {**found, **({"cut": cut} if cut else {})})
+
+
+@refusing
+def sentence_transformers(bundle: Bundle, rows: Sequence[Row], _: Any) -> Sequence[Document]:
+    """`SentenceTransformer.encode` and `CrossEncoder.predict`."""
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+
+    from adapter_export.integrations.sentence_transformers import BundleEmbedder, BundleReranker
+
+    def ask(some: Sequence[Row]) -> Sequence[Document]:
+        given = ae.open_bundle(bundle.folder, verify=False), some[0].adapter
+        asked = [row.asked for row in some]
+        if isinstance(asked[0], str):
+            module = BundleEmbedder(*given, session=session(bundle.folder))
+            vectors = SentenceTransformer(modules=[module], device="cpu").encode(asked)
+            found = [{"vector": one.tolist()} for one in vectors]
+        else:
+            reranker = BundleReranker(*given, session=session(bundle.folder))
+            scores = CrossEncoder(modules=[reranker], device="cpu").predict(asked)
+            found = [{"score": float(one)} for one in scores]
+        return [_retrieved(bundle, row, one) for row, one in zip(some, found, strict=True)]
+
+    return together(rows, lambda row: row.adapter, ask)
+
+
+@refusing
+def langchain(bundle: Bundle, rows: Sequence[Row], _: Any) -> Sequence[Document]:
+    """`Embeddings.embed_documents` and `BaseDocumentCompressor.compress_documents` of LangChain."""
+    from langchain_core.documents import Document as Passage
+
+    from adapter_export.integrations.langchain import BundleEmbeddings, BundleReranker
+
+    def ask(some: Sequence[Row]) -> Sequence[Document]:
+        given = ae.open_bundle(bundle.folder, verify=False), some[0].adapter
+        if isinstance(some[0].asked, str):
+            embeddings = BundleEmbeddings(*given, session=session(bundle.folder))
+            found: list[Document] = [
+                {"vector": one} for one in embeddings.embed_documents([str(row.asked) for row in some])
+            ]
+        else:
+            reranker = BundleReranker(*given, session=session(bundle.folder))
+            pairs = [(Passage(row.asked[1]), str(row.asked[0])) for row in some]
+            ranked = [reranker.compress_documents([passage], query) for passage, query in pairs]
+            found = [{"score": one.metadata["relevance_score"]} for (one,) in ranked]
+        return [_retrieved(bundle, row, one) for row, one in zip(some, found, strict=True)]
+
+    return together(rows, lambda row: row.adapter, ask)
+
+
+@refusing
+def llama_index(bundle: Bundle, rows: Sequence[Row], _: Any) -> Sequence[Document]:
+    """`BaseEmbedding.get_text_embedding_batch` of LlamaIndex."""
+    from adapter_export.integrations.llama_index import BundleEmbedding
+
+    def ask(some: Sequence[Row]) -> Sequence[Document]:
+        model = BundleEmbedding(ae.open_bundle(bundle.folder, verify=False), some[0].adapter)
+        found = model.get_text_embedding_batch([str(row.asked) for row in some])
+        return [_retrieved(bundle, row, {"vector": one}) for row, one in zip(some, found, strict=True)]
+
+    return together(rows, lambda row: row.adapter, ask)
+
+
 PYTHON = (
     EntryPoint("Session.run_many", run_many, "arrays"),
     EntryPoint("Session.answer, padded", session_answer, "arrays", answers),
@@ -294,4 +372,7 @@ PYTHON = (
     EntryPoint("run --many", run_data_many),
     EntryPoint("run --arrays, padded", run_arrays, "arrays"),
     EntryPoint("run --shards", shards),
+    EntryPoint("sentence-transformers", sentence_transformers, "text", retrieves),
+    EntryPoint("LangChain", langchain, "text", retrieves),
+    EntryPoint("LlamaIndex", llama_index, "text", embeds),
 )

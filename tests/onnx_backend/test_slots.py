@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from banks import assert_rows_are_those_of_slots
+from bank_rows import assert_rows_are_those_of_slots
 from tiny_onnx import WIDTH, random_adapter, token_inputs
 
 from adapter_export.errors import AdapterError, GraphError, NotNeutralError

@@ -1,0 +1,1 @@
+"""Bundles as components of other libraries: a module for each library, which imports it."""

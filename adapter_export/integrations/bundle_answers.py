@@ -1,0 +1,165 @@
+"""Vectors and relevance scores from the adapters of a bundle, as the interfaces of other libraries ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from adapter_export.errors import RequestError, UsageError, quoted
+from adapter_export.graph.tasks import ProblemType, Task
+from adapter_export.graph.tasks.answers import Score, Vector
+from adapter_export.runtime import Bundle, Reading, Session
+from adapter_export.runtime.answerer import LongTexts
+from adapter_export.text import Pair
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+class _Answers:
+    """Answers of one task type, by an adapter that may be changed between calls.
+
+    Calls are safe in several threads: each reads the adapter once, and a session serves any number of threads.
+
+    Args:
+        bundle: the bundle or its folder.
+        adapter: the adapter that answers. Default: the only one of the task type.
+        long: treatment of texts with more tokens than the adapter takes.
+        session: the session to use, such as one shared with other objects. Default: a new one.
+
+    Raises:
+        UsageError: the bundle has no adapter of the task type, or several and none is named.
+        RequestError: the adapter has another task or is not in the bundle, or the bundle has no tokenizer.
+        FileError, FormatError: the bundle cannot be opened.
+    """
+
+    problem: ClassVar[ProblemType]
+
+    def __init__(
+        self,
+        bundle: Bundle | Path | str,
+        adapter: str | None = None,
+        *,
+        long: LongTexts = "cut",
+        session: Session | None = None,
+    ) -> None:
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self._folder, self._long = opened.folder, long
+        self._reader = opened.texts(session)
+        self._adapter = self._only() if adapter is None else self._checked(adapter)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reopen the bundle in a copy or another process: sessions cannot be pickled."""
+        return _reopened, (type(self), self._folder, self._adapter, self._long)
+
+    @property
+    def adapter(self) -> str:
+        """The adapter that answers; setting it needs no new session.
+
+        Raises:
+            RequestError: the adapter has another task, or is not in the bundle.
+        """
+        return self._adapter
+
+    @adapter.setter
+    def adapter(self, name: str) -> None:
+        self._adapter = self._checked(name)
+
+    @property
+    def max_tokens(self) -> int:
+        """Maximum number of tokens in a row; longer ones are treated as `long` says."""
+        return self._task(self._adapter).max_tokens or self._reader.tokenizer.max_tokens
+
+    def _only(self) -> str:
+        session = self._reader.session
+        found = [name for name in session.adapters if (task := session.task(name)) and task.type == self.problem]
+        if len(found) == 1:
+            return found[0]
+        raise UsageError(
+            f"several adapters answer `{self.problem}`, and none is named"
+            if found
+            else f"no adapter answers `{self.problem}`",
+            where=self._folder,
+            found=quoted(found or session.adapters),
+            fix="name one as `adapter`" if found else "build the bundle with an adapter of that task type",
+        )
+
+    def _task(self, adapter: str) -> Task:
+        return self._reader.session.answering(adapter)
+
+    def _checked(self, adapter: str) -> str:
+        task = self._task(adapter)
+        if task.type != self.problem:
+            raise RequestError(
+                "has another task",
+                where=f"adapter `{adapter}`",
+                found=f"`{task.type}`",
+                expected=f"`{self.problem}`",
+                fix="name another adapter, or call `Bundle.texts().answer`",
+            )
+        return adapter
+
+    def _answered(self, rows: Sequence[Any], adapter: str) -> list[Any]:
+        found = self._reader.answer(rows, adapter, reading=Reading(long=self._long)) if rows else []
+        return [one.answer for one in found]
+
+
+def _reopened(kind: type[_Answers], folder: Path, adapter: str, long: LongTexts) -> _Answers:
+    return kind(folder, adapter, long=long)
+
+
+class Embedder(_Answers):
+    """Vectors of texts by an embedding adapter, pooled and normalised as its task says."""
+
+    problem = "embedding"
+
+    def vectors(self, texts: Sequence[str], prompt: str | None = None, adapter: str | None = None) -> Floats:
+        """Return the vectors of texts [texts, width].
+
+        Args:
+            texts: any number.
+            prompt: text before each; it replaces the prefix of the task, with which it must begin. Default: the prefix.
+            adapter: the adapter of this call. Default: `self.adapter`.
+
+        Raises:
+            RequestError: a row is not a text, is too long and `long` refuses it, or the prompt contradicts the prefix.
+        """
+        name = self._adapter if adapter is None else self._checked(adapter)
+        wrong = next((text for text in texts if not isinstance(text, str)), None)
+        if isinstance(texts, str) or wrong is not None:
+            found = type(texts if wrong is None else wrong).__name__
+            raise RequestError("vectors are made of a list of texts", found=f"`{found}`", expected="a list of `str`")
+        prefix = self._task(name).prefix
+        if prompt and not prompt.startswith(prefix):
+            raise RequestError(
+                "the adapter was trained with another prefix than the prompt",
+                where=f"adapter `{name}`",
+                found=f"`{prompt}`",
+                expected=f"`{prefix}`, or a prompt that begins with it",
+            )
+        rest = (prompt or prefix)[len(prefix) :]  # the reader adds the prefix
+        answers: list[Vector] = self._answered([rest + text for text in texts], name)
+        return np.stack([one.vector for one in answers]) if answers else np.zeros((0, 0), np.float32)
+
+    def width(self) -> int:
+        """Return the length of a vector."""
+        return int(self.vectors(["a"]).shape[1])
+
+
+class Scorer(_Answers):
+    """Relevance of documents to queries by a ranking adapter, after the activation of its task."""
+
+    problem = "ranking"
+
+    def scores(self, pairs: Sequence[tuple[str, str]], adapter: str | None = None) -> Floats:
+        """Return the scores of pairs of a query and a document [pairs].
+
+        Raises:
+            RequestError: as `Embedder.vectors`.
+        """
+        name = self._adapter if adapter is None else self._checked(adapter)
+        answers: list[Score] = self._answered([Pair(*pair) for pair in pairs], name)
+        return np.array([one.score for one in answers])
