@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -53,7 +53,12 @@ class _Answers:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Reopen the bundle in a copy or another process: sessions cannot be pickled."""
-        return _reopened, (type(self), self._folder, self._adapter, self._long)
+        return _reopened, (type(self), self._folder, self._adapter, self._options)
+
+    @property
+    def _options(self) -> Mapping[str, Any]:
+        """The options with which a copy is made."""
+        return {"long": self._long}
 
     @property
     def adapter(self) -> str:
@@ -107,14 +112,28 @@ class _Answers:
         return [one.answer for one in found]
 
 
-def _reopened(kind: type[_Answers], folder: Path, adapter: str, long: LongTexts) -> _Answers:
-    return kind(folder, adapter, long=long)
+def _reopened(kind: type[_Answers], folder: Path, adapter: str, options: Mapping[str, Any]) -> _Answers:
+    return kind(folder, adapter, **options)
 
 
 class Embedder(_Answers):
-    """Vectors of texts by an embedding adapter, pooled and normalised as its task says."""
+    """Vectors of texts by an embedding adapter, pooled and normalised as its task says.
+
+    Args:
+        *args: the bundle, the adapter.
+        width: truncate vectors to one of the widths that the adapter was trained at.
+        **options: the other options of every such object.
+    """
 
     problem = "embedding"
+
+    def __init__(self, *args: Any, width: int | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._width = width
+
+    @property
+    def _options(self) -> Mapping[str, Any]:
+        return {**super()._options, "width": self._width}
 
     def vectors(self, texts: Sequence[str], prompt: str | None = None, adapter: str | None = None) -> Floats:
         """Return the vectors of texts [texts, width].
@@ -125,14 +144,16 @@ class Embedder(_Answers):
             adapter: the adapter of this call. Default: `self.adapter`.
 
         Raises:
-            RequestError: a row is not a text, is too long and `long` refuses it, or the prompt contradicts the prefix.
+            RequestError: a row is not a text, is too long and `long` refuses it, the prompt contradicts the prefix, or
+                the adapter was not trained at the width.
         """
         name = self._adapter if adapter is None else self._checked(adapter)
         wrong = next((text for text in texts if not isinstance(text, str)), None)
         if isinstance(texts, str) or wrong is not None:
             found = type(texts if wrong is None else wrong).__name__
             raise RequestError("vectors are made of a list of texts", found=f"`{found}`", expected="a list of `str`")
-        prefix = self._task(name).prefix
+        task = self._task(name)
+        prefix = task.prefix
         if prompt and not prompt.startswith(prefix):
             raise RequestError(
                 "the adapter was trained with another prefix than the prompt",
@@ -142,7 +163,10 @@ class Embedder(_Answers):
             )
         rest = (prompt or prefix)[len(prefix) :]  # the reader adds the prefix
         answers: list[Vector] = self._answered([rest + text for text in texts], name)
-        return np.stack([one.vector for one in answers]) if answers else np.zeros((0, 0), np.float32)
+        vectors = [one.vector for one in answers]
+        if self._width is not None:
+            vectors = [task.truncated(vector, self._width) for vector in vectors]
+        return np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
 
     def width(self) -> int:
         """Return the length of a vector."""

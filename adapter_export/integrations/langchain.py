@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_core.documents import BaseDocumentCompressor, Document
@@ -25,6 +25,10 @@ class BundleEmbeddings(Embedder, Embeddings):
     def __init__(self, *args: Any, query_prompt: str = "", document_prompt: str = "", **options: Any) -> None:
         super().__init__(*args, **options)
         self.query_prompt, self.document_prompt = query_prompt, document_prompt
+
+    @property
+    def _options(self) -> Mapping[str, Any]:
+        return {**super()._options, "query_prompt": self.query_prompt, "document_prompt": self.document_prompt}
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return the vectors of documents."""

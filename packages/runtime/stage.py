@@ -19,8 +19,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SOURCE, TARGET = "adapter_export", "adapter_export_runtime"
 
-FOUND = ("adapter_export.graph.tasks.types", "adapter_export.modalities")
-"""Packages whose modules are found by scanning, so that nothing names them."""
+FOUND = ("adapter_export.graph.tasks.types", "adapter_export.integrations", "adapter_export.modalities")
+"""Packages whose modules nothing in the runtime imports: found by scanning, or imported by users."""
 
 LEFT_OUT = ("adapter_export.graph.tasks.metrics",)
 """Modules that only `evaluate` and training call, which need libraries that the runtime has not."""

@@ -45,8 +45,12 @@ def adapters_of(base: ae.Base) -> list[Adapter]:
     """Two embedders, a classifier and a reranker with random weights."""
     assert base.base_head is not None
     kind, found = houlsby().with_widths(b=8), []
-    for seed, name in enumerate(("mine", "other")):
-        fresh = init_adapter(kind, base.sites.map, name=name, base=base.fingerprint, head=base.base_head.head)
+    head = base.base_head.head
+    assert head is not None
+    assert head.task is not None
+    truncated = replace(head, task=replace(head.task, widths=(16,)))
+    for seed, (name, own) in enumerate({"mine": head, "other": truncated}.items()):
+        fresh = init_adapter(kind, base.sites.map, name=name, base=base.fingerprint, head=own)
         found.append(with_random_weights(fresh, seed))
     for name, task in (
         ("topic", Task("single_label", ("red", "green"))),

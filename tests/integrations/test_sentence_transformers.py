@@ -68,6 +68,16 @@ def test_results_have_the_types_of_the_library(world: World) -> None:
     torch.testing.assert_close(similarity.diagonal(), torch.ones(len(TEXTS)), rtol=0, atol=CLOSE)
 
 
+def test_vectors_have_a_width_that_was_trained(world: World) -> None:
+    model = model_of(BundleEmbedder(world.bundle, "other", width=16))
+    first = world.expected("other", TEXTS)[:, :16]
+    expected = first / np.linalg.norm(first, axis=1, keepdims=True)
+    np.testing.assert_allclose(copy.deepcopy(model).encode(TEXTS), expected, rtol=0, atol=CLOSE)
+    assert model.get_embedding_dimension() == 16
+    with pytest.raises(RequestError, match="not trained at this width"):
+        model_of(BundleEmbedder(world.bundle, "mine", width=16)).encode(TEXTS)
+
+
 def test_prompts_are_those_of_the_library(world: World) -> None:
     prompts = {"query": "query: ", "document": "passage: "}
     model = model_of(BundleEmbedder(world.bundle, "base-head"), prompts=prompts)
