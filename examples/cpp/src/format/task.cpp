@@ -73,7 +73,7 @@ bool is_good(const std::string& key, const json& value, bool is_embedding) {
   if (key == "tokenizer" || key == "processor") {
     return value.is_null() || std::regex_match(value.get<std::string>(), std::regex("[0-9a-f]{64}"));
   }
-  if (key == "pooling") return value.is_null() || (is_embedding && is_one_of(value, {"mean", "first"}));
+  if (key == "pooling") return value.is_null() || (is_embedding && value.is_string() && !value.get<std::string>().empty());
   if (key == "normalised") return value.is_boolean() && (is_embedding || !value.get<bool>());
   if (key == "widths") {
     const auto widths = value.get<std::vector<std::int64_t>>();

@@ -32,7 +32,7 @@ export interface Task {
   truncation: "right" | "left";
   /** The digest of the tokenizer that it was trained with; null if unknown. */
   tokenizer: string | null;
-  pooling: "mean" | "first" | null;
+  pooling: string | null;
   normalised: boolean;
   prefix: string;
   /** The digest of the processor that it was trained with; null if unknown, or if it reads texts. */
@@ -110,7 +110,7 @@ const FAULTS: Record<Exclude<keyof Task, "type" | "labels">, (task: Task) => boo
   max_tokens: ({ max_tokens }) => max_tokens !== null && !(Number.isSafeInteger(max_tokens) && max_tokens >= 1),
   truncation: ({ truncation }) => truncation !== "right" && truncation !== "left",
   tokenizer: ({ tokenizer }) => tokenizer !== null && !SHA256.test(tokenizer),
-  pooling: ({ type, pooling }) => pooling !== null && (type !== "embedding" || !["mean", "first"].includes(pooling)),
+  pooling: ({ type, pooling }) => pooling !== null && (type !== "embedding" || typeof pooling !== "string" || !pooling),
   normalised: ({ type, normalised }) => normalised !== false && (type !== "embedding" || normalised !== true),
   processor: ({ processor }) => processor !== null && !SHA256.test(processor),
   prefix: ({ type, prefix }) => prefix !== "" && (type !== "embedding" || typeof prefix !== "string"),
