@@ -23,6 +23,11 @@ import numpy as np
 import onnx_ir as ir
 
 from adapter_export.bundle.variants.bank_variant import BANK_FILE
+from adapter_export.deploy.transformers_js import (
+    check_for_transformers_js,
+    copied_for_transformers_js,
+    write_for_transformers_js,
+)
 from adapter_export.dtypes import Weights, widened
 from adapter_export.errors import FormatError, UsageError, argument
 from adapter_export.format.manifest import Axis, Manifest, SlotRecord
@@ -35,10 +40,13 @@ from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.tables import Described
 from adapter_export.version import __version__
 
-Layout = Literal["triton", "kserve", "ray", "docker"]
-"""A platform: NVIDIA Triton, KServe, Ray Serve, or any that runs containers."""
+Layout = Literal["triton", "kserve", "ray", "docker", "transformers.js"]
+"""A platform: NVIDIA Triton, KServe, Ray Serve, any that runs containers, or transformers.js in Node and browsers."""
 
 _FILES = Path(__file__).with_name("files")
+_PROGRAMS = (".py", ".mjs")
+"""Files that are copied as they are; the others are templates."""
+
 _BUNDLE_AT = {"kserve": "storage/{name}", "ray": "bundle", "docker": "bundle"}
 _NAME = r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?"
 """Names that Kubernetes accepts for a service (RFC 1035), and the other platforms for a model."""
@@ -80,7 +88,8 @@ def write_layout(bundle: Path, layout: Layout, output: Output, *, name: str) -> 
     """Write what a platform needs to serve a bundle, with a copy of the bundle, or of its graphs.
 
     Raises:
-        UsageError: the name is none that all platforms take, or the bundle has no tokenizer, which Ray needs.
+        UsageError: the name is none that all platforms take, or the bundle lacks what the layout needs, such as a
+            tokenizer.
         FileError, FormatError: the bundle is damaged.
         OutputExistsError, WriteError: the folder cannot be written.
     """
@@ -96,6 +105,7 @@ def write_layout(bundle: Path, layout: Layout, output: Output, *, name: str) -> 
     with output.folder() as temporary:
         manifest = open_whole(bundle, partial(_copied, bundle, layout, temporary, name))
         words = {"name": name, "version": __version__, "minimum": manifest.minimum_onnxruntime, **_extras(manifest)}
+        words["first"] = next((record.name for record in manifest.adapters if record.task is not None), "NAME")
         files = []
         for source in sorted((_FILES / layout).rglob("*")):
             if source.is_file() and source.suffix != ".pyc":
@@ -103,9 +113,11 @@ def write_layout(bundle: Path, layout: Layout, output: Output, *, name: str) -> 
                 text = source.read_text("utf-8")
                 place = temporary / path
                 place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_text(text if path.suffix == ".py" else Template(text).substitute(words), encoding="utf-8")
+                filled = text if path.suffix in _PROGRAMS else Template(text).substitute(words)
+                place.write_text(filled, encoding="utf-8")
                 files.append(path.as_posix())
-        written = (*(temporary / "model_repository").rglob("*.*"), *(temporary / "adapters").glob("*"))
+        written = [*(temporary / "model_repository").rglob("*.*"), *(temporary / "adapters").glob("*")]
+        written += [*temporary.glob("*.json"), *(temporary / "onnx").glob("*")]
         files += [path.relative_to(temporary).as_posix() for path in written]
     return Shipped(output.path, layout, name, tuple(sorted(files)))
 
@@ -123,6 +135,12 @@ def _copied(bundle: Path, layout: Layout, folder: Path, name: str, manifest: Man
     if layout == "triton":
         _write_repository(bundle, folder / "model_repository", name, manifest)
         _write_adapters(bundle, folder / "adapters", manifest)
+        return manifest
+    if layout == "transformers.js":
+        check_for_transformers_js(bundle, manifest)
+        with TemporaryDirectory(dir=folder) as copy:
+            _copy(bundle, manifest, copied_for_transformers_js(manifest), Path(copy) / "read")
+            write_for_transformers_js(Path(copy) / "read", folder, manifest)
         return manifest
     if layout == "ray" and manifest.text is None:
         fix = f"give {argument('layout', 'docker')}, or build it again with {argument('tokenizer')}"

@@ -22,7 +22,7 @@ const FLAGS = [
 const PATIENCE = 120_000;
 
 /** A page without content, and what closes its browser. */
-async function opened() {
+export async function opened() {
   const where = process.env.CHROMIUM ?? "/usr/bin/chromium";
   if (where.startsWith("ws:")) {
     const browser = await puppeteer.connect({ browserWSEndpoint: where });

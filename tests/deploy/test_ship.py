@@ -66,7 +66,7 @@ def test_the_image_is_slim_and_runs_without_rights(bundle: Path, tmp_path: Path)
     assert service["ports"] == ["127.0.0.1:8080:8080"]
 
 
-@pytest.mark.parametrize("layout", ["triton", "kserve", "ray", "docker"])
+@pytest.mark.parametrize("layout", ["triton", "kserve", "ray", "docker", "transformers.js"])
 def test_nothing_stays_of_a_layout_of_a_damaged_bundle(bundle: Path, tmp_path: Path, layout: Layout) -> None:
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     with (copy / "base.bin").open("r+b") as file:

@@ -11,6 +11,12 @@ QUIET = (
     "--disable-sync",
     "--disable-features=BackForwardCache",
     "--js-flags=--liftoff-only",
+    "--enable-unsafe-webgpu",
+    "--use-webgpu-adapter=swiftshader",
+    "--enable-features=Vulkan,WebGPU",
+    "--use-vulkan=swiftshader",
+    "--disable-vulkan-surface",
 )
 """It stays on this machine; without a network, what it does in the background takes a tenth of a processor. To optimise
-ONNX Runtime in WebAssembly takes longer than what the page of a test would save."""
+ONNX Runtime in WebAssembly takes longer than what the page of a test would save. WebGPU runs on SwiftShader, without a
+GPU."""

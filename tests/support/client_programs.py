@@ -19,6 +19,8 @@ from clients import CPP_PACKAGES, EXAMPLES, Again, Client, missing_cpp_packages,
 from once import once
 from tiers import extended
 from toolchain import skip_or_fail
+from transformers_js import HERE as TRANSFORMERS_JS
+from transformers_js import TransformersJs
 
 if TYPE_CHECKING:
     from oci_registry import OciRegistry
@@ -118,6 +120,25 @@ def browser_client(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> I
     folder = once(tmp_path_factory, "browser", partial(_install, "browser")) / "browser"
     variants = frozenset({"inputs", "bank", "fanout", "baked"})
     yield from _kept(Client((node, str(folder / "client.mjs")), variants, {"CHROMIUM": chromium}))
+
+
+@pytest.fixture(scope="session")
+@extended
+def transformers_js(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TransformersJs]:
+    """transformers.js in Node, and its packages for browsers."""
+    npm, node = tool("npm", "npm"), tool("node", "nodejs")
+
+    def make(folder: Path) -> None:
+        for name in ("package.json", "package-lock.json"):
+            shutil.copyfile(TRANSFORMERS_JS / name, folder / name)
+        succeed([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"], folder)
+
+    packages = once(tmp_path_factory, "transformers_js", make) / "node_modules"
+    root = tmp_path_factory.mktemp("shipped")
+    (root / "node_modules").symlink_to(packages)
+    again = Again((node, _DRIVERS / "again.mjs"), TRANSFORMERS_JS / "ask.mjs", {"ORT_DISABLE_TELEMETRY": "1"})
+    yield TransformersJs(root, again)
+    again.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Write what Triton, KServe, Ray or Docker needs to serve a bundle."""
+"""Write what Triton, KServe, Ray, Docker or transformers.js needs to run a bundle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def ship(
     output: Annotated[PathLike, Option("The folder to write.", "DIR", "-o")],
     *,
     layout: Annotated[
-        Literal["triton", "kserve", "ray", "docker"], Option("NVIDIA Triton, KServe, Ray Serve, or containers.")
+        Literal["triton", "kserve", "ray", "docker", "transformers.js"],
+        Option("NVIDIA Triton, KServe, Ray Serve, containers, or transformers.js."),
     ],
     name: Annotated[
         str | None, Option("Name of the service or model. Default: the name of the bundle's folder.", "NAME")
@@ -33,7 +34,8 @@ def ship(
 
     `triton`: a model repository whose models take adapters as optional inputs, and a client. `kserve`: an
     `InferenceService`, and a server built on KServe's own. `ray`: a Ray Serve application with multiplexed adapters.
-    `docker`: a Dockerfile of `adapter-export serve`, and a compose file. A README in the folder has the next commands.
+    `docker`: a Dockerfile of `adapter-export serve`, and a compose file. `transformers.js`: the graph `bank` with its
+    weights and tokenizer, and a table of adapters. A README in the folder has the next commands.
 
     Args:
         bundle: the bundle, or its folder.
@@ -44,7 +46,8 @@ def ship(
         The folder, and the files in it.
 
     Raises:
-        UsageError: not every platform accepts the name, or the bundle has no tokenizer, which `ray` needs.
+        UsageError: not every platform accepts the name, or the bundle lacks what the layout needs: a tokenizer (`ray`
+            and `transformers.js`), or a graph `bank` (`transformers.js`).
         InputError: the bundle is damaged.
         OutputExistsError, WriteError: the folder cannot be written.
     """
@@ -72,5 +75,6 @@ COMMAND = Command(
     examples=(
         "adapter-export ship bundle --layout docker --output image",
         "adapter-export ship bundle --layout triton --output triton --name minilm",
+        "adapter-export ship bundle --layout transformers.js --output web/minilm",
     ),
 )

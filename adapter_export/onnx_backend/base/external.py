@@ -167,10 +167,7 @@ def write_model(model: ir.Model, path: Path, *, copy_weights: bool = False) -> N
     }
     used = sum(tensor.nbytes for tensor in weights.values() if isinstance(tensor, ir.ExternalTensor))
     if copy_weights or not _link(large, used, path.with_name(WEIGHTS_FILE)):
-        tensors = [readable(tensor) for tensor in large.values()]
-        written = ir.external_data.convert_tensors_to_external(tensors, path.parent, WEIGHTS_FILE)
-        for value, external in zip(large, written, strict=True):
-            value.const_value = external
+        _stream(large, path.with_name(WEIGHTS_FILE))
     for value in weights.keys() - large.keys():
         value.const_value = in_memory(weights[value])
     ir.save(model, path)
@@ -184,6 +181,25 @@ def write_model(model: ir.Model, path: Path, *, copy_weights: bool = False) -> N
             found=str(error).partition("\n")[0],
             fix="check the base with `onnx.checker`; if it passes, report this",
         ) from error
+
+
+def join_weights(model: ir.Model, path: Path) -> bool:
+    """Write the external data of a model, however many files it is in, into one file, which the model then refers to.
+
+    Returns false, and writes nothing, if the model has no external data.
+    """
+    external = dict(_external_values(model))
+    if external:
+        _stream(external, path)
+    return bool(external)
+
+
+def _stream(tensors: Mapping[ir.Value, ir.TensorProtocol], path: Path) -> None:
+    """Write tensors to a file, one at a time, and let their values refer to it."""
+    read = [readable(tensor) for tensor in tensors.values()]
+    written = ir.external_data.convert_tensors_to_external(read, path.parent, path.name)
+    for value, external in zip(tensors, written, strict=True):
+        value.const_value = external
 
 
 def is_large(model: ir.Model) -> bool:

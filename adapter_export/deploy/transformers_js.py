@@ -1,0 +1,144 @@
+"""The folder that transformers.js loads, in Node and browsers.
+
+transformers.js finds files by their names: `config.json`, `tokenizer.json`, `tokenizer_config.json`, `onnx/model.onnx`
+and, as the only file with weights, `onnx/model.onnx_data` (`src/utils/model-loader.js` in its repository).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from adapter_export.bundle.variants.bank_variant import BANK_FILE
+from adapter_export.errors import FormatError, UsageError, argument, quoted
+from adapter_export.format.manifest import Manifest, token_lengths
+from adapter_export.onnx_backend.base.external import WEIGHTS_FILE, join_weights, read_model
+from adapter_export.safe_io.parsers import parsing
+from adapter_export.safe_io.regular_files import read_text
+from adapter_export.text import TOKENIZER_FILE, unfillable
+
+_MODEL_TYPE = "custom"
+"""A type that transformers.js runs as it is: the inputs of the graph in, its outputs out."""
+
+_TASK_FIELDS = ("labels", "activation", "input", "prefix", "truncation")
+
+
+def check_for_transformers_js(bundle: Path, manifest: Manifest) -> None:
+    """Raise UsageError if transformers.js cannot answer texts with a bundle."""
+    if manifest.bank is None:
+        fix = f"build it again with {argument('variants', ['slots', 'inputs', 'bank'])}"
+        raise UsageError("has no graph whose rows choose adapters, which transformers.js runs", where=bundle, fix=fix)
+    if manifest.text is None:
+        fix = f"build it again with {argument('tokenizer')}, or run arrays with `examples/node` or `examples/browser`"
+        raise UsageError("has no tokenizer, and transformers.js reads texts", where=bundle, fix=fix)
+    unknown = unfillable(record.name for record in manifest.inputs)
+    if unknown:
+        fix = "give arrays with `examples/node` or `examples/browser`"
+        raise UsageError("has inputs that text cannot fill", where=bundle, found=quoted(unknown), fix=fix)
+    lengths = token_lengths(manifest.inputs, manifest.lengths)
+    if not lengths.unbroken and not (_may_pad(manifest) and lengths.maximum):
+        raise UsageError(
+            "takes only some lengths, and padding changes its answers",
+            where=bundle,
+            found=str(lengths),
+            fix="export the base with a free number of tokens",
+        )
+    for record in manifest.adapters:
+        if record.task is not None and record.task.tokenizer not in (None, manifest.text.digest):
+            raise UsageError(
+                "was trained with another tokenizer than the bundle's, which would give it other ids",
+                where=f"adapter `{record.name}`",
+                fix="build the bundle with the tokenizer that the adapter was trained with, or remove the adapter",
+            )
+
+
+def copied_for_transformers_js(manifest: Manifest) -> list[str]:
+    """Return the paths of the bundle's files that `write_for_transformers_js` reads."""
+    assert manifest.text is not None
+    weights = {WEIGHTS_FILE, BANK_FILE} & {file.path for file in manifest.files}
+    return [manifest.graphs["bank"], manifest.text.tokenizer, *sorted(weights)]
+
+
+def write_for_transformers_js(source: Path, folder: Path, manifest: Manifest) -> None:
+    """Write the model, its tokenizer and the table of adapters from verified copies in `source`."""
+    assert manifest.text is not None
+    (folder / "onnx").mkdir(exist_ok=True)
+    graph = source / manifest.graphs["bank"]
+    model = read_model(graph, lambda reason: FormatError("is not an ONNX model", where=graph, found=reason))
+    has_weights = join_weights(model, folder / "onnx" / "model.onnx_data")
+    ir.save(model, folder / "onnx" / "model.onnx")
+    documents = {
+        "config.json": _config(manifest, has_weights=has_weights),
+        "adapters.json": _adapters(manifest),
+        TOKENIZER_FILE: _with_sigma(_read(source / manifest.text.tokenizer)),
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizer"},
+    }
+    for name, document in documents.items():
+        (folder / name).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _config(manifest: Manifest, *, has_weights: bool) -> Mapping[str, object]:
+    """Return `config.json`: how transformers.js opens the graph, and which rows may share a call."""
+    assert manifest.bank is not None
+    lengths, padded = token_lengths(manifest.inputs, manifest.lengths), _may_pad(manifest)
+    return {
+        "model_type": _MODEL_TYPE,
+        # without a type, transformers.js looks for `model_quantized.onnx` in browsers
+        "transformers.js_config": {"dtype": "fp32", "use_external_data_format": has_weights},
+        "adapter_export": {
+            "adapter_ids": manifest.bank.ids,
+            "mixes_rows": manifest.batch_invariant and padded,
+            "padded_to": None if lengths.unbroken else lengths.maximum,
+        },
+    }
+
+
+def _adapters(manifest: Manifest) -> Mapping[str, Mapping[str, object]]:
+    """Return by name the row of each adapter in the bank, and how its texts and results are read."""
+    assert manifest.bank is not None
+    found: dict[str, Mapping[str, object]] = {}
+    most = token_lengths(manifest.inputs, manifest.lengths).maximum
+    for record in manifest.adapters:
+        facts: dict[str, object] = {"row": manifest.bank.rows.index(record.name), "output": record.output, "task": None}
+        if (task := record.task) is not None:
+            limits = [limit for limit in (task.max_tokens, most) if limit is not None]
+            facts |= {"task": task.type, "max_tokens": min(limits, default=None)}
+            facts |= {name: getattr(task, name) for name in _TASK_FIELDS}
+            facts["thresholds"] = [task.threshold(at) for at, _ in enumerate(task.labels)]
+        found[record.name] = facts
+    return found
+
+
+def _may_pad(manifest: Manifest) -> bool:
+    """Return whether rows of any adapter may be padded."""
+    has_mask = any(record.name == "attention_mask" for record in manifest.inputs)
+    return has_mask and manifest.padding_neutral and not manifest.counts_padding
+
+
+def _read(tokenizer: Path) -> dict[str, Any]:
+    with parsing(lambda reason: FormatError("is not a `tokenizer.json`", where=tokenizer.name, found=reason)):
+        document: dict[str, Any] = json.loads(read_text(tokenizer))
+    return document
+
+
+def _with_sigma(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """Return a `tokenizer.json` that lowers Σ to σ in JavaScript, too, as the tokenizers library does everywhere.
+
+    JavaScript lowers a Σ at the end of a word to ς, which gives other ids.
+    """
+    normalizer = tokenizer.get("normalizer")
+    if not _lowers(normalizer):
+        return tokenizer
+    sigma = {"type": "Replace", "pattern": {"String": "Σ"}, "content": "σ"}
+    return {**tokenizer, "normalizer": {"type": "Sequence", "normalizers": [sigma, normalizer]}}
+
+
+def _lowers(normalizer: Mapping[str, Any] | None) -> bool:
+    if normalizer is None:
+        return False
+    own = normalizer["type"] == "Lowercase" or normalizer.get("lowercase") is True
+    return own or any(map(_lowers, normalizer.get("normalizers", ())))
