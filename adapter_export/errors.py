@@ -15,18 +15,20 @@
     │   ├── FormatError                   a file whose contents break the format
     │   │   ├── VersionError
     │   │   ├── HashError
+    │   │   ├── NoArtifactError           neither a bundle nor an adapter
     │   │   └── TensorError
     │   ├── SignatureError                a bundle that is not signed as it should be
     │   ├── RemoteError                   what a hub or a registry does not give or take
-    │   │   ├── UnreachableError          it does not answer, or there is no network
-    │   │   ├── NotFoundError             it has no such repository, tag or revision
-    │   │   └── DeniedError               it wants other credentials
+    │   │   ├── UnreachableError          exit code 7: it does not answer, or there is no network
+    │   │   ├── NotFoundError             exit code 8: it has no such repository, tag or revision
+    │   │   └── DeniedError               exit code 9: it wants other credentials
     │   ├── BaseModelError                a base model that cannot be used
     │   │   ├── UnsafeArchiveError
     │   │   │   └── UnknownFieldError
     │   │   └── NoSitesError
     │   ├── AdapterError                  an adapter that does not fit
-    │   │   └── BaseMismatchError
+    │   │   ├── BaseMismatchError
+    │   │   └── OtherModulesError         one of another library whose modules the base does not have
     │   ├── DataError                     training data that cannot be used
     │   ├── TrainingError                 a training run that cannot go on
     │   └── RequestError                  a call of a session with inputs that do not fit
@@ -49,6 +51,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import PurePath
 from typing import ClassVar, Literal
 
 Face = Literal["python", "shell"]
@@ -257,6 +260,8 @@ class AdapterExportError(Exception):
 
 
 def _note(fact: object | None) -> Note | None:
+    if isinstance(fact, PurePath) and fact.parts[:1] in (("hf:",), ("oci:",)):
+        fact = fact.as_posix().replace(":/", "://", 1)  # a path of `hf://owner/name` has lost a slash
     return None if fact is None else Note(fact if isinstance(fact, str) else str(fact))
 
 
@@ -383,6 +388,10 @@ class HashError(FormatError):
         super().__init__(what, where=path, found=f"sha256 {found[:12]}…", expected=f"sha256 {expected[:12]}…", fix=fix)
 
 
+class NoArtifactError(FormatError):
+    """A folder or a repository that is neither a bundle nor an adapter."""
+
+
 class TensorError(FormatError):
     """Tensors that are missing, left over, of a wrong shape or type, or not finite."""
 
@@ -398,13 +407,19 @@ class RemoteError(InputError):
 class UnreachableError(RemoteError):
     """A hub or a registry that does not answer, or not now; trying again may help."""
 
+    exit_code = 7
+
 
 class NotFoundError(RemoteError):
     """A repository, tag or revision that is not there."""
 
+    exit_code = 8
+
 
 class DeniedError(RemoteError):
     """A hub or a registry that does not let these credentials, or none, do what was asked."""
+
+    exit_code = 9
 
 
 class BaseModelError(InputError):
@@ -438,6 +453,10 @@ class BaseMismatchError(AdapterError):
             expected=expected,
             fix=f"give the base that it was trained on{allowed if can_be_allowed else ''}",
         )
+
+
+class OtherModulesError(AdapterError):
+    """An adapter of another library whose architecture or modules are not those of the base."""
 
 
 class DataError(InputError):

@@ -35,6 +35,13 @@ class Option:
     variable: str = ""
 
 
+class Remote:
+    """Marks a path in an annotation that may be an address of a hub, too, such as `hf://owner/name`."""
+
+
+REMOTE = Remote()
+
+
 class OptionsOf:
     """Options of a call that classes declare, each an annotated field with its default.
 

@@ -24,8 +24,8 @@ COMMANDS: Mapping[str, Entry] = found_commands()
     "  adapter-export check bundle --against model.pt\n"
     "  adapter-export run bundle --adapter a --text 'How far is the moon?'\n"
     "\n\b\nExit codes: 0 done, 1 a comparison failed, 2 wrong call, 3 bad input, 4 nothing was compared,\n"
-    "5 a bug, 6 a gate on training rows, 130 interrupted. With `--json` every command writes one document\n"
-    "to stdout, errors too.",
+    "5 a bug, 6 a gate on training rows, 7 a hub is unreachable, 8 it has no such repository or revision,\n"
+    "9 it denies access, 130 interrupted. With `--json` every command writes one document to stdout, errors too.",
 )
 @click.version_option(__version__, prog_name="adapter-export", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show tracebacks and the warnings of libraries.")

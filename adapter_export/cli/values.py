@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 
-from adapter_export.option import Option
+from adapter_export.option import REMOTE, Option
 
 
 def types_of(hint: object) -> tuple[frozenset[Any], Option]:
-    """Return the types that a value can have, without `None`, and what is said of it."""
-    said: object = Option()
+    """Return the types that a value can have, without `None`, and what is said of it.
+
+    A path that may be on a hub, too, has the mark `REMOTE` among its types.
+    """
+    notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    said = next((note for note in notes if note is not REMOTE), Option())
+    return frozenset(_members(hint)) - {NoneType}, said if isinstance(said, Option) else Option(str(said))
+
+
+def _members(hint: object) -> Iterator[object]:
+    """Yield the types of a union, and the marks of paths in it."""
     if get_origin(hint) is Annotated:
-        hint, said = get_args(hint)[:2]
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return frozenset(kinds) - {NoneType}, said if isinstance(said, Option) else Option(str(said))
+        inner, *notes = get_args(hint)
+        yield from _members(inner)
+        yield from (note for note in notes if note is REMOTE)
+    elif get_origin(hint) in (Union, UnionType):
+        for one in get_args(hint):
+            yield from _members(one)
+    else:
+        yield hint
 
 
 def converter(kind: frozenset[Any], said: Option) -> Any:
@@ -31,6 +45,8 @@ def converter(kind: frozenset[Any], said: Option) -> Any:
         return click.IntRange(min=said.least)
     if kind in _CONVERTERS:
         return _CONVERTERS[kind]
+    if REMOTE in kind:
+        return ADDRESS
     literals = [word for one in kind if get_origin(one) is Literal for word in get_args(one)]
     if literals:
         return click.Choice(literals)
@@ -134,5 +150,25 @@ _CONVERTERS: Mapping[frozenset[Any], click.ParamType[Any]] = {
         "A=0.3,B=0.7", _weights_by_name, "is no list such as `a=0.3,b=0.7`; `--weights` names the members"
     ),
 }
-_PATH = click.Path(path_type=Path)  # its reader says whether it is there, in the words of `errors.py`
-_PLAIN: Mapping[type, click.ParamType[Any]] = {Path: _PATH, int: click.INT, float: click.FLOAT, str: click.STRING}
+
+
+class _LocalPath(click.Path):
+    """A path on this machine; its reader says whether it is there, in the words of `errors.py`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse an address of a hub, of which a path would lose a slash."""
+        if isinstance(value, str) and "://" in value:
+            self.fail(f"`{value}` is no path on this machine; `push` and `pull` go to hubs and registries", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _Address(click.Path):
+    """A path, an id of a hub or a reference, as the user wrote it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
+        """Return the text: a path would lose a slash of `hf://owner/name`, and the dot of `./owner/name`."""
+        return value
+
+
+LOCAL_PATH, ADDRESS = _LocalPath(path_type=Path), _Address()
+_PLAIN: Mapping[type, click.ParamType[Any]] = {Path: LOCAL_PATH, int: click.INT, float: click.FLOAT, str: click.STRING}

@@ -51,6 +51,10 @@ class BaseFacts(Protocol):
     def model_type(self) -> str | None:
         """The name of its architecture in transformers, if it is known."""
 
+    @property
+    def source(self) -> str | None:
+        """The repository of the Hub that it was captured from, `hf://owner/name@commit`, if it is known."""
+
 
 @dataclass(frozen=True)
 class BaseRecord:
@@ -64,6 +68,7 @@ class BaseRecord:
         not_placed: the layers with trained weights at which none can.
         notes: what was done to it when it was opened, or captured.
         model_type: the name of its architecture in transformers.
+        source: the repository of the Hub that it was captured from, with its commit.
         base_head: of its base head, `task` and `parameters`.
         external: the sha256 of each file with weights of an ONNX graph, by its path from the graph's folder.
     """
@@ -75,6 +80,7 @@ class BaseRecord:
     not_placed: tuple[str, ...]
     notes: tuple[str, ...]
     model_type: str | None
+    source: str | None
     base_head: Mapping[str, Any] | None
     external: Mapping[str, str]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapter_export.errors import InputError, visible
 from adapter_export.format.records import Count
 from adapter_export.graph.tasks import TASK_TYPES, ProblemType, Task
 from adapter_export.safe_io.documents import read_json
@@ -28,6 +29,9 @@ class Generation:
     padding: Count | None = None
     tokenizer_config: str | None = None
 
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""The configuration of an adapter of PEFT or AdapterHub."""
 
 CLASS_TYPES: Mapping[str, ProblemType] = {end: name for name, kind in TASK_TYPES.items() for end in kind.model_classes}
 """Task type of a transformers head, by the suffix of the model's class name."""
@@ -121,3 +125,14 @@ def _cross_encoder(config: Mapping[str, Any]) -> str | None:
     record = config.get("sentence_transformers")
     found = record.get("activation_fn") if isinstance(record, dict) else config.get(_CROSS_ENCODER)
     return found if isinstance(found, str) else None
+
+
+def named_base(folder: Path) -> str | None:
+    """Return the model that the configuration of a PEFT or AdapterHub adapter names, if it names one."""
+    try:
+        document: Any = read_json(folder / ADAPTER_CONFIG)
+    except InputError:
+        return None
+    known = document if isinstance(document, dict) else {}
+    base = known.get("base_model_name_or_path") or known.get("model_name")
+    return visible(base[:200]) if isinstance(base, str) and base else None

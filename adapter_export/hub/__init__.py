@@ -1,5 +1,1 @@
-"""Bundles and adapters on the Hugging Face Hub and in OCI registries; needs the extra `hub`."""
-
-from adapter_export.hub.fetch import fetch
-
-__all__ = ["fetch"]
+"""Bundles, adapters, models and tables on the Hugging Face Hub and in OCI registries; needs the extra `hub`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from adapter_export.errors import FormatError, HashError, quoted, visible, within
+from adapter_export.errors import FormatError, HashError, NoArtifactError, quoted, visible, within
 from adapter_export.format.adapter_files import GRAPH_FILE, WEIGHTS_FILE, read_adapter
 from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest, verify_files
 from adapter_export.format.records import Count, RelativePath, Sha256, record_from_json
@@ -80,12 +80,12 @@ def kind_of(names: Collection[str], where: object) -> Kind:
     """Return what a folder with these files is.
 
     Raises:
-        FormatError: neither a bundle nor an adapter.
+        NoArtifactError: neither a bundle nor an adapter.
     """
     for kind, head in HEADS.items():
         if head in names:
             return kind
-    raise FormatError(
+    raise NoArtifactError(
         "is neither a bundle nor an adapter",
         where=where,
         found=quoted(sorted(names)[:5]) or "no files",

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from adapter_export.errors import (
     BusyError,
@@ -33,15 +34,23 @@ from adapter_export.hub.artifact import (
     HEADS,
     Kind,
     Remote,
+    RemoteFile,
     Source,
     check_bounds,
     check_expected,
+    digest_of,
     kind_of,
     needed_files,
     read_whole,
 )
 from adapter_export.hub.huggingface import Hub, endpoint, is_offline
-from adapter_export.hub.reference import HubReference, Reference, parse_reference
+from adapter_export.hub.reference import (
+    DatasetReference,
+    HubReference,
+    Reference,
+    RegistryReference,
+    parse_reference,
+)
 from adapter_export.hub.registry import Registry
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.documents import read_json
@@ -83,13 +92,29 @@ class Fetched(Described):
         return str(parse_reference(self.reference).pinned(self.pin))
 
 
-@dataclass(frozen=True)
-class _Order:
-    """The arguments of `fetch`."""
+class Contents(Protocol):
+    """The files of a repository that are taken, and their verification."""
 
-    reference: Reference
-    expect: str | None
-    proof: Proof | None
+    @property
+    def suffix(self) -> str:
+        """The end of the name of their folder in the cache, which differs from that of other contents."""
+
+    def take(self, source: Source, remote: Remote, folder: Path, order: Order) -> None:
+        """Write the files to a folder, verified."""
+
+    def verify(self, folder: Path) -> None:
+        """Compare the files of a folder of the cache with their hashes; an `InputError` removes the folder."""
+
+    def accept(self, folder: Path) -> None:
+        """Refuse a folder that is whole, but not what the caller expects."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is fetched, and the reporter of the call."""
+
+    reference: Reference | DatasetReference
+    contents: Contents
     reporter: Reporter
 
 
@@ -142,19 +167,31 @@ def fetch_all(
     reporter: Reporter = SILENT,
 ) -> Fetched:
     """Do what `fetch` does, and return the kind, the digest and the pinned reference as well."""
-    wanted, cache = parse_reference(reference), _cache()
-    expect = None if expect is None else expect.removeprefix("sha256:").lower()
-    order = _Order(wanted, expect, proof, reporter)
+    wanted = parse_reference(reference)
+    contents = _Artifact(None if expect is None else expect.removeprefix("sha256:").lower(), proof)
+    pin, folder = fetch_contents(Order(wanted, contents, reporter), partial(_source, wanted, plain_http=plain_http))
+    kind = kind_of({path.name for path in folder.iterdir()}, folder)
+    return Fetched(str(wanted), kind, pin, digest_of(folder, kind), folder)
+
+
+def fetch_contents(order: Order, opened: Callable[[], AbstractContextManager[Source]]) -> tuple[str, Path]:
+    """Return the pin of a reference, and a folder of the cache with its contents, verified; errors are of `fetch`.
+
+    Args:
+        order: what is fetched.
+        opened: opens the hub or the registry, which is asked unless the cache answers.
+    """
+    wanted, cache = order.reference, _cache()
     known = wanted.pin or _known(cache, wanted)
     if known is not None and (wanted.pin is not None or is_offline()):
         found = _cached(cache, known, order)
         if found is not None:
-            return found
-    with _source(wanted, plain_http=plain_http) as source:
+            return known, found
+    with opened() as source:
         try:
             remote = source.resolve()
         except UnreachableError as error:
-            if known is not None and _place(cache, wanted, known).is_dir():
+            if known is not None and _place(cache, order, known).is_dir():
                 fix = f"what it stood for last is in the cache: give `{wanted.pinned(known)}`"
                 raise UnreachableError(error.what, where=error.where, found=error.found, fix=fix) from error
             raise
@@ -162,14 +199,14 @@ def fetch_all(
             order.reporter.note(f"`{wanted}` has moved: it was `{known}`, and is `{remote.pin}` now")
         found = _cached(cache, remote.pin, order)
         if found is None:
-            _take(source, remote, _place(cache, wanted, remote.pin), order)
+            _take(source, remote, _place(cache, order, remote.pin), order)
             found = _cached(cache, remote.pin, order)
     if found is None:
-        raise FileError("was removed while it was taken", where=_place(cache, wanted, remote.pin), fix="run again")
+        raise FileError("was removed while it was taken", where=_place(cache, order, remote.pin), fix="run again")
     if known != remote.pin:
         with Output(_record(cache, wanted), force=True).file() as temporary:
             temporary.write_bytes(canonical_json(asdict(_Known(str(wanted), remote.pin))))
-    return found
+    return remote.pin, found
 
 
 @contextmanager
@@ -217,19 +254,20 @@ def _cache() -> Path:
     return cache
 
 
-def _place(cache: Path, reference: Reference, pin: str) -> Path:
-    """Return the folder of an artifact; that of a digest is the same for all, for it says all that is in it."""
-    if not isinstance(reference, HubReference):
+def _place(cache: Path, order: Order, pin: str) -> Path:
+    """Return the folder of some contents; that of a digest is the same for all, for it says all that is in it."""
+    reference = order.reference
+    if isinstance(reference, RegistryReference):
         return cache / pin.replace(":", "-")
     repository = hashlib.sha256(f"{endpoint()}/{reference.repository}".encode()).hexdigest()
-    return cache / f"hf-{repository[:32]}-{pin}"
+    return cache / f"hf-{repository[:32]}-{pin}{order.contents.suffix}"
 
 
-def _record(cache: Path, reference: Reference) -> Path:
+def _record(cache: Path, reference: Reference | DatasetReference) -> Path:
     return cache / "references" / f"{hashlib.sha256(str(reference).encode()).hexdigest()}.json"
 
 
-def _known(cache: Path, reference: Reference) -> str | None:
+def _known(cache: Path, reference: Reference | DatasetReference) -> str | None:
     """Return the last target of a reference; `None` if it is unknown, or its record is damaged."""
     try:
         known = record_from_json(_Known, read_json(_record(cache, reference)))
@@ -238,34 +276,29 @@ def _known(cache: Path, reference: Reference) -> str | None:
     return known.pin if known.reference == str(reference) else None
 
 
-def _cached(cache: Path, pin: str, order: _Order) -> Fetched | None:
-    """Return an artifact of the cache; `None` if it is missing, or damaged and therefore removed."""
-    folder = _place(cache, order.reference, pin)
+def _cached(cache: Path, pin: str, order: Order) -> Path | None:
+    """Return contents of the cache; `None` if they are missing, or damaged and therefore removed."""
+    folder = _place(cache, order, pin)
     if not folder.is_dir():
         return None
     try:
-        kind = kind_of({path.name for path in folder.iterdir()}, folder)
-        read_whole(folder, kind)
+        order.contents.verify(folder)
     except InputError as error:
         with locked(folder):
             shutil.rmtree(folder, ignore_errors=True)
         order.reporter.note(f"what the cache had was damaged, and is taken again: {error}")
         return None
-    digest = check_expected(folder, kind, order.expect)
-    if order.proof is not None:
-        order.proof(folder)
-    return Fetched(str(order.reference), kind, pin, digest, folder)
+    order.contents.accept(folder)
+    return folder
 
 
-def _take(source: Source, remote: Remote, folder: Path, order: _Order) -> None:
-    """Take an artifact to its place in the cache; if another process does so already, wait for that one."""
+def _take(source: Source, remote: Remote, folder: Path, order: Order) -> None:
+    """Take contents to their place in the cache; if another process does so already, wait for that one."""
     until = time.monotonic() + _WAIT_SECONDS
     while True:
         try:
             with Output(folder).folder() as temporary:
-                _download(source, remote, temporary, order)
-                if order.proof is not None:
-                    order.proof(temporary)
+                order.contents.take(source, remote, temporary, order)
             return
         except OutputExistsError:  # another process was faster
             return
@@ -275,32 +308,70 @@ def _take(source: Source, remote: Remote, folder: Path, order: _Order) -> None:
             time.sleep(0.1)
 
 
-def _download(source: Source, remote: Remote, folder: Path, order: _Order) -> None:
-    where = order.reference
-    kind = kind_of(remote.files, where)
-    head = HEADS[kind]
-    check_bounds([remote.files[head]], where)
-    source.download(remote.files[head], folder)
-    check_expected(folder, kind, order.expect)
-    needed = needed_files(folder, kind)
-    for path, size in needed.items():
-        found = remote.files.get(path)
-        if found is None or size not in (None, found.size):
-            raise FormatError(
-                f"does not have the files that its `{head}` lists",
-                where=where,
-                found=f"no `{path}`" if found is None else f"`{path}` of {found.size:,} bytes",
-                expected=f"`{path}`" if size is None else f"`{path}` of {size:,} bytes",
-                fix="push it again",
-            )
-    optional = [CARD_FILE, *([SIGNATURE_FILE, REPORT_FILE] if kind == "bundle" else [])]
-    files = [remote.files[path] for path in (*needed, *optional) if path in remote.files]
-    check_bounds(files, where)
+def download_all(source: Source, files: Collection[RemoteFile], folder: Path, order: Order, before: int = 0) -> None:
+    """Write files to a folder, if they are within the limits and there is room for them.
+
+    Args:
+        source: the hub or the registry.
+        files: what it has.
+        folder: receives them.
+        order: what is fetched.
+        before: the number of files that were taken before, for the message.
+
+    Raises:
+        FormatError: there are too many files or bytes.
+        WriteError: the disk has no room for them.
+    """
+    check_bounds(files, order.reference)
     total, free = sum(file.size for file in files), shutil.disk_usage(folder).free
     if total > free:
         raise WriteError(folder.parent, f"{total:,} bytes are needed, and {free:,} are free")
-    order.reporter.step(f"taking {len(files) + 1} files, {total / 1e6:,.1f} MB")
+    order.reporter.step(f"taking {len(files) + before} files, {total / 1e6:,.1f} MB")
     for file in files:
         source.download(file, folder)
-    with within(where):
-        read_whole(folder, kind)
+
+
+@dataclass(frozen=True)
+class _Artifact:
+    """A bundle or an adapter: its head, and the files that the head lists."""
+
+    expect: str | None
+    proof: Proof | None
+    suffix: str = ""
+
+    def take(self, source: Source, remote: Remote, folder: Path, order: Order) -> None:
+        """Take the head first: it decides whether the rest is wanted."""
+        where = order.reference
+        kind = kind_of(remote.files, where)
+        head = HEADS[kind]
+        check_bounds([remote.files[head]], where)
+        source.download(remote.files[head], folder)
+        check_expected(folder, kind, self.expect)
+        needed = needed_files(folder, kind)
+        for path, size in needed.items():
+            found = remote.files.get(path)
+            if found is None or size not in (None, found.size):
+                raise FormatError(
+                    f"does not have the files that its `{head}` lists",
+                    where=where,
+                    found=f"no `{path}`" if found is None else f"`{path}` of {found.size:,} bytes",
+                    expected=f"`{path}`" if size is None else f"`{path}` of {size:,} bytes",
+                    fix="push it again",
+                )
+        optional = [CARD_FILE, *([SIGNATURE_FILE, REPORT_FILE] if kind == "bundle" else [])]
+        files = [remote.files[path] for path in (*needed, *optional) if path in remote.files]
+        download_all(source, files, folder, order, before=1)
+        with within(where):
+            read_whole(folder, kind)
+        if self.proof is not None:
+            self.proof(folder)
+
+    def verify(self, folder: Path) -> None:
+        """Compare all hashes."""
+        read_whole(folder, kind_of({path.name for path in folder.iterdir()}, folder))
+
+    def accept(self, folder: Path) -> None:
+        """Compare the digest with the expected one, and call the proof."""
+        check_expected(folder, kind_of({path.name for path in folder.iterdir()}, folder), self.expect)
+        if self.proof is not None:
+            self.proof(folder)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 from huggingface_hub.constants import is_offline_mode
@@ -34,7 +35,7 @@ from adapter_export.errors import (
 )
 from adapter_export.format.manifest_json import UNLISTED
 from adapter_export.hub.artifact import HEADS, Remote, RemoteFile, files_by_path, needed_files
-from adapter_export.hub.reference import HubReference
+from adapter_export.hub.reference import DatasetReference, HubReference
 from adapter_export.safe_io.parsers import reason
 from adapter_export.safe_io.regular_files import copy_hashed
 from adapter_export.version import __version__
@@ -62,8 +63,9 @@ class Hub:
         reference: to a revision of it.
     """
 
-    def __init__(self, reference: HubReference) -> None:
+    def __init__(self, reference: HubReference | DatasetReference) -> None:
         self.reference = reference
+        self._type = "dataset" if isinstance(reference, DatasetReference) else "model"
         self._api = HfApi(library_name="adapter-export", library_version=__version__)
         self._snapshot: Path | None = None
         self._commit: str | None = None
@@ -78,7 +80,7 @@ class Hub:
         name, revision = self.reference.repository, self.reference.revision
         with self._asked():
             if is_offline():
-                self._snapshot = Path(snapshot_download(name, revision=revision, local_files_only=True))
+                self._snapshot = self._cached_snapshot()
                 self._commit = self._snapshot.name
                 rows = [
                     {"path": path.relative_to(self._snapshot).as_posix(), "size": path.stat().st_size, "digest": None}
@@ -86,7 +88,7 @@ class Hub:
                     if path.is_file()
                 ]
             else:
-                info = self._api.model_info(name, revision=revision, files_metadata=True)
+                info: Any = self._api.repo_info(name, revision=revision, repo_type=self._type, files_metadata=True)
                 self._commit = str(info.sha)
                 rows = [
                     {"path": one.rfilename, "size": one.size or 0, "digest": one.lfs.sha256 if one.lfs else None}
@@ -113,7 +115,11 @@ class Hub:
         with TemporaryDirectory(dir=folder, prefix=".") as beside:  # the library keeps notes of its own there
             with self._asked():
                 path = self._api.hf_hub_download(
-                    self.reference.repository, file.path, revision=self._commit, local_dir=beside
+                    self.reference.repository,
+                    file.path,
+                    repo_type=self._type,
+                    revision=self._commit,
+                    local_dir=beside,
                 )
             got = Path(beside, "got")
             found, size = copy_hashed(Path(path), got, file.size + 1), got.stat().st_size
@@ -128,6 +134,11 @@ class Hub:
             if file.digest is not None and found != file.digest:
                 raise HashError(where, "the hub gave other bytes than it said", found=found, expected=file.digest)
             got.replace(place)
+
+    def _cached_snapshot(self) -> Path:
+        """Return the snapshot of the reference in the library's cache; errors are those of the library."""
+        name, revision = self.reference.repository, self.reference.revision
+        return Path(snapshot_download(name, repo_type=self._type, revision=revision, local_files_only=True))
 
     def push(self, files: Mapping[str, Path], *, private: bool, message: str) -> str:
         """Make one commit of the files of an artifact, in a repository that is made if there is none; return its id.
@@ -152,7 +163,8 @@ class Hub:
         """Return the current commit of the reference; `None` if there is none."""
         try:
             with self._asked():
-                return self._api.model_info(self.reference.repository, revision=self.reference.revision).sha
+                info = self._api.repo_info(self.reference.repository, revision=self.reference.revision)
+                return str(info.sha)
         except NotFoundError:
             return None
 
@@ -185,12 +197,20 @@ class Hub:
             fix = "unset it, or pull this reference before" if is_offline() else "run again"
             raise UnreachableError(what, where=where, found=_said(error), fix=fix) from error
         except GatedRepoError as error:
-            raise DeniedError(
-                "is open to those alone who asked for it", where=where, found=_said(error), fix=_TOKEN
-            ) from error
-        except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
-            fix = f"check its name and revision; if it is private, {_TOKEN}"
-            raise NotFoundError("is not there", where=where, found=_said(error), fix=fix) from error
+            page = f"{endpoint()}/{'datasets/' if self._type == 'dataset' else ''}{where.repository}"
+            fix = f"ask for access at {page}, then {_TOKEN}"
+            raise DeniedError("is gated: its owner grants access", where=where, found=_said(error), fix=fix) from error
+        except RepositoryNotFoundError as error:
+            fix = f"check its name; if it is private, {_TOKEN}"
+            what = "the hub has no such repository, or does not show it to you"
+            raise NotFoundError(what, where=where, found=_said(error), fix=fix) from error
+        except RevisionNotFoundError as error:
+            fix = "give a branch, a tag or a commit of it, or leave the revision out"
+            what = "the repository has no such revision"
+            raise NotFoundError(what, where=where, found=_said(error), fix=fix) from error
+        except EntryNotFoundError as error:
+            fix = "run again: it was changed meanwhile"
+            raise NotFoundError("the repository has no such file", where=where, found=_said(error), fix=fix) from error
         except HfHubHTTPError as error:
             status = error.response.status_code
             if status in (_UNAUTHORIZED, _FORBIDDEN):
@@ -204,7 +224,7 @@ class Hub:
         except HFValidationError as error:
             raise UsageError("is no name of a repository", where=where, found=_said(error)) from error
         except (_TRANSPORT, ConnectionError, TimeoutError) as error:
-            fix = "check the network and `HF_ENDPOINT`"
+            fix = f"check the network and `HF_ENDPOINT`{self._offline_way()}"
             raise UnreachableError("the hub does not answer", where=where, found=_said(error), fix=fix) from error
         except RuntimeError as error:  # of a thread of the library, with what went wrong as its cause
             found = _said(error.__cause__ if isinstance(error.__cause__, Exception) else error)
@@ -212,6 +232,14 @@ class Hub:
         finally:
             if bars:
                 enable_progress_bars()
+
+    def _offline_way(self) -> str:
+        """Return how to go on with a snapshot in the library's cache, if there is one."""
+        try:
+            snapshot = self._cached_snapshot()
+        except (LocalEntryNotFoundError, OSError, ValueError):
+            return ""
+        return f"; `HF_HUB_OFFLINE=1` takes the commit {snapshot.name} from the cache of huggingface_hub"
 
 
 _TOKEN = "log in with `hf auth login`, or set `HF_TOKEN`"

@@ -1,4 +1,4 @@
-"""References to what lies elsewhere: `hf://owner/name[@revision]` and `oci://host[:port]/repository[:tag|@digest]`."""
+"""References to what lies elsewhere: `hf://owner/name[@revision]`, `oci://…`, and `hf://datasets/owner/name[:split]`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from adapter_export.errors import UsageError
 
 _HUB = re.compile(r"hf://(?P<owner>\w[\w.-]*)/(?P<name>\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?", re.ASCII)
 
+_DATASET = re.compile(
+    r"hf://datasets/(?P<owner>\w[\w.-]*)/(?P<name>\w[\w.-]*)(?:@(?P<revision>\w[\w.-]*))?"
+    r"(?:(?P<file>(?:/\w[\w.-]*)+\.\w+)|:(?:(?P<subset>\w[\w.-]*)/)?(?P<split>\w[\w.\[\]:%+-]*))?",
+    re.ASCII,
+)
+"""A split may be a part of one, such as `train[:10%]`."""
+
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REGISTRY = re.compile(
     r"oci://(?P<host>(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?)"
@@ -17,6 +24,11 @@ _REGISTRY = re.compile(
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
 """As the OCI distribution specification has names of repositories, tags and digests."""
+
+_PAGE = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<path>(?:datasets/)?\w[\w.-]*/\w[\w.-]*)", re.ASCII
+)
+"""The address of a repository's page."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -101,6 +113,39 @@ class RegistryReference:
             return False
 
 
+@dataclass(frozen=True)
+class DatasetReference:
+    """Rows of a dataset of the Hugging Face Hub, `hf://datasets/owner/name[@revision][:[subset/]split]`.
+
+    Attributes:
+        repository: `owner/name`.
+        revision: a branch, a tag or a commit; `None` is the main branch.
+        subset: one of its configurations; `None` is the default one.
+        split: the rows, such as `train`.
+        file: a table in the repository, in place of a split: `hf://datasets/owner/name[@revision]/path.csv`.
+    """
+
+    repository: str
+    revision: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    file: str | None = None
+
+    def __str__(self) -> str:
+        subset = f"{self.subset}/" if self.subset else ""
+        rows = f":{subset}{self.split}" if self.file is None else f"/{self.file}"
+        return f"hf://datasets/{self.repository}{f'@{self.revision}' if self.revision else ''}{rows}"
+
+    @property
+    def pin(self) -> str | None:
+        """The commit, if the reference has one; it never changes its meaning."""
+        return self.revision if self.revision and _COMMIT.fullmatch(self.revision) else None
+
+    def pinned(self, pin: str) -> DatasetReference:
+        """Return the reference to one commit."""
+        return replace(self, revision=pin)
+
+
 Reference = HubReference | RegistryReference
 
 
@@ -114,9 +159,31 @@ def parse_reference(text: str) -> Reference:
         return HubReference(f"{found['owner']}/{found['name']}", found["revision"])
     if found := _REGISTRY.fullmatch(text):
         return RegistryReference(found["host"], found["repository"], found["tag"], found["digest"])
+    page = _PAGE.match(text)
     raise UsageError(
         "is no reference to a hub or a registry",
         where=text,
         expected="`hf://owner/name[@revision]` or `oci://host[:port]/repository[:tag|@sha256:…]`",
-        fix="check it for a typing error; repositories of registries are in lower case",
+        fix="check it for a typing error; repositories of registries are in lower case"
+        if page is None
+        else f"give `hf://{page['path']}`",
+    )
+
+
+def parse_dataset(text: str) -> DatasetReference:
+    """Read a reference to rows of a dataset.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if found := _DATASET.fullmatch(text):
+        facts = found.groupdict()
+        file = facts["file"] and facts["file"].removeprefix("/")
+        repository, split = f"{facts['owner']}/{facts['name']}", facts["split"] or "train"
+        return DatasetReference(repository, facts["revision"], facts["subset"], split, file)
+    raise UsageError(
+        "is no reference to a dataset",
+        where=text,
+        expected="`hf://datasets/owner/name[@revision][:[subset/]split]`, or `hf://datasets/owner/name/table.csv`",
+        fix=f"give `{text.replace('hf://', 'hf://datasets/')}`" if _HUB.match(text) else "check it for a typing error",
     )

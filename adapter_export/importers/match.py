@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from adapter_export.errors import AdapterError, argument, command, quoted
+from adapter_export.errors import AdapterError, OtherModulesError, argument, command, quoted
 from adapter_export.sites.site import LAYERS, SUBLAYERS, Role, Site, SiteMap
 
 _SITES = command("open_base(MODEL).sites", "sites MODEL")
@@ -137,7 +137,7 @@ def match(targets: Collection[Target], sites: SiteMap, where: object, *, by_numb
 def check_architecture(adapter: str | None, base: str | None, *, by_number: bool) -> None:
     """Raise an AdapterError where the architectures of an adapter's model and the base, such as `bert`, differ."""
     if adapter and base and not by_number and adapter.replace("-", "_") != base.replace("-", "_"):
-        raise AdapterError(
+        raise OtherModulesError(
             "was trained on another architecture",
             found=f"`{adapter}`",
             expected=f"`{base}`",
@@ -167,7 +167,7 @@ def _not_there(paths: Sequence[str], known: Sequence[Site], where: object, fix: 
     with_path = [site for site in known if site.path]
     shown = quoted(site.path for site in with_path[:3])
     what = "linear layers" if all(site.role == "linear" for site in known) else "sublayers"
-    return AdapterError(
+    return OtherModulesError(
         "acts on modules that the base does not have",
         where=where,
         found=quoted(paths),

@@ -51,6 +51,11 @@ class Output:
     path: Path
     force: bool = False
 
+    def __post_init__(self) -> None:
+        if self.path.parts and self.path.parts[0] in ("hf:", "oci:"):
+            fix = "write it to a path on this machine; `push` sends bundles and adapters"
+            raise FileError("is no path on this machine", where=self.path, fix=fix)
+
     def ensure_writable(self, *, folder: bool = False, sources: object = ()) -> None:
         """Check before the work begins that the output may be written. `file` and `folder` check again.
 

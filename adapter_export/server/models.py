@@ -15,6 +15,7 @@ from pathlib import Path
 from adapter_export.errors import RequestError, UsageError, argument, quoted
 from adapter_export.graph.adapter import check_name
 from adapter_export.graph.tasks import ProblemType, Task
+from adapter_export.hub.address import locate
 from adapter_export.runtime import Bundle, Session, check_session
 from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
 from adapter_export.runtime.answerer import Reader
@@ -431,12 +432,11 @@ def listed(names: Mapping[str, object]) -> str:
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown or "none"
 
 
-def named_bundles(places: Sequence[str], fetch: Callable[[str], Path] | None = None) -> dict[str, Bundle]:
+def named_bundles(places: Sequence[str]) -> dict[str, Bundle]:
     """Open bundles by name: that of the folder or of the repository, or what stands before `=`.
 
     Args:
-        places: folders, or references such as `oci://host/repository:tag`.
-        fetch: brings what a reference names onto this machine.
+        places: folders, or references such as `oci://host/repository:tag`, which are fetched.
 
     Raises:
         UsageError: two have one name.
@@ -451,10 +451,5 @@ def named_bundles(places: Sequence[str], fetch: Callable[[str], Path] | None = N
         check_name(name)
         if name in found:
             raise UsageError("two bundles have one name", found=f"`{name}`", fix=f"give one as OTHER={path}")
-        if "://" in path:
-            if fetch is None:
-                fix = f"give {argument('hub', True)}, or the folder of a bundle"
-                raise UsageError("a bundle of a hub or a registry, and nothing fetches it", found=f"`{path}`", fix=fix)
-            path = str(fetch(path))
-        found[name] = Bundle.open(path)
+        found[name] = Bundle.open(locate(path, "artifact").path)
     return found

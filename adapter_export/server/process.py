@@ -59,7 +59,7 @@ def fetcher(settings: ServerSettings) -> Fetch | None:
     """Return what brings bundles and adapters of hubs and registries, if that is wanted."""
     if not settings.hub:
         return None
-    from adapter_export.hub import fetch  # noqa: PLC0415 - an extra
+    from adapter_export.hub.fetch import fetch  # noqa: PLC0415 - an extra
 
     return fetch
 
@@ -77,7 +77,7 @@ def serve_here(places: Sequence[str], settings: ServerSettings, on_ready: OnRead
         InputError: a bundle cannot be opened.
     """
     with listen(settings) as listening:
-        bundles = named_bundles(places, fetcher(settings))
+        bundles = named_bundles(places)
         run_server(make_server(bundles, settings), settings, listening, on_ready)
 
 

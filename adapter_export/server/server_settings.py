@@ -69,7 +69,7 @@ class ServerSettings:
         port: the port to listen on; 0 picks a free one.
         qualify: name models with their bundles only, `bundle/adapter`.
         adapters_dir: a folder in which adapters are found by name.
-        hub: serve bundles, and let administrators load adapters, from hubs and registries.
+        hub: let administrators load adapters from hubs and registries.
         state: the file that keeps the routes across restarts.
         drain: seconds after SIGTERM in which calls are still answered and readiness fails.
         quiet: log failures only.
@@ -85,7 +85,7 @@ class ServerSettings:
     adapters_dir: Annotated[
         Path | None, Option("Folder of adapters to load by name on demand.", "DIR", "--adapters")
     ] = None
-    hub: Annotated[bool, "Serve bundles, and let administrators load adapters, from `hf://…` and `oci://…`."] = False
+    hub: Annotated[bool, "Let administrators load adapters from `hf://…` and `oci://…`."] = False
     state: Annotated[Path | None, Option("File that keeps the routes across restarts.", "FILE")] = None
     drain: Annotated[float, "Shutdown grace period in seconds; readiness fails meanwhile."] = 5.0
     quiet: Annotated[bool, "Log failures only."] = False

@@ -25,7 +25,7 @@ from adapter_export.errors import AdapterExportError, UsageError, argument
 from adapter_export.runtime import Bundle
 from adapter_export.server.limits import RefusedError
 from adapter_export.server.models import check_resident, named_bundles, open_session
-from adapter_export.server.process import OnReady, address_of, fetcher, listen
+from adapter_export.server.process import OnReady, address_of, listen
 from adapter_export.server.server_settings import ServerSettings
 from adapter_export.server.telemetry import forget_process, log, log_to_stderr
 from adapter_export.server.worker import MOST_LINE, refusal
@@ -46,7 +46,7 @@ def serve_workers(
         raise UsageError("processes cannot share a port on Windows", fix=f"leave {argument('workers')} out")
     log_to_stderr(quiet=settings.quiet)
     with listen(settings) as listening, tempfile.TemporaryDirectory(prefix="adapter-export-serve-") as folder:
-        bundles = named_bundles(places, fetcher(settings))
+        bundles = named_bundles(places)
         for bundle in bundles.values():
             _check(bundle, settings)
         asyncio.run(_Watch(bundles, settings, listening, Path(folder)).run(workers, on_ready))

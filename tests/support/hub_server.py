@@ -14,8 +14,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
 
 TOKEN = "hf_tests"
 _LFS = (".safetensors", ".bin", ".onnx", ".onnx_adapter")
@@ -76,6 +80,21 @@ def hub_server() -> Iterator[HubServer]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def hub_here(patch: pytest.MonkeyPatch, cache: Path) -> Iterator[HubServer]:
+    """Start a hub that the libraries of this process talk to, with a cache of theirs, and stop it at the end."""
+    with hub_server() as running:
+        # the libraries read their environment when they are imported
+        patch.setattr(constants, "ENDPOINT", running.url)
+        patch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        )
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setenv("HF_TOKEN", TOKEN)
+        yield running
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -153,10 +172,16 @@ class _Handler(BaseHTTPRequestHandler):
             rows = [_sibling(path, data) for path, data in files.items()]
             self._json({"id": name, "modelId": name, "sha": sha, "siblings": rows, "tags": [], "private": False})
 
-    def _tree(self, body: bytes, name: str, revision: str) -> None:
-        if (found := self._commit_of(name, revision)) is not None:
-            rows = [{"type": "file", "path": path, "oid": "0", "size": len(data)} for path, data in found[1].items()]
+    def _tree(self, body: bytes, name: str, revision: str, folder: str | None = None) -> None:
+        if (found := self._commit_of(name, revision)) is None:
+            return
+        inside = f"{folder}/" if folder else ""
+        files = [(path, data) for path, data in found[1].items() if path.startswith(inside)]
+        rows = [{"type": "file", "path": path, "oid": "0", "size": len(data)} for path, data in files]
+        if rows or not folder:
             self._json(rows)
+        else:
+            self._json({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
 
     def _yaml(self, body: bytes) -> None:
         self._json({"errors": [], "warnings": []})
@@ -216,7 +241,9 @@ def _sibling(path: str, data: bytes) -> dict[str, object]:
     return row
 
 
-_NAME = r"(?P<name>[^/]+/[^/]+)"
+_NAME = r"(?P<name>(?:datasets/)?[^/]+/[^/]+)"
+_KIND = r"/api/(?:models/)?"
+"""Datasets are repositories by the name `datasets/owner/name`."""
 _ROUTES = {
     r"POST /api/repos/create": "create",
     r"POST /api/validate-yaml": "yaml",
@@ -225,7 +252,7 @@ _ROUTES = {
     rf"POST /api/models/{_NAME}/commit/(?P<revision>.+)": "commit",
     rf"POST /{_NAME}\.git/info/lfs/objects/batch": "batch",
     r"PUT /lfs/(?P<oid>[0-9a-f]{64})": "put",
-    rf"GET /api/models/{_NAME}/tree/(?P<revision>.+)": "tree",
-    rf"GET /api/models/{_NAME}(?:/revision/(?P<revision>.+))?": "info",
+    rf"GET {_KIND}{_NAME}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?": "tree",
+    rf"GET {_KIND}{_NAME}(?:/revision/(?P<revision>.+))?": "info",
     rf"(?:GET|HEAD) /{_NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)": "resolve",
 }

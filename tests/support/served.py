@@ -16,7 +16,7 @@ import httpx
 from starlette.testclient import TestClient
 
 from adapter_export.server.models import named_bundles
-from adapter_export.server.process import fetcher, make_server
+from adapter_export.server.process import make_server
 from adapter_export.server.server_settings import ServerSettings
 
 
@@ -39,7 +39,7 @@ class Served:
 def made_app(*places: Path | str, **settings: object) -> TestClient:
     """A client of a server without a process of its own; errors of `serve` are raised here."""
     found = ServerSettings(**settings)
-    made = make_server(named_bundles([str(place) for place in places], fetcher(found)), found)
+    made = make_server(named_bundles([str(place) for place in places]), found)
     return TestClient(made.app, "http://127.0.0.1", client=("127.0.0.1", 1), raise_server_exceptions=False)
 
 

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from adapter_export.api.adapters.task_facts import with_facts
-from adapter_export.api.models.base import Base, PathLike
-from adapter_export.errors import AdapterError, FileError, Note, UsageError, argument, command, quoted
+from adapter_export.api.models.base import Address, Base, PathLike
+from adapter_export.errors import (
+    AdapterError,
+    FileError,
+    Note,
+    OtherModulesError,
+    UsageError,
+    argument,
+    both,
+    command,
+    quoted,
+)
 from adapter_export.graph.ops import POOLINGS
+from adapter_export.hub.address import Located, is_remote, locate
 from adapter_export.reporting import Reporter
 
 if TYPE_CHECKING:
@@ -22,17 +34,18 @@ if TYPE_CHECKING:
     from adapter_export.importers.tensor_map import Imported, Tensors
     from adapter_export.sites.site_map import GivenSites
 
-    Adapters: TypeAlias = Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike]
+    Adapters: TypeAlias = Sequence[Adapter | Address] | Mapping[str, Adapter | Address]
     """Adapters or their folders; keys of a mapping, and `NAME=FOLDER`, rename them."""
 
 _FILES = ("adapter_graph.json", "weights.safetensors")
 
 
-def load_adapter(place: PathLike, *, name: str | None = None, near: PathLike | None = None) -> Adapter:
+def load_adapter(place: Address, *, name: str | None = None, near: PathLike | None = None) -> Adapter:
     """Read an adapter, and believe nothing before it is checked.
 
     Args:
-        place: its folder, or a name that is looked up in the current folder, beside `near` and in `./adapters`.
+        place: its folder, a name that is looked up in the current folder, beside `near` and in `./adapters`, or a
+            reference such as `hf://owner/name@revision`, which is fetched.
         name: renames it.
         near: a path beside which a name is looked up, too, such as that of the base.
 
@@ -49,7 +62,7 @@ def load_adapter(place: PathLike, *, name: str | None = None, near: PathLike | N
 
 def _find(place: str, near: Path) -> Path:
     """Return the folder that a path or a name leads to; one of its files is enough, the reader names the other."""
-    candidates = [Path(place)]
+    candidates = [locate(place, "artifact").path if is_remote(place) else Path(place)]
     if Path(place).name == place:
         candidates = list(dict.fromkeys([*candidates, near.parent / place, Path("adapters", place)]))
     adapters = (path for path in candidates if any((path / name).is_file() for name in _FILES))
@@ -107,7 +120,7 @@ def load_members(adapters: Adapters, near: Path | None = None) -> list[Adapter]:
     """Read adapters from their folders, looked up as `load_adapter` does; an empty name is a `UsageError`."""
     chosen = []
     for name, each in adapters.items() if isinstance(adapters, Mapping) else ((None, each) for each in adapters):
-        place: Adapter | PathLike = each
+        place: Adapter | Address = each
         if isinstance(each, str):
             renamed, _, place = each.rpartition("=")
             name = name or renamed
@@ -227,8 +240,51 @@ def last_token_notes(adapter: Adapter, base: Base) -> tuple[str, ...]:
     )
 
 
-def finished(imported: Imported, base: Base, facts: Mapping[str, Any], reporter: Reporter) -> Adapter:
-    """Report the notes, and return the adapter with the facts of its task and the site map of its base."""
+def base_of_import(base: Base | Address | None, found: Located) -> Base | Address:
+    """Return the base that an adapter of another library is imported for.
+
+    Raises:
+        UsageError: there is none; the message has the name that the adapter's configuration gives it.
+    """
+    if base is not None:
+        return base
+    from adapter_export.format.model_config import named_base
+
+    named = named_base(found.path)
+    raise UsageError(
+        "an adapter is imported for the model that it was trained on",
+        where=found.asked,
+        found=f"no {argument('base')}",
+        fix=f"give the model: {argument('base', words='MODEL')}"
+        if named is None
+        else f"its configuration names `{named}`: give {argument('base', named)}, or a capture of it",
+    )
+
+
+@contextmanager
+def naming_base(folder: Path) -> Iterator[None]:
+    """Add the base that the configuration of an adapter names to the `OtherModulesError` that the block raises."""
+    try:
+        yield
+    except OtherModulesError as error:
+        from adapter_export.format.model_config import named_base
+
+        named = named_base(folder)
+        if named is not None:
+            hint = f"check that {argument('base')} is `{named}`, which its configuration names"
+            error.fix = Note(hint if error.fix is None else f"{both(error.fix)}; {hint}")
+            error.args = (error.sentence(),)
+        raise
+
+
+def finished(
+    imported: Imported, base: Base, facts: Mapping[str, Any], reporter: Reporter, found: Located | None = None
+) -> Adapter:
+    """Report the notes, and return the adapter with the facts of its task, the site map of its base and its source."""
     for note in imported.notes:
         reporter.note(Note(note))
-    return with_site_map(with_facts(imported.adapter, facts), base)
+    adapter = with_facts(imported.adapter, facts)
+    if found is not None and found.source is not None:
+        record = {**adapter.training.get("imported_from", {}), "source": found.source}
+        adapter = replace(adapter, training={**adapter.training, "imported_from": record})
+    return with_site_map(adapter, base)

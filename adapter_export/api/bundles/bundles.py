@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.models.base import PathLike
+from adapter_export.api.models.base import Address, PathLike
+from adapter_export.errors import UsageError
+from adapter_export.hub.address import as_written, is_remote, locate
 from adapter_export.option import Option
+from adapter_export.reporting import SILENT, Reporter
 
 if TYPE_CHECKING:
     from adapter_export.dtypes import AdapterPrecision
@@ -24,11 +27,11 @@ AdapterPrecisionOption = Annotated[
 AllowBaseMismatch = Annotated[bool, "Accept adapters trained on other weights of the base."]
 
 
-def open_bundle(bundle: Bundle | PathLike, *, verify: bool = True) -> Bundle:
+def open_bundle(bundle: Bundle | Address, *, verify: bool = True) -> Bundle:
     """Open a bundle and compare every file with its hash.
 
     Args:
-        bundle: its folder.
+        bundle: its folder, or a reference such as `hf://owner/name@revision`, which is fetched.
         verify: without it, damage goes unseen: most damaged weights run.
 
     Raises:
@@ -38,9 +41,17 @@ def open_bundle(bundle: Bundle | PathLike, *, verify: bool = True) -> Bundle:
     """
     from adapter_export.runtime import Bundle
 
-    return bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
+    return bundle if isinstance(bundle, Bundle) else Bundle.open(folder_of(bundle), verify=verify)
 
 
-def folder_of(bundle: Bundle | PathLike) -> Path:
-    """Return where a bundle lies."""
-    return Path(bundle) if isinstance(bundle, str | Path) else bundle.folder
+def folder_of(bundle: Bundle | Address, reporter: Reporter = SILENT) -> Path:
+    """Return the folder of a bundle, to be read; one of a hub or a registry is fetched, and `reporter` has the step."""
+    return locate(bundle, "artifact", reporter).path if isinstance(bundle, str | Path) else bundle.folder
+
+
+def own_folder(bundle: Bundle | PathLike) -> Path:
+    """Return the folder of a bundle on this machine, to be changed; a reference to a hub is a `UsageError`."""
+    if isinstance(bundle, str | Path) and is_remote(bundle):
+        fix = f"run `adapter-export pull {as_written(bundle)} -o bundle`, and give that"
+        raise UsageError("is not on this machine, and a bundle here is needed", where=as_written(bundle), fix=fix)
+    return folder_of(bundle)

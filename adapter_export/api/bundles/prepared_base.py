@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from adapter_export.api.models.base import Base, PathLike
+from adapter_export.api.models.base import Address, Base
 from adapter_export.api.models.opening import open_base
 from adapter_export.errors import BaseModelError, Note, RequestError, argument, command, quoted
 from adapter_export.format.precision import Precision, PrecisionName
@@ -103,7 +103,7 @@ def origin_of(base: Base, precision: PrecisionName, *, optimized: bool) -> Origi
     return replace(origin, made_by=(*origin.made_by, *libraries), optimized=optimized)
 
 
-def model_of(manifest: Manifest, model: Base | PathLike) -> Base:
+def model_of(manifest: Manifest, model: Base | Address) -> Base:
     """Open the model that a bundle was built from; another one is a `BaseModelError`."""
     from adapter_export.onnx_backend.base.base_identity import IDENTITY_FILE
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 from adapter_export.api.adapters.kinds import at_least_1
 from adapter_export.api.bundles.bundles import folder_of
-from adapter_export.api.models.base import PathLike, require
+from adapter_export.api.models.base import Address, PathLike, require
 from adapter_export.errors import UsageError, argument
+from adapter_export.hub.address import locate
 from adapter_export.reporting import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def run_many(
-    bundle: Bundle | PathLike,
-    data: PathLike,
+    bundle: Bundle | Address,
+    data: Address,
     output: PathLike,
     *,
     adapter: str | None = None,
@@ -100,7 +101,7 @@ def run_many(
     if ray is not None:
         require("ray", "ray", argument("ray"))
         require("pandas", "ray", argument("ray"))
-    folder = folder_of(bundle).absolute()
+    folder = folder_of(bundle, reporter).absolute()
     if adapter_column is None:
         manifest = read_manifest(folder)
         tasks = {record.name: record.task is not None for record in manifest.adapters}
@@ -121,7 +122,7 @@ def run_many(
     )
     return run_job(
         job,
-        Path(data).absolute(),
+        locate(data, "table", reporter).path.absolute(),
         Path(output),
         shard_rows=at_least_1("shard_rows", shard_rows),
         ray=ray,

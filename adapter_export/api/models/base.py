@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from adapter_export.api.models.detect import FORM_NAMES, Form
 from adapter_export.api.models.sites import Sites
 from adapter_export.errors import BaseModelError, MissingExtraError, UsageError
 from adapter_export.format.lengths import Fit
+from adapter_export.option import REMOTE
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.tables import Described
 
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 Opened = TypeVar("Opened")
 
 PathLike = Path | str
+
+Address = Annotated[PathLike, REMOTE]
+"""A path, an id of the Hub or a reference, which `hub.address.locate` finds."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class Base(Described):
         path: the file or the folder; `None` for a module that was captured in memory.
         options: how it is opened.
         kept: the record of an earlier opening, if there is one.
+        fetched: the reference with its commit from which `path` was fetched; `None` for a path of the user.
         form: what the path leads to.
         trainable: torch can train adapters on it.
     """
@@ -110,6 +115,7 @@ class Base(Described):
     path: Path | None
     options: OpenOptions = DEFAULTS
     kept: Kept | None = field(default=None, repr=False)
+    fetched: str | None = None
 
     form: ClassVar[Form]
     trainable: ClassVar[bool]
@@ -169,6 +175,7 @@ class Base(Described):
             self.sites.not_placed,
             tuple(map(str, self.notes)),
             self.model_type,
+            self._facts.source,
             self.base_head_facts(),
             {file.relative_to(folder).as_posix(): sha256_of(file) for file in self.weight_files},
         )
@@ -213,6 +220,11 @@ class Base(Described):
     def notes(self) -> tuple[str, ...]:
         """Changes made to the model when it was captured or opened."""
         return self._facts.notes
+
+    @property
+    def source(self) -> str | None:
+        """The repository of the Hub that it came from, `hf://owner/name@commit`, if that is known."""
+        return self.fetched or self._facts.source
 
     @property
     def model_type(self) -> str | None:

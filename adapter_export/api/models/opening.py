@@ -6,24 +6,26 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from adapter_export.api.models.base import DEFAULTS, Base, Kept, OpenOptions, PathLike
+from adapter_export.api.models.base import DEFAULTS, Address, Base, Kept, OpenOptions, PathLike
 from adapter_export.api.models.detect import Form, form_of
 from adapter_export.api.models.forms import ArchiveBase, FolderBase, GenaiBase, OnnxFileBase
 from adapter_export.errors import UsageError, argument
+from adapter_export.hub.address import locate
 from adapter_export.reporting import SILENT, Reporter
 
 
-def open_base(model: PathLike | Base, *, site_map: PathLike | None = None, trust_pickle: bool = False) -> Base:
+def open_base(model: Address | Base, *, site_map: PathLike | None = None, trust_pickle: bool = False) -> Base:
     """Open a base.
 
     Args:
         model: a torch archive, a Hugging Face folder, an ONNX file or a folder of onnxruntime-genai, told apart by
-            their contents. A base is returned as it is.
+            their contents; or a model of the Hub, `owner/name[@revision]`. A base is returned as it is.
         site_map: a file with sites that override or complete those that are found.
         trust_pickle: load an archive that could run code; only one that you made yourself.
 
     Raises:
         FileError: it is not there.
+        RemoteError: the Hub does not give it.
         BaseModelError: it is no base, or a damaged one.
         NoSitesError: an ONNX base in which no place for an adapter was found.
         MissingExtraError: a library that its form needs is not installed.
@@ -34,15 +36,18 @@ def open_base(model: PathLike | Base, *, site_map: PathLike | None = None, trust
     return base
 
 
-def unopened(model: PathLike | Base, options: OpenOptions = DEFAULTS) -> Base:
-    """Return a base that is opened when a property first needs its model; arguments are those of `open_base`."""
+def unopened(model: Address | Base, options: OpenOptions = DEFAULTS, reporter: Reporter = SILENT) -> Base:
+    """Return a base that is opened when a property first needs its model; arguments are those of `open_base`.
+
+    A model of the Hub is fetched now; `reporter` receives the step.
+    """
     if isinstance(model, Base):
         if options.site_map is not None:
             raise UsageError(f"{argument('site_map')} is for a base that is opened", fix="give it to `open_base`")
         return model
-    path = Path(model)
     _ = options.given  # a site map that cannot be read is an error before the model is opened
-    return _CLASSES[form_of(path)](path, options)
+    found = locate(model, "model", reporter)
+    return _CLASSES[form_of(found.path)](found.path, options, fetched=found.source)
 
 
 _CLASSES: Mapping[Form, type[ArchiveBase | OnnxFileBase]] = {
@@ -53,12 +58,12 @@ _CLASSES: Mapping[Form, type[ArchiveBase | OnnxFileBase]] = {
 }
 
 
-def recorded_base(model: PathLike | Base, options: OpenOptions = DEFAULTS) -> Base:
+def recorded_base(model: Address | Base, options: OpenOptions = DEFAULTS, reporter: Reporter = SILENT) -> Base:
     """Return a base that answers from the record of an earlier opening; the first call opens it and writes the record.
 
     Arguments and errors are those of `open_base`. An archive that could run code has no record.
     """
-    base = unopened(model, options)
+    base = unopened(model, options, reporter)
     if base is model:
         return base
     key = None if options.trust_pickle else base.record_key()
@@ -76,7 +81,7 @@ def recorded_base(model: PathLike | Base, options: OpenOptions = DEFAULTS) -> Ba
 
 
 def base_for(
-    model: PathLike | Base, options: OpenOptions, reporter: Reporter = SILENT, *, recorded: bool = False
+    model: Address | Base, options: OpenOptions, reporter: Reporter = SILENT, *, recorded: bool = False
 ) -> Base:
     """Open a base for a call, and report the changes that were made to its model as steps.
 
@@ -87,9 +92,11 @@ def base_for(
         recorded: as `recorded_base`.
     """
     if recorded:
-        base = recorded_base(model, options)
+        base = recorded_base(model, options, reporter)
     else:
-        base = open_base(model, site_map=options.site_map, trust_pickle=options.trust_pickle)
+        base = unopened(model, options, reporter)
+        if base is not model:
+            _ = base.model
     if base is not model and base.form != "archive":  # `capture` has reported those of an archive
         for note in base.notes:
             reporter.step(f"{Path(str(model)).name}: {note}")

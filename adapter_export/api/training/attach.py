@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.adapters.kinds import kind_options, make_kind
-from adapter_export.api.models.base import Base, PathLike, require
+from adapter_export.api.models.base import Address, Base, PathLike, require
 from adapter_export.api.models.opening import open_base
 from adapter_export.graph.ops import POOLING_HELP, POOLINGS
 from adapter_export.option import Option, OptionsOf
@@ -48,8 +48,8 @@ ATTACH_OPTIONS = OptionsOf(kind_options, Initialization)
 
 
 def attach(
-    model: Module | Base | PathLike,
-    adapter: Adapter | PathLike | None = None,
+    model: Module | Base | Address,
+    adapter: Adapter | Address | None = None,
     *,
     kind: str = "houlsby",
     head: Head | None = None,

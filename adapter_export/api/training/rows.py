@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapter_export.api.adapters.adapters import load_adapter
-from adapter_export.api.models.base import Base, OpenOptions, PathLike, require
+from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike, require
 from adapter_export.api.models.opening import unopened
 from adapter_export.api.training.specs import DataSpec, HeadSpec
 from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, UsageError, argument, within
 from adapter_export.graph.task_names import CAUSAL_LM
+from adapter_export.hub.address import locate
 from adapter_export.option import changed
 
 if TYPE_CHECKING:
@@ -30,14 +31,14 @@ MAX_TOKENS = 128
 """Length to which texts are truncated by default, if the model takes as many tokens."""
 
 
-def open_trainable(model: Base | PathLike, site_map: PathLike | None = None, *, trust_pickle: bool = False) -> Base:
+def open_trainable(model: Base | Address, site_map: PathLike | None = None, *, trust_pickle: bool = False) -> Base:
     """Return a base that torch can train; it is opened when its model is needed."""
     base = unopened(model, OpenOptions(site_map, trust_pickle))
     base.check_trainable()
     return base
 
 
-def adapter_with_task(base: Base, place: Adapter | PathLike) -> Adapter:
+def adapter_with_task(base: Base, place: Adapter | Address) -> Adapter:
     """Return an adapter, or that of a folder, whose head has a task; the base is not opened for it.
 
     Raises:
@@ -91,7 +92,7 @@ def _tables(
         return read_language_tables(LanguageFiles(*data.files, data.columns, data.skip_incomplete))
     if medium is not None:
         _check_files_only(data, medium)
-    paths: tuple[Path, Path | float | None, Path | None] = data.files if splits else (data.training, None, None)
+    paths: tuple[Path, Path | float | None, Path | None] = data.files if splits else (data.files[0], None, None)
     columns = data.columns if medium is None or data.text != "text" else replace(data.columns, text=medium)
     problem, prefix, labels = (head.task, data.prefix, ()) if task is None else (task.type, task.prefix, task.labels)
     assert problem != CAUSAL_LM  # as it generates
@@ -191,7 +192,7 @@ class RowReader:
         else:
             rows = read_task(tables, self.source, side=self._side, seed=seed)
             if self.data.unlabelled is not None:
-                rows = self._with_unlabelled(rows, self.data.unlabelled)
+                rows = self._with_unlabelled(rows, locate(self.data.unlabelled, "table").path)
         self._check_ids(rows)
         return rows
 
@@ -327,13 +328,13 @@ def _check_no_cache(base: Base) -> None:
         )
 
 
-def _text_source(base: Base, given: PathLike | None, max_tokens: int | None) -> TextSource:
+def _text_source(base: Base, given: Address | None, max_tokens: int | None) -> TextSource:
     from adapter_export.torch_backend.train.data import TextSource
 
     return TextSource(_tokenizer_of(base, given, max_tokens), tuple(record.name for record in base.inputs))
 
 
-def _tokenizer_of(base: Base, given: PathLike | None, max_tokens: int | None) -> Tokenizer:
+def _tokenizer_of(base: Base, given: Address | None, max_tokens: int | None) -> Tokenizer:
     from adapter_export.text import Tokenizer, read_tokenizer
 
     known = base.max_tokens
@@ -342,7 +343,7 @@ def _tokenizer_of(base: Base, given: PathLike | None, max_tokens: int | None) ->
         what = f"{argument('max_tokens')} is more than the model takes"
         raise UsageError(what, found=limit, expected=f"at most {known}")
     if given is not None:
-        return Tokenizer.from_json(read_tokenizer(Path(given)), limit, base.fit)
+        return Tokenizer.from_json(read_tokenizer(locate(given, "tokenizer").path), limit, base.fit)
     if base.tokenizer is None:
         fix = f"name its `tokenizer.json`, or the folder of it: {argument('tokenizer')}"
         if base.inputs[0].dtype == "float32":

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from adapter_export.api.adapters.kinds import at_least_1
 from adapter_export.api.adapters.task_facts import check_thresholds, thresholds_for
+from adapter_export.api.models.base import Address, PathLike
 from adapter_export.errors import UsageError, argument, quoted
 from adapter_export.graph.ops import ACTIVATIONS, POOLING_HELP, POOLINGS
 from adapter_export.graph.task_names import CAUSAL_LM, DEFAULT_TYPE, LEARNT, Learnt
+from adapter_export.hub.address import locate
 from adapter_export.option import (
     DELIMITER,
     ENCODING,
@@ -49,8 +52,8 @@ class DataSpec:
         unlabelled: a file with more texts, without labels, that a teacher answers.
     """
 
-    training: Path
-    unlabelled: Path | None = None
+    training: PathLike
+    unlabelled: PathLike | None = None
     text: Annotated[str, TEXT] = "text"
     pair: Annotated[str | None, PAIR] = None
     negative: Annotated[Sequence[str], NEGATIVE] = ()
@@ -60,9 +63,9 @@ class DataSpec:
     encoding: Annotated[str | None, ENCODING] = None
     skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False
     validation: Annotated[float | None, VALIDATION] = None
-    validation_data: Annotated[Path | str | None, VALIDATION_DATA] = None
-    test_data: Annotated[Path | str | None, Option("Test file: scored once, after training.", "FILE")] = None
-    tokenizer: Annotated[Path | str | None, TOKENIZER] = None
+    validation_data: Annotated[Address | None, VALIDATION_DATA] = None
+    test_data: Annotated[Address | None, Option("Test file: scored once, after training.", "FILE")] = None
+    tokenizer: Annotated[Address | None, TOKENIZER] = None
     max_tokens: Annotated[
         int | None,
         Option("Truncate texts to N tokens; defaults to 128, the model's maximum or the teacher's limit.", least=1),
@@ -95,12 +98,13 @@ class DataSpec:
         form = TableFormat(self.delimiter, self.encoding)
         return Columns(self.text, self.pair, self.label, self.start, form, tuple(self.negative))
 
-    @property
+    @cached_property
     def files(self) -> tuple[Path, Path | float, Path | None]:
         """The training file, the validation file or the fraction that is held out, and the test file."""
         held_out = _HELD_OUT if self.validation is None else self.validation
-        validation = held_out if self.validation_data is None else Path(self.validation_data)
-        return self.training, validation, None if self.test_data is None else Path(self.test_data)
+        validation = held_out if self.validation_data is None else locate(self.validation_data, "table").path
+        test = None if self.test_data is None else locate(self.test_data, "table").path
+        return locate(self.training, "table").path, validation, test
 
 
 @dataclass(frozen=True)

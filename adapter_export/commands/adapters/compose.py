@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from adapter_export.api.adapters.adapters import composition_record, load_members
-from adapter_export.api.models.base import PathLike
+from adapter_export.api.models.base import Address, PathLike
 from adapter_export.commands.adapters._made_adapter import (
     ADAPTER_FOLDER,
     NAME,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def compose(
     how: Literal["stack", "average", "fuse"],
-    adapters: Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike],
+    adapters: Sequence[Adapter | Address] | Mapping[str, Adapter | Address],
     output: Annotated[PathLike | None, ADAPTER_FOLDER] = None,
     *,
     name: Annotated[str | None, NAME] = None,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.comparing import compare_outputs
 from adapter_export.api.adapters.exporting import adapter_in_bundle, adapter_with_base, is_bundle
-from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import Note, UsageError, argument, moved
+from adapter_export.hub.address import is_remote, locate
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
@@ -59,13 +60,13 @@ class Exported(Described):
 
 
 def export(
-    source: Annotated[Adapter | PathLike, Option(metavar="ADAPTER")],
+    source: Annotated[Adapter | Address, Option(metavar="ADAPTER")],
     output: Annotated[PathLike, Option("Folder or file to write.", "PATH", "-o")],
     *,
     to: Annotated[str, Option("Format to write.", choices=_format_names)],
     adapter: Annotated[str | None, Option("Adapter of a bundle. Default: its only one.", "NAME")] = None,
     base: Annotated[
-        Base | PathLike | None, Option("The model that the adapter was trained on. Default: the bundle's.", "MODEL")
+        Base | Address | None, Option("The model that the adapter was trained on. Default: the bundle's.", "MODEL")
     ] = None,
     base_name: Annotated[
         str | None, Option("Hub id of the base, for the config. Default: the one that was imported.", "ID")
@@ -143,9 +144,9 @@ _LIBRARIES: Mapping[str, Callable[[Base, Adapter, LoadsAs, Path, Reporter], floa
 
 
 def _request(
-    source: Adapter | PathLike,
+    source: Adapter | Address,
     adapter: str | None,
-    base: Base | PathLike | None,
+    base: Base | Address | None,
     options: OpenOptions,
     reporter: Reporter,
 ) -> tuple[ExportRequest, Base | None]:
@@ -153,6 +154,8 @@ def _request(
     from adapter_export.exporters.export_format import ExportRequest
 
     view = None
+    if isinstance(source, str | Path) and is_remote(source):
+        source = locate(source, "artifact", reporter).path
     if isinstance(source, str | Path) and is_bundle(source):
         source, view = adapter_in_bundle(Path(source), adapter)
     elif adapter is not None:

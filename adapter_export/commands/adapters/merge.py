@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.adapters import check_site_map, load_adapter
 from adapter_export.api.adapters.comparing import compare_outputs
-from adapter_export.api.models.base import Base, MergedWeights, OpenOptions, PathLike
+from adapter_export.api.models.base import Address, Base, MergedWeights, OpenOptions, PathLike
 from adapter_export.api.models.opening import base_for
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import AdapterError, BaseMismatchError, moved
@@ -46,8 +46,8 @@ class Merged(Described):
 
 
 def merge(
-    base: Annotated[Base | PathLike, Option(metavar="MODEL")],
-    adapter: Annotated[Adapter | PathLike, Option("Folder of the adapter.", "FOLDER", "--adapter")],
+    base: Annotated[Base | Address, Option(metavar="MODEL")],
+    adapter: Annotated[Adapter | Address, Option("Folder of the adapter.", "FOLDER", "--adapter")],
     output: Annotated[PathLike, Option("The archive, or the ONNX file, to write.", "FILE", "-o")],
     *,
     without_head: Annotated[bool, "Omit the prediction head."] = False,

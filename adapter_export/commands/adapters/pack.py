@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from adapter_export.api.adapters.adapters import finished
 from adapter_export.api.adapters.kinds import kind_names, packed_options
 from adapter_export.api.adapters.task_facts import TaskFacts
-from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike
 from adapter_export.api.models.opening import recorded_base
 from adapter_export.commands.adapters._made_adapter import (
     ADAPTER_FOLDER,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 def pack(
     weights: PathLike | Mapping[str, np.ndarray],
-    base: Annotated[Base | PathLike, BASE],
+    base: Annotated[Base | Address, BASE],
     output: Annotated[PathLike | None, ADAPTER_FOLDER] = None,
     *,
     kind: Annotated[str, Option("Adapter kind: formula and placement.", kind_names)],

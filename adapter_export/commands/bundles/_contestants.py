@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from adapter_export.api.adapters.adapters import load_adapter
-from adapter_export.api.models.base import Base, PathLike
+from adapter_export.api.models.base import Address, Base
 from adapter_export.api.models.opening import open_base
 from adapter_export.commands.bundles.build import build
 from adapter_export.errors import RequestError, UsageError, argument, command, did_you_mean, quoted
 from adapter_export.format.precision import PRECISION_NAMES
+from adapter_export.hub.address import locate
 from adapter_export.reporting import Reporter
 
 if TYPE_CHECKING:
@@ -51,7 +52,12 @@ def task_of(manifest: Manifest, name: str, folder: Path) -> Task:
     return record.task
 
 
-def task_before_opening(given: Sequence[Bundle | Base | Adapter | PathLike], only: Sequence[str]) -> Task | None:
+def located(one: Bundle | Base | Adapter | Address, reporter: Reporter) -> Bundle | Base | Adapter | Address:
+    """Return a contestant on this machine: a path for a reference or an id of the Hub, which is fetched."""
+    return locate(one, "any", reporter).path if isinstance(one, str | Path) else one
+
+
+def task_before_opening(given: Sequence[Bundle | Base | Adapter | Address], only: Sequence[str]) -> Task | None:
     """Return the task of the first contestant whose files name it: of a bundle or an adapter, of which none is opened.
 
     `None` where only a model tells it. Contestants of other tasks are refused once they are opened.
@@ -142,7 +148,7 @@ class Contestants:
                 expected=f"some of {', '.join(PRECISION_NAMES)}",
             )
 
-    def open(self, given: Sequence[Bundle | Base | Adapter | PathLike]) -> list[Contestant]:
+    def open(self, given: Sequence[Bundle | Base | Adapter | Address]) -> list[Contestant]:
         """Open contestants in the order of the arguments, each with a name of its own.
 
         Raises:

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapter_export.api.models.base import require
+from adapter_export.api.models.base import Address, require
 from adapter_export.commands.command import Screen
 from adapter_export.errors import DataError
+from adapter_export.hub.address import locate
+from adapter_export.reporting import Reporter
 from adapter_export.safe_io.output import Output
 
 if TYPE_CHECKING:
@@ -17,17 +19,20 @@ if TYPE_CHECKING:
     from adapter_export.analysis.evaluation import Evaluation
 
 
-def check_call(data: Path, report: Output | None) -> None:
-    """Refuse a call whose data do not exist, or whose page cannot be written.
+def data_file(data: Address, report: Output | None, reporter: Reporter) -> Path:
+    """Return the file with the rows, once it is known that the page can be written.
 
     Raises:
         OutputExistsError, WriteError: the page cannot be written.
         DataError: the data do not exist.
+        RemoteError: the Hub does not give them.
     """
     if report is not None:
         report.ensure_writable()
-    if not data.exists():
-        raise DataError("is not there", where=data, expected="labelled texts", fix="check the path")
+    found = locate(data, "table", reporter).path
+    if not found.exists():
+        raise DataError("is not there", where=found, expected="labelled texts", fix="check the path")
+    return found
 
 
 def require_metrics(verb: str) -> None:

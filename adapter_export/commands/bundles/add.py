@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.adapters import adapters_of
-from adapter_export.api.bundles.bundles import AdapterPrecisionOption, AllowBaseMismatch, folder_of
+from adapter_export.api.bundles.bundles import AdapterPrecisionOption, AllowBaseMismatch, own_folder
 from adapter_export.api.bundles.prepared_base import model_of, same_precision
-from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike
 from adapter_export.api.models.opening import base_for
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import quoted
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 def add(
     bundle: Bundle | PathLike,
     adapters: Annotated[
-        Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike], Option(metavar="A,B,…", commas=True)
+        Sequence[Adapter | Address] | Mapping[str, Adapter | Address], Option(metavar="A,B,…", commas=True)
     ],
     *,
     against: Annotated[
-        Base | PathLike,
+        Base | Address,
         Option(
             "The model that the bundle was built from: a torch archive, a Hugging Face folder or an ONNX file. It "
             "computes the golden vectors of the new adapters, which the bundle itself must not do.",
@@ -72,7 +72,7 @@ def add(
     from adapter_export.runtime import Bundle
     from adapter_export.safe_io.output import locked
 
-    opened = OpenedBundle.open(folder_of(bundle), copy=False)
+    opened = OpenedBundle.open(own_folder(bundle), copy=False)
     base = model_of(opened.manifest, base_for(against, OpenOptions(site_map, trust_pickle), reporter))
     chosen, slots = adapters_of(adapters, base), opened.numerics.precision
     matching = same_precision(base, slots)

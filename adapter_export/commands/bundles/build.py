@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 from adapter_export.api.adapters.adapters import adapters_of
 from adapter_export.api.bundles.bundles import AdapterPrecisionOption, AllowBaseMismatch
 from adapter_export.api.bundles.prepared_base import golden_cases, origin_of, prepared
-from adapter_export.api.models.base import Base, OpenOptions, PathLike, require
+from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike, require
 from adapter_export.api.models.opening import base_for, unopened
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import AdapterError, UsageError, argument
 from adapter_export.format.precision import PRECISION_NAMES, Precision, PrecisionName
+from adapter_export.hub.address import locate
 from adapter_export.option import SITE_MAP, TOKENIZER, TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
@@ -34,9 +35,9 @@ _WEIGHTS_WORDS = {"base.bin": "the base's weights", "bank.bin": "the adapters of
 
 
 def build(
-    base: Annotated[Base | PathLike, Option(metavar="MODEL")],
+    base: Annotated[Base | Address, Option(metavar="MODEL")],
     adapters: Annotated[
-        Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike],
+        Sequence[Adapter | Address] | Mapping[str, Adapter | Address],
         Option(
             "Adapter folders, or names looked up in the current folder, beside the model and in `./adapters`. "
             "`NAME=FOLDER` renames one. Not needed for a model with a base head.",
@@ -49,7 +50,7 @@ def build(
     output: Annotated[PathLike, Option("The bundle to write.", "PATH", "-o")],
     *,
     without_base_head: Annotated[bool, "Omit the base head, which is otherwise built as an adapter."] = False,
-    tokenizer: Annotated[PathLike | None, TOKENIZER] = None,
+    tokenizer: Annotated[Address | None, TOKENIZER] = None,
     max_tokens: Annotated[int | None, Option("Maximum tokens per text. Default: the model's maximum.", least=1)] = None,
     allow_base_mismatch: AllowBaseMismatch = False,
     base_precision: Annotated[
@@ -216,10 +217,10 @@ def _check_apart(own: Adapter, others: Sequence[Adapter]) -> None:
         )
 
 
-def _tokenizer(base: Base, given: PathLike | None, max_tokens: int | None) -> str | None:
+def _tokenizer(base: Base, given: Address | None, max_tokens: int | None) -> str | None:
     from adapter_export.text import Tokenizer, read_tokenizer
 
-    text = base.tokenizer if given is None else read_tokenizer(Path(given))
+    text = base.tokenizer if given is None else read_tokenizer(locate(given, "tokenizer").path)
     if text is None:
         return None
     if max_tokens is None:

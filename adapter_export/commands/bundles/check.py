@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from adapter_export.api.adapters.adapters import load_members
 from adapter_export.api.bundles.bundles import folder_of
 from adapter_export.api.bundles.prepared_base import model_of, origin_of, same_precision
-from adapter_export.api.models.base import Base, OpenOptions, PathLike, open_tokenizer
+from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike, open_tokenizer
 from adapter_export.api.models.opening import base_for
 from adapter_export.commands.bundles._report import show_report
 from adapter_export.commands.command import Command, Instead, Screen
 from adapter_export.errors import InputError, Note, UsageError, argument, quoted
+from adapter_export.hub.address import locate
 from adapter_export.option import DELIMITER, ENCODING, SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
@@ -46,9 +47,9 @@ AGAINST = Option(
 
 
 def check(
-    bundle: Bundle | PathLike,
+    bundle: Bundle | Address,
     *,
-    against: Annotated[Base | PathLike | None, AGAINST] = None,
+    against: Annotated[Base | Address | None, AGAINST] = None,
     only: Annotated[Sequence[str], Option("Check only this adapter, or `base`. Repeatable.", "ADAPTER")] = (),
     variants: Annotated[
         Sequence[str],
@@ -56,7 +57,7 @@ def check(
     ] = (),
     cases: Annotated[Sequence[str], Option("Check only this shape. Repeatable.", "CASE", "--case")] = (),
     adapters: Annotated[
-        Sequence[Adapter | PathLike] | Mapping[str, Adapter | PathLike] | None,
+        Sequence[Adapter | Address] | Mapping[str, Adapter | Address] | None,
         Option(
             "Original adapter folders; compares the bundle with these instead of its own copies.",
             "A,B,…",
@@ -70,7 +71,7 @@ def check(
         ),
     ] = None,
     data: Annotated[
-        PathLike | None,
+        Address | None,
         Option(
             "A table (csv, tsv, jsonl, Parquet) of texts on which the bundle's classes are compared with MODEL's.",
             "FILE",
@@ -152,7 +153,8 @@ def check(
         Output(place, force).ensure_writable(folder=True)
     texts = None
     if data is not None and text is not None:
-        read, notes = read_texts(Path(data), Columns(text, form=TableFormat(delimiter, encoding)))
+        file, columns = locate(data, "table", reporter).path, Columns(text, form=TableFormat(delimiter, encoding))
+        read, notes = read_texts(file, columns)
         texts = [one for one, _ in read]
         for note in notes:
             reporter.note(Note(note))
@@ -162,7 +164,7 @@ def check(
 
     model = None if against is None else base_for(against, OpenOptions(site_map, trust_pickle), reporter)
     plan = plan_check(
-        folder_of(bundle),
+        folder_of(bundle, reporter),
         only=only,
         cases=cases,
         variants=variants,
@@ -202,9 +204,9 @@ def _write_page(found: Report, path: Path, options: Sequence[tuple[str, object]]
 
 
 def self_test(
-    bundle: Bundle | PathLike,
+    bundle: Bundle | Address,
     *,
-    against: Annotated[Base | PathLike | None, AGAINST] = None,
+    against: Annotated[Base | Address | None, AGAINST] = None,
     kinds: Sequence[str] = (),
     seed: int = 0,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
@@ -240,7 +242,7 @@ def self_test(
     unknown = [kind for kind in kinds if kind not in known]
     if unknown:
         raise UsageError("no such kind of fault", found=unknown[0], expected=", ".join(known))
-    plan, found, total = plan_check(folder_of(bundle), brief=True), [], len(kinds) or len(known)
+    plan, found, total = plan_check(folder_of(bundle, reporter), brief=True), [], len(kinds) or len(known)
     model = None if against is None else base_for(against, OpenOptions(site_map, trust_pickle), reporter)
     with _sides(plan, model, None) as (reference, _):
         for one in self_test(plan.bundle, reference, kinds, seed):

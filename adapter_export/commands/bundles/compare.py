@@ -8,10 +8,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.bundles.bundles import AllowBaseMismatch
-from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike
 from adapter_export.api.models.opening import base_for
-from adapter_export.commands.bundles._contestants import Contestants, task_before_opening
-from adapter_export.commands.bundles._labelled import check_call, require_metrics, show_scores, write_page
+from adapter_export.commands.bundles._contestants import Contestants, located, task_before_opening
+from adapter_export.commands.bundles._labelled import data_file, require_metrics, show_scores, write_page
 from adapter_export.commands.command import Command
 from adapter_export.format.precision import PRECISION_NAMES
 from adapter_export.option import (
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 
 def compare(
-    *contestants: Bundle | Base | Adapter | PathLike,
-    data: Annotated[PathLike, LABELLED_DATA],
-    base: Annotated[Base | PathLike | None, Option("The model of the adapters.", "MODEL")] = None,
+    *contestants: Bundle | Base | Adapter | Address,
+    data: Annotated[Address, LABELLED_DATA],
+    base: Annotated[Base | Address | None, Option("The model of the adapters.", "MODEL")] = None,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     only: Annotated[Sequence[str], Option("Compare only this adapter. Repeatable.", "ADAPTER")] = (),
@@ -96,15 +96,16 @@ def compare(
         OutputExistsError, WriteError: the page cannot be written.
     """
     output = None if report is None else Output(Path(report), force)
-    check_call(Path(data), output)
+    file = data_file(data, output, reporter)
     from adapter_export.format.tabular.eval_data import DataOptions
     from adapter_export.format.tabular.labelled import Columns
     from adapter_export.format.tabular.table_files import TableFormat
 
     columns = Columns(text, pair, label, start, TableFormat(delimiter, encoding), tuple(negative))
     options = DataOptions(columns, group, skip_incomplete, limit, dimensions=dimensions)
+    contestants = tuple(located(one, reporter) for one in contestants)
     early = task_before_opening(contestants, only)
-    rows = None if early is None else options.read(Path(data), early)
+    rows = None if early is None else options.read(file, early)
     require_metrics("compare")
     from adapter_export.analysis.comparison import compare_measured
     from adapter_export.analysis.contest import common_task, measure
@@ -116,7 +117,7 @@ def compare(
         maker = Contestants(Path(folder), opened, precisions, allow_base_mismatch, only, reporter)
         own = maker.open(contestants)
         task = common_task(own)
-        rows = rows or options.read(Path(data), task)
+        rows = rows or options.read(file, task)
         measured = measure(own, rows, reporter)
         found = compare_measured(
             measured, rows, Resampling(resamples, seed), rounds=rounds, notes=maker.notes, reporter=reporter

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.bundles.bundles import folder_of
 from adapter_export.api.bundles.prepared_base import model_of
-from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike
 from adapter_export.api.models.opening import base_for
 from adapter_export.commands.bundles._contestants import contestants_of, task_of
-from adapter_export.commands.bundles._labelled import check_call, require_metrics, show_scores, write_page
+from adapter_export.commands.bundles._labelled import data_file, require_metrics, show_scores, write_page
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import UsageError, argument, did_you_mean, quoted
 from adapter_export.option import (
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    bundle: Bundle | PathLike,
-    data: Annotated[PathLike, LABELLED_DATA],
+    bundle: Bundle | Address,
+    data: Annotated[Address, LABELLED_DATA],
     *,
     adapter: Annotated[
         str | None, Option("Adapter to evaluate; `base` for the base head. Default: the only adapter.", "NAME")
@@ -66,7 +66,7 @@ def evaluate(
     ] = (),
     allow_training_rows: Annotated[bool, "Let gates pass on rows that the adapter was trained on."] = False,
     against: Annotated[
-        Base | PathLike | None,
+        Base | Address | None,
         Option("The model that the bundle was built from; it answers the same rows.", "MODEL"),
     ] = None,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
@@ -107,7 +107,7 @@ def evaluate(
         OutputExistsError, WriteError: the page cannot be written.
     """
     output = None if report is None else Output(Path(report), force)
-    check_call(Path(data), output)
+    file = data_file(data, output, reporter)
     from adapter_export.format.manifest_json import read_manifest
     from adapter_export.format.tabular.eval_data import DataOptions
     from adapter_export.format.tabular.labelled import Columns
@@ -115,11 +115,11 @@ def evaluate(
 
     columns = Columns(text, pair, label, start, TableFormat(delimiter, encoding), tuple(negative))
     options = DataOptions(columns, group, skip_incomplete, limit, slices, dimensions)
-    folder = folder_of(bundle)
+    folder = folder_of(bundle, reporter)
     manifest = read_manifest(folder)
     chosen, gates = _chosen(manifest, adapter), _bounds(gate)
     task = task_of(manifest, chosen, folder)
-    rows = options.read(Path(data), task)
+    rows = options.read(file, task)
     rows.check_pairs(task, chosen)
     rows.check_labels(task)
     require_metrics("evaluate")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
-from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike
 from adapter_export.api.models.opening import recorded_base
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import FileError, UsageError, argument, command
 from adapter_export.graph.graph import Cost, cost
+from adapter_export.hub.address import locate
 from adapter_export.option import TRUST_PICKLE, Force, Option
+from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.sites.site import SUBLAYERS, SiteName
 from adapter_export.tables import Described, Table, size
@@ -69,12 +71,13 @@ class Inspection(Described):
 
 
 def inspect(
-    path: PathLike | Base | Adapter,
+    path: Address | Base | Adapter,
     *,
     key: Annotated[PathLike | None, Option("The public key, PEM, that must have signed a bundle.", "PUBLIC")] = None,
     svg: Annotated[PathLike | None, Option("Draw where adapters act, or could act in a model.", "FILE")] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     force: Force = False,
+    reporter: Reporter = SILENT,
 ) -> Inspection:
     """Look into a bundle, an adapter or a model.
 
@@ -85,11 +88,13 @@ def inspect(
     acts. It suits light and dark backgrounds.
 
     Args:
-        path: a bundle, an adapter folder, or what `open_base` takes; or an adapter or a base.
+        path: a bundle, an adapter folder, or what `open_base` takes; a reference such as `hf://owner/name` to one of
+            these; or an adapter or a base.
         key: the public key that must have signed the bundle.
         svg: the drawing to write.
         trust_pickle: as `open_base` takes it.
         force: replace an existing drawing.
+        reporter: receives the step of a download.
 
     Raises:
         FileError, FormatError: a file is missing, damaged, or breaks the format.
@@ -101,17 +106,20 @@ def inspect(
     output = None if svg is None else Output(Path(svg), force)
     if output is not None:
         output.ensure_writable()
-    found = _inspected(path, None if key is None else Path(key), OpenOptions(trust_pickle=trust_pickle))
+    found = _inspected(path, None if key is None else Path(key), OpenOptions(trust_pickle=trust_pickle), reporter)
     if output is not None:
         with output.file() as temporary:
             temporary.write_text(found.drawing(), encoding="utf-8")
     return found
 
 
-def _inspected(path: PathLike | Base | Adapter, key: Path | None, options: OpenOptions) -> Inspection:
+def _inspected(
+    path: Address | Base | Adapter, key: Path | None, options: OpenOptions, reporter: Reporter
+) -> Inspection:
     from adapter_export.graph.adapter import Adapter
 
-    place = None if isinstance(path, Adapter | Base) else Path(path)
+    found = None if isinstance(path, Adapter | Base) else locate(path, "any", reporter)
+    place = None if found is None else found.path
     if place is not None and (place / "manifest.json").is_file():
         return _bundle(place, key)
     if key is not None:
@@ -120,6 +128,7 @@ def _inspected(path: PathLike | Base | Adapter, key: Path | None, options: OpenO
         return _adapter(path, None)
     if isinstance(path, Base):
         return _model(path)
+    assert found is not None
     assert place is not None
     if not place.exists():
         expected, fix = "a bundle, an adapter folder or a model", "check the path for a typing error"
@@ -128,7 +137,7 @@ def _inspected(path: PathLike | Base | Adapter, key: Path | None, options: OpenO
         from adapter_export.format.adapter_files import read_adapter
 
         return _adapter(read_adapter(place), place)
-    return _model(recorded_base(place, options))
+    return _model(replace(recorded_base(place, options), fetched=found.source))
 
 
 def _bundle(path: Path, key: Path | None) -> Inspection:
@@ -369,6 +378,7 @@ def _model(base: Base) -> Inspection:
         "outputs": [asdict(record) for record in base.outputs],
         "sites": len(sites.sublayers),
         "base_head": base.base_head_facts(),
+        "source": base.source,
         "notes": list(base.notes),
     }
     own = base.base_head_facts()
@@ -378,6 +388,7 @@ def _model(base: Base) -> Inspection:
     facts += (
         [("base head", _task_name(None if own["task"] is None else own["task"]["type"], has_head=True))] if own else []
     )
+    facts += [] if base.source is None else [("source", base.source)]
     facts += [("note", note) for note in base.notes]
     tables = _signature(base.inputs, base.outputs), Table(_FACTS, facts)
     names = [site.name for site in sites]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.bundles.bundles import folder_of
+from adapter_export.api.bundles.bundles import own_folder
 from adapter_export.api.models.base import PathLike
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import quoted
@@ -35,7 +35,7 @@ def remove(
     from adapter_export.bundle.change import remove_adapters
     from adapter_export.runtime import Bundle
 
-    folder = folder_of(bundle)
+    folder = own_folder(bundle)
     after = remove_adapters(folder, adapters, reporter=reporter)
     return Bundle(folder, after, verified=True)
 

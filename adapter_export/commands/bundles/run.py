@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from adapter_export.api.bundles.run_many import run_many
-from adapter_export.api.models.base import PathLike
+from adapter_export.api.models.base import Address, PathLike
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import Note, UsageError, argument, within
 from adapter_export.graph.task_names import ProblemType
+from adapter_export.hub.address import locate
 from adapter_export.option import DELIMITER, ENCODING, Force, Option, OptionsOf
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
@@ -77,7 +78,7 @@ class Answers(Described):
 
 
 def run(
-    bundle: Bundle | PathLike,
+    bundle: Bundle | Address,
     *,
     adapter: Annotated[
         str | None,
@@ -116,7 +117,7 @@ def run(
         Option("The second text of a pair, one for each `--text`; of one text, several are choices.", flags="--pair"),
     ] = (),
     data: Annotated[
-        PathLike | None, Option("Texts: lines of a `.txt`, or rows of a csv, tsv, jsonl or Parquet.", "FILE")
+        Address | None, Option("Texts: lines of a `.txt`, or rows of a csv, tsv, jsonl or Parquet.", "FILE")
     ] = None,
     text_column: Annotated[str, Option("Column of the texts.", "NAME")] = "text",
     pair_column: Annotated[
@@ -227,7 +228,8 @@ def run(
     elif arrays is None:
         form = TableFormat(delimiter, encoding)
         columns = Columns(text_column, pair_column, adapter_column, form)
-        read = run_rows.text_rows(texts, pairs, encoding) if data is None else run_rows.read_file(Path(data), columns)
+        file = None if data is None else locate(data, "table", reporter).path
+        read = run_rows.text_rows(texts, pairs, encoding) if file is None else run_rows.read_file(file, columns)
         rows = list(read.rows)
         for note in read.notes:
             reporter.note(Note(note))

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.bundles.bundles import folder_of
+from adapter_export.api.bundles.bundles import own_folder
 from adapter_export.api.bundles.signatures import require_signatures
 from adapter_export.api.models.base import PathLike
 from adapter_export.commands.command import Command, Screen
@@ -66,7 +66,7 @@ def sign(
         fix = "give a key without one: `openssl pkey -in KEY -out PLAIN` makes it"
         raise UsageError("a key beside a certificate cannot have a password", fix=fix)
     return sign_bundle(
-        folder_of(bundle),
+        own_folder(bundle),
         Path(key),
         certificate=None if certificate is None else Path(certificate),
         chain=[Path(one) for one in certificate_chain],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.bundles.bundles import folder_of
 from adapter_export.api.bundles.signatures import verify_signature
-from adapter_export.api.models.base import PathLike
+from adapter_export.api.models.base import Address, PathLike
 from adapter_export.commands.bundles._report import show_report
 from adapter_export.commands.command import Command
 from adapter_export.option import Option
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    bundle: Bundle | PathLike,
+    bundle: Bundle | Address,
     *,
     expect: Annotated[str | None, Option("The digest that BUNDLE must have, as `inspect` shows it.", "DIGEST")] = None,
     key: Annotated[PathLike | None, Option("The public key, PEM, that must have signed BUNDLE.", "PUBLIC")] = None,
@@ -64,7 +64,7 @@ def verify(
     from adapter_export.format.check_report import Finding
     from adapter_export.format.manifest_json import read_manifest
 
-    folder, signed = folder_of(bundle), list[Finding]()
+    folder, signed = folder_of(bundle, reporter), list[Finding]()
     if key is not None or certificates:
         read_manifest(folder, expect=expect)
         signature = verify_signature(folder, key=key, certificates=certificates)

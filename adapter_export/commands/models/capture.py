@@ -10,11 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.models.base import Base, PathLike, require
+from adapter_export.api.models.base import Address, Base, PathLike, require
 from adapter_export.api.models.opening import open_base
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import NoSitesError, Note, UsageError, argument
 from adapter_export.format.lengths import parse_lengths
+from adapter_export.hub.address import Located, is_remote, locate
 from adapter_export.option import Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def capture(
-    model: PathLike | Module,
+    model: Address | Module,
     output: Annotated[PathLike, Option("The archive to write.", "PATH", "-o")],
     *,
     example_inputs: Inputs | None = None,
@@ -53,7 +54,7 @@ def capture(
         ),
     ] = (),
     tokenizer: Annotated[
-        PathLike | None, Option("The `tokenizer.json` of a pickled module, or its folder.", "PATH")
+        Address | None, Option("The `tokenizer.json` of a pickled module, or its folder.", "PATH")
     ] = None,
     max_tokens: Annotated[int | None, Option("The longest input of a pickled module, in tokens.", least=1)] = None,
     lengths: Annotated[
@@ -70,7 +71,8 @@ def capture(
 ) -> Base:
     """Make a model archive from MODEL: the graph, the weights and the module paths, and none of the model's code.
 
-    MODEL is a Hugging Face folder, `config.json` and `model.safetensors`, or one of sentence-transformers. Its class is
+    MODEL is a Hugging Face folder, `config.json` and `model.safetensors`, or one of sentence-transformers; or such a
+    repository of the Hub, `owner/name[@revision]`, of which safetensors, JSON and tokenizers are fetched. Its class is
     the one that `architectures` names; its inputs are those that its tokenizer or processor makes, or `--input`. With
     `--trust-pickle` it is a file of `torch.save(module)`. From Python, it may be any module:
     `adapter_export.capture(module, "model.pt", example_inputs=…)`.
@@ -80,8 +82,8 @@ def capture(
     and exported.
 
     Args:
-        model: a Hugging Face folder, or one of sentence-transformers; a torch module; or, with `trust_pickle`, a file
-            of `torch.save(module)`.
+        model: a Hugging Face folder, or one of sentence-transformers, or its id of the Hub; a torch module; or, with
+            `trust_pickle`, a file of `torch.save(module)`.
         output: the archive to write, such as `model.pt`.
         example_inputs: of a module: by name, or in the order of the arguments of `forward`; one row is enough.
         inputs: of any model, in place of examples: `["pixel_values=float32[batch,3,224,224]"]`, all that it is to take.
@@ -96,13 +98,15 @@ def capture(
     Raises:
         UsageError: arguments do not go together.
         BaseModelError: torch cannot export the model, or it is no base.
+        RemoteError: the Hub does not give it.
         OutputExistsError, WriteError: the archive cannot be written.
     """
     path = Path(output)
     Output(path, force).ensure_writable(sources=[model, tokenizer])
     if isinstance(model, str | os.PathLike):
-        model = Path(model)
-        _check_capture(model, with_cache, trust_pickle, described=bool(tokenizer or max_tokens))
+        if trust_pickle and is_remote(model):
+            raise UsageError(f"{argument('trust_pickle')} is for a file on this machine", found=f"`{model}`")
+        _check_capture(Path(model), with_cache, trust_pickle, described=bool(tokenizer or max_tokens))
     elif (example_inputs is None) == (not inputs):
         fix = f"give {argument('example_inputs')}, or say in {argument('inputs')} what they are"
         raise UsageError("a module is captured with an example of its inputs", fix=fix)
@@ -111,15 +115,19 @@ def capture(
         raise UsageError(f"{argument('with_cache')} makes the inputs of the model itself", fix=fix)
     described = _parse_inputs(inputs)
     bounds = _parse_lengths(lengths)
-    is_folder = isinstance(model, Path) and not trust_pickle
+    is_folder, source = isinstance(model, str | os.PathLike) and not trust_pickle, None
     require("torch", "hf" if is_folder else "torch", "capturing a model")
+    asked = model
+    if isinstance(model, str | os.PathLike):
+        found = Located(str(model), Path(model)) if trust_pickle else locate(model, "model", reporter)
+        model, source = found.path, found.source
     from adapter_export.format.base_record import record_key
     from adapter_export.text import read_tokenizer
     from adapter_export.torch_backend.base.example_inputs import described_inputs
     from adapter_export.torch_backend.base.torch_base import capture_pickled, save_base
 
-    text = None if tokenizer is None else read_tokenizer(Path(tokenizer))
-    reporter.step(f"opening and capturing {model}" if isinstance(model, Path) else "capturing the module")
+    text = None if tokenizer is None else read_tokenizer(locate(tokenizer, "tokenizer", reporter).path)
+    reporter.step(f"opening and capturing {asked}" if isinstance(model, Path) else "capturing the module")
     if not isinstance(model, Path):
         if example_inputs is None:
             example_inputs, axes = described_inputs(described)
@@ -132,7 +140,7 @@ def capture(
         require("transformers", "hf", "opening a Hugging Face folder")
         from adapter_export.torch_backend.base.huggingface_folder import capture_folder
 
-        capture_folder(model, path, inputs=described, with_cache=with_cache, lengths=bounds, force=force)
+        capture_folder(model, path, inputs=described, with_cache=with_cache, lengths=bounds, source=source, force=force)
     reporter.step("loading the archive as others will")
     key = record_key(path, None)
     base = open_base(path)
@@ -254,6 +262,7 @@ COMMAND = Command(
     document=_document,
     examples=(
         "adapter-export capture path/to/all-MiniLM-L6-v2 -o model.pt",
+        "adapter-export capture sentence-transformers/all-MiniLM-L6-v2 -o model.pt",
         "adapter-export capture path/to/vit -o vit.pt --force",
         "adapter-export capture path/to/llama --with-cache -o llama.pt",
         "adapter-export capture path/to/patchtst --input past_values=float32[batch,512,7] -o model.pt",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike
 from adapter_export.api.models.opening import base_for
 from adapter_export.api.models.sites import Sites
 from adapter_export.commands.command import Command, Screen
@@ -15,7 +15,7 @@ from adapter_export.safe_io.output import Output
 
 
 def sites(
-    model: Base | PathLike,
+    model: Base | Address,
     *,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     write_site_map: Annotated[

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.kinds import at_least_1
 from adapter_export.api.bundles.bundles import open_bundle
-from adapter_export.api.models.base import PathLike
+from adapter_export.api.models.base import Address
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import UsageError, argument, worded
 from adapter_export.option import Option
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def bench(
-    bundle: Bundle | PathLike,
+    bundle: Bundle | Address,
     *,
     adapter: Annotated[str | None, Option("Adapter of the rows. Default: the base.", "NAME")] = None,
     rows: Annotated[int, Option("Rows per call.", "N", least=1)] = 1,

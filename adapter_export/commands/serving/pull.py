@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from adapter_export.api.bundles.signatures import require_signatures, verify_signature
 from adapter_export.api.models.base import PathLike
 from adapter_export.commands.command import Command, Screen
-from adapter_export.commands.serving.push import PLAIN_HTTP, require_hub
+from adapter_export.commands.serving.push import PLAIN_HTTP
+from adapter_export.hub.address import require_hub
 from adapter_export.option import Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.bundles.bundles import folder_of
-from adapter_export.api.models.base import PathLike, require
+from adapter_export.api.bundles.bundles import own_folder
+from adapter_export.api.models.base import PathLike
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import Note, UsageError, argument
+from adapter_export.hub.address import require_hub
 from adapter_export.option import Option
 from adapter_export.reporting import SILENT, Reporter
 
@@ -68,7 +69,7 @@ def push(
     from adapter_export.safe_io.documents import read_json
     from adapter_export.safe_io.regular_files import read_text
 
-    folder = folder_of(path)
+    folder = own_folder(path)
     has_card = is_card(folder / CARD_FILE)
     if (card is not None or has_card) and (base_model or evaluations):
         given = argument("card") if card is not None else f"the `{CARD_FILE}` in {folder}"
@@ -102,16 +103,6 @@ def push(
     if license is None and card is None and not has_card:
         reporter.note(Note(f"the model card names no license: {argument('license')} gives one"))
     return pushed
-
-
-def require_hub() -> None:
-    """Import the libraries that talk to hubs and registries.
-
-    Raises:
-        MissingExtraError: one of them is not installed.
-    """
-    for library in ("huggingface_hub", "httpx"):
-        require(library, "hub", "a hub or a registry")
 
 
 def _show(pushed: Pushed, screen: Screen) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from adapter_export.api.models.base import PathLike, require
+from adapter_export.api.models.base import Address, require
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import UsageError, argument
+from adapter_export.hub.address import as_written
 from adapter_export.option import Option, OptionsOf
 from adapter_export.server.server_settings import Limits, ServerSettings, SessionSettings
 
@@ -18,7 +19,7 @@ _TIMES = ("drain", "max_batch_delay", "read_timeout", "request_timeout")
 
 
 def serve(
-    bundles: PathLike | Sequence[PathLike],
+    bundles: Address | Sequence[Address],
     *,
     admin_token: Annotated[str | None, Option(variable="ADAPTER_EXPORT_ADMIN_TOKEN")] = None,
     workers: Annotated[int, Option("Processes that share the port and the files of the bundles.", least=1)] = 1,
@@ -35,7 +36,7 @@ def serve(
     Call it in the main thread; it returns when the process is terminated.
 
     Args:
-        bundles: their folders, or `NAME=FOLDER`, or with `hub` references such as `oci://host/repository:tag`.
+        bundles: their folders, or `NAME=FOLDER`, or references such as `oci://host/repository:tag`, which are fetched.
         admin_token: required for changes of routes and adapters. Default: only loopback clients may change them.
         on_ready: called with the address and the names of the models when the server answers.
         options: the settings of `ServerSettings`, `SessionSettings` and `Limits`.
@@ -55,7 +56,7 @@ def serve(
     if settings.hub:
         require("huggingface_hub", "hub", "fetching adapters")
         require("httpx", "hub", "fetching adapters")
-    places = [str(one) for one in ([bundles] if isinstance(bundles, str | Path) else bundles)]
+    places = [as_written(one) for one in ([bundles] if isinstance(bundles, str | Path) else bundles)]
     ready = on_ready or (lambda *_: None)
     if workers == 1:
         serve_here(places, settings, ready)

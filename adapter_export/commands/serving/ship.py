@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from adapter_export.api.bundles.bundles import folder_of
-from adapter_export.api.models.base import PathLike
+from adapter_export.api.models.base import Address, PathLike
 from adapter_export.commands.command import Command, Screen
 from adapter_export.option import Force, Option
 from adapter_export.safe_io.output import Output
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def ship(
-    bundle: Bundle | PathLike,
+    bundle: Bundle | Address,
     output: Annotated[PathLike, Option("The folder to write.", "DIR", "-o")],
     *,
     layout: Annotated[

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapter_export.api.models.base import Base, PathLike, require
+from adapter_export.api.models.base import Address, Base, PathLike, require
 from adapter_export.api.models.forms import ArchiveBase
 from adapter_export.api.models.opening import open_base
 from adapter_export.commands.bundles.build import build
 from adapter_export.errors import BaseMismatchError, BaseModelError, UsageError, argument
+from adapter_export.hub.address import locate
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 
@@ -24,8 +25,8 @@ def trainer_callback(
     output: PathLike,
     *,
     bundle: PathLike | None = None,
-    base: Base | PathLike | None = None,
-    data: Mapping[str, PathLike] | None = None,
+    base: Base | Address | None = None,
+    data: Mapping[str, Address] | None = None,
     name: str | None = None,
     force: bool = False,
     reporter: Reporter = SILENT,
@@ -90,7 +91,7 @@ def trainer_callback(
             )
         build(model, [folder], str(bundle), force=force, reporter=reporter)
 
-    files = {part: Path(path) for part, path in (data or {}).items()}
+    files = {part: locate(path, "table").path for part, path in (data or {}).items()}
     return AdapterCallback(
         adapter,
         output,

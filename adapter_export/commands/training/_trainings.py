@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from adapter_export.api.training.fusion import FusionSpec
 from adapter_export.api.training.specs import DataSpec, HeadSpec
 from adapter_export.commands.training.train import train
 from adapter_export.errors import AdapterExportError, FileError, Note, TrainingError, WriteError, argument
+from adapter_export.hub.address import Contents, locate
 from adapter_export.option import OptionsOf
 from adapter_export.reporting import Reporter
 from adapter_export.safe_io.output import Output
@@ -40,7 +41,7 @@ RUNS = "runs"
 """The folder of the adapters in that of a sweep."""
 
 _SWEEP_FILE, _SEARCH_FILE, _LOCK_FILE = "sweep.json", "search.sqlite3", ".lock"
-_FILES = ("validation_data", "test_data", "tokenizer")
+_FILES: Mapping[str, Contents] = {"validation_data": "table", "test_data": "table", "tokenizer": "tokenizer"}
 
 _NOT_IDENTITY = ("threads", "restart")
 """Arguments of `train` that do not make a sweep another one."""
@@ -94,7 +95,7 @@ class SweepPlan:
             found[width] = setting.bottleneck
         if setting.placement is not None:
             found[place or "sublayers"] = tuple(setting.placement.split("+"))  # refused by a kind without places
-        return {**found, **self._files()}
+        return {**found, **self._files}
 
     def shaped(self, setting: Setting) -> Adapter:
         """Return an adapter of a setting, untrained; one that does not fit the base is an error."""
@@ -128,13 +129,15 @@ class SweepPlan:
             **{name: list(values) if isinstance(values, tuple) else str(values) for name, values in lists.items()},
             "seeds": self.seeds,
             **{name: value for name, value in given.items() if value != defaults.get(name)},
-            **{name: _digest(path) for name, path in self._files().items()},
+            **{name: _digest(path) for name, path in self._files.items()},
         }
         made: dict[str, Any] = json.loads(json.dumps(found, default=str))
         return made
 
+    @cached_property
     def _files(self) -> dict[str, Path]:
-        return {name: Path(self.training[name]).absolute() for name in _FILES if self.training.get(name) is not None}
+        given = {name: self.training[name] for name in _FILES if self.training.get(name) is not None}
+        return {name: locate(one, _FILES[name]).path.absolute() for name, one in given.items()}
 
 
 @dataclass

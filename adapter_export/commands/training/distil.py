@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.kinds import at_least_1
-from adapter_export.api.models.base import Base, PathLike, require
+from adapter_export.api.models.base import Address, Base, PathLike, require
 from adapter_export.api.models.forms import ArchiveBase
 from adapter_export.api.training.job import Trained, TrainingJob
 from adapter_export.api.training.learners import NewStudent
@@ -38,19 +38,19 @@ DISTIL_OPTIONS = OptionsOf(DistillationLoss, DataSpec, HeadSpec, LoopSpec, Machi
 
 
 def distil(
-    model: Base | PathLike,
-    data: Annotated[PathLike, Option("Labelled rows, as `train` reads them.", "PATH", "--data")],
+    model: Base | Address,
+    data: Annotated[Address, Option("Labelled rows, as `train` reads them.", "PATH", "--data")],
     output: Annotated[PathLike | None, Option("The folder to write.", "PATH", "-o", required=True)] = None,
     *,
     adapter: Annotated[
-        Adapter | PathLike | None, Option("The teacher's adapter, a folder. Default: learn from labels only.", "PATH")
+        Adapter | Address | None, Option("The teacher's adapter, a folder. Default: learn from labels only.", "PATH")
     ] = None,
     layers: Annotated[
         int | None, Option("Layers of the student, evenly spaced; defaults to all layers.", "N", least=1)
     ] = None,
     keep: Annotated[tuple[int, ...] | None, Option("Layers of the student by number, from 0.", "N,N,…")] = None,
     unlabelled: Annotated[
-        PathLike | None, Option("More texts, without labels; the student learns the teacher's answers.", "FILE")
+        Address | None, Option("More texts, without labels; the student learns the teacher's answers.", "FILE")
     ] = None,
     learning_rate: Annotated[float, "Peak learning rate; pretrained weights need a small one."] = 1e-4,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
@@ -89,8 +89,7 @@ def distil(
         TrainingError: the loss is not finite, or the interrupted run is another one.
     """
     of_loss, of_data, of_head, of_loop, of_machine = DISTIL_OPTIONS.split("distil", options)
-    texts = None if unlabelled is None else Path(unlabelled)
-    rows, head, machine = DataSpec(Path(data), texts, **of_data), HeadSpec(**of_head), Machine(**of_machine)
+    rows, head, machine = DataSpec(data, unlabelled, **of_data), HeadSpec(**of_head), Machine(**of_machine)
     _check_teacher(rows, head, has_teacher=adapter is not None)
     if layers is not None and keep is not None:
         raise UsageError(f"{argument('layers')} and {argument('keep')} exclude each other", fix="give one of them")

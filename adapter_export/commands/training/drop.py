@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.kinds import at_least_1
-from adapter_export.api.models.base import Base, PathLike, require
+from adapter_export.api.models.base import Address, Base, PathLike, require
 from adapter_export.api.training.rows import (
     RowReader,
     adapter_with_task,
@@ -52,9 +52,9 @@ _Layers = Mapping[int, Sequence[str]]
 
 
 def drop(
-    adapter: Adapter | PathLike,
-    base: Annotated[Base | PathLike, Option("The model that it was trained on.", "MODEL", "--base")],
-    data: Annotated[PathLike, Option("Labelled rows that it was not trained on.", "PATH", "--data")],
+    adapter: Adapter | Address,
+    base: Annotated[Base | Address, Option("The model that it was trained on.", "MODEL", "--base")],
+    data: Annotated[Address, Option("Labelled rows that it was not trained on.", "PATH", "--data")],
     output: Annotated[
         PathLike | None, Option("Adapter folder to write, without `--layers` or `--leave-out`.", "PATH", "-o")
     ] = None,
@@ -69,7 +69,7 @@ def drop(
     delimiter: Annotated[str | None, DELIMITER] = None,
     encoding: Annotated[str | None, ENCODING] = None,
     skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
-    tokenizer: Annotated[PathLike | None, TOKENIZER] = None,
+    tokenizer: Annotated[Address | None, TOKENIZER] = None,
     batch_size: Annotated[int, Option("Rows per batch.", "N", least=1)] = 32,
     threads: Annotated[int | None, THREADS] = None,
     plot: Annotated[PathLike | None, Option("Plot scores and times: `.svg` or `.png`.", "FILE")] = None,
@@ -106,7 +106,7 @@ def drop(
         Output(path, force).ensure_writable(folder=True, sources=sources)
     image = writable_plot(plot, force=force, sources=sources)
     columns = DataSpec(
-        Path(data),
+        data,
         text=text,
         pair=pair,
         negative=negative,

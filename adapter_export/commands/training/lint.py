@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.adapters import load_adapter
-from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike
 from adapter_export.api.models.opening import base_for
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import Note, UsageError, argument
+from adapter_export.hub.address import locate
 from adapter_export.option import DELIMITER, ENCODING, PAIR, SITE_MAP, TRUST_PICKLE, Option
 from adapter_export.reporting import SILENT, Reporter
 
@@ -25,11 +26,11 @@ _ROWS, _TOKENS = 64, 64
 
 
 def lint(
-    adapter: Adapter | PathLike,
+    adapter: Adapter | Address,
     *,
-    base: Annotated[Base | PathLike | None, Option("The model that it is meant for.", "MODEL")] = None,
+    base: Annotated[Base | Address | None, Option("The model that it is meant for.", "MODEL")] = None,
     data: Annotated[
-        PathLike | None,
+        Address | None,
         Option("Training table: csv, tsv, jsonl or Parquet.", "FILE"),
     ] = None,
     text: Annotated[str, Option("The column of the texts.", "COLUMN")] = "text",
@@ -73,7 +74,8 @@ def lint(
         from adapter_export.format.tabular.labelled import Columns, read_texts
         from adapter_export.format.tabular.table_files import TableFormat
 
-        texts, notes = read_texts(Path(data), Columns(text=text, pair=pair, form=TableFormat(delimiter, encoding)))
+        columns = Columns(text=text, pair=pair, form=TableFormat(delimiter, encoding))
+        texts, notes = read_texts(locate(data, "table", reporter).path, columns)
         for note in notes:
             reporter.note(Note(note))
     from adapter_export.analysis.mistakes import Subject, lint_adapter

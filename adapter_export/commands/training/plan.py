@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.adapters.kinds import at_least_1, check_different
-from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike
 from adapter_export.api.models.opening import base_for
 from adapter_export.commands.command import Command, Screen
 from adapter_export.commands.training._plots import writable_plot
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def plan(
-    model: Base | PathLike,
+    model: Base | Address,
     *,
     kinds: Annotated[tuple[str, ...], "Kinds of adapter, by name."] = ("houlsby", "pfeiffer"),
     bottlenecks: Annotated[tuple[int, ...], "Widths between their projections."] = (16, 64, 256),

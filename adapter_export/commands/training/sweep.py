@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.kinds import at_least_1, check_different
-from adapter_export.api.models.base import Base, PathLike, require
+from adapter_export.api.models.base import Address, Base, PathLike, require
 from adapter_export.api.models.opening import open_base
 from adapter_export.api.training.rows import open_trainable, tables_before_opening
 from adapter_export.api.training.specs import DataSpec, HeadSpec
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    model: Base | PathLike,
-    data: Annotated[PathLike, Option("Labelled rows, as `train` reads them.", "PATH", "--data")],
+    model: Base | Address,
+    data: Annotated[Address, Option("Labelled rows, as `train` reads them.", "PATH", "--data")],
     output: Annotated[PathLike, Option("The folder to write, with a folder in `runs` for each adapter.", "PATH", "-o")],
     *,
     kinds: Annotated[tuple[str, ...], "Adapter kinds."] = ("houlsby", "pfeiffer"),
@@ -115,7 +115,8 @@ def sweep(
     of_data, of_head = _check_training(training)
     named = [kind_named(kind) for kind in kinds]
     unopened = open_trainable(model, site_map, trust_pickle=trust_pickle)
-    tables_before_opening(unopened, DataSpec(Path(data), **of_data), HeadSpec(**of_head))
+    rows = DataSpec(data, **of_data)
+    tables_before_opening(unopened, rows, HeadSpec(**of_head))
     from adapter_export.analysis.sweep_results import Space, Sweep
 
     training |= {} if init is None else {"init": init}
@@ -130,7 +131,7 @@ def sweep(
     if workers is not None or ray is not None:
         where = _reopened(base, site_map, trust_pickle)
         training = {**training, "threads": training.get("threads") or _threads_each(workers, ray)}
-    plan = SweepPlan(base, where, Path(data).absolute(), Path(output).absolute(), space, seeds, training)
+    plan = SweepPlan(base, where, rows.files[0].absolute(), Path(output).absolute(), space, seeds, training)
     for setting in space.grid():  # so that none fails for what can be known before
         plan.shaped(setting)
     if trials is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from adapter_export.api.adapters.adapters import composition_record, load_members
 from adapter_export.api.adapters.kinds import kind_names, kind_options, make_kind
-from adapter_export.api.models.base import Base, PathLike, require
+from adapter_export.api.models.base import Address, Base, PathLike, require
 from adapter_export.api.training.fusion import FusionSpec
 from adapter_export.api.training.job import TrainingJob
 from adapter_export.api.training.learners import NewAdapter, NewFusion
@@ -42,15 +42,15 @@ INIT = Option("Weight initialization; the default depends on the kind.", choices
 
 
 def train(
-    base: Annotated[Base | PathLike, Option(metavar="MODEL")],
-    data: Annotated[PathLike, LABELLED_DATA],
+    base: Annotated[Base | Address, Option(metavar="MODEL")],
+    data: Annotated[Address, LABELLED_DATA],
     output: Annotated[PathLike | None, ADAPTER_FOLDER] = None,
     *,
     kind: Annotated[str | Kind | None, Option(f"Adapter kind; defaults to {_DEFAULT_KIND}.", kind_names)] = None,
     init: Annotated[str | None, INIT] = None,
     name: Annotated[str | None, "Name of the adapter; defaults to that of the output."] = None,
     fuse: Annotated[
-        Sequence[Adapter | PathLike],
+        Sequence[Adapter | Address],
         Option(
             "Train a fusion of these adapters, which stay unchanged, instead of an adapter; `NAME=FOLDER` renames one.",
             "A,B,…",
@@ -97,7 +97,7 @@ def train(
         TrainingError: the loss is not finite, or the interrupted run is another one.
     """
     of_kind, of_fusion, of_data, of_head, of_loop, of_loss, of_machine = TRAIN_OPTIONS.split("train", options)
-    rows, machine, fusion = DataSpec(Path(data), **of_data), Machine(**of_machine), FusionSpec(**of_fusion)
+    rows, machine, fusion = DataSpec(data, **of_data), Machine(**of_machine), FusionSpec(**of_fusion)
     path, sources = None if output is None else Path(output), [rows.validation_data, rows.test_data, rows.tokenizer]
     target = AdapterOutput(output, force, [base, data, *sources, fuse])
     fusion.check(fuse)

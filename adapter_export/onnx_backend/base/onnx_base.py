@@ -150,6 +150,10 @@ class OnnxBase:
         """A graph does not name its architecture."""
 
     @property
+    def source(self) -> None:
+        """A graph does not name a repository."""
+
+    @property
     def tokenizer(self) -> None:
         """A graph has no tokenizer."""
 

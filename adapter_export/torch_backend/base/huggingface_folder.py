@@ -1,4 +1,4 @@
-"""Hugging Face folders as bases. Importing this module needs transformers; nothing is fetched from the Hub."""
+"""Hugging Face folders as bases. Importing this module needs transformers, which fetches nothing here."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ def capture_folder(
     inputs: Sequence[InputRecord] = (),
     with_cache: bool = False,
     lengths: Bounds | None = None,
+    source: str | None = None,
     force: bool = False,
 ) -> None:
     """Save the model of a Hugging Face folder as a base, with its tokenizer and its base head; needs no network.
@@ -68,7 +69,7 @@ def capture_folder(
     what the class in `config.json` or the modules compute of the final hidden state; a head that cannot be expressed
     is left out, and a note says so. With a cache, the base is the `CachedDecoder` or the `CachedSeq2Seq` of the model
     with its language head, which generates text, and `TorchBase.generation` says how. `lengths` are those of
-    `captured_base`.
+    `captured_base`, and `source` that of `TorchBase`.
 
     Raises:
         FileError: the folder or a file in it is missing.
@@ -77,7 +78,7 @@ def capture_folder(
         OutputExistsError, WriteError: as `write_base`.
     """
     base = _captured_decoder(folder, lengths) if with_cache else _captured_model(folder, inputs, lengths)
-    write_base(base, path, force=force)
+    write_base(replace(base, source=source), path, force=force)
 
 
 def _captured_model(folder: Path, described: Sequence[InputRecord], lengths: Bounds | None) -> TorchBase:

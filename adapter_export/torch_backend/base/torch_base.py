@@ -89,7 +89,7 @@ TEXTS = "golden_texts.json"
 GENERATION = "generation.json"
 """The generation settings in a decoder's folder, in `extra/`."""
 
-_VERSION = "1.0.0"
+_VERSION = "1.1.0"
 
 _LISTED = 8
 """Maximum number of modules named in a note."""
@@ -107,6 +107,7 @@ class CaptureNote:
     pads: bool = False
     model_type: str | None = None
     notes: tuple[str, ...] = ()
+    source: str | None = None
     version: str = _VERSION
     producer: str = f"adapter-export {__version__}"
 
@@ -169,7 +170,8 @@ class TorchBase:
     up behind a mask. If they are known: the text of its `tokenizer.json`, the name of its architecture in transformers,
     such as `bert`, and the head that the model had before it was a base, as an adapter that acts at no site. `notes`
     say what was left out or decided when it was captured, `texts` which ids the model's own library makes of golden
-    texts, `media` what its processor does with images or audio, and `generation` how a decoder generates.
+    texts, `media` what its processor does with images or audio, and `generation` how a decoder generates. `source` is
+    the repository of the Hub that it was captured from, with its commit.
     """
 
     program: ExportedProgram
@@ -185,6 +187,7 @@ class TorchBase:
     media: CapturedMedia | None = None
     generation: Generation = field(default_factory=Generation)
     pads: bool = False
+    source: str | None = None
 
     @property
     def max_tokens(self) -> int | None:
@@ -374,7 +377,7 @@ def write_base(base: TorchBase, path: Path, *, force: bool = False) -> None:
 def _extra(base: TorchBase) -> dict[str, str]:
     """Return the texts in `extra/` of an archive, by the names of the files."""
     axes = {record.name: record.axes for record in base.inputs}
-    note = CaptureNote(axes, dict(base.lengths), base.pads, base.model_type, base.notes)
+    note = CaptureNote(axes, dict(base.lengths), base.pads, base.model_type, base.notes, base.source)
     extra = {NOTE: canonical_json(asdict(note)).decode()}
     if base.tokenizer is not None:
         extra[TOKENIZER] = base.tokenizer
@@ -661,6 +664,7 @@ def _describe(program: ExportedProgram, note: CaptureNote, tokenizer: str | None
         note.model_type,
         notes=note.notes,
         pads=note.pads,
+        source=note.source,
     )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from adapter_export.api.adapters.adapters import finished, import_request
+from adapter_export.api.adapters.adapters import base_of_import, finished, import_request, naming_base
 from adapter_export.api.adapters.task_facts import TaskFacts
-from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike
 from adapter_export.api.models.opening import base_for
 from adapter_export.commands.adapters._made_adapter import (
     ADAPTER_FOLDER,
@@ -20,6 +19,7 @@ from adapter_export.commands.adapters._made_adapter import (
     show_adapter,
 )
 from adapter_export.commands.command import Command
+from adapter_export.hub.address import locate
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, OptionsOf
 from adapter_export.reporting import SILENT, Reporter
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 def import_adapterhub(
-    folder: PathLike,
-    base: Annotated[Base | PathLike, BASE],
+    folder: Address,
+    base: Annotated[Base | Address | None, BASE] = None,
     output: Annotated[PathLike | None, ADAPTER_FOLDER] = None,
     *,
     name: Annotated[str | None, NAME] = None,
@@ -54,7 +54,7 @@ def import_adapterhub(
     Args:
         folder: has `adapter_config.json` and `pytorch_adapter.bin` or `adapter.safetensors`, of which only tensors are
             read; or it is what `save_adapter_setup` wrote.
-        base: the model that it was trained on.
+        base: the model that it was trained on; without it, the error names the one in the configuration.
         output: the folder to save it to. Default: it is not saved.
         name: name of the adapter. Default: the name of the output, or of the folder.
         site_map: the sites of the base.
@@ -71,10 +71,13 @@ def import_adapterhub(
     from adapter_export.importers import adapterhub
 
     target = AdapterOutput(output, force, [folder, base])
-    opened, source = base_for(base, OpenOptions(site_map, trust_pickle), reporter, recorded=True), Path(folder)
+    found = locate(folder, "adapter", reporter)
+    base, source = base_of_import(base, found), found.path
+    opened = base_for(base, OpenOptions(site_map, trust_pickle), reporter, recorded=True)
     request = import_request(source, target.name(name), member or name, by_number)
-    imported = adapterhub.import_adapterhub(source, opened.view, request, with_head=not without_head)
-    return target.saved(finished(imported, opened, facts, reporter))
+    with naming_base(source):
+        imported = adapterhub.import_adapterhub(source, opened.view, request, with_head=not without_head)
+    return target.saved(finished(imported, opened, facts, reporter, found))
 
 
 COMMAND = Command(

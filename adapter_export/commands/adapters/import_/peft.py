@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from adapter_export.api.adapters.adapters import finished, import_request, last_token_notes
+from adapter_export.api.adapters.adapters import (
+    base_of_import,
+    finished,
+    import_request,
+    last_token_notes,
+    naming_base,
+)
 from adapter_export.api.adapters.task_facts import TaskFacts
-from adapter_export.api.models.base import Base, OpenOptions, PathLike
+from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike
 from adapter_export.api.models.opening import base_for
 from adapter_export.commands.adapters._made_adapter import (
     ADAPTER_FOLDER,
@@ -25,6 +30,7 @@ from adapter_export.commands.command import Command
 from adapter_export.errors import Note
 from adapter_export.graph.ops import ACTIVATIONS, POOLINGS
 from adapter_export.graph.task_names import ProblemType
+from adapter_export.hub.address import locate
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option, OptionsOf
 from adapter_export.reporting import SILENT, Reporter
 
@@ -33,8 +39,8 @@ if TYPE_CHECKING:
 
 
 def import_peft(
-    folder: PathLike,
-    base: Annotated[Base | PathLike, BASE],
+    folder: Address,
+    base: Annotated[Base | Address | None, BASE] = None,
     output: Annotated[PathLike | None, ADAPTER_FOLDER] = None,
     *,
     name: Annotated[str | None, NAME] = None,
@@ -65,12 +71,13 @@ def import_peft(
     """Import an adapter that PEFT saved in FOLDER: any whose change of the base's weights is fixed.
 
     FOLDER has `adapter_config.json` and `adapter_model.safetensors` or `adapter_model.bin`, of which only tensors are
-    read. PEFT need not be installed, and torch only for a `.bin`. What cannot be expressed is refused by name.
+    read; or it is an id of the Hub, `owner/name[@revision]`, whose safetensors and JSON files are fetched. PEFT need
+    not be installed, and torch only for a `.bin`. What cannot be expressed is refused by name.
 
     Args:
         folder: has `adapter_config.json` and `adapter_model.safetensors` or `adapter_model.bin`, of which only tensors
             are read.
-        base: the model that it was trained on.
+        base: the model that it was trained on; without it, the error names the one in the configuration.
         output: the folder to save it to. Default: it is not saved.
         name: name of the adapter. Default: the name of the output, or of the folder.
         site_map: the sites of the base.
@@ -89,15 +96,18 @@ def import_peft(
     from adapter_export.importers.peft.head import HeadChoice
 
     target = AdapterOutput(output, force, [folder, base])
-    opened, source = base_for(base, OpenOptions(site_map, trust_pickle), reporter, recorded=True), Path(folder)
+    found = locate(folder, "adapter", reporter)
+    base, source = base_of_import(base, found), found.path
+    opened = base_for(base, OpenOptions(site_map, trust_pickle), reporter, recorded=True)
     head = HeadChoice(pooling, activation, None if labels is None else tuple(labels), leave_out=without_head, task=task)
     if opened.config is not None:
         head = replace(head, known_labels=known_labels(opened.config), known_problem=known_problem(opened.config))
     request = import_request(source, target.name(name), member or name, by_number)
-    imported = peft.import_peft(source, opened.view, request, head=head, dense=dense)
+    with naming_base(source):
+        imported = peft.import_peft(source, opened.view, request, head=head, dense=dense)
     for note in last_token_notes(imported.adapter, opened):
         reporter.note(Note(note))
-    return target.saved(finished(imported, opened, facts, reporter))
+    return target.saved(finished(imported, opened, facts, reporter, found))
 
 
 COMMAND = Command(
@@ -106,6 +116,7 @@ COMMAND = Command(
     document=adapter_document,
     examples=(
         "adapter-export import peft lora_folder --base model.pt -o a",
+        "adapter-export import peft owner/lora --base owner/model -o a",
         "adapter-export import peft lora_folder --base HF_FOLDER --labels negative,positive -o sentiment",
     ),
 )

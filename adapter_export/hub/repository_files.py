@@ -1,0 +1,269 @@
+"""The files of a model or an adapter in a repository of the Hub: safetensors, JSON, tokenizers, and no pickle."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from adapter_export.errors import AdapterError, BaseModelError, FormatError, InputError, command, moved, quoted, visible
+from adapter_export.format.files import canonical_json
+from adapter_export.format.model_config import ADAPTER_CONFIG, named_base
+from adapter_export.hub.artifact import HEADS, Remote, RemoteFile, Source, files_by_path
+from adapter_export.hub.fetch import Order, download_all, fetch_contents
+from adapter_export.hub.huggingface import Hub
+from adapter_export.hub.reference import HubReference
+from adapter_export.reporting import Reporter
+from adapter_export.safe_io.documents import MOST_JSON_BYTES, read_json
+from adapter_export.safe_io.regular_files import sha256_of
+
+Wanted = Literal["model", "adapter", "tokenizer"]
+"""A model of transformers or sentence-transformers, an adapter of PEFT or AdapterHub, or a tokenizer."""
+
+_LISTING = "files.json"
+_TOKENIZER = "tokenizer.json"
+_TEXTS = (".json", ".txt", ".model", ".spm")
+"""Suffixes of configurations, of tokenizers and of their vocabularies."""
+
+_INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
+_MODULES = "modules.json"
+_CONFIGS = (ADAPTER_CONFIG, "adapter_fusion_config.json", "adapter_setup.json", "head_config.json")
+_ADAPTER_WEIGHTS = (
+    "adapter_model.safetensors",
+    "adapter.safetensors",
+    "model_head.safetensors",
+    "model_adapter_fusion.safetensors",
+)
+_PICKLES = re.compile(r"(?:.*/)?(?:pytorch_|adapter_model)[^/]*\.bin|.*\.(?:pt|pth|ckpt|pkl|h5|msgpack)")
+
+
+@dataclass(frozen=True)
+class RepositoryFiles:
+    """The files of a repository that a kind of reader needs, and a listing of their hashes beside their folder.
+
+    Attributes:
+        wanted: the kind of reader.
+    """
+
+    wanted: Wanted
+
+    @property
+    def suffix(self) -> str:
+        """The end of the name of the folder in the cache."""
+        return f"-{self.wanted}"
+
+    def take(self, source: Source, remote: Remote, folder: Path, order: Order) -> None:
+        """Write the files, and the listing.
+
+        Raises:
+            BaseModelError, AdapterError: the repository has no such model or adapter, or only pickles of its tensors.
+            FormatError: an index lists a file that is not there, or files are too large.
+            RemoteError: the hub does not give them.
+        """
+        assert isinstance(order.reference, HubReference)
+        place = _folder_in(folder, order.reference)
+        place.mkdir()
+        repository = _Repository(order.reference, remote, source, place)
+        with moved(f"{place}/", f"{order.reference}, "):
+            if self.wanted == "model":
+                first, weights = repository.model()
+            elif self.wanted == "adapter":
+                first, weights = repository.adapter()
+            else:
+                first, weights = [], repository.tokenizer()
+        download_all(source, weights, place, order, before=len(first))
+        write_listing(folder, place)
+
+    def verify(self, folder: Path) -> None:
+        """Compare all files with the listing."""
+        verify_listing(folder)
+
+    def accept(self, folder: Path) -> None:
+        """Accept all: nothing more is expected of it."""
+
+
+def fetch_files(reference: HubReference, wanted: Wanted, reporter: Reporter) -> tuple[str, Path]:
+    """Return the commit of a repository, and a folder of the cache with its files, verified; read-only.
+
+    Errors are those of `fetch`, and of `RepositoryFiles.take`.
+    """
+    order = Order(reference, RepositoryFiles(wanted), reporter)
+    pin, folder = fetch_contents(order, lambda: nullcontext(Hub(reference)))
+    return pin, _folder_in(folder, reference)
+
+
+def write_listing(folder: Path, place: Path) -> None:
+    """Write the hashes of the files in `place`, a folder inside `folder`, beside it."""
+    rows = [asdict(RemoteFile(path, file.stat().st_size, sha256_of(file))) for path, file in _inside(place)]
+    (folder / _LISTING).write_bytes(canonical_json(rows))
+
+
+def verify_listing(folder: Path) -> None:
+    """Compare the files of a folder in `folder` with the listing beside it.
+
+    Raises:
+        FormatError: files differ, are missing or left over.
+        FileError: one cannot be read.
+    """
+    rows = read_json(folder / _LISTING)
+    listed = files_by_path(rows if isinstance(rows, list) else [], folder / _LISTING)
+    found = {path: file for one in folder.iterdir() if one.is_dir() for path, file in _inside(one)}
+    differing = [path for path in {*listed, *found} if _differs(listed.get(path), found.get(path))]
+    if differing or not listed:
+        raise FormatError("has other files than were taken", where=folder, found=quoted(differing) or "none")
+
+
+def _folder_in(folder: Path, reference: HubReference) -> Path:
+    """Return the folder of the files in that of the cache: it has the name of the repository, for messages."""
+    return folder / reference.name
+
+
+def _inside(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        if not path.is_dir():
+            yield path.relative_to(folder).as_posix(), path
+
+
+def _differs(listed: RemoteFile | None, file: Path | None) -> bool:
+    return listed is None or file is None or sha256_of(file) != listed.digest
+
+
+@dataclass(frozen=True)
+class _Repository:
+    """A repository that is taken from: its small files first, which name the large ones."""
+
+    reference: HubReference
+    remote: Remote
+    source: Source
+    place: Path
+
+    def model(self) -> tuple[Collection[RemoteFile], Collection[RemoteFile]]:
+        """Take the texts of a model, and return them and its weights."""
+        names = self.remote.files
+        if not names.keys() & {"config.json", _MODULES}:
+            raise self._no_model("neither `config.json` nor `modules.json`")
+        first = self._take_texts("")
+        folders = self._module_folders() if _MODULES in names else []
+        first += [one for folder in folders for one in self._take_texts(folder)]
+        weights = {folder: self._weights(folder) for folder in ["", *folders]}
+        if not weights["" if "config.json" in names or not folders else folders[0]]:
+            raise self._only_pickles(
+                BaseModelError,
+                f"load it where you trust its author, and write it anew: `AutoModel.from_pretrained("
+                f'"{self.reference.repository}").save_pretrained("folder")`',
+                f"give that folder, or a revision with `{_WEIGHTS}`: bots of the Hub offer one as `refs/pr/…`",
+            )
+        return first, [one for found in weights.values() for one in found]
+
+    def adapter(self) -> tuple[Collection[RemoteFile], Collection[RemoteFile]]:
+        """Take the texts of the adapters of another library, and return them and the tensors."""
+        names = self.remote.files
+        folders = [""] if ADAPTER_CONFIG in names else sorted({_parent(path) for path in names if path.count("/") <= 1})
+        having = [folder for folder in folders if any(_join(folder, one) in names for one in _CONFIGS)]
+        if not having:
+            raise AdapterError(
+                "is not an adapter of PEFT or AdapterHub",
+                where=self.reference,
+                found=quoted(sorted(names)[:5]) or "no files",
+                expected=f"`{ADAPTER_CONFIG}`",
+                fix="check the name of the repository",
+            )
+        first = [one for folder in dict.fromkeys(["", *having]) for one in self._take_texts(folder)]
+        weights = [
+            names[path] for folder in having for name in _ADAPTER_WEIGHTS if (path := _join(folder, name)) in names
+        ]
+        if not weights:
+            raise self._only_pickles(
+                AdapterError,
+                f"download it where you trust its author: `hf download {self.reference.repository}` prints its folder",
+                "import that, of whose pickles only tensors are read",
+            )
+        return first, weights
+
+    def tokenizer(self) -> Collection[RemoteFile]:
+        """Return the tokenizer."""
+        if _TOKENIZER not in self.remote.files:
+            raise BaseModelError(
+                f"has no `{_TOKENIZER}`",
+                where=self.reference,
+                found=quoted(sorted(self.remote.files)[:5]) or "no files",
+                expected="a tokenizer of the tokenizers library",
+                fix="save one with `tokenizer.save_pretrained(folder)`",
+            )
+        return [self.remote.files[_TOKENIZER]]
+
+    def _take_texts(self, folder: str) -> list[RemoteFile]:
+        files = [
+            one
+            for one in self.remote.files.values()
+            if _parent(one.path) == folder and one.path.endswith(_TEXTS) and one.size <= MOST_JSON_BYTES
+        ]
+        for one in files:
+            self.source.download(one, self.place)
+        return files
+
+    def _module_folders(self) -> list[str]:
+        """Return the folders of the modules of sentence-transformers, one below the repository each."""
+        document: Any = read_json(self.place / _MODULES)
+        entries = document if isinstance(document, list) else []
+        paths = (entry.get("path") for entry in entries if isinstance(entry, Mapping))
+        there = {_parent(path) for path in self.remote.files}
+        return [path for path in dict.fromkeys(paths) if isinstance(path, str) and path and path in there]
+
+    def _weights(self, folder: str) -> list[RemoteFile]:
+        """Return the weights in a folder, as transformers chooses them: one file, or else the shards of an index."""
+        files, whole, index = self.remote.files, _join(folder, _WEIGHTS), _join(folder, _INDEX)
+        if whole in files:
+            return [files[whole]]
+        if index not in files:
+            return []
+        document: Any = read_json(self.place / index)
+        try:
+            names = sorted(set(document["weight_map"].values()))
+            return [files[_join(folder, name)] for name in names]
+        except (LookupError, TypeError, AttributeError) as error:
+            raise FormatError(
+                "an index of weights that does not fit the repository",
+                where=f"{self.reference}, `{index}`",
+                found=visible(str(error)[:200]),
+                expected="`weight_map` with names of its files",
+                fix="give another revision",
+            ) from error
+
+    def _no_model(self, found: str) -> InputError:
+        """Return the error for a repository without a model: its fix is the command for what it has instead."""
+        names = self.remote.files
+        what, fix = "is not a model of transformers or sentence-transformers", "check the name of the repository"
+        for kind, head in HEADS.items():
+            if head in names:
+                found, fix = f"{kind} of this package", f"run `adapter-export pull {self.reference}`"
+        if ADAPTER_CONFIG in names:
+            self.source.download(names[ADAPTER_CONFIG], self.place)
+            base = named_base(self.place)
+            importing = command(
+                f'import_peft("{self.reference}", "model.pt")', f"import peft {self.reference} --base model.pt"
+            )
+            found = "an adapter" if base is None else f"an adapter of the model `{base}`"
+            fix = f"capture {'its base' if base is None else f'`{base}`'} to `model.pt`, then run {importing}"
+        return BaseModelError(what, where=self.reference, found=found, expected="`config.json`", fix=fix)
+
+    def _only_pickles(self, kind: type[InputError], fix: str, then: str) -> InputError:
+        pickles = sorted(path for path in self.remote.files if _PICKLES.fullmatch(path))
+        return kind(
+            "has no safetensors file of its tensors, and pickles are not fetched, as they could run code",
+            where=self.reference,
+            found=quoted(pickles[:3]) or quoted(sorted(self.remote.files)[:5]) or "no files",
+            expected="safetensors",
+            fix=f"{fix}; then {then}" if pickles else "check the name of the repository",
+        )
+
+
+def _join(folder: str, name: object) -> str:
+    return f"{folder}/{name}" if folder else str(name)
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]
