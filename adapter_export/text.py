@@ -356,6 +356,14 @@ class Tokenizer:
         found: int | None = self._whole.token_to_id(token)
         return found
 
+    def decoding(self) -> Callable[[int], str]:
+        """Return a function that takes the tokens of one text in turn, and returns the characters that each completes.
+
+        Special tokens have none.
+        """
+        stream = _library().decoders.DecodeStream(skip_special_tokens=True)
+        return lambda token: stream.step(self._whole, token) or ""
+
     def padded(self, encodings: Sequence[tokenizers.Encoding]) -> list[tokenizers.Encoding]:
         """Pad encodings, in their place, to the longest of them."""
         longest = max(len(encoding.ids) for encoding in encodings)

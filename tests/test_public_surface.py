@@ -101,6 +101,7 @@ def test_the_runtime_gives_bundles_and_sessions() -> None:
         "AnsweredRow",
         "Answerer",
         "Bundle",
+        "Decoding",
         "Prediction",
         "ProgressBar",
         "Reading",
@@ -113,7 +114,10 @@ def test_the_runtime_gives_bundles_and_sessions() -> None:
     tasks = {"classify", "classify_many", "classify_tokens", "predict", "embed", "answer"}
     facts = {"adapters", "head", "labels", "output", "provider", "statistics", "task", "answering", "named"}
     facts |= {"may_pad", "base_head", "real_tokens", "described"}
-    assert public == tasks | facts | {"fan_out", "load", "load_bytes", "run", "run_many", "run_on_device", "unload"}
+    assert public == tasks | facts | {
+        *("fan_out", "load", "load_bytes", "run", "run_many", "run_on_device", "unload"),
+        *("decoder", "generate"),
+    }
 
 
 def test_kinds_and_activations_stay() -> None:

@@ -1,5 +1,6 @@
 """Run bundles: numpy and onnxruntime are all that is needed."""
 
+from adapter_export.decoding import Decoding
 from adapter_export.graph.tasks.answers import Prediction
 from adapter_export.runtime.answerer import AnsweredRow, Answerer, Reading, Row
 from adapter_export.runtime.batches import ProgressBar, Request
@@ -11,6 +12,7 @@ __all__ = [
     "AnsweredRow",
     "Answerer",
     "Bundle",
+    "Decoding",
     "Prediction",
     "ProgressBar",
     "Reading",

@@ -21,6 +21,7 @@ from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import MANIFEST_FILE, manifest_bytes, open_whole, read_manifest, verify_files
 from adapter_export.modalities import FILE_MODALITIES
 from adapter_export.runtime.answerer import Reader
+from adapter_export.runtime.generation import CONFIG_FILE, TextWriter, end_tokens
 from adapter_export.runtime.graphs import Graphs, Optimization, Provider, open_session
 from adapter_export.runtime.loaded_adapters import Adapters
 from adapter_export.runtime.media_reader import MediaReader, media_record
@@ -319,6 +320,22 @@ class Bundle(Described):
             RequestError: the bundle does not say how such a file becomes its input, or says what nothing here can do.
         """
         return MediaReader(media_record(self.manifest, medium, self.folder), self.manifest, session or self.session())
+
+    def writer(self, session: Session | None = None) -> TextWriter:
+        """Return what writes texts behind prompts, for a bundle of a language model with its cache.
+
+        Args:
+            session: the session that computes; default: a new one.
+
+        Raises:
+            RequestError: the bundle has no tokenizer, or does not generate.
+            FileError, FormatError, BaseModelError: its tokenizer or `genai_config.json` cannot be read.
+            MissingExtraError: the tokenizers library is not installed.
+        """
+        opened = session or self.session()
+        config = CONFIG_FILE in {file.path for file in self.manifest.files}
+        ends = end_tokens(self._read(CONFIG_FILE), self.folder / CONFIG_FILE) if config else ()
+        return TextWriter(opened.decoder, self.texts(opened).tokenizer, ends)
 
     def reader(self, kind: str, session: Session | None = None) -> Reader:
         """Return what reads rows of a task's input, such as `pair` or `image`; raises as `texts` and `files`."""

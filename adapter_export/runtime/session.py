@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from adapter_export.decoding import Decoding
 from adapter_export.errors import RequestError, UsageError, within
 from adapter_export.format.axes import padded_axes
 from adapter_export.graph.tasks import ProblemType, Task
@@ -29,6 +30,7 @@ from adapter_export.runtime.check_inputs import (
     weight_tensors,
     weights_of_each,
 )
+from adapter_export.runtime.generation import Decoder
 from adapter_export.runtime.graphs import Arrays, Graphs, Provider, on_device, run_bound, run_session, run_values
 from adapter_export.runtime.head_results import (
     Head,
@@ -87,6 +89,7 @@ class Session(Described):
         self._batch_axis = batches.batch_axis(graphs.manifest)
         self._can_split = batches.rows_are_apart(graphs.manifest)
         self._base_outputs = {record.name for record in graphs.manifest.base_outputs}
+        self._decoder: Decoder | None = None
         self._process = os.getpid()
 
     @property
@@ -409,6 +412,40 @@ class Session(Described):
             answers.append([one for one in rows if isinstance(one, Prediction)])
         return answers
 
+    @property
+    def decoder(self) -> Decoder:
+        """Writes tokens, in a bundle of a language model with its cache; RequestError for any other."""
+        if self._decoder is None:
+            self._decoder = Decoder(self, self._manifest)
+        return self._decoder
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        adapter: str | None = None,
+        *,
+        adapters: Sequence[str | None] | None = None,
+        decoding: Decoding | None = None,
+        ends: Collection[int] = (),
+    ) -> list[list[int]]:
+        """Write tokens behind prompts, in a bundle of a language model with its cache; `Bundle.writer` writes texts.
+
+        Args:
+            prompts: the tokens of each row, at least one.
+            adapter: the adapter of all rows; `None` is the base.
+            adapters: instead, one for each row. In a bundle with the graph `bank` they share calls.
+            decoding: how tokens are chosen. Default: the most likely ones, at most 64.
+            ends: tokens that end a text; they are left out.
+
+        Raises:
+            RequestError: the bundle does not generate; an adapter is not loaded, or a prompt does not fit.
+        """
+        names = [adapter] * len(prompts) if adapters is None else adapters
+        found: list[list[int]] = [[] for _ in prompts]
+        for row in self.decoder.write(prompts, names, decoding or Decoding(), ends):
+            found[row.place] = row.tokens
+        return found
+
     def load(
         self,
         name: str,
@@ -472,6 +509,8 @@ class Session(Described):
         """
         self._check_process()
         self._bank.forget(self._adapters.remove(name))
+        if self._decoder is not None:
+            self._decoder.forget(name)
 
     def _check_process(self) -> None:
         """Raise UsageError in a fork of the process that opened the session."""

@@ -1,7 +1,8 @@
-"""Run a bundle on texts, images, audio or arrays."""
+"""Run a bundle on texts, images, audio, arrays or prompts."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from adapter_export.api.bundles.run_many import run_many
 from adapter_export.api.models.base import Address, PathLike
 from adapter_export.commands.command import Command, Screen
+from adapter_export.decoding import Decoding
 from adapter_export.errors import Note, UsageError, argument, within
 from adapter_export.graph.task_names import ProblemType
 from adapter_export.hub.address import locate
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from adapter_export.format.manifest import Manifest
     from adapter_export.runtime import Bundle, Session
     from adapter_export.runtime.answerer import AnsweredRow, Reader, Row
+    from adapter_export.runtime.generation import Generated, Piece
 
 _BASE = "-"
 _FEW = 3
@@ -41,7 +44,7 @@ def _files() -> type:
     return make_dataclass("_Files", options)
 
 
-_OPTIONS = {"texts": "text", "pairs": "pair"}
+_OPTIONS = {"texts": "text", "pairs": "pair", "prompts": "prompt"}
 """Names of options that differ from those of their parameters."""
 
 _NEEDS = {
@@ -56,6 +59,9 @@ _NEEDS = {
     "fan_out": ("adapters", "takes the list of"),
     "shards": ("many", "are those of"),
     **dict.fromkeys(("shard_rows", "ray", "workers"), ("shards", "is that of")),
+    **dict.fromkeys(
+        ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop"), ("prompts", "is an option of")
+    ),
 }
 """Arguments that need another, and how they belong to it."""
 
@@ -75,6 +81,37 @@ class Answers(Described):
     def described(self) -> Mapping[str, object]:
         """Return the facts of `repr` and notebooks."""
         return {"rows": "computed as they are read", "many": self.many}
+
+
+@dataclass(frozen=True, repr=False)
+class Texts(Described):
+    """Texts behind prompts.
+
+    Attributes:
+        pieces: of the texts, as they are written.
+        count: the number of prompts.
+        many: render each text as a line of JSON.
+    """
+
+    pieces: Iterator[Piece]
+    count: int
+    many: bool
+
+    def described(self) -> Mapping[str, object]:
+        """Return the facts of `repr` and notebooks."""
+        return {"texts": self.count, "pieces": "written as they are read"}
+
+    @property
+    def whole(self) -> Iterator[Generated]:
+        """The texts in the order of the prompts, each when it and those before it are written."""
+        waiting: dict[int, Generated] = {}
+        last = 0
+        for piece in self.pieces:
+            if piece.done is not None:
+                waiting[piece.row] = piece.done
+            while last in waiting:
+                yield waiting.pop(last)
+                last += 1
 
 
 def run(
@@ -116,6 +153,10 @@ def run(
         Sequence[str],
         Option("The second text of a pair, one for each `--text`; of one text, several are choices.", flags="--pair"),
     ] = (),
+    prompts: Annotated[
+        Sequence[str],
+        Option("Prompt behind which a language model writes a text. Repeatable.", "TEXT", flags="--prompt"),
+    ] = (),
     data: Annotated[
         Address | None, Option("Texts: lines of a `.txt`, or rows of a csv, tsv, jsonl or Parquet.", "FILE")
     ] = None,
@@ -154,20 +195,22 @@ def run(
     workers: Annotated[int | None, Option("Shards at a time on Ray.", "N", least=1)] = None,
     force: Force = False,
     reporter: Reporter = SILENT,
-    **files: Annotated[Any, OptionsOf(_files)],
-) -> Answers | Answered:
-    """Run BUNDLE on texts, images, audio or arrays, with its adapters or with the base alone.
+    **options: Annotated[Any, OptionsOf(_files, Decoding)],
+) -> Answers | Answered | Texts:
+    """Run BUNDLE on texts, images, audio, arrays or prompts, with its adapters or with the base alone.
 
     An adapter's answer is that of its task: the labels of texts or of their tokens with their probabilities, numbers,
     or the beginning of each vector. The base, and an adapter without a task, give a summary of the outputs; `--json`,
     `--many` and `--out` give them whole. A row gets the answer that it has alone, whatever rows it shares a call with.
+    With `--prompt` a language model, captured with its cache, writes texts; several prompts may have adapters of their
+    own.
 
     Args:
         bundle: the bundle, or its folder.
         reporter: receives the number of answered rows, and a note on texts and files that were cut.
 
     Returns:
-        The answers, computed as they are read, or with `shards` the folder that has them.
+        The answers, computed as they are read; with `shards` the folder that has them, with `prompts` the texts.
 
     Raises:
         UsageError: arguments do not go together, or no adapter is named although adapters have tasks.
@@ -175,13 +218,16 @@ def run(
         InputError: the bundle or the data cannot be used.
         OutputExistsError, WriteError: an output cannot be written.
     """
-    _check_together({**locals(), **files}, tuple(OptionsOf(_files).defaults()))
+    files, decoding = OptionsOf(_files, Decoding).split("run", options)
+    usual = OptionsOf(Decoding).defaults()
+    chosen = {name: value for name, value in decoding.items() if value != usual[name]}
+    _check_together({**locals(), **files, **chosen}, tuple(OptionsOf(_files).defaults()))
     from adapter_export.api.bundles.bundles import open_bundle
     from adapter_export.batch.table_rows import Columns
     from adapter_export.commands.bundles import _run_rows as run_rows
     from adapter_export.format.tabular.table_files import TableFormat
     from adapter_export.modalities import FILE_MODALITIES
-    from adapter_export.runtime.answerer import Answerer, Reading
+    from adapter_export.runtime.answerer import Answerer, Reading, Row
 
     output = None if out is None else Output(Path(out), force)
     if output is not None:
@@ -223,7 +269,9 @@ def run(
         )
     medium = next((name for name in FILE_MODALITIES if files.get(name)), None)
     rows: list[Row] = []
-    if medium is not None:
+    if prompts:
+        rows = [Row(prompt, where=f"prompt {at}") for at, prompt in enumerate(prompts)]
+    elif medium is not None:
         rows = run_rows.media_rows(files[medium])
     elif arrays is None:
         form = TableFormat(delimiter, encoding)
@@ -240,16 +288,22 @@ def run(
     if adapter_file is not None:
         loaded = _load(session, Path(adapter_file), labels, task)
         adapter = adapter or loaded  # a file that is given and nothing chosen is meant to be used
+    writer = opened.writer(session) if prompts else None
+    named = session.named if writer is None else writer.named
     if adapters is not None:
-        names = [None if name == _BASE else session.named(name) for name in adapters]
+        names = [None if name == _BASE else named(name) for name in adapters]
         rows = _with_adapters(rows, names, fan_out=fan_out)
     elif adapter_column is not None:
         rows = [row if row.adapter is None else replace(row, adapter=session.named(row.adapter)) for row in rows]
     else:
-        adapter = None if adapter == _BASE else session.named(adapter)
+        adapter = None if adapter == _BASE else named(adapter)
         rows = [replace(row, adapter=adapter) for row in rows]
     rows = [replace(row, strength=1.0 if strength is None else strength, weights=weights) for row in rows]
     _check_adapters(rows, session)
+    if writer is not None:
+        of_rows = [row.adapter for row in rows]
+        pieces = writer.stream([row.asked for row in rows], adapters=of_rows, decoding=Decoding(**decoding))
+        return Texts(pieces, len(rows), many)
     reader = None if arrays is not None else _reader(opened, session, medium)
     reading = Reading(long_texts or "cut", stride, token_budget, allow_mixed_rows, outputs=output is not None)
     shown = reporter if many or len(rows) > _QUICK else SILENT
@@ -261,7 +315,8 @@ def _check_together(given: Mapping[str, object], media: Sequence[str]) -> None:
     """Refuse arguments that exclude each other, or that are given without another."""
     apart = (
         ("adapter", "adapters", "adapter_column"),
-        ("texts", "data", "arrays", *media),
+        ("prompts", "texts", "data", "arrays", *media),
+        *(("prompts", other) for other in ("pairs", "out", "strength", "weights", "long_texts", "token_budget")),
         *((medium, other) for medium in media for other in ("long_texts", "pairs")),
         ("many", "out"),
         *(("shards", other) for other in ("adapters", "adapter_file", "texts", *media, "arrays")),
@@ -328,6 +383,9 @@ def _reader(bundle: Bundle, session: Session, medium: str | None) -> Reader:
         modality = bundle.manifest.media.modality
         fix = f"give {argument(modality.name, words='FILE')} or {argument('arrays', words='FILE')}"
         raise UsageError(f"the bundle reads {modality.word}s, not texts", fix=fix)
+    if any(record.role == "cache" for record in bundle.manifest.inputs):
+        fix = f"give {argument('prompts', words='TEXT', option='prompt')} or {argument('arrays', words='FILE')}"
+        raise UsageError("the bundle writes texts behind prompts, and has no answers to texts", fix=fix)
     if bundle.manifest.text is None:
         arrays, tokenizer = argument("arrays", words="FILE"), argument("tokenizer", words="tokenizer.json")
         fix = f"give its inputs as arrays, {arrays}, or build it again with {tokenizer}"
@@ -358,11 +416,13 @@ def _check_adapters(rows: Sequence[Row], session: Session) -> None:
                 session.task(row.adapter)
 
 
-def _show(found: Answers | Answered, screen: Screen) -> None:
+def _show(found: Answers | Answered | Texts, screen: Screen) -> None:
     from adapter_export.batch.table_rows import json_line
     from adapter_export.commands.bundles._run_results import Result, show_results
 
-    if not isinstance(found, Answers):
+    if isinstance(found, Texts):
+        _show_texts(found, screen)
+    elif not isinstance(found, Answers):
         screen.say(f"wrote {found.folder}: {found.shards:,} shards, of which {found.reused:,} were there before")
     elif found.many:
         for row in found.rows:
@@ -371,15 +431,38 @@ def _show(found: Answers | Answered, screen: Screen) -> None:
         show_results([Result.of(row) for row in found.rows], screen)
 
 
-def _document(found: Answers | Answered, _: Screen) -> Mapping[str, object]:
+def _show_texts(found: Texts, screen: Screen) -> None:
+    """Write a single text while it is written, several one after the other under their prompts."""
+    limited = 0
+    if found.many:
+        for one in found.whole:
+            screen.write(f"{json.dumps(one.document(), ensure_ascii=False)}\n")
+    elif found.count == 1:
+        for piece in found.pieces:
+            screen.write(piece.text)
+            limited += piece.done is not None and piece.done.finish == "length"
+        screen.write("\n")
+    else:
+        for one in found.whole:
+            limited += one.finish == "length"
+            screen.line((f"{one.prompt} ", "bold"), (f"[{one.adapter or 'base'}]", "dim"))
+            screen.write(f"{one.text}\n\n")
+    if limited:
+        texts = "the text" if found.count == 1 else f"{limited:,} of {found.count:,} texts"
+        screen.say(f"{texts} ended at a limit; `--max-new-tokens N` allows longer ones")
+
+
+def _document(found: Answers | Answered | Texts, _: Screen) -> Mapping[str, object]:
     from adapter_export.batch.table_rows import document_of
 
+    if isinstance(found, Texts):
+        return {"rows": [one.document() for one in found.whole]}
     if not isinstance(found, Answers):
         return {"folder": str(found.folder), "shards": found.shards, "reused": found.reused}
     return {"rows": [document_of(row) for row in found.rows]}
 
 
-COMMAND: Command[Answers | Answered] = Command(
+COMMAND: Command[Answers | Answered | Texts] = Command(
     run,
     _show,
     document=_document,
@@ -394,6 +477,8 @@ COMMAND: Command[Answers | Answered] = Command(
         "adapter-export run bundle --adapter sentiment < sentences.txt",
         "adapter-export run bundle --adapter digits --image seven.png",
         "adapter-export run bundle --arrays inputs.npz --out outputs.npz",
+        "adapter-export run llama --adapter replies --prompt 'Well met,' --max-new-tokens 40",
+        "adapter-export run llama --adapters replies,questions --prompt 'Well met,' --prompt 'How far'",
     ),
     sections={
         "adapters": (
@@ -421,8 +506,9 @@ COMMAND: Command[Answers | Answered] = Command(
             "stride",
             "arrays",
         ),
+        "texts": ("prompt", OptionsOf(Decoding)),
         "calls": ("many", "token_budget", "allow_mixed_rows", "provider", "threads"),
         "shards": ("shards", "shard_rows", "ray", "workers"),
     },
-    common=("text", "pair", "adapter", "data"),
+    common=("text", "pair", "adapter", "data", "prompt"),
 )

@@ -1,0 +1,70 @@
+"""Tiny language models with random weights, their PEFT adapters, and bundles of both that generate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers as hf
+from kept import kept
+from tiny_llama import example
+
+import adapter_export as ae
+
+WORDS, END, LONGEST = 96, 95, 48
+ADAPTERS: Mapping[str, tuple[str, ...]] = {"a": ("q_proj", "v_proj"), "b": ("o_proj", "up_proj", "down_proj")}
+"""PEFT adapters by name, and the layers that they change."""
+
+_CONFIG: Mapping[str, Any] = {
+    "vocab_size": WORDS,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": LONGEST,
+    "bos_token_id": 1,
+    "eos_token_id": END,
+    "pad_token_id": 0,
+}
+MODELS: Mapping[str, Callable[[], hf.PreTrainedModel]] = {
+    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_CONFIG)),
+    "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**_CONFIG, head_dim=8, tie_word_embeddings=False)),
+}
+
+
+def generating(factory: pytest.TempPathFactory, kind: str) -> Path:
+    """A folder with the model `hf`, its PEFT adapters, and the `bundle` of all, with slots and a bank."""
+    return kept(factory, f"generating_{kind}", _write, kind)
+
+
+def peft_model(folder: Path, name: str | None) -> Any:
+    """The model of a folder in transformers, with one of its adapters in PEFT."""
+    model = hf.AutoModelForCausalLM.from_pretrained(folder / "hf")
+    return (model if name is None else peft.PeftModel.from_pretrained(model, folder / name)).eval()
+
+
+def _write(folder: Path, kind: str) -> None:
+    torch.manual_seed(0)
+    example("make_tiny").save_llama(folder / "hf")  # for its tokenizer, which has a word for each number
+    model = MODELS[kind]()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.normal_(1.0 if "norm" in name else 0.0, 0.2)
+    model.save_pretrained(folder / "hf")
+    base = ae.capture(folder / "hf", folder / "base.pt", with_cache=True)
+    adapters = []
+    for name, layers in ADAPTERS.items():
+        config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=6, target_modules=list(layers))
+        adapted = peft.get_peft_model(hf.AutoModelForCausalLM.from_pretrained(folder / "hf"), config)
+        with torch.no_grad():
+            for parameter, weight in adapted.named_parameters():
+                if "lora" in parameter:
+                    weight.normal_(0, 0.2)
+        adapted.save_pretrained(folder / name)
+        adapters.append(ae.import_peft(folder / name, base, name=name))
+    ae.build(base, adapters, folder / "bundle", variants=("slots", "bank"))
