@@ -178,12 +178,22 @@ class Scorer(_Answers):
 
     problem = "ranking"
 
-    def scores(self, pairs: Sequence[tuple[str, str]], adapter: str | None = None) -> Floats:
+    def scores(self, pairs: Sequence[Sequence[str]], prompt: str | None = None, adapter: str | None = None) -> Floats:
         """Return the scores of pairs of a query and a document [pairs].
 
+        Args:
+            pairs: any number.
+            prompt: text before each query.
+            adapter: the adapter of this call. Default: `self.adapter`.
+
         Raises:
-            RequestError: as `Embedder.vectors`.
+            RequestError: a row is not a pair of texts, or is too long and `long` refuses it.
         """
         name = self._adapter if adapter is None else self._checked(adapter)
-        answers: list[Score] = self._answered([Pair(*pair) for pair in pairs], name)
+        for pair in pairs:
+            if not isinstance(pair, tuple | list) or [isinstance(text, str) for text in pair] != [True, True]:
+                found = f"`{type(pair).__name__}`"
+                raise RequestError("scores are those of pairs of texts", found=found, expected="`(query, document)`")
+        rows = [Pair((prompt or "") + query, document) for query, document in pairs]
+        answers: list[Score] = self._answered(rows, name)
         return np.array([one.score for one in answers])

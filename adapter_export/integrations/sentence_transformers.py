@@ -97,6 +97,5 @@ class BundleReranker(_BundleModule[Scorer]):
 
     def forward(self, features: dict[str, Any], adapter: str | None = None) -> dict[str, Any]:
         """Return the scores as `scores`, float32 [rows, 1]."""
-        prompt = features["prompt"] or ""
-        pairs = [(prompt + query, document) for query, document in features["rows"]]
-        return {"scores": torch.from_numpy(self._answers.scores(pairs, adapter)).float()[:, None]}
+        scores = self._answers.scores(features["rows"], features["prompt"], adapter)
+        return {"scores": torch.from_numpy(scores).float()[:, None]}

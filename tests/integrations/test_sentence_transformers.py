@@ -169,5 +169,13 @@ def test_rerankers_are_cross_encoders(world: World) -> None:
     np.testing.assert_allclose(model.predict(pairs), expected, rtol=0, atol=1e-6)
     ranked = model.rank(TEXTS[0], TEXTS)
     assert [one["corpus_id"] for one in ranked] == list(np.argsort(-np.array(expected), kind="stable"))
+    np.testing.assert_allclose(
+        model.predict(pairs[1:2], prompt="find: "),
+        model.predict([("find: " + TEXTS[0], TEXTS[1])]),
+        rtol=0,
+        atol=1e-6,
+    )
+    with pytest.raises(RequestError, match="pairs of texts"):
+        model.predict(["ab", "cd", "ef"])
     with pytest.raises(RequestError, match=r"adapter `mine`.*expected `ranking`"):
         BundleReranker(world.bundle, "mine")
