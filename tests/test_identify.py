@@ -11,8 +11,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from onnx import numpy_helper
 from tiny_llama import PROMPT, example, in_genai, run_builder, save_rounded
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import adapter_export as ae
 from adapter_export.errors import BaseModelError, FormatError, OutputExistsError
@@ -21,7 +23,8 @@ from adapter_export.numerics.weight_match import match_weights
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase, open_onnx
 from adapter_export.onnx_backend.base.weight_uses import weight_uses
 from adapter_export.sites.discover import discover
-from adapter_export.torch_backend.base.torch_base import TorchBase
+from adapter_export.torch_backend.base.huggingface_folder import CachedDecoder
+from adapter_export.torch_backend.base.torch_base import TorchBase, base_of
 from adapter_export.torch_backend.trained_weights import trained_weights
 
 pytestmark = [
@@ -97,6 +100,36 @@ def test_each_weight_is_within_its_rounding_and_none_is_left_over(name, built, a
     assert bool(joined) == (name not in ("fp16", "int4, nothing joined"))
 
 
+ARCHITECTURES: Mapping[str, Mapping[str, object]] = {
+    "gemma2": {"head_dim": 16},
+    "olmo": {},
+    "phi": {},
+    "gpt_oss": {"head_dim": 16, "num_local_experts": 4},
+}
+"""Tied embeddings and norms of `1 + w`; norms without factors; biases and parallel sublayers; experts and sinks."""
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [("gemma2", "int4"), ("olmo", "fp32"), ("phi", "int4"), ("gpt_oss", "fp32")]
+)
+def test_other_architectures_need_no_table(name, precision, tmp_path, genai_is_there):
+    torch.manual_seed(0)
+    size = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    ends = {"bos_token_id": 1, "eos_token_id": 95, "pad_token_id": 0}
+    config = AutoConfig.for_model(name, **size, **heads, **ends, **ARCHITECTURES[name])
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.2)
+    model.save_pretrained(tmp_path / name)
+    example("make_tiny").save_tokenizer(tmp_path / name)
+    run_builder(tmp_path / name, tmp_path / "model", precision)
+    decoder = CachedDecoder(model)
+    trained = base_of(decoder, *decoder.example_inputs())
+    assert compare(open_onnx(tmp_path / "model" / "model.onnx"), trained) >= 16
+
+
 @pytest.fixture(scope="module")
 def linked(built: Callable[[str], Path], archive: ae.Base) -> Path:
     """The folder in 4 bits with its record."""
@@ -120,7 +153,6 @@ def test_its_sites_have_the_fingerprint_names_and_paths_of_the_archive(linked, a
 def peft_folder(source: Path) -> Path:
     """A LoRA that PEFT trained on the folder, as far as its weights show."""
     import peft
-    import torch
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(1)
@@ -152,7 +184,6 @@ def bundle(linked: Path, archive: ae.Base, peft_folder: Path) -> Path:
 
 def test_onnxruntime_genai_writes_what_transformers_and_peft_write(bundle, linked, source, peft_folder, tmp_path):
     """With the builder's 4-bit weights in transformers, so that rounding is on both sides."""
-    import torch
     from peft import PeftModel
     from transformers import LlamaForCausalLM
 

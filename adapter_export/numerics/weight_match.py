@@ -106,15 +106,16 @@ class Counterpart:
 
 @dataclass(frozen=True)
 class _Fault:
-    """Rows that are no rounding of their counterparts."""
+    """Rows that are no rounding of their counterparts: how many numbers are wrong, and by how much."""
 
     at: Counterpart
     wrong: int
     numbers: int
+    deviation: float
+    steps: float
 
     def __str__(self) -> str:
-        steps = max(self.at.steps, self.at.saturated_steps)
-        far = f"{self.at.deviation:.3g}" + (f", {steps:.3g} rounding steps" if steps else "")
+        far = f"{self.deviation:.3g}" + (f", {self.steps:.3g} rounding steps" if self.steps else "")
         return (
             f"`{self.at.weight}` is not `{self.at.trained}`: {self.wrong:,} of {self.numbers:,} differ, by up to {far}"
         )
@@ -207,7 +208,7 @@ class _Stream:
 def _compared(one: _Rest, other: _Rest) -> Counterpart | _Fault:
     """Compare the rows up to the end of the shorter of two uses."""
     rows, width = min(one.rows, other.rows), one.use.width or 1
-    deviation = steps = saturated_steps = 0.0
+    deviation = steps = saturated_steps = wrong_deviation = wrong_steps = 0.0
     saturated = wrong = 0
     for start in range(0, rows, step := max(1, _ELEMENTS // width)):
         count = min(step, rows - start)
@@ -216,7 +217,11 @@ def _compared(one: _Rest, other: _Rest) -> Counterpart | _Fault:
         error, beyond = np.abs(ours.values - theirs), ours.saturated(theirs)
         with np.errstate(divide="ignore", invalid="ignore"):
             in_steps = np.where(ours.half > 0, error / (2 * ours.half), 0)
-        wrong += int(np.count_nonzero(~(error <= ours.half * np.where(beyond, 2 * SATURATED_STEPS, 1))))
+        outside = ~(error <= ours.half * np.where(beyond, np.float32(2 * SATURATED_STEPS), np.float32(1)))
+        if outside.any():
+            wrong += int(np.count_nonzero(outside))
+            wrong_deviation = max(wrong_deviation, _largest(error[outside]))
+            wrong_steps = max(wrong_steps, _largest(in_steps[outside]))
         deviation = max(deviation, _largest(error))
         steps = max(steps, _largest(in_steps[~beyond]))
         saturated += int(np.count_nonzero(beyond))
@@ -233,7 +238,7 @@ def _compared(one: _Rest, other: _Rest) -> Counterpart | _Fault:
         saturated,
         saturated_steps,
     )
-    return _Fault(found, wrong, rows * width) if wrong else found
+    return _Fault(found, wrong, rows * width, wrong_deviation, wrong_steps) if wrong else found
 
 
 def _largest(numbers: npt.NDArray[Any]) -> float:

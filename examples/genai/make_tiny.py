@@ -31,7 +31,7 @@ WIDTH = 64
 
 
 def save_llama(folder: Path) -> None:
-    """Save a Llama of 2 layers and width 64, and a tokenizer with the words `w0` to `w95`."""
+    """Save a Llama of 2 layers and width 64, and a tokenizer."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=WORDS,
@@ -52,6 +52,11 @@ def save_llama(folder: Path) -> None:
                 weight.normal_(0, 0.15)
         model.lm_head.weight[END] = 0  # so that no text ends by chance
     model.save_pretrained(folder)
+    save_tokenizer(folder)
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Save a tokenizer with the words `w0` to `w95`."""
     words = Tokenizer(models.WordLevel({f"w{index}": index for index in range(WORDS)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(

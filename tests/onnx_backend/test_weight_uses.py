@@ -87,6 +87,20 @@ def test_dequantized_weights_are_those_of_onnxruntime_and_within_their_rounding(
         match_weights([use], [_trained(moved)], "model")
 
 
+@pytest.mark.parametrize("config", ["symmetric", "with zero points", "8 bits"])
+def test_numbers_halfway_between_two_steps_are_within_them(config):
+    """Whichever way float32 rounds them, as it adds the zero point to the quotient."""
+    steps = np.concatenate([np.arange(-7, 7) + 0.5, [-8, 8]])
+    halfway = np.outer(np.resize(steps, K), np.linspace(0.001, 0.02, N)).astype(np.float32)
+    is_end = np.resize(np.abs(steps) == 8, K)[:, None]  # which gives the scale
+    beside = [np.where(is_end, halfway, np.nextafter(halfway, np.float32(sign))) for sign in (-9, 9)]
+    for numbers in (halfway, *beside):
+        quantizer = MatMulNBitsQuantizer(product(numbers), block_size=32, algo_config=CONFIGS[config])
+        quantizer.process()
+        (use,) = weight_uses(ir.from_proto(quantizer.model.model))
+        match_weights([use], [_trained(numbers)], "model")
+
+
 def _trained(weight: np.ndarray) -> WeightUse:
     return WeightUse("w", N, K, lambda start, end: StoredRows(weight.T[start:end], np.zeros((1, 1), np.float32)))
 

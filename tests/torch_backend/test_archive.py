@@ -303,6 +303,28 @@ def test_entries_that_overlap_are_refused(entries: Entries, tmp_path: Path) -> N
         load_base(path)
 
 
+def test_weights_that_stay_in_the_file_are_the_same(archive: Path, base: TorchBase) -> None:
+    mapped = load_base(archive, mapped=True)
+    assert mapped.fingerprint == base.fingerprint
+    for name, tensor in base.program.state_dict.items():
+        found = mapped.program.state_dict[name]
+        assert (type(found), found.stride()) == (type(tensor), tensor.stride())
+        assert torch.equal(found, tensor)
+    inputs = {"x": torch.randn(2, 4)}
+    for name, value in base.run(inputs).items():
+        assert torch.equal(mapped.run(inputs)[name], value)
+
+
+def test_a_weight_behind_the_end_of_the_file_is_refused(archive: Path, tmp_path: Path) -> None:
+    data = bytearray(archive.read_bytes())
+    with zipfile.ZipFile(archive) as file:
+        (info, *_) = (info for info in file.infolist() if "data/weights/weight_" in info.filename)
+    data[info.header_offset + 28 : info.header_offset + 30] = b"\xff\xff"  # the length of the extra field
+    (tmp_path / "moved.pt2").write_bytes(data)
+    with pytest.raises(BaseModelError, match="behind the end of the file"):
+        load_base(tmp_path / "moved.pt2", mapped=True)
+
+
 def test_the_copy_for_torch_holds_no_sample_inputs_guards_or_stack_traces(archive: Path, tmp_path: Path) -> None:
     write_clean(screen(archive), tmp_path / "clean.pt2")
     entries = read_entries(tmp_path / "clean.pt2")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from adapter_export.api.models.base import Base, OpenOptions, PathLike, require
 from adapter_export.api.models.forms import GenaiBase
-from adapter_export.api.models.opening import base_for, unopened
+from adapter_export.api.models.opening import unopened
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import BaseModelError
 from adapter_export.option import TRUST_PICKLE, Force, Option
@@ -131,7 +131,7 @@ def identify(
     reporter.step(f"opening {folder}")
     graph = base.unidentified
     reporter.step("opening the trained model")
-    with _decoder(weights, trust_pickle, reporter) as trained:
+    with _decoder(weights, trust_pickle) as trained:
         reporter.step("comparing the weights")
         found = match_weights(weight_uses(graph.model), trained_weights(trained), base.path)
         stored_sites = SiteWeights(graph.index, graph.sites)
@@ -151,21 +151,25 @@ def identify(
 
 
 @contextmanager
-def _decoder(weights: Base | PathLike, trust_pickle: bool, reporter: Reporter) -> Iterator[TorchBase]:
-    """Open the trained model; a Hugging Face folder with its language head."""
+def _decoder(weights: Base | PathLike, trust_pickle: bool) -> Iterator[TorchBase]:
+    """Open the trained model: an archive with its weights left in the file, a Hugging Face folder with its head."""
     base = unopened(weights, OpenOptions(trust_pickle=trust_pickle))
     base.check_trainable()
-    if base.form != "folder" or base.path is None:
-        yield base_for(base, OpenOptions(), reporter).torch
+    if base.is_open or trust_pickle or base.path is None:
+        yield base.torch
+        return
+    from adapter_export.torch_backend.base.torch_base import load_base
+
+    if base.form != "folder":
+        yield load_base(base.path, mapped=True)
         return
     require("transformers", "hf", "opening a Hugging Face folder")
     from adapter_export.torch_backend.base.huggingface_folder import capture_folder
-    from adapter_export.torch_backend.base.torch_base import load_base
 
     with TemporaryDirectory(prefix="adapter-export-") as temporary:
         path = Path(temporary) / "model.pt"
         capture_folder(base.path, path, with_cache=True)
-        yield load_base(path)
+        yield load_base(path, mapped=True)
 
 
 def _show(found: Identified, screen: Screen) -> None:

@@ -30,7 +30,8 @@ _UNIT_ROUNDOFF = {
 }
 
 _ROUNDINGS = 4
-"""Roundings before a number becomes an integer: of the weight, of the scale, of its reciprocal, of their product."""
+"""Roundings before a number becomes an integer: of the weight, the scale, its reciprocal, the product and the sum with
+the zero point; the weight's is no larger than that of the scale."""
 
 _Array = npt.NDArray[Any]
 
@@ -197,7 +198,8 @@ class _Blocks:
         width, most = integers.shape[1], self.least + 2**self.bits - 1
         scales = self._spread(self.scales[start:end], width)
         steps = integers - self._spread(self.zeros[start:end] if len(self.zeros) > 1 else self.zeros, width)
-        slack = _ROUNDINGS * np.abs(steps) * np.float32(_UNIT_ROUNDOFF[self.dtype])
+        of_zero_point = 2**self.bits * _UNIT_ROUNDOFF[ir.DataType.FLOAT]  # in which quantizers compute
+        slack = _ROUNDINGS * (np.abs(steps) * np.float32(_UNIT_ROUNDOFF[self.dtype]) + np.float32(of_zero_point))
         outward = (integers == most).astype(np.int8) - (integers == self.least).astype(np.int8)
         return StoredRows(
             steps * scales, np.abs(scales) * (np.float32(0.5) + slack), outward * np.sign(scales).astype(np.int8)

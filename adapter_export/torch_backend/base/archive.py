@@ -20,6 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from adapter_export.errors import BaseModelError, FormatError, UnsafeArchiveError, argument
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.parsers import parsing
@@ -302,10 +305,74 @@ def write_clean(archive: Archive, target: Path) -> None:
         BaseModelError: a tensor's bytes are damaged.
         OSError: the copy cannot be written.
     """
+    _write(archive, archive.texts, archive.tensors, target)
+
+
+def write_outline(archive: Archive, target: Path) -> None:
+    """Write a copy in which each weight is one zero that is repeated; `stored_weights` are to replace it.
+
+    Raises:
+        BaseModelError: a tensor's bytes are damaged.
+        OSError: the copy cannot be written.
+    """
+    config = json.loads(archive.texts[WEIGHTS])
+    folder = WEIGHTS.rpartition("/")[0]
+    zeros = {}
+    for payload in config["config"].values():
+        meta = payload["tensor_meta"]
+        zeros[f"{folder}/{payload['path_name']}"] = b"\0" * (_BYTES[meta["dtype"]] if _elements(meta) else 0)
+        meta |= {"strides": [{"as_int": 0}] * len(meta["sizes"]), "storage_offset": {"as_int": 0}}
+    others = {name: entry for name, entry in archive.tensors.items() if name not in zeros}
+    _write(archive, {**archive.texts, WEIGHTS: json.dumps(config), **zeros}, others, target)
+
+
+def _elements(meta: Mapping[str, Any]) -> int:
+    return math.prod(size["as_int"] for size in meta["sizes"])
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A weight of an archive where it lies in the file: `bytes` [n], and the layout of its elements in them."""
+
+    bytes: npt.NDArray[np.uint8]
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+
+def stored_weights(archive: Archive) -> Iterator[tuple[str, StoredWeight]]:
+    """Map the weights of an archive into memory, by their names; pages are read when they are used.
+
+    Raises:
+        BaseModelError: an entry ends behind the file.
+    """
+    config = json.loads(archive.texts[WEIGHTS])["config"]
+    folder = WEIGHTS.rpartition("/")[0]
+    with open_regular(archive.path) as file, zipfile.ZipFile(file) as source:
+        for name, payload in config.items():
+            info, meta = source.getinfo(archive.tensors[f"{folder}/{payload['path_name']}"]), payload["tensor_meta"]
+            file.seek(info.header_offset + _LENGTHS_AT)
+            lengths = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
+            start = info.header_offset + _LENGTHS_AT + 4 + lengths
+            if start + info.file_size > archive.path.stat().st_size:
+                raise _damaged(archive.path, f"`{info.filename}` behind the end of the file")
+            # copy on write, as torch takes no read-only memory
+            bytes_ = (
+                np.memmap(file, np.uint8, "c", start, (info.file_size,)) if info.file_size else np.empty(0, np.uint8)
+            )
+            sizes, strides = (tuple(each["as_int"] for each in meta[key]) for key in ("sizes", "strides"))
+            yield name, StoredWeight(bytes_, sizes, strides, meta["storage_offset"]["as_int"])
+
+
+_LENGTHS_AT = 26
+"""The place, in the header before an entry's bytes, of the lengths of its name and of its extra field: 2 bytes each."""
+
+
+def _write(archive: Archive, texts: Mapping[str, str | bytes], tensors: Mapping[str, str], target: Path) -> None:
     with _opened(archive.path) as source, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as copy:
-        for name, data in archive.texts.items():
+        for name, data in texts.items():
             copy.writestr(f"{_ROOT}/{name}", data)
-        for name, entry in archive.tensors.items():
+        for name, entry in tensors.items():
             with parsing(partial(_damaged, archive.path)):
                 reader = source.open(entry)
             with reader, copy.open(f"{_ROOT}/{name}", "w", force_zip64=True) as written:

@@ -49,7 +49,14 @@ from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import open_regular
 from adapter_export.sites.view import FlowGraph, FlowIndex, FlowNode
-from adapter_export.torch_backend.base.archive import readable, screen, write_clean
+from adapter_export.torch_backend.base.archive import (
+    Archive,
+    readable,
+    screen,
+    stored_weights,
+    write_clean,
+    write_outline,
+)
 from adapter_export.torch_backend.base.capture_module import (
     AxisNames,
     Inputs,
@@ -519,10 +526,11 @@ class _Sink(io.RawIOBase):
         return offset
 
 
-def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
+def load_base(path: Path | str, *, trust_pickle: bool = False, mapped: bool = False) -> TorchBase:
     """Load a base from an archive of `write_base` or `torch.export.save`; nothing in the file is run or unpickled.
 
     With `trust_pickle`, torch gets the file as it is and may run any code in it: only for files whose maker you trust.
+    With `mapped`, the weights stay in the file and are read when they are used.
 
     Raises:
         FileError: the file cannot be read.
@@ -545,8 +553,10 @@ def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
             # torch reads zip files in its own way, and would read more than was screened
             with TemporaryDirectory(prefix="adapter-export-") as folder:
                 copy = Path(folder) / "base.pt2"
-                write_clean(archive, copy)
+                (write_outline if mapped else write_clean)(archive, copy)
                 program = _load(copy, path)
+            if mapped:
+                _map_weights(program, archive)
         except OSError as error:
             raise WriteError(error.filename or "the folder for temporary files", error.strerror or error) from error
     with within(path):
@@ -562,6 +572,15 @@ def load_base(path: Path | str, *, trust_pickle: bool = False) -> TorchBase:
             media=media,
             generation=_read(extra, GENERATION, "a record of how it generates", _generation_of) or Generation(),
         )
+
+
+def _map_weights(program: ExportedProgram, archive: Archive) -> None:
+    """Replace the weights of a program by those in the file."""
+    for name, stored in stored_weights(archive):
+        outline = program.state_dict[name]
+        flat = torch.from_numpy(stored.bytes).view(outline.dtype)
+        weight = flat.as_strided(stored.sizes, stored.strides, stored.offset)
+        program.state_dict[name] = nn.Parameter(weight, False) if isinstance(outline, nn.Parameter) else weight
 
 
 def _read(extra: Mapping[str, str], name: str, what: str, parse: Callable[[str, str], Read]) -> Read | None:
