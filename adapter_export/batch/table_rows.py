@@ -29,8 +29,8 @@ SUFFIXES = (*PARQUET, *JSON_LINES, ".csv", ".tsv", ".tab", *LINES)
 _FLAGS = [argument(name) for name in ("text_column", "pair_column", "adapter_column")]
 _NAME_COLUMNS = f"name the columns with {', '.join(_FLAGS[:-1])} and {_FLAGS[-1]}"
 
-_BASE = ("", "-", None)
-"""Cells of a table that name the base."""
+_BASE = "-"
+"""The cell of a table that names the base, beside `base`."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,9 @@ class Columns:
         """
         check_columns(list(cells), self.names, where, _NAME_COLUMNS)
         text = cells[self.text_column]
-        adapter = None if self.adapter_column is None else cells[self.adapter_column]
         if not isinstance(text, str):
             raise _no_text("has no text", text, self.text_column, where)
-        if adapter is not None and not isinstance(adapter, str):
-            expected = "a name, or `-` for the base"
-            raise DataError("names no adapter", where=where, found=f"`{adapter}`", expected=expected)
+        adapter = None if self.adapter_column is None else _adapter_of(cells[self.adapter_column], where)
         asked: Any = text
         if self.pair_column is not None:
             second = cells[self.pair_column]
@@ -72,7 +69,20 @@ class Columns:
             if not isinstance(seconds, str | tuple):
                 raise _no_text("has no second text", second, self.pair_column, where)
             asked = Pair(text, seconds) if isinstance(seconds, str) else [Pair(text, one) for one in seconds]
-        return Row(asked, None if adapter in _BASE else adapter.strip(), where=where)
+        return Row(asked, adapter, where=where)
+
+
+def _adapter_of(cell: object, where: str) -> str | None:
+    """Return the name in a cell, `None` for the base; an empty cell is a DataError, as it may have been forgotten."""
+    if isinstance(cell, str) and cell.strip():
+        return None if cell.strip() == _BASE else cell.strip()
+    raise DataError(
+        "names no adapter",
+        where=where,
+        found="an empty cell" if cell is None or isinstance(cell, str) else f"`{short(cell)}`",
+        expected="the name of an adapter, or `base`",
+        fix="write `base` in rows that the base answers",
+    )
 
 
 def _no_text(what: str, cell: object, column: str, where: str) -> DataError:

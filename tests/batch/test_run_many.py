@@ -88,6 +88,7 @@ def test_a_killed_process_is_gone_on_with(bundle: Path, tmp_path: Path) -> None:
     ("row", "error", "words"),
     [
         ({"text": "who", "who": "nobody"}, RequestError, "`nobody`"),
+        ({"text": "a", "who": ""}, DataError, "line 3: names no adapter; found an empty cell.*Write `base`"),
         ({"text": None, "who": "tone"}, DataError, "line 3: has no text"),
         ({"text": "a\0b", "who": "tone"}, RequestError, "line 3"),
         (["who"], DataError, "line 3: is not a JSON object"),

@@ -93,7 +93,8 @@ def test_a_table_names_the_adapters(
     cli: Any, mixed: Path, session: Session, encode: Any, tmp_path: Path, form: str, many: bool
 ) -> None:
     path = tmp_path / f"rows.{form}"
-    cells = [(text, name or "-") for text, name in zip(TEXTS, NAMES, strict=True)]
+    base = "base" if form == "csv" else "-"
+    cells = [(text, name or base) for text, name in zip(TEXTS, NAMES, strict=True)]
     if form == "jsonl":
         lines = [json.dumps({"words": text, "who": name}) for text, name in cells]
     else:
@@ -187,6 +188,9 @@ def test_wrong_calls_say_what_to_type(cli: Any, mixed: Path, options: tuple[str,
         ("a.jsonl", b'{"text": null, "who": "tone"}', "a.jsonl, line 1: has no text"),
         ("a.jsonl", b'{"text": 3, "who": "tone"}', "a.jsonl, line 1: has no text"),
         ("a.jsonl", b'{"text": "a", "who": 3}', "a.jsonl, line 1: names no adapter"),
+        ("a.jsonl", b'{"text": "a", "who": null}', "a.jsonl, line 1: names no adapter; found an empty cell"),
+        ("a.csv", b"text,who\nhow,tone\nfar,\n", "a.csv, line 3: names no adapter"),
+        ("a.tsv", b"text\twho\nhow\t  \n", "Write `base` in rows that the base answers."),
         ("a.jsonl", b'{"text": "a", "who"', "a.jsonl, line 1: is not JSON"),
         ("a.csv", b"text,who\n", "holds no texts"),
         ("a.csv", b"text,who\na,tone,more\n", "a wrong number of cells"),

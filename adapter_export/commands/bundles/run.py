@@ -131,7 +131,7 @@ def run(
     ] = None,
     fan_out: Annotated[bool, Option("Run every row through all `--adapters`.")] = False,
     adapter_column: Annotated[
-        str | None, Option("Column of `--data` that names the adapter of each row.", "NAME")
+        str | None, Option("Column of `--data` that names the adapter of each row; `base` is the base.", "NAME")
     ] = None,
     weights: Annotated[
         Mapping[str, float] | None,
