@@ -184,6 +184,41 @@ def test_texts_are_read(right: Adapter, text_folder: Path, tmp_path: Path) -> No
     assert "dead-units" in ae.lint(adapter, base=with_words, data=table).looked_for
 
 
+def test_texts_are_read_by_the_options_of_train(text_folder: Path, tmp_path: Path) -> None:
+    base = ae.open_base(text_folder / "model.pt")
+    trained = ae.load_adapter(next(path for path in sorted((text_folder / "adapters").iterdir())))
+    rng = np.random.default_rng(0)
+    drawn = {name: rng.normal(0, 0.2, old.shape).astype(np.float32) for name, old in trained.weights.items()}
+    adapter = replace(trained, weights=drawn, training={})
+
+    def start(texts: list[str], **options: object) -> str:
+        """How far the adapter moves the base on texts, as the finding says it."""
+        table = tmp_path / "rows.csv"
+        table.write_text("words;label\n" + "".join(f"{text};x\n" for text in texts), encoding="utf-8")
+        given = {"text": "words", "delimiter": ";", "label": "label", **options}
+        findings = ae.lint(adapter, base=base, data=table, fresh=True, **given).findings
+        (one,) = (finding for finding in findings if finding.rule == "disturbing-start")
+        return one.measure
+
+    texts, long = ["good film", "dull film"], ["good film dull bad fine good"]
+    assert start(texts, prefix="how far ") == start([f"how far {text}" for text in texts]) != start(texts)
+    assert start(long, max_tokens=4) != start(long, max_tokens=4, truncation="left")
+    (tmp_path / "tokenizer.json").write_text(base.tokenizer or "", encoding="utf-8")
+    assert start(texts, tokenizer=tmp_path / "tokenizer.json") == start(texts)
+    with pytest.raises(UsageError, match=r"`max_tokens` is more than the model takes"):
+        start(texts, max_tokens=10_000)
+
+
+def test_options_of_data_need_data_and_held_out_rows_do_not_count(right: Adapter, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"`pair`, `prefix`: these are about data; found no `data`"):
+        ae.lint(right, pair="second", prefix="query: ")
+    table, adapter = tmp_path / "rows.tsv", replace(right, training={})
+    rows = adapter.cost().parameters // 1000 + 2
+    table.write_text("text\n" + "good\n" * rows, encoding="utf-8")
+    assert found(adapter, data=table) == {}
+    assert found(adapter, data=table, validation=0.5) == {"many-parameters": None}
+
+
 def test_fresh_needs_a_base(right: Adapter) -> None:
     with pytest.raises(UsageError, match="fresh"):
         ae.lint(right, fresh=True)

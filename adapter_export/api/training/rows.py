@@ -331,10 +331,15 @@ def _check_no_cache(base: Base) -> None:
 def _text_source(base: Base, given: Address | None, max_tokens: int | None) -> TextSource:
     from adapter_export.torch_backend.train.data import TextSource
 
-    return TextSource(_tokenizer_of(base, given, max_tokens), tuple(record.name for record in base.inputs))
+    return TextSource(tokenizer_of(base, given, max_tokens), tuple(record.name for record in base.inputs))
 
 
-def _tokenizer_of(base: Base, given: Address | None, max_tokens: int | None) -> Tokenizer:
+def tokenizer_of(base: Base, given: Address | None, max_tokens: int | None) -> Tokenizer:
+    """Return the given tokenizer or the base's, with the limit of a training where none is given.
+
+    Raises:
+        UsageError: there is no tokenizer, or the base does not take as many tokens.
+    """
     from adapter_export.text import Tokenizer, read_tokenizer
 
     known = base.max_tokens

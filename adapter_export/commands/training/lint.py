@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike
 from adapter_export.api.models.opening import base_for
+from adapter_export.api.training.specs import DataSpec
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import Note, UsageError, argument
 from adapter_export.hub.address import locate
-from adapter_export.option import DELIMITER, ENCODING, PAIR, SITE_MAP, TRUST_PICKLE, Option
+from adapter_export.option import SITE_MAP, TRUST_PICKLE, Option, OptionsOf, changed
 from adapter_export.reporting import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from adapter_export.analysis.mistakes import Lint, SiteValues
     from adapter_export.graph.adapter import Adapter
+
+_DATA_OPTIONS = OptionsOf(DataSpec)
 
 _ROWS, _TOKENS = 64, 64
 """Rows and tokens that the base reads while the adapter is observed."""
@@ -33,14 +36,11 @@ def lint(
         Address | None,
         Option("Training table: csv, tsv, jsonl or Parquet.", "FILE"),
     ] = None,
-    text: Annotated[str, Option("The column of the texts.", "COLUMN")] = "text",
-    pair: Annotated[str | None, PAIR] = None,
-    delimiter: Annotated[str | None, DELIMITER] = None,
-    encoding: Annotated[str | None, ENCODING] = None,
     fresh: Annotated[bool, "Untrained adapter: measure the initial change of the hidden state."] = False,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     reporter: Reporter = SILENT,
+    **options: Annotated[Any, _DATA_OPTIONS],
 ) -> Lint:
     """Look for the classic mistakes in an adapter.
 
@@ -49,6 +49,9 @@ def lint(
     far below the width, a layer out of line, another base, an initialization that disturbs the base, units that never
     fire, sites that cost much and change little. Some checks need a base that torch can run: it reads the first rows of
     the data, or random tokens. Checks that were skipped are listed with what they need.
+
+    The options of the data are those of `train`: those that say how texts become tokens are heeded, and rows that are
+    held out are not counted.
 
     Args:
         adapter: the adapter, or its folder.
@@ -62,28 +65,31 @@ def lint(
 
     Raises:
         FileError, FormatError: the adapter cannot be read; one with NaN or Inf is a `TensorError`.
-        UsageError: `fresh` without a base, data without a tokenizer.
+        UsageError: `fresh` without a base, data without a tokenizer, options of data that are not given.
         BaseModelError, AdapterError: it is no base, or the adapter has no place in it.
         DataError: the data cannot be read.
     """
     if fresh and base is None:
         raise UsageError(f"{argument('fresh')} measures the adapter in its base", found="no base", fix="give it one")
     found = load_adapter(adapter) if isinstance(adapter, str | Path) else adapter
+    (of_data,) = _DATA_OPTIONS.split("lint", options)
+    spec = DataSpec("" if data is None else data, **of_data)
     texts = None
     if data is not None:
-        from adapter_export.format.tabular.labelled import Columns, read_texts
-        from adapter_export.format.tabular.table_files import TableFormat
+        from adapter_export.format.tabular.labelled import read_texts
 
-        columns = Columns(text=text, pair=pair, form=TableFormat(delimiter, encoding))
-        texts, notes = read_texts(locate(data, "table", reporter).path, columns)
+        texts, notes = read_texts(locate(data, "table", reporter).path, spec.columns)
         for note in notes:
             reporter.note(Note(note))
+    elif changed(spec):
+        about = ", ".join(map(argument, changed(spec)))
+        raise UsageError(f"{about}: these are about data", found=f"no {argument('data')}", fix="give it, too")
     from adapter_export.analysis.mistakes import Subject, lint_adapter
 
     recorded = found.training.get("data")
     rows = recorded.get("training_rows") if isinstance(recorded, Mapping) else None
     if rows is None and texts is not None:
-        rows = len(texts)
+        rows = len(texts) - round(len(texts) * (spec.validation or 0))
     settings = found.training.get("settings")
     start = settings.get("initial_change") if isinstance(settings, Mapping) else None
     subject: dict[str, Any] = {
@@ -96,15 +102,17 @@ def lint(
         opened = base_for(base, OpenOptions(site_map, trust_pickle), reporter)
         subject |= {"base": opened.fingerprint, "norms": {s.name: s.norm for s in opened.sites.map if s.norm}}
         if opened.trainable:
-            values, moved = _watched(opened, found, texts)
+            read = None if texts is None else _read(opened, texts[:_ROWS], spec)
+            values, moved = _watched(opened, found, read)
             subject |= {"values": values, **({"start": moved} if fresh else {})}
     return lint_adapter(Subject(found, **subject))
 
 
-def _watched(
-    base: Base, adapter: Adapter, texts: list[tuple[str, str | None]] | None
-) -> tuple[dict[str, SiteValues], float]:
-    """Return the values at the sites of an adapter, and its relative change of the final hidden state."""
+def _watched(base: Base, adapter: Adapter, read: dict[str, np.ndarray] | None) -> tuple[dict[str, SiteValues], float]:
+    """Return the values at the sites of an adapter, and its relative change of the final hidden state.
+
+    The base reads these inputs, or random ones.
+    """
     import numpy as np
     import torch
 
@@ -113,8 +121,7 @@ def _watched(
     from adapter_export.torch_backend.attach import attach
     from adapter_export.torch_backend.train.init_adapter import relative_change
 
-    drawn = sample(base.inputs, _ROWS // 4, _TOKENS, base.lengths)
-    arrays = drawn if texts is None else _read(base, texts[:_ROWS])
+    arrays = sample(base.inputs, _ROWS // 4, _TOKENS, base.lengths) if read is None else read
     inputs = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
     model = attach(base.torch, adapter, sites=base.sites.map, allow_mismatch=True)
     with torch.inference_mode(), model.observed() as calls:
@@ -128,17 +135,17 @@ def _watched(
     return values, relative_change(model, inputs)
 
 
-def _read(base: Base, texts: list[tuple[str, str | None]]) -> dict[str, np.ndarray]:
+def _read(base: Base, texts: list[tuple[str, str | None]], data: DataSpec) -> dict[str, np.ndarray]:
+    """Return texts as the inputs of the base, cut to few tokens where no limit is given."""
     from adapter_export.api.models.base import require
-    from adapter_export.runtime.text_reader import encoded
-    from adapter_export.text import Pair, Tokenizer
+    from adapter_export.api.training.rows import tokenizer_of
+    from adapter_export.text import Pair
 
-    if base.tokenizer is None:
-        raise UsageError("the base has no tokenizer, so it cannot read texts", fix=f"leave {argument('data')} out")
     require("tokenizers", "text", "reading texts")
-    tokenizer = Tokenizer.from_json(base.tokenizer, min(base.max_tokens or _TOKENS, _TOKENS))
-    rows = [text if pair is None else Pair(text, pair) for text, pair in texts]
-    found = encoded(tokenizer, [(row, None) for row in rows])
+    limit = data.max_tokens or min(base.max_tokens or _TOKENS, _TOKENS)
+    tokenizer = tokenizer_of(base, data.tokenizer, limit)
+    rows = [data.prefix + text if pair is None else Pair(data.prefix + text, pair) for text, pair in texts]
+    found = tokenizer.rows(rows, sides=[data.truncation or tokenizer.side] * len(rows))
     return dict(tokenizer.arrays([row.encoding for row in found], [record.name for record in base.inputs]))
 
 
