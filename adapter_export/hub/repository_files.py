@@ -12,7 +12,7 @@ from typing import Any, Literal
 from adapter_export.errors import AdapterError, BaseModelError, FormatError, InputError, command, moved, quoted, visible
 from adapter_export.format.files import canonical_json
 from adapter_export.format.model_config import ADAPTER_CONFIG, named_base
-from adapter_export.hub.artifact import HEADS, Remote, RemoteFile, Source, files_by_path
+from adapter_export.hub.artifact import HEADS, Remote, RemoteFile, Source, check_bounds, files_by_path
 from adapter_export.hub.fetch import Order, download_all, fetch_contents
 from adapter_export.hub.huggingface import Hub
 from adapter_export.hub.reference import HubReference
@@ -23,7 +23,7 @@ from adapter_export.safe_io.regular_files import sha256_of
 Wanted = Literal["model", "adapter", "tokenizer"]
 """A model of transformers or sentence-transformers, an adapter of PEFT or AdapterHub, or a tokenizer."""
 
-_LISTING = "files.json"
+_LISTING = ".files.json"  # no repository has a name that begins with a dot
 _TOKENIZER = "tokenizer.json"
 _TEXTS = (".json", ".txt", ".model", ".spm")
 """Suffixes of configurations, of tokenizers and of their vocabularies."""
@@ -201,6 +201,7 @@ class _Repository:
             for one in self.remote.files.values()
             if _parent(one.path) == folder and one.path.endswith(_TEXTS) and one.size <= MOST_JSON_BYTES
         ]
+        check_bounds(files, self.reference)
         for one in files:
             self.source.download(one, self.place)
         return files
@@ -209,9 +210,9 @@ class _Repository:
         """Return the folders of the modules of sentence-transformers, one below the repository each."""
         document: Any = read_json(self.place / _MODULES)
         entries = document if isinstance(document, list) else []
-        paths = (entry.get("path") for entry in entries if isinstance(entry, Mapping))
-        there = {_parent(path) for path in self.remote.files}
-        return [path for path in dict.fromkeys(paths) if isinstance(path, str) and path and path in there]
+        paths = [str(entry.get("path")).strip("/") for entry in entries if isinstance(entry, Mapping)]
+        there = {_parent(path) for path in self.remote.files} - {""}
+        return [path for path in dict.fromkeys(paths) if path in there]
 
     def _weights(self, folder: str) -> list[RemoteFile]:
         """Return the weights in a folder, as transformers chooses them: one file, or else the shards of an index."""

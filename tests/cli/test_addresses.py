@@ -179,6 +179,14 @@ def test_what_is_needed_here_is_not_fetched(line: str, hub: HubServer, files: di
     assert not hub.asked
 
 
+@pytest.mark.parametrize("line", ["capture ./me/none -o new", "sites ./me/none", "inspect ../me/none", "plan me/x/"])
+def test_a_path_is_no_id(line: str, hub: HubServer, tmp_path: Path) -> None:
+    with chdir(tmp_path):
+        done = CliRunner().invoke(main, line.split())
+    assert done.exit_code == 3, done.output
+    assert not hub.asked
+
+
 def test_no_argument_loses_a_slash(hub: HubServer, tmp_path: Path) -> None:
     """Every path of every command that is no door, an output too: refused before anything is done."""
     paths = [(name, command, one) for name, command in commands() for one in command.params if one.type is LOCAL_PATH]

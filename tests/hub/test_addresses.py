@@ -78,7 +78,7 @@ PEFT = {"adapter_config.json": b'{"base_model_name_or_path": "me/base"}', "adapt
         (
             "model",
             {
-                "modules.json": b'[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}, {"path": "../out"}, 3]',
+                "modules.json": b'[{"path": ""}, {"path": "1_Pooling/"}, {"path": "2_Dense"}, {"path": "../out"}, 3]',
                 "config_sentence_transformers.json": JSON,
                 "1_Pooling/config.json": JSON,
                 "2_Dense/config.json": JSON,

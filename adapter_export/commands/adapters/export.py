@@ -14,6 +14,7 @@ from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike
 from adapter_export.commands.command import Command, Screen
 from adapter_export.errors import Note, UsageError, argument, moved
 from adapter_export.hub.address import is_remote, locate
+from adapter_export.hub.reference import parse_reference
 from adapter_export.option import SITE_MAP, TRUST_PICKLE, Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
@@ -69,7 +70,8 @@ def export(
         Base | Address | None, Option("The model that the adapter was trained on. Default: the bundle's.", "MODEL")
     ] = None,
     base_name: Annotated[
-        str | None, Option("Hub id of the base, for the config. Default: the one that was imported.", "ID")
+        str | None,
+        Option("Hub id of the base, for the config. Default: as it was captured or imported.", "ID"),
     ] = None,
     prefix: Annotated[
         str | None,
@@ -112,6 +114,8 @@ def export(
     request, opened = _request(source, adapter, base, OpenOptions(site_map, trust_pickle), reporter)
     if without_head:
         request = replace(request, adapter=request.adapter.without_head())
+    if opened is not None and opened.source is not None:
+        base_name = base_name or parse_reference(opened.source).repository
     request = replace(request, base_name=base_name, prefix=prefix)
     reporter.step(f"writing it for {chosen.library}")
     with target.folder() if chosen.is_folder else target.file() as temporary, moved(temporary, target.path):
