@@ -38,6 +38,17 @@ class Pair(NamedTuple):
     second: str
 
 
+TextSide = Literal["query", "document"]
+"""The side of a search that a text is on."""
+
+
+class SidedText(NamedTuple):
+    """A text with its side of a search, for embedders that put another prefix before queries than before documents."""
+
+    text: str
+    side: TextSide
+
+
 Text = str | Pair | Sequence[str]
 """A text, a pair of texts, or the words of a text where they are known; a pair is always a `Pair`."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from descriptions import described
 
-from adapter_export.server.calls import Call, Question, Strict, TextPair
+from adapter_export.server.calls import Call, Question, Strict, TextOnSide, TextPair
 from adapter_export.server.openai_api import Embeddings
 from adapter_export.server.rerank_api import Classify, CohereDocument, Rerank
 
@@ -203,7 +203,12 @@ def http_schema() -> Schema:
             {"error": {"description": "What is wrong.", "$ref": "#/$defs/openaiReason"}},
         ),
     }
-    others: Mapping[str, type[Strict]] = {"textPair": TextPair, "question": Question, "cohereDocument": CohereDocument}
+    others: Mapping[str, type[Strict]] = {
+        "textOnSide": TextOnSide,
+        "textPair": TextPair,
+        "question": Question,
+        "cohereDocument": CohereDocument,
+    }
     parts = {
         "adapter": adapter,
         **{name: _of_model(kind) for name, kind in others.items()},

@@ -19,7 +19,7 @@ from adapter_export.graph.tasks.task_type import Measured
 from adapter_export.modalities import FILE_MODALITIES
 from adapter_export.runtime.answerer import Reader
 from adapter_export.tables import one_line
-from adapter_export.text import Pair
+from adapter_export.text import Pair, SidedText, TextSide
 
 Results = Sequence[Sequence[np.ndarray]]
 """For each row that was read the results of the head: one, or one for each choice."""
@@ -57,8 +57,13 @@ class EvalRows:
     def texts(self) -> list[Any]:
         """The input of each item of `read`, before it was read."""
         if self.columns:
-            return [row[at] for at in range(self.width) for row in self.columns]
+            return [
+                self._sided(row[at], "document" if at else "query") for at in range(self.width) for row in self.columns
+            ]
         return list(map(_text, self.rows))
+
+    def _sided(self, text: Any, side: TextSide) -> Any:
+        return SidedText(text, side) if self.task.has_sides else text
 
     def only(self, rows: Indices, results: Results) -> tuple[EvalRows, Results]:
         """Return some of the rows, with their results."""

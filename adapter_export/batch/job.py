@@ -45,6 +45,7 @@ from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.output import Output, locked
 from adapter_export.safe_io.regular_files import open_regular, sha256_of, unreadable
 from adapter_export.tables import Described
+from adapter_export.text import TextSide
 from adapter_export.version import __version__
 
 _JOB_FILE = "job.json"
@@ -195,7 +196,7 @@ def _scan(path: Path, rows: int) -> tuple[tuple[int, int], str, list[tuple[int, 
 
 @dataclass(frozen=True)
 class Choice:
-    """Adapter, strength and weights of all rows.
+    """Adapter, strength, weights and side of all rows.
 
     The adapter is `None` where a column names it, or for the base.
     """
@@ -203,11 +204,12 @@ class Choice:
     adapter: str | None = None
     strength: float = 1.0
     weights: Mapping[str, float] | None = None
+    side: TextSide | None = None
 
     def of(self, row: Row) -> Row:
         """Return a row with what answers it."""
         adapter = self.adapter if row.adapter is None else row.adapter
-        return replace(row, adapter=adapter, strength=self.strength, weights=self.weights)
+        return replace(row, adapter=adapter, strength=self.strength, weights=self.weights).on_side(self.side)
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ class Job:
         bundle: its folder.
         digest: the sha256 of its manifest: every worker has this very bundle.
         columns: of the table.
-        choice: the adapter, strength and weights of all rows; an adapter of the table goes first.
+        choice: the adapter, strength, weights and side of all rows; an adapter of the table goes first.
         reading: how rows are read and put into calls.
         provider: where to compute.
         threads: of one operation.

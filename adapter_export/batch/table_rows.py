@@ -21,7 +21,7 @@ from adapter_export.format.tabular.table_files import (
 from adapter_export.graph.tasks.cells import choices, short
 from adapter_export.runtime.answerer import AnsweredRow, Row
 from adapter_export.safe_io.regular_files import read_stream
-from adapter_export.text import Pair
+from adapter_export.text import Pair, SidedText
 
 JSON_LINES, LINES = (".jsonl", ".ndjson"), (".txt", ".text")
 SUFFIXES = (*PARQUET, *JSON_LINES, ".csv", ".tsv", ".tab", *LINES)
@@ -149,7 +149,7 @@ def shown_texts(row: Row) -> dict[str, Any]:
         return {"text": row.asked.first, "pair": row.asked.second}
     if isinstance(row.asked, list):
         return {"text": row.asked[0].first, "choices": [pair.second for pair in row.asked]}
-    return {"text": str(row.asked)}
+    return {"text": row.asked.text if isinstance(row.asked, SidedText) else str(row.asked)}
 
 
 def document_of(found: AnsweredRow) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from adapter_export.onnx_backend.slots import HeadSum, adapter_output
 from adapter_export.runtime.bundle import reader
 from adapter_export.runtime.session import Session
 from adapter_export.runtime.text_reader import encoded, prepared
-from adapter_export.text import EncodedText, Pair, Tokenizer, unfillable
+from adapter_export.text import EncodedText, Pair, SidedText, TextSide, Tokenizer, unfillable
 
 CHECK = "golden texts"
 """The name of the check in reports."""
@@ -119,20 +119,22 @@ class TextMaker:
         own = {}
         if self.own is not None and self.own.digest == self.tokenizer.digest:
             own = {text.input: text for one in self.own.sets for text in one.texts}
-        for name, text in sample_texts(limit):
+        for at, (name, text) in enumerate(sample_texts(limit)):
             if task is not None and isinstance(text, Pair) != (task.input == "pair"):
                 continue
+            side = get_args(TextSide)[at % 2] if task is not None and task.has_sides else None
+            asked = text if side is None else SidedText(str(text), side)
             try:
-                (row,) = encoded(self.tokenizer, [(piece, task) for piece in prepared(text, task, None, "text")])
+                (row,) = encoded(self.tokenizer, [(piece, task) for piece in prepared(asked, task, None, "text")])
             except RequestError:  # a limit without room for a pair
                 continue
             ids, types = row.encoding.ids, row.encoding.type_ids
-            known = own.get(text) if task is None or not task.prefix else None
+            known = own.get(text) if task is None or not (task.prefix or task.has_sides) else None
             if known is not None and (not row.cut or (task is None and len(known.ids) == limit)):
                 ids, types = list(known.ids), list(known.token_type_ids)
             if ids:
                 first, second = text if isinstance(text, Pair) else (text, None)
-                yield GoldenText(name, first, second, tuple(ids), tuple(types)), row
+                yield GoldenText(name, first, second, tuple(ids), tuple(types), side=side), row
 
     def _results(self, adapter: Adapter, output: str, rows: Sequence[EncodedText]) -> dict[int, np.ndarray]:
         """Return the result of each text, by its place: texts of one length together, so that nothing is padded."""

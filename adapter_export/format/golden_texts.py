@@ -25,7 +25,7 @@ from adapter_export.format.records import (
 )
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.safe_io.regular_files import read_bytes
-from adapter_export.text import Pair, Tokenizer
+from adapter_export.text import Pair, SidedText, TextSide, Tokenizer
 
 GOLDEN_TEXTS_VERSION = "1.0.0"
 """The version of the format that is written, and the newest that is read."""
@@ -112,6 +112,7 @@ class GoldenText:
             after the last. Null for other tasks.
         decided: whether no other choice is nearer than rounding. Where it is false, the numbers of the answer alone
             are compared.
+        side: of an embedder with prefixes of queries and of documents: which of the two the text is.
     """
 
     name: Annotated[str, NotEmpty()]
@@ -122,10 +123,13 @@ class GoldenText:
     answer: Mapping[str, Any] | None = None
     context: tuple[Count, Count] | None = None
     decided: bool = True
+    side: TextSide | None = None
 
     @property
-    def input(self) -> str | Pair:
-        """The text, or the pair."""
+    def input(self) -> str | SidedText | Pair:
+        """The text, with its side if it has one, or the pair."""
+        if self.side is not None:
+            return SidedText(self.text, self.side)
         return self.text if self.pair is None else Pair(self.text, self.pair)
 
 

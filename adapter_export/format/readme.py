@@ -68,14 +68,21 @@ def _usage(manifest: Manifest) -> Iterator[str]:
         yield "adapter-export inspect .       # inputs, outputs, adapters"
         yield "```"
         return
-    yield f"adapter-export run . --adapter {answering} --text '{_EXAMPLE}'"
+    task = next(one.task for one in manifest.adapters if one.name == answering)
+    has_sides = task is not None and task.has_sides
+    yield f"adapter-export run . --adapter {answering} --text '{_EXAMPLE}'" + (" --side query" if has_sides else "")
     yield "adapter-export serve .         # then, elsewhere:"
-    yield f"curl localhost:8080/answer -d '{json.dumps({'model': answering, 'text': _EXAMPLE})}'"
+    asked = {"model": answering, "text": _EXAMPLE, **({"side": "query"} if has_sides else {})}
+    yield f"curl localhost:8080/answer -d '{json.dumps(asked)}'"
     yield "```"
     yield ""
     yield "```python"
     yield "from adapter_export.runtime import Bundle  # of the slim package: from adapter_export_runtime import Bundle"
     yield ""
-    yield f'(answer,) = Bundle.open(".").texts().answer(["{_EXAMPLE}"], "{answering}")'
+    text = f'"{_EXAMPLE}"'
+    if has_sides:
+        yield "from adapter_export.text import SidedText"
+        text = f'SidedText({text}, "query")'
+    yield f'(answer,) = Bundle.open(".").texts().answer([{text}], "{answering}")'
     yield "print(answer.document())"
     yield "```"

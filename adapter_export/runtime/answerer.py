@@ -9,11 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from adapter_export.runtime.check_inputs import Weighting, weights_of_each
 from adapter_export.runtime.head_results import Head, check_context, own_classes
 from adapter_export.runtime.strength import Strength, strength_of_each
 from adapter_export.tables import Described
-from adapter_export.text import Pair
+from adapter_export.text import Pair, SidedText, TextSide
 
 LongTexts = Literal["cut", "refuse", "windows"]
 """Treatment of a text with more tokens than its adapter takes."""
@@ -43,8 +43,8 @@ class Row:
     """A row to answer, and what answers it.
 
     Attributes:
-        asked: a text, a pair, the words of a text, a question with its choices (a list of pairs), an image or an audio
-            file; or an array `[1, …]` for each input of the base.
+        asked: a text, a text with its side of a search, a pair, the words of a text, a question with its choices (a
+            list of pairs), an image or an audio file; or an array `[1, …]` for each input of the base.
         adapter: the adapter. Default: the base head, or the base.
         strength: how much of the adapter's updates is added, as in `Session.run`.
         weights: a number for each member of an adapter that is a weighted fusion, in place of its own.
@@ -63,6 +63,10 @@ class Row:
     def is_arrays(self) -> bool:
         """True if the row is given as arrays."""
         return isinstance(self.asked, Mapping)
+
+    def on_side(self, side: TextSide | None) -> Row:
+        """Return the row with the side of its text; `None` leaves it as it is."""
+        return self if side is None else replace(self, asked=SidedText(self.asked, side))
 
 
 @dataclass(frozen=True)
@@ -312,7 +316,7 @@ class AnsweredRow(Described):
 
 
 def asked_of(document: object) -> Asked:
-    """Return what a JSON value asks: a text, `{"text": …, "pair": …}` or `{"text": …, "choices": […]}`.
+    """Return what a JSON value asks: a text, or an object of it with its `side`, a `pair` or its `choices`.
 
     Raises:
         RequestError: it is something else, such as a list, which could be words or a pair.
@@ -320,7 +324,9 @@ def asked_of(document: object) -> Asked:
     if isinstance(document, str):
         return document
     if isinstance(document, Mapping) and isinstance(first := document.get("text"), str):
-        pair, choices = document.get("pair"), document.get("choices")
+        pair, choices, side = (document.get(name) for name in ("pair", "choices", "side"))
+        if len(document) == 2 and side in get_args(TextSide):
+            return SidedText(first, cast(TextSide, side))
         if len(document) == 2 and isinstance(pair, str):
             return Pair(first, pair)
         if (
@@ -333,7 +339,7 @@ def asked_of(document: object) -> Asked:
     raise RequestError(
         "is no text",
         found=f"{document!a}"[:100],
-        expected='a string, `{"text": …, "pair": …}` or `{"text": …, "choices": […]}`',
+        expected='a string, `{"text": …, "pair": …}`, `{"text": …, "choices": […]}` or `{"text": …, "side": "query"}`',
     )
 
 

@@ -7,7 +7,7 @@ from typing import cast
 
 import numpy as np
 
-from adapter_export.errors import RequestError, argument
+from adapter_export.errors import RequestError, argument, within
 from adapter_export.format.manifest import Manifest, token_axis
 from adapter_export.graph.tasks import Task
 from adapter_export.graph.tasks.answers import Asked, ReadText, is_choices
@@ -15,7 +15,7 @@ from adapter_export.runtime.answerer import LongTexts, Reader
 from adapter_export.runtime.batches import TOKEN_BUDGET
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.session import Session
-from adapter_export.text import EncodedText, Pair, Side, Text, Tokenizer, Tokens, check_inputs
+from adapter_export.text import EncodedText, Pair, Side, SidedText, Text, Tokenizer, Tokens, check_inputs
 
 
 class TextReader(Reader):
@@ -52,8 +52,8 @@ class TextReader(Reader):
         """Make tokens of texts, as the task of each one's adapter says.
 
         Args:
-            texts: for a task of one text: texts, or the words of each; for a task of pairs: pairs, or for each question
-                of a multiple-choice task a list of pairs.
+            texts: for a task of one text: texts, with their sides where the task has prefixes of sides, or the words
+                of each; for a task of pairs: pairs, or for each question of a multiple-choice task a list of pairs.
             adapter: the adapter of all texts. Default: the base head, or the base.
             adapters: instead, one for each text.
             long: a text of more tokens than its adapter takes is cut, refused, or read in windows.
@@ -61,7 +61,8 @@ class TextReader(Reader):
             places: what messages call each text; `text 0` and so on if not given.
 
         Raises:
-            RequestError: a text is none, is of another kind than its task wants, or is too long and `long` refuses it;
+            RequestError: a text is none, is of another kind than its task wants, lacks its side, or is too long and
+                `long` refuses it;
                 an adapter is not loaded, or was trained with another tokenizer.
         """
         names = self._names(texts, adapter, adapters)
@@ -95,7 +96,8 @@ class TextReader(Reader):
                 )
             if cut and long == "windows":
                 own = self._windows(text, pieces, tasks[name], stride, place)
-            read.append(ReadText(text, own, name, tasks[name]))
+            plain = text.text if isinstance(text, SidedText) else text
+            read.append(ReadText(plain, own, name, tasks[name]))
         return read
 
     def arrays(self, rows: Iterable[EncodedText], adapter: str | None = None) -> Tokens:
@@ -160,9 +162,12 @@ def prepared(text: Asked, task: Task | None, adapter: str | None, place: str) ->
     """Return what is made tokens of a text: it with its prefix, or each of its choices.
 
     Raises:
-        RequestError: it is a pair and the task takes one text, or the other way round.
+        RequestError: it is a pair and the task takes one text, or the other way round; or its side is not known.
     """
+    text, side = text if isinstance(text, SidedText) else (text, None)
     if task is None:
+        if side is not None:
+            raise RequestError("only adapters that give vectors take sides", where=place, found=f"`{side}`")
         return _pairs(text) if is_choices(text) else [cast(Text, text)]
     choices = is_choices(text)
     if (isinstance(text, Pair) or choices) != (task.input == "pair") or (choices and not task.kind.has_choices):
@@ -177,7 +182,11 @@ def prepared(text: Asked, task: Task | None, adapter: str | None, place: str) ->
         )
     if choices:
         return _pairs(text)
-    return [task.prefix + text if isinstance(text, str) else cast(Text, text)]
+    with within(f"{place}, adapter `{adapter}`"):
+        prefix = task.prefix_of(side)
+        if prefix and not isinstance(text, str):
+            raise RequestError("the adapter puts a prefix before each text", found="words", expected="a text")
+    return [prefix + text if isinstance(text, str) else cast(Text, text)]
 
 
 def _pairs(text: Asked) -> list[Pair]:

@@ -15,7 +15,7 @@ from adapter_export.runtime.check_inputs import weights_of_each
 from adapter_export.runtime.strength import strength_of_each
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.server.limits import MOST_ROWS
-from adapter_export.text import MOST_CHARACTERS, Pair
+from adapter_export.text import MOST_CHARACTERS, Pair, SidedText, TextSide
 
 Int64 = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 Words = Annotated[str, Field(max_length=MOST_CHARACTERS)]
@@ -59,6 +59,18 @@ class TextPair(Strict):
     pair: Words
 
 
+class TextOnSide(Strict):
+    """A text with its side of a search.
+
+    Attributes:
+        text: the text.
+        side: whether it is a query or a document.
+    """
+
+    text: Words
+    side: TextSide
+
+
 class Question(Strict):
     """A question with its choices.
 
@@ -83,7 +95,8 @@ class Call(Strict):
         text: a text, which is one row.
         pair: the second text of a pair whose first text is `text`.
         choices: the choices of a question whose text is `text`.
-        texts: a text, a pair, or a question with its choices for each row.
+        side: whether `text` is a query or a document, for adapters with a prefix of each.
+        texts: a text, a text with its side, a pair, or a question with its choices for each row.
         file: an image or an audio file in base64, which is one row.
         files: such a file for each row.
         inputs: for each input of the base a list of integers per row.
@@ -100,7 +113,8 @@ class Call(Strict):
     text: Words | None = None
     pair: Words | None = None
     choices: list[Words] | None = Field(default=None, min_length=1, max_length=MOST_ROWS)
-    texts: list[Words | TextPair | Question] | None = Field(default=None, max_length=MOST_ROWS)
+    side: TextSide | None = None
+    texts: list[Words | TextOnSide | TextPair | Question] | None = Field(default=None, max_length=MOST_ROWS)
     file: FileBytes | None = None
     files: list[FileBytes] | None = Field(default=None, max_length=MOST_ROWS)
     inputs: dict[str, Annotated[list[list[Int64]], Field(max_length=MOST_ROWS)]] | None = None
@@ -127,13 +141,14 @@ class Call(Strict):
             raise RequestError("there are two things to run on", found=quoted(given), expected=one_of)
         if not given:
             raise RequestError("there is nothing to run on", expected=one_of)
-        if (self.pair is not None or self.choices is not None) and (
-            self.text is None or (self.pair is not None and self.choices is not None)
-        ):
-            raise RequestError("`pair` and `choices` belong to a `text`", expected="one of the two beside `text`")
+        beside = [name for name in ("pair", "choices", "side") if getattr(self, name) is not None]
+        if beside and (self.text is None or len(beside) > 1):
+            raise RequestError("`pair`, `choices` and `side` belong to a `text`", expected="one of them beside `text`")
         if self.text is not None:
             if self.choices is not None:
                 return [[Pair(self.text, choice) for choice in self.choices]]
+            if self.side is not None:
+                return [SidedText(self.text, self.side)]
             return [self.text if self.pair is None else Pair(self.text, self.pair)]
         if self.inputs is not None:
             return None
@@ -193,7 +208,9 @@ def split_rows(inputs: Mapping[str, Sequence[np.ndarray] | np.ndarray]) -> list[
     return [{name: rows[index][None] for name, rows in inputs.items()} for index in range(most)]
 
 
-def _asked(text: str | TextPair | Question) -> Asked:
+def _asked(text: str | TextOnSide | TextPair | Question) -> Asked:
+    if isinstance(text, TextOnSide):
+        return SidedText(text.text, text.side)
     if isinstance(text, Question):
         return [Pair(text.text, choice) for choice in text.choices]
     return text if isinstance(text, str) else Pair(text.text, text.pair)

@@ -19,9 +19,10 @@ from starlette.responses import JSONResponse, Response
 from adapter_export.errors import RequestError
 from adapter_export.graph.tasks.answers import Vector
 from adapter_export.runtime.answerer import AnsweredRow, Reading
-from adapter_export.server.calls import Call, Strict, Words, parse
+from adapter_export.server.calls import Call, Strict, TextOnSide, Words, parse
 from adapter_export.server.limits import MOST_ROWS, RefusedError
 from adapter_export.server.route_context import Context
+from adapter_export.text import TextSide
 
 PREFIXES = ("/v1", "/openai/v1")
 """Where the routes are; the second one is KServe's."""
@@ -52,6 +53,7 @@ class Embeddings(Strict):
         input: a text, or one text for each row; no token ids, which would be those of another tokenizer.
         encoding_format: numbers, or the bytes of float32 numbers, little-endian, in base64.
         dimensions: the width of the vectors: the full one, or one of the `widths` of the adapter's task.
+        input_type: whether texts are queries or documents, for adapters with a prefix of each.
         user: ignored.
     """
 
@@ -59,11 +61,13 @@ class Embeddings(Strict):
     input: Texts
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, ge=1)
+    input_type: TextSide | None = None
     user: str | None = None
 
     def call(self) -> Call:
         """Return the rows as a call."""
-        return Call(model=self.model, texts=[self.input] if isinstance(self.input, str) else [*self.input])
+        texts, side = [self.input] if isinstance(self.input, str) else self.input, self.input_type
+        return Call(model=self.model, texts=[one if side is None else TextOnSide(text=one, side=side) for one in texts])
 
 
 class OpenAiApi:

@@ -27,7 +27,7 @@ from adapter_export.server.limits import MOST_ROWS, RefusedError
 from adapter_export.server.models import Target
 from adapter_export.server.route_context import Context
 from adapter_export.server.service import TargetRow
-from adapter_export.text import MOST_CHARACTERS, Pair
+from adapter_export.text import MOST_CHARACTERS, Pair, TextSide
 from adapter_export.version import __version__
 
 _DTYPES: Mapping[str, str] = {
@@ -71,6 +71,7 @@ class _Parameters(Strict):
 
     strength: Number = 1.0
     weights: Annotated[Weights | None, BeforeValidator(_weights_of)] = None
+    side: TextSide | None = None
     binary_data_output: StrictBool = False
     priority: Any = None  # Triton's, which says when to compute, not what
     timeout: Any = None
@@ -314,7 +315,10 @@ def _rows(target: Target, tensors: Mapping[str, np.ndarray], parameters: _Parame
         asked = list(firsts) if seconds is None else list(map(Pair, firsts, seconds))
     if not 0 < len(asked) <= MOST_ROWS:
         raise RequestError("has too many rows, or none", found=len(asked), expected=f"1 to {MOST_ROWS}")
-    return [TargetRow(target, Row(one, target.adapter, parameters.strength, parameters.weights)) for one in asked]
+    if parameters.side is not None and TEXT not in tensors:
+        raise RequestError("only texts have a side", where="`side`", found="inputs of the base")
+    rows = [Row(one, target.adapter, parameters.strength, parameters.weights) for one in asked]
+    return [TargetRow(target, row.on_side(parameters.side)) for row in rows]
 
 
 def _outputs(computed: Sequence[AnsweredRow], wanted: Sequence[str] | None) -> Iterator[tuple[str, np.ndarray]]:

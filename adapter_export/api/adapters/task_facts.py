@@ -24,6 +24,8 @@ class TaskFacts(TypedDict, total=False):
     max_tokens: Annotated[int, Option("Maximum tokens in training; longer texts are truncated.", least=1)]
     truncation: Annotated[Literal["right", "left"], "Side on which long texts are truncated.  [default: right]"]
     prefix: Annotated[str, "Text put before each row (`embedding` only)."]
+    query_prefix: Annotated[str, "Text put before each query (`embedding` only)."]
+    document_prefix: Annotated[str, "Text put before each document (`embedding` only)."]
 
 
 def check_thresholds(given: Sequence[float]) -> None:

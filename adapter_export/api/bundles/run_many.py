@@ -12,6 +12,7 @@ from adapter_export.api.models.base import Address, PathLike, require
 from adapter_export.errors import UsageError, argument
 from adapter_export.hub.address import locate
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.text import TextSide
 
 if TYPE_CHECKING:
     from adapter_export.batch.job import Answered
@@ -26,6 +27,7 @@ def run_many(
     adapter: str | None = None,
     adapter_column: str | None = None,
     strength: float | None = None,
+    side: TextSide | None = None,
     weights: Mapping[str, float] | None = None,
     text_column: str = "text",
     pair_column: str | None = None,
@@ -60,6 +62,7 @@ def run_many(
         adapter: of all rows, or `base`; needed where no column names one and adapters have tasks.
         adapter_column: the column that names the adapter of each row.
         strength: as in `Session.run`, for all rows.
+        side: the side of all texts, where their adapter has prefixes of queries and of documents.
         weights: as in `Session.run`, for all rows, whose adapter is a weighted fusion.
         text_column: the column with the texts.
         pair_column: the column with the second texts of pairs, or with lists of choices.
@@ -110,7 +113,7 @@ def run_many(
         bundle=str(folder),
         digest=sha256_of(folder / MANIFEST_FILE),
         columns=Columns(text_column, pair_column, adapter_column, TableFormat(delimiter, encoding)),
-        choice=Choice(adapter, 1.0 if strength is None else strength, weights),
+        choice=Choice(adapter, 1.0 if strength is None else strength, weights, side),
         reading=Reading(
             long_texts,
             stride,

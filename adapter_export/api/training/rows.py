@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from adapter_export.api.adapters.adapters import load_adapter
 from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike, require
 from adapter_export.api.models.opening import unopened
-from adapter_export.api.training.specs import DataSpec, HeadSpec
+from adapter_export.api.training.specs import PREFIXES, DataSpec, HeadSpec
 from adapter_export.errors import AdapterError, BaseMismatchError, BaseModelError, UsageError, argument, within
 from adapter_export.graph.task_names import CAUSAL_LM
 from adapter_export.hub.address import locate
@@ -87,6 +87,7 @@ def _tables(
     """Read the tables for a base whose modality is known."""
     from adapter_export.format.tabular.language_tables import LanguageFiles, read_language_tables
     from adapter_export.format.tabular.training_tables import TaskFiles, read_tables
+    from adapter_export.graph.tasks import TASK_TYPES
 
     if _generates(head, task):
         return read_language_tables(LanguageFiles(*data.files, data.columns, data.skip_incomplete))
@@ -94,11 +95,15 @@ def _tables(
         _check_files_only(data, medium)
     paths: tuple[Path, Path | float | None, Path | None] = data.files if splits else (data.files[0], None, None)
     columns = data.columns if medium is None or data.text != "text" else replace(data.columns, text=medium)
-    problem, prefix, labels = (head.task, data.prefix, ()) if task is None else (task.type, task.prefix, task.labels)
+    problem, labels = (head.task, ()) if task is None else (task.type, task.labels)
     assert problem != CAUSAL_LM  # as it generates
     remembers = not data.without_row_digests
     problem, columns = columns.read_as(problem)
-    prefixes = (prefix, prefix)
+    own = data if task is None else task
+    prefixes = (own.query_prefix, own.document_prefix) if own.has_sides else (own.prefix, own.prefix)
+    if own.has_sides and TASK_TYPES[problem].has_answers:
+        what, fix = "the adapter embeds queries and documents", f"name the column of the documents: {argument('pair')}"
+        raise UsageError(what, found="a column of single texts", fix=fix)
     return read_tables(TaskFiles(*paths, columns, problem, data.skip_incomplete, prefixes, labels, remembers), medium)
 
 
@@ -223,7 +228,7 @@ class RowReader:
 
     def record(self) -> dict[str, Any]:
         """Return how the rows are read and answered, for the record of a training."""
-        of_texts = ("truncation", "prefix", "packing", "end_token")
+        of_texts = ("truncation", *PREFIXES, "packing", "end_token")
         read = {name: value for name, value in changed(self.data).items() if name in of_texts}
         columns = {name: value for name, value in self.columns.names.items() if value is not None}
         return {**changed(self.head), **read, **columns, **self.source.record()}
@@ -362,7 +367,7 @@ def _check_files_only(data: DataSpec, medium: str) -> None:
     """Refuse options for texts beside a model that reads images or audio."""
     given = changed(data)
     of_texts = [
-        name for name in ("pair", "negative", "tokenizer", "max_tokens", "truncation", "prefix") if name in given
+        name for name in ("pair", "negative", "tokenizer", "max_tokens", "truncation", *PREFIXES) if name in given
     ]
     if of_texts:
         found = ", ".join(map(argument, of_texts))

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 _HELD_OUT = 0.1
 """Fraction of the rows that are held out if neither a fraction nor a file is given."""
 
+PREFIXES = ("prefix", "query_prefix", "document_prefix")
+"""The fields of `DataSpec` and of `Task` with texts before rows."""
+
 _SHAPE = ("pooling", "head_layers", "head_width", "head_activation", "head_dropout", "vector_width", "l2_normalise")
 """The fields of `HeadSpec` that shape a new head."""
 
@@ -74,6 +77,8 @@ class DataSpec:
         Literal["right", "left"] | None, "Side on which long texts are truncated; defaults to the tokenizer's."
     ] = None
     prefix: Annotated[str, "Text put before each row (`embedding` only)."] = ""
+    query_prefix: Annotated[str, "Text put before each `--text` of pairs (`embedding` only)."] = ""
+    document_prefix: Annotated[str, "Text put before each `--pair` and `--negative` (`embedding` only)."] = ""
     packing: Annotated[bool, "Concatenate texts into full rows; nothing is truncated (`causal_lm` only)."] = False
     end_token: Annotated[
         str | None, Option("Token that ends a text; defaults to the model's (`causal_lm` only).", "TOKEN")
@@ -88,6 +93,14 @@ class DataSpec:
         if self.validation is not None and self.validation_data is not None:
             both = f"{argument('validation')} and {argument('validation_data')}"
             raise UsageError(f"{both} exclude each other", fix="give one of them")
+        if self.prefix and self.has_sides:
+            both = f"{argument('prefix')} and those of queries and documents"
+            raise UsageError(f"{both} exclude each other", fix="give one of them")
+
+    @property
+    def has_sides(self) -> bool:
+        """True if queries and documents have prefixes of their own."""
+        return bool(self.query_prefix or self.document_prefix)
 
     @property
     def columns(self) -> Columns:
@@ -187,7 +200,7 @@ class HeadSpec:
         kind, of_data = TASK_TYPES[self.task], changed(data)
         if not kind.has_head:
             given = {**changed(self), **{name: value for name, value in {**of_data, **more}.items() if value}}
-            names = (*_SHAPE, "head", "thresholds", "prefix", "truncation", *more)
+            names = (*_SHAPE, "head", "thresholds", *PREFIXES, "truncation", *more)
             what = "the base itself predicts the next token, and no head and no fusion is trained for it"
         else:
             given, names = of_data, ("packing", "end_token")
@@ -195,10 +208,16 @@ class HeadSpec:
         strange = [name for name in names if name in given]
         if strange:
             raise UsageError(what, found=", ".join(map(argument, strange)), fix="leave it out")
-        for option, given_one in (("prefix", data.prefix), ("temperature", more.get("temperature"))):
-            if given_one and not kind.is_vector:
+        for option in PREFIXES:
+            if option in of_data and not kind.is_vector:
                 self._refuse(option)
+        if more.get("temperature") and not kind.is_vector:
+            self._refuse("temperature")
         data.columns.check(self.task)
+        if data.has_sides and TASK_TYPES[data.columns.read_as(self.task)[0]].has_answers:
+            what, fix = "only pairs have queries and documents", f"name the column of the documents: {argument('pair')}"
+            found = next(name for name in PREFIXES if name in of_data)
+            raise UsageError(what, where=argument(found), found="a column of single texts", fix=fix)
 
     def make(self, rows: TextTask, width: int, data: DataSpec) -> Head:
         """Return a new head for the rows, with the record of its task; `width` is that of the base."""
@@ -218,7 +237,8 @@ class HeadSpec:
         thresholds = thresholds_for(labels, self.thresholds)
         paired = "text" if data.pair is None or kind.pairs == "never" else "pair"
         widths = _below(self.vector_width or width, self.widths)
-        facts = {"input": paired, "prefix": data.prefix, "widths": widths, **rows.training.task_facts}
+        prefixes = {name: getattr(data, name) for name in PREFIXES}
+        facts = {"input": paired, "widths": widths, **prefixes, **rows.training.task_facts}
         task = Task(kind.name, labels, kind.trained_activation, thresholds, **facts)
         numbers = rows.numbers or self.vector_width or 1
         return make_head(task, width=width, numbers=numbers, hidden=self.head_width, options=options)

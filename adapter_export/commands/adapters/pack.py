@@ -120,7 +120,7 @@ COMMAND = Command(
         "kind": (OptionsOf(packed_options),),
         "head": (
             *("labels", "task", "pooling", "head_activation", "l2_normalise", "thresholds"),
-            *("input", "max_tokens", "truncation", "prefix"),
+            *("input", "max_tokens", "truncation", "prefix", "query_prefix", "document_prefix"),
         ),
     },
 )

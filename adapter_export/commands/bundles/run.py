@@ -19,6 +19,7 @@ from adapter_export.option import DELIMITER, ENCODING, Force, Option, OptionsOf
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.tables import Described
+from adapter_export.text import TextSide
 
 if TYPE_CHECKING:
     from adapter_export.batch.job import Answered
@@ -141,6 +142,9 @@ def run(
         float | None,
         Option("Scale the adapter (1 = as trained, 0 = base, negative = subtract). Heads are not scaled.", "S"),
     ] = None,
+    side: Annotated[
+        TextSide | None, "Side of all texts, for adapters with prefixes of queries and of documents."
+    ] = None,
     adapter_file: Annotated[
         PathLike | None, Option("Load an additional adapter file built for this graph.", "FILE")
     ] = None,
@@ -250,6 +254,7 @@ def run(
             adapter=adapter,
             adapter_column=adapter_column,
             strength=strength,
+            side=side,
             weights=weights,
             text_column=text_column,
             pair_column=pair_column,
@@ -298,7 +303,8 @@ def run(
     else:
         adapter = None if adapter == _BASE else named(adapter)
         rows = [replace(row, adapter=adapter) for row in rows]
-    rows = [replace(row, strength=1.0 if strength is None else strength, weights=weights) for row in rows]
+    factor = 1.0 if strength is None else strength
+    rows = [replace(row, strength=factor, weights=weights).on_side(side) for row in rows]
     _check_adapters(rows, session)
     if writer is not None:
         of_rows = [row.adapter for row in rows]
@@ -316,12 +322,16 @@ def _check_together(given: Mapping[str, object], media: Sequence[str]) -> None:
     apart = (
         ("adapter", "adapters", "adapter_column"),
         ("prompts", "texts", "data", "arrays", *media),
-        *(("prompts", other) for other in ("pairs", "out", "strength", "weights", "long_texts", "token_budget")),
-        *((medium, other) for medium in media for other in ("long_texts", "pairs")),
+        *(
+            ("prompts", other)
+            for other in ("pairs", "side", "out", "strength", "weights", "long_texts", "token_budget")
+        ),
+        *((medium, other) for medium in media for other in ("long_texts", "pairs", "side")),
         ("many", "out"),
         *(("shards", other) for other in ("adapters", "adapter_file", "texts", *media, "arrays")),
         ("weights", "strength"),
         ("arrays", "long_texts"),
+        ("arrays", "side"),
         ("arrays", "pairs"),
     )
     named = {name for name, value in given.items() if value not in (None, (), False)}

@@ -15,7 +15,7 @@ from adapter_export.api.models.forms import ArchiveBase
 from adapter_export.api.training.job import Trained, TrainingJob
 from adapter_export.api.training.learners import NewStudent
 from adapter_export.api.training.rows import adapter_with_task, check_adapter_of, open_trainable, tables_before_opening
-from adapter_export.api.training.specs import DataSpec, HeadSpec
+from adapter_export.api.training.specs import PREFIXES, DataSpec, HeadSpec
 from adapter_export.commands.command import Command, Screen
 from adapter_export.commands.training.train import SECTIONS
 from adapter_export.errors import ParityError, UsageError, argument
@@ -129,7 +129,7 @@ def _check_teacher(data: DataSpec, head: HeadSpec, *, has_teacher: bool) -> None
 
     if not TASK_TYPES[head.task].has_head:
         raise UsageError("a student answers by its head", where=argument("task"), found=f"`{head.task}`")
-    of_texts = [name for name in ("truncation", "prefix", "packing", "end_token") if name in changed(data)]
+    of_texts = [name for name in ("truncation", *PREFIXES, "packing", "end_token") if name in changed(data)]
     if has_teacher and (changed(head) or of_texts):
         what = "the teacher's task and head are the student's"
         raise UsageError(what, found=", ".join(map(argument, [*changed(head), *of_texts])), fix="leave it out")

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adapter_export.tables import Described
-from adapter_export.text import Pair, Text
+from adapter_export.text import Pair, SidedText, Text
 
 if TYPE_CHECKING:
     from adapter_export.graph.tasks.task_record import Task
 
-Asked = Text | Sequence[Pair]
+Asked = Text | SidedText | Sequence[Pair]
 """A text, a pair, the words of a text, or a question with each of its choices: a list of pairs."""
 
 

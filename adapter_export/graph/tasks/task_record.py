@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from adapter_export.errors import AdapterError, RequestError, quoted
+from adapter_export.errors import AdapterError, RequestError, argument, quoted
 from adapter_export.graph.graph import DATA_AXES
 from adapter_export.graph.ops import Pooling, Shape
 from adapter_export.graph.task_names import PROBLEM_TYPES, ProblemType
@@ -18,6 +18,7 @@ from adapter_export.graph.tasks.task_type import Activation, HeadOutput, Mask, T
 from adapter_export.graph.tasks.types import TASK_TYPES
 from adapter_export.interval import Interval
 from adapter_export.modalities import FILE_MODALITIES, INPUTS
+from adapter_export.text import TextSide
 
 if TYPE_CHECKING:
     Input = str
@@ -38,6 +39,8 @@ THRESHOLD = 0.5
 
 _SHA256 = "[0-9a-f]{64}"
 
+_PREFIXES = ("prefix", "query_prefix", "document_prefix")
+
 
 def _schema_rules() -> dict[str, Any]:
     """Return what JSON Schema says of a task beyond the types of its keys; `Task` itself checks the same."""
@@ -49,7 +52,8 @@ def _schema_rules() -> dict[str, Any]:
         return [name for name in PROBLEM_TYPES if getattr(TASK_TYPES[name], fact)]
 
     empty, labels = {"maxItems": 0}, {"labels": {"minItems": 1}}
-    of_vectors = {"pooling": {"const": None}, "normalised": {"const": False}, "prefix": {"const": ""}, "widths": empty}
+    of_vectors = {"pooling": {"const": None}, "normalised": {"const": False}, "widths": empty}
+    of_vectors |= {name: {"const": ""} for name in _PREFIXES}
     return {
         "allOf": [
             {"properties": {"labels": {"uniqueItems": True, "items": {"minLength": 1}}}},
@@ -93,6 +97,9 @@ class Task:
             the head's graph computes it.
         normalised: whether vectors have length 1, so that dot products are cosines (embedding only).
         prefix: the text put before each row (embedding only).
+        query_prefix: the text put before a query, where queries and documents have different ones (embedding only).
+            Each row must then say which of the two it is.
+        document_prefix: the text put before a document, likewise.
         widths: the widths to which vectors may be truncated, beside the full one, the largest first; a truncated vector
             is normalised again where the task normalises (embedding only).
         processor: the digest of the processor that the adapter was trained with (images and audio only). Default:
@@ -112,6 +119,8 @@ class Task:
     prefix: str = ""
     processor: str | None = None
     widths: tuple[Annotated[int, Interval(1)], ...] = ()
+    query_prefix: str = ""
+    document_prefix: str = ""
 
     SCHEMA_RULES: ClassVar[Mapping[str, Any]] = _schema_rules()
 
@@ -171,7 +180,9 @@ class Task:
         check(getattr(self, owns) is None, f"`{self.input}` has a {owns}", "its digest", "none")
         falling = [*self.widths] == sorted({*self.widths}, reverse=True) and min(self.widths, default=1) > 0
         check(falling, "widths do not fall", self.widths, "different numbers above 0, the largest first")
-        for name in ("pooling", "normalised", "prefix", "widths"):
+        both = bool(self.prefix) and self.has_sides
+        check(not both, "has a prefix of all rows, and one of queries or documents", f"`{self.prefix}`", "one of them")
+        for name in ("pooling", "normalised", "widths", *_PREFIXES):
             value = getattr(self, name)
             check(kind.is_vector or not value, f"only an embedding has `{name}`", f"`{value}`", "none")
         return faults
@@ -180,6 +191,29 @@ class Task:
     def kind(self) -> TaskType:
         """Its type."""
         return TASK_TYPES[self.type]
+
+    @property
+    def has_sides(self) -> bool:
+        """True if a row must say whether it is a query or a document."""
+        return bool(self.query_prefix or self.document_prefix)
+
+    def prefix_of(self, side: TextSide | None) -> str:
+        """Return the text before a row; `side` is that of the row, if it says it.
+
+        Raises:
+            RequestError: the row does not say its side where it must, or says one that it cannot have.
+        """
+        prefixes = {"query": self.query_prefix, "document": self.document_prefix}
+        if side is None and self.has_sides:
+            raise RequestError(
+                "does not say whether it is a query or a document, which have different prefixes",
+                expected=quoted(prefixes),
+                fix=f'say it: {argument("side", "query")}, or `{{"text": …, "side": "query"}}`',
+            )
+        if side is not None and (side not in prefixes or not self.kind.is_vector):
+            expected = quoted(prefixes) if self.kind.is_vector else f"none: `{self.type}` gives no vectors"
+            raise RequestError("is no side of a search", found=f"`{side}`", expected=expected)
+        return prefixes[side] if side is not None and self.has_sides else self.prefix
 
     @property
     def output(self) -> HeadOutput:

@@ -33,7 +33,7 @@ from kserve.errors import InvalidInput
 from kserve.protocol.infer_type import to_http_parameters
 from kserve.utils.numpy_codec import from_np_dtype
 
-_PARAMETERS = {"strength", "weights", "binary_data_output", "priority", "timeout"}
+_PARAMETERS = {"strength", "weights", "side", "binary_data_output", "priority", "timeout"}
 """Parameters of a request in v2; an unknown one could be a misspelled strength."""
 
 
@@ -88,6 +88,8 @@ class AdapterModel(kserve.Model):
         if is_text and given:
             raise InvalidInput(f"a request has texts or tensors; found both, {', '.join(sorted(given))}")
         asked = [Pair(*row) if len(row) == 2 else row[0] for row in rows] if is_text else rows
+        if "side" in parameters:
+            asked = [asked_of({"text": one, "side": parameters["side"]}) for one in asked]
         answered = self._answered(asked, _strength(parameters, request), _weights(parameters))
         if is_text:
             documents = [json.dumps(one.document(), ensure_ascii=False) for one in answered]

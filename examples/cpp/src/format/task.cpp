@@ -80,14 +80,15 @@ bool is_good(const std::string& key, const json& value, bool is_embedding) {
     const bool fall = std::adjacent_find(widths.begin(), widths.end(), std::less_equal<>()) == widths.end();
     return fall && (widths.empty() || (is_embedding && widths.back() >= 1));
   }
-  if (key == "prefix") return value.is_string() && (is_embedding || value.get<std::string>().empty());
+  if (key == "prefix" || key == "query_prefix" || key == "document_prefix") return value.is_string() && (is_embedding || value.get<std::string>().empty());
   return true;
 }
 
 // A record without the keys that have their default, as services give it.
 nlohmann::ordered_json without_defaults(const json& record, const std::string& activation) {
   const json defaults = {{"labels", json::array()}, {"thresholds", json::array()}, {"activation", activation}, {"input", "text"},
-                         {"truncation", "right"}, {"normalised", false}, {"prefix", ""}, {"widths", json::array()}};
+                         {"truncation", "right"}, {"normalised", false}, {"prefix", ""}, {"widths", json::array()},
+                         {"query_prefix", ""}, {"document_prefix", ""}};
   nlohmann::ordered_json found;
   for (const auto& [key, value] : record.items()) {
     if (!value.is_null() && (!defaults.contains(key) || defaults.at(key) != value)) found[key] = value;
@@ -107,7 +108,7 @@ Task make_task(const std::string& type, const std::vector<std::string>& labels, 
 
 Task parse_task(const json& record, const std::string& where) {
   known(record, {"type", "labels", "activation", "thresholds", "input", "max_tokens", "truncation", "tokenizer", "pooling",
-                 "normalised", "prefix", "processor", "widths"});
+                 "normalised", "prefix", "processor", "widths", "query_prefix", "document_prefix"});
   auto task = make_task(record.at("type"), value_or(record, "labels", std::vector<std::string>{}), where);
   task.record = without_defaults(record, task.activation);
   task.input = value_or(record, "input", task.input);

@@ -12,6 +12,8 @@ interface GoldenText {
   text: string;
   /** The second text of a pair. */
   pair: string | null;
+  /** Of an embedder with prefixes of queries and of documents: which of the two it is. */
+  side?: "query" | "document" | null;
   ids: number[];
   token_type_ids: number[];
   /** Null if none was computed. */
@@ -80,8 +82,8 @@ async function replay(set: GoldenTextSet, reader: TextReader, bundle: Bundle, an
   return { adapter, worst, faults: Array.from(faults, ([name, fault]) => ({ name, fault })) };
 }
 
-function askedOf({ text, pair }: GoldenText): Asked {
-  return pair === null ? { text } : { text, pair };
+function askedOf({ text, pair, side }: GoldenText): Asked {
+  return { text, ...(pair === null ? {} : { pair }), ...(side ? { side } : {}) };
 }
 
 function refusal(work: () => string | null): string | null {

@@ -35,6 +35,9 @@ export interface Task {
   pooling: string | null;
   normalised: boolean;
   prefix: string;
+  /** What is put before queries and before documents, where they differ: then each text says which of the two it is. */
+  query_prefix: string;
+  document_prefix: string;
   /** The digest of the processor that it was trained with; null if unknown, or if it reads texts. */
   processor: string | null;
   /** The widths to which vectors may be truncated, beside the full one, the largest first. */
@@ -69,6 +72,8 @@ export function parseTask(document: unknown, where: string): Task {
     pooling: null,
     normalised: false,
     prefix: "",
+    query_prefix: "",
+    document_prefix: "",
     processor: null,
     widths: [],
     ...given,
@@ -102,6 +107,10 @@ export function checkWidth({ type, labels }: Task, width: number, where: string)
   throw new Fault({ what, where, found: labels.length ? `${wanted} labels` : `${width} numbers`, expected: `${labels.length ? width : wanted}` });
 }
 
+function isNoPrefix(type: ProblemType, prefix: unknown): boolean {
+  return prefix !== "" && (type !== "embedding" || typeof prefix !== "string");
+}
+
 /** For each key, whether its value is invalid. */
 const FAULTS: Record<Exclude<keyof Task, "type" | "labels">, (task: Task) => boolean> = {
   activation: ({ type, activation }) => !(ACTIVATIONS[type] as readonly Activation[]).includes(activation),
@@ -113,7 +122,9 @@ const FAULTS: Record<Exclude<keyof Task, "type" | "labels">, (task: Task) => boo
   pooling: ({ type, pooling }) => pooling !== null && (type !== "embedding" || typeof pooling !== "string" || !pooling),
   normalised: ({ type, normalised }) => normalised !== false && (type !== "embedding" || normalised !== true),
   processor: ({ processor }) => processor !== null && !SHA256.test(processor),
-  prefix: ({ type, prefix }) => prefix !== "" && (type !== "embedding" || typeof prefix !== "string"),
+  prefix: ({ type, prefix }) => isNoPrefix(type, prefix),
+  query_prefix: ({ type, query_prefix, prefix }) => isNoPrefix(type, query_prefix) || (query_prefix !== "" && prefix !== ""),
+  document_prefix: ({ type, document_prefix, prefix }) => isNoPrefix(type, document_prefix) || (document_prefix !== "" && prefix !== ""),
   widths: ({ type, widths }) =>
     !Array.isArray(widths) ||
     (widths.length > 0 && type !== "embedding") ||

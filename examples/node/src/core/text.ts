@@ -17,6 +17,8 @@ export interface Asked {
   pair?: string;
   /** The choices of a question, each of them the second text of a pair. */
   choices?: string[];
+  /** Which side of a search a text is on, for adapters with a prefix of queries and one of documents. */
+  side?: "query" | "document";
 }
 
 /** A text as tokens: one row, or one for each choice. */
@@ -84,7 +86,7 @@ export class TextReader {
     checkKind(asked, adapter, task);
     const most = this.lengths.maximum ?? Infinity;
     const limit = Math.min(task?.max_tokens ?? most, most);
-    const rows = pieces(asked, task?.prefix ?? "").map((texts) => this.tokens.row(texts, limit, task?.truncation ?? this.tokens.side));
+    const rows = pieces(asked, prefixOf(asked, adapter, task)).map((texts) => this.tokens.row(texts, limit, task?.truncation ?? this.tokens.side));
     return { asked, task, rows };
   }
 
@@ -148,6 +150,21 @@ function contextOf({ places }: Row, asked: Asked): Context {
 function ofEach(answers: Keys[]): Record<string, Nested> {
   const outputs = answers.map((each) => ("outputs" in each ? each.outputs : {}));
   return Object.fromEntries(Object.keys(outputs[0]!).map((name) => [name, outputs.map((each) => each[name]!)]));
+}
+
+/** Throws a Fault if a text does not say its side where it must, or says one that it cannot have. */
+function prefixOf({ side }: Asked, adapter: Choice, task: Task | null): string {
+  const where = `adapter \`${adapter ?? "base"}\``;
+  const hasSides = task !== null && (task.query_prefix !== "" || task.document_prefix !== "");
+  if (side === undefined) {
+    if (!hasSides) return task?.prefix ?? "";
+    const what = "a text does not say whether it is a query or a document, which have different prefixes";
+    throw new Fault({ what, where, fix: 'give its `side`, "query" or "document"' });
+  }
+  if (task?.type !== "embedding" || (side !== "query" && side !== "document")) {
+    throw new Fault({ what: "is no side of a search", where, found: String(side) });
+  }
+  return hasSides ? task[`${side}_prefix`] : task.prefix;
 }
 
 /** The texts of each row: one with its prefix, or two. */

@@ -180,13 +180,17 @@ def main() -> None:
     parser.add_argument("--by", choices=("slots", "bank"), default="slots")
     parser.add_argument("--adapter", required=True)
     parser.add_argument("--text", action="append", required=True)
+    parser.add_argument(
+        "--side", choices=("query", "document"), help="of the texts, where the adapter has both prefixes"
+    )
     parser.add_argument("--strength", type=float, default=1.0, help="scale the updates of the adapter")
     parser.add_argument("--weights", type=json.loads, help="JSON object: override the member weights of a fusion")
     given = parser.parse_args()
     bundle = Bundle.open(given.bundle)
     session = TritonSession(triton.InferenceServerClient(given.url), given.model, bundle, given.by)
     rows = [
-        Row(text, given.adapter, given.strength, given.weights, where=f"text {n}") for n, text in enumerate(given.text)
+        Row(text, given.adapter, given.strength, given.weights, where=f"text {n}").on_side(given.side)
+        for n, text in enumerate(given.text)
     ]
     for answered in Answerer(session, bundle.texts(session)).answer(rows):
         sys.stdout.write(json.dumps(answered.document(), ensure_ascii=False) + "\n")
