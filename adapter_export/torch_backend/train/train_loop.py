@@ -152,11 +152,12 @@ def train(
         raise TrainingError("the adapter has no head, so there is nothing to train it for", fix="give it a head")
     if not model.learned():
         raise TrainingError("none of the adapter's tensors shall learn", fix="name some, or all, when it is attached")
-    if OBJECTIVES[data.training.problem].compares and settings.gradient_accumulation > 1:
+    alone = accelerator.num_processes == 1 and teacher is None
+    if OBJECTIVES[data.training.problem].compares and settings.gradient_accumulation > 1 and not alone:
         raise UsageError(
-            "the rows of a step are compared with each other, so they cannot be cut into parts",
+            "the rows of a step are compared with each other, so only one process without a teacher splits them",
             where=argument("gradient_accumulation"),
-            found=f"the task `{data.training.problem}`",
+            found=f"{accelerator.num_processes} processes" if teacher is None else "a teacher",
             fix=f"leave it out, or give a smaller {argument('batch_size')}",
         )
     if teacher is not None and OBJECTIVES[data.training.problem].compares and accelerator.num_processes > 1:
@@ -340,10 +341,14 @@ class _Run:
         self._drop()
         self._optimizer.zero_grad()
         sums = torch.zeros(2, device=accelerator.device)
-        for part in np.array_split(rows, min(self._settings.gradient_accumulation, len(rows))):
-            found = self._loss(part)
-            accelerator.backward(found[0] / len(rows))
-            sums += torch.stack(found).detach()
+        parts = np.array_split(rows, min(self._settings.gradient_accumulation, len(rows)))
+        if self._objective.compares and len(parts) > 1:
+            sums += self._compare_parts(parts)
+        else:
+            for part in parts:
+                found = self._loss(part)
+                accelerator.backward(found[0] / len(rows))
+                sums += torch.stack(found).detach()
         learnt = [tensor.grad for tensor in tensors if tensor.grad is not None]
         if accelerator.num_processes > 1:
             sums = self._summed(learnt, sums)
@@ -397,6 +402,35 @@ class _Run:
         if self._teacher is not None:
             total = self._teacher.loss.hard * total + weight * apart
         return (total, weight) if counts else (total * 0, weight * 0)
+
+    def _compare_parts(self, parts: Sequence[Rows]) -> Tensor:
+        """Add the gradient of a loss that compares all rows, with the activations of one part in memory at a time.
+
+        The gradient of the loss by the results is computed first, from results without activations; then each part is
+        computed again, with the same dropout, and the gradient goes through it (GradCache; Gao et al. 2021, §3).
+
+        Returns:
+            The sum of the loss, and the weight of the rows.
+        """
+        examples, accelerator, rows = self._data.training, self._accelerator, np.concatenate(parts)
+        seeds = torch.randint(2**62, (len(parts),)).tolist()
+
+        def results(part: Rows, seed: int) -> Tensor:
+            torch.manual_seed(seed)
+            with accelerator.autocast():
+                found = results_of(self._model, examples, part, self._caches[1]).float()
+            return examples.matched(found, part)[0]
+
+        with torch.no_grad():
+            whole = torch.cat([results(*each) for each in zip(parts, seeds, strict=True)])
+        whole.requires_grad_()
+        total, weight = self._objective.loss(*examples.matched(whole, rows), self._class_weights)
+        accelerator.backward(total / len(rows))
+        assert whole.grad is not None  # the loss of a single row, which nothing is compared with, is a constant 0
+        gradients = torch.split(whole.grad, [len(part) for part in parts])
+        for part, seed, gradient in zip(parts, seeds, gradients, strict=True):
+            (results(part, seed) * gradient).sum().backward()  # type: ignore[no-untyped-call]
+        return torch.stack([total, weight]).detach()
 
     def _summed(self, gradients: list[Tensor], sums: Tensor) -> Tensor:
         """Sum the gradients of all processes in place, and return their summed `sums`."""
