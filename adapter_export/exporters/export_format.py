@@ -25,7 +25,7 @@ class ExportRequest:
         adapter: what is written.
         base: the base that it acts in; its sites have the module paths.
         base_name: the path or hub id of the base in the library, for the config.
-        model_class: the class of the library's model, such as `BertForSequenceClassification`, if it is known.
+        model_class: transformers' class of the bare base, such as `BertModel`, if it is known.
         base_file: the base in the other library's own format, where a format needs it.
         prefix: the module path of the base inside the library's model, such as `bert`.
         all_layers: true if the sites are all layers of the base, false if they are those with slots in a bundle.
@@ -43,6 +43,12 @@ class ExportRequest:
     def imported(self) -> Mapping[str, Any]:
         """The record of PEFT's folder that the adapter was imported from; empty for any other adapter."""
         found = self.adapter.training.get("imported")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def imported_from(self) -> Mapping[str, Any]:
+        """The record of AdapterHub's folder that the adapter was imported from; empty for any other adapter."""
+        found = self.adapter.training.get("imported_from")
         return found if isinstance(found, Mapping) else {}
 
     def placed(self) -> Iterator[tuple[Site, AdapterGraph]]:
@@ -92,11 +98,13 @@ class ExportFormat(ABC):
         name: its name on the command line.
         library: the library, in words.
         is_folder: true if it is a folder, false for one file.
+        names_class: true if its config names the class of the model.
     """
 
     name: ClassVar[str]
     library: ClassVar[str]
     is_folder: ClassVar[bool] = True
+    names_class: ClassVar[bool] = False
 
     @abstractmethod
     def write(self, request: ExportRequest, path: Path) -> Written:

@@ -10,6 +10,9 @@ from adapter_export.graph.ops import ACTIVATIONS, OPS
 
 _COMMUTATIVE = "add"
 
+_NOT_IN_TRANSFORMERS = ("gelu_tanh", "relu_squared", "identity")
+"""Names of ops that are none of transformers' (`transformers.activations.ACT2FN`), which has them by other names."""
+
 
 def parameters_alike(
     graph: AdapterGraph, wanted: AdapterGraph, same_inputs: Mapping[str, str] | None = None
@@ -60,9 +63,10 @@ def dropout_of(graph: AdapterGraph) -> float:
     return next((node.attributes["rate"] for node in graph.nodes if node.op == "dropout"), 0.0)
 
 
-def activation_of(graph: AdapterGraph) -> str:
-    """Return the first activation of a graph; `identity` without any."""
-    return next((node.op for node in graph.nodes if node.op in ACTIVATIONS), "identity")
+def transformers_activation(graph: AdapterGraph) -> str:
+    """Return the name in transformers of the first activation of a graph; `linear` without any."""
+    op = OPS[next((node.op for node in graph.nodes if node.op in ACTIVATIONS), "identity")]
+    return next(name for name in (op.name, *op.also_called) if name not in _NOT_IN_TRANSFORMERS)
 
 
 def ops_of(graph: AdapterGraph) -> str:

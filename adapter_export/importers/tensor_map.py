@@ -58,7 +58,7 @@ class Source:
 class Recipe:
     """A recipe for one parameter: `make` gets the tensors of the sources, or the number of the symbol `width`.
 
-    `undo` returns the tensors of the sources for the parameter, for exporters; `None` if they cannot be recovered.
+    `undo` returns the tensors of the first sources for the parameter, for exporters; `None` if they are lost.
     """
 
     sources: tuple[Source, ...]
@@ -98,23 +98,26 @@ def library_tensors(
 
     `None` if a recipe cannot be undone, or no tensors of the library make these parameters.
     """
-    found: dict[str, tuple[Source, np.ndarray]] = {}
+    found: dict[Source, np.ndarray] = {}
     for name, parameter in parameters.items():
         recipe = recipes[name]
         if recipe.undo is None:
             return None
-        shapes = [tuple(resolve(dim, widths) for dim in source.shape) for source in recipe.sources]
-        undone = recipe.undo(parameter)
-        if any(tensor.size != math.prod(shape) for tensor, shape in zip(undone, shapes, strict=True)):
+        for source, tensor in zip(recipe.sources, recipe.undo(parameter), strict=False):
+            shape = tuple(resolve(dim, widths) for dim in source.shape)
+            if tensor.size != math.prod(shape):
+                return None
+            if not np.array_equal(found.setdefault(source, tensor.reshape(shape)), tensor.reshape(shape)):
+                return None
+    for name, parameter in parameters.items():
+        recipe = recipes[name]
+        if not found.keys() >= set(recipe.sources):
             return None
-        tensors = [tensor.reshape(shape) for tensor, shape in zip(undone, shapes, strict=True)]
+        tensors = [found[source] for source in recipe.sources]
         made = recipe.make(*tensors) if recipe.width is None else recipe.make(widths[recipe.width])
         if not np.array_equal(made, parameter):
             return None
-        for source, tensor in zip(recipe.sources, tensors, strict=True):
-            if not np.array_equal(found.setdefault(source.tensor, (source, tensor))[1], tensor):
-                return None
-    return dict(found.values())
+    return found
 
 
 def unfit(tensor: np.ndarray) -> str | None:

@@ -117,6 +117,8 @@ def export(
     if opened is not None and opened.source is not None:
         base_name = base_name or parse_reference(opened.source).repository
     request = replace(request, base_name=base_name, prefix=prefix)
+    if chosen.names_class:
+        request = replace(request, model_class=_model_class(request.base.model_type))
     reporter.step(f"writing it for {chosen.library}")
     with target.folder() if chosen.is_folder else target.file() as temporary, moved(temporary, target.path):
         written = chosen.write(request, temporary)
@@ -174,6 +176,16 @@ def _request(
             fix=f"give the model that it was trained on with {argument('base', words='MODEL')}, or a bundle with it",
         )
     return ExportRequest(source, view, all_layers=False), None
+
+
+def _model_class(model_type: str | None) -> str | None:
+    """Return the class of transformers' bare model of an architecture; `None` if transformers is not installed."""
+    if model_type is None or find_spec("transformers") is None:
+        return None
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    found = MODEL_MAPPING_NAMES.get(model_type)
+    return found if isinstance(found, str) else None
 
 
 def _show(exported: Exported, screen: Screen) -> None:

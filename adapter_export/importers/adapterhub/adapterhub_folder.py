@@ -223,14 +223,14 @@ def names_of(tensors: Iterable[str], adapter: str) -> Names:
     return Names(modules, tuple(others))
 
 
-_CONTAINERS_BEHIND: dict[str, Role] = {
+CONTAINERS_BEHIND: dict[str, Role] = {
     "attention_adapters": "attention",
     "cross_attention_adapters": "cross_attention",
     "output_adapters": "ffn",
 }
 """The library's own modules, which lie in the layer, and what they act behind."""
 
-_MODULES_BEHIND: dict[str, Role] = {
+MODULES_BEHIND: dict[str, Role] = {
     "crossattention.output": "cross_attention",
     "attention.output": "attention",
     "output": "ffn",
@@ -243,9 +243,9 @@ def sublayer_target(path: str, sites: SiteMap) -> Target:
 
     A module of another name, such as T5's `decoder.block.0.layer.1`, tells it where the base has one sublayer in it.
     """
-    for end, role in (_CONTAINERS_BEHIND | _MODULES_BEHIND).items():
+    for end, role in (CONTAINERS_BEHIND | MODULES_BEHIND).items():
         if f".{path}".endswith(f".{end}"):
-            return Target(path, path if end in _MODULES_BEHIND else path[: -len(end)].rstrip("."), role)
+            return Target(path, path if end in MODULES_BEHIND else path[: -len(end)].rstrip("."), role)
     names = path.split(".")
     for start in range(len(names)):  # the base may have another prefix
         inside = f".{'.'.join(names[start:])}."
@@ -257,7 +257,7 @@ def sublayer_target(path: str, sites: SiteMap) -> Target:
     raise AdapterError(
         "a bottleneck in a module of an unknown name",
         found=f"`{path}`",
-        expected=", ".join(f"`….{end}`" for end in (*_CONTAINERS_BEHIND, *_MODULES_BEHIND))
+        expected=", ".join(f"`….{end}`" for end in (*CONTAINERS_BEHIND, *MODULES_BEHIND))
         + ", or a module of the base with one sublayer in it",
     )
 

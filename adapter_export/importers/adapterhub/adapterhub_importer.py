@@ -38,7 +38,7 @@ from adapter_export.importers.adapterhub.methods import (
     without_unused_inverse,
 )
 from adapter_export.importers.base_view import BaseView, ImportRequest
-from adapter_export.importers.tensor_map import Imported, ReadPickle, TensorMap, as_it_is, transposed, zeros
+from adapter_export.importers.tensor_map import Imported, ReadPickle, Recipes, TensorMap, as_it_is, transposed, zeros
 
 _NAMES: dict[tuple[object, ...], str] = {
     # parallel, norm before, norm after, attention, ffn, Kronecker products, learned factors
@@ -138,7 +138,8 @@ def _import_one(path: Path, base: BaseView, request: ImportRequest, *, with_head
     saved = read.head if with_head else None
     left_out = () if read.head is saved else ("its head was left out",)
     kept = ("model_name", "model_class", "model_type", "version")
-    record = {"name": config.name, "config": dict(document["config"])}
+    modules = {container: list(paths) for container, paths in names.modules.items()}
+    record = {"name": config.name, "config": dict(document["config"]), "modules": modules}
     record |= {key: document[key] for key in kept if document.get(key)}
     return _Body(made, saved, (*notes, *mapped.notes()), left_out, record)
 
@@ -180,19 +181,7 @@ def _import_head(saved: Saved | None, width: int) -> tuple[Head | None, Weights,
     if saved is None:
         return None, {}, ()
     with within(saved.path):
-        config = _config(saved)
-        task, numbers = _task(config)
-        activation = config.get("activation_function")
-        try:
-            options = HeadOptions(
-                pooling="first" if task.kind.pools else "mean",
-                dense=config["layers"] - 1,
-                activation=activation_named(str(activation)) if activation else "identity",
-                dropout=float(config.get("dropout_prob") or 0.0),
-            )
-            head = make_head(task, width=width, numbers=numbers, options=options)
-        except UsageError as error:
-            raise AdapterError(error.what, found=error.found, expected=error.expected, fix=_WITHOUT) from error
+        head, recipes = head_form(_config(saved), width)
     name, keys, others = str(saved.document.get("name")), dict[str, str](), dict[str, None]()
     for full in saved.tensors:
         owner, _, tensor = full.removeprefix("heads.").partition(".")
@@ -201,6 +190,30 @@ def _import_head(saved: Saved | None, width: int) -> tuple[Head | None, Weights,
         else:
             keys[tensor if owner == name else full] = full
     mapped = TensorMap({full: saved.tensors[full] for full in keys.values()}, saved.weights)
+    mapped.take_head(head, recipes, keys)
+    mapped.check()
+    notes = [*mapped.notes()]
+    if others:
+        notes.append(
+            f"the file also holds {', '.join(others)}: the library saves heads by the beginnings of their names"
+        )
+    return head, mapped.weights, tuple(notes)
+
+
+def head_form(config: Mapping[str, Any], width: int) -> tuple[Head, Recipes]:
+    """The head of a checked config on a base of this width, and the recipes for its parameters."""
+    task, numbers = _task(config)
+    activation = config.get("activation_function")
+    try:
+        options = HeadOptions(
+            pooling="first" if task.kind.pools else "mean",
+            dense=config["layers"] - 1,
+            activation=activation_named(str(activation)) if activation else "identity",
+            dropout=float(config.get("dropout_prob") or 0.0),
+        )
+        head = make_head(task, width=width, numbers=numbers, options=options)
+    except UsageError as error:
+        raise AdapterError(error.what, found=error.found, expected=error.expected, fix=_WITHOUT) from error
     step = 3 if activation else 2  # dropouts and activations are numbered, too
     layers = [*(f"dense_{number}" for number in range(1, config["layers"])), "classifier"]
     recipes = {}
@@ -210,14 +223,7 @@ def _import_head(saved: Saved | None, width: int) -> tuple[Head | None, Weights,
             recipes[parameter] = recipe(f"{1 + step * number}.{role}", head.graph.parameters[parameter])
     if config.get("bias", True) is False:
         recipes["classifier.bias"] = zeros("classes")
-    mapped.take_head(head, recipes, keys)
-    mapped.check()
-    notes = [*mapped.notes()]
-    if others:
-        notes.append(
-            f"the file also holds {', '.join(others)}: the library saves heads by the beginnings of their names"
-        )
-    return head, mapped.weights, tuple(notes)
+    return head, recipes
 
 
 def _config(saved: Saved) -> Mapping[str, Any]:

@@ -12,13 +12,13 @@ from adapter_export.errors import AdapterError, TensorError, UsageError
 from adapter_export.graph.chain import Chain
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.bottleneck_config import BottleneckConfig, bottleneck_config
-from adapter_export.graph.kinds.kind import Kind, RelativeWidth
+from adapter_export.graph.kinds.kind import Component, Kind, RelativeWidth
 from adapter_export.graph.kinds.linear import changed_layer_graph, lora_graph
 from adapter_export.importers.adapterhub.adapterhub_config import LoraConfig
 from adapter_export.importers.adapterhub.adapterhub_folder import Keys, Names, sublayer_target
 from adapter_export.importers.base_view import BaseView
 from adapter_export.importers.match import Target, inside, match
-from adapter_export.importers.tensor_map import Recipe, Source, TensorMap, as_it_is, transposed, zeros
+from adapter_export.importers.tensor_map import Recipe, Source, TensorMap, as_it_is, flattened, transposed, zeros
 from adapter_export.sites.site import LAYERS, Site, SiteMap
 
 # Bottlenecks: every field of `BnConfig`, with invertible adapters and what Compacter shares (`methods/modeling.py`).
@@ -62,12 +62,12 @@ def import_bottleneck(
             mapped.fault(f"every tensor of `{site.name}`{f' (`{site.path}`)' if site.path else ''} is missing")
             continue
         try:
-            widths = {**component.widths_at(site), "d": site.width, "d1": site.width // 2, "d2": (site.width + 1) // 2}
+            widths = bottleneck_widths(component, site)
         except UsageError as error:
             raise AdapterError(
                 error.what, where=f"`{site.name}`", found=error.found, expected=error.expected
             ) from error
-        recipes = _nice_recipes() if site.role == EMBEDDINGS else _bottleneck_recipes(config)
+        recipes = nice_recipes() if site.role == EMBEDDINGS else bottleneck_recipes(config)
         mapped.place(site, component.graph_name, component.graph, recipes, widths, keys[site.name], names.shared)
     notes = list(told)
     if config.phm_layer and config.factorized_phm_rule:
@@ -78,6 +78,11 @@ def import_bottleneck(
             "head, which is not done here"
         )
     return tuple(notes)
+
+
+def bottleneck_widths(component: Component, site: Site) -> dict[str, int]:
+    """The widths of a bottleneck at a site, with those of the halves of its features."""
+    return {**component.widths_at(site), "d": site.width, "d1": site.width // 2, "d2": (site.width + 1) // 2}
 
 
 def keys_at_sites(
@@ -118,7 +123,7 @@ def without_unused_inverse(
     return replace(config, inv_adapter=None, inv_adapter_reduction_factor=None), (note,)
 
 
-def _bottleneck_recipes(config: BottleneckConfig) -> dict[str, Recipe]:
+def bottleneck_recipes(config: BottleneckConfig) -> dict[str, Recipe]:
     """Return the recipes for the parameters of a bottleneck's graph."""
     first = f"adapter_down.{1 if config.ln_before else 0}"
     found: dict[str, Recipe] = {
@@ -152,7 +157,7 @@ def _twice(name: str, again: str) -> Recipe:
             )
         return one
 
-    return Recipe((Source(name, ("d",)), Source(again, ("d",))), the_same)
+    return Recipe((Source(name, ("d",)), Source(again, ("d",))), the_same, undo=lambda one: (one, one))
 
 
 def _phm(config: BottleneckConfig, first: str) -> dict[str, Recipe]:
@@ -193,7 +198,7 @@ def _identities(whole: Source, axis: int) -> Recipe:
     return Recipe((whole,), make)
 
 
-def _nice_recipes() -> dict[str, Recipe]:
+def nice_recipes() -> dict[str, Recipe]:
     """The parameters of an invertible adapter's graph, which has whole features where the library has halves.
 
     `F` reads the second half (width `d2`) and writes the first (`d1`), `G` the other way round; the rows of the other
@@ -216,11 +221,23 @@ def _coupling(name: str, library: str, read: _Half, written: _Half, halves: tupl
     reads, writes = halves
     down, up = Source(f"{library}.0.weight", (name, reads)), Source(f"{library}.2.weight", (writes, name))
     bias = Source(f"{library}.2.bias", (writes,))
+
+    def kept(whole: np.ndarray, half: str) -> np.ndarray:
+        return whole[: len(whole) // 2] if half == "d1" else whole[len(whole) // 2 :]
+
     return {
-        f"{name}_down.weight": Recipe((down, up), lambda weight, other: read(weight.T, len(other))),
+        f"{name}_down.weight": Recipe(
+            (down, up), lambda weight, other: read(weight.T, len(other)), undo=lambda whole: (kept(whole, reads).T,)
+        ),
         f"{name}_down.bias": as_it_is(f"{library}.0.bias", (name,)),
-        f"{name}_up.weight": Recipe((up, down), lambda weight, other: written(weight, other.shape[1]).T),
-        f"{name}_up.bias": Recipe((bias, down), lambda one, other: written(one, other.shape[1])),
+        f"{name}_up.weight": Recipe(
+            (up, down),
+            lambda weight, other: written(weight, other.shape[1]).T,
+            undo=lambda whole: (kept(whole.T, writes),),
+        ),
+        f"{name}_up.bias": Recipe(
+            (bias, down), lambda one, other: written(one, other.shape[1]), undo=lambda whole: (kept(whole, writes),)
+        ),
     }
 
 
@@ -231,7 +248,7 @@ _FUSED = {"q": "query", "k": "key", "v": "value"}
 
 
 @dataclass(frozen=True)
-class _Form:
+class LowRankForm:
     """The graph at one linear layer, and the recipes for its parameters."""
 
     graph_name: str
@@ -259,7 +276,7 @@ def import_low_rank(
     _check_layers(config, keys, sites, mapped)
     for site in sites.of_roles(LAYERS):
         if site.name in keys and site.layer not in config.leave_out:
-            form = _form(config, site, base)
+            form = low_rank_form(config, site, base)
             mapped.place(site, form.graph_name, form.graph, form.recipes, form.widths, keys[site.name], names.shared)
     return notes
 
@@ -288,7 +305,8 @@ def _check_layers(config: LoraConfig, placed: Mapping[str, object], sites: SiteM
         mapped.fault(f"there are {len(own)} linear layers in each layer, and the config asks for {wanted}")
 
 
-def _form(config: LoraConfig, site: Site, base: BaseView) -> _Form:
+def low_rank_form(config: LoraConfig, site: Site, base: BaseView) -> LowRankForm:
+    """The graph of LoRA or IA3 at a linear layer; AdapterError if the library, or no graph here, computes it there."""
     fused = _enabled(config, site) if site.role == "linear" and site.parts else ()
     if fused and (config.use_dora or config.is_vera or config.architecture != "lora"):
         raise AdapterError(
@@ -324,12 +342,14 @@ def _enabled(config: LoraConfig, site: Site) -> tuple[int, ...]:
     return tuple(at for at, letter in enumerate(_FUSED) if letter in config.attn_matrices)
 
 
-def _lora(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> _Form:
+def _lora(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> LowRankForm:
     """`h + (alpha/r)·B(A u)`; of a fused layer's products side by side, each writes its own part."""
     factor = 1.0 if config.use_gating else config.alpha / config.r
     graph = lora_graph(factor, dropout=config.dropout, gate=config.use_gating)
     down, up = _matrices(config)
     recipes = {"lora_A.weight": down, "lora_B.weight": Recipe(up.sources, lambda *found: up.make(*found).T)}
+    if len(up.sources) == 1:
+        recipes["lora_B.weight"] = transposed("lora_B", ("r", "d"))
     widths = {"d": site.width, "d_in": site.width_in, "r": config.r * (len(fused) or 1), "r1": config.r}
     widths["n"] = config.n_up_projection
     if fused:
@@ -339,8 +359,16 @@ def _lora(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> _Form:
             """[n·d/3, r] as [n·r, d]."""
             return np.concatenate([_in_thirds(stacked, at, part, third) for at, part in enumerate(fused)])
 
-        recipes["lora_B.weight"] = Recipe((Source("lora_B", (third * len(fused), "r1")),), spread)
-    return _Form("lora_gate" if config.use_gating else "lora", graph, {**recipes, **_gate("d_in")}, widths)
+        def gathered(whole: np.ndarray) -> tuple[np.ndarray]:
+            """[n·r, d] as [n·d/3, r]."""
+            parts = (
+                whole[config.r * at : config.r * (at + 1), third * part : third * (part + 1)].T
+                for at, part in enumerate(fused)
+            )
+            return (np.concatenate(list(parts)),)
+
+        recipes["lora_B.weight"] = Recipe((Source("lora_B", (third * len(fused), "r1")),), spread, undo=gathered)
+    return LowRankForm("lora_gate" if config.use_gating else "lora", graph, {**recipes, **_gate("d_in")}, widths)
 
 
 def _matrices(config: LoraConfig) -> tuple[Recipe, Recipe]:
@@ -371,7 +399,7 @@ def _wide(tensor: np.ndarray) -> np.ndarray:
     return tensor.astype(np.float64)
 
 
-def _dora(config: LoraConfig, site: Site, base: BaseView) -> _Form:
+def _dora(config: LoraConfig, site: Site, base: BaseView) -> LowRankForm:
     """`s⊙h + s⊙(alpha/r)·B(A u)`, `s = m/‖W + B A‖` for each output (`compute_dora_deltaw`)."""
     weight = base.weight_at(site)
     if weight is None:
@@ -404,7 +432,7 @@ def _dora(config: LoraConfig, site: Site, base: BaseView) -> _Form:
         "lora_B.weight": Recipe(sources, scaled),
     }
     widths = {"d": site.width, "d_in": site.width_in, "r": config.r, "n": config.n_up_projection}
-    return _Form("scaled_lora", changed_layer_graph(scale=True), recipes, widths)
+    return LowRankForm("scaled_lora", changed_layer_graph(scale=True), recipes, widths)
 
 
 def _in_thirds(stacked: np.ndarray, at: int, part: int, third: int) -> np.ndarray:
@@ -413,7 +441,7 @@ def _in_thirds(stacked: np.ndarray, at: int, part: int, third: int) -> np.ndarra
     return np.concatenate([block if one == part else np.zeros_like(block) for one in range(len(_FUSED))], axis=1)
 
 
-def _gated_parts(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> _Form:
+def _gated_parts(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> LowRankForm:
     """`h + Σ gᵢ·Bᵢ(Aᵢ u)`: each part of a fused layer has its own product and its own gate."""
     chain, third, recipes = Chain("h"), site.width // len(_FUSED), dict[str, Recipe]()
     for at, part in enumerate(fused):
@@ -431,7 +459,7 @@ def _gated_parts(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> _For
         recipes |= _part_recipes(f"{name}_", at, part, len(fused), third, config.r)
     widths = {"d": site.width, "d_in": site.width_in, "r": config.r}
     widths |= {"rn": config.r * len(fused), "dn": third * len(fused)}
-    return _Form("lora_gates", chain.graph(), recipes, widths)
+    return LowRankForm("lora_gates", chain.graph(), recipes, widths)
 
 
 def _part_recipes(name: str, at: int, part: int, parts: int, third: int, rank: int) -> dict[str, Recipe]:
@@ -444,7 +472,7 @@ def _part_recipes(name: str, at: int, part: int, parts: int, third: int, rank: i
     }
 
 
-def _ia3(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> _Form:
+def _ia3(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> LowRankForm:
     """`alpha·l⊙h`, with a gate `g·l⊙h`; in a fused layer the other parts have ones."""
     chain = Chain("h")
     chain.owned("scale_features", "scaling", {"weight": ("d",)})
@@ -460,8 +488,12 @@ def _ia3(config: LoraConfig, site: Site, fused: tuple[int, ...]) -> _Form:
             whole[third * part : third * (part + 1)] = factors[third * at : third * (at + 1), 0]
         return whole
 
-    shape = (third * len(fused), 1) if fused else ("d", 1)
-    recipe = Recipe((Source("lora_B", shape),), among_ones if fused else lambda factors: factors[:, 0])
+    def parts_of(whole: np.ndarray) -> tuple[np.ndarray]:
+        return (np.concatenate([whole[third * part : third * (part + 1)] for part in fused]),)
+
+    recipe = flattened("lora_B", ("d", 1))
+    if fused:
+        recipe = Recipe((Source("lora_B", (third * len(fused), 1)),), among_ones, undo=parts_of)
     name = "ia3_gate" if config.use_gating else "ia3"
     widths = {"d": site.width, "d_in": site.width_in}
-    return _Form(name, chain.graph(), {"scaling.weight": recipe, **_gate("d_in")}, widths)
+    return LowRankForm(name, chain.graph(), {"scaling.weight": recipe, **_gate("d_in")}, widths)
