@@ -99,12 +99,15 @@ class ExportFormat(ABC):
         library: the library, in words.
         is_folder: true if it is a folder, false for one file.
         names_class: true if its config names the class of the model.
+        allowed: maximum relative difference of what is read back, in float64. The default is float64's own: it rounds
+            at 1.1e-16, and sums of ten thousand terms, the longest here, keep errors below that many times it.
     """
 
     name: ClassVar[str]
     library: ClassVar[str]
     is_folder: ClassVar[bool] = True
     names_class: ClassVar[bool] = False
+    allowed: ClassVar[float] = 1e-12
 
     @abstractmethod
     def write(self, request: ExportRequest, path: Path) -> Written:

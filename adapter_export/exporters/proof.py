@@ -13,20 +13,16 @@ from adapter_export.graph.graph import BORROWED_BIAS, BORROWED_WEIGHT
 from adapter_export.numerics.evaluate_adapter import evaluate_head, evaluate_site
 from adapter_export.sites.site import Norm, Site
 
-_ALLOWED = 1e-12
-"""Maximum difference relative to the largest value: float64 rounds at 1.1e-16, and the longest sums that occur here,
-about ten thousand terms, keep errors below that many times it."""
-
 _TEXTS, _TOKENS = 2, 3
 _ANY_NORM = Norm("layer", 1e-5, BORROWED_WEIGHT, BORROWED_BIAS)
 """A norm at sites whose graphs apply the base's own: both graphs get the same one, whatever the base has."""
 
 
-def compare_with_export(request: ExportRequest, exported: Adapter) -> float:
+def compare_with_export(request: ExportRequest, exported: Adapter, allowed: float) -> float:
     """Return the largest difference of any value, relative to the largest value at its site.
 
     Both adapters get the same random values. Raises `ParityError` if they act at different sites, or if they differ by
-    more than float64 rounds.
+    more than `allowed`.
     """
     adapter, sites = request.adapter, {site.name: site for site in request.base.sites}
     if adapter.placements.keys() != exported.placements.keys() or (adapter.head is None) != (exported.head is None):
@@ -41,11 +37,11 @@ def compare_with_export(request: ExportRequest, exported: Adapter) -> float:
         mask = np.ones((_TEXTS, _TOKENS))
         found[HEAD] = _relative(evaluate_head(adapter, hidden, mask), evaluate_head(exported, hidden, mask))
     worst = max(found, key=lambda name: found[name])
-    if not found[worst] <= _ALLOWED:
+    if not found[worst] <= allowed:
         raise ParityError(
             f"the exported adapter at `{worst}`",
             found=f"a relative difference of {found[worst]:.1e}",
-            expected=f"at most {_ALLOWED:.0e}, in float64",
+            expected=f"at most {allowed:.0e}, in float64",
         )
     return found[worst]
 

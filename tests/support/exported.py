@@ -58,7 +58,7 @@ def exported(request: ExportRequest, to: str, folder: Path) -> Exported:
     folder.mkdir()
     chosen = FORMATS[to]
     written = chosen.write(request, folder)
-    error = compare_with_export(request, chosen.read_back(request, folder))
+    error = compare_with_export(request, chosen.read_back(request, folder), chosen.allowed)
     (file,) = (path for path in folder.glob("*.safetensors") if "head" not in path.name)
     config = json.loads((folder / "adapter_config.json").read_text())
     return Exported(written, error, config, read_tensors(file))

@@ -77,6 +77,7 @@ def export(
         str | None,
         Option("Module path of the base in the target model, such as `bert`. Default: by its head.", "PATH"),
     ] = None,
+    gguf_base: Annotated[PathLike | None, Option("The base as a GGUF file; for `--to gguf`.", "FILE")] = None,
     without_head: Annotated[bool, "Omit the prediction head."] = False,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
@@ -110,20 +111,22 @@ def export(
     if to not in FORMATS:
         raise UsageError("unknown format", found=f"`{to}`", expected=", ".join(FORMATS))
     chosen, target = FORMATS[to], Output(Path(output), force)
-    target.ensure_writable(folder=chosen.is_folder, sources=[source, base])
+    target.ensure_writable(folder=chosen.is_folder, sources=[source, base, gguf_base])
     request, opened = _request(source, adapter, base, OpenOptions(site_map, trust_pickle), reporter)
     if without_head:
         request = replace(request, adapter=request.adapter.without_head())
     if opened is not None and opened.source is not None:
         base_name = base_name or parse_reference(opened.source).repository
-    request = replace(request, base_name=base_name, prefix=prefix)
+    request = replace(
+        request, base_name=base_name, prefix=prefix, base_file=None if gguf_base is None else Path(gguf_base)
+    )
     if chosen.names_class:
         request = replace(request, model_class=_model_class(request.base.model_type))
     reporter.step(f"writing it for {chosen.library}")
     with target.folder() if chosen.is_folder else target.file() as temporary, moved(temporary, target.path):
         written = chosen.write(request, temporary)
         reporter.step("comparing what was written with the adapter")
-        error = compare_with_export(request, chosen.read_back(request, temporary))
+        error = compare_with_export(request, chosen.read_back(request, temporary), chosen.allowed)
         loaded = None
         if opened is not None and to in _LIBRARIES and written.loads_as is not None:
             loaded = _LIBRARIES[to](opened, request.adapter, written.loads_as, temporary, reporter)
@@ -216,5 +219,6 @@ COMMAND = Command(
     examples=(
         "adapter-export export lora --to peft --base model.pt -o lora_peft",
         "adapter-export export bundle --adapter sentiment --to adapterhub -o sentiment_adapterhub",
+        "adapter-export export lora --to gguf --base HF_FOLDER --gguf-base base.gguf -o lora.gguf",
     ),
 )
