@@ -29,7 +29,7 @@ from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.model_session import open_session
 from adapter_export.onnx_backend.onnx_runner import CutRunner
-from adapter_export.runtime import Bundle
+from adapter_export.runtime import Bundle, Decoding
 from adapter_export.runtime.graphs import run_session
 from adapter_export.sites.discover import discover
 from adapter_export.torch_backend.base.huggingface_folder import capture_folder
@@ -276,6 +276,15 @@ def test_a_captured_decoder_writes_what_torch_writes(captured, plan):
 
 def test_rows_of_a_captured_decoder_write_texts_of_their_own(captured):
     check_rows(captured)
+
+
+@pytest.mark.extended
+def test_generate_continues_a_prompt_as_torch_does(captured, archive, tmp_path):
+    bundle = ae.build(ae.open_base(archive), list(captured.adapters.values()), tmp_path / "bundle")
+    names = [None, "a", "b", "c"]
+    found = bundle.session().generate([PROMPT] * len(names), adapters=names, decoding=Decoding(TOKENS), ends=())
+    assert found == [captured.in_torch([name] * TOKENS).tokens for name in names]
+    assert sum(len(text.tokens) for one in bundle.manifest.adapters for text in one.golden.written) > 12
 
 
 @pytest.mark.parametrize("llama", ["int4"], indirect=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ from tiny_seq2seq import ADAPTERS, ENDS, MODELS, PADDING, WORDS, peft_model, seq
 import adapter_export as ae
 from adapter_export.errors import BaseModelError, RequestError
 from adapter_export.format.manifest import InputRecord
+from adapter_export.format.manifest_json import write_manifest
 from adapter_export.numerics.sample_inputs import input_cases
-from adapter_export.runtime import Bundle, Session
+from adapter_export.runtime import Bundle, Decoding, Session
 from adapter_export.torch_backend.base.torch_base import base_of
 
 TOKENS = 12
@@ -124,6 +127,55 @@ def test_rows_of_one_batch_have_adapters_of_their_own(folder: Path, session: Ses
         np.testing.assert_array_equal(tokens[row, :length], expected[:length])
 
 
+@pytest.mark.parametrize("name", CHOICES)
+def test_generate_writes_what_transformers_writes_of_a_padded_batch(
+    folder: Path, session: Session, end: int, name: str | None
+) -> None:
+    expected = [_text(tokens, end) for tokens in written_in_transformers(folder, name)[0]]
+    assert session.generate(prompts(), name, decoding=Decoding(TOKENS)) == expected
+
+
+def test_generate_takes_an_adapter_for_each_prompt(folder: Path, session: Session, end: int) -> None:
+    found = session.generate([prompts()[0]] * 3, adapters=CHOICES, decoding=Decoding(TOKENS))
+    assert found == [_text(written_in_transformers(folder, name)[0][0], end) for name in CHOICES]
+
+
+def test_golden_texts_are_those_of_transformers_and_peft(folder: Path) -> None:
+    """Each is cut only where the two largest logits are so near that rounding decides, which is rare."""
+    manifest = Bundle.open(folder / "bundle").manifest
+    records = {None: manifest.golden} | {one.name: one.golden for one in manifest.adapters}
+    assert sum(len(text.tokens) for one in records.values() for text in one.written) > 30
+    for name, golden in records.items():
+        model = peft_model(folder, name)
+        for text in golden.written:
+            ids = torch.tensor([text.prompt])
+            most = len(text.tokens)
+            found = model.generate(input_ids=ids, max_new_tokens=most, do_sample=False, num_beams=1)[0, 1:]
+            assert found.tolist() == list(text.tokens)
+
+
+def test_a_check_finds_a_golden_text_that_another_program_wrote(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder / "bundle", tmp_path / "bundle")
+    manifest = Bundle.open(copy).manifest
+    first, *others = manifest.adapters
+    texts = [replace(one, tokens=(*one.tokens[:-1], (one.tokens[-1] + 1) % WORDS)) for one in first.golden.written]
+    wrong = replace(first, golden=replace(first.golden, written=(texts[0], *first.golden.written[1:])))
+    write_manifest(replace(manifest, adapters=(wrong, *others)), copy)
+    report = ae.check(copy, quick=True)
+    assert [(found.check, found.subject) for found in report.findings if found.status == "failed"] == [
+        ("golden generation", first.name)
+    ]
+
+
+def test_adding_an_adapter_adds_its_golden_texts(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder / "bundle", tmp_path / "bundle")
+    before = Bundle.open(copy).manifest.adapters
+    ae.remove(copy, ["few"])
+    adapter = ae.import_peft(folder / "few", folder / "base.pt", name="few")
+    after = ae.add(copy, [adapter], against=folder / "base.pt").manifest.adapters
+    assert {one.name: one.golden.written for one in after} == {one.name: one.golden.written for one in before}
+
+
 def test_an_adapter_is_in_both_halves(folder: Path) -> None:
     """One file fills slots of the encoder and of the decoder, and a graph has them all."""
     manifest = Bundle.open(folder / "bundle").manifest
@@ -146,6 +198,18 @@ def test_a_base_has_the_fingerprint_of_the_whole_model(folder: Path) -> None:
     assert ae.open_base(folder / "base.pt").fingerprint == model.fingerprint
 
 
+def prompts() -> list[list[int]]:
+    """The sources of `texts` without padding."""
+    ids, mask = texts()
+    return [row[: real.sum()].tolist() for row, real in zip(ids, mask, strict=True)]
+
+
+def _text(tokens: np.ndarray, end: int) -> list[int]:
+    """The tokens before the end of a text, behind which transformers pads."""
+    found: list[int] = tokens.tolist()
+    return found[: found.index(end)] if end in found else found
+
+
 class TestRefused:
     """Calls that would give an answer of something else."""
 
@@ -159,6 +223,14 @@ class TestRefused:
             if one.role == "cache"
         }
         return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, :1], **caches}
+
+    def test_an_empty_prompt(self, session: Session) -> None:
+        with pytest.raises(RequestError, match="prompt 1: has too few or too many tokens; found 0"):
+            session.generate([[5], []])
+
+    def test_a_token_that_the_model_has_not(self, session: Session) -> None:
+        with pytest.raises(RequestError, match=f"`input_ids`: an id is out of range; found {WORDS}"):
+            session.generate([[WORDS]])
 
     def test_a_text_without_a_source(self, session: Session, first: Arrays) -> None:
         first |= {"input_ids": first["input_ids"][:, :0], "attention_mask": first["attention_mask"][:, :0]}

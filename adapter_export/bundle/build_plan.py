@@ -11,7 +11,7 @@ from pathlib import Path
 from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden import Allowance, Golden, GoldenMaker, case_of
 from adapter_export.bundle.golden_batches import padding_by_name
-from adapter_export.bundle.golden_data import GoldenDataMaker, GoldenSets, verified
+from adapter_export.bundle.golden_data import GoldenDataMaker, GoldenSets, verified, with_written
 from adapter_export.bundle.golden_media import check_media
 from adapter_export.bundle.proof.exact_tensors import Origin
 from adapter_export.bundle.proof.invariants import with_padding
@@ -23,6 +23,7 @@ from adapter_export.dtypes import AdapterPrecision
 from adapter_export.errors import AdapterError, BaseModelError, UsageError, argument, quoted
 from adapter_export.format.axes import narrowed
 from adapter_export.format.derivation import DERIVATION_FILE, write_derivation
+from adapter_export.format.generation import GenerationRecord
 from adapter_export.format.golden_texts import GoldenTexts
 from adapter_export.format.lengths import Lengths
 from adapter_export.format.manifest import (
@@ -95,6 +96,7 @@ class ModelFacts:
         texts: what its own library makes of golden texts.
         media: what its processor does with images or audio.
         companions: further files for other programs, by name.
+        generation: how it writes texts; `None` if it writes none.
         origin: what the base was made of; by default the constants of its graph.
     """
 
@@ -104,6 +106,7 @@ class ModelFacts:
     texts: GoldenTexts | None = None
     media: CapturedMedia | None = None
     companions: Mapping[str, Path | bytes] = field(default_factory=dict)
+    generation: GenerationRecord | None = None
     origin: Origin | None = None
 
 
@@ -343,6 +346,7 @@ class _Build:
             media=None if facts.media is None else facts.media.record,
             derivation=DERIVATION_FILE,
             checksums=None if draft.checksums is None else draft.checksums.output,
+            generation=facts.generation,
         )
 
     def write_golden_sets(self, bundle: OpenedBundle, base: Golden, pairs: Pairs) -> None:
@@ -355,7 +359,8 @@ class _Build:
         if facts.media is not None and facts.media.golden is not None:
             media = data.media(facts.media.record, facts.media.golden, pairs)
         batches = data.batch_maker(manifest, pads, bundle).make(base, pairs, self.writer.heads)
-        bundle.manifest = GoldenSets(texts, batches, media).write(self.writer, manifest)
+        manifest = GoldenSets(texts, batches, media).write(self.writer, manifest)
+        bundle.manifest = with_written(manifest, self.plan.references, self.adapters, base=True)
 
 
 def _keep(files: Mapping[str, Path | bytes], folder: Path, later: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden import Golden, GoldenMaker
 from adapter_export.bundle.golden_batches import padding_by_name, without
-from adapter_export.bundle.golden_data import GoldenDataMaker, GoldenSets, verified
+from adapter_export.bundle.golden_data import GoldenDataMaker, GoldenSets, verified, with_written
 from adapter_export.bundle.golden_media import check_media
 from adapter_export.bundle.proof.invariants import with_padding
 from adapter_export.bundle.variants import VARIANTS
@@ -80,6 +80,7 @@ def add_adapters(
         writer = replace(writer, folder=folder)
         records = [writer.adapter(adapter, golden, precision=precision) for adapter, golden in pairs]
         after = sets.write(writer, replace(manifest, adapters=(*manifest.adapters, *records)))
+        after = with_written(after, references, adapters, base=False)
         return _finish(old, writer, after, adapters, references, reporter)
 
 

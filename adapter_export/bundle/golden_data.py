@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from adapter_export.bundle.bundle_reader import OpenedBundle
 from adapter_export.bundle.golden import Golden, GoldenMaker, check_caches
 from adapter_export.bundle.golden_batches import BatchMaker
@@ -15,14 +17,16 @@ from adapter_export.bundle.report import BASE
 from adapter_export.bundle.separation import remarks, with_separation
 from adapter_export.bundle.texts import TextMaker
 from adapter_export.bundle.write import BundleWriter
+from adapter_export.decoding import Decoding
 from adapter_export.format.golden_batches import GoldenBatches
 from adapter_export.format.golden_texts import GoldenTexts
-from adapter_export.format.manifest import InputRecord, Manifest
+from adapter_export.format.manifest import GoldenRecord, InputRecord, Manifest, WrittenRecord
 from adapter_export.format.media import GoldenMedia, MediaRecord
 from adapter_export.graph.adapter import Adapter
-from adapter_export.numerics.runner import Runner
+from adapter_export.numerics.runner import Arrays, Runner
 from adapter_export.onnx_backend.slots import HeadSum, adapter_output
 from adapter_export.reporting import SILENT, Reporter
+from adapter_export.runtime.generation import Decoder
 from adapter_export.text import Tokenizer
 
 
@@ -108,6 +112,75 @@ class GoldenDataMaker:
 
     def _step(self, what: str) -> None:
         self.reporter.step(f"computing {what} with {self.references.description}")
+
+
+_MOST_WRITTEN = 12
+"""The number of tokens of a golden text that has not ended before."""
+
+
+class _Reference:
+    """A reference in place of a session; `logits` are those of the last call, [rows, words]."""
+
+    def __init__(self, runner: Runner, adapters: Iterable[Adapter]) -> None:
+        self._runner, self._adapters = runner, {adapter.name: adapter for adapter in adapters}
+        self.output, self.logits = "", np.zeros((0, 0), np.float32)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(self._adapters)
+
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        adapter: str | None = None,
+        /,
+        *,
+        adapters: object = None,  # noqa: ARG002 — one text is written at a time
+        allow_padding: bool = False,  # noqa: ARG002 — so there is none
+    ) -> Arrays:
+        """Compute the outputs with an adapter."""
+        outputs = self._runner.run(inputs, None if adapter is None else self._adapters[adapter])
+        self.logits = outputs[self.output][:, -1]
+        return outputs
+
+
+def with_written(manifest: Manifest, references: Runner, adapters: Sequence[Adapter], *, base: bool) -> Manifest:
+    """Return a manifest with golden texts of adapters, and those of the `base`, if its base writes texts."""
+    if manifest.generation is None:
+        return manifest
+    reference = _Reference(references, adapters)
+    decoder = Decoder(reference, manifest)
+    reference.output = decoder.logits.name
+
+    def golden(record: GoldenRecord, name: str | None) -> GoldenRecord:
+        # a token is decided if the logits of both candidates may be off by what is allowed, one up and one down
+        allowed = 2 * record.absolute[reference.output]
+        texts = [(prompt, _written(decoder, reference, prompt, name, allowed)) for prompt in decoder.sample_prompts()]
+        return replace(record, written=tuple(WrittenRecord(tuple(ids), tokens) for ids, tokens in texts if tokens))
+
+    new = set(reference.adapters)
+    records = [
+        replace(one, golden=golden(one.golden, one.name)) if one.name in new else one for one in manifest.adapters
+    ]
+    of_base = golden(manifest.golden, None) if base else manifest.golden
+    return replace(manifest, golden=of_base, adapters=tuple(records))
+
+
+def _written(
+    decoder: Decoder, reference: _Reference, prompt: Sequence[int], name: str | None, allowed: float
+) -> tuple[int, ...]:
+    """Return the tokens that a reference writes, the one that ends the text too, up to one that is not decided."""
+    record, tokens = decoder.record, list[int]()
+    for row in decoder.write([prompt], [name], Decoding(_MOST_WRITTEN), record.end):
+        logits = reference.logits[0].copy()
+        logits[list(record.suppressed)] = -np.inf
+        token = int(logits.argmax()) if row.finish == "end" else row.tokens[-1]
+        forced = record.first is not None and not tokens
+        if not forced and logits[token] - np.delete(logits, token).max(initial=-np.inf) <= allowed:
+            break
+        tokens.append(record.first if forced and record.first is not None else token)
+    return tuple(tokens)
 
 
 def verified(

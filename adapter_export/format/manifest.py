@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 from adapter_export.dtypes import AdapterPrecision
+from adapter_export.format.generation import GenerationRecord
 from adapter_export.format.lengths import Bounds, Fit, Lengths, axis_lengths
 from adapter_export.format.media import MediaRecord
 from adapter_export.format.precision import PrecisionName
@@ -315,6 +316,20 @@ class RecordedRuns:
 
 
 @dataclass(frozen=True)
+class WrittenRecord:
+    """A text that a reference writes, by the likeliest token at each step.
+
+    Attributes:
+        prompt: the tokens that it reads.
+        tokens: those that it writes, up to the one that ends the text, or to the first whose logit is so near to
+            another one that rounding could decide; at most 12.
+    """
+
+    prompt: Annotated[tuple[Count, ...], NotEmpty()]
+    tokens: Annotated[tuple[Count, ...], NotEmpty()]
+
+
+@dataclass(frozen=True)
 class GoldenRecord:
     """Inputs and reference outputs by which any program can prove itself.
 
@@ -331,6 +346,7 @@ class GoldenRecord:
         recorded: by graph (a variant, or `baked`): the sha256 of the outputs of ONNX Runtime in the cases of the
             manifest's `recorded`. It covers the little-endian bytes of all outputs in `absolute`, case by case, sorted
             by name within a case. In a graph whose rows choose adapters, all rows run through this one.
+        written: texts that the reference writes with `generation` of the manifest. Empty without that.
     """
 
     path: RelativePath
@@ -341,6 +357,7 @@ class GoldenRecord:
     separation: SeparationRecord | None = None
     parts: PartsRecord | None = None
     recorded: Mapping[str, Sha256] = field(default_factory=dict)
+    written: tuple[WrittenRecord, ...] = ()
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -511,6 +528,7 @@ class Manifest:
         checksums: the output, float32 [batch, slots], that holds a checksum of each slot's tensor as the graph received
             it, in the order of `slots`. Golden vectors have the right ones, which are compared exactly. Null in a
             bundle that was built without them.
+        generation: how the base writes texts. Null for a base that writes none, or of which that is unknown.
         checksum: the sha256 of this file's bytes in which every occurrence of these 64 digits is replaced by 64 zeros.
     """
 
@@ -544,6 +562,7 @@ class Manifest:
     derivation: RelativePath | None = None
     recorded: RecordedRuns | None = None
     checksums: str | None = None
+    generation: GenerationRecord | None = None
     checksum: OrAbsent[Sha256] = field(default=None, compare=False)
 
     @property

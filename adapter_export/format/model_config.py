@@ -8,26 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from adapter_export.errors import InputError, visible
+from adapter_export.format.generation import GenerationRecord
 from adapter_export.format.records import Count
 from adapter_export.graph.tasks import TASK_TYPES, ProblemType, Task
 from adapter_export.safe_io.documents import read_json
 
 
 @dataclass(frozen=True)
-class Generation:
-    """Settings of a decoder that a generating program needs in addition to its graph.
+class Generation(GenerationRecord):
+    """Settings that a generating program needs in addition to the graph of a model.
 
     Attributes:
-        end: the ids of the tokens that end a text, the one that is learnt first.
         begin: the id of the token that begins a text, if there is one.
-        padding: the id of the token that fills up rows, if there is one.
         tokenizer_config: the text of `tokenizer_config.json`, if there is one.
     """
 
-    end: tuple[Count, ...] = ()
     begin: Count | None = None
-    padding: Count | None = None
     tokenizer_config: str | None = None
+
+    def record(self) -> GenerationRecord:
+        """Return what a bundle says of it."""
+        return GenerationRecord(self.end, self.padding, self.start, self.first, self.suppressed)
 
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -334,7 +334,8 @@ class Bundle(Described):
         """
         opened = session or self.session()
         config = CONFIG_FILE in {file.path for file in self.manifest.files}
-        ends = end_tokens(self._read(CONFIG_FILE), self.folder / CONFIG_FILE) if config else ()
+        said = () if self.manifest.generation is None else self.manifest.generation.end
+        ends = end_tokens(self._read(CONFIG_FILE), self.folder / CONFIG_FILE) if config else said
         return TextWriter(opened.decoder, self.texts(opened).tokenizer, ends)
 
     def reader(self, kind: str, session: Session | None = None) -> Reader:

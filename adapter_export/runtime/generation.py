@@ -1,9 +1,13 @@
-"""Texts that a decoder writes: token by token, with its cache, each row with an adapter of its own."""
+"""Texts that a decoder writes: token by token, with its cache, each row with an adapter of its own.
+
+A decoder continues its prompt. That of an encoder–decoder writes another text: the encoder reads the prompt in the
+first call, and no tokens in later ones.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -12,6 +16,7 @@ import numpy.typing as npt
 from adapter_export.decoding import Decoding
 from adapter_export.errors import FormatError, RequestError
 from adapter_export.format.axes import names
+from adapter_export.format.generation import GenerationRecord
 from adapter_export.format.lengths import axis_lengths
 from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord
 from adapter_export.runtime.head_results import named_adapter
@@ -29,14 +34,21 @@ Arrays = Mapping[str, np.ndarray]
 CONFIG_FILE = "genai_config.json"
 """Names the tokens that end a text, as onnxruntime-genai reads them."""
 
+_SAMPLE_LENGTHS = (1, 4, 7)
+
 _TRIAL = (3, 5)
 """Tokens of the two rows that are tried alone and together."""
 
 
-def next_token(logits: np.ndarray, decoding: Decoding, random: np.random.Generator) -> int:
+def next_token(
+    logits: np.ndarray, decoding: Decoding, random: np.random.Generator, suppressed: Sequence[int] = ()
+) -> int:
     """Return the token that follows a row, by its logits [words]; RequestError if one is NaN or infinite."""
     if not np.isfinite(logits).all():
         raise RequestError("a logit is NaN or infinite", fix="run `adapter-export verify` on the bundle")
+    if suppressed:
+        logits = logits.copy()
+        logits[list(suppressed)] = -np.inf
     if not decoding.temperature:
         return int(logits.argmax())
     order = np.argsort(-logits, kind="stable")[: decoding.top_k]
@@ -92,7 +104,8 @@ class Decoder:
 
     Attributes:
         session: runs the graph.
-        longest: the most tokens of a prompt and its text; `None` if there is no limit.
+        longest: the most tokens of a prompt and its text; `None` if there is no limit. Of an encoder–decoder, of the
+            token that begins a text and the text.
 
     Raises:
         RequestError: the bundle does not generate: it has no caches, or gives no logits for the next token.
@@ -101,11 +114,17 @@ class Decoder:
     def __init__(self, session: Runs, manifest: Manifest) -> None:
         self.session, self._manifest = session, manifest
         self._caches = [record for record in manifest.inputs if record.role == "cache"]
-        self._ids, self._mask, self._logits = _roles(manifest)
+        self._ids, self._mask, self.logits = _roles(manifest)
+        self._source = _source(manifest)
+        self._source_mask = None if self._source is None else _mask_of(self._source, manifest)
+        self.record = manifest.generation or GenerationRecord()
+        if self._source is not None and self.record.start is None:
+            raise RequestError("the token with which the decoder begins is unknown", fix="capture the base again")
         self._mixes = manifest.bank is not None and manifest.batch_invariant
         self._pads: dict[str | None, bool] = {}
         self._past = [_past_axis(record, self._ids.axes[1]) for record in self._caches]
-        total = self._mask.axes[1] if self._mask is not None else self._ids.axes[1]
+        sums = [axis for axis in manifest.lengths if len(names(axis)) > 1 and self._ids.axes[1] in names(axis)]
+        total = self._mask.axes[1] if self._mask is not None else next(iter(sums), self._ids.axes[1])
         self.longest = axis_lengths(total, manifest.lengths).maximum
 
     def write(
@@ -128,8 +147,9 @@ class Decoder:
         """
         rows = [WrittenRow(*row) for row in zip(range(len(prompts)), prompts, adapters, strict=True)]
         for row in rows:
-            if not len(row.prompt) or (self.longest is not None and len(row.prompt) >= self.longest):
-                expected = "at least 1" if self.longest is None else f"1 to {self.longest - 1}"
+            most = self._longest_prompt
+            if not len(row.prompt) or (most is not None and len(row.prompt) > most):
+                expected = "at least 1" if most is None else f"1 to {most}"
                 raise RequestError(
                     "has too few or too many tokens",
                     where=f"prompt {row.place}",
@@ -138,6 +158,20 @@ class Decoder:
                 )
         for group in self._groups(rows):
             yield from self._written(group, decoding, ends)
+
+    @property
+    def _longest_prompt(self) -> int | None:
+        if self._source is not None:
+            return axis_lengths(self._source.axes[1], self._manifest.lengths).maximum
+        return None if self.longest is None else self.longest - 1
+
+    def sample_prompts(self) -> list[list[int]]:
+        """Return the prompts of golden texts: a few lengths of drawn tokens that neither end a text nor pad one."""
+        never, words = {*self.record.end, self.record.padding}, (self._source or self._ids).limit or 1
+        ids = [number for number in range(words) if number not in never] or [0]
+        random, most = np.random.default_rng(0), self._longest_prompt
+        sizes = dict.fromkeys(size if most is None else min(size, most) for size in _SAMPLE_LENGTHS)
+        return [random.choice(ids, size).tolist() for size in sizes]
 
     def forget(self, adapter: str) -> None:
         """Forget what was tried with an adapter, since another may get its name."""
@@ -167,7 +201,7 @@ class Decoder:
         golden = self._manifest.golden if adapter is None else records.get(adapter, self._manifest.golden)
         alone = np.concatenate([self._two_steps([prompt], adapter) for prompt in prompts], 1)
         apart = np.abs(self._two_steps(prompts, adapter) - alone).max()
-        return bool(apart <= golden.absolute[self._logits.name])
+        return bool(apart <= golden.absolute[self.logits.name])
 
     def _two_steps(self, prompts: Sequence[Sequence[int]], adapter: str | None) -> np.ndarray:
         """Return the logits behind prompts, and behind their first tokens after these, [steps, rows, words]."""
@@ -180,16 +214,19 @@ class Decoder:
         randoms = {row.place: np.random.default_rng([decoding.seed, row.place]) for row in rows}
         batch = _Batch(self, rows)
         while batch.rows:
+            logits = batch.logits()
             tokens = [
-                next_token(own, decoding, randoms[row.place])
-                for own, row in zip(batch.logits(), batch.rows, strict=True)
+                self.record.first
+                if self.record.first is not None and not row.tokens
+                else next_token(own, decoding, randoms[row.place], self.record.suppressed)
+                for own, row in zip(logits, batch.rows, strict=True)
             ]
             for token, row in zip(tokens, batch.rows, strict=True):
                 if token in ends:
                     row.finish = "end"
                 else:
                     row.tokens.append(token)
-                    total = len(row.prompt) + len(row.tokens)
+                    total = (len(row.prompt) if self._source is None else 1) + len(row.tokens)
                     if len(row.tokens) == decoding.max_new_tokens or total == self.longest:
                         row.finish = "length"
                 yield row
@@ -201,6 +238,11 @@ class _Batch:
 
     def __init__(self, decoder: Decoder, rows: Sequence[WrittenRow]) -> None:
         self._decoder, self.rows = decoder, list(rows)
+        self._source = np.zeros((len(rows), 0), np.int64)
+        if decoder._source is not None:  # rows of one length share calls, as the decoder has no mask to pad behind
+            self._source = np.array([row.prompt for row in rows], np.int64)
+            rows = [replace(row, prompt=[decoder.record.start or 0]) for row in rows]
+        self._source_mask = np.ones_like(self._source)
         width = max(len(row.prompt) for row in rows)
         self._new = np.zeros((len(rows), width), np.int64)
         self._mask = np.zeros((len(rows), width), np.int64)
@@ -215,13 +257,17 @@ class _Batch:
         feeds = {decoder._ids.name: self._new, **self._caches}
         if decoder._mask is not None:
             feeds[decoder._mask.name] = self._mask
+        if decoder._source is not None:
+            feeds[decoder._source.name], self._source = self._source, self._source[:, :0]
+        if decoder._source_mask is not None:
+            feeds[decoder._source_mask.name] = self._source_mask
         adapters = [row.adapter for row in self.rows]
         one = len(set(adapters)) == 1
         outputs = decoder.session.run(
             feeds, adapters[0] if one else None, adapters=None if one else adapters, allow_padding=True
         )
         self._caches = {record.name: outputs[str(record.next)] for record in decoder._caches}
-        logits: np.ndarray = outputs[decoder._logits.name][:, -1]
+        logits: np.ndarray = outputs[decoder.logits.name][:, -1]
         return logits
 
     def append(self, tokens: Sequence[int]) -> None:
@@ -230,6 +276,7 @@ class _Batch:
         self.rows = [row for row in self.rows if row.finish is None]
         if not self.rows:
             return
+        self._source, self._source_mask = self._source[going], self._source_mask[going]
         mask = self._mask[going]
         first = int(mask.any(0).argmax())
         self._caches = {
@@ -242,9 +289,12 @@ class _Batch:
 
 def _roles(manifest: Manifest) -> tuple[InputRecord, InputRecord | None, OutputRecord]:
     """Return the input of the new tokens, the mask over past and new ones, if there is one, and the logits."""
+    source = _source(manifest)
+    reading = {source, None if source is None else _mask_of(source, manifest)}
     by_role: dict[str, list[InputRecord]] = {}
     for record in manifest.inputs:
-        by_role.setdefault(record.role, []).append(record)
+        if record not in reading:
+            by_role.setdefault(record.role, []).append(record)
     ids, masks = by_role.get("ids", []), by_role.get("mask", [])
     following = {record.next for record in by_role.get("cache", ())}
     results = [one for one in manifest.base_outputs if one.name not in following and len(one.axes) == 3]
@@ -257,6 +307,17 @@ def _roles(manifest: Manifest) -> tuple[InputRecord, InputRecord | None, OutputR
             fix="capture a language model with `--with-cache`, and build again",
         )
     return ids[0], masks[0] if masks else None, results[0]
+
+
+def _source(manifest: Manifest) -> InputRecord | None:
+    """Return the input of an encoder's tokens, which may be none in later calls; `None` for a decoder."""
+    ids = [record for record in manifest.inputs if record.role == "ids" and len(record.axes) == 2]
+    return next((record for record in ids if 0 in axis_lengths(record.axes[1], manifest.lengths)), None)
+
+
+def _mask_of(source: InputRecord, manifest: Manifest) -> InputRecord | None:
+    masks = [record for record in manifest.inputs if record.role == "mask"]
+    return next((record for record in masks if source.axes[1] in names(record.axes[1])), None)
 
 
 def _past_axis(record: InputRecord, new: object) -> int:

@@ -426,23 +426,26 @@ class Session(Described):
         *,
         adapters: Sequence[str | None] | None = None,
         decoding: Decoding | None = None,
-        ends: Collection[int] = (),
+        ends: Collection[int] | None = None,
     ) -> list[list[int]]:
         """Write tokens behind prompts, in a bundle of a language model with its cache; `Bundle.writer` writes texts.
+
+        An encoder–decoder reads the prompt and writes another text. A row has one adapter from its first step on.
 
         Args:
             prompts: the tokens of each row, at least one.
             adapter: the adapter of all rows; `None` is the base.
             adapters: instead, one for each row. In a bundle with the graph `bank` they share calls.
             decoding: how tokens are chosen. Default: the most likely ones, at most 64.
-            ends: tokens that end a text; they are left out.
+            ends: tokens that end a text; they are left out. Default: those of the manifest.
 
         Raises:
             RequestError: the bundle does not generate; an adapter is not loaded, or a prompt does not fit.
         """
         names = [adapter] * len(prompts) if adapters is None else adapters
         found: list[list[int]] = [[] for _ in prompts]
-        for row in self.decoder.write(prompts, names, decoding or Decoding(), ends):
+        last = self.decoder.record.end if ends is None else ends
+        for row in self.decoder.write(prompts, names, decoding or Decoding(), last):
             found[row.place] = row.tokens
         return found
 

@@ -111,7 +111,7 @@ OUTPUTS = (
 
 def test_a_captured_decoder_of_any_names_gets_a_configuration():
     """`tests/torch_backend/test_language.py` generates with one."""
-    files = generating_files(INPUTS, OUTPUTS, Generation((2, 7), 1, None, "{}"), 40, "model.onnx")
+    files = generating_files(INPUTS, OUTPUTS, Generation((2, 7), begin=1, tokenizer_config="{}"), 40, "model.onnx")
     assert set(files) == {"genai_config.json", "tokenizer_config.json"}
     model = json.loads(files["genai_config.json"])["model"]
     decoder = model.pop("decoder")

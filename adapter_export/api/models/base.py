@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from adapter_export.bundle.proof.exact_tensors import Origin
     from adapter_export.format.base_record import BaseFacts, BaseRecord
+    from adapter_export.format.generation import GenerationRecord
     from adapter_export.format.golden_texts import GoldenTexts
     from adapter_export.format.lengths import Bounds, Lengths
     from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord, VariantName
@@ -398,6 +399,11 @@ class Base(Described):
     @property
     def default_variants(self) -> tuple[VariantName, ...] | None:
         """Variants of the graph that a bundle gets by default; `None` for all that the model allows."""
+        return None
+
+    @property
+    def generation(self) -> GenerationRecord | None:
+        """How it writes texts; `None` for a base that keeps no caches, or of which that is unknown."""
         return None
 
     @abstractmethod

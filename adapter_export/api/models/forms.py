@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from adapter_export.bundle.proof.exact_tensors import Origin
+    from adapter_export.format.generation import GenerationRecord
     from adapter_export.format.lengths import Bounds
     from adapter_export.format.manifest import Manifest, VariantName
     from adapter_export.format.precision import PrecisionName
@@ -120,6 +121,12 @@ class ArchiveBase(Base):
         program = self.model.program
         digest = hashlib.sha256(str(program.graph).encode()).hexdigest()
         return Origin(tensors(program), digest, ("torch", "onnxscript"))
+
+    @property
+    def generation(self) -> GenerationRecord | None:
+        """How it writes texts, by the configuration of its folder; `None` without caches."""
+        cached = any(record.role == "cache" for record in self.inputs)
+        return self.model.generation.record() if cached else None
 
     def companions(self, graph: str) -> Mapping[str, Path | bytes]:
         """Return the configuration with which onnxruntime-genai runs a captured decoder."""

@@ -40,6 +40,7 @@ from adapter_export.bundle.recorded_runs import compare_runs
 from adapter_export.bundle.report import BASE
 from adapter_export.bundle.texts import check_contract, replay
 from adapter_export.bundle.variants import VARIANTS
+from adapter_export.decoding import Decoding
 from adapter_export.format.check_report import Finding
 from adapter_export.runtime.graphs import run_session
 
@@ -248,6 +249,33 @@ def _media(context: Context) -> Iterator[Finding]:
             yield compare_processors(media.digest, context.reference.contract.processor)
 
 
+def _written(context: Context) -> Iterator[Finding]:
+    """Write golden texts again: each adapter its own, and where rows choose adapters, all adapters in one batch."""
+    manifest, names = context.manifest, context.plan.names
+    if manifest.generation is None or context.by_pieces or "slots" not in context.plan.variants:
+        return
+    session = context.bundle.runtime_session()
+    goldens = {name: manifest.golden if name is None else context.bundle.record(name).golden for name in names}
+    texts = [(name, record) for name, golden in goldens.items() for record in golden.written]
+    ends, mixed = manifest.generation.end, list[list[int]]()
+    if "bank" in context.plan.variants and manifest.batch_invariant and texts:
+        most = max(len(record.tokens) for _, record in texts)
+        prompts, adapters = [record.prompt for _, record in texts], [name for name, _ in texts]
+        mixed = session.generate(prompts, adapters=adapters, decoding=Decoding(most))
+    faults: dict[str | None, list[str]] = {name: [] for name in names}
+    for place, (name, record) in enumerate(texts):
+        ended = record.tokens[-1] in ends
+        expected = list(record.tokens[:-1] if ended else record.tokens)
+        alone = session.generate([record.prompt], name, decoding=Decoding(len(record.tokens)))
+        for found in (*alone, *mixed[place : place + 1]):
+            if (found if ended else found[: len(expected)]) != expected:
+                faults[name].append(f"{found} of {list(record.prompt)}, not {expected}")
+    for name, golden in goldens.items():
+        sizes = [len(record.tokens) for record in golden.written]
+        detail = "; ".join(faults[name][:3]) or f"{len(sizes)} texts, {sum(sizes)} tokens"
+        yield Finding.tested("golden generation", name or BASE, not faults[name], detail)
+
+
 def _precision(context: Context) -> Iterable[Finding]:
     """Measure the cost of the precision, which is no claim, and close the Python runtime."""
     if context.original is not None:
@@ -330,6 +358,7 @@ LAST_CLAIMS: Sequence[Claim] = (
     Claim("golden texts", _texts),
     Claim("golden batches", _batches),
     Claim("golden media", _media),
+    Claim("golden generation", _written),
     Claim("precision", _precision, cost=_precision_cost),
     Claim("manifest", _manifest, needs("written")),
     Claim("cut", lambda context: check_cut(context.bundle), needs("written", "fanout")),

@@ -171,6 +171,7 @@ def build(
                 texts=opened.texts,
                 media=opened.media,
                 companions=opened.companions(VARIANTS["slots"].file),
+                generation=opened.generation,
                 origin=origin_of(opened, base_precision, optimized=optimize),
             ),
             precisions={one.name: adapter_precision for one in chosen if one is not own},

@@ -25,6 +25,7 @@ from adapter_export.errors import (
     BaseModelError,
     FileError,
     InputError,
+    Note,
     RequestError,
     UsageError,
     argument,
@@ -125,7 +126,7 @@ def _captured_decoder(folder: Path, lengths: Bounds | None) -> TorchBase:
     with within(folder), quiet(), _quiet_transformers():
         examples = decoder.example_inputs()
     base = _captured(decoder, examples, folder, lengths, most_tokens(model))
-    return replace(base, generation=_generation(model, folder))
+    return replace(base, generation=_generation(model, folder), notes=(*base.notes, *_unheeded(model)))
 
 
 def _captured_seq2seq(folder: Path, config: Any, lengths: Bounds | None) -> TorchBase:
@@ -147,7 +148,8 @@ def _captured_seq2seq(folder: Path, config: Any, lengths: Bounds | None) -> Torc
     with within(folder), quiet(), _quiet_transformers():
         both.check_steps(base.program)
     limits = both.lengths(base.lengths, most_tokens(model))
-    return replace(base, lengths=limits, generation=_generation(model, folder))
+    notes = (*base.notes, *_unheeded(model))
+    return replace(base, lengths=limits, generation=_generation(model, folder), notes=notes)
 
 
 def _captured(
@@ -164,13 +166,29 @@ def _captured(
 
 
 def _generation(model: Any, folder: Path) -> Generation:
-    """Return the generation settings of a causal language model, by `generation_config.json`, else by `config.json`."""
+    """Return the generation settings of a language model, by `generation_config.json`, else by `config.json`."""
     said, file = model.generation_config, folder / CONFIG
     ends = said.eos_token_id if isinstance(said.eos_token_id, list) else [said.eos_token_id]
-    config = read_text(file) if file.is_file() else None
+    never = [*(said.suppress_tokens or ()), *(ids[0] for ids in said.bad_words_ids or () if len(ids) == 1)]
     return Generation(
-        tuple(number for number in ends if number is not None), said.bos_token_id, said.pad_token_id, config
+        end=tuple(number for number in ends if number is not None),
+        padding=said.pad_token_id,
+        start=said.decoder_start_token_id if model.config.is_encoder_decoder else None,
+        first=said.forced_bos_token_id,
+        suppressed=tuple(sorted(set(never))),
+        begin=said.bos_token_id,
+        tokenizer_config=read_text(file) if file.is_file() else None,
     )
+
+
+def _unheeded(model: Any) -> tuple[Note, ...]:
+    """Return a note on settings of `generate` in transformers that greedy generation here leaves out."""
+    said = model.generation_config.to_diff_dict()
+    words = [ids for ids in said.get("bad_words_ids") or () if len(ids) > 1]
+    found = [name for name in _UNHEEDED if said.get(name)] + ["bad_words_ids"] * bool(words)
+    if not found:
+        return ()
+    return (Note(f"texts are written by the likeliest token, without {quoted(found)} of `generation_config.json`"),)
 
 
 def open_folder(folder: Path, *, inputs: Sequence[InputRecord] = (), lengths: Bounds | None = None) -> TorchBase:
@@ -377,6 +395,12 @@ def _class(name: str, architecture: object) -> type[transformers.PreTrainedModel
         found if fits or (own is not None and architecture in known and issubclass(known[architecture], own)) else None
     )
 
+
+_UNHEEDED = (
+    *("num_beams", "repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
+    *("min_length", "min_new_tokens", "forced_eos_token_id", "begin_suppress_tokens", "sequence_bias"),
+)
+"""Settings of `generate` that change which token is chosen, or how many."""
 
 _WITH_A_HEAD = re.compile(r"For[A-Z]|Heads?Model$")
 """In the names of transformers' classes that have a head behind the bare model."""

@@ -63,7 +63,7 @@ PartsRecord parts(const json& record, const std::map<std::string, double>& outpu
 }
 
 GoldenRecord golden(const json& record) {
-  known(record, {"path", "cases", "absolute", "reference", "reasons", "separation", "parts", "recorded"});
+  known(record, {"path", "cases", "absolute", "reference", "reasons", "separation", "parts", "recorded", "written"});
   if (record.at("cases").empty() || record.at("absolute").empty()) throw Fault({"golden vectors that prove nothing"});
   GoldenRecord found{record.at("path"), record.at("cases"), record.at("absolute")};
   if (has(record, "separation")) known(record.at("separation"), {"least", "fault", "outputs", "weak", "nearest"});
@@ -249,7 +249,7 @@ Manifest parse(const json& document, const std::filesystem::path& folder) {
   known(document, {"version", "producer", "minimum_onnxruntime", "opset", "base", "base_precision", "batch_invariant",
                    "padding_neutral", "counts_padding", "graphs", "inputs", "lengths", "outputs", "heads", "bank", "fanout", "sites", "slots",
                    "adapters", "golden", "golden_texts", "golden_batches", "text", "head", "model_version", "files",
-                   "media", "derivation", "recorded", "checksums", "checksum"});
+                   "media", "derivation", "recorded", "checksums", "generation", "checksum"});
   Manifest manifest;
   manifest.minimum_onnxruntime = document.at("minimum_onnxruntime");
   manifest.batch_invariant = document.at("batch_invariant");

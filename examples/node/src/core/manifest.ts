@@ -45,6 +45,8 @@ export interface GoldenRecord {
   parts?: PartsRecord | null;
   /** By graph, the sha256 of the outputs in the cases of `Manifest.recorded`. */
   recorded?: Record<string, string>;
+  /** Texts that the reference writes; this client writes none. */
+  written?: object[];
 }
 
 /** Cases that show faults of an adapter that golden vectors do not show (docs/format.md, "Golden parts"). */
@@ -159,6 +161,8 @@ export interface Manifest {
   checksums?: string | null;
   /** Null where no runs were recorded. */
   recorded?: RecordedRuns | null;
+  /** How the base writes texts; not read here. */
+  generation?: object | null;
   /** The derivation of each constant; not read here. */
   derivation?: string | null;
   /** The sha256 of the manifest's own bytes with zeros in place of these 64 digits. */
@@ -174,7 +178,7 @@ const KEYS = {
   manifest:
     "version producer minimum_onnxruntime opset base base_precision batch_invariant padding_neutral counts_padding " +
     "graphs inputs lengths outputs heads bank? fanout? sites slots adapters golden text model_version files head? golden_texts? " +
-    "golden_batches? media? derivation? recorded? checksums? checksum?",
+    "golden_batches? media? derivation? recorded? checksums? generation? checksum?",
   input: "name dtype axes role limit? next?",
   slot: "name site graph parameter axes neutral neutral_value?",
   adapter:
@@ -184,7 +188,7 @@ const KEYS = {
   bank: "ids rows fillable tensors",
   fanout: "prefix rows values",
   value: "name dtype axes",
-  golden: "path cases absolute reference reasons? separation? parts? recorded?",
+  golden: "path cases absolute reference reasons? separation? parts? recorded? written?",
   separation: "least fault outputs weak? nearest?",
   nearest: "adapter separation",
   parts: "path cases parts",
