@@ -55,7 +55,7 @@ def test_exit_codes_stay(name: str, code: int) -> None:
 
 def test_the_commands_stay() -> None:
     training = ["plan", "train", "sweep", "lint", "drop", "distil"]
-    making = ["capture", "sites", *training, "pack", "import", "compose", "merge", "export"]
+    making = ["capture", "sites", "identify", *training, "pack", "import", "compose", "merge", "export"]
     using = ["build", "add", "remove", "check", "verify", "sign", "evaluate", "compare", "run", "inspect"]
     serving = ["serve", "bench", "ship", "push", "pull"]
     assert list(COMMANDS) == [*making, *using, *serving]
@@ -63,7 +63,7 @@ def test_the_commands_stay() -> None:
 
 def test_the_verbs_stay() -> None:
     """A new verb: export it, show it in `docs/python.md`, and name it here."""
-    making = {"capture", "open_base", "train", "attach", "trainer_callback", "pack", "load_adapter", "save"}
+    making = {"capture", "identify", "open_base", "train", "attach", "trainer_callback", "pack", "load_adapter", "save"}
     making |= {
         "plan",
         "sweep",

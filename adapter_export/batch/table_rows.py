@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapter_export.errors import DataError, UsageError, argument
 from adapter_export.format.files import printable_json
@@ -18,10 +18,13 @@ from adapter_export.format.tabular.table_files import (
     open_table,
     text_lines,
 )
+from adapter_export.graph.tasks.asked import Row
 from adapter_export.graph.tasks.cells import choices, short
-from adapter_export.runtime.answerer import AnsweredRow, Row
 from adapter_export.safe_io.regular_files import read_stream
 from adapter_export.text import Pair, SidedText
+
+if TYPE_CHECKING:  # the runtime loads ONNX Runtime, and faults of tables are found before
+    from adapter_export.runtime.answerer import AnsweredRow
 
 JSON_LINES, LINES = (".jsonl", ".ndjson"), (".txt", ".text")
 SUFFIXES = (*PARQUET, *JSON_LINES, ".csv", ".tsv", ".tab", *LINES)

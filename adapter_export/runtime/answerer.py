@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from adapter_export.errors import RequestError, within
 from adapter_export.graph.tasks import Task
 from adapter_export.graph.tasks.answers import Asked, ReadText, TextAnswer
+from adapter_export.graph.tasks.asked import Row as Row
 from adapter_export.reporting import SILENT, Part, Reporter
 from adapter_export.runtime.batches import TOKEN_BUDGET, Request
 from adapter_export.runtime.check_inputs import Weighting, weights_of_each
@@ -36,37 +37,6 @@ Arrays = Mapping[str, np.ndarray]
 
 _WINDOW = 2048
 """Rows of arrays that are in memory together."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row to answer, and what answers it.
-
-    Attributes:
-        asked: a text, a text with its side of a search, a pair, the words of a text, a question with its choices (a
-            list of pairs), an image or an audio file; or an array `[1, …]` for each input of the base.
-        adapter: the adapter. Default: the base head, or the base.
-        strength: how much of the adapter's updates is added, as in `Session.run`.
-        weights: a number for each member of an adapter that is a weighted fusion, in place of its own.
-        context: of arrays for a `span`, which tokens may be the answer, bool `[tokens]`.
-        where: names the row in messages.
-    """
-
-    asked: Any
-    adapter: str | None = None
-    strength: float = 1.0
-    weights: Mapping[str, float] | None = None
-    context: npt.NDArray[np.bool_] | None = None
-    where: str = ""
-
-    @property
-    def is_arrays(self) -> bool:
-        """True if the row is given as arrays."""
-        return isinstance(self.asked, Mapping)
-
-    def on_side(self, side: TextSide | None) -> Row:
-        """Return the row with the side of its text; `None` leaves it as it is."""
-        return self if side is None else replace(self, asked=SidedText(self.asked, side))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from adapter_export.format.axes import names
 from adapter_export.format.generation import GenerationRecord
 from adapter_export.format.lengths import axis_lengths
 from adapter_export.format.manifest import InputRecord, Manifest, OutputRecord
-from adapter_export.runtime.head_results import named_adapter
+from adapter_export.graph.tasks.asked import named_adapter
 from adapter_export.safe_io.documents import parse_json
 from adapter_export.tables import Described
 

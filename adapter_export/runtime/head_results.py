@@ -8,16 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from adapter_export.errors import RequestError, UsageError, argument, quoted
+from adapter_export.errors import RequestError
 from adapter_export.format.axes import masks_of
 from adapter_export.format.manifest import Manifest
 from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.runtime.bank import MASK_BELOW
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.loaded_adapters import Entry
-
-BASE = "base"
-"""Names the base in calls, where no adapter has this name."""
 
 
 class Head(NamedTuple):
@@ -26,30 +23,6 @@ class Head(NamedTuple):
     adapter: str | None
     task: Task | None
     output: str | None
-
-
-def named_adapter(adapter: str | None, answering: Mapping[str, bool], base_head: str | None) -> str | None:
-    """Return the adapter that a call names: `None` for the base, which its head answers if it has one.
-
-    Args:
-        adapter: the name, or `base`; `None` if the call names nothing, which is refused where adapters answer.
-        answering: by the names of the adapters, whether each has a task.
-        base_head: the adapter that is the base head.
-
-    Raises:
-        UsageError: no adapter is named.
-    """
-    if adapter == BASE and BASE not in answering:
-        return None
-    names = [name for name, answers in answering.items() if answers and name != base_head]
-    if adapter is None and names:
-        raise UsageError(
-            "no adapter is named",
-            found=f"adapters that answer: {quoted(names)}",
-            expected=f"one of them, or `{BASE}` for the base without them",
-            fix=f"name one: {argument('adapter', words='NAME')}",
-        )
-    return adapter
 
 
 def own_results(outputs: Arrays, manifest: Manifest, filled: Sequence[str | None]) -> Arrays:

@@ -18,6 +18,7 @@ from adapter_export.errors import RequestError, UsageError, within
 from adapter_export.format.axes import padded_axes
 from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.graph.tasks.answers import Answer, Prediction, TokenLabels
+from adapter_export.graph.tasks.asked import named_adapter
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime import batches
 from adapter_export.runtime.bank import Bank
@@ -36,7 +37,6 @@ from adapter_export.runtime.head_results import (
     Head,
     check_context,
     check_type,
-    named_adapter,
     own_classes,
     own_results,
     real_tokens,

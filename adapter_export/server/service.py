@@ -13,8 +13,8 @@ from typing import Any
 from starlette.datastructures import State
 
 from adapter_export.errors import InputError, RequestError
+from adapter_export.graph.tasks.asked import BASE
 from adapter_export.runtime.answerer import AnsweredRow, Answerer, Reading, Row
-from adapter_export.runtime.head_results import BASE
 from adapter_export.server.calls import Call
 from adapter_export.server.limits import RefusedError
 from adapter_export.server.models import PIN, LoadedBundle, Models, Target, listed

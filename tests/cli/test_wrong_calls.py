@@ -11,19 +11,21 @@ import pytest
 
 HEAVY = ("torch", "transformers", "accelerate", "onnx", "onnx_ir", "onnxscript", "sklearn")
 
-RUNNER = f"""
+RUNNER = """
 import json, sys
 from click.testing import CliRunner
 
+heavy, calls = json.load(sys.stdin)
+
 class Refusing:
     def find_spec(self, name, path=None, target=None):
-        if name in {HEAVY!r}:
-            raise RuntimeError(f"{{name}} is imported")
+        if name in heavy:
+            raise RuntimeError(f"{name} is imported")
 
 sys.meta_path.insert(0, Refusing())
 from adapter_export.cli.main import main
 
-for words in json.load(sys.stdin):
+for words in calls:
     found = CliRunner().invoke(main, words)
     print(json.dumps([found.exit_code, found.stderr]))
 """
@@ -43,12 +45,20 @@ Call = tuple[list[object], int, str]
 """A command line, its exit code, and words of its error."""
 
 
-def run_all(calls: list[Call], folder: Path) -> list[tuple[int, str]]:
-    words = [[str(word) for word in line] for line, _, _ in calls]
-    ended = subprocess.run(
-        [sys.executable, "-c", RUNNER], cwd=folder, input=json.dumps(words), capture_output=True, text=True, check=True
-    )
+def run_all(calls: list[Call], folder: Path, *heavy: str) -> list[tuple[int, str]]:
+    words = json.dumps([[*HEAVY, *heavy], [[str(word) for word in line] for line, _, _ in calls]])
+    command = [sys.executable, "-c", RUNNER]
+    ended = subprocess.run(command, cwd=folder, input=words, capture_output=True, text=True, check=True)
     return [(code, said) for code, said in map(json.loads, ended.stdout.splitlines())]
+
+
+def check(calls: list[Call], found: list[tuple[int, str]]) -> None:
+    wrong = [
+        f"{' '.join(map(str, line))}: {code} {said}"
+        for (line, expected, words), (code, said) in zip(calls, found, strict=True)
+        if code != expected or words not in said
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.extended
@@ -130,12 +140,15 @@ def test_no_wrong_call_opens_a_model(model: Path, adapters: Path, bundle: Path, 
         (["build", "nothing.pt", "-o", "new"], 3, "nothing.pt: is not there"),
         (["evaluate", bundle, "--adapter", "nothing", *good], 2, "no such adapter"),
     ]
-    wrong = [
-        f"{' '.join(map(str, line))}: {code} {said}"
-        for (line, expected, words), (code, said) in zip(calls, run_all(calls, tmp_path), strict=True)
-        if code != expected or words not in said
+    check(calls, run_all(calls, tmp_path))
+    of_bundles = [
+        call
+        for call in calls
+        if call[0][0] in ("run", "evaluate") and call[2] in [words for _, words in TABLES.values()]
     ]
-    assert not wrong, "\n".join(wrong)
+    without_shards = [call for call in of_bundles if "--shards" not in call[0]]
+    assert len(without_shards) == 2 * len(TABLES)
+    check(without_shards, run_all(without_shards, tmp_path, "onnxruntime"))
     assert not (tmp_path / "new").exists()
     assert all((tmp_path / name).read_text() == "kept" for name in ("there.svg", "there.npz", "folder/file"))
 

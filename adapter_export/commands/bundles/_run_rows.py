@@ -7,6 +7,7 @@ import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,14 +15,15 @@ from adapter_export.batch.table_rows import Columns, FileRows, file_rows, lines_
 from adapter_export.errors import DataError, FormatError, UsageError, argument
 from adapter_export.format.tabular.table_files import text_lines
 from adapter_export.format.tensors import read_tensors, write_tensors
+from adapter_export.graph.tasks.asked import Row
 from adapter_export.graph.tasks.cells import is_blank
-from adapter_export.runtime import Bundle
-from adapter_export.runtime.answerer import Row
-from adapter_export.runtime.check_inputs import check_inputs
 from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.parsers import parsing
 from adapter_export.safe_io.regular_files import read_bytes
 from adapter_export.text import Pair
+
+if TYPE_CHECKING:
+    from adapter_export.runtime import Bundle
 
 Arrays = dict[str, np.ndarray]
 
@@ -89,6 +91,8 @@ def array_rows(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> list[Row]:
 
     Beside the inputs of the base, `context` [rows, tokens] may say which tokens may be the answer to a question.
     """
+    from adapter_export.runtime.check_inputs import check_inputs
+
     inputs, contexts = bundle.manifest.inputs, None
     if "context" not in {record.name for record in inputs}:
         contexts = arrays.get("context")

@@ -150,7 +150,7 @@ def evaluate(
 
 def _chosen(manifest: Manifest, given: str | None) -> str:
     """Return the adapter to evaluate."""
-    from adapter_export.runtime.head_results import named_adapter
+    from adapter_export.graph.tasks.asked import named_adapter
 
     tasks = {record.name: record.task is not None for record in manifest.adapters}
     only = next(iter(tasks)) if len(tasks) == 1 else None

@@ -230,8 +230,8 @@ def run(
     from adapter_export.batch.table_rows import Columns
     from adapter_export.commands.bundles import _run_rows as run_rows
     from adapter_export.format.tabular.table_files import TableFormat
+    from adapter_export.graph.tasks.asked import Row
     from adapter_export.modalities import FILE_MODALITIES
-    from adapter_export.runtime.answerer import Answerer, Reading, Row
 
     output = None if out is None else Output(Path(out), force)
     if output is not None:
@@ -286,6 +286,8 @@ def run(
         rows = list(read.rows)
         for note in read.notes:
             reporter.note(Note(note))
+    from adapter_export.runtime.answerer import Answerer, Reading
+
     opened = open_bundle(bundle)
     if arrays is not None:
         rows = run_rows.array_rows(opened, run_rows.read_arrays(Path(arrays)))

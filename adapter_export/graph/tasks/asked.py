@@ -1,0 +1,71 @@
+"""Rows as they are asked, and the adapters that calls name; importing this module loads no runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adapter_export.errors import UsageError, argument, quoted
+from adapter_export.text import SidedText, TextSide
+
+BASE = "base"
+"""Names the base in calls, where no adapter has this name."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row to answer, and what answers it.
+
+    Attributes:
+        asked: a text, a text with its side of a search, a pair, the words of a text, a question with its choices (a
+            list of pairs), an image or an audio file; or an array `[1, …]` for each input of the base.
+        adapter: the adapter. Default: the base head, or the base.
+        strength: how much of the adapter's updates is added, as in `Session.run`.
+        weights: a number for each member of an adapter that is a weighted fusion, in place of its own.
+        context: of arrays for a `span`, which tokens may be the answer, bool `[tokens]`.
+        where: names the row in messages.
+    """
+
+    asked: Any
+    adapter: str | None = None
+    strength: float = 1.0
+    weights: Mapping[str, float] | None = None
+    context: npt.NDArray[np.bool_] | None = None
+    where: str = ""
+
+    @property
+    def is_arrays(self) -> bool:
+        """True if the row is given as arrays."""
+        return isinstance(self.asked, Mapping)
+
+    def on_side(self, side: TextSide | None) -> Row:
+        """Return the row with the side of its text; `None` leaves it as it is."""
+        return self if side is None else replace(self, asked=SidedText(self.asked, side))
+
+
+def named_adapter(adapter: str | None, answering: Mapping[str, bool], base_head: str | None) -> str | None:
+    """Return the adapter that a call names: `None` for the base, which its head answers if it has one.
+
+    Args:
+        adapter: the name, or `base`; `None` if the call names nothing, which is refused where adapters answer.
+        answering: by the names of the adapters, whether each has a task.
+        base_head: the adapter that is the base head.
+
+    Raises:
+        UsageError: no adapter is named.
+    """
+    if adapter == BASE and BASE not in answering:
+        return None
+    names = [name for name, answers in answering.items() if answers and name != base_head]
+    if adapter is None and names:
+        raise UsageError(
+            "no adapter is named",
+            found=f"adapters that answer: {quoted(names)}",
+            expected=f"one of them, or `{BASE}` for the base without them",
+            fix=f"name one: {argument('adapter', words='NAME')}",
+        )
+    return adapter
