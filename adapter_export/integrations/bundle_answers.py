@@ -14,7 +14,7 @@ from adapter_export.graph.tasks import ProblemType, Task
 from adapter_export.graph.tasks.answers import Score, Vector
 from adapter_export.runtime import Bundle, Reading, Session
 from adapter_export.runtime.answerer import LongTexts
-from adapter_export.text import Pair
+from adapter_export.text import Pair, SidedText, TextSide
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -135,17 +135,25 @@ class Embedder(_Answers):
     def _options(self) -> Mapping[str, Any]:
         return {**super()._options, "width": self._width}
 
-    def vectors(self, texts: Sequence[str], prompt: str | None = None, adapter: str | None = None) -> Floats:
+    def vectors(
+        self,
+        texts: Sequence[str],
+        prompt: str | None = None,
+        adapter: str | None = None,
+        *,
+        side: TextSide | None = None,
+    ) -> Floats:
         """Return the vectors of texts [texts, width].
 
         Args:
             texts: any number.
             prompt: text before each; it replaces the prefix of the task, with which it must begin. Default: the prefix.
             adapter: the adapter of this call. Default: `self.adapter`.
+            side: the side of a search that the texts are on, needed where the task has a prefix for each.
 
         Raises:
-            RequestError: a row is not a text, is too long and `long` refuses it, the prompt contradicts the prefix, or
-                the adapter was not trained at the width.
+            RequestError: a row is not a text, or is too long and `long` refuses it; the side is missing, the prompt
+                contradicts the prefix, or the adapter was not trained at the width.
         """
         name = self._adapter if adapter is None else self._checked(adapter)
         wrong = next((text for text in texts if not isinstance(text, str)), None)
@@ -153,7 +161,7 @@ class Embedder(_Answers):
             found = type(texts if wrong is None else wrong).__name__
             raise RequestError("vectors are made of a list of texts", found=f"`{found}`", expected="a list of `str`")
         task = self._task(name)
-        prefix = task.prefix
+        prefix = task.prefix_of(side)
         if prompt and not prompt.startswith(prefix):
             raise RequestError(
                 "the adapter was trained with another prefix than the prompt",
@@ -162,7 +170,8 @@ class Embedder(_Answers):
                 expected=f"`{prefix}`, or a prompt that begins with it",
             )
         rest = (prompt or prefix)[len(prefix) :]  # the reader adds the prefix
-        answers: list[Vector] = self._answered([rest + text for text in texts], name)
+        rows = [rest + text if side is None else SidedText(rest + text, side) for text in texts]
+        answers: list[Vector] = self._answered(rows, name)
         vectors = [one.vector for one in answers]
         if self._width is not None:
             vectors = [task.truncated(vector, self._width) for vector in vectors]
@@ -170,7 +179,8 @@ class Embedder(_Answers):
 
     def width(self) -> int:
         """Return the length of a vector."""
-        return int(self.vectors(["a"]).shape[1])
+        side: TextSide | None = "query" if self._task(self._adapter).has_sides else None
+        return int(self.vectors(["a"], side=side).shape[1])
 
 
 class Scorer(_Answers):

@@ -32,12 +32,12 @@ class BundleEmbeddings(Embedder, Embeddings):
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return the vectors of documents."""
-        found: list[list[float]] = self.vectors(texts, self.document_prompt).tolist()
+        found: list[list[float]] = self.vectors(texts, self.document_prompt, side="document").tolist()
         return found
 
     def embed_query(self, text: str) -> list[float]:
         """Return the vector of a query."""
-        (found,) = self.vectors([text], self.query_prompt).tolist()
+        (found,) = self.vectors([text], self.query_prompt, side="query").tolist()
         return list(found)
 
 

@@ -39,14 +39,14 @@ class BundleEmbedding(BaseEmbedding):
         return self._embedder
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        found: list[list[float]] = self._embedder.vectors(texts, self.text_prompt).tolist()
+        found: list[list[float]] = self._embedder.vectors(texts, self.text_prompt, side="document").tolist()
         return found
 
     def _get_text_embedding(self, text: str) -> list[float]:
         return self._get_text_embeddings([text])[0]
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        return list(self._embedder.vectors([query], self.query_prompt)[0].tolist())
+        return list(self._embedder.vectors([query], self.query_prompt, side="query")[0].tolist())
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
         return await asyncio.to_thread(self._get_query_embedding, query)

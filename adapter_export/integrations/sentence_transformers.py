@@ -42,10 +42,11 @@ class _BundleModule(InputModule, Generic[Answers]):
         self,
         inputs: Sequence[Any],
         prompt: str | None = None,
+        task: str | None = None,
         **kwargs: Any,  # noqa: ARG002 — those of `encode`
     ) -> dict[str, Any]:
-        """Return the rows and the prompt, for `forward`."""
-        return {"rows": list(inputs), "prompt": prompt}
+        """Return the rows for `forward`, with the prompt, and the side by `encode_query` or `encode_document`."""
+        return {"rows": list(inputs), "prompt": prompt, "side": task}
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002 — those of the library
         """Refuse to save: a bundle is a folder already.
@@ -70,7 +71,7 @@ class BundleEmbedder(_BundleModule[Embedder]):
 
     def forward(self, features: dict[str, Any], adapter: str | None = None) -> dict[str, Any]:
         """Return the vectors as `sentence_embedding`, float32 [rows, width]."""
-        vectors = self._answers.vectors(features["rows"], features["prompt"], adapter)
+        vectors = self._answers.vectors(features["rows"], features["prompt"], adapter, side=features["side"])
         return {"sentence_embedding": torch.from_numpy(vectors)}
 
     def get_embedding_dimension(self) -> int:

@@ -25,7 +25,7 @@ from adapter_export.torch_backend.train.init_adapter import init_adapter
 
 
 def make(folder: Path, minilm_folder: Path) -> None:
-    """Write a model as sentence-transformers does, and a bundle of it with two embedders and others."""
+    """Write a model as sentence-transformers does, and a bundle of it with three embedders and others."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Normalize, Transformer
     from sentence_transformers.sentence_transformer.modules import Pooling
@@ -42,14 +42,15 @@ def make(folder: Path, minilm_folder: Path) -> None:
 
 
 def adapters_of(base: ae.Base) -> list[Adapter]:
-    """Two embedders, a classifier and a reranker with random weights."""
+    """Three embedders, a classifier and a reranker with random weights."""
     assert base.base_head is not None
     kind, found = houlsby().with_widths(b=8), []
     head = base.base_head.head
     assert head is not None
     assert head.task is not None
     truncated = replace(head, task=replace(head.task, widths=(16,)))
-    for seed, (name, own) in enumerate({"mine": head, "other": truncated}.items()):
+    sided = replace(head, task=replace(head.task, query_prefix="query: ", document_prefix="passage: "))
+    for seed, (name, own) in enumerate({"mine": head, "other": truncated, "sided": sided}.items()):
         fresh = init_adapter(kind, base.sites.map, name=name, base=base.fingerprint, head=own)
         found.append(with_random_weights(fresh, seed))
     for name, task in (

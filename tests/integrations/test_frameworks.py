@@ -42,6 +42,16 @@ def test_langchain_embeds_queries_and_documents(world: World) -> None:
     assert [one.page_content for one in store.similarity_search(TEXTS[1], k=1)] == [TEXTS[1]]
 
 
+def test_sides_have_the_prefixes_of_the_task(world: World) -> None:
+    query = world.expected("sided", ["query: x"])[0]
+    documents = world.expected("sided", [f"passage: {text}" for text in TEXTS])
+    chain, index = BundleEmbeddings(world.bundle, "sided"), BundleEmbedding(world.bundle, "sided")
+    for found in (chain.embed_query("x"), index.get_query_embedding("x")):
+        np.testing.assert_allclose(found, query, rtol=0, atol=CLOSE)
+    for found in (chain.embed_documents(TEXTS), index.get_text_embedding_batch(TEXTS)):
+        np.testing.assert_allclose(found, documents, rtol=0, atol=CLOSE)
+
+
 def test_langchain_ranks_documents(world: World) -> None:
     documents = [Document(text, metadata={"at": at}) for at, text in enumerate(TEXTS)]
     answers = world.bundle.texts().answer([Pair("food", text) for text in TEXTS], "rank")

@@ -87,6 +87,20 @@ def test_prompts_are_those_of_the_library(world: World) -> None:
             np.testing.assert_allclose(method(text), expected, rtol=0, atol=CLOSE)
 
 
+def test_sides_have_the_prefixes_of_the_task(world: World) -> None:
+    model = model_of(BundleEmbedder(world.bundle, "sided"))
+    for method, prefix in ((model.encode_query, "query: "), (model.encode_document, "passage: ")):
+        expected = world.expected("sided", [prefix + text for text in TEXTS])
+        np.testing.assert_allclose(method(TEXTS), expected, rtol=0, atol=CLOSE)
+        longer = world.expected("sided", [f"{prefix}now, {TEXTS[0]}"])
+        np.testing.assert_allclose(method(TEXTS[:1], prompt=f"{prefix}now, "), longer, rtol=0, atol=CLOSE)
+        with pytest.raises(RequestError, match=f"another prefix than the prompt.*`{prefix}`"):
+            method(TEXTS, prompt="search: ")
+    with pytest.raises(RequestError, match="query or a document"):
+        model.encode(TEXTS)
+    assert model.get_embedding_dimension() == 32
+
+
 def test_evaluators_give_the_scores_of_the_model(world: World) -> None:
     words = ["food", "baby", "man", "girl", "text", "rain", "house", "music"]
     queries = {str(at): f"where is the {word}" for at, word in enumerate(words)}
