@@ -1,17 +1,19 @@
 /** Put the page, its script and ONNX Runtime's WebAssembly into `dist`. */
-import { copyFile, mkdir } from "node:fs/promises";
+import { copyFile, mkdir, rm } from "node:fs/promises";
 
 import { build } from "esbuild";
 
 const RUNTIME = "node_modules/onnxruntime-web/dist";
 
-await mkdir("dist", { recursive: true });
+await rm("dist", { recursive: true, force: true });
+await mkdir("dist");
 await build({
   entryPoints: ["src/page.ts"],
   bundle: true,
   format: "esm",
   minify: true,
-  outfile: "dist/page.js",
+  splitting: true, // one of the builds of ONNX Runtime is loaded
+  outdir: "dist",
   // the sources in ../node have no packages of their own here
   alias: {
     "onnxruntime-common": "./node_modules/onnxruntime-common",
@@ -20,6 +22,6 @@ await build({
 });
 await build({ entryPoints: ["../node/src/commandLine.ts"], bundle: true, format: "esm", platform: "node", outfile: "dist/commandLine.js" });
 await copyFile("index.html", "dist/index.html");
-for (const file of ["ort-wasm-simd-threaded.wasm", "ort-wasm-simd-threaded.mjs"]) {
-  await copyFile(`${RUNTIME}/${file}`, `dist/${file}`);
+for (const build of ["", ".asyncify"]) { // for WebAssembly, for WebGPU
+  for (const ending of ["wasm", "mjs"]) await copyFile(`${RUNTIME}/ort-wasm-simd-threaded${build}.${ending}`, `dist/ort-wasm-simd-threaded${build}.${ending}`);
 }

@@ -1,5 +1,5 @@
 /**
- * The page in Chromium: served, opened, closed. CHROMIUM names the browser's program, or the address of one that runs,
+ * The page in Chromium: served, opened, closed. PROVIDER is `wasm` (default) or `webgpu`. CHROMIUM names the browser's program, or the address of one that runs,
  * `ws://…`: it is left running, with the tab of the first call, which every later call takes to its own page.
  */
 import { mkdtemp, rm } from "node:fs/promises";
@@ -10,9 +10,10 @@ import puppeteer from "puppeteer-core";
 
 import { listen } from "./serve.mjs";
 
+const PROVIDER = process.env.PROVIDER ?? "wasm";
 const FLAGS = [
   "--no-sandbox", // containers have none
-  "--disable-gpu",
+  ...(PROVIDER === "webgpu" ? ["--enable-unsafe-webgpu", "--enable-features=Vulkan,WebGPU"] : ["--disable-gpu"]),
   "--disable-quic",
   "--no-first-run",
   "--disable-background-networking",
@@ -42,10 +43,12 @@ export async function withPage(bundle, work) {
     browser = await opened();
     const { page } = browser;
     page.setDefaultTimeout(PATIENCE);
-    await page.goto(address);
+    await page.goto(`${address}?provider=${encodeURIComponent(PROVIDER)}`);
     await page.waitForSelector("[data-ready], [data-failed]");
     const error = await page.$("[data-failed] p.error");
     if (error) throw new Error(await error.evaluate((node) => node.textContent));
+    const note = await page.evaluate(() => window.bundle.note);
+    if (note) console.error(`note: ${note}`);
     return await work(page);
   } finally {
     await browser?.close();

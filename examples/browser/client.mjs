@@ -2,7 +2,7 @@
  * node client.mjs verify BUNDLE [--json]
  * node client.mjs run BUNDLE …: the command line of `examples/node`, with a page in Chromium that computes.
  *
- * SCREENSHOT names an image of the page to write. Exit code 0: passed. 1: something failed, described on stderr.
+ * SCREENSHOT names an image of the page to write; PROVIDER is `wasm` or `webgpu`. Exit code 0: passed. 1: something failed, described on stderr.
  * 2: the command line is wrong.
  */
 import { readFile } from "node:fs/promises";

@@ -16,6 +16,7 @@ from asked_bundles import Bundle
 from asking import Document, EntryPoint, RefusedError, context_of, length, shape, stacked, together, weighing
 from clients import Client, last_line
 from oracle import Row, answer
+from transformers_js import TransformersJs
 
 
 def _run(client: Client, bundle: Bundle, *words: str | Path) -> list[Document]:
@@ -210,6 +211,27 @@ def c_interface(bundle: Bundle, rows: Sequence[Row], library: CLibrary) -> Seque
     return library.answers(bundle.folder, given)
 
 
+def shipped(bundle: Bundle, rows: Sequence[Row], transformers_js: TransformersJs) -> Sequence[Document]:
+    """The folder of `ship --layout transformers.js`, in Node."""
+    try:
+        return transformers_js.answer(bundle.folder, [{"text": row.asked, "adapter": row.adapter} for row in rows])
+    except ValueError as error:
+        raise RefusedError(str(error)) from error
+
+
+def shipped_rows(bundle: Bundle, row: Row) -> bool:
+    """A text for one of the tasks that the folder answers, of a bundle that the layout takes."""
+    recipe = bundle.oracle.recipe(row)
+    plain_row = row.adapter is not None and row.strength == 1 and row.weights is None
+    answered = recipe is not None and recipe.task["type"] in _SHIPPED_TASKS and shape(row) == "text"
+    return plain_row and answered and bundle.name not in _UNSHIPPED
+
+
+_SHIPPED_TASKS = ("single_label", "multi_label", "embedding", "regression")
+_UNSHIPPED = ("steps", "fixed length")
+"""Bases that take some lengths, whose answers padding changes."""
+
+
 CLIENTS = (
     EntryPoint("Node", texts, needs="node_client"),
     EntryPoint("Node, padded inputs", inputs, "arrays", needs="node_client"),
@@ -219,5 +241,6 @@ CLIENTS = (
     EntryPoint("C++ --ids", ids, "arrays", needs="cpp_client"),
     EntryPoint("C++ --inputs, padded", inputs, "arrays", needs="cpp_client"),
     EntryPoint("C", c_interface, "arrays", needs="c_library"),
+    EntryPoint("transformers.js", shipped, "text", shipped_rows, "transformers_js", tasks=_SHIPPED_TASKS),
     EntryPoint("plain_onnxruntime.py", plain, "text", plain_rows, "plain_program"),
 )

@@ -1,16 +1,18 @@
 /** The page: choose an adapter, type a text, see the answer and the latency. */
 import { inputRows } from "../../node/src/core/arrays.js";
-import { Bundle, type Choice } from "../../node/src/core/bundle.js";
+import type { Choice } from "../../node/src/core/bundle.js";
 import { Fault } from "../../node/src/core/fault.js";
 import { type Options, rowsOf } from "../../node/src/core/options.js";
 import { failure, selfCheck } from "../../node/src/core/selfCheck.js";
 import { type Chosen, Service } from "../../node/src/core/service.js";
 import type { Task } from "../../node/src/core/task.js";
 import type { Asked, TextAnswer } from "../../node/src/core/text.js";
-import { Site } from "./site.js";
+import { type Opened, openBundle } from "./opening.js";
+import type { Provider } from "./site.js";
 import { answerBlock, choice, element, errorLine, findingsTable, show, showError } from "./view.js";
 
-const ADDRESS = new URLSearchParams(location.search).get("bundle") ?? "bundle";
+const OPTIONS = new URLSearchParams(location.search);
+const PLACES = { wasm: "in WebAssembly", webgpu: "on WebGPU, which passed this bundle's golden data" };
 
 /** A request of another script of the page: rows as texts, or as nested lists of a batch by input, and their options. */
 type Request = Options & { texts?: Asked[]; inputs?: unknown };
@@ -18,7 +20,13 @@ type Request = Options & { texts?: Asked[]; inputs?: unknown };
 declare global {
   interface Window {
     /** The interface for other scripts of the page. */
-    bundle?: { run(request: Request): Promise<TextAnswer[]>; load(name: string, bytes: Uint8Array): Promise<void> };
+    bundle?: {
+      provider: Provider;
+      /** Why another provider than the wanted one is used. */
+      note: string | null;
+      run(request: Request): Promise<TextAnswer[]>;
+      load(name: string, bytes: Uint8Array): Promise<void>;
+    };
   }
 }
 
@@ -26,12 +34,11 @@ class Page {
   private chosen: Choice;
   private waiting: Promise<void> = Promise.resolve();
 
-  private constructor(private readonly service: Service) {
-    this.chosen = service.bundle.choices.at(1) ?? null;
-  }
+  private readonly service: Service;
 
-  static async open(address: string): Promise<Page> {
-    return new Page(new Service(await Bundle.open(new Site(address))));
+  constructor(private readonly opened: Opened) {
+    this.service = new Service(opened.bundle);
+    this.chosen = this.service.bundle.choices.at(1) ?? null;
   }
 
   /** Show the first answer, then enable the controls. */
@@ -39,7 +46,10 @@ class Page {
     if (this.service.bundle.manifest.text) await this.offerTexts();
     else show("This bundle reads no texts. You can check it against its golden vectors, and other scripts can call it.");
     this.button("check", () => this.check());
-    window.bundle = { run: (request) => this.run(request), load: (name, bytes) => this.load(name, bytes) };
+    const { provider, note } = this.opened;
+    window.bundle = { provider, note, run: (request) => this.run(request), load: (name, bytes) => this.load(name, bytes) };
+    element("state").textContent = `Tokenizer, base and adapters run here, ${PLACES[provider]}. Nothing leaves this page.`;
+    element("note").textContent = note;
     document.body.dataset["ready"] = "";
   }
 
@@ -136,9 +146,7 @@ function typed(task: Task | null): Asked {
 }
 
 try {
-  const page = await Page.open(ADDRESS);
-  await page.start();
-  element("state").textContent = "Tokenizer, base and adapters run here, in WebAssembly. Nothing leaves this page.";
+  await new Page(await openBundle(OPTIONS.get("bundle") ?? "bundle", OPTIONS.get("provider") ?? "wasm")).start();
 } catch (error) {
   element("state").textContent = "The bundle cannot be used.";
   showError(error);

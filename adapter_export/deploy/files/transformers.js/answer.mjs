@@ -43,6 +43,7 @@ export async function open(device) {
   }
 
   return async function answer(rows) {
+    if (!rows.length) return [];
     const calls = mixes_rows ? [rows] : rows.map((row) => [row]); // else rows would change each other's answers
     const found = [];
     for (const some of calls) found.push(...(await call(some)));
