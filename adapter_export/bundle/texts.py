@@ -129,7 +129,7 @@ class TextMaker:
             except RequestError:  # a limit without room for a pair
                 continue
             ids, types = row.encoding.ids, row.encoding.type_ids
-            known = own.get(text) if task is None or not (task.prefix or task.has_sides) else None
+            known = own.get(text) if task is None or not (task.prefix or task.has_sides or task.template) else None
             if known is not None and (not row.cut or (task is None and len(known.ids) == limit)):
                 ids, types = list(known.ids), list(known.token_type_ids)
             if ids:

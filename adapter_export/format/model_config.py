@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adapter_export.errors import InputError, visible
 from adapter_export.format.generation import GenerationRecord
@@ -99,8 +99,7 @@ def head_task(config: Mapping[str, Any], name: str, width: int) -> tuple[Task | 
     if kind == "single_label":
         activation = _cross_encoder(config)
         if activation is not None and width == 1:
-            ranked = "sigmoid" if "sigmoid" in activation.casefold() else "identity"
-            return Task("ranking", activation=ranked, input="pair"), ()  # type: ignore[arg-type]
+            return Task("ranking", activation=score_activation(config), input="pair"), ()
         kind = _PROBLEM_TYPES.get(problem) if isinstance(problem, str) else "regression" if width == 1 else kind
     if kind == "regression":
         return Task("regression"), ()
@@ -119,6 +118,12 @@ def head_task(config: Mapping[str, Any], name: str, width: int) -> tuple[Task | 
         more = f", and {len(again) - 1} more like it" if len(again) > 1 else ""
         notes.append(f"two classes are called `{name}` in `config.json`: the second is `{label}` here{more}")
     return Task(kind, labels), notes
+
+
+def score_activation(config: Mapping[str, Any]) -> Literal["sigmoid", "identity"]:
+    """Return the activation of the scores of a cross-encoder: the sigmoid, unless `config.json` names another one."""
+    named = _cross_encoder(config)
+    return "sigmoid" if named is None or "sigmoid" in named.casefold() else "identity"
 
 
 def _cross_encoder(config: Mapping[str, Any]) -> str | None:

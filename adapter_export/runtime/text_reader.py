@@ -151,11 +151,21 @@ def encoded(
     """Encode texts that are prepared, cut by the limit and on the side of their tasks; `places` are for messages.
 
     Raises:
-        RequestError: as `Tokenizer.rows`.
+        RequestError: as `Tokenizer.rows`; or a text with a template is longer than its limit.
     """
     limits = [None if task is None else task.max_tokens for _, task in pieces]
     sides: list[Side] = [tokenizer.side if task is None else task.truncation for _, task in pieces]
-    return tokenizer.rows([text for text, _ in pieces], limits=limits, sides=sides, places=places)
+    rows = tokenizer.rows([text for text, _ in pieces], limits=limits, sides=sides, places=places)
+    for at, (row, (_, task)) in enumerate(zip(rows, pieces, strict=True)):
+        if row.cut and task is not None and task.template:
+            raise RequestError(
+                "has more tokens than are taken, and a prompt is not truncated",
+                where=places[at] if places else None,
+                found=f"{row.found:,} tokens",
+                expected=f"at most {len(row.encoding.ids):,}, those of the template included",
+                fix="shorten it",
+            )
+    return rows
 
 
 def prepared(text: Asked, task: Task | None, adapter: str | None, place: str) -> Sequence[Text]:
@@ -186,7 +196,16 @@ def prepared(text: Asked, task: Task | None, adapter: str | None, place: str) ->
         prefix = task.prefix_of(side)
         if prefix and not isinstance(text, str):
             raise RequestError("the adapter puts a prefix before each text", found="words", expected="a text")
+    if task.template and isinstance(text, Pair):
+        return [task.filled(*_strings(text, place))]
     return [prefix + text if isinstance(text, str) else cast(Text, text)]
+
+
+def _strings(pair: Pair, place: str) -> tuple[str, str]:
+    first, second = pair
+    if isinstance(first, str) and isinstance(second, str):
+        return first, second
+    raise RequestError("is a pair of words, and a prompt is made of texts", where=place, expected="two strings")
 
 
 def _pairs(text: Asked) -> list[Pair]:

@@ -166,8 +166,11 @@ class RowReader:
         data.columns.check(problem)
         _, columns = data.columns.read_as(problem)
         limit = data.max_tokens if data.max_tokens is not None or task is None else task.max_tokens
+        own = base.base_head.head if head.head == "base" and base.base_head is not None else None
+        known = own.task if task is None and own is not None else task
+        prompt = known if known is not None and known.template else None
         if base.media is None or generates:
-            made = cls(base, data, head, task, _text_source(base, data.tokenizer, limit), columns, tables)
+            made = cls(base, data, head, task, _text_source(base, data.tokenizer, limit, prompt), columns, tables)
         else:
             made = cls(base, data, head, task, *_media_source(base, replace(data, max_tokens=limit), columns), tables)
         if task is not None:
@@ -333,10 +336,11 @@ def _check_no_cache(base: Base) -> None:
         )
 
 
-def _text_source(base: Base, given: Address | None, max_tokens: int | None) -> TextSource:
+def _text_source(base: Base, given: Address | None, max_tokens: int | None, prompt: Task | None) -> TextSource:
     from adapter_export.torch_backend.train.data import TextSource
 
-    return TextSource(tokenizer_of(base, given, max_tokens), tuple(record.name for record in base.inputs))
+    names = tuple(record.name for record in base.inputs)
+    return TextSource(tokenizer_of(base, given, max_tokens), names, prompt=prompt)
 
 
 def tokenizer_of(base: Base, given: Address | None, max_tokens: int | None) -> Tokenizer:

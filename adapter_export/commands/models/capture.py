@@ -19,6 +19,7 @@ from adapter_export.hub.address import Located, is_remote, locate
 from adapter_export.option import Force, Option
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
+from adapter_export.safe_io.regular_files import read_text
 from adapter_export.tables import size
 
 if TYPE_CHECKING:
@@ -66,6 +67,19 @@ def capture(
             "--axis",
         ),
     ] = (),
+    reranker_tokens: Annotated[
+        Sequence[str],
+        Option(
+            "Tokens by whose logits a decoder says that a pair goes together or not, such as `yes,no`; "
+            "defaults to those of a cross-encoder's files.",
+            "YES,NO",
+            commas=True,
+        ),
+    ] = (),
+    prompt: Annotated[
+        PathLike | None,
+        Option("Prompt of a reranker, with `{text}` and `{pair}` in their places; read as it is.", "FILE"),
+    ] = None,
     force: Force = False,
     reporter: Reporter = SILENT,
 ) -> Base:
@@ -91,6 +105,8 @@ def capture(
             given, axis 0 of every input is `batch`, and axis 1 of every integer or bool input [batch, tokens] dynamic.
         tokenizer: of a module, pickled or not: a `tokenizer.json`, or a folder with one.
         max_tokens: of a module, likewise: its longest input, in tokens.
+        reranker_tokens: of a folder: the token for a pair that goes together, and the other one.
+        prompt: of a reranker: a file with the text that is made of a pair.
         lengths: default: the lengths at which runs give the same results.
         reporter: receives each step, and notes on what is left out of the archive or was decided where the folder does
             not state it.
@@ -116,6 +132,10 @@ def capture(
     described = _parse_inputs(inputs)
     bounds = _parse_lengths(lengths)
     is_folder, source = isinstance(model, str | os.PathLike) and not trust_pickle, None
+    if (reranker_tokens or prompt) and (with_cache or not is_folder):
+        given = argument("reranker_tokens" if reranker_tokens else "prompt")
+        raise UsageError("only a folder that is captured without its cache is a reranker", found=given)
+    template = "" if prompt is None else read_text(Path(prompt))
     require("torch", "hf" if is_folder else "torch", "capturing a model")
     asked = model
     if isinstance(model, str | os.PathLike):
@@ -140,7 +160,17 @@ def capture(
         require("transformers", "hf", "opening a Hugging Face folder")
         from adapter_export.torch_backend.base.huggingface_folder import capture_folder
 
-        capture_folder(model, path, inputs=described, with_cache=with_cache, lengths=bounds, source=source, force=force)
+        capture_folder(
+            model,
+            path,
+            inputs=described,
+            with_cache=with_cache,
+            lengths=bounds,
+            source=source,
+            reranker_tokens=reranker_tokens,
+            prompt=template,
+            force=force,
+        )
     reporter.step("loading the archive as others will")
     key = record_key(path, None)
     base = open_base(path)

@@ -38,6 +38,8 @@ THRESHOLD = 0.5
 """The probability from which on a label applies, by default."""
 
 _SHA256 = "[0-9a-f]{64}"
+_TEMPLATE = r"((?!\{text\}|\{pair\}).)*\{text\}((?!\{text\}|\{pair\}).)*\{pair\}((?!\{text\}|\{pair\}).)*"
+_SCHEMA_TEMPLATE = _TEMPLATE.replace(").)*", r")[\s\S])*")
 
 _PREFIXES = ("prefix", "query_prefix", "document_prefix")
 
@@ -54,6 +56,7 @@ def _schema_rules() -> dict[str, Any]:
     empty, labels = {"maxItems": 0}, {"labels": {"minItems": 1}}
     of_vectors = {"pooling": {"const": None}, "normalised": {"const": False}, "widths": empty}
     of_vectors |= {name: {"const": ""} for name in _PREFIXES}
+    no_template = {"template": {"const": ""}}
     return {
         "allOf": [
             {"properties": {"labels": {"uniqueItems": True, "items": {"minLength": 1}}}},
@@ -61,6 +64,7 @@ def _schema_rules() -> dict[str, Any]:
             only(where("has_labels"), {"required": ["labels"], "properties": labels}, {"labels": empty}),
             only(where("has_thresholds"), {}, {"thresholds": empty}),
             only(where("is_vector"), {}, of_vectors),
+            only(where("ranks"), {"properties": {"template": {"pattern": f"^({_SCHEMA_TEMPLATE})?$"}}}, no_template),
             {
                 "if": {"properties": {"input": {"enum": [*FILE_MODALITIES]}}, "required": ["input"]},
                 "then": {"properties": {"type": {"enum": where("reads_files")}, "tokenizer": {"const": None}}},
@@ -100,6 +104,8 @@ class Task:
         query_prefix: the text put before a query, where queries and documents have different ones (embedding only).
             Each row must then say which of the two it is.
         document_prefix: the text put before a document, likewise.
+        template: the text that is made of a pair, with `{text}` and behind it `{pair}` in their places (ranking only).
+            A longer row than `max_tokens` is refused then, and not truncated. Default: the tokenizer joins pairs.
         widths: the widths to which vectors may be truncated, beside the full one, the largest first; a truncated vector
             is normalised again where the task normalises (embedding only).
         processor: the digest of the processor that the adapter was trained with (images and audio only). Default:
@@ -121,6 +127,7 @@ class Task:
     widths: tuple[Annotated[int, Interval(1)], ...] = ()
     query_prefix: str = ""
     document_prefix: str = ""
+    template: str = ""
 
     SCHEMA_RULES: ClassVar[Mapping[str, Any]] = _schema_rules()
 
@@ -185,12 +192,21 @@ class Task:
         for name in ("pooling", "normalised", "widths", *_PREFIXES):
             value = getattr(self, name)
             check(kind.is_vector or not value, f"only an embedding has `{name}`", f"`{value}`", "none")
+        check(kind.ranks or not self.template, "only a ranking has `template`", f"`{self.template}`", "none")
+        fits = not self.template or re.fullmatch(_TEMPLATE, self.template, re.DOTALL) is not None
+        check(fits, "the template has no places for a pair", f"`{self.template}`", "`{text}` and behind it `{pair}`")
         return faults
 
     @property
     def kind(self) -> TaskType:
         """Its type."""
         return TASK_TYPES[self.type]
+
+    def filled(self, first: str, second: str) -> str:
+        """Return the text that the template makes of a pair."""
+        before, _, rest = self.template.partition("{text}")
+        between, _, after = rest.partition("{pair}")
+        return f"{before}{first}{between}{second}{after}"
 
     @property
     def has_sides(self) -> bool:

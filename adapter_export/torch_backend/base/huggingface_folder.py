@@ -47,6 +47,7 @@ from adapter_export.torch_backend.base.capture_module import live, most_tokens
 from adapter_export.torch_backend.base.example_inputs import Examples, Prepared, described_inputs, obvious_inputs
 from adapter_export.torch_backend.base.log_capture import LIBRARY_ERRORS, first_line, quiet
 from adapter_export.torch_backend.base.own_processors import CONFIG, own_media, own_texts, prepared_by
+from adapter_export.torch_backend.base.reranker import Reranker
 from adapter_export.torch_backend.base.sentence_folder import MODULES_FILE, SentenceFolder, read_sentence_folder
 from adapter_export.torch_backend.base.torch_base import TorchBase, captured_base, load_base, write_base
 
@@ -59,6 +60,8 @@ def capture_folder(
     with_cache: bool = False,
     lengths: Bounds | None = None,
     source: str | None = None,
+    reranker_tokens: Sequence[str] = (),
+    prompt: str = "",
     force: bool = False,
 ) -> None:
     """Save the model of a Hugging Face folder as a base, with its tokenizer and its base head; needs no network.
@@ -78,15 +81,28 @@ def capture_folder(
         BaseModelError: the model cannot be opened or exported, or weights are missing that it needs.
         OutputExistsError, WriteError: as `write_base`.
     """
-    base = _captured_decoder(folder, lengths) if with_cache else _captured_model(folder, inputs, lengths)
+    if with_cache:
+        base = _captured_decoder(folder, lengths)
+    else:
+        base = _captured_model(folder, inputs, lengths, reranker_tokens, prompt)
     write_base(replace(base, source=source), path, force=force)
 
 
-def _captured_model(folder: Path, described: Sequence[InputRecord], lengths: Bounds | None) -> TorchBase:
+def _captured_model(
+    folder: Path, described: Sequence[InputRecord], lengths: Bounds | None, tokens: Sequence[str], prompt: str
+) -> TorchBase:
     """Capture the bare model of a folder, with its base head and its processor."""
     sentences = read_sentence_folder(folder)
     folder = folder if sentences is None else sentences.model
     _check_files(folder)
+    reranker = Reranker.named(folder, tokens) if tokens else None if sentences is None else sentences.reranker
+    if prompt and reranker is None:
+        fix = f"name the tokens of its answer with {argument('reranker_tokens', 'yes,no')}, or leave the prompt out"
+        raise UsageError(f"{argument('prompt')} is for a reranker, and this model is none", where=folder, fix=fix)
+    if reranker is not None and prompt:
+        told, reranker = reranker.reason, reranker.prompted(prompt)
+        if told and sentences is not None and not tokens:
+            reranker.check_chat_template(folder, sentences.chat_settings)
     with quiet(), _quiet_transformers():
         media, media_notes = own_media(folder)
         prepared = Prepared() if described else prepared_by(folder)
@@ -95,7 +111,7 @@ def _captured_model(folder: Path, described: Sequence[InputRecord], lengths: Bou
         return described_inputs(described) if described else obvious_inputs(model, prepared)
 
     # the whole model first, so that two of them are never in memory
-    own = _base_head(folder, sentences, media, examples)
+    own = _base_head(folder, sentences, media, examples, reranker)
     model, unused = _open_base(folder)
     found = examples(model)
     if found is None:
@@ -111,6 +127,8 @@ def _captured_model(folder: Path, described: Sequence[InputRecord], lengths: Bou
         media, media_notes = None, ("the processor is left out: it makes one input, and the model takes " + others,)
     base = _captured(model, found, folder, lengths, most_tokens(model))
     head, head_notes = own.of(base, model=type(model).__name__, unused=unused)
+    if tokens and head is None:
+        raise BaseModelError("gives no score by two tokens", where=folder, found=own.reason or "; ".join(head_notes))
     return replace(base, base_head=head, media=media, notes=(*base.notes, *head_notes, *media_notes))
 
 
@@ -278,19 +296,28 @@ def _base_head(
     sentences: SentenceFolder | None,
     media: CapturedMedia | None,
     examples: Callable[[nn.Module], Examples | None],
+    reranker: Reranker | None,
 ) -> BaseHead:
     """The head of the folder's whole model: of its modules, or of the class in its config; or why there is none."""
     config, cut = _json(folder / "config.json"), _json(folder / "tokenizer_config.json")
     name = MODULES_FILE if sentences else _class_name(config)
     tokenizer = folder / "tokenizer.json"
     try:
-        whole = _with_class(folder, name) if sentences is None else _with_modules(folder, sentences)
+        if reranker is not None:
+            whole = reranker.behind(_open(folder, AutoModelForCausalLM)[0])
+        else:
+            whole = _with_class(folder, name) if sentences is None else _with_modules(folder, sentences)
         digest = tokenizer_digest(read_text(tokenizer)) if tokenizer.is_file() else None
     except InputError as error:
         return BaseHead(name, reason=error.message.rstrip("."))
 
     def task_of(width: int) -> tuple[Task | None, Sequence[str]]:
-        task, notes = head_task(config, name, width) if sentences is None else sentences.task()
+        task: Task | None
+        notes: Sequence[str]
+        if reranker is not None:
+            task, notes = reranker.task(config, None if sentences is None else sentences.max_tokens)
+        else:
+            task, notes = head_task(config, name, width) if sentences is None else sentences.task()
         if task is None:
             return None, notes
         if media is not None and task.kind.reads_files:
@@ -298,7 +325,7 @@ def _base_head(
         side: Side = "left" if cut.get("truncation_side") == "left" else "right"
         return replace(task, tokenizer=digest, truncation=side), notes
 
-    outputs = ["logits"] if sentences is None else [EMBEDDING]
+    outputs = ["logits"] if sentences is None or reranker is not None else [EMBEDDING]
     if class_type(name) == "span":
         outputs = ["start_logits", "end_logits"]
     with _quiet_transformers():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from adapter_export.format.tensors import read_tensors
 from adapter_export.graph.ops import POOLINGS
 from adapter_export.graph.tasks import Task
 from adapter_export.safe_io.documents import read_json
+from adapter_export.torch_backend.base.reranker import Reranker
 from adapter_export.torch_backend.torch_lowering import pooling_operator
 
 MODULES_FILE = "modules.json"
@@ -35,7 +36,7 @@ _FLAGS |= {"weightedmean_tokens": "weightedmean", "lasttoken": "lasttoken"}
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU", "Mish", "ReLU6")
 """Classes of `torch.nn` without arguments that may stand behind a dense layer."""
 
-_INPUT = "sentence_embedding"
+_INPUT, _LOGITS = "sentence_embedding", "causal_logits"
 
 
 class Sentence(nn.Module):
@@ -66,6 +67,7 @@ class SentenceFolder:
     Attributes:
         model: the folder of the model, that one or one inside it.
         sentence: the modules behind it; `None` if they cannot be expressed, for the `reason`.
+        reranker: what makes a score of the model's logits, of a cross-encoder that is a language model.
         max_tokens: where its texts are cut, if it says so.
         prefix: what stands before each text by default.
         prompts: the names of other prompts, which callers add themselves.
@@ -73,10 +75,19 @@ class SentenceFolder:
 
     model: Path
     sentence: Sentence | None = None
+    reranker: Reranker | None = None
     reason: str = ""
     max_tokens: int | None = None
     prefix: str = ""
     prompts: tuple[str, ...] = ()
+
+    @property
+    def chat_settings(self) -> Mapping[str, Any]:
+        """The arguments that sentence-transformers gives to a chat template, but for its own."""
+        found = _text_config(self.model).get("processing_kwargs")
+        given = found.get("chat_template") if isinstance(found, dict) else None
+        known = given if isinstance(given, dict) else {}
+        return {name: value for name, value in known.items() if name != "restore_suffix"}
 
     def task(self) -> tuple[Task, tuple[str, ...]]:
         """The task of its vectors, and notes."""
@@ -116,6 +127,9 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
         )
     model = modules[0][1]
     try:
+        if [name for name, _ in modules] == ["Transformer", "LogitScore"]:
+            reranker = _reranker(modules[1][1], model)
+            return SentenceFolder(model, reranker=reranker, max_tokens=_max_tokens(model))
         sentence = _sentence(modules[1:])
         prefix, prompts = _prompts(folder)
         if _text_config(model).get("do_lower_case"):
@@ -157,6 +171,18 @@ def _sentence(modules: list[tuple[str, Path]]) -> tuple[Sentence, bool]:
         raise BaseModelError("pools in a way that heads do not have", found=named, expected=quoted(_POOLINGS))
     layers = [layer for name, place in modules[1:] for layer in _layers(name, place)]
     return Sentence(_POOLINGS[modes[0]], layers), config.get("include_prompt") is not False
+
+
+def _reranker(place: Path, model: Path) -> Reranker:
+    """Read a `LogitScore`."""
+    config = _config(place / "config.json")
+    positive, negative = config.get("true_token_id"), config.get("false_token_id")
+    good = isinstance(positive, int) and isinstance(negative, int | None)
+    if not good or config.get("module_input_name", _LOGITS) != _LOGITS:
+        raise BaseModelError("has a `LogitScore` that heads do not have", where=place, found=f"`{config}`"[:200])
+    modalities = _text_config(model).get("modality_config")
+    templated = isinstance(modalities, dict) and "message" in modalities
+    return Reranker.of(cast(int, positive), negative, templated=templated)
 
 
 def _layers(name: str, folder: Path) -> list[nn.Module]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from adapter_export.errors import DataError, UsageError, argument
-from adapter_export.graph.tasks import DEFAULT_TYPE, TASK_TYPES, Learnt, ProblemType
+from adapter_export.errors import DataError, RequestError, UsageError, argument
+from adapter_export.graph.tasks import DEFAULT_TYPE, TASK_TYPES, Learnt, ProblemType, Task
 from adapter_export.graph.tasks.cells import some
 from adapter_export.text import EncodedText, Side, Text, Tokenizer, check_inputs
 from adapter_export.torch_backend.train.objectives import OBJECTIVES
@@ -136,11 +136,12 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True)
 class TextSource:
-    """The source of texts: a tokenizer, and the base's inputs."""
+    """The source of texts: a tokenizer, the base's inputs, and the task whose template makes a text of a pair."""
 
     tokenizer: Tokenizer
     names: tuple[str, ...]
     medium: str | None = None
+    prompt: Task | None = None
 
     @property
     def digest(self) -> str | None:
@@ -149,7 +150,7 @@ class TextSource:
 
     def examples(self, texts: Sequence[Any], answers: Any, problem: ProblemType, side: Side) -> TextExamples:
         """Return the texts with their numbers of tokens."""
-        return TextExamples.of(texts, answers, self.tokenizer, self.names, problem, side)
+        return TextExamples.of(texts, answers, self.tokenizer, self.names, problem, side, self.prompt)
 
     def record(self) -> dict[str, Any]:
         """Return the limit and the digest of the tokenizer."""
@@ -183,6 +184,7 @@ class TextExamples:
         sizes: the different numbers of tokens of all texts.
         problem: what the rows ask.
         side: where a text is cut.
+        prompt: the task whose template makes a text of a pair, if there is one.
     """
 
     texts: Sequence[Any]
@@ -196,6 +198,7 @@ class TextExamples:
     sizes: frozenset[int] = frozenset()
     problem: ProblemType = DEFAULT_TYPE
     side: Side = "right"
+    prompt: Task | None = None
 
     @classmethod
     def of(
@@ -206,15 +209,16 @@ class TextExamples:
         names: tuple[str, ...],
         problem: ProblemType = DEFAULT_TYPE,
         side: Side = "right",
+        prompt: Task | None = None,
     ) -> TextExamples:
         """Count the tokens of each text and keep all together.
 
         Raises:
-            RequestError: the base has an input that text cannot fill, or a text has no tokens.
+            RequestError: the base has an input that text cannot fill, a text has no tokens, or a prompt does not fit.
         """
         lengths, cut, lost, sizes = np.zeros(len(texts), np.int64), dict[int, None](), list[int](), set[int]()
         highest = {"input_ids": 0, "token_type_ids": 0}
-        made = cls(texts, answers, lengths, tokenizer, names, problem=problem, side=side)
+        made = cls(texts, answers, lengths, tokenizer, names, problem=problem, side=side, prompt=prompt)
         check_inputs(names)
         for start in range(0, len(texts), _CHUNK):
             rows = np.arange(start, min(start + _CHUNK, len(texts)))
@@ -230,6 +234,13 @@ class TextExamples:
             if len(encoded) == len(rows):
                 pairs = zip(encoded, places, strict=True)
                 lost += [at for row, at in pairs if OBJECTIVES[problem].lost(row.encoding, answers[at])]
+        if cut and prompt is not None:
+            raise RequestError(
+                "rows have more tokens than are taken, and a prompt is not truncated",
+                found=f"{len(cut)} of {len(texts)} rows",
+                expected=f"at most {made.limit}, those of the template included",
+                fix=f"raise {argument('max_tokens')}, or shorten the rows",
+            )
         return replace(made, cut=tuple(cut), lost=lost, highest=highest, sizes=frozenset(sizes))
 
     @property
@@ -241,7 +252,8 @@ class TextExamples:
     def task_facts(self) -> dict[str, Any]:
         """Facts of a task that is trained on the texts."""
         words = self.tokenizer
-        return {"max_tokens": words.max_tokens, "truncation": self.side, "tokenizer": words.digest}
+        facts = {"max_tokens": words.max_tokens, "truncation": self.side, "tokenizer": words.digest}
+        return facts if self.prompt is None else {**facts, "template": self.prompt.template}
 
     @property
     def limit(self) -> str:
@@ -291,7 +303,8 @@ class TextExamples:
     def _flat(self, rows: Rows) -> list[Text]:
         if TASK_TYPES[self.problem].has_several:
             return [pair for row in rows for pair in self.texts[row]]
-        return [self.texts[row] for row in rows]
+        texts = [self.texts[row] for row in rows]
+        return texts if self.prompt is None else [self.prompt.filled(*pair) for pair in texts]
 
     def _counts(self, rows: Rows) -> list[int]:
         """Return the number of texts of each row: one, one per choice, or those of an anchor and its documents."""

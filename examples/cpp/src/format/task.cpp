@@ -67,6 +67,7 @@ bool is_one_of(const json& value, std::initializer_list<const char*> names) {
 
 // What only clients with a tokenizer use.
 bool is_good(const std::string& key, const json& value, bool is_embedding) {
+  if (key == "template") return value.is_string();
   if (key == "input") return is_one_of(value, {"text", "pair", "image", "audio"});
   if (key == "truncation") return is_one_of(value, {"right", "left"});
   if (key == "max_tokens") return value.is_null() || (value.is_number_integer() && value.get<std::int64_t>() >= 1);
@@ -88,7 +89,7 @@ bool is_good(const std::string& key, const json& value, bool is_embedding) {
 nlohmann::ordered_json without_defaults(const json& record, const std::string& activation) {
   const json defaults = {{"labels", json::array()}, {"thresholds", json::array()}, {"activation", activation}, {"input", "text"},
                          {"truncation", "right"}, {"normalised", false}, {"prefix", ""}, {"widths", json::array()},
-                         {"query_prefix", ""}, {"document_prefix", ""}};
+                         {"query_prefix", ""}, {"document_prefix", ""}, {"template", ""}};
   nlohmann::ordered_json found;
   for (const auto& [key, value] : record.items()) {
     if (!value.is_null() && (!defaults.contains(key) || defaults.at(key) != value)) found[key] = value;
@@ -108,7 +109,7 @@ Task make_task(const std::string& type, const std::vector<std::string>& labels, 
 
 Task parse_task(const json& record, const std::string& where) {
   known(record, {"type", "labels", "activation", "thresholds", "input", "max_tokens", "truncation", "tokenizer", "pooling",
-                 "normalised", "prefix", "processor", "widths", "query_prefix", "document_prefix"});
+                 "normalised", "prefix", "processor", "widths", "query_prefix", "document_prefix", "template"});
   auto task = make_task(record.at("type"), value_or(record, "labels", std::vector<std::string>{}), where);
   task.record = without_defaults(record, task.activation);
   task.input = value_or(record, "input", task.input);

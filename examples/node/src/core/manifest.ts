@@ -194,7 +194,7 @@ const KEYS = {
   parts: "path cases parts",
   part: "fault output factor limit",
   recorded: "runtime provider processor features cases",
-  task: "type labels? activation? thresholds? input? max_tokens? truncation? tokenizer? pooling? normalised? prefix? processor? widths? query_prefix? document_prefix?",
+  task: "type labels? activation? thresholds? input? max_tokens? truncation? tokenizer? pooling? normalised? prefix? processor? widths? query_prefix? document_prefix? template?",
   media: "medium input processor digest sampling_rate steps unknown? golden?",
   text: "tokenizer digest",
   lengths: "minimum? maximum? multiple_of? exceptions?",

@@ -42,6 +42,8 @@ export interface Task {
   processor: string | null;
   /** The widths to which vectors may be truncated, beside the full one, the largest first. */
   widths: number[];
+  /** The text that is made of a pair, with `{text}` and behind it `{pair}` in their places. */
+  template: string;
 }
 
 const THRESHOLD = 0.5;
@@ -76,6 +78,7 @@ export function parseTask(document: unknown, where: string): Task {
     document_prefix: "",
     processor: null,
     widths: [],
+    template: "",
     ...given,
     type,
   };
@@ -125,6 +128,8 @@ const FAULTS: Record<Exclude<keyof Task, "type" | "labels">, (task: Task) => boo
   prefix: ({ type, prefix }) => isNoPrefix(type, prefix),
   query_prefix: ({ type, query_prefix, prefix }) => isNoPrefix(type, query_prefix) || (query_prefix !== "" && prefix !== ""),
   document_prefix: ({ type, document_prefix, prefix }) => isNoPrefix(type, document_prefix) || (document_prefix !== "" && prefix !== ""),
+  template: ({ type, template }) =>
+    template !== "" && (type !== "ranking" || typeof template !== "string" || !/^[^]*\{text\}[^]*\{pair\}[^]*$/.test(template)),
   widths: ({ type, widths }) =>
     !Array.isArray(widths) ||
     (widths.length > 0 && type !== "embedding") ||

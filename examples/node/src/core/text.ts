@@ -86,7 +86,10 @@ export class TextReader {
     checkKind(asked, adapter, task);
     const most = this.lengths.maximum ?? Infinity;
     const limit = Math.min(task?.max_tokens ?? most, most);
-    const rows = pieces(asked, prefixOf(asked, adapter, task)).map((texts) => this.tokens.row(texts, limit, task?.truncation ?? this.tokens.side));
+    const rows = pieces(asked, task, prefixOf(asked, adapter, task)).map((texts) => this.tokens.row(texts, limit, task?.truncation ?? this.tokens.side));
+    if (task?.template && rows.some(({ found, ids }) => found > ids.length)) {
+      throw new Fault({ what: "has more tokens than are taken, and a prompt is not truncated", expected: `at most ${limit}`, fix: "shorten it" });
+    }
     return { asked, task, rows };
   }
 
@@ -168,9 +171,17 @@ function prefixOf({ side }: Asked, adapter: Choice, task: Task | null): string {
 }
 
 /** The texts of each row: one with its prefix, or two. */
-function pieces(asked: Asked, prefix: string): string[][] {
+function pieces(asked: Asked, task: Task | null, prefix: string): string[][] {
   if (asked.choices) return asked.choices.map((choice) => [asked.text, choice]);
-  return [asked.pair === undefined ? [prefix + asked.text] : [asked.text, asked.pair]];
+  if (asked.pair === undefined) return [[prefix + asked.text]];
+  return [task?.template ? [filled(task.template, asked.text, asked.pair)] : [asked.text, asked.pair]];
+}
+
+/** The text that a template makes of a pair; what a text itself says of `{pair}` stays. */
+function filled(template: string, text: string, pair: string): string {
+  const [before, rest] = template.split("{text}") as [string, string];
+  const [between, after] = rest.split("{pair}") as [string, string];
+  return `${before}${text}${between}${pair}${after}`;
 }
 
 /** The text of a part of a row: of one text, always that. */
