@@ -222,15 +222,17 @@ class _Repository:
         if index not in files:
             return []
         document: Any = read_json(self.place / index)
+        # an index may name any file, such as a pickle
+        there = ((path.rpartition("/"), file) for path, file in files.items() if path.endswith(".safetensors"))
+        beside = {name: file for (parent, _, name), file in there if parent == folder}
         try:
-            names = sorted(set(document["weight_map"].values()))
-            return [files[_join(folder, name)] for name in names]
+            return [beside[name] for name in sorted(set(document["weight_map"].values()))]
         except (LookupError, TypeError, AttributeError) as error:
             raise FormatError(
                 "an index of weights that does not fit the repository",
                 where=f"{self.reference}, `{index}`",
                 found=visible(str(error)[:200]),
-                expected="`weight_map` with names of its files",
+                expected="`weight_map` with names of safetensors files beside it",
                 fix="give another revision",
             ) from error
 

@@ -141,6 +141,8 @@ def test_only_what_is_read_is_taken(
         ("model", {"modules.json": b'{"path": ["a"]}', **STRAY}, BaseModelError, r"no safetensors"),
         ("model", indexed("a.safetensors"), FormatError, r"does not fit the repository; found 'a\.safetensors'"),
         ("model", {**indexed(), "model.safetensors.index.json": b"[]"}, FormatError, r"does not fit the repository"),
+        ("model", {**indexed("pytorch_model.bin"), **STRAY}, FormatError, r"does not fit the repository"),
+        ("model", {**indexed("x/a.safetensors"), "x/a.safetensors": TENSORS}, FormatError, r"does not fit"),
         ("model", indexed("../a.safetensors"), FormatError, r"does not fit the repository"),
         ("model", {**MODEL, "../a.json": JSON}, FormatError, r"a path that may leave its folder"),
         ("model", {"README.md": b"#"}, BaseModelError, r"neither `config\.json` nor `modules\.json`"),
