@@ -209,6 +209,8 @@ def test_onnxruntime_genai_writes_what_transformers_and_peft_write(bundle, linke
 
 def test_the_bundle_is_checked_against_the_folder_and_not_against_the_archive(bundle, linked, archive):
     assert ae.check(bundle, against=linked).passed
+    assert f"see `{RECORD}`" in str(ae.inspect(bundle))
+    assert "its 21 weights are those of sha256:" in str(ae.inspect(linked))
     record = json.loads((bundle / RECORD).read_text())
     assert {each["trained"] for each in record["weights"]} >= {"lm_head.weight", "model.norm.weight"}
     with pytest.raises(BaseModelError, match="is not what it was built from; found a torch archive"):
@@ -289,6 +291,11 @@ def test_a_record_is_of_one_graph_and_is_not_replaced_silently(linked, archive, 
     with pytest.raises(OutputExistsError):
         ae.identify(folder, archive)
     assert ae.identify(folder, archive, force=True).fingerprint == ae.open_base(folder).fingerprint
+    record = json.loads((folder / RECORD).read_text())
+    assert record["renamed"] == {"outside.linear0": "lm_head"}
+    (folder / RECORD).write_text(json.dumps({**record, "renamed": {"outside.linear0": "layers.0.ffn"}}))
+    with pytest.raises(BaseModelError, match=r"gives several sites one name; found `layers\.0\.ffn`"):
+        ae.open_base(folder)
     (folder / RECORD).write_text('{"version": "1.0.0", "weights": 3}')
     with pytest.raises(FormatError, match=RECORD):
         ae.open_base(folder)

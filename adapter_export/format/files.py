@@ -13,6 +13,9 @@ from adapter_export.errors import FormatError, HashError
 CACHE_VARIABLE = "ADAPTER_EXPORT_CACHE"
 """The environment variable with the folder of what may be deleted at any time; empty, nothing is kept."""
 
+IDENTITY_FILE = "base_identity.json"
+"""The record in an onnxruntime-genai folder of the trained model whose weights it holds."""
+
 
 def cache_folder() -> Path | None:
     """Return the cache folder, which may be deleted at any time, or `None` if caching is off."""

@@ -105,7 +105,7 @@ def origin_of(base: Base, precision: PrecisionName, *, optimized: bool) -> Origi
 
 def model_of(manifest: Manifest, model: Base | Address) -> Base:
     """Open the model that a bundle was built from; another one is a `BaseModelError`."""
-    from adapter_export.onnx_backend.base.base_identity import IDENTITY_FILE
+    from adapter_export.format.files import IDENTITY_FILE
 
     base = open_base(model)
     if base.fingerprint != manifest.base:

@@ -182,6 +182,7 @@ def _signed(claim: SignatureClaim | None) -> str:
 
 
 def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator[Table]:
+    from adapter_export.format.files import IDENTITY_FILE
     from adapter_export.format.manifest import BAKED, TENSORS_OF_ADAPTERS
 
     sizes = {file.path: file.bytes for file in manifest.files}
@@ -220,9 +221,11 @@ def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator
     widths = ", ".join(map(str, sorted({site.width for site in manifest.sites})))
     depend = "" if manifest.batch_invariant else "; the rows of a batch depend on each other"
     text = "none" if manifest.text is None else f"tokenizer, at most {manifest.max_tokens} tokens"
+    is_identified = any(file.path == IDENTITY_FILE for file in manifest.files)
+    proved = f", its weights rounded or joined: see `{IDENTITY_FILE}`" if is_identified else ""
     facts = [
         ("signature", _signed(claim)),
-        ("base", _short(manifest.base)),
+        ("base", f"{_short(manifest.base)}{proved}"),
         ("sites", f"{len(manifest.sites)}, width {widths}"),
         ("text", text),
         *([] if manifest.media is None else [(manifest.media.medium, _processor(manifest.media))]),

@@ -108,9 +108,10 @@ def identify(
             they are.
         OutputExistsError, WriteError: the record cannot be written.
     """
+    from adapter_export.format.files import IDENTITY_FILE
     from adapter_export.numerics.paired_sites import SiteWeights, pair_sites
     from adapter_export.numerics.weight_match import match_weights
-    from adapter_export.onnx_backend.base.base_identity import IDENTITY_FILE, IDENTITY_VERSION, BaseIdentity
+    from adapter_export.onnx_backend.base.base_identity import IDENTITY_VERSION, BaseIdentity
 
     base = unopened(folder)
     if not isinstance(base, GenaiBase) or base.path is None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from adapter_export.errors import BaseModelError, command, within
-from adapter_export.format.files import canonical_json
+from adapter_export.errors import BaseModelError, command, quoted, within
+from adapter_export.format.files import IDENTITY_FILE, canonical_json
 from adapter_export.format.records import SEMVER, record_from_json, version_checked
 from adapter_export.numerics.paired_sites import SitePairs
 from adapter_export.numerics.weight_match import Counterpart
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.safe_io.documents import read_json
 from adapter_export.version import __version__
-
-IDENTITY_FILE = "base_identity.json"
 
 IDENTITY_VERSION = "1.0.0"
 """The version of the format that is written, and the newest that is read."""
@@ -54,7 +53,7 @@ class BaseIdentity:
         """Return the graph with the fingerprint, names and paths of the trained model.
 
         Raises:
-            BaseModelError: it is another graph than the one that was compared.
+            BaseModelError: it is another graph than the one that was compared, or two sites would have one name.
         """
         if graph.fingerprint != self.graph:
             raise BaseModelError(
@@ -65,8 +64,18 @@ class BaseIdentity:
                 fix="delete the file, or compare again with "
                 + command("identify(FOLDER, MODEL, force=True)", "identify FOLDER --weights MODEL --force"),
             )
-        pairs = SitePairs(self.renamed, self.paths)
-        return replace(graph, fingerprint=self.base, sites=pairs.applied(graph.sites))
+        sites = SitePairs(self.renamed, self.paths).applied(graph.sites)
+        twice = [name for name, count in Counter(site.name for site in sites).items() if count > 1]
+        if twice:
+            raise BaseModelError(
+                "gives several sites one name",
+                where=graph.path.with_name(IDENTITY_FILE),
+                found=quoted(twice),
+                expected="a name of its own for each site",
+                fix="delete the file, and compare again",
+            )
+        note = f"`{IDENTITY_FILE}`: its {len(self.weights)} weights are those of {self.base}, each within its rounding"
+        return replace(graph, fingerprint=self.base, sites=sites, notes=(*graph.notes, note))
 
 
 def read_identity(path: Path) -> BaseIdentity:

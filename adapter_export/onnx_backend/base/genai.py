@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from adapter_export.errors import BaseModelError
+from adapter_export.format.files import IDENTITY_FILE
 from adapter_export.format.manifest import InputRecord, OutputRecord
 from adapter_export.format.model_config import Generation
-from adapter_export.onnx_backend.base.base_identity import IDENTITY_FILE, BaseIdentity, read_identity
+from adapter_export.onnx_backend.base.base_identity import BaseIdentity, read_identity
 from adapter_export.onnx_backend.base.external import external_files
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.safe_io.documents import read_json
