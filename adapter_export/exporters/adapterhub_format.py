@@ -20,6 +20,7 @@ from adapter_export.format.tensors import write_tensors
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.graph import AdapterGraph
 from adapter_export.graph.kinds.bottleneck_config import BottleneckConfig
+from adapter_export.graph.kinds.linear import lora_graph
 from adapter_export.importers.adapterhub import import_adapterhub
 from adapter_export.importers.adapterhub.adapterhub_config import LoraConfig, Method, read_config
 from adapter_export.importers.adapterhub.adapterhub_folder import (
@@ -313,7 +314,9 @@ def _bottleneck_tensors(config: BottleneckConfig, request: ExportRequest, acting
             widths = bottleneck_widths(component, site)
         except UsageError:
             return None
-        tensors = library_tensors(recipes, {name: owned[own] for name, own in names.items()}, widths)
+        # half of the features of an invertible adapter have no effect, and may have any weights
+        exact = site.role != EMBEDDINGS
+        tensors = library_tensors(recipes, {name: owned[own] for name, own in names.items()}, widths, exact=exact)
         if tensors is None:
             return None
         found[site.name] = tensors
@@ -345,8 +348,9 @@ def _low_rank_configs(request: ExportRequest, acting: set[str]) -> Iterator[Lora
     letters = "".join(_LETTERS[name] for name in _LETTERS if name in attention)
     layers = {site.layer for site, _ in placed}
     others = {one.layer for one in request.base.sites if one.role in SUBLAYERS and one.layer is not None} - layers
-    rank = min((min(tensor.shape) for tensor in owned.values() if tensor.ndim == 2), default=1)
     gated = any(node.op == "gate" for node in graph.nodes)
+    names = parameters_alike(graph, lora_graph(factor_of(graph), gate=gated))
+    rank = 1 if names is None else owned[names["lora_A.weight"]].shape[1]
     choices = ("q", "k", "v", "qk", "qv", "kv", "qkv") if fused else (letters,)
     for mode, chosen in product(("add", "scale"), choices):
         r = rank // (len(chosen) if fused and mode == "add" else 1) or 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from adapter_export.graph.graph import AdapterGraph, Node, bypass
 from adapter_export.graph.ops import ACTIVATIONS, OPS
@@ -47,10 +46,14 @@ def _same_node(one: Node, other: Node, values: Mapping[str, str]) -> bool:
 
 
 def at_inference(graph: AdapterGraph) -> AdapterGraph:
-    """Return the graph without its training-only ops."""
-    while (node := next((node for node in graph.nodes if OPS[node.op].training_only), None)) is not None:
+    """Return the graph without its training-only ops and factors of 1."""
+    while (node := next((node for node in graph.nodes if _does_nothing(node)), None)) is not None:
         graph = bypass(graph, node)
-    return replace(graph)
+    return graph
+
+
+def _does_nothing(node: Node) -> bool:
+    return OPS[node.op].training_only or (node.op == "scale" and node.attributes["factor"] == 1)
 
 
 def factor_of(graph: AdapterGraph) -> float:

@@ -92,11 +92,12 @@ def zeros(width: str) -> Recipe:
 
 
 def library_tensors(
-    recipes: Recipes, parameters: Tensors, widths: Mapping[str, int]
+    recipes: Recipes, parameters: Tensors, widths: Mapping[str, int], *, exact: bool = True
 ) -> dict[Source, np.ndarray] | None:
     """Recover the tensors from which the recipes make these parameters, in float32 and bit for bit.
 
-    `None` if a recipe cannot be undone, or no tensors of the library make these parameters.
+    `None` if a recipe cannot be undone, or no tensors of the library make these parameters; without `exact`, elements
+    that have no effect may differ.
     """
     found: dict[Source, np.ndarray] = {}
     for name, parameter in parameters.items():
@@ -115,7 +116,7 @@ def library_tensors(
             return None
         tensors = [found[source] for source in recipe.sources]
         made = recipe.make(*tensors) if recipe.width is None else recipe.make(widths[recipe.width])
-        if not np.array_equal(made, parameter):
+        if exact and not np.array_equal(made, parameter):
             return None
     return found
 

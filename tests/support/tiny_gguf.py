@@ -10,7 +10,8 @@ from gguf import GGUFWriter, TokenType, get_tensor_name_map
 from gguf.constants import MODEL_ARCH
 from transformers import LlamaConfig, LlamaForCausalLM
 
-WORDS, WIDTH, INNER, LAYERS, HEADS, KV_HEADS = 48, 32, 64, 2, 4, 2
+BYTES = 256
+WORDS, WIDTH, INNER, LAYERS, HEADS, KV_HEADS = BYTES + 8, 32, 64, 2, 4, 2
 
 
 def save_llama(folder: Path) -> LlamaForCausalLM:
@@ -50,10 +51,12 @@ def write_gguf(model: LlamaForCausalLM, path: Path) -> None:
     writer.add_rope_dimension_count(WIDTH // HEADS)
     writer.add_vocab_size(WORDS)
     writer.add_tokenizer_model("llama")
-    words = [b"<unk>", b"<s>", b"</s>", *(f"w{number}".encode() for number in range(3, WORDS))]
+    words = [b"<unk>", b"<s>", b"</s>", *(f"<0x{byte:02X}>".encode() for byte in range(BYTES))]
+    words += [f"w{number}".encode() for number in range(len(words), WORDS)]
     writer.add_token_list(words)
     writer.add_token_scores([0.0] * WORDS)
-    kinds = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, *[TokenType.NORMAL] * (WORDS - 3)]
+    kinds = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, *[TokenType.BYTE] * BYTES]
+    kinds += [TokenType.NORMAL] * (WORDS - len(kinds))
     writer.add_token_types(kinds)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
