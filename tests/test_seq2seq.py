@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,15 +12,22 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from click.testing import CliRunner
+from heard import Heard
 from tiers import extended
 from tiny_seq2seq import ADAPTERS, ENDS, MODELS, PADDING, WORDS, peft_model, seq2seq
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 import adapter_export as ae
+from adapter_export.cli.main import main
 from adapter_export.errors import BaseModelError, RequestError
 from adapter_export.format.manifest import InputRecord
 from adapter_export.format.manifest_json import write_manifest
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.runtime import Bundle, Decoding, Session
+from adapter_export.runtime.generation import Decoder
 from adapter_export.torch_backend.base.torch_base import base_of
 
 TOKENS = 12
@@ -138,6 +146,28 @@ def test_generate_writes_what_transformers_writes_of_a_padded_batch(
 def test_generate_takes_an_adapter_for_each_prompt(folder: Path, session: Session, end: int) -> None:
     found = session.generate([prompts()[0]] * 3, adapters=CHOICES, decoding=Decoding(TOKENS))
     assert found == [_text(written_in_transformers(folder, name)[0][0], end) for name in CHOICES]
+
+
+def test_forced_and_suppressed_tokens_are_those_of_transformers(folder: Path, session: Session, end: int) -> None:
+    manifest = Bundle.open(folder / "bundle").manifest
+    usual = session.generate(prompts(), decoding=Decoding(TOKENS))
+    never = [usual[0][1], usual[1][0]]
+    assert manifest.generation is not None
+    settings = replace(manifest.generation, first=9, suppressed=tuple(never))
+    decoder = Decoder(session, replace(manifest, generation=settings))
+    rows = list(decoder.write(prompts(), [None] * 3, Decoding(TOKENS), [end]))
+    found = {row.place: row.tokens for row in rows if row.finish is not None}
+    ids, mask = map(torch.from_numpy, texts())
+    expected = peft_model(folder, None).generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=TOKENS,
+        do_sample=False,
+        forced_bos_token_id=9,
+        suppress_tokens=never,
+    )
+    assert [found[place] for place in range(3)] == [_text(tokens, end) for tokens in expected[:, 1:].numpy()]
+    assert all(tokens[0] == 9 and tokens not in usual for tokens in found.values())
 
 
 def test_golden_texts_are_those_of_transformers_and_peft(folder: Path) -> None:
@@ -260,6 +290,44 @@ def test_a_decoder_stops_at_its_last_position(tmp_path_factory: pytest.TempPathF
     (case,) = input_cases(manifest.inputs, seed=0, shapes=[shapes])
     with pytest.raises(RequestError, match=r"past_decoder_sequence \+ decoder_sequence`: .*; found 41"):
         session.run(case.arrays)
+
+
+@pytest.mark.extended
+def test_a_writer_reads_prompts_as_texts(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    """The prompt is what the encoder reads, and the text holds none of it."""
+    folder, (_, end) = seq2seq(tmp_path_factory, "bart"), ENDS["bart"]
+    words = Tokenizer(WordLevel({f"w{number}": number for number in range(WORDS)}, unk_token="w3"))
+    words.pre_tokenizer = Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    adapter = ae.import_peft(folder / "few", folder / "base.pt", name="few")
+    bundle = ae.build(folder / "base.pt", [adapter], tmp_path / "bundle", tokenizer=tmp_path / "tokenizer.json")
+    prompt, expected = prompts()[0], _text(written_in_transformers(folder, "few")[0][0], end)
+    (text,) = bundle.writer().write([" ".join(f"w{number}" for number in prompt)], "few", decoding=Decoding(TOKENS))
+    assert text.text == " ".join(f"w{number}" for number in expected)
+    assert text.finish == ("end" if len(expected) < TOKENS else "length")
+    arguments = ["run", str(tmp_path / "bundle"), "--adapter", "few", "--prompt", text.prompt, "--json"]
+    found = CliRunner().invoke(main, [*arguments, "--max-new-tokens", str(TOKENS)])
+    assert text.text in found.output
+
+
+def test_a_decoder_without_a_first_token_is_refused(tmp_path: Path) -> None:
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 20}
+    config = transformers.T5Config(**sizes, decoder_start_token_id=None, bos_token_id=None)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    with pytest.raises(BaseModelError, match="does not say with which token its decoder begins"):
+        ae.capture(tmp_path / "t5", tmp_path / "base.pt", with_cache=True)
+
+
+def test_settings_that_greedy_generation_leaves_out_are_noted(tmp_path: Path, folder: Path) -> None:
+    copy = shutil.copytree(folder / "hf", tmp_path / "hf")
+    settings = json.loads((copy / "generation_config.json").read_text())
+    settings |= {"num_beams": 4, "forced_bos_token_id": 9, "bad_words_ids": [[7], [8, 9]], "suppress_tokens": [5]}
+    (copy / "generation_config.json").write_text(json.dumps(settings))
+    heard = Heard()
+    base = ae.capture(copy, tmp_path / "base.pt", with_cache=True, reporter=heard)
+    assert any("without `num_beams`, `bad_words_ids` of" in note for note in heard.notes)
+    record = base.torch.generation.record()
+    assert (record.first, record.suppressed, record.start) == (9, (5, 7), PADDING)
 
 
 def test_an_encoder_of_sound_is_refused(tmp_path: Path) -> None:

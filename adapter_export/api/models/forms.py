@@ -124,9 +124,11 @@ class ArchiveBase(Base):
 
     @property
     def generation(self) -> GenerationRecord | None:
-        """How it writes texts, by the configuration of its folder; `None` without caches."""
-        cached = any(record.role == "cache" for record in self.inputs)
-        return self.model.generation.record() if cached else None
+        """How it writes texts, by the configuration of its folder; `None` without caches or settings."""
+        from adapter_export.format.model_config import Generation
+
+        said, cached = self.model.generation, any(record.role == "cache" for record in self.inputs)
+        return said.record() if cached and said != Generation() else None
 
     def companions(self, graph: str) -> Mapping[str, Path | bytes]:
         """Return the configuration with which onnxruntime-genai runs a captured decoder."""

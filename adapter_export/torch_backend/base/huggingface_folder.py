@@ -158,6 +158,14 @@ def _captured_seq2seq(folder: Path, config: Any, lengths: Bounds | None) -> Torc
             fix=f"capture it without {argument('with_cache', True)}",
         )
     model, _ = _open(folder, AutoModelForSeq2SeqLM)
+    generation = _generation(model, folder)
+    if generation.start is None:
+        raise BaseModelError(
+            "does not say with which token its decoder begins a text",
+            where=folder / "generation_config.json",
+            expected="a `decoder_start_token_id`, or a `bos_token_id`",
+            fix="add it, as the model was trained",
+        )
     both = CachedSeq2Seq(model)
     with within(folder), quiet(), _quiet_transformers():
         examples = both.example_inputs()
@@ -167,7 +175,7 @@ def _captured_seq2seq(folder: Path, config: Any, lengths: Bounds | None) -> Torc
         both.check_steps(base.program)
     limits = both.lengths(base.lengths, most_tokens(model))
     notes = (*base.notes, *_unheeded(model))
-    return replace(base, lengths=limits, generation=_generation(model, folder), notes=notes)
+    return replace(base, lengths=limits, generation=generation, notes=notes)
 
 
 def _captured(
@@ -187,11 +195,12 @@ def _generation(model: Any, folder: Path) -> Generation:
     """Return the generation settings of a language model, by `generation_config.json`, else by `config.json`."""
     said, file = model.generation_config, folder / CONFIG
     ends = said.eos_token_id if isinstance(said.eos_token_id, list) else [said.eos_token_id]
+    start = said.bos_token_id if said.decoder_start_token_id is None else said.decoder_start_token_id
     never = [*(said.suppress_tokens or ()), *(ids[0] for ids in said.bad_words_ids or () if len(ids) == 1)]
     return Generation(
         end=tuple(number for number in ends if number is not None),
         padding=said.pad_token_id,
-        start=said.decoder_start_token_id if model.config.is_encoder_decoder else None,
+        start=start if model.config.is_encoder_decoder else None,
         first=said.forced_bos_token_id,
         suppressed=tuple(sorted(set(never))),
         begin=said.bos_token_id,
