@@ -12,7 +12,6 @@ from adapter_export.api.models.base import Address, PathLike, require
 from adapter_export.errors import UsageError, argument
 from adapter_export.hub.address import locate
 from adapter_export.reporting import SILENT, Reporter
-from adapter_export.text import TextSide
 
 if TYPE_CHECKING:
     from adapter_export.batch.job import Answered
@@ -27,7 +26,7 @@ def run_many(
     adapter: str | None = None,
     adapter_column: str | None = None,
     strength: float | None = None,
-    side: TextSide | None = None,
+    side: Literal["query", "document"] | None = None,
     weights: Mapping[str, float] | None = None,
     text_column: str = "text",
     pair_column: str | None = None,

@@ -19,7 +19,6 @@ from adapter_export.option import DELIMITER, ENCODING, Force, Option, OptionsOf
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.safe_io.output import Output
 from adapter_export.tables import Described
-from adapter_export.text import TextSide
 
 if TYPE_CHECKING:
     from adapter_export.batch.job import Answered
@@ -143,7 +142,8 @@ def run(
         Option("Scale the adapter (1 = as trained, 0 = base, negative = subtract). Heads are not scaled.", "S"),
     ] = None,
     side: Annotated[
-        TextSide | None, "Side of all texts, for adapters with prefixes of queries and of documents."
+        Literal["query", "document"] | None,
+        "Side of all texts, for adapters with prefixes of queries and of documents.",
     ] = None,
     adapter_file: Annotated[
         PathLike | None, Option("Load an additional adapter file built for this graph.", "FILE")
