@@ -54,6 +54,12 @@ def check_for_transformers_js(bundle: Path, manifest: Manifest) -> None:
                 where=f"adapter `{record.name}`",
                 fix="build the bundle with the tokenizer that the adapter was trained with, or remove the adapter",
             )
+        if record.task is not None and record.task.has_sides:
+            raise UsageError(
+                "has prefixes of queries and of documents, and this layout puts one prefix before all texts",
+                where=f"adapter `{record.name}`",
+                fix="remove the adapter, or serve the bundle with `examples/node`",
+            )
 
 
 def copied_for_transformers_js(manifest: Manifest) -> list[str]:

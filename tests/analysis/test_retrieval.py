@@ -227,6 +227,10 @@ class TestSides:
         assert {text["side"] for text in own["texts"]} == {"query", "document"}
         assert ae.verify(searched / "bundle").passed
 
+    def test_a_layout_without_sides_refuses_the_adapter(self, searched: Path, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="adapter `search`: has prefixes of queries and of documents"):
+            ae.ship(searched / "bundle", tmp_path / "shipped", layout="transformers.js")
+
     def test_prefixes_of_sides_need_pairs(self, searched: Path) -> None:
         options = {"task": "embedding", "query_prefix": "q: "}
         with pytest.raises(UsageError, match="only pairs have queries and documents"):
