@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
-from adapter_export.api.models.base import Base, OpenOptions, PathLike, require
+from adapter_export.api.models.base import Address, Base, OpenOptions, PathLike, require
 from adapter_export.api.models.forms import GenaiBase
 from adapter_export.api.models.opening import unopened
 from adapter_export.commands.command import Command, Screen
@@ -77,7 +77,7 @@ class Identified(Described):
 def identify(
     folder: Annotated[PathLike, Option(metavar="FOLDER")],
     weights: Annotated[
-        Base | PathLike,
+        Base | Address,
         Option(
             "The torch archive (`capture --with-cache`) or the Hugging Face folder of the same model.",
             "MODEL",
@@ -152,7 +152,7 @@ def identify(
 
 
 @contextmanager
-def _decoder(weights: Base | PathLike, trust_pickle: bool) -> Iterator[TorchBase]:
+def _decoder(weights: Base | Address, trust_pickle: bool) -> Iterator[TorchBase]:
     """Open the trained model: an archive with its weights left in the file, a Hugging Face folder with its head."""
     base = unopened(weights, OpenOptions(trust_pickle=trust_pickle))
     base.check_trainable()
