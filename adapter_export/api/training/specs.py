@@ -114,7 +114,7 @@ class DataSpec:
     @cached_property
     def files(self) -> tuple[Path, Path | float, Path | None]:
         """The training file, the validation file or the fraction that is held out, and the test file."""
-        held_out = _HELD_OUT if self.validation is None else self.validation
+        held_out = _HELD_OUT if self.validation is None else float(self.validation)
         validation = held_out if self.validation_data is None else locate(self.validation_data, "table").path
         test = None if self.test_data is None else locate(self.test_data, "table").path
         return locate(self.training, "table").path, validation, test
