@@ -14,7 +14,7 @@ from adapter_export.graph.adapter import HEAD, Head
 from adapter_export.graph.heads import HeadOptions, make_head
 from adapter_export.graph.tasks import TASK_TYPES, Task
 from adapter_export.importers.match import Renaming
-from adapter_export.importers.peft.head import RECIPES, TOKENS, HeadChoice, KnownHead
+from adapter_export.importers.peft.head import LAST_TOKEN, RECIPES, TOKENS, HeadChoice, KnownHead
 
 _SPANS = "QUESTION_ANS"
 _CAUSAL = "CAUSAL_LM"
@@ -70,17 +70,14 @@ def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead:
             found=f"the architecture `{request.base.model_type}`",
             fix=f"give the name with {argument('prefix')}, such as `model`; or {WITHOUT_HEAD}",
         )
-    if head.output == "logits" and family not in RECIPES:
-        raise target.refusal(
-            "the head of this architecture in transformers is not known",
-            where=HEAD,
-            found=f"`{family}`",
-            fix=WITHOUT_HEAD,
-        )
-    known = (
-        RECIPES[family] if head.output == "logits" else KnownHead(TOKENS, classes=_token_layer(request, name, family))
-    )
+    known = KnownHead(TOKENS, classes=_token_layer(request, name, family))
+    if head.output == "logits":
+        known = RECIPES.get(family, KnownHead("last", classes=LAST_TOKEN))
     layers = _layers(head, known, request.adapter.parameters(HEAD))
+    if layers is not None and known.pooling == "last" and layers[LAST_TOKEN].pop("bias").any():
+        raise target.refusal(
+            "the head of a decoder has no bias in transformers", where=HEAD, found="a bias", fix=WITHOUT_HEAD
+        )
     if layers is None:
         formula = (
             f"`classes({known.activation}(dense({known.pooling})))`" if known.dense else f"`classes({known.pooling})`"
@@ -101,7 +98,7 @@ def saved_head(request: ExportRequest, target: ExportFormat) -> SavedHead:
         tuple(dict.fromkeys(_saved_name(path, family) for path in kept)),
         {f"{path}.{role}": tensor for path, tensors in kept.items() for role, tensor in tensors.items()},
         HeadChoice(labels=head.labels or None, task=None if head.task is None else head.task.type),
-        LoadsAs(_classes(name), len(next(reversed(layers.values()))["bias"])),
+        LoadsAs(_classes(name), len(next(reversed(layers.values()))["weight"])),
     )
 
 

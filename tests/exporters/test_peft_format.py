@@ -24,6 +24,7 @@ from peft_folders import (
     expected,
     import_peft,
     read_config,
+    refused_folder,
 )
 
 from adapter_export.errors import AdapterError, ParityError
@@ -105,6 +106,22 @@ def test_tensors_of_every_case_come_back_bit_for_bit(
     tensors = {key: value.detach().numpy() for key, value in model.program.state_dict.items()}
     for name in (name for name in CASES if base_folder(name).name == base):
         check_round_trip(name, TorchRunner(model).sites, tensors, model.model_type, tmp_path / name)
+
+
+@pytest.mark.extended
+def test_a_head_that_reads_the_last_token_comes_back(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = peft_base_in_torch(peft_base(tmp_path_factory, "llama"), "llama")
+    (folder,) = (path.parent for path in refused_folder("last_token").rglob(CONFIG))
+    sites = TorchRunner(model).sites
+    adapter = import_peft(folder, sites, name="a", base=FINGERPRINT).adapter
+    found = exported(ExportRequest(adapter, view(sites, {}, "llama")), "peft", tmp_path / "out")
+    original = read_tensors(folder / "adapter_model.safetensors")
+    assert found.config["task_type"] == "SEQ_CLS"
+    assert found.tensors.keys() == original.keys()
+    assert all(np.array_equal(found.tensors[key], original[key]) for key in original)
+    biased = replace(adapter, weights={**adapter.weights, "head.classifier.bias": np.ones(3, np.float32)})
+    with pytest.raises(AdapterError, match="no bias in transformers"):
+        exported(ExportRequest(biased, view(sites, {}, "llama")), "peft", tmp_path / "biased")
 
 
 CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification", "TOKEN_CLS": "AutoModelForTokenClassification"}
