@@ -18,7 +18,7 @@ class Decoding:
     Attributes:
         max_new_tokens: the most tokens that are written behind a prompt.
         temperature: logits are divided by it before a token is drawn; 0 takes the most likely token.
-        top_k: a token is drawn from so many of the most likely ones.
+        top_k: the number of most likely tokens to draw from.
         top_p: a token is drawn from the fewest tokens that together have this probability (Holtzman et al. 2020, §3.1).
         seed: of the random numbers, which are those of a row whatever rows are beside it.
         stop: texts behind which nothing is written; they are left out themselves.

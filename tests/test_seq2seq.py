@@ -32,7 +32,7 @@ from adapter_export.torch_backend.base.torch_base import base_of
 
 TOKENS = 12
 TOLERANCE = 1e-5
-"""Of logits around 5, which float32 rounds at each of some twenty sums."""
+"""Tolerance of logits around 5, which float32 rounds at each of some twenty sums."""
 
 CHOICES = (None, *ADAPTERS)
 Arrays = dict[str, np.ndarray]
@@ -86,7 +86,7 @@ def written_in_transformers(folder: Path, name: str | None) -> tuple[np.ndarray,
 def step_by_step(
     run: Callable[[Arrays], Mapping[str, np.ndarray]], records: Sequence[InputRecord], end: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same by the rule of the manifest: the source in the first call only, each cache as the output `next`."""
+    """Tokens and logits by the rule of the manifest: the source in the first call, each cache as the output `next`."""
     ids, mask = texts()
     new, source, logits, ended = np.full((3, 1), PADDING), ids, list[np.ndarray](), np.zeros(3, bool)
     caches = {
@@ -107,7 +107,7 @@ def step_by_step(
 
 
 def test_the_texts_tell_adapters_and_rows_apart(folder: Path, end: int) -> None:
-    """Or equal texts, or texts of one length, would show nothing."""
+    """Make sure that texts differ in tokens and lengths, as equal ones would show nothing."""
     tokens = {name: written_in_transformers(folder, name)[0] for name in CHOICES}
     assert len({tuple(row) for rows in tokens.values() for row in rows}) > 2 * len(CHOICES)
     assert len(set((tokens[None] == end).argmax(1))) == 3

@@ -171,7 +171,7 @@ def apply_gates(gates: Mapping[str, float], metrics: Sequence[Metric], scores: M
 
 @dataclass(frozen=True)
 class Versus:
-    """The same rows answered by the reference.
+    """Answers of the reference to the rows.
 
     Attributes:
         reference: the reference, such as `torch 2.13.0 float32`.

@@ -63,7 +63,7 @@ class BudgetRecord:
 
 @dataclass(frozen=True)
 class MasksRecord:
-    """Where NaN, or Inf, stands, as counts of elements.
+    """Positions of NaN or Inf, as counts of elements.
 
     Attributes:
         agree: on both sides.
@@ -237,7 +237,7 @@ class Measurement(ComparisonRecord):
 
     @property
     def place(self) -> str:
-        """Where it was measured, for messages."""
+        """The place of the measurement, for messages."""
         adapter = self.adapter or "base"
         if self.kind != "output":
             graph = "" if self.kind == "site" else f", `{self.variant}`"
@@ -256,7 +256,7 @@ class Measurement(ComparisonRecord):
 
 @dataclass(frozen=True)
 class LocationRecord:
-    """Where a failure comes from.
+    """The origin of a failure.
 
     Attributes:
         adapter, case, variant: of the output that fails.

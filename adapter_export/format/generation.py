@@ -1,4 +1,4 @@
-"""How a base writes a text: the tokens with which it begins and ends, and those that it may not choose."""
+"""Settings for writing a text: the tokens that begin and end it, and those that may not be chosen."""
 
 from __future__ import annotations
 

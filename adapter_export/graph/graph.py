@@ -137,7 +137,7 @@ class AdapterGraph:
         return self._bound[1][node.output]
 
     def known_dimensions(self, node: Node, widths: Mapping[str, int]) -> dict[str, int]:
-        """The same in numbers, without those whose width is not given."""
+        """Shapes in numbers, without those whose width is not given."""
         dims = self.dimensions(node).items()
         return {name: resolve(dim, widths) for name, dim in dims if isinstance(dim, int) or dim in widths}
 

@@ -37,7 +37,7 @@ _LOST_SLASH = re.compile(r"(hf|oci):/(?!/)")
 
 @dataclass(frozen=True)
 class Located:
-    """What an address names, on this machine.
+    """The files on this machine that an address names.
 
     Attributes:
         asked: the address, as the user wrote it.

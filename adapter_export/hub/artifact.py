@@ -52,7 +52,7 @@ class Remote:
 
 
 class Source(Protocol):
-    """Where an artifact is taken from."""
+    """The source of an artifact."""
 
     def resolve(self) -> Remote:
         """Resolve the reference to its current target."""

@@ -111,7 +111,7 @@ class Contents(Protocol):
 
 @dataclass(frozen=True)
 class Order:
-    """What is fetched, and the reporter of the call."""
+    """The files to fetch, and the reporter of the call."""
 
     reference: Reference | DatasetReference
     contents: Contents

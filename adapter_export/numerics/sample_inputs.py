@@ -29,7 +29,7 @@ Shape = Mapping[str, int]
 """A length for each named axis."""
 
 Padding = Literal["none", "right", "left", "holes"]
-"""Where a mask hides tokens: behind the others, before them, or between them."""
+"""Places of masked tokens: after the others, before them, or between them."""
 
 _SUFFIXES: Mapping[Padding, str] = {"none": "", "right": "_padded", "left": "_padded_left", "holes": "_padded_holes"}
 

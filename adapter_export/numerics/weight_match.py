@@ -178,7 +178,7 @@ def _differs(where: object, found: str) -> BaseModelError:
 
 @dataclass(frozen=True)
 class _Rest:
-    """What is left of a use: its rows from `start` on."""
+    """The rest of a use: its rows from `start` on."""
 
     use: WeightUse
     start: int

@@ -63,7 +63,7 @@ def write_adapter_file(
 Bytes = bytes | mmap.mmap
 
 Place = tuple[int, tuple[int, ...], np.dtype[np.generic]]
-"""Where the first byte of a tensor lies in an adapter file, its shape and its type there."""
+"""The offset of the first byte of a tensor in an adapter file, its shape and its type there."""
 
 Places = Mapping[str, Place]
 

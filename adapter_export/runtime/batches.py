@@ -68,7 +68,7 @@ class Item:
     twin: int = 0
     """The first request with the same inputs, where calls compute what is alike once; else one number for all."""
     origin: Origin | None = None
-    """Where its tokens were, if padding was removed."""
+    """The former places of its tokens, if padding was removed."""
 
     @property
     def head_only(self) -> bool:

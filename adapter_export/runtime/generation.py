@@ -368,7 +368,7 @@ class Generated(Described):
 
 @dataclass(frozen=True)
 class Piece:
-    """What was written of a text since its last piece.
+    """A part of a text, from the end of the piece before it.
 
     Attributes:
         row: the place of its prompt.

@@ -21,7 +21,7 @@ Spans = Mapping[Axis, tuple[int, int, int]]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the tokens of a row were before padding was removed."""
+    """The places of the tokens of a row before padding was removed."""
 
     spans: Spans
 

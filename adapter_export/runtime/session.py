@@ -99,7 +99,7 @@ class Session(Described):
 
     @property
     def provider(self) -> Provider:
-        """Where it computes."""
+        """The execution provider that computes."""
         return self._graphs.provider
 
     @property

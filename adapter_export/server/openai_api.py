@@ -25,7 +25,7 @@ from adapter_export.server.route_context import Context
 from adapter_export.text import TextSide
 
 PREFIXES = ("/v1", "/openai/v1")
-"""Where the routes are; the second one is KServe's."""
+"""Prefixes of the routes; the second one is KServe's."""
 
 
 def _texts(given: object) -> object:

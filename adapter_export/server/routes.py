@@ -26,7 +26,7 @@ Known = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Route:
-    """Where calls of a name go.
+    """The models that answer calls of a name.
 
     Attributes:
         shares: the models that answer, and the share of the calls that each gets; together 1.

@@ -23,7 +23,7 @@ from adapter_export.torch_backend.hooks import HookedAdapter
 from adapter_export.version import __version__
 
 CHECKPOINT_FOLDER = "adapter_export"
-"""Where the adapter lies in a checkpoint of the `Trainer`."""
+"""The folder of the adapter in a checkpoint of the `Trainer`."""
 
 _SETTINGS = (
     "num_train_epochs",

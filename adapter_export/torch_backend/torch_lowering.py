@@ -166,7 +166,7 @@ POOLING_NAMESPACE = "adapter_export"
 def pooling_operator(pooling: str) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a pooling of [batch, tokens, width] and the mask [batch, tokens] as one operator of torch.
 
-    `torch.export` keeps an operator as it is, so that whoever reads the program finds the pooling by its name.
+    `torch.export` keeps an operator as it is, so that readers of the program find the pooling by its name.
     """
     row = POOLINGS[pooling]
     node, lowering = Node(row.name, ("hidden", "mask")[: row.arity.least], "pooled"), LOWERINGS[row.name]

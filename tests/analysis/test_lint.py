@@ -192,7 +192,7 @@ def test_texts_are_read_by_the_options_of_train(text_folder: Path, tmp_path: Pat
     adapter = replace(trained, weights=drawn, training={})
 
     def start(texts: list[str], **options: object) -> str:
-        """How far the adapter moves the base on texts, as the finding says it."""
+        """The effect of the adapter on texts, in the words of the finding."""
         table = tmp_path / "rows.csv"
         table.write_text("words;label\n" + "".join(f"{text};x\n" for text in texts), encoding="utf-8")
         given = {"text": "words", "delimiter": ";", "label": "label", **options}

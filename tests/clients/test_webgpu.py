@@ -22,7 +22,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def seen(browser_client: Client, bundle: Path) -> dict[str, Any]:
-    """What the page shows and answers, by the fault of `gpu.mjs`."""
+    """The page's notes and answers, by the fault of `gpu.mjs`."""
     node, program = browser_client.command
     script = Client((node,), browser_client.variants, browser_client.environment)
     rows = json.dumps({"texts": [{"text": TEXT}] * len(ADAPTERS), "adapters": ADAPTERS})

@@ -174,7 +174,7 @@ def cpp_service(bundle: Bundle, rows: Sequence[Row], services: Services) -> Sequ
 
 
 def _plain(bundle: Bundle, row: Row, form: str, task: str) -> bool:
-    """Whether the APIs of others can express a row: they have no strengths, no weights, and say nothing of a cut."""
+    """True if APIs of others can express a row: they have no strengths and no weights, and do not report a cut."""
     recipe = bundle.oracle.recipe(row)
     if recipe is None or recipe.task["type"] != task or (shape(row), row.strength, row.weights) != (form, 1, None):
         return False

@@ -46,7 +46,7 @@ DIFFERENT = {
     "bert/setup_stack_parallel_last": "its last adapter, which is all that the library computes",
     "bert/vera": "a LoRA",
 }
-"""What an export of an imported adapter has instead of the library's own tensors; `docs/importing.md` says so, too."""
+"""Tensors of exported imports that differ from the library's own, as in `docs/importing.md`."""
 
 REFUSED = ("dora", "dvora", "fusion_", "setup_", "lora_gated")
 """The beginnings of the names of those that have no single config; LoRA with a gate only in a fused layer."""
@@ -71,7 +71,7 @@ def imported(case: str, base: Made) -> Adapter:
 
 
 def check_round_trip(case: str, base: Made, folder: Path) -> bool:
-    """Whether the tensors are the same; a refusal must be a known one."""
+    """True if the tensors are equal; a refusal must be a known one."""
     try:
         adapter = imported(case, base)
     except AdapterError:
@@ -168,7 +168,7 @@ def test_a_head_that_reads_the_mean_is_refused(tmp_path: Path) -> None:
 
 
 LIBRARY = Path(sys.prefix) / "adapterhub"
-"""Where `make setup` installs AdapterHub's library with its older transformers."""
+"""The folder into which `make setup` installs AdapterHub's library with its older transformers."""
 
 COMPUTED = (
     *(f"bert/{case}" for case in ("double_seq_bn_inv", "compacter", "lora", "ia3", "union", "everything")),

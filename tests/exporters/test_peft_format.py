@@ -50,7 +50,7 @@ DIFFERENT = {
     "change_vera": "a LoRA",
     "tied_lora_language_head": "PEFT saves the base's language head along, which the file does not need",
 }
-"""What an export of an imported adapter has instead of PEFT's own tensors; `docs/importing.md` says so, too."""
+"""Tensors of exported imports that differ from PEFT's own, as in `docs/importing.md`."""
 
 REFUSED = {
     "bert_lora_bias_all": "embeddings",

@@ -49,7 +49,7 @@ def test_caches_are_told_by_a_length_that_is_a_sum(total):
 
 
 def test_caches_of_two_texts_are_told_by_their_sums():
-    """Those of an encoder–decoder, whose halves have tokens of their own."""
+    """Inputs of an encoder–decoder, whose halves have tokens of their own."""
     source, written = replace(IDS, name="source", axes=("batch", "old")), IDS
     mask = replace(MASK, axes=("batch", "past_old + old"))
     keys = [past("encoder", axis="past_old"), past("decoder")]

@@ -24,7 +24,7 @@ from adapter_export.numerics.weight_match import StoredRows, WeightUse, match_we
 from adapter_export.onnx_backend.base.weight_uses import weight_uses
 
 K, N = 112, 12
-"""Of four blocks of 32 the last one is shorter."""
+"""A width of four blocks of 32, the last one shorter."""
 
 
 def product(weight: np.ndarray) -> onnx.ModelProto:

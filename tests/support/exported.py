@@ -45,7 +45,7 @@ class _Shapes(Adapter):
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written to a folder, and the error of what was read back."""
+    """A written folder, and the error of the adapter that was read back."""
 
     written: Written
     error: float

@@ -80,7 +80,7 @@ def run_builder(source: Path, folder: Path, precision: str, *options: str) -> No
 
 @dataclass(frozen=True)
 class Text:
-    """What was generated: the new tokens, and the logits [tokens, words] by which each of them was chosen."""
+    """A generated text: its tokens, and the logits [tokens, words] by which each was chosen."""
 
     tokens: list[int]
     logits: np.ndarray

@@ -18,7 +18,7 @@ import adapter_export as ae
 
 WORDS, WIDTH, PADDING = 60, 32, 0
 ENDS = {"t5": (4, 59), "bart": (7, 4), "marian": (3, 36)}
-"""By kind the seed of the weights, and the token that ends a text: one that each text of the tests comes to."""
+"""The seed of the weights and the token that ends a text, by kind; each text of the tests comes to that token."""
 ADAPTERS: Mapping[str, Sequence[str]] = {"few": ("q", "v"), "all": ("q", "v", "k", "o", "wi", "wo")}
 """PEFT adapters by name, and the layers of each half that they change, as T5 calls them."""
 

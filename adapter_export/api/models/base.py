@@ -403,7 +403,7 @@ class Base(Described):
 
     @property
     def generation(self) -> GenerationRecord | None:
-        """How it writes texts; `None` for a base that keeps no caches, or of which that is unknown."""
+        """Settings for writing texts; `None` for a base without caches, or with unknown settings."""
         return None
 
     @abstractmethod

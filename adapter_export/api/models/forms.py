@@ -124,7 +124,7 @@ class ArchiveBase(Base):
 
     @property
     def generation(self) -> GenerationRecord | None:
-        """How it writes texts, by the configuration of its folder; `None` without caches or settings."""
+        """Settings for writing texts, from the configuration of its folder; `None` without caches or settings."""
         from adapter_export.format.model_config import Generation
 
         said, cached = self.model.generation, any(record.role == "cache" for record in self.inputs)

@@ -1,4 +1,4 @@
-"""Where a failure comes from: a node or an optimization level; what kind of fault; and a folder that repeats it."""
+"""The origin of a failure: a node or an optimization level, the kind of fault, and a folder that repeats it."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ class Kind:
                 yield site, component
 
     def placed(self, sites: Iterable[Site]) -> list[tuple[Site, Component]]:
-        """The same as `at`, for a base that must have all its places.
+        """Return what `at` returns, for a base that must have all its places.
 
         Raises `AdapterError` if the base lacks one of them, or a layer that is left out.
         """

@@ -15,7 +15,7 @@ from adapter_export.safe_io.documents import read_json
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-"""Where the tensors may lie; the first that is there is read."""
+"""Possible files of the tensors; the first that exists is read."""
 
 _WHOLE_MODELS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 

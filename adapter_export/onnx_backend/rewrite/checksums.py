@@ -38,7 +38,7 @@ _LONGEST = 46340
 """The longest axis along which float64 adds up exactly: numbers below 2^23 times their positions stay within 2^53."""
 
 _LONGEST_INTEGER = 2**20
-"""The same for int64, which has 2^63."""
+"""The longest axis of integers, whose sums int64 holds: it has 2^63."""
 
 _OWNER = "checksums"
 
