@@ -72,7 +72,7 @@ class HelpPage(click.Command):
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the page with all options explained, or where that is too long, with the most used ones, or fewer."""
         whole, rare = self._sectioned, self._sectioned.difference(self._common)
-        brief = [(True, rare, None), (True, rare, 1), (True, whole, 1)] if self.sections else []
+        brief = [(True, hidden, most) for hidden in (rare, whole) for most in (None, 1)] if self.sections else []
         for named, hidden, most in [(False, whole, None), *brief]:
             page = ctx.make_formatter()
             self.format_usage(ctx, page)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapter_export.decoding import Decoding
-from adapter_export.errors import FormatError, RequestError
+from adapter_export.errors import FormatError, RequestError, argument
 from adapter_export.format.axes import names
 from adapter_export.format.generation import GenerationRecord
 from adapter_export.format.lengths import axis_lengths
@@ -304,7 +304,7 @@ def _roles(manifest: Manifest) -> tuple[InputRecord, InputRecord | None, OutputR
             "the bundle does not generate text",
             found=f"inputs {', '.join(record.name for record in manifest.inputs)}",
             expected="token ids, a cache, and logits for each new token",
-            fix="capture a language model with `--with-cache`, and build again",
+            fix=f"capture a language model with {argument('with_cache', True)}, and build again",
         )
     return ids[0], masks[0] if masks else None, results[0]
 

@@ -23,7 +23,7 @@ def test_an_option_that_reaches_the_runtime_touches_four_files(trial: TrialChang
     declared = '    contrast: Annotated[float, Option("Multiply the results of heads.", "C")] = 1.0,\n'
     before = "    adapter_file: Annotated[\n"
     trial.edit(COMMAND, before, declared + before)
-    trial.edit(COMMAND, "weights=weights) for row in rows]", "weights=weights, contrast=contrast) for row in rows]")
+    trial.edit(COMMAND, "weights=weights).on_side(", "weights=weights, contrast=contrast).on_side(")
     trial.edit(ROW, STRENGTH, STRENGTH + "    contrast: float = 1.0\n")
     trial.edit(ROW, "head_only, row.where)", "head_only, row.where, contrast=row.contrast)")
     trial.edit(REQUEST, '    where: str = ""\n', '    where: str = ""\n    contrast: float = 1.0\n')

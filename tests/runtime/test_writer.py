@@ -84,9 +84,9 @@ def test_rows_of_different_lengths_and_adapters_share_calls(bundle: Bundle, monk
 def test_a_text_goes_on_to_the_longest_whatever_is_beside_it(folder: Path, session: Session) -> None:
     long = list(np.random.default_rng(2).integers(2, END, LONGEST - 4))
     decoding = Decoding(LONGEST)
-    alone = [session.generate([prompt], "a", decoding=decoding)[0] for prompt in ([17], long)]
+    alone = [session.generate([prompt], "a", decoding=decoding, ends=())[0] for prompt in ([17], long)]
     assert [len(one) for one in alone] == [LONGEST - 1, 4]
-    assert session.generate([[17], long], "a", decoding=decoding) == alone
+    assert session.generate([[17], long], "a", decoding=decoding, ends=()) == alone
 
 
 def test_texts_stop_where_they_should(folder: Path, bundle: Bundle) -> None:

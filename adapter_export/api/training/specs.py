@@ -77,8 +77,8 @@ class DataSpec:
         Literal["right", "left"] | None, "Side on which long texts are truncated; defaults to the tokenizer's."
     ] = None
     prefix: Annotated[str, "Text put before each row (`embedding` only)."] = ""
-    query_prefix: Annotated[str, "Text put before each `--text` of pairs (`embedding` only)."] = ""
-    document_prefix: Annotated[str, "Text put before each `--pair` and `--negative` (`embedding` only)."] = ""
+    query_prefix: Annotated[str, "Text put before the first text of each pair (`embedding` only)."] = ""
+    document_prefix: Annotated[str, "Text put before positives and negatives (`embedding` only)."] = ""
     packing: Annotated[bool, "Concatenate texts into full rows; nothing is truncated (`causal_lm` only)."] = False
     end_token: Annotated[
         str | None, Option("Token that ends a text; defaults to the model's (`causal_lm` only).", "TOKEN")

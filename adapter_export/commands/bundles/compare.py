@@ -135,4 +135,8 @@ COMMAND = Command(
         "adapter-export compare bundle-fp32 bundle-int8 --only trec --data test.tsv --report comparison.html",
         "adapter-export compare a b student.pt --base model.pt --precisions fp32,int8 --data test.tsv",
     ),
+    sections={
+        "data": ("start", "group", "negative", "delimiter", "encoding", "skip_incomplete"),
+        "intervals": ("resamples", "seed"),
+    },
 )

@@ -219,4 +219,8 @@ COMMAND = Command(
         "adapter-export evaluate bundle --data pairs.jsonl --text query --pair passage --dimensions 128",
         "adapter-export evaluate bundle --data test.tsv --against model.pt --report evaluation.html",
     ),
+    sections={
+        "data": ("start", "group", "negative", "delimiter", "encoding", "skip_incomplete"),
+        "intervals": ("resamples", "seed"),
+    },
 )

@@ -171,4 +171,6 @@ COMMAND = Command(
         "adapter-export lint adapters/trec --base model.pt --data train.tsv",
         "adapter-export lint adapters/trec --base model.pt --json | jq '.findings[].rule'",
     ),
+    sections={"data": (OptionsOf(DataSpec),)},
+    common=("text", "pair", "label", "tokenizer", "max_tokens"),
 )

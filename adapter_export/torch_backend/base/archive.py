@@ -308,6 +308,12 @@ def write_clean(archive: Archive, target: Path) -> None:
     _write(archive, archive.texts, archive.tensors, target)
 
 
+def _config(archive: Archive) -> Any:
+    """Return the record of the weights."""
+    text = archive.texts[WEIGHTS]
+    return parse_json(text if isinstance(text, bytes) else text.encode(), f"{archive.path}, `{WEIGHTS}`")
+
+
 def write_outline(archive: Archive, target: Path) -> None:
     """Write a copy in which each weight is one zero that is repeated; `stored_weights` are to replace it.
 
@@ -315,7 +321,7 @@ def write_outline(archive: Archive, target: Path) -> None:
         BaseModelError: a tensor's bytes are damaged.
         OSError: the copy cannot be written.
     """
-    config = json.loads(archive.texts[WEIGHTS])
+    config = _config(archive)
     folder = WEIGHTS.rpartition("/")[0]
     zeros = {}
     for payload in config["config"].values():
@@ -346,9 +352,9 @@ def stored_weights(archive: Archive) -> Iterator[tuple[str, StoredWeight]]:
     Raises:
         BaseModelError: an entry ends behind the file.
     """
-    config = json.loads(archive.texts[WEIGHTS])["config"]
+    config = _config(archive)["config"]
     folder = WEIGHTS.rpartition("/")[0]
-    with open_regular(archive.path) as file, zipfile.ZipFile(file) as source:
+    with open_regular(archive.path) as file, _opened(archive.path) as source:
         for name, payload in config.items():
             info, meta = source.getinfo(archive.tensors[f"{folder}/{payload['path_name']}"]), payload["tensor_meta"]
             file.seek(info.header_offset + _LENGTHS_AT)

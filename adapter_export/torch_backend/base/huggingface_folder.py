@@ -262,12 +262,13 @@ def changed_folder(
     if head is None:
         return _live_outputs(changed(_open_base(folder)[0]), base)
     endings, count = head
-    config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, num_labels=count)
+    with parsing(partial(_not_opened, folder)):
+        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, num_labels=count)
     autos: list[Any] = [getattr(transformers, f"AutoModel{ending}", None) for ending in endings]
     auto = next((one for one in autos if one is not None and type(config) in one._model_mapping), None)
     if auto is None:
         raise BaseModelError("transformers has no class with such a head", where=folder, found=quoted(endings))
-    with quiet(), _quiet_transformers():
+    with quiet(), _quiet_transformers(), parsing(partial(_not_opened, folder)):
         model = auto.from_pretrained(str(folder), config=config, local_files_only=True, dtype=torch.float32)
     whole: Any = changed(model)
 
@@ -493,7 +494,7 @@ def _open(folder: Path, auto: Any) -> tuple[nn.Module, list[str]]:
     Beside it, the names of the folder's weights that are not in the model.
     """
     model, missing, unused = _load(folder, auto)
-    if missing and auto is AutoModel:
+    if missing and auto not in (AutoModelForCausalLM, AutoModelForSeq2SeqLM):
         # most often the pooler's weights are what is missing; not every architecture has one
         with suppress(BaseModelError):
             model, missing, unused = _load(folder, auto, add_pooling_layer=False)
