@@ -403,7 +403,7 @@ class Answerer:
 
     def _request(self, inputs: Arrays, head: Head, row: Row) -> Request:
         head_only = head.task is not None and not self._reading.outputs
-        return Request(inputs, head.adapter, row.strength, row.weights, head_only, row.where)
+        return Request.of_row(row, inputs, head.adapter, head_only=head_only)
 
     def _run(self, requests: Sequence[Request], reporter: Reporter) -> list[dict[str, np.ndarray]]:
         usual = TOKEN_BUDGET if self._reader is None else self._reader.token_budget

@@ -12,6 +12,7 @@ import numpy as np
 from adapter_export.errors import UsageError
 from adapter_export.format.axes import length, names
 from adapter_export.format.manifest import Axis, InputRecord, Manifest
+from adapter_export.graph.tasks.asked import Row
 from adapter_export.reporting import Reporter
 from adapter_export.runtime.graphs import Arrays
 from adapter_export.runtime.head_results import own_classes
@@ -49,6 +50,11 @@ class Request:
     weights: Mapping[str, float] | None = None
     head_only: bool = False
     where: str = ""
+
+    @classmethod
+    def of_row(cls, row: Row, inputs: Mapping[str, np.ndarray], adapter: str | None, *, head_only: bool) -> Request:
+        """Return the request of a row, whose adapter and inputs are known."""
+        return cls(inputs, adapter, row.strength, row.weights, head_only, row.where)
 
 
 @dataclass(frozen=True)

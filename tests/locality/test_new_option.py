@@ -14,7 +14,7 @@ from adapter_export.onnx_backend.base.onnx_base import open_onnx
 if TYPE_CHECKING:
     from conftest import TrialChange
 
-COMMAND, ROW = "commands/bundles/run.py", "runtime/answerer.py"
+COMMAND, ROW = "commands/bundles/run.py", "graph/tasks/asked.py"
 REQUEST, SESSION = "runtime/batches.py", "runtime/session.py"
 STRENGTH = "    strength: float = 1.0\n"
 
@@ -25,7 +25,7 @@ def test_an_option_that_reaches_the_runtime_touches_four_files(trial: TrialChang
     trial.edit(COMMAND, before, declared + before)
     trial.edit(COMMAND, "weights=weights).on_side(", "weights=weights, contrast=contrast).on_side(")
     trial.edit(ROW, STRENGTH, STRENGTH + "    contrast: float = 1.0\n")
-    trial.edit(ROW, "head_only, row.where)", "head_only, row.where, contrast=row.contrast)")
+    trial.edit(REQUEST, "head_only, row.where)", "head_only, row.where, contrast=row.contrast)")
     trial.edit(REQUEST, '    where: str = ""\n', '    where: str = ""\n    contrast: float = 1.0\n')
     trial.edit(
         SESSION,
