@@ -47,7 +47,7 @@ help:
 	@echo 'make traffic a million requests to a server, while its bundle is exchanged and an alias turns (half an hour)'
 	@echo 'make test    lint, types, layers, and the tests within this process (five minutes on two cores)'
 	@echo 'make test-all  the same with clients, browsers, platforms, and whatever else starts programs or takes long'
-	@echo '             (twenty minutes)'
+	@echo '             (twenty-two minutes)'
 	@echo 'make lint    lint, types, layers'
 	@echo 'make pytest  the tests of `make test`; `make pytest-all` those of `make test-all`'
 	@echo 'make docs    tests of the documents: their links, commands, code and tables'
