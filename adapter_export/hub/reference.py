@@ -1,4 +1,4 @@
-"""References to what lies elsewhere: `hf://owner/name[@revision]`, `oci://…`, and `hf://datasets/owner/name[:split]`."""
+"""References to files elsewhere: `hf://owner/name[@revision]`, `oci://…`, and `hf://datasets/owner/name[:split]`."""
 
 from __future__ import annotations
 

@@ -143,8 +143,13 @@ class Decoder:
             ends: tokens that end a text; they are not among `tokens`.
 
         Raises:
-            RequestError: a prompt has no token, or is longer than the base takes; an adapter is not loaded.
+            RequestError: a prompt has no token, or is longer than the base takes; an adapter is not loaded, or there is
+                not one for each prompt.
         """
+        if isinstance(adapters, str) or len(adapters) != len(prompts):
+            found = repr(adapters) if isinstance(adapters, str) else f"{len(adapters)} adapters"
+            expected = f"a list of {len(prompts)} names; `None` is the base"
+            raise RequestError("there is not one adapter for each prompt", found=found, expected=expected)
         rows = [WrittenRow(*row) for row in zip(range(len(prompts)), prompts, adapters, strict=True)]
         for row in rows:
             most = self._longest_prompt
@@ -434,10 +439,11 @@ class TextWriter:
         chosen = decoding or Decoding()
         if isinstance(prompts, str) or not prompts:
             raise RequestError("there are no prompts", found=repr(prompts), expected="a list of texts")
-        own = [self.named(adapter)] * len(prompts) if adapters is None else list(adapters)
-        if len(own) != len(prompts):
-            found = f"{len(own)} adapters for {len(prompts)} prompts"
-            raise RequestError("there is not one adapter for each prompt", found=found)
+        own: Sequence[str | None]
+        if adapters is None:
+            own = [self.named(adapter)] * len(prompts)
+        else:  # a string alone is refused by the decoder
+            own = adapters if isinstance(adapters, str) else [name and self.named(name) for name in adapters]
         tokens = [encoding.ids for encoding in self._tokenizer.whole(prompts)]
         texts = [_Text(self._tokenizer, chosen.stop) for _ in prompts]
         for row in self._decoder.write(tokens, own, chosen, self._ends):

@@ -108,11 +108,11 @@ class KnownQuery:
             keys = Counter(key for key, _ in QueryParams(scope["query_string"]).multi_items())
             routes = (route for route in self._app.routes if route.matches(scope)[0] is Match.FULL)
             if isinstance(route := next(routes, None), Route):
-                app = _refused_query(keys, _QUERY.get(route.path, frozenset())) or app
+                app = _refused_query(keys, _QUERY.get(route.path, frozenset()), scope["path"]) or app
         await app(scope, receive, send)
 
 
-def _refused_query(keys: Counter[str], known: frozenset[str]) -> Response | None:
+def _refused_query(keys: Counter[str], known: frozenset[str], path: str) -> Response | None:
     unknown, twice = sorted(set(keys) - known), [key for key, count in keys.items() if count > 1]
     if unknown:
         words = f"unknown query key {quoted(unknown)}; expected {quoted(sorted(known)) or 'none'}"
@@ -120,7 +120,7 @@ def _refused_query(keys: Counter[str], known: frozenset[str]) -> Response | None
         words = f"the query key {quoted(twice)} is given twice"
     else:
         return None
-    return JSONResponse({"error": words}, status_code=400)
+    return JSONResponse(_body(words, 400, path), status_code=400)
 
 
 class PlainApi:
@@ -299,5 +299,8 @@ def _refusal(request: HttpRequest, words: str, status: int, again: int | None = 
         headers["retry-after"] = str(again)
     if status == 401:
         headers["www-authenticate"] = "Bearer"
-    body = openai_error(words, status) if is_openai(request.url.path) else {"error": words}
-    return JSONResponse(body, status_code=status, headers=headers)
+    return JSONResponse(_body(words, status, request.url.path), status_code=status, headers=headers)
+
+
+def _body(words: str, status: int, path: str) -> dict[str, Any]:
+    return openai_error(words, status) if is_openai(path) else {"error": words}

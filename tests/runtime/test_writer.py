@@ -106,7 +106,9 @@ def test_an_adapter_must_be_named(bundle: Bundle) -> None:
     writer = bundle.writer()
     with pytest.raises(UsageError, match="no adapter is named"):
         writer.write(["w5"])
-    assert writer.write(["w5"], "base")[0].adapter is None
+    alone = writer.write(["w5"], "base")
+    assert alone[0].adapter is None
+    assert writer.write(["w5"], adapters=["base"]) == writer.write(["w5"], adapters=[None]) == alone
 
 
 def test_a_drawn_text_depends_on_its_seed_and_not_on_other_rows(session: Session) -> None:
@@ -146,6 +148,9 @@ def test_what_cannot_be_written_is_refused(session: Session, bundle: Bundle) -> 
         session.generate([[5]], "other")
     with pytest.raises(RequestError, match="not one adapter for each"):
         bundle.writer().write(["w5"], adapters=["a", "b"])
+    for wrong in (["a", "b"], "a"):
+        with pytest.raises(RequestError, match="not one adapter for each"):
+            session.generate([[5]], adapters=wrong)
     with pytest.raises(RequestError, match="a list of texts"):
         bundle.writer().write("w5")
     with pytest.raises(RequestError, match="NaN"):

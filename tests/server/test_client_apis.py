@@ -96,6 +96,8 @@ def test_a_request_that_would_be_answered_wrongly_is_refused(service: TestClient
     assert "no adapter is named" in _refused(service, "/rerank", query=QUERY, texts=TEXTS)
     assert "gives no label" in _refused(service, "/classify", model="vector", input=TEXTS)
     missing = service.post("/v1/embeddings", json={"model": "vectors", "input": TEXTS})
+    misspelled = service.get("/v1/models?limit=3")
+    assert (misspelled.status_code, misspelled.json()["error"]["code"]) == (400, 400)
     assert (missing.status_code, "`vector`" in missing.text) == (404, True)
 
 

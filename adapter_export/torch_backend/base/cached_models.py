@@ -126,7 +126,7 @@ class CachedSeq2Seq(_CachedModel):
         """Compute `logits` [batch, decoder_sequence, words], and `present.N.decoder.key` and so on of every layer N.
 
         Args:
-            input_ids: the encoder's new tokens, [batch, sequence]: all of them, or none if they are in the cache.
+            input_ids: the encoder's new tokens, [batch, sequence]: all in the first call, no tokens in later ones.
             attention_mask: 1 for the real tokens of the encoder, [batch, past_sequence + sequence].
             decoder_input_ids: the decoder's new tokens, [batch, decoder_sequence].
             past_key_values: `present` of the last call, `encoder` and `decoder` of each layer; of length 0 at first.
