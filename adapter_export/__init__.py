@@ -11,7 +11,7 @@
 
 Every command of `adapter-export` is one of these calls. `docs/python.md` shows them; what can go wrong is in
 `adapter_export.errors`. Importing this package loads neither torch nor onnx, and
-turns ONNX Runtime's telemetry off where nothing else is set (`docs/security.md`).
+turns ONNX Runtime's telemetry off where nothing else is set (`docs/explanation/security.md`).
 """
 
 import os

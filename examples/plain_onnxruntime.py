@@ -3,9 +3,9 @@
     python plain_onnxruntime.py bundle                              # compare the bundle with its golden vectors
     python plain_onnxruntime.py bundle "Who wrote Hamlet?" "Dull."  # and classify texts with every adapter
 
-The rules are those of docs/format.md, "What may share a call": "The answer to a row is what the model gives for that
-row alone, without padding." Here every text is a call of its own, so rows never meet. A text is padded only to a length
-that the base takes, after its tokens, and only where that changes nothing; else it is refused.
+The rules are those of docs/reference/format.md, "What may share a call". Each text is a call
+of its own, so rows never meet. A text is padded only to a length that the base takes, after its tokens, and only where
+that changes nothing; else it is refused.
 
 Needs `pip install onnxruntime numpy`, and `tokenizers` for texts. Exit code 0 if all golden vectors pass, 1 if not.
 """

@@ -1,6 +1,6 @@
 """Check that a tree can be released under a tag, and write the notes: `python packages/release.py v0.1.0 --notes FILE`.
 
-Both packages are of this tree and have its version. `docs/releasing.md` lists the steps of a release.
+Both packages are of this tree and have its version. `docs/project/releasing.md` lists the steps of a release.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The schemas of what services and clients say: answers (docs/format.md), and the bodies of HTTP.
+"""The schemas of what services and clients say: answers (docs/reference/format.md), and the bodies of HTTP.
 
 The request is made of `adapter_export.server.calls`. Answers have no records, so their forms are written here; tests
 validate the answers of every task and every service.

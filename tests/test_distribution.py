@@ -89,7 +89,12 @@ def test_the_sdist_holds_what_the_tests_need(built: Path) -> None:
     with tarfile.open(path) as sdist:
         files = {name.partition("/")[2] for name in sdist.getnames()}
     assert {"pyproject.toml", "hatch_build.py", "README.md", "CHANGELOG.md", "LICENSE", "Makefile"} <= files
-    assert {"tests/conftest.py", "schemas/make_schemas.py", "examples/cpp/CMakeLists.txt", "docs/format.md"} <= files
+    assert {
+        "tests/conftest.py",
+        "schemas/make_schemas.py",
+        "examples/cpp/CMakeLists.txt",
+        "docs/reference/format.md",
+    } <= files
     assert {".github/workflows/tests.yml", ".pre-commit-config.yaml", "CITATION.cff", "packages/release.py"} <= files
     assert not [name for name in files if "__pycache__" in name or "node_modules" in name]
 
@@ -170,7 +175,9 @@ def test_a_missing_extra_is_named_for_users_of_pypi_and_of_a_checkout() -> None:
 
 def test_documents_install_nothing_by_a_name_that_is_not_on_pypi() -> None:
     """Anybody could publish a package of that name. `README.md` says how to install from a checkout."""
-    pages = {*ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md")} - {ROOT / "docs" / "releasing.md"}
+    pages = {*ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/README.md")} - {
+        ROOT / "docs" / "project" / "releasing.md"
+    }
     found = [line for page in pages for line in page.read_text("utf-8").splitlines() if "pip install" in line]
     assert found
     assert not [line for line in found if "adapter-export" in line.partition("pip install")[2]]

@@ -1,4 +1,7 @@
-"""Adapters on disk: a folder with `adapter_graph.json` and `weights.safetensors`. Specified in `docs/format.md`."""
+"""Adapters on disk: a folder with `adapter_graph.json` and `weights.safetensors`.
+
+Specified in `docs/reference/format.md`.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,7 @@ AttributesRecord = _attributes_record()
 
 @dataclass(frozen=True)
 class NodeRecord:
-    """One application of an op. The op table in docs/format.md has the inputs, parameters and attributes of each op.
+    """One application of an op. docs/reference/format.md lists the inputs, parameters and attributes of each op.
 
     Attributes:
         op: the op.
@@ -186,7 +189,7 @@ class WeightsRecord:
 class AdapterDocument:
     """An adapter for a frozen base model: which graph acts at which site, the prediction head, and where it came from.
 
-    This is `adapter_graph.json`; its tensors lie beside it in weights.safetensors. Specified in docs/format.md.
+    This is `adapter_graph.json`; its tensors are in weights.safetensors beside it. See docs/reference/format.md.
 
     Attributes:
         version: the version of this format. A reader refuses another major version.

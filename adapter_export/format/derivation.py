@@ -1,4 +1,7 @@
-"""The origin of each constant in a bundle's graph with slots, `derivation.json`. Specified in `docs/format.md`."""
+"""The origin of each constant in a bundle's graph with slots, `derivation.json`.
+
+Specified in `docs/reference/format.md`.
+"""
 
 from __future__ import annotations
 

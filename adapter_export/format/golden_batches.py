@@ -1,7 +1,7 @@
 """Golden batches, `golden/batches.json`: requests of several rows, and the reference's answer to each row alone.
 
-Specified in `docs/format.md`. A client that pads a row on the wrong side, mixes up rows or leaves out an input gives
-other answers.
+Specified in `docs/reference/format.md`. A client that pads a row on the wrong side, mixes up rows or omits an input
+returns other answers.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class GoldenBatch:
 class GoldenBatches:
     """Requests of several rows, and the reference's answer to each row alone, without padding.
 
-    This is `golden/batches.json`. Specified in docs/format.md.
+    This is `golden/batches.json`. Specified in docs/reference/format.md.
 
     Attributes:
         version: the version of this format. A reader refuses another major version.

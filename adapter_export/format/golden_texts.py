@@ -1,7 +1,7 @@
 """Golden texts, `golden/texts.json`: texts, the ids that a tokenizer makes of them, and the answers of adapters.
 
-Specified in `docs/format.md`; any client with a tokenizer can replay them. The texts are such of which tokenizers of
-different programs most often make different ids.
+Specified in `docs/reference/format.md`; any client with a tokenizer can replay them. The texts are those for which
+tokenizers of different programs most often produce different ids.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class GoldenTextSet:
 class GoldenTexts:
     """Texts, the ids that the base's own tokenizer makes of them, and the answers of the reference.
 
-    This is `golden/texts.json`. Specified in docs/format.md.
+    This is `golden/texts.json`. Specified in docs/reference/format.md.
 
     Attributes:
         version: the version of this format. A reader refuses another major version.

@@ -474,7 +474,7 @@ class FileRecord:
 class Manifest:
     """A bundle: one ONNX graph of a base model whose adapters are filled in as small files.
 
-    This is `manifest.json`. Paths are relative to the folder of this file. Specified in docs/format.md.
+    This is `manifest.json`. Paths are relative to the folder of this file. Specified in docs/reference/format.md.
 
     Attributes:
         version: the version of this format. A reader refuses another major version.

@@ -1,4 +1,7 @@
-"""A bundle's manifest on disk, `manifest.json`, and the files that it lists. Specified in `docs/format.md`."""
+"""A bundle's manifest on disk, `manifest.json`, and the files that it lists.
+
+Specified in `docs/reference/format.md`.
+"""
 
 from __future__ import annotations
 

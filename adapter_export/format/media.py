@@ -1,4 +1,4 @@
-"""Preprocessing of images and audio as plain data, and golden media. Specified in `docs/format.md`."""
+"""Preprocessing of images and audio as plain data, and golden media. Specified in `docs/reference/format.md`."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class GoldenMediaSet:
 class GoldenMedia:
     """Images or audio files, the values that the model's own library makes of them, and the answers of the reference.
 
-    This is `golden/media.json`. Specified in docs/format.md.
+    This is `golden/media.json`. Specified in docs/reference/format.md.
 
     Attributes:
         version: the version of this format. A reader refuses another major version.

@@ -166,7 +166,7 @@ class OpSpec:
 
     Attributes:
         name: the op.
-        summary: its formula and source, as published in `docs/format.md`.
+        summary: its formula and source, as published in `docs/reference/format.md`.
         arity: the number of values that it reads.
         parameters: its tensors.
         attributes: the numbers that a node must state, with their ranges.

@@ -257,7 +257,7 @@ class AnsweredRow(Described):
             return TextAnswer(self.head.task.answer(result, self.real, context))
 
     def document(self) -> dict[str, Any]:
-        """Return the answer as JSON, as docs/format.md has it; without a task all outputs.
+        """Return the answer as JSON, as docs/reference/format.md has it; without a task all outputs.
 
         Raises:
             RequestError: as `answer`; or an output is NaN or infinite.

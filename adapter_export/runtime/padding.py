@@ -1,6 +1,6 @@
 """Padding in the arrays of a row: found by its masks, and removed where it would change the row's result.
 
-The rule is "What may share a call" in docs/format.md: padding goes after the tokens, and only where it changes nothing.
+Padding goes after the tokens, and only where it changes nothing ("What may share a call" in docs/reference/format.md).
 """
 
 from __future__ import annotations

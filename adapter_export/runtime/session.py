@@ -363,7 +363,7 @@ class Session(Described):
         They are sorted by length, put together up to a number of tokens, where that takes less time than calls of their
         own, and padded where a mask hides it; adapters are mixed if the bundle has a bank. Where padding, or the other
         rows of a call, would change results, rows run with others of the same length, or alone, and padding that inputs
-        bring with them is removed ("What may share a call" in docs/format.md).
+        bring with them is removed ("What may share a call" in docs/reference/format.md).
 
         Args:
             requests: inputs of one row or several, and an adapter.

@@ -28,7 +28,7 @@ _MOST_SHADOWS = 64
 _USUAL = Reading()
 
 Answer = dict[str, Any]
-"""An answer to a row as JSON, as docs/format.md has it."""
+"""An answer to a row as JSON, as docs/reference/format.md has it."""
 
 
 @dataclass(frozen=True)

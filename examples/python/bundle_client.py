@@ -10,9 +10,8 @@ Give --adapter, --strength, --weights and --context once for all rows, or once f
 
 Exit code 0: passed. 1: something failed, and stderr says what. 2: the command line is wrong.
 
-What may share a call is the engine's business (docs/format.md, "What may share a call"): the answer to a row is what
-the model gives for that row alone, without padding. Batches, padding and caches are optimizations that must not change
-it.
+The engine decides which rows share a call (docs/reference/format.md, "What may share a call"). Batches, padding and
+caches never change the answer to a row.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def by_definition(tensor: np.ndarray) -> int:
-    """The formula of docs/format.md, element by element, in integers of any size."""
+    """The formula of docs/reference/format.md, element by element, in integers of any size."""
     total = 0
     for index in product(*map(range, tensor.shape)):
         element = round(min(max(float(tensor[index]), -(2.0**22)), 2.0**22) * 2**30)
@@ -204,7 +204,7 @@ def _tone(plain: Built, name: str, width: int) -> Adapter:
 
 
 class Client:
-    """Runs the graphs of a bundle by ONNX Runtime alone, and compares golden vectors as docs/format.md says."""
+    """Runs the graphs of a bundle with ONNX Runtime only, and compares golden vectors (docs/reference/format.md)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.manifest = folder, read_manifest(folder)

@@ -86,7 +86,7 @@ def _records(manifest: Manifest) -> dict[str | None, GoldenRecord]:
 
 
 def _digest(folder: Path, name: str | None, variant: str, threads: int) -> str:
-    """Return the digest of a graph as docs/format.md describes it, in a session of its own."""
+    """Return the digest of a graph as docs/reference/format.md describes it, in a session of its own."""
     manifest = read_manifest(folder)
     assert manifest.recorded is not None
     options = ort.SessionOptions()

@@ -77,7 +77,7 @@ def test_the_slim_runtime_runs_a_bundle_with_two_libraries(
 
 
 def test_the_number_of_an_adapter_file_lies_where_the_specification_says(small_bundle: Path) -> None:
-    page = (PACKAGES.parent / "docs" / "format.md").read_text("utf-8")
+    page = (PACKAGES.parent / "docs" / "reference" / "format.md").read_text("utf-8")
     (program,) = re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M)
     exec(program.replace("a.onnx_adapter", "topic.onnx_adapter"), {"bundle": small_bundle, "json": json})  # noqa: S102
 

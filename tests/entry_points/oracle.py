@@ -36,7 +36,7 @@ class Recipe:
     Attributes:
         name: its name.
         kind: `bottleneck`, `lora`, `sum` of other adapters, or `own`: the head of the model's class.
-        task: the keys of a task in docs/format.md.
+        task: the keys of a task in docs/reference/format.md.
         weights: `SITE.PARAMETER` and `head.PARAMETER`; those of linears are `[in, out]`.
         activation: of a bottleneck.
         members: of a sum, with the weight of each.

@@ -66,7 +66,9 @@ def test_it_answers_before_the_second_adapter_is_added_and_skips_what_is_there(
     again = capsys.readouterr().out
     assert again.count("exists, so this is skipped") == 5
     assert commands(again) == commands(first)
-    quick_log, full_log = (ROOT / "docs" / "demo-log.md").read_text(encoding="utf-8").split("## `make demo-full`")
+    quick_log, full_log = (
+        (ROOT / "docs" / "project" / "demo-log.md").read_text(encoding="utf-8").split("## `make demo-full`")
+    )
     assert commands(quick_log) == commands(first)
 
     # `lint` refuses a bottleneck of 64 in so small a base: the commands of the full demo are parsed, and not run

@@ -1,4 +1,4 @@
-"""`docs/format.md` says what the code does: its tables are the code's, its worked example is a valid adapter."""
+"""`docs/reference/format.md` matches the code: its tables are the code's, its worked example is a valid adapter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adapter_export.graph.graph import AdapterGraph, interpret
 from adapter_export.graph.numpy_lowering import LOWERINGS
 from adapter_export.graph.ops import OPS, OpSpec
 
-DOCUMENT = (Path(__file__).parents[2] / "docs/format.md").read_text(encoding="utf-8")
+DOCUMENT = (Path(__file__).parents[2] / "docs/reference/format.md").read_text(encoding="utf-8")
 
 
 def block(name: str) -> str:

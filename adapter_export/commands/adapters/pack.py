@@ -57,7 +57,7 @@ def pack(
     The tensors of each site of a bottleneck are `<site>.down.weight` [d, b], `<site>.down.bias` [b], `<site>.up.weight`
     [b, d] and `<site>.up.bias` [d]; the biases may be left out at all sites together. Layer norms are
     `<site>.norm_before.weight` and `.bias` [d], and `<site>.norm_after.…`. LoRA's are `<site>.lora_A.weight` [d_in, r]
-    and `<site>.lora_B.weight` [r, d]. `docs/adapters.md` has the tensors of every kind.
+    and `<site>.lora_B.weight` [r, d]. `docs/reference/kinds.md` has the tensors of every kind.
 
     A head is `head.classifier.weight` [d, classes] and `head.classifier.bias` [classes], behind any number of dense
     layers `head.dense_1.weight` [d, e1] and `.bias`; that of an embedding, if it has one, is `head.projection.weight`

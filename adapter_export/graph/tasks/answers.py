@@ -28,7 +28,7 @@ class Answer(Described):
 
     @abstractmethod
     def document(self) -> dict[str, Any]:
-        """Return it as JSON, the same in every client; specified in docs/format.md."""
+        """Return it as JSON, the same in every client; specified in docs/reference/format.md."""
 
     def document_of_text(self, said: TextAnswer) -> dict[str, Any]:  # noqa: ARG002 — for kinds that point into a text
         """Return it as JSON, with what it points to in its text."""

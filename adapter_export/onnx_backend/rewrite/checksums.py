@@ -1,8 +1,8 @@
 """Checksums of slots: one more output of a graph, by which it shows which tensors it received.
 
 The checksum of a tensor is an integer below a prime: every element as a multiple of 2^-30, times its position along
-each axis, counted from 1, all added up, modulo the prime. docs/format.md specifies it. Every step is exact in the type
-that computes it, so that all runtimes and all orders of summation give the same number.
+each axis, counted from 1, all added up, modulo the prime. docs/reference/format.md specifies it. Every step is exact in
+the type that computes it, so all runtimes and all orders of summation produce the same number.
 """
 
 from __future__ import annotations

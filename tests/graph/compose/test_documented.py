@@ -1,4 +1,4 @@
-"""The section on compositions in `docs/adapters.md` against the code: what they cost, and the options of fusions."""
+"""The section on compositions in `docs/reference/kinds.md` against the code: costs, and the options of fusions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adapter_export.graph.kinds import BottleneckOptions
 from adapter_export.graph.kinds.bottleneck import Wiring, wired
 from adapter_export.option import OptionsOf
 
-PAGE = (Path(__file__).parents[3] / "docs" / "adapters.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "kinds.md").read_text(encoding="utf-8")
 WIDTH, B, SITE = 12, 3, "layers.0.ffn"
 
 

@@ -1,4 +1,4 @@
-"""`docs/adapters.md` against the code: every table."""
+"""`docs/reference/kinds.md` against the code: every table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from adapter_export.graph.slot_form import inference_form, neutral_parameters, n
 from adapter_export.option import OptionsOf
 from adapter_export.sites.site import Site
 
-PAGE = (Path(__file__).parents[3] / "docs" / "adapters.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "kinds.md").read_text(encoding="utf-8")
 
 
 def table(marker: str) -> list[list[str]]:

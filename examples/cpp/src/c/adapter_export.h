@@ -107,7 +107,7 @@ AE_API ae_status ae_unload(ae_bundle *bundle, const char *name, char **error);
 AE_API ae_status ae_run(const ae_bundle *bundle, const ae_row *rows, size_t row_count, ae_result **result, char **error);
 
 /* The number of rows of a result, and the answer to one as JSON: "adapter", "task", and the keys of its task, or "outputs"
- * without a task (docs/format.md, "Answers"). */
+ * without a task (docs/reference/format.md, "Answers"). */
 AE_API size_t ae_result_rows(const ae_result *result);
 AE_API ae_status ae_result_answer(const ae_result *result, size_t row, char **json, char **error);
 

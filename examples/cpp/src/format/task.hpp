@@ -1,4 +1,4 @@
-// The contract between a text and the answer of an adapter (docs/format.md, "Tasks").
+// The contract between a text and the answer of an adapter (docs/reference/format.md, "Tasks").
 #pragma once
 
 #include <nlohmann/json.hpp>

@@ -1,4 +1,4 @@
-// From the outputs of a row to its answer, by the task of its adapter (docs/format.md, "Answers").
+// From the outputs of a row to its answer, by the task of its adapter (docs/reference/format.md, "Answers").
 #pragma once
 
 #include <nlohmann/json.hpp>

@@ -1,4 +1,4 @@
-// What may share a call. Nothing else in this client decides it. docs/format.md, "What may share a call":
+// What may share a call. Nothing else in this client decides it. docs/reference/format.md, "What may share a call":
 //
 //   The answer to a row is what the model gives for that row alone, without padding. Batches, padding and caches are
 //   optimizations that must not change it. If `batch_invariant` is false, every row runs in a call of its own. If

@@ -97,7 +97,7 @@ public final class AdapterBundle implements AutoCloseable {
   /**
    * What a row gave.
    *
-   * @param answer JSON: {@code adapter}, {@code task}, and the keys of the task (docs/format.md, "Answers").
+   * @param answer JSON: {@code adapter}, {@code task}, and the keys of the task (docs/reference/format.md, "Answers").
    * @param outputs the base's outputs and that of the adapter's head by name, without an axis for the rows.
    */
   public record Result(String answer, Map<String, Tensor> outputs) {}

@@ -1,4 +1,4 @@
-/** Outputs to answers, by the task of each row's adapter (docs/format.md, "Answers"). */
+/** Outputs to answers, by the task of each row's adapter (docs/reference/format.md, "Answers"). */
 import type { Tensor } from "onnxruntime-common";
 
 import type { Choice } from "./bundle.js";

@@ -1,4 +1,4 @@
-/** Compares answers with those of a reference (docs/format.md, "Golden texts" and "Golden batches"). */
+/** Compares answers with those of a reference (docs/reference/format.md, "Golden texts" and "Golden batches"). */
 import type { Context, Keys } from "./answers.js";
 import type { TextAnswer } from "./text.js";
 

@@ -1,4 +1,4 @@
-/** Golden batches: requests of several rows, and the answer to each row alone (docs/format.md, "Golden batches"). */
+/** Golden batches: requests of several rows, and the answer to each row alone (docs/reference/format.md, "Golden batches"). */
 import type { Keys, Nested } from "./answers.js";
 import { parseInputs } from "./arrays.js";
 import type { Bundle, Choice } from "./bundle.js";

@@ -1,4 +1,4 @@
-/** Golden parts: they show an adapter that is applied in part where the budget of an element is too wide (docs/format.md, "Golden parts"). */
+/** Golden parts: they show an adapter that is applied in part where the budget of an element is too wide (docs/reference/format.md, "Golden parts"). */
 import type { Bundle } from "./bundle.js";
 import { Fault } from "./fault.js";
 import { type Graph, GoldenCases, ownNumbers } from "./goldenCases.js";

@@ -1,4 +1,4 @@
-/** Golden texts: the ids and answers that the model's own tokenizer and the reference give (docs/format.md, "Golden texts"). */
+/** Golden texts: the ids and answers that the model's own tokenizer and the reference give (docs/reference/format.md, "Golden texts"). */
 import type { Keys } from "./answers.js";
 import type { Bundle, Choice } from "./bundle.js";
 import { Fault } from "./fault.js";

@@ -49,7 +49,7 @@ export interface GoldenRecord {
   written?: object[];
 }
 
-/** Cases that show faults of an adapter that golden vectors do not show (docs/format.md, "Golden parts"). */
+/** Cases that show faults of an adapter that golden vectors do not show (docs/reference/format.md, "Golden parts"). */
 export interface PartsRecord {
   path: string;
   cases: string[];
@@ -65,7 +65,7 @@ export interface PartRecord {
   limit: number;
 }
 
-/** Where ONNX Runtime ran the golden vectors when the bundle was built (docs/format.md, "Recorded runs"). */
+/** Where ONNX Runtime ran the golden vectors when the bundle was built (docs/reference/format.md, "Recorded runs"). */
 export interface RecordedRuns {
   /** The version of ONNX Runtime. */
   runtime: string;

@@ -1,5 +1,5 @@
 /**
- * Recorded runs: the digests of what ONNX Runtime gave when the bundle was built (docs/format.md, "Recorded runs").
+ * Recorded runs: the digests of what ONNX Runtime gave when the bundle was built (docs/reference/format.md, "Recorded runs").
  *
  * The base is the witness: in a graph in which it gives the recorded bits, an adapter gives its own, or its tensors did not arrive as
  * they were. Everywhere else digests say nothing.

@@ -1,5 +1,5 @@
 /**
- * Which rows run in one call, and which of them may be padded. docs/format.md, "What may share a call":
+ * Which rows run in one call, and which of them may be padded. docs/reference/format.md, "What may share a call":
  *
  * > The answer to a row is what the model gives for that row alone, without padding. Batches, padding and caches are
  * > optimizations that must not change it. Three facts of the manifest, which `build` measures and `check` measures

@@ -1,4 +1,4 @@
-/** The contract between a row and the answer of an adapter (docs/format.md, "Tasks"). */
+/** The contract between a row and the answer of an adapter (docs/reference/format.md, "Tasks"). */
 import { Fault } from "./fault.js";
 
 /** The activations of each problem type, the default first. */
@@ -140,6 +140,6 @@ function checkValues(task: Task, where: string): void {
   for (const [name, isWrong] of Object.entries(FAULTS)) {
     if (!isWrong(task)) continue;
     const found = `\`${name}\` ${JSON.stringify(task[name as keyof Task])}`;
-    throw new Fault({ what: `holds what \`${task.type}\` cannot have`, where, found, expected: "what docs/format.md says of tasks" });
+    throw new Fault({ what: `holds what \`${task.type}\` cannot have`, where, found, expected: "what docs/reference/format.md says of tasks" });
   }
 }
