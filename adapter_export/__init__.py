@@ -9,7 +9,7 @@
     ae.check(bundle, against=base).raise_for_failure()
     session = bundle.session()
 
-Every command of `adapter-export` is one of these calls. `docs/python.md` shows them; what can go wrong is in
+Every command of `adapter-export` is one of these calls. `docs/how-to/python.md` shows them; what can go wrong is in
 `adapter_export.errors`. Importing this package loads neither torch nor onnx, and
 turns ONNX Runtime's telemetry off where nothing else is set (`docs/explanation/security.md`).
 """

@@ -1,8 +1,8 @@
-"""The real labelled texts of docs/practice.md in parts without leaks, from a package that `make setup` installs.
+"""The real labelled texts of docs/how-to/choose-an-adapter.md in parts without leaks, from a package that `make setup` installs.
 
     python benchmarks/practice_data.py [FOLDER]           write all of them as tables
 
-What they are, and their sources, says docs/practice.md. Texts that differ in nothing but case, digits, spaces and
+What they are, and their sources, says docs/how-to/choose-an-adapter.md. Texts that differ in nothing but case, digits, spaces and
 punctuation are one text, texts that were given two labels are none, and all sentences of one article or one product
 review lie in one part.
 """

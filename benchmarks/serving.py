@@ -105,7 +105,7 @@ def main() -> None:
     machine = description(load, "cpu")
     print(machine, table.markdown(), sep="\n\n")
     if given.write:
-        page = DOCS / "serving.md"
+        page = DOCS / "how-to" / "serve.md"
         begin, end = "<!-- load: begin -->", "<!-- load: end -->"
         text = re.sub(
             f"(?s){begin}.*{end}", lambda _: f"{begin}\n{machine}\n\n{table.markdown()}\n{end}", page.read_text("utf-8")

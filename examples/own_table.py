@@ -3,7 +3,7 @@
     python examples/own_table.py FOLDER [MODEL]
 
 FOLDER receives the tables, adapters and bundle; MODEL is a Hugging Face folder, by default that of the demo. The first
-table is as Excel saves it (semicolons, Windows-1252), and three of its rows are faulty. docs/tutorial.md explains each
+table is as Excel saves it (semicolons, Windows-1252), and three of its rows are faulty. docs/tutorial/train-your-own.md explains each
 line that this prints.
 """
 

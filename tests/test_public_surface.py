@@ -62,7 +62,7 @@ def test_the_commands_stay() -> None:
 
 
 def test_the_verbs_stay() -> None:
-    """A new verb: export it, show it in `docs/python.md`, and name it here."""
+    """A new verb: export it, show it in `docs/how-to/python.md`, and name it here."""
     making = {"capture", "identify", "open_base", "train", "attach", "trainer_callback", "pack", "load_adapter", "save"}
     making |= {
         "plan",

@@ -1,4 +1,4 @@
-"""The Python of `docs/python.md` and `docs/training.md` runs as it stands there, in its order."""
+"""The Python of `docs/how-to/python.md` and `docs/how-to/train.md` runs as it stands there, in its order."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import adapter_export
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "python.md"
-TRAINING = ROOT / "docs" / "training.md"
+PAGE = ROOT / "docs" / "how-to" / "python.md"
+TRAINING = ROOT / "docs" / "how-to" / "train.md"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The Python of `docs/runtime.md` runs as it stands there, in its order."""
+"""The Python of `docs/how-to/runtime-options.md` runs as it stands there, in its order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.onnx_backend.base.onnx_base import open_onnx
 from adapter_export.onnx_backend.onnx_runner import CutRunner
 
-PAGE = Path(__file__).parents[2] / "docs" / "runtime.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "runtime-options.md"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.S | re.M)
 
 
@@ -60,7 +60,7 @@ def test_every_snippet_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for number, snippet in enumerate(SNIPPETS):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "runs on `cpu`", RuntimeWarning)  # where there is no GPU
-            exec(compile(snippet, f"docs/runtime.md, snippet {number}", "exec"), names)  # noqa: S102
+            exec(compile(snippet, f"docs/how-to/runtime-options.md, snippet {number}", "exec"), names)  # noqa: S102
     assert {"mixed", "weighed", "results", "many", "on_device"} <= names.keys(), "a part of the page has no code"
     assert len(SNIPPETS) == 16
 

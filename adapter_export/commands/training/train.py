@@ -66,11 +66,11 @@ def train(
     """Train an adapter with a head for MODEL, or a fusion of adapters, on labelled rows; the model stays unchanged.
 
     `--task` names the task: one label by default, sets of labels, labels of words, answers in texts, choices, numbers,
-    vectors, rankings, or writing. docs/tasks.md has the tables of each, and images and audio.
+    vectors, rankings, or writing. docs/reference/task-types.md has the tables of each, and images and audio.
 
     The epoch that does best on the validation rows is kept. With the same arguments, the result is the same bit for
     bit, and the same command resumes an interrupted run. With `--fuse`, the named adapters stay unchanged, and a new
-    head and the weights by which each token combines them are trained. docs/training.md has more.
+    head and the weights by which each token combines them are trained. docs/how-to/train.md has more.
 
     Args:
         base: the model, one that torch can train.

@@ -9,7 +9,7 @@ import pytest
 from adapter_export.importers.peft.head import RECIPES
 from adapter_export.importers.peft.peft_options import NO_MATTER, PLAIN_STARTS
 
-PAGE = Path(__file__).parents[3] / "docs" / "importing.md"
+PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "import-adapters.md"
 TEXT = PAGE.read_text(encoding="utf-8").partition("\n## PEFT\n")[2].partition("\n## ")[0]
 
 

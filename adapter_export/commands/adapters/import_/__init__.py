@@ -1,7 +1,7 @@
 """Make an adapter of one that another library trained.
 
 The base is needed for its sites alone, and the other library not at all. What cannot be expressed is refused by
-name, and known defects of the formats are named. `docs/importing.md` lists both.
+name, and known defects of the formats are named. `docs/how-to/import-adapters.md` lists both.
 """
 
 EXAMPLES = (
