@@ -1,4 +1,4 @@
-"""Train what docs/how-to/choose-an-adapter.md compares, on real data, and write its tables.
+"""Train what docs/project/practice.md compares, on real data, and write its tables.
 
     python benchmarks/practice.py run                 everything whose line is not in benchmarks/practice.jsonl yet
     python benchmarks/practice.py run widths          one table: widths, ratings, fusion, drop or student
@@ -37,7 +37,7 @@ from adapter_export.torch_backend.train.data import training_batches
 from adapter_export.torch_backend.train.train_loop import rate_factor
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
-PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "choose-an-adapter.md"
+PAGE = Path(__file__).parents[1] / "docs" / "project" / "practice.md"
 FOLDER = Path("demo") / "practice"
 CLASSES = ("trec", "trec50", "sentiment")
 WIDTHS = (4, 16, 64, 256)

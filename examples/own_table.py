@@ -3,8 +3,8 @@
     python examples/own_table.py FOLDER [MODEL]
 
 FOLDER receives the tables, adapters and bundle; MODEL is a Hugging Face folder, by default that of the demo. The first
-table is as Excel saves it (semicolons, Windows-1252), and three of its rows are faulty. docs/tutorial/train-your-own.md explains each
-line that this prints.
+table is as Excel saves it (semicolons, Windows-1252), and three of its rows are faulty. The pages in docs/tutorial
+explain what this prints.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tables in docs/how-to/choose-an-adapter.md are what was measured, and a training that was measured is not repeated."""
+"""The tables in docs/project/practice.md are what was measured, and a training that was measured is not repeated."""
 
 from __future__ import annotations
 

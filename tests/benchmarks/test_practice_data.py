@@ -1,4 +1,4 @@
-"""The data of docs/how-to/choose-an-adapter.md: each text once, whole documents in one part, the same every time."""
+"""The data of docs/project/practice.md: each text once, whole documents in one part, the same every time."""
 
 from __future__ import annotations
 

@@ -184,7 +184,8 @@ FORMULAS = {
 
 def write(rows: Sequence[tuple[str, str, str, float]]) -> None:
     """Put the table into the page, between its marks: all types that PEFT has, those that are refused last."""
-    page, (begin, end) = ROOT / "docs" / "how-to" / "import-adapters.md", ("<!-- peft types: begin -->", "<!-- peft types: end -->")
+    page = ROOT / "docs" / "how-to" / "import-adapters.md"
+    begin, end = "<!-- peft types: begin -->", "<!-- peft types: end -->"
     lines = ["| type | formula, or why not | graphs | largest error |", "|---|---|---|---|"]
     for kind in sorted({title.partition(",")[0] for title, *_ in rows}):
         own = [row for row in rows if row[0].partition(",")[0] == kind]
