@@ -27,7 +27,7 @@ from adapter_export.format.manifest import InputRecord
 from adapter_export.format.manifest_json import write_manifest
 from adapter_export.numerics.sample_inputs import input_cases
 from adapter_export.runtime import Bundle, Decoding, Session
-from adapter_export.runtime.generation import Decoder
+from adapter_export.runtime.generation.decoder import Decoder
 from adapter_export.torch_backend.base.torch_base import base_of
 
 TOKENS = 12

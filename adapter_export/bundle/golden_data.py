@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +26,7 @@ from adapter_export.graph.adapter import Adapter
 from adapter_export.numerics.runner import Arrays, Runner
 from adapter_export.onnx_backend.slots import HeadSum, adapter_output
 from adapter_export.reporting import SILENT, Reporter
-from adapter_export.runtime.generation import Decoder
+from adapter_export.runtime.generation.decoder import Decoder
 from adapter_export.text import Tokenizer
 
 
@@ -130,6 +130,10 @@ class _Reference:
         """Their names."""
         return tuple(self._adapters)
 
+    def may_mix(self, adapters: Collection[str | None], /) -> bool:
+        """Return whether rows with these adapters can run in one batch."""
+        return len(adapters) == 1
+
     def run(
         self,
         inputs: Mapping[str, np.ndarray],
@@ -151,7 +155,7 @@ def with_written(manifest: Manifest, references: Runner, adapters: Sequence[Adap
         return manifest
     reference = _Reference(references, adapters)
     decoder = Decoder(reference, manifest)
-    reference.output = decoder.logits.name
+    reference.output = decoder.inputs.logits.name
 
     def golden(record: GoldenRecord, name: str | None) -> GoldenRecord:
         # a token is decided if the logits of both candidates may be off by what is allowed, one up and one down

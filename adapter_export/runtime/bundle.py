@@ -21,7 +21,7 @@ from adapter_export.format.manifest import Manifest
 from adapter_export.format.manifest_json import MANIFEST_FILE, manifest_bytes, open_whole, read_manifest, verify_files
 from adapter_export.modalities import FILE_MODALITIES
 from adapter_export.runtime.answerer import Reader
-from adapter_export.runtime.generation import CONFIG_FILE, TextWriter, end_tokens
+from adapter_export.runtime.generation.text_writer import CONFIG_FILE, TextWriter, end_tokens
 from adapter_export.runtime.graphs import Graphs, Optimization, Provider, open_session
 from adapter_export.runtime.loaded_adapters import Adapters
 from adapter_export.runtime.media_reader import MediaReader, media_record

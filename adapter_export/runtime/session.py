@@ -31,7 +31,7 @@ from adapter_export.runtime.check_inputs import (
     weight_tensors,
     weights_of_each,
 )
-from adapter_export.runtime.generation import Decoder
+from adapter_export.runtime.generation.decoder import Decoder
 from adapter_export.runtime.graphs import Arrays, Graphs, Provider, on_device, run_bound, run_session, run_values
 from adapter_export.runtime.head_results import (
     Head,
@@ -168,6 +168,15 @@ class Session(Described):
             RequestError: it is not loaded.
         """
         return self._may_pad(None if adapter is None else self._adapters.entry(adapter))
+
+    def may_mix(self, adapters: Collection[str | None]) -> bool:
+        """Return whether rows with these adapters can run in one batch; `None` is the base.
+
+        Raises:
+            RequestError: one is not loaded.
+        """
+        entries = [self._entry(name) for name in adapters]
+        return self._bank.takes(entries) and len({entry for entry in entries if entry is not None}) <= self._resident
 
     def answering(self, adapter: str | None = None) -> Task:
         """Return the task by which an adapter answers; without one, that of the base head.

@@ -9,7 +9,7 @@ import pytest
 from tiny_generators import generating
 
 from adapter_export.runtime import Bundle, Decoding
-from adapter_export.runtime.generation import Generated
+from adapter_export.runtime.generation.text_writer import Generated
 
 PROMPTS = ("w5 w9", "w27")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from tiny_generators import ADAPTERS, END, LONGEST, MODELS, WORDS, generating, p
 
 from adapter_export.errors import RequestError, UsageError
 from adapter_export.runtime import Bundle, Decoding, Session
-from adapter_export.runtime.generation import next_token
+from adapter_export.runtime.generation.decoder import Decoder
+from adapter_export.runtime.generation.decoding_batch import WrittenRow, next_token
+from adapter_export.runtime.generation.running_rows import RunningRows
 
 CHOICES = (None, *ADAPTERS)
 COUNT = 12
@@ -70,7 +74,7 @@ def test_rows_of_different_lengths_and_adapters_share_calls(bundle: Bundle, monk
 
     monkeypatch.setattr(Session, "run", counted)
     session.generate(PROMPTS, adapters=[None, "a", "b", "a"], decoding=Decoding(COUNT))
-    trials = [1, 1, 1, 1, 2, 2] * 3  # once for each adapter, and the base
+    trials = [1, 1, 2, 1, 1, 2, 2] * 3  # once for each adapter, and the base
     assert calls == trials + [4] * COUNT
     calls.clear()
     session.generate(PROMPTS, adapters=[None, "a", "b", "a"], decoding=Decoding(3))
@@ -87,6 +91,57 @@ def test_a_text_goes_on_to_the_longest_whatever_is_beside_it(folder: Path, sessi
     alone = [session.generate([prompt], "a", decoding=decoding, ends=())[0] for prompt in ([17], long)]
     assert [len(one) for one in alone] == [LONGEST - 1, 4]
     assert session.generate([[17], long], "a", decoding=decoding, ends=()) == alone
+
+
+def test_rows_that_join_and_leave_have_the_tokens_that_they_have_alone(session: Session, monkeypatch: Any) -> None:
+    """Prompts of several lengths and adapters arrive at different steps; one row is abandoned."""
+    random = np.random.default_rng(5)
+    rows = [
+        WrittenRow(0, random.integers(2, END, length).tolist(), adapter, Decoding(count), {END})
+        for length, adapter, count in [(4, "a", 9), (1, "b", 3), (9, None, 14), (2, "a", 6), (6, "b", 20), (3, "b", 9)]
+    ]
+    expected = [session.generate([one.prompt], one.adapter, decoding=one.decoding, ends={END})[0] for one in rows]
+    arriving = {0: rows[:2], 1: rows[2:3], 4: rows[3:5], 6: rows[5:]}
+    calls: list[int] = []
+    run = Session.run
+
+    def counted(self: Session, inputs: dict[str, np.ndarray], *given: object, **named: object) -> object:
+        calls.append(len(inputs["input_ids"]))
+        return run(self, inputs, *given, **named)
+
+    running = RunningRows(session.decoder)
+    running.join([WrittenRow(0, [3], "a"), WrittenRow(1, [3, 4], "b"), WrittenRow(2, [3, 4, 5], None)])
+    running.step()  # tries each adapter
+    running = RunningRows(session.decoder)
+    monkeypatch.setattr(Session, "run", counted)
+    for step in range(40):
+        running.join(arriving.get(step, []))
+        if step == 8:
+            rows[4].abandoned = True
+        running.step()
+    found = [one.tokens for one in rows]
+    assert [found[at] for at in (0, 1, 2, 3, 5)] == [expected[at] for at in (0, 1, 2, 3, 5)]
+    assert found[4] == expected[4][: len(found[4])]
+    assert len(found[4]) < len(expected[4])
+    assert calls[:4] == [2, 2, 1, 3]  # a new row computes its prompt beside the others, then joins them
+
+
+def test_a_row_that_cannot_be_computed_leaves_the_others_alone(session: Session) -> None:
+    fits, wrong = WrittenRow(0, [5, 9], "a", Decoding(4)), WrittenRow(0, [WORDS], "b", Decoding(4))
+    running = RunningRows(session.decoder)
+    running.join([fits, wrong])
+    while running.step():
+        pass
+    assert [fits.tokens] == session.generate([[5, 9]], "a", decoding=Decoding(4), ends=())
+    assert (wrong.tokens, type(wrong.error)) == ([], RequestError)
+
+
+def test_rows_of_a_base_whose_rows_influence_each_other_share_no_call(bundle: Bundle, session: Session) -> None:
+    decoder = Decoder(session, replace(bundle.manifest, batch_invariant=False))
+    rows = [WrittenRow(0, [5, 9], "a", Decoding(4)) for _ in range(3)]
+    assert [len(batch.rows) for batch in decoder.batches(rows)] == [1, 1, 1]
+    one, other = decoder.batches(rows[:2])
+    assert not decoder.may_share(one, other)
 
 
 def test_texts_stop_where_they_should(folder: Path, bundle: Bundle) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from adapter_export.format.manifest import Manifest
     from adapter_export.runtime import Bundle, Session
     from adapter_export.runtime.answerer import AnsweredRow, Reader, Row
-    from adapter_export.runtime.generation import Generated, Piece
+    from adapter_export.runtime.generation.text_writer import Generated, Piece
 
 _BASE = "-"
 _FEW = 3

@@ -1,0 +1,150 @@
+"""Generate tokens: a decoder continues its prompt, an encoder–decoder reads it and writes another text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+import numpy as np
+
+from adapter_export.decoding import Decoding
+from adapter_export.errors import RequestError
+from adapter_export.format.manifest import Manifest
+from adapter_export.runtime.generation.decoder_inputs import DecoderInputs
+from adapter_export.runtime.generation.decoding_batch import DecodingBatch, Runs, WrittenRow
+
+_SAMPLE_LENGTHS = (1, 4, 7)
+
+_TRIAL = (3, 5)
+"""Tokens of the two rows that are computed separately and together."""
+
+
+class Decoder:
+    """Generates tokens with a session.
+
+    Rows of one adapter share calls, and with the graph `bank` those of several. Rows of different lengths share calls
+    where padding before their tokens changes nothing, which is tried once for each adapter.
+
+    Args:
+        session: runs the graph.
+        manifest: of the bundle.
+
+    Attributes:
+        session: runs the graph.
+        inputs: the roles of the graph's inputs.
+        record: the tokens that begin, end and pad a text.
+
+    Raises:
+        RequestError: the bundle does not generate: it has no caches, or no logits for the next token.
+    """
+
+    def __init__(self, session: Runs, manifest: Manifest) -> None:
+        self.session, self._manifest = session, manifest
+        self.inputs = DecoderInputs.of(manifest)
+        self.record = self.inputs.record
+        self._pads: dict[str | None, bool] = {}
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        adapters: Sequence[str | None],
+        decoding: Decoding,
+        ends: Collection[int],
+    ) -> Iterator[WrittenRow]:
+        """Continue prompts; yield a row after each of its tokens. The caller may set `finish` to end it.
+
+        Args:
+            prompts: the tokens of each row, at least one.
+            adapters: the adapter of each row; `None` is the base.
+            decoding: the options.
+            ends: tokens that end a text; they are not among `tokens`.
+
+        Raises:
+            RequestError: a prompt has no token, or is longer than the base takes; an adapter is not loaded, or the
+                number of adapters differs from the number of prompts.
+        """
+        yield from self.write_rows(self.rows(prompts, adapters, decoding, ends))
+
+    def rows(
+        self,
+        prompts: Sequence[Sequence[int]],
+        adapters: Sequence[str | None],
+        decoding: Decoding,
+        ends: Collection[int],
+    ) -> list[WrittenRow]:
+        """Return the rows of prompts; arguments and errors as of `write`."""
+        if isinstance(adapters, str) or len(adapters) != len(prompts):
+            found = repr(adapters) if isinstance(adapters, str) else f"{len(adapters)} adapters"
+            expected = f"a list of {len(prompts)} names; `None` is the base"
+            raise RequestError("there is not one adapter for each prompt", found=found, expected=expected)
+        for place, prompt in enumerate(prompts):
+            self.inputs.check_prompt(prompt, f"prompt {place}")
+        both = zip(prompts, adapters, strict=True)
+        return [WrittenRow(place, *row, decoding, ends) for place, row in enumerate(both)]
+
+    def write_rows(self, rows: Sequence[WrittenRow]) -> Iterator[WrittenRow]:
+        """Continue rows, one group of those that share calls after the other; yield and raise as `write`."""
+        for batch in self.batches(rows):
+            while batch.rows:
+                batch.step()
+                for row in batch.rows:
+                    if row.error is not None:
+                        raise row.error
+                    yield row
+                batch.drop_done()
+
+    def sample_prompts(self) -> list[list[int]]:
+        """Return the prompts of golden texts: a few lengths of random tokens that neither end a text nor pad one."""
+        never, words = {*self.record.end, self.record.padding}, (self.inputs.source or self.inputs.ids).limit or 1
+        ids = [number for number in range(words) if number not in never] or [0]
+        random, most = np.random.default_rng(0), self.inputs.longest_prompt
+        sizes = dict.fromkeys(size if most is None else min(size, most) for size in _SAMPLE_LENGTHS)
+        return [random.choice(ids, size).tolist() for size in sizes]
+
+    def forget(self, adapter: str) -> None:
+        """Forget the trial of an adapter, since another may get its name."""
+        self._pads.pop(adapter, None)
+
+    def batches(self, rows: Sequence[WrittenRow]) -> list[DecodingBatch]:
+        """Return batches of the rows that share calls."""
+        groups: dict[object, list[WrittenRow]] = {}
+        varied = len({len(row.prompt) for row in rows}) > 1
+        mixes = self._may_mix({row.adapter for row in rows})
+        for row in rows:
+            length = 0 if varied and self._pads_left(row.adapter) else len(row.prompt)
+            apart = None if self._manifest.batch_invariant else row
+            groups.setdefault((None if mixes else row.adapter, length, apart), []).append(row)
+        return [DecodingBatch(self.inputs, self.session, group) for group in groups.values()]
+
+    def may_share(self, one: DecodingBatch, other: DecodingBatch) -> bool:
+        """Return whether each row of two batches has the logits in one call that it has in two."""
+        adapters = one.adapters | other.adapters
+        if not self._may_mix(adapters):
+            return False
+        return one.lengths == other.lengths or all(map(self._pads_left, adapters))
+
+    def _may_mix(self, adapters: Collection[str | None]) -> bool:
+        return self._manifest.batch_invariant and (len(adapters) == 1 or self.session.may_mix(adapters))
+
+    def _pads_left(self, adapter: str | None) -> bool:
+        """Try once whether padding that the mask hides changes no logits with an adapter."""
+        if adapter not in self._pads:
+            can_hide = self.inputs.mask is not None and self._manifest.batch_invariant
+            self._pads[adapter] = can_hide and self._is_same_padded(adapter)
+        return self._pads[adapter]
+
+    def _is_same_padded(self, adapter: str | None) -> bool:
+        """Return whether two rows of different lengths have the same logits separately, together and merged later."""
+        random, words = np.random.default_rng(0), self.inputs.ids.limit or 2
+        prompts = [random.integers(0, words, count).tolist() for count in _TRIAL]
+        rows = [WrittenRow(at, prompt, adapter) for at, prompt in enumerate(prompts)]
+        records = {record.name: record.golden for record in self._manifest.adapters}
+        golden = self._manifest.golden if adapter is None else records.get(adapter, self._manifest.golden)
+        short, long, both = (DecodingBatch(self.inputs, self.session, some) for some in (rows[:1], rows[1:], rows))
+        first = [batch.logits() for batch in (short, long, both)]
+        for batch in (short, long, both):
+            batch.append([row.prompt[0] for row in batch.rows])
+        merged = short.merged(long)
+        second = [batch.logits() for batch in (short, long, both, merged)]
+        together = np.stack([first[2], second[2], second[3]])
+        apart = [np.concatenate(step[:2]) for step in (first, second, second)]
+        return bool(np.abs(together - np.stack(apart)).max() <= golden.absolute[self.inputs.logits.name])

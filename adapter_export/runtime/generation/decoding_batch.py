@@ -1,0 +1,238 @@
+"""Rows that generate together: their next tokens, masks and caches."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from adapter_export.decoding import Decoding
+from adapter_export.errors import InputError, RequestError
+from adapter_export.format.manifest import InputRecord
+from adapter_export.runtime.generation.decoder_inputs import DecoderInputs
+
+Finish = Literal["end", "stop", "length"]
+"""Reason for the end of a text: a token that ends texts, a stop string, or a limit."""
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Runs(Protocol):
+    """A session, or an object with its interface."""
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters."""
+
+    def run(
+        self, inputs: Arrays, adapter: str | None = None, /, *, adapters: Any = None, allow_padding: bool = False
+    ) -> Mapping[str, np.ndarray]:
+        """Return the outputs of a batch as it is."""
+
+    def may_mix(self, adapters: Collection[str | None], /) -> bool:
+        """Return whether rows with these adapters can run in one batch."""
+
+
+@dataclass(eq=False)
+class WrittenRow:
+    """A row while its text is written.
+
+    Attributes:
+        place: position of the row among the prompts of its request; a part of the seed.
+        prompt: its tokens.
+        adapter: the adapter that writes it; `None` is the base.
+        decoding: the options.
+        ends: tokens that end a text; they are not among `tokens`.
+        tokens: the tokens written so far.
+        finish: the reason for the end; `None` before.
+        error: the reason why the row cannot go on.
+        abandoned: nobody waits for the text any longer.
+    """
+
+    place: int
+    prompt: Sequence[int]
+    adapter: str | None
+    decoding: Decoding = field(default_factory=Decoding)
+    ends: Collection[int] = frozenset()
+    tokens: list[int] = field(default_factory=list)
+    finish: Finish | None = None
+    error: InputError | None = None
+    abandoned: bool = False
+
+    def __post_init__(self) -> None:
+        self.random = np.random.default_rng([self.decoding.seed, self.place])
+
+    @property
+    def is_done(self) -> bool:
+        """True if no more tokens are written."""
+        return self.abandoned or self.finish is not None or self.error is not None
+
+
+def next_token(
+    logits: np.ndarray, decoding: Decoding, random: np.random.Generator, suppressed: Sequence[int] = ()
+) -> int:
+    """Return the token that follows a row, by its logits [words]; RequestError if one is NaN or infinite."""
+    if not np.isfinite(logits).all():
+        raise RequestError("a logit is NaN or infinite", fix="run `adapter-export verify` on the bundle")
+    if suppressed:
+        logits = logits.copy()
+        logits[list(suppressed)] = -np.inf
+    if not decoding.temperature:
+        return int(logits.argmax())
+    order = np.argsort(-logits, kind="stable")[: decoding.top_k]
+    scaled = (logits[order].astype(np.float64) - float(logits[order[0]])) / decoding.temperature
+    sums = np.exp(scaled).cumsum()
+    sums /= sums[-1]
+    if decoding.top_p is not None:
+        sums = sums[: int(np.searchsorted(sums, decoding.top_p)) + 1]
+    return int(order[np.searchsorted(sums, random.random() * sums[-1], side="right")])
+
+
+class DecodingBatch:
+    """Rows that share calls, the shorter ones padded before their tokens.
+
+    Args:
+        inputs: the roles of the graph's inputs.
+        session: runs the graph.
+        rows: new rows; the first step computes their prompts.
+
+    Attributes:
+        rows: the rows.
+        is_new: True before the first step.
+    """
+
+    def __init__(self, inputs: DecoderInputs, session: Runs, rows: Sequence[WrittenRow]) -> None:
+        self._inputs, self._session = inputs, session
+        self.rows, self.is_new = list(rows), True
+        prompts = [row.prompt for row in rows]
+        self._source = np.zeros((len(rows), 0), np.int64)
+        if inputs.source is not None:  # rows of one length: the decoder has no mask that could hide padding
+            self._source = np.array(prompts, np.int64)
+            prompts = [[inputs.record.start or 0] for _ in rows]
+        self._source_mask = np.ones_like(self._source)
+        width = max(map(len, prompts), default=0)
+        self._new = np.zeros((len(rows), width), np.int64)
+        self._mask = np.zeros((len(rows), width), np.int64)
+        for at, prompt in enumerate(prompts):
+            self._new[at, width - len(prompt) :] = prompt
+            self._mask[at, width - len(prompt) :] = 1
+        self._caches = {record.name: np.zeros(_empty(record, len(rows)), record.dtype) for record in inputs.caches}
+
+    @property
+    def adapters(self) -> set[str | None]:
+        """The adapters of the rows."""
+        return {row.adapter for row in self.rows}
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Tokens of the source, and of the prompts and texts, padding included."""
+        return self._source_mask.shape[1], self._mask.shape[1]
+
+    def step(self) -> None:
+        """Write the next token of each row.
+
+        A row whose logits are not finite gets an `error`; the others go on.
+
+        Raises:
+            RequestError: the session cannot compute the batch; no row has changed.
+        """
+        tokens = []
+        for row, logits in zip(self.rows, self.logits(), strict=True):
+            try:
+                tokens.append(self._write(row, logits))
+            except RequestError as error:
+                row.error = error
+                tokens.append(0)  # the row leaves before the next step
+        self.append(tokens)
+
+    def _write(self, row: WrittenRow, logits: np.ndarray) -> int:
+        record = self._inputs.record
+        if record.first is not None and not row.tokens:
+            token = record.first
+        else:
+            token = next_token(logits, row.decoding, row.random, record.suppressed)
+        if token in row.ends:
+            row.finish = "end"
+            return token
+        row.tokens.append(token)
+        total = (len(row.prompt) if self._inputs.source is None else 1) + len(row.tokens)
+        if len(row.tokens) == row.decoding.max_new_tokens or total == self._inputs.longest:
+            row.finish = "length"
+        return token
+
+    def logits(self) -> np.ndarray:
+        """Compute the logits of the next token of each row, [rows, words]."""
+        inputs = self._inputs
+        feeds = {inputs.ids.name: self._new, **self._caches}
+        if inputs.mask is not None:
+            feeds[inputs.mask.name] = self._mask
+        if inputs.source is not None:
+            feeds[inputs.source.name] = self._source
+        if inputs.source_mask is not None:
+            feeds[inputs.source_mask.name] = self._source_mask
+        adapters = [row.adapter for row in self.rows]
+        one = len(set(adapters)) == 1
+        outputs = self._session.run(
+            feeds, adapters[0] if one else None, adapters=None if one else adapters, allow_padding=True
+        )
+        self._caches = {record.name: outputs[str(record.next)] for record in inputs.caches}
+        self._source, self.is_new = self._source[:, :0], False
+        logits: np.ndarray = outputs[inputs.logits.name][:, -1]
+        return logits
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Append a token to each row."""
+        self._new = np.array(tokens, np.int64)[:, None]
+        self._mask = np.concatenate([self._mask, np.ones_like(self._new)], 1)
+
+    def drop_done(self) -> None:
+        """Drop the rows that are done, and the padding that no other row needs."""
+        going = np.array([not row.is_done for row in self.rows], bool)
+        if going.all():
+            return
+        self.rows = [row for row in self.rows if not row.is_done]
+        self._source, self._source_mask, self._new = self._source[going], self._source_mask[going], self._new[going]
+        mask = self._mask[going]
+        first = int(mask.any(0).argmax()) if self.rows else 0
+        self._mask = mask[:, first:]
+        if self.is_new:  # the padding is in the prompts, and the caches are empty
+            self._new = self._new[:, first:]
+            first = 0
+        self._caches = {
+            record.name: np.ascontiguousarray(_behind(self._caches[record.name][going], axis, first))
+            for record, axis in self._inputs.caches.items()
+        }
+
+    def merged(self, other: DecodingBatch) -> DecodingBatch:
+        """Return a batch of the rows of both, after a step of each; the caches of the shorter one get padding."""
+        found = DecodingBatch(self._inputs, self._session, [])
+        found.rows, found.is_new = [*self.rows, *other.rows], False
+        found._new = np.concatenate([self._new, other._new])
+        found._source = np.concatenate([self._source, other._source])
+        found._source_mask = np.concatenate([self._source_mask, other._source_mask])
+        width = max(self._mask.shape[1], other._mask.shape[1])
+        found._mask = np.concatenate([_padded(one._mask, 1, width - one._mask.shape[1]) for one in (self, other)])
+        found._caches = {
+            record.name: np.concatenate(
+                [_padded(one._caches[record.name], axis, width - one._mask.shape[1]) for one in (self, other)]
+            )
+            for record, axis in self._inputs.caches.items()
+        }
+        return found
+
+
+def _empty(record: InputRecord, rows: int) -> list[int]:
+    return [rows, *(axis if isinstance(axis, int) else 0 for axis in record.axes[1:])]
+
+
+def _behind(array: npt.NDArray[Any], axis: int, first: int) -> npt.NDArray[Any]:
+    """Return an array without its first places along an axis."""
+    return array[(slice(None),) * axis + (slice(first, None),)] if first else array
+
+
+def _padded(array: npt.NDArray[Any], axis: int, count: int) -> npt.NDArray[Any]:
+    """Return an array with zeros before its first place along an axis."""
+    return np.pad(array, [(count if at == axis else 0, 0) for at in range(array.ndim)]) if count else array
