@@ -1,4 +1,4 @@
-"""The Python of `docs/how-to/python.md` and `docs/how-to/train.md` runs as it stands there, in its order."""
+"""The Python code on three pages of docs/how-to runs in the order of each page."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import adapter_export
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-to" / "python.md"
 TRAINING = ROOT / "docs" / "how-to" / "train.md"
+LOOP = ROOT / "docs" / "how-to" / "training-loop.md"
 
 
 @pytest.fixture
@@ -62,7 +63,13 @@ def test_the_page_runs(
 @pytest.mark.filterwarnings("default")
 def test_the_page_of_training_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    assert run(TRAINING)["bundle"].session().adapters == ("reviews", "accelerated")
+    assert run(TRAINING)["losses"].found
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_page_of_the_loop_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert run(LOOP)["bundle"].session().adapters == ("reviews", "accelerated")
 
 
 def run(page: Path) -> dict[str, Any]:
