@@ -177,7 +177,7 @@ def test_what_is_wrong_is_still_seen(bert: Made, golden: Callable[[str], tuple[A
     adapter, vectors = golden(name)
     assert faults(vectors, lambda inputs: bert.torch.run(inputs, adapter)) == []
     wrong = change(adapter)
-    assert "is over the budget" in faults(vectors, lambda inputs: bert.torch.run(inputs, wrong))[0]
+    assert "exceeds the budget" in faults(vectors, lambda inputs: bert.torch.run(inputs, wrong))[0]
 
 
 def test_the_reasons_say_what_was_measured(golden: Callable[[str], tuple[Adapter, Golden]]) -> None:

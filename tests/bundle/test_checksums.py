@@ -395,7 +395,7 @@ def test_verify_names_the_slots_that_differ(bundle: Path, tmp_path: Path) -> Non
     report = prove(plan_check(copy, variants=("slots",), quick=True), None)
     wrong = [one for one in report.outputs if not one.passed and one.name == "slot_checksums"]
     assert {one.adapter for one in wrong} == {"tone"}
-    assert {one.faults for one in wrong} == {(f"received other tensors for `{name}`",)}
+    assert {one.faults for one in wrong} == {(f"received different tensors for `{name}`",)}
 
 
 def test_every_graph_is_proved_against_a_reference(plain: Built, tmp_path: Path) -> None:

@@ -292,7 +292,7 @@ def test_check_names_the_axis_that_takes_less_than_the_texts(bundle: Path, made:
     report = ae.check(bundle, against=made / "model.pt", only=["base"], **ONE_CASE)
     (owed,) = [owed for owed in report.findings if owed.id == "manifest/lengths"]
     assert (owed.status, owed.where) == ("failed", "manifest.json: lengths.sequence")
-    assert owed.detail == f"at most 100 tokens; the longest golden text has {LONGEST}"
+    assert owed.detail == f"maximum 100 tokens; longest golden text {LONGEST}"
 
 
 def test_check_compares_with_the_tokenizer_of_the_model(bundle: Path, made: Path) -> None:

@@ -161,7 +161,7 @@ def test_one_tensor_that_changed_places_in_the_bank_is_found_and_named(bundle: P
     report = check(bundle, "bank")
     assert {failure.adapter for failure in failures(report)} == {"tone", "mood"}
     details = [result.detail for result in report.findings if (result.check, result.passed) == ("bank rows", False)]
-    assert details == [f"not as in its file: {UP}"] * 2
+    assert details == [f"differs from the adapter's file: {UP}"] * 2
 
 
 def test_one_unit_in_the_last_place_of_the_bank_is_found(bundle: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_class_that_is_not_masked_is_found(bundle: Path, value: float) -> None
     report = check(bundle, "bank")
     assert failed(report) == {("tone", "bank", False), ("tone", "bank", True)}
     faults = {fault for each in report.outputs for fault in each.faults}
-    assert faults == {"a class that the adapter lacks is not masked"}
+    assert faults == {"a class outside the adapter's labels is not masked"}
 
 
 def test_a_class_that_is_masked_but_there_is_found(bundle: Path) -> None:
@@ -261,5 +261,5 @@ def test_a_file_that_is_no_graph_is_refused(bundle: Path, file: str) -> None:
 
 def test_ids_of_another_name_are_refused(bundle: Path) -> None:
     edit_graph(bundle, "model.bank.onnx", lambda graph: setattr(_input(graph, "adapter_ids"), "name", "ids_of_rows"))
-    with pytest.raises(FormatError, match="an input `ids_of_rows` too many"):
+    with pytest.raises(FormatError, match="unexpected input `ids_of_rows`"):
         check(bundle, "bank")

@@ -301,9 +301,9 @@ class OffByALittle(CutRunner):
     [
         ("extra", "the reference has no such output"),
         ("missing", "the output is missing"),
-        ("nan", "1 NaN of the reference are not there"),
+        ("nan", "1 NaN of the reference are missing"),
         ("dtype", "the type is float32, not float64"),
-        ("scale", "over the budget"),
+        ("scale", "exceeds the budget"),
     ],
 )
 def test_what_differs_from_the_reference_fails(built: Built, change: str, fault: str) -> None:
@@ -337,4 +337,4 @@ def test_a_live_model_that_differs_at_a_length_fails(built: Built) -> None:
     assert all(name == "live model" and "tokens65" in case for name, case in failed)
     assert len([one for one in report.findings if one.check == "live model"]) == len(plan.cases)
     (line,) = {one.detail for one in report.findings if one.subject == "batch1_tokens65"}
-    assert "tokens 65: `hidden`: the largest error 0.5 is over the budget" in line
+    assert "tokens 65: `hidden`: the largest error 0.5 exceeds the budget" in line

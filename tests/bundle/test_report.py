@@ -93,7 +93,7 @@ def test_a_check_without_one_compared_output_is_an_error(results: tuple[Measurem
     ("found", "words"),
     [
         (report(output(GOOD), output(BAD, adapter=None)), r"no adapter.*`batch2`.*`hidden`.*a deviation of 1.00e\+00"),
-        (report(output(GOOD), site(NAN, "ffn")), "adapter `trec`.*site `ffn`.*2 NaN where the reference has none"),
+        (report(output(GOOD), site(NAN, "ffn")), "adapter `trec`.*site `ffn`.*2 NaN where the reference is finite"),
         (
             report(output(GOOD), invariants=(Finding.tested("swap", "a → b → a", False, "changed: x"),)),
             "changed: x",

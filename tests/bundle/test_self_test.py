@@ -29,25 +29,25 @@ from adapter_export.onnx_backend.onnx_runner import CutRunner
 from schemas import validate
 
 LOCATED = {
-    "batches of four and more off by 1 %",
+    "batches of four or more scaled by 1.01",
     "a slot scaled by 1.001",
     "a tensor of an adapter scaled by 1.001",
     "only the .onnx_adapter file is wrong",
     "a tensor missing from an adapter",
-    "two rows of the bank exchanged",
-    "two labels exchanged",
-    "an answer of another row in golden batches",
-    "another adapter of a row in golden batches",
+    "two rows of the bank swapped",
+    "two labels swapped",
+    "two answers of a golden batch swapped",
+    "an adapter of a golden batch replaced",
     "golden cases cut to one",
 }
 FOUND = {
-    "a site left out",
+    "a site removed",
     "a tensor scaled by 1.001",
     "a word's row doubled",
-    "a residual left out",
+    "a residual removed",
     "another activation in `inputs`",
 }
-ABSENT = {"two words of the tokenizer exchanged", "the rows of two positions exchanged"}
+ABSENT = {"two words of the tokenizer swapped", "the rows of two positions swapped"}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -75,7 +75,7 @@ def test_faults_are_found_and_located_and_the_bundle_stays_as_it_is(built: Built
 def test_padding_that_is_said_to_change_nothing(tmp_path: Path) -> None:
     built = build_small(tmp_path, ["slots"], counts_padding=True)
     reference = Reference(str(built.model), CutRunner(built.base))
-    kinds = ["padding said to change nothing", "padding said to change no adapter"]
+    kinds = ["padding recorded as neutral", "padding recorded as neutral for all adapters"]
     found = list(self_test(OpenedBundle.open(built.folder), reference, kinds, seed=3))
     assert {one.name: one.status for one in found} == {kinds[0]: "located", kinds[1]: "not applicable"}
 
@@ -86,7 +86,7 @@ def test_padding_that_is_said_to_change_no_adapter(tmp_path: Path) -> None:
     cases = input_cases(base.inputs, seed=0, shapes=[{"batch": 2, "tokens": 5}])
     runner = CutRunner(base)
     build_bundle(base, [gated], tmp_path / "bundle", references=runner, cases=cases, variants=[])
-    kinds = ["padding said to change no adapter"]
+    kinds = ["padding recorded as neutral for all adapters"]
     (found,) = self_test(OpenedBundle.open(tmp_path / "bundle"), Reference("base", runner), kinds, seed=3)
     assert found.status == "located"
 
@@ -97,7 +97,7 @@ def test_what_is_not_seen_is_said_to_be_missed(copy: Path) -> None:
     kinds = ["one number of a word off by an ulp"]
     found = ae.self_test(copy, kinds=kinds, seed=1)
     assert [one.status for one in found.faults if one.name == kinds[0]] == ["missed"]
-    assert "other bits, within the budget" in found.faults[0].detail
+    assert "differs within the budget" in found.faults[0].detail
     assert not found.passed
     assert found.table().rows[-1][4] == found.count("missed")
     validate(found.to_json(), "self-test")
@@ -111,7 +111,7 @@ def test_a_kind_that_is_not_there_is_refused(built: Built) -> None:
 def test_a_bundle_that_is_wrong_has_no_self_test(built: Built, tmp_path: Path) -> None:
     copy = Copy(OpenedBundle.open(built.folder), tmp_path)
     copy.renew(0)
-    next(fault for fault in FAULTS if fault.name == "a residual left out").plant(copy)
+    next(fault for fault in FAULTS if fault.name == "a residual removed").plant(copy)
     with pytest.raises(ParityError):
         list(self_test(copy.opened(), None, (), seed=0))
 
@@ -185,7 +185,7 @@ def test_golden_data_without_golden_parts_miss_sites_in_8_bits(int8: Path, tmp_p
     rehash(copy)
     (found,) = _planted(copy, ["one site neutral"]).values()
     assert found.status == "missed"
-    assert "golden data do not show it in `slots`" in found.detail
+    assert "not shown by golden data in `slots`" in found.detail
 
 
 def test_faults_that_golden_data_barely_show_are_not_planted(int8: Path, tmp_path: Path) -> None:
@@ -219,4 +219,4 @@ def test_recorded_runs_of_another_runtime_say_nothing(int8: Path, tmp_path: Path
     rehash(copy)
     (found,) = _planted(copy, ["one tensor of another adapter"], seed=4).values()
     assert found.status == "not applicable"
-    assert "recorded runs say nothing here" in found.detail
+    assert "recorded runs are not comparable here" in found.detail

@@ -80,20 +80,20 @@ def _of_another_base(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "words"),
     [
-        ("model.onnx", lambda m: m.graph.input.remove(_input(m, DOWN)), f"no input `{DOWN}`"),
+        ("model.onnx", lambda m: m.graph.input.remove(_input(m, DOWN)), f"missing input `{DOWN}`"),
         ("model.onnx", lambda m: m.graph.initializer.remove(_initializer(m, DOWN)), "cannot be overridden"),
         ("model.onnx", _fixed, rf"input `{DOWN}` float32 \[17, "),
         ("model.onnx", _nudged, "another default"),
-        ("model.onnx", _of_another_base, "the base sha256:other"),
+        ("model.onnx", _of_another_base, "base sha256:other"),
         ("model.onnx", lambda m: setattr(m, "model_version", 7), "`model_version` 7"),
-        ("model.onnx", lambda m: m.graph.output.pop(), "no output `logits`"),
-        ("model.onnx", lambda m: _relocate(m, "location", "../base.bin"), "in `../base.bin`, which the manifest does"),
+        ("model.onnx", lambda m: m.graph.output.pop(), "missing output `logits`"),
+        ("model.onnx", lambda m: _relocate(m, "location", "../base.bin"), "in `../base.bin`, which is not in"),
         ("model.onnx", lambda m: _relocate(m, "location", "/etc/passwd"), "in `/etc/passwd`"),
         ("model.onnx", lambda m: _relocate(m, "location", "manifest.json"), "in `manifest.json`"),
-        ("model.onnx", lambda m: _relocate(m, "offset", "999999999"), "ends behind the end of `base.bin`"),
-        ("model.inputs.onnx", lambda m: m.graph.input.remove(_input(m, "mask")), "no input `mask`"),
-        ("model.bank.onnx", lambda m: m.graph.input.remove(_input(m, "adapter_ids")), "no input `adapter_ids`"),
-        ("model.bank.onnx", lambda m: m.graph.input.remove(_input(m, BANK_DOWN)), f"no input `{BANK_DOWN}`"),
+        ("model.onnx", lambda m: _relocate(m, "offset", "999999999"), "extends past the end of `base.bin`"),
+        ("model.inputs.onnx", lambda m: m.graph.input.remove(_input(m, "mask")), "missing input `mask`"),
+        ("model.bank.onnx", lambda m: m.graph.input.remove(_input(m, "adapter_ids")), "missing input `adapter_ids`"),
+        ("model.bank.onnx", lambda m: m.graph.input.remove(_input(m, BANK_DOWN)), f"missing input `{BANK_DOWN}`"),
     ],
 )
 def test_a_graph_that_the_manifest_does_not_describe(copy: Path, file: str, change: Change, words: str) -> None:

@@ -81,7 +81,7 @@ def test_a_bundle_that_takes_more_than_its_base_fails(
     (copy / "manifest.json").unlink()
     write_manifest(replace(manifest, lengths={"sequence": Lengths(1, 81)}), copy)
     few = ("--only", "base", "--case", "batch1_sequence81")
-    cli.refused(4, "the model takes none of these cases", "check", copy, "--against", model, *few)
+    cli.refused(4, "the model accepts none of these cases", "check", copy, "--against", model, *few)
     done = cli("check", copy, "--against", hf_folder, *few, "--case", "batch3_sequence7", "--json")
     assert done.returncode == 1, done.stderr
     document = json.loads(done.stdout)
@@ -133,7 +133,7 @@ def test_a_mismatch_ends_with_1_and_says_where(cli, tampered: Path) -> None:
     assert "logits[" in block[0]
     assert any("found" in line and "expected" in line for line in block[1:4])
     assert any(line.startswith("  fails at none, basic, all") for line in block)
-    assert any(line.startswith("  culprit: no site") for line in block)
+    assert any(line.startswith("  culprit: not at a site") for line in block)
     (repeat,) = [line for line in block if line.startswith("  repeat: ")]
     assert "--only topic --case" in repeat
     assert block.index(repeat) < 8

@@ -101,5 +101,5 @@ def test_check_names_an_adapter_that_changes_nothing(cli, graph: Path, plain_ten
     assert said in built.stderr
     checked = cli.done("check", tmp_path / "bundle")
     assert f"\n{said}\n" in checked.stdout
-    assert "effect: adapters move the outputs of the base by 0.00% (`zeros`) to " in checked.stdout
+    assert "effect: adapters change the base's outputs by 0.00% (`zeros`) to " in checked.stdout
     cli.done("verify", tmp_path / "bundle")

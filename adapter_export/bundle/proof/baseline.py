@@ -1,4 +1,4 @@
-"""Comparison with the report of an earlier check: a claim that was verified then must not be unverified now."""
+"""Compare a check with an earlier report: fail if a claim verified then is no longer verified."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterator, Sequence
 from adapter_export.format.check_report import CheckReport, Finding
 
 _HERE = "recorded runs"
-"""The claims that can be verified only where ONNX Runtime rounds as when the bundle was built."""
+"""Checks that can be verified only where ONNX Runtime rounds as it did when the bundle was built."""
 
 _WORSE = 2.0
-"""Factor by which an error may grow between reports: other threads and machines add up in another order."""
+"""Factor by which an error may grow between reports: other threads and machines sum in a different order."""
 
 _NOISE = 0.1
-"""Errors below this part of their budget are rounding."""
+"""Fraction of the budget below which an error counts as rounding."""
 
 
 def regressions(baseline: CheckReport, findings: Sequence[Finding], where: str) -> Iterator[Finding]:
-    """Yield each claim that was verified in an earlier report, and is not verified now, or is off by more.
+    """Yield each claim that was verified in an earlier report and is now unverified or less accurate.
 
-    Claims that fail now are left out: they are findings already. `where` is the name of the earlier report.
+    Claims that fail now are skipped, because they are already findings. `where` is the name of the earlier report.
     """
     now = {found.id: found for found in findings}
     for before in baseline.findings:
@@ -35,7 +35,7 @@ def regressions(baseline: CheckReport, findings: Sequence[Finding], where: str) 
         if (before.status, found.status) == ("exact", "tested"):
             yield _worse(before, f"exact in {where}, now only tested")
         if before.ratio is not None and found.ratio is not None and found.ratio > max(_WORSE * before.ratio, _NOISE):
-            yield _worse(before, f"off by {before.ratio:.2g} of its budget in {where}, now by {found.ratio:.2g}")
+            yield _worse(before, f"error {before.ratio:.2g} of its budget in {where}, now {found.ratio:.2g}")
 
 
 def _worse(before: Finding, detail: str) -> Finding:

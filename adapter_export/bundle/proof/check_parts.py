@@ -1,4 +1,4 @@
-"""Golden parts in every graph of a bundle: an adapter that is applied in part shows in one of them."""
+"""Run golden parts in every graph of a bundle: they expose an adapter that is applied only partly."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from adapter_export.format.check_report import Finding
 from adapter_export.format.manifest import AdapterRecord, PartRecord
 
 CHECK = "golden parts"
-"""The name of the check in reports."""
+"""Name of the check in reports."""
 
 WEAK = "faults barely shown"
-"""The name of faults that golden data do not show twofold."""
+"""Name of the check for faults that move the golden outputs by less than twice their budget."""
 
 _SHOWN = 5
-"""The most faults that a message names."""
+"""Maximum number of faults named in a message."""
 
 
 @dataclass(frozen=True)
 class PartValue:
-    """The value of one golden part of an adapter in one graph."""
+    """Value of one golden part of an adapter in one graph."""
 
     adapter: str
     file: str
@@ -34,13 +34,13 @@ class PartValue:
 
     @property
     def ratio(self) -> float:
-        """Its absolute value as a part of the limit; infinite for NaN."""
+        """Absolute value divided by the limit; infinite for NaN."""
         size = abs(self.value)
         return math.inf if math.isnan(size) else size / (self.part.limit or math.ulp(0.0))
 
 
 def part_values(graph: Graph, golden: Sequence[GoldenParts]) -> Iterator[PartValue]:
-    """Run the cases of golden parts on a graph, and yield the value of each part.
+    """Run the golden parts of adapters in a graph, and yield the value of each part.
 
     Raises:
         RequestError: the graph cannot compute a case.
@@ -55,7 +55,7 @@ def part_values(graph: Graph, golden: Sequence[GoldenParts]) -> Iterator[PartVal
 
 
 def check_parts(values: Sequence[PartValue]) -> Iterator[Finding]:
-    """Yield for each adapter that every golden part is within its limit in all graphs, or which are not."""
+    """Yield one finding per adapter: failed if a golden part exceeds its limit in any graph."""
     for adapter in dict.fromkeys(one.adapter for one in values):
         own = [one for one in values if one.adapter == adapter]
         wrong = [one for one in own if not one.ratio <= 1]
@@ -66,27 +66,26 @@ def check_parts(values: Sequence[PartValue]) -> Iterator[Finding]:
             detail = f"outputs move as with {', '.join(shown[:_SHOWN])}{more}"
         else:
             worst, faults = max(own, key=lambda one: one.ratio), {one.part.fault for one in own}
-            detail = (
-                f"none of {len(faults)} faults shows; nearest: `{worst.part.fault}`, {worst.ratio:.2g} of its limit"
-            )
+            detail = f"{len(faults)} faults ruled out; nearest: `{worst.part.fault}`, {worst.ratio:.2g} of its limit"
         yield Finding.tested(CHECK, adapter, not wrong, detail)
 
 
 def check_separation(records: Sequence[AdapterRecord], names: Collection[str]) -> Iterator[Finding]:
-    """Yield the separation of some adapters, as it was measured when they were built.
+    """Yield the separation of each named adapter, as measured when it was built.
 
-    Faults that golden data barely show are a record of their own: a program with one of them may pass.
+    Faults that move the golden outputs by less than twice their budget are reported as unverified: an implementation
+    that contains such a fault may pass.
     """
     for record in records:
         found = record.golden.separation
         if found is None or record.name not in names:
             continue
-        least = f"the weakest fault, `{found.fault}`, reaches {_times(found.least)} what is allowed"
+        least = f"the weakest fault, `{found.fault}`, moves the outputs by {_times(found.least)} the budget"
         near = found.nearest
-        other = "" if near is None else f"; `{near.adapter}` in its place {_times(near.separation)}"
+        other = "" if near is None else f"; `{near.adapter}` instead: {_times(near.separation)}"
         yield Finding.tested("separation", record.name, True, f"{least}{other}")
         if found.weak:
-            yield Finding.unverified(WEAK, record.name, f"less than twice what is allowed: {quoted(found.weak)}")
+            yield Finding.unverified(WEAK, record.name, f"less than twice the budget: {quoted(found.weak)}")
 
 
 def _times(separation: float) -> str:

@@ -1,4 +1,4 @@
-"""A claim: something that must hold if a bundle is right, with what it needs, what it costs and how it is verified."""
+"""Claim: one verifiable statement about a bundle, with its requirements and cost."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def _one(*_: object) -> int:
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that must hold.
+    """One verifiable statement about a bundle.
 
     Attributes:
-        name: its name in progress bars.
-        run: verifies it, subject by subject.
-        needs: it is verified only if all of these are there.
-        cost: units of progress that it takes, nearly its number of runs.
+        name: label in progress bars.
+        run: verifies the claim, and yields one finding per subject.
+        needs: requirements; the claim is skipped if one is missing.
+        cost: units of progress, roughly the number of runs.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class GraphClaim:
-    """Something that must hold of each graph of a bundle to which it applies."""
+    """A claim that is verified for each graph it applies to."""
 
     name: str
     run: Callable[[Context, Graph], Iterable[Finding]]
@@ -53,7 +53,7 @@ class GraphClaim:
 
 
 def verify(claims: Iterable[Claim], context: Context, reporter: Reporter = SILENT) -> list[Finding]:
-    """Verify claims one after the other, and return what was found; a claim whose needs are not met is left out.
+    """Verify claims in order and return their findings; claims with unmet needs are skipped.
 
     Raises:
         InputError: the bundle or the model cannot be run.
@@ -72,7 +72,7 @@ def verify(claims: Iterable[Claim], context: Context, reporter: Reporter = SILEN
 
 
 class _Progress(Reporter):
-    """Counts steps up to the cost of each claim: a cost is an estimate, and the bar must end where the work ends."""
+    """Counts steps up to the cost of each claim, so that the bar ends on time even if a cost is only an estimate."""
 
     def __init__(self, reporter: Reporter, total: int) -> None:
         self._reporter, self._total, self._done, self._end = reporter, total, 0, 0
@@ -89,7 +89,7 @@ class _Progress(Reporter):
             self._reporter.step(label, self._done, self._total)
 
     def end(self, label: str) -> None:
-        """Count what is left of the cost of a claim."""
+        """Count the rest of the cost of a claim."""
         if self._done < self._end:
             self._done = self._end
             self._reporter.step(label, self._done, self._total)

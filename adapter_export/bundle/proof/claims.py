@@ -1,4 +1,4 @@
-"""All claims that a check verifies, in order: the sessions of a graph are open once, and only while it is checked."""
+"""All claims that a check verifies, in order: a graph's sessions are open only while that graph is checked."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from adapter_export.format.check_report import Finding
 from adapter_export.runtime.graphs import run_session
 
 _MOST_FAILED_CASES = 3
-"""The most failing cases on which the sites of an adapter are tried."""
+"""Maximum number of failing cases on which the sites of an adapter are checked."""
 
 
 def needs(*given: Need) -> frozenset[Need]:
@@ -54,28 +54,25 @@ def needs(*given: Need) -> frozenset[Need]:
 
 
 def agenda(context: Context) -> list[Claim]:
-    """Return every claim about a bundle, in the order in which it is verified."""
+    """Return every claim about a bundle, in order of verification."""
     of_graphs = [claim.of(graph) for graph in context.plan.graphs for claim in GRAPH_CLAIMS if claim.applies(graph)]
     return [*FIRST_CLAIMS, *of_graphs, *LAST_CLAIMS]
 
 
-# Claims about each graph.
-
-
 def _is_main(graph: Graph) -> bool:
-    """Return whether it is the graph that clients run, not in pieces."""
+    """Return whether the graph is the one that clients run, and can run as a whole."""
     return (graph.variant, graph.level) == ("slots", LEVEL) and not graph.pieces
 
 
 def _golden_parts(context: Context, graph: Graph) -> Iterable[Finding]:
-    """Measure the golden parts of the adapters that a graph can run; they are judged when all graphs have run."""
+    """Measure the golden parts of the adapters in a graph; `check_parts` evaluates them after all graphs have run."""
     parts = [context.bundle.parts(name) for name in context.plan.adapters if name in graph.adapters]
     context.parts += part_values(graph, [each for each in parts if each is not None])
     return ()
 
 
 def _mixed(context: Context, graph: Graph) -> list[tuple[str | None, ...]]:
-    """Return mixed batches to take apart; empty if rows of the base depend on each other."""
+    """Return mixed batches to compare row by row; empty if the base is not batch-invariant."""
     bank, batch = context.manifest.bank, context.plan.probe.batch
     if bank is None or not graph.by_row or not context.bundle.batch_invariant or batch == 1:
         return []
@@ -94,12 +91,12 @@ def _fan_out(context: Context, graph: Graph) -> Iterator[Finding]:
 
 
 def _runner(context: Context) -> Run:
-    """Return what runs the graph that clients run, as the Python runtime does."""
+    """Return a function that runs the main graph the way the Python runtime does."""
     return partial(context.bundle.runtime_session(checksums=True).run, allow_padding=True)
 
 
 def _small(context: Context) -> Case:
-    """Return a small case: bits tell on few numbers."""
+    """Return a small case: bit equality needs few numbers."""
     return typical(context.plan.cases or (context.plan.probe,))
 
 
@@ -118,7 +115,7 @@ def _row_order(context: Context, _: Graph) -> Iterator[Finding]:
 
 
 def _active_adapters(context: Context, _: Graph) -> Iterator[Finding]:
-    """Compare adapters that ONNX Runtime itself loads; it widens nothing, so only those in float32."""
+    """Compare adapters loaded by ONNX Runtime itself. It converts no types, so only float32 adapters are compared."""
     if "whole" in context.has or context.bundle.staged:
         case = _small(context)
         for name in context.plan.adapters:
@@ -128,7 +125,7 @@ def _active_adapters(context: Context, _: Graph) -> Iterator[Finding]:
 
 
 def _member_weights(context: Context, graph: Graph) -> Iterable[Finding]:
-    """Refuse a new bundle in which the member weights of a fusion act on other rows, if the outputs are right."""
+    """Reject a new bundle whose fusion weights act on other rows, provided that its outputs are right."""
     bundle = context.bundle
     right = all(one.passed for one in context.outputs)
     if bundle.staged and graph.variant == "slots" and right and not graph.pieces and bundle.manifest.batch_invariant:
@@ -141,10 +138,10 @@ def _member_weights(context: Context, graph: Graph) -> Iterable[Finding]:
 
 
 def _close(context: Context, graph: Graph) -> Iterable[Finding]:
-    """Give back the memory of a graph, except of those that golden texts, golden batches or precisions need again."""
+    """Release a graph's memory, unless golden texts, golden batches or the precision comparison need it again."""
     bundle, manifest = context.bundle, context.manifest
     if (graph.variant, graph.level) == ("slots", LEVEL):
-        _ = bundle.batch_invariant  # tried out while the graph is open
+        _ = bundle.batch_invariant  # measured now, while the graph is open
     texts = context.original or manifest.golden_texts or manifest.golden_batches
     again = manifest.golden_batches if graph.by_row else texts if graph.variant == "slots" else None
     if graph.level != LEVEL or not again:
@@ -152,15 +149,12 @@ def _close(context: Context, graph: Graph) -> Iterable[Finding]:
     return ()
 
 
-# Claims about the bundle.
-
-
 def _lengths_of_base(context: Context) -> Iterator[Finding]:
     yield from check_record(context.manifest, context.model.inputs, context.model.lengths)
 
 
 def _sites(context: Context) -> Iterator[Finding]:
-    """Compare each adapter at each site with float64; of one whose outputs are wrong, on a case that shows it."""
+    """Compare each adapter at each site with float64; use a failing case for an adapter whose outputs are wrong."""
     bundle, probe = context.bundle, SiteProbe.of(context.bundle)
 
     def check(name: str, case_name: str) -> bool:
@@ -175,7 +169,7 @@ def _sites(context: Context) -> Iterator[Finding]:
         wrong = dict.fromkeys(one.case for one in context.outputs if one.adapter == name and not one.passed)
         right = check(name, usual.name)
         context.progress.step(f"{name}: sites")
-        # a ReLU may be inactive on the usual case
+        # a ReLU may be inactive on the default case
         if right and not of_base:
             others = [each for each in wrong if each in cases and each != usual.name]
             for each in others[:_MOST_FAILED_CASES]:
@@ -185,7 +179,7 @@ def _sites(context: Context) -> Iterator[Finding]:
 
 
 def _walked(context: Context) -> list[str | None]:
-    """Return whose nodes are compared: those of the base, and with the adapter that acts at most sites."""
+    """Return the adapters to compare node by node: the base, and the adapter that acts at the most sites."""
     plan = context.plan
     if "slots" not in plan.variants or ((plan.brief or plan.narrow) and not plan.every_node):
         return []
@@ -194,7 +188,7 @@ def _walked(context: Context) -> list[str | None]:
 
 
 def _nodes(context: Context) -> Iterator[Finding]:
-    """Compare nodes one by one, where all is right and where an output fails."""
+    """Compare node by node: a typical case if all outputs match, and each output that fails."""
     plan, outputs = context.plan, context.outputs
     cases = {case.name: case for golden in context.expected for case in golden.cases}
     smallest = [named(context.manifest, one.case) for one in outputs if not one.passed and one.case not in cases]
@@ -250,7 +244,7 @@ def _media(context: Context) -> Iterator[Finding]:
 
 
 def _written(context: Context) -> Iterator[Finding]:
-    """Write golden texts again: each adapter its own, and where rows choose adapters, all adapters in one batch."""
+    """Regenerate golden texts: one adapter at a time and, if rows choose adapters, all adapters in one batch."""
     manifest, names = context.manifest, context.plan.names
     if manifest.generation is None or context.by_pieces or "slots" not in context.plan.variants:
         return
@@ -277,7 +271,7 @@ def _written(context: Context) -> Iterator[Finding]:
 
 
 def _precision(context: Context) -> Iterable[Finding]:
-    """Measure the cost of the precision, which is no claim, and close the Python runtime."""
+    """Measure the cost of the precision, which is not a claim, and close the Python runtime."""
     if context.original is not None:
         names, original = context.plan.names, context.original
         context.agreements = agreements(context.bundle, names, original, context.progress)
@@ -300,26 +294,26 @@ def _tensors(context: Context) -> Iterator[Finding]:
 
 
 def _left_out(context: Context) -> Iterator[Finding]:
-    """Yield what the options of the check left out."""
+    """Yield an unverified finding for everything that the options of the check exclude."""
     manifest, plan = context.manifest, context.plan
     for name in context.bundle.names:
         if name not in plan.names:
             shown = name or BASE
-            yield Finding.unverified("left out", shown, "left out by `only`", f"`{shown}` is right")
+            yield Finding.unverified("left out", shown, "excluded by `only`", f"`{shown}` is correct")
     for variant in (one.name for one in VARIANTS.values() if one.files(manifest)):
         if variant not in plan.variants:
-            claim = f"the graph `{variant}` is right"
-            yield Finding.unverified("left out", f"graph/{variant}", "left out by `variants`", claim, variant)
+            claim = f"the graph `{variant}` is correct"
+            yield Finding.unverified("left out", f"graph/{variant}", "excluded by `variants`", claim, variant)
     if context.reference is None:
         claim = "constants, nodes and outputs follow from the model"
         reason = "no model was given: golden vectors are the only reference"
-        yield Finding.unverified("model", "outputs", reason, claim, "the model that it was built from")
+        yield Finding.unverified("model", "outputs", reason, claim, "the model the bundle was built from")
 
 
 WHOLE = needs("whole")
 
 FIRST_CLAIMS: Sequence[Claim] = (
-    # what is expected is computed here
+    # compute the expected outputs first: the claims below compare with them
     Claim("padding", uncompared_padding, cost=lambda context: context.model_runs),
     Claim("lengths", lambda context: check_outside(context.manifest), WHOLE),
     Claim("lengths of the base", _lengths_of_base, needs("whole", "model")),

@@ -1,10 +1,10 @@
-"""Compare two arrays: every measure that a reader may want, and one verdict.
+"""Compare two arrays: all error measures and one verdict.
 
-The verdict fails closed. A comparison passes only if shapes and types are equal, at least one finite element was
-compared, NaN and Inf stand at the same places on both sides, and no error is over the budget.
+The verdict fails closed. A comparison passes only if shapes and types match, at least one finite element was compared,
+NaN and Inf occur at the same positions on both sides, and every error is within the budget.
 
-How a bundle in another precision differs from the base in float32 is compared too, without a budget or a verdict: that
-is no error, but what the precision costs.
+The difference between a quantized bundle and the float32 base is measured without a budget or a verdict: it is the cost
+of the precision, not an error.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _NOWHERE = MasksRecord(0, 0, 0)
 def compare_top_class(
     found: np.ndarray, expected: np.ndarray, absolute: float, where: npt.NDArray[np.bool_] | None = None
 ) -> TopClassRecord:
-    """Compare the argmax over the last axis of logits [..., classes] without NaN, the first one where two are equal.
+    """Compare the argmax over the last axis of logits [..., classes] without NaN; the first class wins a tie.
 
-    `absolute` is the allowed error of a logit; `where` broadcasts to the shape of `expected`, and chooses whole rows.
+    `absolute` is the allowed error of a logit; `where` broadcasts to the shape of `expected` and selects whole rows.
     """
     rows = expected.reshape(-1, expected.shape[-1]).astype(np.float64)
     top = rows.argmax(axis=1)
@@ -64,9 +64,9 @@ def compare_top_class(
 
 
 def absolute_difference(found: np.ndarray, expected: np.ndarray) -> npt.NDArray[np.float64 | np.uint64]:
-    """|found − expected| per element; float64 for floats, uint64 for integers, where no difference wraps around.
+    """|found − expected| per element; float64 for floats, uint64 for integers so that differences do not wrap.
 
-    A difference of two float64 that is beyond their range comes back as the largest float64.
+    A float64 difference that overflows is clipped to the largest float64.
     """
     if expected.dtype.kind == "f":
         with np.errstate(over="ignore"):
@@ -74,7 +74,7 @@ def absolute_difference(found: np.ndarray, expected: np.ndarray) -> npt.NDArray[
     kind = np.uint64 if expected.dtype.kind in "ub" else np.int64
     first, second = (side.astype(kind) for side in (found, expected))
     high, low = np.maximum(first, second), np.minimum(first, second)
-    return high.view(np.uint64) - low.view(np.uint64)  # modulo 2^64, which is exact as no difference reaches it
+    return high.view(np.uint64) - low.view(np.uint64)  # modulo 2^64: exact, because every difference is smaller
 
 
 def relative_difference(found: np.ndarray, expected: np.ndarray) -> npt.NDArray[np.float64]:
@@ -85,9 +85,9 @@ def relative_difference(found: np.ndarray, expected: np.ndarray) -> npt.NDArray[
 
 
 def ulp_distance(found: np.ndarray, expected: np.ndarray) -> npt.NDArray[np.uint64]:
-    """Count the steps between neighbouring numbers of the type between two floats, per element.
+    """Return the distance between two floats in units in the last place, per element.
 
-    Counted across zero, where +0 and −0 are one number. IEEE 754 numbers of one sign are ordered as their bits are.
+    Counted across zero, where +0 and −0 are one number. IEEE 754 numbers of the same sign sort like their bit patterns.
     """
     (first_negative, first), (second_negative, second) = _sign_and_size(found), _sign_and_size(expected)
     apart = np.maximum(first, second) - np.minimum(first, second)
@@ -101,9 +101,9 @@ def _sign_and_size(values: np.ndarray) -> tuple[npt.NDArray[np.bool_], npt.NDArr
 
 
 def cosine(found: np.ndarray, expected: np.ndarray) -> float | None:
-    """Return the cosine of the angle between two vectors, in float64; `None` if one of them is zero or empty.
+    """Return the cosine of the angle between two vectors, in float64; `None` if either is zero or empty.
 
-    Both are first divided by a power of two near their largest element, so that no square overflows or vanishes.
+    Each vector is first divided by a power of two near its largest element, so that squares cannot overflow or vanish.
     """
     first, second = _unit_scale(found), _unit_scale(expected)
     if first is None or second is None:
@@ -128,8 +128,8 @@ def compare(
 ) -> ComparisonRecord:
     """Compare a candidate with its reference: floats, integers or bools of any shape.
 
-    Integers and bools must be equal whatever the budget says. `where` chooses elements and broadcasts to the shape of
-    `expected`. With `logits` the last axis holds one number per class, and the highest is compared too.
+    Integers and bools must be equal regardless of the budget. `where` selects elements and broadcasts to the shape of
+    `expected`. With `logits`, the last axis contains one number per class, and the top class is compared too.
     """
     exact = expected.dtype.kind in "iub"
     budget = Budget(0.0, "integers are compared exactly") if exact else budget
@@ -153,14 +153,14 @@ def compare(
     has_classes = logits and expected.ndim and expected.size and nan == _NOWHERE
     faults = []
     if not compared:
-        faults.append("there is nothing to compare" if not first.size else "no element is finite on both sides")
+        faults.append("nothing to compare" if not first.size else "no element is finite on both sides")
     for name, masks in (("NaN", nan), ("Inf", inf)):
         if masks.only_found:
-            faults.append(f"{masks.only_found} {name} where the reference has none")
+            faults.append(f"{masks.only_found} {name} where the reference is finite")
         if masks.only_expected:
-            faults.append(f"{masks.only_expected} {name} of the reference are not there")
+            faults.append(f"{masks.only_expected} {name} of the reference are missing")
     if not absolute <= budget.absolute:
-        faults.append(f"the largest error {absolute:.3g} is over the budget {budget.absolute:.3g}")
+        faults.append(f"the largest error {absolute:.3g} exceeds the budget {budget.absolute:.3g}")
     return ComparisonRecord(
         verdict=verdict(not faults),
         faults=tuple(faults),
@@ -180,18 +180,18 @@ def compare(
 
 
 def missing(budget: Budget) -> ComparisonRecord:
-    """Return the outcome for an output that the candidate does not return."""
+    """Return the result for an output that the candidate does not return."""
     return _nothing(budget, "the output is missing")
 
 
 def unexpected(found: np.ndarray) -> ComparisonRecord:
-    """Return the outcome for an output that the reference does not have."""
-    budget = Budget(0.0, "there is no reference")
+    """Return the result for an output that the reference does not have."""
+    budget = Budget(0.0, "no reference")
     return _nothing(budget, "the reference has no such output", elements=found.size)
 
 
 def _nothing(budget: Budget, *faults: str, elements: int = 0) -> ComparisonRecord:
-    """Return the outcome where not one element was compared."""
+    """Return a failed result in which no element was compared."""
     return ComparisonRecord(
         verdict="failed",
         faults=faults,
@@ -211,7 +211,7 @@ def _nothing(budget: Budget, *faults: str, elements: int = 0) -> ComparisonRecor
 
 
 def _ratio(error: float, limit: float) -> float:
-    """Return error over budget. An error where none is allowed counts as the largest number."""
+    """Return error / budget. An error with a budget of 0 counts as the largest float."""
     if not error:
         return 0.0
     return min(float(error) / limit, sys.float_info.max) if limit else sys.float_info.max
@@ -222,7 +222,7 @@ def _masks(*masks: npt.NDArray[np.bool_]) -> MasksRecord:
 
 
 def _worst(found: np.ndarray, expected: np.ndarray, positions: npt.NDArray[np.int64]) -> WorstRecord | None:
-    """Return the element that is furthest from the reference; one that is NaN or Inf on one side only comes first."""
+    """Return the element with the largest error; elements that are NaN or Inf on one side only come first."""
     if not positions.size:
         return None
     first, second = found.reshape(-1)[positions], expected.reshape(-1)[positions]
@@ -237,14 +237,14 @@ def _worst(found: np.ndarray, expected: np.ndarray, positions: npt.NDArray[np.in
 
 
 Sides = list[tuple[np.ndarray, np.ndarray]]
-"""An output of the bundle and of the base, case by case."""
+"""Outputs of the bundle and of the base, one array per case."""
 
 
 @dataclass(frozen=True)
 class Original:
-    """The base as it was before its precision was changed, and what both sides are run on; `inputs` is for people.
+    """The base before its precision changed, and the inputs for both sides; `inputs` describes them for people.
 
-    A bundle that is not batch-invariant sees each case as one batch.
+    A bundle that is not batch-invariant runs each case as one batch.
     """
 
     runner: Runner
@@ -255,14 +255,14 @@ class Original:
 def agreements(
     bundle: OpenedBundle, names: Sequence[str | None], original: Original, reporter: Reporter = SILENT
 ) -> AgreementsRecord:
-    """Run the bundle and the base in float32 on the same inputs, and return how far they are apart.
+    """Run the bundle and the float32 base on the same inputs, and return the differences.
 
     Raises:
         NothingComparedError: there are no inputs.
-        InputError: one of the two cannot be run.
+        InputError: one of the two cannot run.
     """
     if not original.cases:
-        raise NothingComparedError("there are no inputs to compare precisions on")
+        raise NothingComparedError("no inputs to compare precisions on")
     found = tuple(each for name in names for each in _of_adapter(bundle, name, original, reporter))
     return AgreementsRecord(original.runner.description, original.inputs, found)
 
@@ -278,7 +278,7 @@ def _of_adapter(
         found = session.run(case.arrays, name, allow_padding=True)
         for each, value in expected.items():
             pair = (found[each], value)
-            if case.real is not None and has_rows_per_token(value.shape, case.real):  # padding is no result
+            if case.real is not None and has_rows_per_token(value.shape, case.real):  # outputs at padding are undefined
                 pair = (found[each][case.real], value[case.real])
             sides.setdefault(each, []).append(pair)
         reporter.step(f"{name or BASE}, {case.name}: against float32")

@@ -1,4 +1,4 @@
-"""The context of claims: the plan, the model, and the measurements of earlier claims."""
+"""Context of claims: the plan, the model, and the measurements of earlier claims."""
 
 from __future__ import annotations
 
@@ -20,25 +20,28 @@ from adapter_export.numerics.runner import DRAWS
 from adapter_export.reporting import SILENT, Reporter
 
 Need = Literal["model", "source", "base", "whole", "words", "written", "slots", "fanout"]
-"""Needs of claims: a `model` to compare with, or its `source` tensors; the `base` or a variant among what is
-checked; the `whole` check, not golden vectors at one level alone, or one that tries all `words`; a bundle that is
-`written`, not one that is being built."""
+"""Requirements of claims.
+
+`model`, `source`: a reference model, its source tensors. `base`, `variant`: the base or a variant is checked.
+`whole`: more than golden vectors at one level. `words`: the vocabulary sweep. `written`: a finished bundle, not one
+being built.
+"""
 
 
 @dataclass
 class Context:
-    """The bundle that is checked, the model it is compared with, and the measurements so far.
+    """The bundle under check, its reference model, and the measurements so far.
 
     Attributes:
-        plan: what is checked, on cases that the model takes.
-        live_cases: all cases, for the model as it was before its capture.
+        plan: the check, limited to cases that the model accepts.
+        live_cases: all cases, for the model before its capture.
         reference: the model; `None` if golden vectors are the only reference.
-        original: the base before its precision was changed; `None` if it was not.
-        given: the adapters as the user has them, by name.
-        computed: what the model gave earlier for the same cases; empty if it has yet to run.
-        digests: collects what golden cases give.
-        progress: receives a step for each unit of a claim's cost.
-        outputs, sites, parts, locations, agreements: what was measured so far.
+        original: the base before its precision changed; `None` if it did not.
+        given: the user's adapters, by name.
+        computed: the model's earlier outputs for the same cases; empty if it has not run yet.
+        digests: collects the outputs of golden cases.
+        progress: receives one step per unit of a claim's cost.
+        outputs, sites, parts, locations, agreements: measurements so far.
     """
 
     plan: Plan
@@ -57,23 +60,23 @@ class Context:
 
     @property
     def bundle(self) -> OpenedBundle:
-        """The bundle that is checked."""
+        """Bundle under check."""
         return self.plan.bundle
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest of the bundle."""
+        """Manifest of the bundle."""
         return self.plan.bundle.manifest
 
     @property
     def model(self) -> Reference:
-        """The reference, for claims that need `model`."""
+        """Reference, for claims that need `model`."""
         assert self.reference is not None
         return self.reference
 
     @cached_property
     def has(self) -> frozenset[Need]:
-        """The needs of claims that are met."""
+        """Requirements of claims that are met."""
         plan, model = self.plan, self.reference
         there: dict[Need, bool] = {
             "model": model is not None,
@@ -89,23 +92,23 @@ class Context:
 
     @property
     def by_pieces(self) -> bool:
-        """True if a graph is too large to run as a whole while it is built."""
+        """True if a graph is too large to run as a whole during the build."""
         return any(graph.pieces for graph in self.plan.graphs)
 
     @cached_property
     def expected(self) -> list[Golden]:
-        """Golden vectors, and what the model gives for the other cases."""
+        """Golden vectors, and the model's outputs for the other cases."""
         return [*self.plan.golden, *(self.computed or self._of_model())]
 
     @property
     def planned(self) -> list[Golden]:
-        """`expected` as far as it is known before the model has run: without the outputs of the model."""
+        """`expected` as far as it is known before the model runs: the cases, without the model's outputs."""
         of_model = [replace(golden, cases=self.plan.cases, against="reference") for golden in self.plan.golden]
         return [*self.plan.golden, *(of_model if self.reference is not None else ())]
 
     @cached_property
     def tolerance(self) -> Tolerance:
-        """The budgets of outputs that are compared with each other."""
+        """Budgets for comparing two outputs."""
         given = [golden for golden in self.expected if golden.against == "reference"]
         return Tolerance.of(self.bundle.allowance(self.plan.cases or (self.plan.probe,)), self.manifest, given)
 
@@ -119,7 +122,7 @@ class Context:
         )
 
     def _of_model(self) -> list[Golden]:
-        """Run the model on every case for the base and each adapter; empty without a model."""
+        """Run the model on every case for the base and each adapter; return an empty list without a model."""
         if self.reference is None:
             return []
         maker, twin = self.maker, self._twin
@@ -134,7 +137,7 @@ class Context:
 
     @property
     def model_runs(self) -> int:
-        """The number of runs of the model that `expected` takes."""
+        """Number of model runs that `expected` takes."""
         if self.reference is None or self.computed:
             return 0
         cases = self.plan.cases
@@ -144,12 +147,12 @@ class Context:
 
     @property
     def _twin(self) -> str | None:
-        """An adapter that acts at no site, as the base head: its run gives what the base gives, too."""
+        """An adapter that acts at no site, such as the base head: its run also returns the outputs of the base."""
         alone = (name for name in self.plan.adapters if not self.bundle.source(name).placements)
         return next(alone, None) if None in self.plan.names else None
 
     def budgets_for(self, golden: Golden) -> Mapping[str, float]:
-        """Return the budgets that the model needs for the inputs of golden vectors, by output."""
+        """Return the budget that the model needs for the inputs of golden vectors, by output."""
         source, output = self.bundle.with_output(golden.adapter)
         maker = replace(self.maker, cases=golden.cases, allowance=self.bundle.allowance(golden.cases))
         made = maker.compute(source, output, name=golden.adapter)
@@ -157,7 +160,7 @@ class Context:
 
     @property
     def needed_budgets(self) -> Mapping[tuple[str | None, str], float]:
-        """The budget that the model has been seen to need, as a part of the scale, by adapter and output."""
+        """Budget that the model was measured to need, as a fraction of the scale, by adapter and output."""
         return {
             (golden.adapter, name): allowed.absolute / largest
             for golden in self.expected

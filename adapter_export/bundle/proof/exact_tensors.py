@@ -1,7 +1,7 @@
-"""Tensors, exactly: every constant of a bundle's graphs and every slot follows bit by bit from what it was built of.
+"""Trace every constant and slot of a bundle bit by bit to the tensors that it was built from.
 
-`build` looks each constant up among the tensors of the model, and writes how it came to be. A check replays that, makes
-the graph anew where the same libraries are at hand, and compares both with the bundle.
+`build` looks up each constant among the tensors of the model and records its derivation. A check replays the
+derivation, exports the graph again if the same library versions are installed, and compares both with the bundle.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from adapter_export.onnx_backend.slots import SlotPlan, slot_tensors
 from adapter_export.safe_io.regular_files import sha256_of
 
 _FEW = 16
-"""Constants of fewer elements are numbers and shapes: equal bits elsewhere would say nothing."""
+"""Minimum number of elements to look up: equality of small scalars and shapes is no evidence of their origin."""
 
 _SAMPLE = 64
 _SHOWN = 3
@@ -48,7 +48,7 @@ _OURS = ("adapter-export", "onnx", "onnx-ir")
 
 
 class _Mapped(Mapping[str, np.ndarray]):
-    """The elements of tensors, mapped from their file while they are used: not all are in memory at once."""
+    """Arrays mapped from their files on access, so that not all are in memory at once."""
 
     def __init__(self, tensors: Mapping[str, ir.TensorProtocol]) -> None:
         self._tensors = tensors
@@ -65,7 +65,7 @@ class _Mapped(Mapping[str, np.ndarray]):
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin of a base: the model's tensors by name, a digest of its program, and libraries."""
+    """Origin of a base: the model's tensors by name, a digest of its program, and library versions."""
 
     tensors: Mapping[str, np.ndarray]
     program: str
@@ -74,13 +74,13 @@ class Origin:
 
     @classmethod
     def of(cls, base: OnnxBase) -> Origin:
-        """Return that of an ONNX file, as it is before anything is done to it."""
+        """Return the origin of an ONNX file, read before it is modified."""
         model = read_model(base.path, partial(BaseModelError, "is not an ONNX model", where=base.path))
         settle_external_data(model, base.path)
         return cls(_Mapped(constants(model)), sha256_of(base.path))
 
     def derivation(self, model: ir.Model, golden: Sequence[str]) -> Derivation:
-        """Return how each constant of a graph with slots follows from the tensors; `golden` are the golden cases."""
+        """Return the derivation of each constant of a graph with slots; `golden` are the golden cases."""
         finder = _Finder.of(self.tensors)
         records = (finder.record(name, values_of(tensor)) for name, tensor in constants(model).items())
         made_by = libraries((*_OURS, *self.made_by))
@@ -89,14 +89,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class Source:
-    """The model of a bundle as the user has it; `again` makes its base anew, with operators fused or not."""
+    """The user's model; `again` exports its base once more, with operators fused or not."""
 
     origin: Origin
     again: Callable[[bool], OnnxBase]
 
 
 def constants(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """Return every constant of a graph and of those in it: initializers that are no inputs, and tensors in nodes."""
+    """Return every constant of a graph and its subgraphs: non-input initializers and tensor attributes of nodes."""
     fed = {value.name for value in model.graph.inputs}
     found = {
         name: value.const_value
@@ -112,12 +112,12 @@ def constants(model: ir.Model) -> dict[str, ir.TensorProtocol]:
 
 
 def values_of(tensor: ir.TensorProtocol) -> np.ndarray:
-    """Return the elements of a constant; those of large ones are mapped, not read."""
+    """Return the elements of a constant; large ones are memory-mapped."""
     return np.asarray(readable(tensor).numpy())
 
 
 def libraries(names: Sequence[str]) -> dict[str, str]:
-    """Return the version of each library that is installed."""
+    """Return the versions of the installed libraries among `names`."""
     found = {}
     for name in names:
         try:
@@ -129,7 +129,7 @@ def libraries(names: Sequence[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Finder:
-    """Looks a constant up among the tensors of a model, by type and shape first."""
+    """Looks up a constant among the tensors of a model, by type and shape first."""
 
     tensors: Mapping[str, np.ndarray]
     by_shape: Mapping[tuple[str, tuple[int, ...]], Sequence[str]]
@@ -142,7 +142,7 @@ class _Finder:
         return cls(tensors, by_shape)
 
     def record(self, name: str, array: np.ndarray) -> ConstantRecord:
-        """Return the first way to make it, its own name before others."""
+        """Return the first derivation that matches; a tensor of the same name is preferred."""
         for way in self._ways(name, array):
             if same_bits(rebuilt(way, self.tensors, array), array):
                 return way
@@ -161,7 +161,7 @@ class _Finder:
         yield from self._slices(name, array)
 
     def _alike(self, array: np.ndarray) -> str | None:
-        """The first tensor with the same shape that agrees at some elements, and then in all."""
+        """Return the first tensor of the same shape that matches, comparing a few elements before all of them."""
         at = np.unravel_index(np.linspace(0, array.size - 1, min(_SAMPLE, array.size)).astype(int), array.shape)
         sample = array[at].tobytes()
         for name in self.by_shape.get((array.dtype.name, array.shape), ()):
@@ -170,7 +170,7 @@ class _Finder:
         return None
 
     def _parts(self, name: str, array: np.ndarray) -> Iterator[ConstantRecord]:
-        """Yield tensors that fused operators read side by side, such as query, key and value."""
+        """Yield concatenations that fused operators read, such as query, key and value."""
         for axis in range(array.ndim):
             for count in (3, 2):
                 if array.shape[axis] % count == 0 and array.size // count >= _FEW:
@@ -182,7 +182,7 @@ class _Finder:
                             yield ConstantRecord(name, "concatenated", names, transposed=turned, axis=axis)
 
     def _slices(self, name: str, array: np.ndarray) -> Iterator[ConstantRecord]:
-        """A piece of a longer tensor along one axis, or one of the same elements in another shape."""
+        """Yield slices of a longer tensor along one axis, and reshaped tensors with the same elements."""
         large = (names for (dtype, shape), names in self.by_shape.items() if dtype == array.dtype.name
                  and math.prod(shape) >= array.size)  # fmt: skip
         for source in itertools.chain.from_iterable(large):
@@ -201,7 +201,7 @@ class _Finder:
 
 
 def rebuilt(record: ConstantRecord, tensors: Mapping[str, np.ndarray], like: np.ndarray) -> np.ndarray | None:
-    """Return the constant that a record describes; `None` if the model lacks its tensors, or in these shapes."""
+    """Return the constant that a record describes; `None` if the model lacks its tensors or they have other shapes."""
     try:
         parts = [tensors[name].T if record.transposed else tensors[name] for name in record.sources]
         array = np.concatenate(parts, record.axis or 0) if len(parts) > 1 else parts[0]
@@ -221,7 +221,7 @@ def check_tensors(
 ) -> Iterator[Finding]:
     """Yield a finding for each constant of the graph with slots, and for the nodes and constants of each graph.
 
-    A brief check does not make the graph again, which takes an export of a torch base.
+    A brief check skips exporting the graph again, which is slow for a torch base.
     """
     plan, file = bundle.plan, bundle.manifest.graphs["slots"]
     derivation = bundle.derivation()
@@ -230,7 +230,7 @@ def check_tensors(
     tensors, records = source.origin.tensors, dict[str, ConstantRecord]()
     same = derivation is not None and derivation.program == source.origin.program
     if derivation is not None:
-        # of a bundle that was built from another file of this model, the map may name tensors that only that one has
+        # a bundle built from another file of this model may record tensors that only that file has
         held = (record for record in derivation.constants if same or tensors.keys() >= {*record.sources})
         records = {record.name: record for record in held}
     finder = _Finder.of(tensors)
@@ -248,7 +248,7 @@ def check_tensors(
 
 @dataclass(frozen=True)
 class _Remade:
-    """The graph with slots, made again from the model, or `why` it cannot be; `differs` is the first difference."""
+    """The graph with slots, exported again; `why` is set if that is impossible, `differs` to the first difference."""
 
     base: OnnxBase | None
     model: ir.Model | None
@@ -264,12 +264,12 @@ class _Remade:
         here = {} if derivation is None else libraries(list(derivation.made_by))
         by = ", ".join(f"{name} {number}" for name, number in here.items()) or "this release"
         if brief:
-            why = "a quick check does not make the graph again"
+            why = "a quick check does not export the graph again"
         elif derivation is not None and here != derivation.made_by:
             other = [f"{name} {number}" for name, number in derivation.made_by.items() if here.get(name) != number]
-            why = f"made by {', '.join(other)}; here is {by}"
+            why = f"exported by {', '.join(other)}; installed: {by}"
         elif derivation is not None and derivation.program != source.origin.program:
-            why = "the bundle was built from another program with these weights, or from this one captured otherwise"
+            why = "the bundle was built from a different program with these weights, or from a different capture"
         else:
             try:
                 base = source.again(derivation is not None and derivation.optimized)
@@ -277,19 +277,19 @@ class _Remade:
                 if bundle.manifest.checksums is not None:
                     model = add_checksums(model, plan.slots, bundle.manifest.checksums, base.inputs)
             except AdapterExportError as error:
-                return cls(None, None, {}, None, f"the model cannot be made again: {error.message}", by)
+                return cls(None, None, {}, None, f"the model cannot be exported again: {error.message}", by)
             differs = next(node_differences(bundle.slots_model, model), None)
             if differs is None or derivation is not None:
                 return cls(base, model, constants(model), differs, "", by)
-            why = f"the bundle does not say what made it, and its graph differs from what {by} makes: {differs}"
+            why = f"the bundle does not record its libraries, and its graph differs from the export of {by}: {differs}"
         return cls(None, None, {}, None, why, by)
 
     def finding(self, file: str) -> Finding:
-        claim = "every node is what exporting the model again gives"
+        claim = "every node matches a new export of the model"
         if self.model is None:
             return Finding("nodes", file, claim, "unverified", file, self.why)
         status: Status = "exact" if self.differs is None else "failed"
-        detail = self.differs or f"{len(self.model.graph)} nodes, made again by {self.by}"
+        detail = self.differs or f"{len(self.model.graph)} nodes match the export of {self.by}"
         return Finding("nodes", file, claim, status, file, detail)
 
 
@@ -301,9 +301,9 @@ def _constant(
     tensors: Mapping[str, np.ndarray],
     remade: _Remade,
 ) -> Finding:
-    """Return whether a constant is what the map says, and what the graph that is made again has in its place."""
+    """Compare a constant with its recorded derivation and with the graph that is exported again."""
     made, direct = remade.constants.get(name), record is not None and bool(record.sources)
-    said = "a number, shape or folded tensor of the exporter" if record is None or not direct else _words(record)
+    said = "a scalar, shape or tensor folded by the exporter" if record is None or not direct else _words(record)
 
     def result(status: Status, detail: str) -> Finding:
         return Finding("constant", f"{file}/{name}", said, status, f"{file}: {name}", detail)
@@ -311,21 +311,21 @@ def _constant(
     if record is not None and direct:
         expected = rebuilt(record, tensors, array)
         if expected is None:
-            return result("failed", f"the map says {said}; the model has no such tensor")
+            return result("failed", f"recorded as {said}; the model has no such tensor")
         if not same_bits(expected, array):
-            return result("failed", f"not {said} of the model: {_difference(array, expected)}")
+            return result("failed", f"differs from {said} of the model: {_difference(array, expected)}")
     if made is not None and not same_bits(values := values_of(made), array):
-        return result("failed", f"not what exporting the model again gives: {_difference(array, values)}")
+        return result("failed", f"differs from a new export of the model: {_difference(array, values)}")
     if direct:
-        return result("exact", f"{said}, {array.size:,} elements, bit for bit")
+        return result("exact", f"{said}, {array.size:,} elements, bit-exact")
     if made is not None:
-        return result("exact", f"{array.size:,} elements as {remade.by} makes them again, bit for bit")
+        return result("exact", f"{array.size:,} elements match the export of {remade.by}, bit-exact")
     if record is None:
-        reason = remade.why or "no constant of this name is made again"
+        reason = remade.why or "a new export has no constant of this name"
         return result("unverified", f"`{DERIVATION_FILE}` does not cover it; {reason}")
     if record.sha256 not in (None, _digest(array)):
-        return result("failed", f"not the bytes that `{DERIVATION_FILE}` says")
-    return result("unverified", remade.why or "no constant of this name is made again")
+        return result("failed", f"the bytes do not match `{DERIVATION_FILE}`")
+    return result("unverified", remade.why or "a new export has no constant of this name")
 
 
 def _words(record: ConstantRecord) -> str:
@@ -337,7 +337,7 @@ def _words(record: ConstantRecord) -> str:
 
 
 def _difference(found: np.ndarray, expected: np.ndarray) -> str:
-    """Say in one clause how two arrays differ."""
+    """Describe the difference of two arrays in one clause."""
     if (found.dtype, found.shape) != (expected.dtype, expected.shape):
         return f"{found.dtype.name} {list(found.shape)}, expected {expected.dtype.name} {list(expected.shape)}"
     step = found.dtype.itemsize
@@ -350,7 +350,7 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> str:
 
 
 def node_differences(found: ir.Model, expected: ir.Model) -> Iterator[str]:
-    """Yield how the nodes of two graphs differ, one after the other; their constants are compared on their own."""
+    """Yield the differences between the nodes of two graphs in order; their constants are compared separately."""
     pairs = list(zip(found.graph.all_nodes(), expected.graph.all_nodes(), strict=False))
     for one, two in pairs:
         first, second = (ir.serde.serialize_node(node) for node in (one, two))
@@ -361,11 +361,11 @@ def node_differences(found: ir.Model, expected: ir.Model) -> Iterator[str]:
     counts = [sum(1 for _ in model.graph.all_nodes()) for model in (found, expected)]
     if counts[0] != counts[1]:
         longer = list((found if counts[0] > counts[1] else expected).graph.all_nodes())[len(pairs)]
-        yield f"{counts[0]} nodes, not {counts[1]}: `{longer.name or longer.outputs[0].name}` ({_at(longer)})"
+        yield f"{counts[0]} nodes, expected {counts[1]}: `{longer.name or longer.outputs[0].name}` ({_at(longer)})"
     for what in ("inputs", "outputs"):
         names = [[value.name for value in getattr(model.graph, what)] for model in (found, expected)]
         if names[0] != names[1]:
-            yield f"{what} {names[0]}, not {names[1]}"
+            yield f"{what} {names[0]}, expected {names[1]}"
 
 
 def _at(node: ir.Node) -> str:
@@ -378,14 +378,14 @@ def _node_difference(found: object, expected: object) -> str:
         one, two = (getattr(each, descriptor.name) for each in (found, expected))
         if one != two:
             texts = [" ".join(str(each).split())[:120] or "nothing" for each in (one, two)]
-            return f"its `{descriptor.name}` is {texts[0]}, not {texts[1]}"
-    return "other bytes"
+            return f"`{descriptor.name}` is {texts[0]}, expected {texts[1]}"
+    return "different bytes"
 
 
 def _as_in_slots(bundle: OpenedBundle, variant: Variant, again: Remade, why: str) -> Iterator[Finding]:
-    """Yield whether a graph has the constants of the one with slots, and is what making it again gives.
+    """Yield findings on whether a graph has the constants of the graph with slots and matches a new export.
 
-    `why` says why nothing was made again.
+    `why` is the reason if nothing was exported again.
     """
     file, own, shared = again.file, constants(bundle.model(again.file)), constants(bundle.slots_model)
     there = variant.common(shared)
@@ -394,13 +394,13 @@ def _as_in_slots(bundle: OpenedBundle, variant: Variant, again: Remade, why: str
     yield Finding(
         "constants",
         file,
-        "the constants are those of the graph with slots",
+        "the constants match the graph with slots",
         "failed" if wrong else "exact",
         f"{file}: {names}" if wrong else file,
-        f"{len(wrong)} are not: {names}" if wrong else f"{len(there)}, bit for bit",
+        f"{len(wrong)} differ: {names}" if wrong else f"{len(there)}, bit-exact",
         (SpanRecord("constants", len(there) - len(wrong), len(there)),),
     )
-    claim = f"every node is what {again.source} gives"
+    claim = f"every node matches {again.source}"
     if again.model is None:
         yield Finding("nodes", file, claim, "unverified", file, why)
     else:
@@ -408,36 +408,36 @@ def _as_in_slots(bundle: OpenedBundle, variant: Variant, again: Remade, why: str
 
 
 def _as_made_again(bundle: OpenedBundle, again: Remade, expected: ir.Model, check: str, claim: str) -> Finding:
-    """Return whether every node and constant of a graph is that of the graph made again."""
+    """Compare every node and constant of a graph with those of the graph exported again."""
     model, made = bundle.model(again.file), constants(expected)
     own = constants(model)
     apart = [f"`{name}`" for name in made.keys() | own.keys()
              if name not in made or name not in own or not _is_same(made[name], own[name])]  # fmt: skip
     differs = next(node_differences(model, expected), None)
     if apart and differs is None:
-        differs = f"constants that are not: {', '.join(sorted(apart)[:_SHOWN])}"
+        differs = f"constants that differ: {', '.join(sorted(apart)[:_SHOWN])}"
     status: Status = "exact" if differs is None else "failed"
-    detail = differs or f"{len(model.graph)} nodes, {len(own)} constants, bit for bit"
+    detail = differs or f"{len(model.graph)} nodes, {len(own)} constants, bit-exact"
     return Finding(check, again.file, claim, status, again.file, detail)
 
 
 def check_cut(bundle: OpenedBundle) -> Iterator[Finding]:
-    """Yield whether the graphs below and above the first adapter are what cutting the bank again gives."""
+    """Yield findings on whether the graphs below and above the first adapter match a new split of the bank."""
     said = bundle.manifest.fanout
-    assert said is not None  # or there is no such graph
+    assert said is not None  # a bundle with these graphs has `fanout`
     values: tuple[OutputRecord, ...] = ()
     for again in VARIANTS["fanout"].remade(bundle, None):
-        assert again.model is not None  # it is made from the bank
-        claim = f"every node and constant is what {again.source} gives"
+        assert again.model is not None  # it is derived from the bank
+        claim = f"every node and constant matches {again.source}"
         yield _as_made_again(bundle, again, again.model, "cut", claim)
         if again.file == said.prefix:
             values = crossing_values(again.model)
     same = said.values == values
-    detail = "as the graph `bank` says" if same else f"says {list(said.values)}, but cutting it gives {list(values)}"
+    detail = "matches the graph `bank`" if same else f"is {list(said.values)}, but the bank gives {list(values)}"
     yield Finding(
         "manifest",
         "fanout.values",
-        "`fanout.values` are what they say",
+        "`fanout.values` match the graph `bank`",
         "exact" if same else "failed",
         f"{MANIFEST_FILE}: fanout.values",
         detail,
@@ -445,7 +445,7 @@ def check_cut(bundle: OpenedBundle) -> Iterator[Finding]:
 
 
 def _is_same(one: ir.TensorProtocol, two: ir.TensorProtocol) -> bool:
-    """Return whether two tensors have the same bits; the same place of one file need not be read."""
+    """Return whether two tensors are bit-identical; the same range of one file need not be read."""
     places = [
         (each.path, each.offset, each.dtype, each.shape) for each in (one, two) if isinstance(each, ir.ExternalTensor)
     ]
@@ -453,16 +453,16 @@ def _is_same(one: ir.TensorProtocol, two: ir.TensorProtocol) -> bool:
 
 
 def check_slots(bundle: OpenedBundle, names: Sequence[str], given: Mapping[str, Adapter]) -> Iterator[Finding]:
-    """Yield whether the files of each adapter are its weights, folded: of the user's own, or of the bundle's copies."""
+    """Yield findings on whether each adapter's files contain its folded weights, from the user or the bundle's copy."""
     plan = bundle.plan
     for name in names:
         record, source = bundle.record(name), bundle.source(name)
         found, where = bundle.tensors(name), record.safetensors
         expected = slot_tensors(plan, source)
         wrong = [slot for slot in expected if not same_bits(found.get(slot), expected[slot])]
-        claim = "every slot is the adapter in the bundle, folded"
+        claim = "every slot contains the folded weights of the bundle's adapter"
         yield replace(_slots(name, where, found, expected, wrong), claim=claim)
-        claim = "the adapter is the user's"
+        claim = "the adapter matches the user's"
         if name not in given:
             detail = "compared only with copies inside the bundle; pass your adapters"
             yield Finding.unverified("source", name, detail, claim, record.source)
@@ -483,6 +483,6 @@ def _slots(name: str, where: str, found: Weights, expected: Weights, wrong: Sequ
     both = next((slot for slot in wrong if slot in found and slot in expected), None)
     more = "" if both is None else f"; `{both}`: {_difference(found[both], expected[both])}"
     names = quoted(wrong[:_SHOWN]) + (" …" if len(wrong) > _SHOWN else "")
-    detail = f"{len(wrong)} differ: {names}{more}" if wrong else f"{len(expected)} tensors, bit for bit"
+    detail = f"{len(wrong)} differ: {names}{more}" if wrong else f"{len(expected)} tensors, bit-exact"
     span = SpanRecord("tensors", len(expected) - len(set(wrong) & expected.keys()), len(expected))
     return replace(Finding.exact("slots", name, not wrong, detail, where=where), coverage=(span,))

@@ -1,8 +1,8 @@
-"""Invariants: switching adapters has no side effects, rows of a batch stay apart, files agree with the manifest.
+"""Invariants: switching adapters has no side effects, rows are independent, and files match the manifest.
 
-Before anything runs, the files of a bundle are what its manifest says, and agree with each other.
+Files are compared with the manifest and with each other before anything runs.
 
-`build` also tries out what padding and zeros change, so that clients can read it in the manifest.
+`build` also measures the effect of padding and of zeros, and records it in the manifest for clients.
 """
 
 from __future__ import annotations
@@ -46,21 +46,20 @@ from adapter_export.runtime.graphs import run_session
 from adapter_export.safe_io.parsers import parsing
 
 _SHOWN = 5
-"""Maximum faults that a message lists."""
+"""Maximum number of faults listed in a message."""
 
 
 def check_files(
     bundle: OpenedBundle, variants: Sequence[VariantName], names: Sequence[str | None]
 ) -> Iterator[Finding]:
-    """Compare every graph with the manifest, and the tensors of adapters bit by bit in their files and `variants`.
+    """Compare every graph with the manifest, and adapter tensors bit by bit between their files and `variants`.
 
-    The manifest conforms to its schema, or it could not have been read; the files were compared with their hashes when
-    the bundle was opened.
+    The manifest was validated against its schema, and the files against their SHA-256, when the bundle was opened.
 
     Raises:
-        FormatError: a graph cannot be read, or it is another one than the manifest describes: inputs, outputs, slots
-            and their defaults, tensors of the bank, where its weights lie.
-        AdapterError: the adapter as it was given is not the one that the manifest describes.
+        FormatError: a graph cannot be read or does not match the manifest: inputs, outputs, slots and their defaults,
+            tensors of the bank, location of the weights.
+        AdapterError: the bundle's copy of the user's adapter does not match the manifest.
     """
     manifest, adapters = bundle.manifest, [name for name in names if name is not None]
     if not bundle.staged:
@@ -79,7 +78,7 @@ def check_files(
 
 
 def check_outside(manifest: Manifest) -> Iterator[Finding]:
-    """The runtime refuses the lengths just outside of those that the base takes, axis by axis."""
+    """Verify, axis by axis, that the runtime rejects the lengths just outside the base's range."""
     for axis, own in manifest.lengths.items():
         taken, refused = list[str](), list[str]()
         for size in own.outside():
@@ -93,24 +92,24 @@ def check_outside(manifest: Manifest) -> Iterator[Finding]:
             else:
                 taken.append(str(size))
         capped = own.maximum is None or own.maximum > MOST_AT_EDGES
-        most = f"; inputs of up to {own.at_most(MOST_AT_EDGES) or own.minimum} are tried" if capped else ""
-        detail = f"takes {', '.join(taken)}" if taken else f"refuses {', '.join(refused) or 'no length'}"
+        most = f"; tested up to {own.at_most(MOST_AT_EDGES) or own.minimum}" if capped else ""
+        detail = f"accepts {', '.join(taken)}" if taken else f"rejects {', '.join(refused) or 'no length'}"
         yield Finding.exact("lengths", axis, not taken, f"{own}: {detail}{most}")
 
 
 def check_record(manifest: Manifest, inputs: Sequence[InputRecord], lengths: Bounds) -> Iterator[Finding]:
-    """The bundle takes no length that its base, with these inputs and lengths, does not take."""
+    """Verify that the bundle accepts only lengths that its base accepts with these inputs."""
     axes = {record.name: record.axes for record in inputs}
     pairs = [pair for one in manifest.inputs for pair in zip(one.axes, axes.get(one.name, ()), strict=False)]
     for own, its in dict.fromkeys(pairs):
         known, there = axis_lengths(own, manifest.lengths), axis_lengths(its, lengths)
         if there != Lengths():
-            detail = f"the bundle takes {known}, the base {there}"
+            detail = f"the bundle accepts {known}, the base {there}"
             yield Finding.exact("lengths of the base", str(own), there.covers(known), detail)
 
 
 def _check_graphs(bundle: OpenedBundle) -> Iterator[Finding]:
-    """Compare inputs, outputs, slots with their defaults, where the weights lie, which base and which slots."""
+    """Compare inputs, outputs, slots and their defaults, the location of weights, the base and the slot plan."""
     sizes = {file.path: file.bytes for file in bundle.manifest.files}
     if bundle.staged:
         sizes = {path.name: path.stat().st_size for path in bundle.home.iterdir()}
@@ -120,17 +119,17 @@ def _check_graphs(bundle: OpenedBundle) -> Iterator[Finding]:
             overridable = [value.name or "" for value in model.graph.inputs if value.is_initializer()]
             faults = [
                 *_interface_faults(model, bundle.manifest, interface),
-                # tensors are read only from where they may lie
+                # tensors are read only if they lie inside the bundle's files
                 *(list(_weights(model, sizes)) or _default_faults(model, bundle.manifest, variant, interface)),
             ]
             if faults:
                 more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
                 raise FormatError(
-                    "is another graph than the manifest describes",
+                    "does not match the manifest",
                     where=bundle.folder / interface.file,
                     found="; ".join(faults[:_SHOWN]) + more,
-                    expected=f"the variant `{variant.name}` as `{MANIFEST_FILE}` says it",
-                    fix="take the bundle from its source again, or build it again",
+                    expected=f"the variant `{variant.name}` as described in `{MANIFEST_FILE}`",
+                    fix="download the bundle again, or rebuild it",
                 )
             inputs, outputs = len(model.graph.inputs) - len(overridable), len(model.graph.outputs)
             detail = f"{inputs} inputs, {len(overridable)} overridable, {outputs} outputs"
@@ -138,36 +137,36 @@ def _check_graphs(bundle: OpenedBundle) -> Iterator[Finding]:
 
 
 def _interface_faults(model: ir.Model, manifest: Manifest, interface: GraphInterface) -> Iterator[str]:
-    """Yield what is wrong with inputs and outputs, the base, and the number that the adapter files have, too."""
+    """Yield mismatches of inputs, outputs, the base, and the model version that adapter files must share."""
     yield from _differences("input", model.graph.inputs, interface.inputs)
     yield from _differences("output", model.graph.outputs, interface.outputs)
     base = model.metadata_props.get(FINGERPRINT_KEY, manifest.base)
     if base != manifest.base:
-        yield f"the base {base}, not {manifest.base}"
+        yield f"base {base}, expected {manifest.base}"
     if interface.model_version not in (None, model.model_version):
-        yield f"`model_version` {model.model_version}, not {interface.model_version}"
+        yield f"`model_version` {model.model_version}, expected {interface.model_version}"
 
 
 def _differences(what: str, values: Sequence[ir.Value], wanted: Interface) -> Iterator[str]:
     found = {value.name or "": value for value in values}
-    yield from (f"no {what} `{name}`" for name in wanted if name not in found)
-    yield from (f"an {what} `{name}` too many" for name in found if name not in wanted)
+    yield from (f"missing {what} `{name}`" for name in wanted if name not in found)
+    yield from (f"unexpected {what} `{name}`" for name in found if name not in wanted)
     for name in wanted.keys() & found.keys():
         dtype, axes = wanted[name]
         known = found[name].dtype
         shown = "no type" if known is None else known.numpy().name
         dims = [dim if isinstance(dim, int) else dim.value for dim in found[name].shape or ()]
         if shown != dtype or _fixed(dims) != _fixed(axes):
-            yield f"{what} `{name}` {shown} {dims}, not {dtype} {list(axes)}"
+            yield f"{what} `{name}` {shown} {dims}, expected {dtype} {list(axes)}"
 
 
 def _fixed(axes: Sequence[int | str | None]) -> list[int | None]:
-    """Fixed lengths are to be equal, and what is free in one is to be free in the other; names are for people."""
+    """Return fixed lengths, and `None` for free axes: their names are only labels."""
     return [axis if isinstance(axis, int) else None for axis in axes]
 
 
 def _default_faults(model: ir.Model, manifest: Manifest, variant: Variant, interface: GraphInterface) -> Iterator[str]:
-    """Yield each wrong default, and each initializer of which the manifest says otherwise whether it may be fed."""
+    """Yield each wrong default, and each initializer whose overridability does not match the manifest."""
     found, wanted = [value.name or "" for value in model.graph.inputs if value.is_initializer()], interface.overridable
     yield from (f"`{name}` cannot be overridden" for name in wanted if name not in found)
     yield from (f"`{name}` can be overridden" for name in found if name not in wanted)
@@ -175,7 +174,7 @@ def _default_faults(model: ir.Model, manifest: Manifest, variant: Variant, inter
 
 
 def _weights(model: ir.Model, sizes: Mapping[str, int]) -> Iterator[str]:
-    """Tensors outside of the graph's file lie in files that the manifest vouches for, and within them."""
+    """Yield external tensors that lie outside the files in the manifest, or extend past the end of one."""
     tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
     attributes = [each for node in model.graph.all_nodes() for each in node.attributes.values()]
     tensors += [each.value for each in attributes if each.type == ir.AttributeType.TENSOR]
@@ -184,15 +183,15 @@ def _weights(model: ir.Model, sizes: Mapping[str, int]) -> Iterator[str]:
             continue
         location = str(tensor.location)
         if location not in sizes:
-            yield f"`{tensor.name}` lies in `{location}`, which the manifest does not list"
+            yield f"`{tensor.name}` is stored in `{location}`, which is not in the manifest"
         elif (tensor.offset or 0) + (tensor.length or tensor.nbytes) > sizes[location]:
-            yield f"`{tensor.name}` ends behind the end of `{location}`"
+            yield f"`{tensor.name}` extends past the end of `{location}`"
 
 
 def _check_twins(bundle: OpenedBundle, name: str) -> Finding:
     """Compare the two files of an adapter, for ONNX Runtime and for other programs, bit for bit.
 
-    They are stored in the precision that the manifest says.
+    Both are stored in the precision given in the manifest.
     """
     record = bundle.record(name)
     path, others = bundle.home / record.onnx_adapter, read_tensors(bundle.home / record.safetensors)
@@ -201,7 +200,7 @@ def _check_twins(bundle: OpenedBundle, name: str) -> Finding:
     def refusal(reason: str) -> FormatError:
         fix = "build the bundle again"
         return FormatError(
-            "is not an adapter file of ONNX Runtime", where=bundle.folder / record.onnx_adapter, found=reason, fix=fix
+            "is not an ONNX Runtime adapter file", where=bundle.folder / record.onnx_adapter, found=reason, fix=fix
         )
 
     with parsing(refusal):
@@ -209,27 +208,27 @@ def _check_twins(bundle: OpenedBundle, name: str) -> Finding:
         own = {name: value.numpy().copy() for name, value in adapter.get_parameters().items()}
     apart = sorted(slot for slot in own.keys() | others.keys() if not same_bits(own.get(slot), others.get(slot)))
     apart += sorted(slot for slot, dtype in wanted.items() if slot not in own or own[slot].dtype != dtype)
-    detail = f"two files that differ: {', '.join(apart)}" if apart else f"{len(own)} tensors, bit for bit"
+    detail = f"the two files differ: {', '.join(apart)}" if apart else f"{len(own)} tensors, bit-exact"
     complete = bool(own) or not bundle.manifest.slots  # a head that only pools fills no slot
     return Finding.exact("adapter files", name, not apart and complete, detail)
 
 
 def _tensors_result(name: str, subject: str, wrong: Sequence[str], count: int) -> Finding:
-    detail = f"not as in its file: {', '.join(wrong)}" if wrong else f"{count} tensors as in its file, bit for bit"
+    detail = f"differs from the adapter's file: {', '.join(wrong)}" if wrong else f"{count} tensors, bit-exact"
     return Finding.exact(name, subject, not wrong, detail)
 
 
 Run = Callable[[Mapping[str, np.ndarray], str | None], Arrays]
-"""Runs a bundle: from inputs and the name of an adapter, or `None` for the base, to outputs."""
+"""Function (inputs, adapter name or `None` for the base) → outputs."""
 
 RunRows = Callable[[Mapping[str, np.ndarray], Sequence[str | None]], Arrays]
-"""Runs a bank: from inputs and an adapter for each row to outputs."""
+"""Function (inputs, adapter of each row) → outputs, for a bank."""
 
 Budgets = Callable[[str | None, str, np.ndarray], Budget]
-"""The budget for an output, from the adapter that gives it, its name and what is expected of it."""
+"""Function (adapter, output name, expected output) → budget."""
 
 RunAll = Callable[[Sequence[Arrays]], list[Arrays]]
-"""Computes a list of requests by the graph with slots."""
+"""Function that computes a list of requests with the graph with slots."""
 
 _WIDTH = 3
 _STD = 0.2
@@ -238,7 +237,7 @@ _MOST_FOR_ALL_PAIRS = 5
 
 
 def swaps(names: Sequence[str | None]) -> list[tuple[str | None, str | None]]:
-    """Return the ordered pairs (A, B) to try A → B → A with: all, or for many adapters each with its neighbours."""
+    """Return the ordered pairs (A, B) for A → B → A: all, or neighbours only if there are many."""
     if len(names) <= _MOST_FOR_ALL_PAIRS:
         return list(permutations(names, 2))
     ring = [(name, names[(index + 1) % len(names)]) for index, name in enumerate(names)]
@@ -246,20 +245,20 @@ def swaps(names: Sequence[str | None]) -> list[tuple[str | None, str | None]]:
 
 
 def check_swap(run: Run, case: Case, first: str | None, second: str | None) -> Finding:
-    """A → B → A: the second answer of A has the bits of the first."""
+    """Verify that the second result of A in A → B → A is bit-identical to the first."""
     before = run(case.arrays, first)
     run(case.arrays, second)
     after = run(case.arrays, first)
     changed = _changed(before, after)
     subject = f"{first or BASE} → {second or BASE} → {first or BASE}"
-    detail = f"changed: {', '.join(changed)}" if changed else "every output, bit for bit"
+    detail = f"changed: {', '.join(changed)}" if changed else "every output, bit-exact"
     return Finding.tested("swap", subject, not changed and bool(before), detail)
 
 
 def check_native(adapter: str, fed: Arrays, native: Arrays) -> Finding:
-    """An adapter that ONNX Runtime loads and activates gives the bits of its tensors that are fed one by one."""
+    """Verify that an adapter loaded by ONNX Runtime gives the same bits as its tensors fed as inputs."""
     changed = _changed(fed, {name: value for name, value in native.items() if name in fed})
-    detail = f"different: {', '.join(changed)}" if changed else "every output, bit for bit"
+    detail = f"different: {', '.join(changed)}" if changed else "every output, bit-exact"
     return Finding.tested("active adapter", adapter, not changed and bool(fed), detail)
 
 
@@ -269,7 +268,7 @@ def _changed(before: Arrays, after: Arrays) -> list[str]:
 
 
 def check_row_order(run: Run, case: Case, adapter: str | None, budgets: Budgets) -> Finding:
-    """The rows of the batch in reverse order give the same outputs in reverse order, within the budget."""
+    """Verify that reversing the rows of a batch reverses the outputs, within the budget."""
     rows = case.batch
 
     def has_rows(value: np.ndarray) -> bool:
@@ -288,7 +287,7 @@ def check_row_order(run: Run, case: Case, adapter: str | None, budgets: Budgets)
 
 
 def check_apart(run: RunRows, case: Case, chosen: Sequence[str | None], budgets: Budgets) -> Finding:
-    """Every row of a mixed batch is what it is alone, within the budget."""
+    """Verify that every row of a mixed batch matches its result in a batch of one adapter, within the budget."""
     together, compared, faults = run(case.arrays, chosen), 0, list[str]()
     for row, name in enumerate(chosen):
         alone = run({key: array[row : row + 1] for key, array in case.arrays.items()}, [name])
@@ -296,13 +295,13 @@ def check_apart(run: RunRows, case: Case, chosen: Sequence[str | None], budgets:
             if len(together[output]) == len(chosen) and len(expected) == 1:
                 compared += 1
                 faults += _faults(output, together[output][row : row + 1], expected, name, budgets)
-    detail = "; ".join(faults) or "each row as it is alone, within the budget"
+    detail = "; ".join(faults) or "each row matches its own batch, within the budget"
     subject = ", ".join(name or BASE for name in chosen)
     return Finding.tested("rows of a batch", subject, bool(compared) and not faults, detail)
 
 
 def check_fan_out(graph: Graph, case: Case, names: Sequence[str | None], budgets: Budgets) -> Finding:
-    """Every text of a case through each of some adapters in one call is what it is in a call of its own adapter."""
+    """Verify that every text, run through several adapters in one call, matches a call per adapter."""
     count, compared, faults = case.batch, 0, list[str]()
     rows, chosen = np.tile(np.arange(count), len(names)), [name for name in names for _ in range(count)]
     feeds = FANOUT.rows_of(graph, case.arrays, rows, chosen)
@@ -312,17 +311,17 @@ def check_fan_out(graph: Graph, case: Case, names: Sequence[str | None], budgets
             if len(together[output]) == len(rows):
                 compared += 1
                 faults += _faults(output, together[output][at * count :][:count], expected, name, budgets)
-    detail = "; ".join(faults) or f"{count} texts through each, as in calls of their own, within the budget"
+    detail = "; ".join(faults) or f"{count} texts per adapter match separate calls, within the budget"
     subject = ", ".join(name or BASE for name in names)
     return Finding.tested("fan-out", subject, bool(compared) and not faults, detail)
 
 
 def _faults(output: str, found: np.ndarray, expected: np.ndarray, adapter: str | None, budgets: Budgets) -> list[str]:
-    """Masked numbers are masked on both sides, and have no part in the scale of the budget."""
+    """Return the faults of one output; masked classes must be masked on both sides and do not affect the scale."""
     hidden = expected < MASK_BELOW if expected.dtype.kind == "f" else np.zeros(expected.shape, bool)
     if found.shape == expected.shape and hidden.any():
         if not (found[hidden] < MASK_BELOW).all():
-            return [f"{output}: a class that the adapter lacks is not masked"]
+            return [f"{output}: a class outside the adapter's labels is not masked"]
         found, expected = (np.where(hidden, np.zeros_like(side), side) for side in (found, expected))
     return [f"{output}: {fault}" for fault in compare(found, expected, budgets(adapter, output, expected)).faults]
 
@@ -330,12 +329,12 @@ def _faults(output: str, found: np.ndarray, expected: np.ndarray, adapter: str |
 def check_weights_apart(
     run: Callable[[Mapping[str, np.ndarray]], Arrays], record: MixRecord, tensors: Weights, golden: Golden
 ) -> None:
-    """Check that weights of one row leave the others alone: every second row has the adapter's, the others have zeros.
+    """Check that the weights of one row do not affect others: every second row has the adapter's, the rest zeros.
 
-    `run` is the graph with slots, from inputs and tensors to outputs; `tensors` and `golden` are the adapter's.
+    `run` is the graph with slots, from inputs and tensors to outputs; `tensors` and `golden` belong to the adapter.
 
     Raises:
-        BaseModelError: they act on other rows, as where tokens come before the batch and no shape says so.
+        BaseModelError: they do affect other rows, as when tokens come before the batch and no shape reveals it.
     """
     for case, outputs in zip(golden.cases, golden.outputs, strict=True):
         for first in range(2) if case.batch > 1 else ():
@@ -349,34 +348,34 @@ def check_weights_apart(
                 faults = [str(error.found)]
             if faults:
                 raise BaseModelError(
-                    "has no batch as the first axis where a fusion acts, so that rows cannot have weights of their own",
+                    "the batch is not the first axis where a fusion acts, so rows cannot have separate weights",
                     found=faults[0],
                     fix="compose the adapters with fixed weights: `adapter-export compose average`",
                 )
 
 
 def with_padding(bundle: OpenedBundle) -> Manifest:
-    """Return the manifest of a bundle with what padding changes: a row of 5 tokens is compared with it padded to 9."""
+    """Return the manifest with the measured effect of padding: a row of 5 tokens is compared with it padded to 9."""
     return _with_padding(bundle.manifest, bundle.run_slots)
 
 
 def check_proofs(bundle: OpenedBundle) -> Iterator[Finding]:
-    """Check that padding and zeros change what the manifest says, no more and no less: it is tried out again."""
+    """Measure the effect of padding and zeros again, and verify that it matches the manifest exactly."""
     said, found, bank = bundle.manifest, with_padding(bundle), bundle.manifest.bank
     counting = set(found.counts_padding) - set(said.counts_padding)
     passed = (said.padding_neutral, *said.counts_padding) == (found.padding_neutral, *found.counts_padding)
-    wrong = f"padding changes `{'`, `'.join(sorted(counting)) or BASE}`"
+    wrong = f"padding changes `{'`, `'.join(sorted(counting)) or BASE}`, which the manifest does not record"
     if found.padding_neutral and not counting:
-        wrong = "padding changes less than the manifest says (`padding_neutral`, `counts_padding`)"
+        wrong = "padding changes less than the manifest records (`padding_neutral`, `counts_padding`)"
     yield Finding.tested("padding", BASE, passed, "matches the manifest" if passed else wrong)
     if bank is not None:
         passed = not bank.fillable or is_fillable(bundle.plan)
-        detail = "matches the manifest" if passed else "zeros behind narrower tensors change a result"
+        detail = "matches the manifest" if passed else "zero-padding narrower tensors changes a result"
         yield Finding.tested("width padding", BASE, passed, detail)
 
 
 def _with_padding(manifest: Manifest, run: RunAll) -> Manifest:
-    """Random tensors are in all slots at once; only where padding changes a result is it tried out what counts it."""
+    """Measure with random tensors in all slots at once; find the affected adapters only if padding changes a result."""
     heads = {head.graph: head.output for head in manifest.heads}
     base = {record.name for record in manifest.base_outputs}
     tensors = _random_tensors(manifest)
@@ -393,7 +392,7 @@ def _with_padding(manifest: Manifest, run: RunAll) -> Manifest:
             own = {slot.name: tensors[slot.name] for slot in manifest.slots if slot.graph == graph}
             variants.append((own, base | {heads[graph]} if graph in heads else base))
         of_base, *of_graphs = _changes(trial, manifest, run, variants)
-    except RequestError:  # a base that does not take requests of these lengths
+    except RequestError:  # the base does not accept these lengths
         return unknown
     counting = tuple(graph for graph, changes in zip(graphs, of_graphs, strict=True) if changes)
     if of_base or not counting:
@@ -404,7 +403,7 @@ def _with_padding(manifest: Manifest, run: RunAll) -> Manifest:
 def _changes(
     trial: PaddingTrial, manifest: Manifest, run: RunAll, variants: Sequence[tuple[Weights, Collection[str]]]
 ) -> list[bool]:
-    """Return for each set of tensors whether padding changes one of its outputs."""
+    """Return for each set of tensors whether padding changes any output."""
     found = run([{**arrays, **tensors} for tensors, _ in variants for arrays in trial.runs])
     each = len(trial.runs)
     return [
@@ -414,7 +413,7 @@ def _changes(
 
 
 def _random_tensors(manifest: Manifest) -> Weights:
-    """Return random numbers for every slot, all free widths being one; the rows of a fusion's weights are no width."""
+    """Return random numbers for every slot, with free widths of 1; the row axis of fusion weights is not a width."""
     by_row = {name for adapter in manifest.adapters if adapter.mix is not None for name in adapter.mix.slots}
     rng = np.random.default_rng(0)
     tensors = {}

@@ -1,4 +1,4 @@
-"""The origin of a failure: a node or an optimization level, the kind of fault, and a folder that repeats it."""
+"""Locate a failure: the node or optimization level, the kind of fault, and a folder that reproduces it."""
 
 from __future__ import annotations
 
@@ -43,27 +43,27 @@ from adapter_export.runtime.graphs import open_session as open_graph
 from adapter_export.version import __version__
 
 Left = Callable[[np.ndarray], float]
-"""The error that is left where a step is changed; infinite where the change does not explain the fault."""
+"""Error that remains after a step is changed; infinite if the change does not explain the fault."""
 
 Change = Callable[[ir.Node], object]
-"""Changes a node in place."""
+"""Function that changes a node in place."""
 
 _CLOSE = 1e-3
-"""A change explains a fault if it leaves less than this of the error."""
+"""A change explains a fault if the remaining error is below this fraction."""
 
 _ACTIVATIONS = ("Relu", "Gelu", "Tanh", "Sigmoid", "Erf", "Softplus", "Identity")
 
 _FEW = 3
-"""An axis shorter than this shows little."""
+"""Shorter axes are not searched: they show too little."""
 
 _MOST_LOCATED = 5
-"""Maximum failures that are located: the others mostly have one of the same causes."""
+"""Maximum number of failures to locate: the others mostly share a cause."""
 
 _MOST_NODES = 12
-"""Maximum nodes of a step whose nodes are named."""
+"""Maximum number of nodes in a step for which each node is named."""
 
 _MOST_COLUMNS = 4096
-"""The longest axis along which exchanged places are looked for."""
+"""Maximum length of an axis searched for exchanged positions."""
 
 _OPTIMIZERS = (
     *("GeluFusionL1", "GeluFusion", "GeluFusionL2", "LayerNormFusion", "LayerNormFusionL1", "LayerNormFusionL2"),
@@ -74,7 +74,7 @@ _OPTIMIZERS = (
     *("DynamicQuantizeMatMulFusion", "MatMulIntegerToFloatFusion", "QDQSelectorActionTransformer", "NchwcTransformer"),
     *("TransposeOptimizer", "CommonSubexpressionElimination", "CastElimination", "SliceElimination"),
 )
-"""Fusions of ONNX Runtime, which has no list of them."""
+"""ONNX Runtime's fusions; it has no API that lists them."""
 
 DATA = "test_data_set_0"
 
@@ -87,7 +87,7 @@ class Trace:
     locations: list[LocationRecord] = field(default_factory=list)
 
     def add(self, *found: Finding) -> None:
-        """Add findings; a node that is wrong with several adapters is one."""
+        """Add findings, merging those of one node that is wrong with several adapters."""
         known = {one.id for one in self.findings}
         self.findings += [one for one in found if one.id not in known]
 
@@ -102,9 +102,9 @@ def trace(
     repro: Path | None = None,
     reporter: Reporter = SILENT,
 ) -> Trace:
-    """Compare the graph with slots node by node on one case, with each of `names`, and where an output fails, there.
+    """Compare the graph with slots node by node: on one case for each of `names`, then on each failing output.
 
-    `cases` are all that `outputs` name.
+    `cases` contains every case that `outputs` names.
     """
     found = Trace()
     plain = next((graph for graph in graphs if graph.variant == "slots"), None)
@@ -136,11 +136,11 @@ def trace(
 
 
 def _walk(walk: Lockstep) -> Iterator[Finding]:
-    """Yield what a walk through the whole graph finds."""
+    """Compare every node of the graph, and yield the findings."""
     try:
         records, exposing = walk.cumulative(list(walk.local()))
     except (RequestError, BaseModelError, FormatError) as error:
-        yield _unverified(walk, f"the graph could not be taken apart: {error.what}: {error.found}")
+        yield _unverified(walk, f"the graph could not be split into steps: {error.what}: {error.found}")
         return
     yield exposing
     yield _nodes(walk, records)
@@ -149,7 +149,7 @@ def _walk(walk: Lockstep) -> Iterator[Finding]:
 
 
 def _smallest_failures(outputs: Sequence[Measurement]) -> list[Measurement]:
-    """Return for each adapter and graph that fails its smallest case, the base and the graph with slots first."""
+    """Return the smallest failing case of each adapter and graph, the base and the graph with slots first."""
     wrong = [one for one in outputs if not one.passed and not one.mixed]
     wrong.sort(key=lambda one: (math.prod(one.axes.values()), len(one.case)), reverse=True)
     smallest = {(one.adapter, one.variant): one for one in wrong}
@@ -157,7 +157,7 @@ def _smallest_failures(outputs: Sequence[Measurement]) -> list[Measurement]:
 
 
 def typical(cases: Sequence[Case]) -> Case:
-    """Return the case to look at every node on: of some rows and tokens where there is one, not padded, small."""
+    """Return the case for comparing every node: small, without padding and, if possible, of several rows and tokens."""
     return min(
         cases,
         key=lambda case: (
@@ -169,7 +169,7 @@ def typical(cases: Sequence[Case]) -> Case:
 
 
 def _nodes(walk: Lockstep, records: Sequence[Measurement]) -> Finding:
-    """Return that all nodes are right, or the first that is not."""
+    """Return a finding that all nodes match, or describes the first that does not."""
     wrong = next((record for record in records if not record.passed), None)
     if wrong is not None:
         return _failed(walk, wrong, next(guesses(walk, wrong), None), records)
@@ -186,12 +186,12 @@ def _nodes(walk: Lockstep, records: Sequence[Measurement]) -> Finding:
 
 
 def _unverified(walk: Lockstep, detail: str) -> Finding:
-    file, claim = walk.graph.file, "each node computes what the reference's node computes"
+    file, claim = walk.graph.file, "each node matches the reference's node"
     return Finding.unverified("node", f"{file}/{walk.adapter or BASE}", detail, claim, file)
 
 
 def _noise(walk: Lockstep) -> Finding:
-    """Measure how far the outputs of one graph differ from run to run, with other threads, and not optimised."""
+    """Measure how the outputs of one graph vary from run to run, with other threads, and without optimization."""
     graph, names = walk.graph, walk.graph.bundle.base_outputs
     model = ir.to_proto(graph.bundle.model(graph.file)).SerializeToString()
     runs = [run_session(graph.bundle.session(graph.file), walk.feeds, names) for _ in range(2)]
@@ -201,19 +201,19 @@ def _noise(walk: Lockstep) -> Finding:
         runs.append(run_session(session, walk.feeds, names))
     floats = [name for name in names if runs[0][name].dtype.kind == "f"]
     apart = [max((_largest(run[name], runs[0][name]) for name in floats), default=0.0) for run in runs[1:]]
-    detail = f"again {apart[0]:.1e} apart, with one thread {apart[1]:.1e}, not optimised {apart[2]:.1e}"
-    claim = "the same graph gives the same numbers, whatever the threads and the level"
+    detail = f"again {apart[0]:.1e}, one thread {apart[1]:.1e}, no optimization {apart[2]:.1e}"
+    claim = "the graph's outputs do not depend on threads or the optimization level"
     return Finding.tested("noise", graph.file, True, f"`{walk.case.name}`: {detail}", claim)
 
 
 def _largest(one: np.ndarray, other: np.ndarray) -> float:
-    """The largest finite difference."""
+    """Return the largest finite difference."""
     differ = np.abs(one.astype(np.float64) - other)
     return float(differ[np.isfinite(differ)].max(initial=0))
 
 
 def _failed(walk: Lockstep, record: Measurement, guess: str | None, records: Sequence[Measurement]) -> Finding:
-    """Return that a node is wrong, with the measurements of all nodes that were compared beside it."""
+    """Return the finding for a wrong node, with the measurements of all nodes compared."""
     assert record.node is not None
     step = walk.step(record.name)
     reads = quoted((*step.weights, *step.inputs))
@@ -234,7 +234,7 @@ def _failed(walk: Lockstep, record: Measurement, guess: str | None, records: Seq
 
 
 def locate(lockstep: Lockstep, outputs: Sequence[Measurement]) -> tuple[LocationRecord, list[Measurement]]:
-    """Find the node that a failure comes from, and what explains it; `outputs` are those of the case at all levels."""
+    """Find the node that a failure starts at, and its explanation; `outputs` has the case's outputs at all levels."""
     graph, case, adapter = lockstep.graph, lockstep.case, lockstep.adapter
     try:
         records = list(lockstep.local())
@@ -249,19 +249,19 @@ def locate(lockstep: Lockstep, outputs: Sequence[Measurement]) -> tuple[Location
         wrong = next(record for record in records if not record.passed)
         guess = next(guesses(lockstep, wrong), None)
         if not exposing.passed:
-            detail.append(f"to show the values changes the graph: {exposing.detail}")
+            detail.append(f"exposing values changes the graph: {exposing.detail}")
     else:
         detail += _of_levels(graph, case, adapter, outputs)
         if not detail:
             worst = max(records, key=lambda record: record.ratio, default=None)
-            most = "" if worst is None else f"; the most, {worst.ratio:.2f} of its budget, at `{worst.name}`"
-            detail.append(f"no node is over its own budget{most}: rounding that adds up, or what no node shows")
+            most = "" if worst is None else f"; worst: `{worst.name}`, {worst.ratio:.2f} of its budget"
+            detail.append(f"no node exceeds its budget{most}: accumulated rounding, or a fault between the nodes")
     detail += _of_float64(lockstep, outputs)
     return LocationRecord(adapter, case.name, graph.variant, len(records), wrong, guess, tuple(detail)), records
 
 
 def _of_levels(graph: Graph, case: Case, adapter: str | None, outputs: Sequence[Measurement]) -> Iterator[str]:
-    """Name the optimization level that makes the difference, and the fusion, where leaving it out mends it."""
+    """Yield the optimization level that causes the failure, and the fusion, if disabling it removes the failure."""
     levels: dict[str, bool] = {}
     for one in outputs:
         levels[one.level] = levels.get(one.level, True) and one.passed
@@ -271,13 +271,13 @@ def _of_levels(graph: Graph, case: Case, adapter: str | None, outputs: Sequence[
     name = next(one.name for one in outputs if not one.passed and one.level == bad)
     feeds = graph.feeds(case.arrays, (adapter,) * case.batch)
     fusion = fusion_of(graph.bundle.model(graph.file), graph.bundle.home, feeds, name)
-    yield f"right at `none`, wrong at `{bad}`: ONNX Runtime's optimization" + (f", `{fusion}`" if fusion else "")
+    yield f"correct at `none`, wrong at `{bad}`: ONNX Runtime's optimization" + (f", `{fusion}`" if fusion else "")
 
 
 def fusion_of(model: ir.Model, folder: Path, feeds: Arrays, output: str) -> str | None:
-    """Return the fusion without which an output matches that of the graph without optimization, or `None`.
+    """Return the fusion that must be disabled for an output to match the unoptimized graph, or `None`.
 
-    The known ones are halved until one is left.
+    Bisects the list of known fusions.
     """
 
     def computed(**options: Any) -> np.ndarray:
@@ -299,7 +299,7 @@ def fusion_of(model: ir.Model, folder: Path, feeds: Arrays, output: str) -> str 
 
 
 def _of_float64(lockstep: Lockstep, outputs: Sequence[Measurement]) -> Iterator[str]:
-    """Let float64 say which side is wrong at the worst output."""
+    """Compare both sides with float64 at the worst output, to decide which is wrong."""
     runner, worst = lockstep.runner, max((one for one in outputs if not one.passed), key=lambda one: one.ratio)
     bundle, name = lockstep.graph.bundle, lockstep.adapter
     inputs, source = lockstep.case.arrays, lockstep.source
@@ -313,18 +313,18 @@ def _of_float64(lockstep: Lockstep, outputs: Sequence[Measurement]) -> Iterator[
         return
     errors = [_largest(exact[worst.name], side) for side in (found, expected)]
     side = "the bundle" if errors[0] > errors[1] else "the reference"
-    yield f"float64: the bundle is {errors[0]:.1e} off, the reference {errors[1]:.1e}: {side} is wrong"
+    yield f"error against float64: bundle {errors[0]:.1e}, reference {errors[1]:.1e}: {side} is wrong"
 
 
 def guesses(lockstep: Lockstep, record: Measurement) -> Iterator[str]:
-    """Try changes of the step that a value comes from; yield those that give what the reference gives."""
+    """Apply known mistakes to the step that computes a value; yield those that reproduce the reference's result."""
     step = lockstep.step(record.name)
     values = {name: value.value for name, value in lockstep.values([*step.reads, record.name]).items()}
     expected = values.pop(record.name)
     feeds = {**lockstep.feeds, **values}
     found = step.run(feeds)
     if found.shape != expected.shape:
-        yield f"the shape is {list(found.shape)}, not {list(expected.shape)}"
+        yield f"shape {list(found.shape)}, expected {list(expected.shape)}"
         return
 
     def left(changed: np.ndarray) -> float:
@@ -345,13 +345,13 @@ def guesses(lockstep: Lockstep, record: Measurement) -> Iterator[str]:
 
 
 def _skipped(lockstep: Lockstep, step: Step, feeds: Arrays, left: Left) -> Iterator[str]:
-    """Try to exchange the value of a site and its replacement by the adapter among what the step reads."""
+    """Swap a site's value and its replacement by the adapter among the inputs of the step."""
     for site, names in site_values(lockstep.steps.model).items():
         for replaced in REPLACED:
             old, new = names.get(replaced), names.get(result_of(replaced))
             for read, wanted, words in (
-                (old, new, f"the adapter is skipped here: it reads `{old}` of site `{site}`, not `{new}`"),
-                (new, old, f"it reads what an adapter makes at site `{site}`, `{new}`, not `{old}`"),
+                (old, new, f"the adapter is skipped: the step reads `{old}` of site `{site}`, expected `{new}`"),
+                (new, old, f"the step reads the adapter's result at site `{site}`, `{new}`, expected `{old}`"),
             ):
                 if read in step.reads and wanted is not None and wanted in lockstep.steps.names:
                     other = lockstep.values([wanted]).get(wanted)
@@ -360,7 +360,7 @@ def _skipped(lockstep: Lockstep, step: Step, feeds: Arrays, left: Left) -> Itera
 
 
 def _of_another(lockstep: Lockstep, step: Step, feeds: Arrays) -> Iterator[str]:
-    """Compare the tensors that are fed in with those of the other adapters."""
+    """Compare the fed tensors with those of the other adapters."""
     bundle, own = lockstep.graph.bundle, lockstep.adapter
     slots = [name for name in step.weights if name in feeds]
     if own is None or not slots:
@@ -373,7 +373,7 @@ def _of_another(lockstep: Lockstep, step: Step, feeds: Arrays) -> Iterator[str]:
         except AdapterError:
             continue
         if same_place and all(same_bits(theirs.get(name), feeds[name]) for name in slots):
-            yield f"the tensors are those of `{other}`"
+            yield f"the tensors belong to `{other}`"
 
 
 def _other_operators(step: Step, feeds: Arrays, left: Left) -> Iterator[str]:
@@ -398,25 +398,25 @@ def _changes(node: ir.Node) -> Iterator[tuple[str, Change]]:
         present = node.attributes.get_string("approximate", "none")
         other = "tanh" if present == "none" else "none"
         shown = {"none": "erf", "tanh": "tanh"}
-        yield f"a gelu by {shown[present]} instead of one by {shown[other]}", attribute("approximate", other)
+        yield f"GELU by {shown[present]}, expected by {shown[other]}", attribute("approximate", other)
     if node.op_type in _ACTIVATIONS:
         for other in _ACTIVATIONS:
             if other != node.op_type:
-                yield f"`{node.op_type}` instead of `{other}`", partial(_become, operator=other)
+                yield f"`{node.op_type}`, expected `{other}`", partial(_become, operator=other)
     if node.op_type in ("LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"):
         present_epsilon = node.attributes.get_float("epsilon", 1e-5)
         for epsilon in (1e-5, 1e-6, 1e-12, 1e-8, 1e-7, 1e-3):
             if not np.isclose(epsilon, present_epsilon, rtol=1e-3, atol=0):
-                yield f"epsilon {present_epsilon:.0e} instead of {epsilon:.0e}", attribute("epsilon", epsilon)
+                yield f"epsilon {present_epsilon:.0e}, expected {epsilon:.0e}", attribute("epsilon", epsilon)
     if node.op_type in ("Add", "Sub"):
         other = "Sub" if node.op_type == "Add" else "Add"
-        yield f"`{node.op_type}` instead of `{other}`", partial(_become, operator=other)
+        yield f"`{node.op_type}`, expected `{other}`", partial(_become, operator=other)
     if node.op_type == "Gemm":
         turned = 1 - node.attributes.get_int("transB", 0)
-        yield "its matrix is transposed", attribute("transB", turned)
+        yield "the matrix is transposed", attribute("transB", turned)
     if node.op_type == "Softmax":
         for axis in (-1, -2, 1):
-            yield f"a softmax over axis {node.attributes.get_int('axis', -1)}, not {axis}", attribute("axis", axis)
+            yield f"softmax over axis {node.attributes.get_int('axis', -1)}, expected {axis}", attribute("axis", axis)
 
 
 def _become(node: ir.Node, operator: str) -> None:
@@ -425,7 +425,7 @@ def _become(node: ir.Node, operator: str) -> None:
 
 
 def _turned(step: Step, feeds: Arrays, left: Left) -> Iterator[str]:
-    """Try square matrices transposed, and the numbers of a slot in another order."""
+    """Try transposed square matrices, and a slot's numbers in another order."""
     for name, value in step.weights.items():
         tensor = feeds.get(name)
         if tensor is None and value.const_value is not None:
@@ -442,7 +442,7 @@ def _turned(step: Step, feeds: Arrays, left: Left) -> Iterator[str]:
 
 
 def _scaled(found: np.ndarray, expected: np.ndarray, left: Left) -> Iterator[str]:
-    """Try the result times a number."""
+    """Try a multiple of the result."""
     if expected.dtype.kind == "f" and np.isfinite(found).all() and np.isfinite(expected).all():
         first, second = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
         size = float(second @ second)
@@ -450,11 +450,11 @@ def _scaled(found: np.ndarray, expected: np.ndarray, left: Left) -> Iterator[str
         if not found.any():
             yield "all zeros"
         elif factor and left(found / factor) < math.inf:
-            yield f"scaled: the result is {factor:.6g} times the right one"
+            yield f"scaled: the result is {factor:.6g} times the expected one"
 
 
 def _exchanged(found: np.ndarray, expected: np.ndarray) -> Iterator[str]:
-    """Look for places along an axis that are exchanged."""
+    """Search for exchanged positions along an axis."""
     for axis in reversed(range(expected.ndim)):
         count = expected.shape[axis]
         if not 1 < count <= _MOST_COLUMNS:
@@ -472,29 +472,28 @@ def _exchanged(found: np.ndarray, expected: np.ndarray) -> Iterator[str]:
 
 
 def _offset(found: np.ndarray, expected: np.ndarray, error: np.ndarray, budget: float) -> Iterator[str]:
-    """Look for an error that is the same everywhere, or confined to a few rows or features."""
+    """Search for an error that is constant, or confined to a few rows or features."""
     if expected.ndim < 2 or expected.dtype.kind != "f":
         return
     rows = (found.astype(np.float64) - expected).reshape(-1, expected.shape[-1])
     if np.abs(rows - rows[:1]).max(initial=0) <= max(budget, _CLOSE * float(error.max(initial=0))) and len(rows) > 1:
-        yield "off by the same in every row: a bias"
+        yield "the same error in every row: a bias"
         return
     columns = np.flatnonzero(np.abs(rows).max(axis=0) > budget)
     if len(columns) * 4 <= rows.shape[1]:
         shown = ", ".join(map(str, columns[:5]))
-        yield f"wrong in {len(columns)} of {rows.shape[1]} features alone: {shown}{', …' if len(columns) > 5 else ''}"
+        yield f"wrong in {len(columns)} of {rows.shape[1]} features only: {shown}{', …' if len(columns) > 5 else ''}"
         return
     places = np.flatnonzero(np.abs(rows).max(axis=1) > budget)
     if len(places) * 2 <= len(rows):
-        yield f"wrong in {len(places)} of {len(rows)} rows alone"
+        yield f"wrong in {len(places)} of {len(rows)} rows only"
 
 
 def write_repro(lockstep: Lockstep, location: LocationRecord, folder: Path) -> Path:
-    """Write the step of a location's node as a graph of its own, with what it reads and what it should give.
+    """Write the step of a location's node as a separate graph, with its inputs and expected output.
 
-    The folder holds `model.onnx`, `test_data_set_0/input_*.pb` and `output_0.pb`, as ONNX's test runner reads them,
-    `command.txt`, `versions.json` and `report.json`. Returns the folder: a new one inside, where several faults are
-    written.
+    The folder contains `model.onnx`, `test_data_set_0/input_*.pb` and `output_0.pb`, in the layout of ONNX's test
+    runner, `command.txt`, `versions.json` and `report.json`. Returns the new subfolder, one per fault.
 
     Raises:
         WriteError: the operating system refused.
@@ -506,7 +505,7 @@ def write_repro(lockstep: Lockstep, location: LocationRecord, folder: Path) -> P
     expected = values.pop(name)
     feeds = {**lockstep.feeds, **values}
     model = step.model.clone()
-    for value in [value for value in model.graph.inputs if value.is_initializer()]:  # slots, as they are fed
+    for value in [value for value in model.graph.inputs if value.is_initializer()]:  # slots are fed
         model.graph.inputs.remove(value)
         if value.name in feeds:
             value.const_value = ir.tensor(feeds[value.name], name=value.name)
@@ -533,7 +532,7 @@ def write_repro(lockstep: Lockstep, location: LocationRecord, folder: Path) -> P
 
 
 def _whole(model: ir.Model) -> onnx.ModelProto:
-    """The model with its weights inside of it."""
+    """Return the model with its weights embedded."""
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)

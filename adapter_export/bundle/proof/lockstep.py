@@ -1,8 +1,8 @@
-"""The reference and a graph side by side, value by value: which step of the graph is wrong by itself.
+"""Run the reference and a graph side by side, value by value, to find the step of the graph that is wrong.
 
-Each step of the graph, from values that the reference has as well to the next such value, runs on the reference's own
-values. So its error is local: nothing before it counts, and the first over its budget is the fault. Beside it, the
-graph runs as it is: how far its values are off by then is the cumulative error.
+A step is the part of the graph between values that the reference has, too. It runs on the reference's values, so its
+error is local: earlier errors do not count, and the first step over its budget is the fault. The graph also runs
+unchanged; the errors of its values are cumulative.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from adapter_export.onnx_backend.onnx_runner import Pieces
 from adapter_export.onnx_backend.steps import Step, Steps, given
 
 _HUGE = 1e30
-"""Larger numbers count as infinite, as in masks: the lowest float32 on one side may be -inf on the other."""
+"""Larger numbers count as infinite: a mask may use the lowest float32 on one side and -inf on the other."""
 
 
 @dataclass
 class Lockstep:
-    """A graph of a bundle and a reference, on one case, with one adapter or none."""
+    """A bundle's graph and a reference, on one case, with one adapter or the base."""
 
     graph: Graph
     runner: Runner
@@ -42,26 +42,26 @@ class Lockstep:
 
     @cached_property
     def steps(self) -> Steps:
-        """The graph, taken apart."""
+        """The graph, split into steps."""
         return Steps(self.graph.bundle.model(self.graph.file), self.graph.bundle.home)
 
     @cached_property
     def known(self) -> list[str]:
-        """The values that both sides have, by their names in the graph, in the order of evaluation."""
+        """Values that both sides have, by their names in the graph, in order of evaluation."""
         return self.steps.known(self.runner.node_dtypes(self.source))
 
     @cached_property
     def feeds(self) -> Arrays:
-        """The inputs of the graph."""
+        """Inputs of the graph."""
         return self.graph.feeds(self.case.arrays, (self.adapter,) * self.case.batch)
 
     @property
     def source(self) -> Adapter | None:
-        """The adapter as it was given to the build."""
+        """The adapter that was given to the build."""
         return None if self.adapter is None else self.graph.bundle.source(self.adapter)
 
     def local(self) -> Iterator[Measurement]:
-        """Run every step on the reference's values, and compare what it gives.
+        """Run every step on the reference's values, and compare the results.
 
         Raises:
             RequestError: one of the two cannot compute the case.
@@ -70,9 +70,9 @@ class Lockstep:
             yield self._record(name, found, value)
 
     def cumulative(self, records: Sequence[Measurement]) -> tuple[list[Measurement], Finding]:
-        """Run the graph as it is with its values exposed; records with their errors, and whether exposing changed it.
+        """Run the graph with its values exposed; return records with cumulative errors, and a finding on its outputs.
 
-        What is exposed must also be what flows on, or it would prove nothing.
+        Exposing values must leave the outputs unchanged, or the values prove nothing.
         """
         errors: dict[str, float] = {}
         shown: Arrays = {}
@@ -82,10 +82,10 @@ class Lockstep:
                 errors[name] = float(differ[np.isfinite(differ)].max(initial=0.0))
         plain = self.steps.whole().run(self.feeds)
         changed = [name for name in sorted(plain) if not same_bits(plain[name], shown.get(name))]
-        # float16 is computed in float32, and rounded only where a value is shown: that is no fault
+        # float16 is computed in float32 and rounded where a value is exposed, which is not a fault
         wrong = [name for name in changed if not self._is_rounding(plain[name], shown.get(name))]
-        detail = f"changed: {', '.join(wrong)}" if wrong else "every output, bit for bit, as without them"
-        detail = detail if wrong or not changed else f"every output as without them, but for rounding in {changed[0]}"
+        detail = f"changed: {', '.join(wrong)}" if wrong else "every output, bit-exact"
+        detail = detail if wrong or not changed else f"every output, except for rounding in {changed[0]}"
         result = Finding.tested("exposed values", f"{self.adapter or BASE}, {self.graph.file}", not wrong, detail)
         known = {record.name: record.node for record in records}
         nodes = {name: node and replace(node, cumulative=errors.get(name)) for name, node in known.items()}
@@ -99,7 +99,7 @@ class Lockstep:
         return self.steps.step(name, set(self.known))
 
     def values(self, names: Sequence[str]) -> dict[str, NodeValue]:
-        """Return what the reference computes for some values, by their names in the graph."""
+        """Return the reference's results for some values, by their names in the graph."""
         own = {self.steps.names[name]: name for name in names}
         stream = self.runner.node_values(self.case.arrays, self.source, own, exactly=False)
         return {own[value.name]: value for value in stream}
@@ -107,9 +107,10 @@ class Lockstep:
     def _pairs(
         self, pieces: Pieces, others: Arrays | None = None, *, exactly: bool = False
     ) -> Iterator[tuple[str, np.ndarray, NodeValue]]:
-        """Yield each known value as the graph and as the reference computes it; `others` takes what else comes out.
+        """Yield each known value as computed by the graph and by the reference; `others` collects the other outputs.
 
-        Both are computed as far as the other needs it, and values that are not read again are dropped.
+        Both sides advance only as far as the other needs, and values that are not read again are dropped to limit
+        memory.
         """
         own = {self.steps.names[name]: name for name in self.known}
         stream = self.runner.node_values(self.case.arrays, self.source, own, exactly=exactly)
@@ -145,14 +146,14 @@ class Lockstep:
 
     def _record(self, name: str, found: np.ndarray, value: NodeValue) -> Measurement:
         step = self.step(name)
-        if found.shape != value.value.shape and found.size == value.value.size == 1:  # a scalar, or a vector of one
+        if found.shape != value.value.shape and found.size == value.value.size == 1:  # a scalar as a vector
             found = found.reshape(value.value.shape)
         first, second = _clipped(found, value.value, value.vague)
         allowed = self._budget(value, second, len(step.nodes))
         result = compare(first, second, allowed)
         witness = _witness(first, second, value)
         if not result.passed and witness is not None and result.absolute > allowed.absolute >= witness.found:
-            result = replace(result, verdict="passed", faults=())  # the reference is the one that is off
+            result = replace(result, verdict="passed", faults=())  # the reference has the error
         if not second.size:  # such as a cache of no tokens
             result = replace(result, verdict="passed", faults=())
         return Measurement(
@@ -170,7 +171,7 @@ class Lockstep:
         )
 
     def _budget(self, value: NodeValue, expected: np.ndarray, nodes: int) -> Budget:
-        """Return the budget of a step: rounding is relative to its result, or to how far its inputs move that."""
+        """Return the budget of a step: rounding relative to its result, or to the effect of its inputs' rounding."""
         dtype = expected.dtype.name
         if dtype not in FLOAT_TYPES:
             return EXACT
@@ -185,7 +186,7 @@ class Lockstep:
 def _clipped(
     found: np.ndarray, expected: np.ndarray, vague: npt.NDArray[np.bool_] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return two sides with infinite numbers cut off, and equal where nothing is defined."""
+    """Return both sides with infinite numbers clipped, and equal where they are undefined."""
     if expected.dtype.kind != "f" or found.shape != expected.shape or found.dtype != expected.dtype:
         return found, expected
     limit = min(_HUGE, float(np.finfo(expected.dtype).max))

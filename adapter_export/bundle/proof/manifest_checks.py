@@ -1,4 +1,4 @@
-"""Claims of the manifest, recomputed from the graph, the adapters and the golden vectors."""
+"""Recompute the facts in the manifest from the graph, the adapters and the golden vectors."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from adapter_export.sites.site import SUBLAYERS
 
 _ROUNDING = 1e-6
 _DRAWN = 4.0
-"""Factor by which a measured amplification may differ between two sets of inputs."""
+"""Factor by which the measured amplification may differ between two sets of inputs."""
 
 Measured = Mapping[tuple[str | None, str], float]
-"""The budget that a reference has been seen to need, as a part of the output's scale, by adapter and output."""
+"""Budget that a reference was measured to need, as a fraction of the output's scale, by adapter and output."""
 
 Again = Callable[[Golden], Mapping[str, float]]
-"""Measures the budget that a reference needs for the inputs of golden vectors, by output."""
+"""Function that measures the budget a reference needs for the inputs of golden vectors, by output."""
 
 
 def check_manifest(
     bundle: OpenedBundle, measured: Measured, again: Again | None = None, *, quick: bool
 ) -> Iterator[Finding]:
-    """Compare everything that the manifest says and clients rely on; `measured` is empty without a reference."""
+    """Compare every fact in the manifest that clients rely on; `measured` is empty without a reference."""
     said, model = bundle.manifest, bundle.slots_model
     plan = bundle.plan
     heads, computing = head_sums(plan, bundle.base_outputs), bundle.numerics
@@ -58,7 +58,7 @@ def check_manifest(
             ("bank.rows", sorted(said.bank.rows[1:], key=str), sorted(names & set(said.bank.rows))),
         ]
     tables = {value.name: list(embedding_rows(value)) for value in model.graph.inputs}
-    for one in said.inputs:  # every word of the base is taken, and no other
+    for one in said.inputs:  # exactly the vocabulary of the base is accepted
         if rows := tables.get(one.name):
             facts.append((f"inputs.{one.name}.limit", one.limit, one.limit if one.limit in rows else min(rows)))
     for record in said.adapters:
@@ -76,31 +76,31 @@ def check_manifest(
 
 
 def _lengths(bundle: OpenedBundle) -> Iterator[Finding]:
-    """The bundle takes texts as long as those of its golden texts, which were cut where it cuts."""
+    """Verify that the bundle accepts texts as long as its golden texts, which were cut at its maximum length."""
     said, texts = bundle.manifest, bundle.texts()
     axis, most = token_axis(said.inputs), said.max_tokens
     if texts is None or axis is None or most is None:
         return
-    longest = max((len(text.ids) for one in texts.sets for text in one.texts), default=0)  # a set may be gone
+    longest = max((len(text.ids) for one in texts.sets for text in one.texts), default=0)  # a set may have been removed
     yield Finding(
         "manifest",
         "lengths",
         "texts may be as long as the golden texts",
         "exact" if longest <= most else "failed",
         f"{MANIFEST_FILE}: lengths.{axis}",
-        f"at most {most} tokens; the longest golden text has {longest}",
+        f"maximum {most} tokens; longest golden text {longest}",
     )
 
 
 def _fact(key: str, found: object, expected: object, by: str = "the graph and the adapters") -> Finding:
     same = found == expected or (key == "minimum_onnxruntime" and expected == str(ort.__version__))
-    detail = f"as {by} say" if same else f"says {_shown(found, expected)}, but {by} say {_shown(expected, found)}"
-    claim = f"`{key}` is what it says"
+    detail = f"matches {by}" if same else f"is {_shown(found, expected)}, but {by} give {_shown(expected, found)}"
+    claim = f"`{key}` in the manifest is correct"
     return Finding("manifest", key, claim, "exact" if same else "failed", f"{MANIFEST_FILE}: {key}", detail)
 
 
 def _shown(value: object, other: object) -> str:
-    """A value, or of two lists the first item that the other does not have in its place."""
+    """Return a value, or the first item of a list that the other list does not have at its position."""
     if isinstance(value, tuple) and isinstance(other, tuple):
         apart = (one for at, one in enumerate(value) if at >= len(other) or other[at] != one)
         return f"{next(apart, 'fewer')}"
@@ -124,12 +124,12 @@ def _sites(sites: Iterable[SiteRecord], model: ir.Model) -> Iterator[Finding]:
         )
         if known and known != {None} and said not in known
     ]
-    detail = f"not as the nodes of the graph say: {', '.join(wrong)}" if wrong else "as the nodes of the graph say"
+    detail = f"differs from the nodes of the graph: {', '.join(wrong)}" if wrong else "matches the nodes of the graph"
     where = f"{MANIFEST_FILE}: sites"
     yield Finding(
         "manifest",
         "sites",
-        "sites with slots are where the manifest says",
+        "sites with slots are at the nodes recorded in the manifest",
         "failed" if wrong else "exact",
         where,
         detail,
@@ -137,7 +137,7 @@ def _sites(sites: Iterable[SiteRecord], model: ir.Model) -> Iterator[Finding]:
 
 
 def check_sites(bundle: OpenedBundle, base: OnnxBase, model: ir.Model) -> Finding:
-    """Compare all sites with those that are found in the model."""
+    """Compare all sites with those found in the model."""
     said, found = bundle.manifest.sites, tuple(site_records(base, bundle.plan, model))
     made = _fact("sites of the model", said, found, "the sites of the model")
     apart = [f"`{one.name}`" for one in said if one not in found]
@@ -155,7 +155,7 @@ def site_records(base: OnnxBase, plan: SlotPlan, model: ir.Model) -> Iterator[Si
 
 
 def _golden(bundle: OpenedBundle, measured: Measured, again: Again | None, *, quick: bool) -> Iterator[Finding]:
-    """Golden vectors have every case that the build made, and allow what the computation explains."""
+    """Verify that golden vectors have every case of the build, and budgets that the computation explains."""
     said, derivation = bundle.manifest, bundle.derivation()
     owed, kinds = said.golden.cases if derivation is None else derivation.golden, set[str]()
     if derivation is None:
@@ -169,7 +169,7 @@ def _golden(bundle: OpenedBundle, measured: Measured, again: Again | None, *, qu
         yield Finding(
             "golden",
             f"{name or BASE}/cases",
-            "golden vectors are those that the build made",
+            "golden vectors contain the cases of the build",
             "failed" if lacking else "exact",
             where,
             detail,
@@ -179,7 +179,7 @@ def _golden(bundle: OpenedBundle, measured: Measured, again: Again | None, *, qu
 
 
 def _kinds(cases: Sequence[Case]) -> set[str]:
-    """Return the kinds of cases that show more than one row without padding does."""
+    """Return the kinds of cases, and `several rows` if any case has more than one row."""
     several = {"several rows" for case in cases if case.batch > 1}
     return several | {"padding" for case in cases if case.real is not None}
 
@@ -192,45 +192,45 @@ def _allowance(
     largest = max(map(scale, arrays))
     most = MOST_AMPLIFIED * largest if arrays[0].dtype.name in FLOAT_TYPES else 0.0
     name = golden.adapter or BASE
-    claim = f"`{output}` of `{name}` may be off by no more than its computation explains"
+    claim = f"`{output}` of `{name}` has a budget that its computation explains"
     where = f"{MANIFEST_FILE}: golden.absolute of `{name}`, `{output}`"
 
     def finding(status: Status, detail: str) -> Finding:
         return Finding("golden", f"{name}/allowance/{output}", claim, status, where, detail)
 
     if quick and said <= most:  # the graph is not analysed
-        return finding("tested", f"{said:.1e}, less than rounding may do")
+        return finding("tested", f"{said:.1e}, less than the effect of rounding")
     own = bundle.allowance(golden.cases).budget(*arrays)
     if said <= own.absolute * (1 + _ROUNDING):
         return finding("exact", f"{said:.1e}, recomputed")
     limit = most if measured is None else min(most, _DRAWN * measured * largest)
-    if limit < said <= most and again is not None:  # other inputs than these may move far less
+    if limit < said <= most and again is not None:  # other inputs may amplify rounding far less
         limit = max(limit, min(most, _DRAWN * again(golden)[output]))
     if said > limit * (1 + _ROUNDING):
         expected = f"the computation explains {max(own.absolute, limit):.1e}"
         return finding("failed", f"allows {said:.1e}, but {expected}")
     if measured is None:
-        reason = f"{said:.1e} is more than the formula gives, {own.absolute:.1e}: only the model shows whether"
-        return finding("unverified", f"{reason} rounding moves it so far")
-    return finding("tested", f"{said:.1e}, as far as rounding moves the reference")
+        reason = f"{said:.1e} exceeds the formula's {own.absolute:.1e}: only the model shows whether"
+        return finding("unverified", f"{reason} rounding has this effect")
+    return finding("tested", f"{said:.1e}, the measured effect of rounding on the reference")
 
 
-# The oldest ONNX Runtime that computes a graph, and computes it right; each rule was tried with released versions.
+# The oldest ONNX Runtime that computes a graph correctly; each rule was tested with released versions.
 
 _OPSETS = {22: "1.21", 23: "1.24"}
-"""Opsets, and the oldest supported runtime that has all operators of each: 1.23 lacks some of 23."""
+"""Opsets, and the oldest supported runtime with all operators of each: 1.23 lacks some of opset 23."""
 
 _BYTES = "1.23"
-"""`MatMulNBits` with 8 bits: 1.21 refuses it, 1.22 fails when it runs."""
+"""`MatMulNBits` with 8 bits: 1.21 rejects it, 1.22 fails when it runs."""
 
 _BIASED = "1.22"
-"""Fused attention with a bias for each row of the batch: 1.21 reads another one, and says nothing."""
+"""Fused attention with a bias for each row of the batch: 1.21 silently reads the wrong one."""
 
 _BIAS = {"Attention": 5, "MultiHeadAttention": 5}
 
 
 def oldest_runtime(model: ir.Model) -> str:
-    """Return the version, such as `1.21`; that of the runtime here for an opset that no older one was tried with."""
+    """Return the version, such as `1.21`; the installed one for an opset that was not tested with an older one."""
     opset = model.opset_imports.get("", 0)
     needed = [next((version for newest, version in _OPSETS.items() if opset <= newest), str(ort.__version__))]
     for node in model.graph.all_nodes():

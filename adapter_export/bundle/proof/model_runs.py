@@ -1,4 +1,4 @@
-"""Claims about the model itself: it gives the same again, and its capture computes what it computed before."""
+"""Claims about the model: it is deterministic, and its capture matches the live model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adapter_export.numerics.runner import Arrays, Undefined, run
 
 
 def uncompared_padding(context: Context) -> Iterator[Finding]:
-    """Yield for each case how much of its padding is not compared, through any adapter."""
+    """Yield for each case the amount of padding that is not compared with any adapter."""
     counts: dict[tuple[str, str], tuple[int, int]] = {}
     for golden in context.expected:
         for case, vague in zip(golden.cases, golden.undefined, strict=False):
@@ -25,12 +25,12 @@ def uncompared_padding(context: Context) -> Iterator[Finding]:
                 of = 0 if case.real is None else int((~case.real).sum()) if left_out.ndim > 1 else case.batch
                 counts[case.name, what] = max(counts.get((case.name, what), (0, 0))[0], int(left_out.sum())), of
     for (name, what), (count, of) in counts.items():
-        reason = f"{count} of {of} {what}: attention sees no token there, so that any value is right"
+        reason = f"{count} of {of} {what}: attention sees no token there, so any value is correct"
         yield Finding.unverified("padding not compared", name, reason)
 
 
 def repeats(context: Context) -> Iterator[Finding]:
-    """Verify that the model gives the same again: one that draws random numbers is no reference."""
+    """Verify that the model is deterministic: a model that draws random numbers cannot be a reference."""
     probe = context.plan.probe
     golden = next((one for one in context.expected if one.against == "reference"), None)
     at = next((at for at, case in enumerate(golden.cases) if case.name == probe.name), None) if golden else None
@@ -41,14 +41,14 @@ def repeats(context: Context) -> Iterator[Finding]:
     again = run(context.model.runner, case.arrays, source, bundle.base_outputs, output)
     faults, worst = list[str](), 0.0
     for each, value in golden.without(bundle.manifest.checksums).outputs[at].items():
-        # without what was measured: random numbers are in that
+        # ignore measured budgets: they would include the random noise
         allowed = bundle.allowance(context.plan.cases).budget(value)
         for _, elements in golden.parts(at, each):
             if elements is None or elements.any():
                 found = compare(again[each], value, allowed, where=elements)
                 faults += [f"`{each}`: {fault}" for fault in found.faults]
                 worst = max(worst, found.ratio)
-    random = "random numbers in it (dropout, sampling) make what is compared with it worthless; capture it in eval mode"
+    random = "a model with random numbers (dropout, sampling) cannot be a reference; capture it in eval mode"
     detail = (
         f"`{case.name}` twice: {'; '.join(faults)}: {random}" if faults else f"`{case.name}` twice, within the budget"
     )
@@ -63,9 +63,9 @@ def live_cost(context: Context) -> int:
 
 
 def live_model(context: Context) -> Iterator[Finding]:
-    """Compare the base with the model itself, case by case: what was captured may be right at some lengths only.
+    """Compare the base with the live model, case by case: a capture may be correct at some lengths only.
 
-    For a bundle in another precision, the base is compared as it was before.
+    For a bundle in another precision, the original base is compared.
     """
     model, bundle, original = context.model, context.bundle, context.original
     if model.not_live is not None:
@@ -92,15 +92,15 @@ def live_model(context: Context) -> Iterator[Finding]:
         sizes = ", ".join(f"{axis} {size}" for axis, size in case.axes.items())
         detail = f"{sizes}: {'; '.join(faults) or 'every output, within the budget'}"
         yield Finding.tested("live model", case.name, not faults, detail)
-    bundle.close(bundle.manifest.graphs["slots"], LEVEL)  # the weights are not to be in memory twice
+    bundle.close(bundle.manifest.graphs["slots"], LEVEL)  # so that the weights are not in memory twice
 
 
 def _apart(case: Case, found: Arrays, live: Arrays, vague: Undefined, tolerance: Tolerance) -> Iterator[str]:
-    """Yield the faults of each output; padding that the model does not define is not compared."""
+    """Yield the faults of each output; padding that the model leaves undefined is not compared."""
     golden = Golden(None, [case], [live], {}, "", undefined=[vague])
     for name, wanted in live.items():
         if name not in found:
-            yield f"no output `{name}`"
+            yield f"missing output `{name}`"
             continue
         for _, elements in golden.parts(0, name):
             if elements is None or elements.any():

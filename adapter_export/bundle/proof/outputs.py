@@ -1,4 +1,4 @@
-"""Claims about outputs: every graph, through every adapter, gives what golden vectors and the model give."""
+"""Claims about outputs: every graph matches the golden vectors and the model, through every adapter."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime.bank import MASK_BELOW
 
 _SHOWN = 5
-"""The number of slots that a fault names."""
+"""Maximum number of slots that a fault names."""
 
 _AMPLIFIED = 100.0
-"""Factor by which a measured budget may be wider than that of the formula; a larger error is never measured again."""
+"""Factor by which a measured budget may exceed the formula's; larger errors are not measured again."""
 
 _LEVELS = 4
 """Number of optimization levels of ONNX Runtime."""
 
 
 def run_outputs(context: Context, graph: Graph) -> Iterable[Finding]:
-    """Run a graph on every case, and measure every output; what follows from that is found when all graphs have run."""
+    """Run a graph on every case, and measure every output; findings follow when all graphs have run."""
     some = trials(context.plan, graph, context.expected)
     results = list(run_trials(graph, some, context.digests, context.progress))
     if context.reference is not None and not context.plan.quick:
@@ -48,7 +48,7 @@ def run_outputs(context: Context, graph: Graph) -> Iterable[Finding]:
 def run_trials(
     graph: Graph, some: Sequence[Trial], runs: RunDigests | None = None, reporter: Reporter = SILENT
 ) -> Iterator[Measurement]:
-    """Run, and compare each adapter's rows with what is expected of that adapter. `runs` gets those of one adapter.
+    """Run trials, and compare each adapter's rows with its expected outputs; `runs` collects runs of one adapter.
 
     Raises:
         RequestError: the graph cannot compute a case.
@@ -72,8 +72,8 @@ def run_trials(
     except RequestError as error:
         if not (graph.bundle.staged and graph.by_row):
             raise
-        raise BaseModelError(  # a new bank that cannot compute what the base can
-            "has no batch as the first axis where an adapter acts, so that a bank cannot tell rows apart",
+        raise BaseModelError(  # the base computes this case, so the new bank is at fault
+            "the batch is not the first axis where an adapter acts, so a bank cannot separate rows",
             found=error.found,
             fix=f"build with {argument('variants', ['slots', 'inputs'])}",
         ) from error
@@ -82,10 +82,10 @@ def run_trials(
 def compare_outputs(
     found: Arrays, golden: Golden, at: int, graph: Graph, rows: npt.NDArray[np.bool_] | None = None
 ) -> Iterator[Measurement]:
-    """Compare every output that the graph gave or must give in one case.
+    """Compare every output that the graph returned or should return in one case.
 
-    `rows` [batch] are those that ran through the adapter; `None` if all did. With them, only outputs that have a row
-    for each row of the batch are compared.
+    `rows` [batch] marks the rows of the adapter; `None` if all are. With `rows`, only outputs with one row per row of
+    the batch are compared.
     """
     case, record = golden.cases[at], None if golden.adapter is None else graph.bundle.record(golden.adapter)
     logits = {"logits"} & set(graph.bundle.base_outputs)
@@ -134,19 +134,19 @@ def _naming_slots(
     where: npt.NDArray[np.bool_] | None,
     bundle: OpenedBundle,
 ) -> ComparisonRecord:
-    """Name the slots whose checksums differ: which tensors the graph did not receive as they are."""
+    """Name the slots whose checksums differ: the graph did not receive these tensors unchanged."""
     if found.shape != expected.shape:
         return comparison
     differ = (found != expected) if where is None else (found != expected) & where
     names = [slot.name for slot, wrong in zip(bundle.manifest.slots, differ.any(0), strict=True) if wrong]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return replace(comparison, faults=(f"received other tensors for {quoted(names[:_SHOWN])}{more}",))
+    return replace(comparison, faults=(f"received different tensors for {quoted(names[:_SHOWN])}{more}",))
 
 
 def _compare_own(
     found: np.ndarray, expected: np.ndarray, budget: Budget, *, where: npt.NDArray[np.bool_] | None, logits: bool
 ) -> ComparisonRecord:
-    """Compare an adapter's own part of an output that is as wide as the widest of its bank; the rest is masked."""
+    """Compare an adapter's part of an output as wide as the bank's widest adapter; the rest is masked."""
     if not expected.ndim or found.shape[:-1] != expected.shape[:-1]:
         return compare(found, expected, budget, where=where, logits=logits)
     own, rest = found[..., : expected.shape[-1]], found[..., expected.shape[-1] :]
@@ -154,12 +154,12 @@ def _compare_own(
     rows = np.ones(rest.shape, bool) if where is None else np.broadcast_to(where[..., :1], rest.shape)
     if (rest[rows] < MASK_BELOW).all():
         return comparison
-    faults = (*comparison.faults, "a class that the adapter lacks is not masked")
+    faults = (*comparison.faults, "a class outside the adapter's labels is not masked")
     return replace(comparison, verdict="failed", faults=faults)
 
 
 def _remeasured(context: Context, graph: Graph, results: Sequence[Measurement]) -> list[Measurement]:
-    """Compare again what is a little off in cases for which it was not measured how far rounding moves them."""
+    """Compare small excesses again, in cases for which the effect of rounding was not measured."""
     expected, measured = context.expected, {case.name for case in to_disturb(context.plan.cases)}
     off = [one for one in results if not one.passed and one.against == "reference" and one.compared]
     wider = dict[tuple[str | None, str], Golden]()
@@ -182,7 +182,7 @@ def _remeasured(context: Context, graph: Graph, results: Sequence[Measurement]) 
 
 
 def find_smallest(context: Context) -> Iterable[Finding]:
-    """For the base and each adapter that is off, find the smallest case at which it is, and run it at every level."""
+    """Find the smallest failing case for the base and each adapter, and run it at every level."""
     known = {case.name: case for case in context.plan.cases}
     off = [one for one in context.outputs if not one.passed and one.against == "reference" and one.variant == "slots"]
     for golden in context.expected:
@@ -194,7 +194,7 @@ def find_smallest(context: Context) -> Iterable[Finding]:
 
 
 def _at_smallest(context: Context, golden: Golden, first: Measurement, of: Case) -> list[Measurement]:
-    """Return the outputs of the smallest case at which an adapter is off, at the levels where it has not run yet."""
+    """Return the outputs of an adapter's smallest failing case, at the levels that have not run yet."""
     bundle, name = context.bundle, golden.adapter
     (file,) = bundle.files_of("slots")
     graph = Graph(bundle, "slots", file, next(level for level in LEVELS if level == first.level))
@@ -214,7 +214,7 @@ def _at_smallest(context: Context, golden: Golden, first: Measurement, of: Case)
 
 
 def of_outputs(context: Context) -> Iterator[Finding]:
-    """Yield a finding for each output of each graph and adapter, with what it was tried on."""
+    """Yield a finding for each output of each graph and adapter, with its coverage."""
     groups: dict[str, list[Measurement]] = {}
     for one in context.outputs:
         subject = f"{one.against}/{one.variant}/{one.adapter or BASE}/{one.name}{'/mixed' if one.mixed else ''}"
@@ -227,11 +227,11 @@ def of_outputs(context: Context) -> Iterator[Finding]:
         cases = [case for case in context.plan.cases if case.name in tried]
         levels = SpanRecord("levels", len({result.level for result in found}), _LEVELS)
         coverage = (*_spans(cases, len(context.plan.cases), context.manifest), levels)
-        yield Finding.measured("output", subject, claim, found, "at most {ratio} of the budget", coverage)
+        yield Finding.measured("output", subject, claim, found, "worst {ratio} of the budget", coverage)
 
 
 def _spans(cases: Sequence[Case], of: int, manifest: Manifest) -> tuple[SpanRecord, ...]:
-    """Return how many shapes, words and positions some cases have of those that there are."""
+    """Return the number of shapes, words and positions in some cases, with the totals."""
     found = [SpanRecord("shapes", len(cases), of)]
     limits = {record.name: record.limit for record in manifest.inputs if record.role == "ids"}
     for name, limit in limits.items() if cases else ():

@@ -1,4 +1,4 @@
-"""The plan of a check: the bundle, the reference it is compared with, and the trials of each graph."""
+"""Plan of a check: the bundle, its reference, and the trials of each graph."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from adapter_export.numerics.runner import Arrays, Runner
 from adapter_export.runtime.graphs import Optimization
 
 LEVELS: tuple[Optimization, ...] = ("none", "basic", LEVEL)
-"""The optimization levels of ONNX Runtime that are tried: every fusion is a chance to lose a slot."""
+"""Optimization levels of ONNX Runtime to test: every fusion might drop a slot."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Another computation of what the bundle should compute, and the path of its model as it was given.
+    """Another computation of the bundle's outputs, with the path of its model.
 
-    `contract` is what the model says of texts, `inputs` and `lengths` what it takes. `live` runs the model itself,
-    without an adapter, where the runner has a program that was captured from it; `not_live` says why it cannot.
-    `source` is what the constants of the bundle follow from.
+    `contract` describes the model's texts, `inputs` and `lengths` its valid inputs. `live` runs the live model without
+    adapters, where the runner has a program captured from it; `not_live` is the reason if it cannot run. `source` has
+    the tensors that the bundle's constants derive from.
     """
 
     path: str
@@ -45,7 +45,7 @@ class Reference:
     source: Source | None = None
 
     def takes(self, case: Case) -> bool:
-        """Return whether every axis of the inputs has a length that the model takes."""
+        """Return whether every axis of the inputs has a length that the model accepts."""
         return all(
             size in axis_lengths(axis, self.lengths) or (size == 0 and record.role == "cache")
             for record in self.inputs
@@ -56,13 +56,12 @@ class Reference:
 
 @dataclass(frozen=True)
 class Plan:
-    """Golden vectors of the chosen adapters, and `cases`, a matrix of shapes, that a check runs.
+    """Golden vectors of the chosen adapters, and the `cases` (a matrix of shapes) of a check.
 
-    `files` is what the files of the bundle have shown. A quick check runs golden vectors at one level alone; a brief
-    one leaves out what takes long: shapes that are no core, words, nodes where all outputs are right, and making the
-    graph again. Named cases make it `narrow`, which leaves out words and nodes. `every_node` keeps all nodes in the
-    report, not only those that are wrong, `repro` is the folder for what repeats a fault, and `runtimes` are other
-    Pythons to run golden vectors in.
+    `files` are the findings about the bundle's files. A quick check runs only golden vectors, at one level; a brief one
+    skips most shapes, the vocabulary sweep, node comparison if all outputs match, and exporting the graph again. Named
+    cases make it `narrow`, which skips words and nodes. `every_node` keeps passing nodes in the report, `repro` is the
+    folder for reproductions of faults, and `runtimes` are other Python interpreters to run golden vectors in.
     """
 
     bundle: OpenedBundle
@@ -80,17 +79,17 @@ class Plan:
 
     @property
     def names(self) -> tuple[str | None, ...]:
-        """The base, which is none, and the adapters."""
+        """The base (`None`) and the adapters."""
         return tuple(golden.adapter for golden in self.golden)
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """Without the base."""
+        """The adapters, without the base."""
         return tuple(name for name in self.names if name is not None)
 
     @property
     def scope(self) -> Scope:
-        """The scope of the check; a choice of names is less than a quick check of everything."""
+        """Scope of the check; a choice of names covers less than a quick check of everything."""
         if self.quick:
             return "golden"
         left_out = {*self.bundle.names} - {*self.names} or {*_variants_in(self.bundle)} - {*self.variants}
@@ -98,7 +97,7 @@ class Plan:
 
     @property
     def probe(self) -> Case:
-        """The one case for what is not tried at every shape: the padded one, or else the largest."""
+        """Case for tests that do not run at every shape: the padded one, or else the largest."""
         stored = [case for golden in self.golden for case in golden.cases]
         return max(
             self.cases or stored,
@@ -107,7 +106,7 @@ class Plan:
 
     @property
     def graphs(self) -> list[Graph]:
-        """The graphs to run, each at its levels; those into which another adapter is baked are left out."""
+        """Graphs to run, each at its levels; graphs with another baked-in adapter are excluded."""
         levels: dict[VariantName, Sequence[Optimization]] = {} if self.quick else {"slots": self.levels}
         return [
             Graph(self.bundle, variant, file, level)
@@ -130,15 +129,14 @@ def plan_check(
     repro: Path | None = None,
     runtimes: Sequence[str] = (),
 ) -> Plan:
-    """Open a bundle, look at its files, and choose what to run: everything, but for names that are given.
+    """Open a bundle, check its files, and choose the trials; the default is everything.
 
-    Among the adapters in `only`, `base` is the base alone. A quick check runs golden vectors at one level, without a
-    look at sites, at swapping and at other shapes; a brief one leaves out only what takes long. The others are those of
-    `Plan`.
+    `base` in `only` selects the base. A quick check runs golden vectors at one level, and no sites, swaps or other
+    shapes; a brief one skips only slow parts. The other arguments match the attributes of `Plan`.
 
     Raises:
-        UsageError: `only`, `cases` or `variants` names what is not there.
-        InputError: the bundle cannot be read, or its files are not those that were written.
+        UsageError: `only`, `cases` or `variants` contains an unknown name.
+        InputError: the bundle cannot be read, or its files do not match their SHA-256.
     """
     bundle = folder if isinstance(folder, OpenedBundle) else OpenedBundle.open(folder)
     _check_known("adapter", only, [name or BASE for name in bundle.names])
@@ -173,7 +171,7 @@ def plan_check(
 
 
 def _variants_in(bundle: OpenedBundle) -> list[VariantName]:
-    """Return the graphs that a bundle has."""
+    """Return the variants that a bundle contains."""
     return [variant for variant in VARIANT_NAMES if bundle.files_of(variant)]
 
 
@@ -185,14 +183,14 @@ def _check_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
 
 
 Expected = tuple[Golden, int]
-"""Golden vectors, and which of their cases."""
+"""Golden vectors, and the indices of their cases."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of one graph: the adapter of each row of the batch (`None` is the base), and the expected outputs.
+    """One run of a graph: the adapter of each row of the batch (`None` is the base), and the expected outputs.
 
-    In a mixed batch, rows run through different adapters, and are compared adapter by adapter.
+    Rows of a mixed batch run through different adapters, and are compared adapter by adapter.
     """
 
     case: Case
@@ -202,9 +200,9 @@ class Trial:
 
 
 def trials(plan: Plan, graph: Graph, expected: Sequence[Golden]) -> list[Trial]:
-    """Return what to run on a graph: its cases through each adapter, and on a bank mixed batches as well.
+    """Return the trials of a graph: its cases through each adapter and, for a bank, mixed batches.
 
-    The graph that clients run has all cases, the others and other levels the core of them.
+    The main graph runs all cases; other graphs and levels run the core cases.
     """
     whole = (graph.variant, graph.level) == (plan.variants[0], LEVEL)
     bank = plan.bundle.manifest.bank if graph.by_row else None
@@ -233,5 +231,5 @@ def trials(plan: Plan, graph: Graph, expected: Sequence[Golden]) -> list[Trial]:
 
 
 def round_robin(rows: Sequence[str | None], batch: int) -> list[tuple[str | None, ...]]:
-    """Return batches in which every row of a bank has its turn, beginning anew when they are used up."""
+    """Return batches that cycle through the rows of a bank until each has run."""
     return [tuple(rows[(start + at) % len(rows)] for at in range(batch)) for start in range(0, len(rows), batch)]

@@ -1,7 +1,7 @@
-"""Prove a bundle: verify every claim about it, and report what was found.
+"""Prove a bundle: verify every claim about it, and return a report.
 
 One engine serves `check` (against a model, at every optimization level, site by site), `verify` (against the stored
-golden vectors) and `build` and `add`, which verify a new bundle before it takes its place.
+golden vectors), and `build` and `add`, which verify a new bundle before it replaces the old one.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ def prove(
     runs: RunDigests | None = None,
     reporter: Reporter = SILENT,
 ) -> Report:
-    """Verify every claim about a bundle. A bundle that computes something else is no error, but does not pass.
+    """Verify every claim about a bundle. Wrong results fail the report; they raise no error.
 
     Args:
-        plan: what is checked.
-        reference: the model; without one, golden vectors are the only reference.
-        original: the base before its precision was changed; the report says how far the bundle is from it.
-        computed: `Context.expected` of an earlier check of the same cases, as far as it is of the model.
-        given: the adapters as the user has them, by name.
-        runs: collects what golden cases give, to be recorded; default: it is compared with the recorded runs.
+        plan: the bundle and the trials.
+        reference: the model; `None` if golden vectors are the only reference.
+        original: the base before its precision changed; the report includes the bundle's distance from it.
+        computed: the model's results from an earlier check of the same cases (`Context.expected`).
+        given: the user's adapters, by name.
+        runs: collects the outputs of golden cases for recording; default: compare with the recorded runs.
         reporter: receives each step.
 
     Raises:
-        InputError: the bundle or the reference cannot be run.
-        NothingComparedError: there are no inputs for `original`, or none that the reference takes.
+        InputError: the bundle or the reference cannot run.
+        NothingComparedError: there are no inputs for `original`, or none that the reference accepts.
     """
     context = context_of(plan, reference, original, computed, given, runs)
     findings = verify(agenda(context), context, reporter)
@@ -77,26 +77,26 @@ def context_of(
     given: Mapping[str, Adapter] | None = None,
     runs: RunDigests | None = None,
 ) -> Context:
-    """Return what claims read, without the cases that the reference does not take.
+    """Return the context of the claims, without the cases that the reference does not accept.
 
     Raises:
-        NothingComparedError: nothing is left.
+        NothingComparedError: no case is left.
     """
     taken = plan if reference is None else replace(plan, cases=tuple(filter(reference.takes, plan.cases)))
     if not taken.cases and not any(golden.cases for golden in taken.golden):
-        raise NothingComparedError("the model takes none of these cases", fix="name others")
+        raise NothingComparedError("the model accepts none of these cases", fix="choose other cases")
     digests = runs or RunDigests.of(plan.bundle.manifest)
     return Context(taken, plan.cases, reference, original, given or {}, computed, digests)
 
 
 def prove_new(bundle: OpenedBundle, runs: RunDigests | None = None) -> None:
-    """Verify a bundle that has just been made against its golden vectors, before it takes its place.
+    """Verify a new bundle against its golden vectors before it replaces an old one.
 
-    `runs` collects what golden cases give.
+    `runs` collects the outputs of golden cases.
 
     Raises:
-        ParityError: an output deviates by more than is allowed, or two files do not agree.
-        BaseModelError: rows of a batch cannot be told apart.
+        ParityError: an output exceeds its budget, or two files do not agree.
+        BaseModelError: the rows of a batch cannot be separated.
         FormatError: ONNX Runtime cannot open a graph.
     """
     prove(plan_check(bundle, quick=True), None, runs=runs).raise_for_failure()

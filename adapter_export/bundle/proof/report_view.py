@@ -1,4 +1,4 @@
-"""A report as sections of lines and tables: the one template of the terminal and of the page that people sign."""
+"""Render a report as sections of lines and tables, for the terminal and for the HTML page."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from adapter_export.version import __version__
 _NONE = "–"
 _STATUSES: tuple[Status, ...] = ("exact", "tested", "unverified", "failed")
 _FEW, _MANY = 4, 12
-"""Items of one kind that are listed before the others are counted."""
+"""Maximum number of listed items per kind; the rest are counted."""
 
 _MAP = ("Sites", "Effects")
-"""Sections that the page has first, as they show the whole bundle at a glance."""
+"""Sections at the top of the page: an overview of the whole bundle."""
 
 _LONG = 100
-"""Characters of an example in a table."""
+"""Maximum characters of an example in a table."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A sentence; `style` is one of the styles of the page."""
+    """A line of text; `style` names a style of the page."""
 
     text: str
     style: Literal["", "facts", "note", "failed"] = ""
@@ -38,7 +38,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Heat:
-    """A table of error over budget, as depth of colour: a row for each kind of site, a column for each layer."""
+    """Error / budget as a heat map: a row for each kind of site, a column for each layer."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -54,27 +54,27 @@ class Section:
 
 
 def sections(report: Report, *, nodes: bool = False) -> Iterator[Section]:
-    """Yield what was found, section by section, without the failures; `nodes` adds a line for each node."""
+    """Yield the sections of a report, without its failures; `nodes` adds a line for each node."""
     yield Section("Outputs", list(_outputs(report)))
     yield Section("Claims", [_summary(report), _claims(report.findings), *_reasons(report.findings)])
-    yield Section("How much was tried", [_coverage(report), *_compared(report)])
+    yield Section("Coverage", [_coverage(report), *_compared(report)])
     yield Section("Sites", list(_sites(report.sites)))
     yield Section("Effects", list(_effects(report)))
     if nodes:
-        yield Section("Nodes, on the reference's own values", [_nodes(report.nodes)])
+        yield Section("Nodes, on the reference's values", [_nodes(report.nodes)])
     if report.agreements is not None:
         found = report.agreements
         yield Section(f"Against {found.original}, on {found.inputs}", [_agreements(found)])
 
 
 def failed_lines(report: Report) -> Iterator[Line]:
-    """Yield what is wrong: adapters with their smallest case and the culprit, then every other claim that failed."""
+    """Yield the failures: adapters with their smallest case and culprit, then every other failed claim."""
     found = failures(report)
     for failure in found[:_FEW]:
         yield from (Line(text, "failed" if not at else "") for at, text in enumerate(_failure(failure)))
     if len(found) > _FEW:
         yield Line(f"… and {len(found) - _FEW} more, see `--json`", "facts")
-    # outputs and sites are in the failures above
+    # outputs and sites are already among the failures above
     wrong = [one for one in report.findings if not one.passed and one.check not in ("output", "site")]
     for one in wrong[:_MANY]:
         subject = one.subject if one.where == one.subject else f"{one.subject}, {one.where}"
@@ -91,12 +91,12 @@ def style_of(report: Report) -> Literal["passed", "partial", "failed"]:
 
 
 def page(report: Report, *, date: str, command: str) -> str:
-    """Return the report as a page of HTML; `date` and `command` are printed as they are given."""
+    """Return the report as an HTML page; `date` and `command` are printed verbatim."""
     return document(f"Check of {report.bundle}", _page(report, date, command))
 
 
 def _page(report: Report, date: str, command: str) -> Iterator[str]:
-    """Yield the verdict, what is wrong or unverified, the map of the sites, the details, and last what was compared."""
+    """Yield the verdict, failed and unverified claims, the map of the sites, the details and the provenance."""
     yield element("p", report.summary, f"verdict {style_of(report)}")
     yield _html(_summary(report))
     yield from map(_html, (*failed_lines(report), *_reasons(report.findings)))
@@ -123,11 +123,8 @@ def _html(part: Line | Table | Heat) -> Markup:
     return element("p", prose(part.text), part.style)
 
 
-# Outputs.
-
-
 def _outputs(report: Report) -> Iterator[Line | Table]:
-    """Yield the graph that clients run, line by line, then the other graphs, and golden vectors beside a model."""
+    """Yield each output of the main graph, then the other graphs, then golden vectors if a model was compared."""
     outputs = report.outputs
     compared = [one for one in outputs if one.against == ("reference" if report.reference else "golden")]
     variant = compared[0].variant if compared else "slots"
@@ -138,7 +135,7 @@ def _outputs(report: Report) -> Iterator[Line | Table]:
     if first:
         largest = max(first, key=lambda one: one.budget.absolute)
         yield Line(
-            f"budget of `{largest.name}`, the others likewise by their own scale: {largest.budget.reason}", "facts"
+            f"budget of `{largest.name}` (others: the same formula with their scale): {largest.budget.reason}", "facts"
         )
     else:
         yield Line("no outputs were compared", "facts")
@@ -151,9 +148,9 @@ def _outputs(report: Report) -> Iterator[Line | Table]:
 
 
 def _of_adapters(results: Sequence[Measurement]) -> Table:
-    """Return one line per adapter, the worst over shapes, outputs and levels, and one for each shape that is wrong.
+    """Return one row per adapter, the worst over shapes, outputs and levels, and one for each failing shape.
 
-    Padding has lines of its own: its values must not hide others.
+    Padding has separate rows: its values must not hide others.
     """
     places: dict[tuple[str, str], list[Measurement]] = {}
     for one in results:
@@ -180,7 +177,7 @@ def _shapes(results: Sequence[Measurement]) -> str:
 
 
 def _of_variants(results: Sequence[Measurement]) -> Table:
-    """Return one line for each other graph, and one for its mixed batches."""
+    """Return one row per other graph, and one for its mixed batches."""
     rows = []
     for variant, mixed in dict.fromkeys((one.variant, one.mixed) for one in results):
         own = [one for one in results if (one.variant, one.mixed) == (variant, mixed)]
@@ -209,7 +206,7 @@ def _measures(found: Sequence[Measurement]) -> tuple[str, ...]:
 
 
 def _top_class(found: Sequence[Measurement]) -> str:
-    """Return how many rows agree, at the level where the fewest do."""
+    """Return the number of rows whose top class matches, at the worst level."""
     seen = [one.top_class for one in found if one.top_class is not None]
     if not seen:
         return _NONE
@@ -217,9 +214,6 @@ def _top_class(found: Sequence[Measurement]) -> str:
     ties = sum(flip.within_budget for flip in worst.flips)
     agree = f"{worst.agree}/{worst.rows}"
     return f"{agree} ({ties} tied)" if ties else agree
-
-
-# Claims.
 
 
 def _summary(report: Report) -> Line:
@@ -230,7 +224,7 @@ def _summary(report: Report) -> Line:
 
 
 def _claims(findings: Sequence[Finding]) -> Table:
-    """Return a line for each kind of claim: how many have each status, and the largest error."""
+    """Return one row per kind of claim: the count of each status, and the largest error."""
     rows = []
     for check in dict.fromkeys(one.check for one in findings):
         own = [one for one in findings if one.check == check]
@@ -244,7 +238,7 @@ def _claims(findings: Sequence[Finding]) -> Table:
 
 
 def _reasons(findings: Sequence[Finding]) -> Iterator[Line]:
-    """Yield what is unverified, by the reason."""
+    """Yield unverified claims, grouped by reason."""
     left = list(unverified(findings).items())
     for reason, found in left[:_MANY]:
         names = [one.where for one in found]
@@ -254,17 +248,14 @@ def _reasons(findings: Sequence[Finding]) -> Iterator[Line]:
         yield Line(f"… for {len(left) - _MANY} more reasons", "note")
 
 
-# Coverage.
-
-
 def _coverage(report: Report) -> Table:
-    """Return how much of each thing was tried, the most that any claim says."""
+    """Return the coverage of each dimension, the largest of any claim."""
     spans: dict[str, tuple[int, int | None]] = {}
     every_word = any(one.check == "shape" and one.subject.startswith("words/") for one in report.findings)
     for one in report.findings:
         own = one.check == "shape" and one.subject.startswith("words/")
         for span in one.coverage:
-            # words that some cases happen to have; levels are named below; `verify` tries no further shapes
+            # skip words that cases contain by chance, levels (named below), and shapes, which `verify` does not extend
             if span.what == "levels" or span.of == 0 or (every_word and span.what == "words" and not own):
                 continue
             what = f"{span.what} ({one.where})" if span.what == "words" and every_word else span.what
@@ -272,7 +263,7 @@ def _coverage(report: Report) -> Table:
                 spans[what] = span.done, span.of
     levels = list(dict.fromkeys(one.level for one in report.outputs if one.variant == "slots"))
     graphs = list(dict.fromkeys(one.variant for one in report.outputs))
-    rows = [(what, f"{done:,}", "no end" if of is None else f"{of:,}") for what, (done, of) in spans.items()]
+    rows = [(what, f"{done:,}", "unbounded" if of is None else f"{of:,}") for what, (done, of) in spans.items()]
     rows += [("levels", f"{len(levels)}", ", ".join(levels)), ("graphs", f"{len(graphs)}", ", ".join(graphs))]
     return Table(("", "tried", "of"), [*rows, ("runtimes", "1", report.runtime)], numbers="lr")
 
@@ -285,11 +276,8 @@ def _compared(report: Report) -> Iterator[Line]:
     yield Line(f"{values}{left_out}{more}")
 
 
-# Sites, effects, nodes and precision.
-
-
 def _sites(results: Sequence[Measurement]) -> Iterator[Line | Heat]:
-    """Yield the worst of all sites, and a map of error over budget, the worst of all adapters."""
+    """Yield the worst of all sites, and a heat map of error / budget, the worst of all adapters."""
     if not results:
         return
     worst, bad = max(results, key=lambda one: one.badness), sum(not one.passed for one in results)
@@ -317,17 +305,17 @@ def _share(ratio: float | None) -> str:
 
 
 def _effects(report: Report) -> Iterator[Line]:
-    """Yield how far the adapters move the base, then a note for each that changes nothing."""
+    """Yield the effect of the adapters on the base's outputs, then a note for each without effect."""
     if report.effects:
         ordered = sorted(report.effects, key=lambda one: one.change)
         ends = ordered[:1] + ordered[1:][-1:]
         moved = " to ".join(f"{one.change:.2%} (`{one.adapter}`)" for one in ends)
-        yield Line(f"effect: adapters move the outputs of the base by {moved} of their size")
+        yield Line(f"effect: adapters change the base's outputs by {moved}")
     yield from (Line(said, "note") for said in filter(None, map(note_of, report.effects)))
 
 
 def _nodes(results: Sequence[Measurement]) -> Table:
-    """Return one line per value: the error of its own step, and the error that has arrived there."""
+    """Return one row per value: the error of its step, and the cumulative error."""
     rows = []
     for one in results:
         assert one.node is not None
@@ -341,7 +329,7 @@ def _nodes(results: Sequence[Measurement]) -> Table:
 
 
 def _agreements(found: AgreementsRecord) -> Table:
-    """Return what the precision costs, one line per output."""
+    """Return the cost of the precision, one row per output."""
     rows = []
     for one in found.results:
         same = _NONE if one.agree is None else f"{one.agree} ({one.agree / one.rows:.1%})"
@@ -349,9 +337,6 @@ def _agreements(found: AgreementsRecord) -> Table:
         cosine = _NONE if one.cosine is None else f"{one.cosine:.5f}"
         rows.append((one.adapter or BASE, one.output, f"{one.rows:,}", same, difference, cosine))
     return Table(("adapter", "output", "rows", "same class", "max difference", "cosine"), rows, numbers="llrrrr")
-
-
-# Failures.
 
 
 def _failure(failure: FailureRecord) -> Iterator[str]:
@@ -375,12 +360,12 @@ def _failure(failure: FailureRecord) -> Iterator[str]:
         yield f"  looks like: {found.guess}"
     if found is not None and found.detail:
         yield f"  {'; '.join(found.detail)}"
-    repro = "" if found is None or found.repro is None else f"; the node alone: {found.repro}"
-    yield f"  repeat: {failure.command}{repro}"
+    repro = "" if found is None or found.repro is None else f"; node in isolation: {found.repro}"
+    yield f"  reproduce: {failure.command}{repro}"
 
 
 def _culprit(failure: FailureRecord) -> str:
-    """Return the node, site, graph or file that a failure comes from, as far as it is known."""
+    """Return the node, site, graph or file that a failure starts at, as far as it is known."""
     site, location = failure.culprit, failure.location
     node = None if location is None else location.node
     origin = "" if node is None or node.node is None else node.node.origin
@@ -388,15 +373,15 @@ def _culprit(failure: FailureRecord) -> str:
         torch = ", ".join(filter(None, (node.path, node.node.line)))
         values = _values(node, "expected")
         where = f" (torch: {torch})" if torch else ""
-        return f"culprit: `{node.name}`, {node.node.operators}{where}: {values}, {node.ratio:.3g} × its own budget"
+        return f"culprit: `{node.name}`, {node.node.operators}{where}: {values}, {node.ratio:.3g} × its budget"
     if site is not None:
         path = "" if site.path is None else f" (torch: {site.path})"
-        return f"culprit: {site.name}{path}: {_values(site, 'float64 gives')}, {site.ratio:.3g} × its own budget"
+        return f"culprit: {site.name}{path}: {_values(site, 'float64 gives')}, {site.ratio:.3g} × its budget"
     if failure.variant not in ("slots", "inputs"):
-        return f"culprit: the graph `{failure.variant}` or the tensors in it, not the adapter's own files"
+        return f"culprit: the graph `{failure.variant}` or its tensors, not the adapter's files"
     if location is not None and location.nodes:
-        return f"culprit: none of {location.nodes} nodes, nor a site of an adapter"
-    return "culprit: no site of an adapter; look at the base or at rounding that adds up"
+        return f"culprit: not found in {location.nodes} nodes or in the sites of the adapter"
+    return "culprit: not at a site of the adapter; check the base, or accumulated rounding"
 
 
 def _values(one: Measurement, other: str) -> str:

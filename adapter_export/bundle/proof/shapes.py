@@ -1,4 +1,4 @@
-"""Every word, every position, and the smallest shape that fails: the matrix of shapes leaves these out."""
+"""Test every word and position, and search for the smallest failing shape: the matrix of shapes omits these."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from adapter_export.numerics.sample_inputs import (
 )
 
 _SHOWN = 5
-"""Maximum words that a message names."""
+"""Maximum number of words named in a message."""
 
 _TRIED_ALONE = 512
 
@@ -42,7 +42,7 @@ def word_cost(context: Context, _: Graph) -> int:
 
 
 def check_words(context: Context, graph: Graph) -> Iterator[Finding]:
-    """Compare the base on every id of every vocabulary; of words in a row that is wrong, say which are so alone."""
+    """Compare the base on every id of every vocabulary; rerun the words of a wrong row one by one."""
     manifest, reference, tolerance = context.manifest, context.model, context.tolerance
     tables = {record.name: record.limit for record in manifest.inputs if record.role == "ids" and record.limit}
     tried: dict[str, set[int]] = {name: set() for name in tables}
@@ -93,12 +93,12 @@ def _both(
     golden = Golden(adapter, [case], [expected], {}, "")
     for name, wanted in expected.items():
         for part, elements in golden.parts(0, name):
-            if name in found and part != "padding":  # which may be undefined
+            if name in found and part != "padding":  # padding may be undefined
                 yield name, compare(found[name], wanted, tolerance(adapter, name, wanted), where=elements)
 
 
 def _alone(graph: Graph, reference: Reference, case: Case, tolerance: Tolerance) -> dict[str, list[int]]:
-    """The ids of a case that are wrong in rows of their own, by input."""
+    """Return the ids of a case that fail in a row without other words, by input."""
     manifest = graph.bundle.manifest
     wrong: dict[str, list[int]] = {}
     for record in manifest.inputs:
@@ -113,13 +113,13 @@ def _alone(graph: Graph, reference: Reference, case: Case, tolerance: Tolerance)
             if wanted.dtype.kind == "f" and wanted.shape == found[name].shape and len(wanted) == len(ids):
                 apart = np.abs(found[name].astype(np.float64) - wanted).reshape(len(ids), -1).max(1)
                 bad |= ~(apart <= tolerance(None, name, wanted).absolute)
-        if bad.any() and not bad.all():  # where all are, it is not the word
+        if bad.any() and not bad.all():  # if all rows fail, the word is not the cause
             wrong[record.name] = ids[bad].tolist()
     return wrong
 
 
 def check_coverage(context: Context) -> Iterator[Finding]:
-    """Return how many pairs of a batch, a length and a padding the cases have, and how many positions."""
+    """Yield the coverage of pairs of batch, length and padding, and of positions."""
     manifest, cases = context.manifest, context.plan.cases
     names = [case.name for case in cases]
     longest = manifest.tokens.maximum
@@ -135,7 +135,7 @@ def check_coverage(context: Context) -> Iterator[Finding]:
             claim="the bundle computes every shape as the model does",
             status="tested" if all(one.passed for one in context.outputs) else "failed",
             where="all graphs",
-            detail=f"{names[0]} to {max(names, key=lambda one: lengths[one])}, batches, lengths and paddings in pairs",
+            detail=f"{names[0]} to {max(names, key=lambda one: lengths[one])}, pairwise over batch, length and padding",
             coverage=tuple(spans),
         )
 
@@ -147,10 +147,10 @@ def _tokens(manifest: Manifest, case: Case) -> int:
 
 
 def smallest_case(graph: Graph, reference: Reference, case: Case, adapter: str | None, tolerance: Tolerance) -> Case:
-    """Return the smallest case that a graph still gets wrong: without padding, of few rows, of few tokens.
+    """Return the smallest case that a graph still fails: without padding, with few rows and few tokens.
 
-    Lengths are tried in steps, and between the last that passes and the first that fails by halves. It is the case
-    itself where drawing other numbers makes the fault vanish.
+    Lengths are tried in steps, then bisected between the last that passes and the first that fails. Returns `case` if
+    new random numbers make the fault disappear.
     """
     inputs, bounds = graph.bundle.manifest.inputs, graph.bundle.manifest.lengths
     tried: dict[tuple[tuple[tuple[str, int], ...], Padding], Case | None] = {}
@@ -182,7 +182,7 @@ def smallest_case(graph: Graph, reference: Reference, case: Case, adapter: str |
         steps = [size for size in (range(1, now) if which == "batch" else STEPS) if size < now]
         first = next((index for index, size in enumerate(steps) if wrong(at(size), padding)), len(steps))
         low, high = (steps[first - 1] + 1 if first else 1), steps[first] if first < len(steps) else now
-        while low < high:  # by halves, between the last that passes and the first that does not
+        while low < high:  # bisect between the last that passes and the first that fails
             middle = (low + high) // 2
             low, high = (low, middle) if wrong(at(middle), padding) else (middle + 1, high)
         if (found := wrong(at(high), padding)) is not None:

@@ -1,7 +1,7 @@
-"""Every adapter at every site: what the exported graph makes of the values that arrive there, compared with float64.
+"""Compare every adapter at every site with float64, on the values that reach the site in the exported graph.
 
-The graph itself shows what adapters may read at each site and the result there, and what the head reads. So each site
-is judged on the values that it was given: an error before it does not count against it.
+The graph exposes the inputs and the result of each site, and the input of the head. Each site is compared on the values
+it received, so earlier errors do not count against it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ IDLE = Budget(0.0, "an idle slot returns what it replaces")
 
 @dataclass(frozen=True)
 class SiteProbe:
-    """A session on a bundle's graph that shows its inner values, not optimised; the norms that adapters apply."""
+    """A session on a bundle's graph that exposes inner values, without optimization, and the norms adapters apply."""
 
     session: ort.InferenceSession
     manifest: Manifest
@@ -41,13 +41,13 @@ class SiteProbe:
 
     @classmethod
     def of(cls, bundle: OpenedBundle) -> SiteProbe:
-        """Open that of a bundle."""
+        """Open a probe of a bundle's graph with slots."""
         model = bundle.slots_model
         session = open_session(with_site_outputs(model), bundle.home, optimize=False)
         return cls(session, bundle.manifest, site_norms(model))
 
     def check(self, case: Case, adapter: Adapter, record: AdapterRecord, tensors: Weights) -> list[Measurement]:
-        """Compare every site of the graph in the order of evaluation, then the head; `tensors` fill every slot."""
+        """Compare every site of the graph in order of evaluation, then the head; `tensors` fill every slot."""
         values = run_session(self.session, {**case.arrays, **tensors})
         paths = {site.name: site.path for site in self.manifest.sites}
         return [
@@ -72,7 +72,7 @@ class SiteProbe:
         for site, replaced in self._places(values, adapter):
             found = values.get(exposed(site, result_of(replaced)))
             if found is not None and not found.size and 0 in case.axes.values():
-                continue  # an encoder computes nothing where a cache has its tokens
+                continue  # an encoder is skipped if the cache has its tokens
             yield site, _compare_site(values, adapter, site, replaced, self.norms.get(site))
         if adapter.head is None:
             return
@@ -87,7 +87,7 @@ class SiteProbe:
         yield HEAD, compare(found, expected.astype(found.dtype), allowed)
 
     def _places(self, values: Arrays, adapter: Adapter) -> Iterator[tuple[str, str]]:
-        """Yield each site and the value that an adapter or its idle slots replace, in the order of evaluation."""
+        """Yield each site and the value that an adapter or its idle slots replace, in order of evaluation."""
         replaced = {site: adapter.graphs[placement.graph].replaces for site, placement in adapter.placements.items()}
         slots = {slot.site for slot in self.manifest.slots}
         for site in self.manifest.sites:
@@ -98,7 +98,7 @@ class SiteProbe:
 
 
 def _compare_site(values: Arrays, adapter: Adapter, site: str, replaced: str, norm: Norm | None) -> ComparisonRecord:
-    """Compare the replacement of one of a site's values."""
+    """Compare the replacement of one value of a site."""
     placement = adapter.placements.get(site)
     graph = None if placement is None else adapter.graphs[placement.graph]
     acts = graph is not None and graph.replaces == replaced
@@ -128,7 +128,7 @@ def of_sites(results: Sequence[Measurement]) -> Iterator[Finding]:
         groups.setdefault((result.adapter or "", result.name), []).append(result)
     for (adapter, site), found in groups.items():
         path = "" if found[0].path is None else f" (torch: {found[0].path})"
-        claim, detail = f"`{adapter}` computes its formula at `{site}`", "{ratio} of the budget of float64"
+        claim, detail = f"`{adapter}` computes its formula at `{site}`", "{ratio} of the float64 budget"
         coverage = (SpanRecord("shapes", len({result.case for result in found}), None),)
         yield replace(
             Finding.measured("site", f"{adapter}/{site}", claim, found, detail, coverage), where=f"{site}{path}"

@@ -1,1 +1,1 @@
-"""Faults that a check must find: kinds, how each is planted in a copy of a bundle, and the self-test."""
+"""Faults that a check must find: their kinds, how to plant them in a copy of a bundle, and the self-test."""

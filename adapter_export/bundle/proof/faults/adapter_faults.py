@@ -52,7 +52,7 @@ def _filled(change: ArrayChange, *, rank: int | None = None, head: bool = False,
 
 
 def _crossed(*kinds: str) -> Plant:
-    """Exchange the files of two adapters."""
+    """Swap the files of two adapters."""
 
     def plant(copy: Copy) -> list[Place] | None:
         records = copy.manifest.adapters
@@ -113,7 +113,7 @@ def _slot_missing(copy: Copy) -> list[Place] | None:
 
 
 def _everything_of_an_adapter(copy: Copy) -> list[Place] | None:
-    """Change an adapter wherever a bundle has it, source and golden vectors included: only the user's own is right."""
+    """Change an adapter everywhere in the bundle, even source and golden vectors: only the user's copy is correct."""
     record = copy.choose([one for one in copy.manifest.adapters if one.baked is None])
     if record is None:
         return None
@@ -156,22 +156,22 @@ ADAPTERS = kinds_of(
             lambda a, rng: change_largest(a, rng, lambda n: n * np.float32(1.001))
         ),
         "a tensor of an adapter scaled by 1.001": _filled(lambda a, _: a * np.float32(1.001)),
-        "a tensor of an adapter of the other sign": _filled(lambda a, _: -a),
-        "a tensor of an adapter of zeros": _filled(lambda a, _: a * 0),
-        "two rows of an adapter exchanged": _filled(lambda a, rng: exchange(a, 0, rng), rank=2),
+        "a tensor of an adapter negated": _filled(lambda a, _: -a),
+        "a tensor of an adapter zeroed": _filled(lambda a, _: a * 0),
+        "two rows of an adapter swapped": _filled(lambda a, rng: exchange(a, 0, rng), rank=2),
         "a vector of an adapter shifted": _filled(lambda a, _: np.roll(a, 1), rank=1),
         "an adapter rounded to float16": _filled(lambda a, _: a.astype(np.float16).astype(np.float32)),
         "an adapter that overflows": _filled(lambda a, rng: change_largest(a, rng, lambda _: np.float32(1e38)), rank=2),
-        "two classes of a head exchanged": _filled(lambda a, rng: exchange(a, 0, rng), rank=2, head=True),
+        "two classes of a head swapped": _filled(lambda a, rng: exchange(a, 0, rng), rank=2, head=True),
         "a head scaled by 1.001": _filled(lambda a, _: a * np.float32(1.001), rank=2, head=True),
         "the bias of a head off by a thousandth": _filled(lambda a, _: a + np.float32(1e-3), rank=1, head=True),
         "only the .safetensors file is wrong": _filled(_one_ulp, files=("safetensors",)),
         "only the .onnx_adapter file is wrong": _filled(_one_ulp, files=("onnx_adapter",)),
-        "the files of two adapters exchanged": _crossed("safetensors", "onnx_adapter"),
-        "the .onnx_adapter files of two adapters exchanged": _crossed("onnx_adapter"),
-        "the sources of two adapters exchanged": _crossed("source"),
+        "the files of two adapters swapped": _crossed("safetensors", "onnx_adapter"),
+        "the .onnx_adapter files of two adapters swapped": _crossed("onnx_adapter"),
+        "the sources of two adapters swapped": _crossed("source"),
         "an adapter idle at one site": _site_idle,
-        "the tensors of two sites exchanged in an adapter": _two_sites,
+        "the tensors of two sites swapped in an adapter": _two_sites,
         "a tensor missing from an adapter": _slot_missing,
         "an adapter with its source and golden vectors": _everything_of_an_adapter,
     },

@@ -21,7 +21,7 @@ from adapter_export.bundle.proof.faults.weight_faults import in_weight, replace_
 
 
 def _held(change: Callable[[np.ndarray, Sequence[int]], None]) -> Plant:
-    """Change the rows of a tensor of the bank that hold two adapters."""
+    """Change the rows of two adapters in a tensor of the bank."""
 
     def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
         bank, held = copy.manifest.bank, model.graph.initializers
@@ -62,12 +62,12 @@ def _unsaid_row_for_all(copy: Copy) -> Sequence[Place] | None:
 BANK = kinds_of(
     "bank",
     {
-        "two rows of the bank exchanged": _held(lambda a, rows: a.__setitem__(list(rows[:2]), a[list(rows[1::-1])])),
+        "two rows of the bank swapped": _held(lambda a, rows: a.__setitem__(list(rows[:2]), a[list(rows[1::-1])])),
         "a row of the bank off by a thousandth": _held(lambda a, rows: a.__setitem__(rows[0], a[rows[0]] * 1.001)),
-        "a row of the bank of zeros": _held(lambda a, rows: a.__setitem__(rows[0], 0)),
-        "the row of the base is an adapter's": _held(lambda a, rows: a.__setitem__(0, a[rows[0]])),
+        "a row of the bank zeroed": _held(lambda a, rows: a.__setitem__(rows[0], 0)),
+        "the base row of the bank filled with an adapter": _held(lambda a, rows: a.__setitem__(0, a[rows[0]])),
         "one row for all": in_graph(_one_row_for_all, "bank"),
-        "one row for all, and rows said to influence each other": _unsaid_row_for_all,
+        "one row for all, recorded as not batch-invariant": _unsaid_row_for_all,
         "a weight of the base off in the bank": in_weight(lambda a, _: a * np.float32(1.001), rank=2, variant="bank"),
         "a product scaled by 1.01 in the bank": in_node(scale_result(1.01), "MatMul", "Gemm", variant="bank"),
     },

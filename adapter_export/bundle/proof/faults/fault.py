@@ -1,4 +1,4 @@
-"""A kind of fault, and the copy of a bundle that it is planted in."""
+"""Kind of fault, and the copy of a bundle that it is planted in."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ Area = Literal[
 Drawn = TypeVar("Drawn")
 
 FILES = ("safetensors", "onnx_adapter")
-"""The files of an adapter with its tensors."""
+"""The two tensor files of an adapter."""
 
 Place = str
-"""The name of a tensor, node, slot, site, file or adapter that is wrong."""
+"""Name of a wrong tensor, node, slot, site, file or adapter."""
 
 
 class Copy:
-    """A copy of a bundle in another folder that faults are planted in, one after the other; `rng` chooses where."""
+    """Copy of a bundle in another folder, for planting faults one after the other; `rng` chooses where."""
 
     def __init__(self, bundle: OpenedBundle, folder: Path) -> None:
         self._bundle, self.folder = bundle, folder
@@ -52,7 +52,7 @@ class Copy:
         shutil.copytree(bundle.home, folder, dirs_exist_ok=True)
 
     def renew(self, seed: int) -> None:
-        """Take back what was changed, and draw anew from a seed."""
+        """Revert all changes, and seed the random generator."""
         for path in self.changed:
             whole, here = self._bundle.home / path, self.folder / path
             if whole.is_dir():
@@ -63,12 +63,12 @@ class Copy:
         self.manifest, self.changed, self.rng = self._bundle.manifest, set[str](), np.random.default_rng(seed)
 
     def change(self, path: str) -> Path:
-        """Return where a file lies that will be written anew."""
+        """Return the path of a file that is about to be rewritten."""
         self.changed.add(path)
         return self.folder / path
 
     def opened(self) -> OpenedBundle:
-        """Return the copy as a check takes it; hashes are not compared, as if the author of the fault wrote them."""
+        """Open the copy for a check without comparing hashes, as if the author of the fault had updated them."""
         return OpenedBundle(Bundle(self.folder, self.manifest, verified=False))
 
     def graph(self, variant: str = "slots") -> ir.Model | None:
@@ -77,11 +77,11 @@ class Copy:
         return None if path is None else ir.load(self.folder / path)
 
     def keep(self, model: ir.Model, variant: str = "slots") -> None:
-        """Write a graph that was changed."""
+        """Write a changed graph."""
         self.change(self.manifest.graphs[variant]).write_bytes(ir.to_proto(model).SerializeToString())
 
     def claim(self, manifest: Manifest) -> None:
-        """Write another manifest."""
+        """Write a changed manifest."""
         self.manifest = manifest
         self.change(MANIFEST_FILE).unlink()
         write_manifest(manifest, self.folder)
@@ -89,7 +89,7 @@ class Copy:
     def fill(
         self, name: str, tensors: Weights, files: Sequence[str] = FILES, precision: AdapterPrecision = "float32"
     ) -> None:
-        """Write the tensors of an adapter to its two files, or to one of them, rounded to a precision."""
+        """Write the tensors of an adapter to both of its files, or one of them, rounded to a precision."""
         stored = narrowed(tensors, precision)
         tensors = widened(stored)
         record = next(one for one in self.manifest.adapters if one.name == name)
@@ -102,16 +102,16 @@ class Copy:
                 write_adapter_file(path, tensors, self.manifest.model_version, precision)
 
     def choose(self, candidates: Sequence[Drawn]) -> Drawn | None:
-        """Draw one; `None` from no candidates."""
+        """Return a random candidate; `None` if there are no candidates."""
         return candidates[int(self.rng.integers(len(candidates)))] if candidates else None
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A kind of fault.
+    """Kind of fault.
 
-    `plant` changes a copy and returns what is wrong by its names, any of which locates it; `None` if the bundle has
-    nothing that can be wrong in this way.
+    `plant` changes a copy and returns the names of the wrong parts, each of which locates the fault; `None` if it does
+    not apply to the bundle.
     """
 
     name: str
@@ -123,12 +123,12 @@ Plant = Callable[[Copy], Sequence[Place] | None]
 
 
 def kinds_of(area: Area, plants: Mapping[str, Plant]) -> tuple[Fault, ...]:
-    """Return the faults of an area, from what plants each by name."""
+    """Return the faults of an area, from functions that plant them, by name."""
     return tuple(Fault(name, area, plant) for name, plant in plants.items())
 
 
 def in_graph(change: Callable[[Copy, ir.Model], Sequence[Place] | None], variant: str = "slots") -> Plant:
-    """Change a graph, and keep it if anything is wrong with it then."""
+    """Change a graph, and write it if the change applies."""
 
     def plant(copy: Copy) -> Sequence[Place] | None:
         model = copy.graph(variant)

@@ -1,4 +1,4 @@
-"""All kinds of faults that a self-test plants, in the order in which it does."""
+"""All kinds of faults that a self-test plants, in order."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def _golden(change: Callable[[Weights, Copy], None]) -> Plant:
 
 
 def _one_case(_: Copy, manifest: Manifest) -> tuple[Manifest, Sequence[Place]] | None:
-    # recorded runs name golden cases, so those are left out, too
+    # recorded runs name golden cases, so drop them too
     golden = replace(manifest.golden, cases=manifest.golden.cases[:1], recorded={})
     adapters = tuple(replace(one, golden=replace(one.golden, recorded={})) for one in manifest.adapters)
     return replace(manifest, golden=golden, adapters=adapters, recorded=None), ["golden", golden.path]
@@ -111,43 +111,43 @@ def _other_ids(tensors: Weights, _: Copy) -> None:
 MANIFEST = kinds_of(
     "manifest",
     {
-        "golden allowances times 1000": _said(
+        "golden budgets times 1000": _said(
             lambda _, m: (replace(m, golden=_wide(m.golden)), ["golden", "allowance", m.golden.path])
         ),
-        "an adapter's allowances times 1000": _said(_wide_of_adapter),
+        "an adapter's golden budgets times 1000": _said(_wide_of_adapter),
         "golden cases cut to one": _said(_one_case),
-        "golden outputs that are off": _golden(_shift_outputs),
-        "golden inputs that are others": _golden(_other_ids),
-        "two labels exchanged": _said(_labels),
-        "the paths of two sites exchanged": _said(_paths),
-        "a longer input is taken": _said(_longer),
-        "only shorter inputs are taken": _said(_shorter),
-        "padding said to change nothing": _said(
+        "golden outputs shifted": _golden(_shift_outputs),
+        "golden inputs replaced": _golden(_other_ids),
+        "two labels swapped": _said(_labels),
+        "the paths of two sites swapped": _said(_paths),
+        "maximum length increased": _said(_longer),
+        "maximum length decreased": _said(_shorter),
+        "padding recorded as neutral": _said(
             lambda _, m: (
                 None if m.padding_neutral else (replace(m, padding_neutral=True), ["padding", "padding_neutral"])
             )
         ),
-        "padding said to matter": _said(
+        "padding recorded as not neutral": _said(
             lambda _, m: (
                 (replace(m, padding_neutral=False, counts_padding=()), ["padding", "padding_neutral"])
                 if m.padding_neutral
                 else None
             )
         ),
-        "padding said to change no adapter": _said(
+        "padding recorded as neutral for all adapters": _said(
             lambda _, m: (
                 (replace(m, counts_padding=()), ["padding", "counts_padding", *m.counts_padding])
                 if m.counts_padding
                 else None
             )
         ),
-        "rows said not to influence each other": _said(
+        "base recorded as batch-invariant": _said(
             lambda _, m: None if m.batch_invariant else (replace(m, batch_invariant=True), ["batch_invariant"])
         ),
-        "rows said to influence each other": _said(
+        "base recorded as not batch-invariant": _said(
             lambda _, m: (replace(m, batch_invariant=False), ["batch_invariant"]) if m.batch_invariant else None
         ),
-        "zeros said to change nothing": _said(
+        "zero-filling recorded as neutral": _said(
             lambda _, m: (
                 (replace(m, bank=replace(m.bank, fillable=True)), ["width padding", "fillable"])
                 if m.bank is not None and not m.bank.fillable
@@ -155,10 +155,10 @@ MANIFEST = kinds_of(
             )
         ),
         "another base": _said(lambda _, m: (replace(m, base="sha256:" + "0" * 64), ["base"])),
-        "another number of the graph": _said(
+        "another model version": _said(
             lambda _, m: (replace(m, model_version=m.model_version % (2**31 - 2) + 1), ["model_version"])
         ),
-        "a vocabulary with one word less": _said(
+        "a vocabulary without its last word": _said(
             lambda _, m: (
                 replace(m, inputs=tuple(replace(one, limit=one.limit and max(1, one.limit - 1)) for one in m.inputs)),
                 [one.name for one in m.inputs if one.limit],

@@ -12,7 +12,7 @@ from adapter_export.bundle.proof.faults.weight_faults import values_of
 
 
 def _base_nodes(model: ir.Model, *types: str) -> list[ir.Node]:
-    """Nodes that are no adapter's, in the order of evaluation."""
+    """Return nodes of the base, without adapters' nodes, in order of evaluation."""
     return [
         node
         for node in model.graph
@@ -21,7 +21,7 @@ def _base_nodes(model: ir.Model, *types: str) -> list[ir.Node]:
 
 
 def _before(node: ir.Node) -> set[ir.Node]:
-    """The nodes that another one follows from."""
+    """Return the nodes that a node depends on."""
     found, todo = set[ir.Node](), [node]
     while todo:
         for value in todo.pop().inputs:
@@ -33,7 +33,7 @@ def _before(node: ir.Node) -> set[ir.Node]:
 
 
 def insert_after(old: ir.Value, new: ir.Node, model: ir.Model) -> None:
-    """Let all readers of a value read the result of a new node, which may itself read the value."""
+    """Redirect all readers of a value to the result of a new node, which may itself read the value."""
     result = new.outputs[0]
     result.type, result.shape = old.type, old.shape
     producer = old.producer()
@@ -62,7 +62,7 @@ def add_number(model: ir.Model, array: np.ndarray, name: str) -> ir.Value:
 
 
 def in_node(change: Callable[[ir.Model, ir.Node], bool], *types: str, variant: str = "slots") -> Plant:
-    """Change one node of some types; `change` says whether it can."""
+    """Change one node of the given types; `change` returns whether it applies."""
 
     def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
         nodes = _base_nodes(model, *types)
@@ -80,7 +80,7 @@ OTHER_ACTIVATIONS = {"Gelu": "Tanh", "Erf": "Tanh", "Relu": "Elu", "Tanh": "Soft
 
 
 def other_activation(_: ir.Model, node: ir.Node) -> bool:
-    """Put another activation into a node."""
+    """Replace the activation of a node by another."""
     node.op_type = OTHER_ACTIVATIONS[node.op_type]
     node.attributes.clear()
     return True
@@ -112,7 +112,7 @@ def _perm(_: ir.Model, node: ir.Node) -> bool:
 
 
 def _operands(node: ir.Node) -> list[ir.Value]:
-    """Inputs that are computed."""
+    """Return the computed inputs of a node."""
     return [value for value in node.inputs if value is not None and value.producer() is not None]
 
 
@@ -123,7 +123,7 @@ def _is_residual(node: ir.Node) -> bool:
 
 
 def _identity_of(at: int) -> Callable[[ir.Model, ir.Node], bool]:
-    """Leave out a residual."""
+    """Remove a residual connection."""
 
     def change(_: ir.Model, node: ir.Node) -> bool:
         return _is_residual(node) and _became_identity(node, _operands(node)[at])
@@ -146,7 +146,7 @@ def _without_bias(_: ir.Model, node: ir.Node) -> bool:
 
 
 def skip_node(_: ir.Model, node: ir.Node) -> bool:
-    """Let a node pass its input on."""
+    """Make a node pass its input through."""
     node.op_type = "Identity"
     node.attributes.clear()
     node.resize_inputs(1)
@@ -169,7 +169,7 @@ def _to_sub(_: ir.Model, node: ir.Node) -> bool:
 
 
 def times(factor: float) -> Callable[[ir.Model, ir.Value], ir.Node]:
-    """Return what multiplies a value by a factor."""
+    """Return a function that creates a node which multiplies a value by a factor."""
     return lambda model, value: ir.Node("", "Mul", [value, add_number(model, np.array(factor, np.float32), "factor")])
 
 
@@ -213,7 +213,7 @@ def _number_of_attention(model: ir.Model, node: ir.Node) -> bool:
 
 
 def in_mask(change: Callable[[ir.Model, ir.Value], ir.Node], role: str = "mask") -> Plant:
-    """Change what the base makes of its mask, or of its ids."""
+    """Change the mask or the ids where the base first reads them."""
 
     def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
         names = [one.name for one in copy.manifest.inputs if one.role == role and one.dtype in ("int64", "int32")]
@@ -237,26 +237,24 @@ NODES = kinds_of(
     {
         "another activation": in_node(other_activation, *OTHER_ACTIVATIONS),
         "another approximation of GELU": in_node(_approximate, "Gelu"),
-        "an activation left out": in_node(skip_node, *OTHER_ACTIVATIONS),
+        "an activation removed": in_node(skip_node, *OTHER_ACTIVATIONS),
         "a norm with ten times its epsilon": in_node(_epsilon, "LayerNormalization", "RMSNormalization"),
-        "a norm left out": in_node(skip_node, "LayerNormalization", "RMSNormalization"),
+        "a norm removed": in_node(skip_node, "LayerNormalization", "RMSNormalization"),
         "a softmax over another axis": in_node(_axis, "Softmax"),
-        "a transposition of other axes": in_node(_perm, "Transpose"),
-        "a residual left out": in_node(_identity_of(0), "Add"),
-        "a sublayer left out": in_node(_identity_of(1), "Add"),
+        "a transpose over other axes": in_node(_perm, "Transpose"),
+        "a residual removed": in_node(_identity_of(0), "Add"),
+        "a sublayer removed": in_node(_identity_of(1), "Add"),
         "a residual subtracted": in_node(_to_sub, "Add"),
         "a residual added twice": in_node(_twice, "Add"),
-        "a bias left out": in_node(_without_bias, "Add"),
+        "a bias removed": in_node(_without_bias, "Add"),
         "a product scaled by 1.01": in_node(scale_result(1.01), "MatMul", "Gemm"),
         "a product scaled by 1.0001": in_node(scale_result(1.0001), "MatMul", "Gemm"),
-        "a product of zeros": in_node(scale_result(0.0), "MatMul", "Gemm"),
+        "a product zeroed": in_node(scale_result(0.0), "MatMul", "Gemm"),
         "a product rounded to float16": in_node(_rounded, "MatMul", "Gemm"),
         "a product with noise": in_node(_noisy, "MatMul", "Gemm"),
-        "another scale of attention": in_node(_number_of_attention, "Mul", "Div"),
+        "another attention scale": in_node(_number_of_attention, "Mul", "Div"),
         "the mask ignored": in_mask(lambda m, v: ir.Node("", "Max", [v, _int(m, v, 1, "one")])),
         "the mask inverted": in_mask(lambda m, v: ir.Node("", "Sub", [_int(m, v, 1, "one"), v])),
-        "each word read as that of half its number": in_mask(
-            lambda m, v: ir.Node("", "Div", [v, _int(m, v, 2, "two")]), "ids"
-        ),
+        "each word id halved": in_mask(lambda m, v: ir.Node("", "Div", [v, _int(m, v, 2, "two")]), "ids"),
     },
 )

@@ -1,4 +1,4 @@
-"""Adapters that are applied in part or crossed, though all files of a client agree: only golden data can tell."""
+"""Adapters applied only partly or crossed while all files of a client agree: only golden data expose them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adapter_export.graph.adapter import HEAD
 
 @dataclass(frozen=True)
 class _Partial:
-    """An adapter as a client with a fault applies it: `tensors` are those of its slots that are wrong."""
+    """An adapter as a faulty client applies it: `tensors` are its wrong slots."""
 
     adapter: str
     tensors: Weights
@@ -28,11 +28,11 @@ class _Partial:
 
 
 Applied = Callable[[OpenedBundle, str], Sequence[_Partial]]
-"""Lists the ways in which an adapter can be applied wrongly."""
+"""Lists faulty applications of an adapter."""
 
 
 def _off(*, layers: bool) -> Applied:
-    """List the sites of an adapter, or its layers, of which golden data are said to tell that they are off."""
+    """List the sites of an adapter, or its layers, whose absence golden data are recorded to expose."""
 
     def applied(bundle: OpenedBundle, name: str) -> list[_Partial]:
         separation = bundle.record(name).golden.separation
@@ -50,7 +50,7 @@ def _off(*, layers: bool) -> Applied:
 
 
 def _of_another(bundle: OpenedBundle, name: str) -> list[_Partial]:
-    """List the matrices of an adapter that another adapter has as well, at sites that are known to show."""
+    """List matrices of an adapter that another adapter has too, at sites where golden data expose a change."""
     if bundle.manifest.recorded is None:
         return []
     shown = {each.places[1] for each in _off(layers=False)(bundle, name)}
@@ -69,7 +69,7 @@ def _of_another(bundle: OpenedBundle, name: str) -> list[_Partial]:
 
 
 def _in_files(applied: Applied) -> Plant:
-    """Write an adapter wrongly to both of its files."""
+    """Write an adapter with a fault to both of its files."""
 
     def plant(copy: Copy) -> Sequence[Place] | None:
         bundle = copy.opened()
@@ -84,7 +84,7 @@ def _in_files(applied: Applied) -> Plant:
 
 
 def _in_bank(applied: Applied) -> Plant:
-    """Write an adapter wrongly to the bank, in each graph that has it."""
+    """Write an adapter with a fault to the bank, in each graph with a bank."""
 
     def plant(copy: Copy) -> Sequence[Place] | None:
         bundle, bank = copy.opened(), copy.manifest.bank
@@ -107,7 +107,7 @@ def _in_bank(applied: Applied) -> Plant:
 
 
 def _change_bank(copy: Copy, change: Callable[[str, np.ndarray], None]) -> None:
-    """Change the tensors of the bank, each with the name of its slot, in each graph that has them."""
+    """Change the tensors of the bank, by the names of their slots, in each graph with a bank."""
     bank = copy.manifest.bank
     for variant in (one.name for one in VARIANTS.values() if one.by_row):
         model = copy.graph(variant)
@@ -123,11 +123,11 @@ def _change_bank(copy: Copy, change: Callable[[str, np.ndarray], None]) -> None:
 
 
 def _rows_shifted(copy: Copy) -> Sequence[Place] | None:
-    """Give each adapter of the bank the tensors of the one before it; heads stay."""
+    """Assign to each adapter of the bank the tensors of the previous one; heads are unchanged."""
     bank, sites = copy.manifest.bank, {slot.name: slot.site for slot in copy.manifest.slots}
     if bank is None or len(bank.rows) < 2:
         return None
-    first = 0 if len(bank.rows) == 2 else 1  # one adapter alone changes places with the base
+    first = 0 if len(bank.rows) == 2 else 1  # a single adapter swaps with the base
 
     def change(slot: str, array: np.ndarray) -> None:
         if sites[slot] != HEAD:
@@ -138,7 +138,7 @@ def _rows_shifted(copy: Copy) -> Sequence[Place] | None:
 
 
 def _in_baked(applied: Applied) -> Plant:
-    """Bake an adapter wrongly."""
+    """Bake an adapter with a fault."""
 
     def plant(copy: Copy) -> Sequence[Place] | None:
         bundle = copy.opened()

@@ -1,4 +1,4 @@
-"""Does a check find what is wrong? Faults of many kinds are planted in copies of a bundle, and each is looked for."""
+"""Self-test of a check: plant faults of many kinds in copies of a bundle, and check whether each is found."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ from adapter_export.runtime.bundle import Bundle
 from adapter_export.tables import Described, Table
 
 MOST_NUMBERS = 65
-"""The tokens, of all rows together, of the largest case that is run for every fault."""
+"""Maximum tokens, over all rows, of the cases that run for every fault."""
 
 _OF_GRAPH: frozenset[Area] = frozenset({"base nodes", "shapes", "sites"})
-"""Faults of what is computed, not of what is stored."""
+"""Areas of faults in computation, as opposed to stored data."""
 
 _OF_FILES = ("manifest", "golden", "cut")
 """Claims that compare files with one another."""
 
 _SHOWN = 300
-"""Characters of the line of a check that are kept."""
+"""Maximum characters kept of a line of a check."""
 
 
 @dataclass(frozen=True, repr=False)
 class SelfTest(Described):
-    """The outcome of each kind of fault that was planted."""
+    """Result of a self-test: one record per planted kind of fault."""
 
     bundle: str
     against: str | None
@@ -60,13 +60,13 @@ class SelfTest(Described):
     faults: tuple[FaultRecord, ...]
 
     def described(self) -> Mapping[str, object]:
-        """Return the facts of `repr` and notebooks."""
+        """Return the facts for `repr` and notebooks."""
         missed = self.count("missed")
         return {"bundle": self.bundle, "passed": self.passed, "faults": len(self.faults), "missed": missed}
 
     @property
     def passed(self) -> bool:
-        """True if no fault that changes something was missed."""
+        """True if every fault with an effect was found."""
         return not any(fault.status == "missed" for fault in self.faults)
 
     def to_json(self) -> dict[str, Any]:
@@ -75,11 +75,11 @@ class SelfTest(Described):
         return {**document, "faults": [{**one, "places": list(one["places"])} for one in document["faults"]]}
 
     def count(self, *statuses: FaultStatus) -> int:
-        """Return how many faults have one of these statuses."""
+        """Return the number of faults with one of these statuses."""
         return sum(fault.status in statuses for fault in self.faults)
 
     def table(self) -> Table:
-        """Return a line for each area, and one for all."""
+        """Return a table with a row for each area and one for the total."""
         groups = {
             area: [one for one in self.faults if one.area == area]
             for area in dict.fromkeys(f.area for f in self.faults)
@@ -102,17 +102,17 @@ def _counts(area: str, faults: Sequence[FaultRecord]) -> tuple[object, ...]:
 def self_test(
     bundle: OpenedBundle, reference: Reference | None, kinds: Collection[str], seed: int
 ) -> Iterator[FaultRecord]:
-    """Plant each kind of fault in a copy, and yield what a check made of it; the bundle as it is has to pass first.
+    """Plant each kind of fault in a copy, and yield the result of checking it; the original bundle must pass first.
 
-    What runs nothing comes first, then a quick check: few shapes, one level, the graph and the adapters in question.
-    What they do not locate meets the whole check.
+    Static checks run first, then a quick check: few shapes, one level, the affected graph and adapters. Faults that
+    these do not locate get the whole check.
 
     Raises:
-        ParityError: the bundle does not pass without a fault.
-        InputError: as `prove`.
+        ParityError: the bundle fails without a fault.
+        InputError: as for `prove`.
     """
     if reference is not None and reference.source is not None:
-        source = reference.source  # the same for each fault, and an export takes long
+        source = reference.source  # shared by all faults, because an export is slow
         reference = replace(reference, source=Source(source.origin, cache(source.again)))
     plan = _few(plan_check(bundle, brief=True))
     computed = [one for one in context_of(plan, reference).expected if one.against == "reference"]
@@ -126,7 +126,7 @@ def self_test(
 
 
 def _few(plan: Plan, variants: Sequence[VariantName] = ()) -> Plan:
-    """Leave the small cases, one level and some graphs."""
+    """Keep the small cases, one level and some graphs."""
     small = [case for case in plan.cases if math.prod(case.axes.values()) <= MOST_NUMBERS]
     wanted = tuple(variant for variant in plan.variants if not variants or variant in variants)
     return replace(plan, cases=tuple(small) or plan.cases[:1], levels=(LEVEL,), variants=wanted or plan.variants)
@@ -138,7 +138,7 @@ def _outcome(
     def record(status: FaultStatus, places: Sequence[str] = (), detail: str = "") -> FaultRecord:
         return FaultRecord(fault.name, fault.area, status, tuple(filter(None, places)), detail[:_SHOWN])
 
-    own = {name: bundle.source(name) for name in bundle.names if name is not None}  # as the user has them
+    own = {name: bundle.source(name) for name in bundle.names if name is not None}  # the user's adapters
     places = fault.plant(copy)
     if places is None:
         return record("not applicable")
@@ -148,7 +148,7 @@ def _outcome(
             return record(unseen[0], places, unseen[1])
         located = next((line for line in seen if any(_names(line, place) for place in places)), None)
         return record("found" if located is None else "located", places, located or seen[0])
-    # each look is a part of the last, the whole check; what a graph computes has to show when it runs
+    # each stage is a subset of the whole check; faults in computation must show when a graph runs
     looks: list[Callable[[], list[str]]] = [
         lambda: _said_of_bits(copy, reference, own),
         lambda: _said_of_few(copy, reference, computed, plan, fault.area),
@@ -164,7 +164,7 @@ def _outcome(
     if said:
         return record("found", places, said[0])
     unlike = "" if fault.area in ("manifest", "texts", "batches") else _differs(bundle, copy, plan)
-    same = "every output of every graph has the same bits"
+    same = "every output of every graph is bit-identical"
     return record("missed", places, unlike) if unlike is not None else record("without effect", places, same)
 
 
@@ -173,7 +173,7 @@ def _names(line: str, place: str) -> bool:
 
 
 def _said(lines: Callable[[], Iterable[str]]) -> list[str]:
-    """Return the faults line by line; the error of a check that refuses to go on is one line."""
+    """Return the faults, one per line; an error that stops the check counts as one line."""
     try:
         return list(lines())
     except AdapterExportError as error:
@@ -181,7 +181,7 @@ def _said(lines: Callable[[], Iterable[str]]) -> list[str]:
 
 
 def _said_of_bits(copy: Copy, reference: Reference | None, own: Mapping[str, Adapter]) -> list[str]:
-    """Verify files, the manifest, slots and constants, without running anything."""
+    """Verify files, the manifest, slots and constants, without running a graph."""
 
     def lines() -> Iterator[str]:
         plan = plan_check(copy.opened(), quick=True)
@@ -195,9 +195,9 @@ def _said_of_bits(copy: Copy, reference: Reference | None, own: Mapping[str, Ada
 
 
 def _said_of_golden(copy: Copy, *, recorded: bool) -> tuple[list[str], tuple[FaultStatus, str] | None]:
-    """Return what golden data say of each kind of graph that is wrong, and the status of one on which they are silent.
+    """Return the faults that golden data show in each affected kind of graph, and a status if they show none.
 
-    Recorded runs show any bit, but only on a machine like that of the build: without `recorded`, they are left out.
+    Recorded runs show any changed bit, but only on a machine that rounds like the build's: they are used if `recorded`.
     """
     manifest = copy.manifest if recorded else replace(copy.manifest, recorded=None)
     opened, said = OpenedBundle(Bundle(copy.folder, manifest, verified=False)), list[str]()
@@ -206,18 +206,18 @@ def _said_of_golden(copy: Copy, *, recorded: bool) -> tuple[list[str], tuple[Fau
         own = set(opened.files_of(variant))
         if not own or not copy.changed & (of_adapters if variant in ("slots", "inputs") else own):
             continue
-        # baked graphs have no base of their own, which is the witness of recorded runs
+        # a recorded run counts only if the base rounds as recorded, and baked graphs cannot run the base
         ran: Sequence[VariantName] = ("slots", variant) if recorded and variant == "baked" else (variant,)
         plan = plan_check(opened, quick=True, variants=ran)
-        report = prove(replace(plan, files=()), None)  # `files` compares files with one another
+        report = prove(replace(plan, files=()), None)  # without `files`, which compares files with one another
         found = list(
             _lines(replace(report, findings=tuple(each for each in report.findings if each.check not in _OF_FILES)))
         )
         if not found:
             apart = next((one.detail for one in report.findings if one.check == NOT_COMPARED), None)
-            return said, ("missed", f"golden data do not show it in `{variant}`") if apart is None else (
+            return said, ("missed", f"not shown by golden data in `{variant}`") if apart is None else (
                 "not applicable",
-                f"recorded runs say nothing here: {apart}",
+                f"recorded runs are not comparable here: {apart}",
             )
         said += found
     return said, None
@@ -226,7 +226,7 @@ def _said_of_golden(copy: Copy, *, recorded: bool) -> tuple[list[str], tuple[Fau
 def _said_of_few(
     copy: Copy, reference: Reference | None, computed: Sequence[Golden], like: Plan, area: Area
 ) -> list[str]:
-    """Run a quick check of a few shapes, at one level, of the graphs and adapters in question."""
+    """Run a quick check: few shapes, one level, and only the affected graphs and adapters."""
     variants: Sequence[VariantName] = () if area in ("bank", "inputs graph", "adapters", "manifest") else ("slots",)
     only = (BASE,) if area in ("base weights", "base nodes", "shapes") else ()
 
@@ -253,7 +253,7 @@ def _is_source(copy: Copy, adapter: str | None, like: Plan) -> bool:
 
 
 def _lines(report: Report) -> Iterator[str]:
-    """Yield faults line by line, those that locate best first."""
+    """Yield faults, one per line, the most precisely located first."""
     for failure in failures(report):
         culprit = failure.culprit
         if culprit is not None:
@@ -271,7 +271,7 @@ def _line(found: Finding) -> str:
 
 
 def _differs(bundle: OpenedBundle, copy: Copy, plan: Plan) -> str | None:
-    """Return where the outputs of a copy differ from those of the bundle in a bit, or `None`."""
+    """Return the first output of a copy that differs from the bundle's by a bit, or `None`."""
     other = copy.opened()
     for variant in VARIANT_NAMES:
         for file in bundle.files_of(variant):
@@ -287,9 +287,7 @@ def _differs(bundle: OpenedBundle, copy: Copy, plan: Plan) -> str | None:
                         return str(error)
                     for output in first.keys() | second.keys():
                         if not same_bits(first.get(output), second.get(output)):
-                            return (
-                                f"{file}, {name or 'base'}, {case.name}: `{output}` has other bits, within the budget"
-                            )
+                            return f"{file}, {name or 'base'}, {case.name}: `{output}` differs within the budget"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Faults of some shapes: a factor on an output of the base, 1 where the shape is another."""
+"""Faults at some shapes only: an output of the base is multiplied by a factor if a condition on the shape is true."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adapter_export.bundle.proof.faults.node_faults import add_number, in_mask, 
 
 
 def _of_shape(condition: str) -> Plant:
-    """`condition` is one of those of `_off_where`."""
+    """Plant a fault at the shapes that satisfy `condition`, one of those of `off_where`."""
 
     def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
         record = next((one for one in copy.manifest.inputs if one.role in ("ids", "mask") and len(one.axes) == 2), None)
@@ -19,7 +19,7 @@ def _of_shape(condition: str) -> Plant:
         if record is None or not outputs or (condition == "left" and mask is None):
             return None
         axis = record.axes[0 if condition in _OF_ROWS else 1]
-        if not isinstance(axis, str):  # of one length
+        if not isinstance(axis, str):  # of fixed length
             return None
         value = next(one for one in model.graph.outputs if one.name in outputs)
         source = next(one for one in model.graph.inputs if one.name == (mask if condition == "left" else record.name))
@@ -37,7 +37,7 @@ _OF_ROWS = ("rows", "alone")
 
 
 def off_where(model: ir.Model, old: ir.Value, source: ir.Value, condition: str) -> None:
-    """Let a value be off by 1 % where a condition on a source holds."""
+    """Multiply a value by 1.01 where a condition on a source is true."""
 
     def number(value: object, name: str, dtype: type = np.int64) -> ir.Value:
         return add_number(model, np.array(value, dtype), name)
@@ -67,7 +67,7 @@ def off_where(model: ir.Model, old: ir.Value, source: ir.Value, condition: str) 
 
 
 def _long_masked(model: ir.Model, value: ir.Value) -> ir.Node:
-    """Mask all tokens behind the 65th."""
+    """Mask all tokens after the 65th."""
     shape = ir.Node("", "Shape", [value])
     size = ir.Node("", "Gather", [shape.outputs[0], add_number(model, np.array(1, np.int64), "axis")])
     ends = [add_number(model, np.array(number, np.int64), name) for number, name in ((0, "first"), (1, "step"))]
@@ -81,12 +81,12 @@ def _long_masked(model: ir.Model, value: ir.Value) -> ir.Node:
 SHAPES = kinds_of(
     "shapes",
     {
-        "even lengths off by 1 %": _of_shape("even"),
-        "more than 64 tokens off by 1 %": _of_shape("long"),
-        "single tokens off by 1 %": _of_shape("one"),
-        "batches of four and more off by 1 %": _of_shape("rows"),
-        "batches of one off by 1 %": _of_shape("alone"),
-        "padding on the left off by 1 %": _of_shape("left"),
-        "tokens behind the 65th masked": in_mask(_long_masked),
+        "even lengths scaled by 1.01": _of_shape("even"),
+        "more than 64 tokens scaled by 1.01": _of_shape("long"),
+        "single tokens scaled by 1.01": _of_shape("one"),
+        "batches of four or more scaled by 1.01": _of_shape("rows"),
+        "batches of one scaled by 1.01": _of_shape("alone"),
+        "left padding scaled by 1.01": _of_shape("left"),
+        "tokens after the 65th masked": in_mask(_long_masked),
     },
 )

@@ -41,7 +41,7 @@ def _skip_site(copy: Copy, model: ir.Model) -> list[Place] | None:
 
 
 def alike_slots(copy: Copy) -> list[tuple[SlotRecord, SlotRecord]]:
-    """Pairs of slots of one shape and purpose, at two sites."""
+    """Return pairs of slots with the same shape and purpose, at two sites."""
     return [
         (one, other)
         for one, other in combinations(copy.manifest.slots, 2)
@@ -78,7 +78,7 @@ def _slot_value(change: Callable[[ir.Model, ir.Value], ir.Node | None]) -> Plant
 
 
 def _busy_slots(copy: Copy) -> list[str]:
-    """Slots that an adapter fills with something that matters."""
+    """Return slots that an adapter fills with values that have an effect."""
     found: dict[str, None] = {}
     for record in copy.manifest.adapters:
         tensors = read_tensors(copy.folder / record.safetensors)
@@ -97,7 +97,7 @@ _ACTIVATIONS = (*OTHER_ACTIVATIONS, "LeakyRelu", "Elu", "Softplus", "HardSwish",
 
 
 def _in_site(change: Callable[[ir.Model, ir.Node], bool], *types: str) -> Plant:
-    """Change one node of some types that is an adapter's own, not a head's."""
+    """Change one node of the given types that belongs to an adapter's site, not to a head."""
 
     def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
         sites = {slot.site for slot in copy.manifest.slots} - {"head", "shared"}
@@ -115,7 +115,7 @@ def _in_site(change: Callable[[ir.Model, ir.Node], bool], *types: str) -> Plant:
 
 
 def _at_even_lengths(model: ir.Model, node: ir.Node) -> bool:
-    """Let a node be off where its result [batch, tokens, width] has an even number of tokens."""
+    """Scale a node's result [batch, tokens, width] at even numbers of tokens."""
     off_where(model, node.outputs[0], node.outputs[0], "even")
     return True
 
@@ -123,13 +123,13 @@ def _at_even_lengths(model: ir.Model, node: ir.Node) -> bool:
 SITES = kinds_of(
     "sites",
     {
-        "a site left out": in_graph(_skip_site),
-        "the slots of two sites exchanged": in_graph(_exchange_slots),
+        "a site removed": in_graph(_skip_site),
+        "the slots of two sites swapped": in_graph(_exchange_slots),
         "a slot ignored": _slot_value(times(0)),
         "a slot scaled by 1.001": _slot_value(times(1.001)),
         "a default that is not neutral": _slot_value(_default),
-        "an activation left out in an adapter": _in_site(skip_node, *_ACTIVATIONS),
-        "an activation off by 1 % at even lengths in an adapter": _in_site(_at_even_lengths, *_ACTIVATIONS),
+        "an activation removed from an adapter": _in_site(skip_node, *_ACTIVATIONS),
+        "an adapter's activation scaled by 1.01 at even lengths": _in_site(_at_even_lengths, *_ACTIVATIONS),
         "a product scaled by 1.001 in an adapter": _in_site(scale_result(1.001), "MatMul", "Gemm"),
     },
 )

@@ -52,14 +52,12 @@ def _without(key: str) -> Callable[[dict[str, object], Copy], bool]:
 TEXTS = kinds_of(
     "texts",
     {
-        "two words of the tokenizer exchanged": _tokenizer(_two_words),
-        "a tokenizer that keeps capitals": _tokenizer(_letters),
+        "two words of the tokenizer swapped": _tokenizer(_two_words),
+        "lowercasing of the tokenizer switched": _tokenizer(_letters),
         "a tokenizer without special tokens": _tokenizer(_without("post_processor")),
         "a tokenizer without normalisation": _tokenizer(_without("normalizer")),
     },
 )
-
-# Golden batches.
 
 
 def _batch(change: Callable[[list[dict[str, object]], Copy], Sequence[Place] | None]) -> Plant:
@@ -105,7 +103,7 @@ def _another_adapter(rows: list[dict[str, object]], copy: Copy) -> Sequence[Plac
 BATCHES = kinds_of(
     "batches",
     {
-        "an answer of another row in golden batches": _batch(_two_answers),
-        "another adapter of a row in golden batches": _batch(_another_adapter),
+        "two answers of a golden batch swapped": _batch(_two_answers),
+        "an adapter of a golden batch replaced": _batch(_another_adapter),
     },
 )

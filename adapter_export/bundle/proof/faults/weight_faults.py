@@ -14,7 +14,7 @@ ArrayChange = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def weights_of(model: ir.Model, *, rank: int | None = None, square: bool = False) -> list[ir.Value]:
-    """Weights of the base in floats, no slots, of more than one number."""
+    """Return the float weights of the base with more than one element, without slots."""
     inputs = set(model.graph.inputs)
     found = []
     for value in model.graph.initializers.values():
@@ -31,25 +31,25 @@ def weights_of(model: ir.Model, *, rank: int | None = None, square: bool = False
 
 def values_of(value: ir.Value) -> np.ndarray:
     """Return a copy of the elements of a constant."""
-    assert value.const_value is not None  # as chosen
+    assert value.const_value is not None  # `weights_of` selects constants
     return np.array(value.const_value.numpy())
 
 
 def replace_values(value: ir.Value, array: np.ndarray) -> None:
-    """Give a constant other elements."""
+    """Replace the elements of a constant."""
     value.const_value = ir.Tensor(np.ascontiguousarray(array), name=value.name)
-    if not value.is_graph_input():  # what can be fed keeps its axes: else it would be another interface
+    if not value.is_graph_input():  # an overridable constant keeps its shape, which is part of the interface
         value.shape = ir.Shape(array.shape)
 
 
 def _tables(model: ir.Model) -> list[ir.Value]:
-    """Return the tables of words and positions, the longest first."""
+    """Return the word and position tables, the longest first."""
     found = [value for value in weights_of(model, rank=2) if any(node.op_type == "Gather" for node, _ in value.uses())]
     return sorted(found, key=lambda value: -len(values_of(value)))
 
 
 def in_weight(change: ArrayChange, *, rank: int | None = None, square: bool = False, variant: str = "slots") -> Plant:
-    """Change one weight of the base, one of a rank or square if asked."""
+    """Change one weight of the base, optionally of a given rank or square."""
 
     def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
         tables = _tables(model)
@@ -57,7 +57,7 @@ def in_weight(change: ArrayChange, *, rank: int | None = None, square: bool = Fa
         for at in copy.rng.permutation(len(able)):
             before = values_of(able[int(at)])
             after = change(before.copy(), copy.rng).astype(np.float32)
-            if after.tobytes() != before.tobytes():  # not the zeros of a bias, which stay what they are
+            if after.tobytes() != before.tobytes():  # skip changes without effect, such as scaling a bias of zeros
                 replace_values(able[int(at)], after)
                 return [able[int(at)].name or ""]
         return None
@@ -66,7 +66,7 @@ def in_weight(change: ArrayChange, *, rank: int | None = None, square: bool = Fa
 
 
 def _word(change: Callable[[np.ndarray, int, int], None], nth: int = 0) -> Plant:
-    """Change two rows of a table of words."""
+    """Change two rows of a word table."""
 
     def changed(copy: Copy, model: ir.Model) -> list[Place] | None:
         tables = _tables(model)
@@ -83,7 +83,7 @@ def _word(change: Callable[[np.ndarray, int, int], None], nth: int = 0) -> Plant
 def change_largest(
     array: np.ndarray, rng: np.random.Generator, change: Callable[[np.float32], np.float32]
 ) -> np.ndarray:
-    """Change the number that is furthest from 0, of some that are drawn: 0 would stay what it is."""
+    """Change the element with the largest magnitude of a random sample: changing 0 may have no effect."""
     flat = array.reshape(-1)
     drawn = rng.integers(flat.size, size=64)
     place = drawn[np.abs(flat[drawn]).argmax()]
@@ -97,7 +97,7 @@ def next_number(number: np.float32) -> np.float32:
 
 
 def exchange(array: np.ndarray, axis: int, rng: np.random.Generator) -> np.ndarray:
-    """Exchange two places of an array along an axis."""
+    """Swap two positions of an array along an axis."""
     one, other = rng.choice(array.shape[axis], 2, replace=False)
     order = np.arange(array.shape[axis])
     order[[one, other]] = order[[other, one]]
@@ -167,37 +167,37 @@ WEIGHTS = kinds_of(
         "one weight off by a thousandth": in_weight(
             lambda a, rng: change_largest(a, rng, lambda n: n * np.float32(1.001))
         ),
-        "one weight of the other sign": in_weight(lambda a, rng: change_largest(a, rng, lambda n: -n), rank=2),
+        "one weight negated": in_weight(lambda a, rng: change_largest(a, rng, lambda n: -n), rank=2),
         "one weight is NaN": in_weight(lambda a, rng: change_largest(a, rng, lambda _: np.float32(np.nan))),
         "a tensor scaled by 1.001": in_weight(lambda a, _: a * np.float32(1.001), rank=2),
         "a tensor doubled": in_weight(lambda a, _: a * 2, rank=2),
-        "a tensor of the other sign": in_weight(lambda a, _: -a, rank=2),
-        "a tensor of zeros": in_weight(lambda a, _: a * 0, rank=2),
+        "a tensor negated": in_weight(lambda a, _: -a, rank=2),
+        "a tensor zeroed": in_weight(lambda a, _: a * 0, rank=2),
         "a matrix transposed": in_weight(lambda a, _: a.T, square=True),
-        "a matrix upside down": in_weight(lambda a, _: a[::-1], rank=2),
-        "two rows of a matrix exchanged": in_weight(lambda a, rng: exchange(a, 0, rng), rank=2),
-        "two columns of a matrix exchanged": in_weight(lambda a, rng: exchange(a, 1, rng), rank=2),
-        "a row of a matrix is zero": in_weight(_row_of_zeros, rank=2),
+        "the rows of a matrix reversed": in_weight(lambda a, _: a[::-1], rank=2),
+        "two rows of a matrix swapped": in_weight(lambda a, rng: exchange(a, 0, rng), rank=2),
+        "two columns of a matrix swapped": in_weight(lambda a, rng: exchange(a, 1, rng), rank=2),
+        "a row of a matrix zeroed": in_weight(_row_of_zeros, rank=2),
         "a matrix rounded to float16": in_weight(lambda a, _: a.astype(np.float16), rank=2),
         "a matrix rounded to bfloat16": in_weight(lambda a, _: _bfloat16(a), rank=2),
         "a matrix rounded to 8 bits": in_weight(lambda a, _: _eight_bits(a), rank=2),
         "a matrix with noise of 1e-4": in_weight(lambda a, rng: a + 1e-4 * rng.standard_normal(a.shape), rank=2),
-        "a vector shifted by a place": in_weight(lambda a, _: np.roll(a, 1), rank=1),
-        "a vector of zeros": in_weight(lambda a, _: a * 0, rank=1),
+        "a vector shifted by one": in_weight(lambda a, _: np.roll(a, 1), rank=1),
+        "a vector zeroed": in_weight(lambda a, _: a * 0, rank=1),
         "a vector off by a thousandth": in_weight(lambda a, _: a + np.float32(1e-3), rank=1),
         "one weight is infinite": in_weight(lambda a, rng: change_largest(a, rng, lambda _: np.float32(np.inf))),
         "the rows of a matrix shifted by one": in_weight(lambda a, _: np.roll(a, 1, 0), rank=2),
-        "two tensors exchanged": in_graph(_two_constants),
-        "weight and bias of a norm exchanged": _of_norm(lambda weight, bias: (bias, weight)),
+        "two tensors swapped": in_graph(_two_constants),
+        "weight and bias of a norm swapped": _of_norm(lambda weight, bias: (bias, weight)),
         "the weight of a norm scaled by 1.01": _of_norm(lambda weight, bias: (weight * 1.01, bias)),
-        "the bias of a norm left out": _of_norm(lambda weight, bias: (weight, bias * 0)),
+        "the bias of a norm removed": _of_norm(lambda weight, bias: (weight, bias * 0)),
         "a word's row doubled": _word(lambda a, one, _: a.__setitem__(one, a[one] * 2)),
-        "a word's row of zeros": _word(lambda a, one, _: a.__setitem__(one, 0)),
-        "the rows of two words exchanged": _word(lambda a, one, two: a.__setitem__([one, two], a[[two, one]])),
+        "a word's row zeroed": _word(lambda a, one, _: a.__setitem__(one, 0)),
+        "the rows of two words swapped": _word(lambda a, one, two: a.__setitem__([one, two], a[[two, one]])),
         "one number of a word off by an ulp": _word(lambda a, one, _: a.__setitem__((one, 0), next_number(a[one, 0]))),
-        "every word's row is the next one's": _word(lambda a, *_: a.__setitem__(slice(None), np.roll(a, 1, 0))),
-        "the rows of two positions exchanged": _word(lambda a, one, two: a.__setitem__([one, two], a[[two, one]]), 1),
-        "the table of positions shifted": _word(lambda a, *_: a.__setitem__(slice(None), np.roll(a, 1, 0)), 1),
+        "the word table shifted by one": _word(lambda a, *_: a.__setitem__(slice(None), np.roll(a, 1, 0))),
+        "the rows of two positions swapped": _word(lambda a, one, two: a.__setitem__([one, two], a[[two, one]]), 1),
+        "the position table shifted by one": _word(lambda a, *_: a.__setitem__(slice(None), np.roll(a, 1, 0)), 1),
         "a row of the third table doubled": _word(lambda a, one, _: a.__setitem__(one, a[one] * 2), 2),
     },
 )
