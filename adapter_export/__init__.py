@@ -9,9 +9,9 @@
     ae.check(bundle, against=base).raise_for_failure()
     session = bundle.session()
 
-Every command of `adapter-export` is one of these calls. `docs/how-to/python.md` shows them; what can go wrong is in
-`adapter_export.errors`. Importing this package loads neither torch nor onnx, and
-turns ONNX Runtime's telemetry off where nothing else is set (`docs/explanation/security.md`).
+Every command of `adapter-export` is one of these calls. `docs/how-to/python.md` shows them, `adapter_export.errors` the
+exceptions. Importing this package loads neither torch nor onnx. It disables ONNX Runtime's telemetry unless
+`ORT_DISABLE_TELEMETRY` is set (`docs/explanation/security.md`).
 """
 
 import os

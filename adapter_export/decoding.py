@@ -1,4 +1,4 @@
-"""Options for writing texts."""
+"""Text generation."""
 
 from __future__ import annotations
 
@@ -13,37 +13,38 @@ from adapter_export.option import Option
 
 @dataclass(frozen=True)
 class Decoding:
-    """Options for writing texts.
+    """Options of text generation.
 
     Attributes:
-        max_new_tokens: the most tokens that are written behind a prompt.
-        temperature: logits are divided by it before a token is drawn; 0 takes the most likely token.
-        top_k: the number of most likely tokens to draw from.
-        top_p: a token is drawn from the fewest tokens that together have this probability (Holtzman et al. 2020, §3.1).
-        seed: of the random numbers, which are those of a row whatever rows are beside it.
-        stop: texts behind which nothing is written; they are left out themselves.
+        max_new_tokens: maximum number of generated tokens.
+        temperature: divisor of the logits before sampling; 0 is greedy.
+        top_k: sample from this number of most likely tokens.
+        top_p: sample from the smallest set of tokens with this total probability (nucleus sampling, Holtzman et al.
+            2020, §3.1).
+        seed: random seed; the numbers of a row do not depend on the other rows of a batch.
+        stop: texts that end the generation; they are removed from the result.
     """
 
-    max_new_tokens: Annotated[int, Option("Maximum tokens to write behind a prompt.", "N", least=1)] = 64
-    temperature: Annotated[float, Option("Sampling temperature; 0 takes the most likely token.", "T")] = 0.0
+    max_new_tokens: Annotated[int, Option("Maximum number of generated tokens.", "N", least=1)] = 64
+    temperature: Annotated[float, Option("Sampling temperature; 0 is greedy.", "T")] = 0.0
     top_k: Annotated[int | None, Option("Sample from the N most likely tokens.", "N", least=1)] = None
-    top_p: Annotated[float | None, Option("Sample from the fewest tokens that have this probability.", "P")] = None
-    seed: Annotated[int, Option("Random seed of the sampling.", least=0)] = 0
-    stop: Annotated[Sequence[str], Option("End a text before this string. Repeatable.", "TEXT")] = ()
+    top_p: Annotated[float | None, Option("Sample from the fewest tokens with this probability.", "P")] = None
+    seed: Annotated[int, Option("Random seed for sampling.", least=0)] = 0
+    stop: Annotated[Sequence[str], Option("Stop before this string. Repeatable.", "TEXT")] = ()
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise UsageError("nothing would be written", found=self.max_new_tokens, expected="at least 1 token")
+            raise UsageError("`max_new_tokens` must be at least 1", found=self.max_new_tokens)
         if not 0 <= self.temperature < math.inf:
-            raise UsageError("is no temperature", found=self.temperature, expected="0 or more")
+            raise UsageError("`temperature` must be 0 or more", found=self.temperature)
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UsageError("is no probability to draw from", found=self.top_p, expected="more than 0, at most 1")
+            raise UsageError("`top_p` must be more than 0 and at most 1", found=self.top_p)
         given = [argument(name) for name in ("top_k", "top_p") if getattr(self, name) is not None]
         if given and not self.temperature:
             raise UsageError(
-                "only a text that is drawn has such options",
+                "sampling options need a temperature greater than 0",
                 found=" and ".join(given),
-                fix=f"give {argument('temperature', 1.0)} as well",
+                fix=f"pass {argument('temperature', 1.0)} as well",
             )
         if isinstance(self.stop, str) or "" in self.stop:
-            raise UsageError("`stop` is a list of texts", found=repr(self.stop))
+            raise UsageError("`stop` must be a list of non-empty texts", found=repr(self.stop))

@@ -1,4 +1,4 @@
-"""The types that tensors of adapters may have, in memory and in files, and how they round."""
+"""Data types of adapter tensors in memory and in files, and their rounding."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ FLOAT_TYPES = {name: float(np.finfo(name).eps) for name in ("float16", "float32"
 """Machine epsilon, the distance from 1 to the next larger number (IEEE 754), by NumPy's name of the type."""
 
 Stored = Literal["float32", "float16", "uint8"]
-"""The type that a base rounds its activations to."""
+"""Type of a base's activations."""
 
 ROUNDING_STEPS: dict[Stored, float] = {
     "float32": FLOAT_TYPES["float32"],
     "float16": FLOAT_TYPES["float16"],
     "uint8": 2 / 255,
 }
-"""The distance between neighbours, as a part of the largest value: 8 bits cut a range of at most twice that."""
+"""Relative distance between neighbouring numbers; 8 bits divide a range of at most twice the largest value."""
 
 AdapterPrecision = Literal["float32", "float16", "int8"]
-"""The type of an adapter's tensors in files. In memory they are always float32."""
+"""Type of an adapter's tensors in files. In memory they are always float32."""
 
 SCALE = ".scale"
 """Suffix of the name of an int8 tensor's scale."""
 
 _LARGEST = 127
 _SCALE_BITS = 17
-"""A product with an integer of 7 bits then has 24, as many as float32: it is exact, in every language."""
+"""Significant bits of a scale. Its product with a 7-bit integer fits the 24 bits of float32: exact in any language."""
 
 _LEAST_SCALE = 1e-30
-"""A column of numbers that need a smaller one becomes zero."""
+"""Smallest scale; a column that would need a smaller one becomes zero."""
 
 
 def narrowed(tensors: Mapping[str, np.ndarray], precision: AdapterPrecision) -> dict[str, np.ndarray]:
-    """Return what files of this precision hold of float32 tensors; of a result of `widened`, nothing is lost.
+    """Convert float32 tensors to the precision of a file; lossless for results of `widened`.
 
-    In int8, tensors of two axes and more are integers from -127 to 127 and, under `<name>.scale`, a float32 factor for
-    each number along their last axis, of shape [1, …, out]; those of one axis stay in float32.
+    In int8, a tensor of two or more axes becomes integers from -127 to 127 and a float32 scale `<name>.scale` of shape
+    [1, …, out], one factor per index of the last axis. Tensors of one axis stay float32.
 
     Raises:
-        TensorError: a number leaves the range of float16, or two tensors would have one name.
+        TensorError: a number exceeds the range of float16, or two tensors would have the same name.
     """
     if precision == "float32":
         return dict(tensors)
@@ -62,12 +62,12 @@ def narrowed(tensors: Mapping[str, np.ndarray], precision: AdapterPrecision) -> 
                 found[name] = tensor.astype(np.float16)
             if not np.isfinite(found[name]).all():
                 largest = f"{np.abs(tensor).max():.3g}"
-                raise TensorError(f"`{name}` leaves the range of float16", found=largest, expected="at most 65504")
+                raise TensorError(f"`{name}` exceeds the range of float16", found=largest, expected="at most 65504")
         elif tensor.ndim < 2:
             found[name] = tensor
         else:
             if name + SCALE in tensors:
-                raise TensorError("two tensors would have one name", found=f"`{name}{SCALE}`")
+                raise TensorError("two tensors would have the same name", found=f"`{name}{SCALE}`")
             scale = _scale(tensor)
             with np.errstate(divide="ignore", invalid="ignore"):
                 steps = np.where(scale > 0, np.rint(tensor / scale), 0)
@@ -84,10 +84,10 @@ def _scale(tensor: np.ndarray) -> npt.NDArray[np.float64]:
 
 
 def widened(tensors: Mapping[str, np.ndarray], where: object = None) -> Weights:
-    """Return the float32 tensors of a file: float16 as it is, int8 times its scale, both exact.
+    """Convert the tensors of a file to float32: float16 values, and int8 times its scale, both exact.
 
     Raises:
-        TensorError: an int8 tensor has no scale, or one of another type or shape.
+        TensorError: an int8 tensor has no scale, or a scale of a wrong type or shape.
     """
     scales = {name + SCALE for name, tensor in tensors.items() if tensor.dtype == np.int8}
     found: Weights = {}
@@ -98,12 +98,12 @@ def widened(tensors: Mapping[str, np.ndarray], where: object = None) -> Weights:
             scale, shape = tensors.get(name + SCALE), (1,) * (tensor.ndim - 1) + tensor.shape[-1:]
             if scale is None or scale.dtype != np.float32 or scale.shape != shape:
                 raise TensorError(
-                    "holds integers without their scale",
+                    "contains an int8 tensor without its scale",
                     where=where,
                     found=f"`{name}` {list(tensor.shape)}",
                     expected=f"`{name}{SCALE}`, float32 {list(shape)}",
                 )
-            with np.errstate(over="ignore", invalid="ignore"):  # whoever uses them looks for NaN and infinity
+            with np.errstate(over="ignore", invalid="ignore"):  # callers check for NaN and infinity
                 found[name] = tensor.astype(np.float32) * scale
         else:
             found[name] = tensor.astype(np.float32) if tensor.dtype == np.float16 else tensor
@@ -111,7 +111,7 @@ def widened(tensors: Mapping[str, np.ndarray], where: object = None) -> Weights:
 
 
 def same_bits(first: np.ndarray | None, second: np.ndarray | None) -> bool:
-    """Return whether two arrays are equal in type, shape and every bit; false if one is missing."""
+    """Return whether two arrays are equal in type, shape and all bits; false if one is `None`."""
     if first is None or second is None:
         return False
     return (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes())

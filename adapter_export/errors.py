@@ -1,48 +1,48 @@
-"""Every error that this package raises on purpose.
+"""Exceptions of this package.
 
 ::
 
     AdapterExportError                    exit code 5
-    ├── UsageError                        exit code 2: the call itself is wrong
-    │   └── MissingExtraError             a part that needs a package which is not installed
-    ├── InputError                        exit code 3: what was handed in is wrong
-    │   ├── GraphError                    an adapter graph that is not well formed
-    │   │   └── NotNeutralError           a graph without neutral parameters
-    │   ├── FileError                     a file that cannot be read or written
+    ├── UsageError                        exit code 2: invalid call
+    │   └── MissingExtraError             an optional dependency is not installed
+    ├── InputError                        exit code 3: invalid input
+    │   ├── GraphError                    malformed adapter graph
+    │   │   └── NotNeutralError           graph without neutral parameters
+    │   ├── FileError                     file cannot be read or written
     │   │   ├── OutputExistsError
     │   │   ├── WriteError
     │   │   └── BusyError
-    │   ├── FormatError                   a file whose contents break the format
+    │   ├── FormatError                   file violates its format
     │   │   ├── VersionError
     │   │   ├── HashError
-    │   │   ├── NoArtifactError           neither a bundle nor an adapter
+    │   │   ├── NoArtifactError           neither bundle nor adapter
     │   │   └── TensorError
-    │   ├── SignatureError                a bundle that is not signed as it should be
-    │   ├── RemoteError                   what a hub or a registry does not give or take
-    │   │   ├── UnreachableError          exit code 7: it does not answer, or there is no network
-    │   │   ├── NotFoundError             exit code 8: it has no such repository, tag or revision
-    │   │   └── DeniedError               exit code 9: it wants other credentials
-    │   ├── BaseModelError                a base model that cannot be used
+    │   ├── SignatureError                missing or invalid signature
+    │   ├── RemoteError                   request rejected by a hub or registry
+    │   │   ├── UnreachableError          exit code 7: no response, or no network
+    │   │   ├── NotFoundError             exit code 8: no such repository, tag or revision
+    │   │   └── DeniedError               exit code 9: insufficient credentials
+    │   ├── BaseModelError                unusable base model
     │   │   ├── UnsafeArchiveError
     │   │   │   └── UnknownFieldError
     │   │   └── NoSitesError
-    │   ├── AdapterError                  an adapter that does not fit
+    │   ├── AdapterError                  adapter does not fit
     │   │   ├── BaseMismatchError
-    │   │   └── OtherModulesError         one of another library whose modules the base does not have
-    │   ├── DataError                     training data that cannot be used
-    │   ├── TrainingError                 a training run that cannot go on
-    │   └── RequestError                  a call of a session with inputs that do not fit
-    ├── ParityError                       exit code 1: an exported graph that does not compute what it should
-    ├── MissedGateError                   exit code 1: an adapter that does not do as well as it should
-    ├── TrainingRowsError                 exit code 6: a gate on rows that the adapter was trained on
-    ├── MistakeError                      exit code 1: an adapter with one of the classic mistakes
-    └── NothingComparedError              exit code 4: a check that looked at nothing
+    │   │   └── OtherModulesError         modules of an imported adapter are missing in the base
+    │   ├── DataError                     unusable training data
+    │   ├── TrainingError                 training cannot start or continue
+    │   └── RequestError                  inputs do not fit the session
+    ├── ParityError                       exit code 1: exported graph differs from the reference
+    ├── MissedGateError                   exit code 1: adapter scores below a gate
+    ├── TrainingRowsError                 exit code 6: gate on rows used for training
+    ├── MistakeError                      exit code 1: adapter fails a lint check
+    └── NothingComparedError              exit code 4: nothing was compared
 
-A message says what is wrong, where, what was found, what was expected, and what to do next. Code that raises gives
-those five facts; the sentence is put together here, so that every error of the package reads the same.
+A message states the problem, its location, the value found, the value expected and a fix. Code that raises passes these
+five facts; this module formats them, so that all messages read the same.
 
-What is an argument to a Python caller is an option to a shell user. A message names it with `argument` or `command`,
-which put both wordings into the text; `str(error)` has the one, `error.sentence("shell")` the other.
+A Python caller passes an argument, a shell user an option. `argument` and `command` put both wordings into a message:
+`str(error)` shows the first, `error.sentence("shell")` the second.
 """
 
 from __future__ import annotations
@@ -58,26 +58,26 @@ Face = Literal["python", "shell"]
 """The reader of a message: a caller in Python, or a user of the command line."""
 
 _PYTHON, _SHELL, _END = "\ue000", "\ue001", "\ue002"
-"""Marks around the two wordings in a text: characters for private use, which no other text has."""
+"""Delimiters of the two wordings in a text: private-use characters, which other texts do not contain."""
 
 MOST_CHARACTERS = 2000
-"""The longest message: what is quoted of a file may be the whole of it."""
+"""Maximum length of a message, which may quote a whole file."""
 
 _BOTH = re.compile(f"{_PYTHON}([^{_SHELL}]*){_SHELL}([^{_END}]*){_END}")
 
 
 UPGRADE = "run `pip install --upgrade adapter-export`, or update your checkout"
-"""The fix for a file of a newer release."""
+"""Fix for a file written by a newer release."""
 
 
 def argument(name: str, value: object = None, *, option: str | None = None, words: str | None = None) -> str:
     """Name an argument in a message: `force=True` to a Python caller, `--force` to a shell user.
 
     Args:
-        name: of the argument.
-        value: what it is to be; none names the argument alone.
-        option: the name of the option, where it is another one.
-        words: what stands behind the option, where that is not the value.
+        name: the argument.
+        value: the value to pass. Default: only the name is shown.
+        option: the option, if its name differs.
+        words: the text after the option, if it differs from the value.
     """
     given = repr(value) if isinstance(value, bool) else json.dumps(value, ensure_ascii=False)
     if words is None and value is not None and value is not True:
@@ -98,12 +98,12 @@ def _either(python: str, shell: str) -> str:
 
 
 def quoted(names: Iterable[object]) -> str:
-    """Return names as a message has them: `a`, `b`."""
+    """Format names for a message: `a`, `b`."""
     return ", ".join(f"`{name}`" for name in names)
 
 
 def nearest(name: str, known: Iterable[str], alike: float = 0.6) -> str | None:
-    """Return the known name most like an unknown one, in whatever case; `None` if none is that much alike, 0 to 1."""
+    """Return the known name closest to `name`, ignoring case; `None` if no similarity reaches `alike`, 0 to 1."""
     from difflib import get_close_matches  # noqa: PLC0415 - for wrong names only
 
     by_case = {one.casefold(): one for one in known}
@@ -112,11 +112,11 @@ def nearest(name: str, known: Iterable[str], alike: float = 0.6) -> str | None:
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Return what to do about an unknown name: the known name most like it, if one is, before another way out.
+    """Return a fix for an unknown name: the closest known name, if any, then another way out.
 
     Args:
         name: the unknown name.
-        known: the names that there are.
+        known: the valid names.
         otherwise: an imperative clause.
     """
     near = nearest(name, known)
@@ -124,23 +124,23 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
 
 
 def worded(text: str, face: Face = "python") -> str:
-    """The text of a message in the words of one face."""
+    """Return a message in the wording of one face."""
     return _BOTH.sub(r"\1" if face == "python" else r"\2", both(text))
 
 
 def both(text: str) -> str:
-    """Return a text with both wordings, to be put into another message; a `Note` shows Python's alone."""
+    """Return a text with both wordings, for use in another message; a `Note` displays only Python's."""
     return text.wordings if isinstance(text, Note) else text
 
 
 _JOINERS = "\u200c\u200d"
-"""Signs without a width that letters and emoji need."""
+"""Zero-width characters that scripts and emoji need."""
 
 
 def visible(text: str) -> str:
-    """Return a text of others as it may be shown: controls of terminals and of the direction of text as escapes.
+    """Escape terminal controls and bidirectional marks of an untrusted text.
 
-    Such a sign could show something else than what is there. Ends of lines and tabs stay.
+    They could disguise the text. Line breaks and tabs are kept.
     """
     if text.isprintable():
         return text
@@ -153,57 +153,57 @@ def visible(text: str) -> str:
 
 
 FACTS = ("what", "where", "found", "expected", "fix")
-"""The attributes of an error with what is known of it."""
+"""Attributes of an error, in the order of its message."""
 
 _GLUE = 40
-"""The most characters of a message that are not those of its facts."""
+"""Maximum characters of a message besides its facts."""
 
 
 def _cut(text: str, most: int) -> str:
-    """The beginning of a text that has more characters than that, and how many it has."""
+    """Truncate a text to `most` characters, and append its length."""
     if len(text) <= most:
         return text
     said = f"… ({len(text):,} characters)"
     start = text[: most - len(said)]
-    if start.rfind(_PYTHON) > start.rfind(_END):  # in the midst of two wordings
+    if start.rfind(_PYTHON) > start.rfind(_END):  # between two wordings
         start = start[: start.rfind(_PYTHON)]
     return start + said
 
 
 class Note(str):
-    """A text for a caller, in Python's words; `sentence` has it in those of either face.
+    """A text for a caller in Python's wording; `sentence` returns either wording.
 
     Args:
-        text: with the words of both.
+        text: contains both wordings.
 
     Attributes:
-        wordings: the text as it was given.
+        wordings: the text with both wordings.
     """
 
     wordings: str
 
     def __new__(cls, text: str) -> Note:
-        """Keep both wordings beside Python's."""
+        """Store both wordings."""
         note = super().__new__(cls, worded(text))
         note.wordings = both(text)
         return note
 
     def sentence(self, face: Face = "python") -> str:
-        """The note in the words of one face."""
+        """Return the note in the wording of one face."""
         return worded(self, face)
 
 
 class AdapterExportError(Exception):
-    """The root of the tree.
+    """Base class of all errors of this package.
 
     Args:
-        what: what is wrong, a short clause without a full stop.
-        where: the file, and the place in it.
-        found: what was there.
-        expected: what should have been there.
-        fix: what the user does next, an imperative clause.
+        what: the problem, a short clause without a period.
+        where: the file, and the location in it.
+        found: the value found.
+        expected: the value expected.
+        fix: the next step for the user, an imperative clause.
 
-    The attributes have the facts in Python's words; `sentence` and `facts` have them in those of either face.
+    Attributes contain the facts in Python's wording; `sentence` and `facts` return either wording.
     """
 
     exit_code: ClassVar[int] = 5
@@ -225,12 +225,12 @@ class AdapterExportError(Exception):
         super().__init__(self.sentence())
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Let an error pass from one process to another as what it is."""
+        """Pickle the error by its facts, so that it keeps its class in another process."""
         return again, (type(self), {name: getattr(self, name) for name in FACTS})
 
     @property
     def message(self) -> str:
-        """The five facts in one text that has the words of both faces; for texts that quote it."""
+        """The message with both wordings, for texts that quote it."""
         known = self._known()
         facts = [f"{known['where']}: {known['what']}" if "where" in known else known["what"]]
         facts += [f"{name} {known[name]}" for name in ("found", "expected") if name in known]
@@ -240,16 +240,16 @@ class AdapterExportError(Exception):
         return sentence
 
     def sentence(self, face: Face = "python") -> str:
-        """The five facts in the words of one face."""
+        """Return the message in the wording of one face."""
         return worded(self.message, face)
 
     def facts(self, face: Face = "python") -> dict[str, str]:
-        """The error as data: its class and those of the five facts that are known."""
+        """Return the class of the error and its known facts."""
         told = {name: worded(value, face) for name, value in self._known().items()}
         return {"error": type(self).__name__, **told}
 
     def _known(self) -> dict[str, str]:
-        """The facts that are known; where all are longer than a message may be, the longest of them are cut."""
+        """Return the known facts; the longest are truncated to fit into one message."""
         known = {name: both(value) for name in FACTS if (value := getattr(self, name)) is not None}
         room, told = MOST_CHARACTERS - _GLUE, dict(known)
         for left, name in enumerate(sorted(known, key=lambda name: len(known[name])), -len(known)):
@@ -261,20 +261,20 @@ class AdapterExportError(Exception):
 
 def _note(fact: object | None) -> Note | None:
     if isinstance(fact, PurePath) and fact.parts[:1] in (("hf:",), ("oci:",)):
-        fact = fact.as_posix().replace(":/", "://", 1)  # a path of `hf://owner/name` has lost a slash
+        fact = fact.as_posix().replace(":/", "://", 1)  # `Path` collapses the slashes of `hf://owner/name`
     return None if fact is None else Note(fact if isinstance(fact, str) else str(fact))
 
 
 def again(kind: type[AdapterExportError], facts: dict[str, str | None]) -> AdapterExportError:
-    """Return an error of another process, of the five facts that it had there."""
+    """Rebuild an error from the facts of another process."""
     error = kind.__new__(kind)
-    AdapterExportError.__init__(error, facts.pop("what") or "", **facts)  # a kind may take other arguments
+    AdapterExportError.__init__(error, facts.pop("what") or "", **facts)  # subclasses may take other arguments
     return error
 
 
 @contextmanager
 def within(place: object) -> Iterator[None]:
-    """Errors of this package that the block raises name `place`, such as a file, before their own `where`."""
+    """Prefix the `where` of errors raised in the block with `place`, such as a file."""
     try:
         yield
     except AdapterExportError as error:
@@ -285,7 +285,7 @@ def within(place: object) -> Iterator[None]:
 
 @contextmanager
 def moved(copy: object, original: object) -> Iterator[None]:
-    """Errors of this package that the block raises name files of `original`, which the caller has, and not the copy."""
+    """Replace paths of `copy` by those of `original` in errors raised in the block."""
     try:
         yield
     except AdapterExportError as error:
@@ -297,13 +297,13 @@ def moved(copy: object, original: object) -> Iterator[None]:
 
 
 class UsageError(AdapterExportError):
-    """The call itself is wrong: an option, a combination of options, an argument."""
+    """Invalid call: an option, a combination of options, or an argument."""
 
     exit_code = 2
 
 
 class MissingExtraError(UsageError):
-    """A part of the package was called whose libraries are not installed."""
+    """A feature was used whose optional dependency is not installed."""
 
     def __init__(self, library: str, *, extra: str, needed_for: str) -> None:
         super().__init__(
@@ -313,17 +313,17 @@ class MissingExtraError(UsageError):
 
 
 class InputError(AdapterExportError):
-    """An argument, a file or data from the caller is invalid."""
+    """Invalid argument, file or data."""
 
     exit_code = 3
 
 
 class GraphError(InputError):
-    """An adapter graph that is not well formed."""
+    """Malformed adapter graph."""
 
 
 class NotNeutralError(GraphError):
-    """A graph for which no parameters make the result equal `h`, so that it cannot share an exported graph."""
+    """An adapter graph without parameters that return `h` unchanged: it cannot share an exported graph."""
 
 
 class FileError(InputError):
@@ -331,33 +331,33 @@ class FileError(InputError):
 
 
 class OutputExistsError(FileError):
-    """The place to write to is taken; what is there is left alone."""
+    """The output path exists, and is not overwritten."""
 
     def __init__(self, path: object) -> None:
-        fix = f"choose another name, or give {argument('force', True)} to replace it"
+        fix = f"choose another name, or pass {argument('force', True)} to replace it"
         super().__init__("already exists", where=path, fix=fix)
 
 
 class WriteError(FileError):
-    """Writing failed midway; what was there before is still there, and nothing half-written stays behind."""
+    """Writing failed. An existing output is unchanged, and no partial file remains."""
 
     def __init__(self, path: object, reason: object) -> None:
         super().__init__(
             f"could not be written ({reason})",
             where=path,
-            fix="free some space or choose another place, then run again",
+            fix="free some space or choose another path, then run again",
         )
 
 
 class BusyError(FileError):
-    """A place where another process is writing."""
+    """Another process is writing to the output path."""
 
     def __init__(self, path: object, owner: str) -> None:
         super().__init__(
             "is being written by another process",
             where=path,
             found=owner or None,
-            fix="wait until it has ended, then run again",
+            fix="wait until it has finished, then run again",
         )
 
 
@@ -366,15 +366,15 @@ class AbandonedFileWarning(UserWarning):
 
 
 class FormatError(InputError):
-    """A file whose contents break the format."""
+    """A file that violates its format."""
 
 
 class VersionError(FormatError):
-    """A file of a format version that this release does not read."""
+    """A format version that this release does not support."""
 
 
 class HashError(FormatError):
-    """A file whose bytes are not those that its record names."""
+    """A file that does not match its recorded SHA-256."""
 
     def __init__(
         self,
@@ -383,7 +383,7 @@ class HashError(FormatError):
         *,
         found: str,
         expected: str,
-        fix: str = "take the file from its source again",
+        fix: str = "get the file from its source again",
     ) -> None:
         super().__init__(what, where=path, found=f"sha256 {found[:12]}…", expected=f"sha256 {expected[:12]}…", fix=fix)
 
@@ -393,31 +393,31 @@ class NoArtifactError(FormatError):
 
 
 class TensorError(FormatError):
-    """Tensors that are missing, left over, of a wrong shape or type, or not finite."""
+    """Missing, unexpected or non-finite tensors, or tensors of a wrong shape or type."""
 
 
 class SignatureError(InputError):
-    """A bundle that is not signed as it should be, or a key that cannot sign."""
+    """A missing or invalid signature, or a key that cannot sign."""
 
 
 class RemoteError(InputError):
-    """A hub or a registry rejected a request."""
+    """A hub or registry rejected a request."""
 
 
 class UnreachableError(RemoteError):
-    """A hub or a registry that does not answer, or not now; trying again may help."""
+    """A hub or registry does not respond; a retry may succeed."""
 
     exit_code = 7
 
 
 class NotFoundError(RemoteError):
-    """A repository, tag or revision that is not there."""
+    """The repository, tag or revision does not exist."""
 
     exit_code = 8
 
 
 class DeniedError(RemoteError):
-    """A hub or a registry that does not let these credentials, or none, do what was asked."""
+    """A hub or registry denies the request for these credentials."""
 
     exit_code = 9
 
@@ -427,36 +427,36 @@ class BaseModelError(InputError):
 
 
 class UnsafeArchiveError(BaseModelError):
-    """An archive that could run code when it is loaded."""
+    """An archive that could execute code when loaded."""
 
 
 class UnknownFieldError(UnsafeArchiveError):
-    """An archive of a newer torch, with text in a field that this version cannot screen."""
+    """An archive of a newer torch, with text in a field that this version cannot check."""
 
 
 class NoSitesError(BaseModelError):
-    """A base in which no place for an adapter was found."""
+    """A base without adapter sites."""
 
 
 class AdapterError(InputError):
-    """An adapter that does not fit."""
+    """An adapter that does not fit the base."""
 
 
 class BaseMismatchError(AdapterError):
-    """An adapter that was trained on another base."""
+    """An adapter trained on another base."""
 
     def __init__(self, adapter: str, *, found: str, expected: str, can_be_allowed: bool = True) -> None:
-        allowed = f", or {argument('allow_base_mismatch', True)} if you know that both are the same"
+        allowed = f", or {argument('allow_base_mismatch', True)} if both are the same model"
         super().__init__(
             f"adapter `{adapter}` was trained on another base",
             found=f"base fingerprint {found}",
             expected=expected,
-            fix=f"give the base that it was trained on{allowed if can_be_allowed else ''}",
+            fix=f"pass the base that it was trained on{allowed if can_be_allowed else ''}",
         )
 
 
 class OtherModulesError(AdapterError):
-    """An adapter of another library whose architecture or modules are not those of the base."""
+    """An imported adapter whose architecture or modules do not match the base."""
 
 
 class DataError(InputError):
@@ -464,21 +464,21 @@ class DataError(InputError):
 
 
 class TrainingError(InputError):
-    """A training run that cannot start or cannot go on."""
+    """A training run that cannot start or continue."""
 
 
 class RequestError(InputError):
-    """A call of a session with an adapter or inputs that do not fit."""
+    """An adapter or inputs that do not fit the session."""
 
 
 class ParityError(AdapterExportError):
-    """An exported graph that does not compute what the reference computes."""
+    """An exported graph whose results differ from the reference."""
 
     exit_code = 1
 
     def __init__(self, where: object, *, found: str, expected: str) -> None:
         super().__init__(
-            "the exported graph does not compute what the reference computes",
+            "the results of the exported graph differ from the reference",
             where=where,
             found=found,
             expected=expected,
@@ -487,24 +487,24 @@ class ParityError(AdapterExportError):
 
 
 class MissedGateError(AdapterExportError):
-    """An adapter that does not do as well as was asked, or as the record of its training says."""
+    """An adapter that scores below a gate, or below its training record."""
 
     exit_code = 1
 
 
 class TrainingRowsError(AdapterExportError):
-    """A gate on rows that the adapter was trained on, which shows nothing about new ones."""
+    """A gate on training rows, which does not measure generalization."""
 
     exit_code = 6
 
 
 class MistakeError(AdapterExportError):
-    """An adapter in which one of the classic mistakes was found."""
+    """An adapter that fails a lint check."""
 
     exit_code = 1
 
 
 class NothingComparedError(AdapterExportError):
-    """A check that looked at nothing, and therefore proved nothing."""
+    """A check that compared nothing, and so verified nothing."""
 
     exit_code = 4

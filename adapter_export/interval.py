@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Interval:
-    """The numbers from `low` to `high`, without `high` where the interval is half open. NaN is in none."""
+    """The numbers from `low` to `high`, excluding `high` if half open. NaN is in no interval."""
 
     low: float
     high: float = math.inf

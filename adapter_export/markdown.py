@@ -1,4 +1,4 @@
-"""Markdown with words of others in it: names, labels and files can be no markup."""
+"""Markdown that quotes untrusted text, such as names and labels, without letting it act as markup."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST_CHARACTERS = 200
 
 
 def escaped(text: object) -> str:
-    """Return words of others for a line of Markdown: shown as they are read, never as markup, cut after 200."""
+    """Escape untrusted text for one line of Markdown, truncated to 200 characters."""
     plain = visible(" ".join(str(text).split()))
     if len(plain) > _MOST_CHARACTERS:
         plain = f"{plain[:_MOST_CHARACTERS]}…"
@@ -21,7 +21,7 @@ def escaped(text: object) -> str:
 
 
 def labels_cell(labels: Sequence[str]) -> str:
-    """Return labels for one cell of a table, at most 60 of them."""
+    """Format up to 60 labels for a table cell."""
     more = f" and {len(labels) - _MOST_LABELS} more" if len(labels) > _MOST_LABELS else ""
     return ", ".join(map(escaped, labels[:_MOST_LABELS])) + more
 

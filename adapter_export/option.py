@@ -1,4 +1,4 @@
-"""Options of the command line, declared where parameters are annotated: `Annotated[int, Option(…)]`."""
+"""Command-line options, declared in the annotations of parameters: `Annotated[int, Option(…)]`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from adapter_export.errors import UsageError, argument
 
 @dataclass(frozen=True)
 class Option:
-    """A parameter as an option; its type, its default and, mostly, its name are those of the parameter.
+    """A command-line option; type, default and usually the name come from the parameter.
 
     Attributes:
-        help: what it does. Defaults are shown from the signature.
-        metavar: the value in help pages, such as `FILE`. Default: by type. This and `choices` may be functions that
-            return it, where it comes from a module that takes long to import.
-        flags: other names, with spaces between them: `-o` beside the parameter's name, `--json` in its place.
-        choices: its possible values. Default: those of a `Literal`.
-        least: the smallest number that it can be.
-        commas: the value is a list that is written with commas, such as `a,b`; other lists repeat the option.
-        required: whether the command line must give it. Default: if the parameter has no default.
-        variable: the environment variable that sets the parameter; it is no option then.
+        help: the help text, without the default, which help pages read from the signature.
+        metavar: the value in help pages, such as `FILE`. Default: by type. `metavar` and `choices` may be functions,
+            for values from modules that import slowly.
+        flags: other names, separated by spaces: a short `-o` is added to the parameter's name, a long `--json` replaces
+            it.
+        choices: the valid values. Default: those of a `Literal`.
+        least: the minimum.
+        commas: whether the value is a comma-separated list, such as `a,b`; other lists repeat the option.
+        required: whether the option is required. Default: true if the parameter has no default.
+        variable: the environment variable that sets the parameter, which then is not an option.
     """
 
     help: str = ""
@@ -36,22 +37,22 @@ class Option:
 
 
 class Remote:
-    """Marks a path in an annotation that may be an address of a hub, too, such as `hf://owner/name`."""
+    """Annotation of a path that may also be a hub address, such as `hf://owner/name`."""
 
 
 REMOTE = Remote()
 
 
 class OptionsOf:
-    """Options of a call that classes declare, each an annotated field with its default.
+    """Options declared by classes, each an annotated field with its default.
 
-    It annotates the keyword arguments that the call takes by name, `**options: Annotated[Any, OptionsOf(LoopSpec)]`; a
-    command that is made of the call has these options.
+    Annotates the keyword arguments of a call, `**options: Annotated[Any, OptionsOf(LoopSpec)]`; the command of the call
+    gets these options.
 
     Args:
-        specs: frozen dataclasses, or a `TypedDict`, whose options have no defaults; or a function that returns one,
-            where it comes from modules that take long to import.
-        without: options of theirs that the call does not take, or a function that returns them.
+        specs: frozen dataclasses, or a `TypedDict`, whose options have no defaults; or a function that returns one, for
+            modules that import slowly.
+        without: options to exclude, or a function that returns them.
     """
 
     def __init__(
@@ -74,10 +75,10 @@ class OptionsOf:
         return {name: default for name, _, default in self.declared()}
 
     def split(self, call: str, given: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the options that are given (not `None`) for each of the classes.
+        """Return the passed options (not `None`) of each class.
 
         Raises:
-            UsageError: the call has no such option.
+            UsageError: an option is unknown.
         """
         known = self.defaults()
         unknown = [name for name in given if name not in known]

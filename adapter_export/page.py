@@ -1,4 +1,4 @@
-"""Reports as pages of HTML: each needs no network, no script and no other file, and can be printed and sent."""
+"""HTML reports: self-contained pages without scripts, for screen and print."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ svg .mark { fill: var(--ink) }
   * { print-color-adjust: exact } }
 """
 _NOTHING_LOADED = "default-src 'none'; style-src 'unsafe-inline'"
-"""The policy that keeps a browser from loading or running anything, whatever a page quotes."""
+"""Content security policy under which a browser loads and executes nothing, even if a page quotes markup."""
 
 _WIDE, _DARK = 180, 0.8
 _VERDICTS = {"passed": ("passed",), "pass": ("passed",), "failed": ("failed",), "FAIL": ("failed",)}
@@ -46,11 +46,11 @@ _QUOTED = re.compile("`([^`]+)`")
 
 
 class Markup(str):
-    """HTML as it is; every other text is escaped."""
+    """Raw HTML; any other text is escaped."""
 
 
 def document(title: str, parts: Iterable[str]) -> str:
-    """Return a page of a title, which is escaped, and parts, which are HTML."""
+    """Render a page from a title, which is escaped, and parts, which are HTML."""
     words, body = escaped(title), "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -61,34 +61,34 @@ def document(title: str, parts: Iterable[str]) -> str:
 
 
 def escaped(value: object) -> Markup:
-    """Return a value as HTML that shows it: markup is left as it is, signs that would not be seen are spelled out."""
+    """Escape a value for HTML, with invisible characters spelled out; `Markup` is returned unchanged."""
     return value if isinstance(value, Markup) else Markup(html.escape(one_line(value)))
 
 
 def prose(value: object) -> Markup:
-    """Return a sentence of ours as HTML: what stands in backticks is set as code."""
+    """Render a sentence of this package as HTML, with backticks as code."""
     return Markup(_QUOTED.sub(r"<code>\1</code>", escaped(value)))
 
 
 def element(tag: str, content: object, style: str = "") -> Markup:
-    """Return an element of a class of the style sheet, such as `facts`, `note`, `passed`, `partial` or `failed`."""
+    """Render an element with a class of the style sheet, such as `facts`, `note`, `passed`, `partial` or `failed`."""
     named = f' class="{style}"' if style else ""
     return Markup(f"<{tag}{named}>{escaped(content)}</{tag}>")
 
 
 def head(title: str) -> Markup:
-    """Return the heading of a section."""
+    """Render the heading of a section."""
     return element("h2", prose(title[:1].upper() + title[1:]))
 
 
 def items(values: Iterable[object], style: str = "") -> Markup:
-    """Return a list of sentences; empty without values."""
+    """Render a list of sentences; empty without values."""
     made = "".join(element("li", prose(value), style) for value in values)
     return Markup(f"<ul>{made}</ul>" if made else "")
 
 
 def table(found: Table) -> Markup:
-    """Return a table that scrolls where the page is narrow; its title is the heading of a section."""
+    """Render a table that scrolls on narrow pages, with its title as the heading of a section."""
     right = [found.numbers[at : at + 1] == "r" for at in range(len(found.columns))]
 
     def line(tag: str, cells: Sequence[object]) -> str:
@@ -106,9 +106,9 @@ def table(found: Table) -> Markup:
 
 
 def heat(columns: Sequence[str], rows: Sequence[Sequence[object]], shares: Sequence[Sequence[float]]) -> Markup:
-    """Return a table whose first column names the rows; the share of every other cell, 0 to 1, is the depth of colour.
+    """Render a heat map: a table whose first column names the rows and whose other cells are coloured by share, 0 to 1.
 
-    `columns` has a heading for the names, too.
+    `columns` includes a heading for the names.
     """
     names = "".join(element("th", column, "right" if at else "") for at, column in enumerate(columns))
     lines = []
@@ -124,7 +124,7 @@ def heat(columns: Sequence[str], rows: Sequence[Sequence[object]], shares: Seque
 
 
 def interval(value: float, low: float, high: float, least: float, most: float, words: object) -> Markup:
-    """Return a drawing of a number in its interval on a scale from `least` to `most`; `words` say the same."""
+    """Draw a number in its interval on a scale from `least` to `most`; `words` is the text alternative."""
 
     def at(number: float) -> float:
         return _WIDE * (min(max(number, least), most) - least) / ((most - least) or 1)

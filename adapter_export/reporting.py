@@ -7,37 +7,36 @@ from collections.abc import Mapping
 
 
 class Reporter:
-    """Receive what a long call reports: its steps, its measurements and its notes.
+    """Receives the steps, measurements and notes of a long call.
 
-    This base class ignores steps and measurements and turns notes into Python warnings. Subclass it and override what
-    you want to show. One reporter may be given to several calls, one after the other; its methods are called from the
-    thread that made the call.
+    This base class ignores steps and measurements and turns notes into Python warnings; override the methods to show
+    them. A reporter can be reused for several calls in turn. Its methods run in the thread of the call.
     """
 
     def step(self, label: str, done: int = 0, total: int | None = None) -> None:
-        """Receive the step that begins.
+        """Receive the step that starts.
 
         Args:
-            label: what the call does next, such as `writing the graph`.
-            done: units of work that are finished.
+            label: description of the step, such as `writing the graph`.
+            done: finished units of work.
             total: units of work of the whole call, or of this stage; `None` if the call cannot count them.
         """
 
     def measure(self, values: Mapping[str, float], step: int) -> None:
-        """Receive numbers measured after a step, counted from 1, such as `training/loss`: those that trackers get."""
+        """Receive metrics of a step, counted from 1, such as `training/loss`; experiment trackers get the same."""
 
     def note(self, text: str) -> None:
-        """Receive a fact that the caller should know and that is not an error, such as `no bank: …`."""
+        """Receive a note for the caller that is not an error, such as `no bank: …`."""
         warnings.warn(text, stacklevel=3)
 
 
 class Part(Reporter):
-    """Reports a part of a longer call under one label, scaled to the units of the whole.
+    """Reports one part of a longer call under one label, scaled to the units of the whole.
 
     Args:
         whole: receives the steps.
-        label: the label of all of them.
-        before: units of the whole that are finished before this part.
+        label: the label of all steps.
+        before: units of the whole finished before this part.
         size: units of the whole in this part.
         total: units of the whole; `None` if they cannot be counted.
     """
@@ -46,7 +45,7 @@ class Part(Reporter):
         self._whole, self._label, self._before, self._size, self._total = whole, label, before, size, total
 
     def step(self, label: str, done: int = 0, total: int | None = None) -> None:  # noqa: ARG002
-        """Report how much of the part is finished."""
+        """Report the progress of this part."""
         self._whole.step(self._label, self._before + done * self._size // (total or 1), self._total)
 
     def note(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""A table as data: plain text, HTML in a notebook, and whatever the command line makes of it."""
+"""Tables as data, rendered as plain text, as HTML in notebooks, or by the command line."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under headings; `print` and notebooks show it.
+    """Rows with column headings, displayed by `print` and in notebooks.
 
     Attributes:
-        columns: the headings.
+        columns: the column headings.
         rows: the cells, written with `str`.
-        title: stands above it.
-        numbers: a letter per column: `r` sets it to the right, anything else to the left.
-        spare: headings of the columns that a narrow terminal leaves out first, in this order.
+        title: heading of the table.
+        numbers: alignment, one letter per column: `r` is right, any other letter left.
+        spare: columns that a narrow terminal omits, in this order.
     """
 
     columns: Sequence[str]
@@ -61,19 +61,19 @@ class Table:
         return f"<table>{title}<thead>{line('th', self.columns)}</thead><tbody>{rows}</tbody></table>"
 
     def is_right(self, column: int) -> bool:
-        """Return whether a column is set to the right."""
+        """Return whether a column is right-aligned."""
         return self.numbers[column : column + 1] == "r"
 
 
 class Described(ABC):
-    """A public object that `repr` shows in one line, and a notebook as a table, by its few facts.
+    """A public object that `repr` shows in one line, and a notebook as a table.
 
     Dataclasses of this class are declared with `repr=False`.
     """
 
     @abstractmethod
     def described(self) -> Mapping[str, object]:
-        """Return the facts that tell the object from others, by name; none takes long to compute."""
+        """Return the facts to display by name; each must be cheap to compute."""
 
     def __repr__(self) -> str:
         facts = ", ".join(f"{name}={_fact(value)}" for name, value in self.described().items())
@@ -85,7 +85,7 @@ class Described(ABC):
 
 
 def _fact(value: object) -> str:
-    """Return a value in one line: texts in quotes, numbers with separators, the first few of many."""
+    """Format a value in one line: quoted texts, thousands separators, only the first few items of a list."""
     if isinstance(value, str | PurePath):
         return f"'{one_line(value, _LONGEST_FACT)}'"
     if isinstance(value, list | tuple):
@@ -97,14 +97,14 @@ def _fact(value: object) -> str:
 
 
 def html_of(table: Table, *sentences: str) -> str:
-    """Return a table with sentences below it as HTML for a notebook; nothing of what they quote is markup."""
+    """Render a table and sentences below it as HTML for a notebook, with all values escaped."""
     return table._repr_html_() + "".join(f"<p>{html.escape(visible(sentence))}</p>" for sentence in sentences)
 
 
 def one_line(value: object, most: int | None = None) -> str:
-    """Return a value as one line of signs that are seen, cut to `most` of them.
+    """Format a value as one line of visible characters, truncated to `most`.
 
-    Controls of terminals and of the direction of text, which could show something else, are spelled out as escapes.
+    Terminal controls and bidirectional marks, which could disguise the text, are escaped.
     """
     text = " ".join((f"{value:.6g}" if isinstance(value, float) else str(value)).split())
     text = text if most is None or len(text) <= most else f"{text[: most - 1]}…"
@@ -112,7 +112,7 @@ def one_line(value: object, most: int | None = None) -> str:
 
 
 def size(count: int) -> str:
-    """Return bytes as a person reads them, in powers of 1000: `91.4 MB`."""
+    """Format a number of bytes in powers of 1000: `91.4 MB`."""
     value = float(count)
     for unit in ("B", "kB", "MB"):
         if value < _KILO:
@@ -122,24 +122,24 @@ def size(count: int) -> str:
 
 
 def bar(probability: float) -> str:
-    """Return a bar whose length is a probability, in eighths of a character."""
+    """Draw a probability as a bar, in eighths of a character."""
     full, eighths = divmod(round(probability * _BAR * 8), 8)
     return "█" * full + _EIGHTHS[eighths]
 
 
 def probability_cells(probability: float) -> tuple[str, str]:
-    """Return a probability and its bar."""
+    """Format a probability, and draw its bar."""
     return f"{probability:.3f}", bar(probability)
 
 
 def numbers_cell(numbers: Sequence[float]) -> str:
-    """Return the first of some numbers."""
+    """Format the first numbers of a list."""
     more = " …" if len(numbers) > _NUMBERS_SHOWN else ""
     return " ".join(f"{number:.4f}" for number in numbers[:_NUMBERS_SHOWN]) + more
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as a person reads them: `0.4 s`, `12 s`, `2:05`."""
+    """Format seconds: `0.4 s`, `12 s`, `2:05`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     return f"{seconds:.0f} s" if seconds < 60 else f"{int(seconds // 60)}:{int(seconds % 60):02d}"

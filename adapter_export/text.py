@@ -1,4 +1,4 @@
-"""Text becomes token arrays, by the `tokenizers` library and a `tokenizer.json`."""
+"""Tokenization with the `tokenizers` library and a `tokenizer.json`."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 class Pair(NamedTuple):
-    """Two texts that are read together, such as a question and a passage; the tokenizer puts its tokens between them.
+    """Two texts encoded as one sequence, such as a question and a passage, with the tokenizer's separators.
 
-    What is cut of a pair that is too long is what the tokenizer's own `truncation.strategy` says: `longest_first`, the
-    default, takes tokens from the longer of the two; `only_first` and `only_second` from that one alone.
+    A pair that is too long is truncated by the tokenizer's `truncation.strategy`: `longest_first`, the default, removes
+    tokens from the longer text; `only_first` and `only_second` remove them only from that text.
     """
 
     first: str
@@ -39,28 +39,28 @@ class Pair(NamedTuple):
 
 
 TextSide = Literal["query", "document"]
-"""The side of a search that a text is on."""
+"""Role of a text in retrieval."""
 
 
 class SidedText(NamedTuple):
-    """A text with its side of a search, for embedders that put another prefix before queries than before documents."""
+    """A text with its role in retrieval, for embedders with different prefixes for queries and documents."""
 
     text: str
     side: TextSide
 
 
 Text = str | Pair | Sequence[str]
-"""A text, a pair of texts, or the words of a text where they are known; a pair is always a `Pair`."""
+"""A text, a `Pair` of texts, or the words of a text."""
 
 Side = Literal["right", "left"]
-"""The end of a text that is cut."""
+"""Side on which a text is truncated."""
 
 
 class PaddedLength(Protocol):
-    """The number of tokens to which a text is padded; `pads` is false where padding would change its result."""
+    """Computes the padded length of a text; `pads` is false if padding would change its result."""
 
     def __call__(self, tokens: int, /, *, pads: bool = True) -> int:
-        """Return it for a number of tokens; RequestError if the base does not take a text of this length."""
+        """Return the padded length for a number of tokens; RequestError if the base does not accept it."""
 
 
 Tokens = dict[str, npt.NDArray[np.int64]]
@@ -69,49 +69,49 @@ Tokens = dict[str, npt.NDArray[np.int64]]
 TOKENIZER_FILE = "tokenizer.json"
 
 MOST_CHARACTERS = 1_000_000
-"""The longest text that is made tokens: a longer one is a file that was meant to be many texts."""
+"""Maximum length of a text; a longer one is probably a file of many texts."""
 
 _OVERRIDDEN = ("truncation", "padding")
-"""The sections of a `tokenizer.json` whose lengths are not those of a base."""
+"""Sections of a `tokenizer.json` that this package overrides, as their lengths are unrelated to the base."""
 
 _NO_TEXT = re.compile("[\ud800-\udfff\0]")
-"""Half of a surrogate pair, which a Python string may hold and UTF-8 may not, and NUL, which ends a string in C."""
+"""Lone surrogates, which UTF-8 cannot encode, and NUL, which ends a string in C."""
 
 _INPUTS: Mapping[str, Callable[[tokenizers.Encoding], list[int]]] = {
     "input_ids": lambda encoding: encoding.ids,
     "attention_mask": lambda encoding: encoding.attention_mask,
     "token_type_ids": lambda encoding: encoding.type_ids,
 }
-"""The source of each input, by its name in Hugging Face models."""
+"""Source of each model input, by its name in Hugging Face models."""
 
 
 _LIMITS = Limits(seconds=60.0, bytes=2 * 2**30)
-"""Limits for loading an untrusted tokenizer; the largest in use, 33 MB, takes 2 seconds and half of the memory."""
+"""Limits for loading an untrusted tokenizer; the largest in common use, 33 MB, needs 2 s and half of the memory."""
 
 _BYTES, _COPIES = 400 * 2**20, 128
-"""The memory for a smaller one: for itself, and for each byte of its file; a trie of 250,000 words takes 120."""
+"""Memory limit of a smaller tokenizer: constant, and per byte of its file; a trie of 250,000 words needs 120."""
 
 _TRIED_ON = ("", "a", "a" * 40, "A b c, d. 1 2 3!", "\u4f60\u597d \U0001f600 \u0301", "\n\t  \u00a0", "x" * 10_000)
-"""Texts of many kinds: a tokenizer that crashes on all of one kind is found."""
+"""Sample texts, one for each kind that may crash a tokenizer."""
 
 
 _LONG, _WINDOW = "A b c, d. 1 2 3! " * 20, 64
-"""A text that is cut into windows, and the tokens of one."""
+"""Text to split into windows, and the tokens of a window."""
 
 
 def read_tokenizer(path: Path) -> str:
-    """Return the text of a `tokenizer.json`, or of the one in a folder, as one that can be opened.
+    """Read a `tokenizer.json`, or the one in a folder, and check that it loads.
 
     Raises:
-        FileError: there is none, or it cannot be read.
-        BaseModelError: the tokenizers library cannot read it.
+        FileError: the file does not exist or cannot be read.
+        BaseModelError: the tokenizers library cannot load it.
     """
     path = path / TOKENIZER_FILE if path.is_dir() else path
     try:
         text = read_text(path)
     except InputError as error:
         raise FileError(
-            f"no tokenizer can be read ({error.what})",
+            f"the tokenizer cannot be read ({error.what})",
             where=path,
             expected="a `tokenizer.json` of the tokenizers library",
             fix="save one with `tokenizer.save_pretrained(folder)`",
@@ -121,12 +121,12 @@ def read_tokenizer(path: Path) -> str:
 
 
 def try_tokenizer(text: str) -> None:
-    """Read a `tokenizer.json` of others in a child process, and make tokens with it there; once for each text.
+    """Load an untrusted `tokenizer.json` in a child process and encode sample texts; once per tokenizer.
 
-    The library is Rust and C code, which may crash, or ask for all memory, where no Python handler sees it.
+    The library is Rust and C code, which may crash or exhaust memory beyond the reach of Python handlers.
 
     Raises:
-        BaseModelError: the child crashed, took too long or too much memory; or it is no tokenizer.
+        BaseModelError: the child crashed or exceeded its limits, or the text is not a tokenizer.
     """
     data = text.encode(errors="surrogatepass")
     digest = hashlib.sha256(data).hexdigest()
@@ -140,29 +140,29 @@ _tried: set[str] = set()
 
 
 def open_and_encode(text: str) -> None:
-    """Make tokens of some texts with a `tokenizer.json`; what the library refuses is a `BaseModelError`."""
+    """Encode sample texts with a `tokenizer.json`; BaseModelError if the library rejects it."""
     with suppress(MissingExtraError), parsing(_no_tokenizer):
         tokenizer = _library().Tokenizer.from_str(text)
         for sample in _TRIED_ON:
-            with suppress(BaseModelError), parsing(_no_tokenizer):  # readers of texts report missing tokens
+            with suppress(BaseModelError), parsing(_no_tokenizer):  # missing tokens are reported when texts are encoded
                 tokenizer.encode(sample)
-        copy = _library().Tokenizer.from_str(tokenizer.to_str())  # which takes memory for ids that no token has
-        copy.no_padding()  # which a file may ask for, to a fixed length
+        copy = _library().Tokenizer.from_str(tokenizer.to_str())  # allocates memory for unused ids, too
+        copy.no_padding()  # the file may set a fixed length
         copy.enable_truncation(_WINDOW, stride=_WINDOW // 4)
         longest = len(copy.encode(_LONG).ids)
-        if longest > _WINDOW:  # a template that repeats its text gives all combinations of windows, too
-            raise _no_tokenizer(f"{longest} tokens of a text that was cut at {_WINDOW}")
+        if longest > _WINDOW:  # a template that repeats its text multiplies the windows
+            raise _no_tokenizer(f"{longest} tokens of a text truncated to {_WINDOW}")
 
 
-@lru_cache(maxsize=2)  # a build asks for that of one file many times; parsing it takes tens of milliseconds each
+@lru_cache(maxsize=2)  # a build calls this often for one file; parsing takes tens of milliseconds
 def tokenizer_digest(text: str) -> str:
-    """The sha256 of a `tokenizer.json`, of what it says and not of its layout: 64 hexadecimal digits.
+    """Return the sha256 of a `tokenizer.json`, independent of its layout: 64 hexadecimal digits.
 
-    It is that of the JSON document without its sections `truncation` and `padding`, which are overridden, with its keys
-    sorted, without blanks, in UTF-8. Two files of one digest give the same ids.
+    It covers the JSON document in UTF-8 with sorted keys and without whitespace, except its sections `truncation` and
+    `padding`, which are overridden. Files with equal digests produce equal ids.
 
     Raises:
-        BaseModelError: the text is no JSON object.
+        BaseModelError: the text is not a JSON object.
     """
     with parsing(_no_tokenizer):
         document = json.loads(text)
@@ -172,21 +172,21 @@ def tokenizer_digest(text: str) -> str:
 
 
 def ending_token(text: str) -> int | None:
-    """Return the id of the token that a `tokenizer.json` adds behind every text; `None` if it adds none there."""
+    """Return the id of the token that a `tokenizer.json` appends to each text, or `None`."""
     (encoding,) = Tokenizer.from_json(text, sys.maxsize).whole(["0"])
     return encoding.ids[-1] if encoding.special_tokens_mask[-1:] == [1] else None
 
 
 @dataclass(frozen=True)
 class EncodedText:
-    """A text as tokens, not padded.
+    """A text as unpadded tokens.
 
     Attributes:
-        encoding: the library's encoding of what is left of the text.
-        found: how many tokens the whole text has, special tokens included.
-        places: of each token that is left, its place among those of the whole text.
-        margins: of each token, how many tokens of a window lie between it and the nearest edge behind which the text
-            goes on; `None` if the text is whole or cut.
+        encoding: the library's encoding of the text, possibly truncated.
+        found: number of tokens of the whole text, including special tokens.
+        places: index of each remaining token in the whole text.
+        margins: for each token, the number of tokens to the nearest edge of its window beyond which the text continues;
+            `None` if the text is not split into windows.
     """
 
     encoding: tokenizers.Encoding
@@ -196,21 +196,20 @@ class EncodedText:
 
     @property
     def cut(self) -> int:
-        """Number of tokens of the text that were left out."""
+        """Number of truncated tokens."""
         return self.found - len(self.encoding.ids)
 
 
 class Tokenizer:
-    """A tokenizer that cuts at the base's limit, or at one of each text, and pads to the longest text of a batch.
+    """A tokenizer that truncates to the base's limit, or a limit per text, and pads to the longest text of a batch.
 
-    Whatever fixed length the file itself asks for is overridden, and so is the side on which it pads: padding goes
-    after the tokens, because positions count from the first one. Its padding token, the side on which it cuts, and what
-    it cuts of a pair stay. The library's tokenizer that is given is changed. Special tokens count among `max_tokens`,
-    and with `fit` a text is padded to what that returns for its number of tokens. Threads may share it.
-    `digest` is the `tokenizer_digest` of its file, where it comes from one.
+    The fixed length and the padding side of the file are overridden: padding follows the tokens, because positions
+    count from the first one. The padding token, the truncation side and the truncation strategy are kept. The passed
+    library tokenizer is modified. `max_tokens` includes special tokens. With `fit`, a text is padded to `fit(tokens)`.
+    `digest` is the `tokenizer_digest` of the file, if any. Thread-safe.
 
     Raises:
-        BaseModelError: `max_tokens` leaves no room for text beside the special tokens.
+        BaseModelError: `max_tokens` leaves no room for text besides the special tokens.
     """
 
     def __init__(
@@ -223,7 +222,7 @@ class Tokenizer:
         special = tokenizer.num_special_tokens_to_add(is_pair=False)
         if max_tokens <= special:
             raise BaseModelError(
-                "the base takes too few tokens for any text",
+                "the base accepts too few tokens for any text",
                 found=f"at most {max_tokens}",
                 expected=f"more than the {special} special tokens",
             )
@@ -238,10 +237,10 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str, max_tokens: int, fit: PaddedLength | None = None) -> Tokenizer:
-        """From the contents of a `tokenizer.json`.
+        """Load the contents of a `tokenizer.json`.
 
         Raises:
-            BaseModelError: they are no tokenizer, or `max_tokens` leaves no room for text.
+            BaseModelError: the text is not a tokenizer, or `max_tokens` leaves no room for text.
             MissingExtraError: the tokenizers library is not installed.
         """
         library, digest = _library(), tokenizer_digest(text)
@@ -251,20 +250,20 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: Path | str, max_tokens: int, fit: PaddedLength | None = None) -> Tokenizer:
-        """From the `tokenizer.json` in a folder.
+        """Load the `tokenizer.json` in a folder.
 
         Raises:
-            FileError: there is none, or it cannot be read.
-            BaseModelError, MissingExtraError: as `from_json`.
+            FileError: the file does not exist or cannot be read.
+            BaseModelError, MissingExtraError: see `from_json`.
         """
         return cls.from_json(read_tokenizer(Path(path) / TOKENIZER_FILE), max_tokens, fit)
 
     def encode(
         self, texts: Sequence[Text], *, limits: Sequence[int | None] = (), sides: Sequence[Side] = ()
     ) -> list[tokenizers.Encoding]:
-        """The library's encodings of texts, cut as `rows` cuts and padded to the longest of them.
+        """Return the library's encodings of texts, truncated like `rows` and padded to the longest.
 
-        Of words, `word_ids` of an encoding counts these words.
+        For words, `word_ids` of an encoding counts the passed words.
 
         Raises:
             RequestError: as `rows`.
@@ -279,12 +278,12 @@ class Tokenizer:
         limits: Sequence[int | None] = (),
         sides: Sequence[Side] = (),
     ) -> Tokens:
-        """Token arrays, int64 [batch, tokens], for the inputs of a base, of texts cut as `rows` cuts.
+        """Return token arrays, int64 [batch, tokens], for the inputs of a base; texts are truncated like `rows`.
 
-        The inputs may be `input_ids`, `attention_mask` and `token_type_ids`.
+        Supported inputs are `input_ids`, `attention_mask` and `token_type_ids`.
 
         Raises:
-            RequestError: as `rows` and `arrays`.
+            RequestError: see `rows` and `arrays`.
         """
         check_inputs(input_names)
         return self.arrays([row.encoding for row in self.rows(texts, limits=limits, sides=sides)], input_names)
@@ -297,17 +296,17 @@ class Tokenizer:
         sides: Sequence[Side] = (),
         places: Sequence[str] = (),
     ) -> list[EncodedText]:
-        """Encode texts, pairs or the words of each, each cut at its own limit; not padded.
+        """Encode texts, pairs or lists of words without padding, each truncated to its own limit.
 
         Args:
-            texts: at least one. All are words, or none is.
-            limits: the most tokens of each; none, or no limits at all, is `max_tokens`, which none exceeds.
-            sides: where each is cut; without them, where the tokenizer's file says.
-            places: what messages call each; `text 0` and so on if not given.
+            texts: at least one. Lists of words cannot be mixed with texts.
+            limits: maximum tokens of each text, up to `max_tokens`, which is the default.
+            sides: truncation side of each text; defaults to the tokenizer's.
+            places: names of the texts in messages; defaults to `text 0` and so on.
 
         Raises:
-            RequestError: there is no text, one of them is no Unicode text, has more than `MOST_CHARACTERS`, or cannot
-                be cut to its limit.
+            RequestError: there is no text; or a text is not Unicode, exceeds `MOST_CHARACTERS`, or cannot be truncated
+                to its limit.
         """
         places = places or [f"text {index}" for index in range(len(texts))]
         whole = self._encode(texts, places)
@@ -321,19 +320,19 @@ class Tokenizer:
     def windows(
         self, text: Text, limit: int | None = None, stride: int | None = None, *, place: str = "text 0"
     ) -> list[EncodedText]:
-        """Encode a text of any length as windows that overlap, from its beginning to its end; not padded.
+        """Encode a text of any length as overlapping windows, without padding.
 
-        Of a pair, the second text is cut into windows, and the first stands in each of them.
+        For a pair, the second text is split into windows, and the first is repeated in each.
 
         Args:
             text: a text, a pair, or words.
-            limit: the most tokens of a window; `max_tokens`, which it does not exceed, if not given.
-            stride: how many tokens two neighbours share (`stride` of the tokenizers library); a quarter of what a
-                window holds of the text, if not given.
-            place: what messages call the text.
+            limit: maximum tokens of a window, up to `max_tokens`, which is the default.
+            stride: tokens shared by neighbouring windows (`stride` of the tokenizers library); defaults to a quarter of
+                the window's text.
+            place: name of the text in messages.
 
         Raises:
-            RequestError: as `rows`; or the stride leaves nothing new for a window, or the first text no room.
+            RequestError: see `rows`; or the stride is too large, or the first text fills the window.
         """
         (whole,) = self._encode([text], [place])
         limit, found = self._limit(limit, text, place), len(whole.ids)
@@ -342,14 +341,14 @@ class Tokenizer:
         if found <= limit:
             return [EncodedText(whole, found, range(found))]
         if room < 1:
-            raise _no_room(place, f"{found - len(places)} tokens beside the second text", f"fewer than {limit}")
+            raise _no_room(place, f"{found - len(places)} tokens besides the second text", f"fewer than {limit}")
         stride = room // 4 if stride is None else stride
         if not 0 <= stride < room:
             raise RequestError(
                 "windows overlap too much to advance",
                 where=place,
                 found=f"`stride` {stride}",
-                expected=f"0 to {room - 1}, as a window holds {room} tokens of the text",
+                expected=f"0 to {room - 1}, as a window contains {room} tokens of the text",
             )
         strategy = "only_second" if isinstance(text, Pair) else "longest_first"
         first = self._truncated(text, limit, "right", strategy, stride)
@@ -359,24 +358,24 @@ class Tokenizer:
         ]
 
     def whole(self, texts: Sequence[Text]) -> list[tokenizers.Encoding]:
-        """Encode texts of any length; neither cut nor padded. Raises RequestError as `rows`."""
+        """Encode texts of any length without truncation and padding. Raises RequestError, see `rows`."""
         return self._encode(texts, [f"text {index}" for index in range(len(texts))])
 
     def id_of(self, token: str) -> int | None:
-        """Return the id of a token by its text, or `None` if there is no such token."""
+        """Return the id of a token, or `None` if it is unknown."""
         found: int | None = self._whole.token_to_id(token)
         return found
 
     def decoding(self) -> Callable[[int], str]:
-        """Return a function that takes the tokens of one text in turn, and returns the characters that each completes.
+        """Return a streaming decoder, a function from each token of a text to the characters that it completes.
 
-        Special tokens have none.
+        Special tokens produce no characters.
         """
         stream = _library().decoders.DecodeStream(skip_special_tokens=True)
         return lambda token: stream.step(self._whole, token) or ""
 
     def padded(self, encodings: Sequence[tokenizers.Encoding]) -> list[tokenizers.Encoding]:
-        """Pad encodings, in their place, to the longest of them."""
+        """Pad encodings to the longest of them, in place."""
         longest = max(len(encoding.ids) for encoding in encodings)
         for encoding in encodings:
             encoding.pad(longest, **self._padding)
@@ -385,13 +384,13 @@ class Tokenizer:
     def arrays(
         self, encodings: Sequence[tokenizers.Encoding], input_names: Sequence[str], *, pads: bool = True
     ) -> Tokens:
-        """Token arrays, int64 [batch, tokens], of encodings, padded to the longest of them, or to what the base takes.
+        """Return token arrays, int64 [batch, tokens], of encodings, padded to a length that the base accepts.
 
-        `pads` is false where padding would change the results of these texts.
+        `pads` is false if padding would change the results of these texts.
 
         Raises:
-            RequestError: an input that text cannot fill, a text without tokens, texts of different lengths that may
-                not be padded or whose base takes no mask, or one of a length that the base does not take.
+            RequestError: an input cannot be computed from text, a text has no tokens, the base does not accept a
+                length, or lengths differ and padding is not possible.
         """
         check_inputs(input_names)
         lengths = [len(encoding.ids) for encoding in encodings]
@@ -400,13 +399,13 @@ class Tokenizer:
                 "has no tokens",
                 where=f"text {lengths.index(0)}",
                 expected="at least one token",
-                fix="leave empty texts out",
+                fix="remove empty texts",
             )
         width = max(lengths if self._fit is None else (self._fit(tokens, pads=pads) for tokens in lengths))
         if len(set(lengths)) > 1 and not (pads and "attention_mask" in input_names):
-            what = "padding would change their results" if "attention_mask" in input_names else "the base takes no mask"
+            what = "padding would change their results" if "attention_mask" in input_names else "the base has no mask"
             raise RequestError(
-                f"texts of different lengths do not go together: {what}",
+                f"texts of different lengths cannot share a batch: {what}",
                 found=f"{min(lengths)} to {max(lengths)} tokens",
                 expected="one length",
                 fix="run the texts one by one",
@@ -440,12 +439,12 @@ class Tokenizer:
             strategy = self._strategy
             part = {"only_first": 0, "only_second": 1}.get(strategy)
             if part is not None and row.encoding.sequence_ids.count(part) <= excess:
-                found = f"{row.found} tokens, {row.encoding.sequence_ids.count(part)} of them of the text that is cut"
-                raise _no_room(place, found, f"at most {limit}, where `{strategy}` is cut")
+                found = f"{row.found} tokens, {row.encoding.sequence_ids.count(part)} of them from the truncated text"
+                raise _no_room(place, found, f"at most {limit} with `{strategy}`")
         return EncodedText(self._truncated(text, limit, side, strategy), row.found)
 
     def _truncated(self, text: Text, limit: int, side: Side, strategy: str, stride: int = 0) -> tokenizers.Encoding:
-        """Cut by the library, whose limit is a state of its tokenizer, so that there is one for this alone."""
+        """Truncate with a separate library tokenizer, because the limit is part of its state."""
         with self._lock:
             self._cutter.enable_truncation(limit, stride=stride, strategy=strategy, direction=side)
             with parsing(_no_tokenizer):
@@ -459,7 +458,7 @@ class Tokenizer:
 
 
 def _library() -> Any:
-    """The tokenizers library, which only those who give texts need."""
+    """Import the tokenizers library, an optional dependency."""
     try:
         return importlib.import_module("tokenizers")
     except ModuleNotFoundError as error:
@@ -467,19 +466,19 @@ def _library() -> Any:
 
 
 def unfillable(names: Iterable[str]) -> list[str]:
-    """Return those inputs of a base that text cannot fill."""
+    """Return the inputs that cannot be computed from text."""
     return [name for name in names if name not in _INPUTS]
 
 
 def check_inputs(names: Iterable[str]) -> None:
-    """Raise RequestError for inputs of a base that text cannot fill."""
+    """Raise RequestError for inputs that cannot be computed from text."""
     unknown = unfillable(names)
     if unknown:
         raise RequestError(
-            "the base has inputs that text cannot fill",
+            "the base has inputs that cannot be computed from text",
             found=quoted(unknown),
             expected=f"only {quoted(_INPUTS)}",
-            fix="give arrays for all inputs instead of text",
+            fix="pass arrays for all inputs instead of text",
         )
 
 
@@ -491,19 +490,19 @@ def _check_text(text: Text, are_words: bool, where: str) -> None:
     pieces = text if isinstance(text, Pair) or (are_words and _is_words(text)) else [text]
     for piece in pieces:
         if not isinstance(piece, str):
-            raise RequestError("is no text", where=where, found=f"{piece!a}", expected="a string")
+            raise RequestError("is not a text", where=where, found=f"{piece!a}", expected="a string")
         if len(piece) > MOST_CHARACTERS:
             raise RequestError(
-                "is longer than any text",
+                "is too long",
                 where=where,
                 found=f"{len(piece):,} characters",
                 expected=f"at most {MOST_CHARACTERS:,}",
-                fix="cut it into texts",
+                fix="split it into several texts",
             )
         wrong = _NO_TEXT.search(piece)
         if wrong:
             raise RequestError(
-                "is no Unicode text",
+                "is not valid Unicode",
                 where=where,
                 found=f"{'NUL' if wrong[0] == chr(0) else 'half of a surrogate pair'} at character {wrong.start()}",
                 expected="a string without it",
@@ -511,13 +510,13 @@ def _check_text(text: Text, are_words: bool, where: str) -> None:
 
 
 def _window(window: tokenizers.Encoding, whole: tokenizers.Encoding, places: Sequence[int], start: int) -> EncodedText:
-    """Find the tokens of a window, which holds some of those at `places` from the one of number `start` on."""
+    """Locate the tokens of a window, which contains some of those at `places`, starting with number `start`."""
     count = len(window.ids) - (len(whole.ids) - len(places))
     held = places[start : start + count]
     before = places[0]
     found = [*range(before), *held, *range(places[-1] + 1, len(whole.ids))]
     if not held or [whole.ids[place] for place in found] != window.ids:
-        raise _no_tokenizer("windows of a text that are no parts of it")
+        raise _no_tokenizer("windows that are not parts of their text")
     left = [len(places) if start == 0 else number for number in range(count)]
     right = [len(places) if held[-1] == places[-1] else count - 1 - number for number in range(count)]
     margins = [*[0] * before, *map(min, left, right), *[0] * (len(whole.ids) - 1 - places[-1])]
@@ -529,7 +528,7 @@ def _no_room(place: str, found: str, expected: str) -> RequestError:
 
 
 def _padding_token(tokenizer: tokenizers.Tokenizer) -> dict[str, int | str]:
-    """The special token that calls itself padding; without one any token does, since the mask hides it."""
+    """Return the padding token; without one, any token serves, since the mask hides it."""
     for number, token in sorted(tokenizer.get_added_tokens_decoder().items()):
         if token.special and token.content.strip("[]<>|").lower() == "pad":
             return {"pad_id": number, "pad_token": token.content}

@@ -62,7 +62,7 @@ def test_all_facts_are_worded() -> None:
 def test_a_place_that_is_added_keeps_both() -> None:
     with pytest.raises(OutputExistsError) as raised, within("line 3"):
         raise OutputExistsError("a")
-    assert str(raised.value) == "line 3, a: already exists. Choose another name, or give `force=True` to replace it."
+    assert str(raised.value) == "line 3, a: already exists. Choose another name, or pass `force=True` to replace it."
     assert "`--force`" in raised.value.sentence("shell")
 
 

@@ -425,7 +425,7 @@ RULES: Sequence[Rule] = (
         "other-base",
         "base",
         "the adapter learnt to correct other weights: another model, or one whose own weights were trained, too",
-        "train it on this base with everything in it frozen, or give the base that it was trained on",
+        "train it on this base with everything in it frozen, or pass the base that it was trained on",
         _other_base,
     ),
     Rule(

@@ -148,7 +148,7 @@ class BuildPlan:
             AdapterError: two adapters have one name, or an adapter does not fit; `BaseMismatchError` is a kind of it.
             NotNeutralError: an adapter cannot share a graph with others.
             BaseModelError: the base cannot be exported.
-            ParityError: the exported graph does not compute what the reference computes.
+            ParityError: the results of the exported graph differ from the reference.
             OutputExistsError: the output exists and may not be replaced.
             WriteError: the operating system refused a write. Nothing stays behind then, nor after any other error.
         """

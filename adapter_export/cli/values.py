@@ -158,7 +158,7 @@ class _LocalPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Refuse an address of a hub, of which a path would lose a slash."""
         if isinstance(value, str) and "://" in value:
-            self.fail(f"`{value}` is no path on this machine; `push` and `pull` go to hubs and registries", param, ctx)
+            self.fail(f"`{value}` is not a local path; `push` and `pull` go to hubs and registries", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -154,7 +154,7 @@ def check_places(request: ExportRequest, library: str) -> None:
             "acts at sites that the base does not have",
             where=f"adapter `{adapter.name}`",
             found=quoted(missing),
-            fix=f"give the base that it was trained on; {command('open_base(MODEL).sites', 'sites MODEL')} lists sites",
+            fix=f"pass the base that it was trained on; {command('open_base(MODEL).sites', 'sites MODEL')} lists sites",
         )
     calls: dict[tuple[str, str], list[Site]] = {}
     for site in request.base.sites:

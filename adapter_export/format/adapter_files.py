@@ -39,7 +39,7 @@ from adapter_export.safe_io.output import Output
 from adapter_export.safe_io.regular_files import read_bytes
 
 ADAPTER_VERSION = "1.0.0"
-"""The version of the adapter format that is written, and the newest that is read."""
+"""Version of the adapter format written, and the newest supported."""
 
 GRAPH_FILE = "adapter_graph.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -50,7 +50,7 @@ Role = Annotated[str, OneOf(tuple(dict.fromkeys(spec.role for op in OPS.values()
 
 
 def _attributes_record() -> type:
-    """Make the record of the numbers of an op: a key for each attribute that the table of ops has, with its range."""
+    """Make the record of an op's attributes: a key for each attribute in the op table, with its range."""
     users: dict[str, list[str]] = {}
     hints: dict[str, object] = {}
     for op in OPS.values():
@@ -58,7 +58,7 @@ def _attributes_record() -> type:
             users.setdefault(name, []).append(op.name)
             hints[name] = Annotated[Annotated[float, interval] | None, NotNull()]
     record = make_dataclass("AttributesRecord", [(name, hint, None) for name, hint in hints.items()], frozen=True)
-    about = "The numbers of an op, used as float64 and rounded to the precision of the computation."
+    about = "The attributes of an op: float64 numbers, rounded to the precision of the computation."
     keys = [f"    {name}: of {' and '.join(ops)}." for name, ops in users.items()]
     record.__doc__ = "\n".join([about, "", "Attributes:", *keys])
     return record
@@ -73,10 +73,10 @@ class NodeRecord:
 
     Attributes:
         op: the op.
-        inputs: the values that it reads: inputs of the graph, or outputs of earlier nodes.
-        output: the value that it defines, defined nowhere else.
-        parameters: for each role of the op, the name of a parameter of the graph. Left out where the op has none.
-        attributes: the numbers of the op. Left out where the op has none.
+        inputs: the values it reads: inputs of the graph, or outputs of earlier nodes.
+        output: the value it defines, unique in the graph.
+        parameters: the parameter of the graph for each role of the op. Omitted if the op has none.
+        attributes: the attributes of the op. Omitted if the op has none.
     """
 
     op: Annotated[str, OneOf(tuple(OPS))]
@@ -88,19 +88,18 @@ class NodeRecord:
 
 @dataclass(frozen=True)
 class SiteGraphRecord:
-    """A graph at a site: reads site values and returns what replaces one of them, of its shape.
+    """A graph at a site: reads site values and computes the replacement for one of them, of the same shape.
 
-    It is a list of ops, each applied to values that are known by then.
+    It is a list of ops, each applied to inputs or earlier results.
 
     Attributes:
         inputs: the values that the graph reads.
-        parameters: the shape of each tensor that the graph owns. An axis is a number, or a symbol that `widths` gives a
-            number.
+        parameters: the shape of each tensor of the graph. An axis is a number, or a symbol whose value is in `widths`.
         nodes: in the order of evaluation.
         result: the value that the graph returns.
         replaces: the site value that the result replaces. Not in a head.
-        shared: the parameters that all sites with this graph have in common; their tensors are named
-            `shared.<graph>.<parameter>`. Default: no shared parameters. Not in a head.
+        shared: the parameters shared by all sites with this graph; their tensors are named
+            `shared.<graph>.<parameter>`. Default: none. Not in a head.
     """
 
     inputs: Annotated[tuple[Annotated[str, OneOf(tuple(SITE_VALUES))], ...], NotEmpty(), Different()]
@@ -111,7 +110,7 @@ class SiteGraphRecord:
     shared: Annotated[tuple[Name, ...], NotEmpty(), Different()] = ()
 
     def graph(self) -> AdapterGraph:
-        """Return the graph; a `GraphError` says why it is not well formed."""
+        """Return the graph; GraphError if it is malformed."""
         nodes = []
         for node in self.nodes:
             numbers = {name: number for name, number in asdict(node.attributes).items() if number is not None}
@@ -123,7 +122,7 @@ class SiteGraphRecord:
 class HeadGraphRecord(SiteGraphRecord):
     """The graph of a head.
 
-    It reads the final hidden state [batch, tokens, d] and the attention mask [batch, tokens], and returns the result
+    It reads the final hidden state [batch, tokens, d] and the attention mask [batch, tokens], and computes the result
     of the head's task.
     """
 
@@ -135,9 +134,9 @@ class SiteRecord:
     """A graph at a site.
 
     Attributes:
-        site: the site's canonical name, such as `layers.3.ffn`; not `head`, not `shared`.
+        site: the site's canonical name, such as `layers.3.ffn`; neither `head` nor `shared`.
         graph: a key of `graphs`.
-        widths: a number for each symbol that occurs in the graph's parameter shapes, such as {"b": 64, "d": 384}.
+        widths: the value of each symbol in the graph's parameter shapes, such as {"b": 64, "d": 384}.
     """
 
     site: Name
@@ -150,10 +149,10 @@ class HeadRecord:
     """A prediction head.
 
     Attributes:
-        graph: computes logits or numbers [batch, classes], logits [batch, tokens, classes], or vectors [batch, width],
-            where the width is any but `classes`.
-        widths: a number for each symbol that occurs in the graph's parameter shapes.
-        task: the task type and labels of the result. Without it, readers return logits and no answers.
+        graph: computes logits or numbers [batch, classes], logits [batch, tokens, classes], or vectors [batch, width];
+            the symbol of a width must not be `classes`.
+        widths: the value of each symbol in the graph's parameter shapes.
+        task: the task type and labels of the result. If absent, readers return logits and no answers.
     """
 
     graph: HeadGraphRecord
@@ -166,7 +165,7 @@ class BaseRecord:
     """The frozen model that the adapter was trained on.
 
     Attributes:
-        fingerprint: the fingerprint of the base's weights. An adapter runs on a base of this fingerprint only.
+        fingerprint: the fingerprint of the base's weights. An adapter runs only on a base with this fingerprint.
     """
 
     fingerprint: Text
@@ -177,8 +176,8 @@ class WeightsRecord:
     """The file with the tensors `<site>.<parameter>` and `head.<parameter>`: float32, or float16 or int8 with a scale.
 
     Attributes:
-        file: beside this file.
-        sha256: of that file's bytes.
+        file: name of the file, in the same folder.
+        sha256: SHA-256 of the file.
     """
 
     file: Literal["weights.safetensors"]
@@ -189,22 +188,24 @@ class WeightsRecord:
 class AdapterDocument:
     """An adapter for a frozen base model: which graph acts at which site, the prediction head, and where it came from.
 
-    This is `adapter_graph.json`; its tensors are in weights.safetensors beside it. See docs/reference/format.md.
+    This is `adapter_graph.json`; its tensors are in weights.safetensors in the same folder. Specified in
+    docs/reference/format.md.
 
     Attributes:
-        version: the version of this format. A reader refuses another major version.
-        name: what users call the adapter.
-        kind: the published kind that the graphs are of, such as `houlsby`; `custom` for graphs written by hand. For
-            people: what is computed stands in the graphs alone.
+        version: the version of this format. Readers reject another major version.
+        name: the adapter's name.
+        kind: the published kind of the graphs, such as `houlsby`; `custom` for graphs written by hand. Informative:
+            only the graphs define the computation.
         base: the frozen model that the adapter was trained on.
-        graphs: the graphs that act at sites, by name. Each is used by at least one site.
-        sites: what acts where, in the order in which the base evaluates the sites. No site occurs twice. May be empty
-            only if there is a head.
+        graphs: the graphs of the sites, by name. Each is used by at least one site.
+        sites: the graph at each site, in the base's order of evaluation. Sites are unique. Empty only if there is a
+            head.
         weights: the file with the tensors.
-        checksum: the sha256 of this file's bytes in which every occurrence of these 64 digits is replaced by 64 zeros.
-            May be left out, as in files written by hand.
-        head: from the base's final hidden state to the result of its task. Its tensors are named `head.<parameter>`.
-        training: anything that the trainer wants to be remembered. Readers keep it and do not interpret it.
+        checksum: the SHA-256 of this file with every occurrence of these 64 digits replaced by 64 zeros. Optional for
+            files written by hand.
+        head: computes the result of the task from the base's final hidden state. Its tensors are named
+            `head.<parameter>`.
+        training: the trainer's record. Readers keep it without interpreting it.
     """
 
     version: Annotated[str, SEMVER]
@@ -222,14 +223,14 @@ class AdapterDocument:
 def write_adapter(
     adapter: Adapter, folder: Path, *, precision: AdapterPrecision = "float32", force: bool = False
 ) -> None:
-    """Write the two files of an adapter to a folder; the same adapter always gives the same bytes.
+    """Write the two files of an adapter to a folder; the bytes are deterministic.
 
-    In another precision than float32 its numbers are rounded, if they are not by then.
+    In a precision other than float32, the tensors are rounded.
 
     Raises:
-        FormatError: as `adapter_bytes`.
-        OutputExistsError: `folder` exists and `force` is not given.
-        WriteError: the operating system refused; `folder` is as it was before.
+        FormatError: see `adapter_bytes`.
+        OutputExistsError: `folder` exists and `force` is false.
+        WriteError: the operating system refused a write; `folder` is unchanged.
     """
     graph, weights = adapter_bytes(adapter, precision)
     with Output(folder, force).folder() as temporary:
@@ -238,10 +239,10 @@ def write_adapter(
 
 
 def adapter_bytes(adapter: Adapter, precision: AdapterPrecision = "float32") -> tuple[bytes, bytes]:
-    """The bytes of the two files of an adapter: its graphs, and its weights.
+    """Return the contents of an adapter's two files: graphs and weights.
 
     Raises:
-        FormatError: it holds what the format cannot say, such as a site name with a space.
+        FormatError: the format cannot represent the adapter, such as a site name with a space.
     """
     weights = tensor_bytes(narrowed(adapter.weights, precision))
     document = _to_json(adapter, hashlib.sha256(weights).hexdigest())
@@ -252,29 +253,29 @@ def adapter_bytes(adapter: Adapter, precision: AdapterPrecision = "float32") -> 
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Read an adapter; nothing is used before it is checked.
+    """Read an adapter, and check its contents before they are used.
 
     Raises:
         FileError: the folder or one of its files is missing or cannot be read.
-        FormatError: a file breaks the format; `VersionError`, `HashError` and `TensorError` are kinds of it.
-        GraphError: a graph is not well formed.
+        FormatError: a file violates the format; subclasses are `VersionError`, `HashError` and `TensorError`.
+        GraphError: a graph is malformed.
         AdapterError: graphs, sites and head do not fit together.
     """
     if not folder.is_dir():
         raise FileError(
             "is not an adapter folder", where=folder, expected=f"a folder with `{GRAPH_FILE}` and `{WEIGHTS_FILE}`"
         )
-    # once, so that the bytes that are used are those whose hash was checked
+    # read once: the parsed bytes are those whose hash was checked
     paths = folder / GRAPH_FILE, folder / WEIGHTS_FILE
     graph, weights = map(_read_file, paths)
     return parse_adapter(graph, weights, paths, folder)
 
 
 def parse_adapter(data: bytes, tensors: bytes, places: tuple[object, object], where: object) -> Adapter:
-    """The adapter that the bytes of its two files describe; messages call these `places`, and both together `where`.
+    """Parse an adapter from the contents of its two files, named `places` in messages, and together `where`.
 
     Raises:
-        FormatError, GraphError, AdapterError: as `read_adapter`.
+        FormatError, GraphError, AdapterError: see `read_adapter`.
     """
     path, weights_path = places
     document = parse_json(data, path)
@@ -301,7 +302,7 @@ def parse_adapter(data: bytes, tensors: bytes, places: tuple[object, object], wh
 
 
 def graph_to_json(graph: AdapterGraph) -> dict[str, Any]:
-    """Return the graph as a JSON object; what is empty or has its default is left out."""
+    """Return the graph as a JSON object, without empty and default values."""
     nodes = [
         {
             "op": node.op,
@@ -323,10 +324,10 @@ def graph_to_json(graph: AdapterGraph) -> dict[str, Any]:
 
 
 def graph_from_json(document: object) -> AdapterGraph:
-    """Return the graph of a site or a head from a JSON object.
+    """Parse the graph of a site or a head from a JSON object.
 
     Raises:
-        FormatError, GraphError: it breaks the format, or is not well formed.
+        FormatError, GraphError: the object violates the format, or the graph is malformed.
     """
     reads = document.get("inputs") if isinstance(document, dict) else None
     is_head = isinstance(reads, list) and set(map(str, reads)) <= set(HEAD_VALUES)
@@ -374,7 +375,7 @@ def _placements(sites: tuple[SiteRecord, ...]) -> dict[str, Placement]:
 def _read_file(path: Path) -> bytes:
     if not path.exists():
         raise FileError(
-            "is missing in an adapter folder",
+            "is missing from an adapter folder",
             where=path,
             expected=f"`{GRAPH_FILE}` and `{WEIGHTS_FILE}` side by side",
             fix="copy both files of the adapter",

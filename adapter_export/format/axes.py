@@ -1,4 +1,4 @@
-"""The lengths of axes: numbers, names, and sums of names such as `past_sequence + sequence`; a decoder's caches."""
+"""Axis lengths: numbers, names, and sums of names such as `past_sequence + sequence`; caches of a decoder."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _PLUS = " + "
 
 
 def names(axis: Axis) -> tuple[str, ...]:
-    """Return the names whose lengths make up that of an axis: none for a number, several for a sum."""
+    """Return the names in the length of an axis: empty for a number, several for a sum."""
     return () if isinstance(axis, int) else tuple(axis.split(_PLUS))
 
 
 def axis_names(records: Iterable[InputRecord | OutputRecord]) -> tuple[str, ...]:
-    """Return the names of all axes of these inputs or outputs, each once, in their order."""
+    """Return the names of all axes of inputs or outputs, without duplicates, in order."""
     return tuple(dict.fromkeys(name for record in records for axis in record.axes for name in names(axis)))
 
 
 def length(axis: Axis, lengths: Mapping[str, int]) -> int:
-    """Return the length of an axis, from the lengths of its names."""
+    """Compute the length of an axis from the lengths of its names."""
     return axis if isinstance(axis, int) else sum(lengths[name] for name in names(axis))
 
 
 def narrowed(inputs: Sequence[InputRecord], lengths: Bounds, tokens: int | None) -> dict[str, Lengths] | None:
-    """Return the lengths with at most `tokens` tokens in a text, cache included, or `None` if no length is left."""
+    """Restrict lengths to at most `tokens` tokens per text, including the cache; `None` if no length remains."""
     axis = token_axis(inputs)
     if tokens is None or not isinstance(axis, str):
         short = tokens is not None and isinstance(axis, int) and tokens < axis
@@ -42,15 +42,14 @@ def narrowed(inputs: Sequence[InputRecord], lengths: Bounds, tokens: int | None)
 def with_caches(
     inputs: Sequence[InputRecord], outputs: Sequence[OutputRecord]
 ) -> tuple[tuple[InputRecord, ...], tuple[OutputRecord, ...]]:
-    """Tell a decoder's caches from other inputs, by what comes out again and has grown by the new tokens.
+    """Find a decoder's caches: inputs that are returned as outputs, longer by the new tokens.
 
-    An input with an axis `past` is a cache if an output has its shape, but for that axis, and there `past + tokens`, or
-    the second axis of the mask: a mask covers the past and the new tokens. That axis is given its length as a sum
-    wherever it occurs. Several caches of one shape are told apart by their order, which is that of the outputs. Inputs
-    with the role `ids` say what the axis of the new tokens is called.
+    An input with an axis `past` is a cache if an output has the same shape except that `past` is `past + tokens`, or
+    the second axis of the mask, which covers past and new tokens. Such an axis becomes a sum wherever it occurs. Caches
+    of equal shapes are matched to outputs in order. Inputs with the role `ids` name the axis of the new tokens.
 
     Returns:
-        Inputs and outputs, the caches with the role `cache` and the output that each of them is `next`.
+        Inputs and outputs; caches have the role `cache` and their output in `next`.
     """
     tokens, masks = _second_axes(inputs, "ids"), _second_axes(inputs, "mask")
     following: dict[str, str] = {}
@@ -63,7 +62,7 @@ def with_caches(
         pasts = {axis for axis in group[0].axes[1:] if isinstance(axis, str)}
         for past, new in product(pasts, tokens):
             grown = [(output, _grown(group[0], output, past)) for output in outputs]
-            totals = masks if len(tokens) == 1 else set[str]()  # of two texts, only a sum says whose total it is
+            totals = masks if len(tokens) == 1 else set[str]()  # with two texts, only a sum identifies the total
             fitting = [(output.name, axis) for output, axis in grown if _is_total(axis, past, new, totals)]
             if len(fitting) == len(group):
                 following.update({record.name: name for record, (name, _) in zip(group, fitting, strict=True)})
@@ -75,9 +74,9 @@ def with_caches(
 
 
 def padded_axes(inputs: Sequence[InputRecord], outputs: Sequence[OutputRecord]) -> frozenset[str]:
-    """Return the axes along which a mask says what is padding: all names that masks have, except that of the batch.
+    """Return the axes along which a mask marks padding: all axis names of masks except the batch.
 
-    Empty if the base has an output with an axis that no input has, so that it is unknown where its padding is.
+    Empty if an output has an axis that no input has, whose padding is unknown.
     """
     masks = [record for record in inputs if record.role == "mask"]
     unknown = {*axis_names(outputs)}.difference(axis_names(inputs))
@@ -85,9 +84,9 @@ def padded_axes(inputs: Sequence[InputRecord], outputs: Sequence[OutputRecord]) 
 
 
 def masks_of(inputs: Sequence[InputRecord], tokens: Axis | None) -> list[str]:
-    """Return the masks that may cover the tokens of a value [batch, tokens, …]; `tokens` is `None` if unknown.
+    """Return the masks that may cover the tokens of a value [batch, tokens, …]; `None` is an unknown token axis.
 
-    Left out is a mask of the tokens of another input, as that of an encoder is for what the decoder computes.
+    Excludes masks of another input's tokens, such as the encoder's mask for values of the decoder.
     """
     others = {axis for record in inputs if record.role != "mask" for axis in record.axes}
     masks = [record for record in inputs if record.role == "mask"]
@@ -95,12 +94,12 @@ def masks_of(inputs: Sequence[InputRecord], tokens: Axis | None) -> list[str]:
 
 
 def _second_axes(inputs: Iterable[InputRecord], role: str) -> set[str]:
-    """The names of the token axes of the inputs of a role."""
+    """Return the token axes of the inputs of a role."""
     return {axis for record in inputs if record.role == role for axis in record.axes[1:2] if isinstance(axis, str)}
 
 
 def _grown(record: InputRecord, output: OutputRecord, past: str) -> str:
-    """Return the axis of an output that replaces `past`, or "" if the output differs from the input elsewhere."""
+    """Return the output's axis in place of `past`, or "" if the shapes differ elsewhere."""
     if record.dtype != output.dtype or len(record.axes) != len(output.axes):
         return ""
     apart = [(one, other) for one, other in zip(record.axes, output.axes, strict=True) if one != other]
@@ -108,7 +107,7 @@ def _grown(record: InputRecord, output: OutputRecord, past: str) -> str:
 
 
 def _is_total(axis: str, past: str, new: str, masks: set[str]) -> bool:
-    """Return whether the length of an axis is the sum of the past and the new tokens."""
+    """Return whether an axis is the sum of past and new tokens."""
     return past != new and (axis in masks - {new} or sorted(names(axis)) == sorted((past, new)))
 
 

@@ -1,7 +1,7 @@
-"""Records of bases: what is asked of one without running it, kept by its contents, so that it need not be opened.
+"""Cached records of bases: facts that can be read without opening the model.
 
-A record is found by the sha256 of the model's files, of the site map, and of the code and the libraries that analysed
-them. So it is never that of another model, or of an older analysis. Nothing that is built or checked reads one.
+The key is the SHA-256 of the model's files, the site map, and the code and libraries of the analysis, so a record never
+belongs to another model or an older analysis. Builds and checks do not use records.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ _LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "onnxsc
 
 
 class BaseFacts(Protocol):
-    """Facts of a base that its record has as well; models in each backend have them, too."""
+    """Facts of a base, available from models of each backend and from records."""
 
     @property
     def fingerprint(self) -> str:
-        """The SHA-256 of its weights, `sha256:<hex>`."""
+        """SHA-256 of the weights, `sha256:<hex>`."""
 
     @property
     def inputs(self) -> tuple[InputRecord, ...]:
-        """The inputs, in the order of the model."""
+        """Inputs, in the order of the model."""
 
     @property
     def outputs(self) -> tuple[OutputRecord, ...]:
-        """The outputs, in the order of the model."""
+        """Outputs, in the order of the model."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Changes made to the model when it was captured or opened."""
+        """Changes made to the model by capturing or opening."""
 
     @property
     def model_type(self) -> str | None:
-        """The name of its architecture in transformers, if it is known."""
+        """Architecture name in transformers, if known."""
 
     @property
     def source(self) -> str | None:
-        """The repository of the Hub that it was captured from, `hf://owner/name@commit`, if it is known."""
+        """Hub repository that the model was captured from, `hf://owner/name@commit`, if known."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,16 @@ class BaseRecord:
     """The facts recorded about a base.
 
     Attributes:
-        fingerprint: the sha256 of its weights, `sha256:<hex>`.
-        inputs: what it takes.
-        outputs: what it returns.
-        sites: where adapters can act.
-        not_placed: the layers with trained weights at which none can.
-        notes: what was done to it when it was opened, or captured.
-        model_type: the name of its architecture in transformers.
-        source: the repository of the Hub that it was captured from, with its commit.
-        base_head: of its base head, `task` and `parameters`.
-        external: the sha256 of each file with weights of an ONNX graph, by its path from the graph's folder.
+        fingerprint: SHA-256 of the weights, `sha256:<hex>`.
+        inputs: the model's inputs.
+        outputs: the model's outputs.
+        sites: sites of adapters.
+        not_placed: layers with trained weights but without sites.
+        notes: changes made by capturing or opening.
+        model_type: architecture name in transformers.
+        source: Hub repository that the model was captured from, with its commit.
+        base_head: `task` and `parameters` of the base head.
+        external: SHA-256 of each external weight file of an ONNX graph, by path relative to the graph's folder.
     """
 
     fingerprint: str
@@ -87,16 +87,16 @@ class BaseRecord:
 
 @dataclass(frozen=True)
 class _Kept:
-    """A record as it is written, with the sha256 of its canonical form."""
+    """Stored form of a record, with the SHA-256 of its canonical JSON."""
 
     sha256: str
     record: BaseRecord
 
 
 def record_key(model: Path, site_map: Path | None) -> str | None:
-    """Return the key of a model's record, the sha256 of all that it depends on, or `None` if caching is off.
+    """Return the key of a model's record, the SHA-256 of everything it depends on, or `None` if caching is off.
 
-    Of an ONNX graph, the files with its weights are not in it: a record names them.
+    External weight files of an ONNX graph are not part of the key: the record lists them.
     """
     code = _digest(Path(__file__).parent.parent, "*.py")
     if cache_folder() is None or code is None:
@@ -123,8 +123,8 @@ def find_record(key: str, model: Path) -> BaseRecord | None:
 
 
 def keep_record(key: str, record: BaseRecord) -> None:
-    """Write a record under that name; where the folder cannot be written, there is none."""
-    document = json.dumps({"sha256": _sha256(asdict(record)), "record": asdict(record)})  # keys stay in their order
+    """Store a record under a key; errors of writing are ignored."""
+    document = json.dumps({"sha256": _sha256(asdict(record)), "record": asdict(record)})  # keep the order of keys
     with suppress(WriteError), Output(_place(key), force=True).file() as temporary:
         temporary.write_text(document, encoding="utf-8")
 
@@ -135,12 +135,12 @@ def _sha256(document: object) -> str:
 
 def _place(key: str) -> Path:
     folder = cache_folder()
-    assert folder is not None, "a key is made where there is a folder"
+    assert folder is not None, "keys exist only with a cache folder"
     return folder / "bases" / f"{key}.json"
 
 
 def _digest(folder: Path, pattern: str) -> str | None:
-    """Return the sha256 over the names and contents of a folder's files; `None` without readable files."""
+    """Return the SHA-256 of names and contents of a folder's files; `None` without readable files."""
     try:
         lines = [f"{name} {sha256_of(path)}\n" for name, path in sorted(_files(folder, pattern))]
     except FileError:

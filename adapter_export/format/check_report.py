@@ -1,4 +1,4 @@
-"""The reports of `check --json`, and of `check --self-test --json`, as records; schemas `check-report`, `self-test`."""
+"""Records of the reports of `check --json` and `check --self-test --json`; schemas `check-report` and `self-test`."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from adapter_export.interval import Interval
 from adapter_export.safe_io.documents import read_json
 
 REPORT_VERSION = "1.0.0"
-"""The version of the format of reports."""
+"""Version of the report format."""
 
 Verdict = Literal["passed", "failed"]
 Against = Literal["reference", "golden", "float64"]
 Scope = Literal["full", "quick", "part", "golden"]
-"""The scope of a check: all of the bundle; most shapes, words and nodes skipped; named adapters, graphs or shapes
-only; or, by `verify`, golden vectors only."""
+"""The scope of a check: the whole bundle; without most shapes, words and nodes; only selected adapters, graphs or
+shapes; or, by `verify`, only golden vectors."""
 
 Split = Literal["all", "tokens", "padding"]
 Number = float | Literal["nan", "inf", "-inf"]
-"""A number; one that JSON cannot write is replaced by its name when the report is written."""
+"""A number; NaN and infinities, which JSON lacks, are written by name."""
 
 Cosine = Annotated[float, Interval(-1, 1)]
 
 SELF_TEST_VERSION = "1.0.0"
-"""The version of the format."""
+"""Version of the format of self-test reports."""
 
 FaultStatus = Literal["located", "found", "missed", "without effect", "not applicable"]
 
 
 def verdict(passed: bool) -> Verdict:
-    """Return the word for it."""
+    """Return the verdict."""
     return "passed" if passed else "failed"
 
 
@@ -53,8 +53,8 @@ class BudgetRecord:
     """The allowed absolute error.
 
     Attributes:
-        absolute: the allowed |found - expected|.
-        reason: what it follows from.
+        absolute: maximum |found - expected|.
+        reason: derivation of the bound.
     """
 
     absolute: NotNegative
@@ -67,8 +67,8 @@ class MasksRecord:
 
     Attributes:
         agree: on both sides.
-        only_found: in the candidate alone.
-        only_expected: in the reference alone.
+        only_found: only in the candidate.
+        only_expected: only in the reference.
     """
 
     agree: Count
@@ -78,10 +78,10 @@ class MasksRecord:
 
 @dataclass(frozen=True)
 class WorstRecord:
-    """The element that is furthest from the reference.
+    """The element with the largest deviation from the reference.
 
     Attributes:
-        index: its place in the output.
+        index: index in the output.
         found: the candidate's value.
         expected: the reference's value.
         ulp: the number of representable values between the two; null for integers, NaN and Inf.
@@ -95,14 +95,14 @@ class WorstRecord:
 
 @dataclass(frozen=True)
 class FlipRecord:
-    """A row in which the two sides choose different classes.
+    """A row whose highest logit differs between the two sides.
 
     Attributes:
         row: the row, all axes but the last flattened.
         found: the candidate's class.
         expected: the reference's class.
-        margin: how far apart the two logits are in the reference.
-        within_budget: whether the budget explains it: margin at most twice the budget.
+        margin: difference of the two logits in the reference.
+        within_budget: whether the budget explains the flip: margin at most twice the budget.
     """
 
     row: Count
@@ -117,8 +117,8 @@ class TopClassRecord:
     """Agreement of the highest logit.
 
     Attributes:
-        rows: how many rows were looked at.
-        agree: in how many both sides choose the same class.
+        rows: number of compared rows.
+        agree: rows in which both sides choose the same class.
         flips: the other rows.
     """
 
@@ -132,10 +132,10 @@ class ComparisonRecord:
     """Two arrays, element by element.
 
     Attributes:
-        verdict: whether it is as it should be.
-        faults: why it does not pass, one short clause each; empty if it passes.
-        elements: how many elements there were to compare.
-        compared: how many were finite on both sides; the measures are over these.
+        verdict: `passed` or `failed`.
+        faults: reasons for a failure, one short clause each; empty if passed.
+        elements: number of elements.
+        compared: elements finite on both sides; the measures cover these.
         absolute: the largest |found - expected|.
         relative: the largest |found - expected| / max(|found|, |expected|), 0/0 counting as 0.
         ulp: the largest number of representable values between the two sides, large near zero; null for integers and
@@ -188,11 +188,11 @@ class NodeRecord:
 
     Attributes:
         origin: the value in the reference.
-        operators: what the graph computes it with.
-        line: the line of source that computes it in torch; null if unknown.
+        operators: operators of the step in the graph.
+        line: source line of the step in torch; null if unknown.
         depth: number of nodes of the graph in the step.
-        witness: distance of both sides from float64; null if unknown.
-        cumulative: the largest error of the value when the whole graph runs; null where it did not.
+        witness: deviation of both sides from float64; null if unknown.
+        cumulative: the largest error of the value in a run of the whole graph; null without such a run.
     """
 
     origin: str
@@ -205,21 +205,21 @@ class NodeRecord:
 
 @dataclass(frozen=True)
 class Measurement(ComparisonRecord):
-    """One array of one run, compared with what it must be: an output, the result of an adapter at a site, or a node.
+    """Comparison of one array of one run with its reference: an output, an adapter's result at a site, or a node.
 
     Attributes:
         kind: the kind of value.
         name: the output; the site, or `head`; the value in the graph.
-        against: what it was compared with: the model, golden vectors, or float64 on the values that arrive at a site.
+        against: the reference: the model, golden vectors, or a float64 evaluation of the site's inputs.
         adapter: the active adapter; null for the base.
         case: the name of the inputs.
         variant: the graph that ran.
         level: ONNX Runtime's optimization level.
         axes: the length of each dynamic axis of the inputs.
-        part: `tokens` and `padding` for one row per token and inputs with padding.
-        mixed: whether the rows of the batch ran through different adapters; compared are those of this one.
+        part: `tokens` or `padding` for outputs with one row per token and inputs with padding.
+        mixed: whether the batch mixed adapters; only the rows of this adapter are compared.
         path: the module path in the torch model; null if unknown.
-        node: how a node was computed; null for outputs and sites.
+        node: details of a node; null for outputs and sites.
     """
 
     kind: Literal["output", "site", "node"]
@@ -237,7 +237,7 @@ class Measurement(ComparisonRecord):
 
     @property
     def place(self) -> str:
-        """The place of the measurement, for messages."""
+        """Location of the measurement, for messages."""
         adapter = self.adapter or "base"
         if self.kind != "output":
             graph = "" if self.kind == "site" else f", `{self.variant}`"
@@ -249,7 +249,7 @@ class Measurement(ComparisonRecord):
 
     @property
     def badness(self) -> tuple[bool, int, float]:
-        """Order of measurements: failed ones last, of these NaN, Inf and wrong shapes, then by error over budget."""
+        """Sort key: failures last, NaN, Inf and wrong shapes after them, then by error over budget."""
         apart = sum(masks.only_found + masks.only_expected for masks in (self.nan, self.inf))
         return not self.passed, apart + (not self.compared), self.ratio
 
@@ -259,12 +259,12 @@ class LocationRecord:
     """The origin of a failure.
 
     Attributes:
-        adapter, case, variant: of the output that fails.
-        nodes: how many values of the graph were compared with the reference's.
-        node: the first whose own error is over its own budget; null if all are within theirs.
-        guess: what kind of fault explains it; null if none that was tried does.
-        detail: what else was found: the optimization level, what float64 says, rounding that adds up.
-        repro: the folder that repeats it alone; null if none was asked for.
+        adapter, case, variant: of the failing output.
+        nodes: number of graph values compared with the reference.
+        node: the first node whose own error exceeds its budget; null if none does.
+        guess: the kind of fault that explains the failure; null if no known fault does.
+        detail: other findings: the optimization level, the float64 evaluation, accumulated rounding.
+        repro: the folder with a reproduction; null if not requested.
     """
 
     adapter: str | None
@@ -279,23 +279,23 @@ class LocationRecord:
 
 @dataclass(frozen=True)
 class FailureRecord:
-    """One adapter, or the base, that does not compute what it should.
+    """A failing adapter or base.
 
     Attributes:
-        adapter: the active adapter; null for the base alone.
-        case: the smallest case that fails.
-        output: the output that is worst there; null if only a site fails.
-        faults: why it does not pass, one short clause each.
+        adapter: the active adapter; null for the base.
+        case: the smallest failing case.
+        output: the worst output of that case; null if only a site fails.
+        faults: reasons, one short clause each.
         ratio: error over budget; 1 is the limit.
-        worst: the element that is furthest from the reference; null if there was nothing to compare.
-        levels_failed: the optimization levels at which that output fails.
-        levels_passed: those at which it passes.
-        culprit: the first site whose own error is over its own budget.
-        command: repeats this part of the check alone.
-        variant: the first graph that fails.
-        mixed: whether it does in a mixed batch.
-        variants_failed: all graphs in which an output of this adapter fails; empty if only a site does.
-        location: the node that it comes from, and what is known of it; null without a reference.
+        worst: the element with the largest deviation; null if nothing was compared.
+        levels_failed: optimization levels at which the output fails.
+        levels_passed: optimization levels at which it passes.
+        culprit: the first site whose own error exceeds its budget.
+        command: command that repeats this part of the check.
+        variant: the first failing graph.
+        mixed: whether the failure is in a mixed batch.
+        variants_failed: all graphs in which an output of this adapter fails; empty if only a site fails.
+        location: origin of the failure; null without a reference.
     """
 
     adapter: str | None
@@ -316,16 +316,16 @@ class FailureRecord:
 
 @dataclass(frozen=True)
 class AgreementRecord:
-    """One output of floats, over all inputs.
+    """Agreement of one floating-point output, over all inputs.
 
     Attributes:
-        adapter: the active adapter; null for the base alone.
+        adapter: the active adapter; null for the base.
         output: the name of the output.
-        rows: how many were looked at; tokens, for an output with one row per token.
-        agree: in how many of them both sides choose the same class; null for outputs that are not logits.
-        absolute: the largest difference of an element, padding left out.
+        rows: number of compared rows; tokens, for an output with one row per token.
+        agree: rows in which both sides choose the same class; null for outputs that are not logits.
+        absolute: the largest difference of an element, excluding padding.
         scale: the largest absolute value of the output in float32.
-        cosine: the smallest cosine of a batch's output as a vector; null where one side is zero.
+        cosine: the smallest cosine similarity of a batch's output as a vector; null if one side is zero.
     """
 
     adapter: str | None
@@ -342,9 +342,9 @@ class AgreementsRecord:
     """Agreement of the bundle with the base in float32.
 
     Attributes:
-        original: what computed the outputs in float32.
-        inputs: what both sides were run on.
-        results: every output of floats, of the base and of every adapter.
+        original: program that computed the outputs in float32.
+        inputs: inputs of both sides.
+        results: every floating-point output of the base and every adapter.
     """
 
     original: str
@@ -354,16 +354,16 @@ class AgreementsRecord:
 
 @dataclass(frozen=True)
 class EffectRecord:
-    """Effect of an adapter on the base; an adapter without one is no fault, but hardly meant.
+    """Effect of an adapter on the base; the absence of an effect is not a fault, but probably unintended.
 
     Attributes:
         adapter: the adapter.
-        output: the output of the base that it changes most; null if the base has none of floats.
-        change: how far it moves that output: the norm of the difference over the norm of the base's, over all golden
+        output: the base output that changes most; null if the base has no floating-point output.
+        change: relative change of that output: norm of the difference over norm of the base's output, over all golden
             vectors.
-        beyond_rounding: whether an output changes by more than the rounding of float32 explains.
-        sites: how far it moves what it replaces at each site, likewise, on drawn values.
-        idle: the sites where it gives what it replaces, rounding aside.
+        beyond_rounding: whether an output changes by more than float32 rounding.
+        sites: relative change of the replaced value at each site, on random values.
+        idle: sites where the value is unchanged except for rounding.
     """
 
     adapter: str
@@ -375,17 +375,17 @@ class EffectRecord:
 
 
 Status = Literal["exact", "tested", "unverified", "failed"]
-"""Status of a claim: verified for every input, verified on the inputs that were tried, not verified here, or wrong."""
+"""Status of a claim: proved for every input, tested on some inputs, not verified, or wrong."""
 
 
 @dataclass(frozen=True)
 class SpanRecord:
-    """Amount of something that was tried.
+    """Coverage of one quantity.
 
     Attributes:
-        what: what is counted, such as `words`, `positions`, `shapes`, `levels`, `runtimes` or `texts`.
-        done: how many were tried.
-        of: how many there are; null where that has no end or is unknown.
+        what: the quantity, such as `words`, `positions`, `shapes`, `levels`, `runtimes` or `texts`.
+        done: number tested.
+        of: total number; null if infinite or unknown.
     """
 
     what: str
@@ -399,14 +399,14 @@ class Finding:
 
     Attributes:
         check: the kind of claim, such as `swap`, `constant` or `output`.
-        subject: what it was verified for. `check` and `subject` are the same in every report on a bundle of this form.
-        claim: what must hold, a clause for people.
-        status: `exact` for all inputs, `tested` on those that `coverage` counts, `unverified`, or `failed`.
-        where: the file, and in it the tensor, node or key.
-        detail: how it was verified and what was seen, why it is unverified, or what is wrong.
-        coverage: how much was tried.
-        ratio: the largest error over its budget; null where nothing was computed.
-        measurements: the comparisons that it follows from.
+        subject: the object of the claim. Reports on bundles of the same structure have the same `check` and `subject`.
+        claim: the claim, a clause for readers.
+        status: `exact` for all inputs, `tested` on the inputs counted in `coverage`, `unverified`, or `failed`.
+        where: the file, and its tensor, node or key.
+        detail: method and observation, the reason for no verification, or the fault.
+        coverage: the tested quantities.
+        ratio: the largest error over its budget; null if nothing was computed.
+        measurements: the underlying comparisons.
     """
 
     check: str
@@ -421,19 +421,19 @@ class Finding:
 
     @classmethod
     def exact(cls, check: str, subject: str, passed: bool, detail: str, claim: str = "", where: str = "") -> Finding:
-        """Return the outcome of a claim that, once seen to hold, holds for every input."""
+        """Return the outcome of a claim proved for every input."""
         claim, where = claim or f"{check}: {subject}", where or subject
         return cls(check, subject, claim, "exact" if passed else "failed", where, detail)
 
     @classmethod
     def tested(cls, check: str, subject: str, passed: bool, detail: str, claim: str = "", where: str = "") -> Finding:
-        """Return the outcome of a claim that was tried on some inputs."""
+        """Return the outcome of a claim tested on some inputs."""
         claim, where = claim or f"{check}: {subject}", where or subject
         return cls(check, subject, claim, "tested" if passed else "failed", where, detail)
 
     @classmethod
     def unverified(cls, check: str, subject: str, reason: str, claim: str = "", where: str = "") -> Finding:
-        """Return that a claim was not, or cannot be, verified here, and why."""
+        """Return an unverified claim with its reason."""
         return cls(check, subject, claim or f"{check}: {subject}", "unverified", where or subject, reason)
 
     @classmethod
@@ -446,7 +446,7 @@ class Finding:
         detail: str,
         coverage: tuple[SpanRecord, ...] = (),
     ) -> Finding:
-        """Return what follows from measurements; `{ratio}` in `detail` is the largest error over its budget."""
+        """Return the outcome of measurements; `{ratio}` in `detail` is the largest error over its budget."""
         worst = max(found, key=lambda one: one.badness)
         status: Status = "tested" if any(one.compared for one in found) else "unverified"
         status = status if worst.passed else "failed"
@@ -455,7 +455,7 @@ class Finding:
 
     @property
     def id(self) -> str:
-        """The name of the claim and its subject in one word, such as `swap/base-→-topic-→-base`."""
+        """Identifier of the claim and its subject, such as `swap/base-→-topic-→-base`."""
         return f"{self.check}/{self.subject}".replace(" ", "-")
 
     @property
@@ -466,13 +466,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class CoverageRecord:
-    """Amount of values that were compared.
+    """Coverage of the comparisons.
 
     Attributes:
-        planned: the values that there were to compare.
-        compared: those of which at least one element was compared.
-        elements: the elements that were compared.
-        left_out: the places of the others.
+        planned: number of values to compare.
+        compared: values with at least one compared element.
+        elements: number of compared elements.
+        left_out: locations of the other values.
     """
 
     planned: Count
@@ -487,22 +487,22 @@ class CheckReport:
 
     Attributes:
         version: the version of this format. A reader refuses another major version.
-        bundle: the path of the bundle, as it was given.
+        bundle: the path of the bundle, as passed.
         base: the fingerprint of the bundle's base.
-        against: the path of the model that the reference comes from; null if only the golden vectors were used.
-        reference: what computed the reference's outputs, such as `torch 2.13.0 float32`.
-        runtime: what computed the bundle's outputs, such as `onnxruntime 1.32.0`.
-        scope: how much of the bundle was checked.
-        verdict: whether it is as it should be.
+        against: the path of the reference model; null if only golden vectors were used.
+        reference: program of the reference outputs, such as `torch 2.13.0 float32`.
+        runtime: program of the bundle's outputs, such as `onnxruntime 1.32.0`.
+        scope: the checked part of the bundle.
+        verdict: `passed` or `failed`.
         summary: the verdict with the scope and the number of unverified claims, such as `passed (quick, 29 of 346
             unverified)`.
-        coverage: how much was looked at.
-        findings: every claim, and whether it is verified, unverified or wrong.
-        failures: one per adapter, or the base, with a comparison that failed.
-        agreements: how the bundle differs from the base in float32, where its precision is another or texts were given;
-            null elsewhere. No part of the verdict.
-        effects: what each adapter that is more than a head changes. No part of the verdict.
-        digest: the sha256 of the bundle's manifest, which has those of all its files.
+        coverage: coverage of the comparisons.
+        findings: every claim with its status.
+        failures: one for each adapter or base with a failed comparison.
+        agreements: agreement of the bundle with the float32 base, for other precisions or if texts were passed; null
+            otherwise. Not part of the verdict.
+        effects: effect of each adapter that is more than a head. Not part of the verdict.
+        digest: SHA-256 of the bundle's manifest, which contains those of all its files.
     """
 
     version: Annotated[str, SEMVER]
@@ -523,11 +523,11 @@ class CheckReport:
 
 
 def read_report(path: Path, digest: str) -> CheckReport:
-    """Read an earlier report on the bundle whose manifest has this digest.
+    """Read an earlier report on a bundle by the digest of its manifest.
 
     Raises:
-        FileError: it cannot be read.
-        FormatError: it is none, or one on another bundle; `VersionError` is a kind of it.
+        FileError: the file cannot be read.
+        FormatError: the file is not a report, or a report on another bundle; `VersionError` is a subclass.
     """
     document = read_json(path)
     with version_checked(document, REPORT_VERSION, path), within(path):
@@ -536,25 +536,25 @@ def read_report(path: Path, digest: str) -> CheckReport:
         raise FormatError(
             "is a report on another bundle",
             where=path,
-            found=f"a manifest of digest {report.digest or 'that it does not say'}",
+            found=f"manifest digest {report.digest or 'absent'}",
             expected=digest,
-            fix="give a report on this bundle",
+            fix="pass a report on this bundle",
         )
     return report
 
 
 @dataclass(frozen=True)
 class FaultRecord:
-    """One kind of fault that was planted in a copy of the bundle.
+    """A kind of fault planted in a copy of the bundle.
 
     Attributes:
-        name: what is wrong.
-        area: where.
+        name: the fault.
+        area: the affected part of the bundle.
         status: `located` if the check failed and named one of the `places`; `found` if it failed; `missed` if it
-            passed; `without effect` if it passed and every output has the same bits as before; `not applicable` if
-            there is nothing in the bundle that can be wrong in this way.
-        places: the names of what was changed.
-        detail: what the check said.
+            passed; `without effect` if it passed and every output is bit-identical; `not applicable` if the bundle
+            cannot have this fault.
+        places: names of the changed parts.
+        detail: message of the check.
     """
 
     name: str
@@ -566,14 +566,14 @@ class FaultRecord:
 
 @dataclass(frozen=True)
 class SelfTestReport:
-    """Outcome of planted faults: those that a check finds and locates.
+    """Report of planted faults: how many of them a check finds and locates.
 
     Attributes:
         version: the version of this format. A reader refuses another major version.
-        bundle: the path of the bundle, as it was given.
-        against: the path of the model; null if only golden vectors were used.
-        seed: what chose the places.
-        faults: every kind, in the order in which they were planted.
+        bundle: the path of the bundle, as passed.
+        against: the path of the reference model; null if only golden vectors were used.
+        seed: random seed of the places.
+        faults: every kind of fault, in the order of planting.
     """
 
     version: Annotated[str, SEMVER]

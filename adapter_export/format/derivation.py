@@ -1,7 +1,4 @@
-"""The origin of each constant in a bundle's graph with slots, `derivation.json`.
-
-Specified in `docs/reference/format.md`.
-"""
+"""Origin of each constant in the graph with slots, `derivation.json`. Specified in `docs/reference/format.md`."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from adapter_export.safe_io.documents import read_json
 from adapter_export.safe_io.output import Output
 
 DERIVATION_VERSION = "1.0.0"
-"""The version of the format that is written, and the newest that is read."""
+"""Version of the format written, and the newest supported."""
 
 DERIVATION_FILE = "derivation.json"
 
@@ -27,14 +24,14 @@ class ConstantRecord:
     """A constant of the graph: an initializer that is not an input of the graph, or a tensor in a node.
 
     Attributes:
-        name: its name in the graph; of a tensor in a node the name of what the node gives.
+        name: its name in the graph; for a tensor in a node, the output name of the node.
         how: the operation on `sources`, after transposing those marked in `transposed`. `made` marks tensors written
             by an exporter or a quantiser: numbers, shapes, folded and quantised tensors.
-        sources: the tensors of the model, by their names there; none of one that was made.
-        transposed: whether each source is a matrix that is read the other way around.
-        axis: of one that is sliced or concatenated: along which axis.
-        start: of one that is sliced: where it begins.
-        sha256: of one that was made: of its bytes, row-major and little-endian.
+        sources: the model's tensors, by name; empty for `made`.
+        transposed: whether each source is a transposed matrix.
+        axis: axis of a slice or concatenation.
+        start: start of a slice.
+        sha256: for `made`, the SHA-256 of the bytes, row-major and little-endian.
     """
 
     name: str
@@ -51,12 +48,12 @@ class Derivation:
     """The derivation of the constants in the graph with slots from the tensors of the model.
 
     Attributes:
-        version: the version of this format. A reader refuses another major version.
-        program: the sha256 of what the model does with its tensors: of the text of a torch program, or of an ONNX file.
-        made_by: the version of each library that had a part in it. The same versions make the same graph again.
-        optimized: whether operators were fused before the slots went in.
+        version: the version of this format. Readers reject another major version.
+        program: the SHA-256 of the model's program: the text of a torch program, or an ONNX file.
+        made_by: versions of the libraries involved. The same versions reproduce the graph.
+        optimized: whether operators were fused before slots were inserted.
         constants: every constant of the graph.
-        golden: the names of the cases of the golden vectors.
+        golden: names of the golden vector cases.
     """
 
     version: Annotated[str, SEMVER]
@@ -68,7 +65,7 @@ class Derivation:
 
 
 def write_derivation(derivation: Derivation, path: Path) -> None:
-    """Write a derivation; the same one always gives the same bytes. `WriteError`: the operating system refused."""
+    """Write a derivation; the bytes are deterministic. Raises WriteError."""
     with Output(path).file() as temporary:
         temporary.write_bytes(canonical_json(asdict(derivation)))
 
@@ -77,8 +74,8 @@ def read_derivation(path: Path) -> Derivation:
     """Read a derivation.
 
     Raises:
-        FileError: it cannot be read.
-        FormatError: it breaks the format; the message gives the JSON path. `VersionError` is a kind of it.
+        FileError: the file cannot be read.
+        FormatError: the file violates the format; the message contains the JSON path. `VersionError` is a subclass.
     """
     document = read_json(path)
     with version_checked(document, DERIVATION_VERSION, path), within(path):

@@ -1,4 +1,4 @@
-"""JSON in one encoding with checksums, and the folder of the cache."""
+"""Canonical JSON with checksums, and the cache folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from adapter_export.errors import FormatError, HashError
 
 CACHE_VARIABLE = "ADAPTER_EXPORT_CACHE"
-"""The environment variable with the folder of what may be deleted at any time; empty, nothing is kept."""
+"""Environment variable of the cache folder; empty to disable caching."""
 
 IDENTITY_FILE = "base_identity.json"
-"""The record in an onnxruntime-genai folder of the trained model whose weights it holds."""
+"""Record in an onnxruntime-genai folder of the trained model whose weights it contains."""
 
 
 def cache_folder() -> Path | None:
@@ -27,17 +27,19 @@ def cache_folder() -> Path | None:
 
 
 def canonical_json(document: object) -> bytes:
-    """Return the one encoding of a document: UTF-8, keys sorted by code point, indent of 2, a newline at the end.
+    """Return the canonical encoding of a document: UTF-8, keys sorted by code point, indent of 2, final newline.
 
     Raises:
-        FormatError: it holds something that JSON cannot say, such as NaN.
+        FormatError: the document contains a value that JSON cannot represent, such as NaN.
     """
     try:
         text = json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
         return f"{text}\n".encode()
     except (ValueError, TypeError, RecursionError) as error:
         raise FormatError(
-            "holds a value that JSON cannot say", found=error, expected="strings, finite numbers, lists and objects"
+            "contains a value without JSON equivalent",
+            found=error,
+            expected="strings, finite numbers, lists and objects",
         ) from error
 
 
@@ -45,30 +47,30 @@ _NO_CHECKSUM = "0" * 64
 
 
 def checked_json(document: Mapping[str, object]) -> bytes:
-    """Return the encoding of an object with a `checksum` of itself: the sha256 of these bytes with zeros as its digits.
+    """Return the encoding of an object with a `checksum`: the SHA-256 of these bytes with zeros as its digits.
 
     Raises:
-        FormatError: as `canonical_json`.
+        FormatError: see `canonical_json`.
     """
     data = canonical_json({**document, "checksum": _NO_CHECKSUM})
     return canonical_json({**document, "checksum": hashlib.sha256(data).hexdigest()})
 
 
 def check_checksum(data: bytes, checksum: str | None, where: object) -> None:
-    """Raise `HashError` where a file with a checksum of itself has other bytes than when it was written.
+    """Raise HashError if a file does not match its own checksum.
 
-    A flipped bit in a factor or a label would cause wrong answers without an error.
+    A flipped bit in a factor or label would cause wrong answers without an error.
     """
     if checksum is None:
         return
     found = hashlib.sha256(data.replace(checksum.encode(), _NO_CHECKSUM.encode())).hexdigest()
     if found != checksum:
-        fix = "take the file from its source again; if you changed it on purpose, delete its key `checksum`"
+        fix = "get the file from its source again; after an intentional change, delete its key `checksum`"
         raise HashError(where, found=found, expected=checksum, fix=fix)
 
 
 def printable_json(document: object, *, indent: int | None = None) -> str:
-    """Return JSON for people and programs, in which signs that could steer a terminal or end a line are escapes.
+    """Return JSON with terminal controls and line separators escaped.
 
     Raises:
         ValueError: a number is NaN or infinite.
@@ -80,6 +82,6 @@ def printable_json(document: object, *, indent: int | None = None) -> str:
 
 
 def _plain(value: object) -> object:
-    """Return paths and NumPy scalars as what JSON knows."""
+    """Convert paths and NumPy scalars to JSON types."""
     item = getattr(value, "item", None)
     return item() if callable(item) else str(value)

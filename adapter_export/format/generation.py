@@ -1,4 +1,4 @@
-"""Settings for writing a text: the tokens that begin and end it, and those that may not be chosen."""
+"""Settings of text generation: first and last tokens, and suppressed tokens."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from adapter_export.format.records import Count
 
 @dataclass(frozen=True)
 class GenerationRecord:
-    """Settings of a model that writes text.
+    """Settings of a text-generating model.
 
     Attributes:
-        end: the tokens that end a text; the first is the one that is learnt.
-        padding: the token that fills up rows that have ended. Null if there is none.
-        start: the token that the decoder of an encoder–decoder reads first. Null for a decoder, which reads a prompt.
-        first: the token that is written first in any case, such as that of a language. Null if the model chooses it.
-        suppressed: tokens that are never chosen.
+        end: the tokens that end a text; training uses the first.
+        padding: the token that pads finished rows; null if there is none.
+        start: the first input token of the decoder of an encoder–decoder; null for a decoder, which reads a prompt.
+        first: the forced first output token, such as a language token; null if the model chooses it.
+        suppressed: tokens that are never generated.
     """
 
     end: tuple[Count, ...] = ()

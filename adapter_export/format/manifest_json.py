@@ -405,7 +405,7 @@ def _verify(record: FileRecord, folder: Path, copy: Path | None) -> None:
             where=path,
             found=f"{size} bytes",
             expected=f"{record.bytes} bytes",
-            fix="take the file from its source again",
+            fix="get the file from its source again",
         )
     if copy is None:
         found = sha256_of(path)

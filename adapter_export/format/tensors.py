@@ -101,7 +101,7 @@ def parse_tensors(data: bytes, where: object, *, widen: bool = False) -> dict[st
 
     def refusal(reason: str) -> FormatError:
         found = f"{len(data)} bytes; {reason}"
-        fix = "take the file from its source again"
+        fix = "get the file from its source again"
         return FormatError("is not a valid safetensors file", where=where, found=found, fix=fix)
 
     with parsing(refusal):
@@ -165,7 +165,7 @@ def _header(data: bytes, where: object) -> object:
             where=where,
             found=f"{len(data)} bytes that begin with `{data[:16]!r}`",
             expected="the length of a header and the header",
-            fix="take the file from its source again",
+            fix="get the file from its source again",
         )
     if length > rest:
         raise FormatError(
@@ -173,6 +173,6 @@ def _header(data: bytes, where: object) -> object:
             where=where,
             found=f"{rest} bytes after the length",
             expected=f"a header of {length} bytes and the tensors",
-            fix="take the file from its source again",
+            fix="get the file from its source again",
         )
     return parse_json(data[_HEADER_LENGTH_BYTES : _HEADER_LENGTH_BYTES + length], f"{where}, header")

@@ -358,7 +358,7 @@ def rounded(adapter: Adapter, precision: AdapterPrecision) -> Adapter:
     Factors come first, since a rounded number times a factor is not a rounded one. What only training needs is gone.
 
     Raises:
-        TensorError: a number leaves the range of float16.
+        TensorError: a number exceeds the range of float16.
         GraphError: a factor takes a number out of the range of float32.
     """
     if precision == "float32":

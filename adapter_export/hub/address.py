@@ -101,8 +101,8 @@ def _check_is_no_path(text: str, owner: Path, name: str) -> None:
         found = f"the suffix `{suffix}` of a file"
     else:
         return
-    fix = f"check the path for a typing error; a repository of the Hub with this name is `hf://{text}`"
-    raise FileError("is not there", where=text, found=found, fix=fix)
+    fix = f"check the path for typos; a repository of the Hub with this name is `hf://{text}`"
+    raise FileError("does not exist", where=text, found=found, fix=fix)
 
 
 def _fetched(asked: str, reference: str, contents: Contents, reporter: Reporter) -> Located:

@@ -311,7 +311,7 @@ def _refusal(response: httpx.Response, where: RegistryReference) -> RemoteError:
         fix = f"log in with `docker login {where.host}` or `oras login {where.host}`"
         return DeniedError("the registry does not let you do that", where=where, found=found, fix=fix)
     if status == httpx.codes.NOT_FOUND:
-        return NotFoundError("is not there", where=where, found=found, fix="check its name, and its tag or digest")
+        return NotFoundError("does not exist", where=where, found=found, fix="check its name, and its tag or digest")
     if status == httpx.codes.TOO_MANY_REQUESTS or status >= httpx.codes.INTERNAL_SERVER_ERROR:
         return UnreachableError("the registry cannot answer now", where=where, found=found, fix="run again later")
     return RemoteError("the registry refuses", where=where, found=found)

@@ -199,7 +199,7 @@ def find_renaming(adapter: Collection[str], base: Collection[str], where: object
         where=where,
         found=quoted(sorted(adapter)),
         expected=f"one prefix, not {' and '.join(sorted(f'`{one.drop or one.add}`' for one in best))}",
-        fix="give the base that it was trained on, captured with the same names of modules",
+        fix="pass the base that it was trained on, captured with the same names of modules",
     )
 
 

@@ -130,7 +130,7 @@ def model_version_of(data: Bytes, where: object) -> int:
 
 
 def _damaged(where: object, reason: str) -> FormatError:
-    fix = "take the file from its source again"
+    fix = "get the file from its source again"
     return FormatError("is truncated or damaged", where=where, found=reason, fix=fix)
 
 

@@ -307,7 +307,7 @@ def asked_of(document: object) -> Asked:
         ):
             return [Pair(first, choice) for choice in choices]
     raise RequestError(
-        "is no text",
+        "is not a text",
         found=f"{document!a}"[:100],
         expected='a string, `{"text": …, "pair": …}`, `{"text": …, "choices": […]}` or `{"text": …, "side": "query"}`',
     )

@@ -107,7 +107,7 @@ class TextReader(Reader):
         the adapter.
 
         Raises:
-            RequestError: the base has inputs that text cannot fill, or the rows differ in length and may not be padded.
+            RequestError: an input cannot be computed from text, or the rows differ in length and may not be padded.
         """
         pads = self.session.may_pad(adapter)
         return self.tokenizer.arrays([row.encoding for row in rows], self._inputs, pads=pads)

@@ -1,1 +1,1 @@
-"""The one way in for bytes of others: files are opened, parsers are called, and libraries are tried out here."""
+"""Input and output of files: opening untrusted files, calling parsers, sandboxing libraries, writing atomically."""

@@ -1,6 +1,6 @@
-"""Libraries that read files of others, tried out in a process of its own, with limits of memory and time.
+"""Sandbox for libraries that read untrusted files: a child process with memory and time limits.
 
-A crash of C++ code, or memory without end, takes that process alone.
+A crash of native code or a memory exhaustion ends only that process.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from adapter_export.safe_io.parsers import reason
 
 try:
     import resource
-except ImportError:  # Windows; there time alone is limited
+except ImportError:  # Windows, where only time is limited
     resource = None  # type: ignore[assignment]
 
 _MEMORY = 3
-"""The exit status of a child for which there was not enough memory."""
+"""Exit status of a child that ran out of memory."""
 
 _CHILD = "from adapter_export.safe_io.child import answer; answer()"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The time and memory that a child process may use.
+    """Time and memory limits of a child process.
 
     Attributes:
-        seconds: until it is stopped.
-        bytes: of memory that it asks for; files that it maps do not count, nor what Python and the libraries take.
+        seconds: timeout.
+        bytes: memory that it may allocate, excluding mapped files, Python and the loaded libraries.
     """
 
     seconds: float
@@ -44,10 +44,10 @@ class Limits:
 
 
 def try_out(function: str, *arguments: str, limits: Limits, refusal: Callable[[str], AdapterExportError]) -> None:
-    """Call `module:function` with texts in a new Python process, and raise the error of this package that it raises.
+    """Call `module:function` with texts in a new Python process, and re-raise its error of this package.
 
-    A process that crashes, takes too long or needs too much memory is `refusal(reason)`. Where Python cannot be
-    started, as inside another program, nothing is tried.
+    A crash or an exceeded limit raises `refusal(reason)`. Does nothing if Python cannot be started, as in an embedded
+    interpreter.
     """
     if not sys.executable:
         return
@@ -55,7 +55,7 @@ def try_out(function: str, *arguments: str, limits: Limits, refusal: Callable[[s
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-c", _CHILD],  # no module from the current folder, which may be another's
+            [sys.executable, "-P", "-c", _CHILD],  # `-P`: import nothing from the current folder
             input=task,
             capture_output=True,
             text=True,
@@ -65,7 +65,7 @@ def try_out(function: str, *arguments: str, limits: Limits, refusal: Callable[[s
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise refusal(f"no end after {limits.seconds:.0f} seconds") from error
+        raise refusal(f"timeout after {limits.seconds:.0f} seconds") from error
     except OSError:
         return
     if done.returncode == _MEMORY:
@@ -80,7 +80,7 @@ def try_out(function: str, *arguments: str, limits: Limits, refusal: Callable[[s
 
 
 def answer() -> None:
-    """Do what standard input asks for; on standard output, the error that it raised, as JSON, or `null`."""
+    """Run the call read from standard input, and write its error as JSON, or `null`, to standard output."""
     task = json.loads(sys.stdin.read())
     output, sys.stdout = sys.stdout, sys.stderr
     module, _, name = task["function"].partition(":")
@@ -101,11 +101,11 @@ def answer() -> None:
         facts = {"error": type(error).__name__} | {k: None if v is None else errors.both(v) for k, v in known.items()}
     output.write(f"{json.dumps(facts)}\n")
     output.flush()
-    os._exit(0)  # threads of a library that are at work still are not waited for
+    os._exit(0)  # do not wait for running threads of a library
 
 
 def _taken() -> int:
-    """The bytes of memory that this process has asked for so far, where the system says it."""
+    """Return the bytes of memory allocated by this process, where the system reports them."""
     try:
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[5])
     except OSError:

@@ -1,4 +1,4 @@
-"""JSON, read strictly, within limits of size."""
+"""Strict JSON reader with size limits."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from adapter_export.errors import FormatError, within
 from adapter_export.safe_io.regular_files import read_bytes
 
 MOST_JSON_BYTES = 256 * 2**20
-"""The largest document that is read."""
+"""Maximum size of a document."""
 
 MOST_VALUES = 2_000_000
-"""The most values of a document, where nothing else is said: each takes about a hundred bytes of memory."""
+"""Default maximum number of values in a document; each needs about 100 bytes of memory."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -29,17 +29,17 @@ def read_json(path: Path) -> object:
     """Read a JSON file.
 
     Raises:
-        FileError: it cannot be read.
-        FormatError: as `parse_json`.
+        FileError: the file cannot be read.
+        FormatError: see `parse_json`.
     """
     return parse_json(read_bytes(path, MOST_JSON_BYTES), path)
 
 
 def parse_json(data: bytes, where: object, most_values: int = MOST_VALUES) -> object:
-    """Read a JSON document from bytes; `where` names it in messages.
+    """Parse a JSON document; `where` names it in messages.
 
     Raises:
-        FormatError: it is not JSON (RFC 8259), a key occurs twice in one object, or it has more values.
+        FormatError: the document is not JSON (RFC 8259), repeats a key in an object, or has too many values.
     """
     if data.startswith(_BYTE_ORDER_MARK):
         raise FormatError(
@@ -49,19 +49,19 @@ def parse_json(data: bytes, where: object, most_values: int = MOST_VALUES) -> ob
         raise FormatError(
             "is too large", where=where, found=f"{len(data):,} bytes", expected=f"at most {MOST_JSON_BYTES:,}"
         )
-    # a value ends at a comma or at a bracket; those in strings count as well
+    # upper bound: a value ends at a comma or bracket, and those in strings count too
     if len(data) > most_values and (count := sum(map(data.count, (b",", b"[", b"{")))) > most_values:
         raise FormatError(
             "has too many values",
             where=where,
             found=f"about {count:,}",
             expected=f"at most {most_values:,}",
-            fix="check that it is the file that you mean",
+            fix="check that this is the intended file",
         )
     try:
         with within(where), _without_collector():
             document = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
-        if _SURROGATE.search(data):  # half of a pair, which Python's reader accepts and no writer may write
+        if _SURROGATE.search(data):  # lone surrogate, which Python's parser accepts
             json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         found = str(error)
@@ -72,14 +72,14 @@ def parse_json(data: bytes, where: object, most_values: int = MOST_VALUES) -> ob
             where=where,
             found=found,
             expected="one JSON document (RFC 8259)",
-            fix="take the file from its source again, or correct it there",
+            fix="get the file from its source again, or correct it",
         ) from error
     return document
 
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Keep Python's collector from going through all values again and again: there are no cycles in a document."""
+    """Pause garbage collection, which would rescan all values repeatedly: a document has no cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -94,17 +94,15 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(document) == len(pairs):
         return document
     twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-    raise FormatError(
-        f"gives the key `{twice}` twice in one object", expected="each key once", fix="leave one of them out"
-    )
+    raise FormatError(f"repeats the key `{twice}` in one object", expected="unique keys", fix="remove one of them")
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"`{constant}`, which is no JSON number")
+    raise ValueError(f"`{constant}`, which is not a JSON number")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if number in (float("inf"), float("-inf")):
-        raise ValueError(f"`{text}`, which is beyond float64")
+        raise ValueError(f"`{text}`, which exceeds the range of float64")
     return number

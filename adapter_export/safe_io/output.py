@@ -1,4 +1,4 @@
-"""Outputs: checked before the work begins, and written under a temporary name so that nothing is half-written."""
+"""Outputs: checked before the work starts, written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from adapter_export.errors import AbandonedFileWarning, BusyError, FileError, Ou
 
 try:
     import fcntl
-except ImportError:  # Windows has no `flock`, so writers are not kept apart there
+except ImportError:  # Windows has no `flock`: concurrent writers are not detected there
     fcntl = None  # type: ignore[assignment]
 
 _CURRENT_FOLDER, _EXCHANGE = -100, 2
-"""Arguments of Linux's `renameat2`: paths are relative to the current folder; exchange the two paths."""
+"""Arguments of Linux's `renameat2`: AT_FDCWD and RENAME_EXCHANGE."""
 
 _SWAP = 2
-"""Flag of macOS's `renamex_np` that exchanges the two paths."""
+"""RENAME_SWAP of macOS's `renamex_np`."""
 
 
 @runtime_checkable
 class Located(Protocol):
-    """An object that was read from a path, such as a base."""
+    """An object read from a path, such as a base."""
 
     @property
     def path(self) -> Path | None:
-        """The file or folder; `None` for an object that was made in memory."""
+        """The file or folder; `None` for an object created in memory."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Output:
     """A file or folder that a call writes.
 
     Attributes:
-        path: where it goes.
-        force: replace an existing file or folder.
+        path: the path to write.
+        force: whether to replace an existing file or folder.
     """
 
     path: Path
@@ -53,15 +53,15 @@ class Output:
 
     def __post_init__(self) -> None:
         if self.path.parts and self.path.parts[0] in ("hf:", "oci:"):
-            fix = "write it to a path on this machine; `push` sends bundles and adapters"
-            raise FileError("is no path on this machine", where=self.path, fix=fix)
+            fix = "write to a local path, then upload bundles and adapters with `push`"
+            raise FileError("is not a local path", where=self.path, fix=fix)
 
     def ensure_writable(self, *, folder: bool = False, sources: object = ()) -> None:
-        """Check before the work begins that the output may be written. `file` and `folder` check again.
+        """Check before the work starts that the output may be written. `file` and `folder` check again.
 
         Args:
-            folder: the output is a folder; a file never replaces a folder.
-            sources: inputs of the call, as the caller gave them: paths, bases, and lists or mappings of these.
+            folder: whether the output is a folder. A file never replaces a folder.
+            sources: inputs of the call: paths, bases, and lists or mappings of these.
 
         Raises:
             OutputExistsError: the path exists, and `force` is false.
@@ -75,23 +75,23 @@ class Output:
             raise OutputExistsError(path)
         place, home = path.resolve(), Path(os.path.expanduser("~"))  # noqa: PTH111 `Path.home` may be an error
         if not path.is_symlink() and (place in (home, *home.parents) or (place / ".git").exists()):
-            found = "a git repository" if (place / ".git").exists() else "your home folder, or one above it"
+            found = "a git repository" if (place / ".git").exists() else "your home folder, or a parent of it"
             raise FileError("would be replaced", where=path, found=found, fix="choose another name for the output")
         for source in _paths(sources):
             if place in (source.resolve(), *source.resolve().parents):
                 raise FileError(
-                    "would replace what it is made of, which would be lost",
+                    "would overwrite an input",
                     where=path,
                     found=f"`{source}`",
                     fix="choose another name for the output",
                 )
         if path.is_dir() and not (folder or path.is_symlink()):
-            fix = "name a file in it, or another"
+            fix = "choose a file in the folder, or another path"
             raise FileError("is a folder", where=path, expected="the name of a file", fix=fix)
 
     @contextmanager
     def file(self) -> Iterator[Path]:
-        """Yield a temporary path; the file written there becomes the output if the block ends without an error.
+        """Yield a temporary path; its file becomes the output if the block succeeds.
 
         Parent folders are created. With `force`, the existing file stays until the new one is complete and synced to
         disk.
@@ -109,7 +109,7 @@ class Output:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with locked(target):
-                self._check_free(target)  # the previous owner of the lock may have written it
+                self._check_free(target)  # the previous lock owner may have created it
                 try:
                     yield temporary
                     self._check_free(target)
@@ -130,7 +130,7 @@ class Output:
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """Yield a temporary folder, which becomes the output if the block ends without an error.
+        """Yield a temporary folder, which becomes the output if the block succeeds.
 
         Raises:
             OutputExistsError: the path exists, and `force` is false.
@@ -146,16 +146,16 @@ class Output:
         here = Path.cwd()
         if target == here or target in here.parents:
             raise FileError(
-                "is the folder that you work in, or one above it",
+                "is the current folder, or a parent of it",
                 where=self.path,
-                fix="choose another name, or work in another folder",
+                fix="choose another name, or change to another folder",
             )
         if os.path.lexists(target) and not self.force:
             raise OutputExistsError(self.path)
 
 
 def _paths(sources: object) -> Iterator[Path]:
-    """Yield the existing paths among inputs of a call; of `NAME=FOLDER` also the folder."""
+    """Yield the existing paths among the inputs of a call, including the folder of `NAME=FOLDER`."""
     if isinstance(sources, Located):
         sources = sources.path
     if isinstance(sources, str | Path):
@@ -172,15 +172,14 @@ def _paths(sources: object) -> Iterator[Path]:
 
 @contextmanager
 def changed_folder(path: Path, without: Collection[str]) -> Iterator[Path]:
-    """Yield a temporary folder with the same files, which takes the place of `path` if the block ends without an error.
+    """Yield a temporary copy of a folder, which replaces `path` if the block succeeds.
 
-    The files are the same ones, under second names (hard links) where that can be: one that is to change must be left
-    out (`without`, paths from the folder with `/`) or replaced, never written into. Files of the old folder that are
-    open stay as they were.
+    The files are hard links where the file system supports them: replace a file to change it, or exclude it by
+    `without` (relative paths with `/`); never write into it. Open files of the old folder keep their contents.
 
     Raises:
-        FileError: `path` is the current folder or one above it, which nothing may replace.
-        WriteError: the operating system refused a write; `path` is as it was before.
+        FileError: `path` is the current folder or a parent of it, which cannot be replaced.
+        WriteError: the operating system refused a write; `path` is unchanged.
     """
     folder = path.resolve()
     with Output(folder, force=True).folder() as temporary:
@@ -190,24 +189,24 @@ def changed_folder(path: Path, without: Collection[str]) -> Iterator[Path]:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 try:
                     os.link(file.resolve(), temporary / name)
-                except OSError:  # a file system without hard links, or a file that is not the user's
+                except OSError:  # a file system without hard links, or a file of another user
                     shutil.copy2(file, temporary / name)
         yield temporary
 
 
 _held = local()
-"""The paths that a thread has locked, in `paths`."""
+"""Paths locked by each thread, in `paths`."""
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep all others from writing at a path until the block ends; the thread that holds it may lock it again.
+    """Lock a path against other writers until the block ends; reentrant within a thread.
 
-    The lock is a file beside it that names its owner, held by `flock`: the system releases it when the process ends in
-    whatever way. What a killed process left half-written is removed, with an `AbandonedFileWarning`.
+    The lock is a sibling file that names its owner, locked by `flock`: the system releases it when the process ends.
+    Partial files of a killed process are removed, with an `AbandonedFileWarning`.
 
     Raises:
-        BusyError: another process or thread writes there.
+        BusyError: another process or thread holds the lock.
         WriteError: the operating system refused the lock.
     """
     target = Path(os.path.abspath(path))  # noqa: PTH100 as in `Output.file`
@@ -229,7 +228,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _acquired(lock: Path, named: Path) -> int:
-    """Return the open file of a lock that is held now."""
+    """Acquire a lock, and return its open file."""
     try:
         while True:
             file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -239,7 +238,7 @@ def _acquired(lock: Path, named: Path) -> int:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     raise BusyError(named, os.read(file, 200).decode("utf-8", "replace")) from None
-                if os.fstat(file).st_nlink:  # or else its owner has removed it since it was opened
+                if os.fstat(file).st_nlink:  # its previous owner may have removed it after it was opened
                     on_failure.callback(lock.unlink)
                     os.ftruncate(file, 0)
                     os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -250,22 +249,22 @@ def _acquired(lock: Path, named: Path) -> int:
 
 
 def _recover(target: Path) -> None:
-    """Remove what killed writers left beside the target, which is locked; what stepped aside comes back."""
+    """Remove partial files of killed writers beside the locked target, and restore a moved original."""
     left = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.(tmp|old)")
     for path in sorted(path for path in target.parent.iterdir() if left.fullmatch(path.name)):
         if path.suffix == ".old" and not os.path.lexists(target):
             path.rename(target)
-            done = "is back: the process that was to replace it was killed"
+            done = "restored: the process replacing it was killed"
         else:
             _remove(path)
-            done = "was removed: the process that wrote it was killed"
+            done = "removed: the process writing it was killed"
         warnings.warn(f"{path}: {done}", AbandonedFileWarning, stacklevel=2)
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Let two paths of one file system exchange what they hold, at one stroke: at no time one of them holds nothing.
+    """Swap two paths of one file system atomically.
 
-    Returns false where the system or the file system cannot do it.
+    Returns false if the system or the file system does not support it.
     """
     first, second = os.fsencode(one), os.fsencode(other)
     library = None if os.name == "nt" else ctypes.CDLL(None)
@@ -276,7 +275,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def _move_into_place(temporary: Path, target: Path) -> None:
-    """Exchange the two; where that cannot be, what is there steps aside and comes back if the renaming fails."""
+    """Swap the two paths; if unsupported, move the target aside, and restore it if renaming fails."""
     if temporary.is_file() and not target.is_dir():
         temporary.replace(target)
         return
@@ -297,7 +296,7 @@ def _move_into_place(temporary: Path, target: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file or a folder, with all that is in it, is on the disk."""
+    """Flush a file, or a folder with its contents, to disk."""
     if path.is_symlink() or not path.is_dir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -305,13 +304,13 @@ def _sync(path: Path) -> None:
     for folder, _, names in os.walk(path):
         for name in names:
             file_path = Path(folder, name)
-            if file_path.stat().st_nlink == 1:  # a second name of a file that was there already
+            if file_path.stat().st_nlink == 1:  # hard links of existing files need no flush
                 _sync(file_path)
         _sync_folder(Path(folder))
 
 
 def _sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk, where the system opens folders."""
+    """Flush the entries of a folder to disk, where the system can open folders."""
     if os.name == "nt":
         return
     file = os.open(folder, os.O_RDONLY)

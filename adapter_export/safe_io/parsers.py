@@ -1,4 +1,4 @@
-"""Parsers of others: whatever one of them raises becomes a named error."""
+"""Conversion of errors of third-party parsers to errors of this package."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ _ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError, LookupError, MemoryError),
     *(OSError, RuntimeError, SyntaxError, TypeError, ValueError),
 )
-"""The errors of Python itself that parsers were seen to raise, or raise by their documentation, for broken files."""
+"""Built-in exceptions that parsers raise for broken files, observed or documented."""
 
 _PANIC = "PanicException"
-"""The class of a panic of Rust code, which each library has for itself; it is no `Exception`."""
+"""Class name of a Rust panic; each library defines its own, not derived from `Exception`."""
 
 
 class parsing:  # noqa: N801 reads as a statement, like `contextlib.suppress`
-    """Call the parsers of libraries: what the block raises, errors of this package aside, becomes `refusal(reason)`.
+    """Convert errors of library parsers in the block to `refusal(reason)`, except errors of this package.
 
-    These are errors of classes that a library defines, panics of Rust code, plain `Exception` (tokenizers raises it),
-    and the errors of Python itself that parsers are known to raise. A mistake of our own raises some of the last, too,
-    and would be blamed on the file: nothing else than calls of libraries belongs into the block.
+    Covers exception classes of libraries, Rust panics, plain `Exception` (raised by tokenizers), and known built-in
+    exceptions. A bug of this package could raise the latter, too, and would be blamed on the file: put only library
+    calls into the block.
     """
 
     def __init__(self, refusal: Callable[[str], AdapterExportError]) -> None:
         self._refusal = refusal
 
     def __enter__(self) -> None:
-        """Begin the block."""
+        """Enter the block."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -47,6 +47,6 @@ def _is_of_a_parser(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of what a library says, or the name of the error where it says nothing."""
+    """Return the first line of an error's message, or its class name if the message is empty."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)

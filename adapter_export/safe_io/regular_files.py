@@ -1,4 +1,4 @@
-"""Files of others: regular ones only, read once, up to a size."""
+"""Readers of untrusted files: regular files only, up to a maximum size."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pathlib import Path
 from adapter_export.errors import FileError, FormatError
 
 MOST_BYTES = 16 * 2**30
-"""The largest file that is read into memory."""
+"""Maximum size of a file that is read into memory."""
 
 MOST_TEXT_BYTES = 2 * 2**30
-"""The largest file of text, such as a table, that is read into memory."""
+"""Maximum size of a text file, such as a table, that is read into memory."""
 
 _BLOCK_BYTES = 2**20
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file for reading; a FIFO, a device or a socket, which may never end, is refused, not waited for.
+    """Open a regular file for reading, without blocking on a FIFO, a device or a socket.
 
     Raises:
-        FileError: it is missing, a folder, no regular file, or not readable.
+        FileError: the file is missing, not regular, or not readable.
     """
 
     def unblocked(name: str, flags: int) -> int:
@@ -34,7 +34,7 @@ def open_regular(path: Path) -> BufferedReader:
 
     try:
         file = open(path, "rb", opener=unblocked)  # noqa: SIM115 - `Path.open` takes no opener
-    except (OSError, ValueError) as error:  # a NUL in a name
+    except (OSError, ValueError) as error:  # ValueError: NUL in a name
         raise unreadable(path, error) from error
     mode = os.fstat(file.fileno()).st_mode
     if stat.S_ISREG(mode):
@@ -44,8 +44,8 @@ def open_regular(path: Path) -> BufferedReader:
         "is not a regular file",
         where=path,
         found="a FIFO" if stat.S_ISFIFO(mode) else "a device or a socket",
-        expected="a file on a disk",
-        fix="copy what it gives into a file first",
+        expected="a file on disk",
+        fix="copy its contents to a file first",
     )
 
 
@@ -53,13 +53,13 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """Read a whole file of at most `most` bytes.
 
     Raises:
-        FileError: as `open_regular`, or it is larger.
+        FileError: see `open_regular`; or the file is larger.
     """
     blocks = list[bytes]()
     with open_regular(path) as file:
         try:
             size = os.fstat(file.fileno()).st_size
-            asked = size + 1  # never `most`: Python takes memory for all that it is asked for
+            asked = size + 1  # never `most`: Python allocates the requested size
             while size <= most and (block := file.read(asked)):
                 blocks.append(block)
                 size, asked = max(size, sum(map(len, blocks))), _BLOCK_BYTES
@@ -71,14 +71,14 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def map_bytes(path: Path) -> mmap.mmap:
-    """Map a whole file into memory. No process may write to it: if it is truncated, readers are killed by SIGBUS.
+    """Map a whole file into memory. The file must not change: SIGBUS kills readers of a truncated file.
 
     Raises:
-        FileError: as `open_regular`, or it is empty.
+        FileError: see `open_regular`; or the file is empty.
     """
     with open_regular(path) as file:
         try:
-            if sys.version_info >= (3, 13):  # before, the mapping keeps a descriptor
+            if sys.version_info >= (3, 13):  # older versions keep a descriptor open
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ, trackfd=False)
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
@@ -89,8 +89,8 @@ def read_text(path: Path, most: int = MOST_TEXT_BYTES) -> str:
     """Read a whole UTF-8 file of at most `most` bytes.
 
     Raises:
-        FileError: as `read_bytes`.
-        FormatError: it is not UTF-8.
+        FileError: see `read_bytes`.
+        FormatError: the file is not UTF-8.
     """
     try:
         return read_bytes(path, most).decode()
@@ -101,10 +101,10 @@ def read_text(path: Path, most: int = MOST_TEXT_BYTES) -> str:
 
 
 def read_stream(path: Path, most: int = MOST_TEXT_BYTES) -> bytes:
-    """Read what the user gives under a name: a file, or a pipe of her shell, which is waited for.
+    """Read a file or a shell pipe, blocking until its end.
 
     Raises:
-        FileError: it is missing, a folder, not readable, or larger than `most` bytes.
+        FileError: the path is missing, a folder, not readable, or larger than `most` bytes.
     """
     blocks, left = list[bytes](), most
     try:
@@ -120,7 +120,7 @@ def read_stream(path: Path, most: int = MOST_TEXT_BYTES) -> bytes:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file's bytes in lower-case hexadecimal, without holding the file in memory.
+    """Return the sha256 of a file in lower-case hexadecimal, read in blocks.
 
     Raises:
         FileError: as `open_regular`.
@@ -133,7 +133,7 @@ def sha256_of(path: Path) -> str:
 
 
 def copy_hashed(path: Path, copy: Path, size: int) -> str:
-    """Copy a file of that size to a new one, and return the sha256 of the bytes that the copy has.
+    """Copy a file of `size` bytes to a new path, and return the sha256 of the copy.
 
     Raises:
         FileError: as `open_regular`.
@@ -157,7 +157,7 @@ def copy_hashed(path: Path, copy: Path, size: int) -> str:
 
 
 def _reserve(file: int, size: int) -> None:
-    """Take the room of a new file at once, where the system can: writing then costs a third less."""
+    """Allocate the space of a new file in advance, where supported: writing then takes a third less time."""
     if size and hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(file, 0, size)
@@ -167,7 +167,7 @@ def _reserve(file: int, size: int) -> None:
 
 
 def sha256_of_part(path: Path, start: int, size: int) -> str:
-    """Return the sha256 of `size` bytes of a file from `start` on, without holding them in memory.
+    """Return the sha256 of `size` bytes of a file, starting at `start`, read in blocks.
 
     Raises:
         FileError: as `open_regular`.
@@ -185,22 +185,22 @@ def sha256_of_part(path: Path, start: int, size: int) -> str:
 
 
 def unreadable(path: Path, error: Exception) -> FileError:
-    """Return the named error for a failed read."""
+    """Return the error for a failed read."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return FileError("is not there", where=path, expected="a file", fix="check the path for a typing error")
+        return FileError("does not exist", where=path, expected="a file", fix="check the path for typos")
     if isinstance(error, IsADirectoryError):
-        return FileError("is a folder", where=path, expected="a file", fix="give the path of the file itself")
+        return FileError("is a folder", where=path, expected="a file", fix="pass the path of the file itself")
     if isinstance(error, MemoryError):
-        return FileError("is larger than the free memory", where=path, fix="check that it is the file that you mean")
+        return FileError("is larger than the free memory", where=path, fix="check that this is the intended file")
     reason = error.strerror if isinstance(error, OSError) else None
     return FileError(f"cannot be read ({reason or error})", where=path, fix="check its permissions")
 
 
 def _too_large(path: Path, found: str, most: int) -> FileError:
     return FileError(
-        "is too large to be read",
+        "is too large",
         where=path,
         found=found,
         expected=f"at most {most:,} bytes",
-        fix="check that it is the file that you mean",
+        fix="check that this is the intended file",
     )

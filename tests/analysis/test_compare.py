@@ -351,7 +351,7 @@ def test_what_cannot_be_compared_is_refused(bench: Bench, topics: Path) -> None:
     refused(UsageError, "given twice", lambda: ae.compare(bench.bundle, bench.bundle, data=topics))
     refused(UsageError, "runs in its model", lambda: ae.compare(adapter, bench.adapters["two"], data=topics))
     refused(UsageError, "a bundle has its own", lambda: run(bench, topics, "one", "two", precisions=("int8",)))
-    refused(DataError, "is not there", lambda: run(bench, bench.folder / "none.tsv", "one", "two"))
+    refused(DataError, "does not exist", lambda: run(bench, bench.folder / "none.tsv", "one", "two"))
     refused(UsageError, "`one` alone", lambda: ae.compare(adapter, data=topics, base=bench.base))
     refused(UsageError, "precisions must be distinct", lambda: run(bench, topics, precisions=("fp64",)))
     refused(UsageError, "nothing to compare with; found no adapter", lambda: ae.compare(data=topics))

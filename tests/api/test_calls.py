@@ -97,5 +97,5 @@ def test_a_module_is_captured_with_an_example(tmp_path: Path) -> None:
     assert base.torch.fingerprint == base.fingerprint
     assert {"layers.0.attention", "layers.0.ffn"} < set(base.sites.names)
     assert not base.sites.not_placed
-    with pytest.raises(ae.errors.OutputExistsError, match="give `force=True`"):
+    with pytest.raises(ae.errors.OutputExistsError, match="pass `force=True`"):
         ae.capture(path, path)

@@ -61,5 +61,5 @@ def test_what_cannot_be_added_says_why_and_what_to_do(cli, copy: Path, model: Pa
 
 
 def test_a_bundle_is_not_changed_under_the_feet_of_its_user(cli, copy: Path) -> None:
-    cli.refused(3, "the folder that you work in", "remove", ".", "tone", folder=copy)
+    cli.refused(3, "the current folder", "remove", ".", "tone", folder=copy)
     assert (copy / "adapters/tone.onnx_adapter").exists()

@@ -222,6 +222,6 @@ def test_no_argument_loses_a_slash(hub: HubServer, tmp_path: Path) -> None:
                     words += [value] if isinstance(one, click.Argument) else [one.opts[0], value]
             done = CliRunner().invoke(main, words)
             assert done.exit_code == 2, (words, done.output)
-            assert "`hf://me/none` is no path on this machine" in done.stderr, (words, done.output)
+            assert "`hf://me/none` is not a local path" in done.stderr, (words, done.output)
         assert not list(Path.cwd().iterdir())
     assert not hub.asked

@@ -41,4 +41,4 @@ def test_the_document_and_what_is_refused(cli, bundle: Path, data: Path) -> None
     assert "`--only tone`" in refused.stderr
     cli.refused(2, "`tone` alone", "compare", bundle, "--only", "tone", *columns)
     cli.refused(2, "Missing argument", "compare", *columns)
-    cli.refused(3, "is not there", "compare", bundle, "nowhere", "--only", "tone", *columns)
+    cli.refused(3, "does not exist", "compare", bundle, "nowhere", "--only", "tone", *columns)

@@ -59,7 +59,7 @@ def test_what_a_killed_command_left_is_named_and_removed(cli: Any, adapters: Pat
     left = tmp_path / ".a.svg.0123abcd.tmp"
     left.write_text("half")
     done = cli.done("inspect", adapters / "tone", "--svg", tmp_path / "a.svg")
-    assert f"warning: {left}: was removed: the process that wrote it was killed" in done.stderr
+    assert f"warning: {left}: removed: the process writing it was killed" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["a.svg"]
 
 

@@ -44,7 +44,7 @@ def test_wrong_calls_write_nothing(cli, lora: Path, base: Path, tmp_path: Path) 
     other = FIXTURES / "bases" / "electra"
     cli.refused(3, "another base", "export", lora, "--base", other, "--to", "peft", *out)
     into = ("-o", lora.parent, "--force")
-    cli.refused(3, "would replace what it is made of", "export", lora, "--base", base, "--to", "peft", *into)
+    cli.refused(3, "would overwrite an input", "export", lora, "--base", base, "--to", "peft", *into)
     assert not (tmp_path / "out").exists()
 
 

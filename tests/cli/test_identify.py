@@ -28,4 +28,4 @@ def test_the_proof_is_shown_and_written(cli, tmp_path: Path) -> None:
 def test_a_folder_that_is_none_is_refused_before_torch_is_needed(cli, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     cli.refused(3, "is no folder of onnxruntime-genai", "identify", tmp_path, "--weights", tmp_path)
-    cli.refused(3, "is not there", "identify", tmp_path / "none", "--weights", tmp_path)
+    cli.refused(3, "does not exist", "identify", tmp_path / "none", "--weights", tmp_path)

@@ -73,6 +73,6 @@ def test_damage_is_seen(cli, bundle: Path, adapters: Path, tmp_path: Path) -> No
     lone = tmp_path / "adapter"
     lone.mkdir()
     shutil.copy(adapters / "tone" / "weights.safetensors", lone)
-    cli.refused(3, "adapter_graph.json: is missing in an adapter folder", "inspect", lone)
-    words = "is not there; expected a bundle, an adapter folder or a model"
+    cli.refused(3, "adapter_graph.json: is missing from an adapter folder", "inspect", lone)
+    words = "does not exist; expected a bundle, an adapter folder or a model"
     cli.refused(3, words, "inspect", tmp_path / "nothing")

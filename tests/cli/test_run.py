@@ -142,7 +142,7 @@ def test_wrong_calls(cli, bundle: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_run_is_named(cli, bundle: Path, tmp_path: Path) -> None:
     cli.refused(3, "one of `topic`, `tone`", "run", bundle, "--adapter", "nobody", "--text", "x")
-    cli.refused(3, "is not there", "run", bundle, "--arrays", tmp_path / "none.npz")
+    cli.refused(3, "does not exist", "run", bundle, "--arrays", tmp_path / "none.npz")
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 no arrays")
     cli.refused(3, "is not an `.npz` of arrays", "run", bundle, "--arrays", tmp_path / "bad.npz")
     np.savez(tmp_path / "objects.npz", input_ids=np.array([{}], dtype=object))

@@ -195,7 +195,7 @@ def test_wrong_calls_say_what_to_type(cli: Any, mixed: Path, options: tuple[str,
         ("a.csv", b"text,who\n", "holds no texts"),
         ("a.csv", b"text,who\na,tone,more\n", "a wrong number of cells"),
         ("a.csv", b"text,who\n\x81,tone\n", "a.csv, line 2: is not UTF-8"),
-        ("none.csv", None, "is not there"),
+        ("none.csv", None, "does not exist"),
     ],
 )
 def test_bad_tables_are_named_with_their_line(
@@ -213,7 +213,7 @@ def test_bad_files_of_lines_and_arrays(cli: Any, mixed: Path, tmp_path: Path, en
     lines.write_bytes(b" \n\n")
     cli.refused(3, "holds no texts", "run", mixed, "--data", lines)
     cli.refused(2, "has no columns", "run", mixed, "--data", lines, "--adapter-column", "who")
-    cli.refused(3, "is not there", "run", mixed, "--data", tmp_path / "none.txt")
+    cli.refused(3, "does not exist", "run", mixed, "--data", tmp_path / "none.txt")
     (tmp_path / "a.safetensors").write_bytes(b"PK\x03\x04")
     cli.refused(3, "a.safetensors", "run", mixed, "--arrays", tmp_path / "a.safetensors")
     save_file({name: array[:0] for name, array in encode("how").items()}, tmp_path / "empty.safetensors")

@@ -101,11 +101,11 @@ def test_wrong_calls(cli: Any, folder: Path, tmp_path: Path) -> None:
     cli.refused(2, "`--out` has one row for each text", *call)
     long = tmp_path / "long.txt"
     long.write_text("x" * 5_000_000)
-    found = cli.refused(3, "is longer than any text", "run", folder, "--adapter", "topic", "--data", long)
+    found = cli.refused(3, "is too long", "run", folder, "--adapter", "topic", "--data", long)
     assert len(found.stderr) < 500
     nul = tmp_path / "nul.jsonl"
     nul.write_text(json.dumps({"text": "a\0b"}) + "\n")
-    cli.refused(3, "line 1: is no Unicode text; found NUL", "run", folder, "--adapter", "topic", "--data", nul)
+    cli.refused(3, "line 1: is not valid Unicode; found NUL", "run", folder, "--adapter", "topic", "--data", nul)
 
 
 def test_spans_and_tokens(cli: Any, folder: Path) -> None:

@@ -245,7 +245,7 @@ def test_what_is_not_signed_as_it_should_be(cli, copy: Path, keys: Path, what: s
         ("a.sealed.pem", "shut", "password of the key is missing or wrong"),
         ("a.pub", None, "cannot be used to sign or to verify"),
         ("rsa.pem", None, "cannot be used to sign or to verify"),
-        ("nobody.pem", None, "is not there"),
+        ("nobody.pem", None, "does not exist"),
     ],
 )
 def test_keys_that_cannot_sign(

@@ -97,8 +97,8 @@ def test_a_map_that_does_not_fit_is_refused(cli, model: Path, edited: Path, tmp_
     edited.write_text(json.dumps(document))
     cli.refused(2, "the site map does not fit the base", "sites", model, "--site-map", edited)
     edited.write_text('{"version": "1.0.0", "sites": {"layers.0.ffn": null, "layers.0.ffn": null}}')
-    cli.refused(3, "gives the key `layers.0.ffn` twice", "sites", model, "--site-map", edited)
+    cli.refused(3, "repeats the key `layers.0.ffn`", "sites", model, "--site-map", edited)
     document["sites"]["mine"]["role"] = "router"
     edited.write_text(json.dumps(document))
     cli.refused(3, "breaks the format", "sites", model, "--site-map", edited)
-    cli.refused(3, "is not there", "sites", model, "--site-map", tmp_path / "none.json")
+    cli.refused(3, "does not exist", "sites", model, "--site-map", tmp_path / "none.json")

@@ -68,4 +68,4 @@ def test_a_folder_of_another_sort_is_named(cli, bundle: Path, adapters: Path, tm
     cli.refused(3, "a bundle: its `manifest.json` is there", "sites", bundle)
     cli.refused(3, "an adapter: its `adapter_graph.json` is there", "sites", adapters / "tone")
     cli.refused(3, "a folder without `config.json`", "sites", tmp_path)
-    cli.refused(3, "is not there; expected a torch archive (`.pt`, `.pt2`), a", "sites", tmp_path / "nowhere.pt")
+    cli.refused(3, "does not exist; expected a torch archive (`.pt`, `.pt2`), a", "sites", tmp_path / "nowhere.pt")

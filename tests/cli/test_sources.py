@@ -173,7 +173,7 @@ def test_an_output_takes_the_place_of_nothing_that_it_is_made_of(
         ("compose", "average", "made/tone", "-o", "made/tone"),
         ("pack", "made/tone/weights.safetensors", "--base", "model.pt", "--kind", "lora", "-o", "made/tone"),
     ):
-        cli.refused(3, "would replace what it is made of", *call, "--force", folder=tmp_path)
+        cli.refused(3, "would overwrite an input", *call, "--force", folder=tmp_path)
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 

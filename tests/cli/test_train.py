@@ -148,8 +148,8 @@ def test_a_full_disk_leaves_nothing(cli, model: Path, data: Path, tmp_path: Path
         (2, "a dropout rate is a probability", ("--dropout", "1")),
         (2, "'lucky' is not one of", ("--init", "lucky")),
         (3, "the loss is not finite", ("--learning-rate", "1e30", "--epochs", "5")),
-        (3, "no tokenizer can be read", ("--tokenizer", "nowhere")),
-        (3, "is not there", ("--test-data", "nowhere.tsv")),
+        (3, "the tokenizer cannot be read", ("--tokenizer", "nowhere")),
+        (3, "does not exist", ("--test-data", "nowhere.tsv")),
         (3, "name", ("--name", "no/slash")),
     ],
 )

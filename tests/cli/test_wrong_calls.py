@@ -35,7 +35,7 @@ TABLES = {
     "column.csv": (b"words,label\na,x\nb,y\n", "column.csv, line 1: there is no column `text`; found `words`, `label`"),
     "encoding.csv": ("text,label\nдобрый день,x\n".encode("cp1251"), "encoding.csv, line 2: is not UTF-8"),
     "faults.csv": (b"text,label\na,a\nb\nc,a,b\nd,b\n", "lines 3, 4: a row has a wrong number of cells"),
-    "missing.csv": (None, "missing.csv: is not there"),
+    "missing.csv": (None, "missing.csv: does not exist"),
 }
 """Tables that no command can use, with the words that name the fault."""
 
@@ -131,13 +131,13 @@ def test_no_wrong_call_opens_a_model(model: Path, adapters: Path, bundle: Path, 
         (["train", model, *good, "-o", "new", "--kind", "nothing"], 2, "unknown kind"),
         (["train", model, *good, "-o", "new", "--delimiter", ";;"], 2, "is no delimiter"),
         (["train", model, *good, "-o", "new", "--encoding", "nothing"], 2, "unknown encoding"),
-        (["train", "nothing.pt", *good, "-o", "new"], 3, "nothing.pt: is not there"),
+        (["train", "nothing.pt", *good, "-o", "new"], 3, "nothing.pt: does not exist"),
         (["plan", model, "--kinds", "nothing"], 2, "unknown kind"),
         (["plan", model, "--plot", "chart.gif"], 2, "a chart of an unknown type"),
         (["build", model, "--adapters", "nothing", "-o", "new"], 3, "`nothing`: is not an adapter"),
         (["build", model, "--adapters", topic, "--variants", "nothing", "-o", "new"], 2, "unknown variants"),
         (["build", model, "--adapters", topic, "--reserve", "nothing", "-o", "new"], 2, "unknown kind"),
-        (["build", "nothing.pt", "-o", "new"], 3, "nothing.pt: is not there"),
+        (["build", "nothing.pt", "-o", "new"], 3, "nothing.pt: does not exist"),
         (["evaluate", bundle, "--adapter", "nothing", *good], 2, "no such adapter"),
     ]
     check(calls, run_all(calls, tmp_path))

@@ -109,7 +109,7 @@ def test_ray_answers_calls_and_tables_and_trains(
         assert status == 200
         common = {"adapter": adapter, "task": "single_label"}
         alike(checked(document, "rows")["rows"], [{**common, **one.document()} for one in answers])
-    lists = ("text 0: is no text", "text 0: is no text", "at least one", "of another kind")
+    lists = ("text 0: is not a text", "text 0: is not a text", "at least one", "of another kind")
     wrong = ("strenght", "expected 2", "`nobody`", *lists, "has no weights", *["no weights of a fusion"] * 2)
     for words, (status, document) in zip(wrong, refused, strict=True):
         assert (status, words in document["error"]) == (400, True), document

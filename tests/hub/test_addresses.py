@@ -217,7 +217,7 @@ def test_a_path_is_never_asked_for(hub: HubServer, tmp_path: Path) -> None:
         "gone/rows.csv": r"the suffix `\.csv` of a file",
     }.items():
         for given in (path, Path(path)):
-            with pytest.raises(FileError, match=f"is not there; found {found_instead}.*is `hf://{path}`"):
+            with pytest.raises(FileError, match=f"does not exist; found {found_instead}.*is `hf://{path}`"):
                 locate(given, "model")
     for text in ("hf://x", "hf:///a/b", "hf://a/b/c", "hf://a/b@", "s3://a/b", "https://huggingface.co/a/b"):
         with pytest.raises(UsageError, match="is no reference to a hub"):
@@ -240,7 +240,7 @@ def test_no_slash_is_lost() -> None:
     assert as_written(Path("oci://host/a/b:1")) == "oci://host/a/b:1"
     assert as_written("hf://a/b") == "hf://a/b"
     assert as_written(Path("hf/a/b")) == "hf/a/b"
-    with pytest.raises(FileError, match=r"^hf://a/b: is no path on this machine"):
+    with pytest.raises(FileError, match=r"^hf://a/b: is not a local path"):
         Output(Path("hf://a/b"))
     with pytest.raises(FileError, match=r"^hf://a/b"):
         ae.open_base("gone", site_map="hf://a/b")

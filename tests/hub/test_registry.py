@@ -188,7 +188,7 @@ def test_what_is_not_there_is_named(registry: OciRegistry, sent: Pushed, cache: 
         f"oci://{registry.host}/team/none:1",
         f"oci://{registry.host}/team/tiny@sha256:{'0' * 64}",
     ):
-        with pytest.raises(NotFoundError, match="is not there; found 404 Not Found: manifest unknown"):
+        with pytest.raises(NotFoundError, match="does not exist; found 404 Not Found: manifest unknown"):
             fetch(reference)
     assert _nothing_left(cache)
 
@@ -242,7 +242,7 @@ def test_an_interrupt_leaves_nothing_and_a_kill_is_cleared_away(sent: Pushed, ca
     killed = cache / "remote" / f".{sent.pin.replace(':', '-')}.0123abcd.tmp"
     killed.mkdir(parents=True)
     (killed / "manifest.json").write_text("{")
-    with pytest.warns(AbandonedFileWarning, match="was removed: the process that wrote it was killed"):
+    with pytest.warns(AbandonedFileWarning, match="removed: the process writing it was killed"):
         found = fetch(sent.reference)
     assert [path for path in (cache / "remote").iterdir() if path.name.startswith(".")] == []
     assert found.name == sent.pin.replace(":", "-")

@@ -141,7 +141,7 @@ class TestBadFiles:
             open_onnx(path)
 
     def test_missing(self, tmp_path: Path) -> None:
-        with pytest.raises(FileError, match="is not there"):
+        with pytest.raises(FileError, match="does not exist"):
             open_onnx(tmp_path / "none.onnx")
 
     def test_every_truncation_is_an_error_of_this_package(self, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_configuration_without_a_decoder_in_its_folder_is_refused(folder, docu
 
 def test_a_graph_that_is_not_there_and_a_configuration_that_is_no_json_are_refused(folder):
     (folder / "decoder.onnx").unlink()
-    with pytest.raises(FileError, match=r"decoder\.onnx: is not there"):
+    with pytest.raises(FileError, match=r"decoder\.onnx: does not exist"):
         open_base(folder)
     (folder / "genai_config.json").write_text("{")
     with pytest.raises(FormatError, match=r"genai_config\.json"):

@@ -189,7 +189,7 @@ class TestReload:
                 path.unlink()
 
         monkeypatch.setattr(module, "_check_inside", gone_behind)
-        with pytest.raises(FileError, match="is not there"):
+        with pytest.raises(FileError, match="does not exist"):
             Bundle.open(copy)
 
     def test_under_load(self, built: Path, second: Path, tmp_path: Path) -> None:

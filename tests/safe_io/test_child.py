@@ -51,7 +51,7 @@ def test_what_ends_the_child_is_named(name: str, words: str, monkeypatch: pytest
 
 
 def test_a_child_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BaseModelError, match="no end after 1 seconds"):
+    with pytest.raises(BaseModelError, match="timeout after 1 seconds"):
         _try("sleep", monkeypatch=monkeypatch, limits=Limits(1.0, 2**30))
 
 

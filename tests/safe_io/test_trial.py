@@ -24,7 +24,7 @@ def test_a_graph_that_ends_its_process_is_named(tmp_path: Path, monkeypatch: pyt
     open_base(path)
     trial._tried.clear()
     monkeypatch.setattr(trial, "_SECONDS", 0.01)
-    with pytest.raises(BaseModelError, match=r"it ended the process in which it was tried; found no end after"):
+    with pytest.raises(BaseModelError, match=r"it ended the process in which it was tried; found timeout after"):
         open_base(path)
     monkeypatch.undo()
     monkeypatch.setattr(trial, "_BYTES", 2**20)
@@ -35,7 +35,7 @@ def test_a_graph_that_ends_its_process_is_named(tmp_path: Path, monkeypatch: pyt
 def test_a_tokenizer_that_ends_its_process_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     monkeypatch.setattr(text, "_LIMITS", Limits(0.01, 2**30))
-    with pytest.raises(BaseModelError, match="found no end after"):
+    with pytest.raises(BaseModelError, match="found timeout after"):
         text.read_tokenizer(tmp_path)
     monkeypatch.undo()
     with pytest.raises(BaseModelError, match="is not a tokenizer"):
@@ -53,7 +53,7 @@ def _far(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (partial(_repeated, times=2), "128 tokens of a text that was cut at 64"),
+        (partial(_repeated, times=2), "128 tokens of a text truncated to 64"),
         (partial(_repeated, times=300), ""),
         (_far, ""),
     ],

@@ -143,7 +143,7 @@ def test_only_incomplete_rows_are_nothing_to_learn_from(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="is not there"):
+    with pytest.raises(FileError, match="does not exist"):
         read(tmp_path / "none.csv")
 
 

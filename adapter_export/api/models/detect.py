@@ -46,7 +46,7 @@ def form_of(path: Path) -> Form:
             return "folder"
         raise _not_a_base(path, found or f"a folder without `config.json` or `{_GENAI_CONFIG}`")
     if not path.exists():
-        raise FileError("is not there", where=path, expected=_FORMS, fix="check the path for a typing error")
+        raise FileError("does not exist", where=path, expected=_FORMS, fix="check the path for typos")
     with open_regular(path) as file:
         start = file.read(32)
     if start.startswith(b"PK"):

@@ -31,7 +31,7 @@ def data_file(data: Address, report: Output | None, reporter: Reporter) -> Path:
         report.ensure_writable()
     found = locate(data, "table", reporter).path
     if not found.exists():
-        raise DataError("is not there", where=found, expected="labelled texts", fix="check the path")
+        raise DataError("does not exist", where=found, expected="labelled texts", fix="check the path")
     return found
 
 

@@ -124,7 +124,7 @@ def build(
         UsageError: arguments do not go together.
         AdapterError: an adapter does not fit; `BaseMismatchError` is a kind of it.
         BaseModelError: the base cannot be exported.
-        ParityError: the exported graph does not compute what the reference computes.
+        ParityError: the results of the exported graph differ from the reference.
         OutputExistsError, WriteError: the bundle cannot be written.
     """
     out = Output(Path(output), force)

@@ -131,8 +131,8 @@ def _inspected(
     assert found is not None
     assert place is not None
     if not place.exists():
-        expected, fix = "a bundle, an adapter folder or a model", "check the path for a typing error"
-        raise FileError("is not there", where=place, expected=expected, fix=fix)
+        expected, fix = "a bundle, an adapter folder or a model", "check the path for typos"
+        raise FileError("does not exist", where=place, expected=expected, fix=fix)
     if (place / "adapter_graph.json").is_file() or (place / "weights.safetensors").is_file():
         from adapter_export.format.adapter_files import read_adapter
 

@@ -44,7 +44,7 @@ def decoded(data: bytes, path: Path, encoding: str | None = None, first: int = 1
     other = next((name for mark, name in _BINARY.items() if first == 1 and data.startswith(mark)), None)
     if other is not None:
         expected = "csv, tsv or JSON lines"
-        raise DataError("is no text", where=path, found=other, expected=expected, fix="save it as one of these")
+        raise DataError("is not a text", where=path, found=other, expected=expected, fix="save it as one of these")
     if encoding is not None:
         return _strict(data, path, known_encoding(encoding), first), None
     marked = next((name for mark, name in _MARKS.items() if first == 1 and data.startswith(mark)), None)

@@ -94,7 +94,7 @@ def _check_lost(paths: Sequence[str], where: object) -> None:
             "tensors are missing for modules that the config names",
             where=where,
             found=quoted(paths),
-            fix="take the file from its source again; if it is right, name these in `exclude_modules` of the config",
+            fix="get the file from its source again; if it is right, name these in `exclude_modules` of the config",
         )
 
 
@@ -318,7 +318,7 @@ def _check_kept(found: Sorted, mapped: TensorMap, base: _Base, where: object) ->
             where=where,
             found="; ".join(faults),
             expected="the weights that the base has there, which PEFT saves along with a change of the language head",
-            fix="give the base that it was trained on; one whose vocabulary was resized is another base",
+            fix="pass the base that it was trained on; one whose vocabulary was resized is another base",
         )
 
 

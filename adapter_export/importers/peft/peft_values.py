@@ -95,7 +95,7 @@ class Config:
             where=self.where,
             found=found,
             expected=expected,
-            fix="take the file from its source again, or correct it there",
+            fix="get the file from its source again, or correct it",
         )
 
     def _checked(self, key: str, value: object, at_least: float, whole: bool) -> float:

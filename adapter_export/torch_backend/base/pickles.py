@@ -48,7 +48,7 @@ def foreign_globals(data: bytes) -> set[str]:
     """The names that a pickle, or the zip of `torch.save`, refers to and that a pickle of plain tensors does not.
 
     Raises:
-        ValueError: it is neither, or it is too large to be read.
+        ValueError: it is neither, or it is too large.
     """
     if data.startswith(b"PK"):
         try:
@@ -253,7 +253,7 @@ def _damaged(reason: str) -> FormatError:
         "is not a file of `torch.save`, or it is damaged",
         found=reason.partition(" (1) ")[0],  # without torch's advice to read the file in a way that runs code
         expected="a dictionary of tensors",
-        fix="take the file from its source again",
+        fix="get the file from its source again",
     )
 
 

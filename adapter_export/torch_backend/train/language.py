@@ -142,7 +142,9 @@ def read_language(
     strange = [record.name for record in records if record.name != _TYPES and not _filled(record.role, by_role)]
     if strange:
         raise RequestError(
-            "the base has inputs that text cannot fill", found=quoted(strange), expected="tokens, a mask, and caches"
+            "the base has inputs that cannot be computed from text",
+            found=quoted(strange),
+            expected="tokens, a mask, and caches",
         )
     files = tables.files
     sources: dict[str, Any] = {

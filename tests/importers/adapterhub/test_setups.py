@@ -175,7 +175,7 @@ TREES: dict[str, tuple[type[Exception], dict[str, Any]]] = {
         FormatError,
         {"type": "Average", "children": [single("a"), single("b")], "kwargs": {"weights": [1]}},
     ),
-    r"found `NaN`, which is no JSON number": (
+    r"found `NaN`, which is not a JSON number": (
         FormatError,
         {"type": "Average", "children": [single("a"), single("b")], "kwargs": {"weights": [float("nan"), 1]}},
     ),

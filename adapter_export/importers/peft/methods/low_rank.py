@@ -15,7 +15,7 @@ from adapter_export.graph.numpy_lowering import activation
 from adapter_export.graph.ops import activation_named
 from adapter_export.importers.peft.methods.method import Change, Layer, Matrix
 
-_SAVED_AGAIN = "take the file from its source again"
+_SAVED_AGAIN = "get the file from its source again"
 _PROJECTION = "load it in PEFT, set `save_projection=True` in its config, and save it again"
 
 

@@ -111,12 +111,12 @@ void verify_file(const fs::path& folder, const std::string& path, std::uintmax_t
   if (fs::file_size(file) != bytes) {
     throw Fault({"has another size than when it was written", file.string(),
                  std::to_string(fs::file_size(file)) + " bytes", std::to_string(bytes) + " bytes",
-                 "take the file from its source again"});
+                 "get the file from its source again"});
   }
   const auto found = sha256_of_file(file, copy);
   if (found != hash) {
     throw Fault({"has been changed or damaged since it was written", file.string(), "sha256 " + found,
-                 "sha256 " + hash, "take the file from its source again"});
+                 "sha256 " + hash, "get the file from its source again"});
   }
 }
 

@@ -304,7 +304,7 @@ void check_checksum(const std::string& text, const nlohmann::json& document) {
   }
   if (sha256(bytes) != digits) {
     throw Fault({"has been changed or damaged since it was written", "", "sha256 " + sha256(bytes), "sha256 " + digits,
-                 "take the file from its source again"});
+                 "get the file from its source again"});
   }
 }
 

@@ -64,6 +64,6 @@ Arrays parse_safetensors(const std::string& bytes, const std::string& where) {
   try {
     return parse_tensors(bytes);
   } catch (const std::exception& error) {  // one of ours, or one of the JSON library
-    throw Fault({"is no safetensors file, or is damaged", where, error.what(), "", "take the file from its source again"});
+    throw Fault({"is no safetensors file, or is damaged", where, error.what(), "", "get the file from its source again"});
   }
 }

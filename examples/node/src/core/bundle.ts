@@ -113,7 +113,7 @@ export class Bundle {
 
   private compare(record: FileRecord, found: Measured): void {
     const where = `${this.place.name}/${record.path}`;
-    const fix = "take the file from its source again";
+    const fix = "get the file from its source again";
     if (found.bytes !== record.bytes) {
       const what = "has another size than when it was written";
       throw new Fault({ what, where, found: `${found.bytes} bytes`, expected: `${record.bytes} bytes`, fix });
@@ -217,7 +217,7 @@ async function checkChecksum(bytes: Uint8Array, checksum: string | undefined, wh
   const text = new TextDecoder().decode(bytes).replaceAll(checksum, "0".repeat(checksum.length));
   const { sha256 } = await measured(new TextEncoder().encode(text));
   if (sha256 !== checksum) {
-    const [what, fix] = ["has been changed or damaged since it was written", "take the file from its source again"];
+    const [what, fix] = ["has been changed or damaged since it was written", "get the file from its source again"];
     throw new Fault({ what, where, found: `sha256 ${sha256}`, expected: `sha256 ${checksum}`, fix });
   }
 }

@@ -20,7 +20,7 @@ export function parseSafetensors(bytes: Uint8Array, where: string): Map<string, 
     checkSpans(Object.values(header), body.length);
     return new Map(Object.entries(header).map(([name, entry]) => [name, tensor(entry, body)]));
   } catch (error) {
-    const fix = "take the file from its source again";
+    const fix = "get the file from its source again";
     throw new Fault({ what: "is no safetensors file, or is damaged", where, found: String(error), fix });
   }
 }

@@ -156,11 +156,11 @@ function checkText(text: string): void {
   const wrong = NO_TEXT.exec(text);
   if (wrong) {
     const found = `${wrong[0] === "\0" ? "NUL" : "half of a surrogate pair"} at ${wrong.index}`;
-    throw new Fault({ what: "is no Unicode text", found, expected: "a string without it" });
+    throw new Fault({ what: "is not valid Unicode", found, expected: "a string without it" });
   }
   const count = text.length > MOST_CHARACTERS ? Array.from(text).length : 0;
   if (count <= MOST_CHARACTERS) return;
-  throw new Fault({ what: "is longer than any text", found: `${count} characters`, expected: `at most ${MOST_CHARACTERS}` });
+  throw new Fault({ what: "is too long", found: `${count} characters`, expected: `at most ${MOST_CHARACTERS}` });
 }
 
 function noRoom(found: string, expected: string): Fault {
