@@ -1,4 +1,4 @@
-"""The Python code on three pages of docs/how-to runs in the order of each page."""
+"""The Python code on four pages of docs/how-to runs in the order of each page."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-to" / "python.md"
 TRAINING = ROOT / "docs" / "how-to" / "train.md"
 LOOP = ROOT / "docs" / "how-to" / "training-loop.md"
+RETRIEVAL = ROOT / "docs" / "how-to" / "retrieval.md"
 
 
 @pytest.fixture
@@ -70,6 +71,12 @@ def test_the_page_of_training_runs(folder: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_page_of_the_loop_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert run(LOOP)["bundle"].session().adapters == ("reviews", "accelerated")
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_page_of_retrieval_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert run(RETRIEVAL)["documents"].shape[0] == 2
 
 
 def run(page: Path) -> dict[str, Any]:
