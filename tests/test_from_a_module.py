@@ -17,7 +17,7 @@ from adapter_export.torch_backend.attach import attach
 from adapter_export.torch_backend.base.to_onnx import export_onnx
 from adapter_export.torch_backend.base.torch_base import load_base
 
-PAGE = Path(__file__).parents[1] / "docs" / "bases.md"
+PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "capture.md"
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     names: dict[str, Any] = {"__name__": "page"}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        exec(compile(code, "bases.md", "exec"), names)  # noqa: S102 - the page's own lines
+        exec(compile(code, "capture.md", "exec"), names)  # noqa: S102 - the page's own lines
     return folder, names
 
 

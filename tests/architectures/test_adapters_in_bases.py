@@ -24,7 +24,7 @@ from adapter_export.torch_backend.torch_runner import TorchRunner
 
 SHAPES = ((3, 5), (1, 9))
 TOLERANCE = 1e-4
-DOCUMENTATION = Path(__file__).parents[2] / "docs" / "bases.md"
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "reference" / "architectures.md"
 
 # The modules whose results are the `h` of attention and of ffn in layer `n`; some bases have one layer, as theirs are
 # like those of another.

@@ -1,8 +1,8 @@
-"""Tiny models of more than a hundred architectures, each through the whole pipeline: the table in docs/bases.md.
+"""Tiny models of more than a hundred architectures, each through the whole pipeline: the table in docs/reference/architectures.md.
 
     python tests/zoo/zoo.py                       # all of them, compared with the table
     python tests/zoo/zoo.py --only BERT --only Mamba
-    python tests/zoo/zoo.py --write               # and put the table into docs/bases.md
+    python tests/zoo/zoo.py --write               # and put the table into docs/reference/architectures.md
 
 `make zoo` runs it. Each model has a process of its own, with limits of time and memory. What a run has found is kept in
 `build/zoo` until the code changes, so that a run that was interrupted goes on where it was.
@@ -37,7 +37,7 @@ from trial import FOUND, Outcome, examine  # noqa: E402
 
 from adapter_export.safe_io.output import Output  # noqa: E402
 
-TABLE = ROOT / "docs" / "bases.md"
+TABLE = ROOT / "docs" / "reference" / "architectures.md"
 KEPT = ROOT / "build" / "zoo"
 BEGIN, END = "<!-- zoo: begin -->", "<!-- zoo: end -->"
 SECONDS, BYTES = 240, 12 << 30
