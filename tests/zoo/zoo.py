@@ -1,4 +1,6 @@
-"""Tiny models of more than a hundred architectures, each through the whole pipeline: the table in docs/reference/architectures.md.
+"""Tiny models of more than a hundred architectures, each through the whole pipeline.
+
+The table is in docs/reference/architectures.md.
 
     python tests/zoo/zoo.py                       # all of them, compared with the table
     python tests/zoo/zoo.py --only BERT --only Mamba
