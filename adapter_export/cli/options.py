@@ -61,7 +61,7 @@ def is_given(context: click.Context, name: str) -> bool:
 
 
 def _hinted(call: Callable[..., object]) -> Iterator[tuple[inspect.Parameter, object]]:
-    return ((one, _hint(call, one.name)) for one in inspect.signature(call).parameters.values())
+    return ((one, hint_of(call, one.name)) for one in inspect.signature(call).parameters.values())
 
 
 def _is_list(kind: frozenset[Any]) -> bool:
@@ -69,7 +69,7 @@ def _is_list(kind: frozenset[Any]) -> bool:
     return any(get_origin(one) is Sequence for one in kind)
 
 
-def _hint(call: Callable[..., object], name: str) -> object:
+def hint_of(call: Callable[..., object], name: str) -> object:
     """Return the type of a parameter; of names that are imported for type checking alone, no option is made."""
     alone = SimpleNamespace(__annotations__={name: call.__annotations__[name]})
     unknown: dict[str, object] = {}

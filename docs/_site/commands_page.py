@@ -46,12 +46,16 @@ def _command(path: str, entry: Entry) -> Iterator[str]:
 
 
 def _options(context: click.Context, title: str, params: list[click.Parameter]) -> Iterator[str]:
-    records = [record for param in params if (record := param.get_help_record(context)) is not None]
+    records = [param.get_help_record(context) for param in params if isinstance(param, click.Option)]
     if not records:
         return
     if title:
         yield f"**{title}**\n"
-    yield "| option | |\n|---|---|"
-    for flags, text in records:
-        yield f"| `{flags}` | {' '.join(text.split())} |".replace("|]", "\\|]")
+    yield "| Option | Description |\n|---|---|"
+    for flags, text in filter(None, records):
+        yield f"| `{_cell(flags)}` | {_cell(text)} |"
     yield ""
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

@@ -13,6 +13,8 @@ from typing import Any
 import api_pages
 import commands_page
 import errors_page
+from bs4 import BeautifulSoup
+from markdownify import MarkdownConverter
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.nav import Navigation, Section
@@ -43,7 +45,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for page, text in pages.items():
             files.append(File.generated(config, page, content=text))
     left = sorted(file.src_uri for file in files.documentation_pages())
-    config.nav = _expanded(config.nav, left)
+    config.nav = expanded(config.nav, left)
     return files
 
 
@@ -56,7 +58,7 @@ def _decisions() -> dict[str, str]:
     return {f"{uri}/index.md": "\n".join(["# Decisions", "", *lines, ""])}
 
 
-def _expanded(items: Any, left: list[str]) -> list[Any]:
+def expanded(items: Any, left: list[str]) -> list[Any]:
     """Replace patterns by the pages in `left` they match, which are taken from it; drop what matches none.
 
     Names come before patterns, wherever they are: `a/first.md` is not a match of an `a/*.md` above it.
@@ -66,8 +68,8 @@ def _expanded(items: Any, left: list[str]) -> list[Any]:
     for item in items:
         if isinstance(item, dict):
             for title, inner in item.items():
-                if pages := _expanded(inner, left):
-                    found.append({title: pages})
+                if pages := expanded([inner] if isinstance(inner, str) else inner, left):
+                    found.append({title: pages[0] if isinstance(inner, str) else pages})
             continue
         pages = [one for one in left if one == item or (one not in names and _matches(one, item))]
         left[:] = [one for one in left if one not in pages]
@@ -83,7 +85,7 @@ def _strings(items: Any) -> Iterator[str]:
     for item in items:
         if isinstance(item, dict):
             for inner in item.values():
-                yield from _strings(inner)
+                yield from _strings([inner] if isinstance(inner, str) else inner)
         else:
             yield item
 
@@ -91,11 +93,23 @@ def _strings(items: Any) -> Iterator[str]:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Make links of files of the repository links of the site."""
     origin = next((name for name, uri in INCLUDED.items() if uri == page.file.src_uri), f"docs/{page.file.src_uri}")
-    return _LINK.sub(lambda link: _resolved(link, origin, page.file.src_uri), markdown)
+    return resolved(markdown, origin, page.file.src_uri)
+
+
+def resolved(markdown: str, origin: str, page: str) -> str:
+    """Return a text whose links lead to pages of the site or to the repository.
+
+    While the repository has no address, a link to it becomes its text.
+
+    Args:
+        markdown: the text.
+        origin: its file in the repository, from which its links lead.
+        page: its page in the site.
+    """
+    return _LINK.sub(lambda link: _resolved(link, origin, page), markdown)
 
 
 def _resolved(link: re.Match[str], origin: str, page: str) -> str:
-    """Return a link to a page of the site, to the repository, or, while that has no address, its text."""
     if link["code"] or re.match(r"[a-z]+:|#", link["target"]):
         return link[0]
     path, hash_, anchor = link["target"].partition("#")
@@ -122,11 +136,26 @@ def on_post_build(config: MkDocsConfig) -> None:
     nav: Navigation = config.extra["navigation"]
     for page in nav.pages:
         path = Path(page.file.abs_dest_path).with_suffix(".md")
-        path.write_text(page.markdown or "", encoding="utf-8")
+        path.write_text(_markdown(page), encoding="utf-8")
     lines = [f"# {config.site_name}", "", f"> {config.site_description}", ""]
     for item in nav.items:
         lines += [f"## {item.title}", "", *_listed(item), ""]
     Path(config.site_dir, "llms.txt").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _markdown(page: Page) -> str:
+    """Return the Markdown of a page; that of the Python API is made of the HTML, as mkdocstrings writes HTML only."""
+    if not page.file.src_uri.startswith("reference/api/") or page.file.name == "index":
+        return page.markdown or ""
+    soup = BeautifulSoup(page.content or "", "html.parser")
+    for extra in soup.select("a.headerlink, a.md-annotation"):
+        extra.decompose()
+    for link in soup.select("a[href]"):
+        link["href"] = re.sub(r"\.html(?=#|$)", ".md", str(link["href"]))
+    for text in soup.select("td code"):
+        text.string = text.get_text().replace("|", "\\|")
+    made = MarkdownConverter(heading_style="ATX", code_language="python", bullets="-").convert_soup(soup)
+    return re.sub(r"\n{3,}", "\n\n", made)
 
 
 def _listed(item: Any) -> Iterator[str]:

@@ -1,0 +1,115 @@
+"""The documentation site: strict, offline, complete in HTML, Markdown and search."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import site_hooks
+from api_pages import public_names
+from bs4 import BeautifulSoup
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+from tiers import extended
+
+import adapter_export
+from adapter_export import errors
+from adapter_export.cli.main import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+@extended
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a built site; any warning fails the build."""
+    folder = tmp_path_factory.mktemp("site")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_MKDOCS_2_WARNING", "1")
+        config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder))
+        config.plugins.on_startup(command="build", dirty=False)
+        build(config)
+        config.plugins.on_shutdown()
+    return folder
+
+
+def _pages(site: Path) -> list[Path]:
+    return [page for page in sorted(site.rglob("*.html")) if page.name != "404.html"]
+
+
+def test_every_document_is_a_page_with_markdown_beside_it(site: Path) -> None:
+    sources = {path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")}
+    sources |= {Path(page).with_suffix("") for page in site_hooks.INCLUDED.values()}
+    pages = {page.relative_to(site).with_suffix("") for page in _pages(site)}
+    assert sources <= pages
+    assert [page for page in _pages(site) if not page.with_suffix(".md").read_text("utf-8").startswith("# ")] == []
+    assert "bottleneck" in (site / "reference/api/training.md").read_text("utf-8")
+
+
+def test_llms_txt_lists_every_page_once(site: Path) -> None:
+    text = (site / "llms.txt").read_text("utf-8")
+    listed = re.findall(r"^- \[[^\]]+\]\(([^)]+)\)$", text, re.M)
+    assert sorted(listed) == sorted(page.relative_to(site).with_suffix(".md").as_posix() for page in _pages(site))
+    assert text.startswith("# adapter-export\n\n> ")
+
+
+def test_pages_load_nothing_from_the_network(site: Path) -> None:
+    for page in _pages(site):
+        soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
+        loaded = [tag["href"] for tag in soup.select("link[href]")] + [tag["src"] for tag in soup.select("[src]")]
+        assert not [one for one in loaded if "//" in str(one)], page
+    for style in site.rglob("*.css"):
+        assert not re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", style.read_text("utf-8")), style
+
+
+def test_search_finds_what_pages_contain(site: Path) -> None:
+    """The offline plugin puts the index into a script, so that search works in files, too."""
+    script = (site / "search" / "search_index.js").read_text("utf-8")
+    index = json.loads(script.partition("=")[2].rstrip().rstrip(";"))
+    found = {entry["location"].partition("#")[0] for entry in index["docs"]}
+    assert found >= {page.relative_to(site).as_posix() for page in _pages(site)} - {"index.html"}
+    assert any("OutputExistsError" in entry["text"] for entry in index["docs"])
+
+
+def test_every_command_error_and_public_name_is_described(site: Path) -> None:
+    commands = (site / "reference/commands.md").read_text("utf-8")
+    assert [name for name in COMMANDS if f"\n### {name}\n" not in commands] == []
+    assert "`--reduction-factor" in commands
+    described = (site / "reference/errors.md").read_text("utf-8")
+    own = [name for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, Exception)]
+    assert [name for name in own if f"`{name}`" not in described] == []
+    pages = "".join(page.read_text("utf-8") for page in (site / "reference/api").glob("*.html"))
+    names = [name for section in public_names().values() for name in section]
+    assert {f"adapter_export.{name}" for name in adapter_export.__all__} - {*names} == {
+        "adapter_export.__version__",
+        "adapter_export.errors",
+    }
+    assert [name for name in names if f'id="{name}"' not in pages] == []
+    assert "Annotated[" not in pages
+
+
+@pytest.mark.parametrize(
+    ("link", "made"),
+    [
+        ("[a](format.md#x)", "[a](format.md#x)"),
+        ("[a](../../CONTRIBUTING.md#tests)", "[a](../project/contributing.md#tests)"),
+        ("[a](../../examples/cpp/README.md)", "a"),
+        ("![a](../idea.svg)", "![a](../idea.svg)"),
+        ("[a](https://onnx.ai) [b](#c)", "[a](https://onnx.ai) [b](#c)"),
+        ("`[a](../../x)`", "`[a](../../x)`"),
+        ("```\n[a](../../x)\n```", "```\n[a](../../x)\n```"),
+        ("[`a[0]`](../../x)", "`a[0]`"),
+    ],
+)
+def test_links_of_the_repository_become_links_of_the_site(link: str, made: str) -> None:
+    """Without an address of the repository, links to other files become their text, as in the packages' READMEs."""
+    assert site_hooks.resolved(link, "docs/reference/kinds.md", "reference/kinds.md") == made
+
+
+def test_a_page_has_the_first_place_that_names_it_and_no_second_one() -> None:
+    left = ["how-to/a.md", "how-to/b.md", "how-to/deep/c.md", "index.md"]
+    nav = [{"Home": "index.md"}, {"How-to": ["how-to/b.md", "how-to/*.md"]}, {"None": ["tutorial/*.md"]}]
+    assert site_hooks.expanded(nav, left) == [{"Home": "index.md"}, {"How-to": ["how-to/b.md", "how-to/a.md"]}]
+    assert left == ["how-to/deep/c.md"]
