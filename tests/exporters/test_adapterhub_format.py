@@ -46,7 +46,7 @@ DIFFERENT = {
     "bert/setup_stack_parallel_last": "its last adapter, which is all that the library computes",
     "bert/vera": "a LoRA",
 }
-"""Tensors of exported imports that differ from the library's own, as in `docs/how-to/import-adapters.md`."""
+"""Tensors of exported imports that differ from the library's own, as in `docs/how-to/export-adapters.md`."""
 
 REFUSED = ("dora", "dvora", "fusion_", "setup_", "lora_gated")
 """The beginnings of the names of those that have no single config; LoRA with a gate only in a fused layer."""

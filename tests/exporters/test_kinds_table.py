@@ -1,4 +1,4 @@
-"""The table of `docs/how-to/import-adapters.md`: what each kind becomes in each format, found by exporting it."""
+"""The table of `docs/how-to/export-adapters.md`: what each kind becomes in each format, found by exporting it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adapter_export.graph.kinds import KINDS, BottleneckOptions, Ia3Options, Lor
 from adapter_export.importers.base_view import BaseView
 from adapter_export.sites.site import SUBLAYERS
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "import-adapters.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "export-adapters.md"
 BEGIN, END = "<!-- exported kinds: begin -->\n", "<!-- exported kinds: end -->"
 
 POST_NORM = encoder(2, 16, 32, BERT)

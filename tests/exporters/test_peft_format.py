@@ -50,7 +50,7 @@ DIFFERENT = {
     "change_vera": "a LoRA",
     "tied_lora_language_head": "PEFT saves the base's language head along, which the file does not need",
 }
-"""Tensors of exported imports that differ from PEFT's own, as in `docs/how-to/import-adapters.md`."""
+"""Tensors of exported imports that differ from PEFT's own, as in `docs/how-to/export-adapters.md`."""
 
 REFUSED = {
     "bert_lora_bias_all": "embeddings",

@@ -2,7 +2,7 @@
 
 PEFT makes each adapter on a small BERT and a small Llama, with trained tensors of standard deviation 0.2, saves it, and
 loads it again; what it computes then is what torch and ONNX Runtime must compute with the imported adapter. `--write`
-puts the table into `docs/how-to/import-adapters.md`. It needs `peft` beside the package.
+puts the table into `docs/reference/peft.md`. It needs `peft` beside the package.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ FORMULAS = {
 
 def write(rows: Sequence[tuple[str, str, str, float]]) -> None:
     """Put the table into the page, between its marks: all types that PEFT has, those that are refused last."""
-    page = ROOT / "docs" / "how-to" / "import-adapters.md"
+    page = ROOT / "docs" / "reference" / "peft.md"
     begin, end = "<!-- peft types: begin -->", "<!-- peft types: end -->"
     lines = ["| type | formula, or why not | graphs | largest error |", "|---|---|---|---|"]
     for kind in sorted({title.partition(",")[0] for title, *_ in rows}):

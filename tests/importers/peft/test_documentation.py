@@ -9,8 +9,8 @@ import pytest
 from adapter_export.importers.peft.head import RECIPES
 from adapter_export.importers.peft.peft_options import NO_MATTER, PLAIN_STARTS
 
-PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "import-adapters.md"
-TEXT = PAGE.read_text(encoding="utf-8").partition("\n## PEFT\n")[2].partition("\n## ")[0]
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "peft.md"
+TEXT = PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("word", [*RECIPES, *sorted(NO_MATTER), *PLAIN_STARTS])

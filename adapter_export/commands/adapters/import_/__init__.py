@@ -1,7 +1,7 @@
-"""Make an adapter of one that another library trained.
+"""Import an adapter that another library trained.
 
-The base is needed for its sites alone, and the other library not at all. What cannot be expressed is refused by
-name, and known defects of the formats are named. `docs/how-to/import-adapters.md` lists both.
+The import needs the base for its sites, and does not need the other library. Inputs that cannot be expressed are refused
+by name. `docs/reference/adapterhub.md` and `docs/reference/peft.md` list them, with known defects of the formats.
 """
 
 EXAMPLES = (
