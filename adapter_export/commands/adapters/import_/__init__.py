@@ -1,7 +1,7 @@
 """Import an adapter that another library trained.
 
-The import needs the base for its sites, and does not need the other library. Inputs that cannot be expressed are refused
-by name. `docs/reference/adapterhub.md` and `docs/reference/peft.md` list them, with known defects of the formats.
+The import needs the base for its sites, and does not need the other library. Inputs that cannot be expressed are
+refused by name. `docs/reference/adapterhub.md` and `docs/reference/peft.md` list them, with defects of the formats.
 """
 
 EXAMPLES = (
