@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Mapping
@@ -43,8 +44,7 @@ def worked(tmp_path: Path) -> Path:
     folder = tmp_path / "worked"
     folder.mkdir()
     (folder / "adapter_graph.json").write_text(block("adapter_graph.json"), encoding="utf-8")
-    digits = "".join(line[6:53] for line in block("weights.safetensors").splitlines())
-    (folder / "weights.safetensors").write_bytes(bytes.fromhex(digits))
+    (folder / "weights.safetensors").write_bytes(base64.b64decode(block("weights.safetensors")))
     return folder
 
 
