@@ -369,10 +369,16 @@ class Tokenizer:
     def decoding(self) -> Callable[[int], str]:
         """Return a streaming decoder, a function from each token of a text to the characters that it completes.
 
-        Special tokens produce no characters.
+        Special tokens produce no characters. It raises RequestError for tokens that the tokenizer cannot decode.
         """
         stream = _library().decoders.DecodeStream(skip_special_tokens=True)
-        return lambda token: stream.step(self._whole, token) or ""
+
+        def step(token: int) -> str:
+            with parsing(lambda reason: RequestError("the tokenizer cannot decode a text", found=reason)):
+                text: str | None = stream.step(self._whole, token)
+            return text or ""
+
+        return step
 
     def padded(self, encodings: Sequence[tokenizers.Encoding]) -> list[tokenizers.Encoding]:
         """Pad encodings to the longest of them, in place."""

@@ -11,9 +11,10 @@ from typing import Any
 
 from descriptions import described
 
+from adapter_export.server.apis.completions_api import Completions, StreamOptions
+from adapter_export.server.apis.openai_api import Embeddings
+from adapter_export.server.apis.rerank_api import Classify, CohereDocument, Rerank
 from adapter_export.server.calls import Call, Question, Strict, TextOnSide, TextPair
-from adapter_export.server.openai_api import Embeddings
-from adapter_export.server.rerank_api import Classify, CohereDocument, Rerank
 
 Schema = dict[str, Any]
 
@@ -195,6 +196,7 @@ def http_schema() -> Schema:
             {"error": _WRONG},
         ),
         "embeddings": _of_model(Embeddings),
+        "completions": _of_model(Completions),
         "rerank": _of_model(Rerank),
         "classify": _of_model(Classify),
         "openaiError": _object(
@@ -208,6 +210,7 @@ def http_schema() -> Schema:
         "textPair": TextPair,
         "question": Question,
         "cohereDocument": CohereDocument,
+        "streamOptions": StreamOptions,
     }
     parts = {
         "adapter": adapter,

@@ -113,7 +113,7 @@ def test_the_runtime_gives_bundles_and_sessions() -> None:
     public = {name for name in dir(runtime.Session) if not name.startswith("_")}
     tasks = {"classify", "classify_many", "classify_tokens", "predict", "embed", "answer"}
     facts = {"adapters", "head", "labels", "output", "provider", "statistics", "task", "answering", "named"}
-    facts |= {"may_pad", "base_head", "real_tokens", "described"}
+    facts |= {"may_mix", "may_pad", "base_head", "real_tokens", "described"}
     assert public == tasks | facts | {
         *("fan_out", "load", "load_bytes", "run", "run_many", "run_on_device", "unload"),
         *("decoder", "generate"),

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import hashlib
 import logging
 import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict
-from importlib import resources
 from typing import Any
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapter_export.errors import AdapterExportError, InputError, UsageError, quoted
-from adapter_export.safe_io.documents import parse_json
-from adapter_export.server.calls import Call, parse
+from adapter_export.server.apis.admin_api import Administration
+from adapter_export.server.apis.completions_api import CompletionsApi
+from adapter_export.server.apis.front_page import FrontPage
+from adapter_export.server.apis.inference_protocol import InferenceProtocol
+from adapter_export.server.apis.openai_api import OpenAiApi, is_openai, openai_error
+from adapter_export.server.apis.plain_api import PlainApi
+from adapter_export.server.apis.rerank_api import RerankApi
 from adapter_export.server.limits import RefusedError, status_of
-from adapter_export.server.openai_api import OpenAiApi, is_openai, openai_error
-from adapter_export.server.protocol import InferenceProtocol
-from adapter_export.server.rerank_api import RerankApi
 from adapter_export.server.route_context import Context
 from adapter_export.server.telemetry import log
 
@@ -123,141 +120,12 @@ def _refused_query(keys: Counter[str], known: frozenset[str], path: str) -> Resp
     return JSONResponse(_body(words, 400, path), status_code=400)
 
 
-class PlainApi:
-    """The routes of the plain API: answers, adapters, statistics and metrics."""
-
-    def __init__(self, context: Context) -> None:
-        self._context, self._service = context, context.service
-
-    def add_to(self, app: FastAPI) -> None:
-        """Add the routes to an app."""
-        admitted = [Depends(self._context.admission.check)]
-        app.get("/adapters")(self.adapters)
-        app.put("/adapters/{name}", dependencies=admitted)(self.load)
-        app.delete("/adapters/{name:path}", dependencies=admitted)(self.unload)
-        app.get("/statistics")(self.statistics)
-        app.get("/metrics")(self.metrics)
-        for path, endpoint in (("/answer", self.answer), ("/run", self.run)):
-            app.add_route(path, endpoint, methods=["POST"])  # FastAPI's own way to a function takes time
-
-    async def adapters(self) -> Response:
-        """List the adapters."""
-        return JSONResponse(self._service.adapters())
-
-    async def load(
-        self,
-        name: str,
-        request: HttpRequest,
-        labels: str | None = None,
-        task: str | None = None,
-        bundle: str | None = None,
-    ) -> Response:
-        """Load an adapter from the file in the body."""
-        named = None if labels is None else labels.split(",")
-        data = await self._context.file(request)
-        change = self._context.control.do("load", name=name, data=data, labels=named, task=task, bundle=bundle)
-        await self._context.in_time(change)
-        return await self.adapters()
-
-    async def unload(self, name: str) -> Response:
-        """Unload an adapter."""
-        await self._context.in_time(self._context.control.do("unload", name=name))
-        return await self.adapters()
-
-    async def answer(self, request: HttpRequest) -> Response:
-        """Answer rows by the tasks of their adapters."""
-        call, key = await self._call(request)
-        return JSONResponse({"rows": await self._context.in_time(self._service.answer(call, key, request.state))})
-
-    async def run(self, request: HttpRequest) -> Response:
-        """Return the outputs of rows."""
-        call, key = await self._call(request)
-        return JSONResponse({"rows": await self._context.in_time(self._service.run(call, key, request.state))})
-
-    async def _call(self, request: HttpRequest) -> tuple[Call, str]:
-        data = await self._context.body(request)
-        call = parse(Call, data) if len(data) < 2**14 else await asyncio.to_thread(parse, Call, data)
-        return call, call.id or request.state.key
-
-    async def statistics(self) -> Response:
-        """Return what the sessions have computed; with several bundles, by bundle."""
-        found = {served.name: asdict(served.session.statistics) for served in self._service.models.served}
-        return JSONResponse(next(iter(found.values())) if len(found) == 1 else found)
-
-    async def metrics(self) -> Response:
-        """Return metrics for Prometheus."""
-        metrics = self._context.metrics
-        for served in self._service.models.served:
-            metrics.look(served)
-        return Response(metrics.exposition(), media_type=metrics.content_type)
-
-
-class Administration:
-    """The routes that show and change where names lead."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-
-    def add_to(self, app: FastAPI) -> None:
-        """Add the routes to an app."""
-        admitted = [Depends(self._context.admission.check)]
-        app.get("/admin/routes", dependencies=admitted)(self.routes)
-        app.put("/admin/routes/{name}", dependencies=admitted)(self.route)
-        app.delete("/admin/routes/{name}", dependencies=admitted)(self.unroute)
-        app.post("/admin/rollback", dependencies=admitted)(self.rollback)
-
-    async def routes(self) -> Response:
-        """List the routes."""
-        return JSONResponse(self._context.service.routes.document())
-
-    async def route(self, name: str, request: HttpRequest) -> Response:
-        """Let a name lead to models."""
-        route = parse_json(await self._context.body(request), "the request")
-        return await self._changed("route", name=name, route=route)
-
-    async def unroute(self, name: str) -> Response:
-        """Forget a route."""
-        if name not in self._context.service.routes.table:
-            raise RefusedError(404, f"there is no route `{name}`")
-        return await self._changed("unroute", name=name)
-
-    async def rollback(self) -> Response:
-        """Go back to the routes before the last change."""
-        return await self._changed("rollback")
-
-    async def _changed(self, change: str, **given: Any) -> Response:
-        await self._context.in_time(self._context.control.do(change, **given))
-        return await self.routes()
-
-
-class FrontPage:
-    """The page for people, with a policy by which a browser runs its own script and nothing else."""
-
-    def __init__(self) -> None:
-        self._page = resources.files(__package__).joinpath("page.html").read_text("utf-8")
-        script = hashlib.sha256(self._page.partition("<script>")[2].partition("</script>")[0].encode()).digest()
-        self._policy = (
-            f"default-src 'none'; style-src 'unsafe-inline'; "
-            f"script-src 'sha256-{base64.b64encode(script).decode()}'; "
-            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        )
-
-    def add_to(self, app: FastAPI) -> None:
-        """Add the route to an app."""
-        app.get("/")(self.front)
-
-    async def front(self) -> Response:
-        """Return the page."""
-        headers = {"content-security-policy": self._policy, "x-content-type-options": "nosniff"}
-        return HTMLResponse(self._page, headers=headers)
-
-
 def make_app(context: Context) -> ASGIApp:
     """Return the server's app."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        context.service.models.start(context.metrics.call)
+        context.service.models.start(context.metrics)
         await context.control.start()
         yield
         await context.control.stop()
@@ -270,8 +138,9 @@ def make_app(context: Context) -> ASGIApp:
     app.add_exception_handler(HTTPException, _refuse_unknown)
     app.add_exception_handler(RefusedError, _refuse)
     app.add_exception_handler(Exception, _fail)
-    apis = (PlainApi(context), InferenceProtocol(context), OpenAiApi(context), RerankApi(context))
-    for routes in (*apis, Administration(context), FrontPage()):
+    own = (PlainApi(context), Administration(context), FrontPage())
+    of_clients = (InferenceProtocol(context), OpenAiApi(context), CompletionsApi(context), RerankApi(context))
+    for routes in (*own, *of_clients):
         routes.add_to(app)
     return RequestLog(KnownQuery(app), context)
 

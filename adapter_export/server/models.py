@@ -7,10 +7,11 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from adapter_export.errors import RequestError, UsageError, argument, quoted
 from adapter_export.graph.adapter import check_name
@@ -20,9 +21,11 @@ from adapter_export.runtime import Bundle, Session, check_session
 from adapter_export.runtime.adapter_file import model_version_of, parse_adapter
 from adapter_export.runtime.answerer import Reader
 from adapter_export.runtime.bundle import RESIDENT
+from adapter_export.runtime.generation.text_writer import TextWriter
 from adapter_export.server.collector import Collector
 from adapter_export.server.limits import RefusedError
 from adapter_export.server.server_settings import Limits, SessionSettings
+from adapter_export.server.text_queue import TextQueue
 
 PIN = "@sha256:"
 """Stands between the name of a model and the digest that it must have."""
@@ -35,8 +38,23 @@ _POLL = 0.005
 
 _uses = itertools.count(1)
 
-OnCall = Callable[["LoadedBundle", int, float], None]
-"""Told of each call of a session: how many rows it has, and how many seconds the first of them waited."""
+
+class Observer(Protocol):
+    """Counts calls of sessions."""
+
+    def call(self, served: LoadedBundle, rows: int, waited: float, /) -> None:
+        """Count a call, and the seconds that its first row waited."""
+
+    def step(self, served: LoadedBundle, rows: int, /) -> None:
+        """Count a call that gives each of its rows a token."""
+
+
+class _Silent:
+    def call(self, served: LoadedBundle, rows: int, waited: float, /) -> None:
+        """Count nothing."""
+
+    def step(self, served: LoadedBundle, rows: int, /) -> None:
+        """Count nothing."""
 
 
 def open_session(bundle: Bundle, settings: SessionSettings) -> Session:
@@ -88,6 +106,13 @@ def _reader(bundle: Bundle, session: Session) -> Reader | None:
     return None
 
 
+def _writer(bundle: Bundle, session: Session) -> TextWriter | None:
+    """Return what generates texts for a bundle; `None` if it has no tokenizer, or does not generate."""
+    with suppress(RequestError):
+        return bundle.writer(session)
+    return None
+
+
 class LoadedBundle:
     """A bundle in one session, and what waits for it.
 
@@ -105,7 +130,7 @@ class LoadedBundle:
         self.session = open_session(bundle, settings)
         if bundle.verified:  # not a copy that another process has opened and checked
             check_resident(bundle, self.session, settings)
-        self.reader = _reader(bundle, self.session)
+        self.reader, self._writer = _reader(bundle, self.session), _writer(bundle, self.session)
         hashes = {file.path: file.sha256 for file in bundle.manifest.files}
         self.digests = {record.name: hashes[record.onnx_adapter] for record in bundle.manifest.adapters}
         self.extras: dict[str, LoadedAdapter] = {}
@@ -120,6 +145,7 @@ class LoadedBundle:
             else:
                 self.dropped.append(extra.name)
         self.collector: Collector | None = None
+        self.texts: TextQueue | None = None  # of a bundle that generates
 
     def load(self, extra: LoadedAdapter) -> None:
         """Load an adapter beside those of the bundle; errors are those of `Session.load_bytes`."""
@@ -147,7 +173,12 @@ class LoadedBundle:
         """Return whether a call may name an adapter."""
         return adapter in self.digests and adapter not in self.closing
 
-    def start(self, limits: Limits, on_call: OnCall) -> None:
+    @property
+    def waiting(self) -> int:
+        """Number of queued rows."""
+        return sum(0 if queue is None else queue.waiting for queue in (self.collector, self.texts))
+
+    def start(self, limits: Limits, observer: Observer) -> None:
         """Begin to run; inside an event loop."""
         self.collector = Collector(
             self.session.run_many,
@@ -155,8 +186,22 @@ class LoadedBundle:
             most=self.settings.max_batch_size,
             most_waiting=limits.max_queue,
             max_wait=self.settings.max_batch_delay / 1000,
-            on_call=lambda rows, waited: on_call(self, rows, waited),
+            on_call=lambda rows, waited: observer.call(self, rows, waited),
         )
+        if self._writer is not None:
+            self.texts = TextQueue(
+                self._writer,
+                most=self.settings.max_batch_size,
+                most_waiting=limits.max_queue,
+                on_step=lambda rows: observer.step(self, rows),
+            )
+
+    def generating(self) -> TextQueue:
+        """Return the queue of texts to generate; RequestError if the bundle has no tokenizer, or does not generate."""
+        if self.texts is None:
+            self.bundle.writer(self.session)  # raises the reason
+            raise RequestError("the bundle is not served yet", where=f"bundle `{self.name}`")
+        return self.texts
 
     async def idle(self, adapter: str | None = None, *, altogether: bool = False) -> None:
         """Wait until no request uses an adapter, or altogether any."""
@@ -167,6 +212,8 @@ class LoadedBundle:
         """Answer what waits, then end."""
         if self.collector is not None:
             await self.collector.stop()
+        if self.texts is not None:
+            await self.texts.stop()
 
 
 @dataclass(frozen=True)
@@ -216,17 +263,17 @@ class Models:
     ) -> None:
         self._settings, self._limits, self._qualify = settings, limits, qualify
         self._changing = asyncio.Lock()
-        self._on_call: OnCall = lambda *_: None
+        self._observer: Observer = _Silent()
         self._check(dict.fromkeys(bundles, ()))
         self._served = {name: LoadedBundle(name, bundle, settings) for name, bundle in bundles.items()}
         self._check({name: served.session.adapters for name, served in self._served.items()})
         self._ending = set[asyncio.Task[None]]()
 
-    def start(self, on_call: OnCall) -> None:
+    def start(self, observer: Observer) -> None:
         """Begin to run; inside an event loop."""
-        self._on_call = on_call
+        self._observer = observer
         for served in self._served.values():
-            served.start(self._limits, on_call)
+            served.start(self._limits, observer)
 
     async def stop(self) -> None:
         """Answer what waits, then end."""
@@ -395,7 +442,7 @@ class Models:
             new = await asyncio.to_thread(LoadedBundle, name, bundle, self._settings, extras)
             adapters = {other.name: other.session.adapters for other in self._served.values()}
             self._check({**adapters, name: new.session.adapters})
-            new.start(self._limits, self._on_call)
+            new.start(self._limits, self._observer)
             self._served = {**self._served, name: new}
             task = asyncio.create_task(self._end(old))
             self._ending.add(task)

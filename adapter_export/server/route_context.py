@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import secrets
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from starlette.requests import Request as HttpRequest
@@ -47,6 +47,12 @@ class Admission:
         own = _is_loopback(_host_name(host)) and origin in (None, f"http://{host}")
         if not near or not own or any(name in request.headers for name in _PROXY_HEADERS):
             raise RefusedError(403, "only loopback clients may do this; start the server with an admin token")
+
+
+async def _left(request: HttpRequest) -> None:
+    """Wait until the client has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _host_name(host: str) -> str:
@@ -92,6 +98,36 @@ class Context:
                 return await answer
         except TimeoutError:
             raise RefusedError(503, f"there was no answer within {seconds:g} seconds", again=1) from None
+
+    async def each_in_time(self, items: AsyncIterator[Found]) -> AsyncIterator[Found]:
+        """Yield items; RefusedError (503) if all of them take longer than a request may."""
+        seconds = self.limits.request_timeout
+        end = asyncio.get_running_loop().time() + seconds
+        try:
+            while True:
+                async with asyncio.timeout_at(end):
+                    item = await anext(items)
+                yield item
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise RefusedError(503, f"the answer took longer than {seconds:g} seconds", again=1) from None
+
+    async def while_connected(self, request: HttpRequest, answer: Coroutine[Any, Any, Found]) -> Found:
+        """Return an answer in time, as `in_time`; stop computing it if the client of a request leaves.
+
+        Call it after the body has been read.
+        """
+        working = asyncio.create_task(self.in_time(answer))
+        leaving = asyncio.create_task(_left(request))
+        try:
+            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise RefusedError(499, "the client has closed the connection")
+            return working.result()
+        finally:
+            for task in (working, leaving):
+                task.cancel()
 
     async def body(self, request: HttpRequest) -> bytes:
         """Return the body of a call; errors as of `body_of`."""

@@ -43,6 +43,7 @@ class Limits:
         max_adapters: maximum adapters loaded beside those of the bundles. An adapter that was found by its name makes
             room when it is idle; a request waits for that at most `request_timeout`.
         max_queue: maximum rows that wait for the session of a bundle.
+        max_new_tokens: maximum tokens of a completion.
         max_connections: maximum concurrent connections.
         read_timeout: seconds to receive the headers, then the body.
         request_timeout: seconds until a request is answered.
@@ -51,6 +52,7 @@ class Limits:
     max_body: Annotated[int, Option("Maximum bytes of a call.", least=1)] = 2**22
     max_adapters: Annotated[int, Option("Maximum adapters beside those of the bundles.", least=0)] = 64
     max_queue: Annotated[int, Option("Maximum queued rows.", least=1)] = 4096
+    max_new_tokens: Annotated[int, Option("Maximum tokens of a completion.", least=1)] = 4096
     max_connections: Annotated[int, Option("Maximum concurrent connections.", least=1)] = 500
     read_timeout: Annotated[float, "Seconds to receive the headers, then the body."] = 10.0
     request_timeout: Annotated[float, "Seconds until a request is answered."] = 60.0

@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.datastructures import State
 
+from adapter_export.decoding import Decoding
 from adapter_export.errors import InputError, RequestError
 from adapter_export.graph.tasks.asked import BASE
 from adapter_export.runtime.answerer import AnsweredRow, Answerer, Reading, Row
@@ -21,6 +22,7 @@ from adapter_export.server.models import PIN, LoadedBundle, Models, Target, list
 from adapter_export.server.resolver import Resolver
 from adapter_export.server.routes import Routes
 from adapter_export.server.telemetry import Metrics, log
+from adapter_export.server.text_queue import TextJob
 
 _MOST_SHADOWS = 64
 """Maximum queued calls of shadows; more are dropped."""
@@ -165,10 +167,40 @@ class Service:
             task.add_done_callback(self._shadows.discard)
         return computed
 
+    async def written(self, name: str, prompts: Sequence[str], decoding: Decoding, key: str, state: State) -> TextJob:
+        """Begin to write a text for each prompt; the caller closes the job.
+
+        Args:
+            name: of the model or route.
+            prompts: at least one.
+            decoding: the options.
+            key: of the request; a route with shares decides by it.
+            state: of the request.
+
+        Raises:
+            RequestError: the model does not generate, or a prompt does not fit.
+            RefusedError: there is no such model, or too many rows wait.
+        """
+        with ExitStack() as held:
+            target = await self.target(name, key, state)
+            held.enter_context(target.held())
+            state.rows, queue = len(prompts), target.served.generating()
+            for route, _ in getattr(state, "shadows", {}).values():
+                self._metrics.shadow(route, "dropped", len(prompts))
+            adapters = [target.adapter] * len(prompts)
+            texts = await asyncio.to_thread(queue.writer.opened, prompts, adapters, decoding)
+            job = TextJob(texts, held.pop_all())
+        try:
+            queue.submit(job)
+        except RefusedError:
+            job.close()
+            raise
+        return job
+
     async def _shadow(self, route: str, model: str, rows: Sequence[TargetRow], computed: Sequence[AnsweredRow]) -> None:
         """Compute rows by the shadow of a route, and compare; failures are counted, and do not reach clients."""
         try:
-            while any(served.collector and served.collector.waiting for served in self.models.served):
+            while any(served.waiting for served in self.models.served):
                 await asyncio.sleep(0.01)  # others, who wait for their answers, come first
             target = self.models.find(model) or await self.resolved(model)
             if target is None:

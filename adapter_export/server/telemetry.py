@@ -41,6 +41,13 @@ class Metrics:
         )
         self._rows = Counter("rows", "Rows that were computed.", ("bundle",), **kind)
         self._calls = Histogram("call_rows", "Rows of a call of a session.", ("bundle",), buckets=_ROWS, **kind)
+        self._steps = Histogram(
+            "decoding_rows",
+            "Rows of a call that generates tokens.",
+            ("bundle",),
+            buckets=_ROWS,
+            **kind,
+        )
         self._waits = Histogram(
             "wait_seconds", "Seconds that the first row of a call waited.", ("bundle",), buckets=_SECONDS, **kind
         )
@@ -70,10 +77,13 @@ class Metrics:
         self._waits.labels(served.name).observe(waited)
         self.look(served)
 
+    def step(self, served: LoadedBundle, rows: int) -> None:
+        """Count a call that gives each of its rows a token."""
+        self._steps.labels(served.name).observe(rows)
+
     def look(self, served: LoadedBundle) -> None:
         """Count what the caches of a session did since it was last looked at."""
-        waiting = 0 if served.collector is None else served.collector.waiting
-        self._waiting.labels(served.name).set(waiting)
+        self._waiting.labels(served.name).set(served.waiting)
         statistics = served.session.statistics
         for cache, counts in (("files", statistics.files), ("bank", statistics.bank)):
             before = self._told.get((id(served.session), cache), Counts())

@@ -32,7 +32,7 @@ FREE = {
     "bundle/proof/runtimes.py": "reads what its own program wrote, under another Python",
     "deploy/files/": "programs for other environments, which the tool copies",
     "deploy/layout.py": "files of the package itself",
-    "server/app.py::__init__": "a page of the package itself",
+    "server/apis/front_page.py::__init__": "a page of the package itself",
     "server/worker.py::of": "a line of the process that started it",
     "server/worker.py::_listen": "lines of the process that started it",
     "server/workers.py::_listen": "lines of a process that it started",

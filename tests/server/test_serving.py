@@ -35,7 +35,7 @@ from adapter_export.server.models import LoadedAdapter, Models, named_bundles
 from adapter_export.server.process import listen
 from adapter_export.server.server_settings import Limits, ServerSettings, SessionSettings
 from adapter_export.server.service import same_answers
-from adapter_export.server.telemetry import Tracer
+from adapter_export.server.telemetry import Metrics, Tracer
 
 TEXT = "a good film , and the book was not dull ."
 
@@ -322,7 +322,7 @@ def test_a_load_waits_no_longer_than_for_an_answer(film: Path) -> None:
 
     async def work() -> None:
         models = Models(named_bundles([str(film)]), SessionSettings(), limits, qualify=False)
-        models.start(lambda *_: None)
+        models.start(Metrics())
         await models.load(LoadedAdapter("first", data, found=True))
         first = models.find("first")
         assert first is not None

@@ -12,7 +12,7 @@ from jsonschema.exceptions import best_match
 from referencing import Registry, Resource
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
-Body = Literal["answer", "call", "rows", "adapters", "error"]
+Body = Literal["answer", "call", "rows", "adapters", "completions", "error"]
 """An answer to one row, or a definition of `http.schema.json`."""
 
 

@@ -106,7 +106,7 @@ COMMAND = Command(
             *("workers", "mapped_weights", "provider", "threads", "concurrency"),
             *("max_batch_size", "max_batch_delay"),
         ),
-        "limits": ("max_body", "max_queue", "max_connections", "read_timeout", "request_timeout"),
+        "limits": ("max_body", "max_queue", "max_new_tokens", "max_connections", "read_timeout", "request_timeout"),
     },
     common=("adapters_dir", "state", "workers"),
 )

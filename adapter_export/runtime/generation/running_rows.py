@@ -16,11 +16,15 @@ class RunningRows:
 
     Args:
         decoder: computes the rows.
+
+    Attributes:
+        calls: the rows of each call of the last step.
     """
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self._batches: list[DecodingBatch] = []
+        self.calls: list[int] = []
 
     def join(self, rows: Sequence[WrittenRow]) -> None:
         """Add new rows, whose prompts the next step computes."""
@@ -33,6 +37,7 @@ class RunningRows:
         batches = self._shared()
         rows = [row for batch in batches for row in batch.rows]
         self._batches = [stepped for batch in batches for stepped in self._stepped(batch)]
+        self.calls = [len(batch.rows) for batch in self._batches]
         return rows
 
     def _shared(self) -> list[DecodingBatch]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import FastAPI
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
@@ -28,20 +28,26 @@ PREFIXES = ("/v1", "/openai/v1")
 """Prefixes of the routes; the second one is KServe's."""
 
 
-def _texts(given: object) -> object:
-    """Return `input`; RequestError for token ids, no texts, or too many."""
-    if isinstance(given, list) and any(isinstance(one, int | list) for one in given):
-        raise RequestError(
-            "`input` has token ids, which would be those of another tokenizer",
-            expected="texts",
-            fix="send texts; in LangChain: `OpenAIEmbeddings(check_embedding_ctx_length=False)`",
-        )
-    if isinstance(given, list) and not 1 <= len(given) <= MOST_ROWS:
-        raise RequestError("`input` has too few or too many texts", found=len(given), expected=f"1 to {MOST_ROWS}")
-    return given
+def text_or_texts(fix: str) -> BeforeValidator:
+    """Refuse token ids with advice, and lists that have too few or too many texts."""
+
+    def check(given: object, info: ValidationInfo) -> object:
+        name = f"`{info.field_name}`"
+        if isinstance(given, list) and any(isinstance(one, int | list) for one in given):
+            raise RequestError(
+                f"{name} has token ids, which would be those of another tokenizer", expected="texts", fix=fix
+            )
+        if isinstance(given, list) and not 1 <= len(given) <= MOST_ROWS:
+            raise RequestError(f"{name} has too few or too many texts", found=len(given), expected=f"1 to {MOST_ROWS}")
+        return given
+
+    return BeforeValidator(check)
 
 
-Texts = Annotated[Words | list[Words], BeforeValidator(_texts)]
+Texts = Annotated[
+    Words | list[Words],
+    text_or_texts("send texts; in LangChain: `OpenAIEmbeddings(check_embedding_ctx_length=False)`"),
+]
 """The `input` of a request: a text, or one text for each row."""
 
 

@@ -19,9 +19,9 @@ from starlette.responses import JSONResponse, Response
 from adapter_export.errors import RequestError
 from adapter_export.graph.tasks.answers import LabelSet, Prediction, Score
 from adapter_export.runtime.answerer import AnsweredRow, LongTexts, Reading
+from adapter_export.server.apis.openai_api import PREFIXES, Texts, tokens_of
 from adapter_export.server.calls import Call, Strict, TextPair, Words, parse
 from adapter_export.server.limits import MOST_ROWS
-from adapter_export.server.openai_api import PREFIXES, Texts, tokens_of
 from adapter_export.server.route_context import Context
 
 
