@@ -137,7 +137,7 @@ def test_another_adapter_file_is_loaded_at_run_time(cli, bundle: Path) -> None:
 def test_wrong_calls(cli, bundle: Path, tmp_path: Path) -> None:
     cli.refused(2, "exclude each other", "run", bundle, "--text", "x", "--arrays", tmp_path / "in.npz")
     cli.refused(2, "no lines on stdin", "run", bundle, "--adapter", "topic", stdin="\n \n")
-    cli.refused(2, "which is not given", "run", bundle, "--labels", "a,b", "--text", "x")
+    cli.refused(2, " needs `--", "run", bundle, "--labels", "a,b", "--text", "x")
 
 
 def test_what_cannot_run_is_named(cli, bundle: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_wrong_calls(cli: Any, folder: Path, tmp_path: Path) -> None:
         3, "error: text 0: is of another kind", "run", folder, "--adapter", "topic", "--text", "a", "--pair", "b"
     )
     cli.refused(2, "only windows have a stride", "run", folder, "--text", "a", "--long-texts", "cut", "--stride", 3)
-    cli.refused(2, "which is not given", "run", folder, "--text", "a", "--stride", 3)
+    cli.refused(2, " needs `--", "run", folder, "--text", "a", "--stride", 3)
     call = ("run", folder, "--adapter", "topic", "--text", "a", "--long-texts", "windows", "--out", tmp_path / "o.npz")
     cli.refused(2, "`--out` has one row for each text", *call)
     long = tmp_path / "long.txt"

@@ -1,4 +1,4 @@
-"""Contestants of `compare` and `evaluate`: adapters of bundles, and adapters and models that are built for the call."""
+"""Contestants of `compare` and `evaluate`: adapters from bundles, and adapters and models built for the call."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def contestants_of(bundle: OpenedBundle, names: Sequence[str], source: str) -> Iterator[Contestant]:
-    """Yield adapters of a bundle as contestants, which share one reader.
+    """Yield the adapters of a bundle as contestants that share one reader.
 
     Raises:
         RequestError: an adapter has no task, or the bundle cannot read its inputs.
@@ -45,7 +45,7 @@ def contestants_of(bundle: OpenedBundle, names: Sequence[str], source: str) -> I
 
 
 def task_of(manifest: Manifest, name: str, folder: Path) -> Task:
-    """Return the task of an adapter by the manifest of its bundle; `RequestError` if it has none."""
+    """Return an adapter's task from its bundle's manifest; raise `RequestError` if it has no task."""
     (record,) = (one for one in manifest.adapters if one.name == name)
     if record.task is None:
         raise _no_task(f"{folder}, adapter `{name}`", has_head=record.output is not None)
@@ -53,14 +53,14 @@ def task_of(manifest: Manifest, name: str, folder: Path) -> Task:
 
 
 def located(one: Bundle | Base | Adapter | Address, reporter: Reporter) -> Bundle | Base | Adapter | Address:
-    """Return a contestant on this machine: a path for a reference or an id of the Hub, which is fetched."""
+    """Fetch a reference or Hub id and return its local path; return any other contestant unchanged."""
     return locate(one, "any", reporter).path if isinstance(one, str | Path) else one
 
 
 def task_before_opening(given: Sequence[Bundle | Base | Adapter | Address], only: Sequence[str]) -> Task | None:
-    """Return the task of the first contestant whose files name it: of a bundle or an adapter, of which none is opened.
+    """Return the task of the first bundle or adapter, read from its files without opening it.
 
-    `None` where only a model tells it. Contestants of other tasks are refused once they are opened.
+    `None` if all contestants are models. Contestants with other tasks are refused once they are opened.
     """
     from adapter_export.format.manifest_json import MANIFEST_FILE, read_manifest
 
@@ -78,13 +78,13 @@ def task_before_opening(given: Sequence[Bundle | Base | Adapter | Address], only
 
 
 class _WithoutNotes(Reporter):
-    """Passes steps on to another reporter, and drops notes."""
+    """Reporter that forwards steps and drops notes."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
 
     def step(self, label: str, done: int = 0, total: int | None = None) -> None:
-        """Pass the step on."""
+        """Forward the step."""
         self._reporter.step(label, done, total)
 
     def note(self, text: str) -> None:
@@ -93,13 +93,13 @@ class _WithoutNotes(Reporter):
 
 @dataclass(frozen=True)
 class _Place:
-    """A contestant and the facts that make its name unique.
+    """A contestant and what its unique name is made of.
 
     Attributes:
-        order: its place among the arguments of the call.
+        order: its position among the call's arguments.
         contestant: the contestant.
-        path: where it came from; `None` for an object in memory.
-        precision: the precision it was built in; empty for one of a bundle.
+        path: its source; `None` for an object in memory.
+        precision: the precision it was built in; empty for an adapter from a bundle.
     """
 
     order: int
@@ -108,7 +108,7 @@ class _Place:
     precision: str = ""
 
     def names(self, *, with_precision: bool) -> list[str]:
-        """Return names in which more and more is said: its own name, then with its folder, then with its path."""
+        """Return increasingly specific names: its own, then with its folder, then with its path."""
         names, path = [self.contestant.name], self.path
         if path is not None:
             near = path.name if (path / "manifest.json").is_file() else path.resolve().parent.name
@@ -125,9 +125,9 @@ class Contestants:
         base: the model of the adapters.
         precisions: the precisions to build in.
         allow_base_mismatch: accept adapters that were trained on other weights.
-        only: the names of the adapters that take part; empty for all.
+        only: names of the adapters to compare; empty for all.
         reporter: receives the steps of the builds.
-        notes: facts about contestants that are left out.
+        notes: reasons why contestants were skipped.
     """
 
     folder: Path
@@ -149,10 +149,10 @@ class Contestants:
             )
 
     def open(self, given: Sequence[Bundle | Base | Adapter | Address]) -> list[Contestant]:
-        """Open contestants in the order of the arguments, each with a name of its own.
+        """Open contestants in argument order, each under a unique name.
 
         Raises:
-            UsageError: arguments do not go together, or fewer than two contestants are left.
+            UsageError: arguments exclude each other, or fewer than two contestants remain.
             InputError: a contestant cannot be used.
         """
         from adapter_export.bundle.bundle_reader import OpenedBundle
@@ -192,29 +192,29 @@ class Contestants:
         return not self.only or name in self.only
 
     def _is_adapter(self, path: Path) -> bool:
-        """Return whether a path is an adapter's folder, or a name to look up beside the base."""
+        """Return True for an adapter's folder, or a name to look up beside the base."""
         if (path / "adapter_graph.json").is_file() or (path / "weights.safetensors").is_file():
             return True
         return self.base is not None and not path.exists()
 
     def _answering(self, bundle: OpenedBundle) -> Iterator[str]:
-        """Yield the adapters of a bundle that take part; one without a task only if it is named."""
+        """Yield the selected adapters of a bundle; an adapter without a task only if it is named."""
         for record in bundle.manifest.adapters:
             if record.task is not None or self.only:
                 if self._takes(record.name):
                     yield record.name
             else:
                 what = "no head" if record.output is None else "a head without a task"
-                self.notes.append(f"`{record.name}` is left out: it has {what}")
+                self.notes.append(f"`{record.name}` was skipped: it has {what}")
 
     def _check_enough(self, opened: Sequence[str], to_build: Sequence[str]) -> None:
         """Refuse unknown names and a single contestant before anything is built."""
         if not to_build and self.precisions != ("fp32",):
             raise UsageError(
-                "only adapters and models are built in a precision; a bundle has its own",
+                "only adapters and models can be built in a chosen precision; a bundle already has one",
                 where=argument("precisions"),
                 found=quoted(self.precisions),
-                fix="leave it out, or give the adapters themselves with their model",
+                fix="omit the precision, or pass the adapters and their model instead of the bundle",
             )
         known = [*opened, *(name for name in to_build for _ in self.precisions)]
         missing = [name for name in self.only if name not in known]
@@ -226,14 +226,14 @@ class Contestants:
         if len(taking) < 2:
             alone = command("evaluate(BUNDLE, FILE)", "evaluate BUNDLE --data FILE")
             raise UsageError(
-                "there is nothing to compare with",
-                found=f"`{taking[0]}` alone" if taking else "no adapter that answers",
+                "at least two contestants are needed",
+                found=f"`{taking[0]}` only" if taking else "no adapter that answers",
                 expected="at least two contestants",
-                fix=f"give another one, or measure it alone: {alone}",
+                fix=f"add a contestant, or measure a single adapter: {alone}",
             )
 
     def _of_model(self, at: int, base: Base) -> Iterator[_Place]:
-        """Yield the head that a model has, in each precision."""
+        """Yield the model's base head in each precision."""
         self.reporter.step(f"building {base.path or 'a model'} with its base head")
         for precision, bundle in self._built(base, {}):
             (name,) = (record.name for record in bundle.manifest.adapters)
@@ -242,21 +242,21 @@ class Contestants:
             yield _Place(at, shown, base.path, precision)
 
     def _of_adapters(self, adapters: Mapping[int, tuple[Adapter, Path | None]]) -> Iterator[_Place]:
-        """Build adapters, those of one topology in one bundle, so that none pays for the slots of another."""
+        """Build one bundle per adapter topology, so that no adapter pays for another's slots."""
         if not adapters:
             return
         base = self.base
         if base is None:
             name = next(iter(adapters.values()))[0].name
             raise UsageError(
-                "an adapter runs in its model",
+                "an adapter needs its model",
                 found=f"`{name}` without one",
                 fix=f"give its model: {argument('base', words='MODEL')}",
             )
         from adapter_export.graph.graph import first_free
         from adapter_export.onnx_backend.slots import plan_slots
 
-        groups: dict[str, dict[str, int]] = {}  # by topology: the place of each adapter, by a name that is free there
+        groups: dict[str, dict[str, int]] = {}  # topology → {name that is free in that bundle: position of the adapter}
         for at, (adapter, _) in adapters.items():
             if adapter.task is None:
                 raise _no_task(f"adapter `{adapter.name}`", has_head=adapter.head is not None)
@@ -274,12 +274,12 @@ class Contestants:
                     yield _Place(at, replace(contestant, name=adapter.name), path, precision)
 
     def _built(self, base: Base, adapters: Mapping[str, Adapter]) -> Iterator[tuple[str, OpenedBundle]]:
-        """Yield a bundle in each precision; without adapters, of the base head."""
+        """Yield a bundle in each precision; without adapters, a bundle of the base head."""
         from adapter_export.bundle.bundle_reader import OpenedBundle
 
         if base.tokenizer is None and base.media is None:
             raise RequestError(
-                "the model has no tokenizer, so what is built of it reads no texts",
+                "the model has no tokenizer, so a bundle built from it cannot read text",
                 where=base.path,
                 fix=f"build a bundle with a {argument('tokenizer')}, and compare that",
             )
@@ -293,7 +293,7 @@ class Contestants:
                 allow_base_mismatch=self.allow_base_mismatch,
                 base_precision=precision,
                 variants=("slots",),
-                # notes on adapters without effect are given for each contestant
+                # adapters without effect are reported per contestant later
                 reporter=_WithoutNotes(self.reporter),
             )
             yield precision, OpenedBundle(made)
@@ -304,19 +304,19 @@ def _no_task(where: str, *, has_head: bool) -> RequestError:
         "the adapter's head has no task, so its answers cannot be scored",
         where=where,
         found="a head without a task" if has_head else "no head",
-        fix="use an adapter whose head has a task",
+        fix="choose an adapter whose head has a task",
     )
 
 
 def _base_head(base: Base) -> str:
-    """Return the name of the head that a model has."""
+    """Return the name of the model's base head."""
     own = base.base_head
     if own is None or own.task is None:
         raise RequestError(
-            "has no head of its own that answers, so it cannot be compared alone",
+            "has no head with a task, so it cannot be a contestant by itself",
             where=base.path or "a module",
             found="a bare model" if own is None else "a head without a task",
-            fix=f"give adapters, and this as their model: {argument('base')}",
+            fix=f"pass adapters, with this as their model: {argument('base')}",
         )
     return own.name
 
@@ -325,11 +325,11 @@ def _check_given_once(given: Sequence[object]) -> None:
     paths = Counter(Path(one).resolve() for one in given if isinstance(one, str | Path))
     twice = [path for path, count in paths.items() if count > 1]
     if twice:
-        raise UsageError("a contestant is given twice", found=f"`{twice[0]}`", fix="leave one of them out")
+        raise UsageError("the same contestant was given twice", found=f"`{twice[0]}`", fix="remove one of them")
 
 
 def _named(found: Sequence[_Place]) -> list[Contestant]:
-    """Return contestants with different names, each as short as it can be; equal ones get a number."""
+    """Return contestants under the shortest names that differ; equal names get a number."""
     several = len({place.precision for place in found if place.precision}) > 1
     names = [place.names(with_precision=several) for place in found]
     level = [0] * len(names)

@@ -1,4 +1,4 @@
-"""Shared parts of the commands `evaluate` and `compare`: checks of the call, the page, and the rendering of scores."""
+"""Parts shared by `evaluate` and `compare`: argument checks, the HTML page, and tables of scores."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def data_file(data: Address, report: Output | None, reporter: Reporter) -> Path:
-    """Return the file with the rows, once it is known that the page can be written.
+    """Return the file of labelled rows, after checking that the page can be written.
 
     Raises:
         OutputExistsError, WriteError: the page cannot be written.
-        DataError: the data do not exist.
-        RemoteError: the Hub does not give them.
+        DataError: the file does not exist.
+        RemoteError: the Hub cannot serve it.
     """
     if report is not None:
         report.ensure_writable()
@@ -36,20 +36,20 @@ def data_file(data: Address, report: Output | None, reporter: Reporter) -> Path:
 
 
 def require_metrics(verb: str) -> None:
-    """Import the libraries of metrics; `MissingExtraError` if one is not installed."""
+    """Import the metric libraries; raise `MissingExtraError` if one is not installed."""
     for library in ("sklearn", "scipy", "seqeval"):
         require(library, "evaluate", f"`{verb}`")
 
 
 def write_page(report: Output | None, page: Callable[[], str]) -> None:
-    """Write a page, if one is wanted."""
+    """Write the page if one was requested."""
     if report is not None:
         with report.file() as temporary:
             temporary.write_text(page(), encoding="utf-8")
 
 
 def show_scores(found: Evaluation | Comparison, screen: Screen) -> None:
-    """Show the tables of a result, and warn of its notes."""
+    """Show a result's tables and warn about its notes."""
     for note in found.notes:
         screen.warn(f"{note}.")
     for table in found.tables():
@@ -57,4 +57,4 @@ def show_scores(found: Evaluation | Comparison, screen: Screen) -> None:
     for remark in found.remarks():
         screen.say(remark)
     if "report" in screen.given:
-        screen.say(f"the page is {screen.given['report']}.")
+        screen.say(f"wrote {screen.given['report']}")

@@ -1,4 +1,4 @@
-"""Rendering of a report of `check` or `verify`."""
+"""Terminal output for a report of `check` or `verify`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results of `run`: tables for people, JSON for programs."""
+"""Results of `run`, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adapter_export.tables import Table
 
 @dataclass(frozen=True)
 class Result:
-    """The result of one row for people: its texts, its answer, or without a task a summary of each output."""
+    """Result of one row: its texts and its answer, or a summary of each output if the adapter has no task."""
 
     texts: Mapping[str, Any]
     head: Head
@@ -29,32 +29,32 @@ class Result:
 
     @classmethod
     def of(cls, found: AnsweredRow) -> Result:
-        """Return that of an answered row, whose outputs are no longer needed."""
+        """Summarize an answered row, so that its outputs can be freed."""
         has_task = found.head.task is not None and found.head.output is not None
         outputs = [] if has_task else [Summary.of(name, array) for one in found.outputs for name, array in one.items()]
         return cls(shown_texts(found.row), found.head, found.answer if has_task else None, outputs)
 
     @property
     def name(self) -> str:
-        """Its text, or both texts of a pair."""
+        """The text, or both texts of a pair."""
         second = self.texts.get("pair")
         return str(self.texts["text"]) if second is None else f"{self.texts['text']} | {second}"
 
     @property
     def type(self) -> ProblemType | None:
-        """The problem type of its adapter's task; `None` without a task."""
+        """Task type of the row's adapter; `None` without a task."""
         return None if self.head.task is None else self.head.task.type
 
     @property
     def shown(self) -> ShownRow:
         """The row with its answer."""
-        assert self.said is not None  # as callers have seen
+        assert self.said is not None
         return ShownRow(self.name, self.said, self.texts.get("choices", ()))
 
 
 @dataclass(frozen=True)
 class Summary:
-    """An output of a row: its name, type and shape, and the least, the mean and the greatest of its finite numbers."""
+    """Name, dtype and shape of one output, with the minimum, mean and maximum of its finite values."""
 
     name: str
     dtype: str
@@ -63,7 +63,7 @@ class Summary:
 
     @classmethod
     def of(cls, name: str, array: np.ndarray) -> Summary:
-        """Return that of an array."""
+        """Summarize an array."""
         finite = array[np.isfinite(array)]
         least, mean, greatest = (float(getattr(finite, key)()) if finite.size else None for key in _MEASURES)
         return cls(name, array.dtype.name, array.shape, (least, mean, greatest))
@@ -73,33 +73,33 @@ _MEASURES = ("min", "mean", "max")
 
 
 def show_results(found: Sequence[Result], screen: Screen) -> None:
-    """Render the results of all rows in tables."""
+    """Render the results of all rows as tables."""
     heads = {result.head for result in found}
     if len(heads) == 1 and found[0].said is None:
         screen.show(_summaries(found))
         return
     screen.show(*tables(found))
     if all(result.type is not None and TASK_TYPES[result.type].is_vector for result in found):
-        screen.say("`--out FILE.npz` or `--json` gives the vectors whole.")
+        screen.say("Add `--out FILE.npz` or `--json` for whole vectors.")
 
 
 def _summaries(results: Sequence[Result]) -> Table:
-    """List each output of each row."""
+    """List every output of every row."""
     adapter = results[0].head.adapter
     rows = [
         (result.name, one.name, one.dtype, list(one.shape), *("–" if n is None else f"{n:.4g}" for n in one.numbers))
         for result in results
         for one in result.outputs
     ]
-    title = "the base alone" if adapter is None else f"adapter `{adapter}`"
+    title = "base" if adapter is None else f"adapter `{adapter}`"
     return Table(("text", "output", "type", "shape", *_MEASURES), rows, title, "llllrrr")
 
 
 def stacked(rows: Sequence[tuple[str | None, Mapping[str, np.ndarray]]], manifest: Manifest) -> dict[str, np.ndarray]:
     """Return the outputs of rows, each with the output of its head, as arrays [rows, …].
 
-    Rows are padded with zeros after their tokens. A row holds −inf for classes that its adapter does not have, and NaN
-    in the output of a head that is not its own.
+    Rows are padded with zeros after their tokens. Classes that a row's adapter does not have
+    are −inf, and outputs of other adapters' heads are NaN.
     """
     heads, found = {head.output for head in manifest.heads}, dict[str, np.ndarray]()
     for name in dict.fromkeys(name for _, outputs in rows for name in outputs):
@@ -116,18 +116,18 @@ def stacked(rows: Sequence[tuple[str | None, Mapping[str, np.ndarray]]], manifes
 
 
 def tables(results: Sequence[Result]) -> Iterator[Table | str]:
-    """Return what to show; where the rows ran through different adapters, one line for each row."""
+    """Return the title and rows of the table; with several adapters, one line per row."""
     types = {result.type for result in results}
     (problem,) = types if len({result.head for result in results}) == 1 else (None,)
     if problem is not None:
         yield from TASK_TYPES[problem].tables([result.shown for result in results])
         return
-    mixed = [(result.name, result.head.adapter or "the base alone", *_cells(result)) for result in results]
+    mixed = [(result.name, result.head.adapter or "base", *_cells(result)) for result in results]
     yield Table(("text", "adapter", "result", "probability", ""), mixed, numbers="lllr")
 
 
 def _cells(result: Result) -> tuple[str, str, str]:
-    """Return the result in a line: what it is, and of a class its probability."""
+    """Return the answer in one line, with the probability of a class."""
     if result.said is None or result.type is None:
         return ", ".join(f"{one.name} {list(one.shape)}" for one in result.outputs), "", ""
     return TASK_TYPES[result.type].cells(result.shown)

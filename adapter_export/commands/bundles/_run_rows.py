@@ -1,4 +1,4 @@
-"""Rows to run on, from the command line, stdin and files; arrays in files."""
+"""Input rows from the command line, stdin and files, and arrays read from or written to files."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _CHOICES = ", ".join(
         argument("arrays", words="FILE"),
     )
 )
-"""Ways to give rows, as they are typed."""
+"""Arguments that provide rows, as a user types them."""
 
 _MOST_UNPACKED = 4 * 2**30
-"""The most bytes of the arrays of an `.npz`, which may be compressed to a thousandth."""
+"""Maximum unpacked bytes of an `.npz`: compression can shrink zeros a thousandfold, which would exhaust memory."""
 
 _NPZ, _SAFETENSORS = ".npz", ".safetensors"
 
 
 def text_rows(given: Sequence[str], pairs: Sequence[str] = (), encoding: str | None = None) -> FileRows:
-    """Return the texts of the command line, or else each line of stdin, an empty one too.
+    """Return the texts of the command line, or else each line of stdin, including empty lines.
 
-    If there is one text and several `pairs`, these are its choices.
+    With one text and several `pairs`, the pairs are its choices.
     """
     if given or pairs:
         return FileRows(iter(_typed_rows(given, pairs)))
@@ -63,21 +63,23 @@ def _typed_rows(given: Sequence[str], pairs: Sequence[str]) -> list[Row]:
         return [Row([Pair(given[0], second) for second in pairs], where="text 0")]
     if pairs and len(pairs) != len(given):
         raise UsageError(
-            "there is not one second text for each text",
+            "the number of pairs does not match the number of texts",
             where=argument("pairs", option="pair"),
             found=f"{len(pairs)} for {len(given)} texts",
-            fix="give one for each, in the order of the texts; of one text, several are choices",
+            fix="give one per text, in the same order; for a single text, several are its choices",
         )
     asked = list(map(Pair, given, pairs)) if pairs else given
     return [Row(one, where=f"text {at}") for at, one in enumerate(asked)]
 
 
 def read_file(path: Path, columns: Columns) -> FileRows:
-    """Return the rows of a table or of a file of lines, all of which are read; errors as of `file_rows`."""
+    """Read all rows of a table or of a text file. Raises the errors of `file_rows`."""
     opened = file_rows(path, columns)
     found = list(opened.rows)
     if all(isinstance(row.asked, str) and is_blank(row.asked) for row in found):
-        raise DataError("holds no texts", where=path, expected="one text a line, or a table with a text in each row")
+        raise DataError(
+            "contains no texts", where=path, expected="one text per line, or a table with a text in each row"
+        )
     return FileRows(iter(found), opened.notes)
 
 
@@ -87,9 +89,9 @@ def media_rows(paths: Sequence[str]) -> list[Row]:
 
 
 def array_rows(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> list[Row]:
-    """Return each row of arrays, which are checked against the manifest.
+    """Split arrays into rows, after checking them against the manifest.
 
-    Beside the inputs of the base, `context` [rows, tokens] may say which tokens may be the answer to a question.
+    Besides the base's inputs, `context` [rows, tokens] may mark the tokens that can answer a question.
     """
     from adapter_export.runtime.check_inputs import check_inputs
 
@@ -101,7 +103,7 @@ def array_rows(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> list[Row]:
     count = len(next(iter(checked.values())))
     if contexts is not None and len(contexts) != count:
         found = f"{len(contexts)} for {count} rows"
-        raise FormatError("does not have one row for each row", where="`context`", found=found)
+        raise FormatError("has the wrong number of rows", where="`context`", found=found)
     each = [{name: array[row : row + 1] for name, array in checked.items()} for row in range(count)]
     own = [None] * count if contexts is None else [row != 0 for row in contexts]
     return [Row(arrays, context=of, where=f"row {row}") for row, (arrays, of) in enumerate(zip(each, own, strict=True))]
@@ -113,8 +115,8 @@ def read_arrays(path: Path) -> Arrays:
         return read_tensors(path)
 
     def refusal(reason: str) -> FormatError:
-        fix = f"write it with `numpy.savez(path, name=array)`, or give a `{_SAFETENSORS}` file"
-        return FormatError("is not an `.npz` of arrays", where=path, found=reason, fix=fix)
+        fix = f"write it with `numpy.savez(path, name=array)`, or use a `{_SAFETENSORS}` file"
+        return FormatError("is not an `.npz` file of arrays", where=path, found=reason, fix=fix)
 
     data = read_bytes(path)
     with parsing(refusal), zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -126,17 +128,15 @@ def read_arrays(path: Path) -> Arrays:
 
 
 def check_suffix(path: Path) -> None:
-    """Refuse a name that does not say how arrays are to be written."""
+    """Refuse a file name without a known suffix for arrays."""
     if path.suffix not in (_NPZ, _SAFETENSORS):
         expected = f"`{_NPZ}` or `{_SAFETENSORS}`"
-        fix = f"name it so: {argument('out', words=f'{path.stem}{_NPZ}')}"
-        raise UsageError(
-            "the form of a file of arrays is not known", found=f"`{path.name}`", expected=expected, fix=fix
-        )
+        fix = f"rename it: {argument('out', words=f'{path.stem}{_NPZ}')}"
+        raise UsageError("unknown file format for arrays", found=f"`{path.name}`", expected=expected, fix=fix)
 
 
 def write_arrays(output: Output, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays by name, in the format that the suffix says."""
+    """Write named arrays in the format of the suffix."""
     with output.file() as temporary:
         if output.path.suffix == _SAFETENSORS:
             write_tensors(temporary, arrays)

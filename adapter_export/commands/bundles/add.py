@@ -1,4 +1,4 @@
-"""Add adapters to a bundle, without a new export."""
+"""Add adapters to a bundle without an export."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add(
         Base | Address,
         Option(
             "The model that the bundle was built from: a torch archive, a Hugging Face folder or an ONNX file. It "
-            "computes the golden vectors of the new adapters, which the bundle itself must not do.",
+            "computes the new adapters' golden vectors, because a bundle must not be its own reference.",
             "MODEL",
         ),
     ],
@@ -41,30 +41,29 @@ def add(
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     reporter: Reporter = SILENT,
 ) -> Bundle:
-    """Add adapters to BUNDLE without a new export.
+    """Add adapters to BUNDLE without an export.
 
     A,B,… are adapter folders, or names looked up in the current folder, beside the model and in `./adapters`;
-    `NAME=FOLDER` renames one. Their widths and numbers of classes are free; what they compute must be what an adapter
-    computes that the bundle was built with, or the graph has no slots for them.
+    `NAME=FOLDER` renames one. Widths and numbers of classes may differ, but each adapter must have the same
+    operators as one that the bundle was built with; the graph has no slots for others.
 
-    The graph with slots and the weights of the base stay unchanged. The new adapters get their files and golden
-    vectors, and a row each of the bank. All is compared with the golden vectors, and then replaces the bundle in one
-    step: if anything fails, the bundle stays as it was.
+    The graph with slots and the base's weights stay unchanged. Each new adapter gets its files, its golden vectors
+    and a row of the bank. The result is compared with the golden vectors and then replaces the bundle in one step;
+    if anything fails, the bundle stays unchanged.
 
     Args:
         bundle: the bundle, or its folder.
-        adapters: as in `build`; what they compute must be what an adapter computes that the bundle was built with.
-        against: the model that the bundle was built from. It computes the golden vectors of the new adapters, which the
-            bundle itself must not do.
+        adapters: as in `build`, with the operators of an adapter that the bundle was built with.
+        against: the model that the bundle was built from; it computes the golden vectors of the new adapters.
         site_map: the sites of the base.
         trust_pickle: load the base even if it could run code.
-        allow_base_mismatch: take adapters that were trained on other weights of the base.
-        reporter: receives each step, and notes of adapters that change nothing and of a signature that is gone.
+        allow_base_mismatch: accept adapters trained on other weights of the base.
+        reporter: receives each step, and notes about adapters without effect and a deleted signature.
 
     Raises:
-        AdapterError: a name is taken, or the graph has no slots for an adapter.
-        BaseModelError: the model is another one.
-        ParityError: the bundle with the new adapters does not compute what the reference computes.
+        AdapterError: a name is already used, or the graph has no slots for an adapter.
+        BaseModelError: the model does not match the bundle's base.
+        ParityError: the new bundle and the reference disagree.
         InputError, WriteError: the bundle cannot be read or changed; `BusyError` if another process changes it.
     """
     from adapter_export.bundle.bundle_reader import OpenedBundle
@@ -95,7 +94,7 @@ def _names(bundle: Bundle, screen: Screen) -> list[str]:
 
 def _show(bundle: Bundle, screen: Screen) -> None:
     there = quoted(record.name for record in bundle.manifest.adapters)
-    screen.say(f"{bundle.folder}: added {quoted(_names(bundle, screen))}; it has {there}")
+    screen.say(f"{bundle.folder}: added {quoted(_names(bundle, screen))}; it now contains {there}")
     screen.say(f"Next: adapter-export verify {bundle.folder}")
 
 

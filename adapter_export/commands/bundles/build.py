@@ -39,7 +39,7 @@ def build(
     adapters: Annotated[
         Sequence[Adapter | Address] | Mapping[str, Adapter | Address],
         Option(
-            "Adapter folders, or names looked up in the current folder, beside the model and in `./adapters`. "
+            "Adapter folders, or names to look up in the current folder, next to the model and in `./adapters`. "
             "`NAME=FOLDER` renames one. Not needed for a model with a base head.",
             "A,B,…",
             "--adapters",
@@ -47,7 +47,7 @@ def build(
             required=False,
         ),
     ],
-    output: Annotated[PathLike, Option("The bundle to write.", "PATH", "-o")],
+    output: Annotated[PathLike, Option("Bundle folder to write.", "PATH", "-o")],
     *,
     without_base_head: Annotated[bool, "Omit the base head, which is otherwise built as an adapter."] = False,
     tokenizer: Annotated[Address | None, TOKENIZER] = None,
@@ -56,7 +56,7 @@ def build(
     base_precision: Annotated[
         PrecisionName,
         Option(
-            "How the base computes: floats, integers (`int8`), or floats with weights of 8 or 4 bits. Adapters and "
+            "Arithmetic of the base: floats, integers (`int8`), or floats with weights of 8 or 4 bits. Adapters and "
             "heads stay in float32.",
             choices=PRECISION_NAMES,
         ),
@@ -90,8 +90,8 @@ def build(
     ] = (),
     checksums: Annotated[
         bool,
-        "Add an output with a checksum of each slot's tensor, by which golden vectors show whether a client feeds the "
-        "right tensors. It adds compute to each call.",
+        "Add an output with a checksum of each slot's tensor, so that golden vectors reveal a client that feeds "
+        "other tensors. It adds compute to each call.",
     ] = False,
     copy_weights: Annotated[
         bool,
@@ -103,26 +103,27 @@ def build(
     force: Force = False,
     reporter: Reporter = SILENT,
 ) -> Bundle:
-    """Export MODEL and its adapters as one bundle, and verify it before it replaces the output.
+    """Export MODEL and its adapters as one verified bundle.
 
-    MODEL is a torch archive, a Hugging Face folder, an ONNX file or an onnxruntime-genai folder; the bundle of such a
-    folder is one as well. The base head of a captured classifier or sentence encoder becomes the adapter `base-head`.
-    The bundle holds one ONNX graph with slots, the base's weights once, a small file per adapter, golden vectors
-    computed by the reference, and a manifest. If anything fails, nothing is left behind.
+    MODEL is a torch archive, a Hugging Face folder, an ONNX file or an onnxruntime-genai folder; a bundle of the
+    latter is an onnxruntime-genai folder, too. The base head of a captured classifier or sentence encoder becomes the
+    adapter `base-head`. The bundle contains one ONNX graph with slots, the base's weights once, a small file per
+    adapter, golden vectors computed by the reference, and a manifest. It is verified before it gets its name; if
+    anything fails, nothing is left behind.
 
     Args:
-        base: the base, or where it is.
-        adapters: adapters, their folders, or names looked up in the current folder, beside the base and in
-            `./adapters`. The keys of a mapping rename them. There may be none for a base with a base head.
-        output: the folder to make; if anything fails, nothing is left behind.
+        base: the base, or its path or Hub id.
+        adapters: adapters, their folders, or names to look up in the current folder, next to the base and in
+            `./adapters`. The keys of a mapping rename them. Optional for a base with a base head.
+        output: the folder to write.
         site_map: the sites of the base.
         trust_pickle: load the base even if it could run code.
         force: replace an existing bundle.
-        reporter: receives each step, and notes such as why there is no bank.
+        reporter: receives each step, and notes such as the reason for a missing bank.
 
     Raises:
-        UsageError: arguments do not go together.
-        AdapterError: an adapter does not fit; `BaseMismatchError` is a kind of it.
+        UsageError: arguments exclude each other.
+        AdapterError: an adapter does not fit; its subclass `BaseMismatchError`: it belongs to another base.
         BaseModelError: the base cannot be exported.
         ParityError: the results of the exported graph differ from the reference.
         OutputExistsError, WriteError: the bundle cannot be written.
@@ -147,14 +148,14 @@ def build(
     if own is not None:
         _check_apart(own, chosen)
         chosen = (*chosen, own)
-    check_bases(chosen, opened.fingerprint, allow_mismatch=allow_base_mismatch)  # the export takes long
+    check_bases(chosen, opened.fingerprint, allow_mismatch=allow_base_mismatch)  # before the export, which takes long
     if max_tokens is None:
         opened = opened.with_probed_lengths(reporter)
     known = opened.max_tokens
     longest = max_tokens or known
     if longest is not None and known is not None and longest > known:
         where, most = argument("max_tokens"), f"at most {known}"
-        raise UsageError("more tokens than the base takes", where=where, found=longest, expected=most)
+        raise UsageError("exceeds the base's maximum length", where=where, found=longest, expected=most)
     text, wanted = _tokenizer(opened, tokenizer, longest), _variants(variants, opened)
     preparing = prepared(opened, precision, optimize, allow_base_mismatch, reporter)
     with preparing as (graph, references):
@@ -165,7 +166,9 @@ def build(
             golden_cases(graph, longest, references),
             GraphOptions(wanted, bake, reserved_by(reserve, graph.sites), checksums, copy_weights),
             ModelFacts(
-                base_head=own.name if own and own.head and own.head.task else None,  # without a task it answers nothing
+                base_head=own.name
+                if own and own.head and own.head.task
+                else None,  # an adapter without a task cannot answer
                 tokenizer=text,
                 max_tokens=longest,
                 texts=opened.texts,
@@ -182,7 +185,7 @@ def build(
 
 
 def reserved_by(names: Sequence[str], sites: SiteMap) -> list[Reserved]:
-    """Return the graphs that names such as `houlsby:relu` and `head:first` reserve."""
+    """Return the adapter graphs reserved by names such as `houlsby:relu` and `head:first`."""
     from adapter_export.graph.adapter import HEAD
     from adapter_export.onnx_backend.slots import Reserved, reserved_kinds
 
@@ -191,7 +194,7 @@ def reserved_by(names: Sequence[str], sites: SiteMap) -> list[Reserved]:
 
 
 def _kinds_and_heads(names: Sequence[str]) -> tuple[list[Kind], list[AdapterGraph]]:
-    """Return the kinds and the heads that names stand for; `UsageError` for an unknown name."""
+    """Resolve names to kinds and heads; raise `UsageError` for an unknown name."""
     from adapter_export.graph.adapter import HEAD
     from adapter_export.graph.heads import classification_head
     from adapter_export.graph.kinds import KINDS, kind_named
@@ -207,14 +210,14 @@ def _kinds_and_heads(names: Sequence[str]) -> tuple[list[Kind], list[AdapterGrap
 
 
 def _check_apart(own: Adapter, others: Sequence[Adapter]) -> None:
-    """Refuse an adapter that has the name of the base head."""
+    """Refuse an adapter named like the base head."""
     if own.name in [adapter.name.casefold() for adapter in others]:
         rename = argument("adapters", {"other": own.name}, words=f"other={own.name}")
         raise AdapterError(
-            "an adapter has the name of the base head",
+            "an adapter has the base head's name",
             where=argument("adapters"),
             found=f"`{own.name}`",
-            fix=f"rename it: {rename}; or leave the base's out with {argument('without_base_head', True)}",
+            fix=f"rename it: {rename}; or omit the base head with {argument('without_base_head', True)}",
         )
 
 
@@ -226,9 +229,9 @@ def _tokenizer(base: Base, given: Address | None, max_tokens: int | None) -> str
         return None
     if max_tokens is None:
         raise UsageError(
-            "the base does not say how many tokens it takes",
+            "the base has no recorded maximum length",
             expected=f"{argument('max_tokens', words='N')} beside a tokenizer",
-            fix="give the number of positions that the base was trained with",
+            fix="give the number of positions the base was trained with",
         )
     require("tokenizers", "text", "a bundle with a tokenizer")
     Tokenizer.from_json(text, max_tokens)
@@ -236,7 +239,7 @@ def _tokenizer(base: Base, given: Address | None, max_tokens: int | None) -> str
 
 
 def _check_variants(given: Sequence[str] | None) -> set[str]:
-    """Return the names of variants; `UsageError` for one that does not exist."""
+    """Check variant names; raise `UsageError` for an unknown one."""
     from adapter_export.format.manifest import GRAPH_VARIANTS
 
     names = set[str](GRAPH_VARIANTS if given is not None and tuple(given) == ("all",) else given or ())
@@ -248,7 +251,7 @@ def _check_variants(given: Sequence[str] | None) -> set[str]:
 
 
 def _variants(given: Sequence[str] | None, base: Base) -> Sequence[VariantName] | None:
-    """Return the chosen variants, or those that the form of the base has by default."""
+    """Return the chosen variants, or the defaults for this form of base."""
     from adapter_export.bundle.variants import VARIANTS
 
     if given is None:
@@ -278,7 +281,7 @@ def _show(bundle: Bundle, screen: Screen) -> None:
     what |= {path: _WEIGHTS_WORDS.get(path, "") for path in sizes if path.endswith(".bin")}
     rows = [(path, words, size(sizes[path])) for path, words in what.items()]
     rest = sum(sizes.values()) - sum(sizes[path] for path in what)
-    rows.append(("…", "golden vectors, the same tensors for other programs, the adapters as given", size(rest)))
+    rows.append(("…", "golden vectors, adapter tensors as safetensors, source adapters", size(rest)))
     title = f"{bundle.folder}  {size(sum(sizes.values()))}"
     screen.show(Table(("file", "what", "size"), rows, title, numbers="llr"))
     base = screen.given["base"]

@@ -1,4 +1,4 @@
-"""Prove that a bundle computes what it should."""
+"""Prove that a bundle computes what its reference computes."""
 
 from __future__ import annotations
 
@@ -92,19 +92,19 @@ def check(
     force: Force = False,
     reporter: Reporter = SILENT,
 ) -> Report:
-    """Prove that BUNDLE computes what it should, for the base and every adapter.
+    """Prove that BUNDLE computes what its reference computes, for the base and every adapter.
 
-    Compares every output of every graph in the bundle at a matrix of shapes: the graph with slots at ONNX Runtime's
-    optimization levels none, basic and all, the bank also in batches whose rows run through different adapters. Then
-    every adapter at every site with float64 arithmetic, and invariants: switching adapters has no side effects, idle
-    slots change nothing, rows of a batch stay apart, all files match their hashes. What is allowed follows from
-    the computation, and is printed with its reason. With MODEL, every node is compared with MODEL's, on MODEL's values.
+    Compares every output of every graph at a matrix of shapes: the graph with slots at ONNX Runtime's optimization
+    levels none, basic and all, and the bank also with a different adapter per row. Then compares every adapter at every
+    site with float64 arithmetic, and checks invariants: switching adapters has no side effects, idle slots change
+    nothing, rows of a batch are independent, all files match their hashes. Tolerances are derived from the computation
+    and printed with their reason.
 
-    With MODEL, every constant and node is verified bit by bit; with the adapters, every slot. Each claim is bit-exact,
-    tested, unverified or failed.
+    With MODEL, every constant is verified bit by bit, and every node is compared on MODEL's own values; with the
+    adapters, every slot is verified. Each claim is bit-exact, tested, unverified or failed.
 
-    A bundle whose base has another precision than MODEL is compared with MODEL in that same precision; the distance
-    from MODEL itself is reported beside, on random inputs or on the texts of FILE.
+    If the bundle's base has a lower precision than MODEL, it is compared with MODEL in that precision. The distance
+    from MODEL itself is reported separately, on random inputs or on the texts of FILE.
 
     Args:
         bundle: the bundle, or its folder.
@@ -112,23 +112,22 @@ def check(
             reference, and torch is not needed.
         site_map: the sites of the base.
         trust_pickle: load the base even if it could run code.
-        nodes: keep every node that was compared in the report, not only those that are wrong.
-        repro: a folder, for each fault with a node that is wrong: that node as a graph of its own, in the layout of
-            ONNX's test cases.
-        runtimes: other Pythons, such as one of an environment with the oldest ONNX Runtime that is to run the bundle.
-        force: replace what is at `report` and `repro`.
-        adapters: adapters, their folders or names, as in `build`: the slots of the bundle are compared with these, and
-            not only with its own copies of them.
-        baseline: an earlier report on this bundle, as `to_json()` gives it: a claim that was verified then fails if it
-            no longer is.
+        nodes: keep every compared node in the report, not only faulty ones.
+        repro: folder for faulty nodes, each as an ONNX test case (model and data of one node).
+        runtimes: other Python interpreters, such as one with the oldest ONNX Runtime that will run the bundle.
+        force: replace the files at `report` and `repro`.
+        adapters: adapters, their folders or names, as in `build`: the bundle's slots are compared with these as well as
+            with its own copies.
+        baseline: an earlier report on this bundle, as returned by `to_json()`; a claim that it verified fails if it is
+            no longer verified.
         reporter: receives each step.
 
     Returns:
-        What was found. A bundle that computes something else is no error: `report.raise_for_failure()` makes it one.
+        The report. A failed claim raises no error; call `report.raise_for_failure()` for that.
 
     Raises:
-        UsageError: arguments do not go together, or name what is not there.
-        FormatError: `baseline` is no report, or one on another bundle.
+        UsageError: arguments exclude each other, or name something unknown.
+        FormatError: `baseline` is not a report on this bundle.
         InputError: the bundle or the model cannot be used.
         NothingComparedError: nothing was compared.
         OutputExistsError, WriteError: the page cannot be written.
@@ -140,14 +139,14 @@ def check(
     if report is not None:
         Output(Path(report), force).ensure_writable()
     if (data is None) != (text is None) or (data is not None and against is None):
-        together = f"{argument('data')}, {argument('text')} and {argument('against')} go together"
-        raise UsageError(together, fix=f"give all three, or {argument('against')} alone")
+        together = f"{argument('data')}, {argument('text')} and {argument('against')} belong together"
+        raise UsageError(together, fix=f"give all three, or only {argument('against')}")
     for name, asked in (("nodes", nodes), ("repro", repro is not None)):
         if asked and against is None:
             needed = f"{argument(name)} needs {argument('against')}"
             raise UsageError(needed, fix="give the model that the bundle was built from")
     if nodes and quick:
-        raise UsageError(f"{argument('nodes', True)} and {argument('quick', True)} do not go together")
+        raise UsageError(f"{argument('nodes', True)} and {argument('quick', True)} exclude each other")
     place = None if repro is None else Path(repro)
     if place is not None:
         Output(place, force).ensure_writable(folder=True)
@@ -192,7 +191,7 @@ def check(
 
 
 def _write_page(found: Report, path: Path, options: Sequence[tuple[str, object]], *, force: bool) -> None:
-    """Write the page of a report, with the command that made it."""
+    """Write the HTML page of a report, with the command that produced it."""
     from adapter_export.bundle.proof.report_view import page
 
     given = [(name, value) for name, value in options if value is not None]
@@ -213,25 +212,25 @@ def self_test(
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     reporter: Reporter = SILENT,
 ) -> SelfTest:
-    """Plant faults of about a hundred kinds in a copy of a bundle, and see which of them `check` finds and locates.
+    """Plant about a hundred kinds of faults in a copy of a bundle, and report those that `check` detects and locates.
 
-    The bundle itself stays as it is; it has to pass first.
+    The bundle itself stays unchanged, and must pass first.
 
     Args:
         bundle: the bundle, or its folder.
         against: the model that the bundle was built from; without it the golden vectors are the reference.
         kinds: names of kinds; default: all.
-        seed: chooses the places.
+        seed: random seed of the faults' places.
         site_map: the sites of the base.
         trust_pickle: load the base even if it could run code.
         reporter: receives each step.
 
     Returns:
-        What became of each fault; `passed` if none was missed.
+        The outcome of each fault; `passed` if none was missed.
 
     Raises:
-        UsageError: there is no such kind.
-        ParityError: the bundle does not pass as it is.
+        UsageError: a kind is unknown.
+        ParityError: the unchanged bundle does not pass.
         InputError: the bundle or the model cannot be used.
     """
     from adapter_export.bundle.proof.faults.fault_kinds import FAULTS
@@ -241,7 +240,7 @@ def self_test(
     known = [fault.name for fault in FAULTS]
     unknown = [kind for kind in kinds if kind not in known]
     if unknown:
-        raise UsageError("no such kind of fault", found=unknown[0], expected=", ".join(known))
+        raise UsageError("unknown kind of fault", found=unknown[0], expected=", ".join(known))
     plan, found, total = plan_check(folder_of(bundle, reporter), brief=True), [], len(kinds) or len(known)
     model = None if against is None else base_for(against, OpenOptions(site_map, trust_pickle), reporter)
     with _sides(plan, model, None) as (reference, _):
@@ -252,7 +251,7 @@ def self_test(
 
 
 def _given(plan: Plan, adapters: Adapters | None, base: Base | None) -> list[Adapter]:
-    """Read the user's own adapters; one that the bundle lacks is a `UsageError`."""
+    """Read the user's own adapters; raise `UsageError` for one that the bundle lacks."""
     given = [] if adapters is None else load_members(adapters, None if base is None else base.path)
     unknown = [f"`{adapter.name}`" for adapter in given if adapter.name not in plan.bundle.names]
     if unknown:
@@ -263,7 +262,7 @@ def _given(plan: Plan, adapters: Adapters | None, base: Base | None) -> list[Ada
 
 
 def _listed(adapters: Adapters | None) -> str:
-    """Return adapters as the option lists them; one that is given as an object by its name."""
+    """Return adapters as the option lists them; an adapter object by its name."""
     given = adapters.items() if isinstance(adapters, Mapping) else (("", each) for each in adapters or ())
     places = ((name, each if isinstance(each, str | Path) else each.name) for name, each in given)
     return ",".join(f"{name}={place}" if name else f"{place}" for name, place in places)
@@ -273,7 +272,7 @@ def _listed(adapters: Adapters | None) -> str:
 def _sides(
     plan: Plan, model: Base | None, texts: Sequence[str] | None
 ) -> Iterator[tuple[Reference | None, Original | None]]:
-    """Yield the reference in the bundle's precision, and the model as it is where the two differ or texts are given."""
+    """Yield the reference in the bundle's precision, and the original model if the two differ or texts are given."""
     if model is None:
         yield None, None
         return
@@ -304,7 +303,7 @@ def _sides(
 
 
 def _as_recorded(base: Base, manifest: Manifest) -> Base:
-    """Return the base, captured again as the bundle's was if its inputs or lengths differ from the manifest."""
+    """Return the base, captured again if its inputs or lengths differ from the manifest."""
     from adapter_export.bundle.proof.invariants import check_record
 
     alike = {record.name for record in base.inputs} == {record.name for record in manifest.inputs}
@@ -314,7 +313,7 @@ def _as_recorded(base: Base, manifest: Manifest) -> Base:
 
 
 def _live(base: Base) -> tuple[Callable[[Mapping[str, np.ndarray]], Arrays] | None, str | None]:
-    """Return what runs the live model of a folder, or why none can be run; neither for another base."""
+    """Return a runner of a folder's live model, or the reason why it cannot run; neither for other forms of base."""
     try:
         return base.live(), None
     except InputError as error:
@@ -322,11 +321,11 @@ def _live(base: Base) -> tuple[Callable[[Mapping[str, np.ndarray]], Arrays] | No
 
 
 def _text_cases(plan: Plan, texts: Sequence[str]) -> list[Case]:
-    """Return texts as they are served: rows of one length together, or alone where rows depend on each other."""
+    """Return texts in calls as they are served: rows of one length together, or one row if rows affect each other."""
     from adapter_export.bundle.golden import case_of
 
     manifest, session = plan.bundle.manifest, plan.bundle.runtime_session()
-    tokenizer = open_tokenizer(plan.bundle.home, manifest, fix=f"leave {argument('data')} out")
+    tokenizer = open_tokenizer(plan.bundle.home, manifest, fix=f"omit {argument('data')}")
     names, pads = [record.name for record in manifest.inputs], all(session.may_pad(name) for name in plan.names)
     lengths: dict[int, list[tuple[int, Any]]] = {}
     for number, row in enumerate(tokenizer.rows(texts), 1):
@@ -343,7 +342,7 @@ def _text_cases(plan: Plan, texts: Sequence[str]) -> list[Case]:
 def _show(report: Report, screen: Screen) -> None:
     show_report(report, screen, nodes=screen.given["nodes"])
     if "report" in screen.given:
-        screen.line(f"the page is {screen.given['report']}")
+        screen.line(f"wrote {screen.given['report']}")
 
 
 def _show_self_test(found: SelfTest, screen: Screen) -> None:
@@ -361,8 +360,7 @@ COMMAND = Command(
     _show,
     passed=lambda report: report.passed,
     exit_codes=(
-        "0 everything is within its budget, 1 something is not, 3 the bundle or the model cannot be used, "
-        "4 nothing was compared"
+        "0 every claim holds, 1 a claim failed, 3 the bundle or the model cannot be used, 4 nothing was compared"
     ),
     examples=(
         "adapter-export check bundle --against model.pt",
@@ -388,7 +386,7 @@ COMMAND = Command(
         "self_test": Instead(
             Option("Plant over a hundred kinds of faults in a copy instead, and count how many are detected."),
             _SELF_TEST,
-            "a self-test tries the whole bundle",
+            "a self-test always covers the whole bundle",
         )
     },
 )

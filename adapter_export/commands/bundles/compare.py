@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 def compare(
     *contestants: Bundle | Base | Adapter | Address,
     data: Annotated[Address, LABELLED_DATA],
-    base: Annotated[Base | Address | None, Option("The model of the adapters.", "MODEL")] = None,
+    base: Annotated[Base | Address | None, Option("Base model of the adapters.", "MODEL")] = None,
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     only: Annotated[Sequence[str], Option("Compare only this adapter. Repeatable.", "ADAPTER")] = (),
@@ -62,37 +62,37 @@ def compare(
     encoding: Annotated[str | None, ENCODING] = None,
     skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
     dimensions: Annotated[int | None, DIMENSIONS] = None,
-    limit: Annotated[int | None, Option("Number of rows to answer, a random sample.", "N", least=1)] = None,
+    limit: Annotated[int | None, Option("Answer a random sample of this many rows.", "N", least=1)] = None,
     rounds: Annotated[int, Option("Rounds of timed calls; 0 measures no latency.", "N", least=0)] = 15,
-    resamples: Annotated[int, Option("Bootstrap draws for the intervals; 0 for none.", "N", least=0)] = 1000,
-    seed: Annotated[int, Option("Random seed of the draws.", "N", least=0)] = 0,
+    resamples: Annotated[int, Option("Bootstrap resamples for the intervals; 0 for none.", "N", least=0)] = 1000,
+    seed: Annotated[int, Option("Random seed of the bootstrap.", "N", least=0)] = 0,
     report: Annotated[PathLike | None, Option("Write a self-contained HTML page.", "FILE")] = None,
     force: Force = False,
     reporter: Reporter = SILENT,
 ) -> Comparison:
     """Compare adapters, bundles and models on the same rows, in ONNX Runtime.
 
-    CONTESTANTS are bundles, whose adapters all take part, adapter folders, which need a base, and models with a head.
-    Adapters and models are built as temporary bundles, adapters of one topology together.
+    CONTESTANTS are bundles (all of their adapters), adapter folders (which need a base), and models with a head.
+    Adapters and models are built as temporary bundles; adapters of one topology share one.
 
-    Scores have 95 % intervals. Whether two differ beyond chance is tested on the same rows: exact McNemar where each
-    row is right or wrong, else paired permutation or bootstrap, with Holm's correction for more than two. The
-    report adds agreement, rows on which they differ, sizes, latency and the attention weights of fusions.
+    Scores have 95 % intervals. Differences are tested on the same rows: exact McNemar if each row is right or wrong,
+    otherwise paired permutation or bootstrap, with Holm's correction for more than two contestants. The report adds
+    agreement, the rows on which contestants differ, sizes, latency and the attention weights of fusions.
 
     Args:
-        contestants: bundles, adapters, models, or their folders and files. Two of one name are told apart by their
+        contestants: bundles, adapters, models, or their folders and files. Equal names are made unique by their
             paths.
         data: labelled rows, as `evaluate` reads them.
-        base: the model of the adapters.
+        base: the adapters' base model.
         site_map: the sites of that model.
         trust_pickle: load that model even if it could run code.
         force: replace the file at `report`.
         reporter: receives each step.
 
     Raises:
-        UsageError: there is a single contestant, or tasks differ, or arguments do not go together.
-        InputError: a contestant or the data cannot be used; a label that one of the adapters does not have is a
-            `DataError` that names the adapter.
+        UsageError: there are fewer than two contestants, tasks differ, or arguments exclude each other.
+        InputError: a contestant or the data cannot be used; its subclass `DataError` names an adapter that lacks a
+            label.
         OutputExistsError, WriteError: the page cannot be written.
     """
     output = None if report is None else Output(Path(report), force)

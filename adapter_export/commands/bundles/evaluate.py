@@ -57,14 +57,14 @@ def evaluate(
     delimiter: Annotated[str | None, DELIMITER] = None,
     encoding: Annotated[str | None, ENCODING] = None,
     skip_incomplete: Annotated[bool, SKIP_INCOMPLETE] = False,
-    slices: Annotated[str | None, Option("Also report scores for each value of this column.", "COLUMN")] = None,
+    slices: Annotated[str | None, Option("Also report scores per value of this column.", "COLUMN")] = None,
     dimensions: Annotated[int | None, DIMENSIONS] = None,
-    limit: Annotated[int | None, Option("Number of rows to answer, a random sample.", "N", least=1)] = None,
+    limit: Annotated[int | None, Option("Answer a random sample of this many rows.", "N", least=1)] = None,
     gate: Annotated[
         Mapping[str, float] | Sequence[str],
-        Option("Minimum of a metric; maximum where less is better. Repeatable.", "METRIC=N"),
+        Option("Minimum value of a metric (maximum if lower is better). Repeatable.", "METRIC=N"),
     ] = (),
-    allow_training_rows: Annotated[bool, "Let gates pass on rows that the adapter was trained on."] = False,
+    allow_training_rows: Annotated[bool, "Allow gates on rows that the adapter was trained on."] = False,
     against: Annotated[
         Base | Address | None,
         Option("The model that the bundle was built from; it answers the same rows.", "MODEL"),
@@ -72,25 +72,25 @@ def evaluate(
     site_map: Annotated[PathLike | None, SITE_MAP] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     report: Annotated[PathLike | None, Option("Write a self-contained HTML page.", "FILE")] = None,
-    resamples: Annotated[int, Option("Bootstrap draws for the intervals; 0 for none.", "N", least=0)] = 1000,
-    seed: Annotated[int, Option("Random seed of the draws.", "N", least=0)] = 0,
+    resamples: Annotated[int, Option("Bootstrap resamples for the intervals; 0 for none.", "N", least=0)] = 1000,
+    seed: Annotated[int, Option("Random seed of the bootstrap.", "N", least=0)] = 0,
     force: Force = False,
     reporter: Reporter = SILENT,
 ) -> Evaluation:
-    """Measure the exported graph of a bundle, in ONNX Runtime, on labelled rows.
+    """Measure a bundle's exported graph on labelled rows, in ONNX Runtime.
 
     The metrics are those of the adapter's task, with 95 % intervals: accuracy and macro-F1 of classes, F1 and average
     precision of sets of labels, F1 of entities, exact match and F1 of answers in a text, correlations of numbers, MRR
     and NDCG of rankings, Spearman's correlation of the cosines of pairs with a label, and for pairs without one NDCG,
     MRR and recall, as each text ranks all others of `--pair` and `--negative`. Rows are read as `train` reads them, and
-    become tokens by the bundle's own record. If training recorded scores for this very file, they are compared. Rows
-    that the adapter was trained on, or validated by, are named in a warning.
+    are tokenized as the bundle records. If training recorded scores for this same file, they are compared. A warning
+    names rows that the adapter was trained or validated on.
 
     Args:
         bundle: the bundle, or its folder.
         data: labelled rows: csv, tsv, jsonl or Parquet; images and audio as `train` reads them.
-        gate: bounds by metric, also as texts such as `accuracy=0.92`.
-        allow_training_rows: let gates pass on training rows.
+        gate: bound per metric, also as strings such as `accuracy=0.92`.
+        allow_training_rows: allow gates on training rows.
         against: the model that the bundle was built from, to answer the same rows.
         site_map: the sites of that model.
         trust_pickle: load that model even if it could run code.
@@ -98,11 +98,11 @@ def evaluate(
         reporter: receives the number of rows that are answered.
 
     Returns:
-        The scores. A missed gate is no error: `raise_for_failure()` makes it one.
+        The scores. A missed gate raises no error; call `raise_for_failure()` for that.
 
     Raises:
-        UsageError: arguments do not go together, or name something that does not exist; `MissingExtraError` is a
-            kind of it.
+        UsageError: arguments exclude each other, or name something unknown; its subclass `MissingExtraError`: a
+            metric library is missing.
         InputError: the bundle, the model or the data cannot be used.
         OutputExistsError, WriteError: the page cannot be written.
     """
@@ -161,7 +161,7 @@ def _chosen(manifest: Manifest, given: str | None) -> str:
     if chosen not in tasks:
         where, known = argument("adapter"), f"one of {quoted(tasks)}"
         fix = did_you_mean(chosen, tasks, "choose one of these")
-        raise UsageError("no such adapter", where=where, found=f"`{chosen}`", expected=known, fix=fix)
+        raise UsageError("unknown adapter", where=where, found=f"`{chosen}`", expected=known, fix=fix)
     return chosen
 
 
@@ -169,7 +169,7 @@ def _bounds(given: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
     """Return the bound of each metric.
 
     Raises:
-        UsageError: a text is no gate, or a metric has two.
+        UsageError: a string is not a gate, or a metric has two gates.
     """
     if isinstance(given, Mapping):
         return dict(given)
@@ -182,9 +182,9 @@ def _bounds(given: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
             bound = math.nan
         if math.isnan(bound) or not name.strip():
             expected = "such as `accuracy=0.92`"
-            raise UsageError("is no gate", where=argument("gate"), found=f"`{text}`", expected=expected)
+            raise UsageError("is not a gate", where=argument("gate"), found=f"`{text}`", expected=expected)
         if name.strip() in gates:
-            raise UsageError("one metric has two gates", where=argument("gate"), found=f"`{name.strip()}`")
+            raise UsageError("a metric has two gates", where=argument("gate"), found=f"`{name.strip()}`")
         gates[name.strip()] = bound
     return gates
 

@@ -1,4 +1,4 @@
-"""Show what is in a bundle, an adapter or a model."""
+"""Show the contents of a bundle, an adapter or a model."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _FACTS = ("what", "value")
 
 @dataclass(frozen=True, repr=False)
 class Inspection(Described):
-    """The contents of a bundle, an adapter or a model; `print` and notebooks show them.
+    """Contents of a bundle, an adapter or a model, for `print` and notebooks.
 
     Attributes:
-        title: what it is, in a line.
+        title: a one-line description.
         tables: the contents.
         document: the same as JSON data.
     """
@@ -54,13 +54,13 @@ class Inspection(Described):
         return {"title": self.title, "tables": len(self.tables)}
 
     def drawing(self) -> str:
-        """The sites down, a column for each adapter, a box with its widths where it acts: the text of an SVG file."""
+        """SVG drawing: a row per site, a column per adapter, and a box with its widths where the adapter acts."""
         from adapter_export.api.models.drawing import draw
 
         return draw(self._map())
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON data."""
+        """The contents as JSON data."""
         return dict(self.document)
 
     def __str__(self) -> str:
@@ -73,35 +73,37 @@ class Inspection(Described):
 def inspect(
     path: Address | Base | Adapter,
     *,
-    key: Annotated[PathLike | None, Option("The public key, PEM, that must have signed a bundle.", "PUBLIC")] = None,
-    svg: Annotated[PathLike | None, Option("Draw where adapters act, or could act in a model.", "FILE")] = None,
+    key: Annotated[PathLike | None, Option("Public key (PEM) that must have signed the bundle.", "PUBLIC")] = None,
+    svg: Annotated[
+        PathLike | None, Option("Write a drawing of the sites where adapters act, or could act in a model.", "FILE")
+    ] = None,
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False,
     force: Force = False,
     reporter: Reporter = SILENT,
 ) -> Inspection:
-    """Look into a bundle, an adapter or a model.
+    """Show the contents of a bundle, an adapter or a model.
 
     The files of a bundle are compared with the hashes in its manifest, and an adapter's tensors with its graph.
-    Whether a bundle is signed, and by which key, is shown as the signature says it; with a key, it is verified.
+    The signer of a bundle is shown as its signature claims; with a key, the signature is verified.
 
-    The drawing has a row for each place of the base, a column for each adapter, and a box with its widths where it
-    acts. It suits light and dark backgrounds.
+    The drawing has a row per site of the base, a column per adapter, and a box with its widths where the adapter acts.
+    It suits light and dark backgrounds.
 
     Args:
-        path: a bundle, an adapter folder, or what `open_base` takes; a reference such as `hf://owner/name` to one of
-            these; or an adapter or a base.
+        path: a bundle, an adapter folder, a path that `open_base` accepts, a reference such as `hf://owner/name` to
+            one of these, or an adapter or base object.
         key: the public key that must have signed the bundle.
-        svg: the drawing to write.
+        svg: the drawing's file.
         trust_pickle: as `open_base` takes it.
         force: replace an existing drawing.
         reporter: receives the step of a download.
 
     Raises:
         FileError, FormatError: a file is missing, damaged, or breaks the format.
-        SignatureError: it is not signed with that key, or does not hold.
-        MissingExtraError: the library of signatures is not installed, which a key needs.
-        UsageError: a key is given, and it is no bundle.
-        BaseModelError: it is no model.
+        SignatureError: the signature is missing, invalid, or made with another key.
+        MissingExtraError: a key is given and the signature library is not installed.
+        UsageError: a key is given for something other than a bundle.
+        BaseModelError: the file is not a model.
     """
     output = None if svg is None else Output(Path(svg), force)
     if output is not None:
@@ -176,7 +178,7 @@ def _signed(claim: SignatureClaim | None) -> str:
     if claim is None:
         return "not signed"
     if claim.method == "unknown":
-        return "`model.sig` is no signature that can be read"
+        return "`model.sig` is not a readable signature"
     held = "verified" if claim.verified else "not verified"
     return f"by the {claim.method} of sha256 {claim.signer}, {held}"
 
@@ -203,15 +205,15 @@ def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator
 
     graphs = [(name, file, size(sizes[file]), TENSORS_OF_ADAPTERS[name]) for name, file in manifest.graphs.items()]
     graphs += [
-        (BAKED, one.baked, size(sizes[one.baked]), f"{TENSORS_OF_ADAPTERS[BAKED]}: `{one.name}` alone")
+        (BAKED, one.baked, size(sizes[one.baked]), f"{TENSORS_OF_ADAPTERS[BAKED]}: `{one.name}` only")
         for one in manifest.adapters
         if one.baked is not None
     ]
-    yield Table(("variant", "file", "size", "an adapter's tensors are"), graphs, "graphs", "llr")
+    yield Table(("variant", "file", "size", "adapter tensors are"), graphs, "graphs", "llr")
     yield _signature(manifest.inputs, manifest.outputs)
     yield _slots(manifest)
 
-    golden = [("the base alone", manifest.golden), *((adapter.name, adapter.golden) for adapter in manifest.adapters)]
+    golden = [("base", manifest.golden), *((adapter.name, adapter.golden) for adapter in manifest.adapters)]
     allowed = [", ".join(f"{output} ± {number:.2g}" for output, number in one.absolute.items()) for _, one in golden]
     rows = [(name, len(one.cases), said, one.reference) for (name, one), said in zip(golden, allowed, strict=True)]
     yield Table(("adapter", "cases", "allowed", "computed by"), rows, "golden vectors", "lr")
@@ -237,7 +239,7 @@ def _bundle_tables(manifest: Manifest, claim: SignatureClaim | None) -> Iterator
 
 
 def _separation(manifest: Manifest) -> Iterator[Table]:
-    """Yield a table of the weakest fault and the nearest neighbour of each adapter, where that was measured."""
+    """Yield a table of each adapter's weakest fault and nearest neighbour, if they were measured."""
     found = [(one.name, one.golden.separation) for one in manifest.adapters]
     rows = [
         (
@@ -264,7 +266,7 @@ def _processor(media: MediaRecord) -> str:
 
 
 def _slots(manifest: Manifest) -> Table:
-    """List the slots; layers that have the same ones share a line."""
+    """List the slots; layers with equal slots share a line."""
     places: dict[tuple[str, str], list[str]] = {}
     for slot in manifest.slots:
         places.setdefault((slot.site, slot.graph), []).append(f"{slot.parameter} {_axes(slot.axes)}")
@@ -276,7 +278,7 @@ def _slots(manifest: Manifest) -> Table:
 
 
 def _range(sites: list[str]) -> str:
-    """Return `layers.0–5.ffn` for sites that differ in their layer alone."""
+    """Return `layers.0–5.ffn` for sites that differ only in their layer."""
     first, *_ = names = [SiteName.parse(site) for site in sites]
     layers = [name.layer for name in names if name.layer is not None]
     if len(layers) < len(sites) or len(sites) == 1:
@@ -287,8 +289,8 @@ def _range(sites: list[str]) -> str:
 
 
 def _files(manifest: Manifest) -> Table:
-    """List the files; where they are many, those of different adapters that are alike share a line."""
-    title = f"files, {size(sum(file.bytes for file in manifest.files))}, all as their hashes say"
+    """List the files; in long lists, equal files of different adapters share a line."""
+    title = f"files, {size(sum(file.bytes for file in manifest.files))}, all match their SHA-256"
     if len(manifest.files) <= _MANY_FILES:
         rows = [(file.path, f"{file.bytes:,}", f"{file.sha256[:12]}…") for file in manifest.files]
         return Table(("path", "bytes", "sha256"), rows, title, "lr")
@@ -356,7 +358,7 @@ def _cost_cells(found: Cost) -> tuple[str, str, str]:
 
 
 def _flat(document: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield a record's numbers and words; long lists by their length."""
+    """Yield a record's values; long lists as their length."""
     for key, value in document.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

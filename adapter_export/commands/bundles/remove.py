@@ -23,13 +23,13 @@ def remove(
     *,
     reporter: Reporter = SILENT,
 ) -> Bundle:
-    """Remove adapters from BUNDLE: their files, golden vectors, rows of the bank and baked graphs.
+    """Remove adapters from BUNDLE, with their files, golden vectors, bank rows and baked graphs.
 
-    The slots stay, so that adapters that compute the same can be added later. The last adapter stays, too: a bundle has
-    at least one. If anything fails, the bundle stays as it was.
+    The slots stay, so that adapters with the same operators can be added later. A bundle keeps at least one adapter.
+    If anything fails, the bundle stays unchanged.
 
     Raises:
-        AdapterError: there is no adapter of a name, or none would be left.
+        AdapterError: an adapter is unknown, or no adapter would remain.
         InputError, WriteError, ParityError: as `add`.
     """
     from adapter_export.bundle.change import remove_adapters
@@ -42,7 +42,7 @@ def remove(
 
 def _show(bundle: Bundle, screen: Screen) -> None:
     there = quoted(record.name for record in bundle.manifest.adapters)
-    screen.say(f"{bundle.folder}: removed {quoted(dict.fromkeys(screen.given['adapters']))}; it has {there}")
+    screen.say(f"{bundle.folder}: removed {quoted(dict.fromkeys(screen.given['adapters']))}; it now contains {there}")
     screen.say(f"Next: adapter-export verify {bundle.folder}")
 
 

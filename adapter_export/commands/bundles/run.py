@@ -35,7 +35,7 @@ _QUICK = 256
 
 
 def _files() -> type:
-    """Return the options for files: one for each modality."""
+    """Return one file option per modality."""
     from adapter_export.modalities import FILE_MODALITIES
 
     options = [
@@ -45,33 +45,31 @@ def _files() -> type:
 
 
 _OPTIONS = {"texts": "text", "pairs": "pair", "prompts": "prompt"}
-"""Names of options that differ from those of their parameters."""
+"""Options whose names differ from their parameters'."""
 
 _NEEDS = {
-    "labels": ("adapter_file", "names the classes of"),
-    "task": ("adapter_file", "is that of"),
-    "adapter_column": ("data", "is one of"),
-    "pair_column": ("data", "is one of"),
-    "delimiter": ("data", "is that of"),
-    "pairs": ("texts", "belongs to"),
-    "stride": ("long_texts", "is that of"),
-    "weights": ("adapter", "are those of an"),
-    "fan_out": ("adapters", "takes the list of"),
-    "shards": ("many", "are those of"),
-    **dict.fromkeys(("shard_rows", "ray", "workers"), ("shards", "is that of")),
-    **dict.fromkeys(
-        ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop"), ("prompts", "is an option of")
-    ),
+    "labels": "adapter_file",
+    "task": "adapter_file",
+    "adapter_column": "data",
+    "pair_column": "data",
+    "delimiter": "data",
+    "pairs": "texts",
+    "stride": "long_texts",
+    "weights": "adapter",
+    "fan_out": "adapters",
+    "shards": "many",
+    **dict.fromkeys(("shard_rows", "ray", "workers"), "shards"),
+    **dict.fromkeys(("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop"), "prompts"),
 }
-"""Arguments that need another, and how they belong to it."""
+"""Arguments, and the argument that each one needs."""
 
 
 @dataclass(frozen=True, repr=False)
 class Answers(Described):
-    """Rows with their answers.
+    """Answered rows.
 
     Attributes:
-        rows: computed as they are read, in the order of the rows that were given.
+        rows: computed lazily, in the order of the input.
         many: render each as a line of JSON.
     """
 
@@ -85,10 +83,10 @@ class Answers(Described):
 
 @dataclass(frozen=True, repr=False)
 class Texts(Described):
-    """Texts behind prompts.
+    """Texts generated from prompts.
 
     Attributes:
-        pieces: of the texts, as they are written.
+        pieces: parts of the texts, as they are generated.
         count: the number of prompts.
         many: render each text as a line of JSON.
     """
@@ -103,7 +101,7 @@ class Texts(Described):
 
     @property
     def whole(self) -> Iterator[Generated]:
-        """The texts in the order of the prompts, each when it and those before it are written."""
+        """The texts in the order of the prompts; each is yielded once it and its predecessors are complete."""
         waiting: dict[int, Generated] = {}
         last = 0
         for piece in self.pieces:
@@ -119,7 +117,7 @@ def run(
     *,
     adapter: Annotated[
         str | None,
-        Option("Adapter for all rows; `base` for the base without adapters. Needed where adapters have tasks.", "NAME"),
+        Option("Adapter for all rows; `base` for the base without adapters. Required if adapters have tasks.", "NAME"),
     ] = None,
     adapters: Annotated[
         tuple[str, ...] | None,
@@ -131,7 +129,7 @@ def run(
     ] = None,
     fan_out: Annotated[bool, Option("Run every row through all `--adapters`.")] = False,
     adapter_column: Annotated[
-        str | None, Option("Column of `--data` that names the adapter of each row; `base` is the base.", "NAME")
+        str | None, Option("Column of `--data` with the adapter of each row, `base` or `-` for the base.", "NAME")
     ] = None,
     weights: Annotated[
         Mapping[str, float] | None,
@@ -143,26 +141,28 @@ def run(
     ] = None,
     side: Annotated[
         Literal["query", "document"] | None,
-        "Side of all texts, for adapters with prefixes of queries and of documents.",
+        "Side of all texts, for adapters with query and document prefixes.",
     ] = None,
     adapter_file: Annotated[
         PathLike | None, Option("Load an additional adapter file built for this graph.", "FILE")
     ] = None,
     labels: Annotated[tuple[str, ...] | None, "Class names of the additional adapter, in logit order."] = None,
-    task: Annotated[ProblemType | None, "Task type of the additional adapter. Default: by its labels."] = None,
+    task: Annotated[
+        ProblemType | None, "Task type of the additional adapter. Default: inferred from its labels."
+    ] = None,
     texts: Annotated[
         Sequence[str], Option("Text to answer. Repeatable. Default: each line of stdin.", flags="--text")
     ] = (),
     pairs: Annotated[
         Sequence[str],
-        Option("The second text of a pair, one for each `--text`; of one text, several are choices.", flags="--pair"),
+        Option("Second text of a pair, one per `--text`. For a single text, several are its choices.", flags="--pair"),
     ] = (),
     prompts: Annotated[
         Sequence[str],
-        Option("Prompt behind which a language model writes a text. Repeatable.", "TEXT", flags="--prompt"),
+        Option("Prompt that a language model continues. Repeatable.", "TEXT", flags="--prompt"),
     ] = (),
     data: Annotated[
-        Address | None, Option("Texts: lines of a `.txt`, or rows of a csv, tsv, jsonl or Parquet.", "FILE")
+        Address | None, Option("Texts: lines of a `.txt` file, or rows of a CSV, TSV, JSONL or Parquet file.", "FILE")
     ] = None,
     text_column: Annotated[str, Option("Column of the texts.", "NAME")] = "text",
     pair_column: Annotated[
@@ -175,49 +175,46 @@ def run(
         "Truncate (`cut`) or reject (`refuse`) long texts, or split them into `windows`. Default: `cut`.",
     ] = None,
     stride: Annotated[
-        int | None, Option("Tokens shared by neighbouring windows; default: a quarter of a window.", "N", least=0)
+        int | None, Option("Tokens shared by neighbouring windows. Default: a quarter of a window.", "N", least=0)
     ] = None,
     arrays: Annotated[
-        PathLike | None, Option("A `.npz` or `.safetensors` with an array for each input, not texts.", "FILE")
+        PathLike | None, Option("A `.npz` or `.safetensors` file with an array per input, instead of texts.", "FILE")
     ] = None,
-    out: Annotated[PathLike | None, Option("Write all outputs to this `.npz` or `.safetensors`.", "FILE")] = None,
-    many: Annotated[
-        bool, "Write one JSON document per line, in the order of the rows, while they are answered."
-    ] = False,
+    out: Annotated[PathLike | None, Option("Write all outputs to this `.npz` or `.safetensors` file.", "FILE")] = None,
+    many: Annotated[bool, "Stream one JSON document per row, in the order of the input."] = False,
     token_budget: Annotated[int | None, Option("Maximum tokens per call, padding included.", "N", least=1)] = None,
     allow_mixed_rows: Annotated[bool, "Let rows share a call even if the base is not batch-invariant."] = False,
     provider: Annotated[Literal["cpu", "cuda"], "Execution provider."] = "cpu",
-    threads: Annotated[int | None, Option("Threads of one operation; default: those of ONNX Runtime.", least=1)] = None,
+    threads: Annotated[int | None, Option("Threads per operation. Default: ONNX Runtime's.", least=1)] = None,
     shards: Annotated[
         PathLike | None,
         Option("Write the answers of `--many` to this folder in shards. Repeat the command to resume.", "DIR"),
     ] = None,
-    shard_rows: Annotated[int | None, Option("Rows of a shard; default: 16,384.", "N", least=1)] = None,
+    shard_rows: Annotated[int | None, Option("Rows per shard. Default: 16,384.", "N", least=1)] = None,
     ray: Annotated[
         str | None, Option("Compute `--shards` with Ray Data: `auto`, `local`, or an address.", "ADDRESS")
     ] = None,
-    workers: Annotated[int | None, Option("Shards at a time on Ray.", "N", least=1)] = None,
+    workers: Annotated[int | None, Option("Maximum concurrent shards on Ray.", "N", least=1)] = None,
     force: Force = False,
     reporter: Reporter = SILENT,
     **options: Annotated[Any, OptionsOf(_files, Decoding)],
 ) -> Answers | Answered | Texts:
-    """Run BUNDLE on texts, images, audio, arrays or prompts, with its adapters or with the base alone.
+    """Run BUNDLE on texts, images, audio, arrays or prompts, with its adapters or the base.
 
-    An adapter's answer is that of its task: the labels of texts or of their tokens with their probabilities, numbers,
-    or the beginning of each vector. The base, and an adapter without a task, give a summary of the outputs; `--json`,
-    `--many` and `--out` give them whole. A row gets the answer that it has alone, whatever rows it shares a call with.
-    With `--prompt` a language model, captured with its cache, writes texts; several prompts may have adapters of their
-    own.
+    An adapter answers by its task: labels of texts or tokens with their probabilities, numbers, or the first elements
+    of each vector. For the base, or an adapter without a task, outputs are summarized; `--json`, `--many` and `--out`
+    contain them in full. A row's answer does not depend on the rows that share its call. With `--prompt`, a language
+    model that was captured with its cache generates text; each prompt may have its own adapter.
 
     Args:
         bundle: the bundle, or its folder.
-        reporter: receives the number of answered rows, and a note on texts and files that were cut.
+        reporter: receives the number of answered rows, and a note about truncated texts and files.
 
     Returns:
-        The answers, computed as they are read; with `shards` the folder that has them, with `prompts` the texts.
+        The answers, computed lazily; with `shards` their folder, with `prompts` the texts.
 
     Raises:
-        UsageError: arguments do not go together, or no adapter is named although adapters have tasks.
+        UsageError: arguments exclude each other, or no adapter is named although adapters have tasks.
         RequestError: a row or an adapter does not fit.
         InputError: the bundle or the data cannot be used.
         OutputExistsError, WriteError: an output cannot be written.
@@ -239,13 +236,13 @@ def run(
         output.ensure_writable()
     if stride is not None and long_texts != "windows":
         found, fix = argument("long_texts", long_texts), f"give {argument('long_texts', 'windows')}"
-        raise UsageError("only windows have a stride", found=found, fix=fix)
+        raise UsageError("a stride needs windows", found=found, fix=fix)
     if output is not None and long_texts == "windows":
-        what = f"{argument('out')} has one row for each text, and windows are several"
-        raise UsageError(what, fix="leave one of them out")
+        what = f"{argument('out')} has one row per text, but windows make several"
+        raise UsageError(what, fix="remove one of them")
     if shards is not None:
         if data is None:
-            what = f"{argument('shards')} are those of {argument('data')}, which is not given"
+            what = f"{argument('shards')} needs {argument('data')}"
             raise UsageError(what, fix=f"give {argument('data', words='FILE')}, a table or a folder of tables")
         return run_many(
             bundle,
@@ -294,7 +291,7 @@ def run(
     session = opened.session(provider=provider, threads=threads, on_demand=True)
     if adapter_file is not None:
         loaded = _load(session, Path(adapter_file), labels, task)
-        adapter = adapter or loaded  # a file that is given and nothing chosen is meant to be used
+        adapter = adapter or loaded  # an adapter file without a chosen adapter is the one to use
     writer = opened.writer(session) if prompts else None
     named = session.named if writer is None else writer.named
     if adapters is not None:
@@ -320,7 +317,7 @@ def run(
 
 
 def _check_together(given: Mapping[str, object], media: Sequence[str]) -> None:
-    """Refuse arguments that exclude each other, or that are given without another."""
+    """Refuse arguments that exclude each other or lack the argument that they need."""
     apart = (
         ("adapter", "adapters", "adapter_column"),
         ("prompts", "texts", "data", "arrays", *media),
@@ -340,17 +337,15 @@ def _check_together(given: Mapping[str, object], media: Sequence[str]) -> None:
     for names in apart:
         both = [argument(name, option=_OPTIONS.get(name)) for name in names if name in named]
         if len(both) > 1:
-            fix = f"give one of them: leave {both[0]} or {both[1]} out"
-            raise UsageError(f"{' and '.join(both)} exclude each other", fix=fix)
-    for name, (other, belongs) in _NEEDS.items():
+            raise UsageError(f"{' and '.join(both)} exclude each other", fix=f"remove {both[0]} or {both[1]}")
+    for name, other in _NEEDS.items():
         if name in named and other not in named:
             first, second = (argument(one, option=_OPTIONS.get(one)) for one in (name, other))
-            what = f"{first} {belongs} {second}, which is not given"
-            raise UsageError(what, fix=f"give {second} too, or leave {first} out")
+            raise UsageError(f"{first} needs {second}", fix=f"add {second}, or remove {first}")
 
 
 def _load(session: Session, file: Path, labels: tuple[str, ...] | None, task: ProblemType | None) -> str:
-    """Load an adapter from its file, under a name that is free."""
+    """Load an adapter from its file under an unused name."""
     name = file.name.partition(".")[0]
     name = f"{name}.loaded" if name in session.adapters else name
     session.load(name, file, labels=labels, task=task)
@@ -360,7 +355,7 @@ def _load(session: Session, file: Path, labels: tuple[str, ...] | None, task: Pr
 def _finished(
     rows: Iterable[AnsweredRow], manifest: Manifest, medium: str | None, output: Output | None, reporter: Reporter
 ) -> Iterator[AnsweredRow]:
-    """Yield rows; after the last one, write their outputs, and note what was cut."""
+    """Yield rows; after the last one, write their outputs and report truncation."""
     from adapter_export.commands.bundles._run_results import stacked
     from adapter_export.commands.bundles._run_rows import write_arrays
 
@@ -377,15 +372,15 @@ def _finished(
 
 
 def _cuts(cut: Mapping[str, int], medium: str | None) -> str:
-    """Name the texts or files that were not read whole."""
+    """Report truncated texts and files."""
     from adapter_export.modalities import FILE_MODALITIES
 
     named = "; ".join(f"{where}: {count:,}" for where, count in list(cut.items())[:_FEW])
     more = f"; and {len(cut) - _FEW:,} more texts" if len(cut) > _FEW else ""
     if medium is not None:
-        return f"{FILE_MODALITIES[medium].word}s were cut; numbers of samples that are not read: {named}{more}"
-    fix = f"{argument('long_texts', 'windows')} reads them whole, `refuse` refuses them"
-    return f"texts were cut; numbers of tokens that are not read: {named}{more}; {fix}"
+        return f"{FILE_MODALITIES[medium].word}s were truncated; samples dropped: {named}{more}"
+    fix = f"{argument('long_texts', 'windows')} reads them in full, `refuse` refuses them"
+    return f"texts were truncated; tokens dropped: {named}{more}; {fix}"
 
 
 def _reader(bundle: Bundle, session: Session, medium: str | None) -> Reader:
@@ -397,31 +392,31 @@ def _reader(bundle: Bundle, session: Session, medium: str | None) -> Reader:
         raise UsageError(f"the bundle reads {modality.word}s, not texts", fix=fix)
     if any(record.role == "cache" for record in bundle.manifest.inputs):
         fix = f"give {argument('prompts', words='TEXT', option='prompt')} or {argument('arrays', words='FILE')}"
-        raise UsageError("the bundle writes texts behind prompts, and has no answers to texts", fix=fix)
+        raise UsageError("the bundle generates text from prompts and cannot answer texts", fix=fix)
     if bundle.manifest.text is None:
         arrays, tokenizer = argument("arrays", words="FILE"), argument("tokenizer", words="tokenizer.json")
-        fix = f"give its inputs as arrays, {arrays}, or build it again with {tokenizer}"
-        raise UsageError("the bundle has no tokenizer, so it cannot read texts", fix=fix)
+        fix = f"give its inputs as arrays, {arrays}, or rebuild it with {tokenizer}"
+        raise UsageError("the bundle has no tokenizer, so it cannot read text", fix=fix)
     return bundle.texts(session)
 
 
 def _with_adapters(rows: Sequence[Row], adapters: Sequence[str | None], *, fan_out: bool) -> list[Row]:
-    """Return one row per adapter: each row through all of them, or each through its own."""
+    """Pair rows with adapters: every row with all of them, or each with its own."""
     if fan_out or len(rows) == 1:
         return [replace(row, adapter=adapter) for row in rows for adapter in adapters]
     if len(adapters) != len(rows):
         raise UsageError(
-            "there is not one adapter for each row",
+            "the number of adapters does not match the number of rows",
             where=argument("adapters"),
             found=f"{len(adapters)} adapters for {len(rows)} rows",
             fix=f"name one per row, `{_BASE}` for the base; {argument('fan_out', True)} runs every row through all of "
-            f"them, and {argument('adapter')} is for all rows",
+            f"them; {argument('adapter')} applies one to all rows",
         )
     return [replace(row, adapter=adapter) for row, adapter in zip(rows, adapters, strict=True)]
 
 
 def _check_adapters(rows: Sequence[Row], session: Session) -> None:
-    """Raise an error for an adapter that is not loaded before anything is computed; it names the first such row."""
+    """Raise an error that names the first row with an unknown adapter, before anything is computed."""
     for row in {row.adapter: row for row in reversed(rows)}.values():
         if row.adapter is not None:
             with within(row.where):
@@ -435,7 +430,7 @@ def _show(found: Answers | Answered | Texts, screen: Screen) -> None:
     if isinstance(found, Texts):
         _show_texts(found, screen)
     elif not isinstance(found, Answers):
-        screen.say(f"wrote {found.folder}: {found.shards:,} shards, of which {found.reused:,} were there before")
+        screen.say(f"wrote {found.folder}: {found.shards:,} shards ({found.reused:,} already complete)")
     elif found.many:
         for row in found.rows:
             screen.write(json_line(row))
@@ -444,7 +439,7 @@ def _show(found: Answers | Answered | Texts, screen: Screen) -> None:
 
 
 def _show_texts(found: Texts, screen: Screen) -> None:
-    """Write a single text while it is written, several one after the other under their prompts."""
+    """Print a single text while it is generated; print several one after another, under their prompts."""
     limited = 0
     if found.many:
         for one in found.whole:
@@ -461,7 +456,7 @@ def _show_texts(found: Texts, screen: Screen) -> None:
             screen.write(f"{one.text}\n\n")
     if limited:
         texts = "the text" if found.count == 1 else f"{limited:,} of {found.count:,} texts"
-        screen.say(f"{texts} ended at a limit; `--max-new-tokens N` allows longer ones")
+        screen.say(f"{texts} reached the token limit; raise it with `--max-new-tokens N`")
 
 
 def _document(found: Answers | Answered | Texts, _: Screen) -> Mapping[str, object]:

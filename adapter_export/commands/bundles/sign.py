@@ -1,4 +1,4 @@
-"""Sign a bundle, so that others can verify who made it."""
+"""Sign a bundle, so that others can verify its origin."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 def sign(
     bundle: Bundle | PathLike,
     *,
-    key: Annotated[PathLike, Option("Private key, PEM, on the elliptic curve P-256, P-384 or P-521.", "KEY")],
+    key: Annotated[PathLike, Option("Private key (PEM) on the elliptic curve P-256, P-384 or P-521.", "KEY")],
     certificate: Annotated[
-        PathLike | None, Option("Certificate of KEY, PEM, for those who verify with `--certificate`.", "FILE")
+        PathLike | None, Option("Certificate of KEY (PEM), for users who verify with `--certificate`.", "FILE")
     ] = None,
     certificate_chain: Annotated[
-        Sequence[str], Option("Intermediate certificates up to the root, PEM. Repeatable.", "FILE")
+        Sequence[str], Option("Intermediate certificate (PEM) on the way to the root. Repeatable.", "FILE")
     ] = (),
     password: Annotated[str | None, Option(variable="ADAPTER_EXPORT_KEY_PASSWORD")] = None,
     report: Annotated[
         PathLike | None,
-        Option("Passing report of `check --json` on BUNDLE: kept in it as `check.json`, and signed.", "FILE"),
+        Option("Passing report of `check --json` on BUNDLE; it is stored as `check.json` and signed.", "FILE"),
     ] = None,
     force: Force = False,
 ) -> Signature:
-    """Sign a bundle: all of its files, into its `model.sig`. Nothing goes over the network.
+    """Sign all files of a bundle into its `model.sig`, offline.
 
-    The signature has the format of OpenSSF model-signing, and covers every file but those whose names begin with a
-    dot. Others verify it with `verify --key PUBLIC`. `add` and `remove` delete it, since they make another bundle. The
-    command reads the password of KEY from the environment variable `ADAPTER_EXPORT_KEY_PASSWORD`.
+    The signature has the OpenSSF model-signing format and covers every file except hidden ones. Verify it with
+    `verify --key PUBLIC`. `add` and `remove` delete it, because they change the bundle. KEY's password is read
+    from the environment variable `ADAPTER_EXPORT_KEY_PASSWORD`.
 
     Args:
         bundle: the bundle, or its folder.
@@ -51,8 +51,8 @@ def sign(
         The signer, the digest of the manifest, and the signed files.
 
     Raises:
-        UsageError: arguments do not go together.
-        MissingExtraError: the library of signatures is not installed.
+        UsageError: arguments exclude each other.
+        MissingExtraError: the signature library is not installed.
         SignatureError: the key or the certificate cannot be used.
         InputError: the bundle is damaged, or the report is on another bundle or has failures.
         OutputExistsError, WriteError: the signature cannot be written.
@@ -61,10 +61,10 @@ def sign(
     from adapter_export.bundle.signature import sign_bundle
 
     if certificate_chain and certificate is None:
-        raise UsageError(f"{argument('certificate_chain')} goes with {argument('certificate')}, which is not given")
+        raise UsageError(f"{argument('certificate_chain')} needs {argument('certificate')}")
     if certificate is not None and password is not None:
-        fix = "give a key without one: `openssl pkey -in KEY -out PLAIN` makes it"
-        raise UsageError("a key beside a certificate cannot have a password", fix=fix)
+        fix = "pass a key without a password, as written by `openssl pkey -in KEY -out PLAIN`"
+        raise UsageError("a key used with a certificate cannot have a password", fix=fix)
     return sign_bundle(
         own_folder(bundle),
         Path(key),

@@ -1,4 +1,4 @@
-"""Verify that a bundle is complete and computes its golden vectors here."""
+"""Verify that a bundle is complete and reproduces its golden vectors on this machine."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def verify(
     bundle: Bundle | Address,
     *,
-    expect: Annotated[str | None, Option("The digest that BUNDLE must have, as `inspect` shows it.", "DIGEST")] = None,
-    key: Annotated[PathLike | None, Option("The public key, PEM, that must have signed BUNDLE.", "PUBLIC")] = None,
+    expect: Annotated[str | None, Option("Digest that BUNDLE must have, as shown by `inspect`.", "DIGEST")] = None,
+    key: Annotated[PathLike | None, Option("Public key (PEM) that must have signed BUNDLE.", "PUBLIC")] = None,
     certificates: Annotated[
         Sequence[str],
         Option(
@@ -34,28 +34,28 @@ def verify(
     ] = (),
     reporter: Reporter = SILENT,
 ) -> Report:
-    """Show that BUNDLE is whole, and that it computes on this machine what it should.
+    """Verify that BUNDLE is complete and reproduces its golden vectors on this machine.
 
-    Needs neither torch nor the model. Checks every file against its hash, and that there are no others and no links
-    that lead out; the manifest against its schema; every graph against the manifest: inputs, outputs, slots with their
-    defaults, where its weights lie; both files of every adapter against the slots and each other, and the rows of the
-    bank against them. Then it runs the golden vectors in every variant of the graph, the bank also in batches whose
-    rows run through different adapters. `check --against MODEL` goes further.
+    Needs neither torch nor the model. Compares every file with its hash, and refuses unlisted files and links that lead
+    out of the bundle. Compares the manifest with its schema; every graph with the manifest: inputs, outputs, slots and
+    their defaults, and the location of its weights; both files of every adapter with the slots and each other; and the
+    bank's rows with them. Then runs the golden vectors in every variant, the bank also with a different adapter per
+    row. `check --against MODEL` verifies more.
 
     Args:
         bundle: the bundle, or its folder.
-        expect: the sha256 of its manifest, which has the hashes of all other files.
+        expect: the SHA-256 of its manifest, which contains the hashes of all other files.
         key: the public key of the signer.
-        certificates: instead of a key, certificates of authorities; the signer's must be by one of them.
+        certificates: instead of a key, certificate authorities, one of which must have issued the signer's certificate.
         reporter: receives each step.
 
     Returns:
-        What was found; `raise_for_failure()` makes an error of a result that is off.
+        The report. A failed claim raises no error; call `raise_for_failure()` for that.
 
     Raises:
-        SignatureError: the bundle is not signed as it should be.
-        MissingExtraError: the library of signatures is not installed.
-        InputError: the bundle is damaged, is not the one that is expected, or something in it does not fit.
+        SignatureError: the signature is missing, invalid, or by another signer.
+        MissingExtraError: the signature library is not installed.
+        InputError: the bundle is damaged, inconsistent, or does not have the expected digest.
         NothingComparedError: nothing was compared.
     """
     from adapter_export.bundle.bundle_reader import OpenedBundle
@@ -81,7 +81,7 @@ COMMAND = Command(
     verify,
     show_report,
     passed=lambda report: report.passed,
-    exit_codes="0 passed, 1 a result is off, 3 the bundle is damaged or inconsistent, 4 nothing was compared",
+    exit_codes="0 passed, 1 a claim failed, 3 the bundle is damaged or inconsistent, 4 nothing was compared",
     examples=(
         "adapter-export verify bundle",
         "adapter-export verify bundle --expect DIGEST",
