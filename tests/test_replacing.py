@@ -183,12 +183,12 @@ def test_both_views_find_these_sites(bases: Bases) -> None:
 class TestRefusals:
     def test_what_a_site_does_not_have(self, bases: Bases) -> None:
         adapter = bases.adapter("a", scaled_plus("h", "x"), ["layers.0.attention.query"])
-        with pytest.raises(AdapterError, match=r"reads `x`, which is not there at `layers\.0\.attention\.query`"):
+        with pytest.raises(AdapterError, match=r"reads `x`, which does not exist at `layers\.0\.attention\.query`"):
             plan_slots([adapter], bases.in_onnx.sites)
         with pytest.raises(AdapterError, match="reads `x`"):
             attach(bases.in_torch, adapter)
         replacing = bases.adapter("a", scaled("y"), ["embeddings"])
-        with pytest.raises(AdapterError, match="reads `y`, which is not there at `embeddings`"):
+        with pytest.raises(AdapterError, match="reads `y`, which does not exist at `embeddings`"):
             plan_slots([replacing], bases.in_onnx.sites)
 
     def test_shared_tensors_that_would_act_where_the_adapter_does_not(self, bases: Bases) -> None:

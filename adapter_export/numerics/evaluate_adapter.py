@@ -82,12 +82,12 @@ def _missing(graph: AdapterGraph, site: Site) -> Iterator[str]:
     there = {"u": site.u, "x": site.x, "h": site.h, "y": site.y}
     for name in dict.fromkeys((*graph.inputs, graph.replaces)):
         if there[name] is None:
-            yield f"{'reads' if name in graph.inputs else 'replaces'} `{name}`, which is not there at"
+            yield f"{'reads' if name in graph.inputs else 'replaces'} `{name}`, which does not exist at"
     if site.role == "part" and graph.replaces == "u":
         yield "replaces `u`, which the parts of a fused layer read in common, at"
     if needs_base_norm(graph):
         if site.role not in SUBLAYERS:
-            yield f"applies the base's norm (`{BASE_NORM}`), which is not there at"
+            yield f"applies the base's norm (`{BASE_NORM}`), which does not exist at"
         elif site.norm is not None and site.norm.kind == "unknown":
             yield f"applies the base's norm (`{BASE_NORM}`), which could not be read at"
 

@@ -280,7 +280,7 @@ def read(path: Path, own: Contestant, limit: int | None = None) -> EvalData:
 
 REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "adapter": (UsageError, "no adapter is named; found adapters that answer: `topic`", {"adapter": None}),
-    "unknown": (UsageError, "no such adapter", {"adapter": "nobody"}),
+    "unknown": (UsageError, "unknown adapter", {"adapter": "nobody"}),
     "slices": (UsageError, "no such column", {"slices": "nothing"}),
     "many": (UsageError, "too many values to slice by", {"slices": "id"}),
     "group": (UsageError, "only a ranking has a `group`", {"group": "id"}),

@@ -39,7 +39,7 @@ def test_an_added_adapter_runs_and_is_proved_by_torch(cli, copy: Path, model: Pa
 
 def test_a_removed_adapter_is_gone(cli, copy: Path) -> None:
     done = cli.done("remove", copy, "tone")
-    assert "removed `tone`; it has `topic`" in done.stderr
+    assert "removed `tone`; it now contains `topic`" in done.stderr
     cli.refused(3, "adapter `tone`: is not loaded", "run", copy, "--adapter", "tone", "--text", "good film")
     cli.refused(3, "a bundle has at least one adapter", "remove", copy, "topic")
 

@@ -173,7 +173,7 @@ def test_a_changed_file_is_refused(cli, bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("--only", "nobody"), 2, "no such adapter"),
+        (("--only", "nobody"), 2, "unknown adapter"),
         (("--case", "batch7_tokens7"), 2, "no such case"),
         (("--against", "nothing.pt"), 3, "nothing.pt"),
     ],

@@ -27,7 +27,7 @@ def test_an_adapter_beside_itself_in_a_bundle(cli, bundle: Path, adapters: Path,
     for said in (
         "building 1 adapters of one topology",
         "not significantly different on these rows",
-        f"the page is {page}.",
+        f"wrote {page}",
     ):
         assert said in done.stderr
     assert page.read_text("utf-8").startswith("<!doctype html>")

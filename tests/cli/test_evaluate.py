@@ -57,11 +57,11 @@ def test_a_gate_decides_the_exit_code(cli, bundle: Path, answers, tmp_path: Path
 @pytest.mark.parametrize(
     ("gates", "words"),
     [
-        (["accuracy"], "is no gate"),
-        (["accuracy=high"], "is no gate"),
+        (["accuracy"], "is not a gate"),
+        (["accuracy=high"], "is not a gate"),
         (["accuracy=92"], "the metric cannot have this value"),
         (["precision=0.9"], "is no metric of this task"),
-        (["accuracy=0.9", "accuracy=0.8"], "one metric has two gates"),
+        (["accuracy=0.9", "accuracy=0.8"], "a metric has two gates"),
     ],
 )
 def test_a_gate_that_means_nothing_is_refused(
@@ -79,7 +79,7 @@ def test_the_model_answers_beside_it_and_a_page_is_written(
     options = ("evaluate", bundle, "--adapter", "tone", "--data", data, "--resamples", 20)
     done = cli.done(*options, "--against", model, "--report", page)
     assert "reference" in done.stdout
-    assert f"the page is {page}." in done.stderr
+    assert f"wrote {page}" in done.stderr
     assert page.read_text("utf-8").startswith("<!doctype html>")
     cli.refused(3, "already exists", *options, "--report", page)
     document = cli.json(*options, "--against", model, "--force", "--report", page)

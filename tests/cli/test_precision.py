@@ -140,4 +140,4 @@ def test_what_does_not_go_together_is_a_wrong_call(
 
 @pytest.mark.parametrize("options", [("--data", "t.tsv"), ("--text", "a"), ("--data", "t.tsv", "--text", "a")])
 def test_texts_need_their_column_and_a_model(cli, bundle: Path, options: tuple[str, ...]) -> None:
-    cli.refused(2, "go together", "check", bundle, *options)
+    cli.refused(2, "belong together", "check", bundle, *options)

@@ -72,7 +72,7 @@ def test_the_base_alone_shows_its_outputs(cli, bundle: Path) -> None:
     assert np.shape(row["outputs"]["last_hidden_state"]) == (7, 16)
     assert cli.json("run", bundle, "--adapter", "-", "--text", TEXTS[0])["rows"] == [row]
     shown = cli.done("run", bundle, "--adapter", "base", "--text", TEXTS[0]).stdout
-    for words in ("the base alone", "last_hidden_state", "[7, 16]"):
+    for words in ("base", "last_hidden_state", "[7, 16]"):
         assert words in shown
 
 
@@ -144,9 +144,9 @@ def test_what_cannot_run_is_named(cli, bundle: Path, tmp_path: Path) -> None:
     cli.refused(3, "one of `topic`, `tone`", "run", bundle, "--adapter", "nobody", "--text", "x")
     cli.refused(3, "does not exist", "run", bundle, "--arrays", tmp_path / "none.npz")
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 no arrays")
-    cli.refused(3, "is not an `.npz` of arrays", "run", bundle, "--arrays", tmp_path / "bad.npz")
+    cli.refused(3, "is not an `.npz` file of arrays", "run", bundle, "--arrays", tmp_path / "bad.npz")
     np.savez(tmp_path / "objects.npz", input_ids=np.array([{}], dtype=object))
-    cli.refused(3, "is not an `.npz` of arrays", "run", bundle, "--arrays", tmp_path / "objects.npz")
+    cli.refused(3, "is not an `.npz` file of arrays", "run", bundle, "--arrays", tmp_path / "objects.npz")
     np.savez(tmp_path / "few.npz", input_ids=np.ones((1, 3), np.int64))
     cli.refused(3, "attention_mask", "run", bundle, "--arrays", tmp_path / "few.npz")
     cli.refused(3, "is not a bundle", "run", tmp_path, "--text", "x")

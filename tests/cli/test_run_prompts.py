@@ -28,7 +28,7 @@ def test_a_text_is_written_behind_its_prompt(cli, bundle: Path) -> None:
     (expected,) = _expected(bundle, "a")
     found = cli.done("run", bundle, "--adapter", "a", "--prompt", PROMPTS[0], "--max-new-tokens", "6")
     assert found.stdout == f"{expected.text}\n"
-    assert "`--max-new-tokens N` allows longer ones" in found.stderr
+    assert "raise it with `--max-new-tokens N`" in found.stderr
     stop = expected.text.split()[3]
     cut = cli.done("run", bundle, "--adapter", "a", "--prompt", PROMPTS[0], "--stop", stop)
     assert cut.stdout == f"{expected.text.partition(stop)[0]}\n"

@@ -67,7 +67,7 @@ def test_an_adapter_for_each_row(cli: Any, mixed: Path, session: Session, encode
     assert [row["text"] for row in found["rows"]] == list(TEXTS)
     _holds(session, encode, found["rows"])
     shown = cli.done("run", mixed, "--adapters", "topic,-,tone", *_texts(*TEXTS)).stdout
-    for words in (*TEXTS, "topic", "tone", "the base alone", "last_hidden_state", "probability"):
+    for words in (*TEXTS, "topic", "tone", "base", "last_hidden_state", "probability"):
         assert words in shown
 
 
@@ -144,12 +144,12 @@ def test_arrays_of_both_forms(cli: Any, mixed: Path, session: Session, encode: A
     ("options", "words"),
     [
         (("--adapters", "topic,tone", *_texts("a", "b", "c")), "2 adapters for 3 rows"),
-        (("--fan-out", "--adapter", "topic", *_texts("a")), "`--fan-out` takes the list of `--adapters`"),
+        (("--fan-out", "--adapter", "topic", *_texts("a")), "`--fan-out` needs `--adapters`"),
         (("--adapters", "topic,,tone", *_texts("a", "b", "c")), "has an empty item"),
         (("--adapter", "topic", "--adapters", "topic", *_texts("a")), "`--adapter` and `--adapters` exclude"),
         (("--out", "a.npz", "--many", *_texts("a")), "`--many` and `--out` exclude each other"),
         (("--out", "a.json", *_texts("a")), "`.npz` or `.safetensors`"),
-        (("--adapter-column", "who", *_texts("a")), "`--adapter-column` is one of `--data`"),
+        (("--adapter-column", "who", *_texts("a")), "`--adapter-column` needs `--data`"),
         (("--data", "a.tsv", *_texts("a")), "`--text` and `--data` exclude each other"),
     ],
 )
@@ -161,15 +161,15 @@ def test_wrong_calls(cli: Any, mixed: Path, options: tuple[str, ...], words: str
     ("options", "fix"),
     [
         ((), "Give one of `--text 'A TEXT'`, `--data FILE`, `--arrays FILE`"),
-        (("--adapter", "topic", "--adapters", "topic", *_texts("a")), "leave `--adapter` or `--adapters` out."),
-        (("--adapter-column", "who", *_texts("a")), "Give `--data` too, or leave `--adapter-column` out."),
+        (("--adapter", "topic", "--adapters", "topic", *_texts("a")), "Remove `--adapter` or `--adapters`."),
+        (("--adapter-column", "who", *_texts("a")), "Add `--data`, or remove `--adapter-column`."),
         (("--many", "--shards", "new"), "Give `--data FILE`, a table or a folder of tables."),
-        (("--out", "a.json", *_texts("a")), "Name it so: `--out a.npz`."),
+        (("--out", "a.json", *_texts("a")), "Rename it: `--out a.npz`."),
         (("--stride", "3", "--long-texts", "cut", *_texts("a")), "Give `--long-texts windows`."),
         (("--adapters", "topic,tone", *_texts("a", "b", "c")), "`--fan-out` runs every row through all of them"),
-        (("--pair", "b", "--pair", "c", *_texts("a", "d", "e")), "Give one for each, in the order of the texts"),
-        (("--weights", "a=1", *_texts("a")), "Give `--adapter` too, or leave `--weights` out."),
-        (("--delimiter", ";", *_texts("a")), "Give `--data` too, or leave `--delimiter` out."),
+        (("--pair", "b", "--pair", "c", *_texts("a", "d", "e")), "Give one per text, in the same order"),
+        (("--weights", "a=1", *_texts("a")), "Add `--adapter`, or remove `--weights`."),
+        (("--delimiter", ";", *_texts("a")), "Add `--data`, or remove `--delimiter`."),
     ],
 )
 def test_wrong_calls_say_what_to_type(cli: Any, mixed: Path, options: tuple[str, ...], fix: str) -> None:
@@ -192,7 +192,7 @@ def test_wrong_calls_say_what_to_type(cli: Any, mixed: Path, options: tuple[str,
         ("a.csv", b"text,who\nhow,tone\nfar,\n", "a.csv, line 3: names no adapter"),
         ("a.tsv", b"text\twho\nhow\t  \n", "Write `base` in rows that the base answers."),
         ("a.jsonl", b'{"text": "a", "who"', "a.jsonl, line 1: is not JSON"),
-        ("a.csv", b"text,who\n", "holds no texts"),
+        ("a.csv", b"text,who\n", "contains no texts"),
         ("a.csv", b"text,who\na,tone,more\n", "a wrong number of cells"),
         ("a.csv", b"text,who\n\x81,tone\n", "a.csv, line 2: is not UTF-8"),
         ("none.csv", None, "does not exist"),
@@ -211,7 +211,7 @@ def test_bad_files_of_lines_and_arrays(cli: Any, mixed: Path, tmp_path: Path, en
     lines.write_bytes(b"how\n\x81\n")
     cli.refused(3, "a.txt, line 2: is not UTF-8", "run", mixed, "--data", lines)
     lines.write_bytes(b" \n\n")
-    cli.refused(3, "holds no texts", "run", mixed, "--data", lines)
+    cli.refused(3, "contains no texts", "run", mixed, "--data", lines)
     cli.refused(2, "has no columns", "run", mixed, "--data", lines, "--adapter-column", "who")
     cli.refused(3, "does not exist", "run", mixed, "--data", tmp_path / "none.txt")
     (tmp_path / "a.safetensors").write_bytes(b"PK\x03\x04")

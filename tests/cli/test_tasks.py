@@ -259,7 +259,7 @@ def test_a_file_with_its_task(cli: Any, bundle: Path) -> None:
         "--text",
         "a",
     )
-    cli.refused(2, "`--task` is that of `--adapter-file`", "run", bundle, "--task", "embedding", "--text", "dull")
+    cli.refused(2, "`--task` needs `--adapter-file`", "run", bundle, "--task", "embedding", "--text", "dull")
 
 
 def test_inspect_names_the_tasks(cli: Any, bundle: Path, made: dict[str, dict[str, Any]]) -> None:

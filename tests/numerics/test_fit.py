@@ -47,9 +47,9 @@ FFN, QUERY, EMBEDDINGS = (
         (scaled("h"), FFN, QUERY, "acts at `layers.0.ffn`, which the base does not have"),
         (scaled("h"), FFN, site("layers.0.ffn", width=9), "has `d` = 8 at `layers.0.ffn`, the base 9"),
         (scaled("u"), FFN, site("layers.0.ffn", width_in=9), "has `d_in` = 8 at `layers.0.ffn`, the base 9"),
-        (scaled_plus("h", "x"), QUERY, QUERY, "reads `x`, which is not there at `layers.0.attention.query`"),
-        (scaled("u"), EMBEDDINGS, EMBEDDINGS, "reads `u`, which is not there at `embeddings`"),
-        (scaled("y"), QUERY, QUERY, "reads `y`, which is not there"),
+        (scaled_plus("h", "x"), QUERY, QUERY, "reads `x`, which does not exist at `layers.0.attention.query`"),
+        (scaled("u"), EMBEDDINGS, EMBEDDINGS, "reads `u`, which does not exist at `embeddings`"),
+        (scaled("y"), QUERY, QUERY, "reads `y`, which does not exist"),
         (
             behind_the_norm("h"),
             FFN,
@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_named(graph: AdapterGraph, trained: Site, found: S
 def test_a_graph_that_replaces_what_is_not_there() -> None:
     nodes = (Node("linear", ("u",), "r", {"weight": "w"}),)
     graph = AdapterGraph(("u",), {"w": ("d_in", "d")}, nodes, "r", "y")
-    with pytest.raises(AdapterError, match="replaces `y`, which is not there"):
+    with pytest.raises(AdapterError, match="replaces `y`, which does not exist"):
         check_fit([adapter(graph, [QUERY])], base(QUERY))
 
 

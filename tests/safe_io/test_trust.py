@@ -99,7 +99,7 @@ def _odd_compression() -> bytes:
 )
 def test_a_broken_npz(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(data)
-    with pytest.raises(FormatError, match=r"is not an `\.npz` of arrays"):
+    with pytest.raises(FormatError, match=r"is not an `\.npz` file of arrays"):
         read_arrays(tmp_path / "a.npz")
 
 

@@ -38,10 +38,10 @@ GPU = torch.accelerator.is_available()
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"device": "tpu"}, '`device="tpu"`: the device is not there; expected `cpu`'),
+        ({"device": "tpu"}, '`device="tpu"`: the device does not exist; expected `cpu`'),
         pytest.param(
             {"device": "cuda:1"},
-            "the device is not there; expected `cpu`",
+            "the device does not exist; expected `cpu`",
             marks=pytest.mark.skipif(GPU, reason="there is a GPU"),
         ),
         ({"device": "cpu", "precision": "fp16"}, 'float16 is for GPUs.* Give `precision="bf16"`'),

@@ -24,7 +24,7 @@ def open_base(model: Address | Base, *, site_map: PathLike | None = None, trust_
         trust_pickle: load an archive that could run code; only one that you made yourself.
 
     Raises:
-        FileError: it is not there.
+        FileError: the path does not exist.
         RemoteError: the Hub does not give it.
         BaseModelError: it is no base, or a damaged one.
         NoSitesError: an ONNX base in which no place for an adapter was found.

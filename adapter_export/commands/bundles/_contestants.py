@@ -221,7 +221,7 @@ class Contestants:
         if missing:
             names = quoted(dict.fromkeys(known)) or "other names"
             where, fix = argument("only"), did_you_mean(missing[0], known, "choose one of these")
-            raise UsageError("no such adapter", where=where, found=f"`{missing[0]}`", expected=names, fix=fix)
+            raise UsageError("unknown adapter", where=where, found=f"`{missing[0]}`", expected=names, fix=fix)
         taking = list(filter(self._takes, known))
         if len(taking) < 2:
             alone = command("evaluate(BUNDLE, FILE)", "evaluate BUNDLE --data FILE")

@@ -62,7 +62,7 @@ class Engine:
             there += [best.type, *(f"{best.type}:{index}" for index in range(torch.accelerator.device_count()))]
         if wanted not in there:
             expected = quoted(there)
-            raise UsageError("the device is not there", where=argument("device", wanted), expected=expected)
+            raise UsageError("the device does not exist", where=argument("device", wanted), expected=expected)
         chosen = torch.device(wanted)
         if chosen.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             fix = f"give {argument('device', chosen.type)}"
