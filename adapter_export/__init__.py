@@ -61,10 +61,10 @@ from adapter_export.version import __version__
 if TYPE_CHECKING:  # for annotations; each loads more than a program may need
     from adapter_export.analysis.adapter_costs import Plan as Plan
     from adapter_export.analysis.comparison import Comparison as Comparison
-    from adapter_export.analysis.concurrency import Benchmark as Benchmark
     from adapter_export.analysis.evaluation import Evaluation as Evaluation
     from adapter_export.analysis.layer_drop import Drop as Drop
     from adapter_export.analysis.mistakes import Lint as Lint
+    from adapter_export.analysis.speed.concurrency import Benchmark as Benchmark
     from adapter_export.analysis.student import Distillation as Distillation
     from adapter_export.analysis.sweep_results import Sweep as Sweep
     from adapter_export.bundle.report import Report as Report

@@ -12,6 +12,7 @@ from building import build_bundle, in_precision
 from tiny_onnx import random_adapter
 from transformers import AutoModel
 
+from adapter_export.analysis.speed.latency import beside
 from adapter_export.bundle.proof.compare_arrays import Original
 from adapter_export.bundle.proof.proof_plan import Reference, plan_check
 from adapter_export.bundle.proof.prove import prove
@@ -76,6 +77,12 @@ def test_in_8_bits(minilm: OnnxBase, tmp_path: Path, precision: str) -> None:
     least = {"int8": 0.95, "int8-weights": 0.98}[precision]
     cosines = {(one.adapter, one.output): one.cosine for one in report.agreements.results}
     assert all(cosine is not None and cosine > least for cosine in cosines.values()), cosines
+
+
+def test_a_precision_is_timed_beside_float32(minilm: OnnxBase, tmp_path: Path) -> None:
+    found = beside(in_precision(minilm, "int8", tmp_path), minilm)
+    assert found is not None
+    assert 0 < found.low <= found.ratio <= found.high
 
 
 def _bytes(model: ir.Model) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import combinations
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,13 +16,14 @@ from scipy import stats
 
 from adapter_export.analysis.contest import Contestant, Measured
 from adapter_export.analysis.eval_rows import DifferingRow, EvalRows, cut, shown_text
-from adapter_export.analysis.latency import interleaved, quartiles
 from adapter_export.analysis.member_attention import Attention, attention, is_fusion
 from adapter_export.analysis.scores import Resampling, Score, percentiles, summarised
 from adapter_export.analysis.seen_rows import SeenRows
+from adapter_export.analysis.speed.latency import interleaved, quartiles
 from adapter_export.format.records import SEMVER
 from adapter_export.format.tabular.eval_data import EvalData
 from adapter_export.graph.tasks.metrics import Floats, Judged, Metric, correlation
+from adapter_export.onnx_backend.base.external import bytes_with_weights
 from adapter_export.reporting import SILENT, Reporter
 from adapter_export.runtime.session import Session
 from adapter_export.tables import Described, Table, size
@@ -103,10 +103,7 @@ class ContestantRecord:
         """Return the record of a contestant, without latency and scores."""
         bundle, record = contestant.bundle, contestant.record
         sizes = {file.path: file.bytes for file in bundle.manifest.files}
-        graph = bundle.manifest.graphs["slots"]
-        values = bundle.slots_model.graph.initializers.values()
-        places = {str(getattr(value.const_value, "location", "")) for value in values}
-        external = {str(Path(graph).parent / place) for place in places if place}
+        graph = bundle.home / bundle.manifest.graphs["slots"]
         return cls(
             contestant.name,
             contestant.source,
@@ -115,7 +112,7 @@ class ContestantRecord:
             bundle.numerics.precision.name,
             record.parameters,
             sizes[record.onnx_adapter],
-            sum(sizes.get(path, 0) for path in {graph, *external}),
+            bytes_with_weights(graph, bundle.slots_model),
         )
 
 

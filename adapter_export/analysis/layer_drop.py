@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from adapter_export.analysis.adapter_costs import Latency, sample
-from adapter_export.analysis.latency import ratio, slots_call, times
 from adapter_export.analysis.scores import Score
+from adapter_export.analysis.speed.latency import ratio, slots_call, times
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.tasks.metrics import Metric
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase

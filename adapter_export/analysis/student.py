@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from adapter_export.analysis.adapter_costs import Latency, sample
-from adapter_export.analysis.latency import ratio, slots_call, times
 from adapter_export.analysis.scores import Score, score
+from adapter_export.analysis.speed.latency import ratio, slots_call, times
 from adapter_export.graph.adapter import Adapter
 from adapter_export.graph.tasks.metrics import Judged
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase

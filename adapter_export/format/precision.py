@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -80,6 +80,19 @@ class Precision:
     def words(self) -> str:
         """The precision in words, such as `8-bit weights`."""
         return _CHOICES[self.name].words
+
+
+def known_precisions(names: Sequence[str]) -> tuple[PrecisionName, ...]:
+    """Return names of precisions; UsageError if one is unknown or given twice, or there are none."""
+    known = tuple(one for one in PRECISION_NAMES if one in names)
+    if len(known) < len(names) or not known:
+        raise UsageError(
+            "precisions must be distinct and known",
+            where=argument("precisions"),
+            found=quoted(names) or "none",
+            expected=f"some of {', '.join(PRECISION_NAMES)}",
+        )
+    return tuple(sorted(known, key=names.index))
 
 
 def _refusal(option: str, name: PrecisionName, known: list[PrecisionName]) -> UsageError:

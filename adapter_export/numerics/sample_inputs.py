@@ -25,6 +25,9 @@ MORE_BATCHES = (1, 2, 3, 5)
 MORE_LENGTHS = (1, 2, 7, 12, 64, 65)
 """Lengths in `covering_cases`: even numbers as well, and both sides of the end of a block of 64."""
 
+_LOSS_TOKENS = 7
+"""The longest row on which a base in another precision is compared with the plain one."""
+
 Shape = Mapping[str, int]
 """A length for each named axis."""
 
@@ -398,6 +401,11 @@ def less_padded(case: InputCase, inputs: Sequence[InputRecord]) -> InputCase | N
         for record in inputs
     }
     return InputCase(case.name, arrays)
+
+
+def loss_cases(inputs: Sequence[InputRecord], lengths: Bounds) -> list[InputCase]:
+    """Return the random inputs on which a base in another precision is compared with the plain one."""
+    return input_cases(inputs, seed=1, lengths=lengths, max_tokens=_LOSS_TOKENS)
 
 
 def shown_tokens(inputs: Sequence[InputRecord], arrays: Mapping[str, np.ndarray]) -> npt.NDArray[np.bool_] | None:

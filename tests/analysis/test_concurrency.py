@@ -11,7 +11,7 @@ from heard import Heard
 from small_bundle import text_bundle
 
 import adapter_export as ae
-from adapter_export.analysis.concurrency import ROUNDS, ways
+from adapter_export.analysis.speed.concurrency import ROUNDS, ways
 from adapter_export.cli.main import main
 from adapter_export.errors import RequestError, UsageError
 

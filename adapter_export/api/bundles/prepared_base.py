@@ -16,6 +16,7 @@ from adapter_export.format.precision import Precision, PrecisionName
 from adapter_export.reporting import Reporter
 
 if TYPE_CHECKING:
+    from adapter_export.analysis.adapter_costs import Latency
     from adapter_export.bundle.proof.exact_tensors import Origin
     from adapter_export.format.manifest import Manifest
     from adapter_export.numerics.runner import Runner
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 _FEW_TOKENS = 2
 """The length of the golden vectors of a large base: each row of a product costs."""
+
+_SLOW = 1.05
+"""Lower quartile of the time over that in float32 from which a precision is called slow."""
 
 
 @contextmanager
@@ -51,6 +55,8 @@ def prepared(
             if made is not plain:  # rounding to few bits would hide a wrong fusion
                 _fused(plain, folder / "plain", reporter)
             made = _fused(made, folder / "optimized", reporter)
+        if precision.name != "fp32":
+            _warn_of_slow(plain, made, precision, reporter)
         yield made, references
 
 
@@ -168,13 +174,35 @@ def _in_precision(plain: OnnxBase, precision: Precision, folder: Path) -> OnnxBa
 
 def _deviations(plain: OnnxBase, made: OnnxBase, reporter: Reporter) -> list[Deviation]:
     """Return how far the quantised or optimised base is from the plain one, and report it."""
-    from adapter_export.numerics.sample_inputs import input_cases
+    from adapter_export.numerics.sample_inputs import loss_cases
     from adapter_export.onnx_backend.quantise.rewritten import deviations
 
-    found = deviations(plain, made, input_cases(plain.inputs, seed=1, lengths=plain.lengths, max_tokens=7))
+    found = deviations(plain, made, loss_cases(plain.inputs, plain.lengths))
     for each in found:
         reporter.step(str(each))
     return found
+
+
+def _warn_of_slow(plain: OnnxBase, made: OnnxBase, precision: Precision, reporter: Reporter) -> None:
+    """Time the base in its precision beside the plain one, and warn if it is slower on this machine."""
+    from adapter_export.analysis.speed.latency import beside
+
+    reporter.step("timing the base beside float32")
+    found = beside(made, plain)
+    if found is not None:
+        reporter.step(f"takes {found} of the time of float32 on one thread here")
+        if (note := slow_note(found, precision)) is not None:
+            reporter.note(note)
+
+
+def slow_note(found: Latency, precision: Precision) -> Note | None:
+    """Return a warning if a precision takes longer than float32, by the lower quartile of its times over these."""
+    if found.low <= _SLOW:
+        return None
+    return Note(
+        f"{precision.name} is slower than fp32 on this machine: a short text takes {found} times as long on one "
+        f"thread; measure every precision with {command('bench(MODEL)', 'bench MODEL')}"
+    )
 
 
 def _warn_of_far(found: Sequence[Deviation], precision: Precision, reporter: Reporter) -> None:

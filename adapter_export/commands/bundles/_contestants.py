@@ -13,7 +13,7 @@ from adapter_export.api.models.base import Address, Base
 from adapter_export.api.models.opening import open_base
 from adapter_export.commands.bundles.build import build
 from adapter_export.errors import RequestError, UsageError, argument, command, did_you_mean, quoted
-from adapter_export.format.precision import PRECISION_NAMES
+from adapter_export.format.precision import known_precisions
 from adapter_export.hub.address import locate
 from adapter_export.reporting import Reporter
 
@@ -139,14 +139,7 @@ class Contestants:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        unknown = [one for one in self.precisions if one not in PRECISION_NAMES]
-        if unknown or not self.precisions or len(set(self.precisions)) < len(self.precisions):
-            raise UsageError(
-                "precisions must be distinct and known",
-                where=argument("precisions"),
-                found=quoted(self.precisions) or "none",
-                expected=f"some of {', '.join(PRECISION_NAMES)}",
-            )
+        known_precisions(self.precisions)
 
     def open(self, given: Sequence[Bundle | Base | Adapter | Address]) -> list[Contestant]:
         """Open contestants in argument order, each under a unique name.

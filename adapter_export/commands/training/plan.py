@@ -83,7 +83,7 @@ def plan(
         memory = [training_memory(base.torch, adapter, sites, one, two, setup.batch) for adapter in adapters]
     times: list[Latency | None] = [None] * len(shaped)
     if measure:
-        from adapter_export.analysis.latency import latencies
+        from adapter_export.analysis.speed.latency import latencies
 
         with TemporaryDirectory(prefix="adapter-export-") as folder:
             onnx = base.exported(Path(folder), reporter)

@@ -155,7 +155,7 @@ def sweep(
 def _timed(plan: SweepPlan, trials: list[Trial], tokens: int, reporter: Reporter) -> list[Trial]:
     """Measure the latency of each setting."""
     from adapter_export.analysis.adapter_costs import Setup
-    from adapter_export.analysis.latency import latencies
+    from adapter_export.analysis.speed.latency import latencies
 
     base = plan.base
     with TemporaryDirectory(prefix="adapter-export-") as folder:

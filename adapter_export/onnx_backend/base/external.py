@@ -208,6 +208,13 @@ def is_large(model: ir.Model) -> bool:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None) >= 2**30
 
 
+def bytes_with_weights(path: Path, model: ir.Model) -> int:
+    """Return the bytes of a graph's file and of the files of its external weights."""
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    files = {Path(tensor.path).resolve() for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    return sum(file.stat().st_size for file in {path.resolve(), *files})
+
+
 def _link(weights: Mapping[ir.Value, ir.TensorProtocol], used: int, target: Path) -> bool:
     """Give the file that holds the weights one more name; false where that cannot be, or most of it is not used."""
     external = {value: tensor for value, tensor in weights.items() if isinstance(tensor, ir.ExternalTensor)}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +29,16 @@ _CLOSE, _NOTICEABLE = 0.98, 0.95
 """Smallest cosines of a base that is close to another one, and of one that is not far from it.
 
 In MiniLM the smallest cosine is 0.989 for `int8`, whose answers agree with those of float32 on 99.9 % of the rows of
-TREC, and 0.959 for `int4-weights`, with 98.8 % (docs/precision.md).
+TREC, and 0.959 for `int4-weights`, with 98.8 % (docs/how-to/quantize.md).
 """
+
+Verdict = Literal["close", "apart", "far"]
+"""Distance of an output from that of the plain base: answers of a base that is far may change."""
+
+
+def verdict_of(cosine: float) -> Verdict:
+    """Return the distance of an output by its smallest cosine; NaN is `far`."""
+    return "close" if cosine >= _CLOSE else "apart" if cosine >= _NOTICEABLE else "far"
 
 
 def in_memory(base: OnnxBase) -> ir.Model:
@@ -166,13 +175,13 @@ class Deviation:
     @property
     def is_far(self) -> bool:
         """True if answers may well change."""
-        return not self.cosine >= _NOTICEABLE
+        return verdict_of(self.cosine) == "far"
 
     def __str__(self) -> str:
         """Return the distance and a verdict in one line."""
-        verdict = "far from" if self.is_far else "close to" if self.cosine >= _CLOSE else "apart from"
+        words = {"close": "close to", "apart": "apart from", "far": "far from"}[verdict_of(self.cosine)]
         return (
-            f"`{self.output}` is {verdict} the plain base: cosine at least {self.cosine:.4f}, "
+            f"`{self.output}` is {words} the plain base: cosine at least {self.cosine:.4f}, "
             f"largest difference {self.absolute:.1e} of {self.scale:.3g}, padding left out"
         )
 
@@ -218,6 +227,17 @@ def _without_padding(old: np.ndarray, new: np.ndarray, real: npt.NDArray[np.bool
 
 def _largest(values: np.ndarray) -> float:
     return float(np.abs(values).max(initial=0))
+
+
+def smallest_cosine(old: np.ndarray, new: np.ndarray, real: npt.NDArray[np.bool_] | None) -> float:
+    """Return the smallest cosine of two vectors along the last axis, without padding.
+
+    Args:
+        old: one side.
+        new: the other side, of the same shape.
+        real: the tokens that are not padding [batch, tokens]; `None` if all are.
+    """
+    return _smallest_cosine(*_without_padding(old, new, real)[0])
 
 
 def _smallest_cosine(old: np.ndarray, new: np.ndarray) -> float:

@@ -16,13 +16,18 @@ from adapter_export.analysis.adapter_costs import Latency, Setup, sample
 from adapter_export.bundle.variants import VARIANTS
 from adapter_export.dtypes import Array
 from adapter_export.graph.adapter import Adapter
-from adapter_export.onnx_backend.base.external import write_model
+from adapter_export.onnx_backend.base.external import is_large, write_model
 from adapter_export.onnx_backend.base.onnx_base import OnnxBase
 from adapter_export.onnx_backend.rewrite.insert import insert_slots
 from adapter_export.onnx_backend.slots import plan_slots, slot_tensors
 from adapter_export.runtime.graphs import open_session, run_session
 
 _ROUNDS, _WARM_UP = 15, 2
+
+_SHORT_TEXT, _FEW_TOKENS = 64, 8
+"""Tokens of the text that two bases are timed with, and of the one for large bases, which take seconds for each."""
+
+_LEAST_SECONDS, _MOST_SECONDS, _FEWEST_ROUNDS = 0.001, 2.0, 3
 
 Call = tuple[ort.InferenceSession, Mapping[str, np.ndarray]]
 """A session and its inputs."""
@@ -51,6 +56,23 @@ def slots_call(base: OnnxBase, built: Adapter, fed: Adapter, inputs: Mapping[str
         path = Path(folder) / VARIANTS["slots"].file
         write_model(insert_slots(base, plan), path, copy_weights=False)
         yield open_session(path, threads=1), {**inputs, **slot_tensors(plan, fed)}
+
+
+def beside(base: OnnxBase, other: OnnxBase) -> Latency | None:
+    """Time a short text in a base over the time in another one: one thread, calls in turns.
+
+    `None` if a call takes less than a millisecond, most of which is not the base's arithmetic.
+
+    Raises:
+        RequestError: ONNX Runtime cannot compute such a row.
+    """
+    inputs = sample(other.inputs, 1, _FEW_TOKENS if is_large(other.model) else _SHORT_TEXT, other.lengths)
+    calls = [partial(run_session, open_session(one.path, threads=1), inputs) for one in (base, other)]
+    (once,) = interleaved(calls, 1)
+    if once[1] < _LEAST_SECONDS:
+        return None
+    rounds = int(np.clip(_MOST_SECONDS / once.sum(), _FEWEST_ROUNDS, _ROUNDS))
+    return ratio(interleaved(calls, rounds), 0, 1)
 
 
 def times(*calls: Call) -> Array:

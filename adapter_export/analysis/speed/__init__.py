@@ -1,0 +1,1 @@
+"""Times on this machine: of calls in turns, of concurrent calls, and of the forms of a base."""
